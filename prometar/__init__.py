@@ -1,0 +1,3 @@
+"""Hyperparameter studies for CLIP prompt learning with ProMetaR."""
+
+__version__ = "0.1.0"
