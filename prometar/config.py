@@ -1,0 +1,234 @@
+"""Configuration of one run: frozen, typed, unknown keys refused.
+
+A configuration stops at the builders (`methods.build`, `data.catalog.open_dataset`, ...): parts take plain
+keyword arguments. Defaults are the released settings of ProMetaR (CVPR 2024), the paper's code at c907bdb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prometar.errors import UserError
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Frozen):
+    """What is learned from: `shots` images a class, drawn with the run's seed."""
+
+    name: str = "textures"
+    root: str | None = None
+    shots: int = Field(16, ge=1)
+
+
+class AugmentConfig(_Frozen):
+    """Image augmentation of the training images (RandomResizedCrop, flip, colour jitter)."""
+
+    crop_scale_min: float = Field(0.08, gt=0, le=1)
+    crop_scale_max: float = Field(1.0, gt=0, le=1)
+    flip: float = Field(0.5, ge=0, le=1)
+    jitter: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        if self.crop_scale_min > self.crop_scale_max:
+            raise ValueError(f"crop_scale_min {self.crop_scale_min} is above crop_scale_max")
+        return self
+
+
+class BackboneConfig(_Frozen):
+    """An open_clip model name (or `mini`) and its weights: an open_clip tag or a local .pt / .safetensors."""
+
+    name: str = "mini"
+    pretrained: str | None = None
+    precision: Literal["fp32", "fp64"] = "fp32"
+
+
+class PromptsConfig(_Frozen):
+    """Learnable tokens: `*_length` tokens in each of the first `*_depth` layers of a tower; depth 0 is none."""
+
+    text_length: int = Field(4, ge=1)
+    text_depth: int = Field(9, ge=0)
+    vision_length: int = Field(4, ge=1)
+    vision_depth: int = Field(9, ge=0)
+    init: str = "a photo of a"
+    init_std: float = Field(0.02, ge=0)
+
+
+class RegularizerConfig(_Frozen):
+    """Distance of prompted from frozen features; a weight of 0 switches that modality off."""
+
+    kind: Literal["none", "l1", "l2", "cosine"] = "l1"
+    text_weight: float = Field(50.0, ge=0)
+    image_weight: float = Field(20.0, ge=0)
+
+
+class ModulatorConfig(_Frozen):
+    """How the regularizer's gradient joins the task's: g_task + m * g_reg with m learned, constant, or 1."""
+
+    kind: Literal["add", "constant", "gate"] = "gate"
+    value: float = Field(0.5, ge=0, le=1)
+    reduction: int = Field(8, ge=1)
+
+
+class InnerConfig(_Frozen):
+    """The inner step of the meta phase; kind `none` switches the meta phase off."""
+
+    kind: Literal["none", "sgd"] = "sgd"
+    lr: float = Field(5e-4, ge=0)
+    order: Literal["first", "second"] = "second"
+    outer_weight: float = Field(5e-4, ge=0)
+
+
+class TaskConfig(_Frozen):
+    """Task augmentation of the query set: feature mixup with lam ~ Beta(mixup_alpha, mixup_beta)."""
+
+    augmentation: Literal["none", "feature_mixup"] = "feature_mixup"
+    mixup_alpha: float = Field(0.5, gt=0)
+    mixup_beta: float = Field(0.5, gt=0)
+
+
+class OptimConfig(_Frozen):
+    """SGD with one constant warm-up epoch, then a cosine; the gate has its own rate and schedule.
+
+    `gate_schedule`: `released` keeps the gate at its warm-up rate for the whole run, as the released code
+    does (its schedule is built but never stepped); `configured` is the schedule that its settings describe.
+    """
+
+    lr: float = Field(0.0025, ge=0)
+    warmup_lr: float = Field(1e-5, ge=0)
+    gate_lr: float = Field(2.5e-4, ge=0)
+    gate_warmup_lr: float = Field(1e-6, ge=0)
+    gate_schedule: Literal["released", "configured"] = "released"
+    warmup_epochs: int = Field(1, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+
+
+class TrainConfig(_Frozen):
+    """How long, in what batches, from what seed."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(4, ge=1)
+    seed: int = Field(1, ge=0)
+
+
+class Config(_Frozen):
+    """One run, complete. `Config()` is ProMetaR at its released settings on the embedded default."""
+
+    method: str = "prometar"
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    regularizer: RegularizerConfig = RegularizerConfig()
+    modulator: ModulatorConfig = ModulatorConfig()
+    inner: InnerConfig = InnerConfig()
+    task: TaskConfig = TaskConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    def override(self, values: Mapping[str, Any]) -> Config:
+        """A copy with dotted keys replaced.
+
+        Raises:
+            UserError: an unknown key or a value that its field refuses.
+
+        Example:
+            >>> Config().override({"regularizer.text_weight": 10}).regularizer.text_weight
+            10.0
+        """
+        tree = self.model_dump(mode="json")
+        for key, value in values.items():
+            _set(tree, key, value)
+        return parse(tree, where="settings")
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    node, parts = tree, key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, dict) or part not in node:
+            here = ".".join(parts[:depth]) or "the configuration"
+            known = ", ".join(node) if isinstance(node, dict) else "no keys"
+            raise UserError(f"unknown setting '{key}': {here} has {known}")
+        if depth == len(parts) - 1:
+            if isinstance(node[part], dict):
+                raise UserError(f"'{key}' is a group of settings: set one of {', '.join(node[part])}")
+            node[part] = value
+        else:
+            node = node[part]
+
+
+def parse(tree: Any, *, where: str) -> Config:
+    """A configuration from plain data; `where` names the source in the message.
+
+    Raises:
+        UserError: not a mapping, an unknown key, or a refused value.
+    """
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}: expected a mapping of settings, found {type(tree).__name__}")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {_problem(e)}" for e in error.errors())
+        raise UserError(f"{where}: {'; '.join(problems)}") from None
+
+
+def _problem(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    return f"{error['msg']} (found {error['input']!r})"
+
+
+def load_config(path: Path) -> Config:
+    """Read a YAML configuration.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or holds unknown keys or refused values.
+    """
+    try:
+        return parse(yaml.safe_load(path.read_text("utf-8")) or {}, where=str(path))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back to an equal value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["optim.lr=0.01"]` as `{"optim.lr": 0.01}`; values are read as YAML scalars.
+
+    Raises:
+        UserError: an entry without '=' or with a value that is not YAML.
+    """
+    values: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, raw = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {text}: expected key=value, e.g. --set optim.lr=0.01")
+        try:
+            values[key.strip()] = _number(yaml.safe_load(raw))
+        except yaml.YAMLError:
+            raise UserError(f"--set {text}: '{raw}' is not a YAML value") from None
+    return values
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; a user means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
