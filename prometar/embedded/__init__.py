@@ -1,0 +1,1 @@
+"""The embedded default: the `textures` data set, the `mini` backbone, and the script that trained it."""

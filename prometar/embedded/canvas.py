@@ -1,0 +1,121 @@
+"""Drawing primitives of the embedded textures: coordinates, edges, noise, cells and relief (numpy, Pillow).
+
+Everything is float64 with soft edges: a last-digit difference of a machine's sine does not flip a pixel.
+Shape legend: H, W = image side in pixels; N = points. Coordinates are in pattern cells (see `Canvas`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Field = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What a pattern draws on.
+
+    Attributes:
+        rng: The image's own generator.
+        x, y: (H, W) rotated, shifted and slightly warped coordinates, in pattern cells.
+        pixel: Width of one pixel, in pattern cells.
+        cells: Pattern cells across the image.
+    """
+
+    rng: np.random.Generator
+    x: Field
+    y: Field
+    pixel: float
+    cells: float
+
+    @property
+    def size(self) -> int:
+        """Side of the image in pixels."""
+        return self.x.shape[0]
+
+
+def make_canvas(rng: np.random.Generator, size: int, cells: float, *, turn: float, warp: float) -> Canvas:
+    """A canvas of `cells` cells across, turned by up to `turn` radians and warped by `warp` cells."""
+    angle = rng.uniform(-turn, turn)
+    stretch = np.exp(rng.uniform(-0.12, 0.12))
+    axis = (np.arange(size) + 0.5) / size - 0.5
+    u, v = axis[None, :] * cells, axis[:, None] * cells
+    x = (u * np.cos(angle) - v * np.sin(angle)) * stretch + rng.uniform(0.0, 8.0)
+    y = (u * np.sin(angle) + v * np.cos(angle)) / stretch + rng.uniform(0.0, 8.0)
+    if warp > 0.0:
+        x = x + warp * noise(rng, size, 2.5)
+        y = y + warp * noise(rng, size, 2.5)
+    return Canvas(rng, x, y, cells / size, cells)
+
+
+def noise(rng: np.random.Generator, size: int, waves: float, stretch: float = 1.0) -> Field:
+    """(H, W) smooth noise, deviation about 1, `waves` bumps across (`waves / stretch` downwards)."""
+    shape = (max(2, round(waves * 2 / stretch)) + 2, max(2, round(waves * 2)) + 2)
+    grid = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
+    grown = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
+    return grown * 1.25
+
+
+def fractal(rng: np.random.Generator, size: int, waves: float, octaves: int = 3) -> Field:
+    """(H, W) sum of noises, each twice as fine and half as strong as the last; deviation about 1."""
+    total = np.zeros((size, size))
+    for octave in range(octaves):
+        total += noise(rng, size, waves * 2**octave) * 0.5**octave
+    return total * 0.9
+
+
+def edge(distance: Field, width: float) -> Field:
+    """0 below, 1 above distance 0, with a smooth edge `width` wide."""
+    t = np.clip(distance / width + 0.5, 0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)
+
+
+def centred(value: Field) -> Field:
+    """Distance to the nearest whole number, signed: -0.5 .. 0.5."""
+    return value - np.floor(value + 0.5)
+
+
+def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Field, Field]:
+    """(N,), (N,): points of a jittered grid of `spacing` cells that covers the canvas."""
+    step = spacing
+    left, top = canvas.x.min() - step, canvas.y.min() - step
+    columns = np.arange(left, canvas.x.max() + step, step)
+    rows = np.arange(top, canvas.y.max() + step, step)
+    px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
+    px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * step
+    py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * step
+    margin = 0.75 * step  # turned canvases have empty corners: drop the points that no pixel is near
+    corner_x, corner_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
+    near = ((corner_x[:, None] - px) ** 2 + (corner_y[:, None] - py) ** 2).min(0) < (
+        margin + 7 * canvas.pixel
+    ) ** 2
+    return px[near], py[near]
+
+
+def cells(
+    canvas: Canvas, spacing: float = 1.0, jitter: float = 0.4
+) -> tuple[Field, Field, NDArray[np.int64]]:
+    """Voronoi cells: (H, W) distance to the nearest and second nearest point, index of the nearest."""
+    px, py = scatter(canvas, spacing, jitter)
+    first = np.full(canvas.x.shape, 1e9)
+    second = first.copy()
+    owner = np.zeros(canvas.x.shape, dtype=np.int64)
+    for index in range(len(px)):
+        squared = (canvas.x - px[index]) ** 2 + (canvas.y - py[index]) ** 2
+        nearer = squared < first
+        second = np.minimum(second, np.maximum(first, squared))
+        first = np.where(nearer, squared, first)
+        owner[nearer] = index
+    return np.sqrt(first), np.sqrt(second), owner
+
+
+def relief(canvas: Canvas, height: Field, strength: float = 0.6) -> Field:
+    """(H, W) brightness in 0..1 of a surface of that height (in cells), lit from a random side."""
+    angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
+    down, right = np.gradient(height, canvas.pixel)
+    slope = right * np.cos(angle) + down * np.sin(angle)
+    return 0.5 + 0.5 * slope * strength / np.sqrt(1.0 + (slope * strength) ** 2)
