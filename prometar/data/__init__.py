@@ -1,0 +1,1 @@
+"""Data: catalog -> few-shot draw -> plan (a pure value) -> stream of batches."""

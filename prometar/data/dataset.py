@@ -1,0 +1,70 @@
+"""What a data set is: items (path, label, class name) in three splits, and a source of the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prometar.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image: its path relative to the data set's image folder (unique), its label, its class name."""
+
+    path: str
+    label: int
+    classname: str
+
+
+class Source(Protocol):
+    """Where encoded images come from. Small and picklable: workers on other machines hold a copy."""
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """Encoded images (JPEG, PNG, ...), one a path, in the order of `paths`.
+
+        Raises:
+            UserError: an image is missing; the message names it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of items, the source of their bytes, and the zero-shot template ("{} texture.")."""
+
+    name: str
+    title: str
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    test: tuple[Item, ...]
+    source: Source
+    template: str
+
+    @property
+    def splits(self) -> dict[str, tuple[Item, ...]]:
+        """The splits by name, in the order train, val, test."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """Class names in the order of their labels."""
+        return classnames((*self.train, *self.val, *self.test))
+
+
+def classnames(items: Iterable[Item]) -> tuple[str, ...]:
+    """Class names of `items` in the order of their labels.
+
+    Raises:
+        UserError: a label carries two names.
+    """
+    names: dict[int, str] = {}
+    for item in items:
+        known = names.setdefault(item.label, item.classname)
+        if known != item.classname:
+            raise UserError(
+                f"label {item.label} is called both '{known}' and '{item.classname}' (at {item.path}): "
+                "mend the split file"
+            )
+    return tuple(names[label] for label in sorted(names))

@@ -1,0 +1,107 @@
+"""Few-shot draw and class splits, as the field's code computes them, so that results are comparable.
+
+Reference: CoOp / Dassl, as used by ProMetaR (mlvlab/ProMetaR, commit c907bdb).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from prometar.data.dataset import Item
+from prometar.errors import UserError
+
+VAL_SHOTS = 4  # the field draws at most four validation images a class
+MIN_HOLDOUT_CLASSES = 4  # a half of one class would score 100 % whatever the method does
+
+Items = tuple[Item, ...]
+
+
+def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
+    """Draw `shots` training images a class, then min(shots, 4) validation images from the same generator.
+
+    Draw from the whole lists and select classes afterwards: the generator runs over all labels in the order
+    of their first appearance. A class with fewer images gives all of them.
+
+    Raises:
+        UserError: `shots` below 1, or an empty train list.
+    """
+    if shots < 1:
+        raise UserError(f"shots must be at least 1, found {shots}")
+    if not train:
+        raise UserError("cannot draw few-shot images: the train split is empty")
+    rng = random.Random(seed)
+    return _sample(train, shots, rng), _sample(val, min(shots, VAL_SHOTS), rng)
+
+
+def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> Items:
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    drawn: list[Item] = []
+    for group in groups.values():
+        drawn += rng.sample(group, shots) if len(group) >= shots else group
+    return tuple(drawn)
+
+
+def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
+    """The labels that occur, sorted."""
+    return tuple(sorted({item.label for item in items}))
+
+
+def halves(labels: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first ceil(n/2) of the sorted labels, and the rest."""
+    ordered = tuple(sorted(labels))
+    middle = (len(ordered) + 1) // 2
+    return ordered[:middle], ordered[middle:]
+
+
+def select(items: Iterable[Item], labels: Iterable[int]) -> Items:
+    """The items of `labels`, in their order, relabelled from 0 in the order of the sorted labels."""
+    rank = {label: i for i, label in enumerate(sorted(labels))}
+    return tuple(Item(i.path, rank[i.label], i.classname) for i in items if i.label in rank)
+
+
+def select_classes(items: Iterable[Item], names: Iterable[str]) -> Items:
+    """The items of the named classes, relabelled from 0 in the order of their old labels.
+
+    Raises:
+        UserError: a name that no item has.
+    """
+    pool = tuple(items)
+    label_by_name = {item.classname: item.label for item in pool}
+    wanted = list(names)
+    for name in wanted:
+        if name not in label_by_name:
+            raise UserError(f"unknown class '{name}': known are {', '.join(sorted(label_by_name))}")
+    return select(pool, [label_by_name[name] for name in wanted])
+
+
+def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
+    """Each split's base items, and each split's new items; both relabelled from 0.
+
+    Base are the first ceil(n/2) of the labels of the *first* split (pass train first), new the rest.
+    """
+    base, new = halves(labels_of(splits[0]))
+    return tuple(select(s, base) for s in splits), tuple(select(s, new) for s in splits)
+
+
+def class_holdout(*splits: Sequence[Item], fold: int = 0) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
+    """Pseudo-base and pseudo-new items inside the base classes, so that a search never sees the new ones.
+
+    Fold 0 takes the first ceil(n/2) labels of the first split as pseudo-base, fold 1 the others.
+
+    Raises:
+        UserError: fewer than four classes.
+    """
+    labels = labels_of(splits[0])
+    if len(labels) < MIN_HOLDOUT_CLASSES:
+        raise UserError(
+            f"class_holdout needs at least {MIN_HOLDOUT_CLASSES} base classes, found {len(labels)}: "
+            "use --objective base_val"
+        )
+    if fold not in (0, 1):
+        raise UserError(f"class_holdout has folds 0 and 1, found {fold}")
+    parts = halves(labels)
+    seen, unseen = parts[fold], parts[1 - fold]
+    return tuple(select(s, seen) for s in splits), tuple(select(s, unseen) for s in splits)

@@ -1,0 +1,80 @@
+"""A prepared copy: manifest.json beside Parquet shards of (path, label, classname, split, image)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from prometar.data.dataset import Dataset, Item
+from prometar.data.sources import ParquetSource, filesystem, join, read_index
+from prometar.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("classname", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+    ]
+)
+INDEX_COLUMNS = ["path", "label", "classname", "split"]
+
+
+def find_manifest(uri: str) -> dict[str, Any] | None:
+    """The manifest of a prepared folder, or None if there is none.
+
+    Raises:
+        UserError: it is unreadable, malformed, or of another format.
+    """
+    system, folder = filesystem(uri)
+    path = f"{folder}/{MANIFEST}"
+    try:
+        with system.open_input_stream(path) as stream:
+            tree = json.loads(stream.read())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {join(uri, MANIFEST)}: {' '.join(str(error).split())}") from None
+    shards = tree.get("shards") if isinstance(tree, dict) else None
+    if not isinstance(shards, list) or not all(isinstance(s, dict) and "file" in s for s in shards):
+        raise UserError(f"{join(uri, MANIFEST)} is not a manifest: prepare the data set again")
+    if tree.get("format") != FORMAT:
+        raise UserError(
+            f"{join(uri, MANIFEST)} has format {tree.get('format')}, this version reads {FORMAT}: prepare again"
+        )
+    for shard in shards:
+        if "/" in str(shard["file"]) or "\\" in str(shard["file"]):
+            raise UserError(f"{join(uri, MANIFEST)}: shard '{shard['file']}' leaves the folder")
+    return tree
+
+
+def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, template: str) -> Dataset:
+    """The data set of a prepared folder; its items come in the order of the original split file.
+
+    Raises:
+        UserError: the copy is of another data set.
+        WorkError: a shard is missing or damaged.
+    """
+    if manifest.get("name") != name:
+        raise UserError(f"{uri} is a prepared copy of '{manifest.get('name')}', not of '{name}'")
+    shards = tuple(str(shard["file"]) for shard in manifest["shards"])
+    splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    for shard in shards:
+        table, _ = read_index(uri, shard, INDEX_COLUMNS)
+        columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
+        for path, label, classname, split in zip(*columns, strict=True):
+            if split not in splits:
+                raise UserError(f"{join(uri, shard)} names a split '{split}': prepare the data set again")
+            splits[split].append(Item(path, label, classname))
+    counts = {split: len(items) for split, items in splits.items()}
+    if manifest.get("counts") != counts:
+        raise UserError(
+            f"{uri} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: prepare it again"
+        )
+    train, val, test = (tuple(splits[split]) for split in ("train", "val", "test"))
+    return Dataset(name, title, train, val, test, ParquetSource(uri, shards), template)

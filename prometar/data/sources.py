@@ -1,0 +1,167 @@
+"""Where encoded images come from: a folder, the embedded renderer, or prepared Parquet shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from prometar.errors import UserError, WorkError
+
+READ_THREADS = 8  # an object store answers slowly but many at once
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files below a folder, as a benchmark is unpacked."""
+
+    folder: str
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """The files' bytes.
+
+        Raises:
+            UserError: a file is missing or unreadable; the message names it.
+        """
+        return [self._read(path) for path in paths]
+
+    def _read(self, path: str) -> bytes:
+        file = Path(self.folder, path)
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"cannot read image {file} ({error.strerror}): "
+                "restore it, or pass --data-root with a complete copy"
+            ) from None
+
+
+@dataclass(frozen=True)
+class TexturesSource:
+    """The embedded data set: images are rendered when they are read."""
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """PNG bytes.
+
+        Raises:
+            UserError: not a path of this data set.
+        """
+        from prometar.embedded import textures
+
+        return [textures.encode(path) for path in paths]
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Shards written by `prometar data prepare`; only the row groups that hold the wanted images are read.
+
+    Args:
+        uri: The prepared folder: a local path or a URI that pyarrow knows (s3://, gs://, ...).
+        shards: File names in it.
+    """
+
+    uri: str
+    shards: tuple[str, ...]
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """The stored bytes, equal to the original files'.
+
+        Raises:
+            UserError: a path that no shard holds.
+            WorkError: a shard cannot be read.
+        """
+        index = _path_index(self.uri, self.shards)
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for k, path in enumerate(paths):
+            if path not in index:
+                raise UserError(f"{self.uri} holds no image '{path}': prepare the data set again")
+            shard, group, row = index[path]
+            wanted.setdefault((shard, group), []).append((row, k))
+        found: list[bytes] = [b""] * len(paths)
+
+        def fetch(place: tuple[int, int]) -> None:
+            column = _read_group(self.uri, self.shards[place[0]], place[1])
+            for row, k in wanted[place]:
+                found[k] = column[row].as_py()
+
+        places = sorted(wanted)
+        if "://" in self.uri and len(places) > 1:
+            with ThreadPoolExecutor(READ_THREADS) as pool:
+                list(pool.map(fetch, places))
+        else:
+            for place in places:
+                fetch(place)
+        return found
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The pyarrow file system of a local path or URI, and the path in it.
+
+    Raises:
+        UserError: a URI that pyarrow cannot open.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot open '{uri}': {_line(error)}; expected a folder, s3://... or gs://..."
+        ) from None
+
+
+def join(root: str | Path, name: str) -> str:
+    """`name` below a local folder or a URI."""
+    return f"{root}".rstrip("/") + f"/{name}" if "://" in f"{root}" else str(Path(root, name))
+
+
+def open_shard(uri: str, shard: str) -> pq.ParquetFile:
+    """One shard, opened.
+
+    Raises:
+        WorkError: it is missing or no Parquet file.
+    """
+    system, folder = filesystem(uri)
+    try:
+        return pq.ParquetFile(system.open_input_file(f"{folder}/{shard}"))
+    except (OSError, pa.ArrowException) as error:
+        raise WorkError(
+            f"cannot read shard {join(uri, shard)}: {_line(error)}; prepare the data set again"
+        ) from None
+
+
+def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
+    """The small columns of a shard, and the number of rows of each of its row groups."""
+    with open_shard(uri, shard) as file:
+        meta = file.metadata
+        return file.read(columns=columns), [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+
+
+@lru_cache(maxsize=8)
+def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
+    """path -> (shard, row group, row); read once a process."""
+    index: dict[str, tuple[int, int, int]] = {}
+    for s, shard in enumerate(shards):
+        table, sizes = read_index(uri, shard, ["path"])
+        places = ((group, row) for group, size in enumerate(sizes) for row in range(size))
+        for path, (group, row) in zip(table.column("path").to_pylist(), places, strict=True):
+            index[path] = (s, group, row)
+    return index
+
+
+def _read_group(uri: str, shard: str, group: int) -> pa.ChunkedArray:
+    try:
+        with open_shard(uri, shard) as file:
+            return file.read_row_group(group, columns=["image"]).column("image")
+    except (OSError, pa.ArrowException) as error:
+        raise WorkError(f"cannot read shard {join(uri, shard)}: {_line(error)}; prepare it again") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

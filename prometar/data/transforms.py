@@ -1,0 +1,138 @@
+"""From encoded bytes to uint8 pixels, decided by a spec and a seed (numpy and Pillow only).
+
+A Ray task that imported torch would start seconds later, so nothing here does. Crop and resize follow
+torchvision's RandomResizedCrop / Resize / CenterCrop on Pillow images, which CLIP and the field use.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from prometar.errors import UserError, WorkError
+
+# Formats that benchmarks use; others (EPS starts a PostScript interpreter) are refused unread.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+RATIO = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+
+
+class BrokenImage(WorkError):
+    """An image that cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """What happens to an image.
+
+    Args:
+        size: Side of the square result, in pixels.
+        train: True: random resized crop, flip and jitter; False: resize the shorter side, centre crop.
+        crop_scale: Range of the crop's share of the image's area (default 0.08..1).
+        flip: Probability of a horizontal flip (default 0.5).
+        jitter: j: brightness, contrast and saturation are scaled by factors from 1-j..1+j (default 0: none).
+    """
+
+    size: int
+    train: bool
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if self.size < 1:
+            raise UserError(f"image size must be at least 1 pixel, found {self.size}")
+        if not 0 < low <= high <= 1:
+            raise UserError(f"crop_scale must lie in 0 < low <= high <= 1, found {self.crop_scale}")
+        if not 0 <= self.flip <= 1 or not 0 <= self.jitter <= 1:
+            raise UserError(f"flip and jitter must lie in 0..1, found {self.flip} and {self.jitter}")
+
+
+def decode(encoded: bytes, path: str = "") -> Image.Image:
+    """A Pillow RGB image.
+
+    Raises:
+        BrokenImage: the bytes are no readable image; the message names `path`.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours; the direct way warns
+        return image.convert("RGB")
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
+        reason = "an empty file" if not encoded else " ".join(str(error).split()) or type(error).__name__
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) and encoded else reason
+        raise BrokenImage(
+            f"broken image {path or '(unnamed)'}: {reason}; replace it (`prometar data check` lists all)"
+        ) from None
+
+
+def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> NDArray[np.uint8]:
+    """Decode and transform one image; equal arguments give equal pixels.
+
+    Args:
+        spec: What to do.
+        encoded: The image file's bytes.
+        seed: Decides the augmentation (unused if `spec.train` is false).
+        path: Named in the message if the image is broken.
+
+    Returns:
+        uint8 array (size, size, 3).
+
+    Raises:
+        BrokenImage: the bytes are no readable image.
+    """
+    image = decode(encoded, path)
+    result = _augment(spec, image, seed) if spec.train else _centre(image, spec.size)
+    return np.asarray(result)
+
+
+def _centre(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    longer = int(size * long / short)
+    target = (size, longer) if width <= height else (longer, size)
+    if target != image.size:
+        image = image.resize(target, Image.Resampling.BICUBIC)
+    left, top = round((target[0] - size) / 2.0), round((target[1] - size) / 2.0)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
+    rng = np.random.Generator(np.random.PCG64(seed))
+    # Fixed draws first: the crop draws a varying number, and flips should not depend on crop_scale.
+    flipped = rng.random() < spec.flip
+    factors = rng.uniform(-1.0, 1.0, size=3)
+    order = rng.permutation(3)
+    left, top, width, height = _crop_box(rng, image.size, spec.crop_scale)
+    image = image.crop((left, top, left + width, top + height))
+    image = image.resize((spec.size, spec.size), Image.Resampling.BICUBIC)
+    if flipped:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if spec.jitter > 0:
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for k in order:
+            image = enhancers[k](image).enhance(1.0 + spec.jitter * float(factors[k]))
+    return image
+
+
+def _crop_box(
+    rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """left, top, width, height of torchvision's RandomResizedCrop (its rule, not its generator)."""
+    width, height = size
+    for _ in range(CROP_ATTEMPTS):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    ratio = min(max(width / height, RATIO[0]), RATIO[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return (width - w) // 2, (height - h) // 2, w, h
