@@ -1,0 +1,1 @@
+"""Frozen CLIP towers with prompts at any layer, through an exact fast path."""

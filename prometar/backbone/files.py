@@ -1,0 +1,103 @@
+"""Weights from local files: .safetensors, or .pt as a state dict or OpenAI's TorchScript archive."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from prometar.errors import UserError
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Tensors by name, and what the file says of itself (activation, heads) where it does."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    def describe(self) -> dict[str, int | str]:
+        """The architecture as far as shapes and metadata tell it (keys of `openclip.Architecture`)."""
+        try:
+            patch, vision_positions = (
+                self.tensors["visual.conv1.weight"],
+                self.tensors["visual.positional_embedding"],
+            )
+            projection, text_positions = self.tensors["text_projection"], self.tensors["positional_embedding"]
+        except KeyError as error:
+            raise UserError(f"{self.path} holds no CLIP with a ViT: it has no {error}") from None
+        grid = round((vision_positions.shape[0] - 1) ** 0.5)
+        found: dict[str, int | str] = {
+            "patch_size": patch.shape[-1],
+            "image_size": grid * patch.shape[-1],
+            "embed_dim": projection.shape[1],
+            "vision_width": patch.shape[0],
+            "vision_layers": _num_layers(self.tensors, "visual.transformer.resblocks."),
+            "text_width": text_positions.shape[1],
+            "text_layers": _num_layers(self.tensors, "transformer.resblocks."),
+        }
+        told = ("activation", "vision_heads", "text_heads")
+        return found | {key: self.metadata[key] for key in told if key in self.metadata}
+
+
+def _num_layers(tensors: dict[str, Tensor], stem: str) -> int:
+    return len({key[len(stem) :].split(".")[0] for key in tensors if key.startswith(stem)})
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Read weights without executing anything that a pickle could hold.
+
+    Raises:
+        UserError: no such file, or not a file of tensors.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"no weights file {path}: pass --pretrained with an existing .pt or .safetensors file"
+        )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if zipfile.is_zipfile(path) and _is_torchscript(path):
+        return _read_torchscript(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path} is not a plain file of tensors: {str(error).splitlines()[0][:160]}"
+        ) from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise UserError(f"{path} holds no state dict: expected tensors by name")
+    return WeightsFile(path, {str(k).removeprefix("module."): v for k, v in loaded.items()}, {})
+
+
+def _read_safetensors(path: Path) -> WeightsFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return WeightsFile(
+                path, {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            )  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0][:160]}") from None
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_torchscript(path: Path) -> WeightsFile:
+    """OpenAI's own release format; its models use QuickGELU and heads of width 64."""
+    tensors = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    for key in ("input_resolution", "context_length", "vocab_size"):
+        tensors.pop(key, None)
+    weights = WeightsFile(path, tensors, {})
+    found = weights.describe()
+    heads = {f"{t}_heads": str(int(found[f"{t}_width"]) // 64) for t in ("text", "vision")}
+    return WeightsFile(path, tensors, {"activation": "quick_gelu", **heads})

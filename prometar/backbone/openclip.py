@@ -1,0 +1,191 @@
+"""Where open_clip enters: model configurations, pretrained weights, the tokenizer, the templates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+
+from prometar.backbone.files import WeightsFile, read_weights
+from prometar.backbone.weights import Clip, from_state_dict
+from prometar.embedded.weights import load_mini
+from prometar.errors import UserError, WorkError
+
+TEMPLATES: tuple[str, ...] = tuple(
+    template("{}") if callable(template) else template
+    for template in open_clip.OPENAI_IMAGENET_TEMPLATES[:60]
+)
+"""The 60 templates of the frozen text features, with "{}" for the class name."""
+
+OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
+OPENAI_STD = open_clip.OPENAI_DATASET_STD
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What must agree between a model's configuration and its weights."""
+
+    activation: str
+    image_size: int
+    patch_size: int
+    embed_dim: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen CLIP with what its images must be normalised by (per-channel mean and standard deviation)."""
+
+    name: str
+    clip: Clip
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+
+    def normalise(self, images_BHW3: Tensor) -> Tensor:
+        """uint8 images (B, H, W, 3) to normalised (B, 3, H, W) in the backbone's precision and place."""
+        images = images_BHW3.to(self.clip.device).to(self.clip.dtype).permute(0, 3, 1, 2) / 255
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return (images - mean) / std
+
+
+@cache
+def _tokenizer() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer()
+
+
+def tokenize(texts: Sequence[str]) -> Tensor:
+    """Token ids (N, 77), SOS first, EOT the largest id, zeros behind it; texts that do not fit are cut."""
+    return _tokenizer()(list(texts))
+
+
+def load_backbone(name: str, pretrained: str | None, *, dtype: torch.dtype = torch.float32) -> Backbone:
+    """A frozen backbone on the CPU.
+
+    Args:
+        name: `mini`, or an open_clip model with a ViT and a causal text transformer (`ViT-B-16-quickgelu`).
+        pretrained: an open_clip tag (`openai`), a local .pt or .safetensors file, or `random` (for speed
+            measurements only). None: the weights that come with `mini`.
+    Raises:
+        UserError: unknown name or tag, missing file, weights that do not fit the model (says in what).
+        WorkError: the tag's weights could not be fetched.
+    """
+    if name == "mini" and pretrained is None:
+        config, state = load_mini()
+        return _backbone(name, config, state, dtype)
+    config = _config(name)
+    if pretrained is None:
+        raise UserError(
+            f"backbone {name} needs weights: pass --pretrained openai, or a .pt / .safetensors file"
+        )
+    if pretrained == "random":
+        return _backbone(name, config, _random_state(name), dtype)
+    if Path(pretrained).suffix in {".pt", ".pth", ".bin", ".safetensors"} or Path(pretrained).exists():
+        weights = read_weights(Path(pretrained))
+        _check(name, architecture(config), weights)
+        return _backbone(name, config, weights.tensors, dtype)
+    return _backbone(name, config, _fetch(name, config, pretrained), dtype)
+
+
+def _backbone(name: str, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype) -> Backbone:
+    arch = architecture(config)
+    clip = from_state_dict(
+        state, text_heads=arch.text_heads, vision_heads=arch.vision_heads, activation=arch.activation
+    )
+    return Backbone(name, clip.to(dtype))
+
+
+def _config(name: str) -> dict[str, Any]:
+    if name == "mini":
+        return load_mini()[0]
+    config = open_clip.get_model_config(name)
+    if config is None:
+        close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])][:6]
+        hint = f"did you mean {', '.join(close)}" if close else "known are mini and open_clip's models"
+        raise UserError(f"unknown backbone '{name}': {hint}?")
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    odd = [k for k in ("hf_model_name", "embed_cls", "no_causal_mask") if text.get(k)]
+    odd += [k for k in ("timm_model_name", "attentional_pool", "no_ln_pre", "ls_init_value") if vision.get(k)]
+    odd += [k for k in ("pool_type", "final_ln_after_pool") if vision.get(k, "tok") not in ("tok", False)]
+    if odd or not isinstance(vision.get("layers"), int) or config.get("custom_text"):
+        raise UserError(
+            f"backbone {name} is not a plain CLIP (ViT with a class token, causal text transformer"
+            f"{': ' + ', '.join(odd) if odd else ''}); use e.g. ViT-B-16-quickgelu"
+        )
+    return config
+
+
+def architecture(config: dict[str, Any]) -> Architecture:
+    """The architecture that an open_clip model configuration describes."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    return Architecture(
+        activation="quick_gelu" if config.get("quick_gelu") else "gelu",
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        embed_dim=config["embed_dim"],
+        vision_width=vision["width"],
+        vision_layers=vision["layers"],
+        vision_heads=vision["width"] // vision.get("head_width", 64),
+        text_width=text["width"],
+        text_layers=text["layers"],
+        text_heads=text["heads"],
+    )
+
+
+def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:
+    """Compare what the file says of itself with the model's configuration."""
+    found = weights.describe()
+    for key, value in found.items():
+        wanted = getattr(expected, key)
+        if str(wanted) != str(value):
+            hint = ""
+            if key == "activation":
+                better = name.removesuffix("-quickgelu") + ("-quickgelu" if value == "quick_gelu" else "")
+                hint = f"; use --backbone {better}"
+            raise UserError(
+                f"{weights.path} does not fit {name}: {key} is {value} in the file, {wanted} in the model{hint}"
+            )
+
+
+def _random_state(name: str) -> dict[str, Tensor]:
+    if name == "mini":
+        return load_mini()[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(open_clip.create_model(name, pretrained=None).state_dict())
+
+
+def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise UserError(
+            f"no weights '{tag}' for {name}: it is no file, and open_clip knows {', '.join(tags) or 'none'}"
+        )
+    weights_are_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    if weights_are_quick != bool(config.get("quick_gelu")):
+        theirs = "quick_gelu" if weights_are_quick else "gelu"
+        better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
+        raise UserError(
+            f"weights '{tag}' were trained with activation {theirs}, which {name} has not: use {better}"
+        )
+    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
+    try:
+        model = open_clip.create_model(name, pretrained=tag)
+    except Exception as error:  # the hub's client raises errors of many libraries
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WorkError(
+            f"cannot fetch the weights '{tag}' of {name} ({reason[:160]}): download them on a machine with a "
+            "network and pass the file with --pretrained FILE"
+        ) from None
+    return dict(model.state_dict())

@@ -1,0 +1,171 @@
+"""Frozen CLIP weights as plain values, from a state dict in OpenAI's names.
+
+Shape suffixes in this package: B images, C classes, T tokens, P shared (prefix or prompt) tokens, D width,
+H heads, K width of a head, E width of the joint embedding, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.errors import UserError
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the activation of OpenAI's weights."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Block(NamedTuple):
+    """One residual attention block; every entry is a frozen tensor."""
+
+    ln_1_weight: Tensor
+    ln_1_bias: Tensor
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor
+    out_proj_weight: Tensor
+    out_proj_bias: Tensor
+    ln_2_weight: Tensor
+    ln_2_bias: Tensor
+    c_fc_weight: Tensor
+    c_fc_bias: Tensor
+    c_proj_weight: Tensor
+    c_proj_bias: Tensor
+
+
+_BLOCK_KEYS = (
+    "ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
+    "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+    "mlp.c_proj.weight", "mlp.c_proj.bias",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The blocks of one tower, its number of heads and its activation ("quick_gelu" or "gelu")."""
+
+    blocks: tuple[Block, ...]
+    num_heads: int
+    activation: str
+
+    @property
+    def width(self) -> int:
+        return self.blocks[0].ln_1_weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen CLIP: two towers and what stands before and after them.
+
+    `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
+    `logit_scale` is exp of the learned log scale, a scalar tensor.
+    """
+
+    text: Tower
+    vision: Tower
+    token_embedding: Tensor
+    text_positions: Tensor
+    ln_final_weight: Tensor
+    ln_final_bias: Tensor
+    text_projection: Tensor
+    patch_weight: Tensor
+    class_embedding: Tensor
+    vision_positions: Tensor
+    ln_pre_weight: Tensor
+    ln_pre_bias: Tensor
+    ln_post_weight: Tensor
+    ln_post_bias: Tensor
+    vision_projection: Tensor
+    logit_scale: Tensor
+
+    @property
+    def embed_dim(self) -> int:
+        return self.text_projection.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        grid = round((self.vision_positions.shape[0] - 1) ** 0.5)
+        return grid * self.patch_weight.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text_projection.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_projection.device
+
+    def to(self, *args: Any, **kwargs: Any) -> Clip:
+        """A copy with every tensor moved as by `Tensor.to`."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tower):
+                blocks = tuple(Block(*(t.to(*args, **kwargs) for t in block)) for block in value.blocks)
+                moved[field.name] = replace(value, blocks=blocks)
+            else:
+                moved[field.name] = value.to(*args, **kwargs)
+        return Clip(**moved)
+
+
+def from_state_dict(
+    state: Mapping[str, Tensor], *, text_heads: int, vision_heads: int, activation: str = "quick_gelu"
+) -> Clip:
+    """A `Clip` from tensors under OpenAI's names (open_clip's CLIP class uses the same).
+
+    Raises:
+        UserError: a name is missing, or a width is not a multiple of its number of heads.
+    """
+    if activation not in ACTIVATIONS:
+        raise UserError(f"unknown activation '{activation}': expected {' or '.join(ACTIVATIONS)}")
+
+    def get(name: str) -> Tensor:
+        if name not in state:
+            raise UserError(
+                f"the backbone's weights have no '{name}': not a CLIP with a ViT and a text transformer"
+            )
+        return state[name].detach()
+
+    return Clip(
+        text=_tower(get, state, "transformer", text_heads, activation),
+        vision=_tower(get, state, "visual.transformer", vision_heads, activation),
+        token_embedding=get("token_embedding.weight"),
+        text_positions=get("positional_embedding"),
+        ln_final_weight=get("ln_final.weight"),
+        ln_final_bias=get("ln_final.bias"),
+        text_projection=get("text_projection"),
+        patch_weight=get("visual.conv1.weight"),
+        class_embedding=get("visual.class_embedding"),
+        vision_positions=get("visual.positional_embedding"),
+        ln_pre_weight=get("visual.ln_pre.weight"),
+        ln_pre_bias=get("visual.ln_pre.bias"),
+        ln_post_weight=get("visual.ln_post.weight"),
+        ln_post_bias=get("visual.ln_post.bias"),
+        vision_projection=get("visual.proj"),
+        logit_scale=get("logit_scale").exp().reshape(()),
+    )
+
+
+def _tower(
+    get: Callable[[str], Tensor], state: Mapping[str, Tensor], prefix: str, num_heads: int, activation: str
+) -> Tower:
+    stem = f"{prefix}.resblocks."
+    num_layers = 1 + max((int(k[len(stem) :].split(".")[0]) for k in state if k.startswith(stem)), default=-1)
+    blocks = tuple(Block(*(get(f"{stem}{i}.{key}") for key in _BLOCK_KEYS)) for i in range(num_layers))
+    if not blocks:
+        raise UserError(
+            f"the backbone's weights have no '{stem}0': not a CLIP with a ViT and a text transformer"
+        )
+    width = blocks[0].ln_1_weight.shape[0]
+    if width % num_heads:
+        raise UserError(f"the width {width} of {prefix} is not a multiple of its {num_heads} heads")
+    return Tower(blocks, num_heads, activation)

@@ -1,0 +1,99 @@
+"""Modulators: how the regularizer's gradient joins the task's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prometar.errors import UserError
+from prometar.parts.prompts import Leaves
+
+
+class Modulator(Protocol):
+    """g = g_task + m * g_reg, for every prompt leaf."""
+
+    @property
+    def constant(self) -> float | None:
+        """m where it is one known number: both gradients are then one pass; None if it is computed."""
+        ...
+
+    def init(self, prompts: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+        """The modulator's own learnable leaves."""
+        ...
+
+    def __call__(
+        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """m = value for every scalar. 1 is the identity: the plain gradient of task + regularizer."""
+
+    value: float = 1.0
+
+    @property
+    def constant(self) -> float | None:
+        return self.value
+
+    def init(self, prompts: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+        return {}
+
+    def __call__(
+        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {name: task[name] + self.value * regularizer[name] for name in task}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """ProMetaR's meta-regularizer: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
+
+    One pair of matrices a prompt leaf (P x D scalars, row by row): W_in is (P*D/reduction, 2*P*D), W_out
+    square, no bias, nothing non-linear between them; each output serves `reduction` consecutive scalars.
+
+    Raises:
+        UserError: a leaf whose size is not a multiple of `reduction`.
+
+    Source: ProMetaR section 4.2; the missing non-linearity is the released code's.
+    """
+
+    reduction: int = 8
+
+    @property
+    def constant(self) -> float | None:
+        return None
+
+    def init(self, prompts: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+        gate: Leaves = {}
+        for name, leaf in prompts.items():
+            size = leaf.numel()
+            if size % self.reduction:
+                raise UserError(
+                    f"modulator.reduction {self.reduction} does not divide the {size} scalars of {name}"
+                )
+            hidden = size // self.reduction
+            gate[f"{name}.in"] = _linear_init(hidden, 2 * size, leaf, generator)
+            gate[f"{name}.out"] = _linear_init(hidden, hidden, leaf, generator)
+        return gate
+
+    def __call__(
+        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        modulated = {}
+        for name, g_task in task.items():
+            g_reg = regularizer[name]
+            both = torch.cat([g_task.flatten(), g_reg.flatten()])
+            strength = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
+            modulated[name] = g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
+        return modulated
+
+
+def _linear_init(num_out: int, num_in: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """U(-1/sqrt(in), 1/sqrt(in)), the default of torch.nn.Linear."""
+    draw = torch.rand(num_out, num_in, dtype=torch.float64, generator=generator) * 2 - 1
+    return (draw * num_in**-0.5).to(dtype=like.dtype, device=like.device)

@@ -1,0 +1,125 @@
+"""Recorded trajectories: finding them, and turning one into a model, a method and batches."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.backbone.openclip import tokenize
+from prometar.backbone.vision import embed_images
+from prometar.backbone.weights import Clip, from_state_dict
+from prometar.config import Config
+from prometar.methods import Method, build
+from prometar.model import Model, build_model
+from prometar.parts.tasks import TaskDraw, split_off
+from prometar.state import State
+from prometar.step import Batch, Rates, make_batch
+
+HERE = Path(__file__).resolve().parent.parent / "golden"
+
+
+def golden_files(pattern: str) -> list[Path]:
+    """Files in tests/golden and in the directory that PROMETAR_GOLDEN names."""
+    folders = [HERE] + ([Path(os.environ["PROMETAR_GOLDEN"])] if os.environ.get("PROMETAR_GOLDEN") else [])
+    return [path for folder in folders for path in sorted(folder.glob(pattern))]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One recorded run in a given precision."""
+
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    dtype: torch.dtype
+    model: Model
+    method: Method
+    rates: Rates
+
+    @property
+    def start(self) -> State:
+        return State.start(self.prompts(0), self.gate(0))
+
+    def prompts(self, step: int) -> dict[str, Tensor]:
+        stem = f"step{step}/prompt/"
+        return {_prompt_name(k[len(stem) :]): self.tensor(k) for k in self.arrays if k.startswith(stem)}
+
+    def gate(self, step: int) -> dict[str, Tensor]:
+        stem = f"step{step}/gate/"
+        return {_gate_name(k[len(stem) :]): self.tensor(k) for k in self.arrays if k.startswith(stem)}
+
+    def tensor(self, key: str) -> Tensor:
+        return torch.from_numpy(self.arrays[key]).to(self.dtype)
+
+    def steps(self) -> Iterator[tuple[int, Batch]]:
+        for index in range(1, int(self.meta["steps"]) + 1):
+            key = f"step{index}"
+            labels = torch.from_numpy(self.arrays[f"{key}/labels"])
+            task = None
+            if f"{key}/query_label" in self.arrays:
+                support, query = split_off(labels, int(self.arrays[f"{key}/query_label"]))
+                lam, mix = (torch.from_numpy(self.arrays[f"{key}/{name}"]) for name in ("lam", "mix"))
+                task = TaskDraw(support, query, lam, mix)
+            tokens = embed_images(self.model.clip, self.tensor(f"{key}/images"))
+            yield index, make_batch(self.model, self.method, tokens, labels, task)
+
+
+def load(path: Path, dtype: torch.dtype) -> Golden:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    meta = json.loads(arrays["meta"].tobytes())
+    method = build(_config(meta))
+    assert method.prompts.num_context == meta["n_ctx_text"]
+    clip = _clip(meta, arrays, dtype)
+    teacher = F.normalize(torch.from_numpy(arrays["teacher_text"]).to(dtype), dim=-1)
+    model = build_model(clip, tokenize, method.prompts, meta["classnames"], meta["ctx_init"], teacher)
+    rates = Rates(meta["prompt_lr"], meta["gate_lr"], meta["momentum"], meta["weight_decay"])
+    return Golden(meta, arrays, dtype, model, method, rates)
+
+
+def _config(meta: dict[str, Any]) -> Config:
+    return Config().override(
+        {
+            "prompts.text_length": meta["n_ctx_text"],
+            "prompts.text_depth": meta["depth_text"],
+            "prompts.vision_length": meta["n_ctx_vision"],
+            "prompts.vision_depth": meta["depth_vision"],
+            "regularizer.text_weight": meta["text_weight"],
+            "regularizer.image_weight": meta["image_weight"],
+            "modulator.reduction": meta["gate_reduction"],
+            "inner.lr": meta["inner_lr"],
+            "inner.outer_weight": meta["outer_weight"],
+        }
+    )
+
+
+def _clip(meta: dict[str, Any], arrays: dict[str, np.ndarray], dtype: torch.dtype) -> Clip:
+    arch = meta["architecture"]
+    stem = "frozen/"
+    state = {k[len(stem) :]: torch.from_numpy(v).to(dtype) for k, v in arrays.items() if k.startswith(stem)}
+    rows = torch.from_numpy(arrays["token_rows/values"]).to(dtype)
+    embedding = torch.zeros(arch["vocab_size"], rows.shape[1], dtype=dtype)
+    embedding[torch.from_numpy(arrays["token_rows/ids"])] = rows
+    return from_state_dict(
+        state | {"token_embedding.weight": embedding},
+        text_heads=arch["transformer_width"] // 64,
+        vision_heads=arch["vision_width"] // 64,
+    )
+
+
+def _prompt_name(recorded: str) -> str:
+    layer = recorded.split("resblocks.")[-1].split(".")[0] if "resblocks" in recorded else "0"
+    return f"{'vision' if recorded.startswith('image_encoder') else 'text'}.{layer}"
+
+
+def _gate_name(recorded: str) -> str:
+    net, layer, part, _ = recorded.split(".")
+    return f"{'vision' if 'vision' in net else 'text'}.{layer}.{('in', 'out')[int(part)]}"
