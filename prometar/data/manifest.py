@@ -45,7 +45,7 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
         raise UserError(f"{join(uri, MANIFEST)} is not a manifest: prepare the data set again")
     if tree.get("format") != FORMAT:
         raise UserError(
-            f"{join(uri, MANIFEST)} has format {tree.get('format')}, this version reads {FORMAT}: prepare again"
+            f"{join(uri, MANIFEST)} has format {tree.get('format')}, known is {FORMAT}: prepare it again"
         )
     for shard in shards:
         if "/" in str(shard["file"]) or "\\" in str(shard["file"]):

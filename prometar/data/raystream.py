@@ -1,0 +1,150 @@
+"""The plan on Ray Data: one execution over row ranges of all epochs, in order, without hanging.
+
+Ray Data starts helper tasks of one CPU for many of its readers; when trials hold every CPU those wait for ever,
+silently. So the ranges come from `from_items` (which needs no task), the pixels from one `map_batches` whose
+tasks are as small as `StreamOptions` says and, in a trial, lie in the trial's own placement group.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.util import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from prometar.data.chunk import make_images
+from prometar.data.dataset import Source
+from prometar.data.plan import Order, Plan
+from prometar.data.resident import image_table
+from prometar.data.stream import Batch, StreamOptions, labels_of_plan
+from prometar.data.transforms import BrokenImage, TransformSpec
+from prometar.errors import UserError, WorkError
+
+MAX_BLOCKS = 1024  # each is put by the driver before the first batch: more ranges share a block
+ERRORS: dict[str, type[UserError]] = {e.__name__: e for e in (UserError, WorkError, BrokenImage)}
+
+Columns = dict[str, NDArray[Any]]
+
+
+def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> Iterator[Batch]:
+    """See `prometar.data.stream.stream`."""
+    if start_step == plan.num_steps:
+        return
+    if not ray.is_initialized():
+        raise RuntimeError("stream needs a running Ray: call ray.init first, or use stream_local")
+    first, _ = plan.step_rows(start_step)
+    blocks = _blocks(plan, source, first, options)
+    try:
+        yield from _rebatch(plan, start_step, blocks)
+    finally:
+        blocks.close()
+
+
+def _blocks(
+    plan: Plan, source: Source, first_row: int, options: StreamOptions
+) -> Iterator[NDArray[np.uint8]]:
+    """uint8 (R, H, W, 3) blocks of consecutive rows from `first_row` on; checks that none is lost."""
+    table = image_table(plan.items, source, options.resident_bytes)
+    starts = range(first_row, plan.num_rows, options.block_rows)
+    ranges = [{"start": k, "stop": min(k + options.block_rows, plan.num_rows)} for k in starts]
+    with _context(plan, options):
+        dataset = ray.data.from_items(ranges, override_num_blocks=min(len(ranges), MAX_BLOCKS)).map_batches(
+            make_block,
+            fn_kwargs={"order": plan.order, "spec": plan.transform, "table": table, "source": source},
+            batch_size=1,
+            batch_format="numpy",
+            num_cpus=options.num_cpus,
+            compute=TaskPoolStrategy(size=options.max_tasks),
+        )
+        iterator = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
+    row = first_row
+    try:
+        for columns in iterator:
+            _raise_error(columns)
+            if not np.array_equal(columns["row"], np.arange(row, row + len(columns["row"]))):
+                raise WorkError(f"the data stream lost its order at row {row}: please report this")
+            row += len(columns["row"])
+            yield columns["image"]
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise WorkError(f"the data stream failed at row {row} of {plan.num_rows}: {reason}") from error
+    finally:
+        iterator.close()
+    if row != plan.num_rows:
+        raise WorkError(f"the data stream ended at row {row} of {plan.num_rows}: please report this")
+
+
+def _rebatch(plan: Plan, start_step: int, blocks: Iterator[NDArray[np.uint8]]) -> Iterator[Batch]:
+    """The plan's batches cut from blocks; copies, since blocks are read-only views of shared memory."""
+    labels = labels_of_plan(plan)
+    block, used = next(blocks), 0
+    for step in range(start_step, plan.num_steps):
+        start, stop = plan.step_rows(step)
+        images = np.empty((stop - start, *block.shape[1:]), np.uint8)
+        filled = 0
+        while filled < len(images):
+            if used == len(block):
+                block, used = next(blocks), 0
+            take = min(len(images) - filled, len(block) - used)
+            images[filled : filled + take] = block[used : used + take]
+            filled, used = filled + take, used + take
+        yield Batch(step, images, labels[plan.rows(start, stop).image])
+
+
+def make_block(
+    chunk: Columns, *, order: Order, spec: TransformSpec, table: ray.ObjectRef, source: Source
+) -> Columns:
+    """In a Ray task: the pixels of one range of rows; a user's error travels as data, not as a traceback."""
+    start, stop = int(chunk["start"][0]), int(chunk["stop"][0])
+    try:
+        rows = order.rows(start, stop)
+        chosen = ray.get(table).take(pa.array(rows.image))
+        paths = chosen.column("path").to_pylist()
+        if "image" in chosen.column_names:
+            files = [value.as_py() for value in chosen.column("image")]
+        else:
+            files = source.read_many(paths)
+        images = make_images(rows, spec, paths, files)
+    except UserError as error:
+        blank = np.zeros((1, spec.size, spec.size, 3), np.uint8)
+        name = type(error).__name__ if type(error).__name__ in ERRORS else "WorkError"
+        return {"row": np.array([start]), "image": blank, "error": np.array([f"{name}:{error}"])}
+    return {"row": np.arange(start, stop), "image": images, "error": np.full(stop - start, "")}
+
+
+def _raise_error(columns: Columns) -> None:
+    text = str(columns["error"][0])
+    if text:
+        name, _, message = text.partition(":")
+        raise ERRORS[name](message)
+
+
+@contextmanager
+def _context(plan: Plan, options: StreamOptions) -> Iterator[None]:
+    """Ray Data's settings for this stream alone; a data set keeps those it was made under."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    block_bytes = options.block_rows * plan.transform.size**2 * 3
+    context.target_max_block_size = max(block_bytes, 2**20)
+    context.execution_options.preserve_order = True
+    context.execution_options.verbose_progress = False
+    memory = max(options.memory_bytes, 4 * block_bytes * options.max_tasks)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
+    group = get_current_placement_group() if options.in_placement_group else None
+    if group is not None:
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        context.scheduling_strategy = context.scheduling_strategy_large_args = strategy
+    with DataContext.current(context):
+        yield
