@@ -1,16 +1,16 @@
 """The plan on Ray Data: one execution over row ranges of all epochs, in order, without hanging.
 
-Ray Data starts helper tasks of one CPU for many of its readers; when trials hold every CPU those wait for ever,
-silently. So the ranges come from `from_items` (which needs no task), the pixels from one `map_batches` whose
-tasks are as small as `StreamOptions` says and, in a trial, lie in the trial's own placement group.
+Ray Data starts helper tasks of one CPU for many of its readers; when trials hold every CPU those wait for
+ever, silently. So the ranges come from `from_items` (which needs no task), the pixels from one `map_batches`
+whose tasks are as small as `StreamOptions` says and, in a trial, lie in the trial's own placement group.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.exceptions import RayError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -51,21 +52,23 @@ def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> 
 
 def _blocks(
     plan: Plan, source: Source, first_row: int, options: StreamOptions
-) -> Iterator[NDArray[np.uint8]]:
+) -> Generator[NDArray[np.uint8], None, None]:
     """uint8 (R, H, W, 3) blocks of consecutive rows from `first_row` on; checks that none is lost."""
     table = image_table(plan.items, source, options.resident_bytes)
     starts = range(first_row, plan.num_rows, options.block_rows)
     ranges = [{"start": k, "stop": min(k + options.block_rows, plan.num_rows)} for k in starts]
     with _context(plan, options):
         dataset = ray.data.from_items(ranges, override_num_blocks=min(len(ranges), MAX_BLOCKS)).map_batches(
-            make_block,
+            cast(Any, make_block),
             fn_kwargs={"order": plan.order, "spec": plan.transform, "table": table, "source": source},
             batch_size=1,
             batch_format="numpy",
             num_cpus=options.num_cpus,
             compute=TaskPoolStrategy(size=options.max_tasks),
         )
-        iterator = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
+        batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+    # closing the generator behind it is what stops the tasks early
+    iterator = cast("Generator[Columns, None, None]", iter(batches))
     row = first_row
     try:
         for columns in iterator:
@@ -74,7 +77,7 @@ def _blocks(
                 raise WorkError(f"the data stream lost its order at row {row}: please report this")
             row += len(columns["row"])
             yield columns["image"]
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise WorkError(f"the data stream failed at row {row} of {plan.num_rows}: {reason}") from error
     finally:
