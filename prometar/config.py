@@ -25,16 +25,16 @@ class DataConfig(_Frozen):
 
     name: str = "textures"
     root: str | None = None
-    shots: int = Field(16, ge=1)
+    shots: int = Field(default=16, ge=1)
 
 
 class AugmentConfig(_Frozen):
     """Image augmentation of the training images (RandomResizedCrop, flip, colour jitter)."""
 
-    crop_scale_min: float = Field(0.08, gt=0, le=1)
-    crop_scale_max: float = Field(1.0, gt=0, le=1)
-    flip: float = Field(0.5, ge=0, le=1)
-    jitter: float = Field(0.0, ge=0, le=1)
+    crop_scale_min: float = Field(default=0.08, gt=0, le=1)
+    crop_scale_max: float = Field(default=1.0, gt=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    jitter: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -52,47 +52,47 @@ class BackboneConfig(_Frozen):
 
 
 class PromptsConfig(_Frozen):
-    """Learnable tokens: `*_length` tokens in each of the first `*_depth` layers of a tower; depth 0 is none."""
+    """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none."""
 
-    text_length: int = Field(4, ge=1)
-    text_depth: int = Field(9, ge=0)
-    vision_length: int = Field(4, ge=1)
-    vision_depth: int = Field(9, ge=0)
+    text_length: int = Field(default=4, ge=1)
+    text_depth: int = Field(default=9, ge=0)
+    vision_length: int = Field(default=4, ge=1)
+    vision_depth: int = Field(default=9, ge=0)
     init: str = "a photo of a"
-    init_std: float = Field(0.02, ge=0)
+    init_std: float = Field(default=0.02, ge=0)
 
 
 class RegularizerConfig(_Frozen):
     """Distance of prompted from frozen features; a weight of 0 switches that modality off."""
 
     kind: Literal["none", "l1", "l2", "cosine"] = "l1"
-    text_weight: float = Field(50.0, ge=0)
-    image_weight: float = Field(20.0, ge=0)
+    text_weight: float = Field(default=50.0, ge=0)
+    image_weight: float = Field(default=20.0, ge=0)
 
 
 class ModulatorConfig(_Frozen):
     """How the regularizer's gradient joins the task's: g_task + m * g_reg with m learned, constant, or 1."""
 
     kind: Literal["add", "constant", "gate"] = "gate"
-    value: float = Field(0.5, ge=0, le=1)
-    reduction: int = Field(8, ge=1)
+    value: float = Field(default=0.5, ge=0, le=1)
+    reduction: int = Field(default=8, ge=1)
 
 
 class InnerConfig(_Frozen):
     """The inner step of the meta phase; kind `none` switches the meta phase off."""
 
     kind: Literal["none", "sgd"] = "sgd"
-    lr: float = Field(5e-4, ge=0)
+    lr: float = Field(default=5e-4, ge=0)
     order: Literal["first", "second"] = "second"
-    outer_weight: float = Field(5e-4, ge=0)
+    outer_weight: float = Field(default=5e-4, ge=0)
 
 
 class TaskConfig(_Frozen):
     """Task augmentation of the query set: feature mixup with lam ~ Beta(mixup_alpha, mixup_beta)."""
 
     augmentation: Literal["none", "feature_mixup"] = "feature_mixup"
-    mixup_alpha: float = Field(0.5, gt=0)
-    mixup_beta: float = Field(0.5, gt=0)
+    mixup_alpha: float = Field(default=0.5, gt=0)
+    mixup_beta: float = Field(default=0.5, gt=0)
 
 
 class OptimConfig(_Frozen):
@@ -102,22 +102,22 @@ class OptimConfig(_Frozen):
     does (its schedule is built but never stepped); `configured` is the schedule that its settings describe.
     """
 
-    lr: float = Field(0.0025, ge=0)
-    warmup_lr: float = Field(1e-5, ge=0)
-    gate_lr: float = Field(2.5e-4, ge=0)
-    gate_warmup_lr: float = Field(1e-6, ge=0)
+    lr: float = Field(default=0.0025, ge=0)
+    warmup_lr: float = Field(default=1e-5, ge=0)
+    gate_lr: float = Field(default=2.5e-4, ge=0)
+    gate_warmup_lr: float = Field(default=1e-6, ge=0)
     gate_schedule: Literal["released", "configured"] = "released"
-    warmup_epochs: int = Field(1, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    warmup_epochs: int = Field(default=1, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
 
 
 class TrainConfig(_Frozen):
     """How long, in what batches, from what seed."""
 
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(4, ge=1)
-    seed: int = Field(1, ge=0)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    seed: int = Field(default=1, ge=0)
 
 
 class Config(_Frozen):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.teacher import Tokenize, readable
+from prometar.backbone.teacher import readable
 from prometar.backbone.text import TextInput, encode_text, text_input
 from prometar.backbone.vision import encode_image
 from prometar.backbone.weights import Clip
@@ -22,7 +22,7 @@ class Model:
     clip: Clip
     prompts: Prompts
     text: TextInput
-    frozen_text_CE: Tensor
+    frozen_text_CE: Tensor | None = None
 
     def text_features(self, leaves: Mapping[str, Tensor]) -> Tensor:
         """Normalised text features (C, E)."""
@@ -37,29 +37,21 @@ class Model:
         return self.clip.logit_scale * F.normalize(image_BE, dim=-1) @ text_CE.T
 
 
-def prompt_texts(classnames: Sequence[str], init: str, num_context: int) -> list[str]:
-    """ "<init> <name>." for every class.
+def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
+    """One text a class: "<init> <name>." where a context is learned, else the data set's own template.
 
-    Where more context tokens are learned than `init` has words, the released code puts a placeholder word
-    in the place of each.
+    Where more context tokens are learned than `init` has words, a placeholder word stands for each, as in
+    the released code.
     """
-    prefix = init if num_context <= len(init.split()) else " ".join(["X"] * num_context)
-    return [f"{prefix} {readable(name)}." for name in classnames]
+    names = [readable(name) for name in classnames]
+    if not prompts.num_context:
+        return [template.format(name) for name in names]
+    prefix = init if prompts.num_context <= len(init.split()) else " ".join(["X"] * prompts.num_context)
+    return [f"{prefix} {name}." for name in names]
 
 
 def build_model(
-    clip: Clip,
-    tokenize: Tokenize,
-    prompts: Prompts,
-    classnames: Sequence[str],
-    init: str,
-    frozen_text_CE: Tensor,
+    clip: Clip, prompts: Prompts, tokens_CT: Tensor, frozen_text_CE: Tensor | None = None
 ) -> Model:
-    """The model of `classnames`, with frozen text features (C, E), normalised."""
-    tokens = tokenize(prompt_texts(classnames, init, prompts.num_context))
-    return Model(clip, prompts, text_input(clip, tokens, num_context=_shared(prompts, init)), frozen_text_CE)
-
-
-def _shared(prompts: Prompts, init: str) -> int:
-    """How many tokens after SOS all classes share: the prompts' own, else the words of `init`."""
-    return prompts.num_context or len(init.split())
+    """The model of classes with these token ids; frozen text features (C, E) if a regularizer uses them."""
+    return Model(clip, prompts, text_input(clip, tokens_CT, num_context=prompts.num_context), frozen_text_CE)

@@ -34,7 +34,7 @@ def sgd(
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
-    """Learning rate of a 0-based epoch: constant at first, then lr (1 + cos(pi (epoch - warmup) / epochs)) / 2.
+    """Rate of a 0-based epoch: constant at first, then lr (1 + cos(pi (epoch - warmup) / epochs)) / 2.
 
     The cosine is as long as the whole run and starts after the warm-up, so that it never reaches zero: the
     field's scheduler (Dassl's ConstantWarmupScheduler), whose published figures it is part of.

@@ -35,12 +35,21 @@ class Rates:
 
 
 class Batch(NamedTuple):
-    """Embedded images (B, T, D), labels (B,), frozen features (B, E), and the meta task if there is one."""
+    """Embedded images (B, T, D), labels (B,), frozen features (B, E) if used, the meta task if any."""
 
     tokens: Tensor
     labels: Tensor
-    frozen: Tensor
+    frozen: Tensor | None
     task: TaskDraw | None
+
+    @property
+    def support(self) -> Batch:
+        """The support images alone."""
+        assert self.task is not None
+        rows = self.task.support
+        return Batch(
+            self.tokens[rows], self.labels[rows], None if self.frozen is None else self.frozen[rows], None
+        )
 
 
 Scalars = dict[str, Tensor]
@@ -48,9 +57,8 @@ Scalars = dict[str, Tensor]
 
 def make_batch(model: Model, method: Method, tokens: Tensor, labels: Tensor, task: TaskDraw | None) -> Batch:
     """A batch with its frozen image features, computed once where the regularizer uses them."""
-    if method.regularizer.uses_images:
-        return Batch(tokens, labels, frozen_image(model.clip, tokens), task)
-    return Batch(tokens, labels, tokens.new_empty(len(labels), model.clip.embed_dim), task)
+    frozen = frozen_image(model.clip, tokens) if method.regularizer.uses_images else None
+    return Batch(tokens, labels, frozen, task)
 
 
 def step(model: Model, method: Method, state: State, batch: Batch, rates: Rates) -> tuple[State, Scalars]:
@@ -62,9 +70,7 @@ def step(model: Model, method: Method, state: State, batch: Batch, rates: Rates)
     """
     scalars: Scalars = {}
     prompts = _leaves(state.prompts)
-    gradient, _ = _modulated(
-        model, method, prompts, state.gate, batch.tokens, batch.labels, batch.frozen, scalars, "direct"
-    )
+    gradient = _modulated(model, method, prompts, state.gate, batch, scalars, "direct")
     state = _update(state, {name: g.detach() for name, g in gradient.items()}, {}, rates)
     if method.inner is not None and batch.task is not None and prompts:
         prompt_gradient, gate_gradient = _outer(
@@ -94,31 +100,31 @@ def _modulated(
     method: Method,
     prompts: Leaves,
     gate: Leaves,
-    tokens: Tensor,
-    labels: Tensor,
-    frozen: Tensor,
+    batch: Batch,
     scalars: Scalars,
     phase: str,
     *,
     differentiable: bool = False,
-) -> tuple[Leaves, Tensor]:
-    """The modulated gradient of the prompts, and the un-normalised image features it was taken at."""
+) -> Leaves:
+    """The modulated gradient of the prompts on a batch; its losses go to `scalars` under `phase`."""
     text_CE = model.text_features(prompts)
-    image_BE = model.image_features(prompts, tokens)
-    task_loss = F.cross_entropy(model.logits(image_BE, text_CE), labels)
-    terms = method.regularizer.terms(text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), frozen)
+    image_BE = model.image_features(prompts, batch.tokens)
+    task_loss = F.cross_entropy(model.logits(image_BE, text_CE), batch.labels)
+    terms = method.regularizer.terms(
+        (text_CE, model.frozen_text_CE), (F.normalize(image_BE, dim=-1), batch.frozen)
+    )
     scalars[f"{phase}_ce"] = task_loss.detach()
     scalars |= {
         f"{phase}_{name}": term.detach() for name, term in terms._asdict().items() if term is not None
     }
-    total = method.regularizer.total(terms)
-    strength = method.modulator.constant
-    if total is None or strength is not None:
-        loss = task_loss if total is None else task_loss + strength * total
-        return _grad(loss, prompts, differentiable), image_BE
+    total, strength = method.regularizer.total(terms), method.modulator.constant
+    if total is None:
+        return _grad(task_loss, prompts, differentiable)
+    if strength is not None:  # one pass: the modulated gradient is the gradient of one sum
+        return _grad(task_loss + strength * total, prompts, differentiable)
     g_task = _grad(task_loss, prompts, differentiable, retain=True)
     g_reg = _grad(total, prompts, differentiable)
-    return method.modulator(gate, g_task, g_reg), image_BE
+    return method.modulator(gate, g_task, g_reg)
 
 
 def _grad(loss: Tensor, leaves: Leaves, differentiable: bool, *, retain: bool = False) -> Leaves:
@@ -147,10 +153,9 @@ def _outer(
 ) -> tuple[Leaves, Leaves]:
     """Gradients of outer_weight * query loss after the inner step, for the prompts and for the gate."""
     prompts, gate = _leaves(state.prompts), _leaves(state.gate)
-    gradient, _ = _modulated(
-        model, method, prompts, gate, batch.tokens[task.support], batch.labels[task.support],
-        batch.frozen[task.support], scalars, "support", differentiable=inner.second_order,
-    )  # fmt: skip
+    gradient = _modulated(
+        model, method, prompts, gate, batch.support, scalars, "support", differentiable=inner.second_order
+    )
     adapted = inner(prompts, gradient)
     query_loss = _query_loss(model, adapted, batch, task)
     scalars["query_loss"] = query_loss.detach()

@@ -80,9 +80,7 @@ def read_weights(path: Path) -> WeightsFile:
 def _read_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, framework="pt") as file:
-            return WeightsFile(
-                path, {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-            )  # noqa: SIM118
+            return WeightsFile(path, {key: file.get_tensor(key) for key in file}, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0][:160]}") from None
 

@@ -154,7 +154,8 @@ def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:
                 better = name.removesuffix("-quickgelu") + ("-quickgelu" if value == "quick_gelu" else "")
                 hint = f"; use --backbone {better}"
             raise UserError(
-                f"{weights.path} does not fit {name}: {key} is {value} in the file, {wanted} in the model{hint}"
+                f"{weights.path} does not fit {name}: {key} is {value} in the file, "
+                f"{wanted} in the model{hint}"
             )
 
 

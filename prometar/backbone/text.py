@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.block import (
-    KeyValue, attention, finish, normalise_1, project, project_key_value, project_query,
+    KeyValue,
+    attention,
+    finish,
+    normalise_1,
+    project,
+    project_key_value,
+    project_query,
 )  # fmt: skip
 from prometar.backbone.weights import Clip
 

@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor | None]
+"""Prompted and frozen features, both normalised."""
+
 
 class Terms(NamedTuple):
     """Unweighted distances of the text and the image features; a term that is switched off is None."""
@@ -19,15 +22,22 @@ class Terms(NamedTuple):
 class Regularizer(Protocol):
     """`terms` are the unweighted distances, `total` what is minimised (None: nothing)."""
 
-    def terms(
-        self, text_CE: Tensor, frozen_text_CE: Tensor, image_BE: Tensor, frozen_image_BE: Tensor
-    ) -> Terms: ...
-
-    def total(self, terms: Terms) -> Tensor | None: ...
+    @property
+    def uses_text(self) -> bool:
+        """Whether frozen text features are needed; else `terms` may be given None for them."""
+        ...
 
     @property
     def uses_images(self) -> bool:
-        """Whether frozen image features are needed."""
+        """Whether frozen image features are needed; else `terms` may be given None for them."""
+        ...
+
+    def terms(self, text: Pair, image: Pair) -> Terms:
+        """Distances of (prompted, frozen) normalised features: text (C, E) and image (B, E)."""
+        ...
+
+    def total(self, terms: Terms) -> Tensor | None:
+        """The weighted sum."""
         ...
 
 
@@ -35,11 +45,10 @@ class Regularizer(Protocol):
 class NoRegularizer:
     """Identity: nothing is held to the frozen features."""
 
+    uses_text: bool = False
     uses_images: bool = False
 
-    def terms(
-        self, text_CE: Tensor, frozen_text_CE: Tensor, image_BE: Tensor, frozen_image_BE: Tensor
-    ) -> Terms:
+    def terms(self, text: Pair, image: Pair) -> Terms:
         return Terms(None, None)
 
     def total(self, terms: Terms) -> Tensor | None:
@@ -81,16 +90,23 @@ class FeatureDistance:
             raise ValueError(f"unknown distance {self.kind!r}: expected one of {', '.join(DISTANCES)}")
 
     @property
+    def uses_text(self) -> bool:
+        return self.text_weight > 0
+
+    @property
     def uses_images(self) -> bool:
         return self.image_weight > 0
 
-    def terms(
-        self, text_CE: Tensor, frozen_text_CE: Tensor, image_BE: Tensor, frozen_image_BE: Tensor
-    ) -> Terms:
-        distance = DISTANCES[self.kind]
-        text = distance(text_CE, frozen_text_CE) if self.text_weight else None
-        image = distance(image_BE, frozen_image_BE) if self.image_weight else None
-        return Terms(text, image)
+    def terms(self, text: Pair, image: Pair) -> Terms:
+        return Terms(
+            self._distance(text) if self.uses_text else None,
+            self._distance(image) if self.uses_images else None,
+        )
+
+    def _distance(self, pair: Pair) -> Tensor:
+        prompted, frozen = pair
+        assert frozen is not None, "this regularizer needs frozen features"
+        return DISTANCES[self.kind](prompted, frozen)
 
     def total(self, terms: Terms) -> Tensor | None:
         weighted = [

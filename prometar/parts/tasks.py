@@ -74,5 +74,5 @@ def split_off(labels: Tensor, query_label: int) -> tuple[Tensor, Tensor]:
 
 
 def task_rng(seed: int, step: int) -> np.random.Generator:
-    """The generator of one step's draws, keyed by (seed, step): a resumed run draws what it would have drawn."""
+    """The generator of one step's draws, keyed by (seed, step): a resumed run draws the same."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, step, 0x7A5C])))

@@ -19,7 +19,7 @@ from prometar.backbone.vision import embed_images
 from prometar.backbone.weights import Clip, from_state_dict
 from prometar.config import Config
 from prometar.methods import Method, build
-from prometar.model import Model, build_model
+from prometar.model import Model, build_model, prompt_texts
 from prometar.parts.tasks import TaskDraw, split_off
 from prometar.state import State
 from prometar.step import Batch, Rates, make_batch
@@ -80,7 +80,8 @@ def load(path: Path, dtype: torch.dtype) -> Golden:
     assert method.prompts.num_context == meta["n_ctx_text"]
     clip = _clip(meta, arrays, dtype)
     teacher = F.normalize(torch.from_numpy(arrays["teacher_text"]).to(dtype), dim=-1)
-    model = build_model(clip, tokenize, method.prompts, meta["classnames"], meta["ctx_init"], teacher)
+    texts = prompt_texts(meta["classnames"], method.prompts, init=meta["ctx_init"], template="{}")
+    model = build_model(clip, method.prompts, tokenize(texts), teacher)
     rates = Rates(meta["prompt_lr"], meta["gate_lr"], meta["momentum"], meta["weight_decay"])
     return Golden(meta, arrays, dtype, model, method, rates)
 

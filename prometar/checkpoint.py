@@ -1,0 +1,78 @@
+"""Checkpoints: a run's complete state in one safetensors file, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from prometar.errors import WorkError
+from prometar.state import State
+
+FORMAT = "prometar-run-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state, the records of the epochs that led to it, and the digest of the run it belongs to."""
+
+    state: State
+    history: tuple[dict[str, Any], ...]
+    run: str
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old one or the new one, whole, also after a crash.
+
+    Raises:
+        WorkError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WorkError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def save_checkpoint(path: Path, state: State, history: Sequence[dict[str, Any]], *, run: str) -> None:
+    """Write the state, the epochs' records and the run's digest to `path`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
+    metadata = {
+        "format": FORMAT, "run": run, "step": str(state.step), "history": json.dumps(list(history))
+    }  # fmt: skip
+    write_atomically(path, save(tensors, metadata))
+
+
+def load_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint at `path`, or None where there is none.
+
+    Raises:
+        WorkError: the file is damaged, or is no checkpoint of this project.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+        if metadata.get("format") != FORMAT:
+            raise WorkError(f"{path} is no checkpoint of this version: remove it to start this run over")
+        state = State.from_tensors(tensors, int(metadata["step"]))
+        return Checkpoint(state, tuple(json.loads(metadata["history"])), metadata["run"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise WorkError(
+            f"the checkpoint {path} is damaged ({reason}): remove it to start this run over"
+        ) from None

@@ -1,0 +1,104 @@
+"""Objectives: which images a run learns from, and which it is scored on.
+
+A search must not read what it is judged by: `class_holdout` and `base_val` use base-class images of the train
+and validation splits only; `final` is the benchmark's own base-to-new protocol, run once after a search.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prometar.data.dataset import Dataset, Item, classnames
+from prometar.data.fewshot import base_new, class_holdout, draw
+from prometar.errors import UserError
+
+Items = tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Few-shot training images, and the sets ("base", "new") that accuracy is measured on, apart.
+
+    Labels of each set count from 0 over its own classes: base images are classified among base names, new
+    ones among new names.
+    """
+
+    train: Items
+    evaluations: Mapping[str, Items]
+    every_epoch: bool
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        return classnames(self.train)
+
+
+def harmonic_mean(accuracies: Mapping[str, float]) -> float:
+    """n / sum(1/a) of accuracies in percent; 0 where one of them is 0.
+
+    Example:
+        >>> round(harmonic_mean({"base": 80.0, "new": 60.0}), 2)
+        68.57
+    """
+    values = list(accuracies.values())
+    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+
+
+def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> tuple[Items, Items]:
+    """Base-class images alone: the few-shot draw, and up to `per_class` validation images a class."""
+    if not dataset.val:
+        raise UserError(f"{dataset.name} has no validation split to search on")
+    train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
+    (train, val), _ = base_new(train, dataset.val)
+    return train, _at_most(val, per_class)
+
+
+def _at_most(items: Sequence[Item], per_class: int) -> Items:
+    """The same `per_class` images of each class whatever the run's seed, so that scores are comparable."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    rng = random.Random(0)
+    kept = {item for group in groups.values() for item in rng.sample(group, min(per_class, len(group)))}
+    return tuple(item for item in items if item in kept)
+
+
+def _class_holdout(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    train, val = _search_images(dataset, shots, seed, per_class)
+    (train_seen, val_seen), (_, val_unseen) = class_holdout(train, val)
+    return Problem(train_seen, {"base": val_seen, "new": val_unseen}, every_epoch=True)
+
+
+def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    train, val = _search_images(dataset, shots, seed, per_class)
+    return Problem(train, {"base": val}, every_epoch=True)
+
+
+def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
+    (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
+    return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
+
+
+_OBJECTIVES: dict[str, Callable[[Dataset, int, int, int], Problem]] = {
+    "class_holdout": _class_holdout,
+    "base_val": _base_val,
+    "final": _final,
+}
+SEARCH_OBJECTIVES = ("class_holdout", "base_val")
+"""The objectives that a search may use."""
+
+
+def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20) -> Problem:
+    """What the objective `name` trains and scores on.
+
+    Args:
+        shots: Training images a class. seed: Of the few-shot draw.
+        val_per_class: Most validation images a class that a search's score is taken on.
+    Raises:
+        UserError: unknown objective, no validation split, or too few classes.
+    """
+    if name not in _OBJECTIVES:
+        raise UserError(f"unknown objective '{name}': choose one of {', '.join(SEARCH_OBJECTIVES)}")
+    return _OBJECTIVES[name](dataset, shots, seed, val_per_class)

@@ -1,0 +1,283 @@
+"""A run: build it from a configuration, train it epoch by epoch, go on from its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prometar.backbone.openclip import TEMPLATES, Backbone, load_backbone, tokenize
+from prometar.backbone.teacher import frozen_text
+from prometar.backbone.vision import embed_images
+from prometar.checkpoint import load_checkpoint, save_checkpoint
+from prometar.config import Config
+from prometar.data.catalog import open_dataset
+from prometar.data.dataset import Dataset, classnames
+from prometar.data.plan import Plan, eval_plan
+from prometar.data.stream import Batch
+from prometar.data.transforms import TransformSpec
+from prometar.errors import WorkError
+from prometar.evaluate import accuracy
+from prometar.methods import Method, build
+from prometar.model import Model, build_model, prompt_texts
+from prometar.objective import Problem, harmonic_mean, problem
+from prometar.optim import warmup_cosine
+from prometar.parts.tasks import one_class_out, task_rng
+from prometar.state import State
+from prometar.step import Rates, make_batch, step
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+Stream = Callable[[Plan, int], Iterator[Batch]]
+"""Runs a plan from a step on: `data.stream.stream` on Ray Data, or `stream_local` in this process."""
+
+
+class Diverged(WorkError):
+    """The loss is not a finite number any more; the message names the step."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One set that accuracy is measured on: its plan, and the model of its classes."""
+
+    plan: Plan
+    model: Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that is fixed while a run trains."""
+
+    config: Config
+    objective: str
+    dataset: Dataset
+    backbone: Backbone
+    method: Method
+    model: Model
+    plan: Plan
+    evaluations: Mapping[str, Evaluation]
+    every_epoch: bool
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the configuration, the objective and all plans: a checkpoint's owner."""
+        parts = [self.config.model_dump_json(), self.objective, self.plan.digest]
+        parts += [f"{name} {e.plan.digest}" for name, e in sorted(self.evaluations.items())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
+    return load_backbone(name, pretrained, dtype=DTYPES[precision])
+
+
+@lru_cache(maxsize=2)
+def _dataset(name: str, root: str | None) -> Dataset:
+    return open_dataset(name, Path(root) if root else None)
+
+
+@lru_cache(maxsize=4)
+def _teacher(name: str, pretrained: str | None, precision: str, classes: tuple[str, ...]) -> Tensor:
+    return frozen_text(_backbone(name, pretrained, precision).clip, tokenize, classes, TEMPLATES)
+
+
+def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
+    """Load (once a process) the data set and the backbone, and compose the method.
+
+    Raises:
+        UserError: whatever is wrong with the configuration, the data or the weights.
+    """
+    method = build(config)
+    dataset = _dataset(config.data.name, config.data.root)
+    spec = (config.backbone.name, config.backbone.pretrained, config.backbone.precision)
+    backbone = _backbone(*spec)
+    split = problem(
+        objective, dataset, shots=config.data.shots, seed=config.train.seed, val_per_class=val_per_class
+    )
+
+    def model_of(classes: tuple[str, ...], frozen: Tensor | None = None) -> Model:
+        texts = prompt_texts(classes, method.prompts, init=config.prompts.init, template=dataset.template)
+        return build_model(backbone.clip, method.prompts, tokenize(texts), frozen)
+
+    evaluations = {
+        name: Evaluation(eval_plan(items, size=backbone.clip.image_size), model_of(classnames(items)))
+        for name, items in split.evaluations.items()
+    }
+    frozen = _teacher(*spec, split.classnames) if method.regularizer.uses_text else None
+    return Run(
+        config,
+        objective,
+        dataset,
+        backbone,
+        method,
+        model_of(split.classnames, frozen),
+        _train_plan(config, split, backbone),
+        evaluations,
+        split.every_epoch,
+    )
+
+
+def _train_plan(config: Config, split: Problem, backbone: Backbone) -> Plan:
+    augment = config.augment
+    transform = TransformSpec(
+        size=backbone.clip.image_size,
+        crop_scale=(augment.crop_scale_min, augment.crop_scale_max),
+        flip=augment.flip,
+        jitter=augment.jitter,
+        train=True,
+    )
+    train = config.train
+    return Plan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
+
+
+def initial_state(run: Run) -> State:
+    """Leaves drawn from the run's seed."""
+    generator = torch.Generator().manual_seed(run.config.train.seed)
+    words = tokenize([run.config.prompts.init])[0]
+    init_tokens = words[1 : int(words.argmax())]
+    prompts = run.method.prompts.init(run.backbone.clip, init_tokens, generator)
+    return State.start(prompts, run.method.modulator.init(prompts, generator))
+
+
+def rates(config: Config, epoch: int) -> Rates:
+    """Both optimizers' hyperparameters in a 0-based epoch."""
+    o = config.optim
+    schedule = {"epochs": config.train.epochs, "warmup_epochs": o.warmup_epochs}
+    gate_lr = o.gate_warmup_lr  # as released: the gate's schedule is never stepped
+    if o.gate_schedule == "configured":
+        gate_lr = warmup_cosine(epoch, lr=o.gate_lr, warmup_lr=o.gate_warmup_lr, **schedule)
+    prompt_lr = warmup_cosine(epoch, lr=o.lr, warmup_lr=o.warmup_lr, **schedule)
+    return Rates(prompt_lr, gate_lr, o.momentum, o.weight_decay)
+
+
+def train_epoch(run: Run, state: State, batches: Iterator[Batch]) -> tuple[State, dict[str, float]]:
+    """The state after the rest of the current epoch, and the mean of each scalar over its steps.
+
+    Raises:
+        Diverged: a loss that is not finite; names the first such step.
+    """
+    per_epoch = run.plan.steps_per_epoch
+    epoch, first = state.step // per_epoch, state.step
+    now = rates(run.config, epoch)
+    log: dict[str, list[Tensor]] = {}
+    for _ in range((epoch + 1) * per_epoch - first):
+        state, scalars = train_step(run, state, next(batches), now)
+        for name, value in scalars.items():
+            log.setdefault(name, []).append(value)
+    _require_finite(log, state, first)
+    return state, {name: float(torch.stack(values).mean()) for name, values in log.items()}
+
+
+def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:
+    """One step on a streamed batch; the meta task is drawn from (seed, step)."""
+    assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
+    tokens = embed_images(run.backbone.clip, run.backbone.normalise(torch.from_numpy(batch.images)))
+    labels = torch.from_numpy(batch.labels)
+    task = None
+    if run.method.inner is not None:
+        rng = task_rng(run.config.train.seed, state.step)
+        task = one_class_out(labels, run.method.augmentation, rng)
+    prepared = make_batch(run.model, run.method, tokens, labels.to(tokens.device), task)
+    return step(run.model, run.method, state, prepared, now)
+
+
+def _require_finite(log: dict[str, list[Tensor]], state: State, first: int) -> None:
+    # Looked at once an epoch: asking after every step would make a GPU wait for the answer.
+    losses = torch.stack(log["direct_ce"])
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise Diverged(f"the loss is {float(losses[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
+    if not all(bool(leaf.isfinite().all()) for leaf in state.prompts.values()):
+        raise Diverged(f"a prompt is not finite after step {state.step}")
+
+
+class Session:
+    """One run being trained, epoch by epoch, with its checkpoint in `folder`.
+
+    It goes on from the checkpoint it finds there, exactly as if it had never stopped. `history` holds one
+    record an epoch: epoch (1-based), seconds (so far), the mean of each loss, and after a scored epoch the
+    accuracies in percent and `objective`, their harmonic mean.
+
+    Raises:
+        WorkError: the checkpoint is damaged, or belongs to another run.
+    """
+
+    def __init__(self, run: Run, folder: Path, stream: Stream) -> None:
+        self.run = run
+        self.state = initial_state(run)
+        self.history: list[dict[str, Any]] = []
+        self._path = folder / "checkpoint.safetensors"
+        self._stream = stream
+        self._batches: Iterator[Batch] | None = None
+        found = load_checkpoint(self._path)
+        if found is not None:
+            if found.run != run.digest:
+                raise WorkError(f"{self._path} belongs to another configuration: use another folder")
+            self.state, self.history = found.state, list(found.history)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) == self.run.config.train.epochs
+
+    def epoch(self) -> dict[str, Any]:
+        """Train one epoch, score it where the objective says so, write the checkpoint, return the record.
+
+        Raises:
+            Diverged, WorkError (a broken image, a full disk).
+        """
+        started = time.perf_counter()
+        if self._batches is None:
+            self._batches = self._stream(self.run.plan, self.state.step)
+        losses: dict[str, float] = {}
+        if self.state.prompts:
+            self.state, losses = train_epoch(self.run, self.state, self._batches)
+        record: dict[str, Any] = {"epoch": len(self.history) + 1, **losses}
+        if self.run.every_epoch or record["epoch"] == self.run.config.train.epochs:
+            record |= self.score()
+        before = self.history[-1]["seconds"] if self.history else 0.0
+        record["seconds"] = round(before + time.perf_counter() - started, 3)
+        self.history.append(record)
+        save_checkpoint(self._path, self.state, self.history, run=self.run.digest)
+        return record
+
+    def score(self) -> dict[str, float]:
+        """Accuracies in percent by set, and `objective`, their harmonic mean."""
+        accuracies = {
+            name: accuracy(self.run.backbone, e.model, self.state.prompts, _images(e.plan, self._stream))
+            for name, e in self.run.evaluations.items()
+        }
+        return {**accuracies, "objective": harmonic_mean(accuracies)}
+
+    def close(self) -> None:
+        """End the stream."""
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+        self._batches = None
+
+
+_KEPT: dict[str, Sequence[Batch]] = {}
+_MOST_KEPT_BYTES = 512 * 1024**2
+
+
+def _images(plan: Plan, stream: Stream) -> Iterator[Batch]:
+    """An evaluation plan's batches; images of small sets are kept, since centre crops never change."""
+    if plan.digest in _KEPT:
+        yield from _KEPT[plan.digest]
+        return
+    keep = len(plan.items) * 3 * plan.transform.size**2 <= _MOST_KEPT_BYTES
+    batches: list[Batch] = []
+    for batch in stream(plan, 0):
+        if keep:
+            batches.append(batch)
+        yield batch
+    if keep:
+        while len(_KEPT) > 3:
+            _KEPT.pop(next(iter(_KEPT)))
+        _KEPT[plan.digest] = batches
