@@ -1,0 +1,7 @@
+"""`python -m prometar`."""
+
+import sys
+
+from prometar.cli import main
+
+sys.exit(main())

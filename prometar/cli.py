@@ -1,0 +1,128 @@
+"""`prometar`: data sets, single runs, and reports."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prometar.config import Config, load_config, parse_assignments
+from prometar.console import run_cli
+from prometar.raylocal import start_ray
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data = typer.Typer(no_args_is_help=True, help="Data sets: what is there, is it whole, as Parquet.")
+app.add_typer(data, name="data")
+
+RootOption = Annotated[
+    Path | None, typer.Option("--data-root", help="The folder that holds the data sets' folders.")
+]
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML configuration, such as a study's best.yaml.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder [out/train/<method>-<data>-seed<seed>].")
+    ] = None,
+    data_root: RootOption = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. optim.lr=0.01.")
+    ] = None,
+) -> None:
+    """Train one run on all base classes and test it on base and new ones. The same command goes on."""
+    chosen = load_config(config) if config else Config()
+    values = parse_assignments(settings or [])
+    if data_root is not None:
+        values["data.root"] = str(data_root)
+    chosen = chosen.override(values)
+    from prometar.runs import train_run  # after the configuration is known to be right: torch loads slowly
+
+    name = f"{chosen.method}-{chosen.data.name}-seed{chosen.train.seed}"
+    folder = out or Path("out/train") / name
+    start_ray()
+    result = train_run(chosen, folder, on_epoch=_print_epoch(chosen.train.epochs))
+    _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result)
+    print(f"prompts and records: {folder}")
+
+
+@app.command()
+def evaluate(run: Annotated[Path, typer.Argument(help="A folder that `prometar train` wrote.")]) -> None:
+    """Test a finished run's prompts again."""
+    from prometar.runs import evaluate_run
+
+    start_ray()
+    _print_accuracies(str(run), evaluate_run(run))
+
+
+@app.command()
+def report(study: Annotated[Path, typer.Argument(help="A study's folder, OUT/STUDY.")]) -> None:
+    """Rebuild a study's report.html from its records."""
+    from tune.report import build_report
+
+    print(f"written: {build_report(study)}")
+
+
+@data.command("list")
+def data_list(data_root: RootOption = None) -> None:
+    """The data sets, and which of them are under --data-root."""
+    from prometar.data.check import list_datasets
+
+    table = Table(box=None)
+    for column in ("name", "title", "classes", "where"):
+        table.add_column(column)
+    for row in list_datasets(data_root):
+        table.add_row(row.name, row.title, str(row.classes), row.where)
+    Console().print(table)
+
+
+@data.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="A data set.")], data_root: RootOption = None
+) -> None:
+    """Decode every image; lists all that are missing or broken."""
+    from prometar.data.check import check
+
+    print(check(name, data_root))
+
+
+@data.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="A data set.")],
+    to: Annotated[str, typer.Option(help="A data root to write to: a folder, s3://... or gs://...")],
+    data_root: RootOption = None,
+) -> None:
+    """Write a data set as Parquet shards, after checking every image. The same command goes on."""
+    from prometar.data.prepare import prepare
+
+    print(prepare(name, data_root, to))
+
+
+def _print_epoch(epochs: int) -> Any:
+    def show(record: dict[str, Any]) -> None:
+        loss = f", loss {record['direct_ce']:.3f}" if "direct_ce" in record else ""
+        print(f"epoch {record['epoch']}/{epochs}{loss}, {record['seconds']:.0f} s", flush=True)
+
+    return show
+
+
+def _print_accuracies(title: str, result: dict[str, Any]) -> None:
+    table = Table(title=title, title_justify="left", box=None)
+    row = []
+    for key, label in (("base", "base"), ("new", "new"), ("objective", "H")):
+        if key in result:
+            table.add_column(label, justify="right")
+            row.append(f"{result[key]:.2f} %")
+    table.add_row(*row)
+    Console().print(table)
+
+
+def main(args: list[str] | None = None) -> int:
+    """The entry point; returns the exit status."""
+    return run_cli(app, sys.argv[1:] if args is None else args)
