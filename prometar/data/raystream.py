@@ -65,6 +65,7 @@ def _blocks(
             batch_format="numpy",
             num_cpus=options.num_cpus,
             compute=TaskPoolStrategy(size=options.max_tasks),
+            **_placement(options),
         )
         batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
     # closing the generator behind it is what stops the tasks early
@@ -124,6 +125,15 @@ def make_block(
     return {"row": np.arange(start, stop), "image": images, "error": np.full(stop - start, "")}
 
 
+def _placement(options: StreamOptions) -> dict[str, Any]:
+    """Where the tasks run: in the trial's own placement group, whose CPUs no other trial can take."""
+    group = get_current_placement_group() if options.in_placement_group else None
+    if group is None:
+        return {}
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+    return {"scheduling_strategy": strategy}
+
+
 def _raise_error(columns: Columns) -> None:
     text = str(columns["error"][0])
     if text:
@@ -145,9 +155,5 @@ def _context(plan: Plan, options: StreamOptions) -> Iterator[None]:
     context.execution_options.verbose_progress = False
     memory = max(options.memory_bytes, 4 * block_bytes * options.max_tasks)
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
-    group = get_current_placement_group() if options.in_placement_group else None
-    if group is not None:
-        strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-        context.scheduling_strategy = context.scheduling_strategy_large_args = strategy
     with DataContext.current(context):
         yield

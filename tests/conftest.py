@@ -1,0 +1,85 @@
+"""Fixtures that all tests share: one local Ray, and a small benchmark folder of photographs-to-be."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+DTD_SPLIT = "split_zhou_DescribableTextures.json"
+CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings that Ray raises about its own code: its context sets fields that it deprecates."""
+    config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A quiet Ray of two CPUs in this process's name; ended with the session."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=256 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+def write_dtd(root: Path, *, per_class: int = 8, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
+    """A folder in DTD's layout below `root`: small JPEGs of uneven sizes and a split file; returns `root`.
+
+    A class has `per_class` training, half as many validation and half as many test images.
+    """
+    rng = np.random.default_rng(seed)
+    folder = root / "dtd"
+    split: dict[str, list[list[object]]] = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(classes):
+        (folder / "images" / name).mkdir(parents=True)
+        for k in range(per_class * 2):
+            path = f"{name}/{name}_{k:04d}.jpg"
+            height, width = (int(side) for side in rng.integers(40, 90, 2))
+            coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+            image.save(folder / "images" / path, quality=80)
+            part = "train" if k < per_class else "val" if k < per_class * 3 // 2 else "test"
+            split[part].append([path, label, name])
+    for part in split.values():
+        rng.shuffle(part)  # labels first appear in no particular order
+    (folder / DTD_SPLIT).write_text(json.dumps(split))
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_dtd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a small `dtd/` (six classes of 8 + 4 + 4 images). Do not write into it."""
+    return write_dtd(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def own_dtd(tmp_path: Path) -> Path:
+    """A data root with a small `dtd/` (four classes of 4 + 2 + 2 images) that the test may damage."""
+    return write_dtd(tmp_path / "root", per_class=4, classes=CLASSES[:4])
+
+
+@pytest.fixture(scope="session")
+def real_dtd() -> Path:
+    """A data root with real DTD photographs, from PROMETAR_DTD10; the test is skipped without."""
+    here = Path(os.environ.get("PROMETAR_DTD10", Path(__file__).parents[2] / "shared/data/dtd10"))
+    if not (here / "dtd").is_dir():
+        pytest.skip("no real photographs: set PROMETAR_DTD10 to a data root that holds dtd/")
+    return here

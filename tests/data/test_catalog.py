@@ -1,0 +1,106 @@
+"""Opening data sets, and what a user is told when something is missing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from prometar.data.catalog import known, open_dataset
+from prometar.data.dataset import Item, classnames
+from prometar.data.transforms import TransformSpec, apply
+from prometar.errors import UserError
+
+SPLIT = "split_zhou_DescribableTextures.json"
+
+
+def fails(name: str, root: Path | None) -> str:
+    with pytest.raises(UserError) as caught:
+        open_dataset(name, root)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_dtd_keeps_the_split_files_order(small_dtd: Path) -> None:
+    dataset = open_dataset("dtd", small_dtd)
+    tree = json.loads((small_dtd / "dtd" / SPLIT).read_text())
+    for split, items in dataset.splits.items():
+        assert [[i.path, i.label, i.classname] for i in items] == tree[split]
+    assert dataset.classnames == ("banded", "dotted", "grid", "lined", "porous", "woven")
+    assert dataset.template == "{} texture."
+    path = dataset.train[0].path
+    assert dataset.source.read_many([path]) == [(small_dtd / "dtd/images" / path).read_bytes()]
+
+
+def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
+    dataset = open_dataset("textures")
+    assert len(dataset.classnames) >= 24
+    assert open_dataset("textures", tmp_path) == dataset
+    again = pickle.loads(pickle.dumps(dataset.source))
+    for item in (dataset.train[0], dataset.val[-1], dataset.test[-1]):
+        first, second = dataset.source.read_many([item.path]), again.read_many([item.path])
+        assert first == second
+        assert apply(TransformSpec(64, train=False), first[0], 0).shape == (64, 64, 3)
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    message = fails("dtt", None)
+    assert all(name in message for name in ("'dtt'", *known()))
+
+
+def test_missing_root_names_the_option(tmp_path: Path) -> None:
+    assert "--data-root DIR, the folder that holds dtd/" in fails("dtd", None)
+    assert str(tmp_path / "no") in fails("dtd", tmp_path / "no")
+
+
+def test_missing_parts_name_themselves(own_dtd: Path) -> None:
+    image = next((own_dtd / "dtd/images/grid").iterdir())
+    image.unlink()
+    message = fails("dtd", own_dtd)
+    assert str(image) in message
+    assert "1 of 32 images" in message
+    (own_dtd / "dtd" / SPLIT).unlink()
+    message = fails("dtd", own_dtd)
+    assert SPLIT in message
+    assert "never made up" in message
+    (own_dtd / "dtd/images").rename(own_dtd / "dtd/other")
+    assert str(own_dtd / "dtd/images") in fails("dtd", own_dtd)
+    (own_dtd / "dtd").rename(own_dtd / "moved")
+    assert str(own_dtd / "dtd") in fails("dtd", own_dtd)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must hold the lists train, val, test"),
+        ('{"train": [], "val": []}', "must hold the lists"),
+        ('{"train": [], "val": [], "test": []}', "no training images"),
+        ('{"train": [["a.jpg", "0", "a"]], "val": [], "test": []}', "train entry 0"),
+        ('{"train": [["a.jpg", 0]], "val": [], "test": []}', "expected [path, label, class name]"),
+        ('{"train": [["../a.jpg", 0, "a"]], "val": [], "test": []}', "leaves the image folder"),
+        ('{"train": [["/etc/passwd", 0, "a"]], "val": [], "test": []}', "leaves the image folder"),
+        ('{"train": [["a.jpg", 0, "a"]], "val": [["a.jpg", 0, "a"]], "test": []}', "lists a.jpg twice"),
+        ('{"train": [["a.jpg", 0, "a"], ["b.jpg", 0, "b"]], "val": [], "test": []}', "both 'a' and 'b'"),
+    ],
+)
+def test_a_malformed_split_file_says_where(own_dtd: Path, text: str, part: str) -> None:
+    (own_dtd / "dtd" / SPLIT).write_text(text)
+    message = fails("dtd", own_dtd)
+    assert SPLIT in message or "split file" in message
+    assert part in message
+
+
+def test_an_image_lost_later_is_named(own_dtd: Path) -> None:
+    dataset = open_dataset("dtd", own_dtd)
+    path = dataset.train[0].path
+    (own_dtd / "dtd/images" / path).unlink()
+    with pytest.raises(UserError, match=r"cannot read image .*No such file"):
+        dataset.source.read_many([path])
+
+
+def test_classnames_come_in_label_order_even_if_labels_are_sparse() -> None:
+    assert classnames([Item("a", 7, "x"), Item("b", 2, "y"), Item("c", 7, "x")]) == ("y", "x")

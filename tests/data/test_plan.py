@@ -1,0 +1,137 @@
+"""The plan is a pure value: its rows, batches and digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prometar.data.dataset import Item
+from prometar.data.plan import Plan, eval_plan
+from prometar.data.transforms import TransformSpec
+from prometar.errors import UserError
+
+SPEC = TransformSpec(size=32, train=True)
+
+
+def make_plan(num_items: int = 10, **settings: Any) -> Plan:
+    items = tuple(Item(f"a/{k}.jpg", k % 3, f"c{k % 3}") for k in range(num_items))
+    return Plan(items, settings.pop("transform", SPEC), **settings)
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 4), st.booleans(), st.booleans())
+def test_steps_cover_the_rows_and_never_cross_an_epoch(
+    num_items: int, batch: int, epochs: int, shuffle: bool, drop_last: bool
+) -> None:
+    plan = make_plan(num_items, batch_size=batch, epochs=epochs, shuffle=shuffle, drop_last=drop_last)
+    ranges = [plan.step_rows(step) for step in range(plan.num_steps)]
+    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(plan.num_rows))
+    for start, stop in ranges:
+        assert len(set(plan.rows(start, stop).epoch)) == 1
+    full = drop_last and num_items >= batch
+    assert plan.rows_per_epoch == (num_items - num_items % batch if full else num_items)
+    for epoch in range(epochs):
+        first = epoch * plan.rows_per_epoch
+        image = plan.rows(first, first + plan.rows_per_epoch).image
+        assert len(set(image)) == len(image)
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_rows_do_not_depend_on_how_they_are_asked_for(a: int, b: int) -> None:
+    plan = make_plan(10, batch_size=3, epochs=4, seed=7)
+    start, stop = min(a, b), max(a, b)
+    stop = min(stop, plan.num_rows)
+    whole = plan.rows(0, plan.num_rows)
+    for part, all_rows in zip(plan.rows(min(start, stop), stop), whole, strict=True):
+        assert np.array_equal(part, all_rows[min(start, stop) : stop])
+
+
+def test_augmentation_seed_belongs_to_seed_epoch_and_image_alone() -> None:
+    def seeds(plan: Plan) -> dict[tuple[int, int], int]:
+        rows = plan.rows(0, plan.num_rows)
+        return {(int(e), int(k)): int(s) for e, k, s in zip(rows.epoch, rows.image, rows.seed, strict=True)}
+
+    first = seeds(make_plan(batch_size=2, epochs=3, seed=1))
+    assert seeds(make_plan(batch_size=5, epochs=3, seed=1)) == first
+    assert seeds(make_plan(batch_size=5, epochs=3, seed=1, shuffle=False)) == first
+    assert len(set(first.values())) == len(first)
+    assert not set(first.values()) & set(seeds(make_plan(batch_size=2, epochs=3, seed=2)).values())
+
+
+def test_epochs_have_different_orders_unless_not_shuffled() -> None:
+    plan = make_plan(64, batch_size=64, epochs=3)
+    orders = {tuple(plan.rows(*plan.step_rows(step)).image) for step in range(3)}
+    assert len(orders) == 3
+    plain = make_plan(64, batch_size=64, epochs=3, shuffle=False)
+    assert list(plain.rows(0, 64).image) == list(range(64))
+
+
+def test_order_and_seeds_stay_what_they_were() -> None:
+    rows = make_plan(8, batch_size=4, epochs=2, seed=3).rows(6, 10)
+    assert list(rows.epoch) == [0, 0, 1, 1]
+    assert list(rows.position) == [6, 7, 0, 1]
+    assert list(rows.image) == [2, 7, 4, 0]
+    assert list(rows.seed) == [
+        2753633827379909739,
+        6223453705935329322,
+        473654246650584341,
+        6819001362670516200,
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 5},
+        {"epochs": 9},
+        {"seed": 1},
+        {"shuffle": False},
+        {"drop_last": False},
+        {"transform": dataclasses.replace(SPEC, flip=0.4)},
+        {"transform": dataclasses.replace(SPEC, jitter=0.4)},
+        {"transform": dataclasses.replace(SPEC, crop_scale=(0.1, 1.0))},
+        {"items": make_plan().items[::-1]},
+        {"items": tuple(dataclasses.replace(i, label=i.label + 1) for i in make_plan().items)},
+    ],
+    ids=str,
+)
+def test_digest_changes_with_everything_that_decides_pixels(change: dict[str, Any]) -> None:
+    plan = make_plan()
+    assert plan.digest == make_plan().digest
+    assert dataclasses.replace(plan, **change).digest != plan.digest
+
+
+def test_a_large_plan_is_cheap() -> None:
+    plan = make_plan(16_000, batch_size=32, epochs=50)
+    start = time.perf_counter()
+    assert plan.num_steps == 25_000
+    assert len(plan.digest) == 64
+    for step in range(0, plan.num_steps, 100):
+        plan.rows(*plan.step_rows(step))
+    assert time.perf_counter() - start < 5
+
+
+def test_eval_plan_keeps_every_image_in_order() -> None:
+    plan = eval_plan(make_plan(10).items, size=32, batch_size=4)
+    assert [plan.step_rows(step) for step in range(plan.num_steps)] == [(0, 4), (4, 8), (8, 10)]
+    assert list(plan.rows(0, 10).image) == list(range(10))
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"epochs": -1}, {"seed": -1}, {"num_items": 0}], ids=str)
+def test_impossible_plans_are_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(UserError):
+        make_plan(**bad)
+
+
+def test_rows_and_steps_outside_the_plan_are_refused() -> None:
+    plan = make_plan(10, batch_size=5, epochs=2)
+    with pytest.raises(ValueError, match="outside"):
+        plan.rows(0, 21)
+    with pytest.raises(ValueError, match="outside"):
+        plan.step_rows(5)
+    assert plan.step_rows(4) == (20, 20)

@@ -1,0 +1,93 @@
+"""The local stream: the reference that every other way of running a plan must equal."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prometar.data.catalog import open_dataset
+from prometar.data.fewshot import draw
+from prometar.data.plan import Plan, eval_plan
+from prometar.data.stream import Batch, StreamOptions, stream_local
+from prometar.data.transforms import BrokenImage, TransformSpec
+from prometar.errors import UserError
+
+
+@lru_cache
+def reference(root: Path, batch_size: int, drop_last: bool) -> tuple[Plan, list[Batch]]:
+    dataset = open_dataset("dtd", root)
+    train, _ = draw(dataset.train, dataset.val, shots=2, seed=1)
+    spec = TransformSpec(32, train=True, jitter=0.3)
+    plan = Plan(train, spec, batch_size=batch_size, epochs=3, seed=4, drop_last=drop_last)
+    return plan, list(stream_local(plan, dataset.source))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return (
+        one.step == other.step
+        and np.array_equal(one.images, other.images)
+        and np.array_equal(one.labels, other.labels)
+    )
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.integers(1, 15), st.booleans(), st.data())
+def test_any_start_step_gives_the_rest_of_the_same_batches(
+    small_dtd: Path, batch_size: int, drop_last: bool, data: st.DataObject
+) -> None:
+    plan, batches = reference(small_dtd, batch_size, drop_last)
+    assert len(batches) == plan.num_steps
+    start = data.draw(st.integers(0, plan.num_steps))
+    rest = list(stream_local(plan, open_dataset("dtd", small_dtd).source, start_step=start))
+    assert len(rest) == plan.num_steps - start
+    assert all(same(a, b) for a, b in zip(rest, batches[start:], strict=True))
+
+
+def test_pixels_of_a_row_do_not_depend_on_the_batch_size(small_dtd: Path) -> None:
+    rows = [np.concatenate([b.images for b in reference(small_dtd, size, True)[1]]) for size in (2, 6)]
+    assert np.array_equal(*rows)
+
+
+def test_batches_are_writable_uint8_with_the_items_labels(small_dtd: Path) -> None:
+    plan, batches = reference(small_dtd, 4, True)
+    for batch in batches:
+        assert batch.images.dtype == np.uint8
+        assert batch.images.flags.writeable
+        assert batch.images.shape == (4, 32, 32, 3)
+        want = [plan.items[k].label for k in plan.rows(*plan.step_rows(batch.step)).image]
+        assert batch.labels.tolist() == want
+        assert batch.labels.dtype == np.int64
+
+
+def test_evaluation_reads_every_image_once_in_order(small_dtd: Path) -> None:
+    dataset = open_dataset("dtd", small_dtd)
+    plan = eval_plan(dataset.test, size=32, batch_size=7)
+    labels = np.concatenate([b.labels for b in stream_local(plan, dataset.source)])
+    assert labels.tolist() == [item.label for item in dataset.test]
+
+
+def test_a_broken_image_stops_the_stream_and_is_named(own_dtd: Path) -> None:
+    dataset = open_dataset("dtd", own_dtd)
+    path = dataset.test[3].path
+    (own_dtd / "dtd/images" / path).write_bytes(b"\xff\xd8 not a photograph")
+    batches = stream_local(eval_plan(dataset.test, size=16, batch_size=2), dataset.source)
+    assert next(batches).step == 0
+    with pytest.raises(BrokenImage, match=path):
+        next(batches)
+
+
+def test_a_start_step_outside_the_plan_is_refused(small_dtd: Path) -> None:
+    plan, _ = reference(small_dtd, 4, True)
+    with pytest.raises(ValueError, match="outside"):
+        stream_local(plan, open_dataset("dtd", small_dtd).source, start_step=plan.num_steps + 1)
+
+
+@pytest.mark.parametrize("bad", [{"num_cpus": -1}, {"max_tasks": 0}, {"block_rows": 0}], ids=str)
+def test_impossible_options_are_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(UserError):
+        StreamOptions(**bad)

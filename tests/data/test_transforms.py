@@ -1,0 +1,127 @@
+"""Pixels: Pillow and numpy only, decided by spec and seed, CLIP's evaluation transform."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torchvision.transforms.v2 as torchvision_transforms
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from prometar.data.transforms import BrokenImage, TransformSpec, apply, decode
+from prometar.errors import UserError, WorkError
+
+
+def encoded(width: int = 70, height: int = 50, mode: str = "RGB", kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(70, 50), (50, 70), (51, 71), (32, 32), (32, 97), (20, 301), (16, 16)])
+def test_evaluation_equals_clip_resize_and_centre_crop(size: tuple[int, int]) -> None:
+    file = encoded(*size)
+    bicubic = torchvision_transforms.InterpolationMode.BICUBIC
+    clip = torchvision_transforms.Compose(
+        [torchvision_transforms.Resize(32, interpolation=bicubic), torchvision_transforms.CenterCrop(32)]
+    )
+    want = np.asarray(clip(Image.open(io.BytesIO(file)).convert("RGB")))
+    got = apply(TransformSpec(32, train=False), file, seed=0)
+    assert got.dtype == np.uint8
+    assert np.array_equal(got, want)
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 2**63 - 1), st.floats(0, 1))
+def test_training_always_gives_size_and_repeats(width: int, height: int, seed: int, jitter: float) -> None:
+    spec = TransformSpec(24, train=True, jitter=jitter)
+    file = encoded(width, height)
+    image = apply(spec, file, seed)
+    assert image.shape == (24, 24, 3)
+    assert np.array_equal(image, apply(spec, file, seed))
+
+
+def test_training_crops_are_spread_as_the_scale_says() -> None:
+    # horizontal ramp: the crop's width shows in the range of its values
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(ramp)).save(buffer, "PNG")
+    areas = []
+    for seed in range(400):
+        image = apply(TransformSpec(32, train=True, flip=0.0), buffer.getvalue(), seed).astype(float)
+        width = (image[0, -1, 0] - image[0, 0, 0]) / 255 * 32 / 31
+        areas.append(width**2)
+    assert 0.04 < min(areas) < 0.1
+    assert 0.4 < np.mean(areas) < 0.62  # (0.08 + 1) / 2 in the mean
+
+
+def test_flip_probability_and_its_independence_of_the_crop() -> None:
+    left = np.zeros((40, 40, 3), np.uint8)
+    left[:, :20] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(left).save(buffer, "PNG")
+
+    def flips(scale: tuple[float, float]) -> list[bool]:
+        spec = TransformSpec(8, train=True, crop_scale=scale, flip=0.25)
+        images = [apply(spec, buffer.getvalue(), seed) for seed in range(300)]
+        return [bool(image[4, -1, 0] > image[4, 0, 0]) for image in images]
+
+    whole = flips((1.0, 1.0))
+    assert 0.18 < np.mean(whole) < 0.33
+    assert flips((0.95, 1.0)) == whole
+
+
+def test_jitter_zero_changes_nothing_and_one_changes_colours() -> None:
+    file = encoded()
+    plain, none, strong = (
+        apply(TransformSpec(32, train=True, jitter=jitter), file, 5) for jitter in (0.0, 0.0, 0.8)
+    )
+    assert np.array_equal(plain, none)
+    assert not np.array_equal(plain, strong)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    file = encoded(mode=mode, kind="TIFF" if mode == "CMYK" else "PNG")
+    assert apply(TransformSpec(16, train=False), file, 0).shape == (16, 16, 3)
+
+
+def test_palette_with_transparency_is_read_without_a_warning() -> None:
+    image = Image.new("P", (20, 20))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=bytes([0, 128]))
+    assert decode(buffer.getvalue()).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [b"", b"no image", encoded(kind="JPEG")[:300], encoded()[:-30][:200], b"%!PS-Adobe-3.0 EPSF-3.0\n"],
+    ids=["empty", "text", "cut jpeg", "cut png", "postscript"],
+)
+def test_a_broken_image_is_one_line_with_its_path(file: bytes) -> None:
+    with pytest.raises(BrokenImage) as caught:
+        apply(TransformSpec(16, train=False), file, 0, path="banded/x.jpg")
+    assert isinstance(caught.value, WorkError)
+    assert "banded/x.jpg" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"size": 0}, {"crop_scale": (0.5, 0.2)}, {"crop_scale": (0.0, 1.0)}, {"flip": 1.1}, {"jitter": -1}],
+    ids=str,
+)
+def test_impossible_specs_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(UserError):
+        TransformSpec(**{"size": 8, "train": True, **bad})  # type: ignore[arg-type]
+
+
+def test_workers_import_no_torch() -> None:
+    code = "import sys, prometar.data.stream; print('torch' in sys.modules, 'ray' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False"]
