@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -121,26 +122,33 @@ def join(root: str | Path, name: str) -> str:
     return f"{root}".rstrip("/") + f"/{name}" if "://" in f"{root}" else str(Path(root, name))
 
 
-def open_shard(uri: str, shard: str) -> pq.ParquetFile:
-    """One shard, opened.
+def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
+    """The small columns of a shard, and the number of rows of each of its row groups.
 
     Raises:
-        WorkError: it is missing or no Parquet file.
+        WorkError: the shard is missing or damaged.
     """
-    system, folder = filesystem(uri)
-    try:
-        return pq.ParquetFile(system.open_input_file(f"{folder}/{shard}"))
-    except (OSError, pa.ArrowException) as error:
-        raise WorkError(
-            f"cannot read shard {join(uri, shard)}: {_line(error)}; prepare the data set again"
-        ) from None
-
-
-def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
-    """The small columns of a shard, and the number of rows of each of its row groups."""
-    with open_shard(uri, shard) as file:
+    with _shard(uri, shard) as file:
         meta = file.metadata
         return file.read(columns=columns), [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+
+
+@contextmanager
+def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
+    system, folder = filesystem(uri)
+    try:
+        with system.open_input_file(f"{folder}/{shard}") as stream:
+            yield pq.ParquetFile(stream, metadata=_footer(uri, shard))
+    except (OSError, pa.ArrowException) as error:
+        raise WorkError(f"cannot read shard {join(uri, shard)}: {_line(error)}; prepare it again") from None
+
+
+@lru_cache(maxsize=4096)
+def _footer(uri: str, shard: str) -> pq.FileMetaData:
+    """A shard's footer, read once a process: an object store answers slowly."""
+    system, folder = filesystem(uri)
+    with system.open_input_file(f"{folder}/{shard}") as stream:
+        return pq.read_metadata(stream)
 
 
 @lru_cache(maxsize=8)
@@ -156,11 +164,8 @@ def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, 
 
 
 def _read_group(uri: str, shard: str, group: int) -> pa.ChunkedArray:
-    try:
-        with open_shard(uri, shard) as file:
-            return file.read_row_group(group, columns=["image"]).column("image")
-    except (OSError, pa.ArrowException) as error:
-        raise WorkError(f"cannot read shard {join(uri, shard)}: {_line(error)}; prepare it again") from None
+    with _shard(uri, shard) as file:
+        return file.read_row_group(group, columns=["image"]).column("image")
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,182 @@
+"""Prepared copies equal their folders; broken images are all named and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from prometar.data import prepare as prepare_module
+from prometar.data.catalog import open_dataset
+from prometar.data.check import check, list_datasets
+from prometar.data.fewshot import draw
+from prometar.data.plan import Plan
+from prometar.data.prepare import prepare
+from prometar.data.stream import stream_local
+from prometar.data.transforms import TransformSpec
+from prometar.errors import UserError, WorkError
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("uri", [False, True], ids=["folder", "uri"])
+def test_a_copy_gives_equal_plans_and_pixels(small_dtd: Path, tmp_path: Path, uri: bool) -> None:
+    before = tree(small_dtd)
+    to = tmp_path.as_uri() if uri else tmp_path
+    result = prepare("dtd", small_dtd, to, shard_rows=40)
+    assert (result.shards, result.kept, result.images) == (3, 0, 96)
+    assert tree(small_dtd) == before
+    plans = []
+    for root in (small_dtd, to):
+        dataset = open_dataset("dtd", root)
+        train, _ = draw(dataset.train, dataset.val, shots=3, seed=1)
+        plan = Plan(train, TransformSpec(32, train=True), batch_size=5, epochs=2)
+        source = pickle.loads(pickle.dumps(dataset.source))
+        plans.append((dataset.splits, plan.digest, [b.images for b in stream_local(plan, source)]))
+    assert plans[0][:2] == plans[1][:2]
+    assert np.array_equal(np.stack(plans[0][2]), np.stack(plans[1][2]))
+
+
+def test_textures_can_be_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset("textures")
+    few = {split: items[:3] for split, items in dataset.splits.items()}
+    small = type(dataset)(
+        dataset.name, dataset.title, source=dataset.source, template=dataset.template, **few
+    )
+    monkeypatch.setattr(prepare_module, "open_dataset", lambda name, root: small)
+    prepare("textures", None, tmp_path)
+    copy = open_dataset("textures", tmp_path)
+    assert copy.splits == few
+    paths = [item.path for item in few["test"]]
+    assert copy.source.read_many(paths) == dataset.source.read_many(paths)
+
+
+def test_the_manifest_describes_the_shards(small_dtd: Path, tmp_path: Path) -> None:
+    prepare("dtd", small_dtd, tmp_path, shard_rows=40)
+    manifest = json.loads((tmp_path / "dtd/manifest.json").read_text())
+    assert (manifest["name"], manifest["format"]) == ("dtd", 1)
+    assert manifest["counts"] == {"train": 48, "val": 24, "test": 24}
+    assert manifest["classnames"][:2] == ["banded", "dotted"]
+    assert [shard["rows"] for shard in manifest["shards"]] == [40, 40, 16]
+    table = pq.read_table(tmp_path / "dtd" / manifest["shards"][0]["file"])
+    assert table.column_names == ["path", "label", "classname", "split", "image"]
+    assert {str(table.schema.field("image").type), str(table.schema.field("label").type)} == {
+        "binary",
+        "int64",
+    }
+
+
+def test_an_interrupted_run_goes_on(small_dtd: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("dtd", small_dtd, tmp_path, shard_rows=40, progress=stop)
+    with pytest.raises(UserError):
+        open_dataset("dtd", tmp_path)  # no manifest: not a copy yet
+    assert prepare("dtd", small_dtd, tmp_path, shard_rows=40).kept == 2
+    assert prepare("dtd", small_dtd, tmp_path, shard_rows=40).kept == 3
+    assert len(open_dataset("dtd", tmp_path).train) == 48
+
+
+def test_all_broken_images_are_named_and_nothing_is_written(own_dtd: Path, tmp_path: Path) -> None:
+    images = sorted((own_dtd / "dtd/images").rglob("*.jpg"))
+    for image in (images[1], images[9], images[20]):
+        image.write_bytes(image.read_bytes()[:200])
+    result = check("dtd", own_dtd)
+    assert sorted(own_dtd / "dtd/images" / one.path for one in result.broken) == [
+        images[1],
+        images[9],
+        images[20],
+    ]
+    assert sum(result.counts.values()) == 32
+    with pytest.raises(WorkError, match=r"3 of 32 images") as caught:
+        prepare("dtd", own_dtd, tmp_path / "copy")
+    assert all(one.path in str(caught.value) for one in result.broken)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_check_of_a_whole_set_finds_nothing(small_dtd: Path) -> None:
+    result = check("dtd", small_dtd)
+    assert result.broken == ()
+    assert result.classes == 6
+    result.require_whole()
+
+
+def test_never_writes_into_the_users_data(own_dtd: Path, tmp_path: Path) -> None:
+    before = tree(own_dtd)
+    for to in (own_dtd, own_dtd / "dtd/images", own_dtd.as_uri()):
+        with pytest.raises(UserError, match="own folder"):
+            prepare("dtd", own_dtd, to)
+    (tmp_path / "other/dtd").mkdir(parents=True)
+    (tmp_path / "other/dtd/thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds other files \(such as thesis.txt\)"):
+        prepare("dtd", own_dtd, tmp_path / "other")
+    assert tree(own_dtd) == before
+
+
+def test_a_damaged_copy_is_named(small_dtd: Path, tmp_path: Path) -> None:
+    prepare("dtd", small_dtd, tmp_path)
+    (shard,) = (tmp_path / "dtd").glob("*.parquet")
+    shard.write_bytes(b"PAR1")
+    with pytest.raises(WorkError, match=shard.name):
+        open_dataset("dtd", tmp_path)
+    (tmp_path / "dtd/manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*manifest.json"):
+        open_dataset("dtd", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"name": "other"}, "copy of 'other'"),
+        ({"shards": [{"file": "../x.parquet"}]}, "leaves the folder"),
+        ({"shards": 3}, "not a manifest"),
+        ({"counts": {}}, "prepare it again"),
+    ],
+    ids=str,
+)
+def test_a_wrong_manifest_says_what_is_wrong(
+    small_dtd: Path, tmp_path: Path, change: dict[str, object], text: str
+) -> None:
+    prepare("dtd", small_dtd, tmp_path)
+    file = tmp_path / "dtd/manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=text):
+        open_dataset("dtd", tmp_path)
+
+
+def test_unknown_places_are_refused(small_dtd: Path) -> None:
+    with pytest.raises(UserError, match="cannot open 'nowhere://x/dtd'"):
+        prepare("dtd", small_dtd, "nowhere://x")
+    with pytest.raises(UserError, match="cannot open 'nowhere://x/dtd'"):
+        open_dataset("dtd", "nowhere://x")
+    with pytest.raises(UserError, match="unknown data set 'dtt'"):
+        prepare("dtt", small_dtd, "somewhere")
+
+
+def test_list_says_what_a_root_holds(small_dtd: Path, tmp_path: Path) -> None:
+    rows = {row.name: row for row in list_datasets(small_dtd)}
+    assert rows["dtd"].counts == {"train": 48, "val": 24, "test": 24}
+    assert rows["dtd"].where == str(small_dtd / "dtd")
+    assert rows["textures"].classes >= 24
+    rows = {row.name: row for row in list_datasets(tmp_path)}
+    assert "dtd is missing" in rows["dtd"].problem
+    assert {row.name: row.problem for row in list_datasets()}["textures"] == ""
+    assert "--data-root" in {row.name: row.problem for row in list_datasets()}["dtd"]
+
+
+def test_real_photographs(real_dtd: Path, tmp_path: Path) -> None:
+    result = prepare("dtd", real_dtd, tmp_path)
+    assert result.images == sum(check("dtd", real_dtd).counts.values())
+    copy = open_dataset("dtd", tmp_path)
+    assert copy.splits == open_dataset("dtd", real_dtd).splits
