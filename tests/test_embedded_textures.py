@@ -12,7 +12,7 @@ from PIL import Image
 from prometar.embedded import textures
 from prometar.errors import UserError
 
-# SHA-256 over the pixels of image 0 of every class; a change here changes every published figure on `textures`.
+# SHA-256 over the pixels of image 0 of every class; a change here changes every figure on `textures`.
 PIXELS = "6aaf8f9d2bcf00df8659b29719a0760a6f68226bf276951d20f8e9373524675c"
 
 
