@@ -18,6 +18,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError, UserCodeException
 from ray.exceptions import RayError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -30,10 +31,12 @@ from prometar.data.stream import Batch, StreamOptions, labels_of_plan
 from prometar.data.transforms import BrokenImage, TransformSpec
 from prometar.errors import UserError, WorkError
 
-MAX_BLOCKS = 1024  # each is put by the driver before the first batch: more ranges share a block
+# Ranges of one execution; each is put (1 ms) before the first batch, so longer plans take several.
+MAX_BLOCKS = 256
 ERRORS: dict[str, type[UserError]] = {e.__name__: e for e in (UserError, WorkError, BrokenImage)}
 
 Columns = dict[str, NDArray[Any]]
+Images = NDArray[np.uint8]
 
 
 def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> Iterator[Batch]:
@@ -52,15 +55,30 @@ def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> 
 
 def _blocks(
     plan: Plan, source: Source, first_row: int, options: StreamOptions
-) -> Generator[NDArray[np.uint8], None, None]:
-    """uint8 (R, H, W, 3) blocks of consecutive rows from `first_row` on; checks that none is lost."""
+) -> Generator[Images, None, None]:
+    """uint8 (R, H, W, 3) blocks of consecutive rows from `first_row` on."""
     table = image_table(plan.items, source, options.resident_bytes)
-    starts = range(first_row, plan.num_rows, options.block_rows)
-    ranges = [{"start": k, "stop": min(k + options.block_rows, plan.num_rows)} for k in starts]
+    inputs = {"order": plan.order, "spec": plan.transform, "table": table, "source": source}
+    rows = MAX_BLOCKS * options.block_rows
+    for start in range(first_row, plan.num_rows, rows):
+        batches = _execution(plan, start, min(start + rows, plan.num_rows), inputs, options)
+        yield from _checked(batches, start, min(start + rows, plan.num_rows))
+
+
+def _execution(
+    plan: Plan, start: int, stop: int, inputs: dict[str, Any], options: StreamOptions
+) -> Generator[Columns, None, None]:
+    """Ray Data making the rows start .. stop-1: a task a range, a block a task.
+
+    A task that made several blocks would keep its CPU while they wait for the consumer; when that consumer
+    waits for a second stream in the same placement group (evaluation between epochs), both wait for ever.
+    """
+    starts = range(start, stop, options.block_rows)
+    ranges = [{"start": k, "stop": min(k + options.block_rows, stop)} for k in starts]
     with _context(plan, options):
-        dataset = ray.data.from_items(ranges, override_num_blocks=min(len(ranges), MAX_BLOCKS)).map_batches(
+        dataset = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
             cast(Any, make_block),
-            fn_kwargs={"order": plan.order, "spec": plan.transform, "table": table, "source": source},
+            fn_kwargs=inputs,
             batch_size=1,
             batch_format="numpy",
             num_cpus=options.num_cpus,
@@ -68,26 +86,29 @@ def _blocks(
             **_placement(options),
         )
         batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-    # closing the generator behind it is what stops the tasks early
-    iterator = cast("Generator[Columns, None, None]", iter(batches))
-    row = first_row
+    return cast("Generator[Columns, None, None]", iter(batches))
+
+
+def _checked(batches: Generator[Columns, None, None], start: int, stop: int) -> Generator[Images, None, None]:
+    """The images of `batches`; raises what a task reported, and if a row is lost or out of order."""
+    row = start
     try:
-        for columns in iterator:
+        for columns in batches:
             _raise_error(columns)
             if not np.array_equal(columns["row"], np.arange(row, row + len(columns["row"]))):
                 raise WorkError(f"the data stream lost its order at row {row}: please report this")
             row += len(columns["row"])
             yield columns["image"]
-    except RayError as error:
+    except (RayError, UserCodeException, ExecutionTimeoutError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise WorkError(f"the data stream failed at row {row} of {plan.num_rows}: {reason}") from error
+        raise WorkError(f"the data stream failed after row {row}: {reason}") from error
     finally:
-        iterator.close()
-    if row != plan.num_rows:
-        raise WorkError(f"the data stream ended at row {row} of {plan.num_rows}: please report this")
+        batches.close()  # stops the tasks if the consumer leaves early
+    if row != stop:
+        raise WorkError(f"the data stream ended at row {row} instead of {stop}: please report this")
 
 
-def _rebatch(plan: Plan, start_step: int, blocks: Iterator[NDArray[np.uint8]]) -> Iterator[Batch]:
+def _rebatch(plan: Plan, start_step: int, blocks: Iterator[Images]) -> Iterator[Batch]:
     """The plan's batches cut from blocks; copies, since blocks are read-only views of shared memory."""
     labels = labels_of_plan(plan)
     block, used = next(blocks), 0
@@ -150,7 +171,7 @@ def _context(plan: Plan, options: StreamOptions) -> Iterator[None]:
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     block_bytes = options.block_rows * plan.transform.size**2 * 3
-    context.target_max_block_size = max(block_bytes, 2**20)
+    context.target_max_block_size = max(2 * block_bytes, 2**20)  # never split a range
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     memory = max(options.memory_bytes, 4 * block_bytes * options.max_tasks)

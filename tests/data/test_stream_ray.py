@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prometar.data import raystream
 from prometar.data.catalog import open_dataset
 from prometar.data.plan import Plan, eval_plan
 from prometar.data.stream import Batch, StreamOptions, stream, stream_local
@@ -41,6 +42,13 @@ def test_pixels_do_not_depend_on_blocks_and_workers(small_dtd: Path, block_rows:
     plan, source = training_plan(small_dtd), open_dataset("dtd", small_dtd).source
     options = StreamOptions(block_rows=block_rows, max_tasks=max_tasks)
     check_equal(list(stream(plan, source, options=options)), list(stream_local(plan, source)))
+
+
+def test_long_plans_take_several_executions(small_dtd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raystream, "MAX_BLOCKS", 2)
+    plan, source = training_plan(small_dtd), open_dataset("dtd", small_dtd).source
+    got = stream(plan, source, start_step=3, options=StreamOptions(block_rows=16))
+    check_equal(list(got), list(stream_local(plan, source))[3:])
 
 
 @pytest.mark.parametrize("start_step", [1, 9, 26, 27])
@@ -122,3 +130,4 @@ def test_trials_that_hold_every_cpu_do_not_hang(small_dtd: Path, tmp_path: Path,
     result = json.loads(output.splitlines()[-1])
     assert result["errors"] == 0
     assert result["equal"] == [True, True, True]
+    assert result["evaluated"] == [48, 48, 48]

@@ -1,5 +1,7 @@
 """Run by test_stream_ray: three trials, two at a time, that hold every CPU and stream; prints one JSON line.
 
+Each evaluates in the middle of its training, as runs do: a second stream while the first one waits.
+
 Usage: python trials_hold_all_cpus.py DATA_ROOT OUT CPUS_PER_TRIAL (half of them for the stream).
 """
 
@@ -16,14 +18,14 @@ import ray
 from ray import tune
 
 from prometar.data.catalog import open_dataset
-from prometar.data.plan import Plan
-from prometar.data.stream import Batch, StreamOptions, stream, stream_local
+from prometar.data.plan import Plan, eval_plan
+from prometar.data.stream import StreamOptions, stream, stream_local
 from prometar.data.transforms import TransformSpec
 
 
 def plan_of(root: str) -> tuple[Plan, Any]:
     dataset = open_dataset("dtd", root)
-    return Plan(dataset.train, TransformSpec(32, train=True), batch_size=4, epochs=3, seed=1), dataset.source
+    return Plan(dataset.train, TransformSpec(32, train=True), batch_size=4, epochs=8, seed=1), dataset.source
 
 
 def digest(batches: Any) -> str:
@@ -34,7 +36,7 @@ def digest(batches: Any) -> str:
 
 
 class Trial(tune.Trainable):
-    """One step streams the plan's three epochs."""
+    """One step streams the plan's epochs."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)
@@ -46,13 +48,16 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         started = time.perf_counter()
         plan, source = plan_of(self.settings["root"])
-        options = StreamOptions(num_cpus=self.settings["cpus"], in_placement_group=True)
-        batches: list[Batch] = []
-        first = 0.0
-        for batch in stream(plan, source, options=options):
-            first = first or time.perf_counter() - started
-            batches.append(batch)
-        return {"pixels": digest(batches), "first": first, "done": True}
+        cpus = self.settings["cpus"]
+        options = StreamOptions(num_cpus=cpus, block_rows=16, in_placement_group=True, memory_bytes=1)
+        training = stream(plan, source, options=options)
+        batches = [next(training)]
+        first = time.perf_counter() - started
+        time.sleep(1)  # the training stream fills its buffers
+        evaluation = stream(eval_plan(plan.items, size=32), source, options=options)
+        evaluated = sum(len(batch.labels) for batch in evaluation)
+        batches += training
+        return {"pixels": digest(batches), "first": first, "evaluated": evaluated, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         pass
@@ -84,6 +89,7 @@ def main(root: str, out: str, cpus_per_trial: float) -> None:
             {
                 "errors": len(results.errors),
                 "equal": [m.get("pixels") == want for m in metrics],
+                "evaluated": [m.get("evaluated") for m in metrics],
                 "first": [round(m.get("first", -1.0), 2) for m in metrics],
             }
         )
