@@ -1,0 +1,38 @@
+"""One run as a driver hands it to a worker: plain data, complete in itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train and where its state lies.
+
+    Args:
+        run_dir: Absolute folder of the run's checkpoint and result.
+        config: A complete configuration, `Config.model_dump(mode="json")`.
+        objective: Its images and scores (`prometar.objective`).
+        settings: The searched settings alone, for messages.
+        val_per_class: Most validation images a class that a search scores on (default 20).
+        threads: Torch threads of the worker (default 1).
+        stream_cpus: Logical CPUs of its stream's tasks (default 0.5).
+    """
+
+    run_dir: str
+    config: dict[str, Any]
+    objective: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    val_per_class: int = 20
+    threads: int = 1
+    stream_cpus: float = 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for Ray's configuration."""
+        return {"job": asdict(self)}
+
+    @staticmethod
+    def from_dict(config: dict[str, Any]) -> Job:
+        """The inverse of `to_dict`."""
+        return Job(**config["job"])

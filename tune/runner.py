@@ -1,0 +1,58 @@
+"""Run jobs on Ray Tune: placement, concurrency, retries, reuse of actors; none of its own state is kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from tune.resources import ResourcePlan
+
+MAX_FAILURES = 2  # restarts of a trial whose worker died; it goes on from its own checkpoint
+
+
+def run_trials(
+    trainable: type[tune.Trainable],
+    searcher: Searcher,
+    plan: ResourcePlan,
+    *,
+    scheduler: TrialScheduler | None = None,
+    callbacks: Sequence[Callback] = (),
+    verbose: bool = False,
+) -> None:
+    """Run what `searcher` hands out until it is finished; results are taken in by searcher and callbacks."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # records are the study's own
+    os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "600")
+    if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # Everything worth keeping lies in the jobs' folders and the study's storage: Tune's files may go.
+    with tempfile.TemporaryDirectory(prefix="prometar-") as scratch:
+        tuner = Tuner(
+            tune.with_resources(trainable, plan.bundles()),
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=plan.max_concurrent,
+                reuse_actors=True,
+            ),
+            run_config=_run_config(scratch, list(callbacks), verbose),
+        )
+        tuner.fit()
+
+
+def _run_config(scratch: str, callbacks: list[Callback], verbose: bool) -> Any:
+    return RunConfig(
+        storage_path=scratch,
+        callbacks=callbacks,
+        verbose=1 if verbose else 0,
+        failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+    )

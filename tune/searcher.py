@@ -1,0 +1,104 @@
+"""Ray Tune's searcher and scheduler, as thin hands of the study's memory.
+
+The controller calls the scheduler before the searcher; so the scheduler reports each epoch and stops what
+the pruner prunes, and both only ever pass on what the memory decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tune.job import Job
+from tune.memory import Asked, Memory
+
+MakeJob = Callable[[Asked], Job]
+
+
+class StudySearcher(Searcher):
+    """Asks the memory until `target` trials have begun, interrupted ones first."""
+
+    def __init__(self, memory: Memory, make_job: MakeJob, target: int) -> None:
+        super().__init__(metric=None, mode=None)
+        self._memory, self._make_job, self._target = memory, make_job, target
+        self.numbers: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        asked = self._memory.next(self._target)
+        if asked is None:
+            return Searcher.FINISHED
+        self.numbers[trial_id] = asked.number
+        return self._make_job(asked).to_dict()
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        number = self.numbers[trial_id]
+        if result and not error:
+            self._memory.observe(number, result)
+        self._memory.fail(number, "the worker ended without a result")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the storage holds the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Reports every epoch to the memory and stops what it says."""
+
+    def __init__(self, memory: Memory, searcher: StudySearcher) -> None:
+        super().__init__()
+        self._memory, self._searcher = memory, searcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        stop = self._memory.observe(self._searcher.numbers[trial.trial_id], result)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._memory.fail(self._searcher.numbers[trial.trial_id], reason_of(trial))
+
+
+class ListSearcher(Searcher):
+    """Hands out a fixed list of jobs."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        super().__init__(metric=None, mode=None)
+        self._left = list(reversed(jobs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._left.pop().to_dict() if self._left else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """The result lies in the job's folder."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+def reason_of(trial: Trial) -> str:
+    """The last line of what a trial's worker died of."""
+    error = trial.get_error()
+    lines = str(error or "the worker died").strip().splitlines()
+    return lines[-1].strip()[:300]
