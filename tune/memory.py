@@ -89,7 +89,7 @@ class Memory:
         """An interrupted trial, else a new one while fewer than `target` trials exist, else None."""
         if self._interrupted:
             return self._begin(self._resume(self._interrupted.popleft()))
-        if self.hopeless() or self._num_begun() >= target:
+        if not self.wants(target):
             return None
         for _ in range(REDRAWS):
             trial = self._ask()
@@ -102,8 +102,10 @@ class Memory:
             self._tell(asked.number, TrialState.FAIL, reason=f"the same settings as trial {earlier}")
         return None
 
-    def _num_begun(self) -> int:
-        return sum(t.state is not TrialState.WAITING for t in self.trials())
+    def wants(self, target: int) -> bool:
+        """Whether new trials are to be begun until `target` have been."""
+        begun = sum(t.state is not TrialState.WAITING for t in self.trials())
+        return begun < target and not self.hopeless()
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():

@@ -1,0 +1,135 @@
+"""The last comparison: best against released settings, same final seeds, tested once, paired by seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+
+from prometar.checkpoint import write_atomically
+from tune.folder import StudyFolder
+from tune.job import Job
+from tune.request import Request
+from tune.resources import ResourcePlan
+from tune.runner import run_trials
+from tune.searcher import ListSearcher, reason_of
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean of n paired differences with its 95 % t-interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def paired_interval(differences: Sequence[float]) -> Interval | None:
+    """mean +- t(n-1) s / sqrt(n) of differences paired by seed; None for fewer than two.
+
+    Example:
+        >>> interval = paired_interval([1.0, 2.0, 3.0])
+        >>> round(interval.low, 2), round(interval.high, 2)
+        (-0.48, 4.48)
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    t = _T95[n - 2] if n - 2 < len(_T95) else 1.960
+    half = t * stdev(differences) / math.sqrt(n)
+    middle = mean(differences)
+    return Interval(middle, middle - half, middle + half, n)
+
+
+class Failures(Callback):
+    """Why runs failed, by their folder."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        if result.get("failed"):
+            self.reasons[Job.from_dict(trial.config).run_dir] = str(result["failed"])
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.reasons[Job.from_dict(trial.config).run_dir] = reason_of(trial)
+
+
+def run_finals(
+    folder: StudyFolder,
+    request: Request,
+    best: tuple[int, dict[str, Any]],
+    plan: ResourcePlan,
+    trainable: type[tune.Trainable],
+    *,
+    callbacks: Sequence[Callback] = (),
+    published: float | None = None,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Run what has no result yet, and write finals.json. Returns its content."""
+    chosen = {best[0]: best[1], 0: request.reference()}
+    jobs = [
+        request.final_job(settings, seed, str(folder.final(number, seed)), plan)
+        for seed in request.final_seeds
+        for number, settings in chosen.items()
+        if not (folder.final(number, seed) / "result.json").exists()
+    ]
+    failures = Failures()
+    if jobs:
+        run_trials(trainable, ListSearcher(jobs), plan, callbacks=[*callbacks, failures], verbose=verbose)
+    summary = summarize(folder, request, best, failures.reasons, published)
+    write_atomically(folder / "finals.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def summarize(
+    folder: StudyFolder,
+    request: Request,
+    best: tuple[int, dict[str, Any]],
+    failures: dict[str, str],
+    published: float | None,
+) -> dict[str, Any]:
+    """finals.json from the runs' folders."""
+    number, settings = best
+    ours = [_run(folder, number, seed, failures) for seed in request.final_seeds]
+    released = [_run(folder, 0, seed, failures) for seed in request.final_seeds]
+    pairs = [(a, b) for a, b in zip(ours, released, strict=True) if "objective" in a and "objective" in b]
+    same = number == 0
+    interval = None if same else paired_interval([a["objective"] - b["objective"] for a, b in pairs])
+    return {
+        "seeds": list(request.final_seeds),
+        "same": same,
+        "best": {"number": number, "settings": settings, "runs": ours},
+        "released": {"number": 0, "settings": request.reference(), "runs": released},
+        "difference": vars(interval) if interval else None,
+        "shown": bool(interval and interval.excludes_zero),
+        "published": published,
+    }
+
+
+def _run(folder: StudyFolder, number: int, seed: int, failures: dict[str, str]) -> dict[str, Any]:
+    path = folder.final(number, seed)
+    if not (path / "result.json").exists():
+        return {"seed": seed, "failed": failures.get(str(path), "no result")}
+    result = json.loads((path / "result.json").read_text("utf-8"))["result"]
+    return {"seed": seed, **{key: result[key] for key in ("base", "new", "objective", "seconds")}}

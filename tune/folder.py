@@ -1,0 +1,213 @@
+"""A study's folder: who works on it, what it was asked, and one record a trial."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune import Callback
+
+from prometar.checkpoint import write_atomically
+from prometar.errors import UserError, WorkError
+from prometar.runs import environment
+from tune.memory import REASON, REFERENCE, RESULT, Memory
+from tune.request import Request
+
+
+class StudyFolder:
+    """OUT/STUDY: study.yaml, study.db, trials/, finals/, best.yaml, report.html."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        if not name or name in {".", ".."} or any(c in name for c in "/\\\0"):
+            raise UserError(f"--study '{name}' is no folder name: use letters, digits, '-' and '_'")
+        self.name = name
+        self.path = out.resolve() / name
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def storage(self) -> str:
+        """The default storage: a SQLite file in the folder."""
+        return f"sqlite:///{self.path / 'study.db'}"
+
+    def trial(self, number: int) -> Path:
+        """The folder of a trial of the search."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def final(self, number: int, seed: int) -> Path:
+        """The folder of a final run of trial `number`'s settings."""
+        return self.path / "finals" / f"trial-{number:04d}-seed{seed}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the study alone.
+
+        Raises:
+            WorkError: another process holds it (says which), or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise WorkError(f"cannot write to {self.path}: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise WorkError(f"the study {self.path} is being run by process {holder}") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def claim(self, request: Request) -> None:
+        """Write study.yaml, or compare with the one that is there.
+
+        Raises:
+            UserError: the study was made with other settings; the message shows the difference.
+        """
+        path = self.path / "study.yaml"
+        if path.exists():
+            self._compare(read_study(self.path)["identity"], request.identity)
+        write_atomically(path, yaml.safe_dump(self._description(request), sort_keys=False).encode())
+
+    def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        changed = [
+            f"{key}: {old.get(key, 'absent')} then, {new.get(key, 'absent')} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
+            raise UserError(
+                f"the study {self.path} was made with other settings ({shown}): "
+                "repeat them, or start another with --study NAME"
+            )
+
+    def _description(self, request: Request) -> dict[str, Any]:
+        config = request.config
+        return {
+            "name": self.name,
+            "command": " ".join(["python", *map(_quoted, sys.argv)]),
+            "asked": {
+                "dataset": config.data.name,
+                "data_root": config.data.root,
+                "backbone": config.backbone.name,
+                "pretrained": config.backbone.pretrained,
+                "method": config.method,
+                "objective": request.objective,
+                "trials": request.trials,
+                "epochs": config.train.epochs,
+                "shots": config.data.shots,
+                "seed": request.seed,
+                "sampler": "TPE",
+                "pruner": request.pruner,
+                "val_per_class": request.val_per_class,
+                "final_seeds": list(request.final_seeds),
+            },
+            "space": {
+                "name": request.space.name,
+                "ranges": {k: r.model_dump(mode="json") for k, r in request.space.ranges.items()},
+            },
+            "identity": request.identity,
+            "config": config.model_dump(mode="json"),
+            "environment": {**environment(), **_machine()},
+        }
+
+    def write_record(self, trial: FrozenTrial) -> None:
+        """trials/NNNN/record.json of one trial."""
+        path = self.trial(trial.number) / "record.json"
+        write_atomically(path, json.dumps(record_of(trial), indent=1).encode())
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """study.yaml of a study's folder.
+
+    Raises:
+        UserError: the folder holds no study.
+    """
+    try:
+        return yaml.safe_load((path / "study.yaml").read_text("utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise UserError(f"{path} holds no study: pass a folder OUT/STUDY that search.py wrote") from None
+
+
+def record_of(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial as the record file holds it."""
+    last = trial.user_attrs.get(RESULT, {})
+    values = trial.intermediate_values
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "reference": bool(trial.user_attrs.get(REFERENCE, False)),
+        "settings": dict(trial.params),
+        "objective": last.get("objective"),
+        "base": last.get("base"),
+        "new": last.get("new"),
+        "epoch": last.get("epoch", 0),
+        "epochs": [{"epoch": epoch, "objective": values[epoch]} for epoch in sorted(values)],
+        "seconds": last.get("seconds", 0.0),
+        "reason": str(trial.user_attrs.get(REASON, "")),
+        "started": _iso(trial.datetime_start),
+        "ended": _iso(trial.datetime_complete),
+    }
+
+
+class RecordKeeper(Callback):
+    """Writes a trial's record when it ends, so that a killed study has them too."""
+
+    def __init__(self, folder: StudyFolder, memory: Memory) -> None:
+        self._folder, self._memory = folder, memory
+        self._written: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        if len(self._written) < sum(t.is_finished() for t in trials):
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write the records of all ended trials that have none from this process yet."""
+        for trial in self._memory.trials():
+            if trial.state.is_finished() and trial.number not in self._written:
+                self._folder.write_record(trial)
+                self._written.add(trial.number)
+
+
+def num_ended(memory: Memory) -> dict[str, int]:
+    """Ended trials by state."""
+    states = [t.state for t in memory.trials()]
+    return {s.name: states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)}
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="seconds") if moment else None
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if any(c in word for c in " *?[]$&;|<>()") else word
+
+
+def _machine() -> dict[str, str]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux: the general name stays
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": cpu, "cores": str(os.cpu_count()), "memory": f"{gib:.0f} GiB"}

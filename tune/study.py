@@ -1,0 +1,168 @@
+"""A study from beginning to end: check, search, compare, report. Every stage goes on where it was left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+from rich.console import Console
+
+from prometar.backbone.openclip import load_backbone
+from prometar.checkpoint import write_atomically
+from prometar.config import dump_config
+from prometar.data.catalog import open_dataset
+from prometar.errors import UserError, WorkError
+from prometar.methods import build
+from prometar.objective import SEARCH_OBJECTIVES, problem
+from prometar.published import published
+from prometar.raylocal import start_ray
+from tune.finals import run_finals
+from tune.folder import RecordKeeper, StudyFolder
+from tune.memory import Memory
+from tune.progress import Progress
+from tune.report import build_report
+from tune.request import Request
+from tune.resources import ResourcePlan, plan_resources
+from tune.runner import run_trials
+from tune.searcher import StudyScheduler, StudySearcher
+from tune.summary import print_summary
+from tune.trial import TrialWorker
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study lies and what it may use; nothing here changes its result."""
+
+    out: Path
+    name: str
+    storage: str | None = None
+    address: str | None = None
+    max_concurrent: int | None = None
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float | None = None
+    verbose: bool = False
+
+
+def run_study(
+    request: Request,
+    place: Place,
+    *,
+    trainable: type[tune.Trainable] = TrialWorker,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run or continue a study. Returns what finals.json holds.
+
+    Raises:
+        UserError: the request is wrong, or an old study was made with other settings.
+        WorkError: another process runs the study, or all its trials fail.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    check(request)
+    folder = StudyFolder(place.out, place.name)
+    with folder.locked():
+        folder.claim(request)
+        memory = Memory(
+            place.storage or folder.storage,
+            place.name,
+            request.space,
+            reference=request.reference(),
+            seed=request.seed,
+            pruner=request.pruner,
+        )
+        cluster = start_ray(address=place.address, verbose=place.verbose)
+        plan = plan_resources(
+            cluster,
+            max_concurrent=place.max_concurrent,
+            cpus_per_trial=place.cpus_per_trial,
+            gpus_per_trial=place.gpus_per_trial,
+        )
+        _introduce(console, folder, request, memory, plan.describe(cluster))
+        _search(request, folder, memory, plan, trainable, console, place.verbose)
+        best = memory.best()
+        assert best is not None, "the reference is never pruned"
+        settings = dict(best.params)
+        seeded = {**settings, "train.seed": (*request.final_seeds, request.seed)[0]}
+        write_atomically(folder / "best.yaml", dump_config(request.config.override(seeded)).encode())
+        seeds = ", ".join(map(str, request.final_seeds))
+        console.print(f"final comparison: trial {best.number} and the released settings, seeds {seeds}")
+        finals = run_finals(
+            folder, request, (best.number, settings), plan, trainable,
+            published=_published(request), verbose=place.verbose,
+        )  # fmt: skip
+        report = build_report(folder.path)
+        print_summary(console, folder, request, memory, finals, report)
+        return finals
+
+
+def check(request: Request) -> None:
+    """Everything that can be wrong with a request, found before any worker starts.
+
+    Raises:
+        UserError, WorkError: see the builders.
+    """
+    config = request.config
+    if request.objective not in SEARCH_OBJECTIVES:
+        known = ", ".join(SEARCH_OBJECTIVES)
+        raise UserError(f"unknown objective '{request.objective}': choose one of {known}")
+    request.reference()
+    build(config)
+    dataset = open_dataset(config.data.name, Path(config.data.root) if config.data.root else None)
+    problem(request.objective, dataset, shots=config.data.shots, seed=config.train.seed)
+    load_backbone(config.backbone.name, config.backbone.pretrained)
+
+
+def _introduce(console: Console, folder: StudyFolder, request: Request, memory: Memory, plan: str) -> None:
+    config = request.config
+    console.print(
+        f"study {folder.path}: {request.trials} trials of {config.train.epochs} epochs, {config.method} on "
+        f"{config.data.name} with {config.backbone.name}, objective {request.objective}, "
+        f"space {request.space.name}"
+    )
+    console.print(plan)
+    ended = sum(t.state.is_finished() for t in memory.trials())
+    if ended or memory.num_interrupted:
+        console.print(f"going on: {ended} trials are done, {memory.num_interrupted} were interrupted")
+
+
+def _search(
+    request: Request,
+    folder: StudyFolder,
+    memory: Memory,
+    plan: ResourcePlan,
+    trainable: type[tune.Trainable],
+    console: Console,
+    verbose: bool,
+) -> None:
+    searcher = StudySearcher(
+        memory, lambda asked: request.search_job(asked, str(folder.trial(asked.number)), plan), request.trials
+    )
+    keeper = RecordKeeper(folder, memory)
+    progress = Progress(
+        memory,
+        request.trials,
+        request.config.train.epochs,
+        console=console,
+        number_of=searcher.numbers.__getitem__,
+    )
+    callbacks: Sequence[Callback] = (progress, keeper)
+    if memory.num_interrupted or memory.wants(request.trials):
+        scheduler = StudyScheduler(memory, searcher)
+        run_trials(trainable, searcher, plan, scheduler=scheduler, callbacks=callbacks, verbose=verbose)
+    keeper.catch_up()
+    reason = memory.hopeless()
+    if reason or memory.best() is None:
+        raise WorkError(f"no trial of the study {folder.path} has finished: {reason or 'see its records'}")
+
+
+def _published(request: Request) -> float | None:
+    config = request.config
+    return published(
+        config.data.name,
+        backbone=config.backbone.name,
+        pretrained=config.backbone.pretrained,
+        shots=config.data.shots,
+    )
