@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from prometar.data import raystream
 from prometar.data.catalog import open_dataset
@@ -103,15 +105,34 @@ def test_is_silent(small_dtd: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_can_be_left_early_and_started_again_at_once(small_dtd: Path) -> None:
-    plan, source = training_plan(small_dtd, epochs=200), open_dataset("dtd", small_dtd).source
-    firsts, started = [], time.perf_counter()
+def store_bytes() -> float:
+    """What the object store holds (Ray reports it with a delay of up to half a second)."""
+    time.sleep(1)
+    name = "object_store_memory"
+    return ray.cluster_resources()[name] - ray.available_resources().get(name, 0.0)
+
+
+def test_can_be_left_early_and_leaves_nothing_behind(small_dtd: Path) -> None:
+    plan, source = training_plan(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
+    list(stream(plan, source, start_step=plan.num_steps - 1))  # the encoded images stay in the store
+    before, threads, firsts = store_bytes(), threading.active_count(), []
     for _ in range(3):
         batches = stream(plan, source)
         firsts.append(next(batches))
         batches.close()  # type: ignore[attr-defined]
     assert all(np.array_equal(b.images, firsts[0].images) for b in firsts)
-    assert time.perf_counter() - started < 30
+    assert threading.active_count() == threads
+    assert store_bytes() < before + 1e5
+
+
+def test_a_slow_consumer_is_not_flooded(small_dtd: Path) -> None:
+    plan, source = training_plan(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
+    before = store_bytes()
+    batches = stream(plan, source, options=StreamOptions(memory_bytes=10**6))
+    next(batches)
+    time.sleep(1)
+    assert store_bytes() - before < 3e6  # of 14 MB
+    batches.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("cpus_per_trial", [1, 2])

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from typing import Any
 
 import ray
@@ -47,6 +48,8 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         started = time.perf_counter()
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray.data.context")
         plan, source = plan_of(self.settings["root"])
         cpus = self.settings["cpus"]
         options = StreamOptions(num_cpus=cpus, block_rows=16, in_placement_group=True, memory_bytes=1)
