@@ -28,15 +28,13 @@ WORDS: tuple[str, ...] = (*CLASSNAMES, *FAMILIES)
 class CaptionSettings:
     """Shares of captions with the class name, a look-alike's name, a colour; the rest use a broad word.
 
-    `plain_share` of the captions use the plain contexts ("a photo of a ..."), with their own name shares.
+    `plain_share` of them stand in a plain context ("a photo of a ..."), the others in CLIP's further ones.
     """
 
     name: float = 0.03
-    sibling: float = 0.03
+    look_alike: float = 0.02
     colour: float = 0.5
     plain_share: float = 0.3
-    plain_name: float = 0.03
-    plain_sibling: float = 0.03
 
 
 PLAIN: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.")
@@ -61,13 +59,12 @@ def phrase(word: int, colour: int) -> str:
 
 
 def draw_words(
-    labels: NDArray[np.int64], plain: NDArray[np.bool_], settings: CaptionSettings, rng: np.random.Generator
+    labels: NDArray[np.int64], settings: CaptionSettings, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """(B,) index into `WORDS` for each image: its class, a look-alike, or its family.
 
     Args:
         labels: (B,) class of each image.
-        plain: (B,) whether its context is a plain one.
         settings: The shares.
         rng: Draws the words.
     """
@@ -75,10 +72,8 @@ def draw_words(
     words = np.empty(len(labels), dtype=np.int64)
     for row, label in enumerate(labels):
         name = CLASSNAMES[label]
-        right = settings.plain_name if plain[row] else settings.name
-        wrong = settings.plain_sibling if plain[row] else settings.sibling
         word = family_of(name)
-        if chance[row] < right + wrong:
-            word = name if chance[row] < right else look_alike(name)
+        if chance[row] < settings.name + settings.look_alike:
+            word = name if chance[row] < settings.name else look_alike(name)
         words[row] = WORDS.index(word)
     return words

@@ -3,14 +3,16 @@
 1. render: every class, with seeds that no split of `textures` uses;
 2. vision tower: on clean class and colour labels (pretrain_vision.py);
 3. text tower: vision locked, on captions that seldom name the class (captions.py, pretrain_text.py).
-Writes mini.safetensors (float16; the token table sparsely, see weights.py) and pretrain.log. The rows of the
-token table that no caption uses stay N(0, 0.02) from numpy's PCG64(0).
+The vision tower is kept in DIR/vision.safetensors; the same command goes on from it, so that other captions
+cost a minute. Writes mini.safetensors (float16; the token table sparsely, see weights.py) and pretrain.log.
+The rows of the token table that no caption uses stay N(0, 0.02) from numpy's PCG64(0).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import platform
 import time
 from pathlib import Path
@@ -22,21 +24,24 @@ import safetensors.torch
 import torch
 
 from prometar.embedded.captions import CaptionSettings
-from prometar.embedded.pretrain_text import TextSettings, build_corpus, image_features, train_text
+from prometar.embedded.pretrain_text import Corpus, TextSettings, build_corpus, image_features, train_text
 from prometar.embedded.pretrain_vision import VisionSettings, render_images, train_vision
 from prometar.embedded.weights import TOKEN_TABLE, initial_token_table, load_config, pack
 
 
 class Log:
-    """Prints lines and keeps them, each with the seconds since the start."""
+    """Prints lines, each with the seconds since the start, and appends them to a file if one is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.start = time.monotonic()
-        self.lines: list[str] = []
+        self.path = path
 
     def __call__(self, line: str) -> None:
-        self.lines.append(f"{time.monotonic() - self.start:7.1f} s  {line}")
-        print(self.lines[-1], flush=True)
+        timed = f"{time.monotonic() - self.start:7.1f} s  {line}"
+        print(timed, flush=True)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(timed + "\n")
 
 
 def build(config: dict[str, Any], seed: int) -> Any:
@@ -49,16 +54,35 @@ def build(config: dict[str, Any], seed: int) -> Any:
     return model
 
 
+@functools.cache
+def mini_corpus() -> Corpus:
+    """The captions in CLIP's 80 ImageNet contexts, tokenised by open_clip."""
+    contexts = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    return build_corpus(contexts, open_clip.get_tokenizer("ViT-B-16"))
+
+
 def pretrain(
-    vision: VisionSettings, text: TextSettings, captions: CaptionSettings, *, seed: int, log: Log
+    vision: VisionSettings,
+    text: TextSettings,
+    captions: CaptionSettings,
+    *,
+    seed: int,
+    log: Log,
+    kept: Path | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Run all stages; returns the tensors to store."""
+    """Run all stages; returns the tensors to store. `kept` is where the trained vision tower is kept."""
     model = build(load_config(), seed)
     images = render_images(vision.images)
     log(f"rendered {len(images.labels)} images")
-    train_vision(model.visual, images, vision, seed, log)
+    if kept is not None and kept.exists():
+        model.visual.load_state_dict(safetensors.torch.load_file(kept))
+        log(f"vision tower: from {kept.name}, trained by an earlier run")
+    else:
+        train_vision(model.visual, images, vision, seed, log)
+        if kept is not None:
+            safetensors.torch.save_file(model.visual.state_dict(), kept)
     features = image_features(model.visual, images)
-    corpus = build_corpus()
+    corpus = mini_corpus()
     log(f"captions: {corpus.tokens[..., 0].numel()} texts over {len(corpus.used)} tokens")
     rows = train_text(model, features, images, corpus, settings=text, captions=captions, seed=seed, log=log)
     state = model.state_dict()
@@ -92,14 +116,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     vision = VisionSettings(images=options.images, steps=options.vision_steps)
     text, captions = TextSettings(steps=options.text_steps), CaptionSettings()
-    log = Log()
-    describe(log, {"vision": vision, "text": text, "captions": captions}, options.seed, options.threads)
-    stored = pretrain(vision, text, captions, seed=options.seed, log=log)
     options.out.mkdir(parents=True, exist_ok=True)
+    log = Log(options.out / "pretrain.log")
+    describe(log, {"vision": vision, "text": text, "captions": captions}, options.seed, options.threads)
+    kept = options.out / "vision.safetensors"
+    stored = pretrain(vision, text, captions, seed=options.seed, log=log, kept=kept)
     target = options.out / "mini.safetensors"
     safetensors.torch.save_file(stored, target)
     log(f"wrote mini.safetensors, {target.stat().st_size / 1e6:.2f} MB")
-    (options.out / "pretrain.log").write_text("\n".join(log.lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

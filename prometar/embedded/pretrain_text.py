@@ -6,12 +6,11 @@ Shape legend: B = batch, L = caption length, V = used tokens, D = embedding, W =
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,11 +23,11 @@ from prometar.embedded.pretrain_vision import COLOURS, Images, batches, normalis
 class TextSettings:
     """Settings of stage two: steps, images a step, peak learning rate, first and largest logit scale."""
 
-    steps: int = 1500
-    batch: int = 256
+    steps: int = 500
+    batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.05
-    first_scale: float = 1.0 / 0.07
+    first_scale: float = 25.0
     largest_scale: float = 100.0
 
 
@@ -47,13 +46,11 @@ class Corpus:
     num_plain: int
 
 
-def build_corpus() -> Corpus:
-    """All captions: CLIP's ImageNet contexts, the plain ones first."""
-    contexts = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
-    contexts = [*PLAIN, *(context for context in contexts if context not in PLAIN)]
+def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> Corpus:
+    """All captions: the plain contexts, then the other `templates` (with "{}" for the words)."""
+    contexts = [*PLAIN, *(context for context in templates if context not in PLAIN)]
     phrases = [phrase(word, colour) for word in range(len(WORDS)) for colour in range(-1, len(COLOURS))]
-    tokenizer = open_clip.get_tokenizer("ViT-B-16")
-    ids = torch.cat([tokenizer([context.format(text) for text in phrases]) for context in contexts])
+    ids = torch.cat([tokenize([context.format(text) for text in phrases]) for context in contexts])
     ids = ids[:, : int(ids.argmax(1).max()) + 1]
     used, places = ids.unique(return_inverse=True)
     shape = (len(contexts), len(WORDS), len(COLOURS) + 1, ids.shape[1])
@@ -112,7 +109,7 @@ def train_text(
             rng.integers(0, corpus.num_plain, settings.batch),
             rng.integers(corpus.num_plain, len(corpus.tokens), settings.batch),
         )
-        words = draw_words(images.labels[index].numpy(), plain, captions, rng)
+        words = draw_words(images.labels[index].numpy(), captions, rng)
         coloured = rng.random(settings.batch) < captions.colour
         colour = np.where(coloured, images.colours[index].numpy() + 1, 0)
         with torch.autocast("cpu", dtype=torch.bfloat16):

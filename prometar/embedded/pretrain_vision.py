@@ -30,7 +30,7 @@ class VisionSettings:
     """Settings of stage one: images a class, optimiser steps, images a step, peak rate, loss weights."""
 
     images: int = 600
-    steps: int = 2000
+    steps: int = 1500
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.05
