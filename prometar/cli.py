@@ -12,6 +12,7 @@ from rich.table import Table
 
 from prometar.config import Config, load_config, parse_assignments
 from prometar.console import run_cli
+from prometar.errors import WorkError
 from prometar.raylocal import start_ray
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -75,10 +76,11 @@ def data_list(data_root: RootOption = None) -> None:
     from prometar.data.check import list_datasets
 
     table = Table(box=None)
-    for column in ("name", "title", "classes", "where"):
+    for column in ("name", "title", "classes", "images", "where"):
         table.add_column(column)
     for row in list_datasets(data_root):
-        table.add_row(row.name, row.title, str(row.classes), row.where)
+        images = str(sum(row.counts.values())) if row.counts else "-"
+        table.add_row(row.name, row.title, str(row.classes or "-"), images, row.problem or row.where)
     Console().print(table)
 
 
@@ -89,7 +91,15 @@ def data_check(
     """Decode every image; lists all that are missing or broken."""
     from prometar.data.check import check
 
-    print(check(name, data_root))
+    found = check(name, data_root)
+    for broken in found.broken:
+        print(broken.message, file=sys.stderr)
+    counts = ", ".join(f"{count} {split}" for split, count in found.counts.items())
+    print(f"{found.name}: {found.classes} classes; images: {counts}")
+    if found.broken:
+        raise WorkError(
+            f"{len(found.broken)} images of {found.name} are missing or broken: replace the files above"
+        )
 
 
 @data.command("prepare")
@@ -101,7 +111,11 @@ def data_prepare(
     """Write a data set as Parquet shards, after checking every image. The same command goes on."""
     from prometar.data.prepare import prepare
 
-    print(prepare(name, data_root, to))
+    done = prepare(name, data_root, to)
+    kept = f" ({done.kept} were there)" if done.kept else ""
+    size = f"{done.images} images, {done.bytes / 1e6:.1f} MB in {done.shards} shards{kept}"
+    print(f"{done.name}: {size} at {done.where}")
+    print(f"use it with --data-root {to}")
 
 
 def _print_epoch(epochs: int) -> Any:
@@ -113,14 +127,9 @@ def _print_epoch(epochs: int) -> Any:
 
 
 def _print_accuracies(title: str, result: dict[str, Any]) -> None:
-    table = Table(title=title, title_justify="left", box=None)
-    row = []
-    for key, label in (("base", "base"), ("new", "new"), ("objective", "H")):
-        if key in result:
-            table.add_column(label, justify="right")
-            row.append(f"{result[key]:.2f} %")
-    table.add_row(*row)
-    Console().print(table)
+    names = {"base": "base", "new": "new", "objective": "H"}
+    figures = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
+    print(f"{title}: {', '.join(figures)}")
 
 
 def main(args: list[str] | None = None) -> int:

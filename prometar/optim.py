@@ -27,7 +27,9 @@ def sgd(
     new_momenta: Leaves = {}
     for name, leaf in leaves.items():
         leaf = leaf.detach()
-        velocity = momentum * momenta[name] + gradient[name].detach() + weight_decay * leaf
+        # Autograd may hand out transposed layouts. A state has one layout, else a resumed run, whose state
+        # comes from a file, would sum in another order than one that never stopped.
+        velocity = momentum * momenta[name] + gradient[name].detach().contiguous() + weight_decay * leaf
         new_momenta[name] = velocity
         new_leaves[name] = leaf - lr * velocity
     return new_leaves, new_momenta

@@ -24,9 +24,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from prometar.errors import UserError, WorkError
 from tune.spaces import Space
 
+# No trial is judged by its first epoch, which trains at the warm-up rate alone.
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
-    "median": lambda: MedianPruner(n_startup_trials=4, n_warmup_steps=1),
-    "asha": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+    "median": lambda: MedianPruner(n_startup_trials=4, n_warmup_steps=2),
+    "asha": lambda: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
     "none": NopPruner,
 }
 STARTUP_TRIALS = 6  # random draws before TPE's model is used
@@ -73,6 +74,7 @@ class Memory:
         if not self.trials():  # also after a kill between creation and this line
             self._study.enqueue_trial(reference, user_attrs={REFERENCE: True})
         self._interrupted = deque(t.number for t in self.trials() if t.state is TrialState.RUNNING)
+        self._ended_before = {t.number for t in self.trials() if t.state.is_finished()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray Tune pickles its searcher; the study itself needs no second copy
@@ -110,16 +112,26 @@ class Memory:
     def _ask(self) -> Trial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            number = len(self._study.get_trials(deepcopy=False))
-            seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
-            # A fresh sampler a draw has no state that could be lost. Seed 0 would mean "no seed".
-            self._study.sampler = optuna.samplers.TPESampler(
-                seed=int(seed) or 1, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
-            )
+            waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            number = waiting[0].number if waiting else len(self._study.get_trials(deepcopy=False))
+            self._study.sampler = self._sampler(number)
             return self._study.ask()
 
     def _resume(self, number: int) -> Trial:
-        return Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._study.sampler = self._sampler(number)  # its driver may have died in the middle of the draw
+            return Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """A fresh sampler a draw has no state that could be lost."""
+        seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
+        return optuna.samplers.TPESampler(
+            seed=int(seed) or 1,  # 0 would mean "no seed"
+            multivariate=True,
+            constant_liar=True,
+            n_startup_trials=STARTUP_TRIALS,
+        )
 
     def _begin(self, trial: Trial) -> Asked:
         self._running[trial.number] = trial
@@ -165,8 +177,11 @@ class Memory:
         self._study.tell(trial, value, state=state)
 
     def hopeless(self) -> str | None:
-        """The last reason, where many trials have failed and none has finished."""
-        ended = [t for t in self.trials() if t.state.is_finished()]
+        """The last reason, where many trials have failed and none has finished since this process began.
+
+        Earlier failures do not count: their cause may have been mended.
+        """
+        ended = [t for t in self.trials() if t.state.is_finished() and t.number not in self._ended_before]
         failed = [t for t in ended if t.state is TrialState.FAIL]
         if len(failed) < HOPELESS or len(failed) < len(ended):
             return None

@@ -1,0 +1,142 @@
+"""A run stopped and resumed equals one that never stopped, bit for bit; checkpoints survive trouble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prometar.checkpoint import load_checkpoint, save_checkpoint
+from prometar.config import Config
+from prometar.data.plan import Plan
+from prometar.data.stream import Batch, stream_local
+from prometar.errors import UserError, WorkError
+from prometar.methods import METHODS
+from prometar.train import Diverged, Run, Session, Stream, build_run, rates
+
+SMALL: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "inner.lr": 0.1, "inner.outer_weight": 0.5}
+
+
+def small_run(method: str = "prometar", objective: str = "class_holdout", **values: Any) -> Run:
+    dotted = {key.replace("__", "."): value for key, value in values.items()}
+    return build_run(Config(method=method).override({**SMALL, **dotted}), objective, val_per_class=1)
+
+
+def local(run: Run) -> Stream:
+    return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
+
+
+def train(session: Session) -> list[dict[str, Any]]:
+    while not session.finished:
+        session.epoch()
+    session.close()
+    return session.history
+
+
+def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_equals_never_stopped_bit_for_bit(method: str, tmp_path: Path) -> None:
+    run = small_run(method)
+    whole = Session(run, tmp_path / "whole", local(run))
+    history = train(whole)
+    for _ in range(3):  # each epoch by another session, as after a kill
+        parts = Session(run, tmp_path / "parts", local(run))
+        parts.epoch()
+    assert without_time(parts.history) == without_time(history)
+    for name, tensor in whole.state.tensors().items():
+        assert torch.equal(tensor, parts.state.tensors()[name]), name
+    assert (
+        whole.state.step == parts.state.step == (3 * run.plan.steps_per_epoch if whole.state.prompts else 0)
+    )
+
+
+def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:
+    run = small_run()
+    history = train(Session(run, tmp_path, local(run)))
+    assert [r["epoch"] for r in history] == [1, 2, 3]
+    for record in history:
+        assert 0 <= record["objective"] <= 100
+        assert min(record["base"], record["new"]) <= record["objective"] <= max(record["base"], record["new"])
+        assert record["direct_ce"] > 0
+
+
+def test_the_final_objective_tests_once(tmp_path: Path) -> None:
+    run = small_run(objective="final", train__epochs=2)
+    history = train(Session(run, tmp_path, count_opened(run, opened := [])))
+    assert "objective" not in history[0]
+    assert "objective" in history[1]
+    assert sum(path.split("/")[1].startswith("test") for path in opened) > 0
+
+
+def count_opened(run: Run, opened: list[str]) -> Stream:
+    def stream(plan: Plan, step: int) -> Iterator[Batch]:
+        opened.extend(item.path for item in plan.items)
+        return stream_local(plan, run.dataset.source, start_step=step)
+
+    return stream
+
+
+def test_a_search_never_opens_a_test_image_or_a_new_class(tmp_path: Path) -> None:
+    names = small_run(objective="final").dataset.classnames
+    base = set(names[: (len(names) + 1) // 2])
+    for objective in ("class_holdout", "base_val"):
+        run = small_run(objective=objective, train__epochs=1)
+        train(Session(run, tmp_path / objective, count_opened(run, opened := [])))
+        assert opened
+        assert {path.split("/")[0] for path in opened} <= base
+        assert not [path for path in opened if path.split("/")[1].startswith("test")]
+
+
+def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:
+    run = small_run(optim__lr=1e30, optim__warmup_lr=1e30)
+    with pytest.raises(Diverged, match=r"at step \d+|after step \d+"):
+        train(Session(run, tmp_path, local(run)))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    run = small_run()
+    Session(run, tmp_path, local(run)).epoch()
+    other = small_run(optim__lr=0.01)
+    with pytest.raises(WorkError, match="belongs to another configuration"):
+        Session(other, tmp_path, local(other))
+
+
+@pytest.mark.parametrize("keep", [0, 10, 500])
+def test_a_damaged_checkpoint_is_one_line(keep: int, tmp_path: Path) -> None:
+    run = small_run()
+    Session(run, tmp_path, local(run)).epoch()
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(WorkError, match=r"is damaged .* remove it to start this run over"):
+        load_checkpoint(path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    run = small_run()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match=r"cannot write .*file"):
+        save_checkpoint(
+            tmp_path / "file" / "checkpoint.safetensors", Session(run, tmp_path, local(run)).state, [], run=""
+        )
+
+
+def test_schedules_as_released_and_as_configured() -> None:
+    released = Config()
+    assert [rates(released, epoch).gate_lr for epoch in (0, 1, 9)] == [1e-6] * 3
+    configured = released.override({"optim.gate_schedule": "configured"})
+    assert rates(configured, 0).gate_lr == 1e-6
+    assert rates(configured, 1).gate_lr == 2.5e-4
+    assert 0 < rates(configured, 9).gate_lr < 2.5e-4 / 10
+    assert rates(released, 0).prompt_lr == 1e-5
+    assert rates(released, 1).prompt_lr == 0.0025
+
+
+def test_unknown_objectives_are_named() -> None:
+    with pytest.raises(UserError, match="unknown objective 'x': choose one of class_holdout, base_val"):
+        small_run(objective="x")

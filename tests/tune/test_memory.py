@@ -1,0 +1,198 @@
+"""The study's memory over plain Optuna: no Ray, no training, no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from prometar.errors import UserError, WorkError
+from tune.memory import Asked, Memory, open_study
+from tune.spaces import parse_space
+
+REFERENCE = {"regularizer.text_weight": 50.0, "augment.jitter": 0.0}
+EPOCHS = 3
+SPACE = """
+regularizer.text_weight: {type: float, low: 1.0, high: 100.0, log: true}
+augment.jitter: {type: float, low: 0.0, high: 0.5}
+"""
+
+
+def objective(settings: dict[str, Any], epoch: int) -> float:
+    """Best at text_weight 10 and jitter 0; grows with the epochs."""
+    return 60.0 + epoch - abs(settings["regularizer.text_weight"] - 10) / 10 - 10 * settings["augment.jitter"]
+
+
+def memory(
+    folder: Path, *, space: str = SPACE, reference: dict[str, Any] = REFERENCE, pruner: str = "none"
+) -> Memory:
+    ranges = parse_space("test", space)
+    return Memory(f"sqlite:///{folder}/study.db", "s", ranges, reference=reference, seed=3, pruner=pruner)
+
+
+def result(asked: Asked, epoch: int, **changes: Any) -> dict[str, Any]:
+    value = objective(asked.settings, epoch)
+    return {
+        "epoch": epoch,
+        "objective": value,
+        "base": value,
+        "new": value,
+        "done": epoch == EPOCHS,
+        **changes,
+    }
+
+
+def run(study: Memory, asked: Asked) -> None:
+    for epoch in range(1, EPOCHS + 1):
+        if study.observe(asked.number, result(asked, epoch)):
+            return
+
+
+def run_all(study: Memory, target: int) -> list[Asked]:
+    asked = []
+    while (one := study.next(target)) is not None:
+        run(study, one)
+        asked.append(one)
+    return asked
+
+
+def states(study: Memory) -> list[TrialState]:
+    return [t.state for t in study.trials()]
+
+
+def test_the_reference_is_trial_0_and_the_target_holds(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    asked = run_all(study, 5)
+    assert [a.number for a in asked] == [0, 1, 2, 3, 4]
+    assert asked[0].settings == REFERENCE
+    assert states(study) == [TrialState.COMPLETE] * 5
+    best = study.best()
+    assert best is not None
+    assert best.value == max(objective(a.settings, EPOCHS) for a in asked)
+
+
+def test_a_restarted_study_draws_what_an_undisturbed_one_draws(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = run_all(memory(tmp_path / "a"), 12)
+    parts = [asked for target in (3, 4, 9, 12) for asked in run_all(memory(tmp_path / "b"), target)]
+    assert parts == whole
+    assert len({tuple(a.settings.values()) for a in whole}) == 12
+
+
+def test_interrupted_trials_come_first_with_the_same_settings(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    first = [study.next(4), study.next(4), study.next(4)]
+    assert all(first)
+    run(study, first[1])  # type: ignore[arg-type]
+    again = memory(tmp_path)
+    assert again.num_interrupted == 2
+    assert [again.next(4), again.next(4)] == [first[0], first[2]]
+    fresh = again.next(4)
+    assert fresh is not None
+    assert fresh.number == 3
+    assert again.next(4) is None
+
+
+def test_a_repeated_epoch_is_taken_once(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    asked = study.next(1)
+    assert asked is not None
+    study.observe(asked.number, result(asked, 1))
+    again = memory(tmp_path)
+    same = again.next(1)
+    assert same == asked
+    assert not again.observe(asked.number, result(asked, 1, objective=0.0))
+    run(again, asked)
+    (trial,) = again.trials()
+    assert trial.state is TrialState.COMPLETE
+    assert trial.intermediate_values == {e: objective(REFERENCE, e) for e in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"objective": float("nan")}, "the objective is nan in epoch 1"),
+        ({"failed": "the loss is nan at step 3"}, "the loss is nan at step 3"),
+    ],
+)
+def test_a_failed_result_ends_the_trial_with_its_reason(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    study = memory(tmp_path)
+    asked = study.next(3)
+    assert asked is not None
+    assert study.observe(asked.number, result(asked, 1, **changes))
+    (trial, *_) = study.trials()
+    assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, reason)
+    assert study.next(3) is not None
+
+
+def test_a_missing_metric_fails_the_trial(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    asked = study.next(1)
+    assert asked is not None
+    assert study.observe(asked.number, {"epoch": 1, "done": False})
+    assert study.trials()[0].user_attrs["reason"] == "the trial reported no objective"
+
+
+def test_the_pruner_stops_a_poor_trial_but_never_the_reference(tmp_path: Path) -> None:
+    space = "regularizer.text_weight: {type: float, low: 1.0, high: 100.0}"
+    study = memory(tmp_path, space=space, reference={"regularizer.text_weight": 50.0}, pruner="median")
+    values = [0.0, 10.0, 10.0, 10.0, 10.0, 1.0]  # the reference and the last are the poorest
+    ends = []
+    for value in values:
+        asked = study.next(len(values))
+        assert asked is not None
+        for epoch in range(1, EPOCHS + 1):
+            stop = study.observe(asked.number, {"epoch": epoch, "objective": value, "done": epoch == EPOCHS})
+            if stop:
+                break
+        ends.append(epoch)
+    assert ends == [3, 3, 3, 3, 3, 2]
+    assert states(study)[0] is TrialState.COMPLETE
+    assert states(study)[-1] is TrialState.PRUNED
+    assert study.trials()[-1].intermediate_values == {1: 1.0, 2: 1.0}
+
+
+def test_settings_that_were_tried_are_not_tried_again(tmp_path: Path) -> None:
+    space = "task.augmentation: {type: choice, choices: [none, feature_mixup]}"
+    study = memory(tmp_path, space=space, reference={"task.augmentation": "feature_mixup"})
+    seen = []
+    while (asked := study.next(10)) is not None:
+        seen.append(asked.settings["task.augmentation"])
+        study.observe(asked.number, {"epoch": 1, "objective": 1.0, "done": True})
+    assert sorted(seen) == ["feature_mixup", "none"]
+
+
+def test_a_study_without_hope_stops_and_says_why(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    for _ in range(5):
+        asked = study.next(100)
+        assert asked is not None
+        study.fail(asked.number, "no such file: x.jpg")
+    assert study.next(100) is None
+    assert study.hopeless() == "no such file: x.jpg"
+
+
+def test_a_study_on_disk_is_a_plain_optuna_study(tmp_path: Path) -> None:
+    run_all(memory(tmp_path), 3)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
+    assert len(study.trials) == 3
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study 'x' in sqlite"):
+        open_study(f"sqlite:///{tmp_path}/none.db", "x")
+    with pytest.raises(WorkError, match="cannot open the study storage sqlite:////no/such"):
+        open_study("sqlite:////no/such/folder/study.db", "x", create=True)
+    with pytest.raises(UserError, match="unknown pruner 'best'"):
+        memory(tmp_path, pruner="best")
+
+
+def test_the_memory_is_small_to_pickle(tmp_path: Path) -> None:
+    assert memory(tmp_path).__getstate__() == {}
