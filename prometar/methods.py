@@ -49,7 +49,7 @@ def ivlp_regularized(config: Config) -> Method:
 def prometar(config: Config) -> Method:
     """ProMetaR: every part as its section of the configuration says.
 
-    Source: Park, Ko, Kim, "Prompt Learning via Meta-Regularization", CVPR 2024.
+    Source: "Prompt Learning via Meta-Regularization", CVPR 2024 (arXiv 2404.00851).
     """
     return Method(
         _prompts(config), _regularizer(config), _modulator(config), _inner(config), _augmentation(config)

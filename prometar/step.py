@@ -1,6 +1,6 @@
 """One iteration: the direct phase on the whole batch, then the meta phase on support and query.
 
-Source: ProMetaR (CVPR 2024), algorithm 1, as its released code computes it; tests/parity holds recorded
+Source: ProMetaR (CVPR 2024), as its released code computes it; tests/parity holds recorded
 trajectories of that code.
 """
 

@@ -31,7 +31,7 @@ class InnerLoop(Protocol):
 class InnerSGD:
     """theta' = theta - lr * g (released: lr 5e-4, outer_weight 5e-4, second order).
 
-    First order takes d theta' / d theta as the identity, as in FOMAML (Finn et al., ICML 2017); the gate
+    First order takes d theta' / d theta as the identity, as in FOMAML (MAML, ICML 2017); the gate
     still learns, since theta' depends on it directly.
     """
 

@@ -59,7 +59,7 @@ class Gate:
     Raises:
         UserError: a leaf whose size is not a multiple of `reduction`.
 
-    Source: ProMetaR section 4.2; the missing non-linearity is the released code's.
+    Source: ProMetaR; the missing non-linearity is the released code's.
     """
 
     reduction: int = 8

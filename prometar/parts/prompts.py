@@ -54,7 +54,7 @@ class IndependentPrompts:
     all others from N(0, std^2). A depth of 0 leaves that tower alone; depths beyond a tower's layers stop
     at its last.
 
-    Source: Khattak et al., "MaPLe", CVPR 2023 (IVLP baseline); ProMetaR section 3.
+    Source: "MaPLe", CVPR 2023 (its IVLP baseline); ProMetaR.
     """
 
     text_length: int = 4

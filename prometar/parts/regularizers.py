@@ -78,7 +78,7 @@ class FeatureDistance:
     """text_weight * d(g, g0) + image_weight * d(f, f0) on normalised features.
 
     Args: `kind` in l1, l2, cosine; weights in units of the loss (released: l1, 50 and 20).
-    Source: ProMetaR eq. 2, after PromptSRC's self-consistency losses (Khattak et al., ICCV 2023).
+    Source: ProMetaR, after PromptSRC's self-consistency losses (ICCV 2023).
     """
 
     kind: str = "l1"

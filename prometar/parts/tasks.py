@@ -43,7 +43,7 @@ class NoAugmentation:
 class FeatureMixup:
     """Mixed feature lam f(query) + (1 - lam) f(support), lam ~ Beta(alpha, beta), on un-normalised features.
 
-    Source: ProMetaR section 4.3 (released: 0.5, 0.5), after Yao et al., MetaMix, ICML 2021.
+    Source: ProMetaR (released: 0.5, 0.5), after MetaMix, ICML 2021.
     """
 
     alpha: float = 0.5
@@ -57,7 +57,7 @@ class FeatureMixup:
 def one_class_out(labels: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> TaskDraw | None:
     """One present class, drawn uniformly, is the query; all other images are the support.
 
-    None where the batch holds one class only. Source: ProMetaR section 4.1.
+    None where the batch holds one class only. Source: ProMetaR.
     """
     present = labels.unique().numpy(force=True)
     if len(present) < 2:
