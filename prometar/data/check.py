@@ -55,6 +55,11 @@ class CheckResult:
     classes: int
     broken: tuple[Broken, ...]
 
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {count}" for split, count in self.counts.items())
+        state = f"{len(self.broken)} broken" if self.broken else "all whole"
+        return f"{self.name}: {self.classes} classes, {splits} images, {state}"
+
     def require_whole(self) -> None:
         """Nothing if no image is broken.
 

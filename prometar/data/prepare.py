@@ -52,6 +52,12 @@ class PrepareResult:
     images: int
     bytes: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.images} images, {self.bytes / 1e6:.1f} MB in {self.shards} shards "
+            f"({self.kept} were there) at {self.where}"
+        )
+
 
 def prepare(
     name: str,

@@ -108,6 +108,7 @@ def test_check_of_a_whole_set_finds_nothing(small_dtd: Path) -> None:
     result = check("dtd", small_dtd)
     assert result.broken == ()
     assert result.classes == 6
+    assert str(result) == "dtd: 6 classes, train 48, val 24, test 24 images, all whole"
     result.require_whole()
 
 

@@ -135,20 +135,38 @@ def test_a_slow_consumer_is_not_flooded(small_dtd: Path) -> None:
     batches.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("cpus_per_trial", [1, 2])
-def test_trials_that_hold_every_cpu_do_not_hang(small_dtd: Path, tmp_path: Path, cpus_per_trial: int) -> None:
+class OneGroup:
+    """Stands for a trial's placement group."""
+
+    def __init__(self, *cpus: float) -> None:
+        self.bundle_specs = [{"CPU": cpu} for cpu in cpus]
+
+
+@pytest.mark.parametrize(("group", "text"), [(OneGroup(2), "have none"), (OneGroup(1, 0.25), "have 0.25")])
+def test_a_group_without_room_for_the_stream_is_refused(
+    small_dtd: Path, monkeypatch: pytest.MonkeyPatch, group: OneGroup, text: str
+) -> None:
+    monkeypatch.setattr(raystream, "get_current_placement_group", lambda: group)
+    plan, source = training_plan(small_dtd), open_dataset("dtd", small_dtd).source
+    with pytest.raises(UserError, match=rf"needs 0.5 CPU .* {text}: give it a bundle"):
+        next(stream(plan, source, options=StreamOptions(in_placement_group=True)))
+
+
+def test_trials_that_hold_every_cpu_do_not_hang(small_dtd: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("trials_hold_all_cpus.py")
-    command = [sys.executable, str(script), str(small_dtd), str(tmp_path), str(cpus_per_trial)]
+    command = [sys.executable, str(script), str(small_dtd), str(tmp_path)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=150)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         pytest.fail("the trials hang")
     assert process.returncode == 0, errors[-2000:]
     result = json.loads(output.splitlines()[-1])
-    assert result["errors"] == 0
-    assert result["equal"] == [True, True, True]
-    assert result["evaluated"] == [48, 48, 48]
+    for kind, trials in (("halves", 3), ("wholes", 1)):
+        assert result[kind]["errors"] == []
+        assert result[kind]["equal"] == [True] * trials
+        assert result[kind]["evaluated"] == [48] * trials

@@ -1,8 +1,8 @@
-"""Run by test_stream_ray: three trials, two at a time, that hold every CPU and stream; prints one JSON line.
+"""Run by test_stream_ray: trials that hold every CPU (two of 0.5 + 0.5, one of 1 + 1) and stream.
 
 Each evaluates in the middle of its training, as runs do: a second stream while the first one waits.
 
-Usage: python trials_hold_all_cpus.py DATA_ROOT OUT CPUS_PER_TRIAL (half of them for the stream).
+Usage: python trials_hold_all_cpus.py DATA_ROOT OUT.
 """
 
 from __future__ import annotations
@@ -69,36 +69,33 @@ class Trial(tune.Trainable):
         pass
 
 
-def main(root: str, out: str, cpus_per_trial: float) -> None:
-    half = cpus_per_trial / 2
-    ray.init(
-        num_cpus=round(2 * cpus_per_trial),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    group = tune.PlacementGroupFactory([{"CPU": half}, {"CPU": half}])
+def fit(root: str, out: str, *, cpus: float, trials: int, concurrent: int) -> dict[str, Any]:
+    """Trials of two bundles of `cpus` each, which together hold the two CPUs there are."""
+    group = tune.PlacementGroupFactory([{"CPU": cpus}, {"CPU": cpus}])
     results = tune.Tuner(
         tune.with_resources(Trial, group),
-        param_space={"trial": tune.grid_search([0, 1, 2]), "root": root, "cpus": half},
-        tune_config=tune.TuneConfig(max_concurrent_trials=2, reuse_actors=True),
+        param_space={"trial": tune.grid_search(list(range(trials))), "root": root, "cpus": cpus},
+        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
         run_config=tune.RunConfig(storage_path=out, verbose=0),
     ).fit()
     metrics = [result.metrics or {} for result in results]
     want = digest(stream_local(*plan_of(root)))
-    print(
-        json.dumps(
-            {
-                "errors": len(results.errors),
-                "equal": [m.get("pixels") == want for m in metrics],
-                "evaluated": [m.get("evaluated") for m in metrics],
-                "first": [round(m.get("first", -1.0), 2) for m in metrics],
-            }
-        )
-    )
+    return {
+        "errors": [str(error) for error in results.errors],
+        "equal": [m.get("pixels") == want for m in metrics],
+        "evaluated": [m.get("evaluated") for m in metrics],
+        "first": [round(m.get("first", -1.0), 2) for m in metrics],
+    }
+
+
+def main(root: str, out: str) -> None:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    halves = fit(root, out, cpus=0.5, trials=3, concurrent=2)
+    wholes = fit(root, out, cpus=1, trials=1, concurrent=1)
+    print(json.dumps({"halves": halves, "wholes": wholes}))
     ray.shutdown()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2])
