@@ -167,11 +167,11 @@ def _placement(options: StreamOptions) -> dict[str, Any]:
         return {}
     # the trainer holds the first bundle; a task that fits no other one would wait for ever
     bundles = [bundle.get("CPU", 0.0) for bundle in group.bundle_specs[1:]]
-    if max(bundles, default=0.0) < options.num_cpus:
+    if max(bundles, default=0.0) < options.num_cpus - 1e-4:  # Ray counts in steps of 0.0001
         found = ", ".join(f"{cpus:g}" for cpus in bundles) or "none"
         raise UserError(
-            f"a task of the data stream needs {options.num_cpus:g} CPU of the trial's placement group, but the "
-            f"bundles beside the trainer's have {found}: give it a bundle"
+            f"a task of the data stream needs {options.num_cpus:g} CPU of the trial's placement group, "
+            f"but the bundles beside the trainer's have {found}: give it a bundle"
         )
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     return {"scheduling_strategy": strategy}

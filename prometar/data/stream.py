@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -52,6 +53,12 @@ class StreamOptions:
     in_placement_group: bool = False
     memory_bytes: int = 2**27
     resident_bytes: int = RESIDENT_BYTES
+
+    @classmethod
+    def in_bundle(cls, cpus: float) -> StreamOptions:
+        """Options that use up a placement-group bundle of `cpus`: a task for each whole CPU, at least one."""
+        tasks = max(1, math.floor(cpus))
+        return cls(num_cpus=cpus / tasks, max_tasks=tasks, in_placement_group=True)
 
     def __post_init__(self) -> None:
         for name, minimum in (("num_cpus", 0), ("max_tasks", 1), ("block_rows", 1)):

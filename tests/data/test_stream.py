@@ -87,6 +87,13 @@ def test_a_start_step_outside_the_plan_is_refused(small_dtd: Path) -> None:
         stream_local(plan, open_dataset("dtd", small_dtd).source, start_step=plan.num_steps + 1)
 
 
+@pytest.mark.parametrize(("cpus", "tasks"), [(0.25, 1), (1, 1), (1.5, 1), (4, 4), (4.5, 4)])
+def test_a_bundle_is_used_up_and_not_exceeded(cpus: float, tasks: int) -> None:
+    options = StreamOptions.in_bundle(cpus)
+    assert (options.max_tasks, options.in_placement_group) == (tasks, True)
+    assert options.num_cpus * tasks == pytest.approx(cpus)
+
+
 @pytest.mark.parametrize("bad", [{"num_cpus": -1}, {"max_tasks": 0}, {"block_rows": 0}], ids=str)
 def test_impossible_options_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(UserError):
