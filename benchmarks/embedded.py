@@ -57,9 +57,8 @@ def main() -> None:
     seeds, epochs = ([1], 2) if args.quick else (args.seeds, args.epochs)
     torch.set_num_threads(args.threads)
     results: dict[str, list[dict[str, Any]]] = {}
-    print(
-        f"{len(seeds)} seeds, {epochs} epochs, {platform.processor() or platform.machine()}, torch {torch.__version__}"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{len(seeds)} seeds, {epochs} epochs, {machine}, torch {torch.__version__}")
     print("| method | base | new | H | seconds a run |\n|---|---|---|---|---|")
     for method in METHODS:
         rows = results[method] = []

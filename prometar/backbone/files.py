@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,9 @@ def read_weights(path: Path) -> WeightsFile:
     if zipfile.is_zipfile(path) and _is_torchscript(path):
         return _read_torchscript(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of, it also refuses
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(
             f"{path} is not a plain file of tensors: {str(error).splitlines()[0][:160]}"
@@ -80,7 +83,9 @@ def read_weights(path: Path) -> WeightsFile:
 def _read_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, framework="pt") as file:
-            return WeightsFile(path, {key: file.get_tensor(key) for key in file}, file.metadata() or {})
+            return WeightsFile(
+                path, {key: file.get_tensor(key) for key in file.offset_keys()}, file.metadata() or {}
+            )
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0][:160]}") from None
 
