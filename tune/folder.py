@@ -81,10 +81,15 @@ class StudyFolder:
         """
         path = self.path / "study.yaml"
         if path.exists():
-            self._compare(read_study(self.path)["identity"], request.identity)
+            self.compare(read_study(self.path)["identity"], request.identity)
         write_atomically(path, yaml.safe_dump(self._description(request), sort_keys=False).encode())
 
-    def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+    def compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Refuse to go on with a study that was asked for something else.
+
+        Raises:
+            UserError: with the difference.
+        """
         changed = [
             f"{key}: {old.get(key, 'absent')} then, {new.get(key, 'absent')} now"
             for key in sorted(old.keys() | new.keys())
@@ -172,12 +177,15 @@ class RecordKeeper(Callback):
     def __init__(self, folder: StudyFolder, memory: Memory) -> None:
         self._folder, self._memory = folder, memory
         self._written: set[int] = set()
+        self._num_finished = 0  # trials of this process that had ended at the last look
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        if len(self._written) < sum(t.is_finished() for t in trials):
+        num_finished = sum(t.is_finished() for t in trials)
+        if num_finished > self._num_finished:
+            self._num_finished = num_finished
             self.catch_up()
 
     def catch_up(self) -> None:

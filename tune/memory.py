@@ -38,6 +38,7 @@ REFERENCE = "reference"  # user attributes of an Optuna trial
 REASON = "reason"
 REPEAT = "repeat_of"
 RESULT = "result"
+IDENTITY = "identity"  # a user attribute of the study
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ class Memory:
     def trials(self) -> list[FrozenTrial]:
         """Every trial that counts, by number."""
         return [t for t in self._study.get_trials(deepcopy=False) if REPEAT not in t.user_attrs]
+
+    def claim(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """The identity that the study has in its storage; this one where it has none yet."""
+        return self._study.user_attrs.get(IDENTITY) or self._sign(identity)
+
+    def _sign(self, identity: dict[str, Any]) -> dict[str, Any]:
+        self._study.set_user_attr(IDENTITY, identity)
+        return identity
 
     @property
     def num_interrupted(self) -> int:

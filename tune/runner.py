@@ -29,6 +29,7 @@ def run_trials(
 ) -> None:
     """Run what `searcher` hands out until it is finished; results are taken in by searcher and callbacks."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # records are the study's own
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else Ctrl-C would end the search, and the study go on
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "600")
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

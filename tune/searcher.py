@@ -26,6 +26,7 @@ class StudySearcher(Searcher):
         super().__init__(metric=None, mode=None)
         self._memory, self._make_job, self._target = memory, make_job, target
         self.numbers: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}  # what a trial's worker last died of
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -44,7 +45,7 @@ class StudySearcher(Searcher):
         number = self.numbers[trial_id]
         if result and not error:
             self._memory.observe(number, result)
-        self._memory.fail(number, "the worker ended without a result")
+        self._memory.fail(number, self.reasons.get(trial_id, "the worker ended without a result"))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the storage holds the study."""
@@ -68,7 +69,8 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._memory.fail(self._searcher.numbers[trial.trial_id], reason_of(trial))
+        # Also called where the trial is tried again; the searcher hears of those that are not.
+        self._searcher.reasons[trial.trial_id] = reason_of(trial)
 
 
 class ListSearcher(Searcher):

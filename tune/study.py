@@ -73,6 +73,7 @@ def run_study(
             seed=request.seed,
             pruner=request.pruner,
         )
+        folder.compare(memory.claim(request.identity), request.identity)  # a storage may be shared
         cluster = start_ray(address=place.address, verbose=place.verbose)
         plan = plan_resources(
             cluster,
@@ -155,7 +156,10 @@ def _search(
     keeper.catch_up()
     reason = memory.hopeless()
     if reason or memory.best() is None:
-        raise WorkError(f"no trial of the study {folder.path} has finished: {reason or 'see its records'}")
+        raise WorkError(
+            f"the study {folder.path} has stopped, its trials fail: {reason or 'see its records'}; "
+            "the same command goes on when the cause is mended"
+        )
 
 
 def _published(request: Request) -> float | None:

@@ -1,4 +1,4 @@
-"""A driver of a fake study, also as a process that a test can kill: `python -m tests.tune.driver OUT TRIALS`."""
+"""Drives a fake study, also as a process that a test can kill: `python -m tests.tune.driver OUT TRIALS`."""
 
 from __future__ import annotations
 
