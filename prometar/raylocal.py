@@ -8,6 +8,8 @@ from typing import Any
 
 from prometar.errors import WorkError
 
+# Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
+_KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -25,9 +27,8 @@ def start_ray(
     Raises:
         WorkError: no cluster at `address`.
     """
-    if not verbose:
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
+    for name, value in (_KEEP_WORKERS if verbose else _KEEP_WORKERS | _QUIET).items():
+        os.environ.setdefault(name, value)
     import ray
 
     if not ray.is_initialized():

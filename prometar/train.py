@@ -197,6 +197,11 @@ def _require_finite(log: dict[str, list[Tensor]], state: State, first: int) -> N
         raise Diverged(f"a prompt is not finite after step {state.step}")
 
 
+_KEPT: dict[tuple[str, str], Sequence[Batch]] = {}
+_MOST_KEPT = 4  # evaluation sets, of at most so many bytes each
+_MOST_KEPT_BYTES = 512 * 1024**2
+
+
 class Session:
     """One run being trained, epoch by epoch, with its checkpoint in `folder`.
 
@@ -249,7 +254,7 @@ class Session:
     def score(self) -> dict[str, float]:
         """Accuracies in percent by set, and `objective`, their harmonic mean."""
         accuracies = {
-            name: accuracy(self.run.backbone, e.model, self.state.prompts, _images(e.plan, self._stream))
+            name: accuracy(self.run.backbone, e.model, self.state.prompts, self._images(e.plan))
             for name, e in self.run.evaluations.items()
         }
         return {**accuracies, "objective": harmonic_mean(accuracies)}
@@ -261,23 +266,19 @@ class Session:
             close()
         self._batches = None
 
-
-_KEPT: dict[str, Sequence[Batch]] = {}
-_MOST_KEPT_BYTES = 512 * 1024**2
-
-
-def _images(plan: Plan, stream: Stream) -> Iterator[Batch]:
-    """An evaluation plan's batches; images of small sets are kept, since centre crops never change."""
-    if plan.digest in _KEPT:
-        yield from _KEPT[plan.digest]
-        return
-    keep = len(plan.items) * 3 * plan.transform.size**2 <= _MOST_KEPT_BYTES
-    batches: list[Batch] = []
-    for batch in stream(plan, 0):
+    def _images(self, plan: Plan) -> Iterator[Batch]:
+        """A plan's batches; images of small sets are kept in the process, since centre crops never change."""
+        key = (plan.digest, repr(self.run.dataset.source))
+        if key in _KEPT:
+            yield from _KEPT[key]
+            return
+        keep = len(plan.items) * 3 * plan.transform.size**2 <= _MOST_KEPT_BYTES
+        batches: list[Batch] = []
+        for batch in self._stream(plan, 0):
+            if keep:
+                batches.append(batch)
+            yield batch
         if keep:
-            batches.append(batch)
-        yield batch
-    if keep:
-        while len(_KEPT) > 3:
-            _KEPT.pop(next(iter(_KEPT)))
-        _KEPT[plan.digest] = batches
+            while len(_KEPT) >= _MOST_KEPT:
+                _KEPT.pop(next(iter(_KEPT)))
+            _KEPT[key] = batches

@@ -32,7 +32,7 @@ LAYERS = (
     ("prometar.__main__",),
 )
 ENTRANCES = {
-    "open_clip": {"prometar/backbone/openclip.py", "prometar/embedded/pretrain_text.py"},
+    "open_clip": {"prometar/backbone/openclip.py", "prometar/embedded/pretrain.py"},
     "optuna": {"tune/memory.py", "tune/folder.py", "tune/plots.py", "tune/progress.py"},
     "ray": {
         "prometar/data/raystream.py", "prometar/data/resident.py", "prometar/raylocal.py", "tune/trial.py",

@@ -39,7 +39,7 @@ class TrialWorker(tune.Trainable):
         torch.set_num_threads(job.threads)
         configuration = parse(job.config, where=f"the settings of {self._folder.name}")
         run = build_run(configuration, job.objective, val_per_class=job.val_per_class)
-        options = StreamOptions(num_cpus=job.stream_cpus, in_placement_group=True)
+        options = StreamOptions.in_bundle(job.stream_cpus)
         self._session = Session(run, self._folder, ray_stream(run, options))
         write_atomically(self._folder / "config.yaml", dump_config(configuration).encode())
 
