@@ -61,7 +61,7 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
         BrokenImage: the bytes are no readable image; the message names `path`.
     """
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours; the direct way warns
         return image.convert("RGB")
