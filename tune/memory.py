@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -39,6 +40,8 @@ REASON = "reason"
 REPEAT = "repeat_of"
 RESULT = "result"
 IDENTITY = "identity"  # a user attribute of the study
+
+GO_ON = "the same command goes on from here"
 
 
 @dataclass(frozen=True)
@@ -98,20 +101,13 @@ class Memory:
 
     def next(self, target: int) -> Asked | None:
         """An interrupted trial, else a new one while fewer than `target` trials exist, else None."""
-        if self._interrupted:
-            return self._begin(self._resume(self._interrupted.popleft()))
+        while self._interrupted:
+            asked = self._begin(self._resume(self._interrupted.popleft()))
+            if asked is not None:
+                return asked
         if not self.wants(target):
             return None
-        for _ in range(REDRAWS):
-            trial = self._ask()
-            asked = self._begin(trial)
-            earlier = self._earlier(asked)
-            if earlier is None:
-                return asked
-            # Kept, so that the next number draws anew; it counts for nothing.
-            trial.set_user_attr(REPEAT, earlier)
-            self._tell(asked.number, TrialState.FAIL, reason=f"the same settings as trial {earlier}")
-        return None
+        return next(filter(None, (self._begin(self._ask()) for _ in range(REDRAWS))), None)
 
     def wants(self, target: int) -> bool:
         """Whether new trials are to be begun until `target` have been."""
@@ -142,12 +138,20 @@ class Memory:
             n_startup_trials=STARTUP_TRIALS,
         )
 
-    def _begin(self, trial: Trial) -> Asked:
+    def _begin(self, trial: Trial) -> Asked | None:
+        """A trial to run; None where its settings are an earlier trial's."""
         self._running[trial.number] = trial
-        return Asked(trial.number, self._space.draw(trial))
+        asked = Asked(trial.number, self._space.draw(trial))
+        earlier = self._earlier(asked)
+        if earlier is None:
+            return asked
+        # It stays in the storage, so that the next number draws anew, and counts for nothing.
+        trial.set_user_attr(REPEAT, earlier)
+        self._tell(asked.number, TrialState.FAIL, reason=f"the same settings as trial {earlier}")
+        return None
 
     def _earlier(self, asked: Asked) -> int | None:
-        others = (t for t in self.trials() if t.number != asked.number)
+        others = (t for t in self.trials() if t.number < asked.number)
         return next((t.number for t in others if dict(t.params) == asked.settings), None)
 
     def observe(self, number: int, result: Mapping[str, Any]) -> bool:
@@ -220,6 +224,20 @@ def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
     """The finished trial with the highest objective; the earliest of equals."""
     complete = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
     return max(complete, key=lambda t: (t.value, -t.number), default=None)
+
+
+@contextmanager
+def reachable(storage: str) -> Iterator[None]:
+    """While a study's storage is used: its loss is one line, not a traceback.
+
+    Raises:
+        WorkError: the storage failed.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = str(error).splitlines()[0]
+        raise WorkError(f"the study storage {storage} failed: {reason}; {GO_ON}") from None
 
 
 def open_study(

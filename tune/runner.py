@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from prometar.errors import WorkError
+from tune.memory import GO_ON
 from tune.resources import ResourcePlan
 
 MAX_FAILURES = 2  # restarts of a trial whose worker died; it goes on from its own checkpoint
@@ -46,7 +50,21 @@ def run_trials(
             ),
             run_config=_run_config(scratch, list(callbacks), verbose),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except TuneError as error:  # what a searcher, scheduler or callback raised, as a traceback's text
+            raise WorkError(f"the search has stopped: {last_error(str(error))}; {GO_ON}") from None
+
+
+def last_error(traceback: str) -> str:
+    """The last exception that a traceback's text names, without where it was raised.
+
+    Example:
+        >>> last_error("Traceback (most recent call last):\\n  File ...\\nOSError: no space left\\n(hints)")
+        'OSError: no space left'
+    """
+    named = re.findall(r"^[\w.]*[A-Z]\w*: .+", traceback, flags=re.MULTILINE)
+    return str(named[-1]) if named else traceback.strip().splitlines()[-1]
 
 
 def _run_config(scratch: str, callbacks: list[Callback], verbose: bool) -> Any:

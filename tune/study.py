@@ -22,7 +22,7 @@ from prometar.published import published
 from prometar.raylocal import start_ray
 from tune.finals import run_finals
 from tune.folder import RecordKeeper, StudyFolder
-from tune.memory import Memory
+from tune.memory import Memory, reachable
 from tune.progress import Progress
 from tune.report import build_report
 from tune.request import Request
@@ -63,10 +63,11 @@ def run_study(
     console = console or Console(highlight=False, soft_wrap=True)
     check(request)
     folder = StudyFolder(place.out, place.name)
-    with folder.locked():
+    storage = place.storage or folder.storage
+    with folder.locked(), reachable(storage):
         folder.claim(request)
         memory = Memory(
-            place.storage or folder.storage,
+            storage,
             place.name,
             request.space,
             reference=request.reference(),
