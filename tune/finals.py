@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from ray import tune
 from ray.tune import Callback
+from rich.console import Console
 
 from prometar.checkpoint import write_atomically
 from tune.folder import StudyFolder
@@ -58,21 +60,35 @@ def paired_interval(differences: Sequence[float]) -> Interval | None:
     return Interval(middle, middle - half, middle + half, n)
 
 
-class Failures(Callback):
-    """Why runs failed, by their folder."""
+class FinalRuns(Callback):
+    """Says a line for each final run that ends, and keeps why runs failed, by their folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total, self._ended = console, total, 0
         self.reasons: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        result = trial.last_result
         if result.get("failed"):
-            self.reasons[Job.from_dict(trial.config).run_dir] = str(result["failed"])
+            self._fail(trial, str(result["failed"]))
+        else:
+            self._say(trial, f"H {result['objective']:.2f}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self.reasons[Job.from_dict(trial.config).run_dir] = reason_of(trial)
+        if trial.status == trial.ERROR:  # not where it is tried again
+            self._fail(trial, reason_of(trial))
+
+    def _fail(self, trial: Any, reason: str) -> None:
+        self.reasons[Job.from_dict(trial.config).run_dir] = reason
+        self._say(trial, f"failed: {reason}")
+
+    def _say(self, trial: Any, what: str) -> None:
+        self._ended += 1
+        name = Path(Job.from_dict(trial.config).run_dir).name
+        self._console.print(f"final run {name}: {what}; {self._ended} of {self._total} done", markup=False)
 
 
 def run_finals(
@@ -82,7 +98,7 @@ def run_finals(
     plan: ResourcePlan,
     trainable: type[tune.Trainable],
     *,
-    callbacks: Sequence[Callback] = (),
+    console: Console,
     published: float | None = None,
     verbose: bool = False,
 ) -> dict[str, Any]:
@@ -94,10 +110,10 @@ def run_finals(
         for number, settings in chosen.items()
         if not (folder.final(number, seed) / "result.json").exists()
     ]
-    failures = Failures()
+    runs = FinalRuns(console, len(jobs))
     if jobs:
-        run_trials(trainable, ListSearcher(jobs), plan, callbacks=[*callbacks, failures], verbose=verbose)
-    summary = summarize(folder, request, best, failures.reasons, published)
+        run_trials(trainable, ListSearcher(jobs), plan, callbacks=[runs], verbose=verbose)
+    summary = summarize(folder, request, best, runs.reasons, published)
     write_atomically(folder / "finals.json", json.dumps(summary, indent=1).encode())
     return summary
 
@@ -133,3 +149,9 @@ def _run(folder: StudyFolder, number: int, seed: int, failures: dict[str, str]) 
         return {"seed": seed, "failed": failures.get(str(path), "no result")}
     result = json.loads((path / "result.json").read_text("utf-8"))["result"]
     return {"seed": seed, **{key: result[key] for key in ("base", "new", "objective", "seconds")}}
+
+
+def failed_runs(finals: dict[str, Any]) -> list[str]:
+    """Reasons of final runs that failed."""
+    runs = [*finals["best"]["runs"], *([] if finals["same"] else finals["released"]["runs"])]
+    return [run["failed"] for run in runs if "failed" in run]

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ class StudyFolder:
         config = request.config
         return {
             "name": self.name,
-            "command": " ".join(["python", *map(_quoted, sys.argv)]),
+            "command": shlex.join(["python", *sys.argv]),
             "asked": {
                 "dataset": config.data.name,
                 "data_root": config.data.root,
@@ -146,7 +147,7 @@ def read_study(path: Path) -> dict[str, Any]:
     """
     try:
         return yaml.safe_load((path / "study.yaml").read_text("utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         raise UserError(f"{path} holds no study: pass a folder OUT/STUDY that search.py wrote") from None
 
 
@@ -204,10 +205,6 @@ def num_ended(memory: Memory) -> dict[str, int]:
 
 def _iso(moment: datetime | None) -> str | None:
     return moment.isoformat(timespec="seconds") if moment else None
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if any(c in word for c in " *?[]$&;|<>()") else word
 
 
 def _machine() -> dict[str, str]:

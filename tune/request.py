@@ -37,6 +37,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise UserError(f"--trials must be at least 1, found {self.trials}")
+        if self.val_per_class < 1:
+            raise UserError(f"--val-per-class must be at least 1, found {self.val_per_class}")
         if len(set(self.final_seeds)) != len(self.final_seeds) or any(s < 0 for s in self.final_seeds):
             raise UserError(f"--final-seeds must be different numbers from 0 on, found {self.final_seeds}")
 

@@ -20,9 +20,9 @@ from prometar.methods import build
 from prometar.objective import SEARCH_OBJECTIVES, problem
 from prometar.published import published
 from prometar.raylocal import start_ray
-from tune.finals import run_finals
+from tune.finals import failed_runs, run_finals
 from tune.folder import RecordKeeper, StudyFolder
-from tune.memory import Memory, reachable
+from tune.memory import GO_ON, Memory, reachable
 from tune.progress import Progress
 from tune.report import build_report
 from tune.request import Request
@@ -61,7 +61,7 @@ def run_study(
         WorkError: another process runs the study, or all its trials fail.
     """
     console = console or Console(highlight=False, soft_wrap=True)
-    check(request)
+    num_classes = check(request)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage
     with folder.locked(), reachable(storage):
@@ -93,15 +93,18 @@ def run_study(
         console.print(f"final comparison: trial {best.number} and the released settings, seeds {seeds}")
         finals = run_finals(
             folder, request, (best.number, settings), plan, trainable,
-            published=_published(request), verbose=place.verbose,
+            console=console, published=_published(request, num_classes), verbose=place.verbose,
         )  # fmt: skip
         report = build_report(folder.path)
         print_summary(console, folder, request, memory, finals, report)
+        failed = failed_runs(finals)
+        if failed:
+            raise WorkError(f"{len(failed)} final runs have failed ({failed[0]}); {GO_ON}")
         return finals
 
 
-def check(request: Request) -> None:
-    """Everything that can be wrong with a request, found before any worker starts.
+def check(request: Request) -> int:
+    """Everything that can be wrong with a request, found before any worker starts; the number of classes.
 
     Raises:
         UserError, WorkError: see the builders.
@@ -115,6 +118,7 @@ def check(request: Request) -> None:
     dataset = open_dataset(config.data.name, Path(config.data.root) if config.data.root else None)
     problem(request.objective, dataset, shots=config.data.shots, seed=config.train.seed)
     load_backbone(config.backbone.name, config.backbone.pretrained)
+    return len(dataset.classnames)
 
 
 def _introduce(console: Console, folder: StudyFolder, request: Request, memory: Memory, plan: str) -> None:
@@ -153,7 +157,10 @@ def _search(
     callbacks: Sequence[Callback] = (progress, keeper)
     if memory.num_interrupted or memory.wants(request.trials):
         scheduler = StudyScheduler(memory, searcher)
-        run_trials(trainable, searcher, plan, scheduler=scheduler, callbacks=callbacks, verbose=verbose)
+        try:
+            run_trials(trainable, searcher, plan, scheduler=scheduler, callbacks=callbacks, verbose=verbose)
+        finally:
+            progress.close()
     keeper.catch_up()
     reason = memory.hopeless()
     if reason or memory.best() is None:
@@ -163,11 +170,12 @@ def _search(
         )
 
 
-def _published(request: Request) -> float | None:
+def _published(request: Request, num_classes: int) -> float | None:
     config = request.config
     return published(
         config.data.name,
         backbone=config.backbone.name,
         pretrained=config.backbone.pretrained,
         shots=config.data.shots,
+        num_classes=num_classes,
     )

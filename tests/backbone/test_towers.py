@@ -72,7 +72,9 @@ def test_unprompted_towers_equal_open_clip(quick_gelu: bool) -> None:
     for num_context in (0, 2, 4):
         ours = encode_text(clip, text_input(clip, tokens, num_context=num_context))
         torch.testing.assert_close(ours, model.encode_text(tokens), **EXACT)
-    torch.testing.assert_close(encode_image(clip, embed_images(clip, images)), model.encode_image(images), **EXACT)
+    torch.testing.assert_close(
+        encode_image(clip, embed_images(clip, images)), model.encode_image(images), **EXACT
+    )
 
 
 layers = st.sets(st.integers(0, LAYERS - 1), max_size=LAYERS)
@@ -95,7 +97,9 @@ def test_vision_prompts_at_any_layers_value_and_gradients(layers: set[int], leng
     clip = towers(model)
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(length))
     prompts = random_prompts(layers, length, 32)
-    compare(encode_image(clip, embed_images(clip, images), prompts), plain_image(model, images, prompts), prompts)
+    compare(
+        encode_image(clip, embed_images(clip, images), prompts), plain_image(model, images, prompts), prompts
+    )
 
 
 def compare(fast: Tensor, plain: Tensor, prompts: Mapping[int, Tensor]) -> None:
