@@ -86,7 +86,12 @@ def caveats(request: Request, finals: dict[str, Any], num_complete: int) -> list
     elif difference is None:
         lines.append("no interval: the final comparison needs at least two seeds that both settings finished")
     else:
-        verdict = "a difference is shown" if finals["shown"] else "no difference shown: the interval holds 0"
+        shown = (
+            "a difference is shown"
+            if difference["mean"] > 0
+            else "the released settings are shown to be better"
+        )
+        verdict = shown if finals["shown"] else "no difference shown: the interval holds 0"
         lines.append(
             f"best - released in H: {difference['mean']:+.2f}, 95 % interval {difference['low']:+.2f} to "
             f"{difference['high']:+.2f} over {difference['n']} paired seeds; {verdict}"
