@@ -79,7 +79,7 @@ def own_dtd(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def real_dtd() -> Path:
     """A data root with real DTD photographs, from PROMETAR_DTD10; the test is skipped without."""
-    here = Path(os.environ.get("PROMETAR_DTD10", Path(__file__).parents[2] / "shared/data/dtd10"))
+    here = Path(os.environ.get("PROMETAR_DTD10", "unset"))
     if not (here / "dtd").is_dir():
         pytest.skip("no real photographs: set PROMETAR_DTD10 to a data root that holds dtd/")
     return here

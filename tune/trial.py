@@ -18,53 +18,67 @@ from prometar.train import Diverged, Session, build_run
 from tune.job import Job
 
 
+_TOLD = ("epoch", "objective", "base", "new", "seconds")
+
+
 class TrialWorker(tune.Trainable):
     """Trains one job, epoch by epoch, in a Ray actor that is reused for the next one.
 
     The backbone, the data set and the frozen features stay in the actor from trial to trial. Ray's own
-    checkpoints are not used: the job's folder holds its state, so a trial goes on wherever it is started.
+    checkpoints are not used: the job's folder holds its state, so a trial goes on wherever it is started. It
+    first tells the epochs it finds there again, since nobody may have heard of the last ones.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._session.close()
+        self.cleanup()
         self._start(new_config)
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        job = Job.from_dict(config)
-        self._job, self._folder = job, Path(job.run_dir)
-        torch.set_num_threads(job.threads)
-        configuration = parse(job.config, where=f"the settings of {self._folder.name}")
-        run = build_run(configuration, job.objective, val_per_class=job.val_per_class)
-        options = StreamOptions.in_bundle(job.stream_cpus)
-        self._session = Session(run, self._folder, ray_stream(run, options))
-        write_atomically(self._folder / "config.yaml", dump_config(configuration).encode())
+        self._job = Job.from_dict(config)
+        self._session: Session | None = None
+        self._num_told, self._problem = 0, ""
+        torch.set_num_threads(self._job.threads)
+        try:
+            self._session = self._open()
+        except UserError as error:  # no retry would help
+            self._problem = str(error)
+
+    def _open(self) -> Session:
+        job, folder = self._job, Path(self._job.run_dir)
+        config = parse(job.config, where=f"the settings of {folder.name}")
+        run = build_run(config, job.objective, val_per_class=job.val_per_class)
+        session = Session(run, folder, ray_stream(run, StreamOptions.in_bundle(job.stream_cpus)))
+        write_atomically(folder / "config.yaml", dump_config(config).encode())
+        return session
 
     def step(self) -> dict[str, Any]:
         session = self._session
-        if session.finished:  # its result was not told before the study was interrupted
-            record = session.history[-1]
-        else:
+        if session is None:
+            return self._failed(self._problem)
+        if self._num_told == len(session.history):
             try:
-                record = session.epoch()
+                session.epoch()
             except Diverged as error:
                 return self._failed(f"{error}, with {json.dumps(self._job.settings)}")
             except UserError as error:
                 return self._failed(str(error))
-        if session.finished:
-            write_result(self._folder, session)
+        record = session.history[self._num_told]
+        self._num_told += 1
+        done = session.finished and self._num_told == len(session.history)
+        if done:
+            write_result(Path(self._job.run_dir), session)
             session.close()
-        keys = ("epoch", "objective", "base", "new", "seconds")
-        result = {key: record[key] for key in keys if key in record}
-        return {**result, "loss": record.get("direct_ce", 0.0), "failed": "", "done": session.finished}
+        result: dict[str, Any] = {"loss": record.get("direct_ce", 0.0), "failed": "", "done": done}
+        return result | {key: record[key] for key in _TOLD if key in record}
 
     def _failed(self, reason: str) -> dict[str, Any]:
-        epoch = len(self._session.history) + 1
-        self._session.close()
-        return {"epoch": epoch, "failed": reason, "done": True}
+        self.cleanup()
+        return {"epoch": self._num_told + 1, "failed": reason, "done": True}
 
     def cleanup(self) -> None:
-        self._session.close()
+        if self._session is not None:
+            self._session.close()

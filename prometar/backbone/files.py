@@ -97,7 +97,9 @@ def _is_torchscript(path: Path) -> bool:
 
 def _read_torchscript(path: Path) -> WeightsFile:
     """OpenAI's own release format; its models use QuickGELU and heads of width 64."""
-    tensors = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the format, which does not change old files
+        tensors = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     for key in ("input_resolution", "context_length", "vocab_size"):
         tensors.pop(key, None)
     weights = WeightsFile(path, tensors, {})

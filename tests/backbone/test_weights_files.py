@@ -1,0 +1,106 @@
+"""Local weights: a state dict in .pt, OpenAI's TorchScript, .safetensors; equal towers from each."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prometar.backbone.files import read_weights
+from prometar.backbone.openclip import TEMPLATES, load_backbone
+from prometar.embedded.weights import load_mini
+from prometar.errors import UserError, WorkError
+
+
+class Named(nn.Module):
+    """A module whose state dict has given dotted names."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, last = name.split(".")
+            module: nn.Module = self
+            for part in path:
+                if part not in dict(module.named_children()):
+                    module.add_module(part, nn.Module())
+                module = getattr(module, part)
+            module.register_buffer(last, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return load_mini()[1]
+
+
+def write(kind: str, state: dict[str, Tensor], folder: Path) -> Path:
+    path = folder / f"weights.{'safetensors' if kind == 'safetensors' else 'pt'}"
+    if kind == "safetensors":
+        save_file({k: v.contiguous() for k, v in state.items()}, path)
+    elif kind == "torchscript":
+        extra = {k: torch.tensor(77) for k in ("input_resolution", "context_length", "vocab_size")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.jit.save(torch.jit.script(Named(state | extra)), str(path))
+    else:
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "state dict", "torchscript"])
+def test_every_format_reads_the_same_tensors(kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    weights = read_weights(write(kind, state, tmp_path))
+    assert weights.tensors.keys() == state.keys()
+    assert all(torch.equal(weights.tensors[name], tensor) for name, tensor in state.items())
+    described = weights.describe()
+    assert (described["image_size"], described["patch_size"], described["vision_width"]) == (64, 8, 128)
+    assert described.get("activation") == ("quick_gelu" if kind == "torchscript" else None)
+
+
+def test_a_file_gives_the_same_backbone(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = write("safetensors", state, tmp_path)
+    ours, theirs = load_backbone("mini", str(path)).clip, load_backbone("mini", None).clip
+    assert torch.equal(ours.text_projection, theirs.text_projection)
+    assert all(torch.equal(a, b) for a, b in zip(ours.vision.blocks[2], theirs.vision.blocks[2], strict=True))
+
+
+def test_openai_heads_are_checked(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """OpenAI's archives mean heads of width 64; mini has narrower ones."""
+    with pytest.raises(UserError, match="does not fit mini: vision_heads is 2 in the file, 4 in the model"):
+        load_backbone("mini", str(write("torchscript", state, tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_damaged_file_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 not a file of tensors")
+    with pytest.raises(UserError, match=r"is not a (plain file of tensors|safetensors file)"):
+        load_backbone("mini", str(tmp_path / name))
+
+
+def test_a_file_without_a_vision_transformer_is_one_line(tmp_path: Path) -> None:
+    save_file({"visual.layer1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(UserError, match=r"holds no CLIP with a ViT: it has no 'visual\.conv1\.weight'"):
+        load_backbone("mini", str(tmp_path / "resnet.safetensors"))
+
+
+def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network\nmore lines")
+
+    monkeypatch.setattr("open_clip.create_model", refuse)
+    with pytest.raises(
+        WorkError, match=r"cannot fetch the weights 'openai' .*\(no network\): .* --pretrained FILE"
+    ):
+        load_backbone("ViT-B-16-quickgelu", "openai")
+
+
+def test_the_templates_are_sixty_with_one_gap_each() -> None:
+    assert len(set(TEMPLATES)) == 60
+    assert all(template.count("{}") == 1 for template in TEMPLATES)
+    assert "a photo of a {}." in TEMPLATES
