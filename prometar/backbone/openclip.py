@@ -162,9 +162,13 @@ def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:
 def _random_state(name: str) -> dict[str, Tensor]:
     if name == "mini":
         return load_mini()[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return dict(open_clip.create_model(name, pretrained=None).state_dict())
+    logging.disable(logging.WARNING)  # it would warn of what was asked for
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return dict(open_clip.create_model(name, pretrained=None).state_dict())
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:
@@ -180,7 +184,6 @@ def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:
         raise UserError(
             f"weights '{tag}' were trained with activation {theirs}, which {name} has not: use {better}"
         )
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
     try:
         model = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # the hub's client raises errors of many libraries

@@ -1,0 +1,154 @@
+"""The released procedure, transcribed plainly: the readable reference beside the fast step.
+
+Whole 77-token sequences and every token in every layer, modules and torch.optim.SGD, three gradient calls a
+phase. It decides nothing by itself: `test_released.py` holds it to the recorded trajectories, and then the
+fast step to it where no recording is at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prometar.backbone.weights import Block, Clip, Tower, quick_gelu
+from prometar.parts.tasks import TaskDraw
+
+Leaves = dict[str, Tensor]
+
+
+def attend(tower: Tower, block: Block, x_BTD: Tensor, mask_TT: Tensor | None) -> Tensor:
+    """One block over all tokens."""
+    h = F.layer_norm(x_BTD, x_BTD.shape[-1:], block.ln_1_weight, block.ln_1_bias)
+    batch, length, width = h.shape
+    qkv = F.linear(h, block.in_proj_weight, block.in_proj_bias).view(batch, length, 3, tower.num_heads, -1)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    scores = query @ key.mT / (width // tower.num_heads) ** 0.5
+    weights = (scores if mask_TT is None else scores + mask_TT).softmax(-1)
+    out = (weights @ value).transpose(1, 2).reshape(batch, length, width)
+    x_BTD = x_BTD + F.linear(out, block.out_proj_weight, block.out_proj_bias)
+    h = F.layer_norm(x_BTD, x_BTD.shape[-1:], block.ln_2_weight, block.ln_2_bias)
+    h = quick_gelu(F.linear(h, block.c_fc_weight, block.c_fc_bias))
+    return x_BTD + F.linear(h, block.c_proj_weight, block.c_proj_bias)
+
+
+def text_features(clip: Clip, tokens_CT: Tensor, prompts: Mapping[str, Tensor]) -> Tensor:
+    """Normalised features of all classes; prompts stand after SOS."""
+
+    def put(x: Tensor, prompt: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], prompt.expand(len(x), -1, -1), x[:, 1 + len(prompt) :]], dim=1)
+
+    x = clip.token_embedding[tokens_CT]
+    x = put(x, prompts["text.0"]) + clip.text_positions
+    mask = torch.full((77, 77), float("-inf"), dtype=x.dtype).triu(1)
+    for layer, block in enumerate(clip.text.blocks):
+        if layer and f"text.{layer}" in prompts:
+            x = put(x, prompts[f"text.{layer}"])
+        x = attend(clip.text, block, x, mask)
+    x = F.layer_norm(x, x.shape[-1:], clip.ln_final_weight, clip.ln_final_bias)
+    return F.normalize(x[torch.arange(len(x)), tokens_CT.argmax(-1)] @ clip.text_projection, dim=-1)
+
+
+def image_features(clip: Clip, images: Tensor, prompts: Mapping[str, Tensor]) -> Tensor:
+    """Un-normalised features; prompts stand after the patches."""
+    x = F.conv2d(images, clip.patch_weight, stride=clip.patch_weight.shape[-1]).flatten(2).mT
+    x = torch.cat([clip.class_embedding.expand(len(x), 1, -1), x], dim=1) + clip.vision_positions
+    num_own = x.shape[1]
+    for layer in range(len(clip.vision.blocks)):
+        name = f"vision.{layer}"
+        if name in prompts:
+            x = torch.cat([x[:, :num_own], prompts[name].expand(len(x), -1, -1)], dim=1)
+        if layer == 0:
+            x = F.layer_norm(x, x.shape[-1:], clip.ln_pre_weight, clip.ln_pre_bias)
+        x = attend(clip.vision, clip.vision.blocks[layer], x, None)
+    x = F.layer_norm(x, x.shape[-1:], clip.ln_post_weight, clip.ln_post_bias)
+    return x[:, 0] @ clip.vision_projection
+
+
+@dataclass
+class Released:
+    """The released training loop; `step` returns the losses it logs."""
+
+    clip: Clip
+    tokens: Tensor
+    teacher: Tensor
+    prompts: Leaves
+    gate: Leaves
+    text_weight: float
+    image_weight: float
+    reduction: int
+    inner_lr: float
+    outer_weight: float
+    prompt_lr: float
+    gate_lr: float
+
+    def __post_init__(self) -> None:
+        self.prompts = {k: v.clone().requires_grad_() for k, v in self.prompts.items()}
+        self.gate = {k: v.clone().requires_grad_() for k, v in self.gate.items()}
+        sgd = {"momentum": 0.9, "weight_decay": 5e-4}
+        self.optimizer = torch.optim.SGD(list(self.prompts.values()), lr=self.prompt_lr, **sgd)
+        self.gate_optimizer = torch.optim.SGD(list(self.gate.values()), lr=self.gate_lr, **sgd)
+
+    def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy and both unweighted regularizers on a batch."""
+        g = text_features(self.clip, self.tokens, self.prompts)
+        f = F.normalize(image_features(self.clip, images, self.prompts), dim=-1)
+        with torch.no_grad():
+            f0 = F.normalize(image_features(self.clip, images, {}), dim=-1)
+        ce = F.cross_entropy(self.clip.logit_scale * f @ g.T, labels)
+        return ce, F.l1_loss(g, self.teacher), F.l1_loss(f, f0)
+
+    def modulated(self, losses: tuple[Tensor, Tensor, Tensor]) -> Leaves:
+        """Three gradient calls, and the gate for each prompt."""
+        ce, text, image = losses
+        leaves = list(self.prompts.values())
+        grads = [
+            torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            for loss in (ce, self.text_weight * text, self.image_weight * image)
+        ]
+        out = {}
+        for index, name in enumerate(self.prompts):
+            g_task, g_reg = grads[0][index], grads[1 if name.startswith("text") else 2][index]
+            hidden = F.linear(torch.cat([g_task.reshape(-1), g_reg.reshape(-1)]), self.gate[f"{name}.in"])
+            strength = F.linear(hidden, self.gate[f"{name}.out"]).sigmoid()
+            out[name] = g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
+        return out
+
+    def step(self, images: Tensor, labels: Tensor, task: TaskDraw | None) -> dict[str, float]:
+        losses = self.losses(images, labels)
+        log = {f"direct_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), losses, strict=True)}
+        for name, gradient in self.modulated(losses).items():
+            self.prompts[name].grad = gradient.detach()
+        self.optimizer.step()
+        if task is None:
+            return log
+        support = self.losses(images[task.support], labels[task.support])
+        log |= {
+            f"support_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), support, strict=True)
+        }
+        gradient = self.modulated(support)
+        adapted = {name: leaf - self.inner_lr * gradient[name] for name, leaf in self.prompts.items()}
+        query_loss = self.query_loss(adapted, images, labels, task)
+        log["query_loss"] = float(query_loss.detach())
+        self.optimizer.zero_grad()
+        self.gate_optimizer.zero_grad()
+        (self.outer_weight * query_loss).backward()
+        self.optimizer.step()
+        self.gate_optimizer.step()
+        return log
+
+    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: TaskDraw) -> Tensor:
+        assert task.lam is not None
+        assert task.mix is not None
+        g = text_features(self.clip, self.tokens, adapted)
+        query = image_features(self.clip, images[task.query], adapted)
+        partners = image_features(self.clip, images[task.support], adapted)[task.mix]
+        lam, rest = task.lam.to(query), (1 - task.lam).to(query)
+        mixed = F.normalize(lam[:, None] * query + rest[:, None] * partners, dim=-1)
+        logits = self.clip.logit_scale * mixed @ g.T
+        own = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.query])
+        other = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.support][task.mix])
+        return (lam * own + rest * other).mean()

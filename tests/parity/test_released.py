@@ -1,0 +1,86 @@
+"""The plain transcription against the recordings, and the fast step against the transcription."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prometar.backbone.openclip import tokenize
+from prometar.backbone.vision import embed_images
+from prometar.config import Config
+from prometar.methods import build
+from prometar.model import build_model, prompt_texts
+from prometar.parts.tasks import one_class_out
+from prometar.state import State
+from prometar.step import Rates, make_batch, step
+from tests.tiny import backbone
+
+from .golden import golden_files, load
+from .released import Released
+
+CLASSES = ("banded", "polka-dotted", "annual crop land", "woven")
+
+
+@pytest.mark.parametrize("path", golden_files("prometar_*.npz"), ids=lambda path: path.name)
+def test_the_transcription_equals_the_recording(path: Path) -> None:
+    golden = load(path, torch.float64)
+    meta, texts = golden.meta, [f"{golden.meta['ctx_init']} {name}." for name in golden.meta["classnames"]]
+    reference = Released(
+        golden.model.clip, tokenize(texts), F.normalize(golden.tensor("teacher_text"), dim=-1),
+        golden.prompts(0), golden.gate(0), meta["text_weight"], meta["image_weight"], meta["gate_reduction"],
+        meta["inner_lr"], meta["outer_weight"], meta["prompt_lr"], meta["gate_lr"],
+    )  # fmt: skip
+    for index, batch in golden.steps():
+        log = reference.step(golden.tensor(f"step{index}/images"), batch.labels, batch.task)
+        for name, value in log.items():
+            assert value == pytest.approx(float(golden.tensor(f"step{index}/{name}")), abs=1e-8), name
+        for name, value in golden.prompts(index).items():
+            torch.testing.assert_close(reference.prompts[name].detach(), value, rtol=0, atol=1e-8)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    text_length=st.integers(1, 6),
+    vision_length=st.integers(1, 5),
+    text_depth=st.integers(1, 4),
+    vision_depth=st.integers(1, 4),
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    seed=st.integers(0, 1000),
+)
+def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
+    text_length: int, vision_length: int, text_depth: int, vision_depth: int, labels: list[int], seed: int
+) -> None:
+    values: dict[str, Any] = {
+        "prompts.text_length": text_length, "prompts.vision_length": vision_length,
+        "prompts.text_depth": text_depth, "prompts.vision_depth": vision_depth,
+        "inner.lr": 0.5, "inner.outer_weight": 1.0,
+    }  # fmt: skip
+    method, clip = build(Config().override(values)), backbone(torch.float64).clip
+    generator = torch.Generator().manual_seed(seed)
+    teacher = F.normalize(torch.randn(4, 24, dtype=torch.float64, generator=generator), dim=-1)
+    texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")
+    model = build_model(clip, method.prompts, tokenize(texts), teacher)
+    prompts = method.prompts.init(clip, tokenize(["a photo of a"])[0, 1:5], generator)
+    state = State.start(prompts, method.modulator.init(prompts, generator))
+    reference = Released(
+        clip, tokenize(texts), teacher, state.prompts, state.gate, 50, 20, 8, 0.5, 1.0, 0.02, 0.05
+    )
+    rng = np.random.default_rng(seed)
+    for _ in range(2):
+        images = torch.randn(len(labels), 3, 16, 16, dtype=torch.float64, generator=generator)
+        target = torch.tensor(labels)
+        task = one_class_out(target, method.augmentation, rng)
+        batch = make_batch(model, method, embed_images(clip, images), target, task)
+        state, scalars = step(model, method, state, batch, Rates(0.02, 0.05))
+        log = reference.step(images, target, task)
+        assert {name: float(value) for name, value in scalars.items()} == pytest.approx(log, abs=1e-9)
+        for ours, theirs in ((state.prompts, reference.prompts), (state.gate, reference.gate)):
+            for name, value in theirs.items():
+                torch.testing.assert_close(ours[name], value.detach(), rtol=0, atol=1e-9)
