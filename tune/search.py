@@ -27,7 +27,7 @@ Machine = "The machine"
 def search(
     dataset: Annotated[str, typer.Option(help="A data set; `prometar data list` shows them.")] = EMBEDDED,
     data_root: Annotated[Path | None, typer.Option(help="The folder that holds the data sets.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials in all [12 embedded, else 40].")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all [24 embedded, else 40].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a trial [5 embedded, else 10].")] = None,
     space: Annotated[str, typer.Option(help="full, regularizer, augmentation, or a YAML file.")] = "full",
     objective: Annotated[str, typer.Option(help="class_holdout or base_val.")] = "class_holdout",
@@ -93,7 +93,7 @@ def search(
         seed=seed,
         pruner=pruner,
         val_per_class=val_per_class,
-        trials=trials if trials is not None else (12 if embedded else 40),
+        trials=trials if trials is not None else (24 if embedded else 40),
         final_seeds=_seeds(final_seeds),
     )
     place = Place(
