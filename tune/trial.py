@@ -17,7 +17,6 @@ from prometar.runs import ray_stream, write_result
 from prometar.train import Diverged, Session, build_run
 from tune.job import Job
 
-
 _TOLD = ("epoch", "objective", "base", "new", "seconds")
 
 
