@@ -9,10 +9,9 @@ from typing import Any
 from prometar.errors import WorkError
 
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
-_KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
+_ALWAYS = {"RAY_idle_worker_killing_time_threshold_ms": "600000", "RAY_USAGE_STATS_ENABLED": "0"}
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -27,7 +26,7 @@ def start_ray(
     Raises:
         WorkError: no cluster at `address`.
     """
-    for name, value in (_KEEP_WORKERS if verbose else _KEEP_WORKERS | _QUIET).items():
+    for name, value in (_ALWAYS if verbose else _ALWAYS | _QUIET).items():
         os.environ.setdefault(name, value)
     import ray
 
