@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any
 
 from prometar.errors import WorkError
 
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
 _ALWAYS = {"RAY_idle_worker_killing_time_threshold_ms": "600000", "RAY_USAGE_STATS_ENABLED": "0"}
-_QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+_QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# As Ray does by itself on a Mac: one machine, and every server on 127.0.0.1 instead of all its addresses.
+_LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def configure_ray(*, local: bool = True, verbose: bool = False) -> None:
+    """Set what Ray reads from the environment; call it before anything imports ray."""
+    for name, value in (_ALWAYS | (_LOCAL if local else {}) | ({} if verbose else _QUIET)).items():
+        os.environ.setdefault(name, value)
 
 
 def start_ray(
     *, address: str | None = None, num_cpus: int | None = None, verbose: bool = False
 ) -> dict[str, Any]:
-    """Start Ray on this machine (nothing listens beyond it), or join the cluster at `address`.
+    """Start Ray on this machine, or join the cluster at `address`.
 
-    Returns the cluster's resources, e.g. {"CPU": 2.0}. Does nothing where Ray already runs.
+    Returns the cluster's resources, e.g. {"CPU": 2.0}. Does nothing where Ray already runs. A Ray that is
+    started here listens on 127.0.0.1 alone, if nothing had imported ray before `configure_ray`.
 
     Raises:
         WorkError: no cluster at `address`.
     """
-    for name, value in (_ALWAYS if verbose else _ALWAYS | _QUIET).items():
-        os.environ.setdefault(name, value)
+    configure_ray(local=address is None, verbose=verbose)
+    if address is not None:
+        _require_server(address)
     import ray
 
     if not ray.is_initialized():
@@ -38,3 +46,14 @@ def start_ray(
         except (ConnectionError, ValueError) as error:
             raise WorkError(f"cannot join Ray at {address}: {str(error).splitlines()[0]}") from None
     return ray.cluster_resources()
+
+
+def _require_server(address: str) -> None:
+    """Ray itself would try for ten minutes before it says that nobody is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto" and the like: Ray knows where to look
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise WorkError(f"cannot join Ray at {address}: {error}") from None

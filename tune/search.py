@@ -15,6 +15,7 @@ import typer
 from prometar.config import Config, parse_assignments
 from prometar.console import run_cli
 from prometar.errors import UserError
+from prometar.raylocal import configure_ray
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -71,6 +72,7 @@ def search(
     verbose: Annotated[bool, typer.Option(help="Show Ray's own output.", rich_help_panel=Machine)] = False,
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
+    configure_ray(local=address is None, verbose=verbose)
     from tune.request import Request
     from tune.spaces import load_space
     from tune.study import Place, run_study
