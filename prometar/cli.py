@@ -10,17 +10,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prometar.config import Config, load_config, parse_assignments
+from prometar.config import Config, absolute_root, load_config, parse_assignments
 from prometar.console import run_cli
 from prometar.errors import WorkError
 from prometar.raylocal import start_ray
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-data = typer.Typer(no_args_is_help=True, help="Data sets: what is there, is it whole, as Parquet.")
+PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
+data = typer.Typer(no_args_is_help=True, help="Data sets: what is there, is it whole, as Parquet.", **PLAIN)
 app.add_typer(data, name="data")
 
 RootOption = Annotated[
-    Path | None, typer.Option("--data-root", help="The folder that holds the data sets' folders.")
+    str | None, typer.Option("--data-root", help="The folder that holds the data sets' folders.")
 ]
 
 
@@ -41,7 +42,7 @@ def train(
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
     if data_root is not None:
-        values["data.root"] = str(data_root)
+        values["data.root"] = absolute_root(data_root)
     chosen = chosen.override(values)
     from prometar.runs import train_run  # after the configuration is known to be right: torch loads slowly
 
@@ -81,7 +82,7 @@ def data_list(data_root: RootOption = None) -> None:
     for row in list_datasets(data_root):
         images = str(sum(row.counts.values())) if row.counts else "-"
         table.add_row(row.name, row.title, str(row.classes or "-"), images, row.problem or row.where)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @data.command("check")

@@ -6,6 +6,7 @@ keyword arguments. Defaults are the released settings of ProMetaR (CVPR 2024), t
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prometar.errors import UserError
+from prometar.yamltext import parse_yaml, read_yaml
 
 
 class _Frozen(BaseModel):
@@ -54,9 +56,9 @@ class BackboneConfig(_Frozen):
 class PromptsConfig(_Frozen):
     """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none."""
 
-    text_length: int = Field(default=4, ge=1)
+    text_length: int = Field(default=4, ge=1, le=64)
     text_depth: int = Field(default=9, ge=0)
-    vision_length: int = Field(default=4, ge=1)
+    vision_length: int = Field(default=4, ge=1, le=1024)
     vision_depth: int = Field(default=9, ge=0)
     init: str = "a photo of a"
     init_std: float = Field(default=0.02, ge=0)
@@ -117,7 +119,7 @@ class TrainConfig(_Frozen):
 
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=4, ge=1)
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**32)
 
 
 class Config(_Frozen):
@@ -184,7 +186,7 @@ def parse(tree: Any, *, where: str) -> Config:
 def _problem(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "unknown key"
-    return f"{error['msg']} (found {error['input']!r})"
+    return f"{error['msg']} (found {reprlib.repr(error['input'])})"
 
 
 def load_config(path: Path) -> Config:
@@ -193,12 +195,7 @@ def load_config(path: Path) -> Config:
     Raises:
         UserError: the file is missing, is not YAML, or holds unknown keys or refused values.
     """
-    try:
-        return parse(yaml.safe_load(path.read_text("utf-8")) or {}, where=str(path))
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    return parse(read_yaml(path) or {}, where=str(path))
 
 
 def dump_config(config: Config) -> str:
@@ -217,11 +214,18 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         key, equals, raw = text.partition("=")
         if not equals or not key:
             raise UserError(f"--set {text}: expected key=value, e.g. --set optim.lr=0.01")
-        try:
-            values[key.strip()] = _number(yaml.safe_load(raw))
-        except yaml.YAMLError:
-            raise UserError(f"--set {text}: '{raw}' is not a YAML value") from None
+        values[key.strip()] = _number(parse_yaml(raw, where=f"--set {key}: the value"))
     return values
+
+
+def absolute_root(root: str) -> str:
+    """A data root that means the same from every folder; URIs (s3://...) are kept.
+
+    Example:
+        >>> absolute_root("s3://bucket/data")
+        's3://bucket/data'
+    """
+    return root if "://" in root else str(Path(root).resolve())
 
 
 def _number(value: Any) -> Any:

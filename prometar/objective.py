@@ -78,6 +78,8 @@ def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Proble
 def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
     (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
+    if not (test_base and test_new):
+        raise UserError(f"{dataset.name} has no test images of {'new' if test_base else 'base'} classes")
     return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
 
 

@@ -20,12 +20,12 @@ number of classes of the benchmark."""
 
 
 def published(
-    dataset: str, *, backbone: str, pretrained: str | None, shots: int, num_classes: int
+    dataset: str, *, method: str, backbone: str, pretrained: str | None, shots: int, num_classes: int
 ) -> float | None:
     """ProMetaR's published harmonic mean where ours may stand beside it, else None.
 
     Only the paper's own setting compares: ViT-B/16 with OpenAI's weights, 16 shots, all the classes.
     """
     figure, classes = HARMONIC_MEAN.get(dataset, (None, 0))
-    same = backbone == "ViT-B-16-quickgelu" and pretrained == "openai" and shots == 16
+    same = (method, backbone, pretrained, shots) == ("prometar", "ViT-B-16-quickgelu", "openai", 16)
     return figure if same and num_classes == classes else None

@@ -34,6 +34,11 @@ class State:
         """Every tensor by "<group>/<leaf>"."""
         return {f"{group}/{name}": leaf for group in _GROUPS for name, leaf in getattr(self, group).items()}
 
+    def to(self, device: torch.device) -> State:
+        """The same state on a device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return State.from_tensors(moved, self.step)
+
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], step: int) -> State:
         """The inverse of `tensors`."""

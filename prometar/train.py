@@ -74,12 +74,14 @@ class Run:
 
 @lru_cache(maxsize=2)
 def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
-    return load_backbone(name, pretrained, dtype=DTYPES[precision])
+    # Ray shows a worker the GPUs that its trial was given, and no others.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_backbone(name, pretrained, dtype=DTYPES[precision], device=device)
 
 
 @lru_cache(maxsize=2)
 def _dataset(name: str, root: str | None) -> Dataset:
-    return open_dataset(name, Path(root) if root else None)
+    return open_dataset(name, root)
 
 
 @lru_cache(maxsize=4)
@@ -224,7 +226,7 @@ class Session:
         if found is not None:
             if found.run != run.digest:
                 raise WorkError(f"{self._path} belongs to another configuration: use another folder")
-            self.state, self.history = found.state, list(found.history)
+            self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
 
     @property
     def finished(self) -> bool:

@@ -13,6 +13,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 # From the bottom up: a module imports from its own row and the rows before it.
 LAYERS = (
     ("prometar", "prometar.errors"),
+    ("prometar.yamltext",),
     ("prometar.config", "prometar.console", "prometar.embedded"),
     ("prometar.data",),
     ("prometar.backbone",),

@@ -52,6 +52,12 @@ SEARCHES = [
     (["--final-seeds", "1 x"], "--final-seeds '1 x': expected numbers"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial 'half': expected a number, or auto"),
     (["--study", "../x"], "--study '../x' is no folder name"),
+    (["--study", "a?b"], "--study 'a?b' is no folder name"),
+    (["--method", "ivlp"], "the space full searches regularizer.kind, which ivlp does not use"),
+    (["--set", "prompts.text_length=100"], "prompts.text_length: Input should be less than or equal to 64"),
+    (["--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
+    (["--val-per-class", "0"], "--val-per-class must be at least 1"),
+    (["--set", "train.seed=2001-99-99"], "is not YAML"),
     (["--nonsense"], "No such option"),
     (["--set", "task.mixup_alpha=99"], "task.mixup_alpha is 99.0, its range 0.1 .. 5 (log)"),
 ]  # fmt: skip
@@ -61,11 +67,22 @@ SEARCHES = [
 def test_search(args: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = fails(capsys, search_main, ["--out", str(tmp_path / "out"), *args])
     assert message in line
-    assert not list((tmp_path / "out").rglob("study.db")), "a refused study leaves nothing behind"
+    assert not (tmp_path / "out").exists(), "a refused study leaves nothing behind"
+
+
+def test_a_space_beyond_a_settings_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("augment.flip: {type: float, low: 0, high: 5}")
+    line = fails(capsys, search_main, ["--space", str(space), "--out", str(tmp_path / "out")])
+    assert "augment.flip: Input should be less than or equal to 1 (found 5" in line
+    space.write_bytes(b"\xff\xfe\x00")
+    assert "is not text" in fails(
+        capsys, search_main, ["--space", str(space), "--out", str(tmp_path / "out")]
+    )
 
 
 PROMETAR = [
-    (["train", "--config", "none.yaml"], "cannot read the configuration none.yaml: No such file"),
+    (["train", "--config", "none.yaml"], "cannot read none.yaml: No such file"),
     (["train", "--set", "prompts.depth=3"], "unknown setting 'prompts.depth'"),
     (["train", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
     (["evaluate", "nowhere"], "nowhere holds no run"),
@@ -86,8 +103,11 @@ def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[s
         ("optim: {lr: [1]}", "optim.lr: Input should be a valid number"),
         ("optim: {rate: 1}", "optim.rate: unknown key"),
         ("- a", "expected a mapping of settings, found list"),
-        ("a: [", "is not a YAML file"),
-        ("!!python/object/apply:os.system ['true']", "is not a YAML file"),
+        ("a: [", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("train: {seed: 2001-99-99}", "is not YAML"),
+        ("[" * 2000, "is nested too deep"),
+        ("train: {seed: 99999999999999999999999}", "train.seed: Input should be less than"),
     ],
 )
 def test_wrong_configurations(

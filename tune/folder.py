@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -21,18 +22,23 @@ from ray.tune import Callback
 from prometar.checkpoint import write_atomically
 from prometar.errors import UserError, WorkError
 from prometar.runs import environment
-from tune.memory import REASON, REFERENCE, RESULT, Memory
+from prometar.yamltext import read_yaml
+from tune.memory import REASON, REFERENCE, RESULT, Memory, without_password
 from tune.request import Request
+
+_KEYS = {"name", "command", "asked", "space", "config", "environment"}  # of study.yaml
 
 
 class StudyFolder:
     """OUT/STUDY: study.yaml, study.db, trials/, finals/, best.yaml, report.html."""
 
     def __init__(self, out: Path, name: str) -> None:
-        if not name or name in {".", ".."} or any(c in name for c in "/\\\0"):
+        if not re.fullmatch(r"\w[\w.-]*", name):
             raise UserError(f"--study '{name}' is no folder name: use letters, digits, '-' and '_'")
         self.name = name
         self.path = out.resolve() / name
+        if any(c in str(self.path) for c in "?#%"):
+            raise UserError(f"--out {out}: a folder's name with ?, # or % cannot hold the study's database")
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -82,7 +88,7 @@ class StudyFolder:
         """
         path = self.path / "study.yaml"
         if path.exists():
-            self.compare(read_study(self.path)["identity"], request.identity)
+            self.compare(read_study(self.path).get("identity", {}), request.identity)
         write_atomically(path, yaml.safe_dump(self._description(request), sort_keys=False).encode())
 
     def compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -107,7 +113,7 @@ class StudyFolder:
         config = request.config
         return {
             "name": self.name,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": without_password(shlex.join(["python", *sys.argv])),
             "asked": {
                 "dataset": config.data.name,
                 "data_root": config.data.root,
@@ -143,12 +149,18 @@ def read_study(path: Path) -> dict[str, Any]:
     """study.yaml of a study's folder.
 
     Raises:
-        UserError: the folder holds no study.
+        UserError: the folder holds no study, or its study.yaml is damaged.
     """
-    try:
-        return yaml.safe_load((path / "study.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        raise UserError(f"{path} holds no study: pass a folder OUT/STUDY that search.py wrote") from None
+    file = path / "study.yaml"
+    if not file.is_file():
+        raise UserError(f"{path} holds no study: pass a folder OUT/STUDY that search.py wrote")
+    study = read_yaml(file)
+    if not isinstance(study, dict):
+        raise UserError(f"{file} describes no study: restore it, or start another study")
+    missing = sorted(_KEYS - set(study))
+    if missing:
+        raise UserError(f"{file} is damaged: it has no {', '.join(missing)}")
+    return study
 
 
 def record_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -194,6 +206,8 @@ class RecordKeeper(Callback):
         for trial in self._memory.trials():
             if trial.state.is_finished() and trial.number not in self._written:
                 self._folder.write_record(trial)
+                # A trial that has been told needs no state any more, and states may be large.
+                (self._folder.trial(trial.number) / "checkpoint.safetensors").unlink(missing_ok=True)
                 self._written.add(trial.number)
 
 

@@ -8,6 +8,7 @@ in `tune.plots`).
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +40,9 @@ REFERENCE = "reference"  # user attributes of an Optuna trial
 REASON = "reason"
 REPEAT = "repeat_of"
 RESULT = "result"
-IDENTITY = "identity"  # a user attribute of the study
+IDENTITY = "identity"  # user attributes of the study
+EXHAUSTED = "exhausted"
+FORGIVEN = "forgiven"
 
 GO_ON = "the same command goes on from here"
 
@@ -75,10 +78,24 @@ class Memory:
         self._space, self._seed, self._reference = space, seed, reference
         self._study = open_study(storage, name, create=True, pruner=PRUNERS[pruner]())
         self._running: dict[int, Trial] = {}
-        if not self.trials():  # also after a kill between creation and this line
-            self._study.enqueue_trial(reference, user_attrs={REFERENCE: True})
+        self._require_reference()
         self._interrupted = deque(t.number for t in self.trials() if t.state is TrialState.RUNNING)
+        self._forgiven = self._forgive()
         self._ended_before = {t.number for t in self.trials() if t.state.is_finished()}
+
+    def _require_reference(self) -> None:
+        """Enqueue the reference: at first, after a kill before this line, and again where it has failed."""
+        references = [t for t in self.trials() if t.user_attrs.get(REFERENCE)]
+        if all(t.state is TrialState.FAIL for t in references):
+            self._study.enqueue_trial(self._reference, user_attrs={REFERENCE: True})
+
+    def _forgive(self) -> set[int]:
+        """Failed trials that are run again: all there are, where none has finished; kept in the storage."""
+        trials = self.trials()
+        failed = [t.number for t in trials if t.state is TrialState.FAIL]
+        if failed and not any(t.state is TrialState.COMPLETE for t in trials):
+            self._study.set_user_attr(FORGIVEN, failed)
+        return set(self._study.user_attrs.get(FORGIVEN, []))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray Tune pickles its searcher; the study itself needs no second copy
@@ -107,12 +124,28 @@ class Memory:
                 return asked
         if not self.wants(target):
             return None
-        return next(filter(None, (self._begin(self._ask()) for _ in range(REDRAWS))), None)
+        asked = next(filter(None, (self._begin(self._ask()) for _ in range(REDRAWS))), None)
+        if asked is None:
+            self._study.set_user_attr(EXHAUSTED, True)
+        return asked
 
     def wants(self, target: int) -> bool:
-        """Whether new trials are to be begun until `target` have been."""
-        begun = sum(t.state is not TrialState.WAITING for t in self.trials())
-        return begun < target and not self.hopeless()
+        """Whether new trials are to be begun: until `target` have been, and the reference is among them.
+
+        What failed before any trial had finished, in an earlier process, does not count: its cause may have
+        been mended.
+        """
+        trials = self.trials()
+        if self.hopeless() or self.exhausted:
+            return False
+        if any(t.state is TrialState.WAITING for t in trials):
+            return True
+        return len({t.number for t in trials} - self._forgiven) < target
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every setting of the space seems to have been tried."""
+        return bool(self._study.user_attrs.get(EXHAUSTED))
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():
@@ -151,7 +184,9 @@ class Memory:
         return None
 
     def _earlier(self, asked: Asked) -> int | None:
-        others = (t for t in self.trials() if t.number < asked.number)
+        others = (
+            t for t in self.trials() if t.number < asked.number and t.state is not TrialState.FAIL
+        )  # what failed may be tried again
         return next((t.number for t in others if dict(t.params) == asked.settings), None)
 
     def observe(self, number: int, result: Mapping[str, Any]) -> bool:
@@ -169,6 +204,7 @@ class Memory:
         value, epoch = float(result["objective"]), int(result["epoch"])
         if epoch not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
             trial.report(value, epoch)
+        if epoch >= trial.user_attrs.get(RESULT, {}).get("epoch", 0):  # also after a kill between the two
             trial.set_user_attr(RESULT, {k: result[k] for k in _KEPT if k in result})
         if result.get("done"):
             self._tell(number, TrialState.COMPLETE, value=value)
@@ -236,8 +272,18 @@ def reachable(storage: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
-        reason = str(error).splitlines()[0]
-        raise WorkError(f"the study storage {storage} failed: {reason}; {GO_ON}") from None
+        reason = without_password(f"the study storage {storage} failed: {str(error).splitlines()[0]}")
+        raise WorkError(f"{reason}; {GO_ON}") from None
+
+
+def without_password(text: str) -> str:
+    """Text with the passwords of its URLs hidden.
+
+    Example:
+        >>> without_password("postgresql://me:secret@host/db")
+        'postgresql://me:***@host/db'
+    """
+    return re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
 
 
 def open_study(
@@ -258,4 +304,5 @@ def open_study(
     except KeyError:
         raise UserError(f"no study '{name}' in {storage}") from None
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise WorkError(f"cannot open the study storage {storage}: {str(error).splitlines()[0]}") from None
+        reason = f"cannot open the study storage {storage}: {str(error).splitlines()[0]}"
+        raise WorkError(without_password(reason)) from None

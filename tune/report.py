@@ -63,8 +63,6 @@ def build_report(study_dir: Path) -> Path:
 def read_records(study_dir: Path) -> Records:
     """The records of a study's folder; see `build_report`."""
     study = read_study(study_dir)
-    if not isinstance(study, dict) or not isinstance(study.get("asked"), dict):
-        raise UserError(f"{study_dir / 'study.yaml'} describes no study: run search.py again to write it")
     trials = [_json(path) for path in study_dir.glob("trials/*/record.json")]
     finals = study_dir / "finals.json"
     return Records(

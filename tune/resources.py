@@ -65,14 +65,14 @@ def plan_resources(
     Raises:
         UserError: not even one trial fits, with the figures; or a number that makes no sense.
     """
-    if not 0 < cpus_per_trial < math.inf:
-        raise UserError(f"--cpus-per-trial must be above 0, found {cpus_per_trial:g}")
+    if not 0.1 <= cpus_per_trial < math.inf:
+        raise UserError(f"--cpus-per-trial must be at least 0.1, found {cpus_per_trial:g}")
     if max_concurrent is not None and max_concurrent < 1:
         raise UserError(f"--max-concurrent must be at least 1, found {max_concurrent}")
     num_gpus = cluster.get("GPU", 0.0)
     gpus = (1.0 if num_gpus else 0.0) if gpus_per_trial is None else gpus_per_trial
-    if gpus < 0:
-        raise UserError(f"--gpus-per-trial must not be negative, found {gpus:g}")
+    if gpus != 0 and not 0.01 <= gpus < math.inf:
+        raise UserError(f"--gpus-per-trial must be 0 or at least 0.01, found {gpus:g}")
     fits = _fits("CPU", cluster.get("CPU", 0.0), cpus_per_trial, "--cpus-per-trial")
     if gpus:
         fits = min(fits, _fits("GPU", num_gpus, gpus, "--gpus-per-trial"))

@@ -12,22 +12,20 @@ from typing import Annotated
 
 import typer
 
-from prometar.config import Config, parse_assignments
+from prometar.config import Config, absolute_root, parse_assignments
 from prometar.console import run_cli
 from prometar.errors import UserError
 from prometar.raylocal import configure_ray
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
 EMBEDDED = "textures"
-Panel = "The study"
-Machine = "The machine"
 
 
 @app.command()
 def search(
     dataset: Annotated[str, typer.Option(help="A data set; `prometar data list` shows them.")] = EMBEDDED,
-    data_root: Annotated[Path | None, typer.Option(help="The folder that holds the data sets.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="The folder that holds the data sets.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all [24 embedded, else 40].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a trial [5 embedded, else 10].")] = None,
     space: Annotated[str, typer.Option(help="full, regularizer, augmentation, or a YAML file.")] = "full",
@@ -42,34 +40,20 @@ def search(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of every trial, e.g. optim.lr=0.01.")
     ] = None,
-    study: Annotated[
-        str | None, typer.Option(help="The study's name [the data set's].", rich_help_panel=Panel)
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where studies lie.", rich_help_panel=Panel)] = Path("out"),
-    seed: Annotated[
-        int, typer.Option(help="Of the search, the images and their order.", rich_help_panel=Panel)
-    ] = 1,
-    final_seeds: Annotated[
-        str, typer.Option(help="Seeds of the last comparison.", rich_help_panel=Panel)
-    ] = "1 2 3",
-    pruner: Annotated[str, typer.Option(help="median, asha or none.", rich_help_panel=Panel)] = "median",
-    val_per_class: Annotated[
-        int, typer.Option(help="Most validation images a class in a score.", rich_help_panel=Panel)
-    ] = 20,
-    storage: Annotated[
-        str | None, typer.Option(help="An Optuna storage URL [OUT/STUDY/study.db].", rich_help_panel=Panel)
-    ] = None,
-    max_concurrent: Annotated[
-        int | None, typer.Option(help="Trials at a time [as many as fit].", rich_help_panel=Machine)
-    ] = None,
-    cpus_per_trial: Annotated[float, typer.Option(help="CPUs a trial.", rich_help_panel=Machine)] = 1.0,
+    study: Annotated[str | None, typer.Option(help="The study's name [the data set's].")] = None,
+    out: Annotated[Path, typer.Option(help="Where studies lie.")] = Path("out"),
+    seed: Annotated[int, typer.Option(help="Of the search, the images and their order.")] = 0,
+    final_seeds: Annotated[str, typer.Option(help="Seeds of the last comparison.")] = "1 2 3",
+    pruner: Annotated[str, typer.Option(help="median, asha or none.")] = "median",
+    val_per_class: Annotated[int, typer.Option(help="Most validation images a class in a score.")] = 20,
+    storage: Annotated[str | None, typer.Option(help="An Optuna storage URL [OUT/STUDY/study.db].")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time [as many as fit].")] = None,
+    cpus_per_trial: Annotated[float, typer.Option(help="CPUs a trial.")] = 1.0,
     gpus_per_trial: Annotated[
-        str, typer.Option(help="GPUs a trial, or auto: one where there are any.", rich_help_panel=Machine)
+        str, typer.Option(help="GPUs a trial, or auto: one where there are any.")
     ] = "auto",
-    address: Annotated[
-        str | None, typer.Option(help="Join a running Ray cluster.", rich_help_panel=Machine)
-    ] = None,
-    verbose: Annotated[bool, typer.Option(help="Show Ray's own output.", rich_help_panel=Machine)] = False,
+    address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show Ray's own output.")] = False,
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
     configure_ray(local=address is None, verbose=verbose)
@@ -82,7 +66,7 @@ def search(
     asked = {
         "method": method,
         "data.name": dataset,
-        "data.root": str(data_root.resolve()) if data_root else None,
+        "data.root": absolute_root(data_root) if data_root else None,
         "backbone.name": backbone,
         "backbone.pretrained": pretrained or (None if backbone == "mini" else "openai"),
         "train.seed": seed,

@@ -13,6 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from prometar.errors import UserError
 from tune.job import Job
 from tune.memory import Asked, Memory
 
@@ -35,11 +36,13 @@ class StudySearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        asked = self._memory.next(self._target)
-        if asked is None:
-            return Searcher.FINISHED
-        self.numbers[trial_id] = asked.number
-        return self._make_job(asked).to_dict()
+        while (asked := self._memory.next(self._target)) is not None:
+            self.numbers[trial_id] = asked.number
+            try:
+                return self._make_job(asked).to_dict()
+            except UserError as error:  # settings that a run refuses together
+                self._memory.fail(asked.number, str(error))
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         number = self.numbers[trial_id]

@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from prometar.config import Config
 from prometar.errors import UserError
+from prometar.yamltext import parse_yaml, read_yaml
 
 
 class Draws(Protocol):
@@ -43,6 +43,10 @@ class FloatRange(_Range):
             raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 with log")
         return self
 
+    @property
+    def ends(self) -> tuple[float, ...]:
+        return self.low, self.high
+
     def draw(self, name: str, draws: Draws) -> float:
         return draws.suggest_float(name, self.low, self.high, log=self.log)
 
@@ -67,6 +71,10 @@ class IntRange(_Range):
             raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 with log")
         return self
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return self.low, self.high
+
     def draw(self, name: str, draws: Draws) -> int:
         return draws.suggest_int(name, self.low, self.high, log=self.log)
 
@@ -82,6 +90,10 @@ class Choice(_Range):
 
     type: Literal["choice"]
     choices: tuple[bool | int | float | str, ...] = Field(min_length=1)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        return self.choices
 
     def draw(self, name: str, draws: Draws) -> Any:
         return draws.suggest_categorical(name, self.choices)
@@ -126,6 +138,10 @@ class Space:
             values[key] = value
         return values
 
+    def corners(self) -> list[dict[str, Any]]:
+        """One setting at an end of its range, or one of its choices, at a time."""
+        return [{key: value} for key, entry in self.ranges.items() for value in entry.ends]
+
     def describe(self) -> dict[str, str]:
         """Ranges as text, by setting."""
         return {key: str(entry) for key, entry in self.ranges.items()}
@@ -156,15 +172,16 @@ def load_space(name: str) -> Space:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"unknown space '{name}': no such file, and known are {', '.join(known_spaces())}")
-    return parse_space(name, path.read_text("utf-8"))
+    return space_of(name, read_yaml(path))
 
 
 def parse_space(name: str, text: str) -> Space:
     """A space from YAML text; see `load_space`."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"space {name} is not YAML: {' '.join(str(error).split())}") from None
+    return space_of(name, parse_yaml(text, where=f"space {name}"))
+
+
+def space_of(name: str, tree: Any) -> Space:
+    """A space from plain data; see `load_space`."""
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"space {name}: expected a mapping of settings to ranges")
     ranges: dict[str, Range] = {}

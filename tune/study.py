@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
 from ray.tune import Callback
 from rich.console import Console
@@ -22,7 +23,7 @@ from prometar.published import published
 from prometar.raylocal import start_ray
 from tune.finals import failed_runs, run_finals
 from tune.folder import RecordKeeper, StudyFolder
-from tune.memory import GO_ON, Memory, reachable
+from tune.memory import GO_ON, PRUNERS, REFERENCE, Memory, reachable
 from tune.progress import Progress
 from tune.report import build_report
 from tune.request import Request
@@ -32,10 +33,12 @@ from tune.searcher import StudyScheduler, StudySearcher
 from tune.summary import print_summary
 from tune.trial import TrialWorker
 
+_PARTS = {"prompts", "regularizer", "modulator", "inner", "task"}  # settings that methods are made of
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study lies and what it may use; nothing here changes its result."""
+    """Where a study lies and what it may use; none of it is part of what was asked."""
 
     out: Path
     name: str
@@ -60,7 +63,7 @@ def run_study(
         UserError: the request is wrong, or an old study was made with other settings.
         WorkError: another process runs the study, or all its trials fail.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or Console(highlight=False, soft_wrap=True, markup=False)
     num_classes = check(request)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage
@@ -86,13 +89,14 @@ def run_study(
         _search(request, folder, memory, plan, trainable, console, place.verbose)
         best = memory.best()
         assert best is not None, "the reference is never pruned"
+        number = 0 if REFERENCE in best.user_attrs else best.number
         settings = dict(best.params)
         seeded = {**settings, "train.seed": (*request.final_seeds, request.seed)[0]}
         write_atomically(folder / "best.yaml", dump_config(request.config.override(seeded)).encode())
         seeds = ", ".join(map(str, request.final_seeds))
-        console.print(f"final comparison: trial {best.number} and the released settings, seeds {seeds}")
+        console.print(f"final comparison: trial {number} and the released settings, seeds {seeds}")
         finals = run_finals(
-            folder, request, (best.number, settings), plan, trainable,
+            folder, request, (number, settings), plan, trainable,
             console=console, published=_published(request, num_classes), verbose=place.verbose,
         )  # fmt: skip
         report = build_report(folder.path)
@@ -113,12 +117,30 @@ def check(request: Request) -> int:
     if request.objective not in SEARCH_OBJECTIVES:
         known = ", ".join(SEARCH_OBJECTIVES)
         raise UserError(f"unknown objective '{request.objective}': choose one of {known}")
+    if request.pruner not in PRUNERS:
+        raise UserError(f"unknown pruner '{request.pruner}': choose one of {', '.join(PRUNERS)}")
     request.reference()
-    build(config)
-    dataset = open_dataset(config.data.name, Path(config.data.root) if config.data.root else None)
-    problem(request.objective, dataset, shots=config.data.shots, seed=config.train.seed)
-    load_backbone(config.backbone.name, config.backbone.pretrained)
+    _check_space(request)
+    dataset = open_dataset(config.data.name, config.data.root)
+    for objective in (request.objective, "final"):
+        problem(objective, dataset, shots=config.data.shots, seed=config.train.seed)
+    clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
+    method, generator = build(config), torch.Generator().manual_seed(0)
+    method.modulator.init(method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator), generator)
     return len(dataset.classnames)
+
+
+def _check_space(request: Request) -> None:
+    """Every end of every range must be a setting that a run takes, and that the method uses."""
+    for key, entry in request.space.ranges.items():
+        methods = [build(request.config.override({key: value})) for value in entry.ends]
+        part = key.split(".")[0]
+        if part in _PARTS and len(methods) > 1 and all(method == methods[0] for method in methods):
+            name, method = request.space.name, request.config.method
+            raise UserError(
+                f"the space {name} searches {key}, which {method} does not use with these settings: "
+                "choose another --space"
+            )
 
 
 def _introduce(console: Console, folder: StudyFolder, request: Request, memory: Memory, plan: str) -> None:
@@ -162,6 +184,8 @@ def _search(
         finally:
             progress.close()
     keeper.catch_up()
+    if memory.exhausted:
+        console.print("the space is searched through: further draws only repeat settings")
     reason = memory.hopeless()
     if reason or memory.best() is None:
         raise WorkError(
@@ -174,6 +198,7 @@ def _published(request: Request, num_classes: int) -> float | None:
     config = request.config
     return published(
         config.data.name,
+        method=config.method,
         backbone=config.backbone.name,
         pretrained=config.backbone.pretrained,
         shots=config.data.shots,

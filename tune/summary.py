@@ -7,7 +7,6 @@ from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tune.folder import StudyFolder, num_ended
@@ -31,15 +30,16 @@ def print_summary(
     _search_table(console, request, memory)
     _final_table(console, finals)
     for line in caveats(request, finals, ended["COMPLETE"]):
-        console.print(f"- {escape(line)}")
+        console.print(f"- {line}", markup=False)
     console.print(f"\nbest settings: {folder / 'best.yaml'} (prometar train --config FILE)\nreport: {report}")
 
 
 def _search_table(console: Console, request: Request, memory: Memory) -> None:
     best = memory.best()
-    released = next((t for t in memory.trials() if REFERENCE in t.user_attrs), None)
+    released = next((t for t in memory.trials() if REFERENCE in t.user_attrs and t.value is not None), None)
     assert best is not None
-    table = _table("on the search's own images (validation, base classes)", ("H",))
+    score = "H" if request.objective == "class_holdout" else "base"
+    table = _table("on the search's own images (validation, base classes)", (score,))
     if released is not None and released.value is not None:
         table.add_row("released", f"{released.value:.2f}")
     table.add_row(f"best (trial {best.number})", f"{best.value:.2f}")
@@ -99,6 +99,9 @@ def caveats(request: Request, finals: dict[str, Any], num_complete: int) -> list
     lines.append(
         f"the search's best figure is the highest of {num_complete}, so it flatters: judge by the test images"
     )
+    if request.config.train.seed in request.final_seeds:
+        seed = request.config.train.seed
+        lines.append(f"final seed {seed} is also the search's: settings were chosen on its training images")
     if request.config.backbone.name == "mini":
         lines.append("figures of the embedded backbone compare with each other only, not with published ones")
     if finals["published"] is not None:

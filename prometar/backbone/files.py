@@ -33,6 +33,8 @@ class WeightsFile:
             projection, text_positions = self.tensors["text_projection"], self.tensors["positional_embedding"]
         except KeyError as error:
             raise UserError(f"{self.path} holds no CLIP with a ViT: it has no {error}") from None
+        if [t.ndim for t in (patch, vision_positions, projection, text_positions)] != [4, 2, 2, 2]:
+            raise UserError(f"{self.path} holds no CLIP with a ViT: its tensors have other shapes")
         grid = round((vision_positions.shape[0] - 1) ** 0.5)
         found: dict[str, int | str] = {
             "patch_size": patch.shape[-1],
@@ -52,7 +54,7 @@ def _num_layers(tensors: dict[str, Tensor], stem: str) -> int:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read weights without executing anything that a pickle could hold.
+    """Read weights; pickles are never executed. OpenAI's own format, TorchScript, is read by torch's loader.
 
     Raises:
         UserError: no such file, or not a file of tensors.
@@ -99,7 +101,10 @@ def _read_torchscript(path: Path) -> WeightsFile:
     """OpenAI's own release format; its models use QuickGELU and heads of width 64."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the format, which does not change old files
-        tensors = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        try:
+            tensors = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        except RuntimeError as error:
+            raise UserError(f"{path} is a damaged TorchScript archive: {str(error)[:160]!r}") from None
     for key in ("input_resolution", "context_length", "vocab_size"):
         tensors.pop(key, None)
     weights = WeightsFile(path, tensors, {})

@@ -70,8 +70,10 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     return _tokenizer()(list(texts))
 
 
-def load_backbone(name: str, pretrained: str | None, *, dtype: torch.dtype = torch.float32) -> Backbone:
-    """A frozen backbone on the CPU.
+def load_backbone(
+    name: str, pretrained: str | None, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Backbone:
+    """A frozen backbone.
 
     Args:
         name: `mini`, or an open_clip model with a ViT and a causal text transformer (`ViT-B-16-quickgelu`).
@@ -83,27 +85,29 @@ def load_backbone(name: str, pretrained: str | None, *, dtype: torch.dtype = tor
     """
     if name == "mini" and pretrained is None:
         config, state = load_mini()
-        return _backbone(name, config, state, dtype)
+        return _backbone(name, config, state, dtype, device)
     config = _config(name)
     if pretrained is None:
         raise UserError(
-            f"backbone {name} needs weights: pass --pretrained openai, or a .pt / .safetensors file"
+            f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
         )
     if pretrained == "random":
-        return _backbone(name, config, _random_state(name), dtype)
+        return _backbone(name, config, _random_state(name), dtype, device)
     if Path(pretrained).suffix in {".pt", ".pth", ".bin", ".safetensors"} or Path(pretrained).exists():
         weights = read_weights(Path(pretrained))
         _check(name, architecture(config), weights)
-        return _backbone(name, config, weights.tensors, dtype)
-    return _backbone(name, config, _fetch(name, config, pretrained), dtype)
+        return _backbone(name, config, weights.tensors, dtype, device)
+    return _backbone(name, config, _fetch(name, config, pretrained), dtype, device)
 
 
-def _backbone(name: str, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype) -> Backbone:
+def _backbone(
+    name: str, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype, device: str
+) -> Backbone:
     arch = architecture(config)
     clip = from_state_dict(
         state, text_heads=arch.text_heads, vision_heads=arch.vision_heads, activation=arch.activation
     )
-    return Backbone(name, clip.to(dtype))
+    return Backbone(name, clip.to(device=device, dtype=dtype))
 
 
 def _config(name: str) -> dict[str, Any]:

@@ -196,3 +196,46 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 
 def test_the_memory_is_small_to_pickle(tmp_path: Path) -> None:
     assert memory(tmp_path).__getstate__() == {}
+
+
+def test_a_study_where_everything_failed_is_run_again(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    for _ in range(3):
+        asked = study.next(3)
+        assert asked is not None
+        study.fail(asked.number, "broken image x.jpg")
+    assert study.next(3) is None
+    again = run_all(memory(tmp_path), 3)
+    assert len(again) == 3
+    assert again[0].settings == REFERENCE
+    assert states(memory(tmp_path))[3:] == [TrialState.COMPLETE] * 3
+
+
+def test_a_failed_reference_is_run_again(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    first = study.next(3)
+    assert first is not None
+    study.fail(first.number, "the worker died")
+    run_all(study, 3)
+    again = run_all(memory(tmp_path), 3)
+    assert [a.settings for a in again] == [REFERENCE]
+    assert run_all(memory(tmp_path), 3) == []
+
+
+def test_a_kill_between_an_epoch_and_its_figures(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    asked = study.next(1)
+    assert asked is not None
+    study.observe(asked.number, result(asked, 1))
+    study._running[asked.number].report(70.0, 3)  # killed before the figures of epoch 3 are stored
+    again = memory(tmp_path)
+    again.next(1)
+    assert again.observe(asked.number, result(asked, 3, objective=70.0))
+    (trial,) = again.trials()
+    assert trial.value == trial.user_attrs["result"]["objective"] == 70.0
+
+
+def test_passwords_are_hidden() -> None:
+    with pytest.raises(WorkError) as caught:
+        open_study("postgresql+nodriver://me:secret@localhost/db", "x", create=True)
+    assert "secret" not in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,17 @@ def test_gpus() -> None:
         plan_resources({"CPU": 4.0}, gpus_per_trial=1.0)
 
 
-@pytest.mark.parametrize("wrong", [{"cpus_per_trial": 0}, {"cpus_per_trial": -1}, {"max_concurrent": 0}])
-def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cpus_per_trial": 0},
+        {"cpus_per_trial": -1},
+        {"cpus_per_trial": 0.001},
+        {"max_concurrent": 0},
+        {"gpus_per_trial": math.nan},
+        {"gpus_per_trial": -1},
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be"):
         plan_resources({"CPU": 4.0}, **wrong)  # type: ignore[arg-type]
