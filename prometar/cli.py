@@ -95,8 +95,7 @@ def data_check(
     found = check(name, data_root)
     for broken in found.broken:
         print(broken.message, file=sys.stderr)
-    counts = ", ".join(f"{count} {split}" for split, count in found.counts.items())
-    print(f"{found.name}: {found.classes} classes; images: {counts}")
+    print(found)
     if found.broken:
         raise WorkError(
             f"{len(found.broken)} images of {found.name} are missing or broken: replace the files above"
@@ -112,10 +111,7 @@ def data_prepare(
     """Write a data set as Parquet shards, after checking every image. The same command goes on."""
     from prometar.data.prepare import prepare
 
-    done = prepare(name, data_root, to)
-    kept = f" ({done.kept} were there)" if done.kept else ""
-    size = f"{done.images} images, {done.bytes / 1e6:.1f} MB in {done.shards} shards{kept}"
-    print(f"{done.name}: {size} at {done.where}")
+    print(prepare(name, data_root, to))
     print(f"use it with --data-root {to}")
 
 

@@ -57,7 +57,6 @@ def test_encoded_pixels_are_the_rendered_ones() -> None:
     with Image.open(io.BytesIO(textures.encode(path))) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), textures.render_path(path))
-    assert textures.encode_many([path]) == [textures.encode(path)]
 
 
 @pytest.mark.parametrize(

@@ -62,21 +62,6 @@ def select(items: Iterable[Item], labels: Iterable[int]) -> Items:
     return tuple(Item(i.path, rank[i.label], i.classname) for i in items if i.label in rank)
 
 
-def select_classes(items: Iterable[Item], names: Iterable[str]) -> Items:
-    """The items of the named classes, relabelled from 0 in the order of their old labels.
-
-    Raises:
-        UserError: a name that no item has.
-    """
-    pool = tuple(items)
-    label_by_name = {item.classname: item.label for item in pool}
-    wanted = list(names)
-    for name in wanted:
-        if name not in label_by_name:
-            raise UserError(f"unknown class '{name}': known are {', '.join(sorted(label_by_name))}")
-    return select(pool, [label_by_name[name] for name in wanted])
-
-
 def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Each split's base items, and each split's new items; both relabelled from 0.
 

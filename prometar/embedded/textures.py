@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,8 +116,3 @@ def encode(path: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(render_path(path)).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def encode_many(wanted: Sequence[str]) -> list[bytes]:
-    """`encode` for several paths, in their order."""
-    return [encode(path) for path in wanted]

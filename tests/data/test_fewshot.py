@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.data.dataset import Item
-from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select, select_classes
+from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select
 from prometar.errors import UserError
 
 
@@ -109,9 +109,3 @@ def test_select_relabels_and_keeps_the_order() -> None:
         ("8/2.jpg", 1),
         ("2/3.jpg", 0),
     ]
-    assert select_classes(items, ["class 8", "class 2"]) == select(items, (8, 2))
-
-
-def test_select_classes_names_the_unknown_class() -> None:
-    with pytest.raises(UserError, match="unknown class 'moiré': known are class 2, class 4"):
-        select_classes(_items([4, 2]), ["moiré"])
