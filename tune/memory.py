@@ -28,7 +28,7 @@ from tune.spaces import Space
 
 # No trial is judged by its first epoch, which trains at the warm-up rate alone.
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
-    "median": lambda: MedianPruner(n_startup_trials=4, n_warmup_steps=2),
+    "median": lambda: MedianPruner(n_startup_trials=8, n_warmup_steps=2),
     "asha": lambda: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
     "none": NopPruner,
 }

@@ -41,12 +41,12 @@ def states(out: Path) -> Counter[str]:
 @pytest.mark.usefixtures("ray_local")
 def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
     behaviour = {
-        "1": "nan", "2": "missing", "3": "fail", "4": "crash", "5": "crash-always", "9": "bad"
+        "1": "nan", "2": "missing", "3": "fail", "4": "crash", "5": "crash-always", "13": "bad"
     }  # fmt: skip
-    request = small_request(trials=10, pruner="median", final_seeds=(1, 2, 3))
+    request = small_request(trials=14, pruner="median", final_seeds=(1, 2, 3))
     finals, text = run_fake(tmp_path, request, behaviour=behaviour)
     found = records(tmp_path)
-    assert [r["number"] for r in found] == list(range(10))
+    assert [r["number"] for r in found] == list(range(14))
     reasons = {r["number"]: r["reason"] for r in found if r["state"] == "FAIL"}
     assert sorted(reasons) == [1, 2, 3, 5]
     assert reasons[1] == "the objective is nan in epoch 1"
@@ -57,11 +57,11 @@ def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
     assert found[0]["state"] == "COMPLETE"
     assert found[4]["state"] == "COMPLETE", "a worker that died once is tried again"
     assert steps(tmp_path, 4) == [1, 2, 3], "and goes on from its own checkpoint"
-    assert found[9]["state"] == "PRUNED"
-    assert len(found[9]["epochs"]) < 3
+    assert found[13]["state"] == "PRUNED"
+    assert len(found[13]["epochs"]) < 3
     counts = states(tmp_path)
     assert counts["FAIL"] == 4
-    assert counts["COMPLETE"] + counts["PRUNED"] == 6
+    assert counts["COMPLETE"] + counts["PRUNED"] == 10
 
     best = max((r for r in found if r["state"] == "COMPLETE"), key=lambda r: r["objective"])
     assert finals["best"]["number"] == best["number"]

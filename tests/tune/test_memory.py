@@ -142,7 +142,7 @@ def test_a_missing_metric_fails_the_trial(tmp_path: Path) -> None:
 def test_the_pruner_stops_a_poor_trial_but_never_the_reference(tmp_path: Path) -> None:
     space = "regularizer.text_weight: {type: float, low: 1.0, high: 100.0}"
     study = memory(tmp_path, space=space, reference={"regularizer.text_weight": 50.0}, pruner="median")
-    values = [0.0, 10.0, 10.0, 10.0, 10.0, 1.0]  # the reference and the last are the poorest
+    values = [0.0, *[10.0] * 8, 1.0]  # the reference and the last are the poorest
     ends = []
     for value in values:
         asked = study.next(len(values))
@@ -152,7 +152,7 @@ def test_the_pruner_stops_a_poor_trial_but_never_the_reference(tmp_path: Path) -
             if stop:
                 break
         ends.append(epoch)
-    assert ends == [3, 3, 3, 3, 3, 2]
+    assert ends == [*[3] * 9, 2]
     assert states(study)[0] is TrialState.COMPLETE
     assert states(study)[-1] is TrialState.PRUNED
     assert study.trials()[-1].intermediate_values == {1: 1.0, 2: 1.0}
