@@ -20,20 +20,33 @@ from tune.memory import Asked, Memory
 MakeJob = Callable[[Asked], Job]
 
 
-class StudySearcher(Searcher):
-    """Asks the memory until `target` trials have begun, interrupted ones first."""
+class _StatelessSearcher(Searcher):
+    """A searcher of whose state nothing is kept by Ray Tune: storage and folders hold all there is."""
 
-    def __init__(self, memory: Memory, make_job: MakeJob, target: int) -> None:
+    def __init__(self) -> None:
         super().__init__(metric=None, mode=None)
-        self._memory, self._make_job, self._target = memory, make_job, target
-        self.numbers: dict[str, int] = {}
-        self.reasons: dict[str, str] = {}  # what a trial's worker last died of
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class StudySearcher(_StatelessSearcher):
+    """Asks the memory until `target` trials have begun, interrupted ones first."""
+
+    def __init__(self, memory: Memory, make_job: MakeJob, target: int) -> None:
+        super().__init__()
+        self._memory, self._make_job, self._target = memory, make_job, target
+        self.numbers: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}  # what a trial's worker last died of
 
     def suggest(self, trial_id: str) -> Any:
         while (asked := self._memory.next(self._target)) is not None:
@@ -49,12 +62,6 @@ class StudySearcher(Searcher):
         if result and not error:
             self._memory.observe(number, result)
         self._memory.fail(number, self.reasons.get(trial_id, "the worker ended without a result"))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the storage holds the study."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
 
 
 class StudyScheduler(FIFOScheduler):
@@ -76,30 +83,18 @@ class StudyScheduler(FIFOScheduler):
         self._searcher.reasons[trial.trial_id] = reason_of(trial)
 
 
-class ListSearcher(Searcher):
+class ListSearcher(_StatelessSearcher):
     """Hands out a fixed list of jobs."""
 
     def __init__(self, jobs: list[Job]) -> None:
-        super().__init__(metric=None, mode=None)
+        super().__init__()
         self._left = list(reversed(jobs))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        return True
 
     def suggest(self, trial_id: str) -> Any:
         return self._left.pop().to_dict() if self._left else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The result lies in the job's folder."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
 
 
 def reason_of(trial: Trial) -> str:
