@@ -1,0 +1,146 @@
+"""What the benchmark scripts share: arguments, the machine, sides in processes of their own, tables and JSON.
+
+A script names its sides and measures one of them; `in_turn` runs each side in a fresh process, round after
+round, so that a drift of the machine meets all sides alike:
+
+    def main() -> None:
+        args = arguments(__doc__)
+        if args.side:  # in a side's own process
+            return tell(measure(**args.side))
+        rounds = in_turn([{"side": "plain"}, {"side": "ours"}], args)
+        plain, ours = (median_of(r, "seconds") for r in rounds)
+        print(describe(args.threads))
+        print(table(("plain s", "ours s", "ratio"), [(plain, ours, plain / ours)]))
+        write_json(args, rounds)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Figures = dict[str, Any]
+"""What one run of a side gives: numbers by name, anything JSON can hold."""
+
+_TOLD = "FIGURES "
+
+
+def arguments(
+    doc: str | None, add: Callable[[argparse.ArgumentParser], Any] | None = None, *, repeats: int = 5
+) -> argparse.Namespace:
+    """Parse --repeats, --threads, --quick, --json and what `add` adds.
+
+    `--side` is how `in_turn` hands a process its work: a mapping, None in the script's first process.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=formatter)
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; figures are medians over them")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of matrix products")
+    parser.add_argument("--quick", action="store_true", help="small and fast, to see that the script works")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--side", type=json.loads, help=argparse.SUPPRESS)
+    if add:
+        add(parser)
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """CPU, memory and the versions that decide speed."""
+    packages = ("torch", "ray", "optuna", "numpy", "pillow", "pyarrow")
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(gib),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def describe(threads: int, dtype: str = "fp32") -> str:
+    """The machine in one line."""
+    m = machine()
+    versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "ray", "optuna"))
+    return f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {threads} threads, {dtype}, {versions}"
+
+
+def in_turn(sides: Sequence[Figures], args: argparse.Namespace) -> list[list[Figures]]:
+    """Figures of each side, a run a round; each run is this script again, in a process of its own.
+
+    Every second round goes backwards, so that no side always comes first.
+    """
+    results: list[list[Figures]] = [[] for _ in sides]
+    for turn in range(args.repeats):
+        order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
+        for k in order:
+            results[k].append(_run(sides[k], args.threads))
+    return results
+
+
+def _run(side: Figures, threads: int) -> Figures:
+    command = [sys.executable, *sys.argv, "--side", json.dumps(side)]
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    told = [line for line in done.stdout.splitlines() if line.startswith(_TOLD)]
+    if done.returncode or not told:
+        raise SystemExit(f"{side} failed with status {done.returncode}; its output:\n{done.stdout}")
+    figures: Figures = json.loads(told[-1].removeprefix(_TOLD))
+    return side | figures
+
+
+def tell(figures: Figures) -> None:
+    """In a side's process: hand its figures to the first one."""
+    print(_TOLD + json.dumps(figures), flush=True)
+
+
+def median_of(rounds: Sequence[Figures], name: str) -> float:
+    """The median over a side's rounds; a list of values in a round counts value by value."""
+    values = [figures[name] for figures in rounds]
+    flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
+    return float(median(flat))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats with three significant digits.
+
+    Example:
+        >>> print(table(("n", "seconds"), [(24, 0.12345)]))
+        | n | seconds |
+        |---|---|
+        | 24 | 0.123 |
+    """
+    lines = [head, *rows]
+    texts = [f"| {' | '.join(map(_cell, line))} |" for line in lines]
+    return "\n".join([texts[0], "|" + "---|" * len(head), *texts[1:]])
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def write_json(args: argparse.Namespace, rounds: Any, **more: Any) -> None:
+    """All figures, the machine and the arguments, where --json asks for them."""
+    if args.json:
+        asked = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "side"}
+        content = {"machine": machine(), "arguments": asked, "rounds": rounds, **more}
+        args.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
