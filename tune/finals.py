@@ -15,10 +15,10 @@ from ray.tune import Callback
 from rich.console import Console
 
 from prometar.checkpoint import write_atomically
+from prometar.placement import ResourcePlan
 from tune.folder import StudyFolder
 from tune.job import Job
 from tune.request import Request
-from tune.resources import ResourcePlan
 from tune.runner import run_trials
 from tune.searcher import ListSearcher, reason_of
 

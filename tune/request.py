@@ -7,9 +7,9 @@ from typing import Any
 
 from prometar.config import Config
 from prometar.errors import UserError
+from prometar.placement import ResourcePlan
 from tune.job import Job
 from tune.memory import Asked
-from tune.resources import ResourcePlan
 from tune.spaces import Space
 
 

@@ -10,14 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import (
+    Callback,
+    CheckpointConfig,
+    FailureConfig,
+    PlacementGroupFactory,
+    RunConfig,
+    TuneConfig,
+    Tuner,
+)
 from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from prometar.errors import WorkError
+from prometar.placement import ResourcePlan
 from tune.memory import GO_ON
-from tune.resources import ResourcePlan
 
 MAX_FAILURES = 2  # restarts of a trial whose worker died; it goes on from its own checkpoint
 
@@ -40,7 +48,7 @@ def run_trials(
     # Everything worth keeping lies in the jobs' folders and the study's storage: Tune's files may go.
     with tempfile.TemporaryDirectory(prefix="prometar-") as scratch:
         tuner = Tuner(
-            tune.with_resources(trainable, plan.bundles()),
+            tune.with_resources(trainable, PlacementGroupFactory(plan.bundles())),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,

@@ -19,6 +19,7 @@ from prometar.data.catalog import open_dataset
 from prometar.errors import UserError, WorkError
 from prometar.methods import build
 from prometar.objective import SEARCH_OBJECTIVES, problem
+from prometar.placement import ResourcePlan, plan_resources
 from prometar.published import published
 from prometar.raylocal import start_ray
 from tune.finals import failed_runs, run_finals
@@ -27,7 +28,6 @@ from tune.memory import GO_ON, PRUNERS, REFERENCE, Memory, reachable
 from tune.progress import Progress
 from tune.report import build_report
 from tune.request import Request
-from tune.resources import ResourcePlan, plan_resources
 from tune.runner import run_trials
 from tune.searcher import StudyScheduler, StudySearcher
 from tune.summary import print_summary

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.errors import UserError
-from tune.resources import plan_resources
+from prometar.placement import plan_resources
 
 
 @given(cpus=st.integers(1, 64), each=st.sampled_from([0.5, 1.0, 2.0, 3.0]), most=st.integers(1, 80))
@@ -24,7 +24,7 @@ def test_a_plan_fits_and_leaves_the_stream_a_place(cpus: int, each: float, most:
     plan = plan_resources(cluster, cpus_per_trial=each, max_concurrent=most)
     assert plan.max_concurrent <= most
     assert plan.max_concurrent * each <= cpus
-    bundles = plan.bundles().bundles
+    bundles = plan.bundles()
     assert sum(b["CPU"] for b in bundles) == each
     assert bundles[1]["CPU"] == plan.stream_cpus > 0
 
@@ -34,7 +34,7 @@ def test_gpus() -> None:
     assert plan_resources(cluster).gpus_per_trial == 1.0
     assert plan_resources(cluster).max_concurrent == 2
     assert plan_resources(cluster, gpus_per_trial=0.25).max_concurrent == 8
-    assert plan_resources(cluster, gpus_per_trial=0.25).bundles().bundles[0]["GPU"] == 0.25
+    assert plan_resources(cluster, gpus_per_trial=0.25).bundles()[0]["GPU"] == 0.25
     with pytest.raises(UserError, match="asks for 1 GPU, Ray has 0: lower --gpus-per-trial"):
         plan_resources({"CPU": 4.0}, gpus_per_trial=1.0)
 
@@ -53,3 +53,8 @@ def test_gpus() -> None:
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be"):
         plan_resources({"CPU": 4.0}, **wrong)  # type: ignore[arg-type]
+
+
+def test_the_message_names_the_commands_own_option() -> None:
+    with pytest.raises(UserError, match="a run asks for 8 CPU, Ray has 4: lower --cpus-per-run"):
+        plan_resources({"CPU": 4.0}, cpus_per_trial=8, noun="run")
