@@ -14,7 +14,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 LAYERS = (
     ("prometar", "prometar.errors"),
     ("prometar.yamltext",),
-    ("prometar.config", "prometar.console", "prometar.embedded"),
+    ("prometar.config", "prometar.console", "prometar.embedded", "prometar.intervals"),
     ("prometar.data",),
     ("prometar.backbone",),
     ("prometar.parts",),

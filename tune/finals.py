@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from ray import tune
@@ -15,49 +11,13 @@ from ray.tune import Callback
 from rich.console import Console
 
 from prometar.checkpoint import write_atomically
+from prometar.intervals import t_interval
 from prometar.placement import ResourcePlan
 from tune.folder import StudyFolder
 from tune.job import Job
 from tune.request import Request
 from tune.runner import run_trials
 from tune.searcher import ListSearcher, reason_of
-
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean of n paired differences with its 95 % t-interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-
-def paired_interval(differences: Sequence[float]) -> Interval | None:
-    """mean +- t(n-1) s / sqrt(n) of differences paired by seed; None for fewer than two.
-
-    Example:
-        >>> interval = paired_interval([1.0, 2.0, 3.0])
-        >>> round(interval.low, 2), round(interval.high, 2)
-        (-0.48, 4.48)
-    """
-    n = len(differences)
-    if n < 2:
-        return None
-    t = _T95[min(n - 2, len(_T95) - 1)]  # beyond the table: a little too wide, never too narrow
-    half = t * stdev(differences) / math.sqrt(n)
-    middle = mean(differences)
-    return Interval(middle, middle - half, middle + half, n)
 
 
 class FinalRuns(Callback):
@@ -131,7 +91,7 @@ def summarize(
     released = [_run(folder, 0, seed, failures) for seed in request.final_seeds]
     pairs = [(a, b) for a, b in zip(ours, released, strict=True) if "objective" in a and "objective" in b]
     same = number == 0
-    interval = None if same else paired_interval([a["objective"] - b["objective"] for a, b in pairs])
+    interval = None if same else t_interval([a["objective"] - b["objective"] for a, b in pairs])
     return {
         "seeds": list(request.final_seeds),
         "same": same,
