@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 
 from prometar.backbone.openclip import load_backbone, tokenize
-from prometar.backbone.vision import embed_images
+from prometar.batch import make_batch
 from prometar.config import Config
 from prometar.methods import build
 from prometar.model import build_model, prompt_texts
 from prometar.parts.tasks import one_class_out
 from prometar.runs import environment
 from prometar.state import State
-from prometar.step import Rates, make_batch, step
+from prometar.step import Rates, step
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = ("released", "ours")
@@ -63,7 +63,7 @@ def iteration(side: str, num_classes: int, backbone: str) -> Callable[[], object
     model = build_model(clip, method.prompts, tokens, teacher)
 
     def run() -> object:
-        batch = make_batch(model, method, embed_images(clip, images), labels, task)
+        batch = make_batch(clip, method, images, labels, task)
         return step(model, method, state, batch, Rates(0.0025, 1e-6))
 
     return run

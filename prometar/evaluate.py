@@ -18,11 +18,12 @@ def accuracy(
     backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], batches: Iterable[Batch]
 ) -> float:
     """Percent of the batches' images whose most likely class of `model` is their label."""
-    text_CE = model.text_features(leaves)
+    prompts = model.prompts.tokens(dict(leaves))
+    text_CE = model.text_features(prompts)
     correct = total = 0
     for batch in batches:
         tokens = embed_images(backbone.clip, backbone.normalise(torch.from_numpy(batch.images)))
-        predicted = model.logits(model.image_features(leaves, tokens), text_CE).argmax(dim=-1)
+        predicted = model.logits(model.image_features(prompts, tokens), text_CE).argmax(dim=-1)
         correct += int((predicted.cpu() == torch.from_numpy(batch.labels)).sum())
         total += len(batch.labels)
     return 100 * correct / total

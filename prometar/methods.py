@@ -6,20 +6,21 @@ Adding a method means adding a row to `METHODS`; nothing downstream tests a meth
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometar.config import Config
 from prometar.errors import UserError
+from prometar.parts.averagers import Averager, Last
 from prometar.parts.inner import InnerLoop, InnerSGD
 from prometar.parts.modulators import Constant, Gate, Modulator
 from prometar.parts.prompts import IndependentPrompts, NoPrompts, Prompts
-from prometar.parts.regularizers import FeatureDistance, NoRegularizer, Regularizer
+from prometar.parts.regularizers import ImageDistance, Regularizer, Term, TextDistance
 from prometar.parts.tasks import Augmentation, FeatureMixup, NoAugmentation
 
 
 @dataclass(frozen=True)
 class Method:
-    """Prompts x regularizer x modulator x inner loop x task augmentation.
+    """Prompts x regularizer x modulator x inner loop x task augmentation x averager.
 
     `inner` None is the identity of that axis: no meta phase.
     """
@@ -29,16 +30,17 @@ class Method:
     modulator: Modulator
     inner: InnerLoop | None
     augmentation: Augmentation
+    averager: Averager = field(default_factory=Last)
 
 
 def zero_shot(config: Config) -> Method:
     """The frozen CLIP: no leaves, nothing to train."""
-    return Method(NoPrompts(), NoRegularizer(), Constant(), None, NoAugmentation())
+    return Method(NoPrompts(), Regularizer(), Constant(), None, NoAugmentation())
 
 
 def ivlp(config: Config) -> Method:
     """Independent vision-language prompts, task loss alone."""
-    return Method(_prompts(config), NoRegularizer(), Constant(), None, NoAugmentation())
+    return Method(_prompts(config), Regularizer(), Constant(), None, NoAugmentation())
 
 
 def ivlp_regularized(config: Config) -> Method:
@@ -86,9 +88,11 @@ def _prompts(config: Config) -> Prompts:
 
 def _regularizer(config: Config) -> Regularizer:
     r = config.regularizer
-    if r.kind == "none" or not (r.text_weight or r.image_weight):
-        return NoRegularizer()
-    return FeatureDistance(r.kind, r.text_weight, r.image_weight)
+    if r.kind == "none":
+        return Regularizer()
+    terms: dict[Term, float] = {TextDistance(r.kind): r.text_weight, ImageDistance(r.kind): r.image_weight}
+    used = {term: weight for term, weight in terms.items() if weight}
+    return Regularizer(tuple(used), tuple(used.values()))
 
 
 def _modulator(config: Config) -> Modulator:

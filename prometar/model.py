@@ -12,7 +12,7 @@ from prometar.backbone.teacher import readable
 from prometar.backbone.text import TextInput, encode_text, text_input
 from prometar.backbone.vision import encode_image
 from prometar.backbone.weights import Clip
-from prometar.parts.prompts import Prompts
+from prometar.parts.prompts import Prompts, layers
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Model:
     text: TextInput
     frozen_text_CE: Tensor | None = None
 
-    def text_features(self, leaves: Mapping[str, Tensor]) -> Tensor:
-        """Normalised text features (C, E)."""
-        return F.normalize(encode_text(self.clip, self.text, self.prompts.layers(leaves)[0]), dim=-1)
+    def text_features(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Normalised text features (C, E) with the tokens that `prompts.tokens` made."""
+        return F.normalize(encode_text(self.clip, self.text, layers(tokens, "text")), dim=-1)
 
-    def image_features(self, leaves: Mapping[str, Tensor], tokens_BTD: Tensor) -> Tensor:
+    def image_features(self, tokens: Mapping[str, Tensor], images_BTD: Tensor) -> Tensor:
         """Un-normalised image features (B, E) of embedded images (`backbone.vision.embed_images`)."""
-        return encode_image(self.clip, tokens_BTD, self.prompts.layers(leaves)[1])
+        return encode_image(self.clip, images_BTD, layers(tokens, "vision"))
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
         """s f . g_c of un-normalised image and normalised text features, (B, C)."""

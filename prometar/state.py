@@ -13,7 +13,7 @@ from prometar.parts.prompts import Leaves
 
 @dataclass(frozen=True)
 class State:
-    """Leaves and momenta of the prompts and the gate, and the number of steps done.
+    """Leaves and momenta of the prompts and the gate, the prompts' average, and the number of steps done.
 
     Data order, augmentations and task draws are functions of (seed, step), so nothing else is needed to
     continue exactly.
@@ -23,12 +23,18 @@ class State:
     prompt_momenta: Leaves
     gate: Leaves
     gate_momenta: Leaves
+    average: Leaves
     step: int = 0
 
     @staticmethod
     def start(prompts: Leaves, gate: Leaves) -> State:
-        """Step 0, momenta at zero."""
-        return State(prompts, _zeros(prompts), gate, _zeros(gate))
+        """Step 0, momenta at zero, nothing averaged yet."""
+        return State(prompts, _zeros(prompts), gate, _zeros(gate), {})
+
+    @property
+    def tested(self) -> Leaves:
+        """The prompts that accuracy is measured with: their average over epochs, where one is kept."""
+        return self.average or self.prompts
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by "<group>/<leaf>"."""
@@ -49,7 +55,7 @@ class State:
         return State(**groups, step=step)
 
 
-_GROUPS = ("prompts", "prompt_momenta", "gate", "gate_momenta")
+_GROUPS = ("prompts", "prompt_momenta", "gate", "gate_momenta", "average")
 
 
 def _zeros(leaves: Leaves) -> Leaves:

@@ -6,21 +6,20 @@ trajectories of that code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.teacher import frozen_image
+from prometar.batch import Batch, Images, Query, Task
+from prometar.differentiate import Differentiate, autograd
 from prometar.methods import Method
 from prometar.model import Model
 from prometar.optim import sgd
 from prometar.parts.inner import InnerLoop
 from prometar.parts.prompts import Leaves
-from prometar.parts.tasks import TaskDraw
+from prometar.parts.regularizers import Views
 from prometar.state import State
 
 
@@ -34,54 +33,33 @@ class Rates:
     weight_decay: float = 5e-4
 
 
-class Batch(NamedTuple):
-    """Embedded images (B, T, D), labels (B,), frozen features (B, E) if used, the meta task if any."""
-
-    tokens: Tensor
-    labels: Tensor
-    frozen: Tensor | None
-    task: TaskDraw | None
-
-    @property
-    def support(self) -> Batch:
-        """The support images alone."""
-        assert self.task is not None
-        rows = self.task.support
-        return Batch(
-            self.tokens[rows], self.labels[rows], None if self.frozen is None else self.frozen[rows], None
-        )
-
-
 Scalars = dict[str, Tensor]
 
 
-def make_batch(model: Model, method: Method, tokens: Tensor, labels: Tensor, task: TaskDraw | None) -> Batch:
-    """A batch with its frozen image features, computed once where the regularizer uses them."""
-    frozen = frozen_image(model.clip, tokens) if method.regularizer.uses_images else None
-    return Batch(tokens, labels, frozen, task)
-
-
-def step(model: Model, method: Method, state: State, batch: Batch, rates: Rates) -> tuple[State, Scalars]:
+def step(
+    model: Model,
+    method: Method,
+    state: State,
+    batch: Batch,
+    rates: Rates,
+    differentiate: Differentiate = autograd,
+) -> tuple[State, Scalars]:
     """The state after one batch, and named scalars (detached; `*_text`, `*_image` are unweighted).
 
     Direct phase: theta <- SGD(theta, g_task + m g_reg on the batch).
     Meta phase: theta' = theta - inner_lr (g_task + m g_reg on the support); theta and the gate <- SGD of
     outer_weight * query loss(theta'). Both phases share the prompts' momentum.
     """
-    scalars: Scalars = {}
-    prompts = _leaves(state.prompts)
-    gradient = _modulated(model, method, prompts, state.gate, batch, scalars, "direct")
-    state = _update(state, {name: g.detach() for name, g in gradient.items()}, {}, rates)
-    if method.inner is not None and batch.task is not None and prompts:
-        prompt_gradient, gate_gradient = _outer(
-            model, method, method.inner, state, batch, batch.task, scalars
-        )
-        state = _update(state, prompt_gradient, gate_gradient, rates)
+    compute = _Compute(model, method, differentiate)
+    gradient, losses = compute.modulated(state.prompts, state.gate, batch.images, again=False)
+    scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
+    state = _update(state, gradient, {}, rates)
+    if method.inner is not None and batch.task is not None and state.prompts:
+        prompts, gate, meta = compute.outer(method.inner, state, batch.task)
+        scalars |= {name: loss.detach() for name, loss in meta.items()}
+        updated = _update(state, prompts, gate, rates)
+        state = updated if batch.task.present is None else _where(batch.task.present, updated, state)
     return replace(state, step=state.step + 1), scalars
-
-
-def _leaves(tensors: Mapping[str, Tensor]) -> Leaves:
-    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
 
 
 def _update(state: State, prompts: Leaves, gate: Leaves, rates: Rates) -> State:
@@ -95,88 +73,89 @@ def _update(state: State, prompts: Leaves, gate: Leaves, rates: Rates) -> State:
     return state
 
 
-def _modulated(
-    model: Model,
-    method: Method,
-    prompts: Leaves,
-    gate: Leaves,
-    batch: Batch,
-    scalars: Scalars,
-    phase: str,
-    *,
-    differentiable: bool = False,
-) -> Leaves:
-    """The modulated gradient of the prompts on a batch; its losses go to `scalars` under `phase`."""
-    text_CE = model.text_features(prompts)
-    image_BE = model.image_features(prompts, batch.tokens)
-    task_loss = F.cross_entropy(model.logits(image_BE, text_CE), batch.labels)
-    terms = method.regularizer.terms(
-        (text_CE, model.frozen_text_CE), (F.normalize(image_BE, dim=-1), batch.frozen)
-    )
-    scalars[f"{phase}_ce"] = task_loss.detach()
-    scalars |= {
-        f"{phase}_{name}": term.detach() for name, term in terms._asdict().items() if term is not None
-    }
-    total, strength = method.regularizer.total(terms), method.modulator.constant
-    if total is None:
-        return _grad(task_loss, prompts, differentiable)
-    if strength is not None:  # one pass: the modulated gradient is the gradient of one sum
-        return _grad(task_loss + strength * total, prompts, differentiable)
-    g_task = _grad(task_loss, prompts, differentiable, retain=True)
-    g_reg = _grad(total, prompts, differentiable)
-    return method.modulator(gate, g_task, g_reg)
+def _where(condition: Tensor, yes: State, no: State) -> State:
+    kept = no.tensors()
+    chosen = {name: torch.where(condition, value, kept[name]) for name, value in yes.tensors().items()}
+    return State.from_tensors(chosen, yes.step)
 
 
-def _grad(loss: Tensor, leaves: Leaves, differentiable: bool, *, retain: bool = False) -> Leaves:
-    """Gradient by leaf; zeros where the loss does not depend on one (no text prompt enters an image term)."""
-    if not leaves:
-        return {}
-    gradient = torch.autograd.grad(
-        loss,
-        list(leaves.values()),
-        create_graph=differentiable,
-        retain_graph=retain or differentiable,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return dict(zip(leaves, gradient, strict=True))
+@dataclass(frozen=True)
+class _Compute:
+    """Gradients of both phases."""
+
+    model: Model
+    method: Method
+    differentiate: Differentiate
+
+    def modulated(
+        self, prompts: Leaves, gate: Leaves, images: Images, *, again: bool
+    ) -> tuple[Leaves, Scalars]:
+        """The modulated gradient of the prompts on images, and the losses.
+
+        Gradients are taken, and modulated, at the tokens in the towers, then pulled back to the leaves that
+        the tokens are made of: for independent prompts these are the same.
+        """
+        tokens, _, to_leaves = self.differentiate(
+            lambda leaves: (self.method.prompts.tokens(leaves), {}), prompts, again=again
+        )
+        values, losses, pull = self.differentiate(lambda t: self._losses(t, images), tokens, again=again)
+        one, strength = torch.ones_like(values["task"]), self.method.modulator.constant
+        if "regularizer" not in values:
+            gradient = pull({"task": one})
+        elif strength is not None:  # one pass: the modulated gradient is the gradient of one sum
+            gradient = pull({"task": one, "regularizer": strength * one})
+        else:
+            g_task = pull({"task": one}, last=False)
+            gradient = self.method.modulator(gate, g_task, pull({"regularizer": one}))
+        return to_leaves(gradient, connected=True), losses
+
+    def _losses(self, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
+        model = self.model
+        text_CE, image_BE = model.text_features(tokens), model.image_features(tokens, images.tokens)
+        task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
+        views = Views(
+            text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), images.frozen, images.weights,
+            model.clip.logit_scale,
+        )  # fmt: skip
+        total, distances = self.method.regularizer(views)
+        values = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
+        return values, {"ce": task_loss, **distances}
+
+    def outer(self, inner: InnerLoop, state: State, task: Task) -> tuple[Leaves, Leaves, Scalars]:
+        """Gradients of outer_weight * query loss after the inner step, for the prompts and for the gate."""
+
+        def objective(both: Leaves) -> tuple[Leaves, Scalars]:
+            prompts = {name: both[f"prompts/{name}"] for name in state.prompts}
+            gate = {name: both[f"gate/{name}"] for name in state.gate}
+            gradient, losses = self.modulated(prompts, gate, task.support, again=inner.second_order)
+            query_loss = self._query_loss(inner(prompts, gradient), task.query)
+            scalars = {f"support_{name}": loss for name, loss in losses.items()}
+            return {"outer": inner.outer_weight * query_loss}, scalars | {"query_loss": query_loss}
+
+        both = {f"{group}/{name}": leaf
+                for group in ("prompts", "gate") for name, leaf in getattr(state, group).items()}  # fmt: skip
+        values, scalars, pull = self.differentiate(objective, both)
+        outer = pull({"outer": torch.ones_like(values["outer"])})
+        return (
+            {name: outer[f"prompts/{name}"] for name in state.prompts},
+            {name: outer[f"gate/{name}"] for name in state.gate},
+            scalars,
+        )
+
+    def _query_loss(self, adapted: Leaves, query: Query) -> Tensor:
+        """Cross-entropy of the query images under adapted prompts, with their partners mixed in."""
+        tokens = self.method.prompts.tokens(adapted)
+        text_CE, image_RE = self.model.text_features(tokens), self.model.image_features(tokens, query.tokens)
+        image_QE, shares = image_RE[: len(query.labels)], query.shares
+        if shares is not None and shares.partner is not None:
+            image_QE = shares.own[:, None] * image_QE + shares.rest[:, None] * image_RE[shares.partner]
+        logits = self.model.logits(image_QE, text_CE)
+        if shares is None:
+            return cross_entropy(logits, query.labels, query.weights)
+        own = cross_entropy(logits, query.labels, query.weights * shares.own)
+        return own + cross_entropy(logits, shares.labels, query.weights * shares.rest)
 
 
-def _outer(
-    model: Model,
-    method: Method,
-    inner: InnerLoop,
-    state: State,
-    batch: Batch,
-    task: TaskDraw,
-    scalars: Scalars,
-) -> tuple[Leaves, Leaves]:
-    """Gradients of outer_weight * query loss after the inner step, for the prompts and for the gate."""
-    prompts, gate = _leaves(state.prompts), _leaves(state.gate)
-    gradient = _modulated(
-        model, method, prompts, gate, batch.support, scalars, "support", differentiable=inner.second_order
-    )
-    adapted = inner(prompts, gradient)
-    query_loss = _query_loss(model, adapted, batch, task)
-    scalars["query_loss"] = query_loss.detach()
-    both = prompts | {f"gate/{name}": leaf for name, leaf in gate.items()}
-    outer = _grad(inner.outer_weight * query_loss, both, differentiable=False)
-    return {name: outer[name] for name in prompts}, {name: outer[f"gate/{name}"] for name in gate}
-
-
-def _query_loss(model: Model, adapted: Leaves, batch: Batch, task: TaskDraw) -> Tensor:
-    """Cross-entropy of the query images, mixed with their partners in the support, under adapted prompts."""
-    text_CE = model.text_features(adapted)
-    if task.lam is None or task.mix is None:
-        image_BE = model.image_features(adapted, batch.tokens[task.query])
-        return F.cross_entropy(model.logits(image_BE, text_CE), batch.labels[task.query])
-    partners, place = task.support[task.mix].unique(return_inverse=True)
-    image_BE = model.image_features(adapted, batch.tokens[torch.cat([task.query, partners])])
-    num_query = len(task.query)
-    # 1 - lam is taken in the precision that lam was drawn in, as the released code does.
-    lam, rest = task.lam.to(image_BE), (1 - task.lam).to(image_BE)
-    mixed = lam[:, None] * image_BE[:num_query] + rest[:, None] * image_BE[num_query:][place]
-    logits = model.logits(mixed, text_CE)
-    own = F.cross_entropy(logits, batch.labels[task.query], reduction="none")
-    other = F.cross_entropy(logits, batch.labels[task.support[task.mix]], reduction="none")
-    return (lam * own + rest * other).mean()
+def cross_entropy(logits_BC: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """sum_i w_i CE_i; with equal weights that sum to 1, the mean."""
+    return (F.cross_entropy(logits_BC, labels, reduction="none") * weights).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prometar.backbone.openclip import TEMPLATES, Backbone, load_backbone, tokenize
 from prometar.backbone.teacher import frozen_text
-from prometar.backbone.vision import embed_images
+from prometar.batch import make_batch
 from prometar.checkpoint import load_checkpoint, save_checkpoint
 from prometar.config import Config
 from prometar.data.catalog import open_dataset
@@ -31,7 +31,7 @@ from prometar.objective import Problem, harmonic_mean, problem
 from prometar.optim import warmup_cosine
 from prometar.parts.tasks import one_class_out, task_rng
 from prometar.state import State
-from prometar.step import Rates, make_batch, step
+from prometar.step import Rates, step
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 Stream = Callable[[Plan, int], Iterator[Batch]]
@@ -144,7 +144,8 @@ def initial_state(run: Run) -> State:
     words = tokenize([run.config.prompts.init])[0]
     init_tokens = words[1 : int(words.argmax())]
     prompts = run.method.prompts.init(run.backbone.clip, init_tokens, generator)
-    return State.start(prompts, run.method.modulator.init(prompts, generator))
+    tokens = run.method.prompts.tokens(prompts)
+    return State.start(prompts, run.method.modulator.init(tokens, generator))
 
 
 def rates(config: Config, epoch: int) -> Rates:
@@ -173,19 +174,21 @@ def train_epoch(run: Run, state: State, batches: Iterator[Batch]) -> tuple[State
         for name, value in scalars.items():
             log.setdefault(name, []).append(value)
     _require_finite(log, state, first)
-    return state, {name: float(torch.stack(values).mean()) for name, values in log.items()}
+    average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
+    return replace(state, average=average), {
+        name: float(torch.stack(values).mean()) for name, values in log.items()
+    }
 
 
 def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:
     """One step on a streamed batch; the meta task is drawn from (seed, step)."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
-    tokens = embed_images(run.backbone.clip, run.backbone.normalise(torch.from_numpy(batch.images)))
-    labels = torch.from_numpy(batch.labels)
-    task = None
+    images, labels = run.backbone.normalise(torch.from_numpy(batch.images)), torch.from_numpy(batch.labels)
+    draw = None
     if run.method.inner is not None:
         rng = task_rng(run.config.train.seed, state.step)
-        task = one_class_out(labels, run.method.augmentation, rng)
-    prepared = make_batch(run.model, run.method, tokens, labels.to(tokens.device), task)
+        draw = one_class_out(labels, run.method.augmentation, rng)
+    prepared = make_batch(run.backbone.clip, run.method, images, labels, draw)
     return step(run.model, run.method, state, prepared, now)
 
 
@@ -256,7 +259,7 @@ class Session:
     def score(self) -> dict[str, float]:
         """Accuracies in percent by set, and `objective`, their harmonic mean."""
         accuracies = {
-            name: accuracy(self.run.backbone, e.model, self.state.prompts, self._images(e.plan))
+            name: accuracy(self.run.backbone, e.model, self.state.tested, self._images(e.plan))
             for name, e in self.run.evaluations.items()
         }
         return {**accuracies, "objective": harmonic_mean(accuracies)}

@@ -14,14 +14,14 @@ from prometar.parts.prompts import Leaves
 
 
 class Modulator(Protocol):
-    """g = g_task + m * g_reg, for every prompt leaf."""
+    """g = g_task + m * g_reg, for every token that the prompts put into the towers."""
 
     @property
     def constant(self) -> float | None:
         """m where it is one known number: both gradients are then one pass; None if it is computed."""
         ...
 
-    def init(self, prompts: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
         """The modulator's own learnable leaves."""
         ...
 
@@ -40,7 +40,7 @@ class Constant:
     def constant(self) -> float | None:
         return self.value
 
-    def init(self, prompts: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
         return {}
 
     def __call__(
@@ -53,11 +53,11 @@ class Constant:
 class Gate:
     """ProMetaR's meta-regularizer: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
 
-    One pair of matrices a prompt leaf (P x D scalars, row by row): W_in is (P*D/reduction, 2*P*D), W_out
+    One pair of matrices a layer's prompt (P x D scalars, row by row): W_in is (P*D/reduction, 2*P*D), W_out
     square, no bias, nothing non-linear between them; each output serves `reduction` consecutive scalars.
 
     Raises:
-        UserError: a leaf whose size is not a multiple of `reduction`.
+        UserError: a prompt whose size is not a multiple of `reduction`.
 
     Source: ProMetaR; the missing non-linearity is the released code's.
     """
@@ -68,9 +68,9 @@ class Gate:
     def constant(self) -> float | None:
         return None
 
-    def init(self, prompts: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
         gate: Leaves = {}
-        for name, leaf in prompts.items():
+        for name, leaf in tokens.items():
             size = leaf.numel()
             if size % self.reduction:
                 raise UserError(

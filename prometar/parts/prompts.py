@@ -1,4 +1,4 @@
-"""Prompts: which learnable tensors a method has, and where they enter the towers."""
+"""Prompts: which learnable tensors a method has, and which tokens they put into the towers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Leaves = dict[str, Tensor]
 
 
 class Prompts(Protocol):
-    """Makes leaves, and says which tokens they put in which layer of which tower."""
+    """Makes leaves, and the towers' tokens of them."""
 
     @property
     def num_context(self) -> int:
@@ -28,9 +28,14 @@ class Prompts(Protocol):
         """Initial leaves; `init_tokens` are the token ids of the initial context's words."""
         ...
 
-    def layers(self, leaves: Mapping[str, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """(text, vision) prompts by layer, as the towers take them."""
+    def tokens(self, leaves: Leaves) -> Leaves:
+        """What the leaves put into the towers: `text.<layer>` and `vision.<layer>`, each (P, D)."""
         ...
+
+
+def layers(tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
+    """The tokens of one tower ("text" or "vision") by layer."""
+    return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class NoPrompts:
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         return {}
 
-    def layers(self, leaves: Mapping[str, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        return {}, {}
+    def tokens(self, leaves: Leaves) -> Leaves:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,5 @@ class IndependentPrompts:
         draw = torch.randn(length, width, dtype=torch.float64, generator=generator) * self.std
         return draw.to(dtype=clip.dtype, device=clip.device)
 
-    def layers(self, leaves: Mapping[str, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        text: dict[int, Tensor] = {}
-        vision: dict[int, Tensor] = {}
-        for name, leaf in leaves.items():
-            tower, layer = name.split(".")
-            (text if tower == "text" else vision)[int(layer)] = leaf
-        return text, vision
+    def tokens(self, leaves: Leaves) -> Leaves:
+        return leaves

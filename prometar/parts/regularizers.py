@@ -1,4 +1,4 @@
-"""Regularizers: distances of prompted features from the frozen CLIP's."""
+"""Regularizers: weighted sums of distances of the prompted CLIP from the frozen one."""
 
 from __future__ import annotations
 
@@ -6,112 +6,129 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[Tensor, Tensor | None]
-"""Prompted and frozen features, both normalised."""
+
+class Views(NamedTuple):
+    """What the prompted and the frozen CLIP make of a batch; frozen ones are given where they are used.
+
+    text_CE, image_BE: normalised features; weights_B: of the images, sum 1; scale: of the logits.
+    """
+
+    text_CE: Tensor
+    frozen_text_CE: Tensor | None
+    image_BE: Tensor
+    frozen_image_BE: Tensor | None
+    weights_B: Tensor
+    scale: Tensor
 
 
-class Terms(NamedTuple):
-    """Unweighted distances of the text and the image features; a term that is switched off is None."""
-
-    text: Tensor | None
-    image: Tensor | None
-
-
-class Regularizer(Protocol):
-    """`terms` are the unweighted distances, `total` what is minimised (None: nothing)."""
-
-    @property
-    def uses_text(self) -> bool:
-        """Whether frozen text features are needed; else `terms` may be given None for them."""
-        ...
-
-    @property
-    def uses_images(self) -> bool:
-        """Whether frozen image features are needed; else `terms` may be given None for them."""
-        ...
-
-    def terms(self, text: Pair, image: Pair) -> Terms:
-        """Distances of (prompted, frozen) normalised features: text (C, E) and image (B, E)."""
-        ...
-
-    def total(self, terms: Terms) -> Tensor | None:
-        """The weighted sum."""
-        ...
-
-
-@dataclass(frozen=True)
-class NoRegularizer:
-    """Identity: nothing is held to the frozen features."""
-
-    uses_text: bool = False
-    uses_images: bool = False
-
-    def terms(self, text: Pair, image: Pair) -> Terms:
-        return Terms(None, None)
-
-    def total(self, terms: Terms) -> Tensor | None:
-        return None
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Rows of features (N, E) and the frozen ones to one distance a row (N,)."""
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """mean |a - b| over rows and dimensions."""
-    return (a - b).abs().mean()
+    """mean |a - b| over dimensions."""
+    return (a - b).abs().mean(dim=-1)
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
-    """mean (a - b)^2 over rows and dimensions."""
-    return (a - b).square().mean()
+    """mean (a - b)^2 over dimensions."""
+    return (a - b).square().mean(dim=-1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """mean 1 - a . b over rows; the features are normalised."""
-    return (1 - (a * b).sum(dim=-1)).mean()
+    """1 - a . b; the features are normalised."""
+    return 1 - (a * b).sum(dim=-1)
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "l2": l2, "cosine": cosine}
+DISTANCES: dict[str, Distance] = {"l1": l1, "l2": l2, "cosine": cosine}
+
+
+class Term(Protocol):
+    """One unweighted distance, by name, and which frozen features it needs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def uses_text(self) -> bool: ...
+
+    @property
+    def uses_images(self) -> bool: ...
+
+    def __call__(self, views: Views) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class FeatureDistance:
-    """text_weight * d(g, g0) + image_weight * d(f, f0) on normalised features.
-
-    Args: `kind` in l1, l2, cosine; weights in units of the loss (released: l1, 50 and 20).
-    Source: ProMetaR, after PromptSRC's self-consistency losses (ICCV 2023).
-    """
+class TextDistance:
+    """Mean over classes of d(g, g0); `kind` in l1, l2, cosine. Source: ProMetaR; KgCoOp (CVPR 2023)."""
 
     kind: str = "l1"
-    text_weight: float = 50.0
-    image_weight: float = 20.0
+    name: str = "text"
+    uses_text: bool = True
+    uses_images: bool = False
 
-    def __post_init__(self) -> None:
-        if self.kind not in DISTANCES:
-            raise ValueError(f"unknown distance {self.kind!r}: expected one of {', '.join(DISTANCES)}")
+    def __call__(self, views: Views) -> Tensor:
+        assert views.frozen_text_CE is not None
+        return DISTANCES[self.kind](views.text_CE, views.frozen_text_CE).mean()
+
+
+@dataclass(frozen=True)
+class ImageDistance:
+    """Weighted mean over images of d(f, f0); `kind` in l1, l2, cosine. Source: ProMetaR."""
+
+    kind: str = "l1"
+    name: str = "image"
+    uses_text: bool = False
+    uses_images: bool = True
+
+    def __call__(self, views: Views) -> Tensor:
+        assert views.frozen_image_BE is not None
+        return (DISTANCES[self.kind](views.image_BE, views.frozen_image_BE) * views.weights_B).sum()
+
+
+@dataclass(frozen=True)
+class LogitsDivergence:
+    """Mean over images and classes of p log(p / q) of the frozen CLIP's probabilities p and ours q.
+
+    Source: PromptSRC (ICCV 2023), whose released code divides by images times classes.
+    """
+
+    name: str = "logits"
+    uses_text: bool = True
+    uses_images: bool = True
+
+    def __call__(self, views: Views) -> Tensor:
+        assert views.frozen_text_CE is not None
+        assert views.frozen_image_BE is not None
+        ours = (views.scale * views.image_BE @ views.text_CE.T).log_softmax(dim=-1)
+        frozen = (views.scale * views.frozen_image_BE @ views.frozen_text_CE.T).log_softmax(dim=-1)
+        by_image = F.kl_div(ours, frozen, reduction="none", log_target=True).mean(dim=-1)
+        return (by_image * views.weights_B).sum()
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """sum of weight * term; without terms it is the identity: nothing is held to the frozen features.
+
+    Weights are in units of the loss (released: text l1 50, image l1 20).
+    """
+
+    terms: tuple[Term, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def uses_text(self) -> bool:
-        return self.text_weight > 0
+        return any(term.uses_text for term in self.terms)
 
     @property
     def uses_images(self) -> bool:
-        return self.image_weight > 0
+        return any(term.uses_images for term in self.terms)
 
-    def terms(self, text: Pair, image: Pair) -> Terms:
-        return Terms(
-            self._distance(text) if self.uses_text else None,
-            self._distance(image) if self.uses_images else None,
-        )
-
-    def _distance(self, pair: Pair) -> Tensor:
-        prompted, frozen = pair
-        assert frozen is not None, "this regularizer needs frozen features"
-        return DISTANCES[self.kind](prompted, frozen)
-
-    def total(self, terms: Terms) -> Tensor | None:
-        weighted = [
-            weight * term
-            for weight, term in ((self.text_weight, terms.text), (self.image_weight, terms.image))
-            if term is not None
-        ]
-        return sum(weighted[1:], weighted[0]) if weighted else None
+    def __call__(self, views: Views) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The weighted sum (None without terms), and the unweighted distances by name."""
+        distances = {term.name: term(views) for term in self.terms}
+        weighted = [w * d for w, d in zip(self.weights, distances.values(), strict=True)]
+        return (sum(weighted[1:], weighted[0]) if weighted else None), distances

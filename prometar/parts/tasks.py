@@ -10,33 +10,54 @@ import torch
 from torch import Tensor
 
 
-class TaskDraw(NamedTuple):
-    """One meta task of a batch.
+class Mix(NamedTuple):
+    """Per query image: its own share `lam` (Q,) and a partner (Q,), an index into the support.
 
-    support, query: indices into the batch, in batch order; lam: (Q,) share of the query image in the mixed
-    feature; mix: (Q,) partners, indices into `support`. Without mixing lam and mix are None.
+    box (Q, 4): for a mix of regions, top, bottom, left, right of the partner's, as shares of the image side.
     """
 
-    support: Tensor
-    query: Tensor
-    lam: Tensor | None
-    mix: Tensor | None
+    lam: Tensor
+    partner: Tensor
+    box: Tensor | None = None
+
+
+class TaskDraw(NamedTuple):
+    """One meta task of a batch of B images: (B,) whether each is in the query, and the query's mix.
+
+    The order of the mix is that of the query images in the batch, its partners count support images in the
+    order of the batch.
+    """
+
+    is_query: Tensor
+    mix: Mix | None
 
 
 class Augmentation(Protocol):
-    """Draws lam and the partners of the query images."""
+    """Draws how the query images are mixed with support images."""
 
-    def draw(
-        self, num_query: int, num_support: int, rng: np.random.Generator
-    ) -> tuple[Tensor | None, Tensor | None]: ...
+    @property
+    def of_images(self) -> bool:
+        """Whether pixels are mixed (by `mixed_images`) rather than features (by lam)."""
+        ...
+
+    def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> Mix | None: ...
+
+    def mixed_images(self, query_Q3HW: Tensor, partners_Q3HW: Tensor, mix: Mix) -> Tensor:
+        """Query images with their partners mixed in; only where `of_images`."""
+        ...
 
 
 @dataclass(frozen=True)
 class NoAugmentation:
     """Identity: the query images as they are."""
 
-    def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> tuple[None, None]:
-        return None, None
+    of_images: bool = False
+
+    def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> None:
+        return None
+
+    def mixed_images(self, query_Q3HW: Tensor, partners_Q3HW: Tensor, mix: Mix) -> Tensor:
+        return query_Q3HW
 
 
 @dataclass(frozen=True)
@@ -48,10 +69,14 @@ class FeatureMixup:
 
     alpha: float = 0.5
     beta: float = 0.5
+    of_images: bool = False
 
-    def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> Mix:
         lam = torch.from_numpy(rng.beta(self.alpha, self.beta, size=num_query).astype(np.float32))
-        return lam, torch.from_numpy(rng.integers(num_support, size=num_query))
+        return Mix(lam, torch.from_numpy(rng.integers(num_support, size=num_query)))
+
+    def mixed_images(self, query_Q3HW: Tensor, partners_Q3HW: Tensor, mix: Mix) -> Tensor:
+        return query_Q3HW
 
 
 def one_class_out(labels: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> TaskDraw | None:
@@ -62,15 +87,9 @@ def one_class_out(labels: Tensor, augmentation: Augmentation, rng: np.random.Gen
     present = labels.unique().numpy(force=True)
     if len(present) < 2:
         return None
-    support, query = split_off(labels, int(rng.choice(present)))
-    lam, mix = augmentation.draw(len(query), len(support), rng)
-    return TaskDraw(support, query, lam, mix)
-
-
-def split_off(labels: Tensor, query_label: int) -> tuple[Tensor, Tensor]:
-    """Indices (support, query) of a batch, both in batch order."""
-    is_query = labels == query_label
-    return (~is_query).nonzero().squeeze(1), is_query.nonzero().squeeze(1)
+    is_query = labels == int(rng.choice(present))
+    num_query = int(is_query.sum())
+    return TaskDraw(is_query, augmentation.draw(num_query, len(labels) - num_query, rng))
 
 
 def task_rng(seed: int, step: int) -> np.random.Generator:

@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.openclip import tokenize
-from prometar.backbone.vision import embed_images
 from prometar.backbone.weights import Clip, from_state_dict
 from prometar.config import Config
 from prometar.methods import Method, build
 from prometar.model import Model, build_model, prompt_texts
-from prometar.parts.tasks import TaskDraw, split_off
+from prometar.parts.tasks import Mix, TaskDraw
 from prometar.state import State
-from prometar.step import Batch, Rates, make_batch
+from prometar.step import Rates
 
 HERE = Path(__file__).resolve().parent.parent / "golden"
 
@@ -59,17 +58,16 @@ class Golden:
     def tensor(self, key: str) -> Tensor:
         return torch.from_numpy(self.arrays[key]).to(self.dtype)
 
-    def steps(self) -> Iterator[tuple[int, Batch]]:
+    def steps(self) -> Iterator[tuple[int, Tensor, Tensor, TaskDraw | None]]:
+        """Number, images, labels and meta task of every step."""
         for index in range(1, int(self.meta["steps"]) + 1):
             key = f"step{index}"
             labels = torch.from_numpy(self.arrays[f"{key}/labels"])
             task = None
             if f"{key}/query_label" in self.arrays:
-                support, query = split_off(labels, int(self.arrays[f"{key}/query_label"]))
-                lam, mix = (torch.from_numpy(self.arrays[f"{key}/{name}"]) for name in ("lam", "mix"))
-                task = TaskDraw(support, query, lam, mix)
-            tokens = embed_images(self.model.clip, self.tensor(f"{key}/images"))
-            yield index, make_batch(self.model, self.method, tokens, labels, task)
+                lam, partner = (torch.from_numpy(self.arrays[f"{key}/{name}"]) for name in ("lam", "mix"))
+                task = TaskDraw(labels == int(self.arrays[f"{key}/query_label"]), Mix(lam, partner))
+            yield index, self.tensor(f"{key}/images"), labels, task
 
 
 def load(path: Path, dtype: torch.dtype) -> Golden:

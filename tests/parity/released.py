@@ -125,7 +125,7 @@ class Released:
         self.optimizer.step()
         if task is None:
             return log
-        support = self.losses(images[task.support], labels[task.support])
+        support = self.losses(images[~task.is_query], labels[~task.is_query])
         log |= {
             f"support_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), support, strict=True)
         }
@@ -141,14 +141,14 @@ class Released:
         return log
 
     def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: TaskDraw) -> Tensor:
-        assert task.lam is not None
         assert task.mix is not None
+        lam, mix, _ = task.mix
         g = text_features(self.clip, self.tokens, adapted)
-        query = image_features(self.clip, images[task.query], adapted)
-        partners = image_features(self.clip, images[task.support], adapted)[task.mix]
-        lam, rest = task.lam.to(query), (1 - task.lam).to(query)
+        query = image_features(self.clip, images[task.is_query], adapted)
+        partners = image_features(self.clip, images[~task.is_query], adapted)[mix]
+        lam, rest = lam.to(query), (1 - lam).to(query)
         mixed = F.normalize(lam[:, None] * query + rest[:, None] * partners, dim=-1)
         logits = self.clip.logit_scale * mixed @ g.T
-        own = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.query])
-        other = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.support][task.mix])
+        own = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.is_query])
+        other = nn.CrossEntropyLoss(reduction="none")(logits, labels[~task.is_query][mix])
         return (lam * own + rest * other).mean()

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prometar.backbone.openclip import tokenize
-from prometar.backbone.vision import embed_images
+from prometar.batch import make_batch
 from prometar.config import Config
 from prometar.methods import build
 from prometar.model import build_model, prompt_texts
 from prometar.parts.tasks import one_class_out
 from prometar.state import State
-from prometar.step import Rates, make_batch, step
+from prometar.step import Rates, step
 from tests.tiny import backbone
 
 from .golden import golden_files, load
@@ -37,8 +37,8 @@ def test_the_transcription_equals_the_recording(path: Path) -> None:
         golden.prompts(0), golden.gate(0), meta["text_weight"], meta["image_weight"], meta["gate_reduction"],
         meta["inner_lr"], meta["outer_weight"], meta["prompt_lr"], meta["gate_lr"],
     )  # fmt: skip
-    for index, batch in golden.steps():
-        log = reference.step(golden.tensor(f"step{index}/images"), batch.labels, batch.task)
+    for index, images, labels, task in golden.steps():
+        log = reference.step(images, labels, task)
         for name, value in log.items():
             assert value == pytest.approx(float(golden.tensor(f"step{index}/{name}")), abs=1e-8), name
         for name, value in golden.prompts(index).items():
@@ -77,7 +77,7 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
         images = torch.randn(len(labels), 3, 16, 16, dtype=torch.float64, generator=generator)
         target = torch.tensor(labels)
         task = one_class_out(target, method.augmentation, rng)
-        batch = make_batch(model, method, embed_images(clip, images), target, task)
+        batch = make_batch(clip, method, images, target, task)
         state, scalars = step(model, method, state, batch, Rates(0.02, 0.05))
         log = reference.step(images, target, task)
         assert {name: float(value) for name, value in scalars.items()} == pytest.approx(log, abs=1e-9)

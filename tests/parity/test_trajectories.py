@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from prometar.backbone.vision import embed_images
+from prometar.batch import make_batch
+from prometar.differentiate import Differentiate, autograd, functional
 from prometar.step import step
 
 from .golden import Golden, golden_files, load
@@ -27,12 +29,17 @@ def test_there_are_recorded_trajectories() -> None:
     assert len(FILES) >= 2
 
 
+@pytest.mark.parametrize("differentiate", [autograd, functional])
+@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_float64_trajectory(path: Path) -> None:
+def test_float64_trajectory(path: Path, static: bool, differentiate: Differentiate) -> None:
     golden, tolerance = load(path, torch.float64), 1e-8
     state = golden.start
-    for index, batch in golden.steps():
-        state, scalars = step(golden.model, golden.method, state, batch, golden.rates)
+    for index, images, labels, draw in golden.steps():
+        batch = make_batch(golden.model.clip, golden.method, images, labels, draw, static=static)
+        state, scalars = step(golden.model, golden.method, state, batch, golden.rates, differentiate)
+        if draw is None:
+            scalars = {name: value for name, value in scalars.items() if name.startswith("direct")}
         assert_scalars(golden, index, scalars, tolerance)
         for recorded, ours in ((golden.prompts(index), state.prompts), (golden.gate(index), state.gate)):
             for name, value in recorded.items():
@@ -47,7 +54,8 @@ def test_float64_trajectory(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_float32_first_step(path: Path) -> None:
     golden, tolerance = load(path, torch.float32), 1e-4
-    index, batch = next(iter(golden.steps()))
+    index, *drawn = next(iter(golden.steps()))
+    batch = make_batch(golden.model.clip, golden.method, *drawn)
     state, scalars = step(golden.model, golden.method, golden.start, batch, golden.rates)
     assert_scalars(golden, index, scalars, tolerance)
     for name, value in golden.prompts(index).items():

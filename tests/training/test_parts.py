@@ -15,7 +15,7 @@ from prometar.errors import UserError
 from prometar.methods import METHODS, build
 from prometar.optim import sgd, warmup_cosine
 from prometar.parts.modulators import Constant, Gate
-from prometar.parts.regularizers import DISTANCES, FeatureDistance, NoRegularizer
+from prometar.parts.regularizers import DISTANCES, ImageDistance, Regularizer, TextDistance, Views
 from prometar.parts.tasks import FeatureMixup, NoAugmentation, one_class_out, task_rng
 
 
@@ -54,21 +54,30 @@ def test_constant_modulators() -> None:
     assert Constant(0.5)({}, task, reg)["a"].tolist() == [6.0, -3.0]
 
 
+def views(text: Tensor, frozen: Tensor, images: Tensor, frozen_images: Tensor) -> Views:
+    weights = torch.tensor([0.5, 0.5, 0, 0, 0])
+    return Views(text, frozen, images, frozen_images, weights, torch.tensor(10.0))
+
+
+def normalised(generator: torch.Generator) -> Tensor:
+    return nn.functional.normalize(torch.randn(5, 7, generator=generator), dim=-1)
+
+
 @pytest.mark.parametrize("kind", DISTANCES)
 def test_distances_are_zero_at_the_frozen_features_and_weighted(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = (nn.functional.normalize(torch.randn(5, 7, generator=generator), dim=-1) for _ in range(2))
-    part = FeatureDistance(kind, text_weight=3.0, image_weight=0.0)
+    a, b = normalised(generator), normalised(generator)
+    part = Regularizer((TextDistance(kind), ImageDistance(kind)), (3.0, 2.0))
     assert part.uses_text
-    assert not part.uses_images
-    zero = part.total(part.terms((a, a), (a, None)))
+    assert part.uses_images
+    zero, _ = part(views(a, a, b, b))
     assert zero is not None
     assert float(zero) == pytest.approx(0, abs=1e-6)
-    terms = part.terms((a, b), (a, None))
-    assert terms.image is None
-    total = part.total(terms)
+    total, terms = part(views(a, b, a, b))
+    assert float(terms["text"]) == pytest.approx(float(reference_distance(kind, a, b)))
+    assert float(terms["image"]) == pytest.approx(float(reference_distance(kind, a[:2], b[:2])))
     assert total is not None
-    assert float(total) == pytest.approx(3 * float(reference_distance(kind, a, b)))
+    assert float(total) == pytest.approx(3 * float(terms["text"]) + 2 * float(terms["image"]))
 
 
 def reference_distance(kind: str, a: Tensor, b: Tensor) -> Tensor:
@@ -81,7 +90,7 @@ def reference_distance(kind: str, a: Tensor, b: Tensor) -> Tensor:
 
 def test_weights_of_zero_are_the_identity() -> None:
     config = Config().override({"regularizer.text_weight": 0, "regularizer.image_weight": 0})
-    assert build(config).regularizer == NoRegularizer()
+    assert build(config).regularizer == Regularizer()
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=8), seed=st.integers(0, 10**6))
@@ -91,22 +100,20 @@ def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> Non
         assert task is None
         return
     assert task is not None
-    support, query = task.support.tolist(), task.query.tolist()
-    assert sorted(support + query) == list(range(len(labels)))
-    query_label = labels[query[0]]
-    assert all((label == query_label) == (i in query) for i, label in enumerate(labels))
-    assert task.lam is not None
+    query = task.is_query.nonzero()[:, 0].tolist()
+    assert 0 < len(query) < len(labels)
+    assert all((label == labels[query[0]]) == (i in query) for i, label in enumerate(labels))
     assert task.mix is not None
-    assert len(task.lam) == len(task.mix) == len(query)
-    assert 0 <= float(task.lam.min()) <= float(task.lam.max()) <= 1
-    assert set(task.mix.tolist()) <= set(range(len(support)))
+    assert len(task.mix.lam) == len(task.mix.partner) == len(query)
+    assert 0 <= float(task.mix.lam.min()) <= float(task.mix.lam.max()) <= 1
+    assert set(task.mix.partner.tolist()) <= set(range(len(labels) - len(query)))
 
 
 def test_the_query_class_is_drawn_uniformly_over_classes_not_images() -> None:
     labels = torch.tensor([0, 0, 0, 1])
     generator = rng()
     tasks = [one_class_out(labels, NoAugmentation(), generator) for _ in range(400)]
-    share = np.mean([len(task.query) == 1 for task in tasks if task])
+    share = np.mean([int(task.is_query.sum()) == 1 for task in tasks if task])
     assert 0.4 < share < 0.6
 
 

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.openclip import Backbone, tokenize
-from prometar.backbone.vision import embed_images
+from prometar.batch import Batch, make_batch
 from prometar.config import Config
+from prometar.differentiate import Differentiate, autograd, functional
 from prometar.methods import METHODS, Method, build
 from prometar.model import Model, build_model, prompt_texts
 from prometar.parts.tasks import TaskDraw
 from prometar.state import State
-from prometar.step import Batch, Rates, make_batch, step
+from prometar.step import Rates, step
 from tests.tiny import backbone
 
 CLASSES = ("banded", "polka-dotted", "woven")
@@ -55,14 +56,15 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
     return clip, part, model, State.start(prompts, part.modulator.init(prompts, generator))
 
 
-def batch_for(model: Model, method: Method) -> Batch:
+IS_QUERY = torch.tensor([False, True, True, False])
+
+
+def batch_for(model: Model, method: Method, *, present: bool = True, static: bool = False) -> Batch:
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    task = None
-    if method.inner is not None:
-        lam, mix = method.augmentation.draw(2, 2, np.random.default_rng(0))
-        task = TaskDraw(torch.tensor([0, 3]), torch.tensor([1, 2]), lam, mix)
-    labels = torch.tensor([0, 1, 1, 2])
-    return make_batch(model, method, embed_images(model.clip, images), labels, task)
+    draw = None
+    if method.inner is not None and present:
+        draw = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(0)))
+    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), draw, static=static)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "zero-shot"])
@@ -120,13 +122,13 @@ def test_a_step_leaves_its_input_alone() -> None:
 def outer_loss(model: Model, method: Method, prompts: dict[str, Tensor], gate: dict[str, Tensor]) -> Tensor:
     """The outer loss as a plain function of prompts and gate, for finite differences."""
     batch = batch_for(model, method)
-    rows = batch.task.support if batch.task else None
-    text, images = model.text_features(prompts), model.image_features(prompts, batch.tokens[rows])
-    ce = F.cross_entropy(model.logits(images, text), batch.labels[rows])
+    whole, rows = batch.images, ~IS_QUERY
+    text, images = model.text_features(prompts), model.image_features(prompts, whole.tokens[rows])
+    ce = F.cross_entropy(model.logits(images, text), whole.labels[rows])
     assert model.frozen_text_CE is not None
-    assert batch.frozen is not None
+    assert whole.frozen is not None
     text_term = 50 * (text - model.frozen_text_CE).abs().mean()
-    image_term = 20 * (F.normalize(images, dim=-1) - batch.frozen[rows]).abs().mean()
+    image_term = 20 * (F.normalize(images, dim=-1) - whole.frozen[rows]).abs().mean()
     leaves = list(prompts.values())
     g_task = dict(zip(prompts, torch.autograd.grad(ce, leaves, create_graph=True), strict=True))
     g_reg = dict(
@@ -134,9 +136,22 @@ def outer_loss(model: Model, method: Method, prompts: dict[str, Tensor], gate: d
     )
     modulated = method.modulator(gate, g_task, g_reg)
     adapted = {name: leaf - 0.5 * modulated[name] for name, leaf in prompts.items()}
-    assert batch.task is not None
-    query = model.image_features(adapted, batch.tokens[batch.task.query])
-    return F.cross_entropy(model.logits(query, model.text_features(adapted)), batch.labels[batch.task.query])
+    query = model.image_features(adapted, whole.tokens[IS_QUERY])
+    return F.cross_entropy(model.logits(query, model.text_features(adapted)), whole.labels[IS_QUERY])
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["task", "one class"])
+@pytest.mark.parametrize("differentiate", [autograd, functional])
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
+def test_a_static_step_equals_the_compact_one(
+    values: dict[str, Any], differentiate: Differentiate, present: bool
+) -> None:
+    _, method, model, start = make(values)
+    compact, _ = step(model, method, start, batch_for(model, method, present=present), RATES)
+    batch = batch_for(model, method, present=present, static=True)
+    static, _ = step(model, method, start, batch, RATES, differentiate)
+    for name, tensor in compact.tensors().items():
+        torch.testing.assert_close(static.tensors()[name], tensor, rtol=0, atol=1e-10, msg=name)
 
 
 def test_outer_gradients_are_the_finite_differences_of_the_outer_loss() -> None:
