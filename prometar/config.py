@@ -152,6 +152,25 @@ class Config(_Frozen):
             _set(tree, key, value)
         return parse(tree, where="settings")
 
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted key, as plain data.
+
+        Example:
+            >>> Config().flat()["train.epochs"]
+            10
+        """
+        return _flatten(self.model_dump(mode="json"))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     node, parts = tree, key.split(".")

@@ -1,7 +1,8 @@
 """Objectives: which images a run learns from, and which it is scored on.
 
 A search must not read what it is judged by: `class_holdout` and `base_val` use base-class images of the train
-and validation splits only; `final` is the benchmark's own base-to-new protocol, run once after a search.
+and validation splits only. `final` is the benchmark's own base-to-new protocol, run once after a search;
+`all_classes` trains and tests on every class.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometar.data.dataset import Dataset, Item, classnames
-from prometar.data.fewshot import base_new, class_holdout, draw
+from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select
 from prometar.errors import UserError
 
 Items = tuple[Item, ...]
@@ -19,7 +20,7 @@ Items = tuple[Item, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """Few-shot training images, and the sets ("base", "new") that accuracy is measured on, apart.
+    """Few-shot training images, and the sets ("base", "new", "all") that accuracy is measured on, apart.
 
     Labels of each set count from 0 over its own classes: base images are classified among base names, new
     ones among new names.
@@ -83,10 +84,17 @@ def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
 
 
+def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
+    labels = labels_of((*dataset.train, *dataset.test))
+    return Problem(select(train, labels), {"all": select(dataset.test, labels)}, every_epoch=False)
+
+
 _OBJECTIVES: dict[str, Callable[[Dataset, int, int, int], Problem]] = {
     "class_holdout": _class_holdout,
     "base_val": _base_val,
     "final": _final,
+    "all_classes": _all_classes,
 }
 SEARCH_OBJECTIVES = ("class_holdout", "base_val")
 """The objectives that a search may use."""
@@ -99,8 +107,25 @@ def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class
         shots: Training images a class. seed: Of the few-shot draw.
         val_per_class: Most validation images a class that a search's score is taken on.
     Raises:
-        UserError: unknown objective, no validation split, or too few classes.
+        UserError: unknown objective, no validation split, too few classes, or a class without images.
     """
     if name not in _OBJECTIVES:
         raise UserError(f"unknown objective '{name}': choose one of {', '.join(SEARCH_OBJECTIVES)}")
-    return _OBJECTIVES[name](dataset, shots, seed, val_per_class)
+    found = _OBJECTIVES[name](dataset, shots, seed, val_per_class)
+    _require_every_class(dataset.name, found)
+    return found
+
+
+def _require_every_class(name: str, found: Problem) -> None:
+    """Names are taken from the images: one class without any would shift the names of all behind it."""
+    new = found.evaluations.get("new", ())
+    trained = {"training": found.train, **{k: v for k, v in found.evaluations.items() if k != "new"}}
+    for group in (trained, {"new": new} if new else {}):
+        names = {item.label: item.classname for items in group.values() for item in items}
+        for what, items in group.items():
+            missing = sorted(set(range(max(names) + 1)) - set(labels_of(items)))
+            if missing:
+                raise UserError(
+                    f"{name}: {len(missing)} classes have no {what} images, the first is "
+                    f"'{names.get(missing[0], missing[0])}': every class needs some in each split"
+                )

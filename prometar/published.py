@@ -1,31 +1,90 @@
-"""Published accuracies, cited and never mixed with ours: base-to-new, CLIP ViT-B/16, 16 shots, 3 seeds."""
+"""Published accuracies (published.json), cited and never mixed with ours."""
 
 from __future__ import annotations
 
-HARMONIC_MEAN: dict[str, tuple[float, int]] = {
-    "imagenet": (74.09, 1000),
-    "caltech101": (96.16, 100),
-    "oxford_pets": (96.49, 37),
-    "stanford_cars": (76.72, 196),
-    "oxford_flowers": (86.7, 102),
-    "food101": (91.34, 101),
-    "fgvc_aircraft": (40.25, 100),
-    "sun397": (80.82, 397),
-    "dtd": (72.31, 47),
-    "eurosat": (85.3, 10),
-    "ucf101": (83.25, 101),
-}
-"""ProMetaR's harmonic mean of base and new accuracy in percent, from the paper's published results, and the
-number of classes of the benchmark."""
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from prometar.config import Config
+
+AVERAGE = "average"
+# What may differ from a published run: which images and seeds, and how numbers are held.
+_FREE = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained", "backbone.precision",
+         "train.seed"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method's published accuracies under one protocol.
+
+    Args:
+        method: Its name here. title: Its name in the paper. paper: Of the method.
+        settings: What the series was run with where the method has several.
+        figures: Percent by data set (or "average") and column, {"dtd": {"base": 83.37, "new": 62.97}}.
+    """
+
+    method: str
+    title: str
+    paper: str
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Mapping[str, float]]
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return json.loads((resources.files("prometar") / "published.json").read_text("utf-8"))
+
+
+def series_of(protocol: str, method: str) -> tuple[Series, ...]:
+    """The published series of a method here; none where none is known."""
+    rows = (Series(**row) for row in _file()["series"].get(protocol, ()))
+    return tuple(row for row in rows if row.method == method)
+
+
+def beside(protocol: str, config: Config) -> Series | None:
+    """The series that may stand beside runs of `config`, else None.
+
+    Only the paper's own setting compares: ViT-B/16 with OpenAI's weights, 16 shots, and no setting changed
+    but those that a series itself names.
+    """
+    setting = (config.backbone.name, config.backbone.pretrained, config.data.shots)
+    if setting != tuple(_file()["setting"][key] for key in ("backbone", "pretrained", "shots")):
+        return None
+    asked = config.flat()
+    for series in series_of(protocol, config.method):
+        same = Config(method=config.method).override(series.settings).flat()
+        if all(asked[key] == same[key] for key in asked if key not in _FREE):
+            return series
+    return None
+
+
+def full_size(dataset: str, num_classes: int) -> bool:
+    """Whether a data set has all the classes of its benchmark: a part of one does not compare."""
+    return _file()["classes"].get(dataset) == num_classes
 
 
 def published(
     dataset: str, *, method: str, backbone: str, pretrained: str | None, shots: int, num_classes: int
 ) -> float | None:
-    """ProMetaR's published harmonic mean where ours may stand beside it, else None.
+    """A method's published harmonic mean where ours may stand beside it, else None."""
+    settings = {"backbone.name": backbone, "backbone.pretrained": pretrained, "data.shots": shots}
+    series = beside("base-to-new", Config(method=method).override(settings))
+    if series is None or not full_size(dataset, num_classes):
+        return None
+    return harmonic(series.figures.get(dataset, {}))
 
-    Only the paper's own setting compares: ViT-B/16 with OpenAI's weights, 16 shots, all the classes.
+
+def harmonic(figures: Mapping[str, float]) -> float | None:
+    """The published H, or that of the published base and new accuracy.
+
+    Example:
+        >>> harmonic({"base": 83.37, "new": 62.97})
+        71.75
     """
-    figure, classes = HARMONIC_MEAN.get(dataset, (None, 0))
-    same = (method, backbone, pretrained, shots) == ("prometar", "ViT-B-16-quickgelu", "openai", 16)
-    return figure if same and num_classes == classes else None
+    if "H" in figures or not {"base", "new"} <= figures.keys():
+        return figures.get("H")
+    return round(2 / (1 / figures["base"] + 1 / figures["new"]), 2)

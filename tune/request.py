@@ -52,7 +52,7 @@ class Request:
             "val_per_class": self.val_per_class,
         }
         flat |= {f"space.{key}": text for key, text in self.space.describe().items()}
-        return flat | _flatten(self.config.model_dump(mode="json"))
+        return flat | self.config.flat()
 
     def reference(self) -> dict[str, Any]:
         """The released values of the searched settings."""
@@ -79,13 +79,3 @@ class Request:
             plan.threads,
             plan.stream_cpus,
         )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

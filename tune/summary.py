@@ -106,6 +106,7 @@ def caveats(request: Request, finals: dict[str, Any], num_complete: int) -> list
         lines.append("figures of the embedded backbone compare with each other only, not with published ones")
     if finals["published"] is not None:
         lines.append(
-            f"published H of ProMetaR on {request.config.data.name}: {finals['published']:.2f} (cited)"
+            f"published H of {request.config.method} on {request.config.data.name}: "
+            f"{finals['published']:.2f} (cited)"
         )
     return lines
