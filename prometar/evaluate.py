@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prometar.backbone.openclip import Backbone
@@ -13,17 +15,30 @@ from prometar.data.stream import Batch
 from prometar.model import Model
 
 
-@torch.no_grad()
+def classify(
+    backbone: Backbone, model: Model, leaves: Mapping[str, Tensor]
+) -> Callable[[NDArray[np.uint8]], Tensor]:
+    """A function from uint8 images (B, H, W, 3) to logits (B, C); the classes are encoded once."""
+    with torch.no_grad():
+        prompts = model.prompts.tokens(dict(leaves))
+        text_CE = model.text_features(prompts)
+
+    @torch.no_grad()
+    def logits(images: NDArray[np.uint8]) -> Tensor:
+        tokens = embed_images(backbone.clip, backbone.normalise(torch.from_numpy(images)))
+        return model.logits(model.image_features(prompts, tokens), text_CE)
+
+    return logits
+
+
 def accuracy(
     backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], batches: Iterable[Batch]
 ) -> float:
     """Percent of the batches' images whose most likely class of `model` is their label."""
-    prompts = model.prompts.tokens(dict(leaves))
-    text_CE = model.text_features(prompts)
+    logits = classify(backbone, model, leaves)
     correct = total = 0
     for batch in batches:
-        tokens = embed_images(backbone.clip, backbone.normalise(torch.from_numpy(batch.images)))
-        predicted = model.logits(model.image_features(prompts, tokens), text_CE).argmax(dim=-1)
-        correct += int((predicted.cpu() == torch.from_numpy(batch.labels)).sum())
+        predicted = logits(batch.images).argmax(dim=-1).cpu()
+        correct += int((predicted == torch.from_numpy(batch.labels)).sum())
         total += len(batch.labels)
     return 100 * correct / total
