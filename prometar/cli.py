@@ -10,19 +10,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from prometar.commands.export import export
+from prometar.commands.options import PLAIN, RootOption
 from prometar.config import Config, absolute_root, load_config, parse_assignments
 from prometar.console import run_cli
-from prometar.errors import WorkError
-from prometar.raylocal import start_ray
+from prometar.errors import UserError, WorkError
+from prometar.raylocal import configure_ray, start_ray
 
-PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
 data = typer.Typer(no_args_is_help=True, help="Data sets: what is there, is it whole, as Parquet.", **PLAIN)
 app.add_typer(data, name="data")
 
-RootOption = Annotated[
-    str | None, typer.Option("--data-root", help="The folder that holds the data sets' folders.")
-]
+app.command()(export)
 
 
 @app.command()
@@ -55,12 +54,25 @@ def train(
 
 
 @app.command()
-def evaluate(run: Annotated[Path, typer.Argument(help="A folder that `prometar train` wrote.")]) -> None:
-    """Test a finished run's prompts again."""
-    from prometar.runs import evaluate_run
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A folder that `prometar train` or `reproduce` wrote.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Another data set: all its classes, its test images.")
+    ] = None,
+    data_root: RootOption = None,
+) -> None:
+    """Test a finished run's prompts again, or on another data set."""
+    from prometar.runs import evaluate_run, evaluate_run_on
 
-    start_ray()
-    _print_accuracies(str(run), evaluate_run(run))
+    if dataset is None and data_root is not None:
+        raise UserError("--data-root belongs to --dataset: without it the run's own images are tested")
+    configure_ray()
+    if dataset is None:
+        start_ray()
+        _print_accuracies(str(run), evaluate_run(run))
+    else:
+        accuracy = evaluate_run_on(run, dataset, absolute_root(data_root) if data_root else None)
+        print(f"{run} on {dataset}: {accuracy:.2f} %")
 
 
 @app.command()
@@ -124,7 +136,9 @@ def _print_epoch(epochs: int) -> Any:
 
 
 def _print_accuracies(title: str, result: dict[str, Any]) -> None:
-    names = {"base": "base", "new": "new", "objective": "H"}
+    names = {"all": "all classes", "base": "base", "new": "new"}
+    if "new" in result:
+        names["objective"] = "H"
     figures = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
     print(f"{title}: {', '.join(figures)}")
 

@@ -9,11 +9,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prometar.checkpoint import load_checkpoint, write_atomically
+import torch
+
+from prometar.backbone.openclip import load_backbone
+from prometar.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from prometar.classifier import Classifier
 from prometar.config import Config, dump_config, load_config
+from prometar.data.catalog import open_dataset
+from prometar.data.dataset import Dataset, classnames
+from prometar.data.fewshot import labels_of, select
+from prometar.data.plan import eval_plan
 from prometar.data.stream import StreamOptions, stream
 from prometar.errors import UserError
-from prometar.train import Run, Session, Stream, build_run
+from prometar.evaluate import accuracy
+from prometar.methods import build
+from prometar.promptfile import weights_digest, write_prompts
+from prometar.raylocal import start_ray
+from prometar.train import DTYPES, Run, Session, Stream, build_run
 
 FINAL = "final"
 """The objective of a run outside a search: train on all base classes, test once at the end."""
@@ -43,15 +55,21 @@ def train_run(
     return session.history[-1]
 
 
-def write_result(folder: Path, session: Session) -> None:
-    """result.json: the accuracies, every epoch's record, and what made them."""
+def write_result(folder: Path, session: Session) -> dict[str, Any]:
+    """Write result.json, and return it: the figures, every epoch's record, and what made them."""
+    run, last = session.run, session.history[-1]
     result = {
-        "result": session.history[-1],
+        "result": last,
+        "accuracies": {name: last[name] for name in run.evaluations},
         "history": session.history,
-        "run": session.run.digest,
+        "objective": run.objective,
+        "classnames": list(classnames(run.plan.items)),
+        "template": run.dataset.template,
+        "run": run.digest,
         "environment": environment(),
     }
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
+    return result
 
 
 def evaluate_run(folder: Path) -> dict[str, float]:
@@ -60,18 +78,117 @@ def evaluate_run(folder: Path) -> dict[str, float]:
     Raises:
         UserError: the folder holds no run, or one that has not finished.
     """
+    config, _, result = _finished(folder)
+    run = build_run(config, result["objective"])
+    return Session(run, folder, ray_stream(run)).score()
+
+
+def trained(folder: Path) -> Classifier:
+    """A finished run's prompts as a classifier; its images are not needed.
+
+    Raises:
+        UserError: the folder holds no run, or one that has not finished; the weights are missing.
+    """
+    config, checkpoint, result = _finished(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = load_backbone(
+        config.backbone.name,
+        config.backbone.pretrained,
+        dtype=DTYPES[config.backbone.precision],
+        device=device,
+    )
+    state = checkpoint.state.to(backbone.clip.device)
+    names = tuple(result["classnames"])
+    prompts = build(config).prompts
+    return Classifier(backbone, prompts, state.tested, config, names, result["template"], result)
+
+
+def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOptions | None = None) -> float:
+    """Accuracy in percent on all test images of a data set, among its own classes; Ray must be running."""
+    labels = labels_of((*dataset.train, *dataset.val, *dataset.test))
+    items = select(dataset.test, labels)
+    if not items:
+        raise UserError(f"{dataset.name} has no test images")
+    plan = eval_plan(items, size=classifier.backbone.clip.image_size)
+    model = classifier.model(dataset.classnames, dataset.template)
+    batches = stream(plan, dataset.source, options=options)
+    return accuracy(classifier.backbone, model, classifier.leaves, batches)
+
+
+def evaluate_run_on(folder: Path, name: str, root: str | None) -> float:
+    """`evaluate_on` of a run's folder and a data set by name.
+
+    Raises:
+        UserError: no finished run, or a data set that is unknown or missing.
+    """
+    dataset, classifier = open_dataset(name, root), trained(folder)
+    start_ray()
+    return evaluate_on(classifier, dataset)
+
+
+def export_run(folder: Path, to: Path) -> Path:
+    """Write a finished run's prompts and their card; returns the path of the readable card beside them.
+
+    Raises:
+        UserError: no finished run, or another suffix than .safetensors. WorkError: nothing can be written.
+    """
+    classifier = trained(folder)
+    config, result = classifier.config, classifier.card
+    # The digest is that of the weights in float32, whatever precision the run had.
+    plain = load_backbone(config.backbone.name, config.backbone.pretrained)
+    pretrained = config.backbone.pretrained
+    from_file = pretrained is not None and Path(pretrained).exists()
+    if from_file:
+        pretrained = Path(str(pretrained)).name  # a card holds no folders of this machine
+    shared = config.override({"data.root": None, "backbone.pretrained": pretrained})
+    card = {
+        "method": config.method,
+        "config": shared.model_dump(mode="json"),
+        "data": {"name": config.data.name, "objective": result["objective"], "shots": config.data.shots,
+                 "seed": config.train.seed},
+        "classnames": list(classifier.classnames),
+        "template": classifier.template,
+        "backbone": {"name": plain.name, "pretrained": pretrained, "file": from_file,
+                     "digest": weights_digest(plain.clip)},
+        "figures": result["accuracies"],
+        "versions": result["environment"],
+    }  # fmt: skip
+    return write_prompts(to, classifier.leaves, card)
+
+
+def _finished(folder: Path) -> tuple[Config, Checkpoint, dict[str, Any]]:
+    """The configuration, the checkpoint and result.json of a run that has ended."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run: pass a folder that `prometar train --out` wrote")
-    run = build_run(load_config(folder / "config.yaml"), FINAL)
-    if load_checkpoint(folder / "checkpoint.safetensors") is None:
+    config = load_config(folder / "config.yaml")
+    checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
+    if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint.safetensors: train the run first")
-    session = Session(run, folder, ray_stream(run))
-    if not session.finished:
-        done, epochs = len(session.history), run.config.train.epochs
+    done, epochs = len(checkpoint.history), config.train.epochs
+    if done < epochs:
         raise UserError(
             f"the run in {folder} has done {done} of {epochs} epochs: finish it with `prometar train`"
         )
-    return session.score()
+    return config, checkpoint, read_result(folder)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a run's folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        result = None
+    if (
+        not isinstance(result, dict)
+        or not {"accuracies", "objective", "classnames", "template"} <= result.keys()
+    ):
+        raise UserError(f"{path} is missing or damaged: the command that trained the run writes it again")
+    return result
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 
 # From the bottom up: a module imports from its own row and the rows before it.
 LAYERS = (
-    ("prometar", "prometar.errors"),
+    ("prometar.errors",),
     ("prometar.yamltext",),
     ("prometar.config", "prometar.console", "prometar.embedded", "prometar.intervals"),
     ("prometar.data",),
@@ -27,8 +27,10 @@ LAYERS = (
         "prometar.published",
         "prometar.raylocal",
         "prometar.placement",
+        "prometar.promptfile",
     ),
     ("prometar.train",),
+    ("prometar", "prometar.classifier"),
     ("prometar.runs",),
     ("tune", "tune.job", "tune.spaces"),
     ("tune.trial", "tune.memory"),
@@ -37,6 +39,7 @@ LAYERS = (
     ("tune.finals", "tune.progress"),
     ("tune.report", "tune.summary"),
     ("tune.study",),
+    ("prometar.commands",),
     ("tune.search", "prometar.cli"),
     ("prometar.__main__",),
 )

@@ -1,0 +1,1 @@
+"""Sub-commands of `prometar`, a file a command."""

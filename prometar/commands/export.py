@@ -1,0 +1,19 @@
+"""`prometar export`: a run's prompts as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A folder that `prometar train` or `reproduce` wrote.")],
+    to: Annotated[Path, typer.Option(help="FILE.safetensors; a readable card FILE.json is put beside it.")],
+) -> None:
+    """Write a finished run's prompts for `prometar.load(FILE).predict(images)`."""
+    from prometar.runs import export_run
+
+    card = export_run(run, to)
+    print(f"written: {to} and {card}")

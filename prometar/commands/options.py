@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+"""How every command-line application here is made: errors are one line, texts are plain."""
+
+RootOption = Annotated[
+    str | None, typer.Option("--data-root", help="The folder that holds the data sets' folders.")
+]
+
+
+class ManyValues(typer.core.TyperCommand):
+    """A command whose list options take several values, such as `--seeds 1 2 3`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        return super().parse_args(ctx, repeat(args, lists))
+
+
+def repeat(args: Sequence[str], lists: set[str]) -> list[str]:
+    """The option's name before each of its values.
+
+    Example:
+        >>> repeat(["--seeds", "1", "2", "--out", "x"], {"--seeds"})
+        ['--seeds', '1', '--seeds', '2', '--out', 'x']
+    """
+    given: list[str] = []
+    current = None
+    num_values = 0
+    for arg in args:
+        if arg.startswith("--"):
+            current = arg if arg in lists else None
+            num_values = 0
+        elif current is not None:
+            num_values += 1
+            if num_values > 1:
+                given.append(current)
+        given.append(arg)
+    return given
