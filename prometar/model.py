@@ -26,11 +26,17 @@ class Model:
 
     def text_features(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Normalised text features (C, E) with the tokens that `prompts.tokens` made."""
-        return F.normalize(encode_text(self.clip, self.text, layers(tokens, "text")), dim=-1)
+        features = encode_text(self.clip, self.text, self._layers(tokens, "text"))
+        return F.normalize(features.to(self.clip.working_dtype), dim=-1)
 
     def image_features(self, tokens: Mapping[str, Tensor], images_BTD: Tensor) -> Tensor:
         """Un-normalised image features (B, E) of embedded images (`backbone.vision.embed_images`)."""
-        return encode_image(self.clip, images_BTD, layers(tokens, "vision"))
+        features = encode_image(self.clip, images_BTD, self._layers(tokens, "vision"))
+        return features.to(self.clip.working_dtype)
+
+    def _layers(self, tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
+        """Towers run in the precision of their weights."""
+        return {layer: token.to(self.clip.dtype) for layer, token in layers(tokens, tower).items()}
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
         """s f . g_c of un-normalised image and normalised text features, (B, C)."""

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.weights import ACTIVATIONS, Block, Tower
+from prometar.backbone.activations import ACTIVATIONS
+from prometar.backbone.weights import Block, Tower
 
 
 class KeyValue(NamedTuple):

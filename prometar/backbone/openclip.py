@@ -107,7 +107,7 @@ def _backbone(
     clip = from_state_dict(
         state, text_heads=arch.text_heads, vision_heads=arch.vision_heads, activation=arch.activation
     )
-    return Backbone(name, clip.to(device=device, dtype=dtype))
+    return Backbone(name, clip.folded().to(device=device, dtype=dtype))
 
 
 def _config(name: str) -> dict[str, Any]:

@@ -48,4 +48,4 @@ def frozen_text(
 @torch.no_grad()
 def frozen_image(clip: Clip, tokens_BTD: Tensor) -> Tensor:
     """Normalised frozen image features (B, E) of embedded images."""
-    return F.normalize(encode_image(clip, tokens_BTD), dim=-1)
+    return F.normalize(encode_image(clip, tokens_BTD).to(clip.working_dtype), dim=-1)

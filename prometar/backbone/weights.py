@@ -11,18 +11,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from prometar.backbone.activations import ACTIVATIONS, QUICK
 from prometar.errors import UserError
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the activation of OpenAI's weights."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Block(NamedTuple):
@@ -51,7 +43,7 @@ _BLOCK_KEYS = (
 
 @dataclass(frozen=True)
 class Tower:
-    """The blocks of one tower, its number of heads and its activation ("quick_gelu" or "gelu")."""
+    """The blocks of one tower, its number of heads and its activation (a key of `ACTIVATIONS`)."""
 
     blocks: tuple[Block, ...]
     num_heads: int
@@ -60,6 +52,20 @@ class Tower:
     @property
     def width(self) -> int:
         return self.blocks[0].ln_1_weight.shape[0]
+
+    def folded(self) -> Tower:
+        """The same tower with SiLU for QuickGELU: x sigmoid(a x) = silu(a x) / a, a taken into the weights."""
+        if self.activation != "quick_gelu":
+            return self
+        blocks = tuple(
+            block._replace(
+                c_fc_weight=block.c_fc_weight * QUICK,
+                c_fc_bias=block.c_fc_bias * QUICK,
+                c_proj_weight=block.c_proj_weight / QUICK,
+            )
+            for block in self.blocks
+        )
+        return replace(self, blocks=blocks, activation="silu")
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,17 @@ class Clip:
         return self.text_projection.dtype
 
     @property
+    def working_dtype(self) -> torch.dtype:
+        """The precision of prompts, gates and losses: that of the weights, and at least float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
     def device(self) -> torch.device:
         return self.text_projection.device
+
+    def folded(self) -> Clip:
+        """The same CLIP, faster: see `Tower.folded`."""
+        return replace(self, text=self.text.folded(), vision=self.vision.folded())
 
     def to(self, *args: Any, **kwargs: Any) -> Clip:
         """A copy with every tensor moved as by `Tensor.to`."""

@@ -82,7 +82,9 @@ class IndependentPrompts:
         leaves: Leaves = {}
         for layer in range(min(self.text_depth, len(clip.text.blocks))):
             if layer == 0 and self.text_length <= len(init_tokens):
-                leaves["text.0"] = clip.token_embedding[init_tokens[: self.text_length]].clone()
+                leaves["text.0"] = clip.token_embedding[init_tokens[: self.text_length]].to(
+                    clip.working_dtype, copy=True
+                )
             else:
                 leaves[f"text.{layer}"] = self._random(self.text_length, clip.text.width, clip, generator)
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
@@ -92,7 +94,7 @@ class IndependentPrompts:
     def _random(self, length: int, width: int, clip: Clip, generator: torch.Generator) -> Tensor:
         # Drawn in float64 on the CPU: the same start whatever the precision and the device.
         draw = torch.randn(length, width, dtype=torch.float64, generator=generator) * self.std
-        return draw.to(dtype=clip.dtype, device=clip.device)
+        return draw.to(dtype=clip.working_dtype, device=clip.device)
 
     def tokens(self, leaves: Leaves) -> Leaves:
         return leaves

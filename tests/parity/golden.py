@@ -39,6 +39,7 @@ class Golden:
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
     dtype: torch.dtype
+    raw: Clip
     model: Model
     method: Method
     rates: Rates
@@ -79,9 +80,9 @@ def load(path: Path, dtype: torch.dtype) -> Golden:
     clip = _clip(meta, arrays, dtype)
     teacher = F.normalize(torch.from_numpy(arrays["teacher_text"]).to(dtype), dim=-1)
     texts = prompt_texts(meta["classnames"], method.prompts, init=meta["ctx_init"], template="{}")
-    model = build_model(clip, method.prompts, tokenize(texts), teacher)
+    model = build_model(clip.folded(), method.prompts, tokenize(texts), teacher)
     rates = Rates(meta["prompt_lr"], meta["gate_lr"], meta["momentum"], meta["weight_decay"])
-    return Golden(meta, arrays, dtype, model, method, rates)
+    return Golden(meta, arrays, dtype, clip, model, method, rates)
 
 
 def _config(meta: dict[str, Any]) -> Config:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prometar.backbone.weights import Block, Clip, Tower, quick_gelu
+from prometar.backbone.activations import quick_gelu
+from prometar.backbone.weights import Block, Clip, Tower
 from prometar.parts.tasks import TaskDraw
 
 Leaves = dict[str, Tensor]

@@ -33,7 +33,7 @@ def test_the_transcription_equals_the_recording(path: Path) -> None:
     golden = load(path, torch.float64)
     meta, texts = golden.meta, [f"{golden.meta['ctx_init']} {name}." for name in golden.meta["classnames"]]
     reference = Released(
-        golden.model.clip, tokenize(texts), F.normalize(golden.tensor("teacher_text"), dim=-1),
+        golden.raw, tokenize(texts), F.normalize(golden.tensor("teacher_text"), dim=-1),
         golden.prompts(0), golden.gate(0), meta["text_weight"], meta["image_weight"], meta["gate_reduction"],
         meta["inner_lr"], meta["outer_weight"], meta["prompt_lr"], meta["gate_lr"],
     )  # fmt: skip
@@ -66,7 +66,7 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
     generator = torch.Generator().manual_seed(seed)
     teacher = F.normalize(torch.randn(4, 24, dtype=torch.float64, generator=generator), dim=-1)
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")
-    model = build_model(clip, method.prompts, tokenize(texts), teacher)
+    model = build_model(clip.folded(), method.prompts, tokenize(texts), teacher)
     prompts = method.prompts.init(clip, tokenize(["a photo of a"])[0, 1:5], generator)
     state = State.start(prompts, method.modulator.init(prompts, generator))
     reference = Released(
@@ -77,7 +77,7 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
         images = torch.randn(len(labels), 3, 16, 16, dtype=torch.float64, generator=generator)
         target = torch.tensor(labels)
         task = one_class_out(target, method.augmentation, rng)
-        batch = make_batch(clip, method, images, target, task)
+        batch = make_batch(model.clip, method, images, target, task)
         state, scalars = step(model, method, state, batch, Rates(0.02, 0.05))
         log = reference.step(images, target, task)
         assert {name: float(value) for name, value in scalars.items()} == pytest.approx(log, abs=1e-9)
