@@ -1,68 +1,45 @@
-"""The data sets by name: benchmarks in the field's folder layout, their prepared copies, and `textures`.
+"""The data sets by name: the benchmarks, prepared copies, the user's own image folders, and `textures`.
 
-Adding a benchmark is adding a row to `BENCHMARKS`. Nothing here writes, and no split is ever made up.
+Nothing here writes. Splits are the published ones; only a user's own folder that has none is split here, by a
+rule that is stated with it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
-from prometar.data.dataset import Dataset, Item, classnames
+from prometar.data.benchmarks import BENCHMARKS, Benchmark, how_to_get
+from prometar.data.dataset import Dataset, Item
+from prometar.data.imagetree import ImageTree
+from prometar.data.layouts import WnidFolders
+from prometar.data.listing import SPLITS, Items, Listing
 from prometar.data.manifest import MANIFEST, find_manifest, open_prepared
 from prometar.data.sources import FolderSource, TexturesSource, join
 from prometar.errors import UserError
 
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A row of the catalog: $DATA/<folder>/<images>/... and $DATA/<folder>/<split>.
-
-    Args:
-        name: What `--dataset` takes.
-        title: The name in tables.
-        folder: Folder below the data root.
-        images: Folder of the images below it; the split file's paths are relative to this.
-        split: The split file below `folder`: {"train" | "val" | "test": [[path, label, class name], ...]}.
-        template: Zero-shot prompt.
-    """
-
-    name: str
-    title: str
-    folder: str
-    images: str
-    split: str
-    template: str
-
-
 TEXTURES = "textures"
-TEXTURES_TITLE = "Textures (embedded)"
-TEXTURES_TEMPLATE = "a photo of a {}."
-
-BENCHMARKS: dict[str, Benchmark] = {
-    row.name: row
-    for row in (
-        Benchmark(
-            name="dtd",
-            title="DescribableTextures",
-            folder="dtd",
-            images="images",
-            split="split_zhou_DescribableTextures.json",
-            template="{} texture.",
-        ),
-    )
-}
+FOLDER = "folder"
+TITLES = {TEXTURES: "Textures (embedded)", FOLDER: "your own images"}
+TEMPLATE = "a photo of a {}."
 
 
 def known() -> tuple[str, ...]:
     """Every name that `open_dataset` takes."""
-    return (*BENCHMARKS, TEXTURES)
+    return (*BENCHMARKS, TEXTURES, FOLDER)
+
+
+def title_of(name: str) -> str:
+    """The name in tables."""
+    return BENCHMARKS[name].title if name in BENCHMARKS else TITLES[name]
+
+
+def place_of(name: str, root: Path | str) -> str:
+    """Folder or URI of a data set below a root; `folder` is the root itself."""
+    if name == FOLDER:
+        return str(root)
+    return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else name)
 
 
 def open_dataset(name: str, root: Path | str | None = None) -> Dataset:
@@ -70,128 +47,143 @@ def open_dataset(name: str, root: Path | str | None = None) -> Dataset:
 
     Args:
         name: One of `known()`.
-        root: The folder (or URI of prepared copies) that holds the data set's folder, `--data-root`. A folder
-            with a manifest.json is a prepared copy. `textures` needs none: it is rendered.
+        root: The folder (or URI of prepared copies) that holds the data set's folder, `--data-root`; for
+            `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
+            `textures` needs none: it is rendered.
 
     Raises:
-        UserError: unknown name; missing root, folder, split file or image; a malformed split file.
+        UserError: unknown name; missing root, folder, list or image; a malformed list.
     """
+    dataset = open_unverified(name, root)
+    for problem in problems_of(dataset):
+        raise UserError(f"{problem}: mend it (`prometar data check {name}` lists all)")
+    _require_images(dataset)
+    return dataset
+
+
+def open_unverified(name: str, root: Path | str | None = None) -> Dataset:
+    """As `open_dataset`, but what is listed may be missing, listed twice, or named in two ways."""
     if name not in known():
         raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
     if root is not None and "://" not in str(root) and not Path(root).is_dir():
-        raise UserError(
-            f"data root {root} is not a folder: pass --data-root DIR, the folder that holds {name}/"
-        )
-    if name == TEXTURES:
-        return _open_textures(root)
-    row = BENCHMARKS[name]
+        raise UserError(f"data root {root} is not a folder: pass --data-root DIR, {_what(name)}")
     if root is None:
-        raise UserError(
-            f"data set '{name}' needs its files: pass --data-root DIR, the folder that holds {row.folder}/"
-        )
-    uri = join(root, row.folder)
+        if name == TEXTURES:
+            return _open_textures()
+        raise UserError(f"data set '{name}' needs its files: pass --data-root DIR, {_what(name)}")
+    uri = place_of(name, root)
+    template = BENCHMARKS[name].template if name in BENCHMARKS else TEMPLATE
     manifest = find_manifest(uri)
     if manifest is not None:
-        return open_prepared(uri, manifest, name=name, title=row.title, template=row.template)
+        return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
+    if name == TEXTURES:
+        return _open_textures()
     if "://" in uri:
         raise UserError(
             f"there is no prepared copy at {uri} ({MANIFEST} is missing): run `prometar data prepare`"
         )
-    return _open_folder(row, Path(uri))
+    listing = ImageTree().read(Path(uri)) if name == FOLDER else _list(BENCHMARKS[name], Path(uri))
+    train, val, test = (listing.splits.get(split, ()) for split in SPLITS)
+    source = FolderSource(str(listing.images))
+    return Dataset(name, title_of(name), train, val, test, source, template, listing.origin, listing.note)
 
 
-def _open_textures(root: Path | str | None) -> Dataset:
-    from prometar.embedded import textures
+def imagenet_labels(name: str, root: Path | str) -> tuple[int, ...]:
+    """(C,) ImageNet's label (0..999) of each label of `imagenet` or a variant of it.
 
-    if root is not None:
-        uri = join(root, TEXTURES)
-        manifest = find_manifest(uri)
-        if manifest is not None:
-            return open_prepared(
-                uri, manifest, name=TEXTURES, title=TEXTURES_TITLE, template=TEXTURES_TEMPLATE
-            )
-    label = {name: k for k, name in enumerate(textures.CLASSNAMES)}
-    splits = {}
-    for split in SPLITS:
-        names = [(path, path.split("/")[0]) for path in textures.paths(split)]
-        splits[split] = tuple(Item(path, label[name], name) for path, name in names)
-    return Dataset(TEXTURES, TEXTURES_TITLE, source=TexturesSource(), template=TEXTURES_TEMPLATE, **splits)
-
-
-def _open_folder(row: Benchmark, folder: Path) -> Dataset:
-    hint = f"--data-root must be the folder that holds {row.folder}/"
-    images = folder / row.images
-    for path, what in ((folder, "data set folder"), (images, "image folder")):
-        if not path.is_dir():
-            raise UserError(f"{what} {path} is missing: {hint}")
-    splits = read_split(folder / row.split)
-    _require_images(images, (item.path for split in SPLITS for item in splits[split]))
-    return Dataset(row.name, row.title, source=FolderSource(str(images)), template=row.template, **splits)
-
-
-def read_split(path: Path) -> dict[str, tuple[Item, ...]]:
-    """A split file as items.
+    Prompts need class names alone, so evaluation does without; comparing with a classifier over ImageNet's
+    1000 classes needs this.
 
     Raises:
-        UserError: missing, not JSON, not in the format, a path outside the image folder, an image twice.
+        UserError: another data set, or one that is not unpacked at `root`.
     """
-    try:
-        tree = json.loads(path.read_text("utf-8"))
-    except OSError as error:
+    row = BENCHMARKS.get(name)
+    if row is None or "imagenet" not in (row.name, row.variant_of):
+        raise UserError(f"'{name}' has no classes of ImageNet")
+    folder = Path(place_of(name, root))
+    if isinstance(row.layout, WnidFolders):
+        _require_parts(row, folder)
+        return row.layout.imagenet_labels(folder)
+    return tuple(sorted({item.label for item in _list(row, folder).splits["test"]}))
+
+
+def problems_of(dataset: Dataset) -> Iterator[str]:
+    """What is wrong with the list itself: an image twice, a label with two names."""
+    seen: dict[str, str] = {}
+    names: dict[int, str] = {}
+    for split, items in dataset.splits.items():
+        for item in items:
+            if item.path in seen:
+                yield f"{dataset.origin} lists {item.path} twice ({seen[item.path]}, {split})"
+            seen[item.path] = split
+            known_as = names.setdefault(item.label, item.classname)
+            if known_as != item.classname:
+                yield (
+                    f"{dataset.origin} calls label {item.label} both '{known_as}' and '{item.classname}' "
+                    f"(at {item.path})"
+                )
+
+
+def _what(name: str) -> str:
+    if name == FOLDER:
+        return "a folder with train/ and test/ folders of class folders, or of class folders"
+    return f"the folder that holds {place_of(name, '')}/"
+
+
+def _open_textures() -> Dataset:
+    from prometar.embedded import textures
+
+    label = {name: k for k, name in enumerate(textures.CLASSNAMES)}
+
+    def items(split: str) -> Items:
+        names = ((path, path.split("/")[0]) for path in textures.paths(split))
+        return tuple(Item(path, label[name], name) for path, name in names)
+
+    train, val, test = map(items, SPLITS)
+    return Dataset(TEXTURES, TITLES[TEXTURES], train, val, test, TexturesSource(), TEMPLATE, "the renderer")
+
+
+def _list(row: Benchmark, folder: Path) -> Listing:
+    _require_parts(row, folder)
+    return row.layout.read(folder)
+
+
+def _require_parts(row: Benchmark, folder: Path) -> None:
+    if not folder.is_dir():
         raise UserError(
-            f"cannot read split file {path} ({error.strerror}): get it from the benchmark's release; "
-            "a split is never made up, since results would not be comparable"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"split file {path} is not JSON: {error}") from None
-    if not isinstance(tree, dict) or any(not isinstance(tree.get(split), list) for split in SPLITS):
-        raise UserError(f"split file {path} must hold the lists {', '.join(SPLITS)}")
-    splits = {s: tuple(_item(row, f"{path}, {s} entry {k}") for k, row in enumerate(tree[s])) for s in SPLITS}
-    if not splits["train"]:
-        raise UserError(f"split file {path} has no training images")
-    items = [item for split in SPLITS for item in splits[split]]
-    seen: set[str] = set()
-    for item in items:
-        if item.path in seen:
-            raise UserError(f"split file {path} lists {item.path} twice")
-        seen.add(item.path)
-    classnames(items)
-    return splits
+            f"data set folder {folder} is missing: --data-root must be the folder that holds {row.folder}/; "
+            f"{how_to_get(row, row.layout.parts[0])}"
+        )
+    for part in row.layout.parts:
+        if not (folder / part).exists():
+            raise UserError(f"{folder / part} is missing: {how_to_get(row, part)}")
 
 
-def _item(row: Any, where: str) -> Item:
-    if not (
-        isinstance(row, list)
-        and len(row) == 3
-        and isinstance(row[0], str)
-        and isinstance(row[1], int)
-        and not isinstance(row[1], bool)
-        and isinstance(row[2], str)
-    ):
-        raise UserError(f"split file {where}: expected [path, label, class name], found {str(row)[:80]}")
-    path = PurePosixPath(row[0])
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise UserError(f"split file {where}: path '{row[0]}' leaves the image folder")
-    return Item(row[0], row[1], row[2])
+def _require_images(dataset: Dataset) -> None:
+    missing = missing_images(dataset)
+    if missing:
+        total = sum(map(len, dataset.splits.values()))
+        raise UserError(
+            f"{len(missing)} of {total} images are missing, the first is {missing[0]}: unpack the archive "
+            "again, or point --data-root to a complete copy "
+            f"(`prometar data check {dataset.name}` lists all)"
+        )
 
 
-def _require_images(images: Path, paths: Iterable[str]) -> None:
-    """Every listed image exists; one directory listing a folder, so that this takes milliseconds."""
+def missing_images(dataset: Dataset) -> list[Path]:
+    """Listed images that do not exist; one directory listing a folder, so that this takes milliseconds."""
+    if not isinstance(dataset.source, FolderSource):
+        return []
+    images = Path(dataset.source.folder)
     listed: dict[str, set[str]] = {}
-    missing: list[str] = []
-    total = 0
-    for path in paths:
-        total += 1
-        folder, _, name = path.rpartition("/")
+    missing = []
+    for item in (item for items in dataset.splits.values() for item in items):
+        folder, _, name = item.path.rpartition("/")
         if folder not in listed:
             try:
                 listed[folder] = set(os.listdir(images / folder))
             except OSError:
                 listed[folder] = set()
         if name not in listed[folder]:
-            missing.append(path)
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {total} images are missing, the first is {images / missing[0]}: "
-            "unpack the archive again, or point --data-root to a complete copy"
-        )
+            missing.append(images / item.path)
+    return missing

@@ -1,21 +1,31 @@
-"""Look at data sets without changing anything: which are there, and which images are broken."""
+"""Look at data sets without changing anything: which are there, and what is wrong with one."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from prometar.data.catalog import BENCHMARKS, TEXTURES, TEXTURES_TITLE, open_dataset
+from prometar.data.benchmarks import BENCHMARKS
+from prometar.data.catalog import (
+    TEXTURES,
+    known,
+    open_dataset,
+    open_unverified,
+    place_of,
+    problems_of,
+    title_of,
+)
 from prometar.data.dataset import Dataset, Item, Source
-from prometar.data.sources import join
 from prometar.data.transforms import decode
 from prometar.errors import UserError, WorkError
 
 READ_AT_ONCE = 16  # images
+SHOWN_NAMES = 12
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Listed:
         counts: Images a split; empty if it cannot be opened.
         classes: Number of classes; 0 if it cannot be opened.
         problem: Why it cannot be opened; empty if it can.
+        differences: See `differences`.
+        note: The data set's.
     """
 
     name: str
@@ -36,6 +48,8 @@ class Listed:
     counts: dict[str, int]
     classes: int
     problem: str = ""
+    differences: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,12 +62,22 @@ class Broken:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `check` found: `counts` images a split, all decoded but those in `broken`."""
+    """What `check` found.
+
+    Attributes:
+        name, classes: The data set and its number of classes.
+        counts: Images a split, all decoded but those in `broken`.
+        broken: Images that are missing or cannot be decoded.
+        problems: What is wrong with the list: images listed twice, labels with two names.
+        notes: What is worth knowing: other sizes than published, equal class names, a split made here.
+    """
 
     name: str
     counts: dict[str, int]
     classes: int
     broken: tuple[Broken, ...]
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         splits = ", ".join(f"{split} {count}" for split, count in self.counts.items())
@@ -74,17 +98,26 @@ class CheckResult:
 
 def list_datasets(root: Path | str | None = None) -> tuple[Listed, ...]:
     """Every data set of the catalog, with what `root` holds of it; never raises for one that is missing."""
-    rows = [(row.name, row.title, row.folder) for row in BENCHMARKS.values()]
-    return tuple(_listed(*row, root) for row in (*rows, (TEXTURES, TEXTURES_TITLE, TEXTURES)))
+    return tuple(_listed(name, root) for name in known())
 
 
-def _listed(name: str, title: str, folder: str, root: Path | str | None) -> Listed:
-    where = "rendered" if name == TEXTURES else join(root, folder) if root is not None else ""
+def _listed(name: str, root: Path | str | None) -> Listed:
+    title = title_of(name)
+    where = "rendered" if name == TEXTURES else place_of(name, root) if root is not None else ""
     try:
         dataset = open_dataset(name, None if name == TEXTURES else root)
     except UserError as error:
         return Listed(name, title, where, {}, 0, str(error))
-    return Listed(name, title, where, counts_of(dataset), len(dataset.classnames))
+    counts, classes = counts_of(dataset), len(dataset.classnames)
+    return Listed(
+        name,
+        title,
+        where,
+        counts,
+        classes,
+        differences=differences(name, classes, counts),
+        note=dataset.note,
+    )
 
 
 def counts_of(dataset: Dataset) -> dict[str, int]:
@@ -92,20 +125,53 @@ def counts_of(dataset: Dataset) -> dict[str, int]:
     return {split: len(items) for split, items in dataset.splits.items()}
 
 
+def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
+    """Where the sizes are not those published of the benchmark, such as "train 600 of 2820"."""
+    if name not in BENCHMARKS:
+        return ()
+    row = BENCHMARKS[name]
+    pairs = {"classes": (classes, row.classes)}
+    pairs |= {split: (counts[split], size) for split, size in row.sizes._asdict().items()}
+    return tuple(f"{what} {found} of {want}" for what, (found, want) in pairs.items() if found != want)
+
+
 def check(name: str, root: Path | str | None = None, *, threads: int | None = None) -> CheckResult:
-    """Decode every image of a data set.
+    """Look at the list, and decode every image of a data set.
 
     Args:
         name, root: As for `open_dataset`.
         threads: Images decoded at a time (default: the CPUs of the machine).
 
     Raises:
-        UserError: the data set cannot be opened. Broken images are in the result, not raised.
+        UserError: the data set cannot be opened. Broken images and wrong lists are in the result, not raised.
     """
-    dataset = open_dataset(name, root)
-    items = [item for split in dataset.splits.values() for item in split]
+    dataset = open_unverified(name, root)
+    items = list({item.path: item for split in dataset.splits.values() for item in split}.values())
     broken = tuple(find_broken(items, dataset.source, threads=threads))
-    return CheckResult(name, counts_of(dataset), len(dataset.classnames), broken)
+    classes = len({item.label for item in items})
+    return CheckResult(
+        name,
+        counts_of(dataset),
+        classes,
+        broken,
+        tuple(problems_of(dataset)),
+        tuple(_notes(dataset, classes)),
+    )
+
+
+def _notes(dataset: Dataset, classes: int) -> Iterator[str]:
+    found = differences(dataset.name, classes, counts_of(dataset))
+    if found:
+        yield f"not the published sizes: {', '.join(found)}"
+    if dataset.note:
+        yield dataset.note
+    pairs = {(item.label, item.classname) for split in dataset.splits.values() for item in split}
+    shared = sorted(name for name, labels in Counter(name for _, name in pairs).items() if labels > 1)
+    if shared:
+        yield f"{len(shared)} class names stand for several labels: {', '.join(shared)}"
+    names = [name for _, name in sorted(pairs)]
+    shown = names if len(names) <= SHOWN_NAMES else [*names[: SHOWN_NAMES - 1], "...", names[-1]]
+    yield f"class names: {', '.join(shown)}"
 
 
 def find_broken(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Broken]:

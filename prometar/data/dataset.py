@@ -32,7 +32,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of items, the source of their bytes, and the zero-shot template ("{} texture.")."""
+    """Three splits of items, and where their bytes come from.
+
+    Args:
+        name, title: What `--dataset` takes, and the name in tables.
+        train, val, test: Some are empty: ImageNet has no `val`, its variants have only `test`.
+        source: Of the encoded images.
+        template: Zero-shot prompt, such as "{} texture.".
+        origin: What lists the images (a split file, a folder); named in messages.
+        note: What a user should know, such as a split that was made here.
+    """
 
     name: str
     title: str
@@ -41,6 +50,8 @@ class Dataset:
     test: tuple[Item, ...]
     source: Source
     template: str
+    origin: str = ""
+    note: str = ""
 
     @property
     def splits(self) -> dict[str, tuple[Item, ...]]:

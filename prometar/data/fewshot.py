@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from prometar.data.dataset import Item
 from prometar.errors import UserError
 
 VAL_SHOTS = 4  # the field draws at most four validation images a class
 MIN_HOLDOUT_CLASSES = 4  # a half of one class would score 100 % whatever the method does
+HELD_OUT_PERCENT, HELD_OUT_MOST, HELD_OUT_SEED = 20, 50, 0  # of a class without validation images
 
 Items = tuple[Item, ...]
 
@@ -29,7 +31,9 @@ def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -
     if shots < 1:
         raise UserError(f"shots must be at least 1, found {shots}")
     if not train:
-        raise UserError("cannot draw few-shot images: the train split is empty")
+        raise UserError(
+            "cannot draw few-shot images: the train split is empty (ImageNet's variants are for testing only)"
+        )
     rng = random.Random(seed)
     return _sample(train, shots, rng), _sample(val, min(shots, VAL_SHOTS), rng)
 
@@ -42,6 +46,51 @@ def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> Items:
     for group in groups.values():
         drawn += rng.sample(group, shots) if len(group) >= shots else group
     return tuple(drawn)
+
+
+class HeldOut(NamedTuple):
+    """`train` without the images held out, those images, and a line that says what was done."""
+
+    train: Items
+    val: Items
+    message: str
+
+
+def val_of_train(train: Sequence[Item]) -> HeldOut:
+    """A validation split for a data set that has none: images of `train`, which then go without them.
+
+    Of each class min(floor(n / 5), 50) images, at least one: the same for every run, whatever the order of
+    `train`. Draw few-shot images from the `train` that is returned, never from the whole one: then a search
+    is scored on no image that any of its runs learns from.
+
+    Raises:
+        UserError: a class with one image.
+
+    Example:
+        >>> items = [Item(f"{k}.jpg", k % 2, f"class {k % 2}") for k in range(20)]
+        >>> held = val_of_train(items)
+        >>> len(held.train), len(held.val)
+        (16, 4)
+    """
+    groups: dict[int, list[Item]] = {}
+    for item in sorted(train, key=lambda item: item.path):
+        groups.setdefault(item.label, []).append(item)
+    chosen: set[Item] = set()
+    for label, group in groups.items():
+        if len(group) < 2:
+            raise UserError(
+                f"class '{group[0].classname}' has one training image: there is no validation split, and "
+                "nothing can be held out to search on"
+            )
+        count = min(max(1, len(group) * HELD_OUT_PERCENT // 100), HELD_OUT_MOST)
+        chosen.update(random.Random(f"{HELD_OUT_SEED} {label}").sample(group, count))
+    val = tuple(item for item in train if item in chosen)
+    message = (
+        f"there is no validation split: the search is scored on {len(val)} of the {len(train)} training "
+        f"images ({HELD_OUT_PERCENT} % of each class, {HELD_OUT_MOST} at most, seed {HELD_OUT_SEED}) and "
+        "trains on others"
+    )
+    return HeldOut(tuple(item for item in train if item not in chosen), val, message)
 
 
 def labels_of(items: Iterable[Item]) -> tuple[int, ...]:

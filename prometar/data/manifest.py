@@ -5,23 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pyarrow as pa
-
 from prometar.data.dataset import Dataset, Item
 from prometar.data.sources import ParquetSource, filesystem, join, read_index
-from prometar.errors import UserError
+from prometar.errors import UserError, WorkError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("classname", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-    ]
-)
 INDEX_COLUMNS = ["path", "label", "classname", "split"]
 
 
@@ -29,7 +18,8 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
     """The manifest of a prepared folder, or None if there is none.
 
     Raises:
-        UserError: it is unreadable, malformed, or of another format.
+        UserError: it is malformed, or of another format.
+        WorkError: it cannot be read, such as from a store that does not answer.
     """
     system, folder = filesystem(uri)
     path = f"{folder}/{MANIFEST}"
@@ -38,8 +28,10 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
             tree = json.loads(stream.read())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {join(uri, MANIFEST)}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise WorkError(f"cannot read {join(uri, MANIFEST)}: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {join(uri, MANIFEST)}: it is not JSON ({error})") from None
     shards = tree.get("shards") if isinstance(tree, dict) else None
     if not isinstance(shards, list) or not all(isinstance(s, dict) and "file" in s for s in shards):
         raise UserError(f"{join(uri, MANIFEST)} is not a manifest: prepare the data set again")
@@ -77,4 +69,5 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
             f"{uri} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: prepare it again"
         )
     train, val, test = (tuple(splits[split]) for split in ("train", "val", "test"))
-    return Dataset(name, title, train, val, test, ParquetSource(uri, shards), template)
+    source, note = ParquetSource(uri, shards), str(manifest.get("note", ""))
+    return Dataset(name, title, train, val, test, source, template, f"prepared copy {uri}", note)

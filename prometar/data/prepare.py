@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from prometar.data.catalog import BENCHMARKS, SPLITS, open_dataset
+from prometar.data.catalog import known, open_dataset, place_of
 from prometar.data.check import CheckResult, counts_of, find_broken
 from prometar.data.dataset import Dataset, Item, Source
-from prometar.data.manifest import FORMAT, MANIFEST, SCHEMA, find_manifest
-from prometar.data.sources import filesystem, join
+from prometar.data.listing import SPLITS
+from prometar.data.manifest import FORMAT, MANIFEST, find_manifest
+from prometar.data.sources import SCHEMA, filesystem
 from prometar.errors import UserError, WorkError
 
 SHARD_ROWS = 1024
@@ -70,6 +71,8 @@ def prepare(
 ) -> PrepareResult:
     """Write `<to>/<folder>/manifest.json` and shards; then `--data-root <to>` opens the copy.
 
+    The data set `folder` is its root, so its copy is written to `<to>` itself.
+
     Every image is decoded first: if any is broken, all are named and nothing is written.
 
     Args:
@@ -98,14 +101,22 @@ def prepare(
 
 
 def _target(name: str, root: Path | str | None, to: Path | str) -> str:
-    """Where the copy goes; never into the user's data."""
-    folder = BENCHMARKS[name].folder if name in BENCHMARKS else name
-    target = join(to, folder)
+    """Where the copy goes; never into the user's data, nor over another copy."""
+    if name not in known():
+        raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
+    target = place_of(name, to)
+    earlier = find_manifest(target)
+    if earlier is not None and earlier.get("name") != name:
+        raise UserError(f"{target} holds a prepared copy of '{earlier.get('name')}': choose another folder")
     system, path = filesystem(target)
     if not isinstance(system, fs.LocalFileSystem):
         return target
     place = Path(path).resolve()
-    if root is not None and "://" not in str(root) and place.is_relative_to(Path(root, folder).resolve()):
+    if (
+        root is not None
+        and "://" not in str(root)
+        and place.is_relative_to(Path(place_of(name, root)).resolve())
+    ):
         raise UserError(f"{target} lies in the data set's own folder: choose another --to")
     if place.is_dir():
         strange = [file.name for file in place.iterdir() if not file.name.endswith(OWN_ENDINGS)]
@@ -118,10 +129,8 @@ def _write(
     dataset: Dataset, rows: list[tuple[Item, str]], target: str, shard_rows: int, progress: Progress | None
 ) -> PrepareResult:
     system, folder = filesystem(target)
-    system.create_dir(folder, recursive=True)
-    earlier = find_manifest(target)
-    if earlier is not None and earlier.get("name") != dataset.name:
-        raise UserError(f"{target} holds a prepared copy of '{earlier.get('name')}': choose another folder")
+    if isinstance(system, fs.LocalFileSystem):  # object stores have no folders
+        system.create_dir(folder, recursive=True)
     parts = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
     records: list[dict[str, Any]] = []
     kept = size = 0
@@ -141,6 +150,7 @@ def _write(
         "title": dataset.title,
         "counts": counts_of(dataset),
         "classnames": list(dataset.classnames),
+        "note": dataset.note,
         "shards": records,
     }
     _write_file(system, f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode(), keep=False)

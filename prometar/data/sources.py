@@ -15,6 +15,16 @@ from pyarrow import fs
 
 from prometar.errors import UserError, WorkError
 
+SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("classname", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+    ]
+)
+"""The columns of a shard."""
 READ_THREADS = 8  # an object store answers slowly but many at once
 
 
@@ -118,19 +128,36 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def join(root: str | Path, name: str) -> str:
-    """`name` below a local folder or a URI."""
-    return f"{root}".rstrip("/") + f"/{name}" if "://" in f"{root}" else str(Path(root, name))
+    """`name` below a local folder or a URI, whose options (?region=...) stay at its end.
+
+    Example:
+        >>> join("s3://bucket/data?region=eu-west-1", "dtd")
+        's3://bucket/data/dtd?region=eu-west-1'
+    """
+    if "://" not in f"{root}":
+        return str(Path(root, name))
+    path, question, options = f"{root}".partition("?")
+    return f"{path.rstrip('/')}/{name}{question}{options}"
 
 
 def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
     """The small columns of a shard, and the number of rows of each of its row groups.
 
     Raises:
-        WorkError: the shard is missing or damaged.
+        WorkError: the shard is missing or damaged, or has other columns.
     """
     with _shard(uri, shard) as file:
+        _require_columns(file, join(uri, shard))
         meta = file.metadata
-        return file.read(columns=columns), [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+        groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+        return file.read(columns=columns), groups
+
+
+def _require_columns(file: pq.ParquetFile, where: str) -> None:
+    found = file.schema_arrow
+    for field in SCHEMA:
+        if field.name not in found.names or found.field(field.name).type != field.type:
+            raise WorkError(f"shard {where} has no column '{field.name}' ({field.type}): prepare it again")
 
 
 @contextmanager
