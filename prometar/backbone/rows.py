@@ -1,0 +1,93 @@
+"""Texts as a tree of tokens, packed into rows of about equal length.
+
+A causal state depends on nothing but the tokens up to it. So texts that start alike share the states of their
+start, and a batch of texts is a tree: a node is a token behind one certain start, and sees its ancestors and
+itself. Branches of different texts stand side by side in a row, not seeing each other, so that nothing is
+padded to the longest text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Start = tuple[int, ...]
+"""The first tokens of a text, which name a node."""
+
+ROW_LENGTH = 80
+"""Slots a row aims at: long rows waste attention between strangers, short ones make small products."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows of T slots, the first `num_shared` of row 0 for the tokens that all texts start with.
+
+    ids, depth (R, T): token of each slot, and its position in its text (0, 0 at empty slots). sees (R, T,
+    num_shared + T): which shared tokens, and which slots of its own row, a slot attends to; a shared token
+    counts as such alone, and an empty slot sees itself. end (N,): where each text ends, as r * T + slot.
+    """
+
+    ids: NDArray[np.int64]
+    depth: NDArray[np.int64]
+    sees: NDArray[np.bool_]
+    end: NDArray[np.int64]
+    num_shared: int
+
+
+def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Rows:
+    """Rows for texts that are `shared` (not empty) followed by one of `rests` (none empty).
+
+    Example:
+        >>> rows = pack([7], [[1, 2], [1, 3]])
+        >>> rows.ids.tolist(), rows.end.tolist()
+        ([[7, 1, 2, 3]], [2, 3])
+    """
+    starts = [tuple(rest) for rest in rests]
+    branches = _cut(starts, len(shared))
+    length = max(len(shared) * (r == 0) + len(branch) for r, branch in enumerate(branches))
+    ids, depth = np.zeros((2, len(branches), length), np.int64)
+    sees = np.zeros((len(branches), length, len(shared) + length), bool)
+    own = sees[:, :, len(shared) :]
+    own[:] = np.eye(length, dtype=bool)
+    ids[0, : len(shared)], depth[0, : len(shared)] = shared, np.arange(len(shared))
+    sees[0, : len(shared)] = np.tri(len(shared), len(shared) + length, dtype=bool)
+    places: dict[Start, int] = {}
+    for r, branch in enumerate(branches):
+        first = len(shared) * (r == 0)
+        slots = {start: first + k for k, start in enumerate(branch)}
+        for start, slot in slots.items():
+            ids[r, slot], depth[r, slot] = start[-1], len(shared) + len(start) - 1
+            sees[r, slot, : len(shared)] = True
+            if len(start) > 1:
+                own[r, slot] |= own[r, slots[start[:-1]]]
+            places[start] = r * length + slot
+    return Rows(ids, depth, sees, np.array([places[start] for start in starts]), len(shared))
+
+
+def _cut(starts: Sequence[Start], num_shared: int) -> list[list[Start]]:
+    """The nodes of each row, parents first: the shortest rows of which the wanted number is enough."""
+    texts = sorted(set(starts))
+    num_nodes = num_shared + len({text[: k + 1] for text in texts for k in range(len(text))})
+    num_rows = max(1, round(num_nodes / ROW_LENGTH))
+    length = -(-num_nodes // num_rows)
+    while len(rows := _fill(texts, num_shared, length)) > num_rows:
+        length += 1
+    return rows
+
+
+def _fill(texts: Sequence[Start], num_shared: int, length: int) -> list[list[Start]]:
+    """Row after row of at most `length` slots (more where one text alone is longer)."""
+    rows: list[dict[Start, None]] = [{}]
+    free = length - num_shared
+    for text in texts:
+        starts = [text[: k + 1] for k in range(len(text))]
+        new = [start for start in starts if start not in rows[-1]]
+        if len(new) > free and rows[-1]:
+            rows.append({})
+            new, free = starts, length
+        rows[-1].update(dict.fromkeys(new))
+        free -= len(new)
+    return [list(row) for row in rows]
