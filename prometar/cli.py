@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from prometar.commands import data
 from prometar.commands.export import export
 from prometar.commands.options import PLAIN, RootOption
 from prometar.config import Config, absolute_root, load_config, parse_assignments
 from prometar.console import run_cli
-from prometar.errors import UserError, WorkError
+from prometar.errors import UserError
 from prometar.raylocal import configure_ray, start_ray
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
-data = typer.Typer(no_args_is_help=True, help="Data sets: what is there, is it whole, as Parquet.", **PLAIN)
-app.add_typer(data, name="data")
+app.add_typer(data.app, name="data")
 
 app.command()(export)
 
@@ -81,50 +79,6 @@ def report(study: Annotated[Path, typer.Argument(help="A study's folder, OUT/STU
     from tune.report import build_report
 
     print(f"written: {build_report(study)}")
-
-
-@data.command("list")
-def data_list(data_root: RootOption = None) -> None:
-    """The data sets, and which of them are under --data-root."""
-    from prometar.data.check import list_datasets
-
-    table = Table(box=None)
-    for column in ("name", "title", "classes", "images", "where"):
-        table.add_column(column)
-    for row in list_datasets(data_root):
-        images = str(sum(row.counts.values())) if row.counts else "-"
-        table.add_row(row.name, row.title, str(row.classes or "-"), images, row.problem or row.where)
-    Console(markup=False).print(table)
-
-
-@data.command("check")
-def data_check(
-    name: Annotated[str, typer.Argument(help="A data set.")], data_root: RootOption = None
-) -> None:
-    """Decode every image; lists all that are missing or broken."""
-    from prometar.data.check import check
-
-    found = check(name, data_root)
-    for broken in found.broken:
-        print(broken.message, file=sys.stderr)
-    print(found)
-    if found.broken:
-        raise WorkError(
-            f"{len(found.broken)} images of {found.name} are missing or broken: replace the files above"
-        )
-
-
-@data.command("prepare")
-def data_prepare(
-    name: Annotated[str, typer.Argument(help="A data set.")],
-    to: Annotated[str, typer.Option(help="A data root to write to: a folder, s3://... or gs://...")],
-    data_root: RootOption = None,
-) -> None:
-    """Write a data set as Parquet shards, after checking every image. The same command goes on."""
-    from prometar.data.prepare import prepare
-
-    print(prepare(name, data_root, to))
-    print(f"use it with --data-root {to}")
 
 
 def _print_epoch(epochs: int) -> Any:

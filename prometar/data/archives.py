@@ -1,0 +1,90 @@
+"""Unpack an archive that nobody vouches for: files and folders only, below the target, of a bounded size."""
+
+from __future__ import annotations
+
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+
+from prometar.errors import WorkError
+
+# Photographs hardly shrink: what grows more than this was made to fill the disk.
+MAX_GROWTH, MAX_SLACK_BYTES = 10, 2**28
+MAX_FILES = 2_000_000
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack a .zip, .tar, .tar.gz or .tgz into the folder `target`.
+
+    Anything but files and folders (links, devices) is refused, as are paths that leave `target` and more than
+    10 times the archive's size + 256 MiB. What was unpacked before that stays in `target`: unpack to a folder
+    of its own, and take from it after success.
+
+    Raises:
+        WorkError: refused, or the archive is damaged; names the archive and the member.
+    """
+    target.mkdir(parents=True)
+    budget = _Budget(archive)
+    with _damage(archive):
+        if zipfile.is_zipfile(archive):
+            _unzip(archive, target, budget)
+        else:
+            _untar(archive, target, budget)
+
+
+class _Budget:
+    """Refuses members by path, kind, size and number."""
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        self.bytes = archive.stat().st_size * MAX_GROWTH + MAX_SLACK_BYTES
+        self.files = MAX_FILES
+
+    def admit(self, name: str, *, plain: bool, size: int) -> None:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+            raise self._refused(name, "leaves the target folder")
+        if not plain:
+            raise self._refused(name, "is neither a file nor a folder")
+        self.bytes -= size
+        self.files -= 1
+        if self.bytes < 0 or self.files < 0:
+            raise self._refused(name, "makes it larger than an archive of images can be")
+
+    def _refused(self, name: str, why: str) -> WorkError:
+        return WorkError(f"archive {self.archive} is not unpacked: its member '{name[:80]}' {why}")
+
+
+def _untar(archive: Path, target: Path, budget: _Budget) -> None:
+    with tarfile.open(archive, "r:*") as tar:
+        for member in tar:
+            budget.admit(member.name, plain=member.isfile() or member.isdir(), size=member.size)
+            tar.extract(member, target, filter="data")
+
+
+def _unzip(archive: Path, target: Path, budget: _Budget) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        for info in packed.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            budget.admit(info.filename, plain=plain, size=info.file_size)
+            packed.extract(info, target)
+
+
+@contextmanager
+def _damage(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError) as error:
+        raise WorkError(f"archive {archive} is damaged ({_line(error)}): delete it and run again") from None
+    except (OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise WorkError(f"cannot unpack {archive}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

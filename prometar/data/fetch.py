@@ -1,0 +1,141 @@
+"""Get a file over HTTP: what an earlier, interrupted try got is kept and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import cast
+from urllib.error import HTTPError
+
+from prometar.errors import UserError, WorkError
+
+TRIES = 4
+TIMEOUT_SECONDS = 60
+PAUSE_SECONDS = 1.0  # before the second try; twice as long before each other
+CHUNK = 2**20
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes there, bytes in all; 0 if the server does not say)."""
+
+
+def fetch(
+    url: str, file: Path, *, md5: str | None = None, progress: Progress = lambda done, total: None
+) -> None:
+    """Download `url` to `file`, through `<file>.part`; does nothing if `file` is there.
+
+    An interrupted transfer is continued by a Range request, on the condition that the server's file is still
+    the same (If-Range); a server that knows no ranges sends it anew.
+
+    Args:
+        url: http or https.
+        file: Where to; its folder must exist.
+        md5: Hex digest that the file must have, if one is known.
+        progress: See `Progress`.
+
+    Raises:
+        UserError: another kind of URL.
+        WorkError: the server refuses or keeps breaking off, no space, or the digest differs; what came is
+            kept unless it is wrong.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"cannot download {url}: expected http:// or https://")
+    if file.exists():
+        return
+    part = file.with_name(f"{file.name}.part")
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+        try:
+            _go_on(url, part, progress)
+            break
+        except HTTPError as error:
+            if error.code < 500:
+                raise WorkError(
+                    f"cannot download {url}: the server says {error.code} {error.reason}"
+                ) from None
+            reason = f"{error.code} {error.reason}"
+        except (OSError, HTTPException) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+    else:
+        kept = part.stat().st_size if part.exists() else 0
+        raise WorkError(
+            f"cannot download {url}: {reason}; {kept} bytes are kept, and the same command goes on from there"
+        )
+    _require_md5(url, part, md5)
+    os.replace(part, file)
+    _tag(part).unlink(missing_ok=True)
+
+
+def _go_on(url: str, part: Path, progress: Progress) -> None:
+    """One request, for the bytes after those in `part`; returns when it is complete."""
+    size = part.stat().st_size if part.exists() else 0
+    tag = _tag(part).read_text("utf-8") if _tag(part).exists() else ""
+    headers = {"User-Agent": "prometar", "Accept-Encoding": "identity"}
+    if size and tag:  # without a tag nothing tells whether the rest belongs to the beginning
+        headers |= {"Range": f"bytes={size}-", "If-Range": tag}
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            _receive(cast(HTTPResponse, response), part, size, progress)
+    except HTTPError as error:
+        if error.code != 416:
+            raise
+        # nothing lies beyond the bytes that are there: they are the whole file, or not of this file
+        if error.headers.get("Content-Range", "") != f"bytes */{size}":
+            part.unlink(missing_ok=True)
+            raise ConnectionError("the server's file is another one now") from None
+
+
+def _receive(response: HTTPResponse, part: Path, size: int, progress: Progress) -> None:
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if match is None or int(match[1]) != size:
+            part.unlink(missing_ok=True)
+            raise ConnectionError("the server sent another range than was asked for")
+        total = int(match[2])
+    else:
+        size, total = 0, int(response.headers.get("Content-Length") or 0)
+        etag = response.headers.get("ETag", "")
+        strong = etag if etag.startswith('"') else ""
+        _tag(part).write_text(strong or response.headers.get("Last-Modified", ""), "utf-8")
+    _require_space(part.parent, total - size)
+    with part.open("ab" if size else "wb") as stream:
+        while chunk := response.read(CHUNK):
+            stream.write(chunk)
+            size += len(chunk)
+            progress(size, total)
+    if size < total:
+        raise ConnectionError(f"the connection broke off at {size} of {total} bytes")
+
+
+def _tag(part: Path) -> Path:
+    """Where the server's mark of the file's version is kept between tries."""
+    return part.with_name(f"{part.name}.tag")
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise WorkError(
+            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are to come: make room"
+        )
+
+
+def _require_md5(url: str, part: Path, md5: str | None) -> None:
+    if md5 is None:
+        return
+    with part.open("rb") as stream:
+        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != md5:
+        part.unlink()
+        _tag(part).unlink(missing_ok=True)
+        raise WorkError(
+            f"{url} has the checksum {found}, expected {md5}: it was deleted; the same command gets it again"
+        )
