@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from prometar.commands.options import PLAIN, RootOption
+from prometar.data.benchmarks import BENCHMARKS
 from prometar.errors import WorkError
 
 if TYPE_CHECKING:
@@ -33,44 +34,39 @@ def data_list(data_root: RootOption = None) -> None:
 
     table = Table(box=None)
     for column in ("name", "title", "classes", "train", "val", "test", "state"):
-        table.add_column(column, no_wrap=column != "state")
+        table.add_column(column)
     rows = list_datasets(data_root)
     for row in rows:
-        table.add_row(row.name, row.title, *_sizes(row), _state(row))
+        table.add_row(row.name, row.title, *_sizes(row, data_root), _state(row, data_root))
     Console(markup=False).print(table)
     if data_root is None:
         print("sizes are the published ones; --data-root DIR shows what is in DIR")
         return
+    if any(row.where for row in rows if row.name in BENCHMARKS):  # a data root is no tree of classes
+        rows = tuple(row for row in rows if row.counts or row.name in BENCHMARKS)
     for row in rows:
-        lines = (*row.differences, *filter(None, (row.problem, row.note)))
-        if lines:
+        lines = [*row.differences, *filter(None, (row.problem, row.note))]
+        if row.where and lines:
             print(f"{row.name}: {'; '.join(lines)}")
 
 
-def _sizes(row: Listed) -> tuple[str, ...]:
-    """Classes and images a split: those found, or the published ones."""
-    from prometar.data.benchmarks import BENCHMARKS
-
-    if row.counts:
-        numbers = (row.classes, *row.counts.values())
-    elif row.name in BENCHMARKS and not row.where:
-        numbers = (BENCHMARKS[row.name].classes, *BENCHMARKS[row.name].sizes)
-    else:
-        numbers = (0, 0, 0, 0)
+def _sizes(row: Listed, root: str | None) -> tuple[str, ...]:
+    """Classes and images a split: those found, or the published ones if nothing was looked at."""
+    published = BENCHMARKS.get(row.name)
+    numbers = (row.classes, *row.counts.values()) if row.counts else (0, 0, 0, 0)
+    if root is None and published:
+        numbers = (published.classes, *published.sizes)
     return tuple(str(number or "-") for number in numbers)
 
 
-def _state(row: Listed) -> str:
-    from prometar.data.benchmarks import BENCHMARKS
-
+def _state(row: Listed, root: str | None) -> str:
     published = BENCHMARKS.get(row.name)
-    if row.where == "rendered":
-        return "rendered"
-    if row.problem and row.where:
+    if row.counts:
+        return "rendered" if row.where == "rendered" else "other sizes" if row.differences else "complete"
+    if row.where:
         return "not usable"
-    if row.problem:
-        return "your own" if published is None else "download" if published.archives else "by hand"
-    return "other sizes" if row.differences else "complete" if published else "there"
+    how = "your own" if published is None else "download" if published.archives else "by hand"
+    return how if root is None else f"missing ({how})"
 
 
 @app.command("check")

@@ -21,6 +21,7 @@ from prometar.data.catalog import (
     title_of,
 )
 from prometar.data.dataset import Dataset, Item, Source
+from prometar.data.manifest import find_manifest
 from prometar.data.transforms import decode
 from prometar.errors import UserError, WorkError
 
@@ -34,7 +35,7 @@ class Listed:
 
     Attributes:
         name, title: As in the catalog.
-        where: Its folder, URI, or "rendered".
+        where: Its folder, URI, or "rendered"; empty if it is not there.
         counts: Images a split; empty if it cannot be opened.
         classes: Number of classes; 0 if it cannot be opened.
         problem: Why it cannot be opened; empty if it can.
@@ -97,13 +98,19 @@ class CheckResult:
 
 
 def list_datasets(root: Path | str | None = None) -> tuple[Listed, ...]:
-    """Every data set of the catalog, with what `root` holds of it; never raises for one that is missing."""
+    """Every data set of the catalog, with what `root` holds of it; never raises for one that is missing.
+
+    Raises:
+        UserError: `root` itself is not there.
+    """
+    if root is not None and "://" not in str(root) and not Path(root).is_dir():
+        raise UserError(f"data root {root} is not a folder: pass --data-root DIR")
     return tuple(_listed(name, root) for name in known())
 
 
 def _listed(name: str, root: Path | str | None) -> Listed:
     title = title_of(name)
-    where = "rendered" if name == TEXTURES else place_of(name, root) if root is not None else ""
+    where = "rendered" if name == TEXTURES else _where(name, root)
     try:
         dataset = open_dataset(name, None if name == TEXTURES else root)
     except UserError as error:
@@ -118,6 +125,15 @@ def _listed(name: str, root: Path | str | None) -> Listed:
         differences=differences(name, classes, counts),
         note=dataset.note,
     )
+
+
+def _where(name: str, root: Path | str | None) -> str:
+    where = place_of(name, root) if root is not None else ""
+    try:
+        there = find_manifest(where) is not None if "://" in where else Path(where).is_dir()
+    except UserError:
+        return where  # something is there, or the store does not answer: opening it says what
+    return where if there else ""
 
 
 def counts_of(dataset: Dataset) -> dict[str, int]:
