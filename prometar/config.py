@@ -1,7 +1,8 @@
 """Configuration of one run: frozen, typed, unknown keys refused.
 
 A configuration stops at the builders (`methods.build`, `data.catalog.open_dataset`, ...): parts take plain
-keyword arguments. Defaults are the released settings of ProMetaR (CVPR 2024), the paper's code at c907bdb.
+keyword arguments. Defaults are the released settings of ProMetaR (CVPR 2024), the paper's code at c907bdb; a
+configuration that names another method starts from that method's recipe.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prometar.errors import UserError
+from prometar.recipes import recipe
 from prometar.yamltext import parse_yaml, read_yaml
 
 
@@ -54,22 +56,35 @@ class BackboneConfig(_Frozen):
 
 
 class PromptsConfig(_Frozen):
-    """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none."""
+    """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none.
 
+    `coupled`: linear maps of the text's tokens are the vision tower's, which so has the text's length and
+    depth. `frozen_text` is what a class is called where no text context is learned: the data set's own
+    template, "<init> <name>.", or the mean of 60 templates.
+    """
+
+    kind: Literal["none", "independent", "coupled"] = "independent"
     text_length: int = Field(default=4, ge=1, le=64)
     text_depth: int = Field(default=9, ge=0)
     vision_length: int = Field(default=4, ge=1, le=1024)
     vision_depth: int = Field(default=9, ge=0)
     init: str = "a photo of a"
     init_std: float = Field(default=0.02, ge=0)
+    frozen_text: Literal["template", "init", "ensemble"] = "template"
 
 
 class RegularizerConfig(_Frozen):
-    """Distance of prompted from frozen features; a weight of 0 switches that modality off."""
+    """Distance of prompted from frozen features; a weight of 0 switches that part off, `none` all of them.
+
+    `logits_weight`: of the divergence of the class probabilities. `teacher`: the frozen text features are
+    the mean of 60 templates, or those of the data set's own.
+    """
 
     kind: Literal["none", "l1", "l2", "cosine"] = "l1"
     text_weight: float = Field(default=50.0, ge=0)
     image_weight: float = Field(default=20.0, ge=0)
+    logits_weight: float = Field(default=0.0, ge=0)
+    teacher: Literal["ensemble", "template"] = "ensemble"
 
 
 class ModulatorConfig(_Frozen):
@@ -90,11 +105,19 @@ class InnerConfig(_Frozen):
 
 
 class TaskConfig(_Frozen):
-    """Task augmentation of the query set: feature mixup with lam ~ Beta(mixup_alpha, mixup_beta)."""
+    """Task augmentation of the query set, with lam ~ Beta(mixup_alpha, mixup_beta)."""
 
-    augmentation: Literal["none", "feature_mixup"] = "feature_mixup"
+    augmentation: Literal["none", "feature_mixup", "input_mixup", "cutmix"] = "feature_mixup"
     mixup_alpha: float = Field(default=0.5, gt=0)
     mixup_beta: float = Field(default=0.5, gt=0)
+
+
+class AveragerConfig(_Frozen):
+    """Which prompts are tested: the last epoch's, or a Gaussian average; mean, std as shares of the run."""
+
+    kind: Literal["last", "gaussian"] = "last"
+    mean: float = Field(default=0.75, ge=0)
+    std: float = Field(default=0.05, gt=0)
 
 
 class OptimConfig(_Frozen):
@@ -123,7 +146,17 @@ class TrainConfig(_Frozen):
 
 
 class Config(_Frozen):
-    """One run, complete. `Config()` is ProMetaR at its released settings on the embedded default."""
+    """One run, complete. `Config()` is ProMetaR at its released settings on the embedded default.
+
+    `Config(method=NAME)` is that method at its published settings; what is given besides overrides them.
+
+    Raises:
+        UserError: an unknown method.
+
+    Example:
+        >>> Config(method="coop").train.epochs
+        200
+    """
 
     method: str = "prometar"
     data: DataConfig = DataConfig()
@@ -134,11 +167,23 @@ class Config(_Frozen):
     modulator: ModulatorConfig = ModulatorConfig()
     inner: InnerConfig = InnerConfig()
     task: TaskConfig = TaskConfig()
+    averager: AveragerConfig = AveragerConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_recipe(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        method = tree.get("method", cls.model_fields["method"].default)
+        return recipe(method).complete(tree) if isinstance(method, str) else tree
+
     def override(self, values: Mapping[str, Any]) -> Config:
         """A copy with dotted keys replaced.
+
+        Another `method` brings its own published settings, whatever the old ones were; data, backbone and
+        seed stay. The other keys override them.
 
         Raises:
             UserError: an unknown key or a value that its field refuses.
@@ -147,7 +192,11 @@ class Config(_Frozen):
             >>> Config().override({"regularizer.text_weight": 10}).regularizer.text_weight
             10.0
         """
-        tree = self.model_dump(mode="json")
+        start = self
+        if values.get("method", self.method) != self.method:
+            kept = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
+            start = parse({"method": values["method"], **kept}, where="settings")
+        tree = start.model_dump(mode="json")
         for key, value in values.items():
             _set(tree, key, value)
         return parse(tree, where="settings")
@@ -235,6 +284,19 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise UserError(f"--set {text}: expected key=value, e.g. --set optim.lr=0.01")
         values[key.strip()] = _number(parse_yaml(raw, where=f"--set {key}: the value"))
     return values
+
+
+def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A method at its published settings, with dotted keys replaced: what every command starts from.
+
+    Raises:
+        UserError: an unknown method or key, or a value that its field refuses.
+
+    Example:
+        >>> configure("maple", {"data.name": "dtd"}).optim.lr
+        0.0035
+    """
+    return Config(method=method).override(overrides or {})
 
 
 def absolute_root(root: str) -> str:

@@ -1,21 +1,28 @@
-"""Methods as values: a named constructor returns a composition of parts.
+"""Methods as values: a composition of parts, made of a configuration's sections.
 
-Adding a method means adding a row to `METHODS`; nothing downstream tests a method's name.
+A method's name stands for its recipe (`prometar.recipes`), which is where the sections start from. Nothing
+here or downstream tests a name, so any part goes with any other: an ablation, or one method's parts on
+another's prompts, is a setting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from prometar.backbone.openclip import TEMPLATES
 from prometar.config import Config
-from prometar.errors import UserError
-from prometar.parts.averagers import Averager, Last
+from prometar.parts.averagers import Averager, Gaussian, Last
+from prometar.parts.coupled import CoupledPrompts
 from prometar.parts.inner import InnerLoop, InnerSGD
 from prometar.parts.modulators import Constant, Gate, Modulator
+from prometar.parts.pixelmixes import CutMix, InputMixup
 from prometar.parts.prompts import IndependentPrompts, NoPrompts, Prompts
-from prometar.parts.regularizers import ImageDistance, Regularizer, Term, TextDistance
+from prometar.parts.regularizers import ImageDistance, LogitsDivergence, Regularizer, Term, TextDistance
 from prometar.parts.tasks import Augmentation, FeatureMixup, NoAugmentation
+from prometar.recipes import NAMES
+
+METHODS = NAMES
+"""The methods' names; adding one means adding a recipe."""
 
 
 @dataclass(frozen=True)
@@ -33,66 +40,49 @@ class Method:
     averager: Averager = field(default_factory=Last)
 
 
-def zero_shot(config: Config) -> Method:
-    """The frozen CLIP: no leaves, nothing to train."""
-    return Method(NoPrompts(), Regularizer(), Constant(), None, NoAugmentation())
-
-
-def ivlp(config: Config) -> Method:
-    """Independent vision-language prompts, task loss alone."""
-    return Method(_prompts(config), Regularizer(), Constant(), None, NoAugmentation())
-
-
-def ivlp_regularized(config: Config) -> Method:
-    """IVLP with the regularizers at their full weights, no gate, no meta phase."""
-    return Method(_prompts(config), _regularizer(config), Constant(), None, NoAugmentation())
-
-
-def prometar(config: Config) -> Method:
-    """ProMetaR: every part as its section of the configuration says.
-
-    Source: "Prompt Learning via Meta-Regularization", CVPR 2024 (arXiv 2404.00851).
-    """
-    return Method(
-        _prompts(config), _regularizer(config), _modulator(config), _inner(config), _augmentation(config)
-    )
-
-
-METHODS: dict[str, Callable[[Config], Method]] = {
-    "zero-shot": zero_shot,
-    "ivlp": ivlp,
-    "ivlp-regularized": ivlp_regularized,
-    "prometar": prometar,
-}
-
-
 def build(config: Config) -> Method:
-    """The method that `config` names.
+    """The composition that a configuration describes.
 
     Raises:
-        UserError: an unknown name.
+        UserError: sections that do not fit each other.
 
     Example:
         >>> build(Config()).modulator
         Gate(reduction=8)
     """
-    if config.method not in METHODS:
-        raise UserError(f"unknown method '{config.method}': choose one of {', '.join(METHODS)}")
-    return METHODS[config.method](config)
+    return Method(
+        _prompts(config),
+        _regularizer(config),
+        _modulator(config),
+        _inner(config),
+        _augmentation(config),
+        _averager(config),
+    )
 
 
 def _prompts(config: Config) -> Prompts:
     p = config.prompts
-    return IndependentPrompts(p.text_length, p.text_depth, p.vision_length, p.vision_depth, p.init_std)
+    templates = {"template": (), "init": (f"{p.init} {{}}.",), "ensemble": TEMPLATES}[p.frozen_text]
+    if p.kind == "none":
+        return NoPrompts(templates)
+    if p.kind == "coupled":
+        return CoupledPrompts(p.text_length, p.text_depth, p.init_std)
+    lengths = (p.text_length, p.text_depth, p.vision_length, p.vision_depth)
+    return IndependentPrompts(*lengths, p.init_std, () if p.text_depth else templates)
 
 
 def _regularizer(config: Config) -> Regularizer:
     r = config.regularizer
     if r.kind == "none":
         return Regularizer()
-    terms: dict[Term, float] = {TextDistance(r.kind): r.text_weight, ImageDistance(r.kind): r.image_weight}
+    terms: dict[Term, float] = {
+        TextDistance(r.kind): r.text_weight,
+        ImageDistance(r.kind): r.image_weight,
+        LogitsDivergence(): r.logits_weight,
+    }
     used = {term: weight for term, weight in terms.items() if weight}
-    return Regularizer(tuple(used), tuple(used.values()))
+    templates = TEMPLATES if used and r.teacher == "ensemble" else ()
+    return Regularizer(tuple(used), tuple(used.values()), templates)
 
 
 def _modulator(config: Config) -> Modulator:
@@ -109,4 +99,13 @@ def _inner(config: Config) -> InnerLoop | None:
 
 def _augmentation(config: Config) -> Augmentation:
     t = config.task
-    return NoAugmentation() if t.augmentation == "none" else FeatureMixup(t.mixup_alpha, t.mixup_beta)
+    if t.augmentation == "none":
+        return NoAugmentation()
+    if t.augmentation == "feature_mixup":
+        return FeatureMixup(t.mixup_alpha, t.mixup_beta)
+    return (InputMixup if t.augmentation == "input_mixup" else CutMix)(t.mixup_alpha, t.mixup_beta)
+
+
+def _averager(config: Config) -> Averager:
+    a = config.averager
+    return Last() if a.kind == "last" else Gaussian(a.mean, a.std)

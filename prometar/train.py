@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prometar.backbone.openclip import TEMPLATES, Backbone, load_backbone, tokenize
+from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.backbone.teacher import frozen_text
 from prometar.batch import make_batch
 from prometar.checkpoint import load_checkpoint, save_checkpoint
@@ -85,8 +85,10 @@ def _dataset(name: str, root: str | None) -> Dataset:
 
 
 @lru_cache(maxsize=4)
-def _teacher(name: str, pretrained: str | None, precision: str, classes: tuple[str, ...]) -> Tensor:
-    return frozen_text(_backbone(name, pretrained, precision).clip, tokenize, classes, TEMPLATES)
+def _teacher(
+    name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
+) -> Tensor:
+    return frozen_text(_backbone(name, pretrained, precision).clip, tokenize, classes, templates)
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
@@ -111,7 +113,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         name: Evaluation(eval_plan(items, size=backbone.clip.image_size), model_of(classnames(items)))
         for name, items in split.evaluations.items()
     }
-    frozen = _teacher(*spec, split.classnames) if method.regularizer.uses_text else None
+    templates = method.regularizer.templates or (dataset.template,)
+    frozen = _teacher(*spec, split.classnames, templates) if method.regularizer.uses_text else None
     return Run(
         config,
         objective,

@@ -14,6 +14,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 LAYERS = (
     ("prometar.errors",),
     ("prometar.yamltext",),
+    ("prometar.recipes",),
     ("prometar.config", "prometar.console", "prometar.embedded", "prometar.intervals"),
     ("prometar.data",),
     ("prometar.backbone",),

@@ -33,7 +33,14 @@ from tune.searcher import StudyScheduler, StudySearcher
 from tune.summary import print_summary
 from tune.trial import TrialWorker
 
-_PARTS = {"prompts", "regularizer", "modulator", "inner", "task"}  # settings that methods are made of
+_PARTS = {
+    "prompts",
+    "regularizer",
+    "modulator",
+    "inner",
+    "task",
+    "averager",
+}  # settings that methods are made of
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,8 @@ def check(request: Request) -> int:
         problem(objective, dataset, shots=config.data.shots, seed=config.train.seed)
     clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
     method, generator = build(config), torch.Generator().manual_seed(0)
-    method.modulator.init(method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator), generator)
+    prompts = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
+    method.modulator.init(method.prompts.tokens(prompts), generator)
     return len(dataset.classnames)
 
 

@@ -21,28 +21,29 @@ def readable(classname: str) -> str:
     return classname.replace("_", " ")
 
 
-@torch.no_grad()
 def frozen_text(
-    clip: Clip,
-    tokenize: Tokenize,
-    classnames: Sequence[str],
-    templates: Sequence[str],
-    *,
-    batch_size: int = 256,
+    clip: Clip, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """The mean over templates of un-normalised frozen text features, then normalised: (C, E).
+    """`mean_text` of each class in these templates, which hold one "{}" each.
 
-    `templates` hold one "{}" each. Source: the released code's teacher (60 ImageNet templates), with the
-    texts sorted by length so that a batch is cut to its own longest.
+    Source: the released code's teacher (60 ImageNet templates).
     """
     texts = [template.format(readable(name)) for name in classnames for template in templates]
-    tokens_NT = tokenize(texts)
+    return mean_text(clip, tokenize(texts), len(templates))
+
+
+@torch.no_grad()
+def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: int = 256) -> Tensor:
+    """The mean of un-normalised frozen text features over a class's texts, then normalised: (C, E).
+
+    Texts of a class stand one after the other. They are encoded by length, so that a batch is cut to its own
+    longest.
+    """
     order = tokens_NT.argmax(dim=-1).argsort(stable=True)
-    features = torch.empty(len(texts), clip.embed_dim, dtype=clip.dtype, device=clip.device)
+    features = torch.empty(len(tokens_NT), clip.embed_dim, dtype=clip.working_dtype, device=clip.device)
     for rows in order.split(batch_size):
         features[rows.to(clip.device)] = encode_text(clip, text_input(clip, tokens_NT[rows]))
-    mean_CE = features.unflatten(0, (len(classnames), len(templates))).mean(dim=1)
-    return F.normalize(mean_CE, dim=-1)
+    return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
 
 @torch.no_grad()

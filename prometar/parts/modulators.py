@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prometar.errors import UserError
+from prometar.parts.initial import linear
 from prometar.parts.prompts import Leaves
 
 
@@ -77,8 +78,8 @@ class Gate:
                     f"modulator.reduction {self.reduction} does not divide the {size} scalars of {name}"
                 )
             hidden = size // self.reduction
-            gate[f"{name}.in"] = _linear_init(hidden, 2 * size, leaf, generator)
-            gate[f"{name}.out"] = _linear_init(hidden, hidden, leaf, generator)
+            gate[f"{name}.in"] = linear((hidden, 2 * size), 2 * size, like=leaf, generator=generator)
+            gate[f"{name}.out"] = linear((hidden, hidden), hidden, like=leaf, generator=generator)
         return gate
 
     def __call__(
@@ -91,9 +92,3 @@ class Gate:
             strength = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
             modulated[name] = g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
         return modulated
-
-
-def _linear_init(num_out: int, num_in: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """U(-1/sqrt(in), 1/sqrt(in)), the default of torch.nn.Linear."""
-    draw = torch.rand(num_out, num_in, dtype=torch.float64, generator=generator) * 2 - 1
-    return (draw * num_in**-0.5).to(dtype=like.dtype, device=like.device)

@@ -24,6 +24,11 @@ class Prompts(Protocol):
         """Text tokens after SOS that layer-0 prompts stand for (0: the text keeps its own)."""
         ...
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Where the text keeps its own: texts of a class whose mean it is; none: the data set's own one."""
+        ...
+
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         """Initial leaves; `init_tokens` are the token ids of the initial context's words."""
         ...
@@ -42,6 +47,7 @@ def layers(tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
 class NoPrompts:
     """Identity: the frozen CLIP itself."""
 
+    templates: tuple[str, ...] = ()
     num_context: int = 0
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
@@ -67,6 +73,7 @@ class IndependentPrompts:
     vision_length: int = 4
     vision_depth: int = 9
     std: float = 0.02
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.text_depth == 0 and self.vision_depth == 0:
