@@ -27,6 +27,9 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="A YAML configuration, such as a study's best.yaml.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method, at its published settings [prometar].")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder [out/train/<method>-<data>-seed<seed>].")
     ] = None,
@@ -40,7 +43,7 @@ def train(
     values = parse_assignments(settings or [])
     if data_root is not None:
         values["data.root"] = absolute_root(data_root)
-    chosen = chosen.override(values)
+    chosen = chosen.override({"method": method, **values} if method else values)
     from prometar.runs import train_run  # after the configuration is known to be right: torch loads slowly
 
     name = f"{chosen.method}-{chosen.data.name}-seed{chosen.train.seed}"

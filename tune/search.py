@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from prometar.config import Config, absolute_root, parse_assignments
+from prometar.config import absolute_root, configure, parse_assignments
 from prometar.console import run_cli
 from prometar.errors import UserError
 from prometar.raylocal import configure_ray
@@ -27,7 +27,9 @@ def search(
     dataset: Annotated[str, typer.Option(help="A data set; `prometar data list` shows them.")] = EMBEDDED,
     data_root: Annotated[str | None, typer.Option(help="The folder that holds the data sets.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all [24 embedded, else 40].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs a trial [5 embedded, else 10].")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs a trial [5 embedded, else the method's].")
+    ] = None,
     space: Annotated[str, typer.Option(help="full, regularizer, augmentation, or a YAML file.")] = "full",
     objective: Annotated[str, typer.Option(help="class_holdout or base_val.")] = "class_holdout",
     method: Annotated[str, typer.Option(help="The method whose settings are searched.")] = "prometar",
@@ -64,16 +66,16 @@ def search(
     embedded = dataset == EMBEDDED
     backbone = backbone or ("mini" if embedded else "ViT-B-16-quickgelu")
     asked = {
-        "method": method,
         "data.name": dataset,
         "data.root": absolute_root(data_root) if data_root else None,
         "backbone.name": backbone,
         "backbone.pretrained": pretrained or (None if backbone == "mini" else "openai"),
         "train.seed": seed,
-        "train.epochs": epochs if epochs is not None else (5 if embedded else 10),
     }
+    if epochs is not None or embedded:
+        asked["train.epochs"] = 5 if epochs is None else epochs
     request = Request(
-        config=Config().override({**asked, **parse_assignments(settings or [])}),
+        config=configure(method, {**asked, **parse_assignments(settings or [])}),
         space=load_space(space),
         objective=objective,
         seed=seed,

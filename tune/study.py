@@ -33,14 +33,8 @@ from tune.searcher import StudyScheduler, StudySearcher
 from tune.summary import print_summary
 from tune.trial import TrialWorker
 
-_PARTS = {
-    "prompts",
-    "regularizer",
-    "modulator",
-    "inner",
-    "task",
-    "averager",
-}  # settings that methods are made of
+# Settings that methods are made of.
+_PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 
 
 @dataclass(frozen=True)

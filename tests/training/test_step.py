@@ -53,12 +53,8 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
     words = tokenize(["a photo of a"])[0, 1:5]
     generator = torch.Generator().manual_seed(0)
     prompts = part.prompts.init(clip.clip, words, generator)
-    return (
-        clip,
-        part,
-        model,
-        State.start(prompts, part.modulator.init(part.prompts.tokens(prompts), generator)),
-    )
+    gate = part.modulator.init(part.prompts.tokens(prompts), generator)
+    return clip, part, model, State.start(prompts, gate)
 
 
 IS_QUERY = torch.tensor([False, True, True, False])
