@@ -71,7 +71,7 @@ def download(name: str, to: Path | str, *, progress: Progress = lambda done, tot
             _place(archive, folder, root / WORK, progress)
         except OSError as error:
             raise WorkError(
-                f"cannot write below {root}: {error.strerror}; the same command goes on"
+                f"cannot write below {root}: {error.strerror or error}; the same command goes on"
             ) from None
         placed.append(archive.key)
     missing = (part for part in row.layout.parts if not (folder / part).exists())

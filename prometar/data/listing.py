@@ -37,13 +37,16 @@ def entries(folder: Path) -> tuple[list[str], list[str]]:
     """Sorted names of the folders and of the files in `folder`, without hidden ones.
 
     Raises:
-        UserError: it cannot be listed.
+        UserError: it cannot be listed, or a name is not UTF-8.
     """
     try:
         with os.scandir(folder) as found:
             visible = [(entry.name, entry.is_dir()) for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"cannot list {folder} ({error.strerror})") from None
+    for name, _ in visible:
+        if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+            raise UserError(f"the name of {folder}/{name!a} is not UTF-8: rename it")
     return sorted(n for n, is_dir in visible if is_dir), sorted(n for n, is_dir in visible if not is_dir)
 
 

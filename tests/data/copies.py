@@ -1,0 +1,103 @@
+"""Small generated copies of every benchmark's layout, with real images."""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from prometar.data.benchmarks import BENCHMARKS
+from prometar.data.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
+
+CLASSES = 5
+COUNTS = {"train": 4, "val": 3, "test": 2}  # images a class
+KINDS = (SplitFile, VariantLists, WnidFolders, NumberedFolders)
+NAMES = ("tench", "great white shark", "F/A-18", "flat-coated retriever", "crème brûlée")
+
+
+@lru_cache
+def image(seed: int, kind: str = "JPEG") -> bytes:
+    """An encoded image of a few pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (12 + seed % 5, 14, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def write_image(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image(seed % 32, "PNG" if path.suffix == ".png" else "JPEG"))
+
+
+def write_copy(name: str, root: Path) -> Path:
+    """A copy of benchmark `name` below `root`: five classes of 4 + 3 + 2 images; returns its folder."""
+    row = BENCHMARKS[name]
+    folder = root / row.folder
+    {
+        SplitFile: _write_split_file,
+        VariantLists: _write_variants,
+        WnidFolders: _write_wnids,
+        NumberedFolders: _write_numbered,
+    }[type(row.layout)](row.layout, folder)
+    return folder
+
+
+def _write_split_file(layout: SplitFile, folder: Path) -> None:
+    split: dict[str, list[list[object]]] = {}
+    for part, count in COUNTS.items():
+        # labels first appear in descending order, as nothing says that they are sorted
+        rows = [(label, k) for k in range(count) for label in reversed(range(CLASSES))]
+        split[part] = [[f"{part}s/{label}_{k}.jpg", label, NAMES[label]] for label, k in rows]
+        for k, (path, _, _) in enumerate(split[part]):
+            write_image(folder / layout.images / str(path), k)
+    (folder / layout.file).write_text(json.dumps(split), "utf-8")
+
+
+def _write_variants(layout: VariantLists, folder: Path) -> None:
+    number = 0
+    for part, count in COUNTS.items():
+        lines = []
+        for _ in range(count):
+            for name in NAMES:
+                number += 1
+                lines.append(f"{number:07d} {name}\n")
+                write_image(folder / layout.images / f"{number:07d}.jpg", number)
+        (folder / f"images_variant_{part}.txt").write_text("".join(lines), "utf-8")
+    (folder / "variants.txt").write_text("".join(f"{name}\n" for name in NAMES), "utf-8")
+
+
+def wnid(label: int) -> str:
+    return f"n{label * 11 + 1440764:08d}"
+
+
+def _write_wnids(layout: WnidFolders, folder: Path) -> None:
+    only_test = len(layout.splits) == 1
+    # a variant may have a part of ImageNet's classes: its classnames.txt lists all of them
+    listed = range(2 * CLASSES) if only_test else range(CLASSES)
+    for split, below in layout.splits:
+        for label in range(CLASSES):
+            for k in range(COUNTS[split]):
+                place = folder / layout.images / below / wnid(2 * label if only_test else label)
+                write_image(place / f"{split}_{k}.JPEG", label + k)
+    (folder / layout.images / "README.txt").write_text("no image")
+    lines = [f"{wnid(k)} {NAMES[k % CLASSES]}{' two' * (k >= CLASSES)}\n" for k in listed]
+    (folder / "classnames.txt").write_text("".join(lines), "utf-8")
+
+
+def _write_numbered(layout: NumberedFolders, folder: Path) -> None:
+    for label in range(CLASSES):
+        for k in range(COUNTS["test"]):
+            write_image(folder / layout.images / str(label) / f"{k}.jpeg", label + k)
+    lines = [f"{wnid(k)} {name}\n" for k, name in enumerate(NAMES)]
+    (folder / "classnames.txt").write_text("".join(lines), "utf-8")
+
+
+def write_tree(root: Path, paths: list[str]) -> Path:
+    """Images at `paths` below `root`; returns `root`."""
+    for k, path in enumerate(paths):
+        write_image(root / path, k)
+    return root
