@@ -42,7 +42,10 @@ class Differentiate(Protocol):
 
 def autograd(function: Function, leaves: Leaves, *, again: bool = False) -> tuple[Leaves, Leaves, Pull]:
     """`Differentiate` by torch.autograd."""
-    if not again:
+    if again:
+        # One leaf may be a function of another outside (coupled tokens): here each is a variable of its own.
+        leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
+    else:
         leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
     values, passed_on = function(leaves)
 

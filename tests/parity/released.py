@@ -43,7 +43,7 @@ def text_features(clip: Clip, tokens_CT: Tensor, prompts: Mapping[str, Tensor]) 
         return torch.cat([x[:, :1], prompt.expand(len(x), -1, -1), x[:, 1 + len(prompt) :]], dim=1)
 
     x = clip.token_embedding[tokens_CT]
-    x = put(x, prompts["text.0"]) + clip.text_positions
+    x = (put(x, prompts["text.0"]) if "text.0" in prompts else x) + clip.text_positions
     mask = torch.full((77, 77), float("-inf"), dtype=x.dtype).triu(1)
     for layer, block in enumerate(clip.text.blocks):
         if layer and f"text.{layer}" in prompts:

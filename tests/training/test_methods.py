@@ -1,0 +1,122 @@
+"""Contracts that every method of the table keeps, and each method against its paper's own procedure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prometar.backbone.openclip import tokenize
+from prometar.backbone.weights import Clip, Tower
+from prometar.batch import make_batch
+from prometar.differentiate import Differentiate, autograd, functional
+from prometar.methods import METHODS
+from prometar.model import Model, prompt_texts
+from prometar.state import State
+from prometar.step import Rates, step
+from tests.training.plain import Plain
+from tests.training.test_step import CLASSES, RATES, batch_for, make
+
+LEARNING = tuple(name for name in METHODS if not name.startswith("zero-shot"))
+META = tuple(name for name in METHODS if name.startswith("prometar"))
+MIXES = ("none", "feature_mixup", "input_mixup", "cutmix")
+
+
+def frozen_tensors(model: Model) -> Iterator[Tensor]:
+    clip = model.clip
+    for field in fields(Clip):
+        value = getattr(clip, field.name)
+        yield from (
+            (tensor for block in value.blocks for tensor in block) if isinstance(value, Tower) else (value,)
+        )
+    yield from [model.text] if isinstance(model.text, Tensor) else []
+    yield from [] if model.frozen_text_CE is None else [model.frozen_text_CE]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_but_the_leaves_changes_or_has_gradients(name: str) -> None:
+    _, method, model, state = make({}, name)
+    before = [tensor.clone() for tensor in frozen_tensors(model)]
+    for _ in range(2):
+        state, _ = step(model, method, state, batch_for(model, method), RATES)
+    for old, tensor in zip(before, frozen_tensors(model), strict=True):
+        assert torch.equal(old, tensor)
+        assert not tensor.requires_grad
+        assert tensor.grad is None
+    assert all(tensor.isfinite().all() and not tensor.requires_grad for tensor in state.tensors().values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_survives_its_tensors(name: str) -> None:
+    _, method, model, start = make({}, name)
+    state, _ = step(model, method, start, batch_for(model, method), RATES)
+    again = State.from_tensors(state.tensors(), state.step)
+    ahead, ahead_again = (step(model, method, s, batch_for(model, method), RATES)[0] for s in (state, again))
+    assert ahead.step == ahead_again.step == 2
+    assert ahead.tensors().keys() == ahead_again.tensors().keys()
+    assert all(torch.equal(tensor, ahead_again.tensors()[key]) for key, tensor in ahead.tensors().items())
+
+
+@pytest.mark.parametrize("differentiate", [autograd, functional])
+@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
+@pytest.mark.parametrize("name", LEARNING)
+def test_steps_agree_whatever_their_shape_and_derivative(
+    name: str, static: bool, differentiate: Differentiate
+) -> None:
+    same_step(name, {}, static, differentiate)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("name", META)
+def test_steps_with_any_mix_agree(name: str, mix: str) -> None:
+    same_step(name, {"task.augmentation": mix}, True, functional)
+
+
+def same_step(name: str, values: dict[str, Any], static: bool, differentiate: Differentiate) -> None:
+    _, method, model, start = make(values, name)
+    plain, _ = step(model, method, start, batch_for(model, method), RATES)
+    other, _ = step(model, method, start, batch_for(model, method, static=static), RATES, differentiate)
+    for key, tensor in plain.tensors().items():
+        torch.testing.assert_close(other.tensors()[key], tensor, rtol=0, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("name", ["coop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc"])
+def test_a_method_is_what_its_paper_does(name: str) -> None:
+    clip, method, model, state = make({}, name)
+    assert model.frozen_text_CE is not None
+    texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
+    reference = Plain(clip.clip, tokenize(texts), model.frozen_text_CE, coupled="maple" in name)
+    reference.start(state.prompts, lr=0.05)
+    generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
+    for _ in range(3):
+        images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
+        reference.step(name, images, labels)
+        batch = make_batch(clip.clip, method, images, labels, None)
+        state, _ = step(model, method, state, batch, Rates(0.05, 0.0))
+        theirs = reference.leaves()
+        assert theirs.keys() == state.prompts.keys()
+        for key, leaf in theirs.items():
+            torch.testing.assert_close(state.prompts[key], leaf, rtol=0, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("name", META)
+def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(name: str) -> None:
+    _, method, model, start = make({}, name)
+    still, batch = Rates(0.0, 0.0, momentum=0.0, weight_decay=0.0), batch_for(model, method)
+    state, _ = step(model, method, start, batch, still)  # at rate 0 the momenta are the last gradients
+    gradient = {key: g for key, g in state.tensors().items() if "momenta" in key}
+    for key, g in gradient.items():
+        leaf = key.replace("prompt_momenta", "prompts").replace("gate_momenta", "gate")
+        direction = torch.randn(g.shape, dtype=g.dtype, generator=torch.Generator().manual_seed(0))
+
+        def loss(moved: float, leaf: str = leaf, direction: Tensor = direction) -> float:
+            tensors = dict(start.tensors())
+            tensors[leaf] = tensors[leaf] + moved * direction
+            return float(step(model, method, State.from_tensors(tensors, 0), batch, still)[1]["query_loss"])
+
+        numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+        assert float((g * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-8), key
