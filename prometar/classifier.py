@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from prometar.backbone.openclip import Backbone, load_backbone, tokenize
+from prometar.backbone.openclip import Backbone, load_clip, tokenize
 from prometar.config import Config, parse
 from prometar.data.plan import EVAL_BATCH_SIZE
 from prometar.data.transforms import TransformSpec, apply
@@ -128,16 +128,17 @@ def load(path: str | Path, *, pretrained: str | None = None, device: str | None 
     if pretrained is None and card["backbone"].get("file"):
         raise UserError(f"{path} was trained with the weights file {given}: pass it as pretrained=FILE")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = load_backbone(config.backbone.name, given, device=device)
-    if weights_digest(backbone.clip) != card["backbone"]["digest"]:
+    clip = load_clip(config.backbone.name, given)
+    if weights_digest(clip) != card["backbone"]["digest"]:
         raise UserError(
             f"{path} was trained with other weights of {config.backbone.name} than {given or 'its own'}: "
             "the digests differ"
         )
-    backbone = replace(backbone, clip=backbone.clip.to(dtype=DTYPES[config.backbone.precision]))
+    clip = clip.folded().to(device=device, dtype=DTYPES[config.backbone.precision])
+    backbone = Backbone(config.backbone.name, clip)
     prompts = build(config).prompts
     _require_shapes(path, backbone, prompts, leaves)
-    leaves = {name: leaf.to(device=device, dtype=backbone.clip.dtype) for name, leaf in leaves.items()}
+    leaves = {name: leaf.to(device) for name, leaf in leaves.items()}
     return Classifier(backbone, prompts, leaves, config, tuple(card["classnames"]), card["template"], card)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometar.data.dataset import Dataset, Item, classnames
-from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select
+from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
 from prometar.errors import UserError
 
 Items = tuple[Item, ...]
@@ -23,12 +23,13 @@ class Problem:
     """Few-shot training images, and the sets ("base", "new", "all") that accuracy is measured on, apart.
 
     Labels of each set count from 0 over its own classes: base images are classified among base names, new
-    ones among new names.
+    ones among new names. `note` says what a user must be told of the split ("" for nothing).
     """
 
     train: Items
     evaluations: Mapping[str, Items]
     every_epoch: bool
+    note: str = ""
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -46,13 +47,14 @@ def harmonic_mean(accuracies: Mapping[str, float]) -> float:
     return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
 
 
-def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> tuple[Items, Items]:
-    """Base-class images alone: the few-shot draw, and up to `per_class` validation images a class."""
-    if not dataset.val:
-        raise UserError(f"{dataset.name} has no validation split to search on")
-    train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
-    (train, val), _ = base_new(train, dataset.val)
-    return train, _at_most(val, per_class)
+def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> tuple[Items, Items, str]:
+    """Base-class images alone: the few-shot draw, up to `per_class` validation images a class, and a note."""
+    whole, val, note = dataset.train, dataset.val, ""
+    if not val:
+        whole, val, note = val_of_train(whole)
+    train, _ = draw(whole, val, shots=shots, seed=seed)
+    (train, val), _ = base_new(train, val)
+    return train, _at_most(val, per_class), note
 
 
 def _at_most(items: Sequence[Item], per_class: int) -> Items:
@@ -66,14 +68,14 @@ def _at_most(items: Sequence[Item], per_class: int) -> Items:
 
 
 def _class_holdout(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
-    train, val = _search_images(dataset, shots, seed, per_class)
+    train, val, note = _search_images(dataset, shots, seed, per_class)
     (train_seen, val_seen), (_, val_unseen) = class_holdout(train, val)
-    return Problem(train_seen, {"base": val_seen, "new": val_unseen}, every_epoch=True)
+    return Problem(train_seen, {"base": val_seen, "new": val_unseen}, every_epoch=True, note=note)
 
 
 def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
-    train, val = _search_images(dataset, shots, seed, per_class)
-    return Problem(train, {"base": val}, every_epoch=True)
+    train, val, note = _search_images(dataset, shots, seed, per_class)
+    return Problem(train, {"base": val}, every_epoch=True, note=note)
 
 
 def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 from prometar.config import Config
+from prometar.data.benchmarks import BENCHMARKS
 
 AVERAGE = "average"
 # What may differ from a published run: which images and seeds, and how numbers are held.
@@ -54,17 +55,28 @@ def beside(protocol: str, config: Config) -> Series | None:
     setting = (config.backbone.name, config.backbone.pretrained, config.data.shots)
     if setting != tuple(_file()["setting"][key] for key in ("backbone", "pretrained", "shots")):
         return None
-    asked = config.flat()
     for series in series_of(protocol, config.method):
-        same = Config(method=config.method).override(series.settings).flat()
-        if all(asked[key] == same[key] for key in asked if key not in _FREE):
+        if not changes(config, series.settings):
             return series
     return None
 
 
+def changes(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings in which a configuration is not its method's own, with `settings` on top.
+
+    Which images, seeds, backbone and precision are used is left out.
+
+    Example:
+        >>> changes(Config().override({"train.epochs": 2, "train.seed": 7}))
+        {'train.epochs': 2}
+    """
+    own = Config(method=config.method).override(settings or {}).flat()
+    return {key: value for key, value in config.flat().items() if key not in _FREE and value != own[key]}
+
+
 def full_size(dataset: str, num_classes: int) -> bool:
     """Whether a data set has all the classes of its benchmark: a part of one does not compare."""
-    return _file()["classes"].get(dataset) == num_classes
+    return dataset in BENCHMARKS and BENCHMARKS[dataset].classes == num_classes
 
 
 def published(

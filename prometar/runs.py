@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prometar.backbone.openclip import load_backbone
+from prometar.backbone.openclip import load_backbone, load_clip
 from prometar.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from prometar.classifier import Classifier
 from prometar.config import Config, dump_config, load_config
@@ -134,9 +134,8 @@ def export_run(folder: Path, to: Path) -> Path:
     """
     classifier = trained(folder)
     config, result = classifier.config, classifier.card
-    # The digest is that of the weights in float32, whatever precision the run had.
-    plain = load_backbone(config.backbone.name, config.backbone.pretrained)
-    pretrained = config.backbone.pretrained
+    name, pretrained = config.backbone.name, config.backbone.pretrained
+    digest = weights_digest(load_clip(name, pretrained))
     from_file = pretrained is not None and Path(pretrained).exists()
     if from_file:
         pretrained = Path(str(pretrained)).name  # a card holds no folders of this machine
@@ -148,8 +147,7 @@ def export_run(folder: Path, to: Path) -> Path:
                  "seed": config.train.seed},
         "classnames": list(classifier.classnames),
         "template": classifier.template,
-        "backbone": {"name": plain.name, "pretrained": pretrained, "file": from_file,
-                     "digest": weights_digest(plain.clip)},
+        "backbone": {"name": name, "pretrained": pretrained, "file": from_file, "digest": digest},
         "figures": result["accuracies"],
         "versions": result["environment"],
     }  # fmt: skip

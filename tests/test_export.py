@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import prometar
+from prometar import train as train_module
 from prometar.classifier import Classifier
 from prometar.cli import main
 from prometar.config import Config, dump_config
 from prometar.data.catalog import open_dataset
+from prometar.data.dataset import classnames
 from prometar.data.fewshot import base_new
 from prometar.data.stream import stream_local
 from prometar.embedded.weights import load_mini
@@ -39,6 +42,13 @@ def train(folder: Path, method: str, *, objective: str = "final", **settings: An
     session.epoch()
     (folder / "config.yaml").write_text(dump_config(config))
     return write_result(folder, session)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _images_are_dropped() -> Iterator[None]:
+    """Kept test images would hide from other tests that they are read."""
+    yield
+    train_module._KEPT.clear()
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +86,21 @@ def test_predict_gives_the_evaluations_accuracy(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
-    train(tmp_path, method)
+def test_every_method_comes_back_as_it_was(method: str, small_dtd: Path, tmp_path: Path) -> None:
+    result = train(tmp_path, method, data__name="dtd", data__root=str(small_dtd))
     path = tmp_path / "prompts.safetensors"
     export_run(tmp_path, path)
     classifier = prometar.load(path)
-    files, _ = base_test_images(8)
-    images = [Image.open(io.BytesIO(file)) for file in files]
-    predicted = classifier.predict(images)
-    assert predicted.probabilities.shape == (8, 16)
-    assert np.allclose(predicted.probabilities.sum(axis=1), 1, atol=1e-5)
-    assert predicted.names == tuple(predicted.classnames[k] for k in predicted.probabilities.argmax(axis=1))
+    dataset = open_dataset("dtd", small_dtd)
+    (_, base), (_, new) = base_new(dataset.train, dataset.test)
+    for name, items in (("base", base), ("new", new)):
+        images = [small_dtd / "dtd" / "images" / item.path for item in items]
+        predicted = classifier.predict(images, classnames=classnames(items))
+        hits = [a == item.classname for a, item in zip(predicted.names, items, strict=True)]
+        assert 100 * np.mean(hits) == pytest.approx(result["accuracies"][name])
+        assert np.allclose(predicted.probabilities.sum(axis=1), 1, atol=1e-5)
     assert classifier.card["method"] == method
+    assert classifier.classnames == classnames(base)
 
 
 def test_files_pictures_and_arrays_are_the_same_images(exported: Path, tmp_path: Path) -> None:
@@ -158,14 +171,15 @@ def test_the_card_says_what_the_prompts_are(run: tuple[Path, dict[str, Any]], ex
     assert str(Path.cwd()) not in exported.with_suffix(".json").read_text()
 
 
-def test_weights_from_a_file_are_asked_for_and_checked(tmp_path: Path) -> None:
+def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path: Path) -> None:
     _, state = load_mini()
     weights, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
     save_file({k: v.contiguous() for k, v in state.items()}, weights)
     changed = {k: v.clone() for k, v in state.items()}
     changed["text_projection"][0, 0] += 1e-3
     save_file({k: v.contiguous() for k, v in changed.items()}, other)
-    train(tmp_path / "run", "ivlp", backbone__pretrained=str(weights))
+    data = {"data__name": "dtd", "data__root": str(small_dtd)}
+    train(tmp_path / "run", "ivlp", backbone__pretrained=str(weights), **data)
     path = tmp_path / "prompts.safetensors"
     export_run(tmp_path / "run", path)
     assert str(tmp_path) not in path.with_suffix(".json").read_text()

@@ -65,7 +65,7 @@ def run_study(
         WorkError: another process runs the study, or all its trials fail.
     """
     console = console or Console(highlight=False, soft_wrap=True, markup=False)
-    num_classes = check(request)
+    num_classes, note = check(request)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage
     with folder.locked(), reachable(storage):
@@ -87,6 +87,8 @@ def run_study(
             gpus_per_trial=place.gpus_per_trial,
         )
         _introduce(console, folder, request, memory, plan.describe(cluster))
+        if note:
+            console.print(note)
         _search(request, folder, memory, plan, trainable, console, place.verbose)
         best = memory.best()
         assert best is not None, "the reference is never pruned"
@@ -108,8 +110,10 @@ def run_study(
         return finals
 
 
-def check(request: Request) -> int:
-    """Everything that can be wrong with a request, found before any worker starts; the number of classes.
+def check(request: Request) -> tuple[int, str]:
+    """Everything that can be wrong with a request, found before any worker starts.
+
+    Returns the number of classes, and what a user must be told of the search's images ("" for nothing).
 
     Raises:
         UserError, WorkError: see the builders.
@@ -123,13 +127,15 @@ def check(request: Request) -> int:
     request.reference()
     _check_space(request)
     dataset = open_dataset(config.data.name, config.data.root)
-    for objective in (request.objective, "final"):
+    asked, _ = (
         problem(objective, dataset, shots=config.data.shots, seed=config.train.seed)
+        for objective in (request.objective, "final")
+    )
     clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
     method, generator = build(config), torch.Generator().manual_seed(0)
     prompts = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
     method.modulator.init(method.prompts.tokens(prompts), generator)
-    return len(dataset.classnames)
+    return len(dataset.classnames), asked.note
 
 
 def _check_space(request: Request) -> None:

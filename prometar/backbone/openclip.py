@@ -73,7 +73,13 @@ def tokenize(texts: Sequence[str]) -> Tensor:
 def load_backbone(
     name: str, pretrained: str | None, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Backbone:
-    """A frozen backbone.
+    """A frozen backbone, ready to run: `load_clip`'s weights with the activation folded into them."""
+    clip = load_clip(name, pretrained)
+    return Backbone(name, clip.folded().to(device=device, dtype=dtype))
+
+
+def load_clip(name: str, pretrained: str | None) -> Clip:
+    """A frozen CLIP as its weights are stored.
 
     Args:
         name: `mini`, or an open_clip model with a ViT and a causal text transformer (`ViT-B-16-quickgelu`).
@@ -84,30 +90,27 @@ def load_backbone(
         WorkError: the tag's weights could not be fetched.
     """
     if name == "mini" and pretrained is None:
-        config, state = load_mini()
-        return _backbone(name, config, state, dtype, device)
+        return _clip(*load_mini())
     config = _config(name)
     if pretrained is None:
         raise UserError(
             f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
         )
     if pretrained == "random":
-        return _backbone(name, config, _random_state(name), dtype, device)
+        return _clip(config, _random_state(name))
     if Path(pretrained).suffix in {".pt", ".pth", ".bin", ".safetensors"} or Path(pretrained).exists():
         weights = read_weights(Path(pretrained))
         _check(name, architecture(config), weights)
-        return _backbone(name, config, weights.tensors, dtype, device)
-    return _backbone(name, config, _fetch(name, config, pretrained), dtype, device)
+        return _clip(config, weights.tensors)
+    return _clip(config, _fetch(name, config, pretrained))
 
 
-def _backbone(
-    name: str, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype, device: str
-) -> Backbone:
+def _clip(config: dict[str, Any], state: dict[str, Tensor]) -> Clip:
     arch = architecture(config)
     clip = from_state_dict(
         state, text_heads=arch.text_heads, vision_heads=arch.vision_heads, activation=arch.activation
     )
-    return Backbone(name, clip.folded().to(device=device, dtype=dtype))
+    return clip.to(clip.working_dtype)  # files in float16 are exact in float32, products of theirs are not
 
 
 def _config(name: str) -> dict[str, Any]:
