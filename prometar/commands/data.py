@@ -15,6 +15,7 @@ from rich.table import Table
 
 from prometar.commands.options import PLAIN, RootOption
 from prometar.data.benchmarks import BENCHMARKS
+from prometar.data.sources import shown
 from prometar.errors import WorkError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def data_prepare(
     with _bar(MofNCompleteColumn()) as progress:
         result = prepare(name, data_root, to, progress=progress)
     print(result)
-    print(f"use it with --data-root {to}")
+    print(f"use it with --data-root {shown(to)}")
 
 
 @contextmanager

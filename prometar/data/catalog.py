@@ -16,7 +16,7 @@ from prometar.data.imagetree import ImageTree
 from prometar.data.layouts import WnidFolders
 from prometar.data.listing import SPLITS, Items, Listing
 from prometar.data.manifest import MANIFEST, find_manifest, open_prepared
-from prometar.data.sources import FolderSource, TexturesSource, join
+from prometar.data.sources import FolderSource, TexturesSource, join, shown
 from prometar.errors import UserError
 
 TEXTURES = "textures"
@@ -80,7 +80,7 @@ def open_unverified(name: str, root: Path | str | None = None) -> Dataset:
         return _open_textures()
     if "://" in uri:
         raise UserError(
-            f"there is no prepared copy at {uri} ({MANIFEST} is missing): run `prometar data prepare`"
+            f"there is no prepared copy at {shown(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
         )
     listing = ImageTree().read(Path(uri)) if name == FOLDER else _list(BENCHMARKS[name], Path(uri))
     train, val, test = (listing.splits.get(split, ()) for split in SPLITS)

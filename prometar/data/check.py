@@ -22,6 +22,7 @@ from prometar.data.catalog import (
 )
 from prometar.data.dataset import Dataset, Item, Source
 from prometar.data.manifest import find_manifest
+from prometar.data.sources import shown
 from prometar.data.transforms import decode
 from prometar.errors import UserError, WorkError
 
@@ -132,8 +133,8 @@ def _where(name: str, root: Path | str | None) -> str:
     try:
         there = find_manifest(where) is not None if "://" in where else Path(where).is_dir()
     except UserError:
-        return where  # something is there, or the store does not answer: opening it says what
-    return where if there else ""
+        return shown(where)  # something is there, or the store does not answer: opening it says what
+    return shown(where) if there else ""
 
 
 def counts_of(dataset: Dataset) -> dict[str, int]:

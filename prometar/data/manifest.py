@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from prometar.data.dataset import Dataset, Item
-from prometar.data.sources import ParquetSource, filesystem, join, read_index
+from prometar.data.sources import ParquetSource, filesystem, join, read_index, shown
 from prometar.errors import UserError, WorkError
 
 MANIFEST = "manifest.json"
@@ -29,19 +29,20 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise WorkError(f"cannot read {join(uri, MANIFEST)}: {' '.join(str(error).split())}") from None
+        raise WorkError(f"cannot read {shown(join(uri, MANIFEST))}: {' '.join(str(error).split())}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {join(uri, MANIFEST)}: it is not JSON ({error})") from None
+        raise UserError(f"cannot read {shown(join(uri, MANIFEST))}: it is not JSON ({error})") from None
     shards = tree.get("shards") if isinstance(tree, dict) else None
     if not isinstance(shards, list) or not all(isinstance(s, dict) and "file" in s for s in shards):
-        raise UserError(f"{join(uri, MANIFEST)} is not a manifest: prepare the data set again")
+        raise UserError(f"{shown(join(uri, MANIFEST))} is not a manifest: prepare the data set again")
     if tree.get("format") != FORMAT:
         raise UserError(
-            f"{join(uri, MANIFEST)} has format {tree.get('format')}, known is {FORMAT}: prepare it again"
+            f"{shown(join(uri, MANIFEST))} has format {tree.get('format')}, known is {FORMAT}: "
+            "prepare it again"
         )
     for shard in shards:
         if "/" in str(shard["file"]) or "\\" in str(shard["file"]):
-            raise UserError(f"{join(uri, MANIFEST)}: shard '{shard['file']}' leaves the folder")
+            raise UserError(f"{shown(join(uri, MANIFEST))}: shard '{shard['file']}' leaves the folder")
     return tree
 
 
@@ -53,7 +54,7 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
         WorkError: a shard is missing or damaged.
     """
     if manifest.get("name") != name:
-        raise UserError(f"{uri} is a prepared copy of '{manifest.get('name')}', not of '{name}'")
+        raise UserError(f"{shown(uri)} is a prepared copy of '{manifest.get('name')}', not of '{name}'")
     shards = tuple(str(shard["file"]) for shard in manifest["shards"])
     splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for shard in shards:
@@ -61,13 +62,15 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
         columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
         for path, label, classname, split in zip(*columns, strict=True):
             if split not in splits:
-                raise UserError(f"{join(uri, shard)} names a split '{split}': prepare the data set again")
+                raise UserError(
+                    f"{shown(join(uri, shard))} names a split '{split}': prepare the data set again"
+                )
             splits[split].append(Item(path, label, classname))
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.get("counts") != counts:
         raise UserError(
-            f"{uri} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: prepare it again"
+            f"{shown(uri)} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: prepare it again"
         )
     train, val, test = (tuple(splits[split]) for split in ("train", "val", "test"))
     source, note = ParquetSource(uri, shards), str(manifest.get("note", ""))
-    return Dataset(name, title, train, val, test, source, template, f"prepared copy {uri}", note)
+    return Dataset(name, title, train, val, test, source, template, f"prepared copy {shown(uri)}", note)

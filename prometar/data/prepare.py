@@ -23,7 +23,7 @@ from prometar.data.check import CheckResult, counts_of, find_broken
 from prometar.data.dataset import Dataset, Item, Source
 from prometar.data.listing import SPLITS
 from prometar.data.manifest import FORMAT, MANIFEST, find_manifest
-from prometar.data.sources import SCHEMA, filesystem
+from prometar.data.sources import SCHEMA, filesystem, shown
 from prometar.errors import UserError, WorkError
 
 SHARD_ROWS = 1024
@@ -97,7 +97,9 @@ def prepare(
         return _write(dataset, rows, target, shard_rows, progress)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise WorkError(f"cannot write to {target}: {reason}; the same command goes on from here") from None
+        raise WorkError(
+            f"cannot write to {shown(target)}: {reason}; the same command goes on from here"
+        ) from None
 
 
 def _target(name: str, root: Path | str | None, to: Path | str) -> str:
@@ -107,7 +109,9 @@ def _target(name: str, root: Path | str | None, to: Path | str) -> str:
     target = place_of(name, to)
     earlier = find_manifest(target)
     if earlier is not None and earlier.get("name") != name:
-        raise UserError(f"{target} holds a prepared copy of '{earlier.get('name')}': choose another folder")
+        raise UserError(
+            f"{shown(target)} holds a prepared copy of '{earlier.get('name')}': choose another folder"
+        )
     system, path = filesystem(target)
     if not isinstance(system, fs.LocalFileSystem):
         return target
@@ -154,7 +158,7 @@ def _write(
         "shards": records,
     }
     _write_file(system, f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode(), keep=False)
-    return PrepareResult(dataset.name, target, len(parts), kept, len(rows), size)
+    return PrepareResult(dataset.name, shown(target), len(parts), kept, len(rows), size)
 
 
 def _encode(part: list[tuple[Item, str]], source: Source) -> bytes:

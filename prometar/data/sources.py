@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ class ParquetSource:
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for k, path in enumerate(paths):
             if path not in index:
-                raise UserError(f"{self.uri} holds no image '{path}': prepare the data set again")
+                raise UserError(f"{shown(self.uri)} holds no image '{path}': prepare the data set again")
             shard, group, row = index[path]
             wanted.setdefault((shard, group), []).append((row, k))
         found: list[bytes] = [b""] * len(paths)
@@ -123,7 +124,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot open '{uri}': {_line(error)}; expected a folder, s3://... or gs://..."
+            f"cannot open '{shown(uri)}': {_line(error)}; expected a folder, s3://... or gs://..."
         ) from None
 
 
@@ -140,6 +141,16 @@ def join(root: str | Path, name: str) -> str:
     return f"{path.rstrip('/')}/{name}{question}{options}"
 
 
+def shown(uri: str) -> str:
+    """A URI for messages: without the key and the secret that it may hold.
+
+    Example:
+        >>> shown("s3://key:secret@bucket/data")
+        's3://***@bucket/data'
+    """
+    return re.sub(r"//[^/@]+@", "//***@", uri)
+
+
 def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
     """The small columns of a shard, and the number of rows of each of its row groups.
 
@@ -147,7 +158,7 @@ def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list
         WorkError: the shard is missing or damaged, or has other columns.
     """
     with _shard(uri, shard) as file:
-        _require_columns(file, join(uri, shard))
+        _require_columns(file, shown(join(uri, shard)))
         meta = file.metadata
         groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         return file.read(columns=columns), groups
@@ -167,7 +178,9 @@ def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
         with system.open_input_file(f"{folder}/{shard}") as stream:
             yield pq.ParquetFile(stream, metadata=_footer(uri, shard))
     except (OSError, pa.ArrowException) as error:
-        raise WorkError(f"cannot read shard {join(uri, shard)}: {_line(error)}; prepare it again") from None
+        raise WorkError(
+            f"cannot read shard {shown(join(uri, shard))}: {_line(error)}; prepare it again"
+        ) from None
 
 
 @lru_cache(maxsize=4096)

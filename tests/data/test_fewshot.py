@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.data.dataset import Item
-from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select
+from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
 from prometar.errors import UserError
 
 
@@ -71,6 +71,35 @@ def test_fewshot_draw_follows_first_appearance_not_label_order() -> None:
 def test_fewshot_draw_refuses(items: tuple[Item, ...], shots: int, text: str) -> None:
     with pytest.raises(UserError, match=text):
         draw(items, items, shots=shots, seed=1)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 99))
+def test_held_out_images_are_a_fifth_of_each_class_and_never_drawn(
+    labels: list[int], shots: int, seed: int
+) -> None:
+    items = _items([*labels, *range(7), *range(7)])
+    train, val, message = val_of_train(items)
+    assert sorted((*train, *val), key=lambda i: i.path) == sorted(items, key=lambda i: i.path)
+    for label in range(7):
+        count = sum(item.label == label for item in items)
+        assert sum(item.label == label for item in val) == max(1, count // 5)
+    drawn, drawn_val = draw(train, val, shots=shots, seed=seed)
+    assert not {*drawn} & {*val}
+    assert {*drawn_val} <= {*val}
+    shuffled = random.Random(seed).sample(items, len(items))
+    assert {*val_of_train(shuffled).val} == {*val}
+    assert f"{len(val)} of the {len(items)} training images" in message
+
+
+def test_at_most_fifty_images_of_a_class_are_held_out() -> None:
+    assert len(val_of_train(_items([3] * 1300)).val) == 50
+    with pytest.raises(UserError, match="class 'class 1' has one training image"):
+        val_of_train(_items([0, 0, 1]))
+
+
+def test_held_out_images_are_the_same_for_ever() -> None:
+    held = val_of_train(_items([0, 1] * 12))
+    assert [item.path for item in held.val] == ["1/13.jpg", "1/15.jpg", "0/16.jpg", "0/18.jpg"]
 
 
 def test_base_new_halves_the_sorted_labels_of_the_first_split() -> None:

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from prometar.data.check import check, list_datasets
 from prometar.data.fewshot import draw
 from prometar.data.plan import Plan
 from prometar.data.prepare import prepare
+from prometar.data.sources import join, shown
 from prometar.data.stream import stream_local
 from prometar.data.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
@@ -154,6 +156,32 @@ def test_a_wrong_manifest_says_what_is_wrong(
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=text):
         open_dataset("dtd", tmp_path)
+
+
+@pytest.mark.parametrize("column", ["path", "label", "classname", "split", "image"])
+@pytest.mark.parametrize("change", ["missing", "of another type"])
+def test_a_shard_with_other_columns_is_named(
+    small_dtd: Path, tmp_path: Path, column: str, change: str
+) -> None:
+    prepare("dtd", small_dtd, tmp_path)
+    (shard,) = (tmp_path / "dtd").glob("*.parquet")
+    table = pq.read_table(shard)
+    other = table.drop_columns([column])
+    if change != "missing":
+        other = other.append_column(column, pa.array([1.5] * len(table)))
+    shard.unlink()
+    renamed = shard.with_name("other.parquet")  # a footer is read once a process and file
+    pq.write_table(other, renamed)
+    manifest = tmp_path / "dtd/manifest.json"
+    manifest.write_text(manifest.read_text().replace(shard.name, renamed.name))
+    with pytest.raises(WorkError, match=rf"shard {renamed} has no column '{column}' \("):
+        open_dataset("dtd", tmp_path)
+
+
+def test_credentials_in_a_uri_are_not_shown() -> None:
+    assert shown("s3://key:se%2Fcret@bucket/a@b?region=x") == "s3://***@bucket/a@b?region=x"
+    assert shown("s3://bucket/a@b") == "s3://bucket/a@b"
+    assert join("s3://bucket/data/?region=x", "dtd") == "s3://bucket/data/dtd?region=x"
 
 
 def test_unknown_places_are_refused(small_dtd: Path) -> None:

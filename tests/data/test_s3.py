@@ -1,0 +1,178 @@
+"""An object store: prepare to it, go on after an interruption, read, stream and train from it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from prometar.cli import main
+from prometar.data.catalog import open_dataset
+from prometar.data.check import check, list_datasets
+from prometar.data.fewshot import draw
+from prometar.data.plan import Plan
+from prometar.data.prepare import prepare
+from prometar.data.sources import filesystem, join
+from prometar.data.stream import StreamOptions, stream, stream_local
+from prometar.data.transforms import TransformSpec
+from prometar.errors import UserError, WorkError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """An S3 server in this process, on this machine alone: host:port."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", host)
+        yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A root in a new bucket; the URI has all it takes to open it, as Ray's workers lack our environment."""
+    for key in [key for key in os.environ if key.startswith("AWS_")]:
+        monkeypatch.delenv(key)
+    name = f"bucket-{next(numbers)}"
+    create(endpoint, name)
+    return f"s3://key:secret@{name}/data?scheme=http&endpoint_override={endpoint}&region=us-east-1"
+
+
+numbers = itertools.count()
+
+
+def create(endpoint: str, bucket: str) -> None:
+    request = urllib.request.Request(f"http://{endpoint}/{bucket}", method="PUT")
+    assert urllib.request.urlopen(request).status == 200
+
+
+def files(uri: str) -> list[str]:
+    system, folder = filesystem(uri)
+    found = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+
+
+def test_a_copy_in_a_bucket_equals_the_folder(small_dtd: Path, bucket: str) -> None:
+    result = prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2)
+    assert (result.shards, result.kept, result.images) == (3, 0, 96)
+    assert files(bucket)[-1] == "manifest.json"
+    assert len(files(bucket)) == 4
+    ours, theirs = open_dataset("dtd", bucket), open_dataset("dtd", small_dtd)
+    assert ours.splits == theirs.splits
+    paths = [item.path for item in theirs.train[::5]]
+    assert ours.source.read_many(paths) == theirs.source.read_many(paths)
+    assert check("dtd", bucket, threads=2).broken == ()
+    listed = {row.name: row for row in list_datasets(bucket)}
+    assert listed["dtd"].counts == {"train": 48, "val": 24, "test": 24}
+    assert listed["sun397"].where == ""
+
+
+def test_the_environment_names_the_endpoint(
+    small_dtd: Path, endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{endpoint}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    create(endpoint, "plain")
+    prepare("dtd", small_dtd, "s3://plain/data", threads=2)
+    assert len(open_dataset("dtd", "s3://plain/data").train) == 48
+
+
+def test_an_interrupted_run_goes_on(small_dtd: Path, bucket: str) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2, progress=stop)
+    assert len(files(bucket)) == 2
+    with pytest.raises(UserError, match="there is no prepared copy"):
+        open_dataset("dtd", bucket)
+    assert prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2).kept == 2
+    assert prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2).kept == 3
+    assert len(open_dataset("dtd", bucket).train) == 48
+
+
+def test_a_killed_run_goes_on(small_dtd: Path, bucket: str) -> None:
+    script = (
+        "import os, signal\n"
+        "from prometar.data.prepare import prepare\n"
+        "def kill(done, total):\n"
+        "    if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"prepare('dtd', {str(small_dtd)!r}, {bucket!r}, shard_rows=20, threads=2, progress=kill)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(files(bucket)) == 3
+    assert prepare("dtd", small_dtd, bucket, shard_rows=20, threads=2).kept == 3
+    assert open_dataset("dtd", bucket).splits == open_dataset("dtd", small_dtd).splits
+
+
+@pytest.mark.parametrize("resident_bytes", [0, 2**30], ids=["read by tasks", "read once"])
+def test_streams_from_a_bucket_give_equal_pixels(
+    small_dtd: Path, bucket: str, ray_local: None, resident_bytes: int
+) -> None:
+    prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2)
+    batches = []
+    for root in (small_dtd, bucket):
+        dataset = open_dataset("dtd", root)
+        train, _ = draw(dataset.train, dataset.val, shots=2, seed=1)
+        plan = Plan(train, TransformSpec(24, train=True), batch_size=5, epochs=2)
+        batches.append(np.stack([batch.images for batch in stream_local(plan, dataset.source)]))
+    options = StreamOptions(resident_bytes=resident_bytes)
+    batches.append(np.stack([batch.images for batch in stream(plan, dataset.source, options=options)]))
+    assert np.array_equal(batches[0], batches[1])
+    assert np.array_equal(batches[0], batches[2])
+
+
+def test_a_run_on_a_bucket(
+    small_dtd: Path, bucket: str, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "prepare", "dtd", "--data-root", str(small_dtd), "--to", bucket]) == 0
+    assert "96 images" in capsys.readouterr().out
+    results = []
+    for root in (bucket, str(small_dtd)):
+        args = ["train", "--data-root", root, "--out", str(tmp_path / f"run{len(results)}")]
+        settings = ["data.name=dtd", "method=ivlp", "train.epochs=1", "data.shots=2"]
+        assert main([*args, *(word for setting in settings for word in ("--set", setting))]) == 0
+        results.append(capsys.readouterr().out.split("prompts and records")[0].split("ivlp on")[1])
+    assert results[0] == results[1], "the same images, the same accuracies"
+
+
+def test_a_store_that_is_not_there_is_one_line(
+    small_dtd: Path, endpoint: str, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = join(bucket.replace("@bucket-", "@nothing-"), "")
+    with pytest.raises(UserError, match="there is no prepared copy"):
+        open_dataset("dtd", nowhere)
+    with pytest.raises(
+        WorkError, match=r"cannot write to s3://.*the same command goes on from here"
+    ) as caught:
+        prepare("dtd", small_dtd, nowhere, threads=2)
+    assert "\n" not in str(caught.value)
+    gone = bucket.replace(endpoint, "127.0.0.1:9")
+    assert main(["data", "check", "dtd", "--data-root", gone]) == 1
+    error = capsys.readouterr().err
+    assert "cannot read s3://***@" in error
+    assert "secret" not in error
+    assert error.count("\n") == 1
