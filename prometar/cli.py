@@ -10,16 +10,18 @@ import typer
 
 from prometar.commands import data
 from prometar.commands.export import export
-from prometar.commands.options import PLAIN, RootOption
+from prometar.commands.options import PLAIN, ManyValues, RootOption
+from prometar.commands.reproduce import reproduce
 from prometar.config import Config, absolute_root, load_config, parse_assignments
 from prometar.console import run_cli
 from prometar.errors import UserError
-from prometar.raylocal import configure_ray, start_ray
+from prometar.raylocal import start_ray
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
 app.add_typer(data.app, name="data")
 
 app.command()(export)
+app.command(cls=ManyValues)(reproduce)
 
 
 @app.command()
@@ -67,7 +69,6 @@ def evaluate(
 
     if dataset is None and data_root is not None:
         raise UserError("--data-root belongs to --dataset: without it the run's own images are tested")
-    configure_ray()
     if dataset is None:
         start_ray()
         _print_accuracies(str(run), evaluate_run(run))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Callback
 
 from prometar.checkpoint import write_atomically
-from prometar.errors import UserError, WorkError
+from prometar.errors import UserError
+from prometar.lock import locked
 from prometar.runs import environment
 from prometar.yamltext import read_yaml
 from tune.memory import REASON, REFERENCE, RESULT, Memory, without_password
@@ -56,29 +55,13 @@ class StudyFolder:
         """The folder of a final run of trial `number`'s settings."""
         return self.path / "finals" / f"trial-{number:04d}-seed{seed}"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the study alone.
 
         Raises:
             WorkError: another process holds it (says which), or the folder cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / "lock").open("a+")
-        except OSError as error:
-            raise WorkError(f"cannot write to {self.path}: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise WorkError(f"the study {self.path} is being run by process {holder}") from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        return locked(self.path, f"the study {self.path}")
 
     def claim(self, request: Request) -> None:
         """Write study.yaml, or compare with the one that is there.

@@ -1,0 +1,65 @@
+"""What can be wrong with a grid, found before any run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from prometar.backbone.openclip import load_backbone
+from prometar.backbone.weights import Clip
+from prometar.config import Config
+from prometar.data.catalog import open_dataset
+from prometar.errors import UserError
+from prometar.methods import build
+from prometar.objective import problem
+from prometar.reproduce.grid import Asked
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there to work with.
+
+    Args:
+        idle: Methods that have nothing to learn.
+        missing: Data sets that cannot be used, and why.
+    """
+
+    idle: frozenset[str]
+    missing: Mapping[str, str]
+
+
+def look(asked: Asked) -> Found:
+    """Compose every method, and open every data set once.
+
+    Raises:
+        UserError: settings that a method refuses; unknown or missing weights.
+        WorkError: the weights cannot be fetched.
+    """
+    backbone = next(iter(asked.configs.values())).backbone
+    clip = load_backbone(backbone.name, backbone.pretrained).clip
+    idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
+    missing: dict[str, str] = {}
+    for dataset in (*asked.trained_on, *asked.datasets):
+        try:
+            _open(asked, dataset)
+        except UserError as error:
+            missing[dataset] = str(error)
+    return Found(idle, missing)
+
+
+def _learns(config: Config, clip: Clip) -> bool:
+    method, generator = build(config), torch.Generator().manual_seed(0)
+    leaves = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
+    method.modulator.init(method.prompts.tokens(leaves), generator)
+    return bool(leaves)
+
+
+def _open(asked: Asked, name: str) -> None:
+    config = next(iter(asked.configs.values()))
+    dataset = open_dataset(name, config.data.root)
+    if name in asked.trained_on:
+        problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])
+    elif not dataset.test:
+        raise UserError(f"{name} has no test images")

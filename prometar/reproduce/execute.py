@@ -1,0 +1,141 @@
+"""Run jobs on Ray: a few workers that are used again, each in a placement group with its stream."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from prometar.errors import WorkError
+from prometar.placement import ResourcePlan
+from prometar.reproduce.grid import Record
+from prometar.reproduce.worker import Job, Worker
+
+MAX_DEATHS = 3  # of workers over one job; it goes on from its own checkpoint
+ROOM_SECONDS = 300.0  # for the first worker to find a place
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A worker, and the placement group that it and its stream's tasks live in."""
+
+    group: PlacementGroup
+    actor: Any
+
+    @staticmethod
+    def open(plan: ResourcePlan) -> _Slot:
+        trainer = plan.bundles()[0]
+        group = placement_group(plan.bundles(), strategy="PACK")
+        place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        options = {
+            "num_cpus": trainer["CPU"],
+            "num_gpus": trainer.get("GPU", 0),
+            "scheduling_strategy": place,
+        }
+        return _Slot(group, ray.remote(Worker).options(**options).remote())
+
+    def close(self) -> None:
+        ray.kill(self.actor)
+        remove_placement_group(self.group)
+
+
+@dataclass(frozen=True)
+class _Death:
+    reason: str
+
+
+class _Crew:
+    """Workers, and the job that each is at; None: it has been asked whether it is there."""
+
+    def __init__(self, plan: ResourcePlan) -> None:
+        self._plan = plan
+        self._at: dict[Any, tuple[_Slot, Job | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def hire(self) -> None:
+        slot = _Slot.open(self._plan)
+        self._at[slot.actor.ready.remote()] = slot, None
+
+    def tell(self, slot: _Slot, job: Job) -> None:
+        self._at[slot.actor.run.remote(job)] = slot, job
+
+    def hear(self, room_seconds: float) -> tuple[_Slot, Job | None, Record | _Death | None]:
+        """The next worker that has something to say."""
+        working = any(job for _, job in self._at.values())
+        done, _ = ray.wait(list(self._at), timeout=None if working else room_seconds)
+        if not done:
+            raise WorkError(
+                f"no worker has started in {room_seconds:.0f} s: Ray has no room for {self._plan.bundles()}"
+            )
+        slot, job = self._at.pop(done[0])
+        try:
+            return slot, job, ray.get(done[0])
+        except RayTaskError as error:  # what a user can mend comes as a record
+            return slot, job, job.failed(_last_line(error)) if job else None
+        except RayError as error:
+            return slot, job, _Death(_last_line(error))
+
+    def close(self) -> None:
+        for slot, _ in self._at.values():
+            slot.close()
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    plan: ResourcePlan,
+    *,
+    on_record: Callable[[Record], None],
+    room_seconds: float = ROOM_SECONDS,
+) -> None:
+    """Run all jobs; `on_record` hears of each that ends, also of those that failed.
+
+    Raises:
+        WorkError: no worker starts.
+    """
+    waiting, deaths, crew = deque(jobs), Counter[str](), _Crew(plan)
+    try:
+        for _ in range(min(plan.max_concurrent, len(jobs))):
+            crew.hire()
+        while len(crew):
+            slot, job, outcome = crew.hear(room_seconds)
+            if isinstance(outcome, _Death):
+                slot.close()
+                again = _after_death(job, outcome, deaths)
+                if isinstance(again, Job):
+                    waiting.appendleft(again)
+                elif again is not None:
+                    on_record(again)
+                if waiting:
+                    crew.hire()
+                continue
+            if outcome is not None:
+                on_record(outcome)
+            if waiting:
+                crew.tell(slot, waiting.popleft())
+            else:
+                slot.close()
+    finally:
+        crew.close()
+
+
+def _after_death(job: Job | None, death: _Death, deaths: Counter[str]) -> Job | Record | None:
+    """The job to be done again, or the record of its failure; counts the deaths over each."""
+    name = job.entry.name if job else ""
+    deaths[name] += 1
+    if deaths[name] < MAX_DEATHS:
+        return job
+    if job is None:
+        raise WorkError(f"workers do not start: {death.reason}")
+    return job.failed(f"its worker died {MAX_DEATHS} times, at last: {death.reason}")
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()[:300]

@@ -1,0 +1,214 @@
+"""A table's figures, a pure function of the records: means and spreads over seeds, published ones beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from prometar.intervals import t_interval
+from prometar.objective import harmonic_mean
+from prometar.published import AVERAGE, Series, beside, changes, full_size, harmonic
+from prometar.reproduce.grid import Asked, Record
+from prometar.reproduce.protocols import ACCURACY, HARMONIC, shots_column
+
+Scores = dict[str, dict[int, float]]
+"""Percent by column and seed, of one method on one data set."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An accuracy over n seeds, and the published one beside it.
+
+    Args:
+        mean: Percent. For H, the harmonic mean of the mean base and the mean new accuracy.
+        sd: Standard deviation over seeds; None for one seed. For H, of the H of each seed.
+        low, high: 95 % t-interval, as sd.
+        published: Percent, where one may stand beside.
+    """
+
+    n: int
+    mean: float
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    published: float | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours - published."""
+        return None if self.published is None else self.mean - self.published
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one data set, or on average; a column without results has no figure."""
+
+    dataset: str
+    method: str
+    figures: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, and what must be said with them."""
+
+    protocol: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str] = ()) -> Table:
+    """The table of what was asked, from the records that there are.
+
+    Args:
+        notes: What could not be run, and why.
+    """
+    columns = asked.protocol.columns(asked.shots)
+    scores = {(d, m): _scores(asked, records, d, m) for d in _datasets(asked) for m in asked.configs}
+    averaged = [d for d in asked.datasets if any(scores[d, m] for m in asked.configs)]
+    cited = _Cited(asked, records)
+    rows = [
+        Row(dataset, method, _figures(found, columns, cited.on(dataset, method)))
+        for (dataset, method), found in scores.items()
+    ]
+    if len(averaged) > 1:
+        all_there = len(averaged) == len(asked.datasets)
+        label = AVERAGE if all_there else f"{AVERAGE} of {len(averaged)}"
+        for method in asked.configs:
+            found = _average([scores[dataset, method] for dataset in averaged])
+            rows.append(Row(label, method, _figures(found, columns, cited.on_average(averaged, method))))
+    explained = _explain(asked, records, rows, cited)
+    return Table(asked.protocol.name, _title(asked), columns, tuple(rows), (*explained, *notes))
+
+
+def _datasets(asked: Asked) -> tuple[str, ...]:
+    return (*asked.trained_on, *asked.datasets) if asked.source else asked.datasets
+
+
+def _scores(asked: Asked, records: Sequence[Record], dataset: str, method: str) -> Scores:
+    found: Scores = {}
+    for record in records:
+        config = record.entry.config
+        if config.method != method:
+            continue
+        if config.data.name == dataset:
+            for column, value in _own(asked, record).items():
+                found.setdefault(column, {})[config.train.seed] = value
+        elif dataset in record.tests:
+            found.setdefault(ACCURACY, {})[config.train.seed] = record.tests[dataset]
+    return found
+
+
+def _own(asked: Asked, record: Record) -> dict[str, float]:
+    """A run's accuracies on the data set that it was trained on, by the table's columns."""
+    if asked.protocol.objective == "final" or not record.accuracies:
+        return dict(record.accuracies)
+    accuracy = record.accuracies["all"]
+    if not asked.protocol.by_shots:
+        return {ACCURACY: accuracy}
+    shots = (record.entry.config.data.shots,) if record.entry.trains else asked.shots
+    return {shots_column(k): accuracy for k in shots}
+
+
+def _average(scores: Sequence[Scores]) -> Scores:
+    """By seed, over data sets; of the columns and seeds that all of them have."""
+    columns = set.intersection(*(set(s) for s in scores))
+    averages: Scores = {}
+    for column in columns:
+        seeds = set.intersection(*(set(s[column]) for s in scores))
+        averages[column] = {seed: mean(s[column][seed] for s in scores) for seed in sorted(seeds)}
+    return averages
+
+
+def _figures(scores: Scores, columns: Sequence[str], published: Mapping[str, float]) -> dict[str, Figure]:
+    """A figure for each column that has values."""
+    scores = dict(scores)
+    if HARMONIC in columns and {"base", "new"} <= scores.keys():
+        base, new = scores["base"], scores["new"]
+        scores[HARMONIC] = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in base if s in new}
+    figures: dict[str, Figure] = {}
+    for column in columns:
+        values = list(scores.get(column, {}).values())
+        if not values:
+            continue
+        middle = mean(values)
+        if column == HARMONIC:
+            middle = harmonic_mean({key: mean(scores[key].values()) for key in ("base", "new")})
+        interval = t_interval(values)
+        figures[column] = Figure(
+            n=len(values),
+            mean=middle,
+            sd=stdev(values) if interval else None,
+            low=interval.low if interval else None,
+            high=interval.high if interval else None,
+            published=published.get(column),
+        )
+    return figures
+
+
+class _Cited:
+    """The published figures that may stand beside the asked ones."""
+
+    def __init__(self, asked: Asked, records: Sequence[Record]) -> None:
+        self._whole = set(asked.protocol.datasets)
+        self._sizes = {name: size for record in records for name, size in record.num_classes.items()}
+        found = {method: beside(asked.protocol.name, config) for method, config in asked.configs.items()}
+        self.series: dict[str, Series] = {method: one for method, one in found.items() if one}
+
+    def on(self, dataset: str, method: str) -> dict[str, float]:
+        """By column; only where the data set has all of its benchmark's classes."""
+        if method not in self.series or not full_size(dataset, self._sizes.get(dataset, 0)):
+            return {}
+        return self._of(self.series[method].figures.get(dataset, {}))
+
+    def on_average(self, datasets: Sequence[str], method: str) -> dict[str, float]:
+        """By column; only over the very data sets of the published average."""
+        whole = set(datasets) == self._whole and all(full_size(d, self._sizes.get(d, 0)) for d in datasets)
+        return (
+            self._of(self.series[method].figures.get(AVERAGE, {})) if whole and method in self.series else {}
+        )
+
+    @staticmethod
+    def _of(figures: Mapping[str, float]) -> dict[str, float]:
+        h = harmonic(figures)
+        return {**figures, **({HARMONIC: h} if h is not None else {})}
+
+
+def _title(asked: Asked) -> str:
+    config = next(iter(asked.configs.values()))
+    backbone = " ".join(filter(None, (config.backbone.name, config.backbone.pretrained)))
+    shots = "" if asked.protocol.by_shots else f"{shots_column(asked.shots[0])}, "
+    source = f"trained on {asked.source}, " if asked.source else ""
+    seeds = ", ".join(map(str, asked.seeds))
+    return f"{asked.protocol.name}: {source}{shots}{backbone}, seeds {seeds}, test accuracy in percent"
+
+
+def _explain(asked: Asked, records: Sequence[Record], rows: Sequence[Row], cited: _Cited) -> list[str]:
+    """How the table is to be read, in sentences."""
+    lines = ["mean ± standard deviation [95 % t-interval] over n seeds; no spread where n is 1"]
+    if HARMONIC in asked.protocol.columns(asked.shots):
+        lines.append(
+            "H is the harmonic mean of the mean base and the mean new accuracy (H of the averages); "
+            "its deviation and interval are those of the H of each seed"
+        )
+    if asked.source:
+        lines.append(f"an average is over the data sets other than the source {asked.source}")
+    idle = sorted({r.entry.config.method for r in records if not r.entry.trains})
+    if idle:
+        lines.append(f"nothing is trained by {', '.join(idle)}: one run, the same for every seed")
+    changed = {k: v for config in asked.configs.values() for k, v in changes(config).items()}
+    if changed:
+        shown = ", ".join(f"{key}={value}" for key, value in changed.items())
+        lines.append(f"not the methods' own settings: {shown}")
+    shown_series = {row.method for row in rows if any(f.published is not None for f in row.figures.values())}
+    if shown_series:
+        papers = (f"{s.title} ({s.paper})" for m, s in cited.series.items() if m in shown_series)
+        lines.append(
+            f"published figures are cited, not run here: {', '.join(papers)}; difference: ours - published"
+        )
+    if next(iter(asked.configs.values())).backbone.name == "mini":
+        lines.append("figures of the embedded backbone compare with each other only, not with published ones")
+    return lines

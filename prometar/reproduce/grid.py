@@ -1,0 +1,203 @@
+"""The grid of runs that a protocol asks for, and the record of each in its own folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometar.checkpoint import write_atomically
+from prometar.config import Config, load_config
+from prometar.data.catalog import known
+from prometar.errors import UserError
+from prometar.reproduce.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a `reproduce` command asks for.
+
+    Args:
+        protocol: How methods are compared.
+        datasets: Those trained on, or, where there is a source, those tested on.
+        configs: A configuration a method, complete but for data set, shots and seed.
+        seeds: Of the few-shot draw, the prompts and the order of the images.
+        shots: Training images a class.
+        source: The data set that all runs train on, if the protocol has one.
+    Raises:
+        UserError: an unknown or repeated name, or a number that makes no sense.
+    """
+
+    protocol: Protocol
+    datasets: tuple[str, ...]
+    configs: Mapping[str, Config]
+    seeds: tuple[int, ...]
+    shots: tuple[int, ...]
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, values in (("datasets", self.datasets), ("seeds", self.seeds), ("shots", self.shots)):
+            if not values or len(set(values)) != len(values):
+                raise UserError(f"--{option} must be different values, at least one, found {_list(values)}")
+        if not self.configs:
+            raise UserError("--methods must name at least one method")
+        if (self.source is None) != (self.protocol.source is None):
+            raise UserError(f"--source belongs to protocols with one source, not to {self.protocol.name}")
+        if self.source in self.datasets:
+            raise UserError(f"the source {self.source} is tested anyway: leave it out of --datasets")
+        if len(self.shots) > 1 and not self.protocol.by_shots:
+            raise UserError(f"{self.protocol.name} takes one number of --shots, found {_list(self.shots)}")
+        for name in (*self.datasets, *([self.source] if self.source else [])):
+            if name not in known():
+                raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The data sets that runs train on."""
+        return (self.source,) if self.source else self.datasets
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a grid.
+
+    Args:
+        config: A complete configuration. objective: What it trains and tests on.
+        targets: Data sets that its prompts are tested on besides.
+        trains: False where the method has nothing to learn: it runs once, whatever the seed and the shots.
+    """
+
+    config: Config
+    objective: str
+    targets: tuple[str, ...] = ()
+    trains: bool = True
+
+    @property
+    def name(self) -> str:
+        """The run's folder: equal runs of several protocols share one."""
+        data, train = self.config.data, self.config.train
+        return f"{self.objective}-{data.name}-{data.shots}shots-{self.config.method}-seed{train.seed}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        data, train = self.config.data, self.config.train
+        return f"{data.name}, {self.config.method}, {data.shots} shots, seed {train.seed}"
+
+
+def entries(asked: Asked, idle: Collection[str], missing: Collection[str] = ()) -> list[Entry]:
+    """The runs, data set by data set, so that workers keep what they have loaded.
+
+    Args:
+        idle: Methods that have nothing to learn: one run is all of theirs.
+        missing: Data sets that cannot be opened.
+    """
+    targets = tuple(d for d in asked.datasets if d not in missing) if asked.source else ()
+    return [
+        Entry(
+            config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed}),
+            asked.protocol.objective,
+            targets,
+            method not in idle,
+        )
+        for dataset in asked.trained_on
+        if dataset not in missing
+        for shots in asked.shots
+        for method, config in asked.configs.items()
+        for seed in asked.seeds
+        if method not in idle or (shots, seed) == (asked.shots[0], asked.seeds[0])
+    ]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run's record.json holds.
+
+    Args:
+        entry: The run. accuracies: Percent by set ("base", "new" or "all").
+        tests: Percent by target. num_classes: Of the data sets that were tested.
+        seconds: Of training and its own test. reason: Why it failed; "" where it has finished.
+        environment: Versions and machine.
+    """
+
+    entry: Entry
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    tests: Mapping[str, float] = field(default_factory=dict)
+    num_classes: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    reason: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Replace FOLDER/record.json."""
+        entry = self.entry
+        results = {key: value for key, value in vars(self).items() if key != "entry"}
+        content = {
+            "name": entry.name,
+            "state": "failed" if self.reason else "finished",
+            "method": entry.config.method,
+            "dataset": entry.config.data.name,
+            "shots": entry.config.data.shots,
+            "seed": entry.config.train.seed,
+            "objective": entry.objective,
+            "trains": entry.trains,
+            **results,
+            "config": entry.config.model_dump(mode="json"),
+        }
+        write_atomically(folder / "record.json", json.dumps(content, indent=1).encode())
+
+
+def read_record(entry: Entry, folder: Path) -> Record | None:
+    """FOLDER/record.json, or None where there is none that can be read: the run then goes on."""
+    try:
+        content = json.loads((folder / "record.json").read_text("utf-8"))
+        return Record(entry, **{key: content[key] for key in vars(Record(entry)) if key != "entry"})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class GridFolder:
+    """OUT: runs/NAME/ with each run's files, and a folder of tables for each protocol."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out.resolve()
+
+    def run(self, entry: Entry) -> Path:
+        """The run's folder."""
+        return self.path / "runs" / entry.name
+
+    def require_same(self, wanted: list[Entry]) -> None:
+        """Refuse to go on with runs that were made with other settings.
+
+        Raises:
+            UserError: with the difference.
+        """
+        for entry in wanted:
+            path = self.run(entry) / "config.yaml"
+            if not path.exists():
+                continue
+            old, new = load_config(path).flat(), entry.config.flat()
+            changed = [f"{k}: {old.get(k)} then, {new[k]} now" for k in new if old.get(k) != new[k]]
+            if changed:
+                more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
+                raise UserError(
+                    f"the run {path.parent} was made with other settings ({'; '.join(changed[:6])}{more}): "
+                    "repeat them, or choose another --out"
+                )
+
+    def record(self, entry: Entry) -> Record | None:
+        """The run's record, or None where there is none that can be read."""
+        return read_record(entry, self.run(entry))
+
+    def finished(self, entry: Entry) -> Record | None:
+        """The run's record if all that is asked of it is there."""
+        record = self.record(entry)
+        if record is None or record.reason or not set(entry.targets) <= set(record.tests):
+            return None
+        return record
+
+
+def _list(values: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, values)) or "none"

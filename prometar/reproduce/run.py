@@ -1,0 +1,100 @@
+"""A grid from beginning to end: check, run what is not there yet, make the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from prometar.errors import WorkError
+from prometar.lock import locked
+from prometar.placement import plan_resources
+from prometar.raylocal import start_ray
+from prometar.reproduce.check import look
+from prometar.reproduce.execute import run_jobs
+from prometar.reproduce.figures import Table, build_table
+from prometar.reproduce.grid import Asked, Entry, GridFolder, Record, entries
+from prometar.reproduce.render import print_table, write_tables
+from prometar.reproduce.worker import Job
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a grid's runs lie and what they may use; none of it changes a result."""
+
+    out: Path
+    address: str | None = None
+    max_concurrent: int | None = None
+    cpus_per_run: float = 1.0
+    gpus_per_run: float | None = None
+    verbose: bool = False
+
+
+def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> Table:
+    """Run or continue a grid, then print and write its table.
+
+    Raises:
+        UserError: the request is wrong, or runs in the folder were made with other settings.
+        WorkError: something could not be run; the table is made first, of all the rest.
+    """
+    console = console or Console(highlight=False, soft_wrap=True, markup=False)
+    found = look(asked)
+    wanted = entries(asked, found.idle, found.missing)
+    folder = GridFolder(place.out)
+    folder.require_same(wanted)
+    with locked(folder.path, f"the grid {folder.path}"):
+        todo = [entry for entry in wanted if folder.finished(entry) is None]
+        console.print(f"{asked.protocol.name} in {folder.path}: {asked.protocol.about}")
+        console.print(f"{len(wanted)} runs, {len(wanted) - len(todo)} are done")
+        for reason in found.missing.values():
+            console.print(f"left out: {reason}")
+        if todo:
+            _run(todo, folder, place, console)
+        records = [record for entry in wanted if (record := folder.record(entry)) is not None]
+        problems = _problems(found.missing, records)
+        table = build_table(asked, records, notes=problems)
+        console.print()
+        print_table(table, console)
+        paths = write_tables(table, folder.path / asked.protocol.name)
+    console.print(f"\nwritten: {', '.join(map(str, paths))}")
+    if problems:
+        raise WorkError(
+            f"{len(problems)} of what was asked could not be run, see above; the same command goes on"
+        )
+    return table
+
+
+def _run(todo: list[Entry], folder: GridFolder, place: Place, console: Console) -> None:
+    cluster = start_ray(address=place.address, verbose=place.verbose)
+    plan = plan_resources(
+        cluster,
+        max_concurrent=place.max_concurrent,
+        cpus_per_trial=place.cpus_per_run,
+        gpus_per_trial=place.gpus_per_run,
+        noun="run",
+    )
+    console.print(plan.describe(cluster))
+    jobs = [Job(entry, folder.run(entry), plan.threads, plan.stream_cpus) for entry in todo]
+    num_ended = 0
+
+    def say(record: Record) -> None:
+        nonlocal num_ended
+        num_ended += 1
+        console.print(f"{record.entry.title}: {_outcome(record)}; {num_ended} of {len(jobs)} done")
+
+    run_jobs(jobs, plan, on_record=say)
+
+
+def _outcome(record: Record) -> str:
+    if record.reason:
+        return f"failed: {record.reason}"
+    figures = {**record.accuracies, **record.tests}
+    return f"{', '.join(f'{name} {value:.2f}' for name, value in figures.items())} ({record.seconds:.0f} s)"
+
+
+def _problems(missing: Mapping[str, str], records: Sequence[Record]) -> list[str]:
+    """What could not be run, and why."""
+    left_out = [f"{dataset} was left out: {reason}" for dataset, reason in missing.items()]
+    return left_out + [f"{r.entry.title} has failed: {r.reason}" for r in records if r.reason]

@@ -1,0 +1,94 @@
+"""One run of a grid: train from where it was left, test, write its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from prometar.checkpoint import write_atomically
+from prometar.classifier import Classifier
+from prometar.config import dump_config
+from prometar.data.catalog import open_dataset
+from prometar.data.stream import StreamOptions
+from prometar.errors import UserError
+from prometar.reproduce.grid import Entry, Record, read_record
+from prometar.runs import environment, evaluate_on, ray_stream, write_result
+from prometar.train import Session, build_run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as the driver hands it to a worker; its state lies in `folder`."""
+
+    entry: Entry
+    folder: Path
+    threads: int
+    stream_cpus: float
+
+    def failed(self, reason: str) -> Record:
+        """Write and return a record that says so; figures that are there already stay."""
+        record = read_record(self.entry, self.folder) or Record(self.entry)
+        record = replace(record, reason=reason, environment=environment())
+        record.write(self.folder)
+        return record
+
+
+class Worker:
+    """Does one job after the other in a process; backbone, data and frozen features stay in it."""
+
+    def ready(self) -> None:
+        """Answers when the process is there."""
+
+    def run(self, job: Job) -> Record:
+        """The record of a finished run, or of one that failed in a way that no repetition would mend."""
+        torch.set_num_threads(job.threads)
+        try:
+            return _run(job)
+        except UserError as error:
+            return job.failed(str(error))
+
+
+def _run(job: Job) -> Record:
+    entry, options = job.entry, StreamOptions.in_bundle(job.stream_cpus)
+    run = build_run(entry.config, entry.objective)
+    session = Session(run, job.folder, ray_stream(run, options))
+    write_atomically(job.folder / "config.yaml", dump_config(entry.config).encode())
+    try:
+        while not session.finished:
+            session.epoch()
+    finally:
+        session.close()
+    result, dataset = write_result(job.folder, session), run.dataset
+    record = Record(
+        entry,
+        result["accuracies"],
+        num_classes={dataset.name: len(dataset.classnames)},
+        seconds=session.history[-1]["seconds"],
+        environment=environment(),
+    )
+    before = read_record(entry, job.folder)
+    if before is not None:  # killed between two targets, or new ones are asked for
+        num_classes = {**before.num_classes, **record.num_classes}
+        record = replace(record, tests=before.tests, num_classes=num_classes)
+    record.write(job.folder)
+    names = tuple(result["classnames"])
+    classifier = Classifier(
+        run.backbone, run.method.prompts, session.state.tested, entry.config, names, dataset.template, result
+    )
+    for target in entry.targets:
+        if target not in record.tests:
+            record = _test(record, target, classifier, options)
+            record.write(job.folder)
+    return record
+
+
+def _test(record: Record, target: str, classifier: Classifier, options: StreamOptions) -> Record:
+    dataset = open_dataset(target, classifier.config.data.root)
+    accuracy = evaluate_on(classifier, dataset, options=options)
+    return replace(
+        record,
+        tests={**record.tests, target: accuracy},
+        num_classes={**record.num_classes, target: len(dataset.classnames)},
+    )
