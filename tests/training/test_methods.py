@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.openclip import tokenize
+from prometar.backbone.openclip import TEMPLATES, tokenize
+from prometar.backbone.teacher import frozen_text
+from prometar.backbone.vision import embed_images
 from prometar.backbone.weights import Clip, Tower
 from prometar.batch import make_batch
+from prometar.config import Config
 from prometar.differentiate import Differentiate, autograd, functional
-from prometar.methods import METHODS
-from prometar.model import Model, prompt_texts
+from prometar.methods import METHODS, build
+from prometar.model import Model, build_model, prompt_texts
+from prometar.parts.tasks import TaskDraw
 from prometar.state import State
 from prometar.step import Rates, step
+from tests.tiny import backbone
 from tests.training.plain import Plain
-from tests.training.test_step import CLASSES, RATES, batch_for, make
+from tests.training.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
 
 LEARNING = tuple(name for name in METHODS if not name.startswith("zero-shot"))
 META = tuple(name for name in METHODS if name.startswith("prometar"))
@@ -82,6 +89,50 @@ def same_step(name: str, values: dict[str, Any], static: bool, differentiate: Di
     other, _ = step(model, method, start, batch_for(model, method, static=static), RATES, differentiate)
     for key, tensor in plain.tensors().items():
         torch.testing.assert_close(other.tensors()[key], tensor, rtol=0, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("mix", MIXES[1:])
+def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) -> None:
+    clip, method, model, state = make({"task.augmentation": mix, "inner.lr": 0.0}, "prometar")
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    labels = torch.tensor([0, 1, 1, 2])
+    drawn = method.augmentation.draw(2, 2, np.random.default_rng(0))
+    assert drawn is not None
+    batch = make_batch(clip.clip, method, images, labels, TaskDraw(IS_QUERY, drawn))
+    _, scalars = step(model, method, state, batch, Rates(0.0, 0.0))
+    query, partners = images[1:3], images[[0, 3]][drawn.partner]
+    lam = drawn.lam.double()
+
+    def features(pixels: Tensor) -> Tensor:
+        return model.image_features(state.prompts, embed_images(clip.clip, pixels))
+
+    if mix == "feature_mixup":
+        mixed = lam[:, None] * features(query) + (1 - lam)[:, None] * features(partners)
+    else:
+        mixed = features(method.augmentation.mixed_images(query, partners, drawn))
+    logits = model.logits(mixed, model.text_features(state.prompts))
+    other = labels[[0, 3]][drawn.partner]
+    per_image = lam * F.cross_entropy(logits, labels[1:3], reduction="none")
+    per_image = per_image + (1 - lam) * F.cross_entropy(logits, other, reduction="none")
+    assert float(scalars["query_loss"]) == pytest.approx(float(per_image.mean()), abs=1e-7)
+
+
+def test_where_no_context_is_learned_the_templates_decide() -> None:
+    clip = backbone(torch.float64).clip
+
+    def text(templates: Sequence[str]) -> Tensor:
+        return frozen_text(clip, tokenize, CLASSES, templates)
+
+    for name, templates in {
+        "zero-shot": ["an image of {}."],
+        "zero-shot-ensemble": TEMPLATES,
+        "vpt": ["a photo of a {}."],
+    }.items():
+        prompts = build(Config(method=name)).prompts
+        texts = prompt_texts(CLASSES, prompts, init="a photo of a", template="an image of {}.")
+        model = build_model(clip, prompts, tokenize(texts))
+        assert torch.equal(model.text_features({}), text(templates))
+    assert not torch.allclose(text(TEMPLATES), text(["a photo of a {}."]))
 
 
 @pytest.mark.parametrize("name", ["coop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc"])

@@ -14,9 +14,20 @@ from prometar.config import Config
 from prometar.errors import UserError
 from prometar.methods import METHODS, build
 from prometar.optim import sgd, warmup_cosine
+from prometar.parts.averagers import Gaussian, Last
+from prometar.parts.coupled import CoupledPrompts
 from prometar.parts.modulators import Constant, Gate
-from prometar.parts.regularizers import DISTANCES, ImageDistance, Regularizer, TextDistance, Views
-from prometar.parts.tasks import FeatureMixup, NoAugmentation, one_class_out, task_rng
+from prometar.parts.pixelmixes import CutMix, InputMixup
+from prometar.parts.regularizers import (
+    DISTANCES,
+    ImageDistance,
+    LogitsDivergence,
+    Regularizer,
+    TextDistance,
+    Views,
+)
+from prometar.parts.tasks import FeatureMixup, Mix, NoAugmentation, one_class_out, task_rng
+from tests.tiny import backbone
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -93,6 +104,92 @@ def test_weights_of_zero_are_the_identity() -> None:
     assert build(config).regularizer == Regularizer()
 
 
+def test_divergence_of_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text, frozen_text, images, frozen_images = (normalised(generator).double() for _ in range(4))
+    found = LogitsDivergence()(views(text, frozen_text, images, frozen_images))
+    ours, frozen = (10 * images @ text.T).softmax(1), (10 * frozen_images @ frozen_text.T).softmax(1)
+    expected = (frozen * (frozen / ours).log())[:2].mean()
+    assert float(found) == pytest.approx(float(expected))
+    assert float(LogitsDivergence()(views(text, text, images, images))) == pytest.approx(0, abs=1e-12)
+
+
+def test_coupled_tokens_are_linear_layers_of_the_texts() -> None:
+    clip, words = backbone(torch.float64).clip, torch.tensor([5, 6])
+    prompts = CoupledPrompts(length=2, depth=9)
+    leaves = prompts.init(clip, words, torch.Generator().manual_seed(0))
+    assert len(leaves) == 3 * 3  # the tiny towers have three layers
+    assert torch.equal(leaves["text.0"], clip.token_embedding[words])
+    tokens = prompts.tokens(leaves)
+    for layer in range(3):
+        linear = nn.Linear(16, 32, dtype=torch.float64)
+        linear.load_state_dict({part: leaves[f"vision.{layer}.{part}"] for part in ("weight", "bias")})
+        torch.testing.assert_close(tokens[f"vision.{layer}"], linear(leaves[f"text.{layer}"]))
+        bound = 16**-0.5
+        assert 0.8 * bound < float(leaves[f"vision.{layer}.weight"].abs().max()) <= bound
+    with pytest.raises(UserError, match="coupled prompts start in the text tower"):
+        CoupledPrompts(depth=0)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 20])
+def test_gaussian_average_of_all_epochs(epochs: int) -> None:
+    """The sum that PromptSRC ends with: its mean 15 and deviation 1 of 20 epochs, in shares."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = [{"a": torch.randn(3, dtype=torch.float64, generator=generator)} for _ in range(epochs)]
+    average: dict[str, Tensor] = {}
+    for epoch, leaves in enumerate(prompts):
+        average = Gaussian(0.75, 0.05)(average, leaves, epoch, epochs)
+        assert average["a"].data_ptr() != leaves["a"].data_ptr()
+    t = torch.arange(1, epochs + 1, dtype=torch.float64)
+    weights = (-0.5 * ((t - 0.75 * epochs) / (0.05 * epochs)) ** 2).exp()
+    expected = sum(w * leaves["a"] for w, leaves in zip(weights / weights.sum(), prompts, strict=True))
+    torch.testing.assert_close(average["a"], expected)
+
+
+def test_averages_far_from_their_mean_and_none_at_all() -> None:
+    prompts = [{"a": torch.tensor([float(t)])} for t in range(3)]
+    average: dict[str, Tensor] = {}
+    for epoch, leaves in enumerate(prompts):  # weights that would all be 0 as floats
+        average = Gaussian(mean=1.0, std=1e-6)(average, leaves, epoch, 100)
+    assert average["a"].tolist() == [2.0]
+    assert Last()({}, prompts[0], 0, 1) == {}
+
+
+def pictures(size: int, seed: int) -> Tensor:
+    return torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_input_mixup_is_a_weighted_sum_of_pixels() -> None:
+    query, partners = pictures(4, 0), pictures(4, 1)
+    lam = torch.tensor([0.25, 1.0])
+    mixed = InputMixup().mixed_images(query, partners, Mix(lam, torch.tensor([0, 0])))
+    assert torch.equal(mixed[0], 0.25 * query[0] + 0.75 * partners[0])
+    assert torch.equal(mixed[1], query[1])
+    drawn, other = (mix.draw(5, 3, rng(4)) for mix in (InputMixup(0.3, 0.7), FeatureMixup(0.3, 0.7)))
+    assert torch.equal(drawn.lam, other.lam)
+    assert torch.equal(drawn.partner, other.partner)
+
+
+def test_cutmix_pastes_the_partners_box() -> None:
+    query, partners = pictures(8, 0), pictures(8, 1)
+    box = torch.tensor([[0.25, 0.75, 0.0, 0.5], [0, 0, 0, 0]])  # rows 2-5, columns 0-3; nothing
+    mixed = CutMix().mixed_images(query, partners, Mix(torch.tensor([0.75, 1.0]), torch.tensor([0, 0]), box))
+    expected = query.clone()
+    expected[0, :, 2:6, 0:4] = partners[0, :, 2:6, 0:4]
+    torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-15)
+
+
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 40))
+def test_cutmix_labels_have_the_shares_of_the_pixels(seed: int, size: int) -> None:
+    mix = CutMix().draw(6, 3, rng(seed))
+    nothing, whole = torch.zeros(6, 3, size, size, dtype=torch.float64), torch.ones(6, 3, size, size).double()
+    pasted = CutMix().mixed_images(nothing, whole, mix)
+    assert 0 <= float(pasted.min()) <= float(pasted.max()) <= 1
+    torch.testing.assert_close(pasted.mean(dim=(1, 2, 3)), 1 - mix.lam.double(), rtol=0, atol=1e-6)
+    assert mix.box is not None
+    assert set(mix.partner.tolist()) <= {0, 1, 2}
+
+
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=8), seed=st.integers(0, 10**6))
 def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> None:
     task = one_class_out(torch.tensor(labels), FeatureMixup(), rng(seed))
@@ -149,11 +246,6 @@ def test_schedule_is_a_constant_epoch_then_a_cosine_of_the_whole_run() -> None:
         assert rate(epoch) == pytest.approx(cosine.get_last_lr()[0])
         optimizer.step()
         cosine.step()
-
-
-def test_a_method_is_known_by_its_name() -> None:
-    with pytest.raises(UserError, match="unknown method 'maple2': choose one of zero-shot, "):
-        build(Config(method="maple2"))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,9 +12,10 @@ import torch
 from prometar.checkpoint import load_checkpoint, save_checkpoint
 from prometar.config import Config
 from prometar.data.plan import Plan
-from prometar.data.stream import Batch, stream_local
+from prometar.data.stream import Batch, StreamOptions, stream_local
 from prometar.errors import UserError, WorkError
 from prometar.methods import METHODS
+from prometar.runs import ray_stream
 from prometar.train import Diverged, Run, Session, Stream, build_run, rates
 
 SMALL: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "inner.lr": 0.1, "inner.outer_weight": 0.5}
@@ -56,6 +57,21 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, tmp_path: Path) -
     )
 
 
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("method", ["prometar", "prometar-maple"])
+def test_the_stream_makes_no_difference(method: str, tmp_path: Path) -> None:
+    run = small_run(method, train__epochs=2)
+    here = Session(run, tmp_path / "here", local(run))
+    history = train(here)
+    for number, options in enumerate(
+        [StreamOptions(block_rows=16), StreamOptions(block_rows=64, max_tasks=2)]
+    ):
+        there = Session(run, tmp_path / f"ray-{number}", ray_stream(run, options))
+        assert without_time(train(there)) == without_time(history)
+        for name, tensor in here.state.tensors().items():
+            assert torch.equal(tensor, there.state.tensors()[name]), name
+
+
 def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:
     run = small_run()
     history = train(Session(run, tmp_path, local(run)))
@@ -68,7 +84,8 @@ def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:
 
 def test_the_final_objective_tests_once(tmp_path: Path) -> None:
     run = small_run(objective="final", train__epochs=2)
-    history = train(Session(run, tmp_path, count_opened(run, opened := [])))
+    opened: list[str] = []
+    history = train(Session(run, tmp_path, count_opened(run, opened)))
     assert "objective" not in history[0]
     assert "objective" in history[1]
     assert sum(path.split("/")[1].startswith("test") for path in opened) > 0
@@ -86,8 +103,9 @@ def test_a_search_never_opens_a_test_image_or_a_new_class(tmp_path: Path) -> Non
     names = small_run(objective="final").dataset.classnames
     base = set(names[: (len(names) + 1) // 2])
     for objective in ("class_holdout", "base_val"):
+        opened: list[str] = []
         run = small_run(objective=objective, train__epochs=1)
-        train(Session(run, tmp_path / objective, count_opened(run, opened := [])))
+        train(Session(run, tmp_path / objective, count_opened(run, opened)))
         assert opened
         assert {path.split("/")[0] for path in opened} <= base
         assert not [path for path in opened if path.split("/")[1].startswith("test")]
