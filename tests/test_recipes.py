@@ -32,10 +32,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "kgcoop": {"train.epochs": 100, "train.batch_size": 128, "optim.lr": 0.002, "regularizer.kind": "cosine",
                "regularizer.text_weight": 8.0, "regularizer.teacher": "template", "prompts.text_depth": 1},
     "promptsrc": {"train.epochs": 20, "train.batch_size": 4, "optim.lr": 0.0025,
-                  "regularizer.text_weight": 25.0, "regularizer.image_weight": 10.0, "regularizer.logits_weight": 1.0,
+                  "regularizer.text_weight": 25.0, "regularizer.image_weight": 10.0,
+                  "regularizer.logits_weight": 1.0,
                   "averager.kind": "gaussian", "averager.mean": 0.75, "averager.std": 0.05},
     "prometar": {"train.epochs": 10, "train.batch_size": 4, "optim.lr": 0.0025,
-                 "regularizer.text_weight": 50.0, "regularizer.image_weight": 20.0, "modulator.kind": "gate", "inner.kind": "sgd",
+                 "regularizer.text_weight": 50.0, "regularizer.image_weight": 20.0,
+                 "modulator.kind": "gate", "inner.kind": "sgd",
                  "task.augmentation": "feature_mixup"},
 }  # fmt: skip
 PAPERS_SETTING = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai", "data.name": "dtd"}

@@ -64,7 +64,7 @@ def test_the_stream_makes_no_difference(method: str, tmp_path: Path) -> None:
     here = Session(run, tmp_path / "here", local(run))
     history = train(here)
     for number, options in enumerate(
-        [StreamOptions(block_rows=16), StreamOptions(block_rows=64, max_tasks=2)]
+        [StreamOptions(block_rows=8), StreamOptions(block_rows=16, max_tasks=2)]
     ):
         there = Session(run, tmp_path / f"ray-{number}", ray_stream(run, options))
         assert without_time(train(there)) == without_time(history)
