@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prometar.backbone.cache import cached_text, text_digest
 from prometar.backbone.openclip import Backbone, load_backbone, tokenize
-from prometar.backbone.teacher import frozen_text
 from prometar.batch import make_batch
 from prometar.checkpoint import load_checkpoint, save_checkpoint
 from prometar.config import Config
@@ -84,11 +84,17 @@ def _dataset(name: str, root: str | None) -> Dataset:
     return open_dataset(name, root)
 
 
+@lru_cache(maxsize=2)
+def _text_digest(name: str, pretrained: str | None, precision: str) -> str:
+    return text_digest(_backbone(name, pretrained, precision).clip)
+
+
 @lru_cache(maxsize=4)
 def _teacher(
     name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
 ) -> Tensor:
-    return frozen_text(_backbone(name, pretrained, precision).clip, tokenize, classes, templates)
+    spec = (name, pretrained, precision)
+    return cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:

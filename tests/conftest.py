@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +20,17 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
 
+_CACHE = tempfile.mkdtemp(prefix="prometar-tests-")
+os.environ["PROMETAR_CACHE"] = _CACHE  # never the user's own; before any process inherits it
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings that Ray raises about its own code: its context sets fields that it deprecates."""
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Start = tuple[int, ...]
 """The first tokens of a text, which name a node."""
 
-ROW_LENGTH = 80
+ROW_LENGTH = 96
 """Slots a row aims at: long rows waste attention between strangers, short ones make small products."""
 
 

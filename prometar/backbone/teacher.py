@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,13 +37,14 @@ def frozen_text(
 def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: int = 256) -> Tensor:
     """The mean of un-normalised frozen text features over a class's texts, then normalised: (C, E).
 
-    Texts of a class stand one after the other. They are encoded by length, so that a batch is cut to its own
-    longest.
+    Texts of a class stand one after the other. They are encoded in the order of their tokens, so that a batch
+    holds those that share most: a template's words before the class name run once for all its classes.
     """
-    order = tokens_NT.argmax(dim=-1).argsort(stable=True)
+    order = torch.from_numpy(np.lexsort(tokens_NT.cpu().numpy().T[::-1]))
     features = torch.empty(len(tokens_NT), clip.embed_dim, dtype=clip.working_dtype, device=clip.device)
     for rows in order.split(batch_size):
-        features[rows.to(clip.device)] = encode_text(clip, text_input(clip, tokens_NT[rows]))
+        text = text_input(clip, tokens_NT[rows])
+        features[rows.to(clip.device)] = encode_text(clip, text).to(features.dtype)
     return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from prometar.backbone import rows as rows_module
-from prometar.backbone.openclip import tokenize
+from prometar.backbone.openclip import TEMPLATES, tokenize
 from prometar.backbone.rows import Rows, pack
+from prometar.backbone.teacher import frozen_text, mean_text
 from prometar.backbone.text import encode_text, text_input
 from tests.backbone.test_towers import EXACT, compare, plain_text, random_prompts
 from tests.tiny import open_clip_model, towers
@@ -28,7 +30,7 @@ tokens = st.integers(1, 4)  # few different ones, so that starts are often share
 texts = st.lists(st.lists(tokens, min_size=1, max_size=7), min_size=1, max_size=30)
 
 
-@pytest.fixture(params=[9, 80], ids=["rows of 9", "rows of 80"])
+@pytest.fixture(params=[9, 96], ids=["rows of 9", "rows of 96"])
 def row_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(rows_module, "ROW_LENGTH", request.param)
     return request.param
@@ -75,7 +77,7 @@ def test_rows_of_any_length_equal_the_plain_tower(row_length: int, layers: set[i
     clip, ids = towers(model), tokenize(TEXTS)
     prompts = random_prompts(layers, 4, 16)
     text = text_input(clip, ids, num_context=4)
-    assert (len(text.embedded_RTD) == 1) == (row_length == 80)
+    assert (len(text.embedded_RTD) == 1) == (row_length == 96)
     compare(encode_text(clip, text, prompts), plain_text(model, ids, prompts), prompts)
     with torch.no_grad():
         torch.testing.assert_close(encode_text(clip, text, prompts), plain_text(model, ids, prompts), **EXACT)
@@ -110,3 +112,14 @@ def test_a_text_is_the_same_alone_and_among_others() -> None:
     together = encode_text(clip, text_input(clip, ids))
     alone = torch.cat([encode_text(clip, text_input(clip, ids[k : k + 1])) for k in range(len(ids))])
     torch.testing.assert_close(together, alone, **EXACT)
+
+
+@pytest.mark.parametrize("batch_size", [7, 256])
+def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batch_size: int) -> None:
+    model = open_clip_model()
+    templates = (*TEMPLATES[::6], "{} texture.", "{}")
+    ids = tokenize([each.format(name) for name in NAMES for each in templates])
+    plain = model.encode_text(ids).unflatten(0, (len(NAMES), -1)).mean(dim=1)
+    ours = mean_text(towers(model), ids, len(templates), batch_size=batch_size)
+    torch.testing.assert_close(ours, F.normalize(plain, dim=-1), **EXACT)
+    torch.testing.assert_close(frozen_text(towers(model), tokenize, NAMES, templates), ours, **EXACT)
