@@ -1,7 +1,7 @@
-"""A residual attention block in which some keys and values may be shared by the whole batch.
+"""A residual attention block in pieces, since not every token needs all of it.
 
-Shared tokens (the text prefix, the vision prompts of a layer that replaces them) have no batch dimension:
-their keys and values are computed once a layer. That is exact, since they depend on no image and no class.
+Tokens that nothing is read from after the block (prompts that the next layer replaces, all but CLS or EOT in
+the last layer) only need keys and values; tokens that are the same for all images or texts are projected once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ from prometar.backbone.weights import Block, Tower
 
 
 class KeyValue(NamedTuple):
-    """Keys and values: (B, H, T, K) of own tokens, (H, P, K) of shared ones."""
+    """Keys and values, (..., H, T, K)."""
 
     key: Tensor
     value: Tensor
+
+    def behind(self, own: KeyValue) -> KeyValue:
+        """Those of `own` (B, H, T, K), and behind them, in every row, these (H, P, K)."""
+        return KeyValue(
+            *(torch.cat([x, p.expand(len(x), *p.shape)], dim=-2) for x, p in zip(own, self, strict=True))
+        )
 
 
 def normalise_1(block: Block, x_TD: Tensor) -> Tensor:
@@ -52,38 +58,18 @@ def _heads(x_TD: Tensor, num_heads: int) -> Tensor:
     return x_TD.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
-def attention(
-    query_BHTK: Tensor, own: KeyValue, shared: KeyValue | None = None, mask_TT: Tensor | None = None
-) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v over shared and own tokens together, (B, H, T, K).
+def attention(query_BHTK: Tensor, keys: KeyValue, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(K) + mask) v, (B, H, T, K); `mask` broadcasts to (B, H, T, number of keys).
 
     Written out in matrix products: the fused kernels have no second derivative. Where no gradient is
-    recorded, the fused kernel is used. `mask_TT` is added to the scores of the own tokens.
+    recorded, the fused kernel is used.
     """
     if not torch.is_grad_enabled():
-        return _fused(query_BHTK, own, shared, mask_TT)
-    query_BHTK = query_BHTK * query_BHTK.shape[-1] ** -0.5
-    scores = query_BHTK @ own.key.transpose(-2, -1)
-    if mask_TT is not None:
-        scores = scores + mask_TT
-    if shared is None:
-        return scores.softmax(dim=-1) @ own.value
-    num_shared = shared.key.shape[-2]
-    scores = torch.cat([torch.einsum("bhtk,hpk->bhtp", query_BHTK, shared.key), scores], dim=-1)
-    weights = scores.softmax(dim=-1)
-    from_shared = torch.einsum("bhtp,hpk->bhtk", weights[..., :num_shared], shared.value)
-    return from_shared + weights[..., num_shared:] @ own.value
-
-
-def _fused(query: Tensor, own: KeyValue, shared: KeyValue | None, mask: Tensor | None) -> Tensor:
-    key, value = own
-    if shared is not None:
-        key, value = (
-            torch.cat([s.expand(len(o), *s.shape), o], dim=-2) for s, o in zip(shared, own, strict=True)
-        )
-        if mask is not None:
-            mask = F.pad(mask, (shared.key.shape[-2], 0))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return F.scaled_dot_product_attention(query_BHTK, keys.key, keys.value, attn_mask=mask)
+    scores = query_BHTK * query_BHTK.shape[-1] ** -0.5 @ keys.key.mT
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1) @ keys.value
 
 
 def finish(tower: Tower, block: Block, x_TD: Tensor, attended_HTK: Tensor) -> Tensor:

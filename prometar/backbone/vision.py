@@ -58,6 +58,7 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
             x = x[:, :1]
         else:
             query, own = project(tower, block, normalised)
-        x = finish(tower, block, x, attention(query, own, shared))
+        keys = own if shared is None else shared.behind(own)
+        x = finish(tower, block, x, attention(query, keys))
     x_BD = F.layer_norm(x[:, 0], x.shape[-1:], clip.ln_post_weight, clip.ln_post_bias)
     return x_BD @ clip.vision_projection
