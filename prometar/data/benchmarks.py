@@ -269,8 +269,8 @@ _LISTS = (
 )
 
 
-def how_to_get(row: Benchmark, part: str) -> str:
-    """What a user must do to get a part of a data set's layout."""
+def how_to_get(row: Benchmark, part: str = "") -> str:
+    """What a user must do to get a part of a data set's layout, by default its images."""
     if part.endswith(".json"):
         return f"get it from {_LISTS}; a split is never made up, since results would not be comparable"
     if part == "classnames.txt":

@@ -152,7 +152,7 @@ def _require_parts(row: Benchmark, folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(
             f"data set folder {folder} is missing: --data-root must be the folder that holds {row.folder}/; "
-            f"{how_to_get(row, row.layout.parts[0])}"
+            f"{how_to_get(row)}"
         )
     for part in row.layout.parts:
         if not (folder / part).exists():

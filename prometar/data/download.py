@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +68,17 @@ def download(name: str, to: Path | str, *, progress: Progress = lambda done, tot
         if (folder / archive.key).exists():
             kept.append(archive.key)
             continue
+        work = root / WORK
         try:
-            _place(archive, folder, root / WORK, progress)
+            work.mkdir(parents=True, exist_ok=True)
+            _place(archive, folder, work, progress)
         except OSError as error:
             raise WorkError(
                 f"cannot write below {root}: {error.strerror or error}; the same command goes on"
             ) from None
+        finally:
+            with suppress(OSError):  # unless it holds what the same command goes on from
+                work.rmdir()
         placed.append(archive.key)
     missing = (part for part in row.layout.parts if not (folder / part).exists())
     lines = tuple(f"{folder / part}: {how_to_get(row, part)}" for part in missing)
@@ -80,7 +86,6 @@ def download(name: str, to: Path | str, *, progress: Progress = lambda done, tot
 
 
 def _place(archive: Archive, folder: Path, work: Path, progress: Progress) -> None:
-    work.mkdir(parents=True, exist_ok=True)
     file = work / f"{folder.name}-{archive.url.rsplit('/', 1)[-1]}"
     unpacked = work / f"{folder.name}-{archive.key}"
     fetch(archive.url, file, md5=archive.md5, progress=progress)
@@ -96,5 +101,3 @@ def _place(archive: Archive, folder: Path, work: Path, progress: Progress) -> No
             entry.rename(folder / entry.name)
     shutil.rmtree(unpacked)
     file.unlink()
-    if not any(work.iterdir()):
-        work.rmdir()

@@ -56,13 +56,15 @@ def fetch(
             _go_on(url, part, progress)
             break
         except HTTPError as error:
+            error.close()
             if error.code < 500:
                 raise WorkError(
                     f"cannot download {url}: the server says {error.code} {error.reason}"
                 ) from None
             reason = f"{error.code} {error.reason}"
         except (OSError, HTTPException) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            cause = getattr(error, "reason", error)
+            reason = " ".join(str(cause).split()) or type(error).__name__
     else:
         kept = part.stat().st_size if part.exists() else 0
         raise WorkError(
@@ -87,6 +89,7 @@ def _go_on(url: str, part: Path, progress: Progress) -> None:
     except HTTPError as error:
         if error.code != 416:
             raise
+        error.close()
         # nothing lies beyond the bytes that are there: they are the whole file, or not of this file
         if error.headers.get("Content-Range", "") != f"bytes */{size}":
             part.unlink(missing_ok=True)

@@ -45,7 +45,7 @@ class SplitFile:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return (self.images, self.file)
+        return (self.file,) if self.images == "." else (self.images, self.file)
 
     def read(self, folder: Path) -> Listing:
         file = folder / self.file
@@ -129,15 +129,16 @@ class WnidFolders:
                     f"{images / first} and {images / below} hold different classes, such as {differing[0]}: "
                     "unpack both again"
                 )
-        splits = {
-            split: tuple(
-                Item(str(PurePosixPath(below, wnid, file)), label, names[wnid])
-                for label, wnid in enumerate(found[below])
-                for file in image_files(images / below / wnid)
-            )
-            for split, below in self.splits
-        }
+        splits = {split: self._items(images, below, found[below], names) for split, below in self.splits}
         return Listing(images, splits, f"folder {images}")
+
+    def _items(self, images: Path, below: str, wnids: list[str], names: dict[str, str]) -> Items:
+        prefix = "" if below == "." else f"{below}/"
+        return tuple(
+            Item(f"{prefix}{wnid}/{file}", label, names[wnid])
+            for label, wnid in enumerate(wnids)
+            for file in image_files(images / below / wnid)
+        )
 
     def imagenet_labels(self, folder: Path) -> tuple[int, ...]:
         """(C,) ImageNet's label of each of this folder's: the rank of its wnid in classnames.txt."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -35,12 +36,14 @@ from prometar.data.stream import Batch, StreamOptions, labels_of_plan
 from prometar.data.transforms import BrokenImage, TransformSpec
 from prometar.errors import UserError, WorkError
 
+FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
 # Ranges of one execution; each is put (1 ms) before the first batch, so longer plans take several.
 MAX_BLOCKS = 256
 ERRORS: dict[str, type[UserError]] = {e.__name__: e for e in (UserError, WorkError, BrokenImage)}
 
 Columns = dict[str, NDArray[Any]]
 Images = NDArray[np.uint8]
+Range = tuple[int, int]
 
 
 def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> Iterator[Batch]:
@@ -60,33 +63,63 @@ def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> 
 def _blocks(
     plan: Plan, source: Source, first_row: int, options: StreamOptions
 ) -> Generator[Images, None, None]:
-    """uint8 (R, H, W, 3) blocks of consecutive rows from `first_row` on."""
+    """uint8 (R, H, W, 3) blocks of consecutive rows from `first_row` on, from `max_tasks` lanes in turn.
+
+    An execution hears of its tasks' ends when all that run have ended, or after 100 ms, and learns only after
+    a second that there are CPUs for more than one. So each lane is an execution of one task at a time.
+    """
     table = image_table(plan.items, source, options.resident_bytes)
     inputs = {"order": plan.order, "spec": plan.transform, "table": table, "source": source}
-    rows = MAX_BLOCKS * options.block_rows
-    for start in range(first_row, plan.num_rows, rows):
-        batches = _execution(plan, start, min(start + rows, plan.num_rows), inputs, options)
-        yield from _checked(batches, start, min(start + rows, plan.num_rows))
+    ranges = _ranges(first_row, plan.num_rows, options.block_rows)
+    num = options.max_tasks
+    lanes = [_lane(plan, ranges[k::num], inputs, options) for k in range(num)]
+    try:
+        for k in range(len(ranges)):
+            yield next(lanes[k % num])
+    finally:
+        for lane in lanes:
+            lane.close()
+
+
+def _ranges(start: int, stop: int, most: int) -> list[Range]:
+    """start .. stop in ranges of FIRST_ROWS, then twice as many each, `most` at most.
+
+    Example:
+        >>> _ranges(0, 200, 64)
+        [(0, 16), (16, 48), (48, 112), (112, 176), (176, 200)]
+    """
+    ranges, rows = [], min(FIRST_ROWS, most)
+    while start < stop:
+        ranges.append((start, min(start + rows, stop)))
+        start, rows = start + rows, min(2 * rows, most)
+    return ranges
+
+
+def _lane(
+    plan: Plan, ranges: list[Range], inputs: dict[str, Any], options: StreamOptions
+) -> Generator[Images, None, None]:
+    for k in range(0, len(ranges), MAX_BLOCKS):
+        part = ranges[k : k + MAX_BLOCKS]
+        yield from _checked(_execution(plan, part, inputs, options), part)
 
 
 def _execution(
-    plan: Plan, start: int, stop: int, inputs: dict[str, Any], options: StreamOptions
+    plan: Plan, ranges: list[Range], inputs: dict[str, Any], options: StreamOptions
 ) -> Generator[Columns, None, None]:
-    """Ray Data making the rows start .. stop-1: a task a range, a block a task.
+    """Ray Data making ranges of rows: a task a range, a block a task.
 
     A task that made several blocks would keep its CPU while they wait for the consumer; when that consumer
     waits for a second stream in the same placement group (evaluation between epochs), both wait for ever.
     """
-    starts = range(start, stop, options.block_rows)
-    ranges = [{"start": k, "stop": min(k + options.block_rows, stop)} for k in starts]
+    items = [{"start": start, "stop": stop} for start, stop in ranges]
     with _context(plan, options):
-        dataset = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             cast(Any, make_block),
             fn_kwargs=inputs,
             batch_size=1,
             batch_format="numpy",
             num_cpus=options.num_cpus,
-            compute=TaskPoolStrategy(size=options.max_tasks),
+            compute=TaskPoolStrategy(size=1),
             **_placement(options),
         )
         # not iter_batches: it leaves a thread behind each time (ray 2.60), thousands in a study
@@ -101,25 +134,25 @@ def _columns(bundles: Iterator[Any]) -> Generator[Columns, None, None]:
             yield cast(Columns, BlockAccessor.for_block(ray.get(block)).to_batch_format("numpy"))
 
 
-def _checked(batches: Generator[Columns, None, None], start: int, stop: int) -> Generator[Images, None, None]:
-    """The images of `batches`; raises what a task reported, and if a row is lost or out of order."""
-    row = start
+def _checked(batches: Generator[Columns, None, None], ranges: list[Range]) -> Generator[Images, None, None]:
+    """The images of `batches`, a block a range; raises what a task reported, or if a row is lost."""
+    left = deque(ranges)
     try:
         for columns in batches:
             _raise_error(columns)
-            if not np.array_equal(columns["row"], np.arange(row, row + len(columns["row"]))):
-                raise WorkError(f"the data stream lost its order at row {row}: please report this")
-            row += len(columns["row"])
+            start, stop = left.popleft() if left else (0, 0)
+            if not np.array_equal(columns["row"], np.arange(start, stop)):
+                raise WorkError(f"the data stream lost its order at row {start}: please report this")
             yield columns["image"]
     except (RayError, UserCodeException, ExecutionTimeoutError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise WorkError(f"the data stream failed after row {row}: {reason}") from error
+        raise WorkError(f"the data stream failed at row {left[0][0]}: {reason}") from error
     finally:
         batches.close()  # stops the tasks if the consumer leaves early
-        if row != stop:
+        if left:
             gc.collect()  # Ray Data's executor holds finished blocks in reference cycles
-    if row != stop:
-        raise WorkError(f"the data stream ended at row {row} instead of {stop}: please report this")
+    if left:
+        raise WorkError(f"the data stream ended at row {left[0][0]}: please report this")
 
 
 def _rebatch(plan: Plan, start_step: int, blocks: Iterator[Images]) -> Iterator[Batch]:
@@ -196,7 +229,8 @@ def _context(plan: Plan, options: StreamOptions) -> Iterator[None]:
     context.target_max_block_size = max(2 * block_bytes, 2**20)  # never split a range
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
-    memory = max(options.memory_bytes, 4 * block_bytes * options.max_tasks)
+    context.memory_usage_poll_interval_s = None  # else a thread a task
+    memory = max(options.memory_bytes // options.max_tasks, 4 * block_bytes)
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 announces the end of `scheduling_strategy` for data sets and names no other way into a

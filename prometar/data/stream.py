@@ -39,7 +39,7 @@ class StreamOptions:
     Args:
         num_cpus: Logical CPUs of a task (default 0.5). Inside a placement group it must fit a bundle.
         max_tasks: Tasks at a time (default 1).
-        block_rows: Rows a task makes at a time (default 64).
+        block_rows: Rows a task makes at a time at most (default 128).
         in_placement_group: Run the tasks in the current placement group, as a trial that owns its CPUs must;
             ignored where there is no group (default False).
         memory_bytes: Bound on finished blocks that wait for a slow consumer (default 128 MiB).
@@ -49,7 +49,7 @@ class StreamOptions:
 
     num_cpus: float = 0.5
     max_tasks: int = 1
-    block_rows: int = 64
+    block_rows: int = 128
     in_placement_group: bool = False
     memory_bytes: int = 2**27
     resident_bytes: int = RESIDENT_BYTES
