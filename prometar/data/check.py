@@ -103,8 +103,11 @@ def list_datasets(root: Path | str | None = None) -> tuple[Listed, ...]:
 
     Raises:
         UserError: `root` itself is not there.
+        WorkError: a store does not answer.
     """
-    if root is not None and "://" not in str(root) and not Path(root).is_dir():
+    if root is not None and "://" in str(root):
+        find_manifest(str(root))  # a store that does not answer is waited for once, not for each data set
+    elif root is not None and not Path(root).is_dir():
         raise UserError(f"data root {root} is not a folder: pass --data-root DIR")
     return tuple(_listed(name, root) for name in known())
 

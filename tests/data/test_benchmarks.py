@@ -106,6 +106,14 @@ def test_a_copy_is_prepared_and_read_back(copies: Path, tmp_path: Path, name: st
     assert ours.source.read_many(paths) == theirs.source.read_many(paths)
 
 
+def test_equal_class_names_are_told_not_refused(tmp_path: Path) -> None:
+    folder = write_copy("imagenet", tmp_path)
+    names = folder / "classnames.txt"
+    names.write_text(names.read_text("utf-8").replace("F/A-18", "tench"), "utf-8")
+    assert len(open_dataset("imagenet", tmp_path).classnames) == CLASSES
+    assert "1 class names stand for several labels: tench" in check("imagenet", tmp_path, threads=2).notes
+
+
 def test_imagenet_labels_are_ranks_of_the_sorted_folders(copies: Path) -> None:
     dataset = open_dataset("imagenet", copies)
     assert {(i.path.split("/")[1], i.label, i.classname) for i in dataset.train} == {

@@ -171,7 +171,7 @@ def test_a_store_that_is_not_there_is_one_line(
         prepare("dtd", small_dtd, nowhere, threads=2)
     assert "\n" not in str(caught.value)
     gone = bucket.replace(endpoint, "127.0.0.1:9")
-    assert main(["data", "check", "dtd", "--data-root", gone]) == 1
+    assert main(["data", "list", "--data-root", gone]) == 1
     error = capsys.readouterr().err
     assert "cannot read s3://***@" in error
     assert "secret" not in error
