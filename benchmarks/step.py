@@ -50,7 +50,7 @@ def iteration(side: str, num_classes: int, backbone: str) -> Callable[[], object
     teacher = F.normalize(torch.randn(num_classes, clip.embed_dim, generator=generator), dim=-1)
     prompts = method.prompts.init(clip, tokenize(["a photo of a"])[0, 1:5], generator)
     state = State.start(prompts, method.modulator.init(prompts, generator))
-    images = torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator)
+    images = torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator).to(clip.dtype)
     labels = torch.tensor([0, 1, 2, 2])
     task = one_class_out(labels, method.augmentation, np.random.default_rng(0))
     if side == "released":

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from prometar.commands import data
+from prometar.commands.alignment import alignment
 from prometar.commands.export import export
 from prometar.commands.options import PLAIN, ManyValues, RootOption
 from prometar.commands.reproduce import reproduce
@@ -21,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
 app.add_typer(data.app, name="data")
 
 app.command()(export)
+app.command()(alignment)
 app.command(cls=ManyValues)(reproduce)
 
 
@@ -39,6 +41,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, e.g. optim.lr=0.01.")
     ] = None,
+    alignment_every: Annotated[
+        int | None, typer.Option(help="Measure the gradients' alignment every so many steps.")
+    ] = None,
 ) -> None:
     """Train one run on all base classes and test it on base and new ones. The same command goes on."""
     chosen = load_config(config) if config else Config()
@@ -46,12 +51,14 @@ def train(
     if data_root is not None:
         values["data.root"] = absolute_root(data_root)
     chosen = chosen.override({"method": method, **values} if method else values)
+    from prometar.analysis.alignment import Alignment
     from prometar.runs import train_run  # after the configuration is known to be right: torch loads slowly
 
     name = f"{chosen.method}-{chosen.data.name}-seed{chosen.train.seed}"
     folder = out or Path("out/train") / name
+    watch = None if alignment_every is None else Alignment(folder, alignment_every)
     start_ray()
-    result = train_run(chosen, folder, on_epoch=_print_epoch(chosen.train.epochs))
+    result = train_run(chosen, folder, on_epoch=_print_epoch(chosen.train.epochs), watch=watch)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result)
     print(f"prompts and records: {folder}")
 

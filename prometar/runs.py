@@ -25,7 +25,7 @@ from prometar.evaluate import accuracy
 from prometar.methods import build
 from prometar.promptfile import weights_digest, write_prompts
 from prometar.raylocal import start_ray
-from prometar.train import DTYPES, Run, Session, Stream, build_run
+from prometar.train import DTYPES, Run, Session, Stream, Watch, build_run
 
 FINAL = "final"
 """The objective of a run outside a search: train on all base classes, test once at the end."""
@@ -37,16 +37,22 @@ def ray_stream(run: Run, options: StreamOptions | None = None) -> Stream:
 
 
 def train_run(
-    config: Config, folder: Path, *, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
+    config: Config,
+    folder: Path,
+    *,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train on all base classes and test; goes on from the folder's checkpoint. Returns the last record.
+
+    `on_epoch` is told each epoch's record; `watch` sees each step's state and batch (`analysis.alignment`).
 
     Raises:
         UserError: whatever is wrong with the configuration, the data or the weights.
         WorkError: the folder holds another run, or the loss is not finite.
     """
     run = build_run(config, FINAL)
-    session = Session(run, folder, ray_stream(run))
+    session = Session(run, folder, ray_stream(run), watch)
     write_atomically(folder / "config.yaml", dump_config(config).encode())
     while not session.finished:
         on_epoch(session.epoch())

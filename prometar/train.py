@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,12 @@ from prometar.step import Rates, step
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 Stream = Callable[[Plan, int], Iterator[Batch]]
 """Runs a plan from a step on: `data.stream.stream` on Ray Data, or `stream_local` in this process."""
+
+
+class Watch(Protocol):
+    """Sees a run's state and the batch that it is about to be trained on, and changes neither."""
+
+    def __call__(self, run: Run, state: State, batch: Batch, /) -> None: ...
 
 
 class Diverged(WorkError):
@@ -168,7 +174,9 @@ def rates(config: Config, epoch: int) -> Rates:
     return Rates(prompt_lr, gate_lr, o.momentum, o.weight_decay)
 
 
-def train_epoch(run: Run, state: State, batches: Iterator[Batch]) -> tuple[State, dict[str, float]]:
+def train_epoch(
+    run: Run, state: State, batches: Iterator[Batch], watch: Watch | None = None
+) -> tuple[State, dict[str, float]]:
     """The state after the rest of the current epoch, and the mean of each scalar over its steps.
 
     Raises:
@@ -179,7 +187,10 @@ def train_epoch(run: Run, state: State, batches: Iterator[Batch]) -> tuple[State
     now = rates(run.config, epoch)
     log: dict[str, list[Tensor]] = {}
     for _ in range((epoch + 1) * per_epoch - first):
-        state, scalars = train_step(run, state, next(batches), now)
+        batch = next(batches)
+        if watch is not None:
+            watch(run, state, batch)
+        state, scalars = train_step(run, state, batch, now)
         for name, value in scalars.items():
             log.setdefault(name, []).append(value)
     _require_finite(log, state, first)
@@ -227,8 +238,9 @@ class Session:
         WorkError: the checkpoint is damaged, or belongs to another run.
     """
 
-    def __init__(self, run: Run, folder: Path, stream: Stream) -> None:
+    def __init__(self, run: Run, folder: Path, stream: Stream, watch: Watch | None = None) -> None:
         self.run = run
+        self._watch = watch
         self.state = initial_state(run)
         self.history: list[dict[str, Any]] = []
         self._path = folder / "checkpoint.safetensors"
@@ -255,7 +267,7 @@ class Session:
             self._batches = self._stream(self.run.plan, self.state.step)
         losses: dict[str, float] = {}
         if self.state.prompts:
-            self.state, losses = train_epoch(self.run, self.state, self._batches)
+            self.state, losses = train_epoch(self.run, self.state, self._batches, self._watch)
         record: dict[str, Any] = {"epoch": len(self.history) + 1, **losses}
         if self.run.every_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()

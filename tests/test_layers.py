@@ -31,7 +31,7 @@ LAYERS = (
         "prometar.promptfile",
     ),
     ("prometar.train",),
-    ("prometar", "prometar.classifier"),
+    ("prometar", "prometar.classifier", "prometar.analysis"),
     ("prometar.runs",),
     ("prometar.reproduce",),
     ("tune", "tune.job", "tune.spaces"),

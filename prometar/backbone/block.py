@@ -1,7 +1,7 @@
 """A residual attention block in pieces, since not every token needs all of it.
 
-Tokens that nothing is read from after the block (prompts that the next layer replaces, all but CLS or EOT in
-the last layer) only need keys and values; tokens that are the same for all images or texts are projected once.
+Tokens that nothing is read from after the block (prompts that the next layer replaces, all but CLS or EOT
+in the last layer) only need keys and values; tokens that all images or texts share are projected once.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Tower:
         return self.blocks[0].ln_1_weight.shape[0]
 
     def folded(self) -> Tower:
-        """The same tower with SiLU for QuickGELU: x sigmoid(a x) = silu(a x) / a, a taken into the weights."""
+        """The same tower with SiLU for QuickGELU: x sigmoid(a x) = silu(a x) / a, a in the weights."""
         if self.activation != "quick_gelu":
             return self
         blocks = tuple(

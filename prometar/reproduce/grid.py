@@ -41,6 +41,8 @@ class Asked:
         for option, values in (("datasets", self.datasets), ("seeds", self.seeds), ("shots", self.shots)):
             if not values or len(set(values)) != len(values):
                 raise UserError(f"--{option} must be different values, at least one, found {_list(values)}")
+        if min(self.shots) < 1:
+            raise UserError(f"--shots must be at least 1, found {min(self.shots)}")
         if not self.configs:
             raise UserError("--methods must name at least one method")
         if (self.source is None) != (self.protocol.source is None):

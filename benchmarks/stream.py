@@ -1,0 +1,181 @@
+"""Images a second of the training stream: torch's DataLoader, and Ray Data into an actor like a trial's.
+
+    python benchmarks/stream.py --data-root DIR [--workers 1 2] [--size 224] [--epochs 12] [--repeats 5]
+        [--quick] [--json FILE]
+
+DIR holds dtd/. Both sides decode, crop, resize and flip with the same code, in as many worker processes, the
+same images in the same order in batches of four, and the consumer takes them as fast as they come. Rates are
+of a whole second pass in a warm process, its start included. `in-process` uses no worker at all, for scale.
+Every side's pixels are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from numpy.typing import NDArray
+from PIL import Image
+
+from prometar.data.catalog import open_dataset
+from prometar.data.dataset import Item, Source
+from prometar.data.plan import Plan
+from prometar.data.sources import FolderSource
+from prometar.data.stream import StreamOptions, stream, stream_local
+from prometar.data.transforms import TransformSpec, apply
+from prometar.raylocal import start_ray
+
+Images = NDArray[np.uint8]
+Pass = Callable[[], Iterator[Images]]
+DIGESTED = 40  # batches whose pixels are compared
+
+
+def generated(folder: Path, count: int) -> None:
+    """JPEGs of 224 x 224 pixels and some 17 kB, as DTD's photographs shortened to 224 pixels have."""
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        coarse = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC), np.int16)
+        noisy = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{k:04d}.jpg", quality=82)
+
+
+def plan_of(root: str, made: bool, size: int, epochs: int) -> tuple[Plan, Source]:
+    """A training plan, and where its images come from."""
+    if made:
+        names = sorted(path.name for path in Path(root).glob("*.jpg"))
+        items = tuple(Item(name, k % 10, str(k % 10)) for k, name in enumerate(names))
+        source: Source = FolderSource(root)
+    else:
+        dataset = open_dataset("dtd", root)
+        items, source = dataset.train, dataset.source
+    return Plan(items, TransformSpec(size, train=True), epochs=epochs, seed=1), source
+
+
+class PlanRows(torch.utils.data.Dataset[Images]):
+    """The plan's rows for a DataLoader; the encoded images lie in memory, as ours do."""
+
+    def __init__(self, plan: Plan, source: Source) -> None:
+        self._plan, self._files = plan, source.read_many([item.path for item in plan.items])
+
+    def __getitem__(self, row: int) -> Images:
+        rows = self._plan.rows(row, row + 1)
+        return apply(self._plan.transform, self._files[rows.image[0]], int(rows.seed[0]))
+
+
+def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:
+    steps = [range(*plan.step_rows(step)) for step in range(plan.num_steps)]
+    loader = torch.utils.data.DataLoader(
+        PlanRows(plan, source), batch_sampler=steps, num_workers=workers, persistent_workers=True
+    )  # type: ignore[arg-type]
+    return lambda: (batch.numpy() for batch in loader)
+
+
+def stream_pass(plan: Plan, source: Source, workers: int) -> Pass:
+    options = StreamOptions.in_bundle(float(workers))
+    return lambda: (batch.images for batch in stream(plan, source, options=options))
+
+
+def local_pass(plan: Plan, source: Source, workers: int) -> Pass:
+    return lambda: (batch.images for batch in stream_local(plan, source))
+
+
+PASSES = {"loader": loader_pass, "ray": stream_pass, "in-process": local_pass}
+
+
+def consume(kind: str, workers: int, root: str, made: bool, size: int, epochs: int) -> Figures:
+    """Two passes, the second timed: seconds to the first batch and images a second."""
+    start = PASSES[kind](*plan_of(root, made, size, epochs), workers)
+    state = hashlib.sha256()
+    for step, images in enumerate(start()):
+        if step < DIGESTED:
+            state.update(images.tobytes())
+    began, count, first = time.perf_counter(), 0, 0.0
+    for images in start():
+        first = first or time.perf_counter() - began
+        count += len(torch.as_tensor(images))
+    seconds = time.perf_counter() - began
+    return {"first": first, "rate": count / seconds, "images": count, "digest": state.hexdigest()}
+
+
+def in_an_actor(workers: int, **work: Any) -> Figures:
+    """`consume` in an actor like a trial's: a bundle for itself, one for its stream."""
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    start_ray(num_cpus=1 + workers)
+    group = placement_group([{"CPU": 1}, {"CPU": workers}])
+    ray.get(group.ready())
+    strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    consumer = ray.remote(Consumer).options(num_cpus=1, scheduling_strategy=strategy).remote()
+    figures: Figures = ray.get(consumer.consume.remote(workers=workers, **work))
+    ray.shutdown()
+    return figures
+
+
+class Consumer:
+    """Stands for a trial."""
+
+    def consume(self, **work: Any) -> Figures:
+        return consume(**work)
+
+
+def measure(kind: str, **work: Any) -> Figures:
+    torch.set_num_threads(1)
+    return in_an_actor(kind=kind, **work) if kind == "ray" else consume(kind, **work)
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--data-root", type=Path, required=True)
+        parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+        parser.add_argument("--size", type=int, default=224, help="side of the images, in pixels")
+        parser.add_argument("--epochs", type=int, default=12)
+
+    args = arguments(__doc__, add)
+    if args.side:
+        return tell(measure(**args.side))
+    if args.quick:
+        args.repeats, args.epochs, args.workers = 1, 2, [1]
+    with TemporaryDirectory() as folder:
+        root, made = str(args.data_root), not (args.data_root / "dtd").is_dir()
+        if made:
+            print(f"{args.data_root} holds no dtd/: 600 generated JPEGs of a similar size instead")
+            generated(Path(folder), 600)
+            root = folder
+        work = {"root": root, "made": made, "size": args.size, "epochs": args.epochs}
+        kinds = [("in-process", 0)] + [(kind, n) for n in args.workers for kind in ("loader", "ray")]
+        rounds = in_turn([{"kind": kind, "workers": n, **work} for kind, n in kinds], args)
+    show(kinds, rounds, args)
+    write_json(args, rounds)
+    return None
+
+
+def show(kinds: list[tuple[str, int]], rounds: list[list[Figures]], args: argparse.Namespace) -> None:
+    digests = {figures["digest"] for side in rounds for figures in side}
+    rates = {kind: median_of(side, "rate") for kind, side in zip(kinds, rounds, strict=True)}
+    firsts = {kind: median_of(side, "first") for kind, side in zip(kinds, rounds, strict=True)}
+    print(describe(1, "uint8"))
+    print(f"{rounds[0][0]['images']} images of {args.size} pixels, medians of {args.repeats} rounds; "
+          f"in-process {rates[kinds[0]]:.0f} images/s")  # fmt: skip
+    rows = [
+        (n, rates["loader", n], rates["ray", n], rates["ray", n] / rates["loader", n],
+         firsts["loader", n], firsts["ray", n])
+        for n in args.workers
+    ]  # fmt: skip
+    head = ("workers", "DataLoader images/s", "Ray Data images/s", "ratio", "its first batch s", "ours s")
+    print(table(head, rows))
+    print("pixels of all sides are " + ("equal" if len(digests) == 1 else "NOT EQUAL"))
+
+
+if __name__ == "__main__":
+    main()

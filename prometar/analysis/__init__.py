@@ -1,0 +1,1 @@
+"""What training does beside the accuracy: measured without changing it."""

@@ -1,0 +1,186 @@
+"""Gradient alignment: does a step on some classes help the one that was left out?
+
+The meta phase lowers the query loss at theta - lr g_support, to first order L_query - lr g_support .
+g_query: it asks for support and query gradients that agree. `Alignment` measures their cosine along a run,
+with or without a meta phase, on the same tasks.
+
+Source: ProMetaR (CVPR 2024), its analysis; there as an argument, here as a measurement.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prometar.batch import Batch, Images, make_batch
+from prometar.checkpoint import write_atomically
+from prometar.data.stream import Batch as Pictures
+from prometar.errors import UserError, WorkError
+from prometar.methods import Method
+from prometar.parts.inner import InnerSGD
+from prometar.parts.modulators import Constant
+from prometar.parts.prompts import Leaves
+from prometar.parts.regularizers import Regularizer
+from prometar.parts.tasks import NoAugmentation, one_class_out, task_rng
+from prometar.state import State
+from prometar.step import Rates, step
+from prometar.train import Run
+
+FILE = "alignment.jsonl"
+_STILL = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
+Record = dict[str, Any]
+
+
+@dataclass
+class Alignment:
+    """Watches a run: every `every` steps, a record in FILE of the run's folder.
+
+    A record holds `step` (0-based, before it is taken), `epoch` (1-based), `cosine` over all leaves, `text`
+    and `vision` over a tower's (absent where it learns nothing), and both gradients' norms.
+
+    Raises:
+        UserError: `every` below 1.
+    """
+
+    folder: Path
+    every: int = 20
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"alignment is measured every 1 or more steps, found {self.every}")
+        self._next: int | None = None
+
+    def __call__(self, run: Run, state: State, pictures: Pictures) -> None:
+        if self._next != state.step:
+            self._forget(state.step)
+        self._next = state.step + 1
+        if state.step % self.every:
+            return
+        found = measure(run, state, pictures)
+        if found is not None:
+            epoch = state.step // run.plan.steps_per_epoch + 1
+            _append(self.folder / FILE, {"step": state.step, "epoch": epoch, **found})
+
+    def _forget(self, step: int) -> None:
+        """A run that was interrupted does some steps again: their records are made anew."""
+        path = self.folder / FILE
+        if path.exists():
+            kept = [json.dumps(record) + "\n" for record in read(path) if record["step"] < step]
+            write_atomically(path, "".join(kept).encode())
+
+
+def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
+    """Cosines of the modulated support gradient and the query's task gradient at the state's prompts.
+
+    The task is the one that the step's meta phase has, or would have; the query is not augmented. None where
+    the batch holds one class, or nothing is learned.
+    """
+    method = run.method
+    images = run.backbone.normalise(torch.from_numpy(pictures.images))
+    labels = torch.from_numpy(pictures.labels)
+    draw = one_class_out(labels, NoAugmentation(), task_rng(run.config.train.seed, state.step))
+    if draw is None or not state.prompts:
+        return None
+    with_task = replace(method, inner=InnerSGD(), augmentation=NoAugmentation())
+    task = make_batch(run.backbone.clip, with_task, images, labels, draw).task
+    assert task is not None
+    query = Images(task.query.tokens, task.query.labels, task.query.weights, None)
+    plain = replace(method, regularizer=Regularizer(), modulator=Constant())
+    return _cosines(_gradient(run, method, state, task.support), _gradient(run, plain, state, query))
+
+
+def _gradient(run: Run, method: Method, state: State, images: Images) -> Leaves:
+    """What the direct phase would follow on these images: the momenta of a step that goes nowhere."""
+    after, _ = step(run.model, replace(method, inner=None), state, Batch(images, None), _STILL)
+    return after.prompt_momenta
+
+
+def _cosines(support: Leaves, query: Leaves) -> Record:
+    found: Record = {"cosine": _cosine(support, query)}
+    for tower in ("text", "vision"):
+        own = {name: leaf for name, leaf in support.items() if name.startswith(f"{tower}.")}
+        if own:
+            found[tower] = _cosine(own, query)
+    return found | {"support_norm": float(_flat(support).norm()), "query_norm": float(_flat(query).norm())}
+
+
+def _cosine(a: Leaves, b: Mapping[str, Tensor]) -> float:
+    one, other = _flat(a), _flat({name: b[name] for name in a})
+    product = one.norm() * other.norm()
+    return float((one @ other / product).clamp(-1, 1)) if product > 0 else 0.0
+
+
+def _flat(leaves: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([leaf.flatten() for leaf in leaves.values()]).double()
+
+
+def _append(path: Path, record: Record) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise WorkError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read(path: Path) -> list[Record]:
+    """A run's records; a last line that was cut off is left out.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(
+            f"there is no {path}: train the run with `prometar train --alignment-every 20`"
+        ) from None
+    records: list[Record] = []
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            assert isinstance(record["step"], int)
+            assert isinstance(record["cosine"], float)
+            records.append(record)
+        except (ValueError, KeyError, TypeError, AssertionError):
+            if number < len(lines) - 1:
+                raise UserError(f"{path}, line {number + 1}, is no record of an alignment") from None
+    return records
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean cosine over a run, over its first and its last quarter of records, and how many were positive."""
+
+    num_records: int
+    mean: float
+    first: float
+    last: float
+    positive: float
+
+    def __str__(self) -> str:
+        return (
+            f"gradient alignment (cosine of support and query gradient): mean {self.mean:.3f} over "
+            f"{self.num_records} steps, {self.first:.3f} in the first quarter, {self.last:.3f} in the last, "
+            f"positive in {self.positive:.0%}"
+        )
+
+
+def summarize(records: Sequence[Record]) -> Summary | None:
+    """A run's records in a line; None where there are none."""
+    cosines = [record["cosine"] for record in records]
+    if not cosines:
+        return None
+    quarter = max(1, len(cosines) // 4)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    positive = mean([float(cosine > 0) for cosine in cosines])
+    return Summary(len(cosines), mean(cosines), mean(cosines[:quarter]), mean(cosines[-quarter:]), positive)
