@@ -58,20 +58,6 @@ def _heads(x_TD: Tensor, num_heads: int) -> Tensor:
     return x_TD.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
-def attention(query_BHTK: Tensor, keys: KeyValue, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(K) + mask) v, (B, H, T, K); `mask` broadcasts to (B, H, T, number of keys).
-
-    Written out in matrix products: the fused kernels have no second derivative. Where no gradient is
-    recorded, the fused kernel is used.
-    """
-    if not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query_BHTK, keys.key, keys.value, attn_mask=mask)
-    scores = query_BHTK * query_BHTK.shape[-1] ** -0.5 @ keys.key.mT
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(dim=-1) @ keys.value
-
-
 def finish(tower: Tower, block: Block, x_TD: Tensor, attended_HTK: Tensor) -> Tensor:
     """x + attention output, then the MLP with its residual."""
     attended = attended_HTK.transpose(-3, -2).flatten(-2)

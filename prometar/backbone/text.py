@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.block import KeyValue, attention, finish, normalise_1, project
+from prometar.backbone.attention import attention
+from prometar.backbone.block import KeyValue, finish, normalise_1, project
 from prometar.backbone.rows import pack
 from prometar.backbone.weights import Clip
 
@@ -69,7 +70,7 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
             assert len(prompt) == text.num_shared - 1, "prompts replace the whole context"
             x_RTD = _put(x_RTD, prompt if layer else prompt + clip.text_positions[1 : text.num_shared])
         query, own = project(tower, block, normalise_1(block, x_RTD))
-        attended = attention(query, _with_shared(own, text.num_shared), text.mask_R1TS)
+        attended = attention(query, *_with_shared(own, text.num_shared), text.mask_R1TS)
         if layer < len(tower.blocks) - 1:
             x_RTD = finish(tower, block, x_RTD, attended)
     attended_HCK = attended.transpose(0, 1).flatten(1, 2)[:, text.end_C]

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.block import attention, finish, normalise_1, project, project_key_value, project_query
+from prometar.backbone.attention import attention
+from prometar.backbone.block import finish, normalise_1, project, project_key_value, project_query
 from prometar.backbone.text import Prompts
 from prometar.backbone.weights import Clip
 
@@ -59,6 +60,6 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
         else:
             query, own = project(tower, block, normalised)
         keys = own if shared is None else shared.behind(own)
-        x = finish(tower, block, x, attention(query, keys))
+        x = finish(tower, block, x, attention(query, *keys))
     x_BD = F.layer_norm(x[:, 0], x.shape[-1:], clip.ln_post_weight, clip.ln_post_bias)
     return x_BD @ clip.vision_projection
