@@ -46,17 +46,27 @@ def series_of(protocol: str, method: str) -> tuple[Series, ...]:
     return tuple(row for row in rows if row.method == method)
 
 
+def settings_of(protocol: str, method: str) -> Mapping[str, Any]:
+    """What a method's authors set under a protocol besides its recipe; nothing where that is not known.
+
+    Example:
+        >>> settings_of("cross-dataset", "maple")["train.epochs"]
+        2
+    """
+    return _file()["settings"].get(protocol, {}).get(method, {})
+
+
 def beside(protocol: str, config: Config) -> Series | None:
     """The series that may stand beside runs of `config`, else None.
 
     Only the paper's own setting compares: ViT-B/16 with OpenAI's weights, 16 shots, and no setting changed
-    but those that a series itself names.
+    but those that the protocol or the series itself names.
     """
     setting = (config.backbone.name, config.backbone.pretrained, config.data.shots)
     if setting != tuple(_file()["setting"][key] for key in ("backbone", "pretrained", "shots")):
         return None
     for series in series_of(protocol, config.method):
-        if not changes(config, series.settings):
+        if not changes(config, {**settings_of(protocol, config.method), **series.settings}):
             return series
     return None
 

@@ -15,9 +15,10 @@ from prometar.raylocal import configure_ray
 METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 SEEDS = [1, 2, 3]
 EMBEDDED = "textures"
-_ASKED_OTHERWISE = {
+_OPTIONS = {
     "method": "--methods", "data.name": "--datasets", "data.root": "--data-root", "data.shots": "--shots",
-    "train.seed": "--seeds",
+    "train.seed": "--seeds", "train.epochs": "--epochs", "backbone.name": "--backbone",
+    "backbone.pretrained": "--pretrained",
 }  # fmt: skip
 
 
@@ -26,12 +27,17 @@ def reproduce(
         str, typer.Option(help="base-to-new, cross-dataset, domain-generalisation or few-shot.")
     ] = "base-to-new",
     datasets: Annotated[
-        list[str] | None, typer.Option(help="Data sets trained on, or tested on beside --source.")
+        list[str] | None,
+        typer.Option(
+            help="Data sets [the protocol's own: ten or eleven benchmarks, or ImageNet's four variants]."
+        ),
     ] = None,
     source: Annotated[
         str | None, typer.Option(help="What cross-dataset and domain-generalisation train on [imagenet].")
     ] = None,
-    methods: Annotated[list[str], typer.Option(help="Methods, each at its published settings.")] = METHODS,
+    methods: Annotated[
+        list[str], typer.Option(help="Methods, each as its authors ran it under the protocol.")
+    ] = METHODS,
     seeds: Annotated[list[int], typer.Option(help="Of the images drawn, the prompts and the order.")] = SEEDS,
     shots: Annotated[
         list[int] | None, typer.Option(help="Training images a class [16; few-shot: 1 2 4 8 16].")
@@ -57,6 +63,7 @@ def reproduce(
 ) -> None:
     """Run methods by a protocol of the field, and write the table. The same command goes on."""
     configure_ray(local=address is None, verbose=verbose)
+    from prometar.published import settings_of
     from prometar.reproduce.grid import Asked
     from prometar.reproduce.protocols import protocol_of
     from prometar.reproduce.run import Place, reproduce
@@ -78,7 +85,7 @@ def reproduce(
     asked = Asked(
         protocol=chosen,
         datasets=names,
-        configs={method: configure(method, values) for method in methods},
+        configs={m: configure(m, {**settings_of(protocol, m), **values}) for m in methods},
         seeds=tuple(seeds),
         shots=tuple(shots or chosen.shots),
         source=trained_on,
@@ -97,6 +104,6 @@ def reproduce(
 def _settings(assignments: list[str]) -> dict[str, Any]:
     values = parse_assignments(assignments)
     for key in values:
-        if key in _ASKED_OTHERWISE:
-            raise UserError(f"--set {key}: use {_ASKED_OTHERWISE[key]}")
+        if key in _OPTIONS:
+            raise UserError(f"--set {key}: use {_OPTIONS[key]}")
     return values

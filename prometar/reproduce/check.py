@@ -14,7 +14,7 @@ from prometar.data.catalog import open_dataset
 from prometar.errors import UserError
 from prometar.methods import build
 from prometar.objective import problem
-from prometar.reproduce.grid import Asked
+from prometar.reproduce.grid import Asked, one_line
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,25 @@ class Found:
 
 
 def look(asked: Asked) -> Found:
-    """Compose every method, and open every data set once.
+    """Open every data set once, and compose every method.
 
     Raises:
-        UserError: settings that a method refuses; unknown or missing weights.
+        UserError: no data set to train on; settings that a method refuses; unknown or missing weights.
         WorkError: the weights cannot be fetched.
     """
-    backbone = next(iter(asked.configs.values())).backbone
-    clip = load_backbone(backbone.name, backbone.pretrained).clip
-    idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
     missing: dict[str, str] = {}
     for dataset in (*asked.trained_on, *asked.datasets):
         try:
             _open(asked, dataset)
         except UserError as error:
-            missing[dataset] = str(error)
+            missing[dataset] = one_line(str(error))
+    if missing.keys() >= set(asked.trained_on):
+        first, *others = missing.values()
+        more = f" ({len(others)} more data sets cannot be used either)" if others else ""
+        raise UserError(f"there is nothing to train on: {first}{more}")
+    backbone = next(iter(asked.configs.values())).backbone
+    clip = load_backbone(backbone.name, backbone.pretrained).clip
+    idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
     return Found(idle, missing)
 
 

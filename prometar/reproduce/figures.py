@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
 from prometar.intervals import t_interval
 from prometar.objective import harmonic_mean
-from prometar.published import AVERAGE, Series, beside, changes, full_size, harmonic
+from prometar.published import AVERAGE, Series, beside, changes, full_size, harmonic, settings_of
 from prometar.reproduce.grid import Asked, Record
 from prometar.reproduce.protocols import ACCURACY, HARMONIC, shots_column
 
@@ -155,7 +156,8 @@ class _Cited:
     def __init__(self, asked: Asked, records: Sequence[Record]) -> None:
         self._whole = set(asked.protocol.datasets)
         self._sizes = {name: size for record in records for name, size in record.num_classes.items()}
-        found = {method: beside(asked.protocol.name, config) for method, config in asked.configs.items()}
+        shots = {"data.shots": asked.shots[0]}
+        found = {m: beside(asked.protocol.name, c.override(shots)) for m, c in asked.configs.items()}
         self.series: dict[str, Series] = {method: one for method, one in found.items() if one}
 
     def on(self, dataset: str, method: str) -> dict[str, float]:
@@ -199,16 +201,25 @@ def _explain(asked: Asked, records: Sequence[Record], rows: Sequence[Row], cited
     idle = sorted({r.entry.config.method for r in records if not r.entry.trains})
     if idle:
         lines.append(f"nothing is trained by {', '.join(idle)}: one run, the same for every seed")
-    changed = {k: v for config in asked.configs.values() for k, v in changes(config).items()}
-    if changed:
-        shown = ", ".join(f"{key}={value}" for key, value in changed.items())
-        lines.append(f"not the methods' own settings: {shown}")
+    lines += _settings(asked)
     shown_series = {row.method for row in rows if any(f.published is not None for f in row.figures.values())}
     if shown_series:
         papers = (f"{s.title} ({s.paper})" for m, s in cited.series.items() if m in shown_series)
         lines.append(
-            f"published figures are cited, not run here: {', '.join(papers)}; difference: ours - published"
+            f"published figures are cited, not run here: {', '.join(papers)}; the difference is ours - published"
         )
     if next(iter(asked.configs.values())).backbone.name == "mini":
         lines.append("figures of the embedded backbone compare with each other only, not with published ones")
     return lines
+
+
+def _settings(asked: Asked) -> list[str]:
+    """Where runs are not at their methods' recipes."""
+    own = {method: settings_of(asked.protocol.name, method) for method in asked.configs}
+    lines = [f"{method} under this protocol: {_assigned(own[method])}" for method in own if own[method]]
+    changed = {k: v for m, config in asked.configs.items() for k, v in changes(config, own[m]).items()}
+    return lines + ([f"not the methods' own settings: {_assigned(changed)}"] if changed else [])
+
+
+def _assigned(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())

@@ -43,6 +43,8 @@ class Asked:
                 raise UserError(f"--{option} must be different values, at least one, found {_list(values)}")
         if min(self.shots) < 1:
             raise UserError(f"--shots must be at least 1, found {min(self.shots)}")
+        if not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
+            raise UserError(f"--seeds must be numbers from 0 to 2^32 - 1, found {_list(self.seeds)}")
         if not self.configs:
             raise UserError("--methods must name at least one method")
         if (self.source is None) != (self.protocol.source is None):
@@ -203,3 +205,13 @@ class GridFolder:
 
 def _list(values: tuple[Any, ...]) -> str:
     return ", ".join(map(str, values)) or "none"
+
+
+def one_line(text: str) -> str:
+    """A message that no name in it (of a class, of a file) can break or colour.
+
+    Example:
+        >>> one_line("a\\nb\\x1b[2J")
+        'a b [2J'
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,9 @@ _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "±": r"$\pm$", "–": "--",
 }  # fmt: skip
-_MARKDOWN = "\\`*_[]|#"
+_MARKDOWN = "\\`*_[]|#~"
+_CELL = 18  # columns of "[100.00, 100.00]", the widest that is usual, and a gap
+_PUBLISHED = "   published"
 
 
 def write_tables(table: Table, folder: Path) -> list[Path]:
@@ -31,18 +33,35 @@ def write_tables(table: Table, folder: Path) -> list[Path]:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """The table and its notes."""
-    grid = Grid(title=table.title, title_justify="left", box=None)
-    head, *rows = _cells(table, "\n")
-    for k, name in enumerate(head):
-        grid.add_column(name, justify="left" if k < 2 else "right", no_wrap=True)
-    previous = ""
-    for row in rows:
-        grid.add_row(*(["", *row[1:]] if row[0] == previous else row))
-        previous = row[0]
-    console.print(grid)
+    """The table and its notes; columns that the console has no room for come in blocks of their own."""
+    console.print(table.title)
+    labels = (_PUBLISHED, *(f" {row.method}" for row in table.rows), *(row.dataset for row in table.rows))
+    room = max(1, (console.width - max(map(len, labels)) - len("  1–3")) // _CELL)
+    for start in range(0, len(table.columns), room):
+        console.print()
+        console.print(_block(table, table.columns[start : start + room]))
+    console.print()
     for note in table.notes:
         console.print(f"- {note}")
+
+
+def _block(table: Table, columns: Sequence[str]) -> Grid:
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("method", no_wrap=True)
+    for name in ("n", *columns):
+        grid.add_column(name, justify="right", no_wrap=True)
+    dataset = ""
+    for row in table.rows:
+        if row.dataset != dataset:
+            dataset = row.dataset
+            grid.add_row(dataset)
+        figures = [row.figures.get(column) for column in columns]
+        grid.add_row(f" {row.method}", _n(row), *map(_mean, figures))
+        for label, texts in (("", map(_interval, figures)), (_PUBLISHED, map(_published, figures))):
+            line = list(texts)
+            if any(line):
+                grid.add_row(label, "", *line)
+    return grid
 
 
 def as_csv(table: Table) -> str:
@@ -64,7 +83,7 @@ def as_csv(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """A Markdown table, its notes below."""
-    head, *rows = [[_markdown(cell) for cell in row] for row in _cells(table, " ")]
+    head, *rows = [[_markdown(cell) for cell in row] for row in _cells(table)]
     lines = [head, [":--", ":--", *["--:"] * (len(head) - 2)], *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     notes = "\n".join(f"- {_markdown(note)}" for note in table.notes)
@@ -73,7 +92,7 @@ def as_markdown(table: Table) -> str:
 
 def as_latex(table: Table) -> str:
     """A LaTeX tabular that needs no package; title and notes as comments."""
-    head, *rows = [[_latex(cell) for cell in row] for row in _cells(table, " ")]
+    head, *rows = [[_latex(cell) for cell in row] for row in _cells(table)]
     comments = "".join(f"% {' '.join(line.split())}\n" for line in (table.title, *table.notes))
     body = "".join(f"{' & '.join(row)} \\\\\n" for row in rows)
     columns = "ll" + "r" * (len(head) - 2)
@@ -83,16 +102,17 @@ def as_latex(table: Table) -> str:
     )
 
 
-def _cells(table: Table, gap: str) -> list[list[str]]:
-    """Head and rows as text; `gap` stands between a mean and its interval."""
+def _cells(table: Table) -> list[list[str]]:
+    """Head and rows as text."""
     cited = any(f.published is not None for row in table.rows for f in row.figures.values())
     head = ["data set", "method", "n", *table.columns, *(["published", "difference"] if cited else [])]
     lines = [head]
     for row in table.rows:
-        line = [row.dataset, row.method, _n(row), *(_figure(row.figures.get(c), gap) for c in table.columns)]
+        figures = [row.figures.get(column) for column in table.columns]
+        line = [row.dataset, row.method, _n(row), *(f"{_mean(f)} {_interval(f)}".strip() for f in figures)]
         if cited:
-            line += [_joined(table, row, lambda f: f.published, ".2f")]
-            line += [_joined(table, row, lambda f: f.difference, "+.2f")]
+            line.append(_joined(f.published if f else None for f in figures))
+            line.append(_joined((f.difference if f else None for f in figures), sign="+"))
         lines.append(line)
     return lines
 
@@ -103,21 +123,28 @@ def _n(row: Row) -> str:
     return str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]}–{counts[-1]}"
 
 
-def _figure(figure: Figure | None, gap: str) -> str:
+def _mean(figure: Figure | None) -> str:
     if figure is None:
         return NONE
-    if figure.sd is None:
-        return f"{figure.mean:.2f}"
-    return f"{figure.mean:.2f} ± {figure.sd:.2f}{gap}[{figure.low:.2f}, {figure.high:.2f}]"
+    return f"{figure.mean:.2f}" + ("" if figure.sd is None else f" ± {figure.sd:.2f}")
 
 
-def _joined(table: Table, row: Row, value_of: Callable[[Figure], float | None], form: str) -> str:
-    """One value a column, as base / new / H."""
-    values: Iterable[float | None] = (
-        value_of(row.figures[c]) if c in row.figures else None for c in table.columns
+def _interval(figure: Figure | None) -> str:
+    return "" if figure is None or figure.low is None else f"[{figure.low:.2f}, {figure.high:.2f}]"
+
+
+def _published(figure: Figure | None) -> str:
+    return (
+        ""
+        if figure is None or figure.published is None
+        else f"{figure.published:.2f} ({figure.difference:+.2f})"
     )
-    texts = [NONE if value is None else format(value, form) for value in values]
-    return NONE if set(texts) == {NONE} else " / ".join(texts)
+
+
+def _joined(values: Iterable[float | None], sign: str = "") -> str:
+    """One value a column, as base / new / H."""
+    texts = [NONE if value is None else format(value, f"{sign}.2f") for value in values]
+    return NONE if set(texts) <= {NONE} else " / ".join(texts)
 
 
 def _markdown(text: str) -> str:

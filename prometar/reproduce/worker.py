@@ -13,7 +13,7 @@ from prometar.config import dump_config
 from prometar.data.catalog import open_dataset
 from prometar.data.stream import StreamOptions
 from prometar.errors import UserError
-from prometar.reproduce.grid import Entry, Record, read_record
+from prometar.reproduce.grid import Entry, Record, one_line, read_record
 from prometar.runs import environment, evaluate_on, ray_stream, write_result
 from prometar.train import Session, build_run
 
@@ -30,7 +30,7 @@ class Job:
     def failed(self, reason: str) -> Record:
         """Write and return a record that says so; figures that are there already stay."""
         record = read_record(self.entry, self.folder) or Record(self.entry)
-        record = replace(record, reason=reason, environment=environment())
+        record = replace(record, reason=one_line(reason), environment=environment())
         record.write(self.folder)
         return record
 
