@@ -34,7 +34,8 @@ LAYERS = (
     ("prometar", "prometar.classifier", "prometar.analysis"),
     ("prometar.runs",),
     ("prometar.reproduce",),
-    ("tune", "tune.job", "tune.spaces"),
+    ("tune", "tune.job", "tune.spaces", "tune.tally"),
+    ("tune.sampler",),
     ("tune.trial", "tune.memory"),
     ("tune.searcher", "tune.request", "tune.runner"),
     ("tune.folder", "tune.plots"),
@@ -47,7 +48,10 @@ LAYERS = (
 )
 ENTRANCES = {
     "open_clip": {"prometar/backbone/openclip.py", "prometar/embedded/pretrain.py"},
-    "optuna": {"tune/memory.py", "tune/folder.py", "tune/plots.py", "tune/progress.py"},
+    "optuna": {
+        "tune/memory.py", "tune/sampler.py", "tune/tally.py", "tune/folder.py", "tune/plots.py",
+        "tune/progress.py",
+    },
     "ray": {
         "prometar/data/raystream.py", "prometar/data/resident.py", "prometar/raylocal.py",
         "prometar/reproduce/execute.py", "tune/trial.py",

@@ -51,6 +51,10 @@ class StudyFolder:
         """The folder of a trial of the search."""
         return self.path / "trials" / f"{number:04d}"
 
+    def record(self, number: int) -> Path:
+        """The record of a trial that has ended."""
+        return self.trial(number) / "record.json"
+
     def final(self, number: int, seed: int) -> Path:
         """The folder of a final run of trial `number`'s settings."""
         return self.path / "finals" / f"trial-{number:04d}-seed{seed}"
@@ -124,8 +128,7 @@ class StudyFolder:
 
     def write_record(self, trial: FrozenTrial) -> None:
         """trials/NNNN/record.json of one trial."""
-        path = self.trial(trial.number) / "record.json"
-        write_atomically(path, json.dumps(record_of(trial), indent=1).encode())
+        write_atomically(self.record(trial.number), json.dumps(record_of(trial), indent=1).encode())
 
 
 def read_study(path: Path) -> dict[str, Any]:
@@ -172,26 +175,28 @@ class RecordKeeper(Callback):
 
     def __init__(self, folder: StudyFolder, memory: Memory) -> None:
         self._folder, self._memory = folder, memory
-        self._written: set[int] = set()
-        self._num_finished = 0  # trials of this process that had ended at the last look
+        self._num_written = 0
+        for trial in memory.ended():
+            if not folder.record(trial.number).exists():  # killed between a trial's end and its record
+                self._write(trial)
+            self._num_written += 1
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        num_finished = sum(t.is_finished() for t in trials)
-        if num_finished > self._num_finished:
-            self._num_finished = num_finished
-            self.catch_up()
+        self.catch_up()
 
     def catch_up(self) -> None:
-        """Write the records of all ended trials that have none from this process yet."""
-        for trial in self._memory.trials():
-            if trial.state.is_finished() and trial.number not in self._written:
-                self._folder.write_record(trial)
-                # A trial that has been told needs no state any more, and states may be large.
-                (self._folder.trial(trial.number) / "checkpoint.safetensors").unlink(missing_ok=True)
-                self._written.add(trial.number)
+        """Write the records of the trials that have ended since."""
+        for trial in self._memory.ended(self._num_written):
+            self._write(trial)
+            self._num_written += 1
+
+    def _write(self, trial: FrozenTrial) -> None:
+        self._folder.write_record(trial)
+        # A trial that has been told needs no state any more, and states may be large.
+        (self._folder.trial(trial.number) / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
 def num_ended(memory: Memory) -> dict[str, int]:

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from prometar.errors import UserError, WorkError
+from tune.sampler import sampler_of
 from tune.spaces import Space
+from tune.tally import REPEAT, Settings, Tally
 
 # No trial is judged by its first epoch, which trains at the warm-up rate alone.
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
@@ -32,13 +32,11 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "asha": lambda: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
     "none": NopPruner,
 }
-STARTUP_TRIALS = 6  # random draws before TPE's model is used
 HOPELESS = 5  # failed trials, and none finished, after which a study stops
 REDRAWS = 20  # draws of settings already tried before a space counts as exhausted
 
 REFERENCE = "reference"  # user attributes of an Optuna trial
 REASON = "reason"
-REPEAT = "repeat_of"
 RESULT = "result"
 IDENTITY = "identity"  # user attributes of the study
 EXHAUSTED = "exhausted"
@@ -53,6 +51,15 @@ class Asked:
 
     number: int
     settings: dict[str, Any]
+
+
+@dataclass
+class _Running:
+    """A trial that has not been told, its settings, and the epochs that the storage has of it."""
+
+    trial: Trial
+    settings: Settings = ()
+    epochs: set[int] = field(default_factory=set)
 
 
 class Memory:
@@ -77,11 +84,13 @@ class Memory:
             raise UserError(f"unknown pruner '{pruner}': choose one of {', '.join(PRUNERS)}")
         self._space, self._seed, self._reference = space, seed, reference
         self._study = open_study(storage, name, create=True, pruner=PRUNERS[pruner]())
-        self._running: dict[int, Trial] = {}
         self._require_reference()
+        forgiven, trials = self._forgive(), self._study.get_trials(deepcopy=False)
+        self._tally = Tally(trials, list(space.ranges), forgiven)
+        self._waiting = deque(t.number for t in trials if t.state is TrialState.WAITING)
         self._interrupted = deque(t.number for t in self.trials() if t.state is TrialState.RUNNING)
-        self._forgiven = self._forgive()
-        self._ended_before = {t.number for t in self.trials() if t.state.is_finished()}
+        self._running: dict[int, _Running] = {}
+        self._exhausted = bool(self._study.user_attrs.get(EXHAUSTED))
 
     def _require_reference(self) -> None:
         """Enqueue the reference: at first, after a kill before this line, and again where it has failed."""
@@ -126,6 +135,7 @@ class Memory:
             return None
         asked = next(filter(None, (self._begin(self._ask()) for _ in range(REDRAWS))), None)
         if asked is None:
+            self._exhausted = True
             self._study.set_user_attr(EXHAUSTED, True)
         return asked
 
@@ -135,106 +145,95 @@ class Memory:
         What failed before any trial had finished, in an earlier process, does not count: its cause may have
         been mended.
         """
-        trials = self.trials()
         if self.hopeless() or self.exhausted:
             return False
-        if any(t.state is TrialState.WAITING for t in trials):
-            return True
-        return len({t.number for t in trials} - self._forgiven) < target
+        return bool(self._waiting) or self._tally.begun < target
 
     @property
     def exhausted(self) -> bool:
         """Whether every setting of the space seems to have been tried."""
-        return bool(self._study.user_attrs.get(EXHAUSTED))
+        return self._exhausted
 
-    def _ask(self) -> Trial:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            number = waiting[0].number if waiting else len(self._study.get_trials(deepcopy=False))
-            self._study.sampler = self._sampler(number)
-            return self._study.ask()
+    def _ask(self) -> _Running:
+        if self._waiting:
+            number = self._waiting.popleft()
+        else:
+            number = self._tally.created
+            self._tally.created += 1
+            self._tally.begun += 1
+        self._study.sampler = sampler_of(self._space, self._seed, number)
+        return _Running(self._study.ask())
 
-    def _resume(self, number: int) -> Trial:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study.sampler = self._sampler(number)  # its driver may have died in the middle of the draw
-            return Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+    def _resume(self, number: int) -> _Running:
+        self._study.sampler = sampler_of(self._space, self._seed, number)  # it may have died in the draw
+        found = self._study.get_trials(deepcopy=False)[number]
+        return _Running(Trial(self._study, found._trial_id), epochs=set(found.intermediate_values))
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """A fresh sampler a draw has no state that could be lost."""
-        seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
-        return optuna.samplers.TPESampler(
-            seed=int(seed) or 1,  # 0 would mean "no seed"
-            multivariate=True,
-            constant_liar=True,
-            n_startup_trials=STARTUP_TRIALS,
-        )
-
-    def _begin(self, trial: Trial) -> Asked | None:
+    def _begin(self, running: _Running) -> Asked | None:
         """A trial to run; None where its settings are an earlier trial's."""
-        self._running[trial.number] = trial
-        asked = Asked(trial.number, self._space.draw(trial))
-        earlier = self._earlier(asked)
-        if earlier is None:
+        number = running.trial.number
+        asked = Asked(number, self._space.draw(running.trial))
+        running.settings = tuple(asked.settings.values())
+        first = self._tally.first(number, running.settings)
+        if first == number:
+            self._running[number] = running
             return asked
         # It stays in the storage, so that the next number draws anew, and counts for nothing.
-        trial.set_user_attr(REPEAT, earlier)
-        self._tell(asked.number, TrialState.FAIL, reason=f"the same settings as trial {earlier}")
+        self._tally.begun -= 1
+        running.trial.set_user_attr(REPEAT, first)
+        running.trial.set_user_attr(REASON, f"the same settings as trial {first}")
+        self._study.tell(running.trial, state=TrialState.FAIL)
         return None
-
-    def _earlier(self, asked: Asked) -> int | None:
-        others = (
-            t for t in self.trials() if t.number < asked.number and t.state is not TrialState.FAIL
-        )  # what failed may be tried again
-        return next((t.number for t in others if dict(t.params) == asked.settings), None)
 
     def observe(self, number: int, result: Mapping[str, Any]) -> bool:
         """Take in an epoch's result; True if the trial is to be stopped. Safe to call twice.
 
         A result that failed, lacks its objective, or is not finite ends the trial as FAIL with the reason.
         """
-        trial = self._running.get(number)
-        if trial is None:
+        running = self._running.get(number)
+        if running is None:
             return True
         reason = failure(result)
         if reason:
-            self._tell(number, TrialState.FAIL, reason=reason)
+            self.fail(number, reason)
             return True
-        value, epoch = float(result["objective"]), int(result["epoch"])
-        if epoch not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
+        trial, value, epoch = running.trial, float(result["objective"]), int(result["epoch"])
+        if epoch not in running.epochs:
             trial.report(value, epoch)
+            running.epochs.add(epoch)
         if epoch >= trial.user_attrs.get(RESULT, {}).get("epoch", 0):  # also after a kill between the two
             trial.set_user_attr(RESULT, {k: result[k] for k in _KEPT if k in result})
         if result.get("done"):
-            self._tell(number, TrialState.COMPLETE, value=value)
+            self._succeed(number, TrialState.COMPLETE, value)
             return True
         if REFERENCE not in trial.user_attrs and trial.should_prune():
-            self._tell(number, TrialState.PRUNED)
+            self._succeed(number, TrialState.PRUNED)
             return True
         return False
 
+    def _succeed(self, number: int, state: TrialState, value: float | None = None) -> None:
+        self._study.tell(self._running.pop(number).trial, value, state=state)
+        self._tally.succeed(number)
+
     def fail(self, number: int, reason: str) -> None:
         """End a trial whose worker is gone for good. Does nothing if it has ended."""
-        if number in self._running:
-            self._tell(number, TrialState.FAIL, reason=reason)
+        running = self._running.pop(number, None)
+        if running is not None:
+            running.trial.set_user_attr(REASON, reason)
+            self._study.tell(running.trial, state=TrialState.FAIL)
+            self._tally.fail(number, running.settings, reason)
 
-    def _tell(self, number: int, state: TrialState, *, value: float | None = None, reason: str = "") -> None:
-        trial = self._running.pop(number)
-        if reason:
-            trial.set_user_attr(REASON, reason)
-        self._study.tell(trial, value, state=state)
+    def ended(self, since: int = 0) -> list[FrozenTrial]:
+        """The trials that have ended, in that order, without the first `since` of them."""
+        return [self._trial(number) for number in self._tally.ended[since:]]
+
+    def _trial(self, number: int) -> FrozenTrial:
+        storage, study = self._study._storage, self._study._study_id
+        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study, number))
 
     def hopeless(self) -> str | None:
-        """The last reason, where many trials have failed and none has finished since this process began.
-
-        Earlier failures do not count: their cause may have been mended.
-        """
-        ended = [t for t in self.trials() if t.state.is_finished() and t.number not in self._ended_before]
-        failed = [t for t in ended if t.state is TrialState.FAIL]
-        if len(failed) < HOPELESS or len(failed) < len(ended):
-            return None
-        return str(failed[-1].user_attrs.get(REASON, "no reason recorded"))
+        """The last reason, where many trials have failed and none has finished since this process began."""
+        return self._tally.hopeless(HOPELESS)
 
     def best(self) -> FrozenTrial | None:
         """The finished trial with the highest objective; the earliest of equals."""

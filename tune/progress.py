@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ _VERBS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialSta
 class Trials(Protocol):
     """The part of `tune.memory.Memory` that is shown."""
 
-    def trials(self) -> list[FrozenTrial]: ...
+    def ended(self, since: int = 0) -> list[FrozenTrial]: ...
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ class Progress(Callback):
     """Shows how far a search is.
 
     Args:
-        memory: Whose trials are shown; their states are read from it, at most once a second.
+        memory: Whose trials are shown; it is asked for those that have ended, at most once a second.
         target: How many trials the study is to have.
         epochs: Epochs of a whole trial.
         console: A live view where it is a terminal, else one line an ended trial.
         number_of: From Tune's trial id to the study's number.
+        reference: The released settings; the best ones are shown by how they differ (default: nothing known).
         clock: Seconds (default time.monotonic).
     """
 
@@ -55,13 +57,18 @@ class Progress(Callback):
         *,
         console: Console,
         number_of: Callable[[str], int],
+        reference: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory, self._target, self._epochs = memory, target, epochs
         self._console, self._number_of, self._clock = console, number_of, clock
+        self._reference = reference or {}
         self._begin = self._read = clock()
-        self._trials = memory.trials()
-        self._ended = {t.number for t in self._trials if t.state.is_finished()}
+        self._ended: set[int] = set()
+        self._states: Counter[TrialState] = Counter()
+        self._best: FrozenTrial | None = None
+        for trial in memory.ended():
+            self._count(trial)
         self._ended_before = len(self._ended)
         self._running: dict[int, _Running] = {}
         self._due = False  # a trial has ended, and its line is not out
@@ -113,16 +120,20 @@ class Progress(Callback):
             atexit.unregister(self.close)
 
     def _catch_up(self) -> None:
-        """Read the memory and show what is new in it."""
-        self._trials, self._read, self._due = self._memory.trials(), self._clock(), False
-        news = [t for t in self._trials if t.state.is_finished() and t.number not in self._ended]
-        for trial in sorted(news, key=lambda t: (t.datetime_complete is None, t.datetime_complete, t.number)):
-            self._ended.add(trial.number)
+        """Ask the memory for what has ended since, and show it."""
+        self._read, self._due = self._clock(), False
+        for trial in self._memory.ended(len(self._ended)):
+            self._count(trial)
             self._running.pop(trial.number, None)
             if self._live is None or trial.state is TrialState.FAIL:  # the view has no place for reasons
                 self._print(trial)
         if self._live:
             self._live.update(self._view(), refresh=True)
+
+    def _count(self, trial: FrozenTrial) -> None:
+        self._ended.add(trial.number)
+        self._states[trial.state] += 1
+        self._best = best_of([trial] if self._best is None else [self._best, trial])
 
     def _print(self, trial: FrozenTrial) -> None:
         elapsed = _clock_text(self._clock() - self._begin, minutes=2)
@@ -141,7 +152,7 @@ class Progress(Callback):
         return text if value is None else f"{text}, objective {value:.1f}"
 
     def _best_text(self) -> str:
-        best = best_of(self._trials)
+        best = self._best
         return f"best {best.value:.1f} (trial {best.number})" if best else ""
 
     def _left_text(self) -> str:
@@ -169,20 +180,17 @@ class Progress(Callback):
         return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
     def _counts(self) -> str:
-        states = [t.state for t in self._trials]
-        failed, pruned = states.count(TrialState.FAIL), states.count(TrialState.PRUNED)
+        failed, pruned = self._states[TrialState.FAIL], self._states[TrialState.PRUNED]
         done = f"{len(self._ended)} of {self._target} trials done"
         return f"{done}: {len(self._running)} running, {pruned} pruned, {failed} failed"
 
     def _best_lines(self) -> list[str]:
-        best = best_of(self._trials)
-        if best is None:
+        if self._best is None:
             return ["no trial has finished yet"]
-        released = next((t for t in self._trials if t.user_attrs.get(REFERENCE)), None)
-        if released is not None and released.number == best.number:
+        if self._best.user_attrs.get(REFERENCE):
             return [f"{self._best_text()}, the released settings"]
-        known = released.params if released is not None else {}
-        changed = {key: value for key, value in best.params.items() if known.get(key) != value}
+        known = self._reference
+        changed = {key: value for key, value in self._best.params.items() if known.get(key) != value}
         return [f"{self._best_text()}: " + ", ".join(f"{k} {_setting(v)}" for k, v in changed.items())]
 
     def _pace(self) -> str:

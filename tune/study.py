@@ -159,7 +159,7 @@ def _introduce(console: Console, folder: StudyFolder, request: Request, memory: 
         f"space {request.space.name}"
     )
     console.print(plan)
-    ended = sum(t.state.is_finished() for t in memory.trials())
+    ended = len(memory.ended())
     if ended or memory.num_interrupted:
         console.print(f"going on: {ended} trials are done, {memory.num_interrupted} were interrupted")
 
@@ -183,6 +183,7 @@ def _search(
         request.config.train.epochs,
         console=console,
         number_of=searcher.numbers.__getitem__,
+        reference=request.reference(),
     )
     callbacks: Sequence[Callback] = (progress, keeper)
     if memory.num_interrupted or memory.wants(request.trials):

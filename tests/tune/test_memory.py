@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from prometar.errors import UserError, WorkError
 from tune.memory import Asked, Memory, open_study
+from tune.sampler import STARTUP_TRIALS
 from tune.spaces import parse_space
 
 REFERENCE = {"regularizer.text_weight": 50.0, "augment.jitter": 0.0}
@@ -81,6 +83,32 @@ def test_a_restarted_study_draws_what_an_undisturbed_one_draws(tmp_path: Path) -
     parts = [asked for target in (3, 4, 9, 12) for asked in run_all(memory(tmp_path / "b"), target)]
     assert parts == whole
     assert len({tuple(a.settings.values()) for a in whole}) == 12
+
+
+def test_draws_are_those_of_optunas_own_sampler(tmp_path: Path) -> None:
+    study = memory(tmp_path)
+    run_all(study, 12)
+    draw = study.next(13)
+    assert draw is not None
+    seed = int(np.random.SeedSequence([3, 12]).generate_state(1)[0])
+    plain = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
+    )
+    plain.add_trials(study.trials()[:12])
+    trial = plain.ask()
+    assert draw.settings == parse_space("test", SPACE).draw(trial)
+
+
+def test_no_trial_looks_through_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = memory(tmp_path)
+
+    def looks(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("this takes longer with every trial")
+
+    monkeypatch.setattr(study._study, "get_trials", looks)
+    assert len(run_all(study, 9)) == 9
+    assert [t.number for t in study.ended(since=3)] == [3, 4, 5, 6, 7, 8]
 
 
 def test_interrupted_trials_come_first_with_the_same_settings(tmp_path: Path) -> None:
@@ -227,7 +255,7 @@ def test_a_kill_between_an_epoch_and_its_figures(tmp_path: Path) -> None:
     asked = study.next(1)
     assert asked is not None
     study.observe(asked.number, result(asked, 1))
-    study._running[asked.number].report(70.0, 3)  # killed before the figures of epoch 3 are stored
+    study._running[asked.number].trial.report(70.0, 3)  # killed before the figures of epoch 3 are stored
     again = memory(tmp_path)
     again.next(1)
     assert again.observe(asked.number, result(asked, 3, objective=70.0))

@@ -12,9 +12,11 @@ from sqlalchemy.exc import OperationalError
 
 from prometar.errors import WorkError
 from tests.tune.driver import small_request
-from tune.memory import HOPELESS, REPEAT, STARTUP_TRIALS, Asked, Memory, open_study, reachable
+from tune.memory import HOPELESS, Asked, Memory, open_study, reachable
 from tune.request import Request
+from tune.sampler import STARTUP_TRIALS
 from tune.spaces import parse_space
+from tune.tally import REPEAT
 
 REQUEST = small_request()
 
@@ -50,7 +52,7 @@ def test_killed_in_the_middle_of_a_draw(tmp_path: Path, num_ended: int) -> None:
     for num_drawn in range(len(REQUEST.space.ranges)):
         dead = tmp_path / f"dead-{num_drawn}"
         shutil.copytree(whole, dead)
-        trial = memory(dead)._ask()
+        trial = memory(dead)._ask().trial
         keys = list(REQUEST.space.ranges)[:num_drawn]
         drawn = {key: REQUEST.space.ranges[key].draw(key, trial) for key in keys}
         asked = ask(memory(dead))

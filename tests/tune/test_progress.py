@@ -45,13 +45,13 @@ class Study:
         console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None)
         self.progress = Progress(
             self, target, 5, console=console, number_of={f"t{i}": i for i in range(20)}.__getitem__,
-            clock=lambda: self.now,
+            reference={"optim.lr": 0.0025}, clock=lambda: self.now,
         )  # fmt: skip
         self.progress.setup(stop=None, num_samples=-1, total_num_samples=-1)
 
-    def trials(self) -> list[FrozenTrial]:
+    def ended(self, since: int = 0) -> list[FrozenTrial]:
         self.reads += 1
-        return list(self.known.values())
+        return list(self.known.values())[since:]
 
     def start(self, number: int) -> None:
         self.progress.on_trial_start(0, [], SimpleNamespace(trial_id=f"t{number}"))

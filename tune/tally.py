@@ -1,0 +1,65 @@
+"""What is known of a study's trials, kept from trial to trial: none has to look through all others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+
+from optuna.trial import FrozenTrial, TrialState
+
+REPEAT = "repeat_of"  # user attribute of a trial that counts for nothing: its settings are an earlier one's
+
+Settings = tuple[Hashable, ...]
+"""The values of a trial's settings, in the space's order."""
+
+
+class Tally:
+    """Counts of a study's trials, and which settings have been tried.
+
+    Args:
+        trials: What the storage holds at the beginning.
+        names: The space's settings.
+        forgiven: Numbers of failed trials that are run again.
+
+    Attributes:
+        created: Trials in the storage, repeats among them.
+        begun: Those that count towards the number asked for.
+        ended: Numbers of the trials that have ended: by number at the beginning, then as they end.
+    """
+
+    def __init__(
+        self, trials: Sequence[FrozenTrial], names: Sequence[str], forgiven: Collection[int]
+    ) -> None:
+        counted = [t for t in trials if REPEAT not in t.user_attrs]
+        self.created = len(trials)
+        self.begun = len({t.number for t in counted} - set(forgiven))
+        self.ended = [t.number for t in counted if t.state.is_finished()]
+        self._first: dict[Settings, int] = {}
+        for trial in counted:
+            if trial.state is not TrialState.FAIL:  # what failed may be tried again
+                self.first(trial.number, tuple(trial.params.get(name) for name in names))
+        self._ended_before = len(self.ended)
+        self._reasons: list[str] = []
+
+    def first(self, number: int, settings: Settings) -> int:
+        """Take in a trial's settings; the number of the earliest trial that has them."""
+        return min(number, self._first.setdefault(settings, number))
+
+    def succeed(self, number: int) -> None:
+        """A trial has ended, finished or pruned."""
+        self.ended.append(number)
+
+    def fail(self, number: int, settings: Settings, reason: str) -> None:
+        """A trial has failed; its settings may be tried again."""
+        self.ended.append(number)
+        self._reasons.append(reason)
+        if self._first.get(settings) == number:
+            del self._first[settings]
+
+    def hopeless(self, most: int) -> str | None:
+        """The last reason, where `most` trials have failed and none has ended otherwise.
+
+        Those that had ended before this process do not count: their cause may have been mended.
+        """
+        failed = len(self._reasons)
+        only_failed = failed == len(self.ended) - self._ended_before
+        return self._reasons[-1] if failed >= most and only_failed else None
