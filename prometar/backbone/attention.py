@@ -1,7 +1,7 @@
 """Attention, written out to its second derivative.
 
-torch's fused kernels have no second derivative, and that of the same written in matrix products keeps a dozen
-tensors of queries x keys. Here q, k, v, the probabilities and the cotangents are kept, the rest is made again.
+torch's fused kernels have no second derivative, and products and a softmax keep a dozen tensors of queries x
+keys for it. Here q, k, v, the probabilities and the cotangents are kept, the rest is made again.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ class _Attention(Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         q, k, v, _ = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None
         return (*_AttentionBackward.apply(grad, *ctx.saved_tensors), None)
 
 
