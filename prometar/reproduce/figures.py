@@ -206,7 +206,7 @@ def _explain(asked: Asked, records: Sequence[Record], rows: Sequence[Row], cited
     if shown_series:
         papers = (f"{s.title} ({s.paper})" for m, s in cited.series.items() if m in shown_series)
         lines.append(
-            f"published figures are cited, not run here: {', '.join(papers)}; the difference is ours - published"
+            f"published figures are cited, not run here: {', '.join(papers)}; difference: ours - published"
         )
     if next(iter(asked.configs.values())).backbone.name == "mini":
         lines.append("figures of the embedded backbone compare with each other only, not with published ones")
@@ -216,7 +216,8 @@ def _explain(asked: Asked, records: Sequence[Record], rows: Sequence[Row], cited
 def _settings(asked: Asked) -> list[str]:
     """Where runs are not at their methods' recipes."""
     own = {method: settings_of(asked.protocol.name, method) for method in asked.configs}
-    lines = [f"{method} under this protocol: {_assigned(own[method])}" for method in own if own[method]]
+    kept = {m: {k: v for k, v in own[m].items() if asked.configs[m].flat()[k] == v} for m in own}
+    lines = [f"{method} under this protocol: {_assigned(kept[method])}" for method in kept if kept[method]]
     changed = {k: v for m, config in asked.configs.items() for k, v in changes(config, own[m]).items()}
     return lines + ([f"not the methods' own settings: {_assigned(changed)}"] if changed else [])
 
