@@ -1,78 +1,106 @@
-"""How the methods do on the embedded benchmark: base, new and H over seeds, mean and standard deviation.
+"""Every method on the embedded benchmark, and ProMetaR with one part changed: base, new and H over seeds.
 
-    python benchmarks/embedded.py [--seeds 1 2 3 4 5] [--epochs 10] [--quick] [--json FILE]
+    python benchmarks/embedded.py [--seeds 1 2 3 4 5] [--arms NAME ...] [--out DIR] [--jobs 2] [--quick]
 
-Released settings but for the number of epochs that is asked; trained on all base classes, tested once.
+Each at its published settings, trained on all base classes, tested once. A run leaves a record in --out and
+is not made again: the same command goes on, another choice of seeds or arms adds to what is there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
+from common import describe, table
+from records import Record, Wanted, mean_and_interval, paired, run_all
 
-from prometar.config import Config
-from prometar.data.stream import stream_local
-from prometar.runs import environment
-from prometar.train import Session, build_run
+from prometar.config import configure
+from prometar.recipes import NAMES
 
-METHODS = ("zero-shot", "ivlp", "ivlp-regularized", "prometar")
-SCORES = ("base", "new", "objective")
-
-
-def run_once(method: str, seed: int, epochs: int) -> dict[str, Any]:
-    """The last record of one run, in this process."""
-    config = Config(method=method).override({"train.seed": seed, "train.epochs": epochs})
-    run = build_run(config, "final")
-    with TemporaryDirectory() as folder:
-        session = Session(
-            run, Path(folder), lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
-        )
-        while not session.finished:
-            session.epoch()
-        return session.history[-1]
+SCORES = ("base", "new", "H")
+BASELINE = "prometar"
 
 
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+@dataclass(frozen=True)
+class Arm:
+    """A method, and what is set apart from its published settings."""
+
+    method: str = BASELINE
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def change(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.settings.items())
+
+
+CHANGED = {
+    "no-meta-phase": Arm(settings={"inner.kind": "none"}),
+    "no-gate": Arm(settings={"modulator.kind": "constant"}),
+    "neither": Arm(settings={"modulator.kind": "constant", "inner.kind": "none"}),
+    "no-task-augmentation": Arm(settings={"task.augmentation": "none"}),
+    "no-regularizer": Arm(settings={"regularizer.kind": "none"}),
+    "gate-configured": Arm(settings={"optim.gate_schedule": "configured"}),
+    "input-mixup": Arm(settings={"task.augmentation": "input_mixup"}),
+    "cutmix": Arm(settings={"task.augmentation": "cutmix"}),
+    "l2": Arm(settings={"regularizer.kind": "l2"}),
+    "cosine": Arm(settings={"regularizer.kind": "cosine"}),
+    "plus-logits": Arm(settings={"regularizer.logits_weight": 1.0}),
+}
+"""ProMetaR with one part off, or another in its place; all else as released."""
+
+ARMS = {name: Arm(name) for name in NAMES} | CHANGED
+
+
+def wanted(arm: str, seed: int, epochs: int | None) -> Wanted:
+    """The run of an arm with a seed; `epochs` None: as published."""
+    settings = {**ARMS[arm].settings, "train.seed": seed}
+    if epochs is not None:
+        settings["train.epochs"] = epochs
+    return Wanted(f"{arm}-seed{seed}", configure(ARMS[arm].method, settings))
+
+
+def methods_table(records: Mapping[str, Mapping[int, Record]]) -> str:
+    """Means over seeds with 95 % intervals, an arm a row."""
+    rows = []
+    for name, runs in records.items():
+        values = {key: [run[key] for run in runs.values() if run[key] is not None] for key in SCORES}
+        rows.append((name, *(mean_and_interval(values[key]) for key in SCORES), len(values["H"])))
+    return table(("method", *SCORES, "runs"), rows)
+
+
+def differences_table(records: Mapping[str, Mapping[int, Record]]) -> str:
+    """Each changed arm minus ProMetaR, paired by seed."""
+    rows = []
+    for name, runs in records.items():
+        pairs = {key: paired(runs, records.get(BASELINE, {}), key) for key in SCORES}
+        differences = (mean_and_interval(pairs[key], signed=True) for key in SCORES)
+        if name in CHANGED:
+            rows.append((name, f"`{ARMS[name].change}`", *differences, len(pairs["H"])))
+    return table(("changed", "setting", *SCORES, "pairs"), rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="one seed, two epochs")
-    parser.add_argument("--json", type=Path, help="write every run's figures here")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("out/embedded"), help="the records' folder")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, into --out's folder quick")
     args = parser.parse_args()
-    seeds, epochs = ([1], 2) if args.quick else (args.seeds, args.epochs)
-    torch.set_num_threads(args.threads)
-    results: dict[str, list[dict[str, Any]]] = {}
-    machine = platform.processor() or platform.machine()
-    print(f"{len(seeds)} seeds, {epochs} epochs, {machine}, torch {torch.__version__}")
-    print("| method | base | new | H | seconds a run |\n|---|---|---|---|---|")
-    for method in METHODS:
-        rows = results[method] = []
-        seconds = []
-        for seed in seeds:
-            started = time.perf_counter()
-            rows.append({"seed": seed, **run_once(method, seed, epochs)})
-            seconds.append(time.perf_counter() - started)
-        figures = " | ".join(spread([row[key] for row in rows]) for key in SCORES)
-        print(f"| {method} | {figures} | {mean(seconds):.0f} |", flush=True)
-    if args.json:
-        args.json.write_text(
-            json.dumps({"environment": environment(), "epochs": epochs, "runs": results}, indent=1)
-        )
+    seeds, epochs, out = ([1], 1, args.out / "quick") if args.quick else (args.seeds, None, args.out)
+    runs = {(arm, seed): wanted(arm, seed, epochs) for seed in seeds for arm in args.arms}
+    found = run_all(list(runs.values()), out, jobs=args.jobs)
+    records: dict[str, dict[int, Record]] = {arm: {} for arm in args.arms}
+    for (arm, seed), run in runs.items():
+        records[arm][seed] = found[run.name]
+    print(f"\n{describe(threads=1)}\n\nAccuracy in percent, mean and 95 % t-interval over seeds {seeds}:\n")
+    print(methods_table(records))
+    print("\nProMetaR with one part changed, minus ProMetaR, paired by seed:\n")
+    print(differences_table(records))
 
 
 if __name__ == "__main__":

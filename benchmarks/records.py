@@ -1,0 +1,154 @@
+"""Runs on the embedded benchmark as records: one JSON file a run; what has one is not run again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from common import machine
+
+from prometar.checkpoint import write_atomically
+from prometar.config import Config
+from prometar.data.sources import TexturesSource
+from prometar.data.stream import stream_local
+from prometar.errors import WorkError
+from prometar.intervals import t_interval
+from prometar.train import Session, build_run
+
+Record = dict[str, Any]
+"""`base`, `new` and `H` in percent (None, and a `reason`, if the run failed), and what made them."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run: the name of its record, and all that decides its figures."""
+
+    name: str
+    config: Config
+    objective: str = "final"
+
+
+def run_all(wanted: Sequence[Wanted], out: Path, *, jobs: int) -> dict[str, Record]:
+    """Records by name, in the order wanted; runs what is not there yet, `jobs` processes of one thread each.
+
+    Raises:
+        SystemExit: a record in `out` was made with other settings.
+    """
+    records = read_all(wanted, out)
+    todo = [run for run in wanted if run.name not in records]
+    if todo:
+        print(f"{len(wanted)} runs, {len(records)} are done", flush=True)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            running = [pool.submit(_run_and_write, run, out) for run in todo]
+            for number, done in enumerate(as_completed(running), 1):
+                print(f"{number} of {len(todo)}: {_line(done.result())}", flush=True)
+    return read_all(wanted, out)
+
+
+def read_all(wanted: Iterable[Wanted], out: Path) -> dict[str, Record]:
+    """The records that are there; see `run_all`."""
+    found = {}
+    for run in wanted:
+        path = out / f"{run.name}.json"
+        if path.exists():
+            record = json.loads(path.read_text("utf-8"))
+            _require_same(path, record, run)
+            found[run.name] = record
+    return found
+
+
+def _require_same(path: Path, record: Record, run: Wanted) -> None:
+    old = {"objective": record["objective"], **Config.model_validate(record["config"]).flat()}
+    new = {"objective": run.objective, **run.config.flat()}
+    changed = [f"{key}: {old[key]} then, {new[key]} now" for key in new if old[key] != new[key]]
+    if changed:
+        raise SystemExit(
+            f"error: {path} was made with other settings ({'; '.join(changed)}): use another --out"
+        )
+
+
+def _run_and_write(run: Wanted, out: Path) -> Record:
+    record = _run(run)
+    write_atomically(out / f"{run.name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    return record
+
+
+def _run(wanted: Wanted) -> Record:
+    """Train and score once, at the end."""
+    started = time.perf_counter()
+    run = replace(build_run(wanted.config, wanted.objective), every_epoch=False)
+    scores: dict[str, Any] = {"base": None, "new": None, "objective": None}
+    reason = ""
+    with TemporaryDirectory() as folder:
+        session = Session(run, Path(folder), lambda plan, step: stream_local(plan, KEPT, start_step=step))
+        try:
+            while not session.finished:
+                session.epoch()
+            scores = session.history[-1]
+        except WorkError as error:  # a diverged run is a result too
+            reason = str(error)
+    return {
+        "name": wanted.name,
+        "objective": wanted.objective,
+        "base": scores["base"],
+        "new": scores["new"],
+        "H": scores["objective"],
+        "reason": reason,
+        "seconds": round(time.perf_counter() - started, 1),
+        "config": wanted.config.model_dump(mode="json"),
+        "machine": machine(),
+    }
+
+
+@dataclass
+class Rendered:
+    """The embedded data set's images, each rendered once a process: long runs read them hundreds of times."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        missing = [path for path in dict.fromkeys(paths) if path not in self.files]
+        self.files |= zip(missing, TexturesSource().read_many(missing), strict=True)
+        return [self.files[path] for path in paths]
+
+
+KEPT = Rendered()
+
+
+def _line(record: Record) -> str:
+    if record["reason"]:
+        return f"{record['name']}: {record['reason']}"
+    figures = ", ".join(f"{key} {record[key]:.2f}" for key in ("base", "new", "H"))
+    return f"{record['name']}: {figures} ({record['seconds']:.0f} s)"
+
+
+def mean_and_interval(values: Sequence[float], *, signed: bool = False) -> str:
+    """A mean with its 95 % t-interval, as a cell of a table.
+
+    Example:
+        >>> mean_and_interval([1.0, 2.0, 3.0], signed=True)
+        '+2.0 (-0.5 .. +4.5)'
+    """
+    sign = "+" if signed else ""
+    interval = t_interval(values)
+    if interval is None:
+        return f"{values[0]:{sign}.1f}" if values else "-"
+    return f"{interval.mean:{sign}.1f} ({interval.low:{sign}.1f} .. {interval.high:{sign}.1f})"
+
+
+def paired(ours: Mapping[int, Record], theirs: Mapping[int, Record], key: str) -> list[float]:
+    """Differences of a figure, seed by seed, where both runs have one."""
+    return [
+        record[key] - theirs[seed][key]
+        for seed, record in ours.items()
+        if seed in theirs and record[key] is not None and theirs[seed][key] is not None
+    ]
