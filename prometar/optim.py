@@ -13,7 +13,7 @@ from prometar.parts.prompts import Leaves
 def sgd(
     leaves: Mapping[str, Tensor],
     momenta: Mapping[str, Tensor],
-    gradient: Mapping[str, Tensor],
+    gradient: Leaves,
     *,
     lr: float,
     momentum: float = 0.9,
@@ -21,7 +21,8 @@ def sgd(
 ) -> tuple[Leaves, Leaves]:
     """v <- momentum v + (g + weight_decay theta); theta <- theta - lr v. Returns new (leaves, momenta).
 
-    With v = 0 at first this is torch.optim.SGD (dampening 0, no Nesterov).
+    With v = 0 at first this is torch.optim.SGD (dampening 0, no Nesterov). `gradient` is emptied: the memory
+    of one leaf's serves the next one's momentum.
     """
     new_leaves: Leaves = {}
     new_momenta: Leaves = {}
@@ -29,7 +30,7 @@ def sgd(
         leaf = leaf.detach()
         # Autograd may hand out transposed layouts. A state has one layout, else a resumed run, whose state
         # comes from a file, would sum in another order than one that never stopped.
-        velocity = momentum * momenta[name] + gradient[name].detach().contiguous() + weight_decay * leaf
+        velocity = momentum * momenta[name] + gradient.pop(name).detach().contiguous() + weight_decay * leaf
         new_momenta[name] = velocity
         new_leaves[name] = leaf - lr * velocity
     return new_leaves, new_momenta
