@@ -84,20 +84,34 @@ def make_batch(
         frozen: The frozen CLIP's normalised features (B, E), if they are known already.
         static: Every part holds all B images, and there is a task even where the batch has none.
     """
+    whole = embed_batch(clip, images_B3HW, labels, frozen=frozen, teach=method.regularizer.uses_images)
+    return Batch(whole, make_task(clip, method, images_B3HW, whole, draw, static=static))
+
+
+def embed_batch(
+    clip: Clip, images_B3HW: Tensor, labels: Tensor, *, frozen: Tensor | None = None, teach: bool = True
+) -> Images:
+    """All images, embedded; `teach`: with the frozen CLIP's features."""
     tokens, labels = embed_images(clip, images_B3HW), labels.to(images_B3HW.device)
-    if frozen is None and method.regularizer.uses_images:
+    if frozen is None and teach:
         frozen = frozen_image(clip, tokens)
-    whole = Images(tokens, labels, _weights(torch.ones_like(labels, dtype=torch.bool), tokens), frozen)
+    return Images(tokens, labels, _weights(torch.ones_like(labels, dtype=torch.bool), tokens), frozen)
+
+
+def make_task(
+    clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, draw: TaskDraw | None, *, static: bool
+) -> Task | None:
+    """The method's meta task on embedded images; arguments as of `make_batch`."""
     if method.inner is None or (draw is None and not static):
-        return Batch(whole, None)
-    is_query, mix = _by_position(draw, method.augmentation, labels)
+        return None
+    is_query, mix = _by_position(draw, method.augmentation, whole.labels)
     mixed = None
     if mix is not None and method.augmentation.of_images:
         mixed = embed_images(
             clip, method.augmentation.mixed_images(images_B3HW, images_B3HW[mix.partner], mix)
         )
     task = _static(whole, is_query, mix, mixed) if static else _compact(whole, is_query, mix, mixed)
-    return Batch(whole, task._replace(present=is_query.any()) if static else task)
+    return task._replace(present=is_query.any()) if static else task
 
 
 def _weights(chosen: Tensor, like: Tensor) -> Tensor:

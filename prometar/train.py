@@ -193,11 +193,23 @@ def train_epoch(
         state, scalars = train_step(run, state, batch, now)
         for name, value in scalars.items():
             log.setdefault(name, []).append(value)
+    return close_epoch(run, state, {name: torch.stack(values) for name, values in log.items()}, first)
+
+
+def close_epoch(
+    run: Run, state: State, log: Mapping[str, Tensor], first: int
+) -> tuple[State, dict[str, float]]:
+    """The state with the epoch's prompts averaged in, and each scalar's mean over the steps since `first`.
+
+    Raises:
+        Diverged: as `train_epoch`.
+    """
     _require_finite(log, state, first)
-    average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
-    return replace(state, average=average), {
-        name: float(torch.stack(values).mean()) for name, values in log.items()
-    }
+    epochs = run.config.train.epochs
+    average = run.method.averager(
+        state.average, state.prompts, (state.step - 1) // run.plan.steps_per_epoch, epochs
+    )
+    return replace(state, average=average), {name: float(values.mean()) for name, values in log.items()}
 
 
 def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:
@@ -212,9 +224,9 @@ def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State,
     return step(run.model, run.method, state, prepared, now)
 
 
-def _require_finite(log: dict[str, list[Tensor]], state: State, first: int) -> None:
+def _require_finite(log: Mapping[str, Tensor], state: State, first: int) -> None:
     # Looked at once an epoch: asking after every step would make a GPU wait for the answer.
-    losses = torch.stack(log["direct_ce"])
+    losses = log["direct_ce"]
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise Diverged(f"the loss is {float(losses[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
@@ -263,11 +275,20 @@ class Session:
             Diverged, WorkError (a broken image, a full disk).
         """
         started = time.perf_counter()
+        state, losses = self.state, dict[str, float]()
+        if state.prompts:
+            state, losses = train_epoch(self.run, state, self.batches(), self._watch)
+        return self.conclude(state, losses, started)
+
+    def batches(self) -> Iterator[Batch]:
+        """The stream, from the state's step on."""
         if self._batches is None:
             self._batches = self._stream(self.run.plan, self.state.step)
-        losses: dict[str, float] = {}
-        if self.state.prompts:
-            self.state, losses = train_epoch(self.run, self.state, self._batches, self._watch)
+        return self._batches
+
+    def conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:
+        """End an epoch that was trained since `started` (`time.perf_counter`); otherwise as `epoch`."""
+        self.state = state
         record: dict[str, Any] = {"epoch": len(self.history) + 1, **losses}
         if self.run.every_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()

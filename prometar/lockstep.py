@@ -1,0 +1,127 @@
+"""Runs trained in lockstep: one process, one pass over the images, several configurations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prometar.batch import Batch, embed_batch, make_task
+from prometar.data.stream import Batch as Pictures
+from prometar.errors import UserError
+from prometar.parts.tasks import one_class_out, task_rng
+from prometar.state import State
+from prometar.train import Diverged, Run, Session, close_epoch, rates
+from prometar.vectorised import require_one_structure, stack, step_all, unstack
+
+
+class Lockstep:
+    """Sessions trained together: each has the state, the records and the checkpoints of its own run.
+
+    They must share backbone, images and their order, and a method's structure; numbers (weights, rates,
+    shares of a mix) may differ. Equal to runs alone within rounding, not bit for bit.
+
+    Raises:
+        UserError: sessions that cannot go together; says what differs.
+
+    Example:
+        >>> together = Lockstep([Session(run, folder, stream) for run, folder in runs])  # doctest: +SKIP
+        >>> while together.sessions:  # doctest: +SKIP
+        ...     together.epoch()
+    """
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self.sessions = [session for session in sessions if not session.finished]
+        _require_together(self.sessions)
+
+    def epoch(self) -> list[dict[str, Any] | Diverged]:
+        """Train all by one epoch; each session's record, in order, or why it ended.
+
+        Sessions that are finished or have diverged are left out of the next epoch.
+        """
+        started, runs = time.perf_counter(), [session.run for session in self.sessions]
+        states = [session.state for session in self.sessions]
+        ended, logs = _train_epoch(runs, states, self.sessions[0])
+        outcomes = [
+            _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, started)
+            for k, (session, state) in enumerate(zip(self.sessions, ended, strict=True))
+        ]
+        stream = self.sessions[0]
+        self.sessions = [
+            session
+            for session, outcome in zip(self.sessions, outcomes, strict=True)
+            if not (session.finished or isinstance(outcome, Diverged))
+        ]
+        if self.sessions and self.sessions[0] is not stream:
+            stream.close()
+        return outcomes
+
+    def close(self) -> None:
+        """End the stream."""
+        for session in self.sessions:
+            session.close()
+
+
+def _conclude(
+    session: Session, state: State, log: dict[str, Tensor], started: float
+) -> dict[str, Any] | Diverged:
+    try:
+        return session.conclude(*close_epoch(session.run, state, log, session.state.step), started)
+    except Diverged as error:
+        return error
+
+
+def _train_epoch(
+    runs: Sequence[Run], states: Sequence[State], leader: Session
+) -> tuple[list[State], dict[str, Tensor]]:
+    """The states after the rest of the epoch, and each scalar by step and run."""
+    per_epoch, batches = runs[0].plan.steps_per_epoch, leader.batches()
+    epoch = states[0].step // per_epoch
+    now = [rates(run.config, epoch) for run in runs]
+    methods = [run.method for run in runs]
+    together, log = stack(states), dict[str, list[Tensor]]()
+    for _ in range((epoch + 1) * per_epoch - together.step):
+        prepared = prepare(runs, next(batches), together.step)
+        together, scalars = step_all(runs[0].model, methods, together, prepared, now)
+        for name, value in scalars.items():
+            log.setdefault(name, []).append(value)
+    return unstack(together), {name: torch.stack(values) for name, values in log.items()}
+
+
+def prepare(runs: Sequence[Run], pictures: Pictures, step: int) -> list[Batch]:
+    """Each run's batch: the images, embedded once for all, and its own task on them."""
+    assert pictures.step == step, f"the stream is at step {pictures.step}, the states at {step}"
+    backbone = runs[0].backbone
+    images = backbone.normalise(torch.from_numpy(pictures.images))
+    labels = torch.from_numpy(pictures.labels)
+    whole = embed_batch(backbone.clip, images, labels, teach=runs[0].method.regularizer.uses_images)
+    tasks: dict[Any, Any] = {}
+    for run in runs:
+        augmentation = run.method.augmentation
+        if augmentation not in tasks:  # the same object for all that draw alike: nothing of it is stacked
+            rng = task_rng(run.config.train.seed, step)
+            draw = None if run.method.inner is None else one_class_out(labels, augmentation, rng)
+            tasks[augmentation] = make_task(backbone.clip, run.method, images, whole, draw, static=True)
+    return [Batch(whole, tasks[run.method.augmentation]) for run in runs]
+
+
+def _require_together(sessions: Sequence[Session]) -> None:
+    if not sessions:
+        return
+    require_one_structure([session.run.method for session in sessions])
+    first = sessions[0]
+    if not first.state.prompts:
+        raise UserError(f"{first.run.config.method} has nothing to train")
+    for other in sessions[1:]:
+        _require_same("backbone", first.run.config.backbone, other.run.config.backbone)
+        _require_same("prompts.init", first.run.config.prompts.init, other.run.config.prompts.init)
+        _require_same("images and their order", first.run.plan.digest, other.run.plan.digest)
+        _require_same("epoch", len(first.history), len(other.history))
+
+
+def _require_same(what: str, one: object, other: object) -> None:
+    if one != other:
+        raise UserError(f"runs in lockstep must have the same {what}, found {one} and {other}")
