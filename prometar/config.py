@@ -138,11 +138,12 @@ class OptimConfig(_Frozen):
 
 
 class TrainConfig(_Frozen):
-    """How long, in what batches, from what seed."""
+    """How long, in what batches, from what seed; `cuda_graph` records a GPU's operations once a run."""
 
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=4, ge=1)
     seed: int = Field(default=1, ge=0, lt=2**32)
+    cuda_graph: bool = False
 
 
 class Config(_Frozen):

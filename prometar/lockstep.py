@@ -12,6 +12,7 @@ from torch import Tensor
 from prometar.batch import Batch, embed_batch, make_task
 from prometar.data.stream import Batch as Pictures
 from prometar.errors import UserError
+from prometar.graph import Graph
 from prometar.parts.tasks import one_class_out, task_rng
 from prometar.state import State
 from prometar.train import Diverged, Run, Session, close_epoch, rates
@@ -35,6 +36,7 @@ class Lockstep:
 
     def __init__(self, sessions: Sequence[Session]) -> None:
         self.sessions = [session for session in sessions if not session.finished]
+        self._graph = Graph()
         _require_together(self.sessions)
 
     def epoch(self) -> list[dict[str, Any] | Diverged]:
@@ -44,7 +46,7 @@ class Lockstep:
         """
         started, runs = time.perf_counter(), [session.run for session in self.sessions]
         states = [session.state for session in self.sessions]
-        ended, logs = _train_epoch(runs, states, self.sessions[0])
+        ended, logs = _train_epoch(runs, states, self.sessions[0], self._graph)
         outcomes = [
             _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, started)
             for k, (session, state) in enumerate(zip(self.sessions, ended, strict=True))
@@ -75,7 +77,7 @@ def _conclude(
 
 
 def _train_epoch(
-    runs: Sequence[Run], states: Sequence[State], leader: Session
+    runs: Sequence[Run], states: Sequence[State], leader: Session, graph: Graph
 ) -> tuple[list[State], dict[str, Tensor]]:
     """The states after the rest of the epoch, and each scalar by step and run."""
     per_epoch, batches = runs[0].plan.steps_per_epoch, leader.batches()
@@ -85,7 +87,7 @@ def _train_epoch(
     together, log = stack(states), dict[str, list[Tensor]]()
     for _ in range((epoch + 1) * per_epoch - together.step):
         prepared = prepare(runs, next(batches), together.step)
-        together, scalars = step_all(runs[0].model, methods, together, prepared, now)
+        together, scalars = step_all(runs[0].model, methods, together, prepared, now, graph=graph)
         for name, value in scalars.items():
             log.setdefault(name, []).append(value)
     return unstack(together), {name: torch.stack(values) for name, values in log.items()}

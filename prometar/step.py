@@ -48,7 +48,8 @@ def step(
 
     Direct phase: theta <- SGD(theta, g_task + m g_reg on the batch).
     Meta phase: theta' = theta - inner_lr (g_task + m g_reg on the support); theta and the gate <- SGD of
-    outer_weight * query loss(theta'). Both phases share the prompts' momentum.
+    outer_weight * query loss(theta'). Both phases share the prompts' momentum. Where a static task is not
+    present, the meta phase changes nothing and its scalars are NaN.
     """
     compute = _Compute(model, method, differentiate)
     gradient, losses = compute.modulated(state.prompts, state.gate, batch.images, again=False)
@@ -56,9 +57,12 @@ def step(
     state = _update(state, gradient, {}, rates)
     if method.inner is not None and batch.task is not None and state.prompts:
         prompts, gate, meta = compute.outer(method.inner, state, batch.task)
-        scalars |= {name: loss.detach() for name, loss in meta.items()}
-        updated = _update(state, prompts, gate, rates)
-        state = updated if batch.task.present is None else _where(batch.task.present, updated, state)
+        meta = {name: loss.detach() for name, loss in meta.items()}
+        updated, present = _update(state, prompts, gate, rates), batch.task.present
+        if present is not None:
+            updated = _where(present, updated, state)
+            meta = {name: loss.where(present, torch.nan) for name, loss in meta.items()}
+        state, scalars = updated, scalars | meta
     return replace(state, step=state.step + 1), scalars
 
 

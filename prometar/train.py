@@ -23,8 +23,9 @@ from prometar.data.dataset import Dataset, classnames
 from prometar.data.plan import Plan, eval_plan
 from prometar.data.stream import Batch
 from prometar.data.transforms import TransformSpec
-from prometar.errors import WorkError
+from prometar.errors import UserError, WorkError
 from prometar.evaluate import accuracy
+from prometar.graph import Graph
 from prometar.methods import Method, build
 from prometar.model import Model, build_model, prompt_texts
 from prometar.objective import Problem, harmonic_mean, problem
@@ -32,6 +33,7 @@ from prometar.optim import warmup_cosine
 from prometar.parts.tasks import one_class_out, task_rng
 from prometar.state import State
 from prometar.step import Rates, step
+from prometar.vectorised import stack, step_all, unstack
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 Stream = Callable[[Plan, int], Iterator[Batch]]
@@ -113,6 +115,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     dataset = _dataset(config.data.name, config.data.root)
     spec = (config.backbone.name, config.backbone.pretrained, config.backbone.precision)
     backbone = _backbone(*spec)
+    if config.train.cuda_graph and backbone.clip.device.type != "cuda":
+        raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
     split = problem(
         objective, dataset, shots=config.data.shots, seed=config.train.seed, val_per_class=val_per_class
     )
@@ -175,9 +179,15 @@ def rates(config: Config, epoch: int) -> Rates:
 
 
 def train_epoch(
-    run: Run, state: State, batches: Iterator[Batch], watch: Watch | None = None
+    run: Run,
+    state: State,
+    batches: Iterator[Batch],
+    watch: Watch | None = None,
+    graph: Graph | None = None,
 ) -> tuple[State, dict[str, float]]:
     """The state after the rest of the current epoch, and the mean of each scalar over its steps.
+
+    `graph`: where the step is recorded, if it is.
 
     Raises:
         Diverged: a loss that is not finite; names the first such step.
@@ -190,7 +200,7 @@ def train_epoch(
         batch = next(batches)
         if watch is not None:
             watch(run, state, batch)
-        state, scalars = train_step(run, state, batch, now)
+        state, scalars = train_step(run, state, batch, now, graph)
         for name, value in scalars.items():
             log.setdefault(name, []).append(value)
     return close_epoch(run, state, {name: torch.stack(values) for name, values in log.items()}, first)
@@ -209,10 +219,13 @@ def close_epoch(
     average = run.method.averager(
         state.average, state.prompts, (state.step - 1) // run.plan.steps_per_epoch, epochs
     )
-    return replace(state, average=average), {name: float(values.mean()) for name, values in log.items()}
+    means = {name: float(values.nanmean()) for name, values in log.items() if not values.isnan().all()}
+    return replace(state, average=average), means
 
 
-def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:
+def train_step(
+    run: Run, state: State, batch: Batch, now: Rates, graph: Graph | None = None
+) -> tuple[State, dict[str, Tensor]]:
     """One step on a streamed batch; the meta task is drawn from (seed, step)."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     images, labels = run.backbone.normalise(torch.from_numpy(batch.images)), torch.from_numpy(batch.labels)
@@ -220,8 +233,12 @@ def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State,
     if run.method.inner is not None:
         rng = task_rng(run.config.train.seed, state.step)
         draw = one_class_out(labels, run.method.augmentation, rng)
-    prepared = make_batch(run.backbone.clip, run.method, images, labels, draw)
-    return step(run.model, run.method, state, prepared, now)
+    static = graph is not None
+    prepared = make_batch(run.backbone.clip, run.method, images, labels, draw, static=static)
+    if graph is None:
+        return step(run.model, run.method, state, prepared, now)
+    stacked, scalars = step_all(run.model, [run.method], stack([state]), [prepared], [now], graph=graph)
+    return unstack(stacked)[0], {name: value[0] for name, value in scalars.items()}
 
 
 def _require_finite(log: Mapping[str, Tensor], state: State, first: int) -> None:
@@ -253,6 +270,7 @@ class Session:
     def __init__(self, run: Run, folder: Path, stream: Stream, watch: Watch | None = None) -> None:
         self.run = run
         self._watch = watch
+        self._graph = Graph() if run.config.train.cuda_graph else None
         self.state = initial_state(run)
         self.history: list[dict[str, Any]] = []
         self._path = folder / "checkpoint.safetensors"
@@ -277,7 +295,7 @@ class Session:
         started = time.perf_counter()
         state, losses = self.state, dict[str, float]()
         if state.prompts:
-            state, losses = train_epoch(self.run, state, self.batches(), self._watch)
+            state, losses = train_epoch(self.run, state, self.batches(), self._watch, self._graph)
         return self.conclude(state, losses, started)
 
     def batches(self) -> Iterator[Batch]:

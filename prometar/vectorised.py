@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from prometar.batch import Batch
 from prometar.differentiate import functional
 from prometar.errors import UserError
+from prometar.graph import Graph
 from prometar.methods import Method
 from prometar.model import Model
+from prometar.parts.prompts import Leaves
 from prometar.state import State
 from prometar.step import Rates, Scalars, step
 
@@ -50,13 +52,20 @@ def unstack(stacked: State) -> list[State]:
 
 
 def step_all(
-    model: Model, methods: Sequence[Method], stacked: State, batches: Sequence[Batch], rates: Sequence[Rates]
+    model: Model,
+    methods: Sequence[Method],
+    stacked: State,
+    batches: Sequence[Batch],
+    rates: Sequence[Rates],
+    *,
+    graph: Graph | None = None,
 ) -> tuple[State, Scalars]:
     """`step` of each of P methods; states and scalars with P as their first dimension.
 
     Args:
         batches: One for each, with static tasks (`make_batch(..., static=True)`). A tensor that is the very
             same object in all of them is shared: images that all see are encoded with one product.
+        graph: Records the step on a GPU; one for all steps of a model and a structure.
     Raises:
         UserError: methods that differ in more than numbers.
 
@@ -71,15 +80,19 @@ def step_all(
     numbers = torch.tensor([_numbers(each) for each in settings], dtype=dtype, device=device)
     shared, own, put = _split(batches)
 
-    def one(numbers: Tensor, tensors: dict[str, Tensor], own: list[Tensor]) -> tuple[Any, Scalars]:
+    def one(numbers: Tensor, tensors: Leaves, batch: Batch) -> tuple[Leaves, Scalars]:
         values = iter(numbers.unbind())
         method, now = _map(settings[0], lambda _: next(values))
-        state, scalars = step(
-            model, method, State.from_tensors(tensors, 0), put(shared, own), now, functional
-        )
+        state, scalars = step(model, method, State.from_tensors(tensors, 0), batch, now, functional)
         return state.tensors(), scalars
 
-    tensors, scalars = torch.vmap(one)(numbers, stacked.tensors(), own)
+    def mapped(numbers: Tensor, tensors: Leaves, own: list[Tensor], shared: list[Any]) -> Any:
+        def inner(numbers: Tensor, tensors: Leaves, own: list[Tensor]) -> tuple[Leaves, Scalars]:
+            return one(numbers, tensors, put(shared, own))
+
+        return torch.vmap(inner)(numbers, tensors, own)
+
+    tensors, scalars = (graph or Graph())(mapped, numbers, stacked.tensors(), own, shared)
     return State.from_tensors(tensors, stacked.step + 1), scalars
 
 

@@ -14,9 +14,10 @@ from prometar.config import Config
 from prometar.data.plan import Plan
 from prometar.data.stream import Batch, StreamOptions, stream_local
 from prometar.errors import UserError, WorkError
+from prometar.graph import Graph
 from prometar.methods import METHODS
 from prometar.runs import ray_stream
-from prometar.train import Diverged, Run, Session, Stream, build_run, rates
+from prometar.train import Diverged, Run, Session, Stream, build_run, initial_state, rates, train_epoch
 
 SMALL: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "inner.lr": 0.1, "inner.outer_weight": 0.5}
 
@@ -158,3 +159,30 @@ def test_schedules_as_released_and_as_configured() -> None:
 def test_unknown_objectives_are_named() -> None:
     with pytest.raises(UserError, match="unknown objective 'x': choose one of class_holdout, base_val"):
         small_run(objective="x")
+
+
+@pytest.mark.parametrize(("method", "batch_size"), [("prometar", 4), ("prometar", 1), ("promptsrc", 4)])
+def test_the_step_that_a_gpu_records_is_the_same(method: str, batch_size: int) -> None:
+    run = small_run(method, train__batch_size=batch_size, backbone__precision="fp64")
+    state = initial_state(run)
+    plain, losses = train_epoch(run, state, local(run)(run.plan, 0))
+    recorded, same_losses = train_epoch(run, state, local(run)(run.plan, 0), graph=Graph())
+    assert same_losses == pytest.approx(losses, abs=1e-9)
+    assert recorded.step == plain.step
+    for name, tensor in plain.tensors().items():
+        torch.testing.assert_close(recorded.tensors()[name], tensor, rtol=0, atol=1e-9)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_recording_without_a_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.cuda_graph needs a GPU"):
+        small_run(train__cuda_graph=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_recorded_run_equals_a_plain_one(tmp_path: Path) -> None:
+    runs = [small_run(train__cuda_graph=graph) for graph in (False, True)]
+    plain, recorded = (Session(run, tmp_path / str(k), local(run)) for k, run in enumerate(runs))
+    train(plain), train(recorded)
+    for name, tensor in plain.state.tensors().items():
+        torch.testing.assert_close(recorded.state.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
