@@ -1,30 +1,31 @@
-"""Time and memory of one ProMetaR iteration: the released procedure, plainly transcribed, against ours.
+"""One ProMetaR iteration: the released procedure, plainly transcribed, against ours.
 
-    python benchmarks/step.py [--classes 24] [--repeats 5] [--threads 2] [--quick] [--json FILE]
+    python benchmarks/step.py [--classes 24 100] [--dtypes fp32 bf16] [--repeats 2] [--threads 2]
+        [--limit-gb 24] [--quick] [--json FILE]
 
-ViT-B/16 with random weights, batch 4, float32, images and prompts the same for both. Each side runs in a
-process of its own, in turn; a figure is the median over `--repeats` iterations after one that is not counted,
-peak memory that of the whole process. `tests/parity` proves that both compute the same.
+Time, memory and arithmetic with ViT-B/16, random weights, batch 4, images and prompts the same for both; the released procedure in fp32.
+Each side runs in a process of its own, in turn, and counts iterations after one that is not counted; peak
+memory is the whole process's (on a GPU: what torch allocated there). Operations are those of the matrix
+products that are done; their rate is set against that of 2048 x 2048 products in the same process.
+`tests/parity` proves that both sides compute the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.backbone.openclip import load_backbone, tokenize
 from prometar.batch import make_batch
@@ -32,25 +33,26 @@ from prometar.config import Config
 from prometar.methods import build
 from prometar.model import build_model, prompt_texts
 from prometar.parts.tasks import one_class_out
-from prometar.runs import environment
 from prometar.state import State
 from prometar.step import Rates, step
 
 ROOT = Path(__file__).resolve().parent.parent
-SIDES = ("released", "ours")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COUNTED = 2  # iterations a process
 
 
-def iteration(side: str, num_classes: int, backbone: str) -> Callable[[], object]:
+def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callable[[], object]:
     """One iteration of a side, from the same start on the same batch each time."""
-    loaded = load_backbone(backbone, "random")
-    clip, method = loaded.clip, build(Config())
+    clip = load_backbone(backbone, "random", dtype=DTYPES[dtype], device=DEVICE).clip
+    method = build(Config())
     names = [f"class number {i}" for i in range(num_classes)]
     tokens = tokenize(prompt_texts(names, method.prompts, init="a photo of a", template="{}"))
     generator = torch.Generator().manual_seed(0)
-    teacher = F.normalize(torch.randn(num_classes, clip.embed_dim, generator=generator), dim=-1)
+    teacher = F.normalize(torch.randn(num_classes, clip.embed_dim, generator=generator), dim=-1).to(DEVICE)
     prompts = method.prompts.init(clip, tokenize(["a photo of a"])[0, 1:5], generator)
     state = State.start(prompts, method.modulator.init(prompts, generator))
-    images = torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator).to(clip.dtype)
+    images = torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator).to(DEVICE, clip.dtype)
     labels = torch.tensor([0, 1, 2, 2])
     task = one_class_out(labels, method.augmentation, np.random.default_rng(0))
     if side == "released":
@@ -75,58 +77,90 @@ def iteration(side: str, num_classes: int, backbone: str) -> Callable[[], object
     return run
 
 
-def measure(side: str, num_classes: int, backbone: str, repeats: int, threads: int) -> dict[str, Any]:
-    """Seconds of each counted iteration, and the process's peak memory in GB."""
-    torch.set_num_threads(threads)
-    run = iteration(side, num_classes, backbone)
+def timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
     run()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def product_rate(dtype: str) -> float:
+    """Operations a second of a large matrix product."""
+    a = torch.randn(2048, 2048).to(DEVICE, DTYPES[dtype])
+    seconds = [timed(lambda: a @ a) for _ in range(12)]
+    return 2 * 2048**3 / median(seconds[2:])
+
+
+def peak_gb() -> float:
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def measure(side: str, classes: int, backbone: str, dtype: str, threads: int, limit_gb: float) -> Figures:
+    """Seconds of each counted iteration, operations, their rate and peak memory, where it fits."""
+    torch.set_num_threads(threads)
+    if DEVICE == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gb * 1e9),) * 2)
+    try:
+        run = iteration(side, classes, backbone, dtype)
         run()
-        seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"side": side, "classes": num_classes, "seconds": seconds, "peak_gb": peak}
-
-
-def in_a_process(side: str, args: argparse.Namespace, num_classes: int, repeats: int) -> dict[str, Any]:
-    command = [
-        sys.executable, __file__, "--side", side, "--classes", str(num_classes), "--repeats", str(repeats),
-        "--threads", str(args.threads), "--backbone", args.backbone,
-    ]  # fmt: skip
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
+        rates, seconds = [product_rate(dtype)], []
+        for _ in range(COUNTED):
+            seconds.append(timed(run))
+            rates.append(product_rate(dtype))
+        peak = peak_gb()
+        with FlopCounterMode(display=False) as counter:
+            run()
+    except (MemoryError, RuntimeError) as error:
+        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        return {"fits": False}
+    flops = counter.get_total_flops()
+    share = flops / median(seconds) / median(rates)
+    return {"fits": True, "seconds": seconds, "flops": flops, "share": share, "rates": rates, "peak_gb": peak}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--classes", type=int, nargs="+", default=[24])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
-    parser.add_argument("--quick", action="store_true", help="the embedded backbone's size, two repeats")
-    parser.add_argument("--json", type=Path, help="write every figure here")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.quick:
-        args.backbone, args.repeats = "mini", 2
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--classes", type=int, nargs="+", default=[24, 100])
+        parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES)
+        parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
+        parser.add_argument("--limit-gb", type=float, default=24.0, help="memory that a process may have")
+
+    args = arguments(__doc__, add, repeats=2)
     if args.side:
-        print(json.dumps(measure(args.side, args.classes[0], args.backbone, args.repeats, args.threads)))
-        return
-    figures = []
-    machine = platform.processor() or platform.machine()
-    print(f"{args.backbone}, batch 4, fp32, {args.threads} threads, {machine}, torch {torch.__version__}")
-    print("| classes | released s | ours s | ratio | released GB | ours GB |\n|---|---|---|---|---|---|")
-    for num_classes in args.classes:
-        sides = [in_a_process(side, args, num_classes, args.repeats) for side in SIDES]
-        figures += sides
-        seconds, peaks = [median(s["seconds"]) for s in sides], [s["peak_gb"] for s in sides]
-        row = f"{seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1]:.2f}"
-        print(f"| {num_classes} | {row} | {peaks[0]:.1f} | {peaks[1]:.1f} |", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps({"environment": environment(), "figures": figures}, indent=1))
+        return tell(measure(**args.side))
+    if args.quick:
+        args.backbone, args.repeats, args.classes = "mini", 1, [24]
+    rows, everything = [], []
+    common = {"backbone": args.backbone, "threads": args.threads, "limit_gb": args.limit_gb}
+    for classes in args.classes:
+        sides = [("released", "fp32"), *(("ours", dtype) for dtype in args.dtypes)]
+        rounds = in_turn(
+            [{"side": side, "dtype": dtype, "classes": classes, **common} for side, dtype in sides], args
+        )
+        everything += rounds
+        rows += [row(classes, rounds[0], rounds[k], dtype) for k, (_, dtype) in enumerate(sides) if k]
+    print(f"{args.backbone}, batch 4, {describe(args.threads, 'the released procedure in fp32')}")
+    head = ("classes", "ours in", "released s", "ours s", "ratio", "released GB", "ours GB", "ratio",
+            "ours TFLOP", "share of product rate")  # fmt: skip
+    print(table(head, rows))
+    return write_json(args, everything)
+
+
+def row(classes: int, released: list[Figures], ours: list[Figures], dtype: str) -> tuple[object, ...]:
+    """A line of the table; a side that needs more memory than it may have has no figure."""
+    if not ours[0]["fits"]:
+        return (classes, dtype, *["does not fit"] * 8)
+    seconds, peak = median_of(ours, "seconds"), median_of(ours, "peak_gb")
+    rest = (median_of(ours, "flops") / 1e12, median_of(ours, "share"))
+    if not released[0]["fits"]:
+        return (classes, dtype, "does not fit", seconds, "-", "does not fit", peak, "-", *rest)
+    their_seconds, their_peak = median_of(released, "seconds"), median_of(released, "peak_gb")
+    return (classes, dtype, their_seconds, seconds, their_seconds / seconds, their_peak, peak,
+            their_peak / peak, *rest)  # fmt: skip
 
 
 if __name__ == "__main__":
