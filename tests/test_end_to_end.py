@@ -110,6 +110,7 @@ def test_the_best_is_no_worse_than_the_released_settings(killed: tuple[Path, str
     for name in ("best", "released"):
         assert [run["seed"] for run in finals[name]["runs"]] == [1, 2]
         assert all(0 <= run["objective"] <= 100 for run in finals[name]["runs"])
+        assert all(-1 <= run["alignment"] <= 1 for run in finals[name]["runs"])
 
 
 def test_best_yaml_is_taken_as_it_is(

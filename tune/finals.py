@@ -10,6 +10,7 @@ from ray import tune
 from ray.tune import Callback
 from rich.console import Console
 
+from prometar.analysis.alignment import of_run
 from prometar.checkpoint import write_atomically
 from prometar.intervals import t_interval
 from prometar.placement import ResourcePlan
@@ -108,7 +109,9 @@ def _run(folder: StudyFolder, number: int, seed: int, failures: dict[str, str]) 
     if not (path / "result.json").exists():
         return {"seed": seed, "failed": failures.get(str(path), "no result")}
     result = json.loads((path / "result.json").read_text("utf-8"))["result"]
-    return {"seed": seed, **{key: result[key] for key in ("base", "new", "objective", "seconds")}}
+    run = {"seed": seed, **{key: result[key] for key in ("base", "new", "objective", "seconds")}}
+    alignment = of_run(path)
+    return run if alignment is None else run | {"alignment": alignment.mean}
 
 
 def failed_runs(finals: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -98,6 +99,7 @@ def render(records: Records) -> str:
         released=records.released,
         score=records.score,
         verdict=verdict(records),
+        alignment=alignment(records),
         caveats=caveats(records),
         rows=settings_rows(records),
         ranking=ranking(records.trials),
@@ -145,6 +147,22 @@ def verdict(records: Records) -> str:
         return f"No difference shown: {measured}, which holds 0."
     word = "better" if difference["mean"] > 0 else "worse"
     return f"The best settings found test {word} than the released ones: {measured}."
+
+
+def alignment(records: Records) -> str:
+    """What the final runs' gradients did, in a sentence; empty where it was not measured."""
+    finals = records.finals or {}
+    sides = {} if not finals else {"released": finals["released"], "best": finals["best"]}
+    if finals.get("same"):
+        del sides["best"]
+    found = {name: [r["alignment"] for r in side["runs"] if "alignment" in r] for name, side in sides.items()}
+    means = [f"{name} {signed(mean(cosines))}" for name, cosines in found.items() if cosines]
+    if not means:
+        return ""
+    return (
+        "Gradient alignment, the mean cosine of the gradient on a batch's other classes and on the one that "
+        f"is left out: {', '.join(means)}. Above 0, a step on some classes also lowers the loss on others."
+    )
 
 
 def caveats(records: Records) -> list[str]:

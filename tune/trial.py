@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from ray import tune
 
+from prometar.analysis.alignment import Alignment
 from prometar.checkpoint import write_atomically
 from prometar.config import dump_config, parse
 from prometar.data.stream import StreamOptions
 from prometar.errors import UserError
-from prometar.runs import ray_stream, write_result
+from prometar.runs import FINAL, ray_stream, write_result
 from prometar.train import Diverged, Session, build_run
 from tune.job import Job
 
@@ -50,7 +51,8 @@ class TrialWorker(tune.Trainable):
         job, folder = self._job, Path(self._job.run_dir)
         config = parse(job.config, where=f"the settings of {folder.name}")
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
-        session = Session(run, folder, ray_stream(run, StreamOptions.in_bundle(job.stream_cpus)))
+        watch = Alignment(folder) if job.objective == FINAL else None
+        session = Session(run, folder, ray_stream(run, StreamOptions.in_bundle(job.stream_cpus)), watch)
         write_atomically(folder / "config.yaml", dump_config(config).encode())
         return session
 

@@ -154,6 +154,16 @@ def read(path: Path) -> list[Record]:
     return records
 
 
+def of_run(folder: Path) -> Summary | None:
+    """The summary of a run's folder; None where nothing was measured.
+
+    Raises:
+        UserError: the file holds something else than records.
+    """
+    path = folder / FILE
+    return summarize(read(path)) if path.is_file() else None
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean cosine over a run, over its first and its last quarter of records, and how many were positive."""

@@ -181,6 +181,20 @@ def test_a_failed_final_run_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_library")
+def test_alignment_is_a_sentence_where_it_was_measured(tmp_path: Path) -> None:
+    def words(name: str, *, same: bool = False) -> str:
+        runs = {mean: [run | {"alignment": mean / 100} for run in final_runs(mean)] for mean in (69.0, 71.0)}
+        released = {"number": 0, "settings": RELEASED, "runs": [*runs[69.0], {"seed": 4, "failed": "killed"}]}
+        best = released if same else {"number": 1, "settings": RELEASED, "runs": runs[71.0]}
+        tested = finals(best=best, released=released, same=same)
+        return Text(page(study(tmp_path / name, TRIALS, tested))).words
+
+    assert "the one that is left out: released +0.69, best +0.71. Above 0" in words("both")
+    assert "the one that is left out: released +0.69. Above 0" in words("same", same=True)
+    assert "Gradient alignment" not in Text(page(study(tmp_path / "none", TRIALS, finals()))).words
+
+
+@pytest.mark.usefixtures("_no_library")
 def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
     hostile = {**RELEASED, "prompts.init": SCRIPT}
     trials = [
