@@ -21,6 +21,7 @@ from prometar.config import configure
 from prometar.recipes import NAMES
 
 SCORES = ("base", "new", "H")
+DIGITS = dict.fromkeys(SCORES, 1) | {"alignment": 3}
 BASELINE = "prometar"
 
 
@@ -66,20 +67,21 @@ def methods_table(records: Mapping[str, Mapping[int, Record]]) -> str:
     """Means over seeds with 95 % intervals, an arm a row."""
     rows = []
     for name, runs in records.items():
-        values = {key: [run[key] for run in runs.values() if run[key] is not None] for key in SCORES}
-        rows.append((name, *(mean_and_interval(values[key]) for key in SCORES), len(values["H"])))
-    return table(("method", *SCORES, "runs"), rows)
+        values = {key: [run[key] for run in runs.values() if run[key] is not None] for key in DIGITS}
+        cells = (mean_and_interval(values[key], digits=digits) for key, digits in DIGITS.items())
+        rows.append((name, *cells, len(values["H"])))
+    return table(("method", *DIGITS, "runs"), rows)
 
 
 def differences_table(records: Mapping[str, Mapping[int, Record]]) -> str:
     """Each changed arm minus ProMetaR, paired by seed."""
     rows = []
     for name, runs in records.items():
-        pairs = {key: paired(runs, records.get(BASELINE, {}), key) for key in SCORES}
-        differences = (mean_and_interval(pairs[key], signed=True) for key in SCORES)
+        pairs = {key: paired(runs, records.get(BASELINE, {}), key) for key in DIGITS}
+        cells = (mean_and_interval(pairs[key], signed=True, digits=n) for key, n in DIGITS.items())
         if name in CHANGED:
-            rows.append((name, f"`{ARMS[name].change}`", *differences, len(pairs["H"])))
-    return table(("changed", "setting", *SCORES, "pairs"), rows)
+            rows.append((name, f"`{ARMS[name].change}`", *cells, len(pairs["H"])))
+    return table(("changed", "setting", *DIGITS, "pairs"), rows)
 
 
 def main() -> None:
@@ -97,7 +99,8 @@ def main() -> None:
     records: dict[str, dict[int, Record]] = {arm: {} for arm in args.arms}
     for (arm, seed), run in runs.items():
         records[arm][seed] = found[run.name]
-    print(f"\n{describe(threads=1)}\n\nAccuracy in percent, mean and 95 % t-interval over seeds {seeds}:\n")
+    print(f"\n{describe(threads=1)}\n\nMean and 95 % t-interval over seeds {seeds}; accuracy in percent.")
+    print("Alignment: mean cosine of support and query gradient along the run (`prometar/analysis`).\n")
     print(methods_table(records))
     print("\nProMetaR with one part changed, minus ProMetaR, paired by seed:\n")
     print(differences_table(records))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from common import machine
 
+from prometar.analysis.alignment import Alignment, of_run
 from prometar.checkpoint import write_atomically
 from prometar.config import Config
 from prometar.data.sources import TexturesSource
@@ -24,7 +25,7 @@ from prometar.intervals import t_interval
 from prometar.train import Session, build_run
 
 Record = dict[str, Any]
-"""`base`, `new` and `H` in percent (None, and a `reason`, if the run failed), and what made them."""
+"""`base`, `new`, `H` in percent (None, and a `reason`, if it failed), `alignment`, and what made them."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,25 @@ def _run(wanted: Wanted) -> Record:
     run = replace(build_run(wanted.config, wanted.objective), every_epoch=False)
     scores: dict[str, Any] = {"base": None, "new": None, "objective": None}
     reason = ""
-    with TemporaryDirectory() as folder:
-        session = Session(run, Path(folder), lambda plan, step: stream_local(plan, KEPT, start_step=step))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        session = Session(
+            run, folder, lambda plan, step: stream_local(plan, KEPT, start_step=step), Alignment(folder)
+        )
         try:
             while not session.finished:
                 session.epoch()
             scores = session.history[-1]
         except WorkError as error:  # a diverged run is a result too
             reason = str(error)
+        alignment = of_run(folder)
     return {
         "name": wanted.name,
         "objective": wanted.objective,
         "base": scores["base"],
         "new": scores["new"],
         "H": scores["objective"],
+        "alignment": None if alignment is None else alignment.mean,
         "reason": reason,
         "seconds": round(time.perf_counter() - started, 1),
         "config": wanted.config.model_dump(mode="json"),
@@ -131,18 +137,18 @@ def _line(record: Record) -> str:
     return f"{record['name']}: {figures} ({record['seconds']:.0f} s)"
 
 
-def mean_and_interval(values: Sequence[float], *, signed: bool = False) -> str:
+def mean_and_interval(values: Sequence[float], *, signed: bool = False, digits: int = 1) -> str:
     """A mean with its 95 % t-interval, as a cell of a table.
 
     Example:
         >>> mean_and_interval([1.0, 2.0, 3.0], signed=True)
         '+2.0 (-0.5 .. +4.5)'
     """
-    sign = "+" if signed else ""
+    form = f"{'+' if signed else ''}.{digits}f"
     interval = t_interval(values)
     if interval is None:
-        return f"{values[0]:{sign}.1f}" if values else "-"
-    return f"{interval.mean:{sign}.1f} ({interval.low:{sign}.1f} .. {interval.high:{sign}.1f})"
+        return f"{values[0]:{form}}" if values else "-"
+    return f"{interval.mean:{form}} ({interval.low:{form}} .. {interval.high:{form}})"
 
 
 def paired(ours: Mapping[int, Record], theirs: Mapping[int, Record], key: str) -> list[float]:
