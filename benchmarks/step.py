@@ -3,11 +3,11 @@
     python benchmarks/step.py [--classes 24 100] [--dtypes fp32 bf16] [--repeats 2] [--threads 2]
         [--limit-gb 24] [--quick] [--json FILE]
 
-Time, memory and arithmetic with ViT-B/16, random weights, batch 4, images and prompts the same for both; the released procedure in fp32.
-Each side runs in a process of its own, in turn, and counts iterations after one that is not counted; peak
-memory is the whole process's (on a GPU: what torch allocated there). Operations are those of the matrix
-products that are done; their rate is set against that of 2048 x 2048 products in the same process.
-`tests/parity` proves that both sides compute the same.
+Time, memory and arithmetic with ViT-B/16, random weights, batch 4; images and prompts are the same for both,
+the released procedure runs in fp32. Each side runs in a process of its own, in turn, and counts iterations
+after one that is not counted; peak memory is the whole process's (on a GPU: what torch allocated there).
+Operations are those of the matrix products that are done; their rate is set against that of 2048 x 2048
+products in the same process. `tests/parity` proves that both sides compute the same.
 """
 
 from __future__ import annotations
