@@ -99,7 +99,11 @@ def prepare(runs: Sequence[Run], pictures: Pictures, step: int) -> list[Batch]:
     backbone = runs[0].backbone
     images = backbone.normalise(torch.from_numpy(pictures.images))
     labels = torch.from_numpy(pictures.labels)
-    whole = embed_batch(backbone.clip, images, labels, teach=runs[0].method.regularizer.uses_images)
+    known = {} if runs[0].frozen_images is None else runs[0].frozen_images
+    teach = runs[0].method.regularizer.uses_images
+    whole = embed_batch(backbone.clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
+    if whole.frozen is not None:
+        known[step] = whole.frozen
     tasks: dict[Any, Any] = {}
     for run in runs:
         augmentation = run.method.augmentation

@@ -60,7 +60,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that is fixed while a run trains."""
+    """Everything that is fixed while a run trains.
+
+    `frozen_images`: the frozen CLIP's features of each step's images, as far as this process knows them, which
+    grows; None where they are too many to be kept. Runs of one plan share them: equal plans give equal pixels.
+    """
 
     config: Config
     objective: str
@@ -71,6 +75,7 @@ class Run:
     plan: Plan
     evaluations: Mapping[str, Evaluation]
     every_epoch: bool
+    frozen_images: dict[int, Tensor] | None = None
 
     @property
     def digest(self) -> str:
@@ -105,6 +110,16 @@ def _teacher(
     return cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
 
 
+@lru_cache(maxsize=4)
+def _frozen_images(
+    name: str, pretrained: str | None, precision: str, plan: str, source: str
+) -> dict[int, Tensor]:
+    return {}
+
+
+_MOST_FROZEN_BYTES = 256 * 1024**2  # of features: 130,000 images of ViT-B/16 in float32
+
+
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
     """Load (once a process) the data set and the backbone, and compose the method.
 
@@ -131,6 +146,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     }
     templates = method.regularizer.templates or (dataset.template,)
     frozen = _teacher(*spec, split.classnames, templates) if method.regularizer.uses_text else None
+    plan = _train_plan(config, split, backbone)
+    keep = plan.num_rows * backbone.clip.embed_dim * 4 <= _MOST_FROZEN_BYTES
     return Run(
         config,
         objective,
@@ -138,9 +155,10 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         backbone,
         method,
         model_of(split.classnames, frozen),
-        _train_plan(config, split, backbone),
+        plan,
         evaluations,
         split.every_epoch,
+        _frozen_images(*spec, plan.digest, repr(dataset.source)) if keep else None,
     )
 
 
@@ -233,8 +251,18 @@ def train_step(
     if run.method.inner is not None:
         rng = task_rng(run.config.train.seed, state.step)
         draw = one_class_out(labels, run.method.augmentation, rng)
-    static = graph is not None
-    prepared = make_batch(run.backbone.clip, run.method, images, labels, draw, static=static)
+    known = {} if run.frozen_images is None else run.frozen_images
+    prepared = make_batch(
+        run.backbone.clip,
+        run.method,
+        images,
+        labels,
+        draw,
+        frozen=known.get(state.step),
+        static=graph is not None,
+    )
+    if prepared.images.frozen is not None:
+        known[state.step] = prepared.images.frozen
     if graph is None:
         return step(run.model, run.method, state, prepared, now)
     stacked, scalars = step_all(run.model, [run.method], stack([state]), [prepared], [now], graph=graph)

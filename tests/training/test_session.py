@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,22 @@ def test_schedules_as_released_and_as_configured() -> None:
 def test_unknown_objectives_are_named() -> None:
     with pytest.raises(UserError, match="unknown objective 'x': choose one of class_holdout, base_val"):
         small_run(objective="x")
+
+
+def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = small_run(data__shots=3), small_run(data__shots=3, inner__lr=0.02)
+    train_epoch(first, initial_state(first), local(first)(first.plan, 0))
+    alone, _ = train_epoch(
+        replace(second, frozen_images=None), initial_state(second), local(second)(second.plan, 0)
+    )
+
+    def never(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("prometar.batch.frozen_image", never)
+    state, _ = train_epoch(second, initial_state(second), local(second)(second.plan, 0))
+    for name, tensor in alone.tensors().items():
+        assert torch.equal(state.tensors()[name], tensor), name
 
 
 @pytest.mark.parametrize(("method", "batch_size"), [("prometar", 4), ("prometar", 1), ("promptsrc", 4)])
