@@ -62,8 +62,8 @@ class Evaluation:
 class Run:
     """Everything that is fixed while a run trains.
 
-    `frozen_images`: the frozen CLIP's features of each step's images, as far as this process knows them, which
-    grows; None where they are too many to be kept. Runs of one plan share them: equal plans give equal pixels.
+    `frozen_images`: the frozen CLIP's features of each step's images, as far as this process has computed
+    them; None where they are too many to be kept. Runs of one plan share them: equal plans give equal pixels.
     """
 
     config: Config
