@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,21 @@ from prometar.backbone.vision import embed_images
 from prometar.backbone.weights import Clip, Tower
 from prometar.batch import make_batch
 from prometar.config import Config
+from prometar.data.plan import Plan
+from prometar.data.stream import Batch, StreamOptions
 from prometar.differentiate import Differentiate, autograd, functional
 from prometar.methods import METHODS, build
 from prometar.model import Model, build_model, prompt_texts
+from prometar.parts.regularizers import ImageDistance, TextDistance
 from prometar.parts.tasks import TaskDraw
+from prometar.runs import ray_stream
 from prometar.state import State
 from prometar.step import Rates, step
+from prometar.train import Run, Session, Stream
 from tests.tiny import backbone
 from tests.training.plain import Plain
+from tests.training.plain_meta import PlainMeta
+from tests.training.test_session import local, small_run, train, without_time
 from tests.training.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
 
 LEARNING = tuple(name for name in METHODS if not name.startswith("zero-shot"))
@@ -152,6 +160,63 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
         assert theirs.keys() == state.prompts.keys()
         for key, leaf in theirs.items():
             torch.testing.assert_close(state.prompts[key], leaf, rtol=0, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("name", META)
+def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
+    clip, method, model, state = make({}, name)
+    assert model.frozen_text_CE is not None
+    texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
+    weights = {
+        type(term): w for term, w in zip(method.regularizer.terms, method.regularizer.weights, strict=True)
+    }
+    reference = PlainMeta(
+        clip.clip, tokenize(texts), model.frozen_text_CE, state.prompts, state.gate,
+        text_weight=weights.get(TextDistance, 0.0), image_weight=weights.get(ImageDistance, 0.0),
+        reduction=4, inner_lr=0.5, outer_weight=1.0, prompt_lr=0.1, gate_lr=0.5,
+    )  # fmt: skip
+    generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
+    for number in range(2):
+        images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
+        task = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(number)))
+        reference.step(images, labels, task)
+        state, _ = step(model, method, state, make_batch(clip.clip, method, images, labels, task), RATES)
+        for ours, theirs in ((state.prompts, reference.leaves), (state.gate, reference.gate)):
+            assert ours.keys() == theirs.keys()
+            for key, leaf in theirs.items():
+                torch.testing.assert_close(ours[key], leaf.detach(), rtol=0, atol=1e-9, msg=key)
+
+
+@pytest.fixture(scope="module")
+def on_ray(ray_local: None) -> Callable[[Run, int], Stream]:
+    """Streams on Ray by number of workers; methods of the same plan are given the same batches."""
+    made: dict[tuple[str, int], list[Batch]] = {}
+
+    def of(run: Run, workers: int) -> Stream:
+        def stream(plan: Plan, step: int) -> Iterator[Batch]:
+            key = plan.digest, workers
+            if key not in made:
+                options = StreamOptions(block_rows=8, max_tasks=workers)
+                made[key] = list(ray_stream(run, options)(plan, 0))
+            return iter(made[key][step:])
+
+        return stream
+
+    return of
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_number_of_stream_workers_makes_no_difference(
+    name: str, on_ray: Callable[[Run, int], Stream], tmp_path: Path
+) -> None:
+    run = small_run(name, train__epochs=2)
+    here = Session(run, tmp_path / "here", local(run))
+    history = without_time(train(here))
+    for workers in (1, 2):
+        there = Session(run, tmp_path / f"{workers}", on_ray(run, workers))
+        assert without_time(train(there)) == history
+        for key, tensor in here.state.tensors().items():
+            assert torch.equal(tensor, there.state.tensors()[key]), key
 
 
 @pytest.mark.parametrize("name", META)
