@@ -60,9 +60,8 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("method", ["prometar", "prometar-maple"])
-def test_the_stream_makes_no_difference(method: str, tmp_path: Path) -> None:
-    run = small_run(method, train__epochs=2)
+def test_the_stream_makes_no_difference(tmp_path: Path) -> None:
+    run = small_run(train__epochs=2)
     here = Session(run, tmp_path / "here", local(run))
     history = train(here)
     for number, options in enumerate(
