@@ -48,11 +48,14 @@ class AugmentConfig(_Frozen):
 
 
 class BackboneConfig(_Frozen):
-    """An open_clip model name (or `mini`) and its weights: an open_clip tag or a local .pt / .safetensors."""
+    """An open_clip model name (or `mini`) and its weights: an open_clip tag or a local .pt / .safetensors.
+
+    `precision`: of the weights and the towers. Prompts, gate, losses and optimizers are in at least fp32.
+    """
 
     name: str = "mini"
     pretrained: str | None = None
-    precision: Literal["fp32", "fp64"] = "fp32"
+    precision: Literal["fp64", "fp32", "bf16"] = "fp32"
 
 
 class PromptsConfig(_Frozen):

@@ -55,9 +55,10 @@ class Backbone:
 
     def normalise(self, images_BHW3: Tensor) -> Tensor:
         """uint8 images (B, H, W, 3) to normalised (B, 3, H, W) in the backbone's precision and place."""
-        images = images_BHW3.to(self.clip.device).to(self.clip.dtype).permute(0, 3, 1, 2) / 255
+        # Rounded once, at the end: pixels are no coarser than the precision makes them.
+        images = images_BHW3.to(self.clip.device).to(self.clip.working_dtype).permute(0, 3, 1, 2) / 255
         mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (images - mean) / std
+        return ((images - mean) / std).to(self.clip.dtype)
 
 
 @cache

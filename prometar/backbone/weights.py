@@ -120,7 +120,7 @@ class Clip:
         return replace(self, text=self.text.folded(), vision=self.vision.folded())
 
     def to(self, *args: Any, **kwargs: Any) -> Clip:
-        """A copy with every tensor moved as by `Tensor.to`."""
+        """A copy with every tensor moved as by `Tensor.to`; the logit scale stays in at least float32."""
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -129,7 +129,9 @@ class Clip:
                 moved[field.name] = replace(value, blocks=blocks)
             else:
                 moved[field.name] = value.to(*args, **kwargs)
-        return Clip(**moved)
+        clip = Clip(**moved)
+        # Losses are in the working precision, and the scale is a part of them.
+        return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
 
 
 def from_state_dict(

@@ -1,0 +1,113 @@
+"""Text tower, forward and backward into the prompts: whole sequences of every class against packed rows.
+
+    python benchmarks/text_tower.py [--classes 24 100] [--repeats 3] [--threads 2] [--quick] [--json FILE]
+
+ViT-B/16's text tower with random weights, float32, IVLP's prompts (4 tokens in each of 9 layers); "a photo
+of a <name>." with names of ImageNet classes. The baseline runs all 77 tokens of every class through every
+layer, as the released code does (`tests/parity/released.py`). Sides run in processes of their own, in turn.
+A pass is the normalised features of all classes and the gradient of a fixed weighted sum of them, after one
+that is not counted. `tests/backbone` proves that both compute the same; here the largest relative
+difference of a prompt's gradient norm stands beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import torch
+from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from torch import Tensor
+
+from prometar.backbone.openclip import load_backbone, load_clip, tokenize
+from prometar.config import Config
+from prometar.methods import build
+from prometar.model import build_model, prompt_texts
+
+BACKBONE = "ViT-B-16-quickgelu"
+SIDES = ("plain", "ours")
+
+
+def names(num_classes: int) -> list[str]:
+    """ImageNet class names, spread over the whole list so that neighbours share no words by kinship."""
+    every = list(open_clip.IMAGENET_CLASSNAMES)
+    return [every[k * len(every) // num_classes] for k in range(num_classes)]
+
+
+def features_of(side: str, num_classes: int, backbone: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """A side's forward pass to normalised features (C, E), and the prompts that it depends on."""
+    method = build(Config(method="ivlp"))
+    tokens = tokenize(prompt_texts(names(num_classes), method.prompts, init="a photo of a", template="{}"))
+    clip = load_backbone(backbone, "random").clip
+    leaves = method.prompts.init(clip, tokens[0, 1:5], torch.Generator().manual_seed(0))
+    text = {name: leaf.requires_grad_() for name, leaf in leaves.items() if name.startswith("text.")}
+    if side == "ours":
+        model = build_model(clip, method.prompts, tokens)
+        return lambda: model.text_features(text), list(text.values())
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tests.parity.released import text_features
+
+    plain = load_clip(backbone, "random")
+    # Its reference knows QuickGELU alone; weights from chance serve one activation as well as the other.
+    plain = replace(plain, text=replace(plain.text, activation="quick_gelu"))
+    return lambda: text_features(plain, tokens, text), list(text.values())
+
+
+def measure(side: str, classes: int, backbone: str, passes: int) -> Figures:
+    """Seconds of forward and of backward in each counted pass, and a fingerprint of the gradient."""
+    forward, leaves = features_of(side, classes, backbone)
+    seconds: dict[str, list[float]] = {"forward": [], "backward": [], "both": []}
+    for _ in range(passes + 1):
+        started = time.perf_counter()
+        features = forward()
+        weights = torch.linspace(-1, 1, features.numel()).view_as(features)
+        done = time.perf_counter()
+        gradient = torch.autograd.grad((features * weights).sum(), leaves)
+        ended = time.perf_counter()
+        seconds["forward"].append(done - started)
+        seconds["backward"].append(ended - done)
+        seconds["both"].append(ended - started)
+    fingerprint = [float(g.norm()) for g in gradient]
+    return {name: values[1:] for name, values in seconds.items()} | {"gradient_norms": fingerprint}
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--classes", type=int, nargs="+", default=[24, 100])
+        parser.add_argument("--backbone", default=BACKBONE)
+        parser.add_argument("--passes", type=int, default=2, help="counted passes of a process")
+
+    args = arguments(__doc__, add, repeats=3)
+    if args.side:
+        return tell(measure(**args.side))
+    if args.quick:
+        args.classes, args.repeats, args.passes = [24], 1, 1
+    cases = [(side, n) for n in args.classes for side in SIDES]
+    work = {"backbone": args.backbone, "passes": args.passes}
+    rounds = in_turn([{"side": side, "classes": n, **work} for side, n in cases], args)
+    print(describe(args.threads))
+    print(f"{args.backbone}, medians of {args.repeats * args.passes} passes, seconds")
+    print(show(dict(zip(cases, rounds, strict=True)), args.classes))
+    return write_json(args, rounds)
+
+
+def show(rounds: dict[tuple[str, int], list[Figures]], classes: list[int]) -> str:
+    rows = []
+    for n in classes:
+        plain, ours = rounds["plain", n], rounds["ours", n]
+        both = [median_of(side, "both") for side in (plain, ours)]
+        theirs, mine = (torch.tensor(side[0]["gradient_norms"]) for side in (plain, ours))
+        differ = float(((theirs - mine).abs() / theirs).max())
+        parts = [median_of(ours, name) for name in ("forward", "backward")]
+        rows.append((n, *both, both[0] / both[1], *parts, f"{differ:.0e}"))
+    head = ("classes", "plain s", "ours s", "ratio", "our forward s", "our backward s", "gradients differ by")
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    main()

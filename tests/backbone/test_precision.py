@@ -1,0 +1,118 @@
+"""Towers in bfloat16: near float32's features, trained, resumed, exported and cached like any others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import prometar
+from prometar.backbone.cache import cached_text, text_digest
+from prometar.backbone.openclip import TEMPLATES, load_backbone, tokenize
+from prometar.backbone.text import encode_text, text_input
+from prometar.backbone.vision import embed_images, encode_image
+from prometar.config import Config, dump_config
+from prometar.data.stream import stream_local
+from prometar.errors import UserError
+from prometar.runs import export_run, write_result
+from prometar.train import DTYPES, Session, build_run
+
+LOW = ["bf16"]
+NAMES = ("banded", "polka-dotted", "sports_car")
+SMALL: dict[str, Any] = {"train.epochs": 2, "data.shots": 1, "inner.lr": 0.01, "inner.outer_weight": 0.1}
+
+
+def session(folder: Path, precision: str, objective: str = "class_holdout", **data: str) -> Session:
+    where = {f"data.{key}": value for key, value in data.items()}
+    config = Config().override({**SMALL, **where, "backbone.precision": precision})
+    run = build_run(config, objective, val_per_class=1)
+    return Session(run, folder, lambda plan, step: stream_local(plan, run.dataset.source, start_step=step))
+
+
+def train(folder: Path, precision: str, objective: str = "class_holdout", **data: str) -> Session:
+    whole = session(folder, precision, objective, **data)
+    while not whole.finished:
+        whole.epoch()
+    return whole
+
+
+@pytest.mark.parametrize("precision", LOW)
+def test_features_are_near_those_of_float32(precision: str) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8))
+    features = {}
+    for name in ("fp32", precision):
+        backbone = load_backbone("mini", None, dtype=DTYPES[name])
+        clip = backbone.clip
+        tokens = tokenize([f"a photo of a {each}." for each in NAMES])
+        with torch.no_grad():
+            images = encode_image(clip, embed_images(clip, backbone.normalise(pixels)))
+            texts = encode_text(clip, text_input(clip, tokens))
+        assert images.dtype == texts.dtype == DTYPES[name]
+        features[name] = [F.normalize(x.float(), dim=-1) for x in (images, texts)]
+    for exact, near in zip(features["fp32"], features[precision], strict=True):
+        assert (exact * near).sum(dim=-1).min() > 0.999
+        assert not torch.equal(exact, near)
+
+
+@pytest.mark.parametrize("precision", LOW)
+def test_what_is_learned_and_the_logit_scale_are_in_float32(precision: str, tmp_path: Path) -> None:
+    run = train(tmp_path, precision)
+    assert run.run.backbone.clip.dtype == DTYPES[precision]
+    assert torch.equal(run.run.backbone.clip.logit_scale, load_backbone("mini", None).clip.logit_scale)
+    stored = session(tmp_path, precision).state.tensors()
+    assert stored
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    moved = [
+        run.state.prompts[name] != leaf
+        for name, leaf in session(tmp_path / "0", precision).state.prompts.items()
+    ]
+    assert all(bool(different.any()) for different in moved)
+
+
+@pytest.mark.parametrize("precision", LOW)
+def test_resumed_equals_never_stopped_bit_for_bit(precision: str, tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", precision)
+    for _ in range(2):
+        parts = session(tmp_path / "parts", precision)
+        parts.epoch()
+    assert parts.finished
+    for name, tensor in whole.state.tensors().items():
+        assert torch.equal(tensor, parts.state.tensors()[name]), name
+
+
+@pytest.mark.parametrize("precision", LOW)
+def test_an_exported_run_comes_back_in_its_precision(precision: str, small_dtd: Path, tmp_path: Path) -> None:
+    run = train(tmp_path, precision, "final", name="dtd", root=str(small_dtd))
+    (tmp_path / "config.yaml").write_text(dump_config(run.run.config))
+    result = write_result(tmp_path, run)
+    export_run(tmp_path, tmp_path / "prompts.safetensors")
+    classifier = prometar.load(tmp_path / "prompts.safetensors")
+    assert classifier.backbone.clip.dtype == DTYPES[precision]
+    assert all(torch.equal(leaf, run.state.tested[name]) for name, leaf in classifier.leaves.items())
+    (batch,) = stream_local(run.run.evaluations["base"].plan, run.run.dataset.source)
+    predicted = classifier.predict(list(batch.images))
+    assert predicted.probabilities.dtype == np.float32
+    hits = predicted.probabilities.argmax(axis=1) == batch.labels
+    assert 100 * hits.mean() == pytest.approx(result["accuracies"]["base"])
+
+
+def test_each_precision_has_frozen_texts_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path))
+    clips = [load_backbone("mini", None, dtype=dtype).clip for dtype in DTYPES.values()]
+    digests = [text_digest(clip) for clip in clips]
+    features = [
+        cached_text(clip, digest, tokenize, NAMES, TEMPLATES[:2])
+        for clip, digest in zip(clips, digests, strict=True)
+    ]
+    assert len(set(digests)) == len(list(tmp_path.glob("text-features/*"))) == len(DTYPES)
+    assert [x.dtype for x in features] == [clip.working_dtype for clip in clips]
+
+
+def test_an_unknown_precision_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"backbone.precision: .*'fp64'.*'bf16'.*\(found 'int8'\)") as caught:
+        Config().override({"backbone.precision": "int8"})
+    assert "\n" not in str(caught.value)
