@@ -1,6 +1,7 @@
 """Every method on the embedded benchmark, and ProMetaR with one part changed: base, new and H over seeds.
 
     python benchmarks/embedded.py [--seeds 1 2 3 4 5] [--arms NAME ...] [--out DIR] [--jobs 2] [--quick]
+        [--tables] [--doc docs/results.md]
 
 Each at its published settings, trained on all base classes, tested once. A run leaves a record in --out and
 is not made again: the same command goes on, another choice of seeds or arms adds to what is there.
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, run_all
+from records import Record, Wanted, mean_and_interval, paired, publish, read_all, run_all
 
 from prometar.config import configure
 from prometar.recipes import NAMES
@@ -84,6 +85,18 @@ def differences_table(records: Mapping[str, Mapping[int, Record]]) -> str:
     return table(("changed", "setting", *DIGITS, "pairs"), rows)
 
 
+def report(records: Mapping[str, Mapping[int, Record]], seeds: list[int]) -> str:
+    """Both tables, and what they were made on."""
+    parts = [
+        f"{describe(threads=1)}. Mean and 95 % t-interval over seeds {', '.join(map(str, seeds))}; accuracy "
+        "in percent; alignment is the mean cosine of support and query gradient along the run.",
+        methods_table(records),
+        "ProMetaR with one part changed, minus ProMetaR, paired by seed:",
+        differences_table(records),
+    ]
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
@@ -92,18 +105,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/embedded"), help="the records' folder")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, into --out's folder quick")
+    parser.add_argument("--tables", action="store_true", help="run nothing: the tables of what is there")
+    parser.add_argument("--doc", type=Path, help="a document whose block `embedded` gets the tables")
     args = parser.parse_args()
     seeds, epochs, out = ([1], 1, args.out / "quick") if args.quick else (args.seeds, None, args.out)
     runs = {(arm, seed): wanted(arm, seed, epochs) for seed in seeds for arm in args.arms}
-    found = run_all(list(runs.values()), out, jobs=args.jobs)
-    records: dict[str, dict[int, Record]] = {arm: {} for arm in args.arms}
-    for (arm, seed), run in runs.items():
-        records[arm][seed] = found[run.name]
-    print(f"\n{describe(threads=1)}\n\nMean and 95 % t-interval over seeds {seeds}; accuracy in percent.")
-    print("Alignment: mean cosine of support and query gradient along the run (`prometar/analysis`).\n")
-    print(methods_table(records))
-    print("\nProMetaR with one part changed, minus ProMetaR, paired by seed:\n")
-    print(differences_table(records))
+    asked = list(runs.values())
+    found = read_all(asked, out) if args.tables else run_all(asked, out, jobs=args.jobs)
+    records: dict[str, dict[int, Record]] = {}
+    for arm in args.arms:
+        ours = {seed: found[name] for seed in seeds if (name := runs[arm, seed].name) in found}
+        records |= {arm: ours} if ours else {}
+    publish(report(records, seeds), args.doc, "embedded")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -158,3 +159,17 @@ def paired(ours: Mapping[int, Record], theirs: Mapping[int, Record], key: str) -
         for seed, record in ours.items()
         if seed in theirs and record[key] is not None and theirs[seed][key] is not None
     ]
+
+
+def publish(text: str, doc: Path | None, block: str) -> None:
+    """Print a result, and put it between `<!-- BLOCK -->` and `<!-- end -->` of a document."""
+    print(f"\n{text}")
+    if doc is not None:
+        old = doc.read_text("utf-8")
+        pattern = rf"(<!-- {block} -->\n).*?(<!-- end -->)"
+        new, count = re.subn(pattern, lambda m: f"{m[1]}\n{text}\n\n{m[2]}", old, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(
+                f"error: {doc} must have one block <!-- {block} --> ... <!-- end -->, found {count}"
+            )
+        write_atomically(doc, new.encode())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,6 +73,7 @@ class PlanRows(torch.utils.data.Dataset[Images]):
 
 
 def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
     steps = [range(*plan.step_rows(step)) for step in range(plan.num_steps)]
     loader = torch.utils.data.DataLoader(
         PlanRows(plan, source), batch_sampler=steps, num_workers=workers, persistent_workers=True

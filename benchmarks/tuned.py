@@ -1,6 +1,7 @@
 """What the gate and the meta phase add once each composition has its own best settings.
 
     python benchmarks/tuned.py [--searches 5] [--trials 12] [--epochs 5] [--out DIR] [--jobs 2] [--quick]
+        [--doc docs/results.md]
 
 ProMetaR, the same without its gate (both regularizers at half their weight, as a gate at its start has them),
 and without gate and meta phase. A search tries the released settings and --trials - 1 random draws from the
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, run_all
+from records import Record, Wanted, mean_and_interval, paired, publish, run_all
 
 from prometar.config import configure
 from tune.spaces import load_space
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/tuned"), help="the records' folder")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--quick", action="store_true", help="one search, two trials of one epoch")
+    parser.add_argument("--doc", type=Path, help="a document whose block `tuned` gets the tables")
     args = parser.parse_args()
     searches, trials, epochs = (1, 2, 1) if args.quick else (args.searches, args.trials, args.epochs)
     out = args.out / "quick" if args.quick else args.out
@@ -133,8 +135,14 @@ def main() -> None:
     unique = {run.name: run for runs in finals.values() for run in runs.values()}
     found = run_all(list(unique.values()), out, jobs=args.jobs)
     tests = {key: {s: found[run.name] for s, run in runs.items()} for key, runs in finals.items()}
-    print(f"\n{describe(threads=1)}\n\n{trials} trials of {epochs} epochs a composition and search\n")
-    print(f"{tests_table(tests)}\n\nBest found minus released, same seeds:\n\n{gains_table(tests)}\n")
+    parts = [
+        f"{describe(threads=1)}. {trials} trials of {epochs} epochs a composition and search; mean and 95 % "
+        "t-interval over searches, accuracy in percent on test images.",
+        tests_table(tests),
+        "Best found minus released settings, same seeds:",
+        gains_table(tests),
+    ]
+    publish("\n\n".join(parts), args.doc, "tuned")
     for (composition, search), trial in best.items():
         print(f"{composition}, search {search}: trial {trial} {settings_of(search, trial) or 'released'}")
 

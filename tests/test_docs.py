@@ -1,4 +1,4 @@
-"""docs/methods.md says of every method what its recipe does, and its settings exist."""
+"""docs/methods.md says of every method what its recipe does, docs/settings.md names every setting."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from prometar.config import configure, parse_assignments
+from prometar.config import Config, configure, parse_assignments
 from prometar.methods import build
 from prometar.recipes import NAMES
 
-TEXT = (Path(__file__).parent.parent / "docs" / "methods.md").read_text("utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = (DOCS / "methods.md").read_text("utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"
 ]
@@ -64,3 +65,8 @@ def test_commands_are_configurations() -> None:
         words = shlex.split(command)
         method = words[words.index("--method") + 1] if "--method" in words else "prometar"
         assert build(configure(method, parse_assignments([w for w in words if "=" in w])))
+
+
+def test_every_setting_is_explained() -> None:
+    text = (DOCS / "settings.md").read_text("utf-8")
+    assert not [key for key in Config().flat() if f"`{key}`" not in text]

@@ -1,0 +1,140 @@
+"""Seconds from an actor's being given a configuration to its first training step, by part.
+
+    python benchmarks/trial_start.py [--trials 10] [--repeats 3] [--quick] [--json FILE]
+
+The embedded default. `new actor`: each trial in an actor of its own, as without reuse, its process's start
+included. `reused actor`: trial after trial in one, as a study runs them; its first trial is not counted. The
+worker is the study's own, `tune.trial.TrialWorker`, in a placement group like a trial's; only its clock is
+added. Each trial trains one epoch before the next one comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+
+from prometar.config import configure
+from prometar.placement import ResourcePlan
+from prometar.raylocal import start_ray
+from tune.job import Job
+from tune.trial import TrialWorker
+
+PARTS = ("process", "build_run", "session", "first batch", "rest")
+
+
+class TimedWorker(TrialWorker):
+    """The study's worker without Tune around it, and a clock at its parts."""
+
+    def __init__(self) -> None:
+        self._session = None
+        self._spent: dict[str, float] = {}
+
+    def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
+        """Start a trial and train an epoch. Returns seconds by part, from `began` (time.time) on."""
+        import prometar.train
+        import tune.trial
+
+        entered = time.time()
+        self._spent = {"process": entered - began}
+        build, session, step = tune.trial.build_run, tune.trial.Session, prometar.train.train_step
+        tune.trial.build_run = self._clocked("build_run", build)  # type: ignore[assignment]
+        tune.trial.Session = self._clocked("session", session)  # type: ignore[assignment, misc]
+        prometar.train.train_step = self._first_step(step)  # type: ignore[assignment]
+        try:
+            self.reset_config(config)
+            self._started = time.time()
+            self.step()
+        finally:
+            tune.trial.build_run, tune.trial.Session = build, session  # type: ignore[misc]
+            prometar.train.train_step = step
+        spent = self._spent | {"total": self._stepped - began}
+        return spent | {"rest": spent["total"] - sum(spent[name] for name in PARTS[:-1])}
+
+    def _clocked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def clocked(*args: Any, **kwargs: Any) -> Any:
+            began = time.time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._spent[name] = time.time() - began
+
+        return clocked
+
+    def _first_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            if "first batch" not in self._spent:
+                self._stepped = time.time()
+                self._spent["first batch"] = self._stepped - self._started
+            return function(*args, **kwargs)
+
+        return stepped
+
+
+def jobs(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
+    """Trials of the embedded default, each with a weight of its own."""
+    config = configure("prometar", {"train.seed": 0, "train.epochs": 5})
+    found = []
+    for k in range(count):
+        settings = {"regularizer.text_weight": 10.0 + k}
+        tree = config.override(settings).model_dump(mode="json")
+        run_dir = str(Path(folder) / f"{k:04d}")
+        job = Job(run_dir, tree, "class_holdout", settings, threads=1, stream_cpus=plan.stream_cpus)
+        found.append(job.to_dict())
+    return found
+
+
+def measure(kind: str, trials: int) -> Figures:
+    """Seconds by part, a value a trial."""
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    start_ray(num_cpus=2)
+    plan = ResourcePlan(max_concurrent=1, cpus_per_trial=1.0, gpus_per_trial=0.0)
+    group = placement_group(plan.bundles())
+    ray.get(group.ready())
+    strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
+    rows, worker = [], None
+    with TemporaryDirectory() as folder:
+        for job in jobs(folder, plan, trials + (kind == "reused actor")):
+            began = time.time()
+            worker = worker or actor.remote()
+            rows.append(ray.get(worker.run.remote(job, began)))
+            if kind == "new actor":
+                ray.kill(worker)
+                worker = None
+    ray.shutdown()
+    counted = rows[1:] if kind == "reused actor" else rows
+    return {name: [row[name] for row in counted] for name in (*PARTS, "total")}
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--trials", type=int, default=10, help="trials of the reused actor")
+
+    args = arguments(__doc__, add, repeats=3)
+    if args.side:
+        return tell(measure(**args.side))
+    if args.quick:
+        args.repeats, args.trials = 1, 2
+    kinds = {"new actor": min(2, args.trials), "reused actor": args.trials}
+    rounds = in_turn([{"kind": kind, "trials": count} for kind, count in kinds.items()], args)
+    print(describe(1))
+    rows = [
+        (kind, *(median_of(side, name) for name in (*PARTS, "total")))
+        for kind, side in zip(kinds, rounds, strict=True)
+    ]
+    print(table(("a trial in a", *(f"{name} s" for name in PARTS), "to its first step s"), rows))
+    write_json(args, rounds)
+    return None
+
+
+if __name__ == "__main__":
+    main()

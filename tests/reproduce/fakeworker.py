@@ -1,0 +1,38 @@
+"""Workers that die, fail or answer as a job's folder says; Ray imports them by name: they load quickly."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometar.reproduce.grid import Record
+    from prometar.reproduce.worker import Job
+
+
+class FakeWorker:
+    """`kills` in a job's folder: how often it still kills its worker; `raises`: what it fails with."""
+
+    def ready(self) -> None:
+        pass
+
+    def run(self, job: Job) -> Record:
+        from prometar.reproduce.grid import Record
+
+        kills = job.folder / "kills"
+        if kills.exists() and int(kills.read_text()):
+            kills.write_text(str(int(kills.read_text()) - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (job.folder / "raises").exists():
+            raise RuntimeError((job.folder / "raises").read_text())
+        record = Record(job.entry, {"all": float(os.getpid())})
+        record.write(job.folder)
+        return record
+
+
+class NeverStarts(FakeWorker):
+    """Its process ends before it is there."""
+
+    def ready(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
