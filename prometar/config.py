@@ -55,7 +55,7 @@ class BackboneConfig(_Frozen):
 
     name: str = "mini"
     pretrained: str | None = None
-    precision: Literal["fp64", "fp32", "bf16"] = "fp32"
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
 
 
 class PromptsConfig(_Frozen):

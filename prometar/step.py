@@ -20,6 +20,7 @@ from prometar.optim import sgd
 from prometar.parts.inner import InnerLoop
 from prometar.parts.prompts import Leaves
 from prometar.parts.regularizers import Views
+from prometar.scaling import Scaling
 from prometar.state import State
 
 
@@ -102,15 +103,19 @@ class _Compute:
         tokens, _, to_leaves = self.differentiate(
             lambda leaves: (self.method.prompts.tokens(leaves), {}), prompts, again=again
         )
-        values, losses, pull = self.differentiate(lambda t: self._losses(t, images), tokens, again=again)
-        one, strength = torch.ones_like(values["task"]), self.method.modulator.constant
+        inner = self.method.inner if again else None
+        scaling = Scaling.of(self.model.clip.dtype, rate=inner.lr if inner else 1.0)
+        values, losses, pull = self.differentiate(
+            lambda t: self._losses(t, images), scaling.enter(tokens), again=again
+        )
+        one, strength = scaling.cotangent(values["task"]), self.method.modulator.constant
         if "regularizer" not in values:
-            gradient = pull({"task": one})
+            gradient = scaling.leave(pull({"task": one}))
         elif strength is not None:  # one pass: the modulated gradient is the gradient of one sum
-            gradient = pull({"task": one, "regularizer": strength * one})
+            gradient = scaling.leave(pull({"task": one, "regularizer": strength * one}))
         else:
-            g_task = pull({"task": one}, last=False)
-            gradient = self.method.modulator(gate, g_task, pull({"regularizer": one}))
+            g_task = scaling.leave(pull({"task": one}, last=False))
+            gradient = self.method.modulator(gate, g_task, scaling.leave(pull({"regularizer": one})))
         return to_leaves(gradient, connected=True), losses
 
     def _losses(self, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
@@ -139,7 +144,8 @@ class _Compute:
         both = {f"{group}/{name}": leaf
                 for group in ("prompts", "gate") for name, leaf in getattr(state, group).items()}  # fmt: skip
         values, scalars, pull = self.differentiate(objective, both)
-        outer = pull({"outer": torch.ones_like(values["outer"])})
+        scaling = Scaling.of(self.model.clip.dtype, weight=inner.outer_weight)
+        outer = scaling.leave(pull({"outer": scaling.cotangent(values["outer"])}))
         return (
             {name: outer[f"prompts/{name}"] for name in state.prompts},
             {name: outer[f"gate/{name}"] for name in state.gate},

@@ -35,7 +35,7 @@ from prometar.state import State
 from prometar.step import Rates, step
 from prometar.vectorised import stack, step_all, unstack
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Stream = Callable[[Plan, int], Iterator[Batch]]
 """Runs a plan from a step on: `data.stream.stream` on Ray Data, or `stream_local` in this process."""
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("prometar.backbone",),
     ("prometar.parts",),
     ("prometar.methods", "prometar.model", "prometar.optim", "prometar.state", "prometar.objective"),
-    ("prometar.batch", "prometar.differentiate", "prometar.graph"),
+    ("prometar.batch", "prometar.differentiate", "prometar.graph", "prometar.scaling"),
     (
         "prometar.step",
         "prometar.evaluate",

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.activations import ACTIVATIONS
+from prometar.backbone.norm import layer_norm
 from prometar.backbone.weights import Block, Tower
 
 
@@ -31,7 +32,7 @@ class KeyValue(NamedTuple):
 
 def normalise_1(block: Block, x_TD: Tensor) -> Tensor:
     """The block's first LayerNorm, which queries, keys and values are projected from."""
-    return F.layer_norm(x_TD, x_TD.shape[-1:], block.ln_1_weight, block.ln_1_bias)
+    return layer_norm(x_TD, block.ln_1_weight, block.ln_1_bias)
 
 
 def project(tower: Tower, block: Block, h_TD: Tensor) -> tuple[Tensor, KeyValue]:
@@ -62,6 +63,6 @@ def finish(tower: Tower, block: Block, x_TD: Tensor, attended_HTK: Tensor) -> Te
     """x + attention output, then the MLP with its residual."""
     attended = attended_HTK.transpose(-3, -2).flatten(-2)
     x_TD = x_TD + F.linear(attended, block.out_proj_weight, block.out_proj_bias)
-    h = F.layer_norm(x_TD, x_TD.shape[-1:], block.ln_2_weight, block.ln_2_bias)
+    h = layer_norm(x_TD, block.ln_2_weight, block.ln_2_bias)
     h = ACTIVATIONS[tower.activation](F.linear(h, block.c_fc_weight, block.c_fc_bias))
     return x_TD + F.linear(h, block.c_proj_weight, block.c_proj_bias)

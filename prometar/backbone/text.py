@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.attention import attention
 from prometar.backbone.block import KeyValue, finish, normalise_1, project
+from prometar.backbone.norm import layer_norm
 from prometar.backbone.rows import pack
 from prometar.backbone.weights import Clip
 
@@ -75,7 +75,7 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
             x_RTD = finish(tower, block, x_RTD, attended)
     attended_HCK = attended.transpose(0, 1).flatten(1, 2)[:, text.end_C]
     x_CD = finish(tower, block, x_RTD.flatten(0, 1)[text.end_C], attended_HCK)
-    x_CD = F.layer_norm(x_CD, x_CD.shape[-1:], clip.ln_final_weight, clip.ln_final_bias)
+    x_CD = layer_norm(x_CD, clip.ln_final_weight, clip.ln_final_bias)
     return x_CD @ clip.text_projection
 
 

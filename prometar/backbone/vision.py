@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prometar.backbone.attention import attention
 from prometar.backbone.block import finish, normalise_1, project, project_key_value, project_query
+from prometar.backbone.norm import layer_norm
 from prometar.backbone.text import Prompts
 from prometar.backbone.weights import Clip
 
@@ -25,7 +26,7 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
 
 
 def _ln_pre(clip: Clip, x_TD: Tensor) -> Tensor:
-    return F.layer_norm(x_TD, x_TD.shape[-1:], clip.ln_pre_weight, clip.ln_pre_bias)
+    return layer_norm(x_TD, clip.ln_pre_weight, clip.ln_pre_bias)
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None) -> Tensor:
@@ -61,5 +62,5 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
             query, own = project(tower, block, normalised)
         keys = own if shared is None else shared.behind(own)
         x = finish(tower, block, x, attention(query, *keys))
-    x_BD = F.layer_norm(x[:, 0], x.shape[-1:], clip.ln_post_weight, clip.ln_post_bias)
+    x_BD = layer_norm(x[:, 0], clip.ln_post_weight, clip.ln_post_bias)
     return x_BD @ clip.vision_projection

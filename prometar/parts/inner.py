@@ -13,6 +13,11 @@ class InnerLoop(Protocol):
     """One step theta' = theta - lr * modulated gradient on the support images."""
 
     @property
+    def lr(self) -> float:
+        """How much of a gradient the step takes."""
+        ...
+
+    @property
     def second_order(self) -> bool:
         """Whether the task's and the regularizer's gradients are themselves differentiated."""
         ...

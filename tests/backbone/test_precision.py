@@ -1,4 +1,4 @@
-"""Towers in bfloat16: near float32's features, trained, resumed, exported and cached like any others."""
+"""Towers in 16 bits: near float32's features, trained, resumed, exported and cached like any others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prometar.errors import UserError
 from prometar.runs import export_run, write_result
 from prometar.train import DTYPES, Session, build_run
 
-LOW = ["bf16"]
+LOW = ["bf16", "fp16"]
 NAMES = ("banded", "polka-dotted", "sports_car")
 SMALL: dict[str, Any] = {"train.epochs": 2, "data.shots": 1, "inner.lr": 0.01, "inner.outer_weight": 0.1}
 
@@ -113,6 +113,8 @@ def test_each_precision_has_frozen_texts_of_its_own(tmp_path: Path, monkeypatch:
 
 
 def test_an_unknown_precision_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"backbone.precision: .*'fp64'.*'bf16'.*\(found 'int8'\)") as caught:
+    with pytest.raises(
+        UserError, match=r"backbone.precision: .*'fp64'.*'bf16'.*'fp16'.*\(found 'int8'\)"
+    ) as caught:
         Config().override({"backbone.precision": "int8"})
     assert "\n" not in str(caught.value)

@@ -1,0 +1,42 @@
+"""Every benchmark script runs, and `make bench` knows it. What it measures decides no test."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
+ACCURACIES = {"embedded", "tuned", "precision"}
+SHARED = {"common", "records"}
+SLOW = {"teacher", "text_tower", "evaluation", "study"}  # minutes even if quick
+
+
+def test_every_script_is_in_the_makefile() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts == {*TIMED, *ACCURACIES, *SHARED}
+
+
+@pytest.mark.parametrize("name", [name for name in TIMED if name not in SLOW])
+def test_quick(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--json", "figures.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\|---\|", done.stdout, flags=re.MULTILINE)
+    figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
+    assert figures["machine"]["torch"]
+    assert figures["rounds"]
+
+
+@pytest.mark.parametrize("name", sorted({*SLOW, *ACCURACIES}))
+def test_help(name: str) -> None:
+    script = str(ROOT / "benchmarks" / f"{name}.py")
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
