@@ -15,7 +15,7 @@ MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
 ACCURACIES = {"embedded", "tuned", "precision"}
 SHARED = {"common", "records"}
-SLOW = {"teacher", "text_tower", "evaluation", "study"}  # minutes even if quick
+SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"}  # a minute or more
 
 
 def test_every_script_is_in_the_makefile() -> None:
