@@ -142,7 +142,7 @@ class Ours:
         self._scheduler = StudyScheduler(memory, self._searcher)
         progress = Progress(
             memory, request.trials, EPOCHS, console=Console(file=io.StringIO()),
-            number_of=self._searcher.numbers.__getitem__, reference=request.reference(),
+            numbers_of=self._searcher.numbers, reference=request.reference(),
         )  # fmt: skip
         self._callbacks = (progress, _Unwritten(self._folder, memory))
 
@@ -152,11 +152,11 @@ class Ours:
         job = self._searcher.suggest(trial.trial_id)
         for callback in self._callbacks:
             callback.on_trial_start(self._begun, [], trial)
-        return trial, job["job"]["settings"]
+        return trial, job["jobs"][0]["settings"]
 
     def report(self, trial: SimpleNamespace, epoch: int, value: float) -> bool:
         result = {"epoch": epoch, "objective": value, "base": value, "new": value, "loss": 1.0,
-                  "seconds": float(epoch), "failed": "", "done": epoch == EPOCHS}  # fmt: skip
+                  "seconds": float(epoch), "failed": "", "finished": epoch == EPOCHS}  # fmt: skip
         stop = self._scheduler.on_trial_result(None, trial, result) == "STOP"  # type: ignore[arg-type]
         for callback in self._callbacks:
             callback.on_trial_result(self._begun, [], trial, result)

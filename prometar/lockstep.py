@@ -47,8 +47,9 @@ class Lockstep:
         started, runs = time.perf_counter(), [session.run for session in self.sessions]
         states = [session.state for session in self.sessions]
         ended, logs = _train_epoch(runs, states, self.sessions[0], self._graph)
+        share = (time.perf_counter() - started) / len(runs)
         outcomes = [
-            _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, started)
+            _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, share)
             for k, (session, state) in enumerate(zip(self.sessions, ended, strict=True))
         ]
         stream = self.sessions[0]
@@ -68,8 +69,9 @@ class Lockstep:
 
 
 def _conclude(
-    session: Session, state: State, log: dict[str, Tensor], started: float
+    session: Session, state: State, log: dict[str, Tensor], seconds: float
 ) -> dict[str, Any] | Diverged:
+    started = time.perf_counter() - seconds  # its share of what took place together
     try:
         return session.conclude(*close_epoch(session.run, state, log, session.state.step), started)
     except Diverged as error:
@@ -112,6 +114,27 @@ def prepare(runs: Sequence[Run], pictures: Pictures, step: int) -> list[Batch]:
             draw = None if run.method.inner is None else one_class_out(labels, augmentation, rng)
             tasks[augmentation] = make_task(backbone.clip, run.method, images, whole, draw, static=True)
     return [Batch(whole, tasks[run.method.augmentation]) for run in runs]
+
+
+def partition(sessions: Sequence[Session]) -> list[list[Session]]:
+    """The sessions in groups that can be trained in lockstep, in their order."""
+    groups: list[list[Session]] = []
+    for session in sessions:
+        fitting = (group for group in groups if _fit(group[0], session))
+        group = next(fitting, None)
+        if group is None:
+            groups.append([session])
+        else:
+            group.append(session)
+    return groups
+
+
+def _fit(one: Session, other: Session) -> bool:
+    try:
+        _require_together([one, other])
+    except UserError:
+        return False
+    return True
 
 
 def _require_together(sessions: Sequence[Session]) -> None:

@@ -15,7 +15,7 @@ from prometar.checkpoint import write_atomically
 from prometar.intervals import t_interval
 from prometar.placement import ResourcePlan
 from tune.folder import StudyFolder
-from tune.job import Job
+from tune.job import unpack
 from tune.request import Request
 from tune.runner import run_trials
 from tune.searcher import ListSearcher, reason_of
@@ -43,12 +43,12 @@ class FinalRuns(Callback):
             self._fail(trial, reason_of(trial))
 
     def _fail(self, trial: Any, reason: str) -> None:
-        self.reasons[Job.from_dict(trial.config).run_dir] = reason
+        self.reasons[unpack(trial.config)[0].run_dir] = reason
         self._say(trial, f"failed: {reason}")
 
     def _say(self, trial: Any, what: str) -> None:
         self._ended += 1
-        name = Path(Job.from_dict(trial.config).run_dir).name
+        name = Path(unpack(trial.config)[0].run_dir).name
         self._console.print(f"final run {name}: {what}; {self._ended} of {self._total} done", markup=False)
 
 

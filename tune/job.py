@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,11 +29,12 @@ class Job:
     threads: int = 1
     stream_cpus: float = 0.5
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for Ray's configuration."""
-        return {"job": asdict(self)}
 
-    @staticmethod
-    def from_dict(config: dict[str, Any]) -> Job:
-        """The inverse of `to_dict`."""
-        return Job(**config["job"])
+def pack(jobs: Sequence[Job]) -> dict[str, Any]:
+    """What one worker gets, as plain data for Ray's configuration."""
+    return {"jobs": [asdict(job) for job in jobs]}
+
+
+def unpack(config: dict[str, Any]) -> list[Job]:
+    """The inverse of `pack`."""
+    return [Job(**job) for job in config["jobs"]]

@@ -203,7 +203,7 @@ class Memory:
             running.epochs.add(epoch)
         if epoch >= trial.user_attrs.get(RESULT, {}).get("epoch", 0):  # also after a kill between the two
             trial.set_user_attr(RESULT, {k: result[k] for k in _KEPT if k in result})
-        if result.get("done"):
+        if result.get("finished"):
             self._succeed(number, TrialState.COMPLETE, value)
             return True
         if REFERENCE not in trial.user_attrs and trial.should_prune():
@@ -222,6 +222,10 @@ class Memory:
             running.trial.set_user_attr(REASON, reason)
             self._study.tell(running.trial, state=TrialState.FAIL)
             self._tally.fail(number, running.settings, reason)
+
+    def is_running(self, number: int) -> bool:
+        """Whether a trial was begun by this process and has not ended."""
+        return number in self._running
 
     def ended(self, since: int = 0) -> list[FrozenTrial]:
         """The trials that have ended, in that order, without the first `since` of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class Progress(Callback):
         target: How many trials the study is to have.
         epochs: Epochs of a whole trial.
         console: A live view where it is a terminal, else one line an ended trial.
-        number_of: From Tune's trial id to the study's number.
+        numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
         reference: The released settings; the best ones are shown by how they differ (default: nothing known).
         clock: Seconds (default time.monotonic).
     """
@@ -56,12 +56,12 @@ class Progress(Callback):
         epochs: int,
         *,
         console: Console,
-        number_of: Callable[[str], int],
+        numbers_of: Callable[[str], Sequence[int]],
         reference: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory, self._target, self._epochs = memory, target, epochs
-        self._console, self._number_of, self._clock = console, number_of, clock
+        self._console, self._numbers_of, self._clock = console, numbers_of, clock
         self._reference = reference or {}
         self._begin = self._read = clock()
         self._ended: set[int] = set()
@@ -85,14 +85,13 @@ class Progress(Callback):
             atexit.register(self.close)  # an interrupted fit never reaches on_experiment_end
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._running.setdefault(self._number_of(trial.trial_id), _Running())
+        for number in self._numbers_of(trial.trial_id):
+            self._running.setdefault(number, _Running())
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        number, epoch, objective = (
-            self._number_of(trial.trial_id),
-            result.get("epoch"),
-            result.get("objective"),
-        )
+        numbers, member = self._numbers_of(trial.trial_id), result.get("member", 0)
+        number, epoch, objective = numbers[member], result.get("epoch"), result.get("objective")
+        self._due |= len(numbers) > 1  # Tune hears only of the end of all
         if epoch is None or objective is None or number in self._ended:
             return
         first = self._running.get(number, _Running()).first

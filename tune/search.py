@@ -54,6 +54,9 @@ def search(
     gpus_per_trial: Annotated[
         str, typer.Option(help="GPUs a trial, or auto: one where there are any.")
     ] = "auto",
+    lockstep: Annotated[
+        int, typer.Option(help="Trials that a worker trains together, where they differ in numbers alone.")
+    ] = 1,
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
     verbose: Annotated[bool, typer.Option(help="Show Ray's own output.")] = False,
 ) -> None:
@@ -92,6 +95,7 @@ def search(
         max_concurrent=max_concurrent,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=_gpus(gpus_per_trial),
+        lockstep=lockstep,
         verbose=verbose,
     )
     run_study(request, place)

@@ -14,7 +14,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from prometar.errors import UserError
-from tune.job import Job
+from tune.crew import stop
+from tune.job import Job, pack
 from tune.memory import Asked, Memory
 
 MakeJob = Callable[[Asked], Job]
@@ -40,28 +41,36 @@ class _StatelessSearcher(Searcher):
 
 
 class StudySearcher(_StatelessSearcher):
-    """Asks the memory until `target` trials have begun, interrupted ones first."""
+    """Asks the memory until `target` trials have begun, interrupted ones first; `lockstep` a worker."""
 
-    def __init__(self, memory: Memory, make_job: MakeJob, target: int) -> None:
+    def __init__(self, memory: Memory, make_job: MakeJob, target: int, lockstep: int = 1) -> None:
         super().__init__()
-        self._memory, self._make_job, self._target = memory, make_job, target
-        self.numbers: dict[str, int] = {}
+        self._memory, self._make_job, self._target, self._lockstep = memory, make_job, target, lockstep
+        self.crews: dict[str, dict[int, Job]] = {}  # jobs by the study's number, by Tune's trial
         self.reasons: dict[str, str] = {}  # what a trial's worker last died of
 
     def suggest(self, trial_id: str) -> Any:
-        while (asked := self._memory.next(self._target)) is not None:
-            self.numbers[trial_id] = asked.number
+        crew: dict[int, Job] = {}
+        while len(crew) < self._lockstep and (asked := self._memory.next(self._target)) is not None:
             try:
-                return self._make_job(asked).to_dict()
+                crew[asked.number] = self._make_job(asked)
             except UserError as error:  # settings that a run refuses together
                 self._memory.fail(asked.number, str(error))
-        return Searcher.FINISHED
+        if not crew:
+            return Searcher.FINISHED
+        self.crews[trial_id] = crew
+        return pack(list(crew.values()))
+
+    def numbers(self, trial_id: str) -> list[int]:
+        """The study's numbers of what one worker trains, in the order of its jobs."""
+        return list(self.crews[trial_id])
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        number = self.numbers[trial_id]
+        numbers = self.numbers(trial_id)
         if result and not error:
-            self._memory.observe(number, result)
-        self._memory.fail(number, self.reasons.get(trial_id, "the worker ended without a result"))
+            self._memory.observe(numbers[result.get("member", 0)], result)
+        for number in numbers:
+            self._memory.fail(number, self.reasons.get(trial_id, "the worker ended without a result"))
 
 
 class StudyScheduler(FIFOScheduler):
@@ -75,8 +84,15 @@ class StudyScheduler(FIFOScheduler):
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        stop = self._memory.observe(self._searcher.numbers[trial.trial_id], result)
-        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+        crew = self._searcher.crews[trial.trial_id]
+        number = list(crew)[result.get("member", 0)]
+        if not self._memory.observe(number, result):
+            return TrialScheduler.CONTINUE
+        if not any(map(self._memory.is_running, crew)):
+            return TrialScheduler.STOP
+        if not result.get("finished"):
+            stop(crew[number])
+        return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         # Also called where the trial is tried again; the searcher hears of those that are not.
@@ -91,7 +107,7 @@ class ListSearcher(_StatelessSearcher):
         self._left = list(reversed(jobs))
 
     def suggest(self, trial_id: str) -> Any:
-        return self._left.pop().to_dict() if self._left else Searcher.FINISHED
+        return pack([self._left.pop()]) if self._left else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The result lies in the job's folder."""

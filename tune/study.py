@@ -48,7 +48,12 @@ class Place:
     max_concurrent: int | None = None
     cpus_per_trial: float = 1.0
     gpus_per_trial: float | None = None
+    lockstep: int = 1
     verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lockstep < 1:
+            raise UserError(f"--lockstep must be at least 1, found {self.lockstep}")
 
 
 def run_study(
@@ -89,7 +94,7 @@ def run_study(
         _introduce(console, folder, request, memory, plan.describe(cluster))
         if note:
             console.print(note)
-        _search(request, folder, memory, plan, trainable, console, place.verbose)
+        _search(request, folder, memory, plan, trainable, console, place.lockstep, place.verbose)
         best = memory.best()
         assert best is not None, "the reference is never pruned"
         number = 0 if REFERENCE in best.user_attrs else best.number
@@ -171,10 +176,14 @@ def _search(
     plan: ResourcePlan,
     trainable: type[tune.Trainable],
     console: Console,
+    lockstep: int,
     verbose: bool,
 ) -> None:
     searcher = StudySearcher(
-        memory, lambda asked: request.search_job(asked, str(folder.trial(asked.number)), plan), request.trials
+        memory,
+        lambda asked: request.search_job(asked, str(folder.trial(asked.number)), plan),
+        request.trials,
+        lockstep,
     )
     keeper = RecordKeeper(folder, memory)
     progress = Progress(
@@ -182,7 +191,7 @@ def _search(
         request.trials,
         request.config.train.epochs,
         console=console,
-        number_of=searcher.numbers.__getitem__,
+        numbers_of=searcher.numbers,
         reference=request.reference(),
     )
     callbacks: Sequence[Callback] = (progress, keeper)

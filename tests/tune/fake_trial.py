@@ -16,7 +16,7 @@ from typing import Any
 from ray import tune
 
 from prometar.checkpoint import write_atomically
-from tune.job import Job
+from tune.job import unpack
 
 BEHAVIOUR = "behaviour.json"
 
@@ -40,7 +40,7 @@ class FakeTrial(tune.Trainable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        self._job = Job.from_dict(config)
+        (self._job,) = unpack(config)
         self._folder = Path(self._job.run_dir)
         self._epochs = int(self._job.config["train"]["epochs"])
         state = self._folder / "state.json"
@@ -54,7 +54,7 @@ class FakeTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if len(self._done) == self._epochs:
-            return {**self._done[-1], "done": True}
+            return {**self._done[-1], "finished": True, "done": True}
         behaviour, epoch = self._behaviour(), len(self._done) + 1
         if behaviour.startswith("sleep"):
             time.sleep(float(behaviour.removeprefix("sleep")))
@@ -69,6 +69,7 @@ class FakeTrial(tune.Trainable):
             return {
                 "epoch": epoch,
                 "failed": f"the loss is nan in step 7, with {self._job.settings}",
+                "finished": True,
                 "done": True,
             }
         result = self._result(epoch)
@@ -99,5 +100,6 @@ class FakeTrial(tune.Trainable):
             "loss": 1.0 / epoch,
             "seconds": 0.5 * epoch,
             "failed": "",
+            "finished": epoch == self._epochs,
             "done": epoch == self._epochs,
         }

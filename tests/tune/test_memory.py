@@ -42,7 +42,7 @@ def result(asked: Asked, epoch: int, **changes: Any) -> dict[str, Any]:
         "objective": value,
         "base": value,
         "new": value,
-        "done": epoch == EPOCHS,
+        "finished": epoch == EPOCHS,
         **changes,
     }
 
@@ -163,7 +163,7 @@ def test_a_missing_metric_fails_the_trial(tmp_path: Path) -> None:
     study = memory(tmp_path)
     asked = study.next(1)
     assert asked is not None
-    assert study.observe(asked.number, {"epoch": 1, "done": False})
+    assert study.observe(asked.number, {"epoch": 1, "finished": False})
     assert study.trials()[0].user_attrs["reason"] == "the trial reported no objective"
 
 
@@ -176,7 +176,9 @@ def test_the_pruner_stops_a_poor_trial_but_never_the_reference(tmp_path: Path) -
         asked = study.next(len(values))
         assert asked is not None
         for epoch in range(1, EPOCHS + 1):
-            stop = study.observe(asked.number, {"epoch": epoch, "objective": value, "done": epoch == EPOCHS})
+            stop = study.observe(
+                asked.number, {"epoch": epoch, "objective": value, "finished": epoch == EPOCHS}
+            )
             if stop:
                 break
         ends.append(epoch)
@@ -192,7 +194,7 @@ def test_settings_that_were_tried_are_not_tried_again(tmp_path: Path) -> None:
     seen = []
     while (asked := study.next(10)) is not None:
         seen.append(asked.settings["task.augmentation"])
-        study.observe(asked.number, {"epoch": 1, "objective": 1.0, "done": True})
+        study.observe(asked.number, {"epoch": 1, "objective": 1.0, "finished": True})
     assert sorted(seen) == ["feature_mixup", "none"]
 
 

@@ -33,7 +33,7 @@ def ask(study: Memory) -> Asked:
 
 
 def finish(study: Memory, asked: Asked, value: float = 50.0) -> None:
-    study.observe(asked.number, {"epoch": 1, "objective": value, "done": True})
+    study.observe(asked.number, {"epoch": 1, "objective": value, "finished": True})
 
 
 def test_killed_after_the_study_was_created(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Study:
         self.out = io.StringIO()
         console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None)
         self.progress = Progress(
-            self, target, 5, console=console, number_of={f"t{i}": i for i in range(20)}.__getitem__,
+            self, target, 5, console=console, numbers_of={f"t{i}": [i] for i in range(20)}.__getitem__,
             reference={"optim.lr": 0.0025}, clock=lambda: self.now,
         )  # fmt: skip
         self.progress.setup(stop=None, num_samples=-1, total_num_samples=-1)

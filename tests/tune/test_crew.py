@@ -1,0 +1,114 @@
+"""Jobs that one worker trains together: told like jobs alone, also when some end early, fail, or lag behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prometar.config import Config
+from prometar.data.stream import stream_local
+from prometar.train import Run
+from tune import crew
+from tune.crew import Crew, stop
+from tune.job import Job, pack, unpack
+
+BASE: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "optim.warmup_epochs": 0}
+GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
+OTHER: dict[str, Any] = {"regularizer.kind": "cosine"}
+
+
+@pytest.fixture(autouse=True)
+def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    def local(run: Run, options: object) -> Any:
+        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
+
+    monkeypatch.setattr(crew, "ray_stream", local)
+
+
+def jobs(folder: Path, *settings: dict[str, Any]) -> list[Job]:
+    return [
+        Job(
+            str(folder / f"{k:04d}"),
+            Config().override({**BASE, **each}).model_dump(mode="json"),
+            "class_holdout",
+            each,
+            val_per_class=2,
+        )
+        for k, each in enumerate(settings)
+    ]
+
+
+def finish(worker: Crew) -> list[dict[str, Any]]:
+    told = []
+    while not worker.over:
+        told += worker.advance()
+    return told
+
+
+def figures(results: list[dict[str, Any]], member: int) -> list[dict[str, Any]]:
+    """What a member told, without what differs between a job alone and one of several."""
+    kept = ("epoch", "objective", "base", "new", "loss", "finished", "failed")
+    return [{key: r[key] for key in kept if key in r} for r in results if r["member"] == member]
+
+
+def alone(folder: Path, *settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    return [figures(finish(Crew([job])), 0) for job in jobs(folder, *settings)]
+
+
+def same(ours: list[dict[str, Any]], its: list[dict[str, Any]]) -> bool:
+    return [pytest.approx(each, rel=1e-3) for each in its] == ours
+
+
+def test_each_tells_what_it_tells_alone(tmp_path: Path) -> None:
+    settings = ({}, GENTLE, OTHER)
+    told = finish(Crew(jobs(tmp_path / "crew", *settings)))
+    assert [r["member"] for r in told] == 3 * [0, 1, 2]
+    assert [r["finished"] for r in told] == 6 * [False] + 3 * [True]
+    for k, its in enumerate(alone(tmp_path / "alone", *settings)):
+        assert same(figures(told, k), its)
+        assert (tmp_path / "crew" / f"{k:04d}" / "result.json").exists()
+
+
+def test_seconds_are_shares_of_what_took_place_together(tmp_path: Path) -> None:
+    together = finish(Crew(jobs(tmp_path / "crew", {}, GENTLE)))
+    last = [r["seconds"] for r in together if r["finished"]]
+    assert max(last) < 1.5 * min(last)
+
+
+def test_a_stopped_job_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    mine = jobs(tmp_path / "crew", {}, GENTLE)
+    worker = Crew(mine)
+    first = worker.advance()
+    stop(mine[0])  # it led: the images came through its stream
+    rest = finish(worker)
+    assert [r["member"] for r in rest] == [1, 1]
+    (its,) = alone(tmp_path / "alone", GENTLE)
+    assert same(figures(first + rest, 1), its)
+
+
+def test_one_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    told = finish(Crew(jobs(tmp_path / "crew", {}, {"optim.lr": 1e30}, {"data.name": "nowhere"})))
+    (diverged,), (unknown,) = figures(told, 1), figures(told, 2)
+    assert diverged["finished"] and "optim.lr" in diverged["failed"]
+    assert unknown["finished"] and "nowhere" in unknown["failed"]
+    assert [r["epoch"] for r in figures(told, 0)] == [1, 2, 3]
+
+
+def test_those_behind_catch_up_and_go_on_together(tmp_path: Path) -> None:
+    mine = jobs(tmp_path / "crew", {}, GENTLE)
+    ahead = Crew(mine[:1])
+    first = ahead.advance()
+    ahead.close()
+    worker = Crew(mine)
+    told = finish(worker)
+    assert figures(told[:1], 0) == figures(first, 0)  # told again: perhaps nobody has heard of it
+    assert [(r["member"], r["epoch"]) for r in told[1:]] == [(1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
+    for k, its in enumerate(alone(tmp_path / "alone", {}, GENTLE)):
+        assert same(figures(told, k), its)
+
+
+def test_pack_and_unpack_are_inverse(tmp_path: Path) -> None:
+    mine = jobs(tmp_path, {}, GENTLE)
+    assert unpack(pack(mine)) == mine

@@ -1,0 +1,82 @@
+"""Tune's searcher and scheduler with several trials a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from tests.tune.driver import small_request
+from tune.job import Job, unpack
+from tune.memory import Asked, Memory
+from tune.searcher import StudyScheduler, StudySearcher
+
+WORKER = SimpleNamespace(trial_id="w0")
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Memory:
+    request = small_request(trials=5)
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    return Memory(storage, "s", request.space, reference=request.reference(), seed=1, pruner="none")
+
+
+def searcher_of(memory: Memory, folder: Path, lockstep: int) -> StudySearcher:
+    def job(asked: Asked) -> Job:
+        (folder / str(asked.number)).mkdir()
+        return Job(str(folder / str(asked.number)), {}, "class_holdout", asked.settings)
+
+    return StudySearcher(memory, job, 5, lockstep)
+
+
+def result(member: int, epoch: int, **more: Any) -> dict[str, Any]:
+    return {"member": member, "epoch": epoch, "objective": 50.0, "finished": False, **more}
+
+
+def test_a_worker_gets_as_many_as_there_are(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 3)
+    counts = [len(unpack(searcher.suggest(name))) for name in ("w0", "w1")]
+    assert counts == [3, 2]
+    assert searcher.numbers("w1") == [3, 4]
+    assert searcher.suggest("w2") == Searcher.FINISHED
+
+
+def test_it_ends_when_its_last_trial_has(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 2)
+    searcher.suggest("w0")
+    scheduler = StudyScheduler(memory, searcher)
+
+    def told(result: dict[str, Any]) -> str:
+        return scheduler.on_trial_result(None, WORKER, result)  # type: ignore[arg-type]
+
+    assert told(result(0, 1)) == told(result(1, 1)) == TrialScheduler.CONTINUE
+    assert told(result(1, 2, failed="the loss is nan", finished=True)) == TrialScheduler.CONTINUE
+    assert told(result(0, 2, finished=True)) == TrialScheduler.STOP
+    assert [t.state.name for t in memory.ended()] == ["FAIL", "COMPLETE"]
+
+
+def test_a_pruned_one_is_told_to_its_worker(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = searcher_of(memory, tmp_path, 2)
+    searcher.suggest("w0")
+    monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda self: True)
+    scheduler = StudyScheduler(memory, searcher)
+    told = scheduler.on_trial_result(None, WORKER, result(1, 1))  # type: ignore[arg-type]
+    assert told == TrialScheduler.CONTINUE
+    assert [(t.number, t.state.name) for t in memory.ended()] == [(1, "PRUNED")]
+    assert [(tmp_path / name / "stopped").exists() for name in ("0", "1")] == [False, True]
+
+
+def test_a_lost_worker_fails_all_that_it_had(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 2)
+    searcher.suggest("w0")
+    searcher.reasons["w0"] = "the worker died"
+    searcher.on_trial_complete("w0", error=True)
+    assert [(t.state.name, t.user_attrs["reason"]) for t in memory.ended()] == [
+        ("FAIL", "the worker died")
+    ] * 2
