@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -82,23 +83,28 @@ def describe(threads: int, dtype: str = "fp32") -> str:
     return f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {threads} threads, {dtype}, {versions}"
 
 
-def in_turn(sides: Sequence[Figures], args: argparse.Namespace) -> list[list[Figures]]:
+def in_turn(
+    sides: Sequence[Figures], args: argparse.Namespace, *, killed: Figures | None = None
+) -> list[list[Figures]]:
     """Figures of each side, a run a round; each run is this script again, in a process of its own.
 
-    Every second round goes backwards, so that no side always comes first.
+    Every second round goes backwards, so that no side always comes first. `killed`: the figures of a side
+    that the system kills (for its memory); None: that ends the script.
     """
     results: list[list[Figures]] = [[] for _ in sides]
     for turn in range(args.repeats):
         order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
         for k in order:
-            results[k].append(_run(sides[k], args.threads))
+            results[k].append(_run(sides[k], args.threads, killed))
     return results
 
 
-def _run(side: Figures, threads: int) -> Figures:
+def _run(side: Figures, threads: int, killed: Figures | None) -> Figures:
     command = [sys.executable, *sys.argv, "--side", json.dumps(side)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    if done.returncode == -signal.SIGKILL and killed is not None:
+        return side | killed
     told = [line for line in done.stdout.splitlines() if line.startswith(_TOLD)]
     if done.returncode or not told:
         raise SystemExit(f"{side} failed with status {done.returncode}; its output:\n{done.stdout}")

@@ -139,7 +139,9 @@ def main() -> None:
     for classes in args.classes:
         sides = [("released", "fp32"), *(("ours", dtype) for dtype in args.dtypes)]
         rounds = in_turn(
-            [{"side": side, "dtype": dtype, "classes": classes, **common} for side, dtype in sides], args
+            [{"side": side, "dtype": dtype, "classes": classes, **common} for side, dtype in sides],
+            args,
+            killed={"fits": False},
         )
         everything += rounds
         rows += [row(classes, rounds[0], rounds[k], dtype) for k, (_, dtype) in enumerate(sides) if k]

@@ -1,4 +1,4 @@
-"""Jobs that one worker trains together: told like jobs alone, also when some end early, fail, or lag behind."""
+"""Jobs that one worker trains together: told like jobs alone, also when some end early, fail or lag."""
 
 from __future__ import annotations
 
@@ -57,8 +57,13 @@ def alone(folder: Path, *settings: dict[str, Any]) -> list[list[dict[str, Any]]]
     return [figures(finish(Crew([job])), 0) for job in jobs(folder, *settings)]
 
 
-def same(ours: list[dict[str, Any]], its: list[dict[str, Any]]) -> bool:
-    return [pytest.approx(each, rel=1e-3) for each in its] == ours
+def assert_same(ours: list[dict[str, Any]], its: list[dict[str, Any]]) -> None:
+    """Equal within float32's rounding, which may move an image or two of 32 to another class."""
+    assert [[r[key] for key in ("epoch", "finished", "failed")] for r in ours] == [
+        [r[key] for key in ("epoch", "finished", "failed")] for r in its
+    ]
+    for key, tolerance in (("loss", 1e-3), ("base", 7.0), ("new", 7.0)):
+        assert [r[key] for r in ours] == pytest.approx([r[key] for r in its], abs=tolerance)
 
 
 def test_each_tells_what_it_tells_alone(tmp_path: Path) -> None:
@@ -67,7 +72,7 @@ def test_each_tells_what_it_tells_alone(tmp_path: Path) -> None:
     assert [r["member"] for r in told] == 3 * [0, 1, 2]
     assert [r["finished"] for r in told] == 6 * [False] + 3 * [True]
     for k, its in enumerate(alone(tmp_path / "alone", *settings)):
-        assert same(figures(told, k), its)
+        assert_same(figures(told, k), its)
         assert (tmp_path / "crew" / f"{k:04d}" / "result.json").exists()
 
 
@@ -85,14 +90,16 @@ def test_a_stopped_job_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
     rest = finish(worker)
     assert [r["member"] for r in rest] == [1, 1]
     (its,) = alone(tmp_path / "alone", GENTLE)
-    assert same(figures(first + rest, 1), its)
+    assert_same(figures(first + rest, 1), its)
 
 
 def test_one_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     told = finish(Crew(jobs(tmp_path / "crew", {}, {"optim.lr": 1e30}, {"data.name": "nowhere"})))
     (diverged,), (unknown,) = figures(told, 1), figures(told, 2)
-    assert diverged["finished"] and "optim.lr" in diverged["failed"]
-    assert unknown["finished"] and "nowhere" in unknown["failed"]
+    assert diverged["finished"]
+    assert "optim.lr" in diverged["failed"]
+    assert unknown["finished"]
+    assert "nowhere" in unknown["failed"]
     assert [r["epoch"] for r in figures(told, 0)] == [1, 2, 3]
 
 
@@ -106,7 +113,7 @@ def test_those_behind_catch_up_and_go_on_together(tmp_path: Path) -> None:
     assert figures(told[:1], 0) == figures(first, 0)  # told again: perhaps nobody has heard of it
     assert [(r["member"], r["epoch"]) for r in told[1:]] == [(1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
     for k, its in enumerate(alone(tmp_path / "alone", {}, GENTLE)):
-        assert same(figures(told, k), its)
+        assert_same(figures(told, k), its)
 
 
 def test_pack_and_unpack_are_inverse(tmp_path: Path) -> None:
