@@ -24,15 +24,16 @@ check: install
 test: check
 	$(BIN)/python -m pytest
 
-# One script a claim, about 40 minutes in all; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
+# Timings, a script a claim, about 50 minutes; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
 SCRIPTS := step shares text_tower teacher evaluation stream trial_start sampler study lockstep
 DATA_ROOT ?=
 QUICK ?=
 bench: install
 	mkdir -p out/bench
 	set -e; for script in $(SCRIPTS); do echo "== $$script"; \
-	  data=; if test $$script = stream && test -n "$(DATA_ROOT)"; then data="--data-root $(DATA_ROOT)"; fi; \
-	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$data --json out/bench/$$script.json; done
+	  more=; if test $$script = step; then more="--classes 24 100 500 --dtypes fp32 bf16"; fi; \
+	  if test $$script = stream && test -n "$(DATA_ROOT)"; then more="--data-root $(DATA_ROOT)"; fi; \
+	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$more --json out/bench/$$script.json; done
 
 clean:
 	rm -rf .venv out

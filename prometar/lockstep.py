@@ -15,7 +15,7 @@ from prometar.errors import UserError
 from prometar.graph import Graph
 from prometar.parts.tasks import one_class_out, task_rng
 from prometar.state import State
-from prometar.train import Diverged, Run, Session, close_epoch, rates
+from prometar.train import Run, Session, close_epoch, rates
 from prometar.vectorised import require_one_structure, stack, step_all, unstack
 
 
@@ -39,11 +39,16 @@ class Lockstep:
         self._graph = Graph()
         _require_together(self.sessions)
 
-    def epoch(self) -> list[dict[str, Any] | Diverged]:
+    def epoch(self) -> list[dict[str, Any] | UserError]:
         """Train all by one epoch; each session's record, in order, or why it ended.
 
-        Sessions that are finished or have diverged are left out of the next epoch.
+        Sessions that are finished or have failed are left out of the next epoch.
+
+        Raises:
+            WorkError: the images, which all see, cannot be read.
         """
+        for session in self.sessions[1:]:
+            session.close()  # a stream of its own would stay behind
         started, runs = time.perf_counter(), [session.run for session in self.sessions]
         states = [session.state for session in self.sessions]
         ended, logs = _train_epoch(runs, states, self.sessions[0], self._graph)
@@ -56,9 +61,9 @@ class Lockstep:
         self.sessions = [
             session
             for session, outcome in zip(self.sessions, outcomes, strict=True)
-            if not (session.finished or isinstance(outcome, Diverged))
+            if not (session.finished or isinstance(outcome, UserError))
         ]
-        if self.sessions and self.sessions[0] is not stream:
+        if not self.sessions or self.sessions[0] is not stream:
             stream.close()
         return outcomes
 
@@ -70,11 +75,11 @@ class Lockstep:
 
 def _conclude(
     session: Session, state: State, log: dict[str, Tensor], seconds: float
-) -> dict[str, Any] | Diverged:
+) -> dict[str, Any] | UserError:
     started = time.perf_counter() - seconds  # its share of what took place together
     try:
         return session.conclude(*close_epoch(session.run, state, log, session.state.step), started)
-    except Diverged as error:
+    except UserError as error:
         return error
 
 

@@ -22,8 +22,13 @@ _STOPPED = "stopped"
 
 
 def stop(job: Job) -> None:
-    """Have a job left out of its crew's next epoch; its worker looks for the file that this writes."""
+    """Have a job left out of its crew from the next epoch on; its worker looks for this file."""
     write_atomically(Path(job.run_dir) / _STOPPED, b"")
+
+
+def allow(job: Job) -> None:
+    """Undo `stop`."""
+    (Path(job.run_dir) / _STOPPED).unlink(missing_ok=True)
 
 
 class Crew:
@@ -46,7 +51,7 @@ class Crew:
         """The results of the next epoch."""
         here = [member for member in self._members if not member.over]
         for member in here:
-            if len(self._members) > 1 and member.stopped():
+            if member.stopped():
                 member.close()
         here = [member for member in here if not member.over]
         if not any(member.untold for member in here):
@@ -64,14 +69,14 @@ class Crew:
 
     def _epoch(self, sessions: list[Session]) -> list[UserError | None]:
         """Train them by one epoch; why each has ended, if it has failed."""
-        if len(sessions) > 1:
-            if self._lockstep is None or self._lockstep.sessions != sessions:
-                self._lockstep = Lockstep(sessions)
-            return [each if isinstance(each, Diverged) else None for each in self._lockstep.epoch()]
         try:
+            if len(sessions) > 1:
+                if self._lockstep is None or self._lockstep.sessions != sessions:
+                    self._lockstep = Lockstep(sessions)
+                return [each if isinstance(each, UserError) else None for each in self._lockstep.epoch()]
             sessions[0].epoch()
         except UserError as error:
-            return [error]
+            return [error] * len(sessions)
         return [None]
 
     def close(self) -> None:
@@ -87,7 +92,9 @@ class _Member:
         self._number, self._job, self._folder = number, job, Path(job.run_dir)
         self._num_told, self._failure = 0, ""
         self.session: Session | None = None
-        self.over = False
+        self.over = self.stopped()
+        if self.over:
+            return
         try:
             self.session = self._open()
         except UserError as error:  # no retry would help

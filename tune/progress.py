@@ -85,7 +85,7 @@ class Progress(Callback):
             atexit.register(self.close)  # an interrupted fit never reaches on_experiment_end
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        for number in self._numbers_of(trial.trial_id):
+        for number in set(self._numbers_of(trial.trial_id)) - self._ended:
             self._running.setdefault(number, _Running())
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:

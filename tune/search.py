@@ -49,7 +49,9 @@ def search(
     pruner: Annotated[str, typer.Option(help="median, asha or none.")] = "median",
     val_per_class: Annotated[int, typer.Option(help="Most validation images a class in a score.")] = 20,
     storage: Annotated[str | None, typer.Option(help="An Optuna storage URL [OUT/STUDY/study.db].")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time [as many as fit].")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Trials (or workers of --lockstep) at a time [as many as fit].")
+    ] = None,
     cpus_per_trial: Annotated[float, typer.Option(help="CPUs a trial.")] = 1.0,
     gpus_per_trial: Annotated[
         str, typer.Option(help="GPUs a trial, or auto: one where there are any.")

@@ -14,7 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from prometar.errors import UserError
-from tune.crew import stop
+from tune.crew import allow, stop
 from tune.job import Job, pack
 from tune.memory import Asked, Memory
 
@@ -58,6 +58,8 @@ class StudySearcher(_StatelessSearcher):
                 self._memory.fail(asked.number, str(error))
         if not crew:
             return Searcher.FINISHED
+        for job in crew.values():
+            allow(job)
         self.crews[trial_id] = crew
         return pack(list(crew.values()))
 
@@ -90,8 +92,7 @@ class StudyScheduler(FIFOScheduler):
             return TrialScheduler.CONTINUE
         if not any(map(self._memory.is_running, crew)):
             return TrialScheduler.STOP
-        if not result.get("finished"):
-            stop(crew[number])
+        stop(crew[number])
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:

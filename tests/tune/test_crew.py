@@ -9,9 +9,10 @@ import pytest
 
 from prometar.config import Config
 from prometar.data.stream import stream_local
+from prometar.errors import WorkError
 from prometar.train import Run
 from tune import crew
-from tune.crew import Crew, stop
+from tune.crew import Crew, allow, stop
 from tune.job import Job, pack, unpack
 
 BASE: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "optim.warmup_epochs": 0}
@@ -114,6 +115,45 @@ def test_those_behind_catch_up_and_go_on_together(tmp_path: Path) -> None:
     assert [(r["member"], r["epoch"]) for r in told[1:]] == [(1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
     for k, its in enumerate(alone(tmp_path / "alone", {}, GENTLE)):
         assert_same(figures(told, k), its)
+
+
+def test_one_that_caught_up_leads_when_the_leader_is_stopped(tmp_path: Path) -> None:
+    mine = jobs(tmp_path / "crew", {}, GENTLE)
+    ahead = Crew(mine[:1])
+    ahead.advance()
+    ahead.close()
+    worker = Crew(mine)
+    told = worker.advance() + worker.advance() + worker.advance()  # told again, caught up, together
+    assert [(r["member"], r["epoch"]) for r in told] == [(0, 1), (1, 1), (0, 2), (1, 2)]
+    stop(mine[0])
+    told += finish(worker)
+    (its,) = alone(tmp_path / "alone", GENTLE)
+    assert_same(figures(told, 1), its)
+
+
+def test_a_restarted_crew_leaves_out_who_has_ended(tmp_path: Path) -> None:
+    mine = jobs(tmp_path / "crew", {}, GENTLE)
+    stop(mine[0])
+    assert {r["member"] for r in finish(Crew(mine))} == {1}
+    allow(mine[0])
+    assert {r["member"] for r in finish(Crew(mine))} == {0, 1}
+
+
+def test_images_that_cannot_be_read_fail_all_who_need_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: Run, options: object) -> Any:
+        def stream(plan: object, step: int) -> Any:
+            raise WorkError("broken image a.jpg")
+
+        return stream
+
+    monkeypatch.setattr(crew, "ray_stream", broken)
+    told = finish(Crew(jobs(tmp_path / "crew", {}, GENTLE)))
+    assert [(r["member"], r["failed"], r["finished"]) for r in told] == [
+        (0, "broken image a.jpg", True),
+        (1, "broken image a.jpg", True),
+    ]
 
 
 def test_pack_and_unpack_are_inverse(tmp_path: Path) -> None:
