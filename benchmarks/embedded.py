@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, publish, read_all, run_all
+from records import Record, Wanted, mean_and_interval, paired, publish, read_all, run_all, values_of
 
 from prometar.config import configure
 from prometar.recipes import NAMES
@@ -68,9 +68,8 @@ def methods_table(records: Mapping[str, Mapping[int, Record]]) -> str:
     """Means over seeds with 95 % intervals, an arm a row."""
     rows = []
     for name, runs in records.items():
-        values = {key: [run[key] for run in runs.values() if run[key] is not None] for key in DIGITS}
-        cells = (mean_and_interval(values[key], digits=digits) for key, digits in DIGITS.items())
-        rows.append((name, *cells, len(values["H"])))
+        cells = (mean_and_interval(values_of(runs, key), digits=digits) for key, digits in DIGITS.items())
+        rows.append((name, *cells, len(values_of(runs, "H"))))
     return table(("method", *DIGITS, "runs"), rows)
 
 

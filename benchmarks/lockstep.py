@@ -19,8 +19,7 @@ from step import DEVICE, peak_gb, timed
 from prometar.config import Config
 from prometar.data.stream import stream_local
 from prometar.graph import Graph
-from prometar.lockstep import prepare
-from prometar.train import build_run, initial_state, rates, train_step
+from prometar.train import build_run, initial_state, prepare, rates, train_step
 from prometar.vectorised import stack, step_all
 
 COUNTED = 3
@@ -46,7 +45,7 @@ def measure(side: str, configurations: int, backbone: str, threads: int) -> Figu
             train_step(run, start, pictures, now)
 
     def together() -> None:
-        batches = prepare(runs, pictures, 0)
+        batches = prepare(runs, pictures, 0, static=True)
         step_all(runs[0].model, methods, stacked, batches, [now] * configurations, graph=graph)
 
     methods = [run.method for run in runs]

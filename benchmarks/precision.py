@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, run_all
+from records import Record, Wanted, mean_and_interval, paired, run_all, values_of
 
 from prometar.config import configure
 
@@ -35,9 +35,13 @@ def means_table(records: Records) -> str:
     """Means over seeds with 95 % intervals."""
     rows = []
     for (method, precision), runs in records.items():
-        values = {key: [run[key] for run in runs.values() if run[key] is not None] for key in SCORES}
         rows.append(
-            (method, precision, *(mean_and_interval(values[key]) for key in SCORES), len(values["H"]))
+            (
+                method,
+                precision,
+                *(mean_and_interval(values_of(runs, key)) for key in SCORES),
+                len(values_of(runs, "H")),
+            )
         )
     return table(("method", "precision", *SCORES, "runs"), rows)
 

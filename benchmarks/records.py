@@ -152,6 +152,11 @@ def mean_and_interval(values: Sequence[float], *, signed: bool = False, digits: 
     return f"{interval.mean:{form}} ({interval.low:{form}} .. {interval.high:{form}})"
 
 
+def values_of(runs: Mapping[int, Record], key: str) -> list[float]:
+    """A figure of every run that has it."""
+    return [run[key] for run in runs.values() if run[key] is not None]
+
+
 def paired(ours: Mapping[int, Record], theirs: Mapping[int, Record], key: str) -> list[float]:
     """Differences of a figure, seed by seed, where both runs have one."""
     return [

@@ -115,8 +115,7 @@ class Ours:
     """A study's driver without Ray: what `tune.study` hands to Tune, called in the order that Tune does."""
 
     def __init__(self, space: Space, folder: Path) -> None:
-        config = configure("prometar", {"data.name": "textures", "backbone.name": "mini",
-                                        "backbone.pretrained": None, "train.epochs": EPOCHS})  # fmt: skip
+        config = configure("prometar", {"train.epochs": EPOCHS})
         self._request = Request(config, space, "class_holdout", 1, "median", 20, 10**6, ())
         self._folder = StudyFolder(folder, "s")
         self._folder.path.mkdir()

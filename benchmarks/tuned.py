@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, publish, run_all
+from records import Record, Wanted, mean_and_interval, paired, publish, run_all, values_of
 
 from prometar.config import configure
 from tune.spaces import load_space
@@ -87,11 +87,10 @@ def tests_table(tests: Mapping[tuple[str, str], Mapping[int, Record]]) -> str:
     """Tested figures of each composition, and its differences from ProMetaR, search by search."""
     rows = []
     for (composition, which), runs in tests.items():
-        values = {key: [run[key] for run in runs.values() if run[key] is not None] for key in SCORES}
-        figures = (mean_and_interval(values[key]) for key in SCORES)
+        figures = (mean_and_interval(values_of(runs, key)) for key in SCORES)
         difference = paired(runs, tests[BASELINE, which], "H")
         minus = "" if composition == BASELINE else mean_and_interval(difference, signed=True)
-        rows.append((composition, which, *figures, minus, len(values["H"])))
+        rows.append((composition, which, *figures, minus, len(values_of(runs, "H"))))
     return table(("composition", "settings", *SCORES, "H minus ProMetaR's", "searches"), rows)
 
 

@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prometar.batch import Batch, embed_batch, make_task
-from prometar.data.stream import Batch as Pictures
 from prometar.errors import UserError
 from prometar.graph import Graph
-from prometar.parts.tasks import one_class_out, task_rng
 from prometar.state import State
-from prometar.train import Run, Session, close_epoch, rates
+from prometar.train import Run, Session, close_epoch, prepare, rates
 from prometar.vectorised import require_one_structure, stack, step_all, unstack
 
 
@@ -93,32 +90,11 @@ def _train_epoch(
     methods = [run.method for run in runs]
     together, log = stack(states), dict[str, list[Tensor]]()
     for _ in range((epoch + 1) * per_epoch - together.step):
-        prepared = prepare(runs, next(batches), together.step)
+        prepared = prepare(runs, next(batches), together.step, static=True)
         together, scalars = step_all(runs[0].model, methods, together, prepared, now, graph=graph)
         for name, value in scalars.items():
             log.setdefault(name, []).append(value)
     return unstack(together), {name: torch.stack(values) for name, values in log.items()}
-
-
-def prepare(runs: Sequence[Run], pictures: Pictures, step: int) -> list[Batch]:
-    """Each run's batch: the images, embedded once for all, and its own task on them."""
-    assert pictures.step == step, f"the stream is at step {pictures.step}, the states at {step}"
-    backbone = runs[0].backbone
-    images = backbone.normalise(torch.from_numpy(pictures.images))
-    labels = torch.from_numpy(pictures.labels)
-    known = {} if runs[0].frozen_images is None else runs[0].frozen_images
-    teach = runs[0].method.regularizer.uses_images
-    whole = embed_batch(backbone.clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
-    if whole.frozen is not None:
-        known[step] = whole.frozen
-    tasks: dict[Any, Any] = {}
-    for run in runs:
-        augmentation = run.method.augmentation
-        if augmentation not in tasks:  # the same object for all that draw alike: nothing of it is stacked
-            rng = task_rng(run.config.train.seed, step)
-            draw = None if run.method.inner is None else one_class_out(labels, augmentation, rng)
-            tasks[augmentation] = make_task(backbone.clip, run.method, images, whole, draw, static=True)
-    return [Batch(whole, tasks[run.method.augmentation]) for run in runs]
 
 
 def partition(sessions: Sequence[Session]) -> list[list[Session]]:

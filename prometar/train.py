@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prometar.backbone.cache import cached_text, text_digest
 from prometar.backbone.openclip import Backbone, load_backbone, tokenize
-from prometar.batch import make_batch
+from prometar.batch import Batch as Embedded
+from prometar.batch import embed_batch, make_task
 from prometar.checkpoint import load_checkpoint, save_checkpoint
 from prometar.config import Config
 from prometar.data.catalog import open_dataset
@@ -245,28 +246,35 @@ def train_step(
     run: Run, state: State, batch: Batch, now: Rates, graph: Graph | None = None
 ) -> tuple[State, dict[str, Tensor]]:
     """One step on a streamed batch; the meta task is drawn from (seed, step)."""
-    assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
-    images, labels = run.backbone.normalise(torch.from_numpy(batch.images)), torch.from_numpy(batch.labels)
-    draw = None
-    if run.method.inner is not None:
-        rng = task_rng(run.config.train.seed, state.step)
-        draw = one_class_out(labels, run.method.augmentation, rng)
-    known = {} if run.frozen_images is None else run.frozen_images
-    prepared = make_batch(
-        run.backbone.clip,
-        run.method,
-        images,
-        labels,
-        draw,
-        frozen=known.get(state.step),
-        static=graph is not None,
-    )
-    if prepared.images.frozen is not None:
-        known[state.step] = prepared.images.frozen
+    (prepared,) = prepare([run], batch, state.step, static=graph is not None)
     if graph is None:
         return step(run.model, run.method, state, prepared, now)
     stacked, scalars = step_all(run.model, [run.method], stack([state]), [prepared], [now], graph=graph)
     return unstack(stacked)[0], {name: value[0] for name, value in scalars.items()}
+
+
+def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) -> list[Embedded]:
+    """Each run's batch: the images, embedded once for all, and its own task on them.
+
+    The runs share backbone, images and their order; the tasks are drawn from (seed, step).
+    """
+    assert streamed.step == step, f"the stream is at step {streamed.step}, the state at {step}"
+    first = runs[0]
+    clip, images = first.backbone.clip, first.backbone.normalise(torch.from_numpy(streamed.images))
+    labels = torch.from_numpy(streamed.labels)
+    known = {} if first.frozen_images is None else first.frozen_images
+    teach = first.method.regularizer.uses_images
+    whole = embed_batch(clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
+    if whole.frozen is not None:
+        known[step] = whole.frozen
+    tasks: dict[Any, Any] = {}
+    for run in runs:
+        augmentation = run.method.augmentation
+        if augmentation not in tasks:  # the same object for all that draw alike: nothing of it is stacked
+            rng = task_rng(run.config.train.seed, step)
+            draw = None if run.method.inner is None else one_class_out(labels, augmentation, rng)
+            tasks[augmentation] = make_task(clip, run.method, images, whole, draw, static=static)
+    return [Embedded(whole, tasks[run.method.augmentation]) for run in runs]
 
 
 def _require_finite(log: Mapping[str, Tensor], state: State, first: int) -> None:

@@ -55,17 +55,17 @@ class Crew:
                 member.close()
         here = [member for member in here if not member.over]
         if not any(member.untold for member in here):
-            self._train([member for member in here if member.session])
+            self._train(here)
         return [member.tell() for member in here if member.untold]
 
     def _train(self, members: list[_Member]) -> None:
         """One epoch of those with the fewest epochs behind them."""
-        fewest = min((len(m.session.history) for m in members if m.session), default=0)
-        behind = {id(m.session): m for m in members if m.session and len(m.session.history) == fewest}
-        for sessions in partition([m.session for m in behind.values() if m.session]):
+        owners = {member.session: member for member in members if member.session}
+        fewest = min((len(session.history) for session in owners), default=0)
+        for sessions in partition([session for session in owners if len(session.history) == fewest]):
             for session, problem in zip(sessions, self._epoch(sessions), strict=True):
                 if problem is not None:
-                    behind[id(session)].fail(problem)
+                    owners[session].fail(problem)
 
     def _epoch(self, sessions: list[Session]) -> list[UserError | None]:
         """Train them by one epoch; why each has ended, if it has failed."""

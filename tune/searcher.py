@@ -67,11 +67,14 @@ class StudySearcher(_StatelessSearcher):
         """The study's numbers of what one worker trains, in the order of its jobs."""
         return list(self.crews[trial_id])
 
+    def number(self, trial_id: str, result: dict) -> int:
+        """The study's number of the trial that a result tells of."""
+        return self.numbers(trial_id)[result.get("member", 0)]
+
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        numbers = self.numbers(trial_id)
         if result and not error:
-            self._memory.observe(numbers[result.get("member", 0)], result)
-        for number in numbers:
+            self._memory.observe(self.number(trial_id, result), result)
+        for number in self.numbers(trial_id):
             self._memory.fail(number, self.reasons.get(trial_id, "the worker ended without a result"))
 
 
@@ -87,7 +90,7 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         crew = self._searcher.crews[trial.trial_id]
-        number = list(crew)[result.get("member", 0)]
+        number = self._searcher.number(trial.trial_id, result)
         if not self._memory.observe(number, result):
             return TrialScheduler.CONTINUE
         if not any(map(self._memory.is_running, crew)):

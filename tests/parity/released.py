@@ -113,32 +113,46 @@ class Released:
         out = {}
         for index, name in enumerate(self.prompts):
             g_task, g_reg = grads[0][index], grads[1 if name.startswith("text") else 2][index]
-            hidden = F.linear(torch.cat([g_task.reshape(-1), g_reg.reshape(-1)]), self.gate[f"{name}.in"])
-            strength = F.linear(hidden, self.gate[f"{name}.out"]).sigmoid()
-            out[name] = g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
+            out[name] = self.gated(name, g_task, g_reg)
         return out
+
+    def gated(self, name: str, g_task: Tensor, g_reg: Tensor) -> Tensor:
+        """The modulated gradient of one prompt."""
+        hidden = F.linear(torch.cat([g_task.reshape(-1), g_reg.reshape(-1)]), self.gate[f"{name}.in"])
+        strength = F.linear(hidden, self.gate[f"{name}.out"]).sigmoid()
+        return g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
+
+    def direct(self, gradient: Leaves) -> None:
+        """The direct phase's update."""
+        for name, value in gradient.items():
+            self.prompts[name].grad = value.detach()
+        self.optimizer.step()
+
+    def inner(self, gradient: Leaves) -> Leaves:
+        """The prompts after the inner step."""
+        return {name: leaf - self.inner_lr * gradient[name] for name, leaf in self.prompts.items()}
+
+    def meta(self, query_loss: Tensor) -> None:
+        """The meta phase's update of prompts and gate."""
+        self.optimizer.zero_grad()
+        self.gate_optimizer.zero_grad()
+        (self.outer_weight * query_loss).backward()
+        self.optimizer.step()
+        self.gate_optimizer.step()
 
     def step(self, images: Tensor, labels: Tensor, task: TaskDraw | None) -> dict[str, float]:
         losses = self.losses(images, labels)
         log = {f"direct_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), losses, strict=True)}
-        for name, gradient in self.modulated(losses).items():
-            self.prompts[name].grad = gradient.detach()
-        self.optimizer.step()
+        self.direct(self.modulated(losses))
         if task is None:
             return log
         support = self.losses(images[~task.is_query], labels[~task.is_query])
         log |= {
             f"support_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), support, strict=True)
         }
-        gradient = self.modulated(support)
-        adapted = {name: leaf - self.inner_lr * gradient[name] for name, leaf in self.prompts.items()}
-        query_loss = self.query_loss(adapted, images, labels, task)
+        query_loss = self.query_loss(self.inner(self.modulated(support)), images, labels, task)
         log["query_loss"] = float(query_loss.detach())
-        self.optimizer.zero_grad()
-        self.gate_optimizer.zero_grad()
-        (self.outer_weight * query_loss).backward()
-        self.optimizer.step()
-        self.gate_optimizer.step()
+        self.meta(query_loss)
         return log
 
     def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: TaskDraw) -> Tensor:

@@ -179,9 +179,9 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
     for number in range(2):
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         task = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(number)))
-        reference.step(images, labels, task)
+        reference.train(images, labels, task)
         state, _ = step(model, method, state, make_batch(clip.clip, method, images, labels, task), RATES)
-        for ours, theirs in ((state.prompts, reference.leaves), (state.gate, reference.gate)):
+        for ours, theirs in ((state.prompts, reference.prompts), (state.gate, reference.gate)):
             assert ours.keys() == theirs.keys()
             for key, leaf in theirs.items():
                 torch.testing.assert_close(ours[key], leaf.detach(), rtol=0, atol=1e-9, msg=key)
