@@ -186,7 +186,8 @@ def test_trials_in_lockstep_give_the_records_of_trials_alone(tmp_path: Path) -> 
     args = ["--space", str(space), "--pruner", "none", "--max-concurrent", "1", "--final-seeds", "1"]
     found = []
     for count in ("1", "4"):
-        finish(search(tmp_path / count, *args, "--lockstep", count))
+        text = finish(search(tmp_path / count, *args, "--lockstep", count))
+        assert ("up to 4 trials share a place" in text) == (count == "4")
         found.append(records(tmp_path / count / "textures"))
     for one, other in zip(*found, strict=True):
         assert other["state"] == "COMPLETE"

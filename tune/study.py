@@ -91,7 +91,8 @@ def run_study(
             cpus_per_trial=place.cpus_per_trial,
             gpus_per_trial=place.gpus_per_trial,
         )
-        _introduce(console, folder, request, memory, plan.describe(cluster))
+        together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
+        _introduce(console, folder, request, memory, plan.describe(cluster) + together)
         if note:
             console.print(note)
         _search(request, folder, memory, plan, trainable, console, place.lockstep, place.verbose)
