@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    # A shell starts its background jobs, and so their children, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run_fake(Path(sys.argv[1]), small_request(trials=int(sys.argv[2])))
     except KeyboardInterrupt:
