@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from prometar.errors import WorkError
+from prometar.files import write_atomically
 from prometar.state import State
 
 FORMAT = "prometar-run-1"
@@ -26,26 +25,6 @@ class Checkpoint:
     state: State
     history: tuple[dict[str, Any], ...]
     run: str
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old one or the new one, whole, also after a crash.
-
-    Raises:
-        WorkError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise WorkError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def save_checkpoint(path: Path, state: State, history: Sequence[dict[str, Any]], *, run: str) -> None:

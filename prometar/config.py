@@ -313,6 +313,17 @@ def absolute_root(root: str) -> str:
     return root if "://" in root else str(Path(root).resolve())
 
 
+def absolute_paths(config: Config) -> Config:
+    """The configuration with paths of data and weights that mean the same from every folder."""
+    changes: dict[str, Any] = {}
+    if config.data.root is not None:
+        changes["data.root"] = absolute_root(config.data.root)
+    weights = config.backbone.pretrained
+    if weights is not None and Path(weights).is_file():
+        changes["backbone.pretrained"] = str(Path(weights).resolve())
+    return config.override(changes) if changes else config
+
+
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-3 as text; a user means the number."""
     if isinstance(value, str):

@@ -11,3 +11,7 @@ class WorkError(UserError):
     """The request was right, but the work failed (a broken image, a diverged run, a lost store)."""
 
     exit_code = 1
+
+
+class StorageError(WorkError):
+    """Nothing can be kept any more: a full disk, a lost store. No trial is to blame, so none has failed."""

@@ -32,7 +32,11 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise WorkError(f"{what} is being run by process {holder}") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.truncate(0)
+            os.write(
+                file.fileno(), str(os.getpid()).encode()
+            )  # past the buffer, which would fail again at close
+        except OSError as error:
+            raise WorkError(f"cannot write to {folder}: {error.strerror}") from None
         yield

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prometar.errors import UserError
+from prometar.errors import StorageError, UserError
 from prometar.graph import Graph
 from prometar.state import State
 from prometar.train import Run, Session, close_epoch, prepare, rates
@@ -76,6 +76,8 @@ def _conclude(
     started = time.perf_counter() - seconds  # its share of what took place together
     try:
         return session.conclude(*close_epoch(session.run, state, log, session.state.step), started)
+    except StorageError:
+        raise
     except UserError as error:
         return error
 

@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.weights import Clip, Tower
-from prometar.checkpoint import write_atomically
 from prometar.errors import UserError
+from prometar.files import write_atomically
 from prometar.parts.prompts import Leaves
 
 FORMAT = "prometar-prompts-1"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prometar.backbone.openclip import load_backbone, load_clip
-from prometar.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from prometar.checkpoint import Checkpoint, load_checkpoint
 from prometar.classifier import Classifier
 from prometar.config import Config, dump_config, load_config
 from prometar.data.catalog import open_dataset
@@ -22,6 +22,7 @@ from prometar.data.plan import eval_plan
 from prometar.data.stream import StreamOptions, stream
 from prometar.errors import UserError
 from prometar.evaluate import accuracy
+from prometar.files import write_atomically
 from prometar.methods import build
 from prometar.promptfile import weights_digest, write_prompts
 from prometar.raylocal import start_ray

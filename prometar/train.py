@@ -86,6 +86,9 @@ class Run:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+_MOST_RUNS = 16  # of one trial (data sets, seeds, folds) whose data are kept in the process for the next one
+
+
 @lru_cache(maxsize=2)
 def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
     # Ray shows a worker the GPUs that its trial was given, and no others.
@@ -93,7 +96,7 @@ def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
     return load_backbone(name, pretrained, dtype=DTYPES[precision], device=device)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=_MOST_RUNS)
 def _dataset(name: str, root: str | None) -> Dataset:
     return open_dataset(name, root)
 
@@ -103,7 +106,7 @@ def _text_digest(name: str, pretrained: str | None, precision: str) -> str:
     return text_digest(_backbone(name, pretrained, precision).clip)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=_MOST_RUNS)
 def _teacher(
     name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
 ) -> Tensor:
@@ -111,17 +114,17 @@ def _teacher(
     return cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=_MOST_RUNS)
 def _frozen_images(
     name: str, pretrained: str | None, precision: str, plan: str, source: str
 ) -> dict[int, Tensor]:
     return {}
 
 
-_MOST_FROZEN_BYTES = 256 * 1024**2  # of features: 130,000 images of ViT-B/16 in float32
+_MOST_FROZEN_BYTES = 128 * 1024**2  # of features: 65,000 images of ViT-B/16 in float32
 
 
-def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
+def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: int = 0) -> Run:
     """Load (once a process) the data set and the backbone, and compose the method.
 
     Raises:
@@ -134,7 +137,12 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     if config.train.cuda_graph and backbone.clip.device.type != "cuda":
         raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
     split = problem(
-        objective, dataset, shots=config.data.shots, seed=config.train.seed, val_per_class=val_per_class
+        objective,
+        dataset,
+        shots=config.data.shots,
+        seed=config.train.seed,
+        val_per_class=val_per_class,
+        fold=fold,
     )
 
     def model_of(classes: tuple[str, ...], frozen: Tensor | None = None) -> Model:
@@ -288,8 +296,7 @@ def _require_finite(log: Mapping[str, Tensor], state: State, first: int) -> None
 
 
 _KEPT: dict[tuple[str, str], Sequence[Batch]] = {}
-_MOST_KEPT = 4  # evaluation sets, of at most so many bytes each
-_MOST_KEPT_BYTES = 512 * 1024**2
+_MOST_KEPT_BYTES = 2 * 1024**3  # of all evaluation sets together, and a quarter of it of each
 
 
 class Session:
@@ -373,13 +380,21 @@ class Session:
         if key in _KEPT:
             yield from _KEPT[key]
             return
-        keep = len(plan.items) * 3 * plan.transform.size**2 <= _MOST_KEPT_BYTES
+        keep = 4 * _num_bytes(plan) <= _MOST_KEPT_BYTES
         batches: list[Batch] = []
         for batch in self._stream(plan, 0):
             if keep:
                 batches.append(batch)
             yield batch
         if keep:
-            while len(_KEPT) >= _MOST_KEPT:
+            while sum(map(_kept_bytes, _KEPT.values())) + _num_bytes(plan) > _MOST_KEPT_BYTES:
                 _KEPT.pop(next(iter(_KEPT)))
             _KEPT[key] = batches
+
+
+def _num_bytes(plan: Plan) -> int:
+    return len(plan.items) * 3 * plan.transform.size**2
+
+
+def _kept_bytes(batches: Sequence[Batch]) -> int:
+    return sum(batch.images.nbytes for batch in batches)

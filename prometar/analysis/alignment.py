@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from prometar.batch import Batch, Images, make_batch
-from prometar.checkpoint import write_atomically
 from prometar.data.stream import Batch as Pictures
 from prometar.errors import UserError, WorkError
+from prometar.files import write_atomically
 from prometar.methods import Method
 from prometar.parts.inner import InnerSGD
 from prometar.parts.modulators import Constant

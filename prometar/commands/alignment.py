@@ -17,7 +17,7 @@ def alignment(
     """Show the cosine of support and query gradients along runs, measured as they trained."""
     from prometar.analysis.alignment import FILE, read, summarize
     from prometar.analysis.plot import page
-    from prometar.checkpoint import write_atomically
+    from prometar.files import write_atomically
 
     records = {str(run): read(run / FILE) for run in runs}
     for name, found in records.items():

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from prometar.commands.options import PLAIN, RootOption
 from prometar.data.benchmarks import BENCHMARKS
-from prometar.data.sources import shown
 from prometar.errors import WorkError
+from prometar.stores import shown
 
 if TYPE_CHECKING:
     from prometar.data.check import Listed

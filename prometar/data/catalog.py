@@ -16,8 +16,9 @@ from prometar.data.imagetree import ImageTree
 from prometar.data.layouts import WnidFolders
 from prometar.data.listing import SPLITS, Items, Listing
 from prometar.data.manifest import MANIFEST, find_manifest, open_prepared
-from prometar.data.sources import FolderSource, TexturesSource, join, shown
+from prometar.data.sources import FolderSource, TexturesSource
 from prometar.errors import UserError
+from prometar.stores import join, shown
 
 TEXTURES = "textures"
 FOLDER = "folder"

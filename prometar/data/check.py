@@ -22,9 +22,9 @@ from prometar.data.catalog import (
 )
 from prometar.data.dataset import Dataset, Item, Source
 from prometar.data.manifest import find_manifest
-from prometar.data.sources import shown
 from prometar.data.transforms import decode
 from prometar.errors import UserError, WorkError
+from prometar.stores import shown
 
 READ_AT_ONCE = 16  # images
 SHOWN_NAMES = 12

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from prometar.data.dataset import Dataset, Item
-from prometar.data.sources import ParquetSource, filesystem, join, read_index, shown
+from prometar.data.sources import ParquetSource, read_index
 from prometar.errors import UserError, WorkError
+from prometar.stores import filesystem, join, shown
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -23,8 +23,9 @@ from prometar.data.check import CheckResult, counts_of, find_broken
 from prometar.data.dataset import Dataset, Item, Source
 from prometar.data.listing import SPLITS
 from prometar.data.manifest import FORMAT, MANIFEST, find_manifest
-from prometar.data.sources import SCHEMA, filesystem, shown
+from prometar.data.sources import SCHEMA
 from prometar.errors import UserError, WorkError
+from prometar.stores import filesystem, shown
 
 SHARD_ROWS = 1024
 GROUP_ROWS = 16  # images read to get at one of them

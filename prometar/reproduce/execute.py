@@ -12,8 +12,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from prometar.data.resident import shared_images
 from prometar.errors import WorkError
-from prometar.placement import ResourcePlan
+from prometar.placement import STRATEGY, ResourcePlan
 from prometar.reproduce.grid import Record
 from prometar.reproduce.worker import Job, Worker
 
@@ -31,7 +32,7 @@ class _Slot:
     @staticmethod
     def open(plan: ResourcePlan) -> _Slot:
         trainer = plan.bundles()[0]
-        group = placement_group(plan.bundles(), strategy="PACK")
+        group = placement_group(plan.bundles(), strategy=STRATEGY)
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
         options = {
             "num_cpus": trainer["CPU"],
@@ -88,6 +89,7 @@ class _Crew:
             slot.close()
 
 
+@shared_images()
 def run_jobs(
     jobs: Sequence[Job],
     plan: ResourcePlan,

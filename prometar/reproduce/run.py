@@ -67,15 +67,15 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
 
 
 def _run(todo: list[Entry], folder: GridFolder, place: Place, console: Console) -> None:
-    cluster = start_ray(address=place.address, verbose=place.verbose)
+    nodes = start_ray(address=place.address, verbose=place.verbose)
     plan = plan_resources(
-        cluster,
+        nodes,
         max_concurrent=place.max_concurrent,
         cpus_per_trial=place.cpus_per_run,
         gpus_per_trial=place.gpus_per_run,
         noun="run",
     )
-    console.print(plan.describe(cluster))
+    console.print(plan.describe(nodes))
     jobs = [Job(entry, folder.run(entry), plan.threads, plan.stream_cpus) for entry in todo]
     num_ended = 0
 

@@ -1,0 +1,57 @@
+"""Where files lie besides this machine: every file system that pyarrow knows, by URL."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pyarrow import fs
+
+from prometar.errors import UserError, WorkError
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The pyarrow file system of a local path or URI, and the path in it.
+
+    Raises:
+        UserError: a URI that pyarrow does not understand.
+        WorkError: a store that cannot be reached, such as one that is asked for its region.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except ValueError as error:
+        raise UserError(
+            f"cannot open '{shown(uri)}': {reason(error)}; expected a folder, s3://... or gs://..."
+        ) from None
+    except OSError as error:
+        raise WorkError(f"cannot open {shown(uri)}: {reason(error)}") from None
+
+
+def join(root: str | Path, name: str) -> str:
+    """`name` below a local folder or a URI, whose options (?region=...) stay at its end.
+
+    Example:
+        >>> join("s3://bucket/data?region=eu-west-1", "dtd")
+        's3://bucket/data/dtd?region=eu-west-1'
+    """
+    if "://" not in f"{root}":
+        return str(Path(root, name))
+    path, question, options = f"{root}".partition("?")
+    return f"{path.rstrip('/')}/{name}{question}{options}"
+
+
+def shown(uri: str) -> str:
+    """A URI for messages: without the key and the secret that it may hold.
+
+    Example:
+        >>> shown("s3://key:secret@bucket/data")
+        's3://***@bucket/data'
+    """
+    return re.sub(r"//[^/@]+@", "//***@", uri)
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
