@@ -1,21 +1,23 @@
 """Objectives: which images a run learns from, and which it is scored on.
 
 A search must not read what it is judged by: `class_holdout` and `base_val` use base-class images of the train
-and validation splits only. `final` is the benchmark's own base-to-new protocol, run once after a search;
-`all_classes` trains and tests on every class.
+and validation splits only. `oracle_test` does read it, to show what such a search would claim. `final` is the
+benchmark's own base-to-new protocol, run once after a search; `all_classes` trains and tests on every class.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometar.data.dataset import Dataset, Item, classnames
 from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
 from prometar.errors import UserError
 
 Items = tuple[Item, ...]
+
+LEAKS = "objective oracle_test reads the test images: the search leaks, and its figures are no results"
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,19 @@ def _at_most(items: Sequence[Item], per_class: int) -> Items:
     return tuple(item for item in items if item in kept)
 
 
-def _class_holdout(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+def _class_holdout(dataset: Dataset, shots: int, seed: int, per_class: int, fold: int = 0) -> Problem:
     train, val, note = _search_images(dataset, shots, seed, per_class)
-    (train_seen, val_seen), (_, val_unseen) = class_holdout(train, val)
+    (train_seen, val_seen), (_, val_unseen) = class_holdout(train, val, fold=fold)
     return Problem(train_seen, {"base": val_seen, "new": val_unseen}, every_epoch=True, note=note)
 
 
 def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, val, note = _search_images(dataset, shots, seed, per_class)
     return Problem(train, {"base": val}, every_epoch=True, note=note)
+
+
+def _oracle_test(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    return replace(_final(dataset, shots, seed, per_class), every_epoch=True, note=LEAKS)
 
 
 def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
@@ -92,28 +98,36 @@ def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Pro
     return Problem(select(train, labels), {"all": select(dataset.test, labels)}, every_epoch=False)
 
 
-_OBJECTIVES: dict[str, Callable[[Dataset, int, int, int], Problem]] = {
+_OBJECTIVES: dict[str, Callable[..., Problem]] = {
     "class_holdout": _class_holdout,
     "base_val": _base_val,
+    "oracle_test": _oracle_test,
     "final": _final,
     "all_classes": _all_classes,
 }
-SEARCH_OBJECTIVES = ("class_holdout", "base_val")
+SEARCH_OBJECTIVES = ("class_holdout", "base_val", "oracle_test")
 """The objectives that a search may use."""
+FOLDS = {"class_holdout": 2}
+"""How many ways an objective can divide its classes; one where it is not named."""
 
 
-def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20) -> Problem:
+def problem(
+    name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20, fold: int = 0
+) -> Problem:
     """What the objective `name` trains and scores on.
 
     Args:
         shots: Training images a class. seed: Of the few-shot draw.
         val_per_class: Most validation images a class that a search's score is taken on.
+        fold: Which half of the base classes `class_holdout` trains on (default 0).
     Raises:
-        UserError: unknown objective, no validation split, too few classes, or a class without images.
+        UserError: unknown objective or fold, no validation split, too few classes, or a class without images.
     """
     if name not in _OBJECTIVES:
         raise UserError(f"unknown objective '{name}': choose one of {', '.join(SEARCH_OBJECTIVES)}")
-    found = _OBJECTIVES[name](dataset, shots, seed, val_per_class)
+    if not 0 <= fold < FOLDS.get(name, 1):
+        raise UserError(f"{name} has {FOLDS.get(name, 1)} folds, found fold {fold}")
+    found = _OBJECTIVES[name](dataset, shots, seed, val_per_class, **({"fold": fold} if fold else {}))
     _require_every_class(dataset.name, found)
     return found
 

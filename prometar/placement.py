@@ -1,16 +1,23 @@
 """The resource plan: what a run gets, how many run at once, and a refusal of what cannot run.
 
-A run is a placement group of two bundles: its trainer, and the tasks of its stream. So a stream always has
-a place to run, even when runs hold every CPU; without it Ray Data waits for ever, in silence.
+A run is a placement group of two bundles on one machine: its trainer, and the tasks of its stream. So a
+stream always has a place to run, beside its trainer, even when runs hold every CPU; without it Ray Data waits
+for ever, in silence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prometar.errors import UserError
+
+Node = Mapping[str, float]
+"""A machine's resources as Ray tells them, e.g. {"CPU": 8.0, "GPU": 1.0, "object_store_memory": 2e9}."""
+
+STRATEGY = "STRICT_PACK"
+"""How Ray places a run's bundles: on one machine."""
 
 
 @dataclass(frozen=True)
@@ -39,50 +46,116 @@ class ResourcePlan:
             trainer["GPU"] = self.gpus_per_trial
         return [trainer, {"CPU": self.stream_cpus}]
 
-    def describe(self, cluster: Mapping[str, float]) -> str:
+    def describe(self, nodes: Sequence[Node]) -> str:
         """The plan as one line."""
         gpus = f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else ""
+        store = total(nodes, "object_store_memory") / 2**30
+        machines = f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''}"
         return (
             f"{self.max_concurrent} {self.noun}s at a time, each with {self.cpus_per_trial:g} CPU (half for "
-            f"its stream){gpus}, of {cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs"
+            f"its stream){gpus}, of {total(nodes, 'CPU'):g} CPUs and {total(nodes, 'GPU'):g} GPUs on "
+            f"{machines}, object store {store:.1f} GiB"
         )
 
 
+@dataclass(frozen=True)
+class Room:
+    """The most that one run can be given: the CPUs and GPUs of the largest machine."""
+
+    cpus: float
+    gpus: float
+
+    @staticmethod
+    def of(nodes: Sequence[Node]) -> Room:
+        """The room that these machines have."""
+        return Room(
+            max((node.get("CPU", 0.0) for node in nodes), default=0.0),
+            max((node.get("GPU", 0.0) for node in nodes), default=0.0),
+        )
+
+    def larger(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
+        """Bundles of twice the share, as far as there is room; None where there is none.
+
+        A run's figures do not depend on its share: its threads and its stream's tasks stay as they are. A
+        GPU's memory goes with the share of the GPU, a machine's with that of its CPUs.
+
+        Example:
+            >>> Room(cpus=8, gpus=1).larger([{"CPU": 0.5, "GPU": 0.25}, {"CPU": 0.5}])
+            [{'CPU': 0.5, 'GPU': 0.5}, {'CPU': 0.5}]
+        """
+        trainer, *others = (dict(bundle) for bundle in bundles)
+        kind = "GPU" if trainer.get("GPU") else "CPU"
+        most = min(1.0, self.gpus) if kind == "GPU" else self.cpus - sum(b.get("CPU", 0.0) for b in others)
+        share = min(2 * trainer[kind], most)
+        if share <= trainer[kind]:
+            return None
+        return [{**trainer, kind: share}, *others]
+
+
 def plan_resources(
-    cluster: Mapping[str, float],
+    nodes: Sequence[Node],
     *,
     max_concurrent: int | None = None,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float | None = None,
     noun: str = "trial",
 ) -> ResourcePlan:
-    """A plan that fits a cluster's resources ({"CPU": 2.0, "GPU": 1.0}).
+    """A plan that fits machines' resources ([{"CPU": 2.0, "GPU": 1.0}]).
 
     Args:
         max_concurrent: Runs at a time at most; None: as many as fit.
         cpus_per_trial: For trainer and stream together (default 1).
-        gpus_per_trial: A share of a GPU; None: one where there are GPUs, else 0.
+        gpus_per_trial: A share of a GPU, or a whole number of them; None: one where there are GPUs, else 0.
         noun: What a run is called in messages and options (`--cpus-per-<noun>`).
     Raises:
-        UserError: not even one run fits, with the figures; or a number that makes no sense.
+        UserError: not even one run fits on any machine, with the figures; or a number that makes no sense.
+
+    Example:
+        >>> plan_resources([{"CPU": 3.0}, {"CPU": 3.0}], cpus_per_trial=2.0).max_concurrent
+        2
     """
     if not 0.1 <= cpus_per_trial < math.inf:
         raise UserError(f"--cpus-per-{noun} must be at least 0.1, found {cpus_per_trial:g}")
     if max_concurrent is not None and max_concurrent < 1:
         raise UserError(f"--max-concurrent must be at least 1, found {max_concurrent}")
-    num_gpus = cluster.get("GPU", 0.0)
-    gpus = (1.0 if num_gpus else 0.0) if gpus_per_trial is None else gpus_per_trial
+    gpus = (1.0 if total(nodes, "GPU") else 0.0) if gpus_per_trial is None else gpus_per_trial
     if gpus != 0 and not 0.01 <= gpus < math.inf:
         raise UserError(f"--gpus-per-{noun} must be 0 or at least 0.01, found {gpus:g}")
-    fits = _fits("CPU", cluster.get("CPU", 0.0), cpus_per_trial, noun)
-    if gpus:
-        fits = min(fits, _fits("GPU", num_gpus, gpus, noun))
+    if gpus > 1 and gpus != round(gpus):
+        raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, found {gpus:g}")
+    if not total(nodes, "CPU"):
+        raise UserError(
+            f"Ray has no CPUs for a {noun} yet: wait until a worker has joined it (clusters/wait.py does)"
+        )
+    _require("CPU", cpus_per_trial, nodes, noun)
+    _require("GPU", gpus, nodes, noun)
+    fits = sum(_fit(node, cpus_per_trial, gpus) for node in nodes)
+    if not fits:
+        raise UserError(
+            f"no machine has both the {cpus_per_trial:g} CPU and the {gpus:g} GPU that a {noun} asks for: "
+            f"lower --cpus-per-{noun} or --gpus-per-{noun}"
+        )
     return ResourcePlan(min(fits, max_concurrent or fits), cpus_per_trial, gpus, noun)
 
 
-def _fits(kind: str, there: float, each: float, noun: str) -> int:
-    count = math.floor(there / each + 1e-9)
-    if count < 1:
+def total(nodes: Sequence[Node], kind: str) -> float:
+    """All machines' resources of a kind."""
+    return sum(node.get(kind, 0.0) for node in nodes)
+
+
+def _require(kind: str, each: float, nodes: Sequence[Node], noun: str) -> None:
+    most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+    if each > most + 1e-9:
         option = f"--{kind.lower()}s-per-{noun}"
-        raise UserError(f"a {noun} asks for {each:g} {kind}, Ray has {there:g}: lower {option}")
-    return count
+        where = " on its largest machine" if len(nodes) > 1 else ""
+        raise UserError(f"a {noun} asks for {each:g} {kind}, Ray has {most:g}{where}: lower {option}")
+
+
+def _fit(node: Node, cpus: float, gpus: float) -> int:
+    """How many runs one machine holds; a share lies on one GPU, so 0.4 of one fits twice on each."""
+    by_cpu = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
+    if not gpus:
+        return by_cpu
+    num = node.get("GPU", 0.0)
+    by_gpu = math.floor(1 / gpus + 1e-9) * math.floor(num) if gpus < 1 else math.floor(num / gpus + 1e-9)
+    return min(by_cpu, by_gpu)

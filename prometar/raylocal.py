@@ -15,6 +15,9 @@ _QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # As Ray does by itself on a Mac: one machine, and every server on 127.0.0.1 instead of all its addresses.
 _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
+_TOO_SLOW = "timed out during startup"
+_TOKEN = "where it asks for a token: RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token"
+
 
 def configure_ray(*, local: bool = True, verbose: bool = False) -> None:
     """Set what Ray reads from the environment; call it before anything imports ray."""
@@ -24,14 +27,14 @@ def configure_ray(*, local: bool = True, verbose: bool = False) -> None:
 
 def start_ray(
     *, address: str | None = None, num_cpus: int | None = None, verbose: bool = False
-) -> dict[str, Any]:
+) -> list[dict[str, float]]:
     """Start Ray on this machine, or join the cluster at `address`.
 
-    Returns the cluster's resources, e.g. {"CPU": 2.0}. Does nothing where Ray already runs. A Ray that is
-    started here listens on 127.0.0.1 alone, if nothing had imported ray before `configure_ray`.
+    Returns the resources of each of its machines, e.g. [{"CPU": 2.0}]. Does nothing where Ray already runs.
+    A Ray that is started here listens on 127.0.0.1 alone, if nothing had imported ray before `configure_ray`.
 
     Raises:
-        WorkError: no cluster at `address`.
+        WorkError: no cluster at `address`, or it does not let this process in.
     """
     configure_ray(local=address is None, verbose=verbose)
     if address is not None:
@@ -41,11 +44,28 @@ def start_ray(
     if not ray.is_initialized():
         quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
+        _init(address=address or "local", **quiet, **local)
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _init(address: str, **options: Any) -> None:
+    """`ray.init`, once more where a busy machine's node was not up within the 30 s that Ray gives it."""
+    import ray
+
+    for last in (False, True):
         try:
-            ray.init(address=address or "local", **quiet, **local)
-        except (ConnectionError, ValueError) as error:
-            raise WorkError(f"cannot join Ray at {address}: {str(error).splitlines()[0]}") from None
-    return ray.cluster_resources()
+            ray.init(address=address, **options)
+        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise WorkError(f"cannot join Ray at {address}: {reason} ({_TOKEN})") from None
+        except Exception as error:
+            if _TOO_SLOW not in str(error):  # Ray has no class of its own for it
+                raise
+            ray.shutdown()
+            if last:
+                raise WorkError("Ray has not started, twice: this machine is too busy") from None
+        else:
+            return
 
 
 def _require_server(address: str) -> None:

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.errors import UserError
-from prometar.placement import plan_resources
+from prometar.placement import Room, plan_resources
 
 
 @given(cpus=st.integers(1, 64), each=st.sampled_from([0.5, 1.0, 2.0, 3.0]), most=st.integers(1, 80))
 def test_a_plan_fits_and_leaves_the_stream_a_place(cpus: int, each: float, most: int) -> None:
-    cluster = {"CPU": float(cpus)}
+    cluster = [{"CPU": float(cpus)}]
     if each > cpus:
         with pytest.raises(
             UserError, match=f"a trial asks for {each:g} CPU, Ray has {cpus}: lower --cpus-per-trial"
@@ -30,13 +30,13 @@ def test_a_plan_fits_and_leaves_the_stream_a_place(cpus: int, each: float, most:
 
 
 def test_gpus() -> None:
-    cluster = {"CPU": 16.0, "GPU": 2.0}
+    cluster = [{"CPU": 16.0, "GPU": 2.0}]
     assert plan_resources(cluster).gpus_per_trial == 1.0
     assert plan_resources(cluster).max_concurrent == 2
     assert plan_resources(cluster, gpus_per_trial=0.25).max_concurrent == 8
     assert plan_resources(cluster, gpus_per_trial=0.25).bundles()[0]["GPU"] == 0.25
     with pytest.raises(UserError, match="asks for 1 GPU, Ray has 0: lower --gpus-per-trial"):
-        plan_resources({"CPU": 4.0}, gpus_per_trial=1.0)
+        plan_resources([{"CPU": 4.0}], gpus_per_trial=1.0)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,34 @@ def test_gpus() -> None:
 )
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be"):
-        plan_resources({"CPU": 4.0}, **wrong)  # type: ignore[arg-type]
+        plan_resources([{"CPU": 4.0}], **wrong)  # type: ignore[arg-type]
 
 
 def test_the_message_names_the_commands_own_option() -> None:
     with pytest.raises(UserError, match="a run asks for 8 CPU, Ray has 4: lower --cpus-per-run"):
-        plan_resources({"CPU": 4.0}, cpus_per_trial=8, noun="run")
+        plan_resources([{"CPU": 4.0}], cpus_per_trial=8, noun="run")
+
+
+def test_a_run_lies_on_one_machine() -> None:
+    nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0}, {}]
+    assert plan_resources(nodes, cpus_per_trial=2.0, gpus_per_trial=0).max_concurrent == 2
+    assert plan_resources(nodes, gpus_per_trial=0.4).max_concurrent == 2, "shares lie on one GPU"
+    with pytest.raises(UserError, match="a trial asks for 4 CPU, Ray has 3 on its largest machine"):
+        plan_resources(nodes, cpus_per_trial=4.0)
+    with pytest.raises(UserError, match="no machine has both the 3 CPU and the 1 GPU"):
+        plan_resources([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], cpus_per_trial=3.0)
+    with pytest.raises(UserError, match="no CPUs for a trial yet"):
+        plan_resources([{"GPU": 1.0}, {}])
+    with pytest.raises(UserError, match="above 1 must be a whole number"):
+        plan_resources([{"CPU": 4.0, "GPU": 4.0}], gpus_per_trial=1.5)
+
+
+def test_a_larger_share_ends_at_a_whole_machine() -> None:
+    room = Room.of([{"CPU": 2.0}, {"CPU": 4.0, "GPU": 2.0}])
+    shares = [plan_resources([{"CPU": 4.0}]).bundles()]
+    while (more := room.larger(shares[-1])) is not None:
+        shares.append(more)
+    assert [bundles[0]["CPU"] for bundles in shares] == [0.5, 1.0, 2.0, 3.5]
+    assert all(bundles[1] == {"CPU": 0.5} for bundles in shares)
+    assert room.larger([{"CPU": 1.0, "GPU": 0.75}]) == [{"CPU": 1.0, "GPU": 1.0}]
+    assert room.larger([{"CPU": 1.0, "GPU": 1.0}]) is None, "two GPUs are not one of twice the memory"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -65,6 +66,25 @@ def test_nothing_listens_beyond_this_machine() -> None:
     addresses = done.stdout.split()
     assert len(addresses) > 3, "Ray has servers"
     assert set(addresses) <= LOOPBACK
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_node_that_starts_slowly_is_given_a_second_time(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    import ray
+
+    error = Exception("The current node timed out during startup. This could happen because ...")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", Mock())
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(ray, "init", Mock(side_effect=[error] * times + [None]))
+    if times == 1:
+        assert start_ray() == [{"CPU": 2.0}]
+    else:
+        with pytest.raises(WorkError, match="Ray has not started, twice: this machine is too busy"):
+            start_ray()
+    assert ray.shutdown.call_count == times
 
 
 def test_no_cluster_at_an_address_is_one_line() -> None:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from prometar.data.chunk import make_images
 from prometar.data.dataset import Source
 from prometar.data.plan import Order, Plan
-from prometar.data.resident import image_table
+from prometar.data.resident import Resident, files_of, resident
 from prometar.data.stream import Batch, StreamOptions, labels_of_plan
 from prometar.data.transforms import BrokenImage, TransformSpec
 from prometar.errors import UserError, WorkError
@@ -68,8 +67,8 @@ def _blocks(
     An execution hears of its tasks' ends when all that run have ended, or after 100 ms, and learns only after
     a second that there are CPUs for more than one. So each lane is an execution of one task at a time.
     """
-    table = image_table(plan.items, source, options.resident_bytes)
-    inputs = {"order": plan.order, "spec": plan.transform, "table": table, "source": source}
+    kept = resident(plan.items, source, options.resident_bytes)
+    inputs = {"order": plan.order, "spec": plan.transform, "kept": kept, "source": source}
     ranges = _ranges(first_row, plan.num_rows, options.block_rows)
     num = options.max_tasks
     lanes = [_lane(plan, ranges[k::num], inputs, options) for k in range(num)]
@@ -173,18 +172,13 @@ def _rebatch(plan: Plan, start_step: int, blocks: Iterator[Images]) -> Iterator[
 
 
 def make_block(
-    chunk: Columns, *, order: Order, spec: TransformSpec, table: ray.ObjectRef, source: Source
+    chunk: Columns, *, order: Order, spec: TransformSpec, kept: Resident, source: Source
 ) -> Columns:
     """In a Ray task: the pixels of one range of rows; a user's error travels as data, not as a traceback."""
     start, stop = int(chunk["start"][0]), int(chunk["stop"][0])
     try:
         rows = order.rows(start, stop)
-        chosen = ray.get(table).take(pa.array(rows.image))
-        paths = chosen.column("path").to_pylist()
-        if "image" in chosen.column_names:
-            files = [value.as_py() for value in chosen.column("image")]
-        else:
-            files = source.read_many(paths)
+        paths, files = files_of(kept, rows.image, source)
         images = make_images(rows, spec, paths, files)
     except UserError as error:
         blank = np.zeros((1, spec.size, spec.size, 3), np.uint8)

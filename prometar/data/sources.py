@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from prometar.errors import UserError, WorkError
+from prometar.stores import filesystem, join, reason, shown
 
 SCHEMA = pa.schema(
     [
@@ -112,45 +111,6 @@ class ParquetSource:
         return found
 
 
-def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow file system of a local path or URI, and the path in it.
-
-    Raises:
-        UserError: a URI that pyarrow cannot open.
-    """
-    if "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).absolute())
-    try:
-        return fs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot open '{shown(uri)}': {_line(error)}; expected a folder, s3://... or gs://..."
-        ) from None
-
-
-def join(root: str | Path, name: str) -> str:
-    """`name` below a local folder or a URI, whose options (?region=...) stay at its end.
-
-    Example:
-        >>> join("s3://bucket/data?region=eu-west-1", "dtd")
-        's3://bucket/data/dtd?region=eu-west-1'
-    """
-    if "://" not in f"{root}":
-        return str(Path(root, name))
-    path, question, options = f"{root}".partition("?")
-    return f"{path.rstrip('/')}/{name}{question}{options}"
-
-
-def shown(uri: str) -> str:
-    """A URI for messages: without the key and the secret that it may hold.
-
-    Example:
-        >>> shown("s3://key:secret@bucket/data")
-        's3://***@bucket/data'
-    """
-    return re.sub(r"//[^/@]+@", "//***@", uri)
-
-
 def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
     """The small columns of a shard, and the number of rows of each of its row groups.
 
@@ -179,7 +139,7 @@ def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(stream, metadata=_footer(uri, shard))
     except (OSError, pa.ArrowException) as error:
         raise WorkError(
-            f"cannot read shard {shown(join(uri, shard))}: {_line(error)}; prepare it again"
+            f"cannot read shard {shown(join(uri, shard))}: {reason(error)}; prepare it again"
         ) from None
 
 
@@ -206,7 +166,3 @@ def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, 
 def _read_group(uri: str, shard: str, group: int) -> pa.ChunkedArray:
     with _shard(uri, shard) as file:
         return file.read_row_group(group, columns=["image"]).column("image")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

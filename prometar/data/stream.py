@@ -43,8 +43,8 @@ class StreamOptions:
         in_placement_group: Run the tasks in the current placement group, as a trial that owns its CPUs must;
             ignored where there is no group (default False).
         memory_bytes: Bound on finished blocks that wait for a slow consumer (default 128 MiB).
-        resident_bytes: Data sets up to this size are put into the object store once a process; larger ones
-            are read by the tasks (default 1 GiB).
+        resident_bytes: Data sets up to this size are put into the object store, once for all processes where
+            there is `shared_images`; larger ones are read by the tasks (default 1 GiB).
     """
 
     num_cpus: float = 0.5

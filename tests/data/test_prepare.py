@@ -17,10 +17,10 @@ from prometar.data.check import check, list_datasets
 from prometar.data.fewshot import draw
 from prometar.data.plan import Plan
 from prometar.data.prepare import prepare
-from prometar.data.sources import join, shown
 from prometar.data.stream import stream_local
 from prometar.data.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
+from prometar.stores import join, shown
 
 
 def tree(folder: Path) -> dict[str, bytes]:

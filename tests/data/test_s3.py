@@ -21,10 +21,10 @@ from prometar.data.check import check, list_datasets
 from prometar.data.fewshot import draw
 from prometar.data.plan import Plan
 from prometar.data.prepare import prepare
-from prometar.data.sources import filesystem, join
 from prometar.data.stream import StreamOptions, stream, stream_local
 from prometar.data.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
+from prometar.stores import filesystem, join
 
 ROOT = Path(__file__).resolve().parents[2]
 
