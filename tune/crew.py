@@ -4,43 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from prometar.analysis.alignment import Alignment
-from prometar.checkpoint import write_atomically
-from prometar.config import dump_config, parse
-from prometar.data.stream import StreamOptions
-from prometar.errors import UserError
+from prometar.errors import StorageError, UserError
 from prometar.lockstep import Lockstep, partition
-from prometar.runs import FINAL, ray_stream, write_result
-from prometar.train import Diverged, Session, build_run
+from prometar.train import Diverged, Session
 from tune.job import Job
+from tune.jobfiles import JobFiles
+from tune.legs import LegRun
 
-_TOLD = ("epoch", "objective", "base", "new", "seconds")
-_STOPPED = "stopped"
-
-
-def stop(job: Job) -> None:
-    """Have a job left out of its crew from the next epoch on; its worker looks for this file."""
-    write_atomically(Path(job.run_dir) / _STOPPED, b"")
-
-
-def allow(job: Job) -> None:
-    """Undo `stop`."""
-    (Path(job.run_dir) / _STOPPED).unlink(missing_ok=True)
+_MEANS = ("objective", "base", "new")
 
 
 class Crew:
     """Jobs trained together, all by one epoch at a time; those that are behind first.
 
     A result names the `member` (its index in `jobs`), and whether that is its last one (`finished`). Results
-    of epochs that a checkpoint already holds come first. A single job is trained as `Session` does.
+    of epochs that checkpoints already hold come first. A single job is trained as `Session` does.
+
+    Args:
+        failure: Why none of them is trained at all (default "": they are).
+    Raises:
+        StorageError: from every method, where nothing can be kept: that is no trial's failure.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._members = [_Member(number, job) for number, job in enumerate(jobs)]
-        self._lockstep: Lockstep | None = None
+    def __init__(self, jobs: Sequence[Job], failure: str = "") -> None:
+        self._members = [_Member(number, job, failure) for number, job in enumerate(jobs)]
+        self._together: dict[tuple[int, ...], Lockstep] = {}
 
     @property
     def over(self) -> bool:
@@ -60,24 +51,32 @@ class Crew:
 
     def _train(self, members: list[_Member]) -> None:
         """One epoch of those with the fewest epochs behind them."""
-        owners = {member.session: member for member in members if member.session}
+        owners = {session: member for member in members for session in member.unfinished()}
         fewest = min((len(session.history) for session in owners), default=0)
         for sessions in partition([session for session in owners if len(session.history) == fewest]):
             for session, problem in zip(sessions, self._epoch(sessions), strict=True):
-                if problem is not None:
-                    owners[session].fail(problem)
+                owners[session].conclude_epoch(session, problem)
 
     def _epoch(self, sessions: list[Session]) -> list[UserError | None]:
         """Train them by one epoch; why each has ended, if it has failed."""
         try:
             if len(sessions) > 1:
-                if self._lockstep is None or self._lockstep.sessions != sessions:
-                    self._lockstep = Lockstep(sessions)
-                return [each if isinstance(each, UserError) else None for each in self._lockstep.epoch()]
+                key = tuple(map(id, sessions))
+                if key not in self._together:
+                    self._together = {key: Lockstep(sessions)} | self._still(sessions)
+                together = self._together[key]
+                return [each if isinstance(each, UserError) else None for each in together.epoch()]
             sessions[0].epoch()
+        except StorageError:
+            raise
         except UserError as error:
             return [error] * len(sessions)
         return [None]
+
+    def _still(self, changed: list[Session]) -> dict[tuple[int, ...], Lockstep]:
+        """Those in lockstep that have none of the changed group's sessions."""
+        gone = set(map(id, changed))
+        return {key: each for key, each in self._together.items() if not gone & set(key)}
 
     def close(self) -> None:
         """End the streams."""
@@ -86,59 +85,82 @@ class Crew:
 
 
 class _Member:
-    """One job: its session while it goes on, and how much of it has been told."""
+    """One job: its runs while they go on, and how much of them has been told."""
 
-    def __init__(self, number: int, job: Job) -> None:
-        self._number, self._job, self._folder = number, job, Path(job.run_dir)
-        self._num_told, self._failure = 0, ""
-        self.session: Session | None = None
+    def __init__(self, number: int, job: Job, failure: str) -> None:
+        self._number, self._job, self._files = number, job, JobFiles(job)
+        self._num_told, self._failure = 0, failure
+        self._runs: list[LegRun] = []
         self.over = self.stopped()
-        if self.over:
+        if self.over or failure:
             return
         try:
-            self.session = self._open()
+            self._runs = [LegRun(job, leg) for leg in job.legs]
+        except StorageError:
+            raise
         except UserError as error:  # no retry would help
             self._failure = str(error)
 
-    def _open(self) -> Session:
-        job = self._job
-        config = parse(job.config, where=f"the settings of {self._folder.name}")
-        run = build_run(config, job.objective, val_per_class=job.val_per_class)
-        watch = Alignment(self._folder) if job.objective == FINAL else None
-        stream = ray_stream(run, StreamOptions.in_bundle(job.stream_cpus))
-        session = Session(run, self._folder, stream, watch)
-        write_atomically(self._folder / "config.yaml", dump_config(config).encode())
-        return session
-
     def stopped(self) -> bool:
-        return (self._folder / _STOPPED).exists()
+        return self._files.stopped()
+
+    def unfinished(self) -> list[Session]:
+        return [run.session for run in self._runs if not run.session.finished]
 
     @property
     def untold(self) -> bool:
-        return bool(self._failure) or (
-            self.session is not None and self._num_told < len(self.session.history)
-        )
+        """Whether an epoch that all its runs have behind them has not been told."""
+        return bool(self._failure) or bool(self._runs and self._num_told < self._num_done())
+
+    def _num_done(self) -> int:
+        return min(len(run.session.history) for run in self._runs)
 
     def tell(self) -> dict[str, Any]:
-        """The next result."""
+        """The next result: means over the runs, and each run's own figures."""
         self._num_told += 1
-        common = {"member": self._number, "failed": self._failure}
-        if self.session is None or self._failure:
+        common = {"member": self._number, "failed": self._failure, "epoch": self._num_told}
+        if self._failure:
             self.close()
-            return common | {"epoch": self._num_told, "finished": True}
-        session, record = self.session, self.session.history[self._num_told - 1]
-        finished = session.finished and self._num_told == len(session.history)
+            return common | {"finished": True}
+        figures = [run.figures(self._num_told) for run in self._runs]
+        finished = not self.unfinished() and self._num_told == self._num_done()
+        told = {
+            "loss": mean(each.get("direct_ce", 0.0) for each in figures),
+            "seconds": sum(each["seconds"] for each in figures),
+            "runs": [
+                run.leg.name | {key: each[key] for key in _MEANS if key in each}
+                for run, each in zip(self._runs, figures, strict=True)
+            ],
+            "notes": [run.note for run in self._runs if run.note],
+            "finished": finished,
+        }
+        for key in _MEANS:
+            if all(key in each for each in figures):
+                told[key] = mean(each[key] for each in figures)
         if finished:
-            write_result(self._folder, session)
+            for run in self._runs:
+                run.conclude()
             self.close()
-        told = {key: record[key] for key in _TOLD if key in record}
-        return common | told | {"loss": record.get("direct_ce", 0.0), "finished": finished}
+        return common | told
 
-    def fail(self, error: UserError) -> None:
-        with_settings = f", with {json.dumps(self._job.settings)}" if isinstance(error, Diverged) else ""
-        self._failure = f"{error}{with_settings}"
+    def conclude_epoch(self, session: Session, problem: UserError | None) -> None:
+        """Keep what a run's epoch has led to, or why it has ended."""
+        (run,) = (run for run in self._runs if run.session is session)
+        try:
+            if problem is not None:
+                raise problem
+            run.keep()
+        except StorageError:
+            raise
+        except UserError as error:
+            diverged = isinstance(error, Diverged)
+            with_settings = f", with {json.dumps(self._job.settings)}" if diverged else ""
+            self._failure = f"{error}{with_settings}"
+        if len(self._runs) > 1:
+            session.close()  # of several runs that take turns, those that wait keep no stream open
 
     def close(self) -> None:
-        if self.session is not None:
-            self.session.close()
-        self.session, self.over = None, True
+        for run in self._runs:
+            run.session.close()
+        self._runs, self.over = [], True
+        self._files.clean()

@@ -1,120 +1,114 @@
-"""The last comparison: best against released settings, same final seeds, tested once, paired by seed."""
+"""The last comparison: chosen against released settings, same final seeds, tested once, paired by seed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray import tune
-from ray.tune import Callback
-from rich.console import Console
-
 from prometar.analysis.alignment import of_run
-from prometar.checkpoint import write_atomically
-from prometar.intervals import t_interval
-from prometar.placement import ResourcePlan
+from prometar.files import write_atomically
+from prometar.intervals import Interval, t_interval
 from tune.folder import StudyFolder
-from tune.job import unpack
+from tune.job import Job
 from tune.request import Request
-from tune.runner import run_trials
-from tune.searcher import ListSearcher, reason_of
+from tune.reruns import Means, figures_of, run_missing
 
-
-class FinalRuns(Callback):
-    """Says a line for each final run that ends, and keeps why runs failed, by their folder."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total, self._ended = console, total, 0
-        self.reasons: dict[str, str] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        result = trial.last_result
-        if result.get("failed"):
-            self._fail(trial, str(result["failed"]))
-        else:
-            self._say(trial, f"H {result['objective']:.2f}")
-
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if trial.status == trial.ERROR:  # not where it is tried again
-            self._fail(trial, reason_of(trial))
-
-    def _fail(self, trial: Any, reason: str) -> None:
-        self.reasons[unpack(trial.config)[0].run_dir] = reason
-        self._say(trial, f"failed: {reason}")
-
-    def _say(self, trial: Any, what: str) -> None:
-        self._ended += 1
-        name = Path(unpack(trial.config)[0].run_dir).name
-        self._console.print(f"final run {name}: {what}; {self._ended} of {self._total} done", markup=False)
+_FIGURES = ("base", "new", "objective", "seconds")
+_SIDES = ("best", "released")
 
 
 def run_finals(
     folder: StudyFolder,
     request: Request,
     best: tuple[int, dict[str, Any]],
-    plan: ResourcePlan,
-    trainable: type[tune.Trainable],
+    means: Means,
     *,
-    console: Console,
-    published: float | None = None,
-    verbose: bool = False,
+    published: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """Run what has no result yet, and write finals.json. Returns its content."""
-    chosen = {best[0]: best[1], 0: request.reference()}
-    jobs = [
-        request.final_job(settings, seed, str(folder.final(number, seed)), plan)
+    """Run what has no result yet, and write finals.json. Returns its content.
+
+    Args:
+        best: The chosen trial's number, 0 for the released settings, and its settings.
+        published: The published harmonic mean of each data set, or None.
+    """
+    chosen = {"best": best, "released": (0, request.reference())}
+    jobs = {
+        (dataset, seed, side): request.final_job(
+            settings, dataset, seed, str(folder.final(number, dataset, seed)), means.terms
+        )
+        for dataset in request.names
         for seed in request.final_seeds
-        for number, settings in chosen.items()
-        if not (folder.final(number, seed) / "result.json").exists()
-    ]
-    runs = FinalRuns(console, len(jobs))
-    if jobs:
-        run_trials(trainable, ListSearcher(jobs), plan, callbacks=[runs], verbose=verbose)
-    summary = summarize(folder, request, best, runs.reasons, published)
-    write_atomically(folder / "finals.json", json.dumps(summary, indent=1).encode())
-    return summary
+        for side, (number, settings) in chosen.items()
+    }
+    unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
+    reasons = run_missing(list(unique.values()), means, what="final run")
+    datasets = {
+        dataset: _dataset(request, dataset, jobs, reasons, published.get(dataset))
+        for dataset in request.names
+    }
+    difference = _over_all(datasets)
+    tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
+    content = {
+        "seeds": list(request.final_seeds),
+        "same": best[0] == 0,
+        "best": {"number": best[0], "settings": best[1]},
+        "released": {"number": 0, "settings": request.reference()},
+        "datasets": datasets,
+        "difference": difference,
+        "shown": bool(difference and Interval(**difference).excludes_zero),
+        "tested": sorted(tested),
+        "cpus": means.plan.cpus_per_trial,
+        "gpus": means.plan.gpus_per_trial,
+    }
+    write_atomically(folder / "finals.json", json.dumps(content, indent=1).encode())
+    return content
 
 
-def summarize(
-    folder: StudyFolder,
+def _dataset(
     request: Request,
-    best: tuple[int, dict[str, Any]],
-    failures: dict[str, str],
+    dataset: str,
+    jobs: Mapping[tuple[str, int, str], Job],
+    reasons: Mapping[str, str],
     published: float | None,
 ) -> dict[str, Any]:
-    """finals.json from the runs' folders."""
-    number, settings = best
-    ours = [_run(folder, number, seed, failures) for seed in request.final_seeds]
-    released = [_run(folder, 0, seed, failures) for seed in request.final_seeds]
-    pairs = [(a, b) for a, b in zip(ours, released, strict=True) if "objective" in a and "objective" in b]
-    same = number == 0
+    """One data set's runs, by seed and side, and their paired difference."""
+    runs = {
+        side: [_run(jobs[dataset, seed, side], reasons) for seed in request.final_seeds] for side in _SIDES
+    }
+    same = all(jobs[dataset, s, "best"] == jobs[dataset, s, "released"] for s in request.final_seeds)
+    pairs = [pair for pair in zip(*(runs[side] for side in _SIDES), strict=True) if _whole(pair)]
     interval = None if same else t_interval([a["objective"] - b["objective"] for a, b in pairs])
     return {
-        "seeds": list(request.final_seeds),
-        "same": same,
-        "best": {"number": number, "settings": settings, "runs": ours},
-        "released": {"number": 0, "settings": request.reference(), "runs": released},
+        **runs,
         "difference": vars(interval) if interval else None,
         "shown": bool(interval and interval.excludes_zero),
         "published": published,
     }
 
 
-def _run(folder: StudyFolder, number: int, seed: int, failures: dict[str, str]) -> dict[str, Any]:
-    path = folder.final(number, seed)
-    if not (path / "result.json").exists():
-        return {"seed": seed, "failed": failures.get(str(path), "no result")}
-    result = json.loads((path / "result.json").read_text("utf-8"))["result"]
-    run = {"seed": seed, **{key: result[key] for key in ("base", "new", "objective", "seconds")}}
-    alignment = of_run(path)
+def _run(job: Job, reasons: Mapping[str, str]) -> dict[str, Any]:
+    (run,) = figures_of(job, reasons, _FIGURES)
+    alignment = None if "failed" in run else of_run(Path(job.run_dir))
     return run if alignment is None else run | {"alignment": alignment.mean}
+
+
+def _whole(pair: tuple[dict[str, Any], ...]) -> bool:
+    return all("objective" in run for run in pair)
+
+
+def _over_all(datasets: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The one data set's difference; of several, the interval over their mean differences."""
+    found = [each["difference"] for each in datasets.values()]
+    if len(found) == 1:
+        return found[0]
+    interval = t_interval([each["mean"] for each in found if each])
+    return vars(interval) if interval else None
 
 
 def failed_runs(finals: dict[str, Any]) -> list[str]:
     """Reasons of final runs that failed."""
-    runs = [*finals["best"]["runs"], *([] if finals["same"] else finals["released"]["runs"])]
+    sides = _SIDES[:1] if finals["same"] else _SIDES
+    runs = [run for each in finals["datasets"].values() for side in sides for run in each[side]]
     return [run["failed"] for run in runs if "failed" in run]

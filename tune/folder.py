@@ -8,7 +8,8 @@ import platform
 import re
 import shlex
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Callback
 
-from prometar.checkpoint import write_atomically
 from prometar.errors import UserError
+from prometar.files import write_atomically
 from prometar.lock import locked
 from prometar.runs import environment
 from prometar.yamltext import read_yaml
-from tune.memory import REASON, REFERENCE, RESULT, Memory, without_password
+from tune.job import Job
+from tune.jobfiles import JobFiles
+from tune.memory import ORIGIN, REASON, REFERENCE, RESULT, Asked, Memory, curve_of
 from tune.request import Request
+from tune.stopping import Stopping
+from tune.storage import without_password
 
 _KEYS = {"name", "command", "asked", "space", "config", "environment"}  # of study.yaml
 
@@ -55,9 +60,13 @@ class StudyFolder:
         """The record of a trial that has ended."""
         return self.trial(number) / "record.json"
 
-    def final(self, number: int, seed: int) -> Path:
+    def rerun(self, number: int, seed: int) -> Path:
+        """The folder of a run in the last round of trial `number`'s settings."""
+        return self.path / "lastround" / f"trial-{number:04d}-seed{seed}"
+
+    def final(self, number: int, dataset: str, seed: int) -> Path:
         """The folder of a final run of trial `number`'s settings."""
-        return self.path / "finals" / f"trial-{number:04d}-seed{seed}"
+        return self.path / "finals" / f"trial-{number:04d}-{dataset}-seed{seed}"
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the study alone.
@@ -67,15 +76,18 @@ class StudyFolder:
         """
         return locked(self.path, f"the study {self.path}")
 
-    def claim(self, request: Request) -> None:
-        """Write study.yaml, or compare with the one that is there.
+    def check(self, request: Request) -> None:
+        """Compare with study.yaml, if there is one.
 
         Raises:
             UserError: the study was made with other settings; the message shows the difference.
         """
-        path = self.path / "study.yaml"
-        if path.exists():
+        if (self.path / "study.yaml").exists():
             self.compare(read_study(self.path).get("identity", {}), request.identity)
+
+    def describe(self, request: Request) -> None:
+        """Write study.yaml."""
+        path = self.path / "study.yaml"
         write_atomically(path, yaml.safe_dump(self._description(request), sort_keys=False).encode())
 
     def compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -102,7 +114,8 @@ class StudyFolder:
             "name": self.name,
             "command": without_password(shlex.join(["python", *sys.argv])),
             "asked": {
-                "dataset": config.data.name,
+                "dataset": " + ".join(request.names),
+                "datasets": list(request.names),
                 "data_root": config.data.root,
                 "backbone": config.backbone.name,
                 "pretrained": config.backbone.pretrained,
@@ -112,9 +125,14 @@ class StudyFolder:
                 "epochs": config.train.epochs,
                 "shots": config.data.shots,
                 "seed": request.seed,
-                "sampler": "TPE",
+                "seeds": list(request.seeds),
+                "folds": request.folds,
+                "goals": list(request.goals),
+                "sampler": request.sampler,
                 "pruner": request.pruner,
                 "val_per_class": request.val_per_class,
+                "top": request.top,
+                "top_seeds": list(request.fresh_seeds if request.top else ()),
                 "final_seeds": list(request.final_seeds),
             },
             "space": {
@@ -152,29 +170,37 @@ def read_study(path: Path) -> dict[str, Any]:
 def record_of(trial: FrozenTrial) -> dict[str, Any]:
     """A trial as the record file holds it."""
     last = trial.user_attrs.get(RESULT, {})
-    values = trial.intermediate_values
+    curve = curve_of(trial)
+    reference = bool(trial.user_attrs.get(REFERENCE, False))
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "reference": bool(trial.user_attrs.get(REFERENCE, False)),
+        "reference": reference,
+        "origin": trial.user_attrs.get(ORIGIN, "released" if reference else "sampled"),
         "settings": dict(trial.params),
         "objective": last.get("objective"),
         "base": last.get("base"),
         "new": last.get("new"),
         "epoch": last.get("epoch", 0),
-        "epochs": [{"epoch": epoch, "objective": values[epoch]} for epoch in sorted(values)],
+        "epochs": [{"epoch": epoch, "objective": curve[epoch]} for epoch in sorted(curve)],
+        "runs": last.get("runs", []),
         "seconds": last.get("seconds", 0.0),
-        "reason": str(trial.user_attrs.get(REASON, "")),
+        "cpus": last.get("cpus", 0.0),
+        "gpus": last.get("gpus", 0.0),
+        "notes": last.get("notes", []),
+        "reason": str(trial.user_attrs.get(REASON, "")) if trial.state is TrialState.FAIL else "",
         "started": _iso(trial.datetime_start),
         "ended": _iso(trial.datetime_complete),
     }
 
 
 class RecordKeeper(Callback):
-    """Writes a trial's record when it ends, so that a killed study has them too."""
+    """Writes a trial's record when it ends, and how long the search has taken, also for a killed study."""
 
-    def __init__(self, folder: StudyFolder, memory: Memory) -> None:
-        self._folder, self._memory = folder, memory
+    def __init__(
+        self, folder: StudyFolder, memory: Memory, stopping: Stopping, job_of: Callable[[Asked], Job]
+    ) -> None:
+        self._folder, self._memory, self._stopping, self._job_of = folder, memory, stopping, job_of
         self._num_written = 0
         for trial in memory.ended():
             if not folder.record(trial.number).exists():  # killed between a trial's end and its record
@@ -189,14 +215,22 @@ class RecordKeeper(Callback):
 
     def catch_up(self) -> None:
         """Write the records of the trials that have ended since."""
-        for trial in self._memory.ended(self._num_written):
+        fresh = self._memory.ended(self._num_written)
+        for trial in fresh:
             self._write(trial)
             self._num_written += 1
+        if fresh:
+            self.clock()
+
+    def clock(self) -> None:
+        """Keep how long the search has taken."""
+        self._memory.searched(self._stopping.elapsed)
 
     def _write(self, trial: FrozenTrial) -> None:
         self._folder.write_record(trial)
         # A trial that has been told needs no state any more, and states may be large.
-        (self._folder.trial(trial.number) / "checkpoint.safetensors").unlink(missing_ok=True)
+        with suppress(UserError):  # of settings that no run takes together
+            JobFiles(self._job_of(Asked(trial.number, dict(trial.params)))).drop_states()
 
 
 def num_ended(memory: Memory) -> dict[str, int]:

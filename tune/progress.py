@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tune.memory import REASON, REFERENCE, best_of
+from tune.memory import REASON, REFERENCE, best_of, curve_of, score_of
 
 READ_SECONDS = 1.0  # between two looks at the memory, which may be a database
 _VERBS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -144,15 +144,16 @@ class Progress(Callback):
         text = f"trial {trial.number} {_VERBS[trial.state]}"
         if trial.state is TrialState.FAIL:
             return f"{text}: {_one_line(trial.user_attrs.get(REASON) or 'no reason recorded')}"
-        epoch = max(trial.intermediate_values, default=0)
+        curve = curve_of(trial)
+        epoch = max(curve, default=0)
         if trial.state is TrialState.PRUNED:
             text += f" at epoch {epoch}/{self._epochs}"
-        value = trial.value if trial.value is not None else trial.intermediate_values.get(epoch)
+        value = curve.get(epoch)
         return text if value is None else f"{text}, objective {value:.1f}"
 
     def _best_text(self) -> str:
         best = self._best
-        return f"best {best.value:.1f} (trial {best.number})" if best else ""
+        return f"best {score_of(best):.1f} (trial {best.number})" if best else ""
 
     def _left_text(self) -> str:
         seconds = self._seconds_left()

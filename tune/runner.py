@@ -6,10 +6,13 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import (
     Callback,
     CheckpointConfig,
@@ -24,10 +27,11 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from prometar.errors import WorkError
-from prometar.placement import ResourcePlan
-from tune.memory import GO_ON
+from prometar.placement import STRATEGY, ResourcePlan
+from tune.stopping import Stopping
+from tune.storage import GO_ON
 
-MAX_FAILURES = 2  # restarts of a trial whose worker died; it goes on from its own checkpoint
+MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes on from its own checkpoint
 
 
 def run_trials(
@@ -35,20 +39,27 @@ def run_trials(
     searcher: Searcher,
     plan: ResourcePlan,
     *,
-    scheduler: TrialScheduler | None = None,
+    scheduler: TrialScheduler,
+    stopping: Stopping,
     callbacks: Sequence[Callback] = (),
     verbose: bool = False,
 ) -> None:
-    """Run what `searcher` hands out until it is finished; results are taken in by searcher and callbacks."""
+    """Run what `searcher` hands out until it is finished; results are taken in by searcher and callbacks.
+
+    Raises:
+        KeyboardInterrupt: `stopping` was asked for, and the trials have ended with a result.
+        WorkError: what a searcher, scheduler or callback raised.
+    """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # records are the study's own
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else Ctrl-C would end the search, and the study go on
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # no snapshot of Tune's is ever read
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "600")
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Everything worth keeping lies in the jobs' folders and the study's storage: Tune's files may go.
     with tempfile.TemporaryDirectory(prefix="prometar-") as scratch:
         tuner = Tuner(
-            tune.with_resources(trainable, PlacementGroupFactory(plan.bundles())),
+            tune.with_resources(trainable, PlacementGroupFactory(plan.bundles(), strategy=STRATEGY)),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -59,9 +70,34 @@ def run_trials(
             run_config=_run_config(scratch, list(callbacks), verbose),
         )
         try:
-            tuner.fit()
-        except TuneError as error:  # what a searcher, scheduler or callback raised, as a traceback's text
+            with stopping.listening(), _killed_for_memory_is_dead():
+                tuner.fit()
+        except (TuneError, RuntimeError) as error:  # a searcher's, scheduler's or callback's, as text
             raise WorkError(f"the search has stopped: {last_error(str(error))}; {GO_ON}") from None
+    if stopping.asked:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _killed_for_memory_is_dead() -> Iterator[None]:
+    """Tell Tune that a worker is dead which Ray's watch over a machine's memory has killed.
+
+    Ray has another error for that than for all other deaths, and Tune (2.60) ends a whole study with it.
+    """
+    manager_class: Any = RayActorManager
+    handle = manager_class._actor_task_failed
+
+    def failed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            reason = str(exception).splitlines()[0]
+            exception = RayActorError(error_msg=f"ray.exceptions.OutOfMemoryError: {reason}")
+        handle(manager, tracked_actor_task, exception)
+
+    manager_class._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        manager_class._actor_task_failed = handle
 
 
 def last_error(traceback: str) -> str:
@@ -72,7 +108,8 @@ def last_error(traceback: str) -> str:
         'OSError: no space left'
     """
     named = re.findall(r"^[\w.]*[A-Z]\w*: .+", traceback, flags=re.MULTILINE)
-    return str(named[-1]) if named else traceback.strip().splitlines()[-1]
+    telling = [line for line in named if "StorageInternalError" not in line]  # Optuna's, about any cause
+    return str((telling or named)[-1]) if named else traceback.strip().splitlines()[-1]
 
 
 def _run_config(scratch: str, callbacks: list[Callback], verbose: bool) -> Any:

@@ -12,26 +12,36 @@ from typing import Annotated
 
 import typer
 
-from prometar.config import absolute_root, configure, parse_assignments
+from prometar.commands.options import PLAIN, ManyValues, number_or_auto
+from prometar.config import absolute_paths, absolute_root, configure, parse_assignments
 from prometar.console import run_cli
 from prometar.errors import UserError
 from prometar.raylocal import configure_ray
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+app = typer.Typer(help=__doc__, **PLAIN)
 
 EMBEDDED = "textures"
 
 
-@app.command()
+@app.command(cls=ManyValues)
 def search(
-    dataset: Annotated[str, typer.Option(help="A data set; `prometar data list` shows them.")] = EMBEDDED,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Data sets; `prometar data list` shows them. One setting for all [textures]."),
+    ] = None,
     data_root: Annotated[str | None, typer.Option(help="The folder that holds the data sets.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all [24 embedded, else 40].")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs a trial [5 embedded, else the method's].")
     ] = None,
     space: Annotated[str, typer.Option(help="full, regularizer, augmentation, or a YAML file.")] = "full",
-    objective: Annotated[str, typer.Option(help="class_holdout or base_val.")] = "class_holdout",
+    objective: Annotated[
+        str, typer.Option(help="class_holdout, base_val, or oracle_test (which leaks).")
+    ] = "class_holdout",
+    goals: Annotated[
+        list[str] | None,
+        typer.Option(help="What to optimise: objective, base, new, seconds. Several: a Pareto front."),
+    ] = None,
     method: Annotated[str, typer.Option(help="The method whose settings are searched.")] = "prometar",
     backbone: Annotated[
         str | None, typer.Option(help="mini or an open_clip model [mini embedded, else ViT-B-16-quickgelu].")
@@ -45,16 +55,39 @@ def search(
     study: Annotated[str | None, typer.Option(help="The study's name [the data set's].")] = None,
     out: Annotated[Path, typer.Option(help="Where studies lie.")] = Path("out"),
     seed: Annotated[int, typer.Option(help="Of the search, the images and their order.")] = 0,
+    seeds_per_trial: Annotated[int, typer.Option(help="Runs of every trial, with seeds from --seed on.")] = 1,
+    folds: Annotated[int, typer.Option(help="Halves of the base classes to train on, 1 or 2.")] = 1,
+    top: Annotated[int, typer.Option(help="Best settings run again with fresh seeds; 0: none.")] = 3,
+    top_seeds: Annotated[int, typer.Option(help="Fresh seeds of that last round.")] = 2,
     final_seeds: Annotated[str, typer.Option(help="Seeds of the last comparison.")] = "1 2 3",
-    pruner: Annotated[str, typer.Option(help="median, asha or none.")] = "median",
+    sampler: Annotated[str, typer.Option(help="tpe, random, gp, cmaes, grid or quasirandom.")] = "tpe",
+    pruner: Annotated[
+        str | None, typer.Option(help="median, asha, hyperband or none [median; none with several goals].")
+    ] = None,
+    enqueue: Annotated[
+        list[Path] | None, typer.Option(help="YAML files of settings to run before any are drawn.")
+    ] = None,
+    warm_start: Annotated[
+        list[Path] | None, typer.Option(help="Studies' folders, whose best settings are run first.")
+    ] = None,
     val_per_class: Annotated[int, typer.Option(help="Most validation images a class in a score.")] = 20,
+    max_hours: Annotated[float | None, typer.Option(help="Begin no trial after so long a search.")] = None,
+    trial_timeout: Annotated[
+        float | None, typer.Option(help="Seconds without a result, after which a trial hangs [never].")
+    ] = None,
+    files: Annotated[
+        str | None, typer.Option(help="URL of the trials' files, where workers share no folder with --out.")
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, mlflow or wandb, in the study's folder.")
+    ] = None,
     storage: Annotated[str | None, typer.Option(help="An Optuna storage URL [OUT/STUDY/study.db].")] = None,
     max_concurrent: Annotated[
         int | None, typer.Option(help="Trials (or workers of --lockstep) at a time [as many as fit].")
     ] = None,
     cpus_per_trial: Annotated[float, typer.Option(help="CPUs a trial.")] = 1.0,
     gpus_per_trial: Annotated[
-        str, typer.Option(help="GPUs a trial, or auto: one where there are any.")
+        str, typer.Option(help="GPUs a trial, or auto: as little of one as it needs.")
     ] = "auto",
     lockstep: Annotated[
         int, typer.Option(help="Trials that a worker trains together, where they differ in numbers alone.")
@@ -64,14 +97,17 @@ def search(
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
     configure_ray(local=address is None, verbose=verbose)
+    from prometar.stores import join
     from tune.request import Request
     from tune.spaces import load_space
+    from tune.starts import enqueued, warm
     from tune.study import Place, run_study
 
-    embedded = dataset == EMBEDDED
+    names = tuple(dataset or [EMBEDDED])
+    name, embedded = study or "-".join(names), names == (EMBEDDED,)
     backbone = backbone or ("mini" if embedded else "ViT-B-16-quickgelu")
     asked = {
-        "data.name": dataset,
+        "data.name": names[0],
         "data.root": absolute_root(data_root) if data_root else None,
         "backbone.name": backbone,
         "backbone.pretrained": pretrained or (None if backbone == "mini" else "openai"),
@@ -79,25 +115,42 @@ def search(
     }
     if epochs is not None or embedded:
         asked["train.epochs"] = 5 if epochs is None else epochs
+    searched = load_space(space)
+    several = len(goals or []) > 1
     request = Request(
-        config=configure(method, {**asked, **parse_assignments(settings or [])}),
-        space=load_space(space),
+        config=absolute_paths(configure(method, {**asked, **parse_assignments(settings or [])})),
+        space=searched,
         objective=objective,
         seed=seed,
-        pruner=pruner,
+        sampler=sampler,
+        pruner=pruner or ("none" if several else "median"),
+        goals=tuple(goals or ["objective"]),
         val_per_class=val_per_class,
         trials=trials if trials is not None else (24 if embedded else 40),
+        datasets=names,
+        seeds_per_trial=seeds_per_trial,
+        folds=folds,
+        top=top,
+        top_seeds=top_seeds,
         final_seeds=_seeds(final_seeds),
     )
     place = Place(
         out=out,
-        name=study or dataset,
+        name=name,
         storage=storage,
+        files=join(absolute_root(files), name) if files else None,
+        trackers=tuple(track or ()),
         address=address,
         max_concurrent=max_concurrent,
         cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=_gpus(gpus_per_trial),
+        gpus_per_trial=number_or_auto("--gpus-per-trial", gpus_per_trial),
         lockstep=lockstep,
+        max_hours=max_hours,
+        trial_timeout=trial_timeout,
+        starts=(
+            *(("enqueued", enqueued(path, searched)) for path in enqueue or []),
+            *(("warm start", warm(path, searched)) for path in warm_start or []),
+        ),
         verbose=verbose,
     )
     run_study(request, place)
@@ -108,15 +161,6 @@ def _seeds(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.replace(",", " ").split())
     except ValueError:
         raise UserError(f"--final-seeds '{text}': expected numbers such as '1 2 3'") from None
-
-
-def _gpus(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"--gpus-per-trial '{text}': expected a number, or auto") from None
 
 
 def main(args: list[str] | None = None) -> int:

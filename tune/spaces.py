@@ -1,14 +1,22 @@
-"""Search spaces as data: a YAML file of dotted settings and their ranges."""
+"""Search spaces as data: a YAML file of settings and their ranges, dotted or nested, some with conditions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from prometar.config import Config
 from prometar.errors import UserError
@@ -26,7 +34,23 @@ class Draws(Protocol):
 
 
 class _Range(BaseModel):
+    """What all kinds share: `when` names settings, and their values for which this one is drawn."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    when: Mapping[str, tuple[bool | int | float | str, ...]] = Field(default={})
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_value(cls, when: Any) -> Any:
+        """One value need not be written as a list."""
+        if not isinstance(when, Mapping):
+            return when
+        return {key: values if isinstance(values, list | tuple) else [values] for key, values in when.items()}
+
+    def active(self, settings: Mapping[str, Any]) -> bool:
+        """Whether this setting is drawn beside those of `settings`."""
+        return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
 class FloatRange(_Range):
@@ -53,7 +77,7 @@ class FloatRange(_Range):
     def holds(self, value: Any) -> bool:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
-    def __str__(self) -> str:
+    def values(self) -> str:
         return f"{self.low:g} .. {self.high:g}{' (log)' if self.log else ''}"
 
 
@@ -81,7 +105,7 @@ class IntRange(_Range):
     def holds(self, value: Any) -> bool:
         return isinstance(value, int) and self.low <= value <= self.high
 
-    def __str__(self) -> str:
+    def values(self) -> str:
         return f"{self.low} .. {self.high}{' (log)' if self.log else ''}"
 
 
@@ -101,7 +125,7 @@ class Choice(_Range):
     def holds(self, value: Any) -> bool:
         return value in self.choices
 
-    def __str__(self) -> str:
+    def values(self) -> str:
         return " | ".join(map(str, self.choices))
 
 
@@ -117,8 +141,17 @@ class Space:
     ranges: Mapping[str, Range]
 
     def draw(self, draws: Draws) -> dict[str, Any]:
-        """One value a setting, in the space's order."""
-        return {key: entry.draw(key, draws) for key, entry in self.ranges.items()}
+        """One value a setting, in the space's order; settings whose conditions do not hold are left out."""
+        values: dict[str, Any] = {}
+        for key, entry in self.ranges.items():
+            if entry.active(values):
+                values[key] = entry.draw(key, draws)
+        return values
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some settings are drawn only beside certain values of others."""
+        return any(entry.when for entry in self.ranges.values())
 
     def values_of(self, config: Config) -> dict[str, Any]:
         """This configuration's own values of the searched settings.
@@ -127,24 +160,41 @@ class Space:
             UserError: a setting that does not exist, or a value outside its range.
         """
         tree = config.model_dump(mode="json")
-        values = {}
-        for key, entry in self.ranges.items():
-            value = _get(tree, key, self.name)
-            if not entry.holds(value):
-                raise UserError(
-                    f"the space {self.name} must hold the reference settings: {key} is {value!r}, "
-                    f"its range {entry}"
-                )
-            values[key] = value
-        return values
+        given = {key: _get(tree, key, self.name) for key in self.ranges}
+        return self.checked(given, what="the reference settings")
 
-    def corners(self) -> list[dict[str, Any]]:
-        """One setting at an end of its range, or one of its choices, at a time."""
-        return [{key: value} for key, entry in self.ranges.items() for value in entry.ends]
+    def checked(self, given: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+        """The given values of the settings that are drawn together; those that lack one are left open.
+
+        Raises:
+            UserError: a value outside its range, or a setting that is not searched.
+        """
+        unknown = sorted(set(given) - set(self.ranges))
+        if unknown:
+            raise UserError(f"{what}: '{unknown[0]}' is not searched by the space {self.name}")
+        values: dict[str, Any] = {}
+        closed: set[str] = set()  # settings whose conditions do not hold
+        for key, entry in self.ranges.items():
+            if any(o in closed or (o in values and values[o] not in held) for o, held in entry.when.items()):
+                closed.add(key)
+            if key not in given or key in closed:
+                continue
+            if not entry.holds(given[key]):
+                raise UserError(
+                    f"the space {self.name} must hold {what}: {key} is {given[key]!r}, its range "
+                    f"{entry.values()}"
+                )
+            values[key] = given[key]
+        return values
 
     def describe(self) -> dict[str, str]:
         """Ranges as text, by setting."""
-        return {key: str(entry) for key, entry in self.ranges.items()}
+        return {key: entry.values() + _conditions(entry) for key, entry in self.ranges.items()}
+
+
+def _conditions(entry: Range) -> str:
+    texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in entry.when.items()]
+    return f" where {' and '.join(texts)}" if texts else ""
 
 
 def _get(tree: Any, key: str, space: str) -> Any:
@@ -185,11 +235,40 @@ def space_of(name: str, tree: Any) -> Space:
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"space {name}: expected a mapping of settings to ranges")
     ranges: dict[str, Range] = {}
-    for key, entry in tree.items():
+    for key, entry in _flat(tree):
         try:
-            ranges[str(key)] = _ENTRY.validate_python(entry)
+            found = _ENTRY.validate_python(entry)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"][1:])
             raise UserError(f"space {name}, {key}: {where + ': ' if where else ''}{first['msg']}") from None
+        if key in ranges:
+            raise UserError(f"space {name}: {key} is there twice")
+        _require_conditions(name, key, found, ranges)
+        ranges[key] = found
     return Space(name, ranges)
+
+
+def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Entries by dotted setting: a mapping without a `type` holds settings of its own."""
+    for key, entry in tree.items():
+        if isinstance(entry, dict) and entry and "type" not in entry and _holds_entries(entry):
+            yield from _flat(entry, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", entry
+
+
+def _holds_entries(entry: Mapping[Any, Any]) -> bool:
+    return all(isinstance(value, dict) for value in entry.values())
+
+
+def _require_conditions(name: str, key: str, entry: Range, before: Mapping[str, Range]) -> None:
+    for other, values in entry.when.items():
+        if other not in before:
+            raise UserError(f"space {name}, {key}: its condition '{other}' must be a setting above it")
+        impossible = [value for value in values if not before[other].holds(value)]
+        if impossible or not values:
+            raise UserError(
+                f"space {name}, {key}: {other} is never {impossible[0] if impossible else 'nothing'}, "
+                f"its range is {before[other].values()}"
+            )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +15,74 @@ from ray.tune import Callback
 from rich.console import Console
 
 from prometar.backbone.openclip import load_backbone
-from prometar.checkpoint import write_atomically
 from prometar.config import dump_config
 from prometar.data.catalog import open_dataset
+from prometar.data.resident import shared_images
 from prometar.errors import UserError, WorkError
+from prometar.files import write_atomically
 from prometar.methods import build
-from prometar.objective import SEARCH_OBJECTIVES, problem
-from prometar.placement import ResourcePlan, plan_resources
+from prometar.objective import LEAKS, problem
+from prometar.placement import Node, ResourcePlan, Room, plan_resources
 from prometar.published import published
 from prometar.raylocal import start_ray
 from tune.finals import failed_runs, run_finals
 from tune.folder import RecordKeeper, StudyFolder
-from tune.memory import GO_ON, PRUNERS, REFERENCE, Memory, reachable
+from tune.job import Job, Terms
+from tune.lastround import run_last_round
+from tune.memory import REFERENCE, Asked, Memory
+from tune.probe import kinds_of_gpu, measured_share
 from tune.progress import Progress
 from tune.report import build_report
 from tune.request import Request
+from tune.reruns import Means
 from tune.runner import run_trials
 from tune.searcher import StudyScheduler, StudySearcher
+from tune.stopping import Stopping
+from tune.storage import GO_ON, reachable, without_password
 from tune.summary import print_summary
+from tune.tracker_kinds import check_trackers
+from tune.trackers import Trackers
 from tune.trial import TrialWorker
 
 # Settings that methods are made of.
 _PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 
+_MOST = 1e6  # hours of searching, seconds of waiting: a clock must hold them
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study lies and what it may use; none of it is part of what was asked."""
+    """Where a study lies, what it may use and where it starts; none of it is part of what was asked.
+
+    Args:
+        starts: Settings to be run before any are drawn, by where they come from.
+        max_hours: Of searching, in all commands together; then no trial is begun.
+        trial_timeout: Seconds without a result, after which a trial hangs.
+    """
 
     out: Path
     name: str
     storage: str | None = None
+    files: str | None = None
     address: str | None = None
     max_concurrent: int | None = None
     cpus_per_trial: float = 1.0
     gpus_per_trial: float | None = None
     lockstep: int = 1
+    max_hours: float | None = None
+    trial_timeout: float | None = None
+    starts: tuple[tuple[str, Sequence[Mapping[str, Any]]], ...] = ()
+    trackers: tuple[str, ...] = ()
     verbose: bool = False
 
     def __post_init__(self) -> None:
         if self.lockstep < 1:
             raise UserError(f"--lockstep must be at least 1, found {self.lockstep}")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise UserError(f"--max-concurrent must be at least 1, found {self.max_concurrent}")
+        for option, value in (("max-hours", self.max_hours), ("trial-timeout", self.trial_timeout)):
+            if value is not None and not 0 < value <= _MOST:
+                raise UserError(f"--{option} must be above 0 and at most {_MOST:,.0f}, found {value:g}")
 
 
 def run_study(
@@ -68,86 +97,147 @@ def run_study(
     Raises:
         UserError: the request is wrong, or an old study was made with other settings.
         WorkError: another process runs the study, or all its trials fail.
+        KeyboardInterrupt: a signal asked to stop; the same command goes on.
     """
     console = console or Console(highlight=False, soft_wrap=True, markup=False)
-    num_classes, note = check(request)
+    check_trackers(place.trackers)
+    num_classes, notes = check(request)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage
     with folder.locked(), reachable(storage):
-        folder.claim(request)
-        memory = Memory(
-            storage,
-            place.name,
-            request.space,
-            reference=request.reference(),
-            seed=request.seed,
-            pruner=request.pruner,
-        )
-        folder.compare(memory.claim(request.identity), request.identity)  # a storage may be shared
-        cluster = start_ray(address=place.address, verbose=place.verbose)
-        plan = plan_resources(
-            cluster,
-            max_concurrent=place.max_concurrent,
-            cpus_per_trial=place.cpus_per_trial,
-            gpus_per_trial=place.gpus_per_trial,
-        )
-        together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
-        _introduce(console, folder, request, memory, plan.describe(cluster) + together)
-        if note:
+        folder.check(request)
+        nodes = start_ray(address=place.address, verbose=place.verbose)
+        _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
+        memory = _memory(request, place, folder, storage)
+        folder.describe(request)
+        for origin, settings in place.starts:
+            memory.enqueue(settings, origin)
+        _introduce(console, folder, request, memory)
+        for note in notes:
             console.print(note)
-        _search(request, folder, memory, plan, trainable, console, place.lockstep, place.verbose)
-        best = memory.best()
-        assert best is not None, "the reference is never pruned"
-        number = 0 if REFERENCE in best.user_attrs else best.number
-        settings = dict(best.params)
-        seeded = {**settings, "train.seed": (*request.final_seeds, request.seed)[0]}
-        write_atomically(folder / "best.yaml", dump_config(request.config.override(seeded)).encode())
-        seeds = ", ".join(map(str, request.final_seeds))
-        console.print(f"final comparison: trial {number} and the released settings, seeds {seeds}")
-        finals = run_finals(
-            folder, request, (number, settings), plan, trainable,
-            console=console, published=_published(request, num_classes), verbose=place.verbose,
-        )  # fmt: skip
-        report = build_report(folder.path)
-        print_summary(console, folder, request, memory, finals, report)
+        try:
+            with shared_images():
+                means = _means(request, place, folder, memory, nodes, trainable, console)
+                _search(request, folder, memory, means, place.lockstep)
+                lastround = run_last_round(folder, request, memory.trials(), means)
+                finals = _compare(request, folder, memory, means, lastround["chosen"], num_classes)
+                report = build_report(folder.path)
+                print_summary(console, folder, request, memory, lastround, finals, report)
+        finally:
+            memory.close()  # what an interrupted process has begun waits, and runs nowhere
         failed = failed_runs(finals)
         if failed:
             raise WorkError(f"{len(failed)} final runs have failed ({failed[0]}); {GO_ON}")
         return finals
 
 
-def check(request: Request) -> tuple[int, str]:
+def _means(
+    request: Request,
+    place: Place,
+    folder: StudyFolder,
+    memory: Memory,
+    nodes: Sequence[Node],
+    trainable: type[tune.Trainable],
+    console: Console,
+) -> Means:
+    """What the jobs are run with; the resource plan is told."""
+    plan = _planned(place, nodes, place.gpus_per_trial)
+    means = Means(
+        trainable,
+        plan,
+        Room.of(nodes),
+        Terms(plan.threads, plan.stream_cpus, place.trial_timeout, str(folder.path), place.files),
+        Stopping(console, max_seconds=_seconds_left(place, memory)),
+        console,
+        place.trackers,
+        place.verbose,
+    )
+    if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
+        share = measured_share(folder, request, means, kinds_of_gpu(nodes))
+        means = replace(means, plan=_planned(place, nodes, share))
+    together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
+    console.print(means.plan.describe(nodes) + together)
+    return means
+
+
+def _planned(place: Place, nodes: Sequence[Node], gpus: float | None) -> ResourcePlan:
+    return plan_resources(
+        nodes,
+        max_concurrent=place.max_concurrent,
+        cpus_per_trial=place.cpus_per_trial,
+        gpus_per_trial=gpus,
+    )
+
+
+def _claim(folder: StudyFolder, request: Request, storage: str, memory: Memory) -> None:
+    """Make a storage's study this one's, or refuse it: a storage may be shared.
+
+    Raises:
+        UserError: it was asked for something else, or another folder has its trials' files.
+    """
+    owner = f"{folder.path} on {socket.gethostname()}"
+    identity, found = memory.claim(request.identity, owner)
+    folder.compare(identity, request.identity)
+    if storage != folder.storage and found.rpartition(" on ")[0] != str(folder.path):
+        raise UserError(
+            f"the study {folder.name} in {without_password(storage)} has its files in {found}: "
+            "go on with that --out, or start another with --study NAME"
+        )
+
+
+def _memory(request: Request, place: Place, folder: StudyFolder, storage: str) -> Memory:
+    return Memory(
+        storage,
+        place.name,
+        request.space,
+        reference=request.reference(),
+        seed=request.seed,
+        pruner=request.pruner,
+        sampler=request.sampler,
+        goals=request.goals,
+        epochs=request.config.train.epochs,
+        admit=partial(_claim, folder, request, storage),
+    )
+
+
+def _seconds_left(place: Place, memory: Memory) -> float | None:
+    return None if place.max_hours is None else 3600 * place.max_hours - memory.seconds_searched
+
+
+def check(request: Request) -> tuple[dict[str, int], list[str]]:
     """Everything that can be wrong with a request, found before any worker starts.
 
-    Returns the number of classes, and what a user must be told of the search's images ("" for nothing).
+    Returns the number of classes of each data set, and what a user must be told of the search's images.
 
     Raises:
         UserError, WorkError: see the builders.
     """
     config = request.config
-    if request.objective not in SEARCH_OBJECTIVES:
-        known = ", ".join(SEARCH_OBJECTIVES)
-        raise UserError(f"unknown objective '{request.objective}': choose one of {known}")
-    if request.pruner not in PRUNERS:
-        raise UserError(f"unknown pruner '{request.pruner}': choose one of {', '.join(PRUNERS)}")
     request.reference()
     _check_space(request)
-    dataset = open_dataset(config.data.name, config.data.root)
-    asked, _ = (
-        problem(objective, dataset, shots=config.data.shots, seed=config.train.seed)
-        for objective in (request.objective, "final")
-    )
+    num_classes, notes = dict[str, int](), list[str]()
+    for name in request.names:
+        dataset = open_dataset(name, config.data.root)
+        num_classes[name] = len(dataset.classnames)
+        for fold in range(request.folds):
+            found = problem(
+                request.objective, dataset, shots=config.data.shots, seed=config.train.seed, fold=fold
+            )
+        problem("final", dataset, shots=config.data.shots, seed=config.train.seed)
+        if found.note:
+            notes.append(found.note if found.note == LEAKS else f"{name}: {found.note}")
     clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
     method, generator = build(config), torch.Generator().manual_seed(0)
     prompts = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
     method.modulator.init(method.prompts.tokens(prompts), generator)
-    return len(dataset.classnames), asked.note
+    return num_classes, list(dict.fromkeys(notes))
 
 
 def _check_space(request: Request) -> None:
     """Every end of every range must be a setting that a run takes, and that the method uses."""
     for key, entry in request.space.ranges.items():
-        methods = [build(request.config.override({key: value})) for value in entry.ends]
+        beside = {other: values[0] for other, values in entry.when.items()}
+        methods = [build(request.config.override({**beside, key: value})) for value in entry.ends]
         part = key.split(".")[0]
         if part in _PARTS and len(methods) > 1 and all(method == methods[0] for method in methods):
             name, method = request.space.name, request.config.method
@@ -157,36 +247,33 @@ def _check_space(request: Request) -> None:
             )
 
 
-def _introduce(console: Console, folder: StudyFolder, request: Request, memory: Memory, plan: str) -> None:
-    config = request.config
+def _introduce(console: Console, folder: StudyFolder, request: Request, memory: Memory) -> None:
+    config, num_runs = request.config, len(request.names) * len(request.seeds) * request.folds
+    of_runs = f", each the mean of {num_runs} runs" if num_runs > 1 else ""
     console.print(
-        f"study {folder.path}: {request.trials} trials of {config.train.epochs} epochs, {config.method} on "
-        f"{config.data.name} with {config.backbone.name}, objective {request.objective}, "
-        f"space {request.space.name}"
+        f"study {folder.path}: {request.trials} trials of {config.train.epochs} epochs{of_runs}, "
+        f"{config.method} on {' + '.join(request.names)} with {config.backbone.name}, objective "
+        f"{request.objective}, space {request.space.name}"
     )
-    console.print(plan)
     ended = len(memory.ended())
     if ended or memory.num_interrupted:
         console.print(f"going on: {ended} trials are done, {memory.num_interrupted} were interrupted")
 
 
-def _search(
-    request: Request,
-    folder: StudyFolder,
-    memory: Memory,
-    plan: ResourcePlan,
-    trainable: type[tune.Trainable],
-    console: Console,
-    lockstep: int,
-    verbose: bool,
-) -> None:
+def _search(request: Request, folder: StudyFolder, memory: Memory, means: Means, lockstep: int) -> None:
+    console, stopping = means.console, means.stopping
+
+    def job_of(asked: Asked) -> Job:
+        return request.search_job(asked, str(folder.trial(asked.number)), means.terms)
+
     searcher = StudySearcher(
         memory,
-        lambda asked: request.search_job(asked, str(folder.trial(asked.number)), plan),
+        job_of,
         request.trials,
+        stopping,
         lockstep,
     )
-    keeper = RecordKeeper(folder, memory)
+    keeper = RecordKeeper(folder, memory, stopping, job_of)
     progress = Progress(
         memory,
         request.trials,
@@ -195,17 +282,40 @@ def _search(
         numbers_of=searcher.numbers,
         reference=request.reference(),
     )
-    callbacks: Sequence[Callback] = (progress, keeper)
-    if memory.num_interrupted or memory.wants(request.trials):
-        scheduler = StudyScheduler(memory, searcher)
+    trackers = Trackers(
+        means.trackers,
+        folder.path,
+        folder.name,
+        memory,
+        numbers_of=searcher.numbers,
+        console=console,
+    )
+    callbacks: Sequence[Callback] = (progress, keeper, trackers)
+    if memory.num_interrupted or (memory.wants(request.trials) and not stopping.out_of_time()):
+        scheduler = StudyScheduler(memory, searcher, stopping, means.room)
         try:
-            run_trials(trainable, searcher, plan, scheduler=scheduler, callbacks=callbacks, verbose=verbose)
+            run_trials(
+                means.trainable,
+                searcher,
+                means.plan,
+                scheduler=scheduler,
+                stopping=stopping,
+                callbacks=callbacks,
+                verbose=means.verbose,
+            )
         finally:
             progress.close()
+            keeper.clock()
+    trackers.catch_up()
+    trackers.close()
     keeper.catch_up()
     if memory.exhausted:
         console.print("the space is searched through: further draws only repeat settings")
+    elif memory.wants(request.trials) and stopping.out_of_time():
+        console.print("the time for searching is used up: no more trials are begun (--max-hours)")
     reason = memory.hopeless()
+    if not reason and memory.best() is None and stopping.out_of_time():
+        raise WorkError(f"no trial of the study {folder.path} has finished within --max-hours: allow it more")
     if reason or memory.best() is None:
         raise WorkError(
             f"the study {folder.path} has stopped, its trials fail: {reason or 'see its records'}; "
@@ -213,10 +323,36 @@ def _search(
         )
 
 
-def _published(request: Request, num_classes: int) -> float | None:
+def _compare(
+    request: Request,
+    folder: StudyFolder,
+    memory: Memory,
+    means: Means,
+    number: int,
+    num_classes: Mapping[str, int],
+) -> dict[str, Any]:
+    """Write best.yaml of trial `number`, and compare it with the released settings on the test images."""
+    trial = next(t for t in memory.trials() if t.number == number)
+    settings, released = dict(trial.params), REFERENCE in trial.user_attrs
+    seed = (*request.final_seeds, request.seed)[0]
+    best = request.configured(settings, dataset=request.names[0], seed=seed)
+    write_atomically(folder / "best.yaml", dump_config(best).encode())
+    seeds = ", ".join(map(str, request.final_seeds))
+    what = "the released settings" if released else f"trial {number} and the released settings"
+    means.console.print(f"final comparison on the test images: {what}, seeds {seeds}")
+    return run_finals(
+        folder,
+        request,
+        (0 if released else number, settings),
+        means,
+        published={name: _published(request, name, count) for name, count in num_classes.items()},
+    )
+
+
+def _published(request: Request, dataset: str, num_classes: int) -> float | None:
     config = request.config
     return published(
-        config.data.name,
+        dataset,
         method=config.method,
         backbone=config.backbone.name,
         pretrained=config.backbone.pretrained,

@@ -18,7 +18,8 @@ class Tally:
     Args:
         trials: What the storage holds at the beginning.
         names: The space's settings.
-        forgiven: Numbers of failed trials that are run again.
+        forgiven: Numbers of failed trials that do not count; their settings may be tried again.
+        again: Numbers of failed trials that count, and whose settings are run again.
 
     Attributes:
         created: Trials in the storage, repeats among them.
@@ -27,33 +28,49 @@ class Tally:
     """
 
     def __init__(
-        self, trials: Sequence[FrozenTrial], names: Sequence[str], forgiven: Collection[int]
+        self,
+        trials: Sequence[FrozenTrial],
+        names: Sequence[str],
+        forgiven: Collection[int],
+        again: Collection[int],
     ) -> None:
         counted = [t for t in trials if REPEAT not in t.user_attrs]
         self.created = len(trials)
         self.begun = len({t.number for t in counted} - set(forgiven))
         self.ended = [t.number for t in counted if t.state.is_finished()]
+        self._last = max((t.number for t in counted), default=-1)
         self._first: dict[Settings, int] = {}
+        excused = {*forgiven, *again}
         for trial in counted:
-            if trial.state is not TrialState.FAIL:  # what failed may be tried again
+            if trial.state is not TrialState.FAIL or trial.number not in excused:
                 self.first(trial.number, tuple(trial.params.get(name) for name in names))
         self._ended_before = len(self.ended)
         self._reasons: list[str] = []
 
     def first(self, number: int, settings: Settings) -> int:
         """Take in a trial's settings; the number of the earliest trial that has them."""
-        return min(number, self._first.setdefault(settings, number))
+        first = min(number, self._first.setdefault(settings, number))
+        if first == number:
+            self._last = max(self._last, number)
+        return first
+
+    @property
+    def repeats(self) -> int:
+        """How many of the latest draws only repeated settings."""
+        return self.created - 1 - self._last
+
+    def tried(self, settings: Settings) -> bool:
+        """Whether a trial has these settings."""
+        return settings in self._first
 
     def succeed(self, number: int) -> None:
         """A trial has ended, finished or pruned."""
         self.ended.append(number)
 
-    def fail(self, number: int, settings: Settings, reason: str) -> None:
-        """A trial has failed; its settings may be tried again."""
+    def fail(self, number: int, reason: str) -> None:
+        """A trial has failed. Its settings have been tried: with the same seeds they would fail again."""
         self.ended.append(number)
         self._reasons.append(reason)
-        if self._first.get(settings) == number:
-            del self._first[settings]
 
     def hopeless(self, most: int) -> str | None:
         """The last reason, where `most` trials have failed and none has ended otherwise.

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections import deque
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import ray
 from ray import tune
 
-from tune.crew import Crew
-from tune.job import unpack
+from tune.job import Job, unpack
+from tune.watchdog import ATTEMPTS, num_hung, watchdog, why_hung
+
+if TYPE_CHECKING:
+    from tune.crew import Crew
 
 
 class TrialWorker(tune.Trainable):
@@ -42,12 +47,27 @@ class TrialWorker(tune.Trainable):
 
     def _start(self, config: dict[str, Any]) -> None:
         jobs = unpack(config)
-        torch.set_num_threads(jobs[0].threads)
-        self._crew, self._untold = Crew(jobs), deque[dict[str, Any]]()
+        self._watched, self._timeout = Path(jobs[0].run_dir), jobs[0].terms.timeout_seconds
+        hung = self._timeout is not None and num_hung(self._watched) >= ATTEMPTS
+        with watchdog(self._watched, None if hung else self._timeout):
+            self._crew = self.open_crew(jobs, why_hung(self._watched, self._timeout or 0) if hung else "")
+        self._untold = deque[dict[str, Any]]()
+
+    def open_crew(self, jobs: list[Job], failure: str) -> Crew:
+        """What trains the jobs, or tells why they are not trained."""
+        if not ray.get_gpu_ids():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from those that have some
+        import torch  # here: a worker of another kind need not wait for torch
+
+        from tune.crew import Crew
+
+        torch.set_num_threads(jobs[0].terms.threads)
+        return Crew(jobs, failure)
 
     def step(self) -> dict[str, Any]:
         if not self._untold:
-            self._untold.extend(self._crew.advance())
+            with watchdog(self._watched, self._timeout):
+                self._untold.extend(self._crew.advance())
         result = self._untold.popleft() if self._untold else {}  # nothing where all have been told to stop
         return result | {"done": self._crew.over and not self._untold}
 

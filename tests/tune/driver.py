@@ -1,24 +1,35 @@
-"""Drives a fake study, also as a process that a test can kill: `python -m tests.tune.driver OUT TRIALS`."""
+"""Drives a fake study, also as a process that tests can kill: `python -m tests.tune.driver OUT [...]`."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import io
 import json
+import os
+import re
 import signal
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
 from prometar.config import Config
 from prometar.console import INTERRUPTED
+from prometar.errors import UserError
+from prometar.files import write_atomically
 from tests.tune.fake_trial import BEHAVIOUR, FakeTrial
 from tune.folder import StudyFolder
 from tune.request import Request
 from tune.spaces import parse_space
 from tune.study import Place, run_study
 
+ROOT = Path(__file__).parents[2]
 NAME = "fake"
 SPACE = """
 regularizer.kind: {type: choice, choices: [l1, l2, cosine, none]}
@@ -40,26 +51,37 @@ def small_request(
         "val_per_class": 20,
         "trials": trials,
         "final_seeds": final_seeds,
+        "top": 0,
     }
     return Request(**{**given, **changes})
 
 
+def misbehave(out: Path, behaviour: dict[str, str]) -> None:
+    """Tell the trials of OUT/fake how to behave."""
+    write_atomically(StudyFolder(out, NAME) / BEHAVIOUR, json.dumps(behaviour).encode())
+
+
 def run_fake(
-    out: Path, request: Request, *, behaviour: dict[str, str] | None = None, **place: Any
+    out: Path,
+    request: Request,
+    *,
+    behaviour: dict[str, str] | None = None,
+    trainable: type[FakeTrial] = FakeTrial,
+    **place: Any,
 ) -> tuple[dict[str, Any], str]:
     """A study of the fake trial in OUT/fake. Returns finals.json's content and what was printed."""
-    folder = StudyFolder(out, NAME)
     if behaviour is not None:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        (folder / BEHAVIOUR).write_text(json.dumps(behaviour))
+        misbehave(out, behaviour)
     text = io.StringIO()
-    finals = run_study(
-        request,
-        Place(out=out, name=NAME, **place),
-        trainable=FakeTrial,
-        console=Console(file=text, width=200, soft_wrap=True),
-    )
+    finals = _run(out, request, text, trainable, **place)
     return finals, text.getvalue()
+
+
+def _run(
+    out: Path, request: Request, shown: TextIO, trainable: type[FakeTrial] = FakeTrial, **place: Any
+) -> dict[str, Any]:
+    console = Console(file=shown, width=200, soft_wrap=True)
+    return run_study(request, Place(out=out, name=NAME, **place), trainable=trainable, console=console)
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -68,10 +90,159 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
-if __name__ == "__main__":
+class Driver:
+    """A driver in a session of its own, so that it can be ended with all of its Ray.
+
+    As a context it leaves nothing of that behind.
+    """
+
+    entry: tuple[str, ...] = ("-m", "tests.tune.driver")
+    """What Python is given before OUT and the options."""
+
+    def __init__(self, out: Path, *options: object, env: dict[str, str] | None = None) -> None:
+        self.folder = out / NAME
+        command = [sys.executable, *self.entry, str(out), *map(str, options)]
+        out.mkdir(parents=True, exist_ok=True)
+        printed, self._printed = tempfile.mkstemp(".log", "driver-", dir=out)
+        with open(printed, "w") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                start_new_session=True,
+                stdout=log,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def said(self) -> str:
+        """What it has printed so far."""
+        return Path(self._printed).read_text()
+
+    def wait_until(self, condition: Callable[[], Any], timeout_seconds: float = 180) -> None:
+        end = time.monotonic() + timeout_seconds
+        while not condition():
+            assert self.process.poll() is None, f"the driver ended by itself: {self.errors()}"
+            assert time.monotonic() < end, f"the driver made no progress: {self.said()}"
+            time.sleep(0.02)
+
+    def errors(self) -> str:
+        """What it said on stderr, once it has ended."""
+        self.wait()  # what it left of Ray holds the pipe too
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def kill(self) -> int:
+        """kill -9 of the driver alone, which leaves its Ray to itself. Returns its status."""
+        self.process.kill()
+        return self.process.wait()
+
+    def end(self, sig: signal.Signals) -> int:
+        """Send a signal to the driver alone; what it leaves of Ray is ended too. Returns its status."""
+        self.process.send_signal(sig)
+        return self.wait()
+
+    def wait(self, timeout_seconds: float = 240) -> int:
+        """Its status, once it has ended; what it leaves of Ray is ended too."""
+        try:
+            return self.process.wait(timeout=timeout_seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            for pid in session(self.process.pid):  # Ray's workers have groups of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session (on Linux; elsewhere none are seen)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == leader:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def trial_workers(leader: int) -> list[int]:
+    """Ray's workers in a session that trials run in."""
+    found = []
+    for pid in session(leader):
+        with contextlib.suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_text()
+            if re.match(r"ray::(\w*Trial|ResourceTrainable)", title):
+                found.append(pid)
+    return found
+
+
+def _parse(options: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--pruner", default="none")
+    parser.add_argument("--top", type=int, default=0)
+    parser.add_argument("--final-seeds", type=int, nargs="*", default=())
+    parser.add_argument("--max-concurrent", type=int)
+    parser.add_argument("--address")
+    parser.add_argument("--storage")
+    parser.add_argument("--die-in-report", action="store_true")
+    return parser.parse_args(options)
+
+
+def request_of(*options: object) -> Request:
+    """What a driver with these options is asked for."""
+    return _request(_parse(["unused", *map(str, options)]))
+
+
+def _request(given: argparse.Namespace) -> Request:
+    return small_request(
+        trials=given.trials,
+        seed=given.seed,
+        sampler=given.sampler,
+        pruner=given.pruner,
+        top=given.top,
+        final_seeds=tuple(given.final_seeds),
+    )
+
+
+def main(options: Sequence[str]) -> int:
+    given = _parse(options)
     # A shell starts its background jobs, and so their children, with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if given.die_in_report:
+        _die_in_report()
+    place = {key: getattr(given, key) for key in ("max_concurrent", "address", "storage")}
     try:
-        run_fake(Path(sys.argv[1]), small_request(trials=int(sys.argv[2])))
+        _run(given.out, _request(given), sys.stdout, **place)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _die_in_report() -> None:
+    """Killed when half of the report has been written, before it is in place."""
+    from tune import report
+
+    def half(path: Path, content: bytes) -> None:
+        path.with_name(f".{path.name}.{os.getpid()}").write_bytes(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    report.write_atomically = half  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""A trial without training: the same contract as `tune.trial.TrialWorker`, over a formula, in milliseconds.
+"""A trial without training: `tune.trial.TrialWorker` over a formula, in milliseconds.
 
 A study's folder may hold behaviour.json, {"3": "nan", "5": "crash", "all": {...}}, which makes trial 3 or 5
 misbehave; so tests in other processes and Ray's workers are steered by plain data.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+import yaml
 
-from prometar.checkpoint import write_atomically
-from tune.job import unpack
+from prometar.files import write_atomically
+from tune.job import Job
+from tune.trial import TrialWorker
 
 BEHAVIOUR = "behaviour.json"
 
@@ -29,22 +31,34 @@ def curve(settings: dict[str, Any], epoch: int) -> float:
     return 70.0 - 10.0 * loss - 5.0 / epoch
 
 
-class FakeTrial(tune.Trainable):
-    """One step is one epoch; its state lies in the job's folder, and a finished one repeats its result."""
+class FakeTrial(TrialWorker):
+    """The study's worker, with jobs that do not train."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self._start(config)
+    def open_crew(self, jobs: list[Job], failure: str) -> Any:
+        (job,) = jobs
+        return FakeCrew(job, failure)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._start(new_config)
-        return True
 
-    def _start(self, config: dict[str, Any]) -> None:
-        (self._job,) = unpack(config)
-        self._folder = Path(self._job.run_dir)
-        self._epochs = int(self._job.config["train"]["epochs"])
+class FakeCrew:
+    """One step is one epoch; its state lies in the job's folder, and what is found there is told again."""
+
+    def __init__(self, job: Job, failure: str) -> None:
+        self._job, self._failure, self._folder = job, failure, Path(job.run_dir)
+        self._folder.mkdir(parents=True, exist_ok=True)
         state = self._folder / "state.json"
-        self._done: list[dict[str, Any]] = json.loads(state.read_text()) if state.exists() else []
+        found = json.loads(state.read_text()) if state.exists() else {}
+        of_these = found.get("settings") == job.settings  # else it is another configuration's
+        self._done: list[dict[str, Any]] = found["done"] if of_these else []
+        self._num_told = 0
+        self.over = False
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def advance(self) -> list[dict[str, Any]]:
+        result = self._advance()
+        self.over = bool(result.get("finished"))
+        return [result]
 
     def _behaviour(self) -> str:
         path = self._folder.parents[1] / BEHAVIOUR
@@ -52,46 +66,74 @@ class FakeTrial(tune.Trainable):
         name = self._folder.name
         return str(table.get(name.lstrip("0") or "0", table.get("all", "")))
 
-    def step(self) -> dict[str, Any]:
-        if len(self._done) == self._epochs:
-            return {**self._done[-1], "finished": True, "done": True}
-        behaviour, epoch = self._behaviour(), len(self._done) + 1
+    def _advance(self) -> dict[str, Any]:
+        # Here: Tune may set up a second worker of a trial, and drop it before it has done anything.
+        write_atomically(self._folder / "pid", str(os.getpid()).encode())  # whole for who looks meanwhile
+        self._num_told = epoch = self._num_told + 1
+        if self._failure:
+            return self._failed(epoch, self._failure)
+        if epoch <= len(self._done):
+            return self._told(self._done[epoch - 1])
+        behaviour = self._behaviour()
         if behaviour.startswith("sleep"):
             time.sleep(float(behaviour.removeprefix("sleep")))
         if behaviour == "crash" and epoch == 2 and not (self._folder / "crashed").exists():
             (self._folder / "crashed").touch()
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "crash-always" and epoch == 2:
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if behaviour == "hang" and epoch == 2:
+            time.sleep(600)
+        if behaviour.startswith("needs") and _share() < float(behaviour.removeprefix("needs")):
+            with (self._folder / "shares.log").open("a") as log:
+                log.write(f"{_share():g}\n")
+            import torch  # no other trial here waits for it
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         if behaviour == "raise":
             raise RuntimeError("the disk is made of cheese")
         if behaviour == "fail":
-            return {
-                "epoch": epoch,
-                "failed": f"the loss is nan in step 7, with {self._job.settings}",
-                "finished": True,
-                "done": True,
-            }
+            return self._failed(epoch, f"the loss is nan in step 7, with {self._job.settings}")
         result = self._result(epoch)
         if behaviour == "nan":
             result["objective"] = math.nan
         if behaviour == "missing":
             del result["objective"]
+        if behaviour == "memory":
+            result["memory"] = [5 * 2**30, 24 * 2**30]
         if behaviour == "bad":
             result["objective"] = 1.0 + epoch
         self._done.append(result)
-        write_atomically(self._folder / "state.json", json.dumps(self._done).encode())
+        state = {"settings": self._job.settings, "done": self._done}
+        write_atomically(self._folder / "state.json", json.dumps(state).encode())
         with (self._folder / "steps.log").open("a") as log:
             log.write(f"{epoch}\n")
-        if result["done"]:
-            content = {"result": result, "history": self._done}
-            write_atomically(self._folder / "result.json", json.dumps(content).encode())
+        return self._told(result)
+
+    def _told(self, result: dict[str, Any]) -> dict[str, Any]:
+        # As the real crew: a worker killed after its last epoch was kept may not have written the result.
+        if result["finished"]:
+            self._conclude()
         return result
 
+    def _failed(self, epoch: int, reason: str) -> dict[str, Any]:
+        return {"epoch": epoch, "failed": reason, "finished": True}
+
+    def _conclude(self) -> None:
+        for leg in self._job.legs:
+            result = self._done[-1] | {"objective": self._value(self._job.epochs, leg.name["seed"])}
+            content = {"result": result, "history": self._done}
+            config = yaml.safe_dump(leg.config).encode()
+            write_atomically(self._folder / leg.folder / "config.yaml", config)
+            write_atomically(self._folder / leg.folder / "result.json", json.dumps(content).encode())
+
+    def _value(self, epoch: int, seed: int) -> float:
+        # Runs differ by seed, and in pairs: better settings are better with every seed.
+        return curve(self._job.settings, epoch) + seed % 7 * 0.25
+
     def _result(self, epoch: int) -> dict[str, Any]:
-        value = curve(self._job.settings, epoch)
-        # Final runs differ by seed, and in pairs: better settings are better with every seed.
-        value += self._job.config["train"]["seed"] * 0.25 if self._job.objective == "final" else 0.0
+        seeds = [leg.name["seed"] for leg in self._job.legs]
+        value = sum(self._value(epoch, seed) for seed in seeds) / len(seeds)
         return {
             "epoch": epoch,
             "objective": value,
@@ -100,6 +142,12 @@ class FakeTrial(tune.Trainable):
             "loss": 1.0 / epoch,
             "seconds": 0.5 * epoch,
             "failed": "",
-            "finished": epoch == self._epochs,
-            "done": epoch == self._epochs,
+            "finished": epoch == self._job.epochs,
         }
+
+
+def _share() -> float:
+    """CPUs of this worker's own bundle."""
+    import ray
+
+    return float(ray.util.get_current_placement_group().bundle_specs[0]["CPU"])

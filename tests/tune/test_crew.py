@@ -11,9 +11,11 @@ from prometar.config import Config
 from prometar.data.stream import stream_local
 from prometar.errors import WorkError
 from prometar.train import Run
-from tune import crew
-from tune.crew import Crew, allow, stop
-from tune.job import Job, pack, unpack
+from tune import legs
+from tune.crew import Crew
+from tune.job import Job, Leg, Terms, pack, unpack
+from tune.jobfiles import JobFiles
+from tune.legs import LegRun
 
 BASE: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "optim.warmup_epochs": 0}
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
@@ -25,14 +27,14 @@ def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     def local(run: Run, options: object) -> Any:
         return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
 
-    monkeypatch.setattr(crew, "ray_stream", local)
+    monkeypatch.setattr(legs, "ray_stream", local)
 
 
 def jobs(folder: Path, *settings: dict[str, Any]) -> list[Job]:
     return [
         Job(
             str(folder / f"{k:04d}"),
-            Config().override({**BASE, **each}).model_dump(mode="json"),
+            (Leg(Config().override({**BASE, **each}).model_dump(mode="json")),),
             "class_holdout",
             each,
             val_per_class=2,
@@ -87,7 +89,7 @@ def test_a_stopped_job_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
     mine = jobs(tmp_path / "crew", {}, GENTLE)
     worker = Crew(mine)
     first = worker.advance()
-    stop(mine[0])  # it led: the images came through its stream
+    JobFiles(mine[0]).stop()  # it led: the images came through its stream
     rest = finish(worker)
     assert [r["member"] for r in rest] == [1, 1]
     (its,) = alone(tmp_path / "alone", GENTLE)
@@ -125,7 +127,7 @@ def test_one_that_caught_up_leads_when_the_leader_is_stopped(tmp_path: Path) -> 
     worker = Crew(mine)
     told = worker.advance() + worker.advance() + worker.advance()  # told again, caught up, together
     assert [(r["member"], r["epoch"]) for r in told] == [(0, 1), (1, 1), (0, 2), (1, 2)]
-    stop(mine[0])
+    JobFiles(mine[0]).stop()
     told += finish(worker)
     (its,) = alone(tmp_path / "alone", GENTLE)
     assert_same(figures(told, 1), its)
@@ -133,9 +135,9 @@ def test_one_that_caught_up_leads_when_the_leader_is_stopped(tmp_path: Path) -> 
 
 def test_a_restarted_crew_leaves_out_who_has_ended(tmp_path: Path) -> None:
     mine = jobs(tmp_path / "crew", {}, GENTLE)
-    stop(mine[0])
+    JobFiles(mine[0]).stop()
     assert {r["member"] for r in finish(Crew(mine))} == {1}
-    allow(mine[0])
+    JobFiles(mine[0]).allow()
     assert {r["member"] for r in finish(Crew(mine))} == {0, 1}
 
 
@@ -148,7 +150,7 @@ def test_images_that_cannot_be_read_fail_all_who_need_them(
 
         return stream
 
-    monkeypatch.setattr(crew, "ray_stream", broken)
+    monkeypatch.setattr(legs, "ray_stream", broken)
     told = finish(Crew(jobs(tmp_path / "crew", {}, GENTLE)))
     assert [(r["member"], r["failed"], r["finished"]) for r in told] == [
         (0, "broken image a.jpg", True),
@@ -157,5 +159,69 @@ def test_images_that_cannot_be_read_fail_all_who_need_them(
 
 
 def test_pack_and_unpack_are_inverse(tmp_path: Path) -> None:
-    mine = jobs(tmp_path, {}, GENTLE)
+    mine = [*jobs(tmp_path, {}, GENTLE), of_runs(tmp_path, {"train.seed": 5}, fold=1)]
     assert unpack(pack(mine)) == mine
+
+
+def of_runs(folder: Path, *changes: dict[str, Any], fold: int = 0) -> Job:
+    """A job of several runs."""
+    legs = tuple(
+        Leg(Config().override({**BASE, **each}).model_dump(mode="json"), f"run{k}", fold)
+        for k, each in enumerate(changes)
+    )
+    return Job(str(folder / "several"), legs, "class_holdout", {}, 2, Terms(2, 0.5, 60.0))
+
+
+def test_figures_of_several_runs_are_their_means(tmp_path: Path) -> None:
+    seeds: tuple[dict[str, Any], ...] = ({"train.seed": 0}, {"train.seed": 1})
+    job = of_runs(tmp_path, *seeds)
+    told = finish(Crew([job]))
+    assert [r["epoch"] for r in told] == [1, 2, 3]
+    assert [r["finished"] for r in told] == [False, False, True]
+    one, other = (finish(Crew([j])) for j in jobs(tmp_path / "alone", *seeds))
+    for mine, a, b in zip(told, one, other, strict=True):
+        for key in ("objective", "base", "new", "loss"):
+            assert mine[key] == pytest.approx((a[key] + b[key]) / 2, abs=1e-9)
+        assert [(r["dataset"], r["seed"], r["fold"]) for r in mine["runs"]] == [
+            ("textures", 0, 0), ("textures", 1, 0)
+        ]  # fmt: skip
+        assert [r["objective"] for r in mine["runs"]] == [a["objective"], b["objective"]]
+    assert all((tmp_path / "several" / f"run{k}" / "result.json").exists() for k in (0, 1))
+
+
+def test_folds_train_on_different_classes(tmp_path: Path) -> None:
+    (first,) = jobs(tmp_path, {})
+    second = of_runs(tmp_path, {}, fold=1)
+    a, b = (LegRun(job, job.legs[0]).session.run.plan.items for job in (first, second))
+    assert {item.classname for item in a}.isdisjoint({item.classname for item in b})
+
+
+def test_runs_whose_state_is_ahead_wait_for_the_others(tmp_path: Path) -> None:
+    job = of_runs(tmp_path, {"train.seed": 0}, {"train.seed": 1})
+    whole = finish(Crew([of_runs(tmp_path / "whole", {"train.seed": 0}, {"train.seed": 1})]))
+    ahead = LegRun(job, job.legs[0])
+    ahead.session.epoch()
+    ahead.session.close()
+    told = finish(Crew([job]))
+    assert figures(told, 0) == figures(whole, 0)
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "foreign"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_over(tmp_path: Path, damage: str) -> None:
+    (job,) = jobs(tmp_path, GENTLE)
+    (other,) = jobs(tmp_path / "other", OTHER)
+    first = Crew([job])
+    first.advance()
+    first.close()
+    path = Path(job.run_dir) / "checkpoint.safetensors"
+    if damage == "foreign":
+        finish(Crew([other]))
+        content = (Path(other.run_dir) / "checkpoint.safetensors").read_bytes()
+    else:
+        content = path.read_bytes()[: 100 if damage == "short" else 0]
+    path.write_bytes(content)
+    told = finish(Crew([job]))
+    (its,) = alone(tmp_path / "alone", GENTLE)
+    assert figures(told, 0) == its, "the same as if it had never been damaged"
+    assert "started over: " in told[-1]["notes"][0]
+    assert (Path(job.run_dir) / "checkpoint.set-aside.safetensors").read_bytes() == content

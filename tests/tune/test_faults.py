@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError
 from sqlalchemy.exc import OperationalError
 
-from prometar.console import INTERRUPTED
 from prometar.errors import UserError, WorkError
-from tests.tune.driver import NAME, records, run_fake, small_request
-from tests.tune.fake_trial import BEHAVIOUR
+from tests.tune.driver import NAME, misbehave, records, run_fake, small_request
+from tests.tune.fake_trial import curve
 from tune.folder import StudyFolder
-from tune.memory import HOPELESS, Memory, open_study
-
-ROOT = Path(__file__).parents[2]
+from tune.job import Terms
+from tune.memory import HOPELESS, Asked, Memory
+from tune.storage import drive_study, open_study
 
 
 def steps(out: Path, number: int) -> list[int]:
@@ -65,7 +61,7 @@ def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
 
     best = max((r for r in found if r["state"] == "COMPLETE"), key=lambda r: r["objective"])
     assert finals["best"]["number"] == best["number"]
-    assert [run["seed"] for run in finals["best"]["runs"]] == [1, 2, 3]
+    assert [run["seed"] for run in finals["datasets"]["textures"]["best"]] == [1, 2, 3]
     assert finals["shown"]
     assert finals["difference"]["low"] == pytest.approx(best["objective"] - found[0]["objective"])
     assert "4 failed" in text
@@ -98,73 +94,169 @@ def test_a_study_where_everything_fails_ends_early_and_says_why(tmp_path: Path) 
     assert states(tmp_path) == {"FAIL": failed, "COMPLETE": 12}, "what failed before is run again"
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_out_of_memory_is_tried_again_with_a_larger_share(tmp_path: Path) -> None:
+    behaviour = {"1": "needs0.5", "2": "needs9"}
+    run_fake(tmp_path, small_request(trials=4), behaviour=behaviour, cpus_per_trial=0.5)
+    found = records(tmp_path)
+    assert [r["state"] for r in found] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert "CUDA out of memory" in found[2]["reason"]
+    shares = [(tmp_path / NAME / f"trials/{n:04d}/shares.log").read_text().split() for n in (1, 2)]
+    assert shares == [["0.25"], ["0.25", "0.5", "1"]]
+    assert [r["cpus"] for r in found] == [0.5, 0.75, 0.0, 0.5]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_worker_that_ray_kills_for_its_machine_s_memory_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, killed = RayActorManager._actor_task_resolved, list[int]()
+
+    def kill_one(manager: RayActorManager, tracked_actor_task: Any, result: Any) -> None:
+        if killed or not isinstance(result, dict) or result.get("epoch") != 2:
+            told(manager, tracked_actor_task, result)
+        else:
+            killed.append(2)
+            error = OutOfMemoryError("Task was killed: low on memory.\nMore.")
+            manager._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
+
+    monkeypatch.setattr(RayActorManager, "_actor_task_resolved", kill_one)
+    run_fake(tmp_path, small_request(trials=3), cpus_per_trial=0.5, max_concurrent=1)
+    found = records(tmp_path)
+    assert killed
+    assert [r["state"] for r in found] == ["COMPLETE"] * 3
+    assert [r["cpus"] for r in found] == [0.75, 0.5, 0.5], "tried again with a larger share"
+    assert steps(tmp_path, 0) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_trial_that_hangs_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
+    run_fake(tmp_path, small_request(trials=3), behaviour={"1": "hang"}, trial_timeout=4.0)
+    found = records(tmp_path)
+    assert [r["state"] for r in found] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert found[1]["reason"].startswith("2 workers hung: no result within 4 s (--trial-timeout)")
+    stacks = [file.read_text() for file in (tmp_path / NAME / "trials/0001").glob("hung-*.txt")]
+    assert [("fake_trial.py" in stack) for stack in stacks if stack] == [True, True]
+    assert steps(tmp_path, 1) == [1], "the second worker went on from the first one's state"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_last_round_decides_by_fresh_seeds_and_goes_on(tmp_path: Path) -> None:
+    request = small_request(trials=5, top=2, top_seeds=2, final_seeds=(1, 2))
+    finals, text = run_fake(tmp_path, request)
+    lastround = json.loads((tmp_path / NAME / "lastround.json").read_text())
+    found = sorted(records(tmp_path), key=lambda r: -r["objective"])
+    best = [r["number"] for r in found if not r["reference"]][:2]
+    assert [row["number"] for row in lastround["rows"]] == [0, *best]
+    assert lastround["seeds"] == [1000, 1001]
+    for row in lastround["rows"]:
+        assert [run["seed"] for run in row["runs"]] == [1000, 1001]
+        assert row["mean"] == pytest.approx(sum(run["objective"] for run in row["runs"]) / 2)
+    assert lastround["chosen"] == max(lastround["rows"], key=lambda row: row["mean"])["number"]
+    assert finals["best"]["number"] == lastround["chosen"]
+    assert "last round" in text
+    again, text = run_fake(tmp_path, request, behaviour={"all": "raise"})
+    assert again == finals
+    assert "failed: " not in text, "no run is run twice"
+
+
+def test_a_trial_has_a_run_for_each_data_set_and_seed() -> None:
+    request = small_request(
+        trials=2, datasets=("textures", "folder"), seeds_per_trial=2, final_seeds=(1, 2), top=1, top_seeds=1
+    )
+    assert [leg.name for leg in request.rerun_job({}, (7,), "x", Terms()).legs] == [
+        {"dataset": name, "seed": 7, "fold": 0} for name in ("textures", "folder")
+    ]
+    assert len(request.search_job(Asked(0, {}), "x", Terms()).legs) == 4
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_several_goals_make_a_front_and_resume(tmp_path: Path) -> None:
+    request = small_request(trials=3, goals=("base", "new"))
+    run_fake(tmp_path, request)
+    run_fake(tmp_path, small_request(trials=5, goals=("base", "new")))
+    found = records(tmp_path)
+    assert [r["state"] for r in found] == ["COMPLETE"] * 5
+    assert [[e["epoch"] for e in r["epochs"]] for r in found] == [[1, 2, 3]] * 5
+    study = open_study(f"sqlite:///{tmp_path / NAME / 'study.db'}", NAME)
+    assert [t.values for t in study.trials] == [[r["base"], r["new"]] for r in found]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_time_for_searching_ends_a_search_and_not_the_comparison(tmp_path: Path) -> None:
+    finals, text = run_fake(
+        tmp_path,
+        small_request(trials=50, final_seeds=(1, 2)),
+        behaviour={"all": "sleep0.2"},
+        max_hours=4 / 3600,
+    )
+    assert "the time for searching is used up" in text
+    assert 1 <= len(records(tmp_path)) < 50
+    assert "objective" in finals["datasets"]["textures"]["best"][0]
+    before = len(records(tmp_path))
+    run_fake(tmp_path, small_request(trials=50, final_seeds=(1, 2)), max_hours=4 / 3600)
+    assert len(records(tmp_path)) == before, "what earlier commands have searched counts"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_given_settings_come_after_the_released_ones_and_once(tmp_path: Path) -> None:
+    mine = {"regularizer.text_weight": 7.0}
+    starts = (("enqueued", [mine]),)
+    run_fake(tmp_path, small_request(trials=3), starts=starts)
+    run_fake(tmp_path, small_request(trials=4), starts=starts)
+    found = records(tmp_path)
+    assert [r["origin"] for r in found] == ["released", "enqueued", "sampled", "sampled"]
+    assert found[1]["settings"]["regularizer.text_weight"] == 7.0
+    assert len(found[1]["settings"]) == 3, "what was left open is drawn"
+
+
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     with StudyFolder(tmp_path, NAME).locked(), pytest.raises(WorkError, match=f"by process {os.getpid()}"):
         run_fake(tmp_path, small_request())
 
 
-def test_a_shared_storage_does_not_mix_studies(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path / 'shared.db'}"
-    open_study(storage, NAME, create=True).set_user_attr("identity", small_request(epochs=9).identity)
-    with pytest.raises(UserError, match=r"train\.epochs: 9 then, 3 now"):
-        run_fake(tmp_path, small_request(), storage=storage)
-
-
-class Driver:
-    """A driver in a process group of its own, so that it can be ended with all of its Ray."""
-
-    def __init__(self, out: Path, trials: int) -> None:
-        command = [sys.executable, "-m", "tests.tune.driver", str(out), str(trials)]
-        self._process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-
-    def wait_until(self, condition: Callable[[], Any], timeout_seconds: float = 90) -> None:
-        end = time.monotonic() + timeout_seconds
-        while not condition():
-            assert self._process.poll() is None, "the driver ended by itself"
-            assert time.monotonic() < end, "the driver made no progress"
-            time.sleep(0.05)
-
-    def end(self, sig: signal.Signals) -> int:
-        """Send a signal to the driver alone; what it leaves of Ray is ended too. Returns its status."""
-        self._process.send_signal(sig)
-        try:
-            return self._process.wait(timeout=60)
-        finally:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+@pytest.mark.usefixtures("ray_local")
+def test_a_result_of_other_settings_is_no_result(tmp_path: Path) -> None:
+    request = small_request(trials=2, top=1, top_seeds=1, final_seeds=(1,))
+    first, _ = run_fake(tmp_path, request)
+    for lost in ("study.db", "study.yaml"):
+        (tmp_path / NAME / lost).unlink()
+    shutil.rmtree(tmp_path / NAME / "trials")
+    starts = (("enqueued", [{"regularizer.text_weight": 5.0, "regularizer.image_weight": 2.0}]),)
+    second, _ = run_fake(tmp_path, request, starts=starts)
+    assert second["best"]["number"] == first["best"]["number"] == 1
+    runs = [each["datasets"]["textures"]["best"][0]["objective"] for each in (first, second)]
+    given = {"regularizer.text_weight": 5.0, "regularizer.image_weight": 2.0}
+    assert runs[1] == pytest.approx(curve(given, 3) + 0.25), "they were run, not what had this number before"
+    assert runs[0] != runs[1]
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
-def test_a_driver_that_is_stopped_in_the_middle_goes_on(tmp_path: Path, sig: signal.Signals) -> None:
-    folder = tmp_path / NAME
-    folder.mkdir()
-    (folder / BEHAVIOUR).write_text(json.dumps({"2": "sleep2", "3": "sleep2"}))
-    driver = Driver(tmp_path, trials=4)
-    driver.wait_until((folder / "trials/0002/steps.log").exists)
-    status = driver.end(sig)
-    assert status == (-signal.SIGKILL if sig == signal.SIGKILL else INTERRUPTED)
-    before = states(tmp_path)
-    assert before["RUNNING"] >= 1, "the test came too late"
-    assert before["COMPLETE"] >= 1
-    study = open_study(f"sqlite:///{folder / 'study.db'}", NAME)
-    drawn = [t.params for t in study.trials]
+def test_a_choice_waits_for_a_worker_that_died_in_the_last_round(tmp_path: Path) -> None:
+    request = small_request(trials=3, top=1, top_seeds=1, final_seeds=(1,))
+    misbehave(tmp_path, {"trial-0000-seed1000": "crash-always"})
+    with pytest.raises(WorkError, match=r"a last round has ended without a result: .*same command goes on"):
+        run_fake(tmp_path, request)
+    assert not (tmp_path / NAME / "finals").exists(), "nothing has been tested"
+    finals, _ = run_fake(tmp_path, request, behaviour={})
+    assert finals["tested"] == [0, finals["best"]["number"]]
 
-    _, text = run_fake(tmp_path, small_request(trials=4))
-    assert f"{before['RUNNING']} were interrupted" in text
-    assert states(tmp_path) == {"COMPLETE": 4}
-    found = records(tmp_path)
-    assert [r["number"] for r in found] == [0, 1, 2, 3]
-    assert [r["settings"] for r in found][: len(drawn)] == drawn
-    assert len({json.dumps(r["settings"]) for r in found}) == 4
-    for number in range(4):
-        assert sorted(set(steps(tmp_path, number))) == [1, 2, 3]
-        told = [e["epoch"] for e in found[number]["epochs"]]
-        # An epoch that was run, but not told before the driver died, is not run again only to be told.
-        assert told in ([1, 2, 3], [2, 3], [1, 3], [3])
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_study_in_a_shared_storage_belongs_to_one_folder(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    run_fake(tmp_path / "one", small_request(trials=1), storage=storage)
+    with pytest.raises(UserError, match=r"has its files in .*/one/fake on .*: go on with that --out"):
+        run_fake(tmp_path / "two", small_request(trials=1), storage=storage)
+    assert not (tmp_path / "two" / NAME / "study.yaml").exists()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_shared_storage_does_not_mix_studies(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    drive_study(storage, NAME)[0].set_user_attr("identity", small_request(epochs=9).identity)
+    with pytest.raises(UserError, match=r"train\.epochs: 9 then, 3 now"):
+        run_fake(tmp_path, small_request(), storage=storage)
 
 
 @pytest.mark.usefixtures("ray_local")

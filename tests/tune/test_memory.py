@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from prometar.errors import UserError, WorkError
-from tune.memory import Asked, Memory, open_study
+from prometar.errors import StorageError, UserError, WorkError
+from tune.memory import Asked, Memory
 from tune.sampler import STARTUP_TRIALS
 from tune.spaces import parse_space
+from tune.storage import drive_study, open_study
 
 REFERENCE = {"regularizer.text_weight": 50.0, "augment.jitter": 0.0}
 EPOCHS = 3
@@ -29,10 +31,16 @@ def objective(settings: dict[str, Any], epoch: int) -> float:
 
 
 def memory(
-    folder: Path, *, space: str = SPACE, reference: dict[str, Any] = REFERENCE, pruner: str = "none"
+    folder: Path,
+    *,
+    space: str = SPACE,
+    reference: dict[str, Any] = REFERENCE,
+    pruner: str = "none",
+    **changes: Any,
 ) -> Memory:
-    ranges = parse_space("test", space)
-    return Memory(f"sqlite:///{folder}/study.db", "s", ranges, reference=reference, seed=3, pruner=pruner)
+    folder.mkdir(exist_ok=True)
+    ranges, url = parse_space("test", space), f"sqlite:///{folder}/study.db"
+    return Memory(url, "s", ranges, reference=reference, seed=3, pruner=pruner, **changes)
 
 
 def result(asked: Asked, epoch: int, **changes: Any) -> dict[str, Any]:
@@ -208,6 +216,87 @@ def test_a_study_without_hope_stops_and_says_why(tmp_path: Path) -> None:
     assert study.hopeless() == "no such file: x.jpg"
 
 
+def test_what_has_failed_is_not_drawn_again(tmp_path: Path) -> None:
+    space = "task.augmentation: {type: choice, choices: [none, feature_mixup, input_mixup]}"
+    seen = []
+    for _ in range(2):  # nor by the next command
+        study = memory(tmp_path, space=space, reference={"task.augmentation": "none"})
+        while (asked := study.next(10)) is not None:
+            seen.append(asked.settings["task.augmentation"])
+            failed = {"failed": "diverged"} if seen[-1] == "feature_mixup" else {}
+            study.observe(asked.number, {"epoch": 1, "objective": 1.0, "finished": True, **failed})
+        study.close()
+    assert sorted(seen) == ["feature_mixup", "input_mixup", "none"]
+
+
+def test_a_model_that_loves_what_has_been_tried_does_not_end_the_search(tmp_path: Path) -> None:
+    space = """
+task.augmentation: {type: choice, choices: [none, feature_mixup]}
+task.mixup_alpha: {type: float, low: 0.1, high: 1.0, when: {task.augmentation: feature_mixup}}
+"""
+
+    def study_of(folder: Path) -> Memory:
+        return memory(folder, space=space, reference={"task.augmentation": "none"})
+
+    def finish(study: Memory, asked: Asked) -> None:
+        value = 90.0 if asked.settings["task.augmentation"] == "none" else 10.0
+        study.observe(asked.number, {"epoch": 1, "objective": value, "finished": True})
+
+    whole = study_of(tmp_path / "whole")
+    while (asked := whole.next(16)) is not None:
+        finish(whole, asked)
+    assert not whole.exhausted
+    assert len(whole.trials()) == 16
+    parts = []
+    for _ in range(16):  # each by a driver of its own, which counts the repeats that it finds
+        study = study_of(tmp_path / "parts")
+        asked = study.next(16)
+        assert asked is not None
+        parts.append(asked.settings)
+        finish(study, asked)
+        study.close()
+    assert parts == [trial.params for trial in whole.trials()]
+
+
+def test_what_is_refused_has_written_nothing(tmp_path: Path) -> None:
+    first = memory(tmp_path)
+    asked = first.next(3)
+    assert asked is not None
+    first.fail(asked.number, "the worker died")  # so that the next driver would ask for it again
+    first.claim({"seed": 3}, "here")
+
+    def refuse(study: Memory) -> None:
+        assert study.claim({"seed": 4}, "there") == ({"seed": 3}, "here")
+        raise UserError("another's")
+
+    with pytest.raises(UserError, match="another's"):
+        memory(tmp_path, admit=refuse)
+    assert len(open_study(f"sqlite:///{tmp_path}/study.db", "s").trials) == 1
+    asked = first.next(3)
+    assert asked is not None
+    assert asked.number == 1
+
+
+def test_a_second_writer_is_noticed(tmp_path: Path) -> None:
+    first, second = memory(tmp_path), memory(tmp_path)
+    assert first.next(9) is not None
+    assert first.next(9) is not None
+    with pytest.raises(StorageError, match="has a trial 1 already: another process writes it too"):
+        second.next(9)
+
+
+def test_a_draw_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = memory(tmp_path)
+    assert study.next(9) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("optuna.trial.Trial.suggest_float", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            study.next(9)
+    study.close()
+    left = open_study(f"sqlite:///{tmp_path}/study.db", "s").trials
+    assert [trial.state.name for trial in left] == ["WAITING"]
+
+
 def test_a_study_on_disk_is_a_plain_optuna_study(tmp_path: Path) -> None:
     run_all(memory(tmp_path), 3)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
@@ -219,7 +308,11 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no study 'x' in sqlite"):
         open_study(f"sqlite:///{tmp_path}/none.db", "x")
     with pytest.raises(WorkError, match="cannot open the study storage sqlite:////no/such"):
-        open_study("sqlite:////no/such/folder/study.db", "x", create=True)
+        drive_study("sqlite:////no/such/folder/study.db", "x")
+    for wrong in ("nonsense", "no_such_kind://host/db", "redis://host/db"):
+        with pytest.raises(UserError, match=f"cannot open the study storage {wrong}: ") as refused:
+            drive_study(wrong, "x")
+        assert refused.value.exit_code == 2, "the URL is wrong, whatever the network does"
     with pytest.raises(UserError, match="unknown pruner 'best'"):
         memory(tmp_path, pruner="best")
 
@@ -266,6 +359,6 @@ def test_a_kill_between_an_epoch_and_its_figures(tmp_path: Path) -> None:
 
 
 def test_passwords_are_hidden() -> None:
-    with pytest.raises(WorkError) as caught:
-        open_study("postgresql+nodriver://me:secret@localhost/db", "x", create=True)
+    with pytest.raises(UserError) as caught:
+        drive_study("postgresql+nodriver://me:secret@localhost/db", "x")
     assert "secret" not in str(caught.value)

@@ -12,10 +12,11 @@ from sqlalchemy.exc import OperationalError
 
 from prometar.errors import WorkError
 from tests.tune.driver import small_request
-from tune.memory import HOPELESS, Asked, Memory, open_study, reachable
+from tune.memory import HOPELESS, Asked, Memory
 from tune.request import Request
 from tune.sampler import STARTUP_TRIALS
 from tune.spaces import parse_space
+from tune.storage import drive_study, reachable
 from tune.tally import REPEAT
 
 REQUEST = small_request()
@@ -37,7 +38,7 @@ def finish(study: Memory, asked: Asked, value: float = 50.0) -> None:
 
 
 def test_killed_after_the_study_was_created(tmp_path: Path) -> None:
-    open_study(f"sqlite:///{tmp_path / 'study.db'}", "s", create=True)
+    drive_study(f"sqlite:///{tmp_path / 'study.db'}", "s")
     assert ask(memory(tmp_path)) == Asked(0, REQUEST.reference())
     assert len(memory(tmp_path).trials()) == 1
 

@@ -53,3 +53,53 @@ def test_unknown_spaces_are_named() -> None:
         UserError, match="unknown space 'huge': no such file, and known are augmentation, full"
     ):
         load_space("huge")
+
+
+NESTED = """
+regularizer:
+  kind: {type: choice, choices: [l1, none]}
+  text_weight: {type: float, low: 1.0, high: 100.0, when: {regularizer.kind: l1}}
+inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: [l1], modulator.kind: gate}}
+"""
+
+
+def test_settings_nest_and_have_conditions() -> None:
+    text = "modulator.kind: {type: choice, choices: [gate, add]}" + NESTED
+    space = parse_space("mine", text)
+    assert list(space.ranges) == [
+        "modulator.kind", "regularizer.kind", "regularizer.text_weight", "inner.order"
+    ]  # fmt: skip
+    given = {"modulator.kind": "gate", "regularizer.text_weight": 5.0, "inner.order": "first"}
+    assert space.checked({**given, "regularizer.kind": "none"}, what="x") == {
+        "modulator.kind": "gate", "regularizer.kind": "none"
+    }  # fmt: skip
+    both = {**given, "regularizer.kind": "l1"}
+    assert space.checked(both, what="x") == both
+    assert set(space.checked({**both, "modulator.kind": "add"}, what="x")) == {*both} - {"inner.order"}
+    open_ = {"regularizer.text_weight": 5.0}
+    assert space.checked(open_, what="x") == open_, "it is kept for the case that its condition comes to hold"
+    assert (
+        space.describe()["inner.order"]
+        == "first | second where regularizer.kind = l1 and modulator.kind = gate"
+    )
+    assert space.values_of(Config()).keys() == space.ranges.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NESTED, "its condition 'modulator.kind' must be a setting above it"),
+        (
+            "a: {type: choice, choices: [x]}\nb: {type: int, low: 1, high: 2, when: {a: y}}",
+            "b: a is never y, its range is x",
+        ),
+        (
+            "a: {type: int, low: 1, high: 2}\nb: {type: int, low: 1, high: 2, when: {a: []}}",
+            "a is never nothing",
+        ),
+        ("a.b: {type: int, low: 1, high: 2}\na: {b: {type: int, low: 1, high: 2}}", "a.b is there twice"),
+    ],
+)
+def test_a_condition_that_cannot_hold_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_space("mine", text)

@@ -1,0 +1,181 @@
+"""A study whose processes are killed ends as if nothing had happened; real processes, signals and files."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prometar.console import INTERRUPTED
+from tests.tune.driver import NAME, Driver, misbehave, request_of, run_fake
+from tests.tune.fake_trial import FakeTrial
+from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome
+from tune.job import unpack
+from tune.memory import SEARCHED, curve_of
+from tune.storage import open_study
+
+TRIALS = 5
+ASKED = ("--trials", TRIALS, "--top", 1, "--final-seeds", 1, 2)
+STUDY = (*ASKED, "--max-concurrent", 1)  # so that trials end in the same order, and are drawn from the same
+EPOCHS = 3 * (TRIALS + 4 + 4)  # last round and finals: two settings with two seeds each
+
+pytestmark = pytest.mark.timeout(900)  # each driver starts a Ray of its own, on a machine that may be busy
+
+
+def go_on(out: Path) -> str:
+    """The same study once more, in this process. Returns what it says."""
+    return run_fake(out, request_of(*ASKED), behaviour={}, max_concurrent=1)[1]
+
+
+@pytest.fixture(scope="module")
+def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the study finds when nobody disturbs it."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    go_on(out)
+    assert num_epochs(out) == EPOCHS
+    return outcome(out)
+
+
+def assert_whole(witness: Witness, out: Path, expected: dict[str, Any], what: str = "") -> None:
+    assert witness.losses(expected) == NO_LOSSES, what
+    assert num_epochs(out) <= EPOCHS, f"no epoch is run again once its state is kept {what}"
+
+
+def states(out: Path) -> Counter[str]:
+    study = open_study(f"sqlite:///{out / NAME / 'study.db'}", NAME)
+    return Counter(t.state.name for t in study.trials)
+
+
+def half_done(out: Path, stage: str) -> bool:
+    """Whether a run of a comparison is between its first epoch and its result."""
+    runs = (out / NAME / stage).glob("*/state.json")
+    return any(not state.with_name("result.json").exists() for state in runs)
+
+
+def test_the_driver_killed_at_random_moments(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"all": "sleep0.2"})
+    draw, witness = random.Random(11), Witness(tmp_path)
+    moments = [(0, draw.uniform(0, 3))]  # the first while Ray starts, or soon after
+    moments += [(epochs, draw.uniform(0, 0.2)) for epochs in sorted(draw.sample(range(1, EPOCHS - 3), 4))]
+    for epochs, later in moments:
+        with Driver(tmp_path, *STUDY) as driver:
+            driver.wait_until((tmp_path / NAME / "study.db").exists)
+            driver.wait_until(lambda epochs=epochs: num_epochs(tmp_path) >= epochs)
+            time.sleep(later)
+            assert driver.kill() == -signal.SIGKILL, f"{later:.3f} s after epoch {epochs} of {EPOCHS}"
+            witness.look()
+    with Driver(tmp_path, *STUDY) as driver:
+        assert driver.wait() == 0, driver.errors()
+    assert_whole(witness, tmp_path, expected, f"killed (epochs, and seconds later): {moments}")
+
+
+def test_the_driver_killed_in_every_later_stage(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"all": "sleep0.2"})
+    witness, seen = Witness(tmp_path), [0]
+    for stage in ("lastround", "finals"):
+        with Driver(tmp_path, *STUDY) as driver:
+            driver.wait_until(lambda stage=stage: half_done(tmp_path, stage))
+            assert driver.kill() == -signal.SIGKILL
+            seen.append(witness.look())
+    with Driver(tmp_path, *STUDY, "--die-in-report") as driver:
+        assert driver.wait() == -signal.SIGKILL, driver.errors()
+        assert not (tmp_path / NAME / "report.html").exists(), "no half report"
+        seen.append(witness.look())
+    assert seen == sorted(set(seen)), "more was finished each time"
+    go_on(tmp_path)
+    assert (tmp_path / NAME / "report.html").read_text().rstrip().endswith("</html>")
+    assert_whole(witness, tmp_path, expected)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_running_epochs_end(
+    sig: signal.Signals, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    misbehave(tmp_path, {"1": "sleep2"})
+    witness = Witness(tmp_path)
+    with Driver(tmp_path, *STUDY) as driver:
+        driver.wait_until(lambda: num_epochs(tmp_path) >= 4)  # the second trial's first
+        assert driver.end(sig) == INTERRUPTED, driver.errors()
+        assert driver.said().count("stopping when each running trial has ended its epoch") == 1
+        witness.look()
+    assert states(tmp_path) == {"COMPLETE": 1, "WAITING": 1}
+    study = open_study(f"sqlite:///{tmp_path / NAME / 'study.db'}", NAME)
+    took = study.trials[0].duration
+    assert took is not None
+    searched = study.user_attrs[SEARCHED]
+    assert searched > took.total_seconds() + 2, "for --max-hours, also what came after the last ended trial"
+    kept = (tmp_path / NAME / "trials/0001/steps.log").read_text().split()
+    assert list(curve_of(study.trials[1])) == list(map(int, kept)), "what has ended is told"
+    assert "going on: 1 trials are done, 1 were interrupted" in go_on(tmp_path)
+    assert_whole(witness, tmp_path, expected)
+
+
+def test_a_second_signal_waits_for_nothing(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"1": "sleep3600"})
+    witness = Witness(tmp_path)
+    with Driver(tmp_path, *STUDY) as driver:
+        driver.wait_until((tmp_path / NAME / "trials/0001/pid").exists)
+        driver.process.send_signal(signal.SIGTERM)
+        driver.wait_until(lambda: "once more: now" in driver.said())
+        assert driver.end(signal.SIGINT) == INTERRUPTED, driver.errors()
+        witness.look()
+    assert states(tmp_path) == {"COMPLETE": 1, "WAITING": 1}
+    assert "1 were interrupted" in go_on(tmp_path)
+    assert_whole(witness, tmp_path, expected)
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"1": "sleep1"})
+    folder = tmp_path / NAME / "trials/0001"
+    with Driver(tmp_path, *STUDY) as driver:
+        driver.wait_until(lambda: num_epochs(tmp_path) >= 4)  # the second trial's first
+        killed = int((folder / "pid").read_text())
+        os.kill(killed, signal.SIGKILL)
+        assert driver.wait() == 0, driver.errors()
+        assert "failed" not in driver.said().replace("0 failed", "")
+    assert int((folder / "pid").read_text()) != killed
+    assert (folder / "steps.log").read_text().split() == ["1", "2", "3"], "from its state on, and once"
+    assert_whole(Witness(tmp_path), tmp_path, expected)
+
+
+class DiesWhenHandedOver(FakeTrial):
+    """A worker that is killed while it gets ready for one of these, once each."""
+
+    dying = ("0001", "0004", "trial-0000-seed1001", "trial-0000-textures-seed2")
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        folder = Path(unpack(new_config)[0].run_dir)
+        if folder.name in self.dying and not (folder / "died").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset_config(new_config)
+
+
+def test_a_worker_killed_between_two_trials_costs_none(tmp_path: Path, expected: dict[str, Any]) -> None:
+    _, text = run_fake(
+        tmp_path, request_of(*ASKED), behaviour={}, trainable=DiesWhenHandedOver, max_concurrent=1
+    )
+    died = {file.parent.name for file in (tmp_path / NAME).glob("*/*/died")}
+    assert died == set(DiesWhenHandedOver.dying)
+    assert "failed: " not in text
+    assert_whole(Witness(tmp_path), tmp_path, expected)
+
+
+def test_a_study_that_runs_is_not_run_twice(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"all": "sleep0.2"})
+    with Driver(tmp_path, *STUDY) as driver:
+        driver.wait_until(lambda: num_epochs(tmp_path) >= 1)
+        with Driver(tmp_path, *STUDY) as second:
+            assert second.wait() == 1
+            assert second.errors().strip() == (
+                f"the study {tmp_path / NAME} is being run by process {driver.process.pid}"
+            )
+        assert driver.wait() == 0, driver.errors()
+    assert_whole(Witness(tmp_path), tmp_path, expected)

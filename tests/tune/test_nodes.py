@@ -1,0 +1,94 @@
+"""A study on a cluster of several machines that die: on one machine, with a Ray node for each."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tune.driver import NAME, Driver, misbehave, request_of, run_fake
+from tests.tune.nodes import Cluster
+from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome
+
+# Settings that do not hang on the order in which trials end.
+ASKED = ("--trials", 9, "--sampler", "random", "--top", 1, "--final-seeds", 1, 2)
+EPOCHS = 3 * (9 + 4 + 4)
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc, to end nodes"),
+]
+
+
+@pytest.fixture(scope="module")
+def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the study finds on one machine, when nobody disturbs it."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    run_fake(out, request_of(*ASKED), max_concurrent=1)
+    assert num_epochs(out) == EPOCHS
+    return outcome(out)
+
+
+def places(cluster: Cluster, out: Path) -> dict[int, int]:
+    """Trials that have an epoch behind them, by the node on which their worker lives."""
+    found = {}
+    for folder in sorted((out / NAME / "trials").glob("*")):  # a worker's last trial is the one it has
+        if (folder / "steps.log").exists():
+            node = cluster.node_of(int((folder / "pid").read_text()))
+            if node is not None:
+                found[node] = int(folder.name)
+    return found
+
+
+def worker(out: Path, number: int) -> int:
+    return int((out / NAME / f"trials/{number:04d}/pid").read_text())
+
+
+def test_a_node_dies_and_another_joins(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"0": "hang", "1": "hang", "2": "hang"})  # after an epoch, until they are killed
+    witness = Witness(tmp_path)
+    with (
+        Cluster(1, 1, 1) as cluster,
+        Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env) as driver,
+    ):
+        first, *others = cluster.nodes
+        driver.wait_until(lambda: places(cluster, tmp_path).keys() == {first, *others})
+        assert "3 trials at a time, each with 1 CPU" in driver.said()
+        before = places(cluster, tmp_path)
+        misbehave(tmp_path, {})
+        cluster.kill(first)
+        joined = cluster.add(1)
+        driver.wait_until(lambda: joined in places(cluster, tmp_path))  # nowhere else is room
+        witness.look()
+        for node in others:
+            os.kill(worker(tmp_path, before[node]), signal.SIGKILL)
+        assert driver.wait() == 0, driver.errors()
+    assert witness.losses(expected) == NO_LOSSES
+    assert num_epochs(tmp_path) == EPOCHS, "no epoch is run again once its state is kept"
+
+
+def test_the_head_dies_and_a_new_cluster_goes_on(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"3": "hang", "4": "hang"})
+    witness = Witness(tmp_path)
+    with (
+        Cluster(1, 1) as cluster,
+        Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env | {RECONNECT: "5"}) as driver,
+    ):
+        driver.wait_until(lambda: {3, 4} <= set(places(cluster, tmp_path).values()))
+        cluster.kill_head()
+        assert driver.wait() == 1
+        (line,) = driver.errors().strip().splitlines()
+        assert "Failed to connect to GCS within 5 seconds" in line
+        assert witness.look() == 3
+    misbehave(tmp_path, {})
+    with (
+        Cluster(1, 1) as cluster,
+        Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env) as driver,
+    ):
+        assert driver.wait() == 0, driver.errors()
+        assert "going on: 3 trials are done, 2 were interrupted" in driver.said()
+    assert witness.losses(expected) == NO_LOSSES

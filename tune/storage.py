@@ -1,0 +1,195 @@
+"""Where a study is kept: an Optuna storage, which its driver alone writes, and reads once."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from prometar.errors import StorageError, UserError, WorkError
+
+GO_ON = "the same command goes on from here"
+Directions = Sequence[Literal["minimize", "maximize"]]
+
+
+class WriteThrough(InMemoryStorage):
+    """One study of a storage, in memory: what is written goes there first, what is read comes from here.
+
+    A study has one driver, so nobody else writes. Optuna's own cache asks the database again for every trial
+    that has not ended, at each report of each of them: with n at a time, that is n^2 of them an epoch.
+
+    A trial that is begun is written as a whole, once its settings have been drawn (`keep`): a driver that
+    dies before has begun none. A trial's id is its number.
+
+    Args:
+        backend: Holds the study `name`.
+    """
+
+    def __init__(self, backend: BaseStorage, name: str) -> None:
+        super().__init__()
+        self._backend = backend
+        self._kept_as = backend.get_study_id_from_name(name)
+        self._study = study = super().create_new_study(backend.get_study_directions(self._kept_as), name)
+        for key, value in backend.get_study_user_attrs(self._kept_as).items():
+            super().set_study_user_attr(study, key, value)
+        for key, value in backend.get_study_system_attrs(self._kept_as).items():
+            super().set_study_system_attr(study, key, value)
+        self._trials_kept_as: list[int] = []  # by number; the last trial may be missing
+        for trial in backend.get_all_trials(self._kept_as):
+            self._trials_kept_as.append(trial._trial_id)
+            super().create_new_trial(study, trial)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        inner = getattr(self._backend, "_backend", self._backend)
+        if isinstance(inner, RDBStorage):
+            inner.engine.dispose()
+
+    def create_new_study(self, directions: Sequence[Any], study_name: str | None = None) -> int:
+        raise NotImplementedError("there is one study here")
+
+    def delete_study(self, study_id: int) -> None:
+        raise NotImplementedError("nothing that has been kept is removed")
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._backend.set_study_user_attr(self._kept_as, key, value)
+        super().set_study_user_attr(study_id, key, _as_read(value))
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._backend.set_study_system_attr(self._kept_as, key, value)
+        super().set_study_system_attr(study_id, key, _as_read(value))
+
+    def keep(self) -> None:
+        """Write the trial that was begun last, if it is only here."""
+        number = len(self._trials_kept_as)
+        if number < self.get_n_trials(self._study):
+            self._create(self.get_trial(number))
+
+    def _create(self, trial: FrozenTrial) -> None:
+        number, kept_as = len(self._trials_kept_as), self._backend.create_new_trial(self._kept_as, trial)
+        if self._backend.get_trial_number_from_id(kept_as) != number:
+            raise StorageError(f"the study has a trial {number} already: another process writes it too")
+        self._trials_kept_as.append(kept_as)
+
+    def _only_here(self, number: int) -> bool:
+        return number == len(self._trials_kept_as)
+
+    def _where_kept(self, number: int) -> int:
+        if self._only_here(number):
+            self.keep()
+        return self._trials_kept_as[number]
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        self.keep()
+        if template_trial is not None:
+            self._create(template_trial)
+        return super().create_new_trial(study_id, template_trial)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        if not self._only_here(trial_id):
+            kept_as = self._trials_kept_as[trial_id]
+            self._backend.set_trial_param(kept_as, param_name, param_value_internal, distribution)
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        done = self._backend.set_trial_state_values(self._where_kept(trial_id), state, values)
+        return super().set_trial_state_values(trial_id, state, values) and done
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._backend.set_trial_intermediate_value(self._where_kept(trial_id), step, intermediate_value)
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if not self._only_here(trial_id):
+            self._backend.set_trial_user_attr(self._trials_kept_as[trial_id], key, value)
+        super().set_trial_user_attr(trial_id, key, _as_read(value))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if not self._only_here(trial_id):
+            self._backend.set_trial_system_attr(self._trials_kept_as[trial_id], key, value)
+        super().set_trial_system_attr(trial_id, key, _as_read(value))
+
+
+def _as_read(value: Any) -> Any:
+    """As the next driver will read it: e.g. a tuple as a list."""
+    return json.loads(json.dumps(value))
+
+
+def open_study(storage: str, name: str) -> optuna.Study:
+    """The study `name` of an Optuna storage, as it is there at each moment.
+
+    Raises:
+        UserError: there is no such study, or no such kind of storage. WorkError: it cannot be reached.
+    """
+    try:
+        with _opening(storage):
+            return optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        raise UserError(f"no study '{name}' in {storage}") from None
+
+
+def drive_study(
+    storage: str, name: str, *, directions: Directions = ("maximize",), pruner: BasePruner | None = None
+) -> tuple[optuna.Study, WriteThrough]:
+    """The same for its one driver, who alone writes it, and where that is kept; created where there is none.
+
+    Raises:
+        UserError: there is no such kind of storage. WorkError: it cannot be reached.
+    """
+    with _opening(storage):
+        backend = get_storage(storage)
+        optuna.create_study(
+            storage=backend, study_name=name, directions=list(directions), load_if_exists=True
+        )
+        kept = WriteThrough(backend, name)
+        return optuna.load_study(storage=kept, study_name=name, pruner=pruner), kept
+
+
+@contextmanager
+def _opening(storage: str) -> Iterator[None]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        reason = f"cannot open the study storage {storage}: {str(error).splitlines()[0]}"
+        lost = isinstance(error, SQLAlchemyError) and not isinstance(error, ArgumentError)
+        raise (WorkError if lost else UserError)(without_password(reason)) from None
+
+
+@contextmanager
+def reachable(storage: str) -> Iterator[None]:
+    """While a study's storage is used: its loss is one line, not a traceback.
+
+    Raises:
+        WorkError: the storage failed.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ or error  # Optuna's own text speaks of invalid data, whatever the cause
+        reason = without_password(f"the study storage {storage} failed: {str(cause).splitlines()[0]}")
+        raise WorkError(f"{reason}; {GO_ON}") from None
+
+
+def without_password(text: str) -> str:
+    """Text with the passwords of its URLs hidden.
+
+    Example:
+        >>> without_password("postgresql://me:secret@host/db")
+        'postgresql://me:***@host/db'
+    """
+    return re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
