@@ -1,124 +1,71 @@
-"""The report, from study folders made up here."""
+"""The report's page, from study folders made up here."""
 
 from __future__ import annotations
 
-import json
-import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from prometar.errors import UserError
-from tune import plots
-from tune.report import build_report, cost, ranking, read_records
+from tests.tune.report_study import (
+    IMAGE,
+    RELEASED,
+    SCRIPT,
+    compared,
+    description,
+    finals,
+    last_round,
+    poor_study,
+    rich_study,
+    trial,
+    write,
+)
+from tune.plots import style
+from tune.report import TOP, build_report
 
-SCRIPT = "<script>alert(1)</script>"
-RANGES: dict[str, dict[str, Any]] = {
-    "optim.lr": {"type": "float", "low": 0.001, "high": 1.0, "log": True},
-    "prompts.text_depth": {"type": "int", "low": 0, "high": 12, "log": False},
-    "prompts.init": {"type": "choice", "choices": ["a photo of a", SCRIPT]},
-}
-RELEASED = {"optim.lr": 0.01, "prompts.text_depth": 9, "prompts.init": "a photo of a"}
-
-
-def record(number: int, objective: float | None, state: str = "COMPLETE", **changes: Any) -> dict[str, Any]:
-    epochs = 1 if state == "PRUNED" else 2
-    return {
-        "number": number,
-        "state": state,
-        "reference": number == 0,
-        "settings": dict(RELEASED),
-        "objective": objective,
-        "base": None if objective is None else objective + 4,
-        "new": None if objective is None else objective - 4,
-        "epoch": epochs,
-        "epochs": [{"epoch": e + 1, "objective": objective} for e in range(epochs) if objective is not None],
-        "seconds": 10.0,
-        "reason": "",
-        "started": f"2026-01-01T10:{number:02d}:00",
-        "ended": f"2026-01-01T10:{number:02d}:30",
-        **changes,
-    }  # fmt: skip
+FASTER = {**RELEASED, "optim.lr": 0.0123}
 
 
-def study(folder: Path, trials: list[dict[str, Any]], finals: dict | None = None, **asked: Any) -> Path:
-    description = {
-        "name": asked.pop("name", "a study"),
-        "command": "python tune/search.py --trials 3",
-        "asked": {
-            "dataset": "dtd", "data_root": None, "backbone": "mini", "pretrained": None, "method": "prometar",
-            "objective": "class_holdout", "trials": 3, "epochs": 2, "shots": 16, "seed": 1, "sampler": "TPE",
-            "pruner": "median", "val_per_class": 20, "final_seeds": [1, 2, 3], **asked,
-        },
-        "space": {"name": "tiny", "ranges": RANGES},
-        "config": {"optim": {"lr": 0.01}},
-        "environment": {"python": "3.11", "cores": "2"},
-    }  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
-    for trial in trials:
-        path = folder / "trials" / f"{trial['number']:04d}"
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "record.json").write_text(json.dumps(trial))
-    if finals:
-        (folder / "finals.json").write_text(json.dumps(finals))
-    return folder
-
-
-def final_runs(mean: float) -> list[dict[str, Any]]:
+def runs(*figures: float | None) -> list[dict[str, Any]]:
+    """Final runs with seeds from 1 on; None for one that failed."""
     return [
-        {"seed": s, "base": mean + 5, "new": mean - 5, "objective": mean + s, "seconds": 60.0}
-        for s in (1, 2, 3)
+        {"seed": seed, "failed": "out of memory"}
+        if figure is None
+        else {"seed": seed, "base": figure + 5, "new": figure - 5, "objective": figure, "seconds": 60.0}
+        for seed, figure in enumerate(figures, start=1)
     ]
 
 
-def finals(**changes: Any) -> dict[str, Any]:
-    return {
-        "seeds": [1, 2, 3],
-        "same": False,
-        "best": {"number": 1, "settings": {**RELEASED, "optim.lr": 0.123}, "runs": final_runs(71.0)},
-        "released": {"number": 0, "settings": RELEASED, "runs": final_runs(69.0)},
-        "difference": {"mean": 2.0, "low": -0.5, "high": 4.5, "n": 3},
-        "shown": False,
-        "published": None,
-        **changes,
-    }
-
-
+UP, EVEN = compared(runs(72, 73, 74), runs(70, 71, 72.1)), compared(runs(72, 70, 74), runs(70, 73, 72))
+DOWN, NOTHING = compared(runs(62, 63, 64), runs(70, 71, 72.1)), compared(runs(72, None), runs(None, 70))
 TRIALS = [
-    record(0, 65.0),
-    record(1, 70.0, settings={**RELEASED, "optim.lr": 0.123}),
-    record(2, 50.0, "PRUNED"),
-    record(3, None, "FAIL", reason="the loss is nan in epoch 1"),
+    trial(0, objective=65.0, base=69.0, new=61.0),
+    trial(1, objective=70.0, base=74.0, new=66.0, settings=FASTER),
+    trial(2, "PRUNED", objective=50.0),
+    trial(3, "FAIL", reason="the loss is nan in epoch 1"),
 ]
 
 
 @pytest.fixture
 def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without plotly.js's own five megabytes."""
-    monkeypatch.setattr(plots, "library", lambda: "/* plotly */")
-
-
-def page(folder: Path) -> str:
-    return build_report(folder).read_text("utf-8")
+    monkeypatch.setattr(style, "library", lambda: "/* plotly */")
 
 
 class Text(HTMLParser):
-    """The visible words of a page."""
+    """The visible words of a page, and its tags."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.words, self.scripts, self.tags, self._inside = "", 0, [], ""
+        self.words, self.tags, self._inside = "", [], ""
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         self._inside = tag
-        self.scripts += tag == "script"
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
@@ -128,194 +75,279 @@ class Text(HTMLParser):
             self.words = f"{self.words} {' '.join(data.split())}".strip()
 
 
+def page(folder: Path) -> str:
+    return build_report(folder).read_text("utf-8")
+
+
+def words(
+    folder: Path, trials: list[dict[str, Any]] = TRIALS, tested: dict[str, Any] | None = None, **asked: Any
+) -> str:
+    again = asked.pop("again", None)
+    html = page(write(folder, description(**asked), trials, finals=tested, lastround=again))
+    return " ".join(Text(html).words.split())
+
+
+def final_of(entry: dict[str, Any] = UP, **changes: Any) -> dict[str, Any]:
+    return finals(TRIALS[1], {"dtd": entry}, **changes)
+
+
 @pytest.mark.usefixtures("_no_library")
 def test_says_what_was_asked_and_found(tmp_path: Path) -> None:
-    words = " ".join(Text(page(study(tmp_path, TRIALS, finals()))).words.split())
+    found = words(tmp_path, tested=final_of(), max_hours=2.5)
     for part in (
-        "No difference shown: best − released +2.00 points of H, 95 % interval −0.50 to +4.50, 3 paired",
-        "prometar on dtd with mini",
+        "The best settings found test better than the released ones: best − released +1.97 points of H, "
+        "95 % interval +1.82 to +2.11, n = 3 paired seeds.",
+        "Use trial 1's settings, in best.yaml.",
+        "prometar on dtd with ViT-B-16-quickgelu",
+        "at most 2.5 hours",
+        "1 data set × 2 seeds × 1 fold",
+        "top 3, seeds 1001, 1002",
+        "4 trials: 2 finished, 1 pruned, 1 failed; 60 asked",
         "released settings (trial 0) 69.00 61.00 65.00",
         "best found (trial 1) 74.00 66.00 70.00",
-        "released settings (trial 0) 74.00 ± 0.00 64.00 ± 0.00 71.00 ± 1.00 3",
-        "best found (trial 1) 76.00 ± 0.00 66.00 ± 0.00 73.00 ± 1.00 3",
-        "1 of 3 searched settings differ",
-        "optim.lr 0.01 0.123 0.001 … 1, log",
+        "released settings (trial 0) 76.03 ± 1.05 66.03 ± 1.05 71.03 ± 1.05 3 of 3",
+        "best found (trial 1) 78.00 ± 1.00 68.00 ± 1.00 73.00 ± 1.00 3 of 3",
+        "1 of 7 searched settings differ",
+        "optim.lr 0.0025 0.0123 0.0001 … 0.1, log",
+        "0.5 … 200, log; only where regularizer.kind is l1 or l2",
         "highest of 2, so it is biased upwards",
-        "not with published ones",
         "Too few finished trials to tell: 2, and it takes 8.",
         "the loss is nan in epoch 1",
-        "search, pruned 1 10.0 s",
-        "final test 6 6 min 0 s",
-        "python tune/search.py --trials 3",
+        "final test 6 6 min 0 s 0.2 0.05",
+        "python tune/search.py --dataset dtd --trials 60",
+        "torch 2.9.0",
     ):
-        assert part in words, part
+        assert part in found, part
 
 
 @pytest.mark.usefixtures("_no_library")
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("entry", "changes", "sentences"),
     [
-        ({"difference": {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 3}, "shown": True}, "test better than"),
-        ({"difference": {"mean": -2.0, "low": -3.0, "high": -1.0, "n": 3}, "shown": True}, "test worse than"),
-        ({"difference": None}, "The final test shows nothing"),
-        ({"same": True, "difference": None}, "No searched settings beat the released ones"),
-        ({"seeds": [], "difference": None}, "no final test was asked for"),
+        (UP, {}, ["test better than", "Use trial 1's settings", "best is better"]),
+        (DOWN, {}, ["test worse than", "Keep the released settings.", "released is better"]),
+        (EVEN, {}, ["No difference shown:", "the interval holds 0", "The released settings do as well"]),
+        (NOTHING, {}, ["The final test shows nothing", "not shown to be better", "no interval"]),
+        (UP, {"seeds": []}, ["no final test was asked for"]),
+        (UP, {"same": True, "difference": None}, ["No searched settings beat", "Use the released settings."]),
     ],
 )
-def test_verdicts(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
-    assert sentence in Text(page(study(tmp_path, TRIALS, finals(**changes)))).words
+def test_verdicts(
+    tmp_path: Path, entry: dict[str, Any], changes: dict[str, Any], sentences: list[str]
+) -> None:
+    found = words(tmp_path, tested=final_of(entry, **changes))
+    for sentence in sentences:
+        assert sentence in found, sentence
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_several_data_sets_are_judged_over_them_and_one_by_one(tmp_path: Path) -> None:
+    entries = {"dtd": UP, "eurosat": DOWN, "ucf101": {**UP, "published": 79.3}, "pets": NOTHING}
+    found = words(tmp_path, tested=finals(TRIALS[1], entries), datasets=list(entries))
+    assert "No difference shown: best − released −1.37 points of H" in found
+    assert "n = 3 data sets; the interval holds 0" in found
+    assert (
+        "Data sets one by one: best is better on 2, released is better on 1, no interval on 1 of 4." in found
+    )
+    assert "dtd 71.03 ± 1.05 73.00 ± 1.00 +1.97 (+1.82 to +2.11)" in found
+    assert "released is better –" in found
+    assert "best is better 79.30" in found
+    assert "with so few it is rough" in found
+    only = finals(TRIALS[1], {"dtd": UP, "pets": NOTHING})
+    assert "fewer than two of them can be compared" in words(tmp_path / "only", tested=only)
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_the_last_round_is_a_table(tmp_path: Path) -> None:
+    again = last_round(TRIALS) | {"chosen": 0}
+    ours, released = again["rows"]
+    ours |= {"mean": 66.5, "runs": [{"seed": 1001, "objective": 66.5}, {"seed": 1002, "failed": "killed"}]}
+    released |= {"mean": 67.0, "runs": [{"seed": s, "objective": 67.0} for s in (1001, 1002)]}
+    found = words(tmp_path, again=again)
+    assert "0 chosen released – 65.00 67.00 ± 0.00 2 of 2 +2.00" in found
+    assert "1 optim.lr 0.0123 70.00 66.50 1 of 2 −3.50 failed: killed" in found
+    assert "The released settings are the best found so far" in found
+    assert "Last round" not in words(tmp_path / "without")
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_the_last_round_spreads_over_seeds_not_over_data_sets(tmp_path: Path) -> None:
+    again = last_round(TRIALS)
+    figures = {("dtd", 1001): 60.0, ("pets", 1001): 80.0, ("dtd", 1002): 62.0, ("pets", 1002): 82.0}
+    runs = [{"dataset": name, "seed": seed, "objective": value} for (name, seed), value in figures.items()]
+    again["rows"][0] |= {"mean": 71.0, "runs": [*runs, {"dataset": "dtd", "seed": 1003, "objective": 1.0}]}
+    assert "71.00 ± 1.41 5 of 5" in words(tmp_path, again=again)
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_a_last_round_without_figures(tmp_path: Path) -> None:
+    again = last_round(TRIALS)
+    for row in again["rows"]:
+        row |= {"mean": None, "runs": [{"seed": 1001, "failed": "killed"}]}
+    assert "70.00 – 0 of 1 –" in words(tmp_path, again={**again, "chosen": None})
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_rounds_that_a_longer_search_has_overtaken(tmp_path: Path) -> None:
+    longer = [*TRIALS, *(trial(n, objective=70.0 + n) for n in (4, 5, 6, 7))]
+    found = words(tmp_path, longer, final_of())
+    assert "The final test is out of date: trial 1 led when it was run, trial 7 does now." in found
+    found = words(tmp_path / "round", longer, final_of(), again=last_round(TRIALS) | {"chosen": 1})
+    assert "The last round is out of date: trial 7 leads the search now" in found
+    assert "final test is out of date" not in found
+    assert "out of date" not in words(tmp_path / "fresh", tested=final_of())
 
 
 @pytest.mark.usefixtures("_no_library")
 def test_published_figures_only_where_given(tmp_path: Path) -> None:
-    words = Text(page(study(tmp_path, TRIALS, finals(published=72.31), backbone="ViT-B-16-quickgelu"))).words
-    assert "published, cited – – 72.31" in words
-    assert "published, cited" not in Text(page(study(tmp_path, TRIALS, finals()))).words
+    found = words(tmp_path, tested=final_of({**UP, "published": 72.31}))
+    assert "published, cited – – 72.31" in found
+    assert "Published figures are cited" in found
+    assert "published, cited" not in words(tmp_path / "none", tested=final_of())
 
 
 @pytest.mark.usefixtures("_no_library")
-def test_a_failed_final_run_is_shown(tmp_path: Path) -> None:
-    runs = [*final_runs(71.0)[:2], {"seed": 3, "failed": f"out of memory {SCRIPT}"}]
-    html = page(study(tmp_path, TRIALS, finals(best={"number": 1, "settings": RELEASED, "runs": runs})))
-    assert f"out of memory {SCRIPT}" in Text(html).words
+def test_seeds_that_served_twice_are_named(tmp_path: Path) -> None:
+    assert "Final seed 1 also served the search" in words(tmp_path, tested=final_of())
+    assert "also served" not in words(tmp_path / "other", tested=final_of(), seeds=[7])
 
 
 @pytest.mark.usefixtures("_no_library")
 def test_alignment_is_a_sentence_where_it_was_measured(tmp_path: Path) -> None:
-    def words(name: str, *, same: bool = False) -> str:
-        runs = {mean: [run | {"alignment": mean / 100} for run in final_runs(mean)] for mean in (69.0, 71.0)}
-        released = {"number": 0, "settings": RELEASED, "runs": [*runs[69.0], {"seed": 4, "failed": "killed"}]}
-        best = released if same else {"number": 1, "settings": RELEASED, "runs": runs[71.0]}
-        tested = finals(best=best, released=released, same=same)
-        return Text(page(study(tmp_path / name, TRIALS, tested))).words
+    def measured(entry: list[dict[str, Any]], value: float) -> list[dict[str, Any]]:
+        return [{**run, "alignment": value} for run in entry]
 
-    assert "the one that is left out: released +0.69, best +0.71. Above 0" in words("both")
-    assert "the one that is left out: released +0.69. Above 0" in words("same", same=True)
-    assert "Gradient alignment" not in Text(page(study(tmp_path / "none", TRIALS, finals()))).words
+    both = compared(
+        measured(UP["best"], 0.71), [*measured(UP["released"], 0.69), {"seed": 4, "failed": "x"}][:3]
+    )
+    found = words(tmp_path, tested=final_of(both))
+    assert "the one that is left out: released +0.69, best +0.71. Above 0" in found
+    same = words(tmp_path / "same", tested=final_of(both, same=True, difference=None))
+    assert "the one that is left out: released +0.69. Above 0" in same
+    assert "Gradient alignment" not in words(tmp_path / "none", tested=final_of())
+
+
+@pytest.mark.usefixtures("_no_library")
+@pytest.mark.parametrize("objective", ["oracle_test", "class_holdout"])
+def test_a_leaking_objective_is_stamped_wherever_its_figures_are(tmp_path: Path, objective: str) -> None:
+    folder = rich_study(tmp_path, objective=objective)
+    html = page(folder)
+    leaking = objective == "oracle_test"
+    text = " ".join(Text(html).words.split())
+    assert ("Study two-sets leaking" in text) == leaking
+    assert ("Leaking. The objective oracle_test reads the test images" in text) == leaking
+    assert ("Leaking: the search read the test images." in text) == leaking
+    assert ("Use none of this" in text) == leaking
+    for title in ("Last round", "Final test, data set by data set", "Leaderboard", "Optimisation history"):
+        assert (f"{title} leaking" in text) == leaking, title
+    assert ("search (test images) leaking base new leaking H" in text) == leaking
+    assert ("trial state leaking H" in text) == leaking
+    assert ('"text":"leaking base classes (%)"' in html) == leaking
+    assert ('"text":"leaking H (%)"' in html) == leaking
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_two_goals_have_a_front(tmp_path: Path) -> None:
+    html = page(rich_study(tmp_path))
+    assert "Front of the two goals" in html
+    assert 'id="plot-front"' in html
+    assert 'id="plot-trade-off"' not in html, "the front shows base against new"
+    html = page(rich_study(tmp_path, goals=["objective", "seconds"]))
+    assert "seconds: the fewer the better" in html
+    assert 'id="plot-trade-off"' in html
+    assert "Front of the two goals" not in page(rich_study(tmp_path, goals=["objective"]))
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_the_leaderboard_shows_the_best_and_folds_the_others(tmp_path: Path) -> None:
+    many = [trial(n, objective=50.0 + n) for n in range(TOP + 5)]
+    many[3]["notes"] = ["out of memory: batch halved"]
+    html = page(write(tmp_path / "many", description(), many))
+    text = " ".join(Text(html).words.split())
+    assert f"The {TOP} leading trials are shown, 5 more are not: show all {TOP + 5}" in text
+    shown, folded = re.split(r"<details><summary>The \d+ leading", html.split("<h2>Leaderboard")[1])
+    rows = [int(number) for number in re.findall(r'<tr class="\w*"><td class="n">(\d+)</td>', shown)]
+    assert rows == list(range(TOP + 4, 4, -1))
+    assert "batch halved" not in shown
+    assert "batch halved" in folded
+    assert "leading trials are shown" not in words(tmp_path / "few")
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_origins_and_data_sets_stand_on_the_leaderboard(tmp_path: Path) -> None:
+    trials = [trial(n, datasets=["dtd", "eurosat"]) for n in range(3)]
+    found = words(tmp_path, trials, datasets=["dtd", "eurosat"])
+    assert "new H, dtd H, eurosat" in found
+    for origin in ("released", "enqueued", "sampled"):
+        assert re.search(rf"5 \d+ min \d+ s {origin}", found), origin
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_conditional_settings_are_named_where_they_are_left_out(tmp_path: Path) -> None:
+    html = page(rich_study(tmp_path))
+    assert "only drawn under a condition): regularizer.text_weight." in html
+    assert 'id="plot-contour"' in html
+    assert len(re.findall(r'id="plot-slice-\d"', html)) == 7
 
 
 @pytest.mark.usefixtures("_no_library")
 def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
-    hostile = {**RELEASED, "prompts.init": SCRIPT}
-    trials = [
-        record(0, 65.0),
-        *(record(n, 60.0 + n, settings={**hostile, "optim.lr": 0.01 * n}) for n in range(1, 10)),
-        record(10, None, "FAIL", settings=hostile, reason=f"class {SCRIPT} <img src=x onerror=alert(2)>"),
-    ]
-    html = page(study(tmp_path, trials, finals(), name=f"study {SCRIPT}", dataset=f"set {SCRIPT}"))
+    html = page(rich_study(tmp_path, hostile=True))
     assert SCRIPT not in html
     assert "<img" not in html
-    text = Text(html)
-    assert f"Study study {SCRIPT}" in text.words
-    assert f"class {SCRIPT} <img src=x onerror=alert(2)>" in text.words
-    # Plotly reads labels as HTML of its own: escaped for it before the script element's escapes.
-    assert "prompts.init: &lt;script&gt;alert(1)" in html
-    assert "\\u003cscript" not in html
+    text = Text(html).words
+    assert f"Study two-sets{SCRIPT}" in text
+    assert f"class 'zig{SCRIPT}' {IMAGE}" in text
+    assert f"batch halved {SCRIPT}" in text
 
 
 @pytest.mark.usefixtures("_no_library")
 def test_is_deterministic(tmp_path: Path) -> None:
-    trials = [
-        *TRIALS,
-        *(record(n, 60.0 + n, settings={**RELEASED, "optim.lr": 0.01 * n}) for n in range(4, 14)),
-    ]
-    folder = study(tmp_path, trials, finals())
+    folder = rich_study(tmp_path)
     assert page(folder) == page(folder)
 
 
 @pytest.mark.usefixtures("_no_library")
-def test_a_search_that_has_not_ended(tmp_path: Path) -> None:
-    words = Text(page(study(tmp_path, TRIALS))).words
-    assert "The search has not ended. So far trial 1 leads" in words
-    assert "The final test has not been run yet" in words
-    assert "seed by seed" not in words
-
-
-@pytest.mark.usefixtures("_no_library")
-def test_a_final_test_that_a_longer_search_has_overtaken(tmp_path: Path) -> None:
-    words = Text(page(study(tmp_path, [*TRIALS, record(4, 75.0)], finals()))).words
-    assert "The final test is out of date: trial 1 led when it was run, trial 4 does now" in words
-    assert "out of date" not in Text(page(study(tmp_path / "other", TRIALS, finals()))).words
+def test_a_study_that_has_not_ended(tmp_path: Path) -> None:
+    found = words(tmp_path)
+    assert "The study has not ended. So far trial 1 leads on the search's own images, H 70.00" in found
+    assert "Until the final test has been run, the released settings are the ones to use." in found
+    assert "The final test has not been run yet" in found
+    assert "seed by seed" not in found.lower()
 
 
 @pytest.mark.usefixtures("_no_library")
 @pytest.mark.parametrize(
     "trials",
-    [[], [record(0, 65.0)], [record(0, None, "FAIL")], [record(0, 0.0)], [record(0, None, "RUNNING")]],
-    ids=["none", "one", "failed", "zero", "running"],
+    [
+        [], [trial(0)], [trial(0, "FAIL")], [trial(0, objective=0.0, base=0.0, new=0.0)],
+        [trial(0, "RUNNING")], [trial(n, "FAIL") for n in range(12)], [trial(0, "PRUNED")],
+        [trial(n, objective=50.0, settings=RELEASED) for n in range(12)],
+    ],
+    ids=["none", "one", "failed", "zero", "running", "all failed", "pruned", "equal"],
 )  # fmt: skip
-def test_few_trials(tmp_path: Path, trials: list[dict[str, Any]]) -> None:
-    words = Text(page(study(tmp_path, trials))).words
-    assert "What was asked" in words
-    assert "To run it again" in words
+@pytest.mark.parametrize("goals", [["objective"], ["objective", "seconds"], ["base", "new"]])
+def test_few_trials(tmp_path: Path, trials: list[dict[str, Any]], goals: list[str]) -> None:
+    found = words(tmp_path, trials, goals=goals)
+    assert "What was asked" in found
+    assert "To run it again" in found
 
 
 @pytest.mark.usefixtures("_no_library")
 def test_an_objective_without_new_classes(tmp_path: Path) -> None:
-    words = Text(page(study(tmp_path, [record(0, 65.0, new=None)], objective="base_val"))).words
-    assert "base accuracy" in words
-    assert "the objective base_val scores one of them" in words
-
-
-@pytest.mark.usefixtures("_no_library")
-def test_a_leaking_objective_is_stamped(tmp_path: Path) -> None:
-    assert "Leaking." in Text(page(study(tmp_path, TRIALS, objective="oracle_test"))).words
+    found = words(tmp_path, [trial(0, new=None)], objective="base_val")
+    assert "base accuracy" in found
+    assert "the objective base_val scores one of them" in found
 
 
 def test_one_file_without_network(tmp_path: Path) -> None:
-    html = page(study(tmp_path, TRIALS, finals()))
-    assert html.count(plots.library()) == 1
-    tags = Text(html.replace(plots.library(), "")).tags
+    html = page(poor_study(tmp_path))
+    assert html.count(style.library()) == 1
+    tags = Text(html.replace(style.library(), "")).tags
     assert not [t for t in tags if t[0] in {"link", "img", "iframe"} or "src" in t[1] or "href" in t[1]]
-    assert len(re.findall(r"Plotly\.newPlot\(", html.replace(plots.library(), ""))) == 3
-
-
-def test_importance_finds_the_setting_that_matters() -> None:
-    rng = random.Random(1)
-    trials = [
-        record(n, 80.0 - abs(n % 13 - 6), settings={
-            "optim.lr": rng.uniform(0.001, 1.0),
-            "prompts.text_depth": n % 13,
-            "prompts.init": "a photo of a",
-        })
-        for n in range(26)
-    ]  # fmt: skip
-    shares = plots.importances(trials, RANGES)
-    assert max(shares, key=lambda key: shares[key]) == "prompts.text_depth"
-    assert sum(shares.values()) == pytest.approx(1.0)
-    assert plots.importances(trials[:7], RANGES) == dict.fromkeys(RANGES, 0.0)
-    assert plots.importance(trials[:7], RANGES) is None
-
-
-def test_equal_trials_have_no_importance() -> None:
-    trials = [record(n, 50.0) for n in range(12)]
-    assert not any(plots.importances(trials, RANGES).values())
-
-
-def test_ranking_puts_finished_trials_first() -> None:
-    trials = [record(4, 90.0, "PRUNED"), *TRIALS]
-    assert [t["number"] for t in ranking(trials)] == [1, 0, 4, 2, 3]
-
-
-def test_cost_counts_runs_once(tmp_path: Path) -> None:
-    runs = final_runs(70.0)
-    same = finals(same=True, best={"number": 0, "settings": RELEASED, "runs": runs})
-    total = cost(read_records(study(tmp_path, TRIALS, same)))
-    assert total["finals"] == (3, 180.0)
-    assert total["search"] == 40.0
-    assert total["span"] == 210.0
+    assert len(re.findall(r"Plotly\.newPlot\(", html.replace(style.library(), ""))) == 3
 
 
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no study: pass a folder OUT/STUDY"):
         build_report(tmp_path / "nothing")
-    (tmp_path / "study.yaml").write_text("just text")
-    with pytest.raises(UserError, match="describes no study"):
-        build_report(tmp_path)
-
-
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    folder = study(tmp_path, TRIALS)
-    (folder / "trials" / "0002" / "record.json").write_text("{")
-    with pytest.raises(UserError, match=r"0002/record\.json is damaged"):
-        build_report(folder)

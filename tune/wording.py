@@ -1,0 +1,115 @@
+"""How the reports write numbers, settings, times and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+NONE = "–"
+
+
+def number(value: float | None) -> str:
+    """Two decimals; a dash for none."""
+    return NONE if value is None else f"{value:.2f}"
+
+
+def signed(value: float | None) -> str:
+    """Two decimals with a sign; the minus is the typographic one."""
+    return NONE if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def setting(value: Any) -> str:
+    """A setting's value, short."""
+    if value is None:
+        return NONE
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation.
+
+    Example:
+        >>> spread([60.0, 62.0]), spread([60.0]), spread([])
+        ('61.00 ± 1.41', '60.00', '–')
+    """
+    if not values:
+        return NONE
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """
+    Example:
+        >>> duration(75), duration(3725), duration(4.2)
+        ('1 min 15 s', '1 h 2 min', '4.2 s')
+    """
+    if seconds is None:
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def hours(value: float | None) -> str:
+    """
+    Example:
+        >>> hours(0.0), hours(0.0123), hours(3.14159), hours(2345.6)
+        ('0', '0.012', '3.1', '2346')
+    """
+    if value is None:
+        return NONE
+    if value == 0:
+        return "0"
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def range_of(entry: Mapping[str, Any]) -> str:
+    """What a setting is drawn from, and when."""
+    if entry["type"] == "choice":
+        text = " | ".join(map(str, entry["choices"]))
+    else:
+        text = f"{setting(entry['low'])} … {setting(entry['high'])}{', log' if entry.get('log') else ''}"
+    conditions = [
+        f"{key} is {' or '.join(map(str, values))}" for key, values in (entry.get("when") or {}).items()
+    ]
+    return text + (f"; only where {' and '.join(conditions)}" if conditions else "")
+
+
+def listed(names: Iterable[Any]) -> str:
+    """
+    Example:
+        >>> listed(["a"]), listed(["a", "b", "c"])
+        ('a', 'a, b and c')
+    """
+    texts = [str(name) for name in names]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def counted(n: int, noun: str) -> str:
+    """
+    Example:
+        >>> counted(1, "seed"), counted(3, "data set")
+        ('1 seed', '3 data sets')
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def interval(difference: Mapping[str, Any], unit: str) -> str:
+    """A mean difference with its 95 % interval and how many `unit`s it rests on."""
+    return (
+        f"{signed(difference['mean'])}, 95 % interval {signed(difference['low'])} to "
+        f"{signed(difference['high'])}, n = {counted(difference['n'], unit)}"
+    )
+
+
+def shown(difference: Mapping[str, Any] | None, *, first: str, second: str) -> str:
+    """What an interval of first − second shows, in a word or two."""
+    if difference is None:
+        return "no interval"
+    if difference["low"] <= 0 <= difference["high"]:
+        return "no difference shown"
+    return f"{first if difference['mean'] > 0 else second} is better"
