@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# A study on the nodes of one Slurm job: sbatch clusters/slurm.sh --dataset dtd --data-root /mnt/shared/data
+# Arguments go to tune/search.py. The same command again, or Slurm's own requeue, goes on with the study.
+#SBATCH --job-name=prometar
+#SBATCH --nodes=2
+# One Ray per node, and nothing else of yours there: `ray stop` at the end ends every Ray of yours on a node.
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --cpus-per-task=32
+#SBATCH --gpus-per-node=4
+#SBATCH --time=24:00:00
+# A failed or pre-empted node starts the job again; the study's folder says what is done.
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=prometar-%j.log
+set -euo pipefail
+
+# Change these two: a folder that all nodes see, and the environment that has the project (pip install .).
+: "${SHARED:=/mnt/shared/prometar}"
+: "${VENV:=$SHARED/venv}"
+
+# PATH is how `ray symmetric-run` finds the `ray` that it starts on each node.
+export PATH="$VENV/bin:$PATH"
+# One token for all nodes, in a file that only you can read; Ray reads both variables when it is imported.
+export RAY_AUTH_MODE=token
+: "${RAY_AUTH_TOKEN_PATH:=$SHARED/ray-token}"
+export RAY_AUTH_TOKEN_PATH
+if ! test -s "$RAY_AUTH_TOKEN_PATH"; then
+  (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
+fi
+# Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
+export RAY_idle_worker_killing_time_threshold_ms=600000
+export RAY_USAGE_STATS_ENABLED=0
+# Nodes do not start at the same second; the default is 30.
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+
+nodes=$SLURM_JOB_NUM_NODES
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Jobs that follow each other on a node do not meet: own port, own folder (/tmp/ray belongs to whoever came
+# first).
+address=$head:$((20000 + SLURM_JOB_ID % 10000))
+ray_tmp=/tmp/ray-$SLURM_JOB_ID
+# `ray symmetric-run` itself looks here for the cluster whose nodes it counts, else in /tmp/ray.
+export RAY_ADDRESS=$address
+# `ray symmetric-run` exits with 0 even when Ray did not start; so the study leaves a mark that it has ended.
+ended=$SHARED/ended-$SLURM_JOB_ID
+rm -f "$ended"
+
+# The first node is head and worker: an allocation ends as a whole, so a head apart would only waste its GPUs.
+# shellcheck disable=SC2016  # they expand on the first node
+srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+  ray symmetric-run --address "$address" --min-nodes "$nodes" \
+  --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+  --temp-dir="$ray_tmp" --disable-usage-stats \
+  -- bash -c 'python "$@" && touch "$0"' "$ended" \
+  tune/search.py --address "$address" --out "$SHARED/out" "$@"
+
+rm "$ended"

@@ -1,0 +1,72 @@
+"""Wait until the cluster has what a study wants, then become the command behind `--`.
+
+    python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
+
+A study plans by the CPUs and GPUs that are there when it starts. On a cluster whose workers are still coming
+it would be refused, or run fewer trials at a time than fit. The autoscaler is asked for what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from typing import NoReturn
+
+
+def wait(wanted: dict[str, int], minutes: float) -> None:
+    """Block until the cluster has all of `wanted`, e.g. {"CPU": 8, "GPU": 8}.
+
+    Raises:
+        TimeoutError: it still lacks something after `minutes`; says what.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        request_resources(bundles=[{kind: 1} for kind, count in wanted.items() for _ in range(count)])
+        end, shown = time.monotonic() + minutes * 60, ""
+        while missing := {kind: n for kind, n in wanted.items() if ray.cluster_resources().get(kind, 0) < n}:
+            there = ", ".join(
+                f"{ray.cluster_resources().get(k, 0):g} of {n} {k}s" for k, n in missing.items()
+            )
+            if time.monotonic() > end:
+                raise TimeoutError(f"after {minutes:g} minutes the cluster has {there}")
+            if there != shown:
+                print(f"waiting: the cluster has {there}", flush=True)
+                shown = there
+            time.sleep(1)
+    finally:
+        request_resources(bundles=[])  # from here on the trials' own demand keeps the workers
+        ray.shutdown()
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options (cpus, gpus, minutes) and the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cpus", type=int, default=0)
+    parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND")
+    return parser.parse_args(arguments)
+
+
+def main() -> NoReturn:
+    """Wait, and replace this process by the command, so that it gets the job's signals itself."""
+    from ray.exceptions import AuthenticationError
+
+    asked = parse(sys.argv[1:])
+    wanted = {kind: count for kind, count in (("CPU", asked.cpus), ("GPU", asked.gpus)) if count > 0}
+    try:
+        wait(wanted, asked.minutes)
+    except (TimeoutError, ConnectionError, AuthenticationError) as error:
+        hint = " (has this process the cluster's token?)" if not isinstance(error, TimeoutError) else ""
+        sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
+    os.execvp(asked.command[0], asked.command)
+
+
+if __name__ == "__main__":
+    main()
