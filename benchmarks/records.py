@@ -17,11 +17,11 @@ import torch
 from common import machine
 
 from prometar.analysis.alignment import Alignment, of_run
-from prometar.checkpoint import write_atomically
 from prometar.config import Config
 from prometar.data.sources import TexturesSource
 from prometar.data.stream import stream_local
 from prometar.errors import WorkError
+from prometar.files import write_atomically
 from prometar.intervals import t_interval
 from prometar.train import Session, build_run
 

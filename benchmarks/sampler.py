@@ -32,17 +32,20 @@ import optuna
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune import PlacementGroupFactory
 from rich.console import Console
 
 from prometar.config import configure
-from prometar.placement import ResourcePlan
+from prometar.placement import ResourcePlan, Room
 from tune.folder import RecordKeeper, StudyFolder
-from tune.memory import PRUNERS, RESULT, Memory
+from tune.job import Job, Terms
+from tune.memory import PRUNERS, RESULT, Asked, Memory
 from tune.progress import Progress
 from tune.request import Request
 from tune.sampler import STARTUP_TRIALS, distributions
 from tune.searcher import StudyScheduler, StudySearcher
 from tune.spaces import Space, load_space
+from tune.stopping import Stopping
 
 CURVES = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
 EPOCHS = len(CURVES[0]["objective"])
@@ -91,7 +94,9 @@ class Bare:
         sampler = optuna.samplers.TPESampler(
             seed=1, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
         )
-        self._study = optuna.create_study(direction="maximize", sampler=sampler, pruner=PRUNERS["median"]())
+        self._study = optuna.create_study(
+            direction="maximize", sampler=sampler, pruner=PRUNERS["median"](EPOCHS)
+        )
 
     def fill(self, trials: list[FrozenTrial]) -> None:
         self._study.add_trials(trials)
@@ -133,21 +138,30 @@ class Ours:
 
     def _open(self) -> None:
         request, plan = self._request, ResourcePlan(SLOTS, 1.0, 0.0)
+
+        def job_of(asked: Asked) -> Job:
+            return request.search_job(asked, str(self._folder.trial(asked.number)), terms)
+
+        stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan.threads, plan.stream_cpus)
         memory = Memory(self._folder.storage, "s", request.space, reference=request.reference(),
                         seed=request.seed, pruner=request.pruner)  # fmt: skip
         self._searcher = StudySearcher(
-            memory, lambda a: request.search_job(a, str(self._folder.trial(a.number)), plan), request.trials
+            memory,
+            job_of,
+            request.trials,
+            stopping,
         )
-        self._scheduler = StudyScheduler(memory, self._searcher)
+        self._place = PlacementGroupFactory(plan.bundles())
+        self._scheduler = StudyScheduler(memory, self._searcher, stopping, Room(SLOTS, 0.0))
         progress = Progress(
             memory, request.trials, EPOCHS, console=Console(file=io.StringIO()),
             numbers_of=self._searcher.numbers, reference=request.reference(),
         )  # fmt: skip
-        self._callbacks = (progress, _Unwritten(self._folder, memory))
+        self._callbacks = (progress, _Unwritten(self._folder, memory, stopping, job_of))
 
     def ask(self) -> tuple[SimpleNamespace, dict[str, Any]]:
         self._begun += 1
-        trial = SimpleNamespace(trial_id=f"{self._begun:08d}")
+        trial = SimpleNamespace(trial_id=f"{self._begun:08d}", placement_group_factory=self._place)
         job = self._searcher.suggest(trial.trial_id)
         for callback in self._callbacks:
             callback.on_trial_start(self._begun, [], trial)

@@ -23,7 +23,7 @@ from prometar.config import configure
 from prometar.placement import ResourcePlan
 from prometar.raylocal import start_ray
 from tune.crew import Crew
-from tune.job import Job, pack
+from tune.job import Job, Leg, Terms, pack
 from tune.trial import TrialWorker
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
@@ -34,25 +34,26 @@ class TimedWorker(TrialWorker):
 
     def __init__(self) -> None:
         self._crew = Crew([])
+        self._timeout = None
         self._spent: dict[str, float] = {}
 
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
         """Start a trial and train an epoch. Returns seconds by part, from `began` (time.time) on."""
         import prometar.train
-        import tune.crew
+        import tune.legs
 
         entered = time.time()
         self._spent = {"process": entered - began}
-        build, session, step = tune.crew.build_run, tune.crew.Session, prometar.train.train_step
-        tune.crew.build_run = self._clocked("build_run", build)  # type: ignore[assignment]
-        tune.crew.Session = self._clocked("session", session)  # type: ignore[assignment, misc]
+        build, session, step = tune.legs.build_run, tune.legs.Session, prometar.train.train_step
+        tune.legs.build_run = self._clocked("build_run", build)  # type: ignore[assignment]
+        tune.legs.Session = self._clocked("session", session)  # type: ignore[assignment, misc]
         prometar.train.train_step = self._first_step(step)  # type: ignore[assignment]
         try:
             self.reset_config(config)
             self._started = time.time()
             self.step()
         finally:
-            tune.crew.build_run, tune.crew.Session = build, session  # type: ignore[misc]
+            tune.legs.build_run, tune.legs.Session = build, session  # type: ignore[misc]
             prometar.train.train_step = step
         spent = self._spent | {"total": self._stepped - began}
         return spent | {"rest": spent["total"] - sum(spent[name] for name in PARTS[:-1])}
@@ -85,7 +86,7 @@ def jobs(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
         settings = {"regularizer.text_weight": 10.0 + k}
         tree = config.override(settings).model_dump(mode="json")
         run_dir = str(Path(folder) / f"{k:04d}")
-        job = Job(run_dir, tree, "class_holdout", settings, threads=1, stream_cpus=plan.stream_cpus)
+        job = Job(run_dir, (Leg(tree),), "class_holdout", settings, terms=Terms(1, plan.stream_cpus))
         found.append(pack([job]))
     return found
 
