@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench scale chaos clean
 
 install: $(STAMP)
 
@@ -21,8 +21,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Three files at a time, since tests that start clusters mostly wait; a thread each, since threads that share
+# a core wait for each other, and take up to sixteen times as long.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Timings, a script a claim, about 50 minutes; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
 SCRIPTS := step shares text_tower teacher evaluation stream trial_start sampler study lockstep
@@ -34,6 +36,22 @@ bench: install
 	  more=; if test $$script = step; then more="--classes 24 100 500 --dtypes fp32 bf16"; fi; \
 	  if test $$script = stream && test -n "$(DATA_ROOT)"; then more="--data-root $(DATA_ROOT)"; fi; \
 	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$more --json out/bench/$$script.json; done
+
+# Studies on many simulated nodes, docs/scale.md; some 45 minutes, and 20 GiB of memory.
+scale: install
+	mkdir -p out/bench
+ifneq ($(QUICK),)
+	$(BIN)/python benchmarks/scale.py $(QUICK) --json out/bench/scale.json
+else
+	$(BIN)/python benchmarks/scale.py --json out/bench/scale-1000.json
+	$(BIN)/python benchmarks/scale.py --trials 10000 --nodes 14 --slots 8 --minutes 60 --json out/bench/scale-10000.json
+	$(BIN)/python benchmarks/scale.py --trials 400 --nodes 8 --kill-every 8 --minutes 6 --json out/bench/scale-spot.json
+endif
+
+# Studies whose processes are killed, docs/reliability.md; half an hour. Fails if anything finished was lost.
+chaos: install
+	mkdir -p out/bench
+	$(BIN)/python benchmarks/chaos.py $(QUICK) --real 2 --json out/bench/chaos.json
 
 clean:
 	rm -rf .venv out

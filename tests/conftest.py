@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
@@ -22,6 +23,22 @@ CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
 
 _CACHE = tempfile.mkdtemp(prefix="prometar-tests-")
 os.environ["PROMETAR_CACHE"] = _CACHE  # never the user's own; before any process inherits it
+
+# The same examples each time; --hypothesis-profile=default looks at others.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
+
+
+# A file is one process's; what takes minutes begins first, so that none of it is left alone at the end.
+LONG = (
+    "test_kills", "test_end_to_end", "test_submit", "test_nodes", "test_slurm", "test_faults", "test_disk"
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files before all others."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,13 +14,15 @@ ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
 ACCURACIES = {"embedded", "tuned", "precision"}
-SHARED = {"common", "records"}
+CLUSTERS = {"scale"}  # many processes: `make scale`
+KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
+SHARED = {"common", "records", "clocks", "nodes", "replay"}
 SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"}  # a minute or more
 
 
 def test_every_script_is_in_the_makefile() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {*TIMED, *ACCURACIES, *SHARED}
+    assert scripts == {*TIMED, *ACCURACIES, *CLUSTERS, *KILLS, *SHARED}
 
 
 @pytest.mark.parametrize("name", [name for name in TIMED if name not in SLOW])
@@ -34,7 +36,7 @@ def test_quick(name: str, tmp_path: Path) -> None:
     assert figures["rounds"]
 
 
-@pytest.mark.parametrize("name", sorted({*SLOW, *ACCURACIES}))
+@pytest.mark.parametrize("name", sorted({*SLOW, *ACCURACIES, *CLUSTERS, *KILLS}))
 def test_help(name: str) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)

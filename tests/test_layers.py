@@ -13,8 +13,10 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 # From the bottom up: a module imports from its own row and the rows before it.
 LAYERS = (
     ("prometar.errors",),
+    ("prometar.stores",),
     ("prometar.yamltext",),
     ("prometar.recipes",),
+    ("prometar.files",),
     ("prometar.config", "prometar.console", "prometar.embedded", "prometar.intervals", "prometar.lock"),
     ("prometar.data",),
     ("prometar.backbone",),
@@ -36,34 +38,41 @@ LAYERS = (
     ("prometar", "prometar.classifier", "prometar.analysis"),
     ("prometar.runs",),
     ("prometar.reproduce",),
-    ("tune", "tune.job", "tune.spaces", "tune.tally"),
+    (
+        "tune", "tune.job", "tune.spaces", "tune.tally", "tune.tracker_kinds", "tune.watchdog",
+        "tune.stopping", "tune.storage",
+    ),
+    ("tune.points",),
     ("tune.sampler",),
-    ("tune.crew", "tune.memory"),
+    ("tune.memory", "tune.mirror"),
+    ("tune.jobfiles",),
+    ("tune.legs",),
+    ("tune.crew",),
     ("tune.trial",),
     ("tune.searcher", "tune.request", "tune.runner"),
-    ("tune.folder", "tune.plots"),
-    ("tune.finals", "tune.progress"),
-    ("tune.report", "tune.summary"),
+    ("tune.folder", "tune.reruns", "tune.wording", "tune.plots", "tune.importance"),
+    ("tune.records", "tune.finals", "tune.lastround", "tune.probe", "tune.progress", "tune.trackers"),
+    ("tune.findings", "tune.report", "tune.compare", "tune.summary", "tune.starts"),
     ("tune.study",),
     ("prometar.commands",),
     ("tune.search", "prometar.cli"),
     ("prometar.__main__",),
-)
+)  # fmt: skip
 ENTRANCES = {
     "open_clip": {"prometar/backbone/openclip.py", "prometar/embedded/pretrain.py"},
     "optuna": {
-        "tune/memory.py", "tune/sampler.py", "tune/tally.py", "tune/folder.py", "tune/plots.py",
-        "tune/progress.py",
+        "tune/memory.py", "tune/sampler.py", "tune/tally.py", "tune/folder.py", "tune/importance.py",
+        "tune/progress.py", "tune/storage.py", "tune/trackers.py", "tune/lastround.py",
     },
     "ray": {
         "prometar/data/raystream.py", "prometar/data/resident.py", "prometar/raylocal.py",
         "prometar/reproduce/execute.py", "tune/trial.py",
         "tune/searcher.py", "tune/runner.py", "tune/progress.py", "tune/folder.py",
-        "tune/finals.py", "tune/study.py",
+        "tune/reruns.py", "tune/probe.py", "tune/study.py", "tune/trackers.py",
     },
     "pyarrow": {
-        "prometar/data/sources.py", "prometar/data/prepare.py", "prometar/data/manifest.py",
-        "prometar/data/raystream.py", "prometar/data/resident.py",
+        "prometar/stores.py", "tune/mirror.py", "prometar/data/sources.py", "prometar/data/prepare.py",
+        "prometar/data/resident.py",
     },
 }  # fmt: skip
 

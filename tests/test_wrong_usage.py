@@ -30,6 +30,17 @@ def fails(capsys: pytest.CaptureFixture[str], main: Main, args: list[str], *, st
 
 
 SEARCHES = [
+    (["--final-seeds", "5000000000"], "--final-seeds must be different numbers from 0 to 2^32 - 1"),
+    (["--goals", "base"], "--goals base: one goal alone is the objective"),
+    (["--objective", "base_val", "--folds", "2"], "--folds with base_val must be from 1 to 1"),
+    (["--dataset", "textures", "textures"], "--dataset names one twice"),
+    (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml: no such file"),
+    (["--warm-start", "nowhere"], "--warm-start nowhere holds no study"),
+    (["--sampler", "grid"], "the grid of the space full has more than 100,000 points"),
+    (["--top", "-1"], "--top must be at least 0"),
+    (["--max-hours", "0"], "--max-hours must be above 0"),
+    (["--trial-timeout", "inf"], "--trial-timeout must be above 0 and at most 1,000,000, found inf"),
+    (["--track", "diary"], "diary"),
     (["--dataset", "imagenet21k"], "unknown data set 'imagenet21k': known are imagenet, "),
     (["--dataset", "dtd", "--backbone", "mini"], "data set 'dtd' needs its files: pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
@@ -43,7 +54,7 @@ SEARCHES = [
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of class_holdout, base_val"),
     (["--space", "huge"], "unknown space 'huge': no such file, and known are augmentation, full"),
-    (["--pruner", "best"], "unknown pruner 'best': choose one of median, asha, none"),
+    (["--pruner", "best"], "unknown pruner 'best': choose one of median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--backbone", "ViT-B-16-SigLIP"], "is not a plain CLIP"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "no weights file none.pt"),
