@@ -6,6 +6,7 @@ misbehave; so tests in other processes and Ray's workers are steered by plain da
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from tune.job import Job
 from tune.trial import TrialWorker
 
 BEHAVIOUR = "behaviour.json"
+HANGS = "hangs"
+"""In the folder of a trial that was told to hang, from then on: the worker's process id."""
 
 
 def curve(settings: dict[str, Any], epoch: int) -> float:
@@ -61,8 +64,9 @@ class FakeCrew:
         return [result]
 
     def _behaviour(self) -> str:
-        path = self._folder.parents[1] / BEHAVIOUR
-        table = json.loads(path.read_text()) if path.exists() else {}
+        table = {}
+        with contextlib.suppress(FileNotFoundError):
+            table = json.loads((self._folder.parents[1] / BEHAVIOUR).read_text())
         name = self._folder.name
         return str(table.get(name.lstrip("0") or "0", table.get("all", "")))
 
@@ -83,7 +87,7 @@ class FakeCrew:
         if behaviour == "crash-always" and epoch == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "hang" and epoch == 2:
-            time.sleep(600)
+            self._hang()
         if behaviour.startswith("needs") and _share() < float(behaviour.removeprefix("needs")):
             with (self._folder / "shares.log").open("a") as log:
                 log.write(f"{_share():g}\n")
@@ -109,6 +113,12 @@ class FakeCrew:
         with (self._folder / "steps.log").open("a") as log:
             log.write(f"{epoch}\n")
         return self._told(result)
+
+    def _hang(self) -> None:
+        """Until it is killed, or told to behave in another way."""
+        write_atomically(self._folder / HANGS, str(os.getpid()).encode())
+        while self._behaviour() == "hang":
+            time.sleep(0.02)
 
     def _told(self, result: dict[str, Any]) -> dict[str, Any]:
         # As the real crew: a worker killed after its last epoch was kept may not have written the result.

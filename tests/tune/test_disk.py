@@ -19,6 +19,7 @@ from prometar.files import write_atomically
 from prometar.lock import locked
 from prometar.state import State
 from tests.tune.driver import NAME, records, run_fake, small_request
+from tests.tune.fake_trial import BEHAVIOUR, HANGS
 
 MIB = 2**20
 
@@ -109,14 +110,15 @@ def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     assert (disk.path / "record.json").read_bytes() == b"old"
 
 
-def fill_when(there: Path, disk: Disk) -> threading.Thread:
-    """Fill the disk as soon as a file is there."""
+def fill_when_hanging(number: int, disk: Disk) -> threading.Thread:
+    """Fill the disk when this trial hangs, and let it go on then."""
+    folder = disk.path / NAME
 
     def wait() -> None:
-        end = time.monotonic() + 90
-        while not there.exists() and time.monotonic() < end:
+        while not (folder / f"trials/{number:04d}/{HANGS}").exists():
             time.sleep(0.02)
         disk.fill()
+        (folder / BEHAVIOUR).unlink()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
@@ -125,8 +127,8 @@ def fill_when(there: Path, disk: Disk) -> threading.Thread:
 
 @pytest.mark.usefixtures("ray_local")
 def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
-    filling = fill_when(disk.path / NAME / "trials/0002/steps.log", disk)
-    behaviour = {"2": "sleep1", "3": "sleep1"}
+    filling = fill_when_hanging(2, disk)
+    behaviour = {"2": "hang"}
     with pytest.raises(WorkError) as caught:
         run_fake(disk.path, small_request(trials=5), behaviour=behaviour)
     filling.join(90)

@@ -14,7 +14,7 @@ import pytest
 
 from prometar.console import INTERRUPTED
 from tests.tune.driver import NAME, Driver, misbehave, request_of, run_fake
-from tests.tune.fake_trial import FakeTrial
+from tests.tune.fake_trial import HANGS, FakeTrial
 from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome
 from tune.job import unpack
 from tune.memory import SEARCHED, curve_of
@@ -23,6 +23,8 @@ from tune.storage import open_study
 TRIALS = 5
 ASKED = ("--trials", TRIALS, "--top", 1, "--final-seeds", 1, 2)
 STUDY = (*ASKED, "--max-concurrent", 1)  # so that trials end in the same order, and are drawn from the same
+HANGING = f"{NAME}/trials/0001/{HANGS}"
+STOPPING = "stopping when each running trial has ended its epoch; once more: now"
 EPOCHS = 3 * (TRIALS + 4 + 4)  # last round and finals: two settings with two seeds each
 
 pytestmark = pytest.mark.timeout(900)  # each driver starts a Ray of its own, on a machine that may be busy
@@ -52,12 +54,6 @@ def states(out: Path) -> Counter[str]:
     return Counter(t.state.name for t in study.trials)
 
 
-def half_done(out: Path, stage: str) -> bool:
-    """Whether a run of a comparison is between its first epoch and its result."""
-    runs = (out / NAME / stage).glob("*/state.json")
-    return any(not state.with_name("result.json").exists() for state in runs)
-
-
 def test_the_driver_killed_at_random_moments(tmp_path: Path, expected: dict[str, Any]) -> None:
     misbehave(tmp_path, {"all": "sleep0.2"})
     draw, witness = random.Random(11), Witness(tmp_path)
@@ -76,13 +72,14 @@ def test_the_driver_killed_at_random_moments(tmp_path: Path, expected: dict[str,
 
 
 def test_the_driver_killed_in_every_later_stage(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"all": "sleep0.2"})
     witness, seen = Witness(tmp_path), [0]
-    for stage in ("lastround", "finals"):
+    for run in ("lastround/trial-0000-seed1001", "finals/trial-0000-textures-seed2"):
+        misbehave(tmp_path, {Path(run).name: "hang"})
         with Driver(tmp_path, *STUDY) as driver:
-            driver.wait_until(lambda stage=stage: half_done(tmp_path, stage))
+            driver.wait_until((tmp_path / NAME / run / HANGS).exists)
             assert driver.kill() == -signal.SIGKILL
             seen.append(witness.look())
+    misbehave(tmp_path, {})
     with Driver(tmp_path, *STUDY, "--die-in-report") as driver:
         assert driver.wait() == -signal.SIGKILL, driver.errors()
         assert not (tmp_path / NAME / "report.html").exists(), "no half report"
@@ -97,32 +94,35 @@ def test_the_driver_killed_in_every_later_stage(tmp_path: Path, expected: dict[s
 def test_a_signal_lets_the_running_epochs_end(
     sig: signal.Signals, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
-    misbehave(tmp_path, {"1": "sleep2"})
+    misbehave(tmp_path, {"1": "hang"})
     witness = Witness(tmp_path)
     with Driver(tmp_path, *STUDY) as driver:
-        driver.wait_until(lambda: num_epochs(tmp_path) >= 4)  # the second trial's first
-        assert driver.end(sig) == INTERRUPTED, driver.errors()
-        assert driver.said().count("stopping when each running trial has ended its epoch") == 1
+        driver.wait_until((tmp_path / HANGING).exists)
+        driver.process.send_signal(sig)
+        driver.wait_until(lambda: STOPPING in driver.said())
+        time.sleep(1)
+        misbehave(tmp_path, {})
+        assert driver.wait() == INTERRUPTED, driver.errors()
+        assert driver.said().count(STOPPING) == 1
         witness.look()
     assert states(tmp_path) == {"COMPLETE": 1, "WAITING": 1}
     study = open_study(f"sqlite:///{tmp_path / NAME / 'study.db'}", NAME)
     took = study.trials[0].duration
     assert took is not None
     searched = study.user_attrs[SEARCHED]
-    assert searched > took.total_seconds() + 2, "for --max-hours, also what came after the last ended trial"
-    kept = (tmp_path / NAME / "trials/0001/steps.log").read_text().split()
-    assert list(curve_of(study.trials[1])) == list(map(int, kept)), "what has ended is told"
+    assert searched > took.total_seconds() + 1, "for --max-hours, also what came after the last ended trial"
+    assert list(curve_of(study.trials[1])) == [1, 2], "what has ended is told"
     assert "going on: 1 trials are done, 1 were interrupted" in go_on(tmp_path)
     assert_whole(witness, tmp_path, expected)
 
 
 def test_a_second_signal_waits_for_nothing(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"1": "sleep3600"})
+    misbehave(tmp_path, {"1": "hang"})
     witness = Witness(tmp_path)
     with Driver(tmp_path, *STUDY) as driver:
-        driver.wait_until((tmp_path / NAME / "trials/0001/pid").exists)
+        driver.wait_until((tmp_path / HANGING).exists)
         driver.process.send_signal(signal.SIGTERM)
-        driver.wait_until(lambda: "once more: now" in driver.said())
+        driver.wait_until(lambda: STOPPING in driver.said())
         assert driver.end(signal.SIGINT) == INTERRUPTED, driver.errors()
         witness.look()
     assert states(tmp_path) == {"COMPLETE": 1, "WAITING": 1}
@@ -131,12 +131,13 @@ def test_a_second_signal_waits_for_nothing(tmp_path: Path, expected: dict[str, A
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"1": "sleep1"})
+    misbehave(tmp_path, {"1": "hang"})
     folder = tmp_path / NAME / "trials/0001"
     with Driver(tmp_path, *STUDY) as driver:
-        driver.wait_until(lambda: num_epochs(tmp_path) >= 4)  # the second trial's first
+        driver.wait_until((tmp_path / HANGING).exists)
         killed = int((folder / "pid").read_text())
         os.kill(killed, signal.SIGKILL)
+        misbehave(tmp_path, {})
         assert driver.wait() == 0, driver.errors()
         assert "failed" not in driver.said().replace("0 failed", "")
     assert int((folder / "pid").read_text()) != killed
@@ -169,13 +170,14 @@ def test_a_worker_killed_between_two_trials_costs_none(tmp_path: Path, expected:
 
 
 def test_a_study_that_runs_is_not_run_twice(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"all": "sleep0.2"})
+    misbehave(tmp_path, {"1": "hang"})
     with Driver(tmp_path, *STUDY) as driver:
-        driver.wait_until(lambda: num_epochs(tmp_path) >= 1)
+        driver.wait_until((tmp_path / HANGING).exists)
         with Driver(tmp_path, *STUDY) as second:
             assert second.wait() == 1
             assert second.errors().strip() == (
                 f"the study {tmp_path / NAME} is being run by process {driver.process.pid}"
             )
+        misbehave(tmp_path, {})
         assert driver.wait() == 0, driver.errors()
     assert_whole(Witness(tmp_path), tmp_path, expected)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.tune.driver import NAME, Driver, misbehave, request_of, run_fake
+from tests.tune.fake_trial import HANGS
 from tests.tune.nodes import Cluster
 from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome
 
@@ -33,39 +34,37 @@ def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return outcome(out)
 
 
-def places(cluster: Cluster, out: Path) -> dict[int, int]:
-    """Trials that have an epoch behind them, by the node on which their worker lives."""
+def hanging(cluster: Cluster, out: Path) -> dict[int, tuple[int, int]]:
+    """Trials that hang in their second epoch: number and worker, by the node on which the worker lives."""
     found = {}
-    for folder in sorted((out / NAME / "trials").glob("*")):  # a worker's last trial is the one it has
-        if (folder / "steps.log").exists():
-            node = cluster.node_of(int((folder / "pid").read_text()))
-            if node is not None:
-                found[node] = int(folder.name)
+    for file in (out / NAME / "trials").glob(f"*/{HANGS}"):
+        worker = int(file.read_text())
+        node = cluster.node_of(worker)
+        if node is not None:
+            found[node] = int(file.parent.name), worker
     return found
 
 
-def worker(out: Path, number: int) -> int:
-    return int((out / NAME / f"trials/{number:04d}/pid").read_text())
-
-
 def test_a_node_dies_and_another_joins(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"0": "hang", "1": "hang", "2": "hang"})  # after an epoch, until they are killed
+    misbehave(tmp_path, {"3": "hang", "4": "hang", "5": "hang"})
     witness = Witness(tmp_path)
     with (
         Cluster(1, 1, 1) as cluster,
         Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env) as driver,
     ):
         first, *others = cluster.nodes
-        driver.wait_until(lambda: places(cluster, tmp_path).keys() == {first, *others})
+        driver.wait_until(lambda: hanging(cluster, tmp_path).keys() == {first, *others})
         assert "3 trials at a time, each with 1 CPU" in driver.said()
-        before = places(cluster, tmp_path)
-        misbehave(tmp_path, {})
+        before = hanging(cluster, tmp_path)
         cluster.kill(first)
         joined = cluster.add(1)
-        driver.wait_until(lambda: joined in places(cluster, tmp_path))  # nowhere else is room
-        witness.look()
+        driver.wait_until(lambda: joined in hanging(cluster, tmp_path))  # nowhere else is room
+        assert hanging(cluster, tmp_path)[joined][0] == before[first][0]
+        assert witness.look() == 3
         for node in others:
-            os.kill(worker(tmp_path, before[node]), signal.SIGKILL)
+            _, worker = before[node]
+            os.kill(worker, signal.SIGKILL)
+        misbehave(tmp_path, {})
         assert driver.wait() == 0, driver.errors()
     assert witness.losses(expected) == NO_LOSSES
     assert num_epochs(tmp_path) == EPOCHS, "no epoch is run again once its state is kept"
@@ -78,7 +77,7 @@ def test_the_head_dies_and_a_new_cluster_goes_on(tmp_path: Path, expected: dict[
         Cluster(1, 1) as cluster,
         Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env | {RECONNECT: "5"}) as driver,
     ):
-        driver.wait_until(lambda: {3, 4} <= set(places(cluster, tmp_path).values()))
+        driver.wait_until(lambda: {number for number, _ in hanging(cluster, tmp_path).values()} == {3, 4})
         cluster.kill_head()
         assert driver.wait() == 1
         (line,) = driver.errors().strip().splitlines()

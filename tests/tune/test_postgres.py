@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,10 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from prometar.errors import UserError, WorkError
-from tests.tune.driver import NAME, records, run_fake, small_request
-from tests.tune.fake_trial import BEHAVIOUR
+from tests.tune.driver import NAME, Driver, misbehave, records, run_fake, small_request
+from tests.tune.fake_trial import HANGS
 from tune.storage import open_study
 
-ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "never-to-be-shown"
 
 psycopg = pytest.importorskip("psycopg")
@@ -102,59 +98,22 @@ def states(url: str) -> Counter[str]:
     return Counter(t.state.name for t in trials(url))
 
 
-class Driver:
-    """The study's command in a process group of its own, so that it can be ended with all of its Ray."""
-
-    def __init__(self, out: Path, trials: int, url: str) -> None:
-        command = [sys.executable, "-m", "tests.tune.postgres_driver", str(out), str(trials), url]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
-
-    def wait_until(self, condition: Callable[[], Any], timeout_seconds: float = 90) -> None:
-        end = time.monotonic() + timeout_seconds
-        while not condition():
-            assert self._process.poll() is None, self._process.communicate()
-            assert time.monotonic() < end, "the driver made no progress"
-            time.sleep(0.05)
-
-    def end(self, sig: signal.Signals | None = None) -> tuple[int, str, str]:
-        """Its status and what it printed; `sig` is sent to it alone, what it leaves of Ray is ended too."""
-        try:
-            if sig is not None:
-                self._process.send_signal(sig)
-                self._process.wait(60)
-                self._sweep()  # its children hold the pipes
-            out, err = self._process.communicate(timeout=120)
-            return self._process.returncode, out, err
-        finally:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def slow_from(number: int, out: Path) -> Path:
-    """Let trial `number` and the next one take long. Returns where their epochs are written down."""
-    folder = out / NAME
-    folder.mkdir()
-    (folder / BEHAVIOUR).write_text(json.dumps({str(number + k): "sleep2" for k in range(2)}))
-    return folder / f"trials/{number:04d}/steps.log"
+def hanging(out: Path) -> list[int]:
+    return sorted(int(file.parent.name) for file in (out / NAME / "trials").glob(f"*/{HANGS}"))
 
 
 def test_a_driver_killed_in_the_middle_goes_on(url: str, tmp_path: Path) -> None:
-    begun = slow_from(2, tmp_path)
-    driver = Driver(tmp_path, 4, url)
-    driver.wait_until(begun.exists)
-    status, _, _ = driver.end(signal.SIGKILL)
-    assert status == -signal.SIGKILL
-    before = states(url)
-    assert before["RUNNING"] >= 1, "the test came too late"
-    assert before["COMPLETE"] >= 1
+    misbehave(tmp_path, {"2": "hang", "3": "hang"})
+    with Driver(tmp_path, "--storage", url) as driver:
+        driver.wait_until(lambda: hanging(tmp_path) == [2, 3])
+        assert driver.kill() == -signal.SIGKILL
+    assert states(url) == {"COMPLETE": 2, "RUNNING": 2}
     drawn = [t.params for t in trials(url)]
-    status, out, err = Driver(tmp_path, 4, url).end()
-    assert status == 0, err
-    assert f"{before['RUNNING']} were interrupted" in out
+    misbehave(tmp_path, {})
+    with Driver(tmp_path, "--storage", url) as driver:
+        assert driver.wait() == 0, driver.errors()
+        said = driver.said() + driver.errors()
+    assert "2 were interrupted" in said
     assert states(url) == {"COMPLETE": 4}
     found = records(tmp_path)
     assert [r["number"] for r in found] == [0, 1, 2, 3]
@@ -163,7 +122,7 @@ def test_a_driver_killed_in_the_middle_goes_on(url: str, tmp_path: Path) -> None
     shown = (tmp_path / NAME / "study.yaml").read_text()
     assert "postgresql+psycopg://study:***@127.0.0.1" in shown
     assert not [file for file in (tmp_path / NAME).rglob("*") if holds_password(file)]
-    assert PASSWORD not in out + err
+    assert PASSWORD not in said
 
 
 def holds_password(file: Path) -> bool:
@@ -173,24 +132,24 @@ def holds_password(file: Path) -> bool:
 def test_a_server_lost_in_the_middle_is_one_line_and_the_study_goes_on(
     server: Server, url: str, tmp_path: Path
 ) -> None:
-    begun = slow_from(1, tmp_path)
-    driver = Driver(tmp_path, 4, url)
-    driver.wait_until(begun.exists)
-    server.stop()
+    misbehave(tmp_path, {"1": "hang"})
+    with Driver(tmp_path, "--storage", url) as driver:
+        driver.wait_until(lambda: hanging(tmp_path) == [1])
+        server.stop()
+        misbehave(tmp_path, {})
+        assert driver.wait() == 1
+        said, errors = driver.said(), driver.errors()
     try:
-        status, out, err = driver.end()
         with pytest.raises(WorkError, match="cannot open the study storage") as down:
             run_fake(tmp_path, small_request(trials=4), storage=url)
     finally:
         server.start()
-    assert status == 1
-    assert err.startswith("error: ")
-    assert err.endswith("; the same command goes on from here\n")
-    assert err.count("\n") == 1
+    assert errors.endswith("; the same command goes on from here\n")
+    assert errors.count("\n") == 1
     assert "\n" not in str(down.value)
-    assert PASSWORD not in f"{out}{err}{down.value}"
-    status, out, err = Driver(tmp_path, 4, url).end()
-    assert status == 0, err
+    assert PASSWORD not in f"{said}{errors}{down.value}"
+    with Driver(tmp_path, "--storage", url) as driver:
+        assert driver.wait() == 0, driver.errors()
     assert states(url) == {"COMPLETE": 4}
     assert [r["number"] for r in records(tmp_path)] == [0, 1, 2, 3]
 
