@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from prometar.data.dataset import Dataset, classnames
 from prometar.data.fewshot import labels_of, select
 from prometar.data.plan import eval_plan
 from prometar.data.stream import StreamOptions, stream
+from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.evaluate import accuracy
 from prometar.files import write_atomically
@@ -194,14 +193,3 @@ def read_result(folder: Path) -> dict[str, Any]:
     ):
         raise UserError(f"{path} is missing or damaged: the command that trained the run writes it again")
     return result
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, for records."""
-    packages = ("prometar", "torch", "open_clip_torch", "ray", "optuna", "numpy")
-    machine = {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-    }
-    return {**{name: version(name) for name in packages}, **machine}

@@ -17,7 +17,10 @@ LAYERS = (
     ("prometar.yamltext",),
     ("prometar.recipes",),
     ("prometar.files",),
-    ("prometar.config", "prometar.console", "prometar.embedded", "prometar.intervals", "prometar.lock"),
+    (
+        "prometar.config", "prometar.console", "prometar.embedded", "prometar.environment",
+        "prometar.intervals", "prometar.lock",
+    ),
     ("prometar.data",),
     ("prometar.backbone",),
     ("prometar.parts",),

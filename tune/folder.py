@@ -18,10 +18,10 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Callback
 
+from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.files import write_atomically
 from prometar.lock import locked
-from prometar.runs import environment
 from prometar.yamltext import read_yaml
 from tune.job import Job
 from tune.jobfiles import JobFiles

@@ -11,10 +11,11 @@ from prometar.classifier import Classifier
 from prometar.config import dump_config
 from prometar.data.catalog import open_dataset
 from prometar.data.stream import StreamOptions
+from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.files import write_atomically
 from prometar.reproduce.grid import Entry, Record, one_line, read_record
-from prometar.runs import environment, evaluate_on, ray_stream, write_result
+from prometar.runs import evaluate_on, ray_stream, write_result
 from prometar.train import Session, build_run
 
 

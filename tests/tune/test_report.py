@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -351,3 +353,9 @@ def test_one_file_without_network(tmp_path: Path) -> None:
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no study: pass a folder OUT/STUDY"):
         build_report(tmp_path / "nothing")
+
+
+def test_records_are_read_without_torch() -> None:
+    code = "import sys, tune.report, tune.compare; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
