@@ -21,9 +21,8 @@ import pytest
 
 from tests.clusters.shipped import CLUSTERS, ROOT, script
 
-TRIALS = 3
 STUDY = [
-    "python", "tune/search.py", "--dataset", "textures", "--trials", str(TRIALS), "--epochs", "2",
+    "python", "tune/search.py", "--dataset", "textures", "--epochs", "2",
     "--set", "data.shots=4", "--val-per-class", "4", "--max-concurrent", "1", "--pruner", "none",
     "--top", "0", "--final-seeds", "",
 ]  # fmt: skip
@@ -135,25 +134,26 @@ def records(out: Path) -> dict[int, str]:
 @pytest.mark.timeout(600)  # a minute alone; the machine may be shared
 def test_a_stopped_study_goes_on_when_it_is_submitted_again(cluster: Cluster) -> None:
     out = cluster.folder / "out"
-    study = [*STUDY, "--address", "auto", "--out", str(out)]
-    first = cluster.submit("first", "python", "clusters/wait.py", "--cpus", "2", "--", *study)
+    study = [*STUDY, "--address", "auto", "--out", str(out), "--trials"]
+    first = cluster.submit("first", "python", "clusters/wait.py", "--cpus", "2", "--", *study, "50")
     until(lambda: records(out) or first.poll() is not None, 150)
     assert first.poll() is None, cluster.log("first")
     assert cluster.ray("job", "stop", "first").returncode == 0
     first.wait(60)
     before = records(out)
-    assert 0 < len(before) < TRIALS, "stopped half-way"
+    assert 0 < len(before) < 49, "stopped half-way"
     assert f"study {out}/textures" in cluster.log("first"), "the job's lines are followed"
 
-    # The same command, this time without the script around it.
+    # The same command, this time without the script around it; it need not take so long.
+    trials = len(before) + 2
     again = cluster.ray(
         "job", "submit", "--submission-id", "second", "--working-dir", ".",
-        "--runtime-env", "clusters/runtime-env.yaml", "--", *study,
+        "--runtime-env", "clusters/runtime-env.yaml", "--", *study, str(trials),
     )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"going on: {len(before)} trials are done" in again.stdout
     after = records(out)
-    assert sorted(after) == list(range(TRIALS)), "no trial is lost"
+    assert sorted(after) == list(range(trials)), "no trial is lost"
     assert {number: after[number] for number in before} == before, "and none is run twice"
     assert all(json.loads(text)["state"] == "COMPLETE" for text in after.values())
 
@@ -188,26 +188,36 @@ def test_without_the_token_nothing_is_submitted(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "token"), [("token", "f" * 64), ("token", ""), ("disabled", "")], ids=["wrong", "none", "off"]
-)
+    ("mode", "token", "command"),
+    [
+        ("token", "f" * 64, "search"),
+        ("token", "", "search"),
+        ("token", "", "wait"),
+        ("disabled", "", "wait"),
+    ],
+    ids=["wrong", "none", "none-wait", "off-wait"],
+)  # not all six: Ray takes twenty seconds to see that a token is wrong
 def test_who_has_no_token_joins_nothing_and_is_told_in_one_line(
-    cluster: Cluster, mode: str, token: str
+    cluster: Cluster, mode: str, token: str, command: str
 ) -> None:
     (cluster.folder / "token-of-mine").write_text(token)
     mine = {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN_PATH": str(cluster.folder / "token-of-mine")}
-    environment = {**cluster.environment, **mine}
-    search = [*STUDY, "--address", cluster.address, "--out", str(cluster.folder / "never")]
-    wait = ["python", "clusters/wait.py", "--cpus", "2", "--", "echo", "never"]
-    for command, prefix in ((search, "cannot join Ray at "), (wait, "")):
-        refused = subprocess.run(
-            command, env={**environment, "RAY_ADDRESS": cluster.address},
-            cwd=ROOT, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        (line,) = [line for line in refused.stderr.splitlines() if not line.startswith("[")]
-        assert line.startswith(f"error: {prefix}")
-        assert "token" in line
-        assert refused.returncode == 1
-        assert "never" not in refused.stdout
+    words, prefix = {
+        "search": (
+            [*STUDY, "--address", cluster.address, "--out", str(cluster.folder / "never")],
+            "cannot join Ray at ",
+        ),
+        "wait": (["python", "clusters/wait.py", "--cpus", "2", "--", "echo", "never"], ""),
+    }[command]
+    refused = subprocess.run(
+        words, env={**cluster.environment, **mine, "RAY_ADDRESS": cluster.address},
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    (line,) = [line for line in refused.stderr.splitlines() if not line.startswith("[")]
+    assert line.startswith(f"error: {prefix}")
+    assert "token" in line
+    assert refused.returncode == 1
+    assert "never" not in refused.stdout
 
 
 def test_wait_says_what_is_missing(cluster: Cluster) -> None:
