@@ -29,16 +29,18 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 
-# A file is one process's; what takes minutes begins first, so that none of it is left alone at the end.
-LONG = (
-    "test_kills", "test_end_to_end", "test_submit", "test_nodes", "test_slurm", "test_faults", "test_disk"
+# These start Rays of their own, which time out where many start at once: one worker runs them one by one.
+CLUSTERS = (
+    "test_kills", "test_end_to_end", "test_nodes", "test_submit", "test_slurm", "test_postgres", "test_probe"
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files before all others."""
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+    """A file's tests share a worker, and so its fixtures; the clusters take longest, and begin first."""
+    for item in items:
+        clusters = item.path.stem in CLUSTERS
+        item.add_marker(pytest.mark.xdist_group("clusters" if clusters else str(item.path)))
+    items.sort(key=lambda item: item.path.stem not in CLUSTERS)
 
 
 def pytest_configure(config: pytest.Config) -> None:
