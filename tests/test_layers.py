@@ -56,7 +56,7 @@ LAYERS = (
     ("tune.folder", "tune.reruns", "tune.wording", "tune.plots", "tune.importance"),
     ("tune.records", "tune.finals", "tune.lastround", "tune.probe", "tune.progress", "tune.trackers"),
     ("tune.findings", "tune.report", "tune.compare", "tune.summary", "tune.starts"),
-    ("tune.study",),
+    ("tune.check", "tune.study"),
     ("prometar.commands",),
     ("tune.search", "prometar.cli"),
     ("prometar.__main__",),

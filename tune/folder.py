@@ -30,6 +30,7 @@ from tune.request import Request
 from tune.stopping import Stopping
 from tune.storage import without_password
 
+EARLIER = "earlier_environments"
 _KEYS = {"name", "command", "asked", "space", "config", "environment"}  # of study.yaml
 
 
@@ -76,19 +77,19 @@ class StudyFolder:
         """
         return locked(self.path, f"the study {self.path}")
 
-    def check(self, request: Request) -> None:
+    def check(self, identity: dict[str, Any]) -> None:
         """Compare with study.yaml, if there is one.
 
         Raises:
             UserError: the study was made with other settings; the message shows the difference.
         """
         if (self.path / "study.yaml").exists():
-            self.compare(read_study(self.path).get("identity", {}), request.identity)
+            self.compare(read_study(self.path).get("identity", {}), identity)
 
-    def describe(self, request: Request) -> None:
+    def describe(self, request: Request, identity: dict[str, Any]) -> None:
         """Write study.yaml."""
         path = self.path / "study.yaml"
-        write_atomically(path, yaml.safe_dump(self._description(request), sort_keys=False).encode())
+        write_atomically(path, yaml.safe_dump(self._description(request, identity), sort_keys=False).encode())
 
     def compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Refuse to go on with a study that was asked for something else.
@@ -108,7 +109,7 @@ class StudyFolder:
                 "repeat them, or start another with --study NAME"
             )
 
-    def _description(self, request: Request) -> dict[str, Any]:
+    def _description(self, request: Request, identity: dict[str, Any]) -> dict[str, Any]:
         config = request.config
         return {
             "name": self.name,
@@ -139,10 +140,17 @@ class StudyFolder:
                 "name": request.space.name,
                 "ranges": {k: r.model_dump(mode="json") for k, r in request.space.ranges.items()},
             },
-            "identity": request.identity,
+            "identity": identity,
             "config": config.model_dump(mode="json"),
-            "environment": {**environment(), **_machine()},
+            **self._environments(),
         }
+
+    def _environments(self) -> dict[str, Any]:
+        """Where this command runs, and where earlier ones did if that differs."""
+        now = {**environment(), **_machine()}
+        before = read_study(self.path) if (self.path / "study.yaml").exists() else {}
+        known = [*before.get(EARLIER, []), before.get("environment", now)]
+        return {"environment": now, EARLIER: [each for each in known if each != now]}
 
     def write_record(self, trial: FrozenTrial) -> None:
         """trials/NNNN/record.json of one trial."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from markupsafe import Markup
 
 from prometar.files import write_atomically
 from tune import findings, wording
+from tune.folder import EARLIER
 from tune.importance import MIN_COMPLETE, Importances, importances
 from tune.plots import course, goals, settings, style
 from tune.plots.finals import Row, forest
@@ -80,6 +82,7 @@ def render(records: Records) -> str:
         min_complete=MIN_COMPLETE,
         costs=costs(records),
         span=span(records),
+        environment=_environment(records.study),
         config=yaml.safe_dump(records.study["config"], sort_keys=False),
         plots=_plots(records, shares),
     )
@@ -88,6 +91,16 @@ def render(records: Records) -> str:
 def _front(records: Records) -> list[Any]:
     asked = records.asked["goals"]
     return pareto(records.trials, asked) if len(asked) > 1 else []
+
+
+def _environment(study: Mapping[str, Any]) -> dict[str, str]:
+    """Versions and machine of the last command; with those of earlier ones where they differ."""
+    found = {}
+    for key, value in study["environment"].items():
+        others = dict.fromkeys(each.get(key, "unknown") for each in study.get(EARLIER, []))
+        before = ", ".join(other for other in others if other != value)
+        found[key] = f"{value} (earlier {before})" if before else value
+    return found
 
 
 def _plots(records: Records, shares: Importances) -> dict[str, Any]:

@@ -9,22 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 from ray.tune import Callback
 from rich.console import Console
 
-from prometar.backbone.openclip import load_backbone
 from prometar.config import dump_config
-from prometar.data.catalog import open_dataset
 from prometar.data.resident import shared_images
 from prometar.errors import UserError, WorkError
 from prometar.files import write_atomically
-from prometar.methods import build
-from prometar.objective import LEAKS, problem
 from prometar.placement import Node, ResourcePlan, Room, plan_resources
 from prometar.published import published
 from prometar.raylocal import start_ray
+from tune.check import check
 from tune.finals import failed_runs, run_finals
 from tune.folder import RecordKeeper, StudyFolder
 from tune.job import Job, Terms
@@ -45,8 +41,6 @@ from tune.trackers import Trackers
 from tune.trial import TrialWorker
 
 # Settings that methods are made of.
-_PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
-
 _MOST = 1e6  # hours of searching, seconds of waiting: a clock must hold them
 
 
@@ -101,26 +95,26 @@ def run_study(
     """
     console = console or Console(highlight=False, soft_wrap=True, markup=False)
     check_trackers(place.trackers)
-    num_classes, notes = check(request)
+    checked = check(request)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage
     with folder.locked(), reachable(storage):
-        folder.check(request)
+        folder.check(checked.identity)
         nodes = start_ray(address=place.address, verbose=place.verbose)
         _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
-        memory = _memory(request, place, folder, storage)
-        folder.describe(request)
+        memory = _memory(request, place, folder, storage, checked.identity)
+        folder.describe(request, checked.identity)
         for origin, settings in place.starts:
             memory.enqueue(settings, origin)
         _introduce(console, folder, request, memory)
-        for note in notes:
+        for note in checked.notes:
             console.print(note)
         try:
             with shared_images():
                 means = _means(request, place, folder, memory, nodes, trainable, console)
                 _search(request, folder, memory, means, place.lockstep)
                 lastround = run_last_round(folder, request, memory.trials(), means)
-                finals = _compare(request, folder, memory, means, lastround["chosen"], num_classes)
+                finals = _compare(request, folder, memory, means, lastround["chosen"], checked.num_classes)
                 report = build_report(folder.path)
                 print_summary(console, folder, request, memory, lastround, finals, report)
         finally:
@@ -169,15 +163,15 @@ def _planned(place: Place, nodes: Sequence[Node], gpus: float | None) -> Resourc
     )
 
 
-def _claim(folder: StudyFolder, request: Request, storage: str, memory: Memory) -> None:
+def _claim(folder: StudyFolder, asked: dict[str, Any], storage: str, memory: Memory) -> None:
     """Make a storage's study this one's, or refuse it: a storage may be shared.
 
     Raises:
         UserError: it was asked for something else, or another folder has its trials' files.
     """
     owner = f"{folder.path} on {socket.gethostname()}"
-    identity, found = memory.claim(request.identity, owner)
-    folder.compare(identity, request.identity)
+    identity, found = memory.claim(asked, owner)
+    folder.compare(identity, asked)
     if storage != folder.storage and found.rpartition(" on ")[0] != str(folder.path):
         raise UserError(
             f"the study {folder.name} in {without_password(storage)} has its files in {found}: "
@@ -185,7 +179,9 @@ def _claim(folder: StudyFolder, request: Request, storage: str, memory: Memory) 
         )
 
 
-def _memory(request: Request, place: Place, folder: StudyFolder, storage: str) -> Memory:
+def _memory(
+    request: Request, place: Place, folder: StudyFolder, storage: str, identity: dict[str, Any]
+) -> Memory:
     return Memory(
         storage,
         place.name,
@@ -196,55 +192,12 @@ def _memory(request: Request, place: Place, folder: StudyFolder, storage: str) -
         sampler=request.sampler,
         goals=request.goals,
         epochs=request.config.train.epochs,
-        admit=partial(_claim, folder, request, storage),
+        admit=partial(_claim, folder, identity, storage),
     )
 
 
 def _seconds_left(place: Place, memory: Memory) -> float | None:
     return None if place.max_hours is None else 3600 * place.max_hours - memory.seconds_searched
-
-
-def check(request: Request) -> tuple[dict[str, int], list[str]]:
-    """Everything that can be wrong with a request, found before any worker starts.
-
-    Returns the number of classes of each data set, and what a user must be told of the search's images.
-
-    Raises:
-        UserError, WorkError: see the builders.
-    """
-    config = request.config
-    request.reference()
-    _check_space(request)
-    num_classes, notes = dict[str, int](), list[str]()
-    for name in request.names:
-        dataset = open_dataset(name, config.data.root)
-        num_classes[name] = len(dataset.classnames)
-        for fold in range(request.folds):
-            found = problem(
-                request.objective, dataset, shots=config.data.shots, seed=config.train.seed, fold=fold
-            )
-        problem("final", dataset, shots=config.data.shots, seed=config.train.seed)
-        if found.note:
-            notes.append(found.note if found.note == LEAKS else f"{name}: {found.note}")
-    clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
-    method, generator = build(config), torch.Generator().manual_seed(0)
-    prompts = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
-    method.modulator.init(method.prompts.tokens(prompts), generator)
-    return num_classes, list(dict.fromkeys(notes))
-
-
-def _check_space(request: Request) -> None:
-    """Every end of every range must be a setting that a run takes, and that the method uses."""
-    for key, entry in request.space.ranges.items():
-        beside = {other: values[0] for other, values in entry.when.items()}
-        methods = [build(request.config.override({**beside, key: value})) for value in entry.ends]
-        part = key.split(".")[0]
-        if part in _PARTS and len(methods) > 1 and all(method == methods[0] for method in methods):
-            name, method = request.space.name, request.config.method
-            raise UserError(
-                f"the space {name} searches {key}, which {method} does not use with these settings: "
-                "choose another --space"
-            )
 
 
 def _introduce(console: Console, folder: StudyFolder, request: Request, memory: Memory) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,6 +64,16 @@ class Dataset:
     def classnames(self) -> tuple[str, ...]:
         """Class names in the order of their labels."""
         return classnames((*self.train, *self.val, *self.test))
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of each split's paths, labels and class names; the images themselves are not read."""
+        state = hashlib.sha256()
+        for split, items in self.splits.items():
+            state.update(f"{split}\n".encode())
+            for item in items:
+                state.update(f"{json.dumps([item.path, item.label, item.classname])}\n".encode())
+        return state.hexdigest()
 
 
 def classnames(items: Iterable[Item]) -> tuple[str, ...]:
