@@ -35,6 +35,7 @@ CLUSTERS = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share a worker, and so its fixtures; the clusters take longest, and begin first."""
     for item in items:
