@@ -24,7 +24,7 @@ check: install
 # Three at a time, since tests that start clusters mostly wait; a thread each, since threads that share a core
 # wait for each other, and take up to sixteen times as long.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Timings, a script a claim, about 50 minutes; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
 SCRIPTS := step shares text_tower teacher evaluation stream trial_start sampler study lockstep

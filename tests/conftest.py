@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -35,12 +37,20 @@ CLUSTERS = (
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
+class Groups(LoadScopeScheduling):
+    """A file's tests share a worker, and so its fixtures; all clusters share one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        return "clusters" if Path(path).stem in CLUSTERS else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share a worker, and so its fixtures; the clusters take longest, and begin first."""
-    for item in items:
-        clusters = item.path.stem in CLUSTERS
-        item.add_marker(pytest.mark.xdist_group("clusters" if clusters else str(item.path)))
+    """The clusters take longest, so they begin first."""
     items.sort(key=lambda item: item.path.stem not in CLUSTERS)
 
 
