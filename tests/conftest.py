@@ -19,6 +19,8 @@ from xdist.scheduler import LoadScopeScheduling
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# By itself Ray's workers give way to all else: beside tests that compute they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.shipped import CLUSTERS, ROOT, study_options
+from tests.tune.driver import without_ray
 
 NODE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 ALONE = [*NODE, "--user", "--map-root-user"]
@@ -74,7 +75,7 @@ def run(shared: Path, *arguments: str, cpus: str = "2", nodes: int = 1) -> subpr
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (stand_ins / name).write_text(text)
         (stand_ins / name).chmod(0o755)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
+    clean = {k: v for k, v in without_ray().items() if not k.startswith("SLURM_")}
     job = str(secrets.randbelow(10**8))
     slurm = {
         "SLURM_JOB_ID": job,

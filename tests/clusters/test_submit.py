@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.shipped import CLUSTERS, ROOT, script
+from tests.tune.driver import without_ray
 
 STUDY = [
     "python", "tune/search.py", "--dataset", "textures", "--epochs", "2",
@@ -91,9 +92,8 @@ def cluster() -> Iterator[Cluster]:
     gcs, dashboard, client, agent = free_ports(4)
     (folder / "token").write_text("0123456789abcdef" * 4)
     (folder / "token").chmod(0o600)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment = {
-        **clean,
+        **without_ray(),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),

@@ -163,6 +163,15 @@ class Driver:
                     os.kill(pid, signal.SIGKILL)
 
 
+def without_ray() -> dict[str, str]:
+    """The environment for a Ray that knows nothing of this one."""
+    return {
+        key: text
+        for key, text in os.environ.items()
+        if key == "RAY_worker_niceness" or not key.startswith("RAY_")
+    }
+
+
 def session(leader: int) -> list[int]:
     """The processes of a session (on Linux; elsewhere none are seen)."""
     found = []

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.tune.driver import ROOT, session
+from tests.tune.driver import ROOT, session, without_ray
 
 MIB = 2**20
 
@@ -44,9 +44,8 @@ class Cluster:
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(os.urandom(32).hex())
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self.env = {
-            **clean,
+            **without_ray(),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
