@@ -33,18 +33,20 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 
-# These start Rays of their own, which time out where many start at once: one worker runs them one by one.
+# These start Rays of their own, which time out where many start at once: the files of a line, one by one.
 CLUSTERS = (
-    "test_kills", "test_end_to_end", "test_nodes", "test_submit", "test_slurm", "test_postgres", "test_probe"
-)  # fmt: skip
+    ("test_kills", "test_nodes", "test_postgres", "test_probe"),
+    ("test_end_to_end", "test_submit", "test_slurm"),
+)
+SCOPES = {file: f"clusters {line}" for line, files in enumerate(CLUSTERS) for file in files}
 
 
 class Groups(LoadScopeScheduling):
-    """A file's tests share a worker, and so its fixtures; all clusters share one."""
+    """A file's tests share a worker, and so its fixtures; a line of clusters shares one too."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        return "clusters" if Path(path).stem in CLUSTERS else path
+        return SCOPES.get(Path(path).stem, path)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
@@ -53,7 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The clusters take longest, so they begin first."""
-    items.sort(key=lambda item: item.path.stem not in CLUSTERS)
+    items.sort(key=lambda item: SCOPES.get(item.path.stem, "others"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
