@@ -45,7 +45,7 @@ def search(out: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
-def finish(process: subprocess.Popen[str], *, seconds: float = 280) -> str:
+def finish(process: subprocess.Popen[str], *, seconds: float = 600) -> str:
     """The output of a run that must end well and say nothing on stderr."""
     out, err = process.communicate(timeout=seconds)
     assert process.returncode == 0, err
@@ -53,7 +53,7 @@ def finish(process: subprocess.Popen[str], *, seconds: float = 280) -> str:
     return out
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -95,7 +95,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return study, text
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_study_finishes_with_nothing_lost(killed: tuple[Path, str]) -> None:
     study, text = killed
     assert_whole(study, "textures", 4)
@@ -138,7 +137,6 @@ def test_best_yaml_is_taken_as_it_is(
     assert load_config(run / "config.yaml") == load_config(study / "best.yaml")
 
 
-@pytest.mark.timeout(600)
 def test_more_trials_extend_it_and_other_settings_are_refused(killed: tuple[Path, str]) -> None:
     study, _ = killed
     before = records(study)
@@ -146,7 +144,7 @@ def test_more_trials_extend_it_and_other_settings_are_refused(killed: tuple[Path
     assert_whole(study, "textures", 5)
     assert records(study)[:4] == before
     refused = search(study.parent, "--epochs", "3")
-    _, err = refused.communicate(timeout=60)
+    _, err = refused.communicate(timeout=200)
     assert refused.returncode == 2
     assert "was made with other settings (train.epochs: 2 then, 3 now)" in err
 
@@ -178,7 +176,6 @@ def test_the_report_says_what_was_found(killed: tuple[Path, str]) -> None:
     assert (study / "report.html").read_text() == rebuilt
 
 
-@pytest.mark.timeout(600)
 def test_real_photographs(real_dtd: Path, tmp_path: Path) -> None:
     args = ["--dataset", "dtd", "--data-root", str(real_dtd), "--backbone", "mini", "--trials", "2"]
     text = finish(search(tmp_path, *args, "--set", "data.shots=2", "--epochs", "1", "--final-seeds", "1"))

@@ -59,7 +59,6 @@ RUNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("protocol", "args", "num_runs", "figures"), RUNS, ids=[run[0] for run in RUNS])
 def test_a_protocol_from_end_to_end(
     protocol: str, args: list[str], num_runs: int, figures: dict[tuple[str, str], int],
@@ -102,7 +101,6 @@ def write_hostile(name: str, root: Path) -> None:
     path.write_text(json.dumps(renamed))
 
 
-@pytest.mark.timeout(600)
 def test_what_could_not_be_run_is_said_and_made_up_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
@@ -138,7 +136,6 @@ def test_what_could_not_be_run_is_said_and_made_up_for(
     assert all(record["state"] == "finished" for record in records(out).values())
 
 
-@pytest.mark.timeout(600)
 def test_more_targets_are_tested_without_training_again(
     copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
@@ -158,7 +155,6 @@ def test_more_targets_are_tested_without_training_again(
     assert capsys.readouterr().out.endswith(f"on eurosat: {record['tests']['eurosat']:.2f} %\n")
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_driver_goes_on(
     copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:

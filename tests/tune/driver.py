@@ -128,7 +128,7 @@ class Driver:
         """What it has printed so far."""
         return Path(self._printed).read_text()
 
-    def wait_until(self, condition: Callable[[], Any], timeout_seconds: float = 180) -> None:
+    def wait_until(self, condition: Callable[[], Any], timeout_seconds: float = 400) -> None:
         end = time.monotonic() + timeout_seconds
         while not condition():
             assert self.process.poll() is None, f"the driver ended by itself: {self.errors()}"
@@ -151,7 +151,7 @@ class Driver:
         self.process.send_signal(sig)
         return self.wait()
 
-    def wait(self, timeout_seconds: float = 240) -> int:
+    def wait(self, timeout_seconds: float = 600) -> int:
         """Its status, once it has ended; what it leaves of Ray is ended too."""
         try:
             return self.process.wait(timeout=timeout_seconds)

@@ -27,8 +27,6 @@ HANGING = f"{NAME}/trials/0001/{HANGS}"
 STOPPING = "stopping when each running trial has ended its epoch; once more: now"
 EPOCHS = 3 * (TRIALS + 4 + 4)  # last round and finals: two settings with two seeds each
 
-pytestmark = pytest.mark.timeout(900)  # each driver starts a Ray of its own, on a machine that may be busy
-
 
 def go_on(out: Path) -> str:
     """The same study once more, in this process. Returns what it says."""

@@ -19,10 +19,9 @@ ASKED = ("--trials", 9, "--sampler", "random", "--top", 1, "--final-seeds", 1, 2
 EPOCHS = 3 * (9 + 4 + 4)
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc, to end nodes"),
-]
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="needs Linux's /proc, to end nodes"
+)
 
 
 @pytest.fixture(scope="module")

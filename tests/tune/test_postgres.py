@@ -43,12 +43,12 @@ class Server:
         (folder / "password").write_text(PASSWORD)
         (folder / "password").chmod(0o644)
         options = ["--username=study", "--auth=scram-sha-256", "--pwfile=password", "--no-sync"]
-        subprocess.run(["initdb", "--pgdata=data", *options], check=True, timeout=60, **self._as)
+        subprocess.run(["initdb", "--pgdata=data", *options], check=True, timeout=200, **self._as)
 
     def start(self) -> None:
         options = ["-h", "127.0.0.1", "-p", str(self._port), "-k", "", "-F"]
         self._process = subprocess.Popen(["postgres", "-D", "data", *options], **self._as)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while True:
             try:
                 psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=5).close()
@@ -62,7 +62,7 @@ class Server:
         """End it at once, and whatever is connected with it."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(30)
+            self._process.wait(120)
             self._process = None
 
 

@@ -39,7 +39,7 @@ def test_as_many_as_fit_and_never_none(used: int, total: int) -> None:
 def study(folder: Path, *kinds: str) -> str:
     """What a study says on a machine with a GPU of these kinds."""
     command = [sys.executable, "-c", RUN, str(folder), *kinds]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
