@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -39,8 +42,11 @@ def test_quick(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*SLOW, *ACCURACIES, *CLUSTERS, *KILLS}))
-def test_help(name: str) -> None:
+def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--quick" in done.stdout
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert ended.value.code == 0
+    assert "--quick" in capsys.readouterr().out
