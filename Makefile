@@ -21,8 +21,8 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Three at a time, since tests that start clusters mostly wait; a thread each, since threads that share a core
-# wait for each other, and take up to sixteen times as long.
+# Three files at a time, since tests that start clusters mostly wait; a thread each, since threads that share
+# a core wait for each other, and take up to sixteen times as long.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 

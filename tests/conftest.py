@@ -13,14 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# By itself Ray's workers give way to all else: beside tests that compute they would hardly run.
-os.environ.setdefault("RAY_worker_niceness", "0")
 
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
@@ -33,29 +29,16 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 
-# These start Rays of their own, which time out where many start at once: the files of a line, one by one.
-CLUSTERS = (
-    ("test_kills", "test_nodes", "test_postgres", "test_probe"),
-    ("test_end_to_end", "test_submit", "test_slurm"),
-)
-SCOPES = {file: f"clusters {line}" for line, files in enumerate(CLUSTERS) for file in files}
-
-
-class Groups(LoadScopeScheduling):
-    """A file's tests share a worker, and so its fixtures; a line of clusters shares one too."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.split("::")[0]
-        return SCOPES.get(Path(path).stem, path)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
-    return Groups(config, log)
+# A file is one process's; what takes minutes begins first, so that none of it is left alone at the end.
+LONG = (
+    "test_kills", "test_end_to_end", "test_submit", "test_nodes", "test_slurm", "test_faults", "test_disk"
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The clusters take longest, so they begin first."""
-    items.sort(key=lambda item: SCOPES.get(item.path.stem, "others"))
+    """The long files before all others."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 def pytest_configure(config: pytest.Config) -> None:

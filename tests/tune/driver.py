@@ -165,11 +165,7 @@ class Driver:
 
 def without_ray() -> dict[str, str]:
     """The environment for a Ray that knows nothing of this one."""
-    return {
-        key: text
-        for key, text in os.environ.items()
-        if key == "RAY_worker_niceness" or not key.startswith("RAY_")
-    }
+    return {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
 
 
 def session(leader: int) -> list[int]:
