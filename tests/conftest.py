@@ -66,6 +66,20 @@ def ray_local() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """An S3 server in this process, on this machine alone: host:port."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", host)
+        yield f"{host}:{port}"
+    server.stop()
+
+
 def write_dtd(root: Path, *, per_class: int = 8, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
     """A folder in DTD's layout below `root`: small JPEGs of uneven sizes and a split file; returns `root`.
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,20 +26,6 @@ from tune.mirror import Mirror, Store, is_inside
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT, RESULT = "checkpoint.safetensors", "result.json"
 numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """An S3 server in this process, on this machine alone: host:port."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", host)
-        yield f"{host}:{port}"
-    server.stop()
 
 
 def put(endpoint: str, path: str, content: bytes = b"") -> None:
