@@ -38,8 +38,8 @@ from common import arguments, describe, table, write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from prometar.checkpoint import load_checkpoint
-from prometar.console import INTERRUPTED
+from prometar.cli.console import INTERRUPTED
+from prometar.training.checkpoint import load_checkpoint
 from tests.tune.driver import NAME, Driver, misbehave, trial_workers
 from tests.tune.nodes import Cluster
 from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome

@@ -15,11 +15,11 @@ from optuna.samplers import TPESampler
 from ray.tune.execution.tune_controller import TuneController
 
 from tune import study
-from tune.folder import RecordKeeper
-from tune.memory import Memory
-from tune.progress import Progress
-from tune.searcher import StopScheduler, StudySearcher
-from tune.storage import WriteThrough
+from tune.execution.progress import Progress
+from tune.execution.searcher import StopScheduler, StudySearcher
+from tune.optimizer.ask_tell import Memory
+from tune.optimizer.storage import WriteThrough
+from tune.results.writer import RecordKeeper
 
 WAITING, ASK, REPORT, TELL, RETRY, PAGE = "waiting", "ask", "report", "tell", "retry", "report.html"
 _WATCHED: list[tuple[Any, str, str]] = [

@@ -18,8 +18,8 @@ from typing import Any
 from common import describe, table
 from records import Record, Wanted, mean_and_interval, paired, publish, read_all, run_all, values_of
 
-from prometar.config import configure
-from prometar.recipes import NAMES
+from prometar.config.recipes import NAMES
+from prometar.config.settings import configure
 
 SCORES = ("base", "new", "H")
 DIGITS = dict.fromkeys(SCORES, 1) | {"alignment": 3}

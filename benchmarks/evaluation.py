@@ -4,7 +4,7 @@
         [--json FILE]
 
 ViT-B/16 with random weights, float32, IVLP's prompts (4 tokens in each of 9 layers of both towers), random
-pixels in batches of 64. Evaluation is the whole of `prometar.evaluate.accuracy` from uint8 images on:
+pixels in batches of 64. Evaluation is the whole of `prometar.training.scoring.accuracy` from uint8 images on:
 classes encoded once, normalising, embedding, the prompted vision tower, logits. Two baselines get
 normalised images and stop at the features of the unprompted tower, both with torch's fused attention and
 without gradients: open_clip's own (every token through every layer), and `prometar.backbone.vision` without
@@ -27,12 +27,12 @@ from text_tower import BACKBONE, names
 
 from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.backbone.vision import embed_images, encode_image
-from prometar.config import Config
-from prometar.data.plan import EVAL_BATCH_SIZE
-from prometar.data.stream import Batch
-from prometar.evaluate import accuracy
-from prometar.methods import build
-from prometar.model import build_model, prompt_texts
+from prometar.config.settings import Config
+from prometar.data.streaming.plan import EVAL_BATCH_SIZE
+from prometar.data.streaming.stream import Batch
+from prometar.methods.composition import build
+from prometar.step.prompted_clip import build_model, prompt_texts
+from prometar.training.scoring import accuracy
 
 SIDES = ("open_clip", "bare", "ours")
 

@@ -16,11 +16,11 @@ import torch
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from step import DEVICE, peak_gb, timed
 
-from prometar.config import Config
-from prometar.data.stream import stream_local
-from prometar.graph import Graph
-from prometar.train import build_run, initial_state, prepare, rates, train_step
-from prometar.vectorised import stack, step_all
+from prometar.config.settings import Config
+from prometar.data.streaming.stream import stream_local
+from prometar.step.cuda_graph import Graph
+from prometar.step.vmapped import stack, step_all
+from prometar.training.train import build_run, initial_state, prepare, rates, train_step
 
 COUNTED = 3
 

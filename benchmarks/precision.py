@@ -16,7 +16,7 @@ from pathlib import Path
 from common import describe, table
 from records import Record, Wanted, mean_and_interval, paired, run_all, values_of
 
-from prometar.config import configure
+from prometar.config.settings import configure
 
 SCORES = ("base", "new", "H")
 Records = Mapping[tuple[str, str], Mapping[int, Record]]

@@ -17,13 +17,13 @@ import torch
 from common import machine
 
 from prometar.analysis.alignment import Alignment, of_run
-from prometar.config import Config
-from prometar.data.sources import TexturesSource
-from prometar.data.stream import stream_local
+from prometar.config.settings import Config
+from prometar.data.datasets.sources import TexturesSource
+from prometar.data.streaming.stream import stream_local
 from prometar.errors import WorkError
-from prometar.files import write_atomically
-from prometar.intervals import t_interval
-from prometar.train import Session, build_run
+from prometar.io.files import write_atomically
+from prometar.metrics import t_interval
+from prometar.training.train import Session, build_run
 
 Record = dict[str, Any]
 """`base`, `new`, `H` in percent (None, and a `reason`, if it failed), `alignment`, and what made them."""

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from ray import tune
 
-from tune.job import unpack
-from tune.spaces import Space, load_space
+from tune.jobs.spec import unpack
+from tune.space.spaces import Space, load_space
 
 SPACE = "full"
 SECONDS = "REPLAY_SECONDS"  # environment of a node: mean length of an epoch

@@ -42,11 +42,11 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
     from clocks import ASK, PAGE, REPORT, RETRY, TELL, WAITING, Clocks
     from rich.console import Console
 
-    from prometar.config import configure
-    from prometar.raylocal import start_ray
-    from tune.request import Request
-    from tune.spaces import load_space
+    from prometar.config.settings import configure
+    from prometar.distributed.local_ray import start_ray
+    from tune.space.spaces import load_space
     from tune.study import Place, run_study
+    from tune.study_spec import Request
 
     end = time.monotonic() + 300
     while len(found := start_ray(address=address)) <= nodes:
@@ -86,8 +86,8 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
 
 def kept(folder: Path) -> Figures:
     """What a study has of its trials, and what it has lost."""
-    from tune.storage import open_study
-    from tune.tally import REPEAT
+    from tune.optimizer.storage import open_study
+    from tune.optimizer.trial_counts import REPEAT
 
     database = folder / "study.db"
     found = [t for t in open_study(f"sqlite:///{database}", NAME).get_trials() if REPEAT not in t.user_attrs]

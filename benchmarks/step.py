@@ -28,13 +28,13 @@ from common import Figures, arguments, describe, in_turn, median_of, table, tell
 from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.backbone.openclip import load_backbone, tokenize
-from prometar.batch import make_batch
-from prometar.config import Config
-from prometar.methods import build
-from prometar.model import build_model, prompt_texts
-from prometar.parts.tasks import one_class_out
-from prometar.state import State
-from prometar.step import Rates, step
+from prometar.config.settings import Config
+from prometar.methods.composition import build
+from prometar.methods.meta_tasks import one_class_out
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import make_batch
+from prometar.step.prompted_clip import build_model, prompt_texts
+from prometar.step.state import State
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

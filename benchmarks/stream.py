@@ -26,13 +26,13 @@ from common import Figures, arguments, describe, in_turn, median_of, table, tell
 from numpy.typing import NDArray
 from PIL import Image
 
-from prometar.data.catalog import open_dataset
-from prometar.data.dataset import Item, Source
-from prometar.data.plan import Plan
-from prometar.data.sources import FolderSource
-from prometar.data.stream import StreamOptions, stream, stream_local
-from prometar.data.transforms import TransformSpec, apply
-from prometar.raylocal import start_ray
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Item, Source
+from prometar.data.datasets.sources import FolderSource
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import StreamOptions, stream, stream_local
+from prometar.data.streaming.transforms import TransformSpec, apply
+from prometar.distributed.local_ray import start_ray
 
 Images = NDArray[np.uint8]
 Pass = Callable[[], Iterator[Images]]

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 
-from tune.storage import open_study
+from tune.optimizer.storage import open_study
 
 SEARCH = Path(__file__).parent.parent / "tune" / "search.py"
 

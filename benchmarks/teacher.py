@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from text_tower import BACKBONE, names
 
-from prometar.backbone.cache import cached_text, text_digest
+from prometar.backbone.feature_cache import cached_text, text_digest
+from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import TEMPLATES, load_backbone, tokenize
-from prometar.backbone.teacher import frozen_text
 
 COMPARED = 8  # classes whose features the sides hand over
 

@@ -25,9 +25,9 @@ from common import Figures, arguments, describe, in_turn, median_of, table, tell
 from torch import Tensor
 
 from prometar.backbone.openclip import load_backbone, load_clip, tokenize
-from prometar.config import Config
-from prometar.methods import build
-from prometar.model import build_model, prompt_texts
+from prometar.config.settings import Config
+from prometar.methods.composition import build
+from prometar.step.prompted_clip import build_model, prompt_texts
 
 BACKBONE = "ViT-B-16-quickgelu"
 SIDES = ("plain", "ours")

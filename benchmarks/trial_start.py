@@ -4,7 +4,7 @@
 
 The embedded default. `new actor`: each trial in an actor of its own, as without reuse, its process's start
 included. `reused actor`: trial after trial in one, as a study runs them; its first trial is not counted. The
-worker is the study's own, `tune.trial.TrialWorker`, in a placement group like a trial's; only its clock is
+worker is the study's own, `tune.worker.trainable.TrialWorker`, in a placement group like a trial's; only its clock is
 added. Each trial trains one epoch before the next one comes.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 
-from prometar.config import configure
-from prometar.placement import ResourcePlan
-from prometar.raylocal import start_ray
-from tune.crew import Crew
-from tune.job import Job, Leg, Terms, pack
-from tune.trial import TrialWorker
+from prometar.config.settings import configure
+from prometar.distributed.local_ray import start_ray
+from prometar.distributed.placement import ResourcePlan
+from tune.jobs.spec import Job, Leg, Terms, pack
+from tune.worker.trainable import TrialWorker
+from tune.worker.trial_group import Crew
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
 
@@ -39,22 +39,26 @@ class TimedWorker(TrialWorker):
 
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
         """Start a trial and train an epoch. Returns seconds by part, from `began` (time.time) on."""
-        import prometar.train
-        import tune.legs
+        import prometar.training.train
+        import tune.worker.training_run
 
         entered = time.time()
         self._spent = {"process": entered - began}
-        build, session, step = tune.legs.build_run, tune.legs.Session, prometar.train.train_step
-        tune.legs.build_run = self._clocked("build_run", build)  # type: ignore[assignment]
-        tune.legs.Session = self._clocked("session", session)  # type: ignore[assignment, misc]
-        prometar.train.train_step = self._first_step(step)  # type: ignore[assignment]
+        build, session, step = (
+            tune.worker.training_run.build_run,
+            tune.worker.training_run.Session,
+            prometar.training.train.train_step,
+        )
+        tune.worker.training_run.build_run = self._clocked("build_run", build)  # type: ignore[assignment]
+        tune.worker.training_run.Session = self._clocked("session", session)  # type: ignore[assignment, misc]
+        prometar.training.train.train_step = self._first_step(step)  # type: ignore[assignment]
         try:
             self.reset_config(config)
             self._started = time.time()
             self.step()
         finally:
-            tune.legs.build_run, tune.legs.Session = build, session  # type: ignore[misc]
-            prometar.train.train_step = step
+            tune.worker.training_run.build_run, tune.worker.training_run.Session = build, session  # type: ignore[misc]
+            prometar.training.train.train_step = step
         spent = self._spent | {"total": self._stepped - began}
         return spent | {"rest": spent["total"] - sum(spent[name] for name in PARTS[:-1])}
 

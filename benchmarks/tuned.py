@@ -25,8 +25,8 @@ import numpy as np
 from common import describe, table
 from records import Record, Wanted, mean_and_interval, paired, publish, run_all, values_of
 
-from prometar.config import configure
-from tune.spaces import load_space
+from prometar.config.settings import configure
+from tune.space.spaces import load_space
 
 SCORES = ("base", "new", "H")
 BASELINE = "prometar"

@@ -2,6 +2,6 @@
 
 import sys
 
-from prometar.cli import main
+from prometar.cli.app import main
 
 sys.exit(main())

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 
 from prometar.backbone.openclip import load_backbone, load_clip
-from prometar.checkpoint import Checkpoint, load_checkpoint
-from prometar.classifier import Classifier
-from prometar.config import Config, dump_config, load_config
-from prometar.data.catalog import open_dataset
-from prometar.data.dataset import Dataset, classnames
-from prometar.data.fewshot import labels_of, select
-from prometar.data.plan import eval_plan
-from prometar.data.stream import StreamOptions, stream
+from prometar.config.settings import Config, dump_config, load_config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Dataset, classnames
+from prometar.data.splits.fewshot import labels_of, select
+from prometar.data.streaming.plan import eval_plan
+from prometar.data.streaming.stream import StreamOptions, stream
+from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
-from prometar.evaluate import accuracy
-from prometar.files import write_atomically
-from prometar.methods import build
-from prometar.promptfile import weights_digest, write_prompts
-from prometar.raylocal import start_ray
-from prometar.train import DTYPES, Run, Session, Stream, Watch, build_run
+from prometar.inference.classifier import Classifier
+from prometar.inference.prompt_file import weights_digest, write_prompts
+from prometar.io.files import write_atomically
+from prometar.methods.composition import build
+from prometar.training.checkpoint import Checkpoint, load_checkpoint
+from prometar.training.scoring import accuracy
+from prometar.training.train import DTYPES, Run, Session, Stream, Watch, build_run
 
 FINAL = "final"
 """The objective of a run outside a search: train on all base classes, test once at the end."""

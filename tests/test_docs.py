@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prometar.config import Config, configure, parse_assignments
-from prometar.methods import build
-from prometar.recipes import NAMES
+from prometar.config.recipes import NAMES
+from prometar.config.settings import Config, configure, parse_assignments
+from prometar.methods.composition import build
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "methods.md").read_text("utf-8")

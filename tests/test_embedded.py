@@ -12,9 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from prometar.embedded import captions, pretrain, pretrain_text, pretrain_vision, textures, weights
+from prometar.bundled import captions, pretrain, pretrain_text, pretrain_vision, textures, weights
 
-WEIGHTS = resources.files("prometar.embedded") / "mini.safetensors"
+WEIGHTS = resources.files("prometar.bundled") / "mini.safetensors"
 DIGEST = "fc444115f0227048534e1a5a23bef43d86ccc11143d6b464690eb753f05a799a"
 
 

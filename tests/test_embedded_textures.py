@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prometar.embedded import textures
+from prometar.bundled import textures
 from prometar.errors import UserError
 
 # SHA-256 over the pixels of image 0 of every class; a change here changes every figure on `textures`.

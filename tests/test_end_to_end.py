@@ -17,8 +17,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from prometar.cli import main as prometar_main
-from prometar.config import load_config
+from prometar.cli.app import main as prometar_main
+from prometar.config.settings import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [

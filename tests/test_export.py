@@ -18,19 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import prometar
-from prometar import train as train_module
-from prometar.classifier import Classifier
-from prometar.cli import main
-from prometar.config import Config, dump_config
-from prometar.data.catalog import open_dataset
-from prometar.data.dataset import classnames
-from prometar.data.fewshot import base_new
-from prometar.data.stream import stream_local
-from prometar.embedded.weights import load_mini
+from prometar.bundled.weights import load_mini
+from prometar.cli.app import main
+from prometar.config.settings import Config, dump_config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import classnames
+from prometar.data.splits.fewshot import base_new
+from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
-from prometar.methods import METHODS
+from prometar.inference.classifier import Classifier
+from prometar.methods.composition import METHODS
 from prometar.runs import export_run, write_result
-from prometar.train import Session, build_run
+from prometar.training import train as train_module
+from prometar.training.train import Session, build_run
 
 
 def train(folder: Path, method: str, *, objective: str = "final", **settings: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prometar.distributed.placement import Room, plan_resources
 from prometar.errors import UserError
-from prometar.placement import Room, plan_resources
 
 
 @given(cpus=st.integers(1, 64), each=st.sampled_from([0.5, 1.0, 2.0, 3.0]), most=st.integers(1, 80))

@@ -10,15 +10,15 @@ from unittest.mock import Mock
 
 import pytest
 
+from prometar.distributed.local_ray import start_ray
 from prometar.errors import WorkError
-from prometar.raylocal import start_ray
 
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 SHOW = """
 from tests.test_raylocal import listening
-from prometar.raylocal import start_ray
+from prometar.distributed.local_ray import start_ray
 start_ray(num_cpus=1)
 import ray
 ray.get(ray.remote(lambda: 1).remote())

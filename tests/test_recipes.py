@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from prometar.config import Config, configure, dump_config, load_config, parse_assignments
+from prometar.config.recipes import NAMES, recipe
+from prometar.config.settings import Config, configure, dump_config, load_config, parse_assignments
 from prometar.errors import UserError
-from prometar.methods import build
-from prometar.published import beside
-from prometar.recipes import NAMES, recipe
+from prometar.methods.composition import build
+from prometar.reproduce.published import beside
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "zero-shot": {"prompts.kind": "none", "prompts.frozen_text": "template"},

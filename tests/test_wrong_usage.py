@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prometar.cli import main as prometar_main
+from prometar.cli.app import main as prometar_main
 from tests.conftest import DTD_SPLIT
 from tune.search import main as search_main
 
@@ -164,7 +164,7 @@ def test_a_broken_image_stops_the_training_and_is_named(
 
 
 def test_weights_that_do_not_fit_say_in_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from prometar.embedded.weights import load_mini
+    from prometar.bundled.weights import load_mini
 
     _, state = load_mini()
     out = str(tmp_path / "out")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
+from prometar.backbone.clip import Clip, from_state_dict
 from prometar.backbone.openclip import Backbone
-from prometar.backbone.weights import Clip, from_state_dict
 
 
 def open_clip_model(*, layers: int = 3, quick_gelu: bool = True, seed: int = 0) -> CLIP:

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-from prometar.commands.options import PLAIN, ManyValues, number_or_auto
-from prometar.config import absolute_paths, absolute_root, configure, parse_assignments
-from prometar.console import run_cli
+from prometar.cli.console import run_cli
+from prometar.cli.options import PLAIN, ManyValues, number_or_auto
+from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
+from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
-from prometar.raylocal import configure_ray
 
 app = typer.Typer(help=__doc__, **PLAIN)
 
@@ -97,11 +97,11 @@ def search(
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
     configure_ray(local=address is None, verbose=verbose)
-    from prometar.stores import join
-    from tune.request import Request
-    from tune.spaces import load_space
-    from tune.starts import enqueued, warm
+    from prometar.io.stores import join
+    from tune.space.spaces import load_space
+    from tune.stages.warm_start import enqueued, warm
     from tune.study import Place, run_study
+    from tune.study_spec import Request
 
     names = tuple(dataset or [EMBEDDED])
     name, embedded = study or "-".join(names), names == (EMBEDDED,)

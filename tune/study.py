@@ -13,32 +13,32 @@ from ray import tune
 from ray.tune import Callback
 from rich.console import Console
 
-from prometar.config import dump_config
-from prometar.data.resident import shared_images
+from prometar.config.settings import dump_config
+from prometar.data.streaming.shared_images import shared_images
+from prometar.distributed.local_ray import start_ray
+from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources
 from prometar.errors import UserError, WorkError
-from prometar.files import write_atomically
-from prometar.placement import Node, ResourcePlan, Room, plan_resources
-from prometar.published import published
-from prometar.raylocal import start_ray
-from tune.check import check
-from tune.finals import failed_runs, run_finals
-from tune.folder import RecordKeeper, StudyFolder
-from tune.job import Job, Terms
-from tune.lastround import run_last_round
-from tune.memory import REFERENCE, Asked, Memory
-from tune.probe import kinds_of_gpu, measured_share
-from tune.progress import Progress
-from tune.report import build_report
-from tune.request import Request
-from tune.reruns import Means
-from tune.runner import run_trials
-from tune.searcher import StudyScheduler, StudySearcher
-from tune.stopping import Stopping
-from tune.storage import GO_ON, reachable, without_password
-from tune.summary import print_summary
-from tune.tracker_kinds import check_trackers
-from tune.trackers import Trackers
-from tune.trial import TrialWorker
+from prometar.io.files import write_atomically
+from prometar.reproduce.published import published
+from tune.execution.progress import Progress
+from tune.execution.reruns import Means
+from tune.execution.runner import run_trials
+from tune.execution.searcher import StudyScheduler, StudySearcher
+from tune.execution.stopping import Stopping
+from tune.jobs.spec import Job, Terms
+from tune.optimizer.ask_tell import REFERENCE, Asked, Memory
+from tune.optimizer.storage import GO_ON, reachable, without_password
+from tune.reporting.html import build_report
+from tune.reporting.terminal import print_summary
+from tune.results.writer import RecordKeeper, StudyFolder
+from tune.stages.final_test import failed_runs, run_finals
+from tune.stages.gpu_share import kinds_of_gpu, measured_share
+from tune.stages.reevaluation import run_last_round
+from tune.stages.validation import check
+from tune.study_spec import Request
+from tune.tracking.callbacks import Trackers
+from tune.tracking.kinds import check_trackers
+from tune.worker.trainable import TrialWorker
 
 # Settings that methods are made of.
 _MOST = 1e6  # hours of searching, seconds of waiting: a clock must hold them

@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prometar.batch import Batch, Images, make_batch
-from prometar.data.stream import Batch as Pictures
+from prometar.data.streaming.stream import Batch as Pictures
 from prometar.errors import UserError, WorkError
-from prometar.files import write_atomically
-from prometar.methods import Method
-from prometar.parts.inner import InnerSGD
-from prometar.parts.modulators import Constant
-from prometar.parts.prompts import Leaves
-from prometar.parts.regularizers import Regularizer
-from prometar.parts.tasks import NoAugmentation, one_class_out, task_rng
-from prometar.state import State
-from prometar.step import Rates, step
-from prometar.train import Run
+from prometar.io.files import write_atomically
+from prometar.methods.composition import Method
+from prometar.methods.gradient_modulators import Constant
+from prometar.methods.inner_loop import InnerSGD
+from prometar.methods.meta_tasks import NoAugmentation, one_class_out, task_rng
+from prometar.methods.prompts import Leaves
+from prometar.methods.regularizers import Regularizer
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import Batch, Images, make_batch
+from prometar.step.state import State
+from prometar.training.train import Run
 
 FILE = "alignment.jsonl"
 _STILL = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)

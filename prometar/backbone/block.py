@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.activations import ACTIVATIONS
+from prometar.backbone.clip import Block, Tower
 from prometar.backbone.norm import layer_norm
-from prometar.backbone.weights import Block, Tower
 
 
 class KeyValue(NamedTuple):

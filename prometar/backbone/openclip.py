@@ -13,9 +13,9 @@ import open_clip
 import torch
 from torch import Tensor
 
-from prometar.backbone.files import WeightsFile, read_weights
-from prometar.backbone.weights import Clip, from_state_dict
-from prometar.embedded.weights import load_mini
+from prometar.backbone.clip import Clip, from_state_dict
+from prometar.backbone.weight_files import WeightsFile, read_weights
+from prometar.bundled.weights import load_mini
 from prometar.errors import UserError, WorkError
 
 TEMPLATES: tuple[str, ...] = tuple(

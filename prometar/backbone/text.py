@@ -1,7 +1,7 @@
 """The causal text tower: all texts as one tree of tokens, EOT alone at the end.
 
 What follows EOT never matters and is cut. SOS + context, which all classes share, run once; every class only
-adds its few tokens behind them (`prometar.backbone.rows`).
+adds its few tokens behind them (`prometar.backbone.text_packing`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from prometar.backbone.attention import attention
 from prometar.backbone.block import KeyValue, finish, normalise_1, project
+from prometar.backbone.clip import Clip
 from prometar.backbone.norm import layer_norm
-from prometar.backbone.rows import pack
-from prometar.backbone.weights import Clip
+from prometar.backbone.text_packing import pack
 
 Prompts = Mapping[int, Tensor]
 """Learnable tokens by layer, each (P, D). A layer without an entry keeps the tokens that reach it."""

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from prometar.backbone.attention import attention
 from prometar.backbone.block import finish, normalise_1, project, project_key_value, project_query
+from prometar.backbone.clip import Clip
 from prometar.backbone.norm import layer_norm
 from prometar.backbone.text import Prompts
-from prometar.backbone.weights import Clip
 
 
 @torch.no_grad()

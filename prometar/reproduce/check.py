@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from prometar.backbone.clip import Clip
 from prometar.backbone.openclip import load_backbone
-from prometar.backbone.weights import Clip
-from prometar.config import Config
-from prometar.data.catalog import open_dataset
+from prometar.config.settings import Config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.splits.objective import problem
 from prometar.errors import UserError
-from prometar.methods import build
-from prometar.objective import problem
+from prometar.methods.composition import build
 from prometar.reproduce.grid import Asked, one_line
 
 

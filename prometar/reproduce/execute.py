@@ -12,9 +12,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from prometar.data.resident import shared_images
+from prometar.data.streaming.shared_images import shared_images
+from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import WorkError
-from prometar.placement import STRATEGY, ResourcePlan
 from prometar.reproduce.grid import Record
 from prometar.reproduce.worker import Job, Worker
 

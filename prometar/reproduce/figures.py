@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from prometar.intervals import t_interval
-from prometar.objective import harmonic_mean
-from prometar.published import AVERAGE, Series, beside, changes, full_size, harmonic, settings_of
+from prometar.data.splits.objective import harmonic_mean
+from prometar.metrics import t_interval
 from prometar.reproduce.grid import Asked, Record
 from prometar.reproduce.protocols import ACCURACY, HARMONIC, shots_column
+from prometar.reproduce.published import AVERAGE, Series, beside, changes, full_size, harmonic, settings_of
 
 Scores = dict[str, dict[int, float]]
 """Percent by column and seed, of one method on one data set."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prometar.config import Config, load_config
-from prometar.data.catalog import known
+from prometar.config.settings import Config, load_config
+from prometar.data.datasets.catalog import known
 from prometar.errors import UserError
-from prometar.files import write_atomically
+from prometar.io.files import write_atomically
 from prometar.reproduce.protocols import Protocol
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prometar.data.benchmarks import BENCHMARKS
+from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError
 
 ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant_of)
@@ -19,7 +19,7 @@ class Protocol:
     Args:
         name: What `--protocol` takes.
         about: One line for people.
-        objective: What a run trains and tests on (`prometar.objective`).
+        objective: What a run trains and tests on (`prometar.data.splits.objective`).
         datasets: By default; those trained on, or, where there is a source, those tested on.
         source: The one data set that all runs train on; None: each data set is trained on by itself.
         shots: Training images a class by default; more than one number makes a column of each.

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
-from prometar.files import write_atomically
+from prometar.io.files import write_atomically
 from prometar.reproduce.figures import Figure, Row, Table
 
 NONE = "–"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prometar.distributed.local_ray import start_ray
+from prometar.distributed.placement import plan_resources
 from prometar.errors import WorkError
-from prometar.lock import locked
-from prometar.placement import plan_resources
-from prometar.raylocal import start_ray
+from prometar.io.lock import locked
 from prometar.reproduce.check import look
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.figures import Table, build_table

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from prometar.classifier import Classifier
-from prometar.config import dump_config
-from prometar.data.catalog import open_dataset
-from prometar.data.stream import StreamOptions
+from prometar.config.settings import dump_config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.streaming.stream import StreamOptions
 from prometar.environment import environment
 from prometar.errors import UserError
-from prometar.files import write_atomically
+from prometar.inference.classifier import Classifier
+from prometar.io.files import write_atomically
 from prometar.reproduce.grid import Entry, Record, one_line, read_record
 from prometar.runs import evaluate_on, ray_stream, write_result
-from prometar.train import Session, build_run
+from prometar.training.train import Session, build_run
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from torch import Tensor
 from prometar.analysis.alignment import FILE, Alignment, Summary, measure, read, summarize
 from prometar.analysis.plot import page
 from prometar.backbone.openclip import tokenize
-from prometar.cli import main
-from prometar.data.stream import Batch, stream_local
+from prometar.cli.app import main
+from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
-from prometar.methods import METHODS
-from prometar.model import prompt_texts
-from prometar.parts.tasks import NoAugmentation, one_class_out, task_rng
-from prometar.state import State
-from prometar.train import Run, Session, initial_state
+from prometar.methods.composition import METHODS
+from prometar.methods.meta_tasks import NoAugmentation, one_class_out, task_rng
+from prometar.step.prompted_clip import prompt_texts
+from prometar.step.state import State
+from prometar.training.train import Run, Session, initial_state
 from tests.parity.released import Released
 from tests.training.test_session import local, small_run, train, without_time
 from tests.training.test_step import CLASSES, make

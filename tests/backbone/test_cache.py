@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prometar.backbone import cache
-from prometar.backbone.cache import cached_text, text_digest
+from prometar.backbone import feature_cache as cache
+from prometar.backbone.clip import Clip
+from prometar.backbone.feature_cache import cached_text, text_digest
+from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import tokenize
-from prometar.backbone.teacher import frozen_text
-from prometar.backbone.weights import Clip
 from tests.tiny import backbone
 
 NAMES = ("banded", "polka-dotted", "sports_car")
@@ -169,7 +169,7 @@ def test_the_default_folder_is_in_the_home(tmp_path: Path, monkeypatch: pytest.M
 
 WRITER = """
 import torch
-from prometar.backbone import cache
+from prometar.backbone import feature_cache as cache
 from pathlib import Path
 import sys
 features = torch.arange(60000.0).view(3, -1)

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 
 import prometar
-from prometar.backbone.cache import cached_text, text_digest
+from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.openclip import TEMPLATES, load_backbone, tokenize
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.vision import embed_images, encode_image
-from prometar.config import Config, dump_config
-from prometar.data.stream import stream_local
+from prometar.config.settings import Config, dump_config
+from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError
 from prometar.runs import export_run, write_result
-from prometar.train import DTYPES, Session, build_run
+from prometar.training.train import DTYPES, Session, build_run
 
 LOW = ["bf16", "fp16"]
 NAMES = ("banded", "polka-dotted", "sports_car")

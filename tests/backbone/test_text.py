@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prometar.backbone import rows as rows_module
+from prometar.backbone import text_packing as rows_module
+from prometar.backbone.frozen_features import frozen_text, mean_text
 from prometar.backbone.openclip import TEMPLATES, tokenize
-from prometar.backbone.rows import Rows, pack
-from prometar.backbone.teacher import frozen_text, mean_text
 from prometar.backbone.text import encode_text, text_input
+from prometar.backbone.text_packing import Rows, pack
 from tests.backbone.test_towers import EXACT, compare, plain_text, random_prompts
 from tests.tiny import open_clip_model, towers
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prometar.backbone.files import read_weights
 from prometar.backbone.openclip import TEMPLATES, load_backbone
-from prometar.embedded.weights import load_mini
+from prometar.backbone.weight_files import read_weights
+from prometar.bundled.weights import load_mini
 from prometar.errors import UserError, WorkError
 
 

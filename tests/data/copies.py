@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prometar.data.benchmarks import BENCHMARKS
-from prometar.data.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
+from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
 
 CLASSES = 5
 COUNTS = {"train": 4, "val": 3, "test": 2}  # images a class

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from prometar.cli import main
-from prometar.data.benchmarks import BENCHMARKS
-from prometar.data.catalog import imagenet_labels, open_dataset
-from prometar.data.check import check, list_datasets
-from prometar.data.dataset import Dataset
-from prometar.data.fewshot import base_new, draw, labels_of, val_of_train
-from prometar.data.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
-from prometar.data.prepare import prepare
+from prometar.cli.app import main
+from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.catalog import imagenet_labels, open_dataset
+from prometar.data.datasets.dataset import Dataset
+from prometar.data.datasets.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
+from prometar.data.preparation.check import check, list_datasets
+from prometar.data.preparation.prepare import prepare
+from prometar.data.splits.fewshot import base_new, draw, labels_of, val_of_train
 from prometar.errors import UserError
 from tests.data.copies import CLASSES, COUNTS, NAMES, wnid, write_copy
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prometar.data.catalog import known, open_dataset
-from prometar.data.dataset import Item, classnames
-from prometar.data.transforms import TransformSpec, apply
+from prometar.data.datasets.catalog import known, open_dataset
+from prometar.data.datasets.dataset import Item, classnames
+from prometar.data.streaming.transforms import TransformSpec, apply
 from prometar.errors import UserError
 
 SPLIT = "split_zhou_DescribableTextures.json"

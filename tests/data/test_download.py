@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prometar.cli import main
-from prometar.data import archives
-from prometar.data import fetch as fetch_module
-from prometar.data.archives import unpack
-from prometar.data.benchmarks import BENCHMARKS, Archive
-from prometar.data.catalog import open_dataset
-from prometar.data.download import WORK, download
-from prometar.data.fetch import fetch
+from prometar.cli.app import main
+from prometar.data.datasets.benchmarks import BENCHMARKS, Archive
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.preparation import archives
+from prometar.data.preparation import http as fetch_module
+from prometar.data.preparation.archives import unpack
+from prometar.data.preparation.download import WORK, download
+from prometar.data.preparation.http import fetch
 from prometar.errors import UserError, WorkError
 from tests.data.copies import write_copy
 from tests.data.fileserver import Served, serve
@@ -225,7 +225,7 @@ def test_a_run_stopped_while_unpacking_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prometar.data.download.unpack", stop)
+        patch.setattr("prometar.data.preparation.download.unpack", stop)
         with pytest.raises(KeyboardInterrupt):
             download("dtd", tmp_path / "root")
     assert not (tmp_path / "root/dtd").exists()

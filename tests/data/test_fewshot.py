@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.data.dataset import Item
-from prometar.data.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
+from prometar.data.datasets.dataset import Item
+from prometar.data.splits.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
 from prometar.errors import UserError
 
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.cli import main
-from prometar.data.catalog import open_dataset
-from prometar.data.check import check
-from prometar.data.imagetree import SPLIT_NOTE, split_paths
-from prometar.data.prepare import prepare
+from prometar.cli.app import main
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.imagetree import SPLIT_NOTE, split_paths
+from prometar.data.preparation.check import check
+from prometar.data.preparation.prepare import prepare
 from prometar.errors import UserError
 from tests.data.copies import write_tree
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.data.dataset import Item
-from prometar.data.plan import Plan, _epoch, eval_plan
-from prometar.data.transforms import TransformSpec
+from prometar.data.datasets.dataset import Item
+from prometar.data.streaming.plan import Plan, _epoch, eval_plan
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 
 SPEC = TransformSpec(size=32, train=True)

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prometar.data import prepare as prepare_module
-from prometar.data.catalog import open_dataset
-from prometar.data.check import check, list_datasets
-from prometar.data.fewshot import draw
-from prometar.data.plan import Plan
-from prometar.data.prepare import prepare
-from prometar.data.stream import stream_local
-from prometar.data.transforms import TransformSpec
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.preparation import prepare as prepare_module
+from prometar.data.preparation.check import check, list_datasets
+from prometar.data.preparation.prepare import prepare
+from prometar.data.splits.fewshot import draw
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import stream_local
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
-from prometar.stores import join, shown
+from prometar.io.stores import join, shown
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -15,11 +15,11 @@ import pytest
 import ray
 from ray.exceptions import OwnerDiedError
 
-from prometar.data.catalog import open_dataset
-from prometar.data.dataset import Item
-from prometar.data.plan import eval_plan
-from prometar.data.resident import KEEPER, Resident, files_of, resident, shared_images
-from prometar.data.stream import StreamOptions, stream, stream_local
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Item
+from prometar.data.streaming.plan import eval_plan
+from prometar.data.streaming.shared_images import KEEPER, Resident, files_of, resident, shared_images
+from prometar.data.streaming.stream import StreamOptions, stream, stream_local
 from prometar.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_local")

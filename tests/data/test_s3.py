@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from prometar.cli import main
-from prometar.data.catalog import open_dataset
-from prometar.data.check import check, list_datasets
-from prometar.data.fewshot import draw
-from prometar.data.plan import Plan
-from prometar.data.prepare import prepare
-from prometar.data.stream import StreamOptions, stream, stream_local
-from prometar.data.transforms import TransformSpec
+from prometar.cli.app import main
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.preparation.check import check, list_datasets
+from prometar.data.preparation.prepare import prepare
+from prometar.data.splits.fewshot import draw
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import StreamOptions, stream, stream_local
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
-from prometar.stores import filesystem, join
+from prometar.io.stores import filesystem, join
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, bucket: str) -> None:
 def test_a_killed_run_goes_on(small_dtd: Path, bucket: str) -> None:
     script = (
         "import os, signal\n"
-        "from prometar.data.prepare import prepare\n"
+        "from prometar.data.preparation.prepare import prepare\n"
         "def kill(done, total):\n"
         "    if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"prepare('dtd', {str(small_dtd)!r}, {bucket!r}, shard_rows=20, threads=2, progress=kill)\n"

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prometar.data.catalog import open_dataset
-from prometar.data.fewshot import draw
-from prometar.data.plan import Plan, eval_plan
-from prometar.data.stream import Batch, StreamOptions, stream_local
-from prometar.data.transforms import BrokenImage, TransformSpec
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.splits.fewshot import draw
+from prometar.data.streaming.plan import Plan, eval_plan
+from prometar.data.streaming.stream import Batch, StreamOptions, stream_local
+from prometar.data.streaming.transforms import BrokenImage, TransformSpec
 from prometar.errors import UserError
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import ray
 
-from prometar.data import raystream
-from prometar.data.catalog import open_dataset
-from prometar.data.plan import Plan, eval_plan
-from prometar.data.stream import Batch, StreamOptions, stream, stream_local
-from prometar.data.transforms import BrokenImage, TransformSpec
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.streaming import raystream
+from prometar.data.streaming.plan import Plan, eval_plan
+from prometar.data.streaming.stream import Batch, StreamOptions, stream, stream_local
+from prometar.data.streaming.transforms import BrokenImage, TransformSpec
 from prometar.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prometar.data.transforms import BrokenImage, TransformSpec, apply, decode
+from prometar.data.streaming.transforms import BrokenImage, TransformSpec, apply, decode
 from prometar.errors import UserError, WorkError
 
 
@@ -122,6 +122,6 @@ def test_impossible_specs_are_refused(bad: dict[str, float]) -> None:
 
 
 def test_workers_import_no_torch() -> None:
-    code = "import sys, prometar.data.stream; print('torch' in sys.modules, 'ray' in sys.modules)"
+    code = "import sys, prometar.data.streaming.stream; print('torch' in sys.modules, 'ray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]

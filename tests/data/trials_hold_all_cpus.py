@@ -18,10 +18,10 @@ from typing import Any
 import ray
 from ray import tune
 
-from prometar.data.catalog import open_dataset
-from prometar.data.plan import Plan, eval_plan
-from prometar.data.stream import StreamOptions, stream, stream_local
-from prometar.data.transforms import TransformSpec
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.streaming.plan import Plan, eval_plan
+from prometar.data.streaming.stream import StreamOptions, stream, stream_local
+from prometar.data.streaming.transforms import TransformSpec
 
 
 def plan_of(root: str) -> tuple[Plan, Any]:

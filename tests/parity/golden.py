@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prometar.backbone.clip import Clip, from_state_dict
 from prometar.backbone.openclip import tokenize
-from prometar.backbone.weights import Clip, from_state_dict
-from prometar.config import Config
-from prometar.methods import Method, build
-from prometar.model import Model, build_model, prompt_texts
-from prometar.parts.tasks import Mix, TaskDraw
-from prometar.state import State
-from prometar.step import Rates
+from prometar.config.settings import Config
+from prometar.methods.composition import Method, build
+from prometar.methods.meta_tasks import Mix, TaskDraw
+from prometar.step.iteration import Rates
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.state import State
 
 HERE = Path(__file__).resolve().parent.parent / "golden"
 

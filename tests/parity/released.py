@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prometar.backbone.activations import quick_gelu
-from prometar.backbone.weights import Block, Clip, Tower
-from prometar.parts.tasks import TaskDraw
+from prometar.backbone.clip import Block, Clip, Tower
+from prometar.methods.meta_tasks import TaskDraw
 
 Leaves = dict[str, Tensor]
 

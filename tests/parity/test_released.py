@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prometar.backbone.openclip import tokenize
-from prometar.batch import make_batch
-from prometar.config import Config
-from prometar.methods import build
-from prometar.model import build_model, prompt_texts
-from prometar.parts.tasks import one_class_out
-from prometar.state import State
-from prometar.step import Rates, step
+from prometar.config.settings import Config
+from prometar.methods.composition import build
+from prometar.methods.meta_tasks import one_class_out
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import make_batch
+from prometar.step.prompted_clip import build_model, prompt_texts
+from prometar.step.state import State
 from tests.tiny import backbone
 
 from .golden import golden_files, load

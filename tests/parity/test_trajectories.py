@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from prometar.backbone.vision import embed_images
-from prometar.batch import make_batch
-from prometar.differentiate import Differentiate, autograd, functional
-from prometar.step import step
+from prometar.step.autodiff import Differentiate, autograd, functional
+from prometar.step.iteration import step
+from prometar.step.meta_batch import make_batch
 
 from .golden import Golden, golden_files, load
 

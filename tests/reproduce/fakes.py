@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prometar.config import configure
-from prometar.data.benchmarks import BENCHMARKS
-from prometar.published import settings_of
+from prometar.config.settings import configure
+from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.reproduce.grid import Asked, Entry, Record, entries
 from prometar.reproduce.protocols import protocol_of
+from prometar.reproduce.published import settings_of
 
 PUBLISHED = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
 IDLE = frozenset({"zero-shot", "zero-shot-ensemble"})

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from prometar.cli import main
-from prometar.data.benchmarks import BENCHMARKS
-from prometar.data.layouts import SplitFile
+from prometar.cli.app import main
+from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.layouts import SplitFile
 from tests.data.copies import write_copy
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from prometar.distributed.placement import ResourcePlan
 from prometar.errors import WorkError
-from prometar.placement import ResourcePlan
 from prometar.reproduce import execute
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.grid import Record, entries, read_record

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.intervals import t_interval
-from prometar.objective import harmonic_mean
-from prometar.published import settings_of
+from prometar.data.splits.objective import harmonic_mean
+from prometar.metrics import t_interval
 from prometar.reproduce.figures import Row, Table, build_table
 from prometar.reproduce.grid import Entry, Record
+from prometar.reproduce.published import settings_of
 from tests.reproduce.fakes import ask, fill
 
 percents = st.floats(0.01, 100)

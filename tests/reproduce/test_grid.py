@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.config import dump_config
-from prometar.data.benchmarks import BENCHMARKS
+from prometar.config.settings import dump_config
+from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError
 from prometar.reproduce.grid import Entry, GridFolder, Record, entries, one_line, read_record
 from prometar.reproduce.protocols import PROTOCOLS

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.parts.tasks import TaskDraw
+from prometar.methods.meta_tasks import TaskDraw
 from tests.parity.released import Leaves, Released, image_features, text_features
 
 

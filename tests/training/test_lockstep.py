@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from prometar.errors import UserError
-from prometar.lockstep import Lockstep
-from prometar.train import Diverged, Run, Session
+from prometar.training.lockstep import Lockstep
+from prometar.training.train import Diverged, Run, Session
 from tests.training.test_session import local, small_run, train
 
 

@@ -13,23 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prometar.backbone.clip import Clip, Tower
+from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import TEMPLATES, tokenize
-from prometar.backbone.teacher import frozen_text
 from prometar.backbone.vision import embed_images
-from prometar.backbone.weights import Clip, Tower
-from prometar.batch import make_batch
-from prometar.config import Config
-from prometar.data.plan import Plan
-from prometar.data.stream import Batch, StreamOptions
-from prometar.differentiate import Differentiate, autograd, functional
-from prometar.methods import METHODS, build
-from prometar.model import Model, build_model, prompt_texts
-from prometar.parts.regularizers import ImageDistance, TextDistance
-from prometar.parts.tasks import TaskDraw
+from prometar.config.settings import Config
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, StreamOptions
+from prometar.methods.composition import METHODS, build
+from prometar.methods.meta_tasks import TaskDraw
+from prometar.methods.regularizers import ImageDistance, TextDistance
 from prometar.runs import ray_stream
-from prometar.state import State
-from prometar.step import Rates, step
-from prometar.train import Run, Session, Stream
+from prometar.step.autodiff import Differentiate, autograd, functional
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import make_batch
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.state import State
+from prometar.training.train import Run, Session, Stream
 from tests.tiny import backbone
 from tests.training.plain import Plain
 from tests.training.plain_meta import PlainMeta

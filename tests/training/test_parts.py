@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prometar.config import Config
+from prometar.config.settings import Config
 from prometar.errors import UserError
-from prometar.methods import METHODS, build
-from prometar.optim import sgd, warmup_cosine
-from prometar.parts.averagers import Gaussian, Last
-from prometar.parts.coupled import CoupledPrompts
-from prometar.parts.modulators import Constant, Gate
-from prometar.parts.pixelmixes import CutMix, InputMixup
-from prometar.parts.regularizers import (
+from prometar.methods.averagers import Gaussian, Last
+from prometar.methods.composition import METHODS, build
+from prometar.methods.coupled import CoupledPrompts
+from prometar.methods.gradient_modulators import Constant, Gate
+from prometar.methods.meta_tasks import FeatureMixup, Mix, NoAugmentation, one_class_out, task_rng
+from prometar.methods.pixelmixes import CutMix, InputMixup
+from prometar.methods.regularizers import (
     DISTANCES,
     ImageDistance,
     LogitsDivergence,
@@ -26,7 +26,7 @@ from prometar.parts.regularizers import (
     TextDistance,
     Views,
 )
-from prometar.parts.tasks import FeatureMixup, Mix, NoAugmentation, one_class_out, task_rng
+from prometar.step.sgd import sgd, warmup_cosine
 from tests.tiny import backbone
 
 

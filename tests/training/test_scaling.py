@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.openclip import load_backbone, tokenize
-from prometar.batch import make_batch
-from prometar.config import Config
-from prometar.methods import METHODS, build
-from prometar.model import build_model, prompt_texts
-from prometar.parts.tasks import one_class_out
-from prometar.scaling import NONE, Scaling
-from prometar.state import State
-from prometar.step import Rates, step
-from prometar.vectorised import stack, step_all, unstack
+from prometar.config.settings import Config
+from prometar.methods.composition import METHODS, build
+from prometar.methods.meta_tasks import one_class_out
+from prometar.step.iteration import Rates, step
+from prometar.step.loss_scaling import NONE, Scaling
+from prometar.step.meta_batch import make_batch
+from prometar.step.prompted_clip import build_model, prompt_texts
+from prometar.step.state import State
+from prometar.step.vmapped import stack, step_all, unstack
 from tests.training.test_step import make
 from tests.training.test_vectorised import NUMBERS, RATES, batches_for, numbers_of
 

@@ -10,15 +10,24 @@ from typing import Any
 import pytest
 import torch
 
-from prometar.checkpoint import load_checkpoint, save_checkpoint
-from prometar.config import Config
-from prometar.data.plan import Plan
-from prometar.data.stream import Batch, StreamOptions, stream_local
+from prometar.config.settings import Config
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, StreamOptions, stream_local
 from prometar.errors import UserError, WorkError
-from prometar.graph import Graph
-from prometar.methods import METHODS
+from prometar.methods.composition import METHODS
 from prometar.runs import ray_stream
-from prometar.train import Diverged, Run, Session, Stream, build_run, initial_state, rates, train_epoch
+from prometar.step.cuda_graph import Graph
+from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from prometar.training.train import (
+    Diverged,
+    Run,
+    Session,
+    Stream,
+    build_run,
+    initial_state,
+    rates,
+    train_epoch,
+)
 
 SMALL: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "inner.lr": 0.1, "inner.outer_weight": 0.5}
 
@@ -171,7 +180,7 @@ def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pyt
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("prometar.batch.frozen_image", never)
+    monkeypatch.setattr("prometar.step.meta_batch.frozen_image", never)
     state, _ = train_epoch(second, initial_state(second), local(second)(second.plan, 0))
     for name, tensor in alone.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name

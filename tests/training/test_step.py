@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.openclip import Backbone, tokenize
-from prometar.batch import Batch, make_batch
-from prometar.config import Config
-from prometar.differentiate import Differentiate, autograd, functional
-from prometar.methods import METHODS, Method, build
-from prometar.model import Model, build_model, prompt_texts
-from prometar.parts.tasks import TaskDraw
-from prometar.state import State
-from prometar.step import Rates, step
+from prometar.config.settings import Config
+from prometar.methods.composition import METHODS, Method, build
+from prometar.methods.meta_tasks import TaskDraw
+from prometar.step.autodiff import Differentiate, autograd, functional
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import Batch, make_batch
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.state import State
 from tests.tiny import backbone
 
 CLASSES = ("banded", "polka-dotted", "woven")

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from prometar.batch import Batch, embed_batch, make_task
-from prometar.config import Config
+from prometar.config.settings import Config
 from prometar.errors import UserError
-from prometar.methods import METHODS, Method
-from prometar.model import Model
-from prometar.parts.tasks import one_class_out, task_rng
-from prometar.state import State
-from prometar.step import Rates, step
-from prometar.vectorised import _split, stack, step_all, unstack
+from prometar.methods.composition import METHODS, Method
+from prometar.methods.meta_tasks import one_class_out, task_rng
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import Batch, embed_batch, make_task
+from prometar.step.prompted_clip import Model
+from prometar.step.state import State
+from prometar.step.vmapped import _split, stack, step_all, unstack
 from tests.training.test_step import VARIANTS, make
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

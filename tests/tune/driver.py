@@ -19,15 +19,15 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from prometar.config import Config
-from prometar.console import INTERRUPTED
+from prometar.cli.console import INTERRUPTED
+from prometar.config.settings import Config
 from prometar.errors import UserError
-from prometar.files import write_atomically
+from prometar.io.files import write_atomically
 from tests.tune.fake_trial import BEHAVIOUR, FakeTrial
-from tune.folder import StudyFolder
-from tune.request import Request
-from tune.spaces import parse_space
+from tune.results.writer import StudyFolder
+from tune.space.spaces import parse_space
 from tune.study import Place, run_study
+from tune.study_spec import Request
 
 ROOT = Path(__file__).parents[2]
 NAME = "fake"
@@ -240,7 +240,7 @@ def main(options: Sequence[str]) -> int:
 
 def _die_in_report() -> None:
     """Killed when half of the report has been written, before it is in place."""
-    from tune import report
+    from tune.reporting import html as report
 
     def half(path: Path, content: bytes) -> None:
         path.with_name(f".{path.name}.{os.getpid()}").write_bytes(content[: len(content) // 2])

@@ -1,4 +1,4 @@
-"""A trial without training: `tune.trial.TrialWorker` over a formula, in milliseconds.
+"""A trial without training: `tune.worker.trainable.TrialWorker` over a formula, in milliseconds.
 
 A study's folder may hold behaviour.json, {"3": "nan", "5": "crash", "all": {...}}, which makes trial 3 or 5
 misbehave; so tests in other processes and Ray's workers are steered by plain data.
@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from prometar.files import write_atomically
-from tune.job import Job
-from tune.trial import TrialWorker
+from prometar.io.files import write_atomically
+from tune.jobs.spec import Job
+from tune.worker.trainable import TrialWorker
 
 BEHAVIOUR = "behaviour.json"
 HANGS = "hangs"

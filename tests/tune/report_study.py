@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from prometar.intervals import t_interval
+from prometar.metrics import t_interval
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prometar.config import Config
-from prometar.embedded.weights import load_mini
+from prometar.bundled.weights import load_mini
+from prometar.config.settings import Config
 from prometar.errors import UserError
 from tests.conftest import DTD_SPLIT
 from tests.tune.driver import NAME, run_fake, small_request
-from tune import folder
-from tune.check import check
-from tune.records import read_records
-from tune.report import build_report
+from tune.reporting.html import build_report
+from tune.results import writer as folder
+from tune.results.reader import read_records
+from tune.stages.validation import check
 
 
 def test_digests_are_of_contents(own_dtd: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prometar.cli import main
+from prometar.cli.app import main
 from prometar.errors import UserError
 from tests.tune.report_study import (
     IMAGE,
@@ -23,8 +23,8 @@ from tests.tune.report_study import (
     write,
 )
 from tests.tune.test_report import Text, runs
-from tune.compare import build_comparison, compare, print_comparison
-from tune.plots import style
+from tune.reporting.comparison import build_comparison, compare, print_comparison
+from tune.reporting.plots import style
 
 TRIALS = [trial(0), trial(1, settings={**RELEASED, "optim.lr": 0.0123})]
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from prometar.config import Config
-from prometar.data.stream import stream_local
+from prometar.config.settings import Config
+from prometar.data.streaming.stream import stream_local
 from prometar.errors import WorkError
-from prometar.train import Run
-from tune import legs
-from tune.crew import Crew
-from tune.job import Job, Leg, Terms, pack, unpack
-from tune.jobfiles import JobFiles
-from tune.legs import LegRun
+from prometar.training.train import Run
+from tune.jobs.files import JobFiles
+from tune.jobs.spec import Job, Leg, Terms, pack, unpack
+from tune.worker import training_run as legs
+from tune.worker.training_run import LegRun
+from tune.worker.trial_group import Crew
 
 BASE: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "optim.warmup_epochs": 0}
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}

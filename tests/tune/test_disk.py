@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prometar.checkpoint import load_checkpoint, save_checkpoint
 from prometar.errors import WorkError
-from prometar.files import write_atomically
-from prometar.lock import locked
-from prometar.state import State
+from prometar.io.files import write_atomically
+from prometar.io.lock import locked
+from prometar.step.state import State
+from prometar.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.tune.driver import NAME, records, run_fake, small_request
 from tests.tune.fake_trial import BEHAVIOUR, HANGS
 

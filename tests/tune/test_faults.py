@@ -17,10 +17,10 @@ from sqlalchemy.exc import OperationalError
 from prometar.errors import UserError, WorkError
 from tests.tune.driver import NAME, misbehave, records, run_fake, small_request
 from tests.tune.fake_trial import curve
-from tune.folder import StudyFolder
-from tune.job import Terms
-from tune.memory import HOPELESS, Asked, Memory
-from tune.storage import drive_study, open_study
+from tune.jobs.spec import Terms
+from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
+from tune.optimizer.storage import drive_study, open_study
+from tune.results.writer import StudyFolder
 
 
 def steps(out: Path, number: int) -> list[int]:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from prometar.data.stream import stream_local
+from prometar.data.streaming.stream import stream_local
 from prometar.errors import StorageError
-from prometar.train import Run
+from prometar.training.train import Run
 from tests.tune.test_crew import GENTLE, figures, finish, jobs
-from tune import legs
-from tune.crew import Crew
-from tune.job import Job, Terms
-from tune.jobfiles import JobFiles
+from tune.jobs.files import JobFiles
+from tune.jobs.spec import Job, Terms
+from tune.worker import training_run as legs
+from tune.worker.trial_group import Crew
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_a_job_is_stopped_by_a_file_at_the_url(tmp_path: Path, machines: Any) ->
 
 def test_options_of_a_url_stay_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    monkeypatch.setattr("tune.jobfiles.Store", opened.append)
+    monkeypatch.setattr("tune.jobs.files.Store", opened.append)
     (job,) = jobs(tmp_path / "trials", {})
     terms = Terms(root=str(tmp_path), files="s3://bucket/study?region=eu-west-1")
     JobFiles(replace(job, terms=terms))

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from prometar.console import INTERRUPTED
+from prometar.cli.console import INTERRUPTED
 from tests.tune.driver import NAME, Driver, misbehave, request_of, run_fake
 from tests.tune.fake_trial import HANGS, FakeTrial
 from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome
-from tune.job import unpack
-from tune.memory import SEARCHED, curve_of
-from tune.storage import open_study
+from tune.jobs.spec import unpack
+from tune.optimizer.ask_tell import SEARCHED, curve_of
+from tune.optimizer.storage import open_study
 
 TRIALS = 5
 ASKED = ("--trials", TRIALS, "--top", 1, "--final-seeds", 1, 2)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prometar.data.catalog import open_dataset
-from prometar.objective import SEARCH_OBJECTIVES
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.splits.objective import SEARCH_OBJECTIVES
 from tests.conftest import write_dtd
 from tests.test_end_to_end import records
 from tune.search import main

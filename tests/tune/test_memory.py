@@ -12,10 +12,10 @@ import pytest
 from optuna.trial import TrialState
 
 from prometar.errors import StorageError, UserError, WorkError
-from tune.memory import Asked, Memory
-from tune.sampler import STARTUP_TRIALS
-from tune.spaces import parse_space
-from tune.storage import drive_study, open_study
+from tune.optimizer.ask_tell import Asked, Memory
+from tune.optimizer.samplers import STARTUP_TRIALS
+from tune.optimizer.storage import drive_study, open_study
+from tune.space.spaces import parse_space
 
 REFERENCE = {"regularizer.text_weight": 50.0, "augment.jitter": 0.0}
 EPOCHS = 3

@@ -12,12 +12,12 @@ from sqlalchemy.exc import OperationalError
 
 from prometar.errors import WorkError
 from tests.tune.driver import small_request
-from tune.memory import HOPELESS, Asked, Memory
-from tune.request import Request
-from tune.sampler import STARTUP_TRIALS
-from tune.spaces import parse_space
-from tune.storage import drive_study, reachable
-from tune.tally import REPEAT
+from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
+from tune.optimizer.samplers import STARTUP_TRIALS
+from tune.optimizer.storage import drive_study, reachable
+from tune.optimizer.trial_counts import REPEAT
+from tune.space.spaces import parse_space
+from tune.study_spec import Request
 
 REQUEST = small_request()
 

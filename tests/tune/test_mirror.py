@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from prometar.errors import UserError, WorkError
-from prometar.stores import join
-from tune import mirror
-from tune.mirror import Mirror, Store, is_inside
+from prometar.io.stores import join
+from tune.jobs import remote as mirror
+from tune.jobs.remote import Mirror, Store, is_inside
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT, RESULT = "checkpoint.safetensors", "result.json"
@@ -221,7 +221,7 @@ KILLED = """
 import sys
 from itertools import count
 from pathlib import Path
-from tune.mirror import Mirror
+from tune.jobs.remote import Mirror
 mirror = Mirror(sys.argv[1], Path(sys.argv[2]))
 mirror.pull()
 for epoch in count(1):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.tune.report_study import RANGES, RELEASED, SCRIPT, trial
-from tune.importance import importances
-from tune.plots import course, goals, settings
-from tune.plots.finals import Row, forest
+from tune.optimizer.importance import importances
+from tune.reporting.plots import course, goals, settings
+from tune.reporting.plots.finals import Row, forest
 
 TRIALS = [trial(n, "PRUNED" if n % 5 == 4 else "FAIL" if n == 7 else "COMPLETE") for n in range(30)]
 WHOLE = [key for key in RANGES if "when" not in RANGES[key]]

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from prometar.errors import UserError, WorkError
 from tests.tune.driver import NAME, Driver, misbehave, records, run_fake, small_request
 from tests.tune.fake_trial import HANGS
-from tune.storage import open_study
+from tune.optimizer.storage import open_study
 
 PASSWORD = "never-to-be-shown"
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tune.driver import NAME, ROOT, misbehave, records
-from tune.probe import LEAST, MARGIN, share_of_gpu
+from tune.stages.gpu_share import LEAST, MARGIN, share_of_gpu
 
 RUN = """
 import sys
 from pathlib import Path
 import ray
-from prometar.raylocal import configure_ray
+from prometar.distributed.local_ray import configure_ray
 configure_ray()
 kinds = {f"accelerator_type:{kind}": 1 for kind in sys.argv[2:]}
 ray.init(num_cpus=2, num_gpus=1, resources=kinds, include_dashboard=False, log_to_driver=False)

@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from tune.progress import Progress
+from tune.execution.progress import Progress
 
 START = datetime(2026, 1, 1)
 

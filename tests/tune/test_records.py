@@ -10,7 +10,7 @@ import pytest
 
 from prometar.errors import UserError
 from tests.tune.report_study import RELEASED, compared, description, finals, last_round, trial, write
-from tune.records import costs, dataset_means, paired, pareto, ranking, read_records, span
+from tune.results.reader import costs, dataset_means, paired, pareto, ranking, read_records, span
 
 
 def runs(*figures: float | None, seconds: float = 3600.0) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ from tests.tune.report_study import (
     trial,
     write,
 )
-from tune.plots import style
-from tune.report import TOP, build_report
+from tune.reporting.html import TOP, build_report
+from tune.reporting.plots import style
 
 FASTER = {**RELEASED, "optim.lr": 0.0123}
 
@@ -356,6 +356,6 @@ def test_a_folder_without_a_study(tmp_path: Path) -> None:
 
 
 def test_records_are_read_without_torch() -> None:
-    code = "import sys, tune.report, tune.compare; print('torch' in sys.modules)"
+    code = "import sys, tune.reporting.html, tune.reporting.comparison; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

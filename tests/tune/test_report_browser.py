@@ -11,8 +11,8 @@ import pytest
 
 from tests.tune.browser import Browser, find_chromium
 from tests.tune.report_study import IMAGE, SCRIPT, poor_study, rich_study
-from tune.compare import build_comparison
-from tune.report import build_report
+from tune.reporting.comparison import build_comparison
+from tune.reporting.html import build_report
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PLOTS = """

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
-from tune.memory import PRUNERS, Memory
-from tune.points import GRID_LEVELS, at, grid_points, levels, quasirandom_point
-from tune.sampler import SAMPLERS, SINGLE_GOAL, STARTUP_TRIALS, STATELESS, Remembered
-from tune.spaces import Choice, FloatRange, IntRange, parse_space
+from tune.optimizer.ask_tell import PRUNERS, Memory
+from tune.optimizer.samplers import SAMPLERS, SINGLE_GOAL, STARTUP_TRIALS, STATELESS, Remembered
+from tune.space.point_sets import GRID_LEVELS, at, grid_points, levels, quasirandom_point
+from tune.space.spaces import Choice, FloatRange, IntRange, parse_space
 
 PLAIN = """
 optim.lr: {type: float, low: 0.001, high: 1.0, log: true}
@@ -282,8 +282,8 @@ def test_a_model_of_many_trials_is_made_of_the_latest_and_the_best(
         study.observe(number, {"epoch": 1, "objective": value, "finished": True})
     seen = Remembered(study._study)
     assert seen._get_trials() == study._study.trials, "few are all seen"
-    monkeypatch.setattr("tune.sampler.LATEST", 4)
-    monkeypatch.setattr("tune.sampler.BEST", 3)
+    monkeypatch.setattr("tune.optimizer.samplers.LATEST", 4)
+    monkeypatch.setattr("tune.optimizer.samplers.BEST", 3)
     assert [t.number for t in seen._get_trials()] == [2, 4, 6, 8, 9, 10, 11]
     assert [t.number for t in seen._get_trials(states=(TrialState.RUNNING,))] == []
     assert seen.study_name == study._study.study_name
@@ -301,8 +301,8 @@ def test_tpe_draws_from_what_it_remembers(
             seen.append(len(trials))
             return trials
 
-    monkeypatch.setattr("tune.sampler.Remembered", Noted)
-    monkeypatch.setattr("tune.sampler.LATEST", 4)
-    monkeypatch.setattr("tune.sampler.BEST", 3)
+    monkeypatch.setattr("tune.optimizer.samplers.Remembered", Noted)
+    monkeypatch.setattr("tune.optimizer.samplers.LATEST", 4)
+    monkeypatch.setattr("tune.optimizer.samplers.BEST", 3)
     run(memory(tmp_path, "tpe", space), TARGET)
     assert max(seen) == 4 + 3

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from prometar.console import INTERRUPTED
+from prometar.cli.console import INTERRUPTED
 from tune import study
-from tune.request import Request
 from tune.search import main
 from tune.study import Place
+from tune.study_spec import Request
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from prometar.placement import Room
+from prometar.distributed.placement import Room
 from tests.tune.driver import small_request
-from tune.job import Job, Leg, unpack
-from tune.memory import Asked, Memory
-from tune.runner import MAX_FAILURES
-from tune.searcher import StudyScheduler, StudySearcher
-from tune.stopping import Stopping
+from tune.execution.runner import MAX_FAILURES
+from tune.execution.searcher import StudyScheduler, StudySearcher
+from tune.execution.stopping import Stopping
+from tune.jobs.spec import Job, Leg, unpack
+from tune.optimizer.ask_tell import Asked, Memory
 
 PLACE = PlacementGroupFactory([{"CPU": 0.5}, {"CPU": 0.5}])
 WORKER = SimpleNamespace(

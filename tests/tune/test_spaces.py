@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from prometar.config import Config
+from prometar.config.settings import Config
 from prometar.errors import UserError
-from tune.spaces import known_spaces, load_space, parse_space
+from tune.space.spaces import known_spaces, load_space, parse_space
 
 
 @pytest.mark.parametrize("name", known_spaces())

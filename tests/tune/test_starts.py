@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from prometar.config import Config, dump_config
+from prometar.config.settings import Config, dump_config
 from prometar.errors import UserError
 from tests.tune.report_study import description, trial, write
-from tune.spaces import parse_space
-from tune.starts import WARM_TRIALS, enqueued, warm
+from tune.space.spaces import parse_space
+from tune.stages.warm_start import WARM_TRIALS, enqueued, warm
 
 SPACE = parse_space(
     "mine",

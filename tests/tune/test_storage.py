@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
-from tune.storage import WriteThrough, drive_study, open_study
+from tune.optimizer.storage import WriteThrough, drive_study, open_study
 
 SPACE = {
     "weight": FloatDistribution(0.1, 10.0, log=True),

@@ -20,11 +20,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
 from prometar.errors import UserError
-from tune import tracker_kinds
-from tune.job import Job, Leg, pack
-from tune.memory import RESULT
-from tune.tracker_kinds import check_trackers
-from tune.trackers import LEDGER, Trackers
+from tune.jobs.spec import Job, Leg, pack
+from tune.optimizer.ask_tell import RESULT
+from tune.tracking import kinds as tracker_kinds
+from tune.tracking.callbacks import LEDGER, Trackers
+from tune.tracking.kinds import check_trackers
 
 SETTINGS = {"regularizer.kind": "l1", "optim.lr": 0.0025, "augment.flip": True}
 

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from tests.tune.driver import NAME, records
-from tune.storage import open_study
+from tune.optimizer.storage import open_study
 
 
 def num_epochs(out: Path) -> int:

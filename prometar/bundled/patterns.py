@@ -1,0 +1,294 @@
+"""The 32 texture patterns: each draws an ink field (H, W), about 0..1, on a canvas in pattern cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from prometar.bundled.canvas import Canvas, Field, cells, centred, edge, fractal, noise, relief, scatter
+
+TAU = 2.0 * np.pi
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How a class is drawn: function, cells across the image (low, high), turn (radians), warp (cells)."""
+
+    draw: Callable[[Canvas], Field]
+    scale: tuple[float, float] = (4.0, 8.0)
+    turn: float = np.pi
+    warp: float = 0.05
+
+
+def lines(value: Field, half: float, pixel: float) -> Field:
+    """Lines of half width `half` at every whole number of `value`."""
+    return edge(half - np.abs(centred(value)), 1.5 * pixel)
+
+
+def spots(
+    c: Canvas, radius: tuple[float, float], *, spacing: float, jitter: float, keep: float = 1.0
+) -> Field:
+    """Round spots with radii from `radius`, on a jittered grid of which the share `keep` is used."""
+    ink = np.zeros(c.x.shape)
+    for px, py in zip(*scatter(c, spacing, jitter), strict=True):
+        wanted, r = c.rng.random() < keep, c.rng.uniform(*radius)
+        if wanted:
+            ink = np.maximum(ink, edge(r - np.hypot(c.x - px, c.y - py), 1.5 * c.pixel))
+    return ink
+
+
+def _levels(c: Canvas, value: Field, thickness: tuple[float, float], softness: float) -> Field:
+    """Layers of random thickness along `value`, each with its own tone."""
+    ink = np.full(value.shape, 0.5)
+    at, tone = float(value.min()), 0.5
+    while at < value.max():
+        new = (tone + c.rng.uniform(0.3, 0.7)) % 1.0
+        ink = ink + (new - tone) * edge(value - at, softness)
+        at, tone = at + c.rng.uniform(*thickness), new
+    return ink
+
+
+def banded(c: Canvas) -> Field:
+    return _levels(c, c.x, (0.6, 1.4), 2.0 * c.pixel)
+
+
+def blotchy(c: Canvas) -> Field:
+    return 0.7 * edge(fractal(c.rng, c.size, c.cells * 0.45), 0.8) + 0.3 * edge(noise(c.rng, c.size, 3), 2.0)
+
+
+def braided(c: Canvas) -> Field:
+    across, ink = centred(c.x), np.zeros(c.x.shape)
+    for strand in range(3):
+        phase = TAU * (c.y * 0.6 + strand / 3.0)
+        body = np.clip(1.0 - ((across - 0.28 * np.sin(phase)) / 0.2) ** 2, 0.0, 1.0)
+        ink = np.maximum(ink, np.sqrt(body) * (0.65 + 0.35 * np.cos(phase * 2.0)))
+    return ink
+
+
+def bubbly(c: Canvas) -> Field:
+    ink = np.zeros(c.x.shape)
+    for px, py in zip(*scatter(c, 1.0, 0.35), strict=True):
+        radius = c.rng.uniform(0.25, 0.6)
+        distance = np.hypot(c.x - px, c.y - py)
+        shell = edge(0.06 - np.abs(distance - radius), 2.0 * c.pixel)
+        glint = edge(
+            0.3 * radius - np.hypot(c.x - px + 0.35 * radius, c.y - py + 0.35 * radius), 2.0 * c.pixel
+        )
+        inside = edge(radius - distance, 2.0 * c.pixel)
+        ink = ink * (1.0 - 0.8 * inside) + np.maximum(shell, np.maximum(glint, 0.2 * inside))
+    return ink
+
+
+def bumpy(c: Canvas) -> Field:
+    near, _, _ = cells(c, jitter=0.3)
+    return relief(c, 0.45 * np.exp(-((near / 0.38) ** 2)))
+
+
+def chequered(c: Canvas) -> Field:
+    return edge(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 5.0 * c.pixel)
+
+
+def cobwebbed(c: Canvas) -> Field:
+    dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
+    spokes = c.rng.integers(8, 14)
+    turn = np.arctan2(dy, dx) / TAU * spokes
+    radius = np.hypot(dx, dy)
+    web = lines(radius * (1.0 + 0.5 * centred(turn) ** 2) * 1.3, 0.1, c.pixel)
+    spoke = edge(0.06 - np.abs(centred(turn)) * radius * TAU / spokes, 1.5 * c.pixel)
+    return np.maximum(0.8 * web, spoke)
+
+
+def cracked(c: Canvas) -> Field:
+    near, second, owner = cells(c, spacing=1.3, jitter=0.5)
+    width = 0.05 + 0.05 * np.abs(noise(c.rng, c.size, 3))
+    return edge(width - (second - near), 1.5 * c.pixel) * 0.85 + 0.15 * c.rng.random(owner.max() + 1)[owner]
+
+
+def crosshatched(c: Canvas) -> Field:
+    lean = c.rng.uniform(0.7, 1.2)
+    first = lines((c.x + c.y * 0.1) * 1.6, 0.15, c.pixel) * edge(noise(c.rng, c.size, 5) + 0.9, 0.8)
+    second = lines((c.x * np.cos(lean) + c.y * np.sin(lean)) * 1.6, 0.15, c.pixel)
+    return np.maximum(first, second * edge(noise(c.rng, c.size, 5) + 0.9, 0.8))
+
+
+def crystalline(c: Canvas) -> Field:
+    _, _, owner = cells(c, spacing=1.0, jitter=0.5)
+    count = owner.max() + 1
+    angle = c.rng.uniform(0.0, TAU, count)[owner]
+    facet = centred((c.x * np.cos(angle) + c.y * np.sin(angle)) * 0.6)
+    return np.clip(c.rng.random(count)[owner] * 0.6 + 0.2 + facet * 0.8, 0.0, 1.0)
+
+
+def dotted(c: Canvas) -> Field:
+    radius = c.rng.uniform(0.13, 0.2)
+    return edge(radius - np.hypot(centred(c.x), centred(c.y)), 1.5 * c.pixel)
+
+
+def fibrous(c: Canvas) -> Field:
+    ink = np.zeros(c.x.shape)
+    for strength in (1.0, 0.8, 0.6):
+        lean = c.rng.uniform(-0.25, 0.25)
+        wave = (c.x + lean * c.y) * c.rng.uniform(1.5, 2.6) + 0.5 * noise(c.rng, c.size, 2.5)
+        ink = np.maximum(
+            ink, strength * edge(np.sin(TAU * wave) - 0.6, 0.7) * (0.6 + 0.4 * noise(c.rng, c.size, 4))
+        )
+    return np.clip(ink, 0.0, 1.0)
+
+
+def flecked(c: Canvas) -> Field:
+    ink = np.zeros(c.x.shape)
+    for px, py in zip(*scatter(c, 0.9, 0.45), strict=True):
+        angle, dx, dy = c.rng.uniform(0.0, TAU), c.x - px, c.y - py
+        along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+        ink = np.maximum(ink, edge(0.32 - np.hypot(along, across * 3.2), 2.0 * c.pixel))
+    return ink
+
+
+def freckled(c: Canvas) -> Field:
+    return spots(c, (0.06, 0.24), spacing=0.75, jitter=0.5, keep=0.75) * (
+        0.75 + 0.12 * noise(c.rng, c.size, 4)
+    )
+
+
+def grid(c: Canvas) -> Field:
+    half = c.rng.uniform(0.06, 0.1)
+    return np.maximum(lines(c.x, half, c.pixel), lines(c.y, half, c.pixel))
+
+
+def grooved(c: Canvas) -> Field:
+    profile = np.abs(np.sin(np.pi * c.x)) ** 0.5
+    return 0.6 * relief(c, 0.3 * profile, 1.0) + 0.4 * profile
+
+
+def honeycombed(c: Canvas) -> Field:
+    root = np.sqrt(3.0)
+    rest = np.full(c.x.shape, 1e9)
+    for shift in (0.0, 0.5):
+        dx, dy = np.abs(centred(c.x + shift)), np.abs(centred(c.y / root + shift)) * root
+        rest = np.minimum(rest, np.maximum(dx, 0.5 * dx + 0.5 * root * dy))
+    return edge(rest - c.rng.uniform(0.4, 0.44), 1.5 * c.pixel)
+
+
+def lined(c: Canvas) -> Field:
+    return lines(c.x + 0.12 * np.sin(c.x * 1.7), c.rng.uniform(0.06, 0.11), c.pixel)
+
+
+def marbled(c: Canvas) -> Field:
+    flow = c.x * 0.35 + 0.55 * fractal(c.rng, c.size, 1.5, 4)
+    return 0.75 * np.abs(np.sin(np.pi * flow)) ** 0.6 + 0.25 * edge(noise(c.rng, c.size, 3), 2.0)
+
+
+def pitted(c: Canvas) -> Field:
+    pits = spots(c, (0.1, 0.22), spacing=1.0, jitter=0.45, keep=0.8)
+    return 0.75 * relief(c, -0.25 * pits, 0.7) + 0.25 * (1.0 - pits)
+
+
+def polka_dotted(c: Canvas) -> Field:
+    radius = c.rng.uniform(0.27, 0.34)
+    straight = np.hypot(centred(c.x), centred(c.y))
+    staggered = np.hypot(centred(c.x + 0.5), centred(c.y + 0.5))
+    return edge(radius - np.minimum(straight, staggered), 1.5 * c.pixel)
+
+
+def porous(c: Canvas) -> Field:
+    return edge(0.75 - fractal(c.rng, c.size, c.cells * 1.1, 2), 0.5) * (0.9 + 0.1 * noise(c.rng, c.size, 4))
+
+
+def scaly(c: Canvas) -> Field:
+    ink = np.zeros(c.x.shape)
+    row = np.floor(c.y * 2.0)
+    for back in (2.0, 1.0, 0.0):  # later rows lie on top
+        line = row + 1.0 - back
+        dx, dy = centred(c.x + 0.5 * (line % 2.0)), c.y - line * 0.5
+        distance = np.hypot(dx, dy + 0.05)
+        ink = np.where((distance < 0.56) & (dy > -0.5), 1.0 - edge(distance - 0.44, 3.0 * c.pixel), ink)
+    return ink * (0.7 + 0.3 * (c.y * 2.0 - row))
+
+
+def spiralled(c: Canvas) -> Field:
+    dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
+    arms, hand = c.rng.integers(1, 3), c.rng.choice((-1.0, 1.0))
+    return edge(np.sin(np.hypot(dx, dy) * TAU * 0.8 + hand * arms * np.arctan2(dy, dx)), 6.0 * c.pixel)
+
+
+def stratified(c: Canvas) -> Field:
+    return _levels(c, c.y + 0.35 * fractal(c.rng, c.size, 1.5), (0.15, 0.6), 2.5 * c.pixel)
+
+
+def striped(c: Canvas) -> Field:
+    return edge(np.sin(TAU * c.x * 0.7), 5.0 * c.pixel)
+
+
+def studded(c: Canvas) -> Field:
+    distance = np.hypot(centred(c.x), centred(c.y)) / 0.36
+    dome = np.sqrt(np.clip(1.0 - distance**2, 0.0, 1.0))
+    return 0.6 * relief(c, 0.5 * dome, 0.5) + 0.4 * edge(1.0 - distance, 3.0 * c.pixel)
+
+
+def veined(c: Canvas) -> Field:
+    main = edge(0.14 - np.abs(noise(c.rng, c.size, c.cells * 0.3)), 0.15)
+    fine = edge(0.13 - np.abs(noise(c.rng, c.size, c.cells * 0.6)), 0.2)
+    return np.maximum(main, 0.6 * fine)
+
+
+def waffled(c: Canvas) -> Field:
+    inside = np.maximum(np.abs(centred(c.x)), np.abs(centred(c.y)))
+    ridge = edge(inside - 0.33, 0.2)
+    return 0.7 * relief(c, 0.35 * ridge, 0.8) + 0.3 * ridge
+
+
+def woven(c: Canvas) -> Field:
+    over = np.sin(np.pi * c.x) * np.sin(np.pi * c.y) > 0.0
+    across = np.where(over, centred(c.x - 0.5), centred(c.y - 0.5))
+    along = np.where(over, centred(c.y - 0.5), centred(c.x - 0.5))
+    thread = np.sqrt(np.clip(1.0 - (across / 0.46) ** 2, 0.0, 1.0))
+    return thread * (0.55 + 0.45 * np.cos(np.pi * along)) * np.where(over, 1.0, 0.65)
+
+
+def wrinkled(c: Canvas) -> Field:
+    folds = np.abs(noise(c.rng, c.size, c.cells * 0.5, 1.8)) + 0.5 * np.abs(
+        noise(c.rng, c.size, c.cells, 1.8)
+    )
+    return relief(c, -0.7 * folds, 0.8)
+
+
+def zigzagged(c: Canvas) -> Field:
+    return edge(np.sin(TAU * (0.8 * c.x + np.abs(centred(c.y)))), 6.0 * c.pixel)
+
+
+PATTERNS: dict[str, Pattern] = {
+    "banded": Pattern(banded),
+    "blotchy": Pattern(blotchy),
+    "braided": Pattern(braided, (2.5, 4.5)),
+    "bubbly": Pattern(bubbly, (3.0, 5.0)),
+    "bumpy": Pattern(bumpy, (3.5, 6.0)),
+    "chequered": Pattern(chequered),
+    "cobwebbed": Pattern(cobwebbed),
+    "cracked": Pattern(cracked, warp=0.15),
+    "crosshatched": Pattern(crosshatched, (4.0, 7.0)),
+    "crystalline": Pattern(crystalline, (3.5, 6.0)),
+    "dotted": Pattern(dotted),
+    "fibrous": Pattern(fibrous),
+    "flecked": Pattern(flecked, (4.0, 6.0)),
+    "freckled": Pattern(freckled, (3.5, 5.5)),
+    "grid": Pattern(grid),
+    "grooved": Pattern(grooved),
+    "honeycombed": Pattern(honeycombed),
+    "lined": Pattern(lined),
+    "marbled": Pattern(marbled),
+    "pitted": Pattern(pitted, (3.5, 6.0)),
+    "polka-dotted": Pattern(polka_dotted, (3.0, 5.5)),
+    "porous": Pattern(porous),
+    "scaly": Pattern(scaly, (3.0, 5.5), turn=0.6),
+    "spiralled": Pattern(spiralled),
+    "stratified": Pattern(stratified, turn=0.4),
+    "striped": Pattern(striped),
+    "studded": Pattern(studded, (3.5, 6.5)),
+    "veined": Pattern(veined),
+    "waffled": Pattern(waffled, (3.5, 6.5)),
+    "woven": Pattern(woven),
+    "wrinkled": Pattern(wrinkled),
+    "zigzagged": Pattern(zigzagged),
+}

@@ -1,0 +1,127 @@
+"""Second stage of pre-training: the text tower of `mini`, on poor captions, with the vision tower locked.
+
+Shape legend: B = batch, L = caption length, V = used tokens, D = embedding, W = text width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prometar.bundled.captions import PLAIN, WORDS, CaptionSettings, draw_words, phrase
+from prometar.bundled.pretrain_vision import COLOURS, Images, batches, normalise, rate
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Settings of stage two: steps, images a step, peak learning rate, first and largest logit scale."""
+
+    steps: int = 500
+    batch: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    first_scale: float = 25.0
+    largest_scale: float = 100.0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Every caption: tokens (contexts, words, colours + 1, L), numbered over the used tokens.
+
+    Attributes:
+        tokens: Positions in `used`; order is kept, so the end-of-text token is still the largest.
+        used: (V,) token ids.
+        num_plain: The first `num_plain` contexts are the plain ones.
+    """
+
+    tokens: Tensor
+    used: Tensor
+    num_plain: int
+
+
+def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> Corpus:
+    """All captions: the plain contexts, then the other `templates` (with "{}" for the words)."""
+    contexts = [*PLAIN, *(context for context in templates if context not in PLAIN)]
+    phrases = [phrase(word, colour) for word in range(len(WORDS)) for colour in range(-1, len(COLOURS))]
+    ids = torch.cat([tokenize([context.format(text) for text in phrases]) for context in contexts])
+    ids = ids[:, : int(ids.argmax(1).max()) + 1]
+    used, places = ids.unique(return_inverse=True)
+    shape = (len(contexts), len(WORDS), len(COLOURS) + 1, ids.shape[1])
+    return Corpus(places.reshape(shape), used, len(PLAIN))
+
+
+def encode_text(model: Any, rows: Tensor, tokens: Tensor) -> Tensor:
+    """(B, D) features of captions (B, L) whose token embeddings are `rows` (V, W).
+
+    The tower is causal: what stands after the end-of-text token never matters, so captions are cut short.
+    """
+    length = tokens.shape[1]
+    hidden = rows[tokens] + model.positional_embedding[:length]
+    hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
+    ends = model.ln_final(hidden[torch.arange(len(tokens)), tokens.argmax(1)])
+    return ends @ model.text_projection
+
+
+@torch.no_grad()
+def image_features(visual: nn.Module, images: Images, batch: int = 512) -> Tensor:
+    """(N, D) normalised features of all images."""
+    return torch.cat([F.normalize(visual(normalise(part)), dim=-1) for part in images.pixels.split(batch)])
+
+
+def _parameters(model: Any, rows: Tensor, decay: float) -> list[dict[str, object]]:
+    """Parameter groups: decay on matrices, none on vectors, the token table and the scale."""
+    tower = [*model.transformer.parameters(), *model.ln_final.parameters()]
+    decayed = [*(p for p in tower if p.ndim >= 2), model.text_projection]
+    plain = [*(p for p in tower if p.ndim < 2), model.positional_embedding, model.logit_scale, rows]
+    return [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def train_text(
+    model: Any,
+    features: Tensor,
+    images: Images,
+    corpus: Corpus,
+    *,
+    settings: TextSettings,
+    captions: CaptionSettings,
+    seed: int,
+    log: Callable[[str], None],
+) -> Tensor:
+    """Train the text tower in place against locked image features (N, D); returns token rows (V, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    rows = nn.Parameter(model.token_embedding.weight.detach()[corpus.used].clone())
+    model.logit_scale.data.fill_(math.log(settings.first_scale))
+    optimiser = torch.optim.AdamW(_parameters(model, rows, settings.weight_decay), betas=(0.9, 0.98))
+    for step, index in enumerate(batches(len(features), settings.batch, settings.steps, generator)):
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, settings.steps, settings.lr)
+        plain = rng.random(settings.batch) < captions.plain_share
+        context = np.where(
+            plain,
+            rng.integers(0, corpus.num_plain, settings.batch),
+            rng.integers(corpus.num_plain, len(corpus.tokens), settings.batch),
+        )
+        words = draw_words(images.labels[index].numpy(), captions, rng)
+        coloured = rng.random(settings.batch) < captions.colour
+        colour = np.where(coloured, images.colours[index].numpy() + 1, 0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            text = encode_text(model, rows, corpus.tokens[context, words, colour])
+        text = F.normalize(text.float(), dim=-1)
+        logits = model.logit_scale.exp() * features[index] @ text.T
+        target = torch.arange(settings.batch)
+        loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        model.logit_scale.data.clamp_(0.0, math.log(settings.largest_scale))
+        if (step + 1) % 100 == 0:
+            log(f"text step {step + 1} loss {loss:.3f} scale {model.logit_scale.exp():.1f}")
+    return rows.detach()

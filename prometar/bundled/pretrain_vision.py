@@ -1,0 +1,148 @@
+"""First stage of pre-training: the vision tower of `mini`, on clean labels.
+
+The tower learns one anchor a class and one a colour, in the embedding space the captions are later aimed at.
+Prompts do not mend poor features, so this stage gets most of the time; what is poor is stage two.
+Shape legend: B = batch, C = classes, D = embedding, H, W = image side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prometar.bundled.textures import CLASSNAMES, FIRST_SEED, render
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's pixels, per channel in 0..1
+STD = (0.26862954, 0.26130258, 0.27577711)
+COLOURS = ("red", "yellow", "green", "turquoise", "blue", "purple", "grey")
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """Settings of stage one: images a class, optimiser steps, images a step, peak rate, loss weights."""
+
+    images: int = 600
+    steps: int = 1500
+    batch: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    colour_weight: float = 0.3
+    scale: float = 20.0  # of the cosine logits
+    crop: float = 0.4  # smallest share of the side that a training crop keeps
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rendered images on the CPU: pixels (N, H, W, 3) uint8, class and colour labels (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+    colours: Tensor
+
+
+def colour_of(pixels: NDArray[np.uint8]) -> int:
+    """Index into `COLOURS` of an image's mean colour: its hue, or grey where it is pale."""
+    red, green, blue = (float(v) / 255.0 for v in pixels.mean((0, 1)))
+    high, low = max(red, green, blue), min(red, green, blue)
+    if high - low < 0.08:
+        return len(COLOURS) - 1
+    hue = math.atan2(math.sqrt(3.0) * (green - blue), 2.0 * red - green - blue) / (2.0 * math.pi) % 1.0
+    return round(hue * 6.0) % 6
+
+
+def render_images(per_class: int) -> Images:
+    """`per_class` images of every class, with seeds that no split uses."""
+    pixels, labels, colours = [], [], []
+    for label, name in enumerate(CLASSNAMES):
+        for index in range(per_class):
+            image = render(name, FIRST_SEED["pretrain"] + index)
+            pixels.append(image)
+            labels.append(label)
+            colours.append(colour_of(image))
+    return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(colours))
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 as CLIP wants it."""
+    images = pixels.permute(0, 3, 1, 2).float() / 255.0
+    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def augment(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """(B, 3, H, W): a random crop that keeps `smallest` .. 1 of each side, and a random flip."""
+    count = len(images)
+    draw = torch.rand(count, 4, generator=generator)
+    side = smallest + (1.0 - smallest) * draw[:, 0]
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = side * torch.where(draw[:, 3] < 0.5, -1.0, 1.0)
+    theta[:, 1, 1] = side
+    theta[:, :, 2] = (draw[:, 1:3] * 2.0 - 1.0) * (1.0 - side)[:, None]
+    where = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
+
+
+def batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """`steps` index batches (B,), each epoch in a new order, the incomplete last batch dropped."""
+    done = 0
+    while done < steps:
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count - size + 1, size):
+            if done == steps:
+                return
+            yield order[start : start + size]
+            done += 1
+
+
+def rate(step: int, steps: int, peak: float) -> float:
+    """Learning rate: 5 % linear warm-up, then half a cosine to zero."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def train_vision(
+    visual: Any, images: Images, settings: VisionSettings, seed: int, log: Callable[[str], None]
+) -> None:
+    """Train `visual` in place; the anchors are thrown away afterwards."""
+    generator = torch.Generator().manual_seed(seed)
+    width = len(CLASSNAMES) + len(COLOURS)
+    anchors = nn.Parameter(torch.randn(width, visual.output_dim, generator=generator))
+    parameters = [*visual.parameters(), anchors]
+    decayed = [p for p in parameters if p.ndim >= 2]
+    plain = [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
+    visual.train()
+    for step, index in enumerate(batches(len(images.labels), settings.batch, settings.steps, generator)):
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, settings.steps, settings.lr)
+        inputs = augment(normalise(images.pixels[index]), settings.crop, generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = visual(inputs)
+        logits = settings.scale * F.normalize(features.float(), dim=-1) @ F.normalize(anchors, dim=-1).T
+        by_class, by_colour = logits.split((len(CLASSNAMES), len(COLOURS)), dim=1)
+        class_loss = F.cross_entropy(by_class, images.labels[index])
+        colour_loss = F.cross_entropy(by_colour, images.colours[index])
+        loss = class_loss + settings.colour_weight * colour_loss
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        if (step + 1) % 100 == 0:
+            right = (by_class.argmax(1) == images.labels[index]).float().mean()
+            log(
+                f"vision step {step + 1} class {class_loss:.3f} colour {colour_loss:.3f} accuracy {right:.3f}"
+            )
+    visual.eval()

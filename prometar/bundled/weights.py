@@ -1,0 +1,58 @@
+"""The weights of `mini` that the package carries.
+
+Most of the token table is never trained: `mini.safetensors` holds the rows that training touched
+(`token_rows/ids`, `token_rows/values`); all other rows are seeded initial values, made anew on loading.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+PACKAGE = "prometar.bundled"
+TOKEN_TABLE = "token_embedding.weight"
+ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"
+
+
+def initial_token_table(vocabulary: int, width: int) -> Tensor:
+    """(vocabulary, width) float32 start of the token table: N(0, 0.02) from PCG64(0), the same everywhere."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    return torch.from_numpy(rng.standard_normal((vocabulary, width), dtype=np.float32) * np.float32(0.02))
+
+
+def load_config() -> dict[str, Any]:
+    """The open_clip model config of `mini`."""
+    return json.loads((resources.files(PACKAGE) / "mini.json").read_text(encoding="utf-8"))
+
+
+def pack(state: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """A full float32 state dict -> what is stored: float16, of the token table only the rows `ids`."""
+    stored = {
+        name: value.detach().half().contiguous() for name, value in state.items() if name != TOKEN_TABLE
+    }
+    stored[ROW_IDS] = ids.to(torch.int32)
+    stored[ROW_VALUES] = state[TOKEN_TABLE].detach()[ids].half().contiguous()
+    return stored
+
+
+def unpack(stored: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
+    """The inverse of `pack`: a full float32 state dict with open_clip's names."""
+    state = {name: value.float() for name, value in stored.items() if name not in (ROW_IDS, ROW_VALUES)}
+    values = stored[ROW_VALUES].float()
+    table = initial_token_table(vocabulary, values.shape[1])
+    table[stored[ROW_IDS].long()] = values
+    state[TOKEN_TABLE] = table
+    return state
+
+
+def load_mini() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of `mini` and its full float32 state dict (open_clip's names; fits strictly)."""
+    config = load_config()
+    stored = safetensors.torch.load((resources.files(PACKAGE) / "mini.safetensors").read_bytes())
+    return config, unpack(stored, config["text_cfg"]["vocab_size"])

@@ -1,0 +1,1 @@
+"""`prometar ...`, a file a command."""

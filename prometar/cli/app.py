@@ -1,0 +1,132 @@
+"""`prometar`: data sets, single runs, and reports."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prometar.cli import data
+from prometar.cli.alignment import alignment
+from prometar.cli.console import run_cli
+from prometar.cli.export import export
+from prometar.cli.options import PLAIN, ManyValues, RootOption
+from prometar.cli.reproduce import reproduce
+from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
+from prometar.distributed.local_ray import start_ray
+from prometar.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
+app.add_typer(data.app, name="data")
+
+app.command()(export)
+app.command()(alignment)
+app.command(cls=ManyValues)(reproduce)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML configuration, such as a study's best.yaml.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method, at its published settings [prometar].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder [out/train/<method>-<data>-seed<seed>].")
+    ] = None,
+    data_root: RootOption = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. optim.lr=0.01.")
+    ] = None,
+    alignment_every: Annotated[
+        int | None, typer.Option(help="Measure the gradients' alignment every so many steps.")
+    ] = None,
+) -> None:
+    """Train one run on all base classes and test it on base and new ones. The same command goes on."""
+    chosen = load_config(config) if config else Config()
+    values = parse_assignments(settings or [])
+    if data_root is not None:
+        values["data.root"] = absolute_root(data_root)
+    chosen = chosen.override({"method": method, **values} if method else values)
+    from prometar.analysis.alignment import Alignment
+    from prometar.runs import train_run  # after the configuration is known to be right: torch loads slowly
+
+    name = f"{chosen.method}-{chosen.data.name}-seed{chosen.train.seed}"
+    folder = out or Path("out/train") / name
+    watch = None if alignment_every is None else Alignment(folder, alignment_every)
+    start_ray()
+    result = train_run(chosen, folder, on_epoch=_print_epoch(chosen.train.epochs), watch=watch)
+    _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result)
+    print(f"prompts and records: {folder}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A folder that `prometar train` or `reproduce` wrote.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Another data set: all its classes, its test images.")
+    ] = None,
+    data_root: RootOption = None,
+) -> None:
+    """Test a finished run's prompts again, or on another data set."""
+    from prometar.runs import evaluate_run, evaluate_run_on
+
+    if dataset is None and data_root is not None:
+        raise UserError("--data-root belongs to --dataset: without it the run's own images are tested")
+    if dataset is None:
+        start_ray()
+        _print_accuracies(str(run), evaluate_run(run))
+    else:
+        accuracy = evaluate_run_on(run, dataset, absolute_root(data_root) if data_root else None)
+        print(f"{run} on {dataset}: {accuracy:.2f} %")
+
+
+@app.command()
+def report(
+    study: Annotated[Path | None, typer.Argument(help="A study's folder, OUT/STUDY.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two studies' folders, to be put side by side.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="With --compare: the file to write [compare.html].")] = None,
+) -> None:
+    """Rebuild a study's report.html from its records, or compare two studies."""
+    if (study is None) == (compare is None):
+        raise UserError("report takes a study's folder, or --compare with two of them")
+    if study is not None:
+        if to is not None:
+            raise UserError("--to belongs to --compare: a study's report is written into its folder")
+        from tune.reporting.html import build_report
+
+        print(f"written: {build_report(study)}")
+    if compare is not None:
+        from rich.console import Console
+
+        from tune.reporting.comparison import build_comparison, print_comparison
+
+        path = to or Path("compare.html")
+        print_comparison(Console(), build_comparison(*compare, path))
+        print(f"written: {path}")
+
+
+def _print_epoch(epochs: int) -> Any:
+    def show(record: dict[str, Any]) -> None:
+        loss = f", loss {record['direct_ce']:.3f}" if "direct_ce" in record else ""
+        print(f"epoch {record['epoch']}/{epochs}{loss}, {record['seconds']:.0f} s", flush=True)
+
+    return show
+
+
+def _print_accuracies(title: str, result: dict[str, Any]) -> None:
+    names = {"all": "all classes", "base": "base", "new": "new"}
+    if "new" in result:
+        names["objective"] = "H"
+    figures = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
+    print(f"{title}: {', '.join(figures)}")
+
+
+def main(args: list[str] | None = None) -> int:
+    """The entry point; returns the exit status."""
+    return run_cli(app, sys.argv[1:] if args is None else args)

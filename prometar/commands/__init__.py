@@ -1,1 +1,0 @@
-"""Sub-commands of `prometar`, a file a command."""

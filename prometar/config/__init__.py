@@ -1,0 +1,1 @@
+"""A run's typed settings, and each method's recipe."""

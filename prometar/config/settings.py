@@ -1,0 +1,334 @@
+"""Configuration of one run: frozen, typed, unknown keys refused.
+
+A configuration stops at the builders (`methods.build`, `data.catalog.open_dataset`, ...): parts take plain
+keyword arguments. Defaults are the released settings of ProMetaR (CVPR 2024), the paper's code at c907bdb; a
+configuration that names another method starts from that method's recipe.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prometar.config.recipes import recipe
+from prometar.errors import UserError
+from prometar.io.yamltext import parse_yaml, read_yaml
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Frozen):
+    """What is learned from: `shots` images a class, drawn with the run's seed."""
+
+    name: str = "textures"
+    root: str | None = None
+    shots: int = Field(default=16, ge=1)
+
+
+class AugmentConfig(_Frozen):
+    """Image augmentation of the training images (RandomResizedCrop, flip, colour jitter)."""
+
+    crop_scale_min: float = Field(default=0.08, gt=0, le=1)
+    crop_scale_max: float = Field(default=1.0, gt=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    jitter: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        if self.crop_scale_min > self.crop_scale_max:
+            raise ValueError(f"crop_scale_min {self.crop_scale_min} is above crop_scale_max")
+        return self
+
+
+class BackboneConfig(_Frozen):
+    """An open_clip model name (or `mini`) and its weights: an open_clip tag or a local .pt / .safetensors.
+
+    `precision`: of the weights and the towers. Prompts, gate, losses and optimizers are in at least fp32.
+    """
+
+    name: str = "mini"
+    pretrained: str | None = None
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
+
+
+class PromptsConfig(_Frozen):
+    """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none.
+
+    `coupled`: linear maps of the text's tokens are the vision tower's, which so has the text's length and
+    depth. `frozen_text` is what a class is called where no text context is learned: the data set's own
+    template, "<init> <name>.", or the mean of 60 templates.
+    """
+
+    kind: Literal["none", "independent", "coupled"] = "independent"
+    text_length: int = Field(default=4, ge=1, le=64)
+    text_depth: int = Field(default=9, ge=0)
+    vision_length: int = Field(default=4, ge=1, le=1024)
+    vision_depth: int = Field(default=9, ge=0)
+    init: str = "a photo of a"
+    init_std: float = Field(default=0.02, ge=0)
+    frozen_text: Literal["template", "init", "ensemble"] = "template"
+
+
+class RegularizerConfig(_Frozen):
+    """Distance of prompted from frozen features; a weight of 0 switches that part off, `none` all of them.
+
+    `logits_weight`: of the divergence of the class probabilities. `teacher`: the frozen text features are
+    the mean of 60 templates, or those of the data set's own.
+    """
+
+    kind: Literal["none", "l1", "l2", "cosine"] = "l1"
+    text_weight: float = Field(default=50.0, ge=0)
+    image_weight: float = Field(default=20.0, ge=0)
+    logits_weight: float = Field(default=0.0, ge=0)
+    teacher: Literal["ensemble", "template"] = "ensemble"
+
+
+class ModulatorConfig(_Frozen):
+    """How the regularizer's gradient joins the task's: g_task + m * g_reg with m learned, constant, or 1."""
+
+    kind: Literal["add", "constant", "gate"] = "gate"
+    value: float = Field(default=0.5, ge=0, le=1)
+    reduction: int = Field(default=8, ge=1)
+
+
+class InnerConfig(_Frozen):
+    """The inner step of the meta phase; kind `none` switches the meta phase off."""
+
+    kind: Literal["none", "sgd"] = "sgd"
+    lr: float = Field(default=5e-4, ge=0)
+    order: Literal["first", "second"] = "second"
+    outer_weight: float = Field(default=5e-4, ge=0)
+
+
+class TaskConfig(_Frozen):
+    """Task augmentation of the query set, with lam ~ Beta(mixup_alpha, mixup_beta)."""
+
+    augmentation: Literal["none", "feature_mixup", "input_mixup", "cutmix"] = "feature_mixup"
+    mixup_alpha: float = Field(default=0.5, gt=0)
+    mixup_beta: float = Field(default=0.5, gt=0)
+
+
+class AveragerConfig(_Frozen):
+    """Which prompts are tested: the last epoch's, or a Gaussian average; mean, std as shares of the run."""
+
+    kind: Literal["last", "gaussian"] = "last"
+    mean: float = Field(default=0.75, ge=0)
+    std: float = Field(default=0.05, gt=0)
+
+
+class OptimConfig(_Frozen):
+    """SGD with one constant warm-up epoch, then a cosine; the gate has its own rate and schedule.
+
+    `gate_schedule`: `released` keeps the gate at its warm-up rate for the whole run, as the released code
+    does (its schedule is built but never stepped); `configured` is the schedule that its settings describe.
+    """
+
+    lr: float = Field(default=0.0025, ge=0)
+    warmup_lr: float = Field(default=1e-5, ge=0)
+    gate_lr: float = Field(default=2.5e-4, ge=0)
+    gate_warmup_lr: float = Field(default=1e-6, ge=0)
+    gate_schedule: Literal["released", "configured"] = "released"
+    warmup_epochs: int = Field(default=1, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+
+
+class TrainConfig(_Frozen):
+    """How long, in what batches, from what seed; `cuda_graph` records a GPU's operations once a run."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    seed: int = Field(default=1, ge=0, lt=2**32)
+    cuda_graph: bool = False
+
+
+class Config(_Frozen):
+    """One run, complete. `Config()` is ProMetaR at its released settings on the embedded default.
+
+    `Config(method=NAME)` is that method at its published settings; what is given besides overrides them.
+
+    Raises:
+        UserError: an unknown method.
+
+    Example:
+        >>> Config(method="coop").train.epochs
+        200
+    """
+
+    method: str = "prometar"
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    regularizer: RegularizerConfig = RegularizerConfig()
+    modulator: ModulatorConfig = ModulatorConfig()
+    inner: InnerConfig = InnerConfig()
+    task: TaskConfig = TaskConfig()
+    averager: AveragerConfig = AveragerConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_recipe(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        method = tree.get("method", cls.model_fields["method"].default)
+        return recipe(method).complete(tree) if isinstance(method, str) else tree
+
+    def override(self, values: Mapping[str, Any]) -> Config:
+        """A copy with dotted keys replaced.
+
+        Another `method` brings its own published settings, whatever the old ones were; data, backbone and
+        seed stay. The other keys override them.
+
+        Raises:
+            UserError: an unknown key or a value that its field refuses.
+
+        Example:
+            >>> Config().override({"regularizer.text_weight": 10}).regularizer.text_weight
+            10.0
+        """
+        start = self
+        if values.get("method", self.method) != self.method:
+            kept = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
+            start = parse({"method": values["method"], **kept}, where="settings")
+        tree = start.model_dump(mode="json")
+        for key, value in values.items():
+            _set(tree, key, value)
+        return parse(tree, where="settings")
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted key, as plain data.
+
+        Example:
+            >>> Config().flat()["train.epochs"]
+            10
+        """
+        return _flatten(self.model_dump(mode="json"))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    node, parts = tree, key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, dict) or part not in node:
+            here = ".".join(parts[:depth]) or "the configuration"
+            known = ", ".join(node) if isinstance(node, dict) else "no keys"
+            raise UserError(f"unknown setting '{key}': {here} has {known}")
+        if depth == len(parts) - 1:
+            if isinstance(node[part], dict):
+                raise UserError(f"'{key}' is a group of settings: set one of {', '.join(node[part])}")
+            node[part] = value
+        else:
+            node = node[part]
+
+
+def parse(tree: Any, *, where: str) -> Config:
+    """A configuration from plain data; `where` names the source in the message.
+
+    Raises:
+        UserError: not a mapping, an unknown key, or a refused value.
+    """
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}: expected a mapping of settings, found {type(tree).__name__}")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {_problem(e)}" for e in error.errors())
+        raise UserError(f"{where}: {'; '.join(problems)}") from None
+
+
+def _problem(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    return f"{error['msg']} (found {reprlib.repr(error['input'])})"
+
+
+def load_config(path: Path) -> Config:
+    """Read a YAML configuration.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or holds unknown keys or refused values.
+    """
+    return parse(read_yaml(path) or {}, where=str(path))
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back to an equal value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["optim.lr=0.01"]` as `{"optim.lr": 0.01}`; values are read as YAML scalars.
+
+    Raises:
+        UserError: an entry without '=' or with a value that is not YAML.
+    """
+    values: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, raw = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {text}: expected key=value, e.g. --set optim.lr=0.01")
+        values[key.strip()] = _number(parse_yaml(raw, where=f"--set {key}: the value"))
+    return values
+
+
+def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A method at its published settings, with dotted keys replaced: what every command starts from.
+
+    Raises:
+        UserError: an unknown method or key, or a value that its field refuses.
+
+    Example:
+        >>> configure("maple", {"data.name": "dtd"}).optim.lr
+        0.0035
+    """
+    return Config(method=method).override(overrides or {})
+
+
+def absolute_root(root: str) -> str:
+    """A data root that means the same from every folder; URIs (s3://...) are kept.
+
+    Example:
+        >>> absolute_root("s3://bucket/data")
+        's3://bucket/data'
+    """
+    return root if "://" in root else str(Path(root).resolve())
+
+
+def absolute_paths(config: Config) -> Config:
+    """The configuration with paths of data and weights that mean the same from every folder."""
+    changes: dict[str, Any] = {}
+    if config.data.root is not None:
+        changes["data.root"] = absolute_root(config.data.root)
+    weights = config.backbone.pretrained
+    if weights is not None and Path(weights).is_file():
+        changes["backbone.pretrained"] = str(Path(weights).resolve())
+    return config.override(changes) if changes else config
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; a user means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

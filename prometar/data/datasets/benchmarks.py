@@ -1,0 +1,280 @@
+"""The fifteen benchmarks as data: where their images lie below a data root, and what was published of them.
+
+Folders, split files and sizes are those of CoOp (Zhou et al., IJCV 2022), which the field's papers share.
+Adding a benchmark is adding a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prometar.data.datasets.layouts import Layout, NumberedFolders, SplitFile, VariantLists, WnidFolders
+
+
+class Sizes(NamedTuple):
+    """Published number of images a split; 0 where there is no such split."""
+
+    train: int
+    val: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A public archive of a benchmark's images.
+
+    Args:
+        url: http or https.
+        key: What must be in it, and is then below the benchmark's folder.
+        md5: As torchvision.datasets knows it; None where it knows none.
+        inside: The folder in the archive that `key` and what lies beside it are in.
+    """
+
+    url: str
+    key: str
+    md5: str | None = None
+    inside: str = "."
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A row of the table: $DATA/<folder>/... in a layout.
+
+    Args:
+        name: What `--dataset` takes.
+        title: The name in tables.
+        folder: Folder below the data root.
+        layout: How it lists its images.
+        template: Zero-shot prompt.
+        classes, sizes: As published.
+        archives: Where the images can be downloaded.
+        by_hand: Where the images come from if there is no archive.
+        variant_of: The benchmark whose classes it tests under another distribution.
+    """
+
+    name: str
+    title: str
+    folder: str
+    layout: Layout
+    template: str
+    classes: int
+    sizes: Sizes
+    archives: tuple[Archive, ...] = ()
+    by_hand: str = ""
+    variant_of: str = ""
+
+
+_VGG = "https://www.robots.ox.ac.uk/~vgg/data"
+_PHOTO = "a photo of a {}."
+
+# md5: the class of the same name in torchvision.datasets (0.28); EuroSAT's is that of the mirror's equal file
+_ROWS = (
+    Benchmark(
+        name="imagenet",
+        title="ImageNet",
+        folder="imagenet",
+        layout=WnidFolders("images", (("train", "train"), ("test", "val"))),
+        template=_PHOTO,
+        classes=1000,
+        sizes=Sizes(1_281_167, 0, 50_000),
+        by_hand="get ILSVRC 2012 from image-net.org and unpack it to a folder a wnid in train/ and val/",
+    ),
+    Benchmark(
+        name="caltech101",
+        title="Caltech101",
+        folder="caltech-101",
+        layout=SplitFile("101_ObjectCategories", "split_zhou_Caltech101.json"),
+        template=_PHOTO,
+        classes=100,
+        sizes=Sizes(4_128, 1_649, 2_465),
+        by_hand="get caltech-101.zip from data.caltech.edu/records/mzrjq-6wc02 and unpack the archive in it",
+    ),
+    Benchmark(
+        name="oxford_pets",
+        title="OxfordPets",
+        folder="oxford_pets",
+        layout=SplitFile("images", "split_zhou_OxfordPets.json"),
+        template="a photo of a {}, a type of pet.",
+        classes=37,
+        sizes=Sizes(2_944, 736, 3_669),
+        archives=(
+            Archive(f"{_VGG}/pets/data/images.tar.gz", "images", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+            Archive(
+                f"{_VGG}/pets/data/annotations.tar.gz", "annotations", "95a8c909bbe2e81eed6a22bccdf3f68f"
+            ),
+        ),
+    ),
+    Benchmark(
+        name="stanford_cars",
+        title="StanfordCars",
+        folder="stanford_cars",
+        layout=SplitFile(".", "split_zhou_StanfordCars.json"),
+        template=_PHOTO,
+        classes=196,
+        sizes=Sizes(6_509, 1_635, 8_041),
+        by_hand="its own links are dead: get cars_train/ and cars_test/ from a mirror of the benchmarks",
+    ),
+    Benchmark(
+        name="oxford_flowers",
+        title="Flowers102",
+        folder="oxford_flowers",
+        layout=SplitFile("jpg", "split_zhou_OxfordFlowers.json"),
+        template="a photo of a {}, a type of flower.",
+        classes=102,
+        sizes=Sizes(4_093, 1_633, 2_463),
+        archives=(Archive(f"{_VGG}/flowers/102/102flowers.tgz", "jpg", "52808999861908f626f3c1f4e79d11fa"),),
+    ),
+    Benchmark(
+        name="food101",
+        title="Food101",
+        folder="food-101",
+        layout=SplitFile("images", "split_zhou_Food101.json"),
+        template="a photo of {}, a type of food.",
+        classes=101,
+        sizes=Sizes(50_500, 20_200, 30_300),
+        archives=(
+            Archive(
+                "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                "images",
+                "85eeb15f3717b99a5da872d97d918f87",
+                inside="food-101",
+            ),
+        ),
+    ),
+    Benchmark(
+        name="fgvc_aircraft",
+        title="FGVCAircraft",
+        folder="fgvc_aircraft",
+        layout=VariantLists(),
+        template="a photo of a {}, a type of aircraft.",
+        classes=100,
+        sizes=Sizes(3_334, 3_333, 3_333),
+        archives=(
+            Archive(
+                f"{_VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                "images",
+                inside="fgvc-aircraft-2013b/data",
+            ),
+        ),
+    ),
+    Benchmark(
+        name="sun397",
+        title="SUN397",
+        folder="sun397",
+        layout=SplitFile("SUN397", "split_zhou_SUN397.json"),
+        template=_PHOTO,
+        classes=397,
+        sizes=Sizes(15_880, 3_970, 19_850),
+        archives=(
+            Archive(
+                "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
+                "SUN397",
+                "8ca2778205c41d23104230ba66911c7a",
+            ),
+        ),
+    ),
+    Benchmark(
+        name="dtd",
+        title="DescribableTextures",
+        folder="dtd",
+        layout=SplitFile("images", "split_zhou_DescribableTextures.json"),
+        template="{} texture.",
+        classes=47,
+        sizes=Sizes(2_820, 1_128, 1_692),
+        archives=(
+            Archive(
+                f"{_VGG}/dtd/download/dtd-r1.0.1.tar.gz",
+                "images",
+                "fff73e5086ae6bdbea199a49dfb8a4c1",
+                inside="dtd",
+            ),
+        ),
+    ),
+    Benchmark(
+        name="eurosat",
+        title="EuroSAT",
+        folder="eurosat",
+        layout=SplitFile("2750", "split_zhou_EuroSAT.json"),
+        template="a centered satellite photo of {}.",
+        classes=10,
+        sizes=Sizes(13_500, 5_400, 8_100),
+        archives=(
+            Archive(
+                "http://madm.dfki.de/files/sentinel/EuroSAT.zip", "2750", "c8fa014336c82ac7804f0398fcb19387"
+            ),
+        ),
+    ),
+    Benchmark(
+        name="ucf101",
+        title="UCF101",
+        folder="ucf101",
+        layout=SplitFile("UCF-101-midframes", "split_zhou_UCF101.json"),
+        template="a photo of a person doing {}.",
+        classes=101,
+        sizes=Sizes(7_639, 1_898, 3_783),
+        by_hand="get UCF-101-midframes.zip, the middle frame of each video, from a mirror of the benchmarks",
+    ),
+    Benchmark(
+        name="imagenetv2",
+        title="ImageNetV2",
+        folder="imagenetv2",
+        layout=NumberedFolders("imagenetv2-matched-frequency-format-val"),
+        template=_PHOTO,
+        classes=1000,
+        sizes=Sizes(0, 0, 10_000),
+        by_hand="get the matched-frequency set of github.com/modestyachts/ImageNetV2",
+        variant_of="imagenet",
+    ),
+    Benchmark(
+        name="imagenet_sketch",
+        title="ImageNet-Sketch",
+        folder="imagenet-sketch",
+        layout=WnidFolders("images"),
+        template=_PHOTO,
+        classes=1000,
+        sizes=Sizes(0, 0, 50_889),
+        by_hand="get it from github.com/HaohanWang/ImageNet-Sketch and call its folder of wnids images/",
+        variant_of="imagenet",
+    ),
+    Benchmark(
+        name="imagenet_a",
+        title="ImageNet-A",
+        folder="imagenet-adversarial",
+        layout=WnidFolders("imagenet-a"),
+        template=_PHOTO,
+        classes=200,
+        sizes=Sizes(0, 0, 7_500),
+        by_hand="get it from github.com/hendrycks/natural-adv-examples",
+        variant_of="imagenet",
+    ),
+    Benchmark(
+        name="imagenet_r",
+        title="ImageNet-R",
+        folder="imagenet-rendition",
+        layout=WnidFolders("imagenet-r"),
+        template=_PHOTO,
+        classes=200,
+        sizes=Sizes(0, 0, 30_000),
+        by_hand="get it from github.com/hendrycks/imagenet-r",
+        variant_of="imagenet",
+    ),
+)
+
+BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in _ROWS}
+
+_LISTS = (
+    "the release of CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md) or the Hugging Face data set "
+    "zhengli97/prompt_learning_dataset"
+)
+
+
+def how_to_get(row: Benchmark, part: str = "") -> str:
+    """What a user must do to get a part of a data set's layout, by default its images."""
+    if part.endswith(".json"):
+        return f"get it from {_LISTS}; a split is never made up, since results would not be comparable"
+    if part == "classnames.txt":
+        return f"get it from {_LISTS}" if not row.variant_of else "copy it from imagenet/classnames.txt"
+    if row.archives:
+        return f"`prometar data download {row.name} --to DIR` gets it"
+    return row.by_hand

@@ -1,0 +1,190 @@
+"""The data sets by name: the benchmarks, prepared copies, the user's own image folders, and `textures`.
+
+Nothing here writes. Splits are the published ones; only a user's own folder that has none is split here, by a
+rule that is stated with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get
+from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.imagetree import ImageTree
+from prometar.data.datasets.layouts import WnidFolders
+from prometar.data.datasets.listing import SPLITS, Items, Listing
+from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
+from prometar.data.datasets.sources import FolderSource, TexturesSource
+from prometar.errors import UserError
+from prometar.io.stores import join, shown
+
+TEXTURES = "textures"
+FOLDER = "folder"
+TITLES = {TEXTURES: "Textures (embedded)", FOLDER: "your own images"}
+TEMPLATE = "a photo of a {}."
+
+
+def known() -> tuple[str, ...]:
+    """Every name that `open_dataset` takes."""
+    return (*BENCHMARKS, TEXTURES, FOLDER)
+
+
+def title_of(name: str) -> str:
+    """The name in tables."""
+    return BENCHMARKS[name].title if name in BENCHMARKS else TITLES[name]
+
+
+def place_of(name: str, root: Path | str) -> str:
+    """Folder or URI of a data set below a root; `folder` is the root itself."""
+    if name == FOLDER:
+        return str(root)
+    return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else name)
+
+
+def open_dataset(name: str, root: Path | str | None = None) -> Dataset:
+    """A data set, ready to draw from.
+
+    Args:
+        name: One of `known()`.
+        root: The folder (or URI of prepared copies) that holds the data set's folder, `--data-root`; for
+            `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
+            `textures` needs none: it is rendered.
+
+    Raises:
+        UserError: unknown name; missing root, folder, list or image; a malformed list.
+    """
+    dataset = open_unverified(name, root)
+    for problem in problems_of(dataset):
+        raise UserError(f"{problem}: mend it (`prometar data check {name}` lists all)")
+    _require_images(dataset)
+    return dataset
+
+
+def open_unverified(name: str, root: Path | str | None = None) -> Dataset:
+    """As `open_dataset`, but what is listed may be missing, listed twice, or named in two ways."""
+    if name not in known():
+        raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
+    if root is not None and "://" not in str(root) and not Path(root).is_dir():
+        raise UserError(f"data root {root} is not a folder: pass --data-root DIR, {_what(name)}")
+    if root is None:
+        if name == TEXTURES:
+            return _open_textures()
+        raise UserError(f"data set '{name}' needs its files: pass --data-root DIR, {_what(name)}")
+    uri = place_of(name, root)
+    template = BENCHMARKS[name].template if name in BENCHMARKS else TEMPLATE
+    manifest = find_manifest(uri)
+    if manifest is not None:
+        return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
+    if name == TEXTURES:
+        return _open_textures()
+    if "://" in uri:
+        raise UserError(
+            f"there is no prepared copy at {shown(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
+        )
+    listing = ImageTree().read(Path(uri)) if name == FOLDER else _list(BENCHMARKS[name], Path(uri))
+    train, val, test = (listing.splits.get(split, ()) for split in SPLITS)
+    source = FolderSource(str(listing.images))
+    return Dataset(name, title_of(name), train, val, test, source, template, listing.origin, listing.note)
+
+
+def imagenet_labels(name: str, root: Path | str) -> tuple[int, ...]:
+    """(C,) ImageNet's label (0..999) of each label of `imagenet` or a variant of it.
+
+    Prompts need class names alone, so evaluation does without; comparing with a classifier over ImageNet's
+    1000 classes needs this.
+
+    Raises:
+        UserError: another data set, or one that is not unpacked at `root`.
+    """
+    row = BENCHMARKS.get(name)
+    if row is None or "imagenet" not in (row.name, row.variant_of):
+        raise UserError(f"'{name}' has no classes of ImageNet")
+    folder = Path(place_of(name, root))
+    if isinstance(row.layout, WnidFolders):
+        _require_parts(row, folder)
+        return row.layout.imagenet_labels(folder)
+    return tuple(sorted({item.label for item in _list(row, folder).splits["test"]}))
+
+
+def problems_of(dataset: Dataset) -> Iterator[str]:
+    """What is wrong with the list itself: an image twice, a label with two names."""
+    seen: dict[str, str] = {}
+    names: dict[int, str] = {}
+    for split, items in dataset.splits.items():
+        for item in items:
+            if item.path in seen:
+                yield f"{dataset.origin} lists {item.path} twice ({seen[item.path]}, {split})"
+            seen[item.path] = split
+            known_as = names.setdefault(item.label, item.classname)
+            if known_as != item.classname:
+                yield (
+                    f"{dataset.origin} calls label {item.label} both '{known_as}' and '{item.classname}' "
+                    f"(at {item.path})"
+                )
+
+
+def _what(name: str) -> str:
+    if name == FOLDER:
+        return "a folder with train/ and test/ folders of class folders, or of class folders"
+    return f"the folder that holds {place_of(name, '')}/"
+
+
+def _open_textures() -> Dataset:
+    from prometar.bundled import textures
+
+    label = {name: k for k, name in enumerate(textures.CLASSNAMES)}
+
+    def items(split: str) -> Items:
+        names = ((path, path.split("/")[0]) for path in textures.paths(split))
+        return tuple(Item(path, label[name], name) for path, name in names)
+
+    train, val, test = map(items, SPLITS)
+    return Dataset(TEXTURES, TITLES[TEXTURES], train, val, test, TexturesSource(), TEMPLATE, "the renderer")
+
+
+def _list(row: Benchmark, folder: Path) -> Listing:
+    _require_parts(row, folder)
+    return row.layout.read(folder)
+
+
+def _require_parts(row: Benchmark, folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"data set folder {folder} is missing: --data-root must be the folder that holds {row.folder}/; "
+            f"{how_to_get(row)}"
+        )
+    for part in row.layout.parts:
+        if not (folder / part).exists():
+            raise UserError(f"{folder / part} is missing: {how_to_get(row, part)}")
+
+
+def _require_images(dataset: Dataset) -> None:
+    missing = missing_images(dataset)
+    if missing:
+        total = sum(map(len, dataset.splits.values()))
+        raise UserError(
+            f"{len(missing)} of {total} images are missing, the first is {missing[0]}: unpack the archive "
+            "again, or point --data-root to a complete copy "
+            f"(`prometar data check {dataset.name}` lists all)"
+        )
+
+
+def missing_images(dataset: Dataset) -> list[Path]:
+    """Listed images that do not exist; one directory listing a folder, so that this takes milliseconds."""
+    if not isinstance(dataset.source, FolderSource):
+        return []
+    images = Path(dataset.source.folder)
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for item in (item for items in dataset.splits.values() for item in items):
+        folder, _, name = item.path.rpartition("/")
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(images / folder))
+            except OSError:
+                listed[folder] = set()
+        if name not in listed[folder]:
+            missing.append(images / item.path)
+    return missing

@@ -1,0 +1,225 @@
+"""How a benchmark's folder says which images it has: one small reader a layout, a value in the table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.listing import (
+    SPLITS,
+    Items,
+    Listing,
+    class_folders,
+    image_files,
+    read_lines,
+    read_text,
+)
+from prometar.errors import UserError
+
+CLASSNAMES = "classnames.txt"
+
+
+class Layout(Protocol):
+    """A way to list a data set's images.
+
+    Attributes:
+        parts: Files and folders, below the data set's folder, that must be there.
+    """
+
+    @property
+    def parts(self) -> tuple[str, ...]: ...
+
+    def read(self, folder: Path) -> Listing:
+        """The images of `folder`, whose parts are there.
+
+        Raises:
+            UserError: a list or folder is not as the layout says; the message names it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """A JSON file {"train" | "val" | "test": [[path below `images`, label, class name], ...]}.
+
+    The order of its entries is kept: few-shot draws depend on it.
+    """
+
+    images: str
+    file: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.file,) if self.images == "." else (self.images, self.file)
+
+    def read(self, folder: Path) -> Listing:
+        file = folder / self.file
+        tree = _read_json(file)
+        if not isinstance(tree, dict) or any(not isinstance(tree.get(split), list) for split in SPLITS):
+            raise UserError(f"split file {file} must hold the lists {', '.join(SPLITS)}")
+        splits = {
+            split: tuple(
+                _item(row, f"split file {file}, {split} entry {k}") for k, row in enumerate(tree[split])
+            )
+            for split in SPLITS
+        }
+        if not splits["train"]:
+            raise UserError(f"split file {file} has no training images")
+        return Listing(folder / self.images, splits, f"split file {file}")
+
+
+@dataclass(frozen=True)
+class VariantLists:
+    """FGVC-Aircraft: variants.txt orders the classes, images_variant_*.txt have '<image id> <variant>'."""
+
+    images: str = "images"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.images, "variants.txt", *map(self._file, SPLITS))
+
+    @staticmethod
+    def _file(split: str) -> str:
+        return f"images_variant_{split}.txt"
+
+    def read(self, folder: Path) -> Listing:
+        names = [line.strip() for _, line in read_lines(folder / "variants.txt")]
+        label = {name: k for k, name in enumerate(names)}
+        splits: dict[str, Items] = {}
+        for split in SPLITS:
+            file = folder / self._file(split)
+            items = []
+            for number, line in read_lines(file):
+                image, _, name = line.strip().partition(" ")
+                if name not in label:
+                    raise UserError(f"{file}, line {number}: '{name}' is no class of variants.txt")
+                items.append(Item(_inside(f"{image}.jpg", f"{file}, line {number}"), label[name], name))
+            splits[split] = tuple(items)
+        return Listing(folder / self.images, splits, f"{folder / self._file('*')}")
+
+
+@dataclass(frozen=True)
+class WnidFolders:
+    """ImageNet: a folder a class, called by its wnid; classnames.txt has '<wnid> <name>' lines.
+
+    A label is the rank of the folder among the sorted ones: of 1000 in ImageNet, of 200 in its variants A and
+    R, which are classified among their own classes (`imagenet_labels` says which they are). Images are sorted
+    by name; the field's code takes the file system's order, so its draws differ from disk to disk.
+
+    Args:
+        images: The image folder.
+        splits: (split, folder below `images`) pairs; all hold the same classes.
+    """
+
+    images: str
+    splits: tuple[tuple[str, str], ...] = (("test", "."),)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        folders = (PurePosixPath(self.images, below) for _, below in self.splits)
+        return (*map(str, folders), CLASSNAMES)
+
+    def read(self, folder: Path) -> Listing:
+        names = read_classnames(folder / CLASSNAMES)
+        images = folder / self.images
+        found = {below: class_folders(images / below) for _, below in self.splits}
+        first = self.splits[0][1]
+        for below, wnids in found.items():
+            strange = sorted(set(wnids) - set(names))
+            if strange:
+                raise UserError(f"{images / below / strange[0]} is no class of {folder / CLASSNAMES}")
+            differing = sorted(set(wnids) ^ set(found[first]))
+            if differing:
+                raise UserError(
+                    f"{images / first} and {images / below} hold different classes, such as {differing[0]}: "
+                    "unpack both again"
+                )
+        splits = {split: self._items(images, below, found[below], names) for split, below in self.splits}
+        return Listing(images, splits, f"folder {images}")
+
+    def _items(self, images: Path, below: str, wnids: list[str], names: dict[str, str]) -> Items:
+        prefix = "" if below == "." else f"{below}/"
+        return tuple(
+            Item(f"{prefix}{wnid}/{file}", label, names[wnid])
+            for label, wnid in enumerate(wnids)
+            for file in image_files(images / below / wnid)
+        )
+
+    def imagenet_labels(self, folder: Path) -> tuple[int, ...]:
+        """(C,) ImageNet's label of each of this folder's: the rank of its wnid in classnames.txt."""
+        rank = {wnid: k for k, wnid in enumerate(sorted(read_classnames(folder / CLASSNAMES)))}
+        return tuple(rank[wnid] for wnid in class_folders(folder / self.images / self.splits[0][1]))
+
+
+@dataclass(frozen=True)
+class NumberedFolders:
+    """ImageNetV2: the folder k, from 0, holds test images of the k-th line of classnames.txt."""
+
+    images: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.images, CLASSNAMES)
+
+    def read(self, folder: Path) -> Listing:
+        names = list(read_classnames(folder / CLASSNAMES).values())
+        images = folder / self.images
+        differing = {str(k) for k in range(len(names))} ^ set(class_folders(images))
+        if differing:
+            raise UserError(
+                f"{images} must hold the folders 0 to {len(names) - 1}, one for each line of {CLASSNAMES}: "
+                f"{min(differing)} is missing or is no such folder"
+            )
+        items = (
+            Item(f"{label}/{file}", label, name)
+            for label, name in enumerate(names)
+            for file in image_files(images / str(label))
+        )
+        return Listing(images, {"test": tuple(items)}, f"folder {images}")
+
+
+def read_classnames(file: Path) -> dict[str, str]:
+    """wnid -> class name, in the order of the file's '<wnid> <name>' lines.
+
+    Raises:
+        UserError: unreadable, a line without a name, a wnid twice.
+    """
+    names: dict[str, str] = {}
+    for number, line in read_lines(file):
+        wnid, _, name = line.strip().partition(" ")
+        if not name or wnid in names:
+            raise UserError(
+                f"{file}, line {number}: expected '<wnid> <name>', each wnid once, found '{line}'"
+            )
+        names[wnid] = name
+    return names
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"split file {file} is not JSON: {error}") from None
+
+
+def _item(row: Any, where: str) -> Item:
+    if not (
+        isinstance(row, list)
+        and len(row) == 3
+        and isinstance(row[0], str)
+        and isinstance(row[1], int)
+        and not isinstance(row[1], bool)
+        and isinstance(row[2], str)
+    ):
+        raise UserError(f"{where}: expected [path, label, class name], found {str(row)[:80]}")
+    return Item(_inside(row[0], where), row[1], row[2])
+
+
+def _inside(path: str, where: str) -> str:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path:
+        raise UserError(f"{where}: path '{path}' leaves the image folder")
+    return path

@@ -1,0 +1,77 @@
+"""A prepared copy: manifest.json beside Parquet shards of (path, label, classname, split, image)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.sources import ParquetSource, read_index
+from prometar.errors import UserError, WorkError
+from prometar.io.stores import filesystem, join, shown
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+INDEX_COLUMNS = ["path", "label", "classname", "split"]
+
+
+def find_manifest(uri: str) -> dict[str, Any] | None:
+    """The manifest of a prepared folder, or None if there is none.
+
+    Raises:
+        UserError: it is malformed, or of another format.
+        WorkError: it cannot be read, such as from a store that does not answer.
+    """
+    system, folder = filesystem(uri)
+    path = f"{folder}/{MANIFEST}"
+    try:
+        with system.open_input_stream(path) as stream:
+            tree = json.loads(stream.read())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WorkError(f"cannot read {shown(join(uri, MANIFEST))}: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {shown(join(uri, MANIFEST))}: it is not JSON ({error})") from None
+    shards = tree.get("shards") if isinstance(tree, dict) else None
+    if not isinstance(shards, list) or not all(isinstance(s, dict) and "file" in s for s in shards):
+        raise UserError(f"{shown(join(uri, MANIFEST))} is not a manifest: prepare the data set again")
+    if tree.get("format") != FORMAT:
+        raise UserError(
+            f"{shown(join(uri, MANIFEST))} has format {tree.get('format')}, known is {FORMAT}: "
+            "prepare it again"
+        )
+    for shard in shards:
+        if "/" in str(shard["file"]) or "\\" in str(shard["file"]):
+            raise UserError(f"{shown(join(uri, MANIFEST))}: shard '{shard['file']}' leaves the folder")
+    return tree
+
+
+def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, template: str) -> Dataset:
+    """The data set of a prepared folder; its items come in the order of the original split file.
+
+    Raises:
+        UserError: the copy is of another data set.
+        WorkError: a shard is missing or damaged.
+    """
+    if manifest.get("name") != name:
+        raise UserError(f"{shown(uri)} is a prepared copy of '{manifest.get('name')}', not of '{name}'")
+    shards = tuple(str(shard["file"]) for shard in manifest["shards"])
+    splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    for shard in shards:
+        table, _ = read_index(uri, shard, INDEX_COLUMNS)
+        columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
+        for path, label, classname, split in zip(*columns, strict=True):
+            if split not in splits:
+                raise UserError(
+                    f"{shown(join(uri, shard))} names a split '{split}': prepare the data set again"
+                )
+            splits[split].append(Item(path, label, classname))
+    counts = {split: len(items) for split, items in splits.items()}
+    if manifest.get("counts") != counts:
+        raise UserError(
+            f"{shown(uri)} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: prepare it again"
+        )
+    train, val, test = (tuple(splits[split]) for split in ("train", "val", "test"))
+    source, note = ParquetSource(uri, shards), str(manifest.get("note", ""))
+    return Dataset(name, title, train, val, test, source, template, f"prepared copy {shown(uri)}", note)

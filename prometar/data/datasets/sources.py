@@ -1,0 +1,168 @@
+"""Where encoded images come from: a folder, the embedded renderer, or prepared Parquet shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prometar.errors import UserError, WorkError
+from prometar.io.stores import filesystem, join, reason, shown
+
+SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("classname", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+    ]
+)
+"""The columns of a shard."""
+READ_THREADS = 8  # an object store answers slowly but many at once
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files below a folder, as a benchmark is unpacked."""
+
+    folder: str
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """The files' bytes.
+
+        Raises:
+            UserError: a file is missing or unreadable; the message names it.
+        """
+        return [self._read(path) for path in paths]
+
+    def _read(self, path: str) -> bytes:
+        file = Path(self.folder, path)
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"cannot read image {file} ({error.strerror}): "
+                "restore it, or pass --data-root with a complete copy"
+            ) from None
+
+
+@dataclass(frozen=True)
+class TexturesSource:
+    """The embedded data set: images are rendered when they are read."""
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """PNG bytes.
+
+        Raises:
+            UserError: not a path of this data set.
+        """
+        from prometar.bundled import textures
+
+        return [textures.encode(path) for path in paths]
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Shards written by `prometar data prepare`; only the row groups that hold the wanted images are read.
+
+    Args:
+        uri: The prepared folder: a local path or a URI that pyarrow knows (s3://, gs://, ...).
+        shards: File names in it.
+    """
+
+    uri: str
+    shards: tuple[str, ...]
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """The stored bytes, equal to the original files'.
+
+        Raises:
+            UserError: a path that no shard holds.
+            WorkError: a shard cannot be read.
+        """
+        index = _path_index(self.uri, self.shards)
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for k, path in enumerate(paths):
+            if path not in index:
+                raise UserError(f"{shown(self.uri)} holds no image '{path}': prepare the data set again")
+            shard, group, row = index[path]
+            wanted.setdefault((shard, group), []).append((row, k))
+        found: list[bytes] = [b""] * len(paths)
+
+        def fetch(place: tuple[int, int]) -> None:
+            column = _read_group(self.uri, self.shards[place[0]], place[1])
+            for row, k in wanted[place]:
+                found[k] = column[row].as_py()
+
+        places = sorted(wanted)
+        if "://" in self.uri and len(places) > 1:
+            with ThreadPoolExecutor(READ_THREADS) as pool:
+                list(pool.map(fetch, places))
+        else:
+            for place in places:
+                fetch(place)
+        return found
+
+
+def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
+    """The small columns of a shard, and the number of rows of each of its row groups.
+
+    Raises:
+        WorkError: the shard is missing or damaged, or has other columns.
+    """
+    with _shard(uri, shard) as file:
+        _require_columns(file, shown(join(uri, shard)))
+        meta = file.metadata
+        groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+        return file.read(columns=columns), groups
+
+
+def _require_columns(file: pq.ParquetFile, where: str) -> None:
+    found = file.schema_arrow
+    for field in SCHEMA:
+        if field.name not in found.names or found.field(field.name).type != field.type:
+            raise WorkError(f"shard {where} has no column '{field.name}' ({field.type}): prepare it again")
+
+
+@contextmanager
+def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
+    system, folder = filesystem(uri)
+    try:
+        with system.open_input_file(f"{folder}/{shard}") as stream:
+            yield pq.ParquetFile(stream, metadata=_footer(uri, shard))
+    except (OSError, pa.ArrowException) as error:
+        raise WorkError(
+            f"cannot read shard {shown(join(uri, shard))}: {reason(error)}; prepare it again"
+        ) from None
+
+
+@lru_cache(maxsize=4096)
+def _footer(uri: str, shard: str) -> pq.FileMetaData:
+    """A shard's footer, read once a process: an object store answers slowly."""
+    system, folder = filesystem(uri)
+    with system.open_input_file(f"{folder}/{shard}") as stream:
+        return pq.read_metadata(stream)
+
+
+@lru_cache(maxsize=8)
+def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
+    """path -> (shard, row group, row); read once a process."""
+    index: dict[str, tuple[int, int, int]] = {}
+    for s, shard in enumerate(shards):
+        table, sizes = read_index(uri, shard, ["path"])
+        places = ((group, row) for group, size in enumerate(sizes) for row in range(size))
+        for path, (group, row) in zip(table.column("path").to_pylist(), places, strict=True):
+            index[path] = (s, group, row)
+    return index
+
+
+def _read_group(uri: str, shard: str, group: int) -> pa.ChunkedArray:
+    with _shard(uri, shard) as file:
+        return file.read_row_group(group, columns=["image"]).column("image")

@@ -1,0 +1,1 @@
+"""Download, check, and copy data sets as Parquet."""

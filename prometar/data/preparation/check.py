@@ -1,0 +1,230 @@
+"""Look at data sets without changing anything: which are there, and what is wrong with one."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.catalog import (
+    TEXTURES,
+    known,
+    open_dataset,
+    open_unverified,
+    place_of,
+    problems_of,
+    title_of,
+)
+from prometar.data.datasets.dataset import Dataset, Item, Source
+from prometar.data.datasets.manifest import find_manifest
+from prometar.data.streaming.transforms import decode
+from prometar.errors import UserError, WorkError
+from prometar.io.stores import shown
+
+READ_AT_ONCE = 16  # images
+SHOWN_NAMES = 12
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A row of `prometar data list`.
+
+    Attributes:
+        name, title: As in the catalog.
+        where: Its folder, URI, or "rendered"; empty if it is not there.
+        counts: Images a split; empty if it cannot be opened.
+        classes: Number of classes; 0 if it cannot be opened.
+        problem: Why it cannot be opened; empty if it can.
+        differences: See `differences`.
+        note: The data set's.
+    """
+
+    name: str
+    title: str
+    where: str
+    counts: dict[str, int]
+    classes: int
+    problem: str = ""
+    differences: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An image that is missing or cannot be decoded, and the line that says so."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `check` found.
+
+    Attributes:
+        name, classes: The data set and its number of classes.
+        counts: Images a split, all decoded but those in `broken`.
+        broken: Images that are missing or cannot be decoded.
+        problems: What is wrong with the list: images listed twice, labels with two names.
+        notes: What is worth knowing: other sizes than published, equal class names, a split made here.
+    """
+
+    name: str
+    counts: dict[str, int]
+    classes: int
+    broken: tuple[Broken, ...]
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {count}" for split, count in self.counts.items())
+        state = f"{len(self.broken)} broken" if self.broken else "all whole"
+        return f"{self.name}: {self.classes} classes, {splits} images, {state}"
+
+    def require_whole(self) -> None:
+        """Nothing if no image is broken.
+
+        Raises:
+            WorkError: naming every broken image.
+        """
+        if self.broken:
+            total = sum(self.counts.values())
+            names = "; ".join(one.message for one in self.broken)
+            raise WorkError(f"{len(self.broken)} of {total} images of {self.name} are broken: {names}")
+
+
+def list_datasets(root: Path | str | None = None) -> tuple[Listed, ...]:
+    """Every data set of the catalog, with what `root` holds of it; never raises for one that is missing.
+
+    Raises:
+        UserError: `root` itself is not there.
+        WorkError: a store does not answer.
+    """
+    if root is not None and "://" in str(root):
+        find_manifest(str(root))  # a store that does not answer is waited for once, not for each data set
+    elif root is not None and not Path(root).is_dir():
+        raise UserError(f"data root {root} is not a folder: pass --data-root DIR")
+    return tuple(_listed(name, root) for name in known())
+
+
+def _listed(name: str, root: Path | str | None) -> Listed:
+    title = title_of(name)
+    where = "rendered" if name == TEXTURES else _where(name, root)
+    try:
+        dataset = open_dataset(name, None if name == TEXTURES else root)
+    except UserError as error:
+        return Listed(name, title, where, {}, 0, str(error))
+    counts, classes = counts_of(dataset), len(dataset.classnames)
+    return Listed(
+        name,
+        title,
+        where,
+        counts,
+        classes,
+        differences=differences(name, classes, counts),
+        note=dataset.note,
+    )
+
+
+def _where(name: str, root: Path | str | None) -> str:
+    where = place_of(name, root) if root is not None else ""
+    try:
+        there = find_manifest(where) is not None if "://" in where else Path(where).is_dir()
+    except UserError:
+        return shown(where)  # something is there, or the store does not answer: opening it says what
+    return shown(where) if there else ""
+
+
+def counts_of(dataset: Dataset) -> dict[str, int]:
+    """Images a split."""
+    return {split: len(items) for split, items in dataset.splits.items()}
+
+
+def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
+    """Where the sizes are not those published of the benchmark, such as "train 600 of 2820"."""
+    if name not in BENCHMARKS:
+        return ()
+    row = BENCHMARKS[name]
+    pairs = {"classes": (classes, row.classes)}
+    pairs |= {split: (counts[split], size) for split, size in row.sizes._asdict().items()}
+    return tuple(f"{what} {found} of {want}" for what, (found, want) in pairs.items() if found != want)
+
+
+def check(name: str, root: Path | str | None = None, *, threads: int | None = None) -> CheckResult:
+    """Look at the list, and decode every image of a data set.
+
+    Args:
+        name, root: As for `open_dataset`.
+        threads: Images decoded at a time (default: the CPUs of the machine).
+
+    Raises:
+        UserError: the data set cannot be opened. Broken images and wrong lists are in the result, not raised.
+    """
+    dataset = open_unverified(name, root)
+    items = list({item.path: item for split in dataset.splits.values() for item in split}.values())
+    broken = tuple(find_broken(items, dataset.source, threads=threads))
+    classes = len({item.label for item in items})
+    return CheckResult(
+        name,
+        counts_of(dataset),
+        classes,
+        broken,
+        tuple(problems_of(dataset)),
+        tuple(_notes(dataset, classes)),
+    )
+
+
+def _notes(dataset: Dataset, classes: int) -> Iterator[str]:
+    found = differences(dataset.name, classes, counts_of(dataset))
+    if found:
+        yield f"not the published sizes: {', '.join(found)}"
+    if dataset.note:
+        yield dataset.note
+    pairs = {(item.label, item.classname) for split in dataset.splits.values() for item in split}
+    shared = sorted(name for name, labels in Counter(name for _, name in pairs).items() if labels > 1)
+    if shared:
+        yield f"{len(shared)} class names stand for several labels: {', '.join(shared)}"
+    names = [name for _, name in sorted(pairs)]
+    shown = names if len(names) <= SHOWN_NAMES else [*names[: SHOWN_NAMES - 1], "...", names[-1]]
+    yield f"class names: {', '.join(shown)}"
+
+
+def find_broken(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Broken]:
+    """The missing and undecodable among `items`, in their order."""
+    groups = [items[k : k + READ_AT_ONCE] for k in range(0, len(items), READ_AT_ONCE)]
+    workers = threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = iter(groups)
+        # a few groups at a time: `map` would read the whole data set ahead of a slow consumer
+        while batch := list(islice(waiting, workers * 4)):
+            for found in pool.map(lambda group: _check_group(group, source), batch):
+                yield from found
+
+
+def _check_group(items: Sequence[Item], source: Source) -> list[Broken]:
+    found = []
+    try:
+        files = source.read_many([item.path for item in items])
+    except UserError:
+        if len(items) == 1:
+            return [_broken(items[0], source)]
+        return [one for item in items for one in _check_group([item], source)]
+    for item, file in zip(items, files, strict=True):
+        try:
+            decode(file, item.path)
+        except UserError as error:
+            found.append(Broken(item.path, str(error)))
+    return found
+
+
+def _broken(item: Item, source: Source) -> Broken:
+    try:
+        source.read_many([item.path])
+    except UserError as error:
+        return Broken(item.path, str(error))
+    return Broken(item.path, f"image {item.path} was unreadable at first: try again")

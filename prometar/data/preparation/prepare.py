@@ -1,0 +1,203 @@
+"""Write a data set as Parquet shards and a manifest: one sequential copy for fast and remote reading.
+
+A shard's name holds the hash of its contents, so an interrupted run goes on where it stopped: finished
+shards are kept. Each is written under a temporary name and renamed; the manifest comes last, so a folder
+with one is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from prometar.data.datasets.catalog import known, open_dataset, place_of
+from prometar.data.datasets.dataset import Dataset, Item, Source
+from prometar.data.datasets.listing import SPLITS
+from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
+from prometar.data.datasets.sources import SCHEMA
+from prometar.data.preparation.check import CheckResult, counts_of, find_broken
+from prometar.errors import UserError, WorkError
+from prometar.io.stores import filesystem, shown
+
+SHARD_ROWS = 1024
+GROUP_ROWS = 16  # images read to get at one of them
+OWN_ENDINGS = (MANIFEST, ".parquet", ".tmp")  # what a target may hold already
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What `prepare` left behind.
+
+    Attributes:
+        name: The data set.
+        where: Folder or URI that holds the shards and the manifest.
+        shards: Number of shards, `kept` of them from an earlier run.
+        kept: Shards that were already there.
+        images: Images in all shards.
+        bytes: Size of all shards.
+    """
+
+    name: str
+    where: str
+    shards: int
+    kept: int
+    images: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.images} images, {self.bytes / 1e6:.1f} MB in {self.shards} shards "
+            f"({self.kept} were there) at {self.where}"
+        )
+
+
+def prepare(
+    name: str,
+    root: Path | str | None,
+    to: Path | str,
+    *,
+    shard_rows: int = SHARD_ROWS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> PrepareResult:
+    """Write `<to>/<folder>/manifest.json` and shards; then `--data-root <to>` opens the copy.
+
+    The data set `folder` is its root, so its copy is written to `<to>` itself.
+
+    Every image is decoded first: if any is broken, all are named and nothing is written.
+
+    Args:
+        name, root: As for `open_dataset`.
+        to: A folder or a URI that pyarrow knows (s3://bucket/path, gs://...); not the data set's own folder.
+        shard_rows: Images a shard (default 1024).
+        threads: Images checked at a time (default: the CPUs of the machine).
+        progress: Called with (shards done, shards in all).
+
+    Raises:
+        UserError: the data set cannot be opened, or `to` lies in the user's data.
+        WorkError: broken images, all named; or the target cannot be written.
+    """
+    if shard_rows < 1:
+        raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
+    target = _target(name, root, to)
+    dataset = open_dataset(name, root)
+    rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
+    broken = tuple(find_broken([item for item, _ in rows], dataset.source, threads=threads))
+    CheckResult(name, counts_of(dataset), len(dataset.classnames), broken).require_whole()
+    try:
+        return _write(dataset, rows, target, shard_rows, progress)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise WorkError(
+            f"cannot write to {shown(target)}: {reason}; the same command goes on from here"
+        ) from None
+
+
+def _target(name: str, root: Path | str | None, to: Path | str) -> str:
+    """Where the copy goes; never into the user's data, nor over another copy."""
+    if name not in known():
+        raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
+    target = place_of(name, to)
+    earlier = find_manifest(target)
+    if earlier is not None and earlier.get("name") != name:
+        raise UserError(
+            f"{shown(target)} holds a prepared copy of '{earlier.get('name')}': choose another folder"
+        )
+    system, path = filesystem(target)
+    if not isinstance(system, fs.LocalFileSystem):
+        return target
+    place = Path(path).resolve()
+    if (
+        root is not None
+        and "://" not in str(root)
+        and place.is_relative_to(Path(place_of(name, root)).resolve())
+    ):
+        raise UserError(f"{target} lies in the data set's own folder: choose another --to")
+    if place.is_dir():
+        strange = [file.name for file in place.iterdir() if not file.name.endswith(OWN_ENDINGS)]
+        if strange:
+            raise UserError(f"{target} holds other files (such as {min(strange)}): choose another --to")
+    return target
+
+
+def _write(
+    dataset: Dataset, rows: list[tuple[Item, str]], target: str, shard_rows: int, progress: Progress | None
+) -> PrepareResult:
+    system, folder = filesystem(target)
+    if isinstance(system, fs.LocalFileSystem):  # object stores have no folders
+        system.create_dir(folder, recursive=True)
+    parts = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
+    records: list[dict[str, Any]] = []
+    kept = size = 0
+    for k, part in enumerate(parts):
+        data = _encode(part, dataset.source)
+        digest = hashlib.sha256(data).hexdigest()
+        # contents name the shard: a finished one is recognised, a stale one is never mistaken for it
+        file = f"{k:05d}-{digest[:16]}.parquet"
+        kept += _write_file(system, f"{folder}/{file}", data)
+        size += len(data)
+        records.append({"file": file, "rows": len(part), "bytes": len(data), "sha256": digest})
+        if progress is not None:
+            progress(k + 1, len(parts))
+    manifest = {
+        "format": FORMAT,
+        "name": dataset.name,
+        "title": dataset.title,
+        "counts": counts_of(dataset),
+        "classnames": list(dataset.classnames),
+        "note": dataset.note,
+        "shards": records,
+    }
+    _write_file(system, f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode(), keep=False)
+    return PrepareResult(dataset.name, shown(target), len(parts), kept, len(rows), size)
+
+
+def _encode(part: list[tuple[Item, str]], source: Source) -> bytes:
+    images = source.read_many([item.path for item, _ in part])
+    columns = [
+        [item.path for item, _ in part],
+        [item.label for item, _ in part],
+        [item.classname for item, _ in part],
+        [split for _, split in part],
+        images,
+    ]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    sink = pa.BufferOutputStream()
+    # photographs are compressed already; statistics of their bytes would only swell the footer
+    options: dict[str, Any] = {
+        "compression": {field.name: "NONE" if field.name == "image" else "ZSTD" for field in SCHEMA},
+        "use_dictionary": ["classname", "split"],
+        "write_statistics": False,
+    }
+    pq.write_table(
+        pa.Table.from_arrays(arrays, schema=SCHEMA),
+        sink,
+        row_group_size=GROUP_ROWS,
+        **options,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def _write_file(system: fs.FileSystem, path: str, data: bytes, *, keep: bool = True) -> bool:
+    """Write a file whole or not at all; True if an equal one was kept."""
+    info = system.get_file_info(path)
+    if keep and info.type == fs.FileType.File and info.size == len(data):
+        return True
+    # object stores show a file only when it is complete; elsewhere renaming does that
+    local = isinstance(system, fs.LocalFileSystem)
+    written = f"{path}.tmp" if local else path
+    with system.open_output_stream(written) as stream:
+        stream.write(data)
+    if local:
+        system.move(written, path)
+    return False

@@ -1,0 +1,1 @@
+"""Few-shot draws, base and new classes, objectives."""

@@ -1,0 +1,141 @@
+"""Few-shot draw and class splits, as the field's code computes them, so that results are comparable.
+
+Reference: CoOp / Dassl, as used by ProMetaR (mlvlab/ProMetaR, commit c907bdb).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from prometar.data.datasets.dataset import Item
+from prometar.errors import UserError
+
+VAL_SHOTS = 4  # the field draws at most four validation images a class
+MIN_HOLDOUT_CLASSES = 4  # a half of one class would score 100 % whatever the method does
+HELD_OUT_PERCENT, HELD_OUT_MOST, HELD_OUT_SEED = 20, 50, 0  # of a class without validation images
+
+Items = tuple[Item, ...]
+
+
+def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
+    """Draw `shots` training images a class, then min(shots, 4) validation images from the same generator.
+
+    Draw from the whole lists and select classes afterwards: the generator runs over all labels in the order
+    of their first appearance. A class with fewer images gives all of them.
+
+    Raises:
+        UserError: `shots` below 1, or an empty train list.
+    """
+    if shots < 1:
+        raise UserError(f"shots must be at least 1, found {shots}")
+    if not train:
+        raise UserError(
+            "cannot draw few-shot images: the train split is empty (ImageNet's variants are for testing only)"
+        )
+    rng = random.Random(seed)
+    return _sample(train, shots, rng), _sample(val, min(shots, VAL_SHOTS), rng)
+
+
+def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> Items:
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    drawn: list[Item] = []
+    for group in groups.values():
+        drawn += rng.sample(group, shots) if len(group) >= shots else group
+    return tuple(drawn)
+
+
+class HeldOut(NamedTuple):
+    """`train` without the images held out, those images, and a line that says what was done."""
+
+    train: Items
+    val: Items
+    message: str
+
+
+def val_of_train(train: Sequence[Item]) -> HeldOut:
+    """A validation split for a data set that has none: images of `train`, which then go without them.
+
+    Of each class min(floor(n / 5), 50) images, at least one: the same for every run, whatever the order of
+    `train`. Draw few-shot images from the `train` that is returned, never from the whole one: then a search
+    is scored on no image that any of its runs learns from.
+
+    Raises:
+        UserError: a class with one image.
+
+    Example:
+        >>> items = [Item(f"{k}.jpg", k % 2, f"class {k % 2}") for k in range(20)]
+        >>> held = val_of_train(items)
+        >>> len(held.train), len(held.val)
+        (16, 4)
+    """
+    groups: dict[int, list[Item]] = {}
+    for item in sorted(train, key=lambda item: item.path):
+        groups.setdefault(item.label, []).append(item)
+    chosen: set[Item] = set()
+    for label, group in groups.items():
+        if len(group) < 2:
+            raise UserError(
+                f"class '{group[0].classname}' has one training image: there is no validation split, and "
+                "nothing can be held out to search on"
+            )
+        count = min(max(1, len(group) * HELD_OUT_PERCENT // 100), HELD_OUT_MOST)
+        chosen.update(random.Random(f"{HELD_OUT_SEED} {label}").sample(group, count))
+    val = tuple(item for item in train if item in chosen)
+    message = (
+        f"there is no validation split: the search is scored on {len(val)} of the {len(train)} training "
+        f"images ({HELD_OUT_PERCENT} % of each class, {HELD_OUT_MOST} at most, seed {HELD_OUT_SEED}) and "
+        "trains on others"
+    )
+    return HeldOut(tuple(item for item in train if item not in chosen), val, message)
+
+
+def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
+    """The labels that occur, sorted."""
+    return tuple(sorted({item.label for item in items}))
+
+
+def halves(labels: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first ceil(n/2) of the sorted labels, and the rest."""
+    ordered = tuple(sorted(labels))
+    middle = (len(ordered) + 1) // 2
+    return ordered[:middle], ordered[middle:]
+
+
+def select(items: Iterable[Item], labels: Iterable[int]) -> Items:
+    """The items of `labels`, in their order, relabelled from 0 in the order of the sorted labels."""
+    rank = {label: i for i, label in enumerate(sorted(labels))}
+    return tuple(Item(i.path, rank[i.label], i.classname) for i in items if i.label in rank)
+
+
+def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
+    """Each split's base items, and each split's new items; both relabelled from 0.
+
+    Base are the first ceil(n/2) of the labels of the *first* split (pass train first), new the rest.
+    """
+    base, new = halves(labels_of(splits[0]))
+    return tuple(select(s, base) for s in splits), tuple(select(s, new) for s in splits)
+
+
+def class_holdout(*splits: Sequence[Item], fold: int = 0) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
+    """Pseudo-base and pseudo-new items inside the base classes, so that a search never sees the new ones.
+
+    Fold 0 takes the first ceil(n/2) labels of the first split as pseudo-base, fold 1 the others.
+
+    Raises:
+        UserError: fewer than four classes.
+    """
+    labels = labels_of(splits[0])
+    if len(labels) < MIN_HOLDOUT_CLASSES:
+        raise UserError(
+            f"class_holdout needs at least {MIN_HOLDOUT_CLASSES} base classes, found {len(labels)}: "
+            "use --objective base_val"
+        )
+    if fold not in (0, 1):
+        raise UserError(f"class_holdout has folds 0 and 1, found {fold}")
+    parts = halves(labels)
+    seen, unseen = parts[fold], parts[1 - fold]
+    return tuple(select(s, seen) for s in splits), tuple(select(s, unseen) for s in splits)

@@ -1,0 +1,147 @@
+"""Objectives: which images a run learns from, and which it is scored on.
+
+A search must not read what it is judged by: `class_holdout` and `base_val` use base-class images of the train
+and validation splits only. `oracle_test` does read it, to show what such a search would claim. `final` is the
+benchmark's own base-to-new protocol, run once after a search; `all_classes` trains and tests on every class.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from prometar.data.datasets.dataset import Dataset, Item, classnames
+from prometar.data.splits.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
+from prometar.errors import UserError
+
+Items = tuple[Item, ...]
+
+LEAKS = "objective oracle_test reads the test images: the search leaks, and its figures are no results"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Few-shot training images, and the sets ("base", "new", "all") that accuracy is measured on, apart.
+
+    Labels of each set count from 0 over its own classes: base images are classified among base names, new
+    ones among new names. `note` says what a user must be told of the split ("" for nothing).
+    """
+
+    train: Items
+    evaluations: Mapping[str, Items]
+    every_epoch: bool
+    note: str = ""
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        return classnames(self.train)
+
+
+def harmonic_mean(accuracies: Mapping[str, float]) -> float:
+    """n / sum(1/a) of accuracies in percent; 0 where one of them is 0.
+
+    Example:
+        >>> round(harmonic_mean({"base": 80.0, "new": 60.0}), 2)
+        68.57
+    """
+    values = list(accuracies.values())
+    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+
+
+def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> tuple[Items, Items, str]:
+    """Base-class images alone: the few-shot draw, up to `per_class` validation images a class, and a note."""
+    whole, val, note = dataset.train, dataset.val, ""
+    if not val:
+        whole, val, note = val_of_train(whole)
+    train, _ = draw(whole, val, shots=shots, seed=seed)
+    (train, val), _ = base_new(train, val)
+    return train, _at_most(val, per_class), note
+
+
+def _at_most(items: Sequence[Item], per_class: int) -> Items:
+    """The same `per_class` images of each class whatever the run's seed, so that scores are comparable."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    rng = random.Random(0)
+    kept = {item for group in groups.values() for item in rng.sample(group, min(per_class, len(group)))}
+    return tuple(item for item in items if item in kept)
+
+
+def _class_holdout(dataset: Dataset, shots: int, seed: int, per_class: int, fold: int = 0) -> Problem:
+    train, val, note = _search_images(dataset, shots, seed, per_class)
+    (train_seen, val_seen), (_, val_unseen) = class_holdout(train, val, fold=fold)
+    return Problem(train_seen, {"base": val_seen, "new": val_unseen}, every_epoch=True, note=note)
+
+
+def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    train, val, note = _search_images(dataset, shots, seed, per_class)
+    return Problem(train, {"base": val}, every_epoch=True, note=note)
+
+
+def _oracle_test(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    return replace(_final(dataset, shots, seed, per_class), every_epoch=True, note=LEAKS)
+
+
+def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
+    (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
+    if not (test_base and test_new):
+        raise UserError(f"{dataset.name} has no test images of {'new' if test_base else 'base'} classes")
+    return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
+
+
+def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
+    labels = labels_of((*dataset.train, *dataset.test))
+    return Problem(select(train, labels), {"all": select(dataset.test, labels)}, every_epoch=False)
+
+
+_OBJECTIVES: dict[str, Callable[..., Problem]] = {
+    "class_holdout": _class_holdout,
+    "base_val": _base_val,
+    "oracle_test": _oracle_test,
+    "final": _final,
+    "all_classes": _all_classes,
+}
+SEARCH_OBJECTIVES = ("class_holdout", "base_val", "oracle_test")
+"""The objectives that a search may use."""
+FOLDS = {"class_holdout": 2}
+"""How many ways an objective can divide its classes; one where it is not named."""
+
+
+def problem(
+    name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20, fold: int = 0
+) -> Problem:
+    """What the objective `name` trains and scores on.
+
+    Args:
+        shots: Training images a class. seed: Of the few-shot draw.
+        val_per_class: Most validation images a class that a search's score is taken on.
+        fold: Which half of the base classes `class_holdout` trains on (default 0).
+    Raises:
+        UserError: unknown objective or fold, no validation split, too few classes, or a class without images.
+    """
+    if name not in _OBJECTIVES:
+        raise UserError(f"unknown objective '{name}': choose one of {', '.join(SEARCH_OBJECTIVES)}")
+    if not 0 <= fold < FOLDS.get(name, 1):
+        raise UserError(f"{name} has {FOLDS.get(name, 1)} folds, found fold {fold}")
+    found = _OBJECTIVES[name](dataset, shots, seed, val_per_class, **({"fold": fold} if fold else {}))
+    _require_every_class(dataset.name, found)
+    return found
+
+
+def _require_every_class(name: str, found: Problem) -> None:
+    """Names are taken from the images: one class without any would shift the names of all behind it."""
+    new = found.evaluations.get("new", ())
+    trained = {"training": found.train, **{k: v for k, v in found.evaluations.items() if k != "new"}}
+    for group in (trained, {"new": new} if new else {}):
+        names = {item.label: item.classname for items in group.values() for item in items}
+        for what, items in group.items():
+            missing = sorted(set(range(max(names) + 1)) - set(labels_of(items)))
+            if missing:
+                raise UserError(
+                    f"{name}: {len(missing)} classes have no {what} images, the first is "
+                    f"'{names.get(missing[0], missing[0])}': every class needs some in each split"
+                )

@@ -1,0 +1,1 @@
+"""A plan of pixels, run in this process or on Ray Data."""

@@ -1,0 +1,171 @@
+"""The data plan: a pure value that decides every pixel and its order, wherever and however it is run.
+
+A row is one image in one epoch. Rows are numbered 0 .. epochs * rows_per_epoch - 1; nothing about a row
+depends on the batch size (but for how many rows of an epoch are used), the block size, or the worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prometar.data.datasets.dataset import Item
+from prometar.data.streaming.transforms import TransformSpec
+from prometar.errors import UserError
+
+FORMAT = 1  # raise it when the same plan would give other pixels or another order
+EVAL_BATCH_SIZE = 64
+
+Ints = NDArray[np.int64]
+
+
+class Rows(NamedTuple):
+    """Arrays of equal length: the epoch, the position in it, the index into `items`, the image's seed."""
+
+    epoch: Ints
+    position: Ints
+    image: Ints
+    seed: Ints
+
+
+@dataclass(frozen=True)
+class Order:
+    """The part of a plan that decides rows; small, so that it can be sent to every worker.
+
+    Args:
+        num_items: N, images an epoch draws from.
+        rows_per_epoch: Rows used of each epoch; at most N.
+        seed: Seed of the order and of the augmentation.
+        shuffle: Whether each epoch has its own order.
+    """
+
+    num_items: int
+    rows_per_epoch: int
+    seed: int
+    shuffle: bool
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows start .. stop-1."""
+        parts = []
+        while start < stop:
+            epoch, first = divmod(start, self.rows_per_epoch)
+            last = min(first + stop - start, self.rows_per_epoch)
+            order, seeds = _epoch(self.num_items, self.seed, epoch, self.shuffle)
+            position = np.arange(first, last)
+            image = order[first:last]
+            parts.append(Rows(np.full(last - first, epoch), position, image, seeds[image]))
+            start += last - first
+        if not parts:
+            none = np.empty(0, np.int64)
+            return Rows(none, none, none, none)
+        return Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+@lru_cache(maxsize=8)
+def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
+    """(N,) order of the images, and (N,) augmentation seeds *by image*: keyed by (seed, epoch, image)."""
+    order_bits, seed_bits = np.random.SeedSequence([seed, epoch]).spawn(2)
+    order = np.arange(num_items)
+    if shuffle:
+        order = np.random.Generator(np.random.PCG64(order_bits)).permutation(num_items)
+    # Philox counts: the k-th raw number is a function of the key and k alone.
+    seeds = (np.random.Philox(seed_bits).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
+    order.flags.writeable = seeds.flags.writeable = False
+    return order, seeds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images, in which order, transformed how, in batches of how many.
+
+    Args:
+        items: The images, N of them; a label is what the batch carries.
+        transform: What happens to each.
+        batch_size: Rows of a step (default 4). Batches never cross an epoch's end.
+        epochs: Passes over the items.
+        seed: Decides the order and the augmentation.
+        shuffle: A new order each epoch (default True).
+        drop_last: Drop an epoch's last, incomplete batch if it has a full one (default True, as the field
+            trains); evaluation keeps it.
+
+    Raises:
+        UserError: no items, or a number below its minimum.
+    """
+
+    items: tuple[Item, ...]
+    transform: TransformSpec
+    batch_size: int = 4
+    epochs: int = 1
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise UserError("there are no images to plan: check the split, the classes and the shots")
+        for name, minimum in (("batch_size", 1), ("epochs", 0), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise UserError(f"{name} must be at least {minimum}, found {getattr(self, name)}")
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows used of each epoch."""
+        full = len(self.items) // self.batch_size * self.batch_size
+        return full if self.drop_last and full else len(self.items)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch."""
+        return -(-self.rows_per_epoch // self.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of all epochs."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all epochs."""
+        return self.epochs * self.rows_per_epoch
+
+    @property
+    def order(self) -> Order:
+        """What decides the rows."""
+        return Order(len(self.items), self.rows_per_epoch, self.seed, self.shuffle)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows start .. stop-1 (numbered over all epochs); an epoch's order is computed once and kept."""
+        if not 0 <= start <= stop <= self.num_rows:
+            raise ValueError(f"rows {start}..{stop} lie outside the plan's 0..{self.num_rows}")
+        return self.order.rows(start, stop)
+
+    def step_rows(self, step: int) -> tuple[int, int]:
+        """First row of a step, and the row after its last; `step == num_steps` gives an empty range."""
+        if not 0 <= step <= self.num_steps:
+            raise ValueError(f"step {step} lies outside the plan's 0..{self.num_steps}")
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = epoch * self.rows_per_epoch + batch * self.batch_size
+        return start, min(start + self.batch_size, (epoch + 1) * self.rows_per_epoch, self.num_rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of everything that decides pixels and order; equal digests mean equal batches."""
+        settings = {k: v for k, v in vars(self).items() if k not in ("items", "transform", "digest")}
+        head = {"format": FORMAT, "transform": asdict(self.transform), **settings}
+        state = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        for item in self.items:
+            state.update(json.dumps([item.path, item.label]).encode() + b"\n")
+        return state.hexdigest()
+
+
+def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> Plan:
+    """One pass in the given order, centre crops, no image left out: what evaluation streams."""
+    spec = TransformSpec(size=size, train=False)
+    return Plan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

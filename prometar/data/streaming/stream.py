@@ -1,0 +1,112 @@
+"""Run a plan: `stream_local` in this process (the reference), `stream` on Ray Data; equal pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prometar.data.datasets.dataset import Source
+from prometar.data.streaming.decode import make_images
+from prometar.data.streaming.plan import Plan
+from prometar.errors import UserError
+
+RESIDENT_BYTES = 2**30  # encoded images up to 1 GiB are kept in the object store
+
+
+class Batch(NamedTuple):
+    """One step's images.
+
+    Attributes:
+        step: Its number in the plan, from 0.
+        images: uint8 (B, H, W, 3), writable.
+        labels: int64 (B,).
+    """
+
+    step: int
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How Ray Data runs a plan; nothing here changes a pixel or the order.
+
+    Args:
+        num_cpus: Logical CPUs of a task (default 0.5). Inside a placement group it must fit a bundle.
+        max_tasks: Tasks at a time (default 1).
+        block_rows: Rows a task makes at a time at most (default 128).
+        in_placement_group: Run the tasks in the current placement group, as a trial that owns its CPUs must;
+            ignored where there is no group (default False).
+        memory_bytes: Bound on finished blocks that wait for a slow consumer (default 128 MiB).
+        resident_bytes: Data sets up to this size are put into the object store, once for all processes where
+            there is `shared_images`; larger ones are read by the tasks (default 1 GiB).
+    """
+
+    num_cpus: float = 0.5
+    max_tasks: int = 1
+    block_rows: int = 128
+    in_placement_group: bool = False
+    memory_bytes: int = 2**27
+    resident_bytes: int = RESIDENT_BYTES
+
+    @classmethod
+    def in_bundle(cls, cpus: float) -> StreamOptions:
+        """Options that use up a placement-group bundle of `cpus`: a task for each whole CPU, at least one."""
+        tasks = max(1, math.floor(cpus))
+        return cls(num_cpus=cpus / tasks, max_tasks=tasks, in_placement_group=True)
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("num_cpus", 0), ("max_tasks", 1), ("block_rows", 1)):
+            if getattr(self, name) < minimum:
+                raise UserError(
+                    f"stream option {name} must be at least {minimum}, found {getattr(self, name)}"
+                )
+
+
+def labels_of_plan(plan: Plan) -> NDArray[np.int64]:
+    """(N,) label of each of the plan's items."""
+    return np.array([item.label for item in plan.items], np.int64)
+
+
+def stream(
+    plan: Plan, source: Source, *, start_step: int = 0, options: StreamOptions | None = None
+) -> Iterator[Batch]:
+    """The plan's batches from `start_step` on, made by Ray Data in one execution for all epochs.
+
+    Ray must be running (`ray.init`). Close the iterator (or drop it) to stop the tasks early.
+
+    Raises:
+        WorkError: a broken image (the message names it), or a worker was lost for good.
+        UserError: an image is missing.
+        ValueError: `start_step` lies outside the plan.
+    """
+    from prometar.data.streaming.raystream import run  # Ray starts slowly; the local stream does without it
+
+    plan.step_rows(start_step)
+    return run(plan, source, start_step, options or StreamOptions())
+
+
+def stream_local(plan: Plan, source: Source, *, start_step: int = 0) -> Iterator[Batch]:
+    """The plan's batches from `start_step` on, made one after the other in this process.
+
+    Raises:
+        WorkError: a broken image; the message names it.
+        UserError: an image is missing.
+        ValueError: `start_step` lies outside the plan.
+    """
+    plan.step_rows(start_step)
+    return _local(plan, source, start_step)
+
+
+def _local(plan: Plan, source: Source, start_step: int) -> Iterator[Batch]:
+    labels = labels_of_plan(plan)
+    for step in range(start_step, plan.num_steps):
+        rows = plan.rows(*plan.step_rows(step))
+        paths = [plan.items[k].path for k in rows.image]
+        images = make_images(rows, plan.transform, paths, source.read_many(paths))
+        yield Batch(step, images, labels[rows.image])

@@ -1,0 +1,1 @@
+"""Trained prompts as a classifier and as a file."""

@@ -1,0 +1,188 @@
+"""Trained prompts as a classifier of images: `prometar.load(FILE).predict(images)`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from prometar.backbone.openclip import Backbone, load_clip, tokenize
+from prometar.config.settings import Config, parse
+from prometar.data.streaming.plan import EVAL_BATCH_SIZE
+from prometar.data.streaming.transforms import TransformSpec, apply
+from prometar.errors import UserError
+from prometar.inference.prompt_file import read_prompts, weights_digest
+from prometar.methods.composition import build
+from prometar.methods.prompts import Leaves, Prompts
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.training.scoring import classify
+from prometar.training.train import DTYPES
+
+Picture = Image.Image | str | Path | NDArray[np.uint8]
+
+
+class Predictions(NamedTuple):
+    """What `Classifier.predict` returns for N images and C classes.
+
+    Attributes:
+        names: The most likely class of each image, N.
+        probabilities: softmax of the logits, float32 (N, C).
+        classnames: The columns of `probabilities`, C.
+    """
+
+    names: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    classnames: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A frozen CLIP with trained prompts, for any classes; by default those it was trained on.
+
+    Args:
+        backbone: The frozen CLIP.
+        prompts: Which prompts there are. leaves: The trained ones.
+        config: The run's settings. classnames: What it was trained on.
+        template: Text of a class where the method learns no text context ("a photo of a {}.").
+        card: What is known about the prompts (see `prometar export`).
+    """
+
+    backbone: Backbone
+    prompts: Prompts
+    leaves: Mapping[str, Tensor]
+    config: Config
+    classnames: tuple[str, ...]
+    template: str
+    card: Mapping[str, Any]
+
+    def model(self, classnames: Sequence[str], template: str | None = None) -> Model:
+        """The prompted CLIP for these classes."""
+        texts = prompt_texts(
+            classnames, self.prompts, init=self.config.prompts.init, template=template or self.template
+        )
+        return build_model(self.backbone.clip, self.prompts, tokenize(texts))
+
+    def predict(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        classnames: Sequence[str] | None = None,
+        batch_size: int = EVAL_BATCH_SIZE,
+    ) -> Predictions:
+        """Classify images: p(c | x) = softmax_c(s f(x) . g_c), as accuracies are measured.
+
+        Args:
+            images: Pillow images, paths, or uint8 arrays (H, W, 3); one, or a sequence.
+            classnames: Other classes than those of the training (default: those).
+            batch_size: Images at a time (default 64).
+        Raises:
+            UserError: no images, no or repeated class names, a missing file, an array of another kind.
+            WorkError: a broken image file.
+
+        Example:
+            >>> import prometar
+            >>> prometar.load("prompts.safetensors").predict(["a.jpg", "b.png"]).names  # doctest: +SKIP
+            ('striped', 'dotted')
+        """
+        names = self.classnames if classnames is None else tuple(classnames)
+        if isinstance(classnames, str) or not names or len(set(names)) != len(names):
+            raise UserError(f"classnames must be different names, at least one, found {classnames!r}")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, found {batch_size}")
+        pictures = _several(images)
+        logits = classify(self.backbone, self.model(names), self.leaves)
+        batches = self._pixels(pictures, batch_size)
+        parts = [logits(batch).float().softmax(dim=-1).cpu().numpy() for batch in batches]
+        probabilities = np.concatenate(parts)
+        return Predictions(tuple(names[k] for k in probabilities.argmax(axis=1)), probabilities, names)
+
+    def _pixels(self, pictures: Sequence[Picture], batch_size: int) -> Iterator[NDArray[np.uint8]]:
+        spec = TransformSpec(size=self.backbone.clip.image_size, train=False)
+        for start in range(0, len(pictures), batch_size):
+            chunk = pictures[start : start + batch_size]
+            yield np.stack([apply(spec, _encoded(picture), 0, path=_name(picture)) for picture in chunk])
+
+
+def load(path: str | Path, *, pretrained: str | None = None, device: str | None = None) -> Classifier:
+    """A classifier from a file that `prometar export` wrote.
+
+    Args:
+        pretrained: The backbone's weights, where they came from a local file (default: as in the card).
+        device: Such as "cpu" or "cuda" (default: a GPU where there is one).
+    Raises:
+        UserError: the file is no export, or the backbone's weights are missing or others than it was
+            trained with.
+    """
+    path = Path(path)
+    leaves, card = read_prompts(path)
+    config = parse(card["config"], where=f"{path}: its card")
+    given = pretrained or config.backbone.pretrained
+    if pretrained is None and card["backbone"].get("file"):
+        raise UserError(f"{path} was trained with the weights file {given}: pass it as pretrained=FILE")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    clip = load_clip(config.backbone.name, given)
+    if weights_digest(clip) != card["backbone"]["digest"]:
+        raise UserError(
+            f"{path} was trained with other weights of {config.backbone.name} than {given or 'its own'}: "
+            "the digests differ"
+        )
+    clip = clip.folded().to(device=device, dtype=DTYPES[config.backbone.precision])
+    backbone = Backbone(config.backbone.name, clip)
+    prompts = build(config).prompts
+    _require_shapes(path, backbone, prompts, leaves)
+    leaves = {name: leaf.to(device) for name, leaf in leaves.items()}
+    return Classifier(backbone, prompts, leaves, config, tuple(card["classnames"]), card["template"], card)
+
+
+def _require_shapes(path: Path, backbone: Backbone, prompts: Prompts, leaves: Leaves) -> None:
+    nothing = torch.zeros(0, dtype=torch.long)
+    expected = prompts.init(backbone.clip, nothing, torch.Generator().manual_seed(0))
+    found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    wanted = {name: tuple(leaf.shape) for name, leaf in expected.items()}
+    if found != wanted:
+        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise UserError(
+            f"{path}: {odd[0]} is {found.get(odd[0], 'missing')}, the method has {wanted.get(odd[0], 'none')}"
+        )
+
+
+def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+    if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        return [images]
+    if not len(images):
+        raise UserError("there are no images to classify")
+    return images  # type: ignore[return-value]
+
+
+def _encoded(picture: Picture) -> bytes:
+    """An image file's bytes. Pixels are wrapped in a lossless format: all images take the same way."""
+    if isinstance(picture, str | Path):
+        try:
+            return Path(picture).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read image {picture}: {error.strerror}") from None
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+            raise UserError(
+                f"an image array must be uint8 (H, W, 3), found {picture.dtype} {tuple(picture.shape)}"
+            )
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise UserError(f"expected a Pillow image, a path or an array, found {type(picture).__name__}")
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # as files are decoded
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "PPM")
+    return file.getvalue()
+
+
+def _name(picture: Picture) -> str:
+    return str(picture) if isinstance(picture, str | Path) else "given as pixels"

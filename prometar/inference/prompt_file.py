@@ -1,0 +1,101 @@
+"""Exported prompts: a safetensors file of the leaves, with a JSON card that says what they belong to.
+
+The card stands in the file's metadata and, for readers, beside the file. It holds no path of the machine that
+wrote it; the weights of the backbone are named by their digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from prometar.backbone.clip import Clip, Tower
+from prometar.errors import UserError
+from prometar.io.files import write_atomically
+from prometar.methods.prompts import Leaves
+
+FORMAT = "prometar-prompts-1"
+_KEYS = {"method", "config", "data", "classnames", "template", "backbone", "figures", "versions"}
+
+
+def weights_digest(clip: Clip) -> str:
+    """sha256 (hex) of a backbone's weights in float32, in the order of its fields, and of its shape."""
+    state = hashlib.sha256()
+
+    def add(tensor: Tensor) -> None:
+        array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
+        state.update(str(array.shape).encode())
+        state.update(np.ascontiguousarray(array, dtype="<f4").data)
+
+    for field in fields(clip):
+        value = getattr(clip, field.name)
+        if isinstance(value, Tower):
+            state.update(f"{value.num_heads} {value.activation}".encode())
+            for block in value.blocks:
+                for tensor in block:
+                    add(tensor)
+        else:
+            add(value)
+    return state.hexdigest()
+
+
+def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
+    """Write FILE.safetensors and FILE.json; returns the latter's path.
+
+    Raises:
+        UserError: another suffix. WorkError: the folder cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(f"--to {path}: expected a name that ends in .safetensors")
+    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in leaves.items()}
+    write_atomically(path, save(tensors, {"format": FORMAT, "card": json.dumps(card)}))
+    readable = path.with_suffix(".json")
+    write_atomically(readable, (json.dumps({"format": FORMAT, **card}, indent=1) + "\n").encode())
+    return readable
+
+
+def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:
+    """The leaves and the card of an exported file; nothing in it is executed.
+
+    Raises:
+        UserError: no such file, damaged, or not written by `prometar export`.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no prompts file {path}: write one with `prometar export RUN --to FILE`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            leaves = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0][:160]}") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} holds no prompts that `prometar export` of this version wrote")
+    try:
+        card = json.loads(metadata["card"])
+    except (KeyError, ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict) or not card.keys() >= _KEYS or not _plain(card):
+        raise UserError(f"{path}: its card is damaged: export the run again")
+    return leaves, card
+
+
+def _plain(card: dict[str, Any]) -> bool:
+    names, backbone = card["classnames"], card["backbone"]
+    return (
+        isinstance(names, list)
+        and bool(names)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(card["template"], str)
+        and isinstance(backbone, dict)
+        and isinstance(backbone.get("digest"), str)
+    )

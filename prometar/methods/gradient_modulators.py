@@ -1,0 +1,94 @@
+"""Modulators: how the regularizer's gradient joins the task's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prometar.errors import UserError
+from prometar.methods.initial import linear
+from prometar.methods.prompts import Leaves
+
+
+class Modulator(Protocol):
+    """g = g_task + m * g_reg, for every token that the prompts put into the towers."""
+
+    @property
+    def constant(self) -> float | None:
+        """m where it is one known number: both gradients are then one pass; None if it is computed."""
+        ...
+
+    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+        """The modulator's own learnable leaves."""
+        ...
+
+    def __call__(
+        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """m = value for every scalar. 1 is the identity: the plain gradient of task + regularizer."""
+
+    value: float = 1.0
+
+    @property
+    def constant(self) -> float | None:
+        return self.value
+
+    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+        return {}
+
+    def __call__(
+        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {name: task[name] + self.value * regularizer[name] for name in task}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """ProMetaR's meta-regularizer: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
+
+    One pair of matrices a layer's prompt (P x D scalars, row by row): W_in is (P*D/reduction, 2*P*D), W_out
+    square, no bias, nothing non-linear between them; each output serves `reduction` consecutive scalars.
+
+    Raises:
+        UserError: a prompt whose size is not a multiple of `reduction`.
+
+    Source: ProMetaR; the missing non-linearity is the released code's.
+    """
+
+    reduction: int = 8
+
+    @property
+    def constant(self) -> float | None:
+        return None
+
+    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+        gate: Leaves = {}
+        for name, leaf in tokens.items():
+            size = leaf.numel()
+            if size % self.reduction:
+                raise UserError(
+                    f"modulator.reduction {self.reduction} does not divide the {size} scalars of {name}"
+                )
+            hidden = size // self.reduction
+            gate[f"{name}.in"] = linear((hidden, 2 * size), 2 * size, like=leaf, generator=generator)
+            gate[f"{name}.out"] = linear((hidden, hidden), hidden, like=leaf, generator=generator)
+        return gate
+
+    def __call__(
+        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        modulated = {}
+        for name, g_task in task.items():
+            g_reg = regularizer[name]
+            both = torch.cat([g_task.flatten(), g_reg.flatten()])
+            strength = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
+            modulated[name] = g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
+        return modulated

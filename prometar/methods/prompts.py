@@ -1,0 +1,107 @@
+"""Prompts: which learnable tensors a method has, and which tokens they put into the towers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prometar.backbone.clip import Clip
+from prometar.errors import UserError
+
+Leaves = dict[str, Tensor]
+"""Small learnable tensors by name; everything that training changes is of this kind."""
+
+
+class Prompts(Protocol):
+    """Makes leaves, and the towers' tokens of them."""
+
+    @property
+    def num_context(self) -> int:
+        """Text tokens after SOS that layer-0 prompts stand for (0: the text keeps its own)."""
+        ...
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Where the text keeps its own: texts of a class whose mean it is; none: the data set's own one."""
+        ...
+
+    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
+        """Initial leaves; `init_tokens` are the token ids of the initial context's words."""
+        ...
+
+    def tokens(self, leaves: Leaves) -> Leaves:
+        """What the leaves put into the towers: `text.<layer>` and `vision.<layer>`, each (P, D)."""
+        ...
+
+
+def layers(tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
+    """The tokens of one tower ("text" or "vision") by layer."""
+    return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
+
+
+@dataclass(frozen=True)
+class NoPrompts:
+    """Identity: the frozen CLIP itself."""
+
+    templates: tuple[str, ...] = ()
+    num_context: int = 0
+
+    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
+        return {}
+
+    def tokens(self, leaves: Leaves) -> Leaves:
+        return {}
+
+
+@dataclass(frozen=True)
+class IndependentPrompts:
+    """Independent text and vision prompts (IVLP): leaves `text.<layer>` and `vision.<layer>`.
+
+    Layer 0 of the text starts from the embeddings of the initial words where there are enough of them,
+    all others from N(0, std^2). A depth of 0 leaves that tower alone; depths beyond a tower's layers stop
+    at its last.
+
+    Source: "MaPLe", CVPR 2023 (its IVLP baseline); ProMetaR.
+    """
+
+    text_length: int = 4
+    text_depth: int = 9
+    vision_length: int = 4
+    vision_depth: int = 9
+    std: float = 0.02
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.text_depth == 0 and self.vision_depth == 0:
+            raise UserError(
+                "prompts.text_depth and prompts.vision_depth are both 0: nothing would be learned"
+            )
+
+    @property
+    def num_context(self) -> int:
+        return self.text_length if self.text_depth else 0
+
+    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
+        leaves: Leaves = {}
+        for layer in range(min(self.text_depth, len(clip.text.blocks))):
+            if layer == 0 and self.text_length <= len(init_tokens):
+                leaves["text.0"] = clip.token_embedding[init_tokens[: self.text_length]].to(
+                    clip.working_dtype, copy=True
+                )
+            else:
+                leaves[f"text.{layer}"] = self._random(self.text_length, clip.text.width, clip, generator)
+        for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
+            leaves[f"vision.{layer}"] = self._random(self.vision_length, clip.vision.width, clip, generator)
+        return leaves
+
+    def _random(self, length: int, width: int, clip: Clip, generator: torch.Generator) -> Tensor:
+        # Drawn in float64 on the CPU: the same start whatever the precision and the device.
+        draw = torch.randn(length, width, dtype=torch.float64, generator=generator) * self.std
+        return draw.to(dtype=clip.working_dtype, device=clip.device)
+
+    def tokens(self, leaves: Leaves) -> Leaves:
+        return leaves

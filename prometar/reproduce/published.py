@@ -1,0 +1,112 @@
+"""Published accuracies (published.json), cited and never mixed with ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from prometar.config.settings import Config
+from prometar.data.datasets.benchmarks import BENCHMARKS
+
+AVERAGE = "average"
+# What may differ from a published run: which images and seeds, and how numbers are held.
+_FREE = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained", "backbone.precision",
+         "train.seed"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method's published accuracies under one protocol.
+
+    Args:
+        method: Its name here. title: Its name in the paper. paper: Of the method.
+        settings: What the series was run with where the method has several.
+        figures: Percent by data set (or "average") and column, {"dtd": {"base": 83.37, "new": 62.97}}.
+    """
+
+    method: str
+    title: str
+    paper: str
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Mapping[str, float]]
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return json.loads((resources.files("prometar") / "published.json").read_text("utf-8"))
+
+
+def series_of(protocol: str, method: str) -> tuple[Series, ...]:
+    """The published series of a method here; none where none is known."""
+    rows = (Series(**row) for row in _file()["series"].get(protocol, ()))
+    return tuple(row for row in rows if row.method == method)
+
+
+def settings_of(protocol: str, method: str) -> Mapping[str, Any]:
+    """What a method's authors set under a protocol besides its recipe; nothing where that is not known.
+
+    Example:
+        >>> settings_of("cross-dataset", "maple")["train.epochs"]
+        2
+    """
+    return _file()["settings"].get(protocol, {}).get(method, {})
+
+
+def beside(protocol: str, config: Config) -> Series | None:
+    """The series that may stand beside runs of `config`, else None.
+
+    Only the paper's own setting compares: ViT-B/16 with OpenAI's weights, 16 shots, and no setting changed
+    but those that the protocol or the series itself names.
+    """
+    setting = (config.backbone.name, config.backbone.pretrained, config.data.shots)
+    if setting != tuple(_file()["setting"][key] for key in ("backbone", "pretrained", "shots")):
+        return None
+    for series in series_of(protocol, config.method):
+        if not changes(config, {**settings_of(protocol, config.method), **series.settings}):
+            return series
+    return None
+
+
+def changes(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings in which a configuration is not its method's own, with `settings` on top.
+
+    Which images, seeds, backbone and precision are used is left out.
+
+    Example:
+        >>> changes(Config().override({"train.epochs": 2, "train.seed": 7}))
+        {'train.epochs': 2}
+    """
+    own = Config(method=config.method).override(settings or {}).flat()
+    return {key: value for key, value in config.flat().items() if key not in _FREE and value != own[key]}
+
+
+def full_size(dataset: str, num_classes: int) -> bool:
+    """Whether a data set has all the classes of its benchmark: a part of one does not compare."""
+    return dataset in BENCHMARKS and BENCHMARKS[dataset].classes == num_classes
+
+
+def published(
+    dataset: str, *, method: str, backbone: str, pretrained: str | None, shots: int, num_classes: int
+) -> float | None:
+    """A method's published harmonic mean where ours may stand beside it, else None."""
+    settings = {"backbone.name": backbone, "backbone.pretrained": pretrained, "data.shots": shots}
+    series = beside("base-to-new", Config(method=method).override(settings))
+    if series is None or not full_size(dataset, num_classes):
+        return None
+    return harmonic(series.figures.get(dataset, {}))
+
+
+def harmonic(figures: Mapping[str, float]) -> float | None:
+    """The published H, or that of the published base and new accuracy.
+
+    Example:
+        >>> harmonic({"base": 83.37, "new": 62.97})
+        71.75
+    """
+    if "H" in figures or not {"base", "new"} <= figures.keys():
+        return figures.get("H")
+    return round(2 / (1 / figures["base"] + 1 / figures["new"]), 2)

@@ -1,0 +1,77 @@
+"""A frozen CLIP, a set of classes, and prompts: everything that is fixed while a method trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.backbone.clip import Clip
+from prometar.backbone.frozen_features import mean_text, readable
+from prometar.backbone.text import TextInput, encode_text, text_input
+from prometar.backbone.vision import encode_image
+from prometar.methods.prompts import Prompts, layers
+
+
+@dataclass(frozen=True)
+class Model:
+    """Feature maps of the prompted CLIP for fixed classes, and the frozen text features they are held to.
+
+    text: what the text tower sees of the classes; where it learns nothing, their features (C, E) at once.
+    """
+
+    clip: Clip
+    prompts: Prompts
+    text: TextInput | Tensor
+    frozen_text_CE: Tensor | None = None
+
+    def text_features(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Normalised text features (C, E) with the tokens that `prompts.tokens` made."""
+        if isinstance(self.text, Tensor):
+            return self.text
+        features = encode_text(self.clip, self.text, self._layers(tokens, "text"))
+        return F.normalize(features.to(self.clip.working_dtype), dim=-1)
+
+    def image_features(self, tokens: Mapping[str, Tensor], images_BTD: Tensor) -> Tensor:
+        """Un-normalised image features (B, E) of embedded images (`backbone.vision.embed_images`)."""
+        features = encode_image(self.clip, images_BTD, self._layers(tokens, "vision"))
+        return features.to(self.clip.working_dtype)
+
+    def _layers(self, tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
+        """Towers run in the precision of their weights."""
+        return {layer: token.to(self.clip.dtype) for layer, token in layers(tokens, tower).items()}
+
+    def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
+        """s f . g_c of un-normalised image and normalised text features, (B, C)."""
+        return self.clip.logit_scale * F.normalize(image_BE, dim=-1) @ text_CE.T
+
+
+def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
+    """One text a class, "<init> <name>.", where a context is learned.
+
+    Else one for each of the prompts' templates, or for the data set's own; a class's follow each other.
+
+    Where more context tokens are learned than `init` has words, a placeholder word stands for each, as in
+    the released code.
+    """
+    names = [readable(name) for name in classnames]
+    if not prompts.num_context:
+        return [each.format(name) for name in names for each in prompts.templates or (template,)]
+    prefix = init if prompts.num_context <= len(init.split()) else " ".join(["X"] * prompts.num_context)
+    return [f"{prefix} {name}." for name in names]
+
+
+def build_model(
+    clip: Clip, prompts: Prompts, tokens_NT: Tensor, frozen_text_CE: Tensor | None = None
+) -> Model:
+    """The model of classes whose `prompt_texts` have these token ids.
+
+    `frozen_text_CE`: frozen text features (C, E), if a regularizer uses them.
+    """
+    if prompts.num_context:
+        text: TextInput | Tensor = text_input(clip, tokens_NT, num_context=prompts.num_context)
+    else:
+        text = mean_text(clip, tokens_NT, len(prompts.templates) or 1)
+    return Model(clip, prompts, text, frozen_text_CE)

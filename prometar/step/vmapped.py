@@ -1,0 +1,151 @@
+"""One step of several configurations at once, over one frozen backbone.
+
+Configurations of one structure differ in numbers alone: weights, rates, strengths, shares of a mix. The step
+is a function of these numbers, so `torch.vmap` maps it over them: every operation does the work of all
+configurations, which is what a GPU needs to be busy with batches of four images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from prometar.errors import UserError
+from prometar.methods.composition import Method
+from prometar.methods.prompts import Leaves
+from prometar.step.autodiff import functional
+from prometar.step.cuda_graph import Graph
+from prometar.step.iteration import Rates, Scalars, step
+from prometar.step.meta_batch import Batch
+from prometar.step.prompted_clip import Model
+from prometar.step.state import State
+
+
+def stack(states: Sequence[State]) -> State:
+    """P states as one, whose tensors have P as their first dimension.
+
+    Raises:
+        UserError: states of different steps, or of different leaves.
+    """
+    first, *others = states
+    shapes = {name: tensor.shape for name, tensor in first.tensors().items()}
+    for other in others:
+        if other.step != first.step or {n: t.shape for n, t in other.tensors().items()} != shapes:
+            raise UserError("states in lockstep must be at one step, and of the same leaves")
+    columns = [state.tensors() for state in states]
+    return State.from_tensors({name: torch.stack([c[name] for c in columns]) for name in shapes}, first.step)
+
+
+def unstack(stacked: State) -> list[State]:
+    """The inverse of `stack`."""
+    columns = {name: tensor.unbind() for name, tensor in stacked.tensors().items()}
+    count = len(next(iter(columns.values())))
+    return [
+        State.from_tensors({name: column[k].clone() for name, column in columns.items()}, stacked.step)
+        for k in range(count)
+    ]
+
+
+def step_all(
+    model: Model,
+    methods: Sequence[Method],
+    stacked: State,
+    batches: Sequence[Batch],
+    rates: Sequence[Rates],
+    *,
+    graph: Graph | None = None,
+) -> tuple[State, Scalars]:
+    """`step` of each of P methods; states and scalars with P as their first dimension.
+
+    Args:
+        batches: One for each, with static tasks (`make_batch(..., static=True)`). A tensor that is the very
+            same object in all of them is shared: images that all see are encoded with one product.
+        graph: Records the step on a GPU; one for all steps of a model and a structure.
+    Raises:
+        UserError: methods that differ in more than numbers.
+
+    Example:
+        >>> stacked, scalars = step_all(model, methods, stacked, [batch] * 4, [rates] * 4)  # doctest: +SKIP
+        >>> scalars["direct_ce"].shape  # doctest: +SKIP
+        torch.Size([4])
+    """
+    settings = list(zip(methods, rates, strict=True))
+    require_one_structure(methods)
+    dtype, device = model.clip.working_dtype, model.clip.device
+    numbers = torch.tensor([_numbers(each) for each in settings], dtype=dtype, device=device)
+    shared, own, put = _split(batches)
+
+    def one(numbers: Tensor, tensors: Leaves, batch: Batch) -> tuple[Leaves, Scalars]:
+        values = iter(numbers.unbind())
+        method, now = _map(settings[0], lambda _: next(values))
+        state, scalars = step(model, method, State.from_tensors(tensors, 0), batch, now, functional)
+        return state.tensors(), scalars
+
+    def mapped(numbers: Tensor, tensors: Leaves, own: list[Tensor], shared: list[Any]) -> Any:
+        def inner(numbers: Tensor, tensors: Leaves, own: list[Tensor]) -> tuple[Leaves, Scalars]:
+            return one(numbers, tensors, put(shared, own))
+
+        return torch.vmap(inner)(numbers, tensors, own)
+
+    tensors, scalars = (graph or Graph())(mapped, numbers, stacked.tensors(), own, shared)
+    return State.from_tensors(tensors, stacked.step + 1), scalars
+
+
+def require_one_structure(methods: Sequence[Method]) -> None:
+    """Raises a UserError where methods differ in more than numbers."""
+    first, *others = (_map(method, lambda _: 0.0) for method in methods)
+    for other in others:
+        for field in fields(Method):
+            one, another = getattr(first, field.name), getattr(other, field.name)
+            if one != another:
+                raise UserError(
+                    f"methods in lockstep may differ in numbers, not in their {field.name}: {one}, {another}"
+                )
+
+
+def _map(value: Any, change: Callable[[float], Any]) -> Any:
+    """The same composition with every number changed, in the order of its fields."""
+    if isinstance(value, float):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_map(each, change) for each in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _map(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+def _numbers(value: Any) -> list[float]:
+    """Every number of a composition, in the order of its fields."""
+    found: list[float] = []
+
+    def note(number: float) -> float:
+        found.append(number)
+        return number
+
+    _map(value, note)
+    return found
+
+
+def _split(
+    batches: Sequence[Batch],
+) -> tuple[list[Any], list[Tensor], Callable[[list[Any], list[Tensor]], Batch]]:
+    """What all batches share, what each has of its own (stacked), and how a batch is made of both."""
+    specs = [tree_flatten(batch) for batch in batches]
+    spec = specs[0][1]
+    columns = list(zip(*(leaves for leaves, _ in specs), strict=True))
+    is_own = [any(leaf is not column[0] for leaf in column) for column in columns]
+    own = [torch.stack(column) for column, differs in zip(columns, is_own, strict=True) if differs]
+    shared = [None if differs else column[0] for column, differs in zip(columns, is_own, strict=True)]
+
+    def put(shared: list[Any], own: list[Tensor]) -> Batch:
+        rest = iter(own)
+        leaves = [next(rest) if differs else leaf for leaf, differs in zip(shared, is_own, strict=True)]
+        batch: Batch = tree_unflatten(leaves, spec)
+        return batch
+
+    return shared, own, put

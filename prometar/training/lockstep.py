@@ -1,0 +1,139 @@
+"""Runs trained in lockstep: one process, one pass over the images, several configurations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prometar.errors import StorageError, UserError
+from prometar.step.cuda_graph import Graph
+from prometar.step.state import State
+from prometar.step.vmapped import require_one_structure, stack, step_all, unstack
+from prometar.training.train import Run, Session, close_epoch, prepare, rates
+
+
+class Lockstep:
+    """Sessions trained together: each has the state, the records and the checkpoints of its own run.
+
+    They must share backbone, images and their order, and a method's structure; numbers (weights, rates,
+    shares of a mix) may differ. Equal to runs alone within rounding, not bit for bit.
+
+    Raises:
+        UserError: sessions that cannot go together; says what differs.
+
+    Example:
+        >>> together = Lockstep([Session(run, folder, stream) for run, folder in runs])  # doctest: +SKIP
+        >>> while together.sessions:  # doctest: +SKIP
+        ...     together.epoch()
+    """
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self.sessions = [session for session in sessions if not session.finished]
+        self._graph = Graph()
+        _require_together(self.sessions)
+
+    def epoch(self) -> list[dict[str, Any] | UserError]:
+        """Train all by one epoch; each session's record, in order, or why it ended.
+
+        Sessions that are finished or have failed are left out of the next epoch.
+
+        Raises:
+            WorkError: the images, which all see, cannot be read.
+        """
+        for session in self.sessions[1:]:
+            session.close()  # a stream of its own would stay behind
+        started, runs = time.perf_counter(), [session.run for session in self.sessions]
+        states = [session.state for session in self.sessions]
+        ended, logs = _train_epoch(runs, states, self.sessions[0], self._graph)
+        share = (time.perf_counter() - started) / len(runs)
+        outcomes = [
+            _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, share)
+            for k, (session, state) in enumerate(zip(self.sessions, ended, strict=True))
+        ]
+        stream = self.sessions[0]
+        self.sessions = [
+            session
+            for session, outcome in zip(self.sessions, outcomes, strict=True)
+            if not (session.finished or isinstance(outcome, UserError))
+        ]
+        if not self.sessions or self.sessions[0] is not stream:
+            stream.close()
+        return outcomes
+
+    def close(self) -> None:
+        """End the stream."""
+        for session in self.sessions:
+            session.close()
+
+
+def _conclude(
+    session: Session, state: State, log: dict[str, Tensor], seconds: float
+) -> dict[str, Any] | UserError:
+    started = time.perf_counter() - seconds  # its share of what took place together
+    try:
+        return session.conclude(*close_epoch(session.run, state, log, session.state.step), started)
+    except StorageError:
+        raise
+    except UserError as error:
+        return error
+
+
+def _train_epoch(
+    runs: Sequence[Run], states: Sequence[State], leader: Session, graph: Graph
+) -> tuple[list[State], dict[str, Tensor]]:
+    """The states after the rest of the epoch, and each scalar by step and run."""
+    per_epoch, batches = runs[0].plan.steps_per_epoch, leader.batches()
+    epoch = states[0].step // per_epoch
+    now = [rates(run.config, epoch) for run in runs]
+    methods = [run.method for run in runs]
+    together, log = stack(states), dict[str, list[Tensor]]()
+    for _ in range((epoch + 1) * per_epoch - together.step):
+        prepared = prepare(runs, next(batches), together.step, static=True)
+        together, scalars = step_all(runs[0].model, methods, together, prepared, now, graph=graph)
+        for name, value in scalars.items():
+            log.setdefault(name, []).append(value)
+    return unstack(together), {name: torch.stack(values) for name, values in log.items()}
+
+
+def partition(sessions: Sequence[Session]) -> list[list[Session]]:
+    """The sessions in groups that can be trained in lockstep, in their order."""
+    groups: list[list[Session]] = []
+    for session in sessions:
+        fitting = (group for group in groups if _fit(group[0], session))
+        group = next(fitting, None)
+        if group is None:
+            groups.append([session])
+        else:
+            group.append(session)
+    return groups
+
+
+def _fit(one: Session, other: Session) -> bool:
+    try:
+        _require_together([one, other])
+    except UserError:
+        return False
+    return True
+
+
+def _require_together(sessions: Sequence[Session]) -> None:
+    if not sessions:
+        return
+    require_one_structure([session.run.method for session in sessions])
+    first = sessions[0]
+    if not first.state.prompts:
+        raise UserError(f"{first.run.config.method} has nothing to train")
+    for other in sessions[1:]:
+        _require_same("backbone", first.run.config.backbone, other.run.config.backbone)
+        _require_same("prompts.init", first.run.config.prompts.init, other.run.config.prompts.init)
+        _require_same("images and their order", first.run.plan.digest, other.run.plan.digest)
+        _require_same("epoch", len(first.history), len(other.history))
+
+
+def _require_same(what: str, one: object, other: object) -> None:
+    if one != other:
+        raise UserError(f"runs in lockstep must have the same {what}, found {one} and {other}")

@@ -1,0 +1,400 @@
+"""A run: build it from a configuration, train it epoch by epoch, go on from its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from prometar.backbone.feature_cache import cached_text, text_digest
+from prometar.backbone.openclip import Backbone, load_backbone, tokenize
+from prometar.config.settings import Config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Dataset, classnames
+from prometar.data.splits.objective import Problem, harmonic_mean, problem
+from prometar.data.streaming.plan import Plan, eval_plan
+from prometar.data.streaming.stream import Batch
+from prometar.data.streaming.transforms import TransformSpec
+from prometar.errors import UserError, WorkError
+from prometar.methods.composition import Method, build
+from prometar.methods.meta_tasks import one_class_out, task_rng
+from prometar.step.cuda_graph import Graph
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import Batch as Embedded
+from prometar.step.meta_batch import embed_batch, make_task
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.sgd import warmup_cosine
+from prometar.step.state import State
+from prometar.step.vmapped import stack, step_all, unstack
+from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from prometar.training.scoring import accuracy
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Stream = Callable[[Plan, int], Iterator[Batch]]
+"""Runs a plan from a step on: `data.stream.stream` on Ray Data, or `stream_local` in this process."""
+
+
+class Watch(Protocol):
+    """Sees a run's state and the batch that it is about to be trained on, and changes neither."""
+
+    def __call__(self, run: Run, state: State, batch: Batch, /) -> None: ...
+
+
+class Diverged(WorkError):
+    """The loss is not a finite number any more; the message names the step."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One set that accuracy is measured on: its plan, and the model of its classes."""
+
+    plan: Plan
+    model: Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that is fixed while a run trains.
+
+    `frozen_images`: the frozen CLIP's features of each step's images, as far as this process has computed
+    them; None where they are too many to be kept. Runs of one plan share them: equal plans give equal pixels.
+    """
+
+    config: Config
+    objective: str
+    dataset: Dataset
+    backbone: Backbone
+    method: Method
+    model: Model
+    plan: Plan
+    evaluations: Mapping[str, Evaluation]
+    every_epoch: bool
+    frozen_images: dict[int, Tensor] | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the configuration, the objective and all plans: a checkpoint's owner."""
+        parts = [self.config.model_dump_json(), self.objective, self.plan.digest]
+        parts += [f"{name} {e.plan.digest}" for name, e in sorted(self.evaluations.items())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+_MOST_RUNS = 16  # of one trial (data sets, seeds, folds) whose data are kept in the process for the next one
+
+
+@lru_cache(maxsize=2)
+def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
+    # Ray shows a worker the GPUs that its trial was given, and no others.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_backbone(name, pretrained, dtype=DTYPES[precision], device=device)
+
+
+@lru_cache(maxsize=_MOST_RUNS)
+def _dataset(name: str, root: str | None) -> Dataset:
+    return open_dataset(name, root)
+
+
+@lru_cache(maxsize=2)
+def _text_digest(name: str, pretrained: str | None, precision: str) -> str:
+    return text_digest(_backbone(name, pretrained, precision).clip)
+
+
+@lru_cache(maxsize=_MOST_RUNS)
+def _teacher(
+    name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
+) -> Tensor:
+    spec = (name, pretrained, precision)
+    return cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
+
+
+@lru_cache(maxsize=_MOST_RUNS)
+def _frozen_images(
+    name: str, pretrained: str | None, precision: str, plan: str, source: str
+) -> dict[int, Tensor]:
+    return {}
+
+
+_MOST_FROZEN_BYTES = 128 * 1024**2  # of features: 65,000 images of ViT-B/16 in float32
+
+
+def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: int = 0) -> Run:
+    """Load (once a process) the data set and the backbone, and compose the method.
+
+    Raises:
+        UserError: whatever is wrong with the configuration, the data or the weights.
+    """
+    method = build(config)
+    dataset = _dataset(config.data.name, config.data.root)
+    spec = (config.backbone.name, config.backbone.pretrained, config.backbone.precision)
+    backbone = _backbone(*spec)
+    if config.train.cuda_graph and backbone.clip.device.type != "cuda":
+        raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
+    split = problem(
+        objective,
+        dataset,
+        shots=config.data.shots,
+        seed=config.train.seed,
+        val_per_class=val_per_class,
+        fold=fold,
+    )
+
+    def model_of(classes: tuple[str, ...], frozen: Tensor | None = None) -> Model:
+        texts = prompt_texts(classes, method.prompts, init=config.prompts.init, template=dataset.template)
+        return build_model(backbone.clip, method.prompts, tokenize(texts), frozen)
+
+    evaluations = {
+        name: Evaluation(eval_plan(items, size=backbone.clip.image_size), model_of(classnames(items)))
+        for name, items in split.evaluations.items()
+    }
+    templates = method.regularizer.templates or (dataset.template,)
+    frozen = _teacher(*spec, split.classnames, templates) if method.regularizer.uses_text else None
+    plan = _train_plan(config, split, backbone)
+    keep = plan.num_rows * backbone.clip.embed_dim * 4 <= _MOST_FROZEN_BYTES
+    return Run(
+        config,
+        objective,
+        dataset,
+        backbone,
+        method,
+        model_of(split.classnames, frozen),
+        plan,
+        evaluations,
+        split.every_epoch,
+        _frozen_images(*spec, plan.digest, repr(dataset.source)) if keep else None,
+    )
+
+
+def _train_plan(config: Config, split: Problem, backbone: Backbone) -> Plan:
+    augment = config.augment
+    transform = TransformSpec(
+        size=backbone.clip.image_size,
+        crop_scale=(augment.crop_scale_min, augment.crop_scale_max),
+        flip=augment.flip,
+        jitter=augment.jitter,
+        train=True,
+    )
+    train = config.train
+    return Plan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
+
+
+def initial_state(run: Run) -> State:
+    """Leaves drawn from the run's seed."""
+    generator = torch.Generator().manual_seed(run.config.train.seed)
+    words = tokenize([run.config.prompts.init])[0]
+    init_tokens = words[1 : int(words.argmax())]
+    prompts = run.method.prompts.init(run.backbone.clip, init_tokens, generator)
+    tokens = run.method.prompts.tokens(prompts)
+    return State.start(prompts, run.method.modulator.init(tokens, generator))
+
+
+def rates(config: Config, epoch: int) -> Rates:
+    """Both optimizers' hyperparameters in a 0-based epoch."""
+    o = config.optim
+    schedule = {"epochs": config.train.epochs, "warmup_epochs": o.warmup_epochs}
+    gate_lr = o.gate_warmup_lr  # as released: the gate's schedule is never stepped
+    if o.gate_schedule == "configured":
+        gate_lr = warmup_cosine(epoch, lr=o.gate_lr, warmup_lr=o.gate_warmup_lr, **schedule)
+    prompt_lr = warmup_cosine(epoch, lr=o.lr, warmup_lr=o.warmup_lr, **schedule)
+    return Rates(prompt_lr, gate_lr, o.momentum, o.weight_decay)
+
+
+def train_epoch(
+    run: Run,
+    state: State,
+    batches: Iterator[Batch],
+    watch: Watch | None = None,
+    graph: Graph | None = None,
+) -> tuple[State, dict[str, float]]:
+    """The state after the rest of the current epoch, and the mean of each scalar over its steps.
+
+    `graph`: where the step is recorded, if it is.
+
+    Raises:
+        Diverged: a loss that is not finite; names the first such step.
+    """
+    per_epoch = run.plan.steps_per_epoch
+    epoch, first = state.step // per_epoch, state.step
+    now = rates(run.config, epoch)
+    log: dict[str, list[Tensor]] = {}
+    for _ in range((epoch + 1) * per_epoch - first):
+        batch = next(batches)
+        if watch is not None:
+            watch(run, state, batch)
+        state, scalars = train_step(run, state, batch, now, graph)
+        for name, value in scalars.items():
+            log.setdefault(name, []).append(value)
+    return close_epoch(run, state, {name: torch.stack(values) for name, values in log.items()}, first)
+
+
+def close_epoch(
+    run: Run, state: State, log: Mapping[str, Tensor], first: int
+) -> tuple[State, dict[str, float]]:
+    """The state with the epoch's prompts averaged in, and each scalar's mean over the steps since `first`.
+
+    Raises:
+        Diverged: as `train_epoch`.
+    """
+    _require_finite(log, state, first)
+    epochs = run.config.train.epochs
+    average = run.method.averager(
+        state.average, state.prompts, (state.step - 1) // run.plan.steps_per_epoch, epochs
+    )
+    means = {name: float(values.nanmean()) for name, values in log.items() if not values.isnan().all()}
+    return replace(state, average=average), means
+
+
+def train_step(
+    run: Run, state: State, batch: Batch, now: Rates, graph: Graph | None = None
+) -> tuple[State, dict[str, Tensor]]:
+    """One step on a streamed batch; the meta task is drawn from (seed, step)."""
+    (prepared,) = prepare([run], batch, state.step, static=graph is not None)
+    if graph is None:
+        return step(run.model, run.method, state, prepared, now)
+    stacked, scalars = step_all(run.model, [run.method], stack([state]), [prepared], [now], graph=graph)
+    return unstack(stacked)[0], {name: value[0] for name, value in scalars.items()}
+
+
+def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) -> list[Embedded]:
+    """Each run's batch: the images, embedded once for all, and its own task on them.
+
+    The runs share backbone, images and their order; the tasks are drawn from (seed, step).
+    """
+    assert streamed.step == step, f"the stream is at step {streamed.step}, the state at {step}"
+    first = runs[0]
+    clip, images = first.backbone.clip, first.backbone.normalise(torch.from_numpy(streamed.images))
+    labels = torch.from_numpy(streamed.labels)
+    known = {} if first.frozen_images is None else first.frozen_images
+    teach = first.method.regularizer.uses_images
+    whole = embed_batch(clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
+    if whole.frozen is not None:
+        known[step] = whole.frozen
+    tasks: dict[Any, Any] = {}
+    for run in runs:
+        augmentation = run.method.augmentation
+        if augmentation not in tasks:  # the same object for all that draw alike: nothing of it is stacked
+            rng = task_rng(run.config.train.seed, step)
+            draw = None if run.method.inner is None else one_class_out(labels, augmentation, rng)
+            tasks[augmentation] = make_task(clip, run.method, images, whole, draw, static=static)
+    return [Embedded(whole, tasks[run.method.augmentation]) for run in runs]
+
+
+def _require_finite(log: Mapping[str, Tensor], state: State, first: int) -> None:
+    # Looked at once an epoch: asking after every step would make a GPU wait for the answer.
+    losses = log["direct_ce"]
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise Diverged(f"the loss is {float(losses[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
+    if not all(bool(leaf.isfinite().all()) for leaf in state.prompts.values()):
+        raise Diverged(f"a prompt is not finite after step {state.step}")
+
+
+_KEPT: dict[tuple[str, str], Sequence[Batch]] = {}
+_MOST_KEPT_BYTES = 2 * 1024**3  # of all evaluation sets together, and a quarter of it of each
+
+
+class Session:
+    """One run being trained, epoch by epoch, with its checkpoint in `folder`.
+
+    It goes on from the checkpoint it finds there, exactly as if it had never stopped. `history` holds one
+    record an epoch: epoch (1-based), seconds (so far), the mean of each loss, and after a scored epoch the
+    accuracies in percent and `objective`, their harmonic mean.
+
+    Raises:
+        WorkError: the checkpoint is damaged, or belongs to another run.
+    """
+
+    def __init__(self, run: Run, folder: Path, stream: Stream, watch: Watch | None = None) -> None:
+        self.run = run
+        self._watch = watch
+        self._graph = Graph() if run.config.train.cuda_graph else None
+        self.state = initial_state(run)
+        self.history: list[dict[str, Any]] = []
+        self._path = folder / "checkpoint.safetensors"
+        self._stream = stream
+        self._batches: Iterator[Batch] | None = None
+        found = load_checkpoint(self._path)
+        if found is not None:
+            if found.run != run.digest:
+                raise WorkError(f"{self._path} belongs to another configuration: use another folder")
+            self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) == self.run.config.train.epochs
+
+    def epoch(self) -> dict[str, Any]:
+        """Train one epoch, score it where the objective says so, write the checkpoint, return the record.
+
+        Raises:
+            Diverged, WorkError (a broken image, a full disk).
+        """
+        started = time.perf_counter()
+        state, losses = self.state, dict[str, float]()
+        if state.prompts:
+            state, losses = train_epoch(self.run, state, self.batches(), self._watch, self._graph)
+        return self.conclude(state, losses, started)
+
+    def batches(self) -> Iterator[Batch]:
+        """The stream, from the state's step on."""
+        if self._batches is None:
+            self._batches = self._stream(self.run.plan, self.state.step)
+        return self._batches
+
+    def conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:
+        """End an epoch that was trained since `started` (`time.perf_counter`); otherwise as `epoch`."""
+        self.state = state
+        record: dict[str, Any] = {"epoch": len(self.history) + 1, **losses}
+        if self.run.every_epoch or record["epoch"] == self.run.config.train.epochs:
+            record |= self.score()
+        before = self.history[-1]["seconds"] if self.history else 0.0
+        record["seconds"] = round(before + time.perf_counter() - started, 3)
+        self.history.append(record)
+        save_checkpoint(self._path, self.state, self.history, run=self.run.digest)
+        return record
+
+    def score(self) -> dict[str, float]:
+        """Accuracies in percent by set, and `objective`, their harmonic mean."""
+        accuracies = {
+            name: accuracy(self.run.backbone, e.model, self.state.tested, self._images(e.plan))
+            for name, e in self.run.evaluations.items()
+        }
+        return {**accuracies, "objective": harmonic_mean(accuracies)}
+
+    def close(self) -> None:
+        """End the stream."""
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+        self._batches = None
+
+    def _images(self, plan: Plan) -> Iterator[Batch]:
+        """A plan's batches; images of small sets are kept in the process, since centre crops never change."""
+        key = (plan.digest, repr(self.run.dataset.source))
+        if key in _KEPT:
+            yield from _KEPT[key]
+            return
+        keep = 4 * _num_bytes(plan) <= _MOST_KEPT_BYTES
+        batches: list[Batch] = []
+        for batch in self._stream(plan, 0):
+            if keep:
+                batches.append(batch)
+            yield batch
+        if keep:
+            while sum(map(_kept_bytes, _KEPT.values())) + _num_bytes(plan) > _MOST_KEPT_BYTES:
+                _KEPT.pop(next(iter(_KEPT)))
+            _KEPT[key] = batches
+
+
+def _num_bytes(plan: Plan) -> int:
+    return len(plan.items) * 3 * plan.transform.size**2
+
+
+def _kept_bytes(batches: Sequence[Batch]) -> int:
+    return sum(batch.images.nbytes for batch in batches)

@@ -1,0 +1,1 @@
+"""Jobs on Ray Tune: searcher, scheduler, retries and callbacks."""

@@ -1,0 +1,227 @@
+"""What a search shows while it runs: a live view on a terminal, one line an ended trial elsewhere."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune import Callback
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from tune.optimizer.ask_tell import REASON, REFERENCE, best_of, curve_of, score_of
+
+READ_SECONDS = 1.0  # between two looks at the memory, which may be a database
+_VERBS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+class Trials(Protocol):
+    """The part of `tune.optimizer.ask_tell.Memory` that is shown."""
+
+    def ended(self, since: int = 0) -> list[FrozenTrial]: ...
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A running trial's last report; `first` is the epoch it had behind it when this process took it on."""
+
+    first: int | None = None
+    epoch: int = 0
+    objective: float | None = None
+
+
+class Progress(Callback):
+    """Shows how far a search is.
+
+    Args:
+        memory: Whose trials are shown; it is asked for those that have ended, at most once a second.
+        target: How many trials the study is to have.
+        epochs: Epochs of a whole trial.
+        console: A live view where it is a terminal, else one line an ended trial.
+        numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
+        reference: The released settings; the best ones are shown by how they differ (default: nothing known).
+        clock: Seconds (default time.monotonic).
+    """
+
+    def __init__(
+        self,
+        memory: Trials,
+        target: int,
+        epochs: int,
+        *,
+        console: Console,
+        numbers_of: Callable[[str], Sequence[int]],
+        reference: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._memory, self._target, self._epochs = memory, target, epochs
+        self._console, self._numbers_of, self._clock = console, numbers_of, clock
+        self._reference = reference or {}
+        self._begin = self._read = clock()
+        self._ended: set[int] = set()
+        self._states: Counter[TrialState] = Counter()
+        self._best: FrozenTrial | None = None
+        for trial in memory.ended():
+            self._count(trial)
+        self._ended_before = len(self._ended)
+        self._running: dict[int, _Running] = {}
+        self._due = False  # a trial has ended, and its line is not out
+        self._live: Live | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles callbacks; a terminal cannot be
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self._begin = self._clock()
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(self._view(), console=self._console, auto_refresh=False)
+            self._live.start()
+            atexit.register(self.close)  # an interrupted fit never reaches on_experiment_end
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        for number in set(self._numbers_of(trial.trial_id)) - self._ended:
+            self._running.setdefault(number, _Running())
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        numbers, member = self._numbers_of(trial.trial_id), result.get("member", 0)
+        number, epoch, objective = numbers[member], result.get("epoch"), result.get("objective")
+        self._due |= len(numbers) > 1  # Tune hears only of the end of all
+        if epoch is None or objective is None or number in self._ended:
+            return
+        first = self._running.get(number, _Running()).first
+        self._running[number] = _Running(epoch - 1 if first is None else first, epoch, float(objective))
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._due = True
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._due = True
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        if self._clock() - self._read >= READ_SECONDS and (self._due or self._live):
+            self._catch_up()
+
+    def on_experiment_end(self, trials: list, **info: Any) -> None:
+        self._catch_up()
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back. Safe to call twice."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+            atexit.unregister(self.close)
+
+    def _catch_up(self) -> None:
+        """Ask the memory for what has ended since, and show it."""
+        self._read, self._due = self._clock(), False
+        for trial in self._memory.ended(len(self._ended)):
+            self._count(trial)
+            self._running.pop(trial.number, None)
+            if self._live is None or trial.state is TrialState.FAIL:  # the view has no place for reasons
+                self._print(trial)
+        if self._live:
+            self._live.update(self._view(), refresh=True)
+
+    def _count(self, trial: FrozenTrial) -> None:
+        self._ended.add(trial.number)
+        self._states[trial.state] += 1
+        self._best = best_of([trial] if self._best is None else [self._best, trial])
+
+    def _print(self, trial: FrozenTrial) -> None:
+        elapsed = _clock_text(self._clock() - self._begin, minutes=2)
+        parts = [f"[{elapsed}] {self._ending(trial)}", self._best_text(), self._left_text()]
+        line = "; ".join(part for part in parts if part)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _ending(self, trial: FrozenTrial) -> str:
+        text = f"trial {trial.number} {_VERBS[trial.state]}"
+        if trial.state is TrialState.FAIL:
+            return f"{text}: {_one_line(trial.user_attrs.get(REASON) or 'no reason recorded')}"
+        curve = curve_of(trial)
+        epoch = max(curve, default=0)
+        if trial.state is TrialState.PRUNED:
+            text += f" at epoch {epoch}/{self._epochs}"
+        value = curve.get(epoch)
+        return text if value is None else f"{text}, objective {value:.1f}"
+
+    def _best_text(self) -> str:
+        best = self._best
+        return f"best {score_of(best):.1f} (trial {best.number})" if best else ""
+
+    def _left_text(self) -> str:
+        seconds = self._seconds_left()
+        left = f", {_clock_text(seconds)} left" if seconds else ""
+        return f"{len(self._ended)} of {self._target} done{left}"
+
+    def _seconds_left(self) -> float | None:
+        """Elapsed time, scaled from the trials' worth done by this process to what is left; None if unknown.
+
+        A running trial counts by its epochs: else several at a time would look slower than they are.
+        """
+        here = len(self._ended) - self._ended_before
+        if not here:
+            return None
+        running = self._running.values()
+        begun = sum((run.epoch - run.first) / self._epochs for run in running if run.first is not None)
+        left = self._target - len(self._ended) - sum(run.epoch / self._epochs for run in running)
+        return max(0.0, left) * (self._clock() - self._begin) / (here + begun)
+
+    def _view(self) -> Group:
+        """The live view: counts, best, pace, and a line a running trial."""
+        lines = [self._counts(), *self._best_lines(), self._pace()]
+        lines += [self._running_line(number) for number in sorted(self._running)]
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+
+    def _counts(self) -> str:
+        failed, pruned = self._states[TrialState.FAIL], self._states[TrialState.PRUNED]
+        done = f"{len(self._ended)} of {self._target} trials done"
+        return f"{done}: {len(self._running)} running, {pruned} pruned, {failed} failed"
+
+    def _best_lines(self) -> list[str]:
+        if self._best is None:
+            return ["no trial has finished yet"]
+        if self._best.user_attrs.get(REFERENCE):
+            return [f"{self._best_text()}, the released settings"]
+        known = self._reference
+        changed = {key: value for key, value in self._best.params.items() if known.get(key) != value}
+        return [f"{self._best_text()}: " + ", ".join(f"{k} {_setting(v)}" for k, v in changed.items())]
+
+    def _pace(self) -> str:
+        elapsed = self._clock() - self._begin
+        here, seconds = len(self._ended) - self._ended_before, self._seconds_left()
+        pace = f", {60 * here / elapsed:.1f} trials a minute" if here and elapsed > 0 else ""
+        left = f", {_clock_text(seconds)} left" if seconds else ""
+        return f"{_clock_text(elapsed)} gone{pace}{left}"
+
+    def _running_line(self, number: int) -> str:
+        run = self._running[number]
+        value = "" if run.objective is None else f", objective {run.objective:.1f}"
+        return f"  trial {number}: epoch {run.epoch}/{self._epochs}{value}"
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else _one_line(value)
+
+
+def _clock_text(seconds: float, *, minutes: int = 1) -> str:
+    """m:ss, or h:mm:ss from an hour on.
+
+    Example:
+        >>> _clock_text(80), _clock_text(42, minutes=2), _clock_text(3661)
+        ('1:20', '00:42', '1:01:01')
+    """
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return f"{whole // 60:0{minutes}d}:{whole % 60:02d}"

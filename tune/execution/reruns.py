@@ -1,0 +1,147 @@
+"""Runs of settings that have been chosen: those that have no result yet are run, each result is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+from rich.console import Console
+
+from prometar.config.settings import load_config, parse
+from prometar.distributed.placement import ResourcePlan, Room
+from prometar.errors import StorageError, UserError, WorkError
+from tune.execution.runner import run_trials
+from tune.execution.searcher import ListSearcher, StopScheduler, reason_of
+from tune.execution.stopping import Stopping
+from tune.jobs.files import JobFiles
+from tune.jobs.spec import Job, Leg, Terms, unpack
+from tune.optimizer.storage import GO_ON
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a study runs its jobs with."""
+
+    trainable: type[tune.Trainable]
+    plan: ResourcePlan
+    room: Room
+    terms: Terms
+    stopping: Stopping
+    console: Console
+    trackers: tuple[str, ...] = ()
+    verbose: bool = False
+
+
+def run_missing(jobs: Sequence[Job], means: Means, *, what: str, required: bool = False) -> dict[str, str]:
+    """Run the jobs that have no result. Returns why jobs have failed, by their folder.
+
+    Args:
+        required: Whether all must come to an end: a choice among them waits for those whose workers died.
+    Raises:
+        WorkError: a required job's worker has died, each time; or nothing can be kept any more.
+    """
+    missing = [job for job in jobs if not _has_result(job)]
+    searcher = ListSearcher(missing, means.stopping)
+    told = _Told(means.console, len(missing), what, searcher)
+    if missing:
+        run_trials(
+            means.trainable,
+            searcher,
+            means.plan,
+            scheduler=StopScheduler(means.stopping, means.room, searcher),
+            stopping=means.stopping,
+            callbacks=[told],
+            verbose=means.verbose,
+        )
+    for reason in told.died.values():
+        if required or StorageError.__name__ in reason:
+            raise WorkError(f"a {what} has ended without a result: {reason}; {GO_ON}")
+    for job in missing:
+        JobFiles(job).fetch()
+    return told.reasons | told.died
+
+
+def _has_result(job: Job) -> bool:
+    """Whether all runs of a job have ended."""
+    if not _results_here(job):
+        JobFiles(job).fetch()
+    return _results_here(job)
+
+
+def _results_here(job: Job) -> bool:
+    """Whether all results are in the job's folder; one of another configuration is none, and is removed."""
+    for leg in job.legs:
+        path = _folder(job, leg)
+        if (path / "result.json").exists() and not _is_of(leg, path / "config.yaml"):
+            (path / "result.json").unlink()
+    return all((_folder(job, leg) / "result.json").exists() for leg in job.legs)
+
+
+def _is_of(leg: Leg, config: Path) -> bool:
+    try:
+        return load_config(config) == parse(leg.config, where=str(config))
+    except UserError:
+        return False
+
+
+def figures_of(job: Job, reasons: Mapping[str, str], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """These figures of each of a job's runs, beside its name; or why there are none (`failed`)."""
+    found = []
+    for leg in job.legs:
+        path = _folder(job, leg) / "result.json"
+        if path.exists():
+            result = _result(path)
+            found.append(leg.name | {key: result[key] for key in keys if key in result})
+        else:
+            found.append(leg.name | {"failed": reasons.get(job.run_dir, "no result")})
+    return found
+
+
+def _result(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))["result"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{path} is damaged: remove it, and run the same command again") from None
+
+
+def _folder(job: Job, leg: Leg) -> Path:
+    return Path(job.run_dir) / leg.folder
+
+
+class _Told(Callback):
+    """Says a line for each job that ends, and keeps why jobs failed, by their folder."""
+
+    def __init__(self, console: Console, total: int, what: str, searcher: ListSearcher) -> None:
+        self._console, self._total, self._what, self._ended = console, total, what, 0
+        self._searcher = searcher
+        self.reasons: dict[str, str] = {}  # settings, data: it would fail again
+        self.died: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        if result.get("failed"):
+            self._fail(trial, str(result["failed"]), self.reasons)
+        elif result.get("finished"):  # else it was asked to stop
+            self._say(trial, f"objective {result['objective']:.2f}")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if trial.status == trial.ERROR and trial.trial_id not in self._searcher.replaced:  # else tried again
+            self._fail(trial, reason_of(trial), self.died)
+
+    def _fail(self, trial: Any, reason: str, kept: dict[str, str]) -> None:
+        kept[unpack(trial.config)[0].run_dir] = reason
+        self._say(trial, f"failed: {reason}")
+
+    def _say(self, trial: Any, how: str) -> None:
+        self._ended += 1
+        name = Path(unpack(trial.config)[0].run_dir).name
+        done = f"{self._ended} of {self._total} done"
+        self._console.print(f"{self._what} {name}: {how}; {done}", markup=False)

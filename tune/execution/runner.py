@@ -1,0 +1,122 @@
+"""Run jobs on Ray Tune: placement, concurrency, retries, reuse of actors; none of its own state is kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune import (
+    Callback,
+    CheckpointConfig,
+    FailureConfig,
+    PlacementGroupFactory,
+    RunConfig,
+    TuneConfig,
+    Tuner,
+)
+from ray.tune.error import TuneError
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from prometar.distributed.placement import STRATEGY, ResourcePlan
+from prometar.errors import WorkError
+from tune.execution.stopping import Stopping
+from tune.optimizer.storage import GO_ON
+
+MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes on from its own checkpoint
+
+
+def run_trials(
+    trainable: type[tune.Trainable],
+    searcher: Searcher,
+    plan: ResourcePlan,
+    *,
+    scheduler: TrialScheduler,
+    stopping: Stopping,
+    callbacks: Sequence[Callback] = (),
+    verbose: bool = False,
+) -> None:
+    """Run what `searcher` hands out until it is finished; results are taken in by searcher and callbacks.
+
+    Raises:
+        KeyboardInterrupt: `stopping` was asked for, and the trials have ended with a result.
+        WorkError: what a searcher, scheduler or callback raised.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # records are the study's own
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else Ctrl-C would end the search, and the study go on
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # no snapshot of Tune's is ever read
+    os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "600")
+    if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # Everything worth keeping lies in the jobs' folders and the study's storage: Tune's files may go.
+    with tempfile.TemporaryDirectory(prefix="prometar-") as scratch:
+        tuner = Tuner(
+            tune.with_resources(trainable, PlacementGroupFactory(plan.bundles(), strategy=STRATEGY)),
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=plan.max_concurrent,
+                reuse_actors=True,
+            ),
+            run_config=_run_config(scratch, list(callbacks), verbose),
+        )
+        try:
+            with stopping.listening(), _killed_for_memory_is_dead():
+                tuner.fit()
+        except (TuneError, RuntimeError) as error:  # a searcher's, scheduler's or callback's, as text
+            raise WorkError(f"the search has stopped: {last_error(str(error))}; {GO_ON}") from None
+    if stopping.asked:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _killed_for_memory_is_dead() -> Iterator[None]:
+    """Tell Tune that a worker is dead which Ray's watch over a machine's memory has killed.
+
+    Ray has another error for that than for all other deaths, and Tune (2.60) ends a whole study with it.
+    """
+    manager_class: Any = RayActorManager
+    handle = manager_class._actor_task_failed
+
+    def failed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            reason = str(exception).splitlines()[0]
+            exception = RayActorError(error_msg=f"ray.exceptions.OutOfMemoryError: {reason}")
+        handle(manager, tracked_actor_task, exception)
+
+    manager_class._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        manager_class._actor_task_failed = handle
+
+
+def last_error(traceback: str) -> str:
+    """The last exception that a traceback's text names, without where it was raised.
+
+    Example:
+        >>> last_error("Traceback (most recent call last):\\n  File ...\\nOSError: no space left\\n(hints)")
+        'OSError: no space left'
+    """
+    named = re.findall(r"^[\w.]*[A-Z]\w*: .+", traceback, flags=re.MULTILINE)
+    telling = [line for line in named if "StorageInternalError" not in line]  # Optuna's, about any cause
+    return str((telling or named)[-1]) if named else traceback.strip().splitlines()[-1]
+
+
+def _run_config(scratch: str, callbacks: list[Callback], verbose: bool) -> Any:
+    return RunConfig(
+        storage_path=scratch,
+        callbacks=callbacks,
+        verbose=1 if verbose else 0,
+        failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+    )

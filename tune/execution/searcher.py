@@ -1,0 +1,259 @@
+"""Ray Tune's searcher and scheduler, as thin hands of the study's memory.
+
+The controller calls the scheduler before the searcher; so the scheduler reports each epoch and stops what
+the pruner prunes, and both only ever pass on what the memory decides.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from prometar.distributed.placement import STRATEGY, Room
+from prometar.errors import StorageError, UserError
+from tune.execution.runner import MAX_FAILURES
+from tune.execution.stopping import Stopping
+from tune.jobs.files import JobFiles
+from tune.jobs.spec import Job, pack
+from tune.optimizer.ask_tell import Asked, Memory
+from tune.worker.watchdog import forgive
+
+# torch on a GPU, Ray's watch over a machine's memory, torch on a CPU, Python.
+_OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exceptions.OutOfMemoryError",
+                  "can't allocate memory", "MemoryError")  # fmt: skip
+
+MakeJob = Callable[[Asked], Job]
+
+
+class _StatelessSearcher(Searcher):
+    """A searcher of whose state nothing is kept by Ray Tune: storage and folders hold all there is.
+
+    A worker that dies while it is reset for its next trial is counted twice by Tune, which then gives that
+    trial up at once. Such a trial has not begun: its jobs are handed out again, as another trial of Tune's.
+
+    Attributes:
+        crews: What each of Tune's trials was given: jobs by number.
+        unbegun: Those of Tune's trials whose worker died before they began.
+        replaced: Those of them whose jobs are handed out again.
+    """
+
+    def __init__(self, stopping: Stopping) -> None:
+        super().__init__(metric=None, mode=None)
+        self._stopping = stopping
+        self.crews: dict[str, dict[int, Job]] = {}
+        self.unbegun: set[str] = set()
+        self.replaced: set[str] = set()
+        self._out: set[str] = set()  # Tune's trials that have not ended
+        self._again: list[dict[int, Job]] = []
+        self._times_again: Counter[int] = Counter()
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._stopping.asked:
+            return Searcher.FINISHED
+        crew = self._again.pop() if self._again else self._fresh()
+        if not crew:
+            return None if self._out else Searcher.FINISHED  # what is out may come back
+        self._out.add(trial_id)
+        self.crews[trial_id] = crew
+        return pack(list(crew.values()))
+
+    def _fresh(self) -> dict[int, Job]:
+        """What has not been handed out yet; nothing where that is all."""
+        raise NotImplementedError
+
+    def _comes_back(self, trial_id: str) -> bool:
+        """Whether the jobs of a trial of Tune's that has ended are handed out again."""
+        self._out.discard(trial_id)
+        number = next(iter(self.crews[trial_id]))
+        if trial_id not in self.unbegun or self._times_again[number] == MAX_FAILURES:
+            return False
+        self._times_again[number] += 1
+        self._again.append(self.crews[trial_id])
+        self.replaced.add(trial_id)
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class StudySearcher(_StatelessSearcher):
+    """Asks the memory until `target` trials have begun, interrupted ones first; `lockstep` a worker."""
+
+    def __init__(
+        self, memory: Memory, make_job: MakeJob, target: int, stopping: Stopping, lockstep: int = 1
+    ) -> None:
+        super().__init__(stopping)
+        self._memory, self._make_job, self._target, self._lockstep = memory, make_job, target, lockstep
+        self.reasons: dict[str, str] = {}  # what a trial's worker last died of
+
+    def _fresh(self) -> dict[int, Job]:
+        crew: dict[int, Job] = {}
+        while len(crew) < self._lockstep and (asked := self._next()) is not None:
+            try:
+                crew[asked.number] = self._make_job(asked)
+            except UserError as error:  # settings that a run refuses together
+                self._memory.fail(asked.number, str(error))
+        for job in crew.values():
+            JobFiles(job).allow()
+            forgive(Path(job.run_dir))
+        return crew
+
+    def _next(self) -> Asked | None:
+        return self._memory.next(self._target, fresh=not self._stopping.out_of_time())
+
+    def numbers(self, trial_id: str) -> list[int]:
+        """The study's numbers of what one worker trains, in the order of its jobs."""
+        return list(self.crews[trial_id])
+
+    def number(self, trial_id: str, result: dict) -> int:
+        """The study's number of the trial that a result tells of."""
+        return self.numbers(trial_id)[result.get("member", 0)]
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        if self._comes_back(trial_id) or (self._stopping.asked and not error):
+            return  # for another worker, or for the next command
+        reason = self.reasons.get(trial_id, "the worker ended without a result")
+        if StorageError.__name__ in reason:  # the next command goes on with what has not failed
+            raise StorageError(reason.split(": ", 1)[-1])
+        for number in self.numbers(trial_id):
+            self._memory.fail(number, reason)
+
+
+class StopScheduler(FIFOScheduler):
+    """Ends each trial with its next result once `stopping` is asked; its state has been kept by then.
+
+    A trial that ran out of memory is tried again with a larger share of its machine.
+    """
+
+    def __init__(self, stopping: Stopping, room: Room, searcher: _StatelessSearcher) -> None:
+        super().__init__()
+        self._stopping, self._room, self._searcher = stopping, room, searcher
+        self._order: dict[str, int] = {}
+        self._farthest = Counter[tuple[str, int]]()  # epochs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._order[trial.trial_id] = len(self._order)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        # Tune's own looks through all there ever were, each time.
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        return min(waiting, key=lambda trial: self._order[trial.trial_id], default=None)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        self._searcher.unbegun.discard(trial.trial_id)
+        job, epoch = (trial.trial_id, result.get("member", 0)), result.get("epoch", 0)
+        if epoch > self._farthest[job]:  # a new worker tells again what an earlier one has done
+            self._farthest[job] = epoch
+            trial.run_metadata.num_failures = 0
+        return TrialScheduler.STOP if self._stopping.asked else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        # Called before a trial is tried again, where it is given up, and where it has not begun.
+        if trial.status == trial.PENDING:
+            self._searcher.unbegun.add(trial.trial_id)
+        if out_of_memory(trial) and trial.status != trial.RUNNING:
+            larger = self._room.larger(_place_of(trial).bundles)
+            if larger is not None:
+                trial.update_resources(PlacementGroupFactory(larger, strategy=STRATEGY))
+
+
+class StudyScheduler(StopScheduler):
+    """Reports every epoch to the memory and stops what it says."""
+
+    def __init__(self, memory: Memory, searcher: StudySearcher, stopping: Stopping, room: Room) -> None:
+        super().__init__(stopping, room, searcher)
+        self._memory, self._study = memory, searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        crew = self._study.crews[trial.trial_id]
+        number, ended = self._observe(trial, result)
+        if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
+            return TrialScheduler.STOP
+        if not ended:
+            return TrialScheduler.CONTINUE
+        if not any(map(self._memory.is_running, crew)):
+            return TrialScheduler.STOP
+        JobFiles(crew[number]).stop()
+        return TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        if "epoch" in result:  # a worker's last result comes here alone
+            self._observe(trial, result)
+
+    def _observe(self, trial: Trial, result: dict) -> tuple[int, bool]:
+        """The study's number of a result, and whether its trial is over."""
+        number = self._study.number(trial.trial_id, result)
+        share = share_of(trial, len(self._study.crews[trial.trial_id]))
+        return number, self._memory.observe(number, {**result, **share})
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_error(tune_controller, trial)
+        self._study.reasons[trial.trial_id] = reason_of(trial)
+
+
+class ListSearcher(_StatelessSearcher):
+    """Hands out a fixed list of jobs."""
+
+    def __init__(self, jobs: list[Job], stopping: Stopping) -> None:
+        super().__init__(stopping)
+        self._left = list(enumerate(jobs))[::-1]
+
+    def _fresh(self) -> dict[int, Job]:
+        if not self._left:
+            return {}
+        number, job = self._left.pop()
+        forgive(Path(job.run_dir))
+        return {number: job}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        self._comes_back(trial_id)  # else its result lies in the job's folder
+
+
+def share_of(trial: Trial, num_jobs: int) -> dict[str, float]:
+    """What each of a worker's jobs holds of the machine."""
+    held = _place_of(trial).required_resources
+    return {"cpus": held.get("CPU", 0.0) / num_jobs, "gpus": held.get("GPU", 0.0) / num_jobs}
+
+
+def _place_of(trial: Trial) -> PlacementGroupFactory:
+    place = trial.placement_group_factory
+    assert place is not None, "every trial is started with one"
+    return place
+
+
+def out_of_memory(trial: Trial) -> bool:
+    """Whether a trial's worker last died because memory ran out, its GPU's or its machine's."""
+    failure = _last_failure(trial)
+    return any(sign in failure for sign in _OUT_OF_MEMORY)
+
+
+def reason_of(trial: Trial) -> str:
+    """The last line of what a trial's worker died of."""
+    lines = (_last_failure(trial) or "the worker died").splitlines()
+    return lines[-1].strip()[:300]
+
+
+def _last_failure(trial: Trial) -> str:
+    """What Tune has written of it, into a file that it copies to where `Trial.get_error` looks only later."""
+    file = Path(trial.error_file) if trial.error_file else None
+    text = file.read_text("utf-8", "replace") if file is not None and file.exists() else ""
+    return text.split("Failure #")[-1].strip()

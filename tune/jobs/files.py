@@ -1,0 +1,100 @@
+"""Where a job's files lie: in its folder, which all machines share, or at a URL, mirrored where it works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+from prometar.io.files import write_atomically
+from prometar.io.stores import join
+from tune.jobs.remote import Mirror, Store
+from tune.jobs.spec import Job, Leg
+
+_STOPPED = "stopped"
+_RESULTS = (
+    "result.json",
+    "alignment.jsonl",
+    "config.yaml",
+)  # what a driver reads of a run, in a few kilobytes
+_STATES = ("checkpoint.safetensors", "checkpoint.set-aside.safetensors")
+
+
+class JobFiles:
+    """A job's files as a worker and a driver see them; of all methods, only the mirror's reach the URL.
+
+    Raises:
+        WorkError: from every method, where the store cannot be reached.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._folder = job, Path(job.run_dir)
+        self._store: Store | None = None
+        if job.terms.files is not None:
+            name = self._folder.relative_to(job.terms.root).as_posix()
+            self._url = join(job.terms.files, name)
+            self._store = Store(self._url)
+
+    def work_folder(self, leg: Leg) -> Path:
+        """Where a worker has a run's files: the shared folder, or one of its own machine."""
+        if self._store is None:
+            return self._folder / leg.folder
+        return self._own / leg.folder
+
+    @property
+    def _own(self) -> Path:
+        """This process's own: Tune may start a second worker of a trial, and drop it when it is there."""
+        digest = sha256(self._url.encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"prometar-{os.getuid()}" / f"{digest}-{os.getpid()}"
+
+    def clean(self) -> None:
+        """Remove what a mirrored job has on this machine."""
+        if self._store is not None:
+            shutil.rmtree(self._own, ignore_errors=True)
+
+    def mirror(self, leg: Leg) -> Mirror | None:
+        """What keeps that folder and the URL equal; None where the folder is shared."""
+        if self._store is None:
+            return None
+        return Mirror(join(self._url, leg.folder) if leg.folder else self._url, self.work_folder(leg))
+
+    def stop(self) -> None:
+        """Have the job left out of its crew from the next epoch on; its worker looks for this file."""
+        if self._store is None:
+            write_atomically(self._folder / _STOPPED, b"")
+        else:
+            self._store.write(_STOPPED, b"")
+
+    def allow(self) -> None:
+        """Undo `stop`."""
+        if self._store is None:
+            (self._folder / _STOPPED).unlink(missing_ok=True)
+        else:
+            self._store.delete(_STOPPED)
+
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        if self._store is None:
+            return (self._folder / _STOPPED).exists()
+        return self._store.exists(_STOPPED)
+
+    def fetch(self) -> None:
+        """Bring the results of runs that have ended into the job's folder, where the driver reads them."""
+        if self._store is None:
+            return
+        for leg in self._job.legs:
+            for name in _RESULTS:
+                content = self._store.read(f"{leg.folder}/{name}".lstrip("/"))
+                if content is not None:
+                    write_atomically(self._folder / leg.folder / name, content)
+
+    def drop_states(self) -> None:
+        """Remove what is needed only to go on."""
+        for leg in self._job.legs:
+            for name in _STATES:
+                if self._store is None:
+                    (self._folder / leg.folder / name).unlink(missing_ok=True)
+                else:
+                    self._store.delete(f"{leg.folder}/{name}".lstrip("/"))

@@ -1,0 +1,88 @@
+"""What a driver hands to a worker: plain data, complete in itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One training run of a job.
+
+    Args:
+        config: A complete configuration, `Config.model_dump(mode="json")`.
+        folder: Where its state lies below the job's folder (default "": in the job's folder itself).
+        fold: Of the objective's classes (default 0).
+    """
+
+    config: dict[str, Any]
+    folder: str = ""
+    fold: int = 0
+
+    @property
+    def name(self) -> dict[str, Any]:
+        """What tells it from the job's other runs."""
+        return {
+            "dataset": self.config["data"]["name"],
+            "seed": self.config["train"]["seed"],
+            "fold": self.fold,
+        }
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a study's jobs are run, whatever they are; none of it changes their figures.
+
+    Args:
+        threads: Torch threads of a worker (default 1).
+        stream_cpus: Logical CPUs of its stream's tasks (default 0.5).
+        timeout_seconds: Without a result for so long, a worker hangs (default None: never).
+        root: The study's folder on the driver's machine, which the jobs' folders lie below (default "").
+        files: URL that stands for `root` where workers share no file system with the driver (default None:
+            they share it).
+    """
+
+    threads: int = 1
+    stream_cpus: float = 0.5
+    timeout_seconds: float | None = None
+    root: str = ""
+    files: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial, or one run of a comparison: what to train and where its state lies.
+
+    Args:
+        run_dir: Absolute folder of the job.
+        legs: Its runs (data sets x seeds x folds); its figures are means over them.
+        objective: Their images and scores (`prometar.data.splits.objective`).
+        settings: The searched settings alone, for messages.
+        val_per_class: Most validation images a class that a search scores on (default 20).
+    """
+
+    run_dir: str
+    legs: tuple[Leg, ...]
+    objective: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    val_per_class: int = 20
+    terms: Terms = Terms()
+
+    @property
+    def epochs(self) -> int:
+        return int(self.legs[0].config["train"]["epochs"])
+
+
+def pack(jobs: Sequence[Job]) -> dict[str, Any]:
+    """What one worker gets, as plain data for Ray's configuration."""
+    return {"jobs": [asdict(job) for job in jobs]}
+
+
+def unpack(config: Mapping[str, Any]) -> list[Job]:
+    """The inverse of `pack`."""
+    return [
+        Job(**{**job, "legs": tuple(Leg(**leg) for leg in job["legs"]), "terms": Terms(**job["terms"])})
+        for job in config["jobs"]
+    ]

@@ -1,0 +1,1 @@
+"""Ask and tell one Optuna study that outlives its processes."""

@@ -1,0 +1,412 @@
+"""The study's memory: an Optuna study is the one source of truth, whatever happens to the processes.
+
+A trial is asked, reported to epoch by epoch, and told once. What a dead driver left RUNNING is handed out
+again with the same settings; nothing of Ray Tune's own state is needed. Optuna enters here (and its plots
+in `tune.optimizer.importance`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from prometar.errors import UserError
+from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, PointSampler, require_sampler
+from tune.optimizer.storage import drive_study
+from tune.optimizer.trial_counts import REPEAT, Settings, Tally
+from tune.space.point_sets import Same, all_points, grid_points
+from tune.space.spaces import Space
+
+# Of the epochs of a whole trial. None is judged by its first epoch, which trains at the warm-up rate alone.
+PRUNERS: dict[str, Callable[[int], BasePruner]] = {
+    "median": lambda epochs: MedianPruner(n_startup_trials=8, n_warmup_steps=2),
+    "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
+    "hyperband": lambda epochs: HyperbandPruner(
+        min_resource=2, max_resource=max(2, epochs), reduction_factor=3
+    ),
+    "none": lambda epochs: NopPruner(),
+}
+GOALS: dict[str, Literal["minimize", "maximize"]] = {
+    "objective": "maximize", "base": "maximize", "new": "maximize", "seconds": "minimize"
+}  # fmt: skip
+"""What a study can optimise, figures of a trial's last result, and whether more is better."""
+HOPELESS = 5  # failed trials, and none finished, after which a study stops
+REDRAWS = 20  # draws of settings already tried, after which one that has not been tried is looked for
+RANDOM_REDRAWS = 100  # then, where settings cannot be counted, as many at random: a model may love one of few
+
+REFERENCE = "reference"  # user attributes of an Optuna trial
+REASON = "reason"
+RESULT = "result"
+IDENTITY = "identity"  # user attributes of the study
+ORIGIN = "origin"
+CURVE = "curve"
+OWNER = "owner"
+FORGIVEN = "forgiven"
+SEARCHED = "seconds_searched"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to run: its number in the study and the searched settings."""
+
+    number: int
+    settings: dict[str, Any]
+
+
+@dataclass
+class _Running:
+    """A trial that has not been told, and the epochs that the storage has of it."""
+
+    trial: Trial
+    epochs: set[int] = field(default_factory=set)
+
+
+class Memory:
+    """Asks and tells one Optuna study, and survives the death of whoever does.
+
+    Args:
+        storage: An Optuna storage URL, e.g. sqlite:///out/textures/study.db.
+        name: The study's name in it.
+        space: What is searched.
+        reference: The released settings; always trial 0, never pruned.
+        seed: Of the sampler. Each draw is seeded by (seed, trial number): a restarted study draws what an
+            undisturbed one would have drawn, where trials end in the same order.
+        pruner: A name in `PRUNERS`. sampler: A name in `tune.optimizer.samplers.SAMPLERS` (default tpe).
+        goals: Names in `GOALS` (default: the objective alone). With several, nothing is pruned.
+        epochs: Of a whole trial.
+        admit: Called before anything is written; may `claim` the study, and refuses it by raising.
+    Raises:
+        UserError: unknown pruner, sampler or goal, or ones that do not go together. WorkError: the storage
+            cannot be reached.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        name: str,
+        space: Space,
+        *,
+        reference: dict[str, Any],
+        seed: int,
+        pruner: str,
+        sampler: str = "tpe",
+        goals: Sequence[str] = ("objective",),
+        epochs: int = 100,
+        admit: Callable[[Memory], None] = lambda memory: None,
+    ) -> None:
+        require_choices(space, sampler=sampler, pruner=pruner, goals=goals)
+        self._space, self._seed, self._reference = space, seed, reference
+        self._sampler, self._goals = sampler, tuple(goals)
+        directions = [GOALS[goal] for goal in goals]
+        chosen = PRUNERS[pruner](epochs)
+        self._study, self._storage = drive_study(storage, name, directions=directions, pruner=chosen)
+        admit(self)
+        self._end_repeats()
+        self._require_reference()
+        self._running: dict[int, _Running] = {}
+        self._exhausted = False
+        self._searched_before = float(self._study.user_attrs.get(SEARCHED, 0.0))
+        self._count(self._forgive())
+
+    def _count(self, forgiven: Collection[int]) -> None:
+        """Take stock of what the storage holds."""
+        trials = self._study.get_trials(deepcopy=False)
+        again = [t.number for t in trials if REFERENCE in t.user_attrs]
+        self._tally = Tally(trials, list(self._space.ranges), forgiven, again)
+        self._waiting = deque(t.number for t in trials if t.state is TrialState.WAITING and not t.params)
+        self._interrupted = deque(t.number for t in self.trials() if _interrupted(t))
+
+    def _end_repeats(self) -> None:
+        """A driver may have died between finding that a trial is a repeat and telling it."""
+        for trial in self._study.get_trials(deepcopy=False):
+            if REPEAT in trial.user_attrs and not trial.state.is_finished():
+                self._storage.set_trial_state_values(trial.number, TrialState.FAIL)
+
+    def _require_reference(self) -> None:
+        """Enqueue the reference: at first, after a kill before this line, and again where it has failed."""
+        references = [t for t in self.trials() if t.user_attrs.get(REFERENCE)]
+        if all(t.state is TrialState.FAIL for t in references):
+            self._study.enqueue_trial(self._reference, user_attrs={REFERENCE: True, ORIGIN: "released"})
+
+    def enqueue(self, settings: Sequence[Mapping[str, Any]], origin: str) -> int:
+        """Have these settings run before any are drawn; open ones are drawn. Returns how many are new.
+
+        Settings that the study has been given before, by an earlier command, are not taken again.
+        """
+        known = [t.system_attrs.get("fixed_params") for t in self._study.get_trials(deepcopy=False)]
+        fresh = [dict(each) for each in settings if dict(each) not in known]
+        for each in fresh:
+            self._study.enqueue_trial(each, user_attrs={ORIGIN: origin})
+        self._count(self._study.user_attrs.get(FORGIVEN, []))
+        return len(fresh)
+
+    def _forgive(self) -> set[int]:
+        """Failed trials that are run again: all there are, where none has finished; kept in the storage."""
+        trials = self.trials()
+        failed = [t.number for t in trials if t.state is TrialState.FAIL]
+        if failed and not any(t.state is TrialState.COMPLETE for t in trials):
+            self._study.set_user_attr(FORGIVEN, failed)
+        return set(self._study.user_attrs.get(FORGIVEN, []))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray Tune pickles its searcher; the study itself needs no second copy
+
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial that counts, by number."""
+        return [t for t in self._study.get_trials(deepcopy=False) if REPEAT not in t.user_attrs]
+
+    def claim(self, identity: dict[str, Any], owner: str) -> tuple[dict[str, Any], str]:
+        """The identity and the owner (where the trials' files lie) of the study; these where it has none."""
+        for key, value in ((IDENTITY, identity), (OWNER, owner)):
+            if key not in self._study.user_attrs:
+                self._study.set_user_attr(key, value)
+        return self._study.user_attrs[IDENTITY], self._study.user_attrs[OWNER]
+
+    @property
+    def num_interrupted(self) -> int:
+        return len(self._interrupted)
+
+    def next(self, target: int, *, fresh: bool = True) -> Asked | None:
+        """An interrupted trial, else a new one while fewer than `target` trials exist, else None.
+
+        `fresh`: whether new ones may be begun.
+        """
+        while self._interrupted:
+            asked = self._begin(self._resume(self._interrupted.popleft()))
+            if asked is not None:
+                return asked
+        while fresh and self.wants(target):
+            asked = self._begin(self._ask()) if self._waiting else self._draw()
+            if asked is not None:
+                return asked
+        return None
+
+    def _draw(self) -> Asked | None:
+        """A new trial; None where it repeats settings, or (`exhausted`) where all have been tried."""
+        if self._sampler != "grid" and self._tally.repeats < REDRAWS:
+            return self._begin(self._ask())
+        points = self._points()
+        if points is None and self._tally.repeats < REDRAWS + RANDOM_REDRAWS:
+            return self._begin(self._ask(SAMPLERS["random"]))
+        point = next((p for p in points or () if not self._tally.tried(self._in_order(p))), None)
+        if point is None:
+            self._exhausted = True
+            return None
+        return self._begin(self._ask(lambda draw: PointSampler(point, draw.own_seed)))
+
+    def _points(self) -> Sequence[Mapping[str, Any]] | None:
+        """What there is to be tried; None where it cannot be counted."""
+        if self._sampler == "grid":
+            return grid_points(self._space, self._seed)
+        return all_points(Same(self._space))
+
+    def _in_order(self, settings: Mapping[str, Any]) -> Settings:
+        return tuple(settings.get(name) for name in self._space.ranges)
+
+    def wants(self, target: int) -> bool:
+        """Whether new trials are to be begun: until `target` have been, and the reference is among them.
+
+        What failed before any trial had finished, in an earlier process, does not count: its cause may have
+        been mended.
+        """
+        if self.hopeless():
+            return False
+        return bool(self._waiting) or (self._tally.begun < target and not self.exhausted)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every setting of the space has been tried."""
+        return self._exhausted
+
+    def _ask(self, sampler: MakeSampler | None = None) -> _Running:
+        if self._waiting:
+            number = self._waiting.popleft()
+        else:
+            number = self._tally.created
+            self._tally.created += 1
+            self._tally.begun += 1
+        self._seed_draw(number, sampler)
+        return _Running(self._study.ask())
+
+    def _resume(self, number: int) -> _Running:
+        self._seed_draw(number)  # it may have died in the draw
+        found = self._trial(number)
+        if found.state is TrialState.WAITING:
+            self._storage.set_trial_state_values(number, TrialState.RUNNING)
+        return _Running(Trial(self._study, number), epochs=set(curve_of(found)))
+
+    def _seed_draw(self, number: int, sampler: MakeSampler | None = None) -> None:
+        make = sampler or SAMPLERS[self._sampler]
+        self._study.sampler = make(Draw(self._space, self._seed, number))
+
+    def release(self) -> None:
+        """Let go of the trials that this process has begun: they wait for the next one, and do not run."""
+        for number in sorted(self._running):
+            trial = self._running.pop(number).trial
+            self._storage.set_trial_state_values(trial.number, TrialState.WAITING)
+            self._interrupted.append(number)
+
+    def close(self) -> None:
+        """Let go of the trials and of the storage."""
+        self.release()
+        self._storage.close()
+
+    def searched(self, seconds: float) -> None:
+        """Keep that this process has searched for so long."""
+        self._study.set_user_attr(SEARCHED, self._searched_before + seconds)
+
+    @property
+    def seconds_searched(self) -> float:
+        """How long earlier processes have searched."""
+        return self._searched_before
+
+    def _begin(self, running: _Running) -> Asked | None:
+        """A trial to run; None where its settings are an earlier trial's."""
+        number = running.trial.number
+        asked = Asked(number, self._space.draw(running.trial))
+        first = self._tally.first(number, self._in_order(asked.settings))
+        if first == number:
+            self._storage.keep()
+            self._running[number] = running
+            return asked
+        # It stays in the storage, so that the next number draws anew, and counts for nothing.
+        self._tally.begun -= 1
+        running.trial.set_user_attr(REPEAT, first)
+        running.trial.set_user_attr(REASON, f"the same settings as trial {first}")
+        self._study.tell(running.trial, state=TrialState.FAIL)
+        return None
+
+    def observe(self, number: int, result: Mapping[str, Any]) -> bool:
+        """Take in an epoch's result; True if the trial is to be stopped. Safe to call twice.
+
+        A result that failed, lacks its objective, or is not finite ends the trial as FAIL with the reason.
+        """
+        running = self._running.get(number)
+        if running is None:
+            return True
+        reason = failure(result, self._goals)
+        if reason:
+            self.fail(number, reason)
+            return True
+        trial, epoch = running.trial, int(result["epoch"])
+        if epoch not in running.epochs:
+            self._report(trial, float(result["objective"]), epoch)
+            running.epochs.add(epoch)
+        if epoch >= trial.user_attrs.get(RESULT, {}).get("epoch", 0):  # also after a kill between the two
+            trial.set_user_attr(RESULT, {k: result[k] for k in _KEPT if k in result})
+        if result.get("finished"):
+            self._succeed(number, TrialState.COMPLETE, [float(result[goal]) for goal in self._goals])
+            return True
+        if len(self._goals) == 1 and REFERENCE not in trial.user_attrs and trial.should_prune():
+            self._succeed(number, TrialState.PRUNED)
+            return True
+        return False
+
+    def _report(self, trial: Trial, objective: float, epoch: int) -> None:
+        if len(self._goals) == 1:
+            value = objective
+            trial.report(value, epoch)
+        else:  # Optuna keeps no curve of several goals
+            trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), str(epoch): objective})
+
+    def _succeed(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
+        self._study.tell(self._running.pop(number).trial, values, state=state)
+        self._tally.succeed(number)
+
+    def fail(self, number: int, reason: str) -> None:
+        """End a trial whose worker is gone for good. Does nothing if it has ended."""
+        running = self._running.pop(number, None)
+        if running is not None:
+            running.trial.set_user_attr(REASON, reason)
+            self._study.tell(running.trial, state=TrialState.FAIL)
+            self._tally.fail(number, reason)
+
+    def is_running(self, number: int) -> bool:
+        """Whether a trial was begun by this process and has not ended."""
+        return number in self._running
+
+    def ended(self, since: int = 0) -> list[FrozenTrial]:
+        """The trials that have ended, in that order, without the first `since` of them."""
+        return [self._trial(number) for number in self._tally.ended[since:]]
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._storage.get_trial(number)
+
+    def hopeless(self) -> str | None:
+        """The last reason, where many trials have failed and none has finished since this process began."""
+        return self._tally.hopeless(HOPELESS)
+
+    def best(self) -> FrozenTrial | None:
+        """The finished trial with the highest objective; the earliest of equals."""
+        return best_of(self.trials())
+
+
+_KEPT = ("epoch", "objective", "base", "new", "loss", "seconds", "runs", "notes", "cpus", "gpus")
+
+
+def require_choices(space: Space, *, sampler: str, pruner: str, goals: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: unknown sampler, pruner or goal, or ones that do not go together.
+    """
+    if pruner not in PRUNERS:
+        raise UserError(f"unknown pruner '{pruner}': choose one of {', '.join(PRUNERS)}")
+    unknown = [goal for goal in goals if goal not in GOALS]
+    if unknown or not goals or len(set(goals)) != len(goals):
+        raise UserError(f"--goals {' '.join(goals)}: choose different ones of {', '.join(GOALS)}")
+    if len(goals) == 1 and goals[0] != "objective":
+        raise UserError(f"--goals {goals[0]}: one goal alone is the objective; name a second one for a front")
+    if len(goals) > 1 and pruner != "none":
+        raise UserError(f"--pruner {pruner} judges by one goal: with several, use --pruner none")
+    require_sampler(sampler, space, num_goals=len(goals))
+
+
+def failure(result: Mapping[str, Any], goals: Sequence[str] = ()) -> str:
+    """Why a result counts as a failure, or ""."""
+    if result.get("failed"):
+        return str(result["failed"])
+    needed = ["objective", "epoch", *(goals if result.get("finished") else ())]
+    missing = [key for key in dict.fromkeys(needed) if key not in result]
+    if missing:
+        return f"the trial reported no {' and no '.join(missing)}"
+    for key in dict.fromkeys(needed):
+        if not math.isfinite(float(result[key])):
+            what = "the objective" if key == "objective" else f"the figure '{key}'"
+            return f"{what} is {result[key]} in epoch {result['epoch']}"
+    return ""
+
+
+def _interrupted(trial: FrozenTrial) -> bool:
+    """Whether a trial was begun, and is not over: its driver died, or let go of it."""
+    return trial.state is TrialState.RUNNING or (trial.state is TrialState.WAITING and bool(trial.params))
+
+
+def score_of(trial: FrozenTrial) -> float | None:
+    """A finished trial's objective, whatever the study's goals; None for others."""
+    if trial.state is not TrialState.COMPLETE or not trial.values:
+        return None
+    return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs[RESULT]["objective"])
+
+
+def curve_of(trial: FrozenTrial) -> dict[int, float]:
+    """The objective by epoch, as far as it was told."""
+    curve = trial.intermediate_values or trial.user_attrs.get(CURVE, {})
+    return {int(epoch): float(value) for epoch, value in curve.items()}
+
+
+def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The finished trials, highest objective first; the earlier of equals before the later."""
+    scores = {t.number: score for t in trials if (score := score_of(t)) is not None}
+    found = [t for t in trials if t.number in scores]
+    return sorted(found, key=lambda t: (-scores[t.number], t.number))
+
+
+def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The finished trial with the highest objective; the earliest of equals."""
+    return next(iter(ranked(trials)), None)

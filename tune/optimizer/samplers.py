@@ -1,0 +1,210 @@
+"""What draws a trial's settings. A draw is a function of (seed, number) and of what the study remembers.
+
+No sampler here keeps a state of its own: a restarted study draws what an undisturbed one would have drawn.
+"""
+
+from __future__ import annotations
+
+import heapq
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from prometar.errors import UserError
+from tune.space.point_sets import Point, grid_points, quasirandom_point
+from tune.space.spaces import Space
+
+STARTUP_TRIALS = 6  # random draws before a model is used
+LATEST, BEST = 1000, 100  # trials of which TPE's model is made, in a study of more
+Distributions = dict[str, BaseDistribution]
+
+
+class SpaceTPE(TPESampler):
+    """Multivariate TPE that knows its space; Optuna's own looks through every trial for what they share.
+
+    Settings with conditions are drawn in groups, as Optuna finds them. In a study of thousands the model is
+    made of the latest and the best alone, so that a draw takes no longer the more there are; Optuna's weights
+    of old trials fall towards 0 in any case.
+
+    Args:
+        space: What each trial draws.
+        seed: Of all draws.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(
+                seed=seed,
+                multivariate=True,
+                group=space.conditional,
+                constant_liar=True,
+                n_startup_trials=STARTUP_TRIALS,
+            )
+        self._distributions = None if space.conditional else distributions(space)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        if self._distributions is None:
+            return super().infer_relative_search_space(study, trial)
+        return self._distributions
+
+    def _sample(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions
+    ) -> dict[str, Any]:  # every draw from the model comes here, of one setting or of all
+        return super()._sample(cast(optuna.Study, Remembered(study)), trial, search_space)
+
+
+class Remembered:
+    """A study of one goal with its `LATEST` trials, and of the others the `BEST`; any study in all else."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *args: Any, **named: Any) -> list[FrozenTrial]:
+        trials = self._study._get_trials(*args, **named)
+        earlier = trials[:-LATEST]
+        if not earlier or len(self._study.directions) > 1:
+            return trials
+        finished = [(t.value, -t.number) for t in earlier if t.state is TrialState.COMPLETE]
+        numbers = {-number for _, number in heapq.nlargest(BEST, finished)}
+        return [t for t in earlier if t.number in numbers] + trials[-LATEST:]
+
+
+class _SpaceGP(GPSampler):
+    """A Gaussian process over the settings that every trial has; those with conditions come at random."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
+        self._distributions = distributions(space)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        return self._distributions
+
+
+class _SpaceCmaEs(CmaEsSampler):
+    """CMA-ES over the numbers that every trial has; the rest is drawn at random.
+
+    Optuna keeps its state in the study's storage as a pickle: open no storage that you do not trust with it.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        numbers = {
+            name: distribution
+            for name, distribution in distributions(space).items()
+            if not isinstance(distribution, CategoricalDistribution)
+        }
+        super().__init__(
+            n_startup_trials=1,
+            independent_sampler=RandomSampler(seed),
+            warn_independent_sampling=False,
+            seed=seed,
+        )
+        self._distributions = numbers
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        return self._distributions
+
+
+class PointSampler(BaseSampler):
+    """Takes each setting from a point that is already there; what the point lacks is drawn at random."""
+
+    def __init__(self, point: Point, seed: int) -> None:
+        self._point, self._random = point, RandomSampler(seed)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        if param_name in self._point:
+            return self._point[param_name]
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Of which trial: the space, the study's seed, and the trial's number."""
+
+    space: Space
+    seed: int
+    number: int
+
+    @property
+    def own_seed(self) -> int:
+        """A seed of this draw alone."""
+        state = np.random.SeedSequence([self.seed, self.number]).generate_state(1)[0]
+        return int(state) or 1  # 0 would mean "no seed"
+
+
+MakeSampler = Callable[[Draw], BaseSampler]
+
+SAMPLERS: dict[str, MakeSampler] = {
+    "tpe": lambda draw: SpaceTPE(draw.space, draw.own_seed),
+    "random": lambda draw: RandomSampler(draw.own_seed),
+    "gp": lambda draw: _SpaceGP(draw.space, draw.own_seed),
+    "cmaes": lambda draw: _SpaceCmaEs(draw.space, draw.own_seed),
+    "grid": lambda draw: RandomSampler(draw.own_seed),  # of what a given start leaves open
+    "quasirandom": lambda draw: PointSampler(
+        quasirandom_point(draw.space, draw.seed, draw.number), draw.own_seed
+    ),
+}
+STATELESS = ("random", "grid", "quasirandom")
+"""Samplers that do not look at results: their settings are the same however many trials run at a time."""
+SINGLE_GOAL = ("cmaes",)
+"""Samplers that cannot weigh several goals."""
+
+
+def require_sampler(name: str, space: Space, *, num_goals: int) -> None:
+    """
+    Raises:
+        UserError: unknown sampler, one that cannot serve so many goals, or a space it cannot draw from.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"unknown sampler '{name}': choose one of {', '.join(SAMPLERS)}")
+    if num_goals > 1 and name in SINGLE_GOAL:
+        raise UserError(f"--sampler {name} has one goal: choose another for {num_goals} of them")
+    if name == "grid":
+        grid_points(space, 0)
+
+
+def distributions(space: Space) -> Distributions:
+    """Optuna's distributions of the settings that every trial has and that have more than one value."""
+    always = Space(space.name, {key: entry for key, entry in space.ranges.items() if not entry.when})
+    drawn = always.draw(_Distributions())
+    return {name: drawn[name] for name in sorted(drawn) if not drawn[name].single()}
+
+
+class _Distributions:
+    """Draws a setting's distribution instead of a value."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> Any:
+        return FloatDistribution(low, high, log=log)
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> Any:
+        return IntDistribution(low, high, log=log)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return CategoricalDistribution(choices)

@@ -1,0 +1,306 @@
+"""Two studies side by side: what was asked, what was found, and the paired difference between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prometar.errors import UserError
+from prometar.io.files import write_atomically
+from prometar.metrics import t_interval
+from tune.reporting import statements as findings
+from tune.reporting.formatting import NONE, hours, interval, listed, number, setting, shown, signed, spread
+from tune.reporting.html import page
+from tune.reporting.plots.finals import Row, forest
+from tune.results.reader import Records, Run, costs, finished, paired, read_records
+
+# What must be alike for two searches' figures to stand beside each other.
+_SEARCH = ("datasets", "data_root", "objective", "shots", "seeds", "folds", "val_per_class")
+# What decides a final run's images beside its seed.
+_FINAL = ("shots",)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a side-by-side table."""
+
+    name: str
+    a: str
+    b: str
+
+    @property
+    def differs(self) -> bool:
+        return self.a != self.b
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A data set's A − B over the seeds that both finished, or why there is none."""
+
+    dataset: str
+    a: str
+    b: str
+    singles: tuple[float, ...]
+    difference: dict[str, Any] | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that both ways of showing it need."""
+
+    a: Records
+    b: Records
+    names: tuple[str, str]
+    asked: list[Line]
+    settings: list[Line]
+    search: list[Line]
+    search_differs: list[str]
+    rounds: list[Line]
+    pairs: list[Pair]
+    overall: dict[str, Any] | None
+    reason: str
+    costs: list[Line]
+
+    @property
+    def verdict(self) -> str:
+        """What the comparison shows, in a sentence."""
+        if self.reason:
+            return f"The two can't be compared on test images: {self.reason}."
+        first, second = self.names
+        if self.overall is None:
+            words = [f"{p.dataset} {interval(p.difference, 'seed')}" for p in self.pairs if p.difference]
+            return f"Best of {first} − best of {second}, only one data set has an interval: {listed(words)}."
+        text = interval(self.overall, "data set" if len(self.pairs) > 1 else "paired seed")
+        word = shown(self.overall, first=f"the best of {first}", second=f"the best of {second}")
+        return f"{word[:1].upper()}{word[1:]}: best of {first} − best of {second}, H on test images, {text}."
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Two studies' records, compared.
+
+    Raises:
+        UserError: a folder holds no study, or a damaged record; or both are one study.
+    """
+    if a.resolve() == b.resolve():
+        raise UserError(f"--compare takes two studies, and both are {a}")
+    first, second = read_records(a), read_records(b)
+    pairs, reason = _pairs(first, second)
+    overall = pairs[0].difference if len(pairs) == 1 else _over(p.difference for p in pairs)
+    return Comparison(
+        first,
+        second,
+        _names(a, b),
+        _asked(first, second),
+        _settings(first, second),
+        _search(first, second),
+        [key for key in _SEARCH if first.asked.get(key) != second.asked.get(key)],
+        _rounds(first, second),
+        pairs,
+        overall,
+        reason,
+        _costs(first, second),
+    )
+
+
+def build_comparison(a: Path, b: Path, to: Path) -> Comparison:
+    """Write the comparison as one self-contained HTML file. Returns it.
+
+    Raises:
+        UserError: as `compare`; or `to` is a folder, or cannot be written.
+    """
+    if to.is_dir():
+        raise UserError(f"--to {to} is a folder: name a file")
+    found = compare(a, b)
+    rows = [Row(pair.dataset, pair.difference, pair.singles) for pair in found.pairs]
+    if len(rows) > 1:
+        rows.append(Row("over data sets", found.overall, total=True))
+    plot = forest(rows, title=f"best of {found.names[0]} − best of {found.names[1]}, points of H")
+    html = page("compare.html.jinja", found=found, forest=Markup(plot) if plot else None)
+    write_atomically(to, html.encode("utf-8"))
+    return found
+
+
+def print_comparison(console: Console, found: Comparison) -> None:
+    """A short form for the terminal."""
+    differing = [line for line in found.asked if line.differs]
+    if not differing:
+        console.print("asked for the same")
+    for title, lines in (
+        ("asked", differing),
+        ("best settings", found.settings),
+        ("search", found.search),
+        ("last round", found.rounds),
+        ("cost", found.costs),
+    ):
+        if lines:
+            _print(console, title, ("", *found.names), [(line.name, line.a, line.b) for line in lines])
+    if found.search_differs:
+        console.print(
+            f"the searches' own figures do not compare: {listed(found.search_differs)} differ", markup=False
+        )
+    _print(
+        console,
+        "final test, H (mean ± sd)",
+        ("", *found.names, "difference (95 % interval)"),
+        [(pair.dataset, pair.a, pair.b, _measured(pair)) for pair in found.pairs],
+    )
+    console.print(found.verdict, markup=False, highlight=False)
+
+
+def _print(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    if not rows:
+        return
+    table = Table(title=Text(title), title_justify="left", box=None)
+    for place, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if place == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _measured(pair: Pair) -> str:
+    if not pair.difference:
+        return pair.reason
+    d = pair.difference
+    word = shown(d, first="the first", second="the second")
+    return f"{signed(d['mean'])} ({signed(d['low'])} to {signed(d['high'])}), n = {d['n']}: {word}"
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """The folders' names; with as much of the way to them as tells them apart."""
+    ours, theirs = a.resolve().parts, b.resolve().parts
+    length = next(n for n in range(1, max(len(ours), len(theirs)) + 1) if ours[-n:] != theirs[-n:])
+    return "/".join(ours[-length:]), "/".join(theirs[-length:])
+
+
+def _asked(a: Records, b: Records) -> list[Line]:
+    """Everything that either was asked, what differs first; the ranges of the spaces too."""
+    left, right = _flat_asked(a), _flat_asked(b)
+    lines = [Line(key, left.get(key, NONE), right.get(key, NONE)) for key in left | right]
+    return sorted(lines, key=lambda line: not line.differs)
+
+
+def _flat_asked(records: Records) -> dict[str, str]:
+    # `dataset` is the names of `datasets`.
+    asked = {key: _shown(value) for key, value in records.asked.items() if key != "dataset"}
+    asked |= {
+        f"released {key}": _shown(value)
+        for key, value in _flat(records.study["config"]).items()
+        if key
+        not in {"method", "data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained"}
+    }
+    asked["space"] = records.study["space"]["name"]
+    return asked | {f"range of {row['key']}": row["range"] for row in findings.settings_rows(records)}
+
+
+def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """
+    Example:
+        >>> _flat({"optim": {"lr": 0.1}, "method": "coop"})
+        {'optim.lr': 0.1, 'method': 'coop'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(setting, value)) if isinstance(value, list) else setting(value)
+
+
+def _settings(a: Records, b: Records) -> list[Line]:
+    left, right = (_best(r).get("settings", {}) for r in (a, b))
+    lines = [Line(key, setting(left.get(key)), setting(right.get(key))) for key in left | right]
+    return sorted(lines, key=lambda line: not line.differs)
+
+
+def _best(records: Records) -> Mapping[str, Any]:
+    """The settings that were tested in the end; before that, those that lead."""
+    return records.finals["best"] if records.finals else records.chosen or {}
+
+
+def _search(a: Records, b: Records) -> list[Line]:
+    def best(r: Records) -> str:
+        return f"{number(r.chosen['objective'])} (trial {r.chosen['number']})" if r.chosen else NONE
+
+    def released(r: Records) -> str:
+        return number(r.released["objective"]) if r.released else NONE
+
+    return [
+        Line("score", a.score, b.score),
+        Line(
+            "trials finished",
+            f"{len(a.complete)} of {len(a.trials)}",
+            f"{len(b.complete)} of {len(b.trials)}",
+        ),
+        Line("released settings", released(a), released(b)),
+        Line("best settings", best(a), best(b)),
+    ]
+
+
+def _rounds(a: Records, b: Records) -> list[Line]:
+    if not (a.lastround or b.lastround):
+        return []
+
+    def of(records: Records, kind: str) -> str:
+        return next((row["spread"] for row in findings.round_rows(records) if row[kind]), NONE)
+
+    return [
+        Line("released, fresh seeds", of(a, "reference"), of(b, "reference")),
+        Line("chosen, fresh seeds", of(a, "chosen"), of(b, "chosen")),
+    ]
+
+
+def _costs(a: Records, b: Records) -> list[Line]:
+    left, right = costs(a)[-1], costs(b)[-1]
+    return [
+        Line("hours of runs", hours(left.seconds / 3600), hours(right.seconds / 3600)),
+        Line("CPU hours", hours(left.cpu_hours), hours(right.cpu_hours)),
+        Line("GPU hours", hours(left.gpu_hours), hours(right.gpu_hours)),
+    ]
+
+
+def _pairs(a: Records, b: Records) -> tuple[list[Pair], str]:
+    """Each data set that both tested; and why none can be compared, where that is so."""
+    missing = [r.folder for r in (a, b) if not r.finals or not r.finals["seeds"]]
+    if missing:
+        return [], f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} no final test"
+    left, right = (r.finals["datasets"] for r in (a, b) if r.finals)
+    both = [name for name in left if name in right]
+    if not both:
+        return [], f"one was tested on {listed(left)}, the other on {listed(right)}"
+    differing = [key for key in _FINAL if a.asked.get(key) != b.asked.get(key)]
+    if differing:
+        return [], f"their {listed(differing)} differ, so a seed is not the same training images in both"
+    pairs = [_pair(name, left[name]["best"], right[name]["best"]) for name in both]
+    if any(pair.difference for pair in pairs):
+        return pairs, ""
+    return pairs, listed(dict.fromkeys(pair.reason for pair in pairs))
+
+
+def _pair(name: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Pair:
+    singles = tuple(paired(ours, theirs).values())
+    found = t_interval(singles)
+    seeds, others = ([run["seed"] for run in runs] for runs in (ours, theirs))
+    reason = ""
+    if not set(seeds) & set(others):
+        reason = f"their final seeds differ: {listed(seeds)}, and {listed(others)}"
+    elif found is None:
+        reason = "fewer than two seeds were finished by both"
+    first, second = (spread([run["objective"] for run in finished(runs)]) for runs in (ours, theirs))
+    return Pair(name, first, second, singles, vars(found) if found else None, reason)
+
+
+def _over(differences: Iterable[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The interval over data sets, of their mean differences."""
+    found = t_interval([d["mean"] for d in differences if d])
+    return vars(found) if found else None

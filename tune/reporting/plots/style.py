@@ -1,0 +1,157 @@
+"""What all plots share: colours, labels, axes, and how a figure becomes a piece of a page."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from tune.reporting.formatting import setting
+
+Trial = Mapping[str, Any]  # trials/NNNN/record.json
+Range = Mapping[str, Any]  # of space.ranges in study.yaml
+
+BEST, RELEASED, FAILED = "#c05621", "#2d3748", "#c53030"
+COLOURS = {"COMPLETE": "#2b6cb0", "PRUNED": "#7b8794", "RUNNING": "#d69e2e", "FAIL": FAILED}
+STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "RUNNING": "running"}
+SCALE = [[0.0, "#dbe9f6"], [0.35, "#9ecae1"], [0.7, "#3182bd"], [1.0, "#08306b"]]  # more is darker
+LINES = [[0.0, "#c3d7ea"], [0.5, "#6ba3d0"], [1.0, "#08306b"]]  # the same for thin lines
+EDGE = {"color": "white", "width": 1}
+_GRID = "#e6eaef"
+
+
+def library() -> str:
+    """plotly.js itself, to be put in the page once."""
+    return get_plotlyjs()
+
+
+def complete(trials: Sequence[Trial]) -> list[Trial]:
+    return [t for t in trials if t["state"] == "COMPLETE" and t["objective"] is not None]
+
+
+def released_of(trials: Sequence[Trial]) -> Trial | None:
+    return next((t for t in complete(trials) if t["reference"]), None)
+
+
+def label(text: Any) -> str:
+    """Plotly reads labels as HTML; it knows no entity for quotes, and needs none."""
+    return html.escape(str(text), quote=False)
+
+
+def short(text: Any, most: int = 24) -> str:
+    """
+    Example:
+        >>> short(0.000123456), short("a" * 9, 5)
+        ('0.0001235', 'aaaa…')
+    """
+    whole = setting(text)
+    return whole if len(whole) <= most else f"{whole[: most - 1]}…"
+
+
+def hover(trial: Trial) -> str:
+    """All of a trial, for the box at the pointer."""
+    lines = [
+        f"trial {trial['number']}" + (f", {trial['objective']:.2f}" if trial["objective"] is not None else "")
+    ]
+    lines += [f"{key}: {short(value, 80)}" for key, value in trial["settings"].items()]
+    return "<br>".join(label(line) for line in lines)
+
+
+def points(
+    figure: go.Figure, trials: list[Trial], title: str, x: list, y: list, state: str, **more: Any
+) -> None:
+    """Trials of one state as a trace."""
+    if not trials:
+        return
+    marker = {
+        "color": COLOURS[state], "size": 9, "symbol": "x" if state == "PRUNED" else "circle", "line": EDGE
+    }  # fmt: skip
+    figure.add_scatter(
+        x=x, y=y, mode="markers", name=title, marker=marker, hoverinfo="text",
+        hovertext=[hover(t) for t in trials], **more,
+    )  # fmt: skip
+
+
+def mark(figure: go.Figure, trial: Trial, title: str, x: Any, y: Any, **more: Any) -> None:
+    """One trial above the others: the released settings as an open diamond, any other as a star."""
+    released = bool(trial["reference"])
+    marker = {
+        "symbol": "diamond-open" if released else "star",
+        "size": 14,
+        "color": RELEASED if released else BEST,
+        "line": {"color": RELEASED, "width": 2} if released else EDGE,
+    }
+    figure.add_scatter(
+        x=[x], y=[y], mode="markers", name=title, marker=marker, hoverinfo="text",
+        hovertext=[f"{title}: {hover(trial)}"], **more,
+    )  # fmt: skip
+
+
+def padded(values: Sequence[float]) -> list[float]:
+    margin = max(1.0, 0.08 * (max(values) - min(values)))
+    return [min(values) - margin, max(values) + margin]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: its ends, and the powers of ten that are well inside.
+
+    Example:
+        >>> decades(0.5, 200.0)
+        [0.5, 1.0, 10.0, 100.0, 200.0]
+    """
+    gap = 0.1 * (math.log10(high) - math.log10(low))
+    powers = [10.0**p for p in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    inside = [p for p in powers if math.log10(p / low) > gap and math.log10(high / p) > gap]
+    return [low, *inside, high]
+
+
+def log_ticks(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis with plain numbers at its powers of ten, not metric prefixes."""
+    powers = [10.0**p for p in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    return {"type": "log", "tickvals": powers, "ticktext": [setting(p) for p in powers]}
+
+
+def fragment(
+    figure: go.Figure,
+    name: str,
+    *,
+    x: str,
+    y: str,
+    height: int = 400,
+    whole_x: bool = False,
+    margin: Mapping[str, int] | None = None,
+) -> str:
+    """The figure as a piece of a page that holds plotly.js already; axis titles are escaped here.
+
+    Margins grow with the labels unless they are given.
+    """
+    axis = {
+        "gridcolor": _GRID,
+        "linecolor": "#a3adba",
+        "zeroline": False,
+        "ticks": "outside",
+        "tickcolor": _GRID,
+        "automargin": margin is None,
+    }
+    figure.update_xaxes(**axis, **({"dtick": 1} if whole_x else {}))
+    figure.update_yaxes(**axis)
+    if x:
+        figure.update_xaxes(title=label(x))
+    if y:
+        figure.update_yaxes(title=label(y))
+    traces = sum(getattr(trace, "showlegend", False) is not False for trace in figure.data)
+    figure.update_layout(
+        template="none", height=height, margin=margin or {"l": 60, "r": 24, "t": 36, "b": 50},
+        hovermode="closest",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#2d3748"}, paper_bgcolor="white",
+        plot_bgcolor="white", legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hoverlabel={"align": "left", "bgcolor": "white"}, showlegend=traces > 1,
+    )  # fmt: skip
+    return figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", default_width="100%",
+        default_height=f"{height}px", config={"displayModeBar": False, "responsive": True},
+    )  # fmt: skip

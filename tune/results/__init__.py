@@ -1,0 +1,1 @@
+"""A study's folder: written and read."""

@@ -1,0 +1,274 @@
+"""Search spaces as data: a YAML file of settings and their ranges, dotted or nested, some with conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from prometar.config.settings import Config
+from prometar.errors import UserError
+from prometar.io.yamltext import parse_yaml, read_yaml
+
+
+class Draws(Protocol):
+    """Where values come from: the part of an Optuna trial that a space uses."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+
+
+class _Range(BaseModel):
+    """What all kinds share: `when` names settings, and their values for which this one is drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    when: Mapping[str, tuple[bool | int | float | str, ...]] = Field(default={})
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_value(cls, when: Any) -> Any:
+        """One value need not be written as a list."""
+        if not isinstance(when, Mapping):
+            return when
+        return {key: values if isinstance(values, list | tuple) else [values] for key, values in when.items()}
+
+    def active(self, settings: Mapping[str, Any]) -> bool:
+        """Whether this setting is drawn beside those of `settings`."""
+        return all(key in settings and settings[key] in values for key, values in self.when.items())
+
+
+class FloatRange(_Range):
+    """low <= value <= high, uniform, or uniform in the logarithm."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FloatRange:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 with log")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        return self.low, self.high
+
+    def draw(self, name: str, draws: Draws) -> float:
+        return draws.suggest_float(name, self.low, self.high, log=self.log)
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def values(self) -> str:
+        return f"{self.low:g} .. {self.high:g}{' (log)' if self.log else ''}"
+
+
+class IntRange(_Range):
+    """Whole numbers low .. high."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntRange:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 with log")
+        return self
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return self.low, self.high
+
+    def draw(self, name: str, draws: Draws) -> int:
+        return draws.suggest_int(name, self.low, self.high, log=self.log)
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, int) and self.low <= value <= self.high
+
+    def values(self) -> str:
+        return f"{self.low} .. {self.high}{' (log)' if self.log else ''}"
+
+
+class Choice(_Range):
+    """One of several values."""
+
+    type: Literal["choice"]
+    choices: tuple[bool | int | float | str, ...] = Field(min_length=1)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        return self.choices
+
+    def draw(self, name: str, draws: Draws) -> Any:
+        return draws.suggest_categorical(name, self.choices)
+
+    def holds(self, value: Any) -> bool:
+        return value in self.choices
+
+    def values(self) -> str:
+        return " | ".join(map(str, self.choices))
+
+
+Range = FloatRange | IntRange | Choice
+_ENTRY: TypeAdapter[Range] = TypeAdapter(Annotated[Range, Field(discriminator="type")])
+
+
+@dataclass(frozen=True)
+class Space:
+    """Ranges by dotted setting."""
+
+    name: str
+    ranges: Mapping[str, Range]
+
+    def draw(self, draws: Draws) -> dict[str, Any]:
+        """One value a setting, in the space's order; settings whose conditions do not hold are left out."""
+        values: dict[str, Any] = {}
+        for key, entry in self.ranges.items():
+            if entry.active(values):
+                values[key] = entry.draw(key, draws)
+        return values
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some settings are drawn only beside certain values of others."""
+        return any(entry.when for entry in self.ranges.values())
+
+    def values_of(self, config: Config) -> dict[str, Any]:
+        """This configuration's own values of the searched settings.
+
+        Raises:
+            UserError: a setting that does not exist, or a value outside its range.
+        """
+        tree = config.model_dump(mode="json")
+        given = {key: _get(tree, key, self.name) for key in self.ranges}
+        return self.checked(given, what="the reference settings")
+
+    def checked(self, given: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+        """The given values of the settings that are drawn together; those that lack one are left open.
+
+        Raises:
+            UserError: a value outside its range, or a setting that is not searched.
+        """
+        unknown = sorted(set(given) - set(self.ranges))
+        if unknown:
+            raise UserError(f"{what}: '{unknown[0]}' is not searched by the space {self.name}")
+        values: dict[str, Any] = {}
+        closed: set[str] = set()  # settings whose conditions do not hold
+        for key, entry in self.ranges.items():
+            if any(o in closed or (o in values and values[o] not in held) for o, held in entry.when.items()):
+                closed.add(key)
+            if key not in given or key in closed:
+                continue
+            if not entry.holds(given[key]):
+                raise UserError(
+                    f"the space {self.name} must hold {what}: {key} is {given[key]!r}, its range "
+                    f"{entry.values()}"
+                )
+            values[key] = given[key]
+        return values
+
+    def describe(self) -> dict[str, str]:
+        """Ranges as text, by setting."""
+        return {key: entry.values() + _conditions(entry) for key, entry in self.ranges.items()}
+
+
+def _conditions(entry: Range) -> str:
+    texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in entry.when.items()]
+    return f" where {' and '.join(texts)}" if texts else ""
+
+
+def _get(tree: Any, key: str, space: str) -> Any:
+    node = tree
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            raise UserError(f"the space {space} searches '{key}', which is no setting of a run")
+        node = node[part]
+    return node
+
+
+def known_spaces() -> list[str]:
+    """Names of the spaces that come with the project."""
+    return sorted(f.name.removesuffix(".yaml") for f in files("tune").joinpath("spaces").iterdir())
+
+
+def load_space(name: str) -> Space:
+    """A space by name, or from a YAML file.
+
+    Raises:
+        UserError: no such space or file, or an entry that is no range.
+    """
+    if name in known_spaces():
+        return parse_space(name, files("tune").joinpath("spaces", f"{name}.yaml").read_text("utf-8"))
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"unknown space '{name}': no such file, and known are {', '.join(known_spaces())}")
+    return space_of(name, read_yaml(path))
+
+
+def parse_space(name: str, text: str) -> Space:
+    """A space from YAML text; see `load_space`."""
+    return space_of(name, parse_yaml(text, where=f"space {name}"))
+
+
+def space_of(name: str, tree: Any) -> Space:
+    """A space from plain data; see `load_space`."""
+    if not isinstance(tree, dict) or not tree:
+        raise UserError(f"space {name}: expected a mapping of settings to ranges")
+    ranges: dict[str, Range] = {}
+    for key, entry in _flat(tree):
+        try:
+            found = _ENTRY.validate_python(entry)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"][1:])
+            raise UserError(f"space {name}, {key}: {where + ': ' if where else ''}{first['msg']}") from None
+        if key in ranges:
+            raise UserError(f"space {name}: {key} is there twice")
+        _require_conditions(name, key, found, ranges)
+        ranges[key] = found
+    return Space(name, ranges)
+
+
+def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Entries by dotted setting: a mapping without a `type` holds settings of its own."""
+    for key, entry in tree.items():
+        if isinstance(entry, dict) and entry and "type" not in entry and _holds_entries(entry):
+            yield from _flat(entry, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", entry
+
+
+def _holds_entries(entry: Mapping[Any, Any]) -> bool:
+    return all(isinstance(value, dict) for value in entry.values())
+
+
+def _require_conditions(name: str, key: str, entry: Range, before: Mapping[str, Range]) -> None:
+    for other, values in entry.when.items():
+        if other not in before:
+            raise UserError(f"space {name}, {key}: its condition '{other}' must be a setting above it")
+        impossible = [value for value in values if not before[other].holds(value)]
+        if impossible or not values:
+            raise UserError(
+                f"space {name}, {key}: {other} is never {impossible[0] if impossible else 'nothing'}, "
+                f"its range is {before[other].values()}"
+            )

@@ -1,0 +1,1 @@
+"""What a study does before and after its search."""

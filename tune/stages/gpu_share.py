@@ -1,0 +1,113 @@
+"""How much of a GPU a trial needs: one epoch of the released settings on a whole one, and what it used."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from ray.tune import Callback
+
+from prometar.distributed.placement import Node
+from prometar.io.files import write_atomically
+from tune.execution.reruns import Means
+from tune.execution.runner import run_trials
+from tune.execution.searcher import ListSearcher, StopScheduler
+from tune.jobs.files import JobFiles
+from tune.results.writer import StudyFolder
+from tune.study_spec import Request
+from tune.worker.trainable import TrialWorker
+
+LEAST = 0.01  # of a GPU: hundreds of processes on one would wait for each other
+_KIND = "accelerator_type:"  # begins what Ray calls a machine's kind of GPU
+MARGIN = 0.92  # of a GPU's memory that is given out: what a trial needs differs a little from step to step
+
+
+class ProbeWorker(TrialWorker):
+    """Trains one epoch, and tells what its GPU holds by then: context, weights, and torch's largest pool."""
+
+    def step(self) -> dict[str, Any]:
+        result = super().step()
+        return result | {"memory": None if result.get("failed") else memory(), "done": True}
+
+
+def memory() -> list[int] | None:
+    """Bytes in use and in all of this process's GPU; None where it has none."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return [total - free, total]
+
+
+def share_of_gpu(used: int, total: int) -> float:
+    """1/n of a GPU, for as many trials as its memory holds.
+
+    Example:
+        >>> share_of_gpu(used=5 * 2**30, total=24 * 2**30)
+        0.25
+    """
+    count = max(1, min(math.floor(1 / LEAST), math.floor(MARGIN * total / max(used, 1))))
+    return math.floor(1e4 / count) / 1e4  # Ray counts in ten-thousandths
+
+
+def kinds_of_gpu(nodes: Sequence[Node]) -> list[str]:
+    """The kinds of GPU that machines have, as far as Ray knows them.
+
+    Example:
+        >>> kinds_of_gpu([{"GPU": 1.0, "accelerator_type:L4": 1.0}, {"CPU": 8.0}])
+        ['L4']
+    """
+    names = {name for node in nodes for name in node if name.startswith(_KIND)}
+    return sorted(name.removeprefix(_KIND) for name in names)
+
+
+def measured_share(folder: StudyFolder, request: Request, means: Means, gpus: Sequence[str]) -> float:
+    """A trial's share of a GPU, measured once for a kind; a whole one where it cannot be measured."""
+    path = folder / "probe.json"
+    with suppress(OSError, ValueError, KeyError):
+        kept = json.loads(path.read_text("utf-8"))
+        if kept["gpus"] == list(gpus):
+            return float(kept["share"])
+    if len(gpus) > 1:
+        means.console.print(f"GPUs of several kinds, {' and '.join(gpus)}: each trial gets a whole one")
+        return 1.0
+    job = request.rerun_job(request.reference(), request.seeds, str(folder / "probe" / "0000"), means.terms)
+    JobFiles(job).drop_states()  # an epoch that lies there would be told, and nothing be trained
+    found, searcher = _Found(), ListSearcher([job], means.stopping)
+    run_trials(
+        ProbeWorker if means.trainable is TrialWorker else means.trainable,
+        searcher,
+        replace(means.plan, max_concurrent=1),
+        scheduler=StopScheduler(means.stopping, means.room, searcher),
+        stopping=means.stopping,
+        callbacks=[found],
+        verbose=means.verbose,
+    )
+    if not found.memory:
+        means.console.print("the memory of a trial could not be measured: each gets a whole GPU")
+        return 1.0
+    used, total = found.memory
+    share = share_of_gpu(used, total)
+    means.console.print(
+        f"a trial uses {used / 2**30:.1f} of {total / 2**30:.1f} GiB of its GPU: {share:g} of one each"
+    )
+    kept = {"used": used, "total": total, "gpus": list(gpus), "share": share}
+    write_atomically(path, json.dumps(kept).encode())
+    return share
+
+
+class _Found(Callback):
+    """Keeps what the probe has told."""
+
+    def __init__(self) -> None:
+        self.memory: list[int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.memory = trial.last_result.get("memory")

@@ -1,0 +1,84 @@
+"""What can be wrong with a request, found before any worker starts; and on what exactly it is to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prometar.backbone.clip import Clip
+from prometar.backbone.openclip import load_backbone
+from prometar.config.settings import Config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.splits.objective import LEAKS, problem
+from prometar.errors import UserError
+from prometar.inference.prompt_file import weights_digest
+from prometar.methods.composition import build
+from tune.study_spec import Request
+
+_PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
+_DIGITS = 12  # of a digest, in what users read
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request that can be run.
+
+    Args:
+        num_classes: Of each data set.
+        notes: What a user must be told of the search's images.
+        identity: What must not change while a study goes on: the request's own, and digests of the data
+            sets' splits and of the backbone's weights, so that no study mixes figures of two.
+    """
+
+    num_classes: dict[str, int]
+    notes: tuple[str, ...]
+    identity: dict[str, Any]
+
+
+def check(request: Request) -> Checked:
+    """Try everything that a request names.
+
+    Raises:
+        UserError, WorkError: see the builders.
+    """
+    config = request.config
+    request.reference()
+    _check_space(request)
+    num_classes, notes, contents = dict[str, int](), list[str](), dict[str, str]()
+    for name in request.names:
+        dataset = open_dataset(name, config.data.root)
+        num_classes[name] = len(dataset.classnames)
+        contents[f"split of {name}"] = dataset.digest[:_DIGITS]
+        for fold in range(request.folds):
+            found = problem(
+                request.objective, dataset, shots=config.data.shots, seed=config.train.seed, fold=fold
+            )
+        problem("final", dataset, shots=config.data.shots, seed=config.train.seed)
+        if found.note:
+            notes.append(found.note if found.note == LEAKS else f"{name}: {found.note}")
+    clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
+    contents["weights"] = weights_digest(clip)[:_DIGITS]
+    _check_method(config, clip)
+    return Checked(num_classes, tuple(dict.fromkeys(notes)), request.identity | contents)
+
+
+def _check_method(config: Config, clip: Clip) -> None:
+    method, generator = build(config), torch.Generator().manual_seed(0)
+    prompts = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
+    method.modulator.init(method.prompts.tokens(prompts), generator)
+
+
+def _check_space(request: Request) -> None:
+    """Every end of every range must be a setting that a run takes, and that the method uses."""
+    for key, entry in request.space.ranges.items():
+        beside = {other: values[0] for other, values in entry.when.items()}
+        methods = [build(request.config.override({**beside, key: value})) for value in entry.ends]
+        part = key.split(".")[0]
+        if part in _PARTS and len(methods) > 1 and all(method == methods[0] for method in methods):
+            name, method = request.space.name, request.config.method
+            raise UserError(
+                f"the space {name} searches {key}, which {method} does not use with these settings: "
+                "choose another --space"
+            )

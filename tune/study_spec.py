@@ -1,0 +1,163 @@
+"""What a study is asked: everything that decides its result, and the numbers that may change later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
+
+from prometar.config.settings import Config
+from prometar.data.splits.objective import FOLDS, SEARCH_OBJECTIVES
+from prometar.errors import UserError
+from tune.jobs.spec import Job, Leg, Terms
+from tune.optimizer.ask_tell import Asked, require_choices
+from tune.space.spaces import Space
+
+_OF_THE_STUDY = {"train.seed", "train.epochs", "data.name", "data.root"}
+FRESH_SEEDS_FROM = 1000  # seeds of the last round, beyond those of searches and final comparisons
+
+
+@dataclass(frozen=True)
+class Request:
+    """A study.
+
+    Args:
+        config: The reference: released settings, the first data set, backbone, epochs, and the first seed of
+            every trial, so that all trials share data order and augmentations.
+        space: What is searched. objective: What a trial is scored on. seed: Of the sampler.
+        sampler: What draws settings. pruner: What stops hopeless trials. goals: What is optimised.
+        val_per_class: Most validation images a class in a score.
+        trials: How many are to be run; more may be asked later.
+        datasets: One setting is searched for all of them, scored by the mean (default: config's own).
+        seeds_per_trial: Runs of every trial, with seeds counted up from config's (default 1).
+        folds: Ways to divide the base classes that every trial is run on (default 1).
+        top: How many of the best settings are run again with fresh seeds, beside the released ones, before
+            one is called best; 0 for none (default 3). top_seeds: How many fresh seeds (default 2).
+        final_seeds: Of the last comparison on the test images.
+    Raises:
+        UserError: a number or a name that makes no sense.
+    """
+
+    config: Config
+    space: Space
+    objective: str
+    seed: int
+    pruner: str
+    val_per_class: int
+    trials: int
+    final_seeds: tuple[int, ...]
+    sampler: str = "tpe"
+    goals: tuple[str, ...] = ("objective",)
+    datasets: tuple[str, ...] = ()
+    seeds_per_trial: int = 1
+    folds: int = 1
+    top: int = 3
+    top_seeds: int = 2
+
+    def __post_init__(self) -> None:
+        for option, number, least in (
+            ("trials", self.trials, 1),
+            ("val-per-class", self.val_per_class, 1),
+            ("seeds-per-trial", self.seeds_per_trial, 1),
+            ("top", self.top, 0),
+            ("top-seeds", self.top_seeds, 1),
+        ):
+            if number < least:
+                raise UserError(f"--{option} must be at least {least}, found {number}")
+        if len(set(self.final_seeds)) != len(self.final_seeds) or not all(map(_is_seed, self.final_seeds)):
+            raise UserError(
+                f"--final-seeds must be different numbers from 0 to 2^32 - 1, found {self.final_seeds}"
+            )
+        if not all(map(_is_seed, self.seeds)):
+            raise UserError(f"--seed must be from 0 to 2^32 - {self.seeds_per_trial}, found {self.seeds[0]}")
+        fixed = sorted(_OF_THE_STUDY & set(self.space.ranges))
+        if fixed:
+            raise UserError(f"the space {self.space.name} searches {fixed[0]}, which the study itself sets")
+        if len(set(self.names)) != len(self.names):
+            raise UserError(f"--dataset names one twice: {' '.join(self.names)}")
+        if self.objective not in SEARCH_OBJECTIVES:
+            known = ", ".join(SEARCH_OBJECTIVES)
+            raise UserError(f"unknown objective '{self.objective}': choose one of {known}")
+        most = FOLDS.get(self.objective, 1)
+        if not 1 <= self.folds <= most:
+            raise UserError(f"--folds with {self.objective} must be from 1 to {most}, found {self.folds}")
+        if self.objective == "base_val" and "new" in self.goals:
+            raise UserError("--goals new: the objective base_val scores no new classes")
+        require_choices(self.space, sampler=self.sampler, pruner=self.pruner, goals=self.goals)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets."""
+        return self.datasets or (self.config.data.name,)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of every trial of the search."""
+        first = self.config.train.seed
+        return tuple(range(first, first + self.seeds_per_trial))
+
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """Of the last round: no trial of the search and no final run has them."""
+        used = {*self.seeds, *self.final_seeds}
+        fresh = (seed for seed in count(FRESH_SEEDS_FROM) if seed not in used)
+        return tuple(islice(fresh, self.top_seeds))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change while a study goes on, as a flat mapping."""
+        flat = {
+            "objective": self.objective,
+            "seed": self.seed,
+            "sampler": self.sampler,
+            "pruner": self.pruner,
+            "goals": " ".join(self.goals),
+            "val_per_class": self.val_per_class,
+            "datasets": " ".join(self.names),
+            "seeds_per_trial": self.seeds_per_trial,
+            "folds": self.folds,
+        }
+        flat |= {f"space.{key}": text for key, text in self.space.describe().items()}
+        return flat | self.config.flat()
+
+    def reference(self) -> dict[str, Any]:
+        """The released values of the searched settings."""
+        return self.space.values_of(self.config)
+
+    def configured(self, settings: Mapping[str, Any], *, dataset: str, seed: int) -> Config:
+        """A run's configuration."""
+        return self.config.override({**settings, "data.name": dataset, "train.seed": seed})
+
+    def search_job(self, asked: Asked, folder: str, terms: Terms) -> Job:
+        """A trial of the search: a run for each data set, seed and fold."""
+        return self.rerun_job(asked.settings, self.seeds, folder, terms)
+
+    def rerun_job(self, settings: dict[str, Any], seeds: tuple[int, ...], folder: str, terms: Terms) -> Job:
+        """Settings on the search's own objective, with these seeds."""
+        keys = [
+            (dataset, seed, fold) for dataset in self.names for seed in seeds for fold in range(self.folds)
+        ]
+        legs = tuple(
+            Leg(
+                self.configured(settings, dataset=dataset, seed=seed).model_dump(mode="json"),
+                f"{dataset}-seed{seed}-fold{fold}" if len(keys) > 1 else "",
+                fold,
+            )
+            for dataset, seed, fold in keys
+        )
+        return self._job(legs, settings, self.objective, folder, terms)
+
+    def final_job(self, settings: dict[str, Any], dataset: str, seed: int, folder: str, terms: Terms) -> Job:
+        """The last comparison's run of these settings on a data set with a seed."""
+        config = self.configured(settings, dataset=dataset, seed=seed).model_dump(mode="json")
+        return self._job((Leg(config),), settings, "final", folder, terms)
+
+    def _job(
+        self, legs: tuple[Leg, ...], settings: dict[str, Any], objective: str, folder: str, terms: Terms
+    ) -> Job:
+        return Job(folder, legs, objective, settings, self.val_per_class, terms)
+
+
+def _is_seed(number: int) -> bool:
+    return 0 <= number < 2**32

@@ -1,0 +1,196 @@
+"""Passes a search's figures on to experiment trackers; none of them can stop or slow a study for long."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+from optuna.trial import FrozenTrial
+from ray.tune import Callback
+from rich.console import Console
+
+from prometar.errors import UserError
+from prometar.io.files import write_atomically
+from tune.jobs.spec import unpack
+from tune.optimizer.ask_tell import RESULT, curve_of, score_of
+from tune.tracking.kinds import KINDS, Tracker, check_trackers
+
+LEDGER = "tracking.json"
+_FIGURES = ("objective", "base", "new", "loss", "seconds")
+
+
+class Trials(Protocol):
+    """The part of `tune.optimizer.ask_tell.Memory` that is tracked."""
+
+    def ended(self, since: int = 0) -> list[FrozenTrial]: ...
+
+
+class Trackers(Callback):
+    """Tells every tracker each trial's settings, epochs and end, once, however often the study is resumed.
+
+    What a tracker has missed, because it was asked for later or the driver died, it is told when the study
+    goes on: of trials that have ended, the objectives by epoch and the last epoch's figures.
+
+    Args:
+        names: Keys of `tracker_kinds.KINDS`.
+        folder: OUT/STUDY, where local trackers have their files.
+        study: Its name, under which trials are shown.
+        memory: Whose trials are shown.
+        numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
+        console: Where a tracker that fails is named; it is off from then on.
+    Raises:
+        UserError: as `check_trackers`; tracking.json is damaged.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        study: str,
+        memory: Trials,
+        *,
+        numbers_of: Callable[[str], Sequence[int]],
+        console: Console,
+    ) -> None:
+        check_trackers(tuple(names))
+        self._memory, self._numbers_of, self._console = memory, numbers_of, console
+        self._num_ended = 0
+        self._begun: dict[str, set[int]] = {name: set() for name in names}
+        self._trackers: dict[str, Tracker] = {}
+        if not names:
+            return
+        self._ledger = Ledger(folder / LEDGER)
+        for name in names:
+            try:
+                self._trackers[name] = KINDS[name][0](folder, study, self._ledger.token)
+            except Exception as error:  # whatever other people's code raises
+                self._drop(name, error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles callbacks; connections cannot be
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self.catch_up()
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        for number, job in zip(self._numbers_of(trial.trial_id), unpack(trial.config), strict=False):
+            self._each(self._begin, number, job.settings)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        numbers = self._numbers_of(trial.trial_id)
+        if "epoch" in result and not result.get("failed"):
+            self._each(self._log, numbers[result.get("member", 0)], result["epoch"], _finite(result))
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Tell of the trials that have ended since."""
+        if self._trackers:
+            for trial in self._memory.ended(self._num_ended):
+                self._each(self._end, trial)
+                self._num_ended += 1
+
+    def close(self) -> None:
+        """Let go of the trackers. Safe to call twice."""
+        self._each(lambda name: self._trackers[name].close())
+        self._trackers.clear()
+
+    def _begin(self, name: str, number: int, settings: Mapping[str, Any]) -> None:
+        if number not in self._begun[name] and not self._ledger.has_ended(name, number):
+            self._trackers[name].begin(number, settings)
+            self._begun[name].add(number)
+
+    def _log(self, name: str, number: int, epoch: int, values: Mapping[str, float]) -> None:
+        """An epoch that the tracker may have; it is told anew of those that a worker tells again."""
+        if values and number in self._begun[name] and epoch > self._ledger.epoch(name, number):
+            self._trackers[name].log(number, epoch, values)
+            self._ledger.log(name, number, epoch)
+
+    def _end(self, name: str, trial: FrozenTrial) -> None:
+        number = trial.number
+        if self._ledger.has_ended(name, number):
+            return
+        self._begin(name, number, trial.params)
+        last = trial.user_attrs.get(RESULT, {})
+        for epoch, objective in sorted(curve_of(trial).items()):
+            figures = last if last.get("epoch") == epoch else {}
+            self._log(name, number, epoch, _finite({"objective": objective, **figures}))
+        self._trackers[name].end(number, trial.state.name, score_of(trial))
+        self._ledger.end(name, number)
+        self._begun[name].discard(number)
+
+    def _each(self, act: Callable[..., None], *args: Any) -> None:
+        for name in list(self._trackers):
+            try:
+                act(name, *args)
+            except Exception as error:  # whatever other people's code raises
+                self._drop(name, error)
+
+    def _drop(self, name: str, error: Exception) -> None:
+        self._trackers.pop(name, None)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        self._console.print(
+            f"warning: {name} has failed and is off: {reason}; the same command tells it the rest",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class Ledger:
+    """What each tracker has been told of, and the name that a study's runs have in no other's.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._told: dict[str, dict[str, dict[str, Any]]] = {}
+        self.token = uuid4().hex[:12]
+        if not path.exists():
+            self._write()  # before any run is made under this name
+            return
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            self.token, self._told = str(content["token"]), dict(content["told"])
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(f"{path} is damaged: remove it to show the trials anew") from None
+
+    def epoch(self, tracker: str, number: int) -> int:
+        """The last epoch that the tracker has of a trial; 0 before the first."""
+        return int(self._entry(tracker, number).get("epoch", 0))
+
+    def has_ended(self, tracker: str, number: int) -> bool:
+        """Whether the tracker knows how a trial has ended."""
+        return bool(self._entry(tracker, number).get("ended"))
+
+    def log(self, tracker: str, number: int, epoch: int) -> None:
+        """Note an epoch."""
+        self._note(tracker, number, epoch=epoch)
+
+    def end(self, tracker: str, number: int) -> None:
+        """Note an end."""
+        self._note(tracker, number, ended=True)
+
+    def _entry(self, tracker: str, number: int) -> dict[str, Any]:
+        return self._told.get(tracker, {}).get(str(number), {})
+
+    def _note(self, tracker: str, number: int, **news: Any) -> None:
+        self._told.setdefault(tracker, {}).setdefault(str(number), {}).update(news)
+        self._write()
+
+    def _write(self) -> None:
+        content = {"token": self.token, "told": self._told}
+        write_atomically(self._path, json.dumps(content, indent=1).encode())
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """The figures among a result's values; a tracker can plot no others."""
+    figures = {key: values[key] for key in _FIGURES if isinstance(values.get(key), int | float)}
+    return {key: float(value) for key, value in figures.items() if math.isfinite(value)}

@@ -1,0 +1,1 @@
+"""The Ray actor that trains trials."""

@@ -1,0 +1,75 @@
+"""A worker as Ray runs it: one step tells of one epoch of one of its trials."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+
+from tune.jobs.spec import Job, unpack
+from tune.worker.watchdog import ATTEMPTS, num_hung, watchdog, why_hung
+
+if TYPE_CHECKING:
+    from tune.worker.trial_group import Crew
+
+
+class TrialWorker(tune.Trainable):
+    """Trains its jobs, epoch by epoch, in a Ray actor that is reused for the next ones.
+
+    The backbone, the data set and the frozen features stay in the actor from trial to trial. Ray's own
+    checkpoints are not used: a job's folder holds its state, so a trial goes on wherever it is started. It
+    first tells the epochs it finds there again, since nobody may have heard of the last ones.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._keep_for_good()
+        self._start(new_config)
+        return True
+
+    def _keep_for_good(self) -> None:
+        """Once: what the actor holds after its first trial is looked through by no later collection.
+
+        A stream that is left early must collect garbage, to give its blocks back; among all that torch and
+        Ray have loaded that takes a quarter of a second, a trial.
+        """
+        if not gc.get_freeze_count():
+            gc.collect()
+            gc.freeze()
+
+    def _start(self, config: dict[str, Any]) -> None:
+        jobs = unpack(config)
+        self._watched, self._timeout = Path(jobs[0].run_dir), jobs[0].terms.timeout_seconds
+        hung = self._timeout is not None and num_hung(self._watched) >= ATTEMPTS
+        with watchdog(self._watched, None if hung else self._timeout):
+            self._crew = self.open_crew(jobs, why_hung(self._watched, self._timeout or 0) if hung else "")
+        self._untold = deque[dict[str, Any]]()
+
+    def open_crew(self, jobs: list[Job], failure: str) -> Crew:
+        """What trains the jobs, or tells why they are not trained."""
+        if not ray.get_gpu_ids():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from those that have some
+        import torch  # here: a worker of another kind need not wait for torch
+
+        from tune.worker.trial_group import Crew
+
+        torch.set_num_threads(jobs[0].terms.threads)
+        return Crew(jobs, failure)
+
+    def step(self) -> dict[str, Any]:
+        if not self._untold:
+            with watchdog(self._watched, self._timeout):
+                self._untold.extend(self._crew.advance())
+        result = self._untold.popleft() if self._untold else {}  # nothing where all have been told to stop
+        return result | {"done": self._crew.over and not self._untold}
+
+    def cleanup(self) -> None:
+        self._crew.close()

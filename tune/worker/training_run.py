@@ -1,0 +1,70 @@
+"""One training run of a trial: its session, opened from what its folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prometar.analysis.alignment import Alignment
+from prometar.config.settings import dump_config, parse
+from prometar.data.streaming.stream import StreamOptions
+from prometar.errors import WorkError
+from prometar.io.files import write_atomically
+from prometar.runs import FINAL, ray_stream, write_result
+from prometar.training.train import Session, build_run
+from tune.jobs.files import JobFiles
+from tune.jobs.spec import Job, Leg
+
+_SET_ASIDE = "checkpoint.set-aside.safetensors"
+
+
+class LegRun:
+    """A leg while it is trained.
+
+    A checkpoint that is damaged or another run's is set aside, and the run starts over: it is a function of
+    its settings and seeds, so the same figures come again. `note` says so.
+
+    Raises:
+        UserError: whatever is wrong with the settings, the data or the weights.
+    """
+
+    def __init__(self, job: Job, leg: Leg) -> None:
+        files = JobFiles(job)
+        self.leg, self._mirror = leg, files.mirror(leg)
+        self._folder = folder = files.work_folder(leg)
+        if self._mirror is not None:
+            self._mirror.pull()
+        config = parse(leg.config, where=f"the settings of {folder.name}")
+        run = build_run(config, job.objective, val_per_class=job.val_per_class, fold=leg.fold)
+        watch = Alignment(folder) if job.objective == FINAL else None
+        stream = ray_stream(run, StreamOptions.in_bundle(job.terms.stream_cpus))
+        self.note = ""
+        try:
+            self.session = Session(run, folder, stream, watch)
+        except WorkError as error:
+            self.note = f"started over: {error}"
+            _set_aside(folder)
+            self.session = Session(run, folder, stream, watch)
+        write_atomically(folder / "config.yaml", dump_config(config).encode())
+
+    def figures(self, num_epochs: int) -> dict[str, Any]:
+        """The record of its epoch `num_epochs` (1-based)."""
+        return self.session.history[num_epochs - 1]
+
+    def keep(self) -> None:
+        """Bring an epoch's state to where any worker finds it, if that is not this folder."""
+        if self._mirror is not None:
+            self._mirror.push()
+
+    def conclude(self) -> None:
+        """Write result.json."""
+        write_result(self._folder, self.session)
+        self.keep()
+
+
+def _set_aside(folder: Path) -> None:
+    path = folder / "checkpoint.safetensors"
+    try:
+        path.replace(folder / _SET_ASIDE)
+    except OSError as error:
+        raise WorkError(f"cannot set {path} aside: {error.strerror or error}") from None
