@@ -4,8 +4,8 @@
 
 The embedded default. `new actor`: each trial in an actor of its own, as without reuse, its process's start
 included. `reused actor`: trial after trial in one, as a study runs them; its first trial is not counted. The
-worker is the study's own, `tune.worker.trainable.TrialWorker`, in a placement group like a trial's; only its clock is
-added. Each trial trains one epoch before the next one comes.
+worker is the study's own, `tune.worker.trainable.TrialWorker`, in a placement group like a trial's; only its
+clock is added. Each trial trains one epoch before the next one comes.
 """
 
 from __future__ import annotations

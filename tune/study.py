@@ -24,7 +24,6 @@ from tune.execution.progress import Progress
 from tune.execution.reruns import Means
 from tune.execution.runner import run_trials
 from tune.execution.searcher import StudyScheduler, StudySearcher
-from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import REFERENCE, Asked, Memory
 from tune.optimizer.storage import GO_ON, reachable, without_password
@@ -35,6 +34,7 @@ from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
 from tune.stages.validation import check
+from tune.stopping import Stopping
 from tune.study_spec import Request
 from tune.tracking.callbacks import Trackers
 from tune.tracking.kinds import check_trackers

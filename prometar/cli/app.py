@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ app.add_typer(data.app, name="data")
 app.command()(export)
 app.command()(alignment)
 app.command(cls=ManyValues)(reproduce)
+for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):
+    app.command(name=_command.name)(_command.load())
 
 
 @app.command()
@@ -82,33 +85,6 @@ def evaluate(
     else:
         accuracy = evaluate_run_on(run, dataset, absolute_root(data_root) if data_root else None)
         print(f"{run} on {dataset}: {accuracy:.2f} %")
-
-
-@app.command()
-def report(
-    study: Annotated[Path | None, typer.Argument(help="A study's folder, OUT/STUDY.")] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Two studies' folders, to be put side by side.")
-    ] = None,
-    to: Annotated[Path | None, typer.Option(help="With --compare: the file to write [compare.html].")] = None,
-) -> None:
-    """Rebuild a study's report.html from its records, or compare two studies."""
-    if (study is None) == (compare is None):
-        raise UserError("report takes a study's folder, or --compare with two of them")
-    if study is not None:
-        if to is not None:
-            raise UserError("--to belongs to --compare: a study's report is written into its folder")
-        from tune.reporting.html import build_report
-
-        print(f"written: {build_report(study)}")
-    if compare is not None:
-        from rich.console import Console
-
-        from tune.reporting.comparison import build_comparison, print_comparison
-
-        path = to or Path("compare.html")
-        print_comparison(Console(), build_comparison(*compare, path))
-        print(f"written: {path}")
 
 
 def _print_epoch(epochs: int) -> Any:

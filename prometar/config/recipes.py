@@ -72,5 +72,5 @@ def recipe(name: str) -> Recipe:
     """
     if name not in NAMES:
         raise UserError(f"unknown method '{name}': choose one of {', '.join(NAMES)}")
-    text = files("prometar").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
+    text = files("prometar.config").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
     return Recipe(name, **parse_yaml(text, where=f"recipe {name}"))

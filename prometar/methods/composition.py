@@ -1,8 +1,8 @@
 """Methods as values: a composition of parts, made of a configuration's sections.
 
-A method's name stands for its recipe (`prometar.config.recipes`), which is where the sections start from. Nothing
-here or downstream tests a name, so any part goes with any other: an ablation, or one method's parts on
-another's prompts, is a setting.
+A method's name stands for its recipe (`prometar.config.recipes`), which is where the sections start from.
+Nothing here or downstream tests a name, so any part goes with any other: an ablation, or one method's parts
+on another's prompts, is a setting.
 """
 
 from __future__ import annotations

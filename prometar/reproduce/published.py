@@ -37,7 +37,7 @@ class Series:
 
 @cache
 def _file() -> dict[str, Any]:
-    return json.loads((resources.files("prometar") / "published.json").read_text("utf-8"))
+    return json.loads((resources.files("prometar.reproduce") / "published.json").read_text("utf-8"))
 
 
 def series_of(protocol: str, method: str) -> tuple[Series, ...]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prometar.backbone import feature_cache as cache
+from prometar.backbone import feature_cache
 from prometar.backbone.clip import Clip
 from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.frozen_features import frozen_text
@@ -94,7 +94,9 @@ def flip_a_byte(path: Path) -> None:
 
 
 def of_another(path: Path) -> None:
-    save_file({"features": torch.zeros(3, 24)}, path, {"format": cache.FORMAT, "name": "x", "sha256": "y"})
+    save_file(
+        {"features": torch.zeros(3, 24)}, path, {"format": feature_cache.FORMAT, "name": "x", "sha256": "y"}
+    )
 
 
 DAMAGES = {
@@ -169,14 +171,14 @@ def test_the_default_folder_is_in_the_home(tmp_path: Path, monkeypatch: pytest.M
 
 WRITER = """
 import torch
-from prometar.backbone import feature_cache as cache
+from prometar.backbone import feature_cache
 from pathlib import Path
 import sys
 features = torch.arange(60000.0).view(3, -1)
 path = Path(sys.argv[1])
 for _ in range(60):
-    cache._write(path, "n", features)
-    found = cache._read(path, "n")
+    feature_cache._write(path, "n", features)
+    found = feature_cache._read(path, "n")
     assert found is not None and torch.equal(found, features)
 """
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prometar.backbone import text_packing as rows_module
+from prometar.backbone import text_packing
 from prometar.backbone.frozen_features import frozen_text, mean_text
 from prometar.backbone.openclip import TEMPLATES, tokenize
 from prometar.backbone.text import encode_text, text_input
@@ -32,7 +32,7 @@ texts = st.lists(st.lists(tokens, min_size=1, max_size=7), min_size=1, max_size=
 
 @pytest.fixture(params=[9, 96], ids=["rows of 9", "rows of 96"])
 def row_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(rows_module, "ROW_LENGTH", request.param)
+    monkeypatch.setattr(text_packing, "ROW_LENGTH", request.param)
     return request.param
 
 
@@ -52,7 +52,7 @@ def test_rows_hold_each_text_once_and_little_else(
     shared: list[int], rests: list[list[int]], row_length: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "ROW_LENGTH", row_length)
+        patch.setattr(text_packing, "ROW_LENGTH", row_length)
         rows = pack(shared, rests)
     assert [read_back(rows, int(end)) for end in rows.end] == [shared + rest for rest in rests]
     assert rows.sees.any(-1).all()  # nothing attends to nothing, which would be NaN

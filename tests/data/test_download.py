@@ -17,8 +17,7 @@ import pytest
 from prometar.cli.app import main
 from prometar.data.datasets.benchmarks import BENCHMARKS, Archive
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.preparation import archives
-from prometar.data.preparation import http as fetch_module
+from prometar.data.preparation import archives, http
 from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.download import WORK, download
 from prometar.data.preparation.http import fetch
@@ -34,7 +33,7 @@ WITH_ARCHIVES = sorted(name for name, row in BENCHMARKS.items() if row.archives)
 @pytest.fixture(autouse=True)
 def direct_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch_module, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(http, "PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_an_interrupted_transfer_is_continued(server: Served, tmp_path: Path) ->
 
 
 def test_the_next_run_goes_on_where_the_last_gave_up(server: Served, tmp_path: Path) -> None:
-    server.break_at = [1000] * fetch_module.TRIES
+    server.break_at = [1000] * http.TRIES
     with pytest.raises(
         WorkError, match="4000 bytes are kept, and the same command goes on from there"
     ) as caught:
@@ -122,7 +121,7 @@ def test_a_refusal_is_final(server: Served, tmp_path: Path, status: list[int], t
 def test_a_busy_server_is_asked_again(server: Served, tmp_path: Path) -> None:
     server.status = [503, 500]
     fetch(f"{server.url}/file.bin", tmp_path / "file", md5=MD5)
-    server.status = [503] * fetch_module.TRIES
+    server.status = [503] * http.TRIES
     with pytest.raises(WorkError, match="503"):
         fetch(f"{server.url}/file.bin", tmp_path / "other")
 
@@ -137,7 +136,7 @@ def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_before(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda folder: _Usage)
+    monkeypatch.setattr(http.shutil, "disk_usage", lambda folder: _Usage)
     with pytest.raises(WorkError, match=r"has 0.0 GB free, 0.0 GB are to come: make room"):
         fetch(f"{server.url}/file.bin", tmp_path / "file")
 

@@ -240,13 +240,13 @@ def main(options: Sequence[str]) -> int:
 
 def _die_in_report() -> None:
     """Killed when half of the report has been written, before it is in place."""
-    from tune.reporting import html as report
+    from tune.reporting import html
 
     def half(path: Path, content: bytes) -> None:
         path.with_name(f".{path.name}.{os.getpid()}").write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    report.write_atomically = half  # type: ignore[assignment]
+    html.write_atomically = half  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

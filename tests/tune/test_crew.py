@@ -13,7 +13,7 @@ from prometar.errors import WorkError
 from prometar.training.train import Run
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, pack, unpack
-from tune.worker import training_run as legs
+from tune.worker import training_run
 from tune.worker.training_run import LegRun
 from tune.worker.trial_group import Crew
 
@@ -27,7 +27,7 @@ def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     def local(run: Run, options: object) -> Any:
         return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
 
-    monkeypatch.setattr(legs, "ray_stream", local)
+    monkeypatch.setattr(training_run, "ray_stream", local)
 
 
 def jobs(folder: Path, *settings: dict[str, Any]) -> list[Job]:
@@ -150,7 +150,7 @@ def test_images_that_cannot_be_read_fail_all_who_need_them(
 
         return stream
 
-    monkeypatch.setattr(legs, "ray_stream", broken)
+    monkeypatch.setattr(training_run, "ray_stream", broken)
     told = finish(Crew(jobs(tmp_path / "crew", {}, GENTLE)))
     assert [(r["member"], r["failed"], r["finished"]) for r in told] == [
         (0, "broken image a.jpg", True),

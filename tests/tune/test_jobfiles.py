@@ -16,7 +16,7 @@ from prometar.training.train import Run
 from tests.tune.test_crew import GENTLE, figures, finish, jobs
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Terms
-from tune.worker import training_run as legs
+from tune.worker import training_run
 from tune.worker.trial_group import Crew
 
 
@@ -25,7 +25,7 @@ def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     def local(run: Run, options: object) -> Any:
         return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
 
-    monkeypatch.setattr(legs, "ray_stream", local)
+    monkeypatch.setattr(training_run, "ray_stream", local)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import join
-from tune.jobs import remote as mirror
+from tune.jobs import remote
 from tune.jobs.remote import Mirror, Store, is_inside
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         return str(tmp_path / "store/run")
     if request.param == "renaming":  # a file system where half a file can be seen, such as HDFS
         system = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-        monkeypatch.setattr(mirror, "filesystem", lambda url: (system, url))
+        monkeypatch.setattr(remote, "filesystem", lambda url: (system, url))
         return "store/run"
     return bucket(request.getfixturevalue("endpoint"))
 
@@ -284,7 +284,7 @@ def test_a_hostile_listing_of_any_file_system(tmp_path: Path, monkeypatch: pytes
             return [fs.FileInfo(f"{selector.base_dir}/../stolen", fs.FileType.File)]
 
     system = Hostile(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(mirror, "filesystem", lambda url: (system, url))
+    monkeypatch.setattr(remote, "filesystem", lambda url: (system, url))
     with pytest.raises(WorkError, match=r"'\.\./stolen'"):
         Mirror("store/run", tmp_path / "here").pull()
 

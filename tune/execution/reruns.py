@@ -17,10 +17,10 @@ from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError, UserError, WorkError
 from tune.execution.runner import run_trials
 from tune.execution.searcher import ListSearcher, StopScheduler, reason_of
-from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, unpack
 from tune.optimizer.storage import GO_ON
+from tune.stopping import Stopping
 
 
 @dataclass(frozen=True)

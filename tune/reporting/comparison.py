@@ -15,7 +15,7 @@ from rich.text import Text
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
-from tune.reporting import statements as findings
+from tune.reporting import statements
 from tune.reporting.formatting import NONE, hours, interval, listed, number, setting, shown, signed, spread
 from tune.reporting.html import page
 from tune.reporting.plots.finals import Row, forest
@@ -198,7 +198,7 @@ def _flat_asked(records: Records) -> dict[str, str]:
         not in {"method", "data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained"}
     }
     asked["space"] = records.study["space"]["name"]
-    return asked | {f"range of {row['key']}": row["range"] for row in findings.settings_rows(records)}
+    return asked | {f"range of {row['key']}": row["range"] for row in statements.settings_rows(records)}
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _rounds(a: Records, b: Records) -> list[Line]:
         return []
 
     def of(records: Records, kind: str) -> str:
-        return next((row["spread"] for row in findings.round_rows(records) if row[kind]), NONE)
+        return next((row["spread"] for row in statements.round_rows(records) if row[kind]), NONE)
 
     return [
         Line("released, fresh seeds", of(a, "reference"), of(b, "reference")),

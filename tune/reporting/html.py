@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from prometar.io.files import write_atomically
 from tune.optimizer.importance import MIN_COMPLETE, Importances, importances
-from tune.reporting import formatting as wording
-from tune.reporting import statements as findings
+from tune.reporting import formatting, statements
 from tune.reporting.plots import course, goals, settings, style
 from tune.reporting.plots.finals import Row, forest
 from tune.results.reader import STATES, Records, costs, dataset_means, pareto, ranking, read_records, span
@@ -36,16 +35,16 @@ def build_report(study_dir: Path) -> Path:
 def page(template: str, **content: Any) -> str:
     """A template of this package, filled in."""
     environment = Environment(
-        loader=PackageLoader("tune", "templates"),
+        loader=PackageLoader("tune.reporting", "templates"),
         autoescape=True,  # names and reasons come from data sets and exceptions
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "num": wording.number, "signed": wording.signed, "setting": wording.setting,
-        "duration": wording.duration, "hours": wording.hours, "spread": wording.spread,
-        "counted": wording.counted, "listed": wording.listed, "shown": wording.shown,
+        "num": formatting.number, "signed": formatting.signed, "setting": formatting.setting,
+        "duration": formatting.duration, "hours": formatting.hours, "spread": formatting.spread,
+        "counted": formatting.counted, "listed": formatting.listed, "shown": formatting.shown,
     }  # fmt: skip
     return environment.get_template(template).render(plotly=Markup(style.library()), **content)
 
@@ -65,14 +64,14 @@ def render(records: Records) -> str:
         chosen=records.chosen,
         released=records.released,
         score=records.score,
-        verdict=findings.verdict(records),
-        advice=findings.advice(records),
-        alignment=findings.alignment(records),
-        caveats=findings.caveats(records),
-        rows=findings.settings_rows(records),
-        round_rows=findings.round_rows(records),
-        final_rows=findings.final_rows(records),
-        sides=findings.sides,
+        verdict=statements.verdict(records),
+        advice=statements.advice(records),
+        alignment=statements.alignment(records),
+        caveats=statements.caveats(records),
+        rows=statements.settings_rows(records),
+        round_rows=statements.round_rows(records),
+        final_rows=statements.final_rows(records),
+        sides=statements.sides,
         ranking=ranked,
         top=TOP,
         states=STATES,
@@ -134,7 +133,7 @@ def _forest_rows(records: Records) -> list[Row]:
     if not finals or finals["same"]:
         return []
     rows = [
-        Row(name, entry["difference"], findings.seed_differences(entry))
+        Row(name, entry["difference"], statements.seed_differences(entry))
         for name, entry in finals["datasets"].items()
     ]
     if len(rows) > 1:

@@ -23,11 +23,11 @@ from prometar.errors import UserError
 from prometar.io.files import write_atomically
 from prometar.io.lock import locked
 from prometar.io.yamltext import read_yaml
-from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job
 from tune.optimizer.ask_tell import ORIGIN, REASON, REFERENCE, RESULT, Asked, Memory, curve_of
 from tune.optimizer.storage import without_password
+from tune.stopping import Stopping
 from tune.study_spec import Request
 
 EARLIER = "earlier_environments"

@@ -208,7 +208,7 @@ def _get(tree: Any, key: str, space: str) -> Any:
 
 def known_spaces() -> list[str]:
     """Names of the spaces that come with the project."""
-    return sorted(f.name.removesuffix(".yaml") for f in files("tune").joinpath("spaces").iterdir())
+    return sorted(f.name.removesuffix(".yaml") for f in files("tune.space").joinpath("spaces").iterdir())
 
 
 def load_space(name: str) -> Space:
@@ -218,7 +218,7 @@ def load_space(name: str) -> Space:
         UserError: no such space or file, or an entry that is no range.
     """
     if name in known_spaces():
-        return parse_space(name, files("tune").joinpath("spaces", f"{name}.yaml").read_text("utf-8"))
+        return parse_space(name, files("tune.space").joinpath("spaces", f"{name}.yaml").read_text("utf-8"))
     path = Path(name)
     if not path.is_file():
         raise UserError(f"unknown space '{name}': no such file, and known are {', '.join(known_spaces())}")
