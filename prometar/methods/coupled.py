@@ -18,8 +18,8 @@ class CoupledPrompts:
     """v_l = t_l W_l^T + b_l in each of the first `depth` layers: leaves `text.l`, `vision.l.weight`
     (D_vision, D_text) and `vision.l.bias`.
 
-    The text's tokens start as those of `IndependentPrompts`, the maps as a torch.nn.Linear. The depth stops
-    at the shallower tower's last layer.
+    The text's tokens start as those of `IndependentPrompts`; the maps as a torch.nn.Linear, the first layer's
+    as one and all deeper ones' as copies of another. The depth stops at the shallower tower's last layer.
 
     Raises:
         UserError: depth 0.
@@ -44,12 +44,15 @@ class CoupledPrompts:
         depth = min(self.depth, len(clip.text.blocks), len(clip.vision.blocks))
         text = IndependentPrompts(self.length, depth, vision_depth=0, std=self.std)
         leaves = text.init(clip, init_tokens, generator)
-        vision_width, text_width = clip.vision.width, clip.text.width
+        width, like = clip.text.width, leaves["text.0"]
+        shapes = {"weight": (clip.vision.width, width), "bias": (clip.vision.width,)}
         for layer in range(depth):
-            like = leaves[f"text.{layer}"]
-            for name, shape in (("weight", (vision_width, text_width)), ("bias", (vision_width,))):
-                leaf = linear(shape, text_width, like=like, generator=generator)
-                leaves[f"vision.{layer}.{name}"] = leaf
+            for name, shape in shapes.items():
+                leaf = f"vision.{layer}.{name}"
+                if layer < 2:
+                    leaves[leaf] = linear(shape, width, like=like, generator=generator)
+                else:
+                    leaves[leaf] = leaves[f"vision.1.{name}"].clone()
         return leaves
 
     def tokens(self, leaves: Leaves) -> Leaves:

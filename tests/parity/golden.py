@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,14 @@ from prometar.step.state import State
 HERE = Path(__file__).resolve().parent.parent / "golden"
 
 
+def golden_folders() -> list[Path]:
+    """tests/golden and the directory that PROMETAR_GOLDEN names."""
+    return [HERE] + ([Path(os.environ["PROMETAR_GOLDEN"])] if os.environ.get("PROMETAR_GOLDEN") else [])
+
+
 def golden_files(pattern: str) -> list[Path]:
     """Files in tests/golden and in the directory that PROMETAR_GOLDEN names."""
-    folders = [HERE] + ([Path(os.environ["PROMETAR_GOLDEN"])] if os.environ.get("PROMETAR_GOLDEN") else [])
-    return [path for folder in folders for path in sorted(folder.glob(pattern))]
+    return [path for folder in golden_folders() for path in sorted(folder.glob(pattern))]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def load(path: Path, dtype: torch.dtype) -> Golden:
     meta = json.loads(arrays["meta"].tobytes())
     method = build(_config(meta))
     assert method.prompts.num_context == meta["n_ctx_text"]
-    clip = _clip(meta, arrays, dtype)
+    clip = frozen_clip(meta, arrays, dtype)
     teacher = F.normalize(torch.from_numpy(arrays["teacher_text"]).to(dtype), dim=-1)
     texts = prompt_texts(meta["classnames"], method.prompts, init=meta["ctx_init"], template="{}")
     model = build_model(clip.folded(), method.prompts, tokenize(texts), teacher)
@@ -101,7 +105,8 @@ def _config(meta: dict[str, Any]) -> Config:
     )
 
 
-def _clip(meta: dict[str, Any], arrays: dict[str, np.ndarray], dtype: torch.dtype) -> Clip:
+def frozen_clip(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: torch.dtype) -> Clip:
+    """The recorded CLIP: weights under OpenAI's names, the token embeddings where they are used."""
     arch = meta["architecture"]
     stem = "frozen/"
     state = {k[len(stem) :]: torch.from_numpy(v).to(dtype) for k, v in arrays.items() if k.startswith(stem)}

@@ -1,0 +1,128 @@
+"""Every recorded trajectory of an official trainer, replayed by our composition of the same method.
+
+float64: loss, learning rate and prompts within 1e-8 at every step; then the average of prompts, the frozen
+text features, and the logits among base and among new classes under the prompts that are tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from prometar.backbone.vision import embed_images
+from prometar.methods.prompts import Leaves
+from prometar.step.autodiff import Differentiate, autograd, functional
+from prometar.step.iteration import Scalars, step
+from prometar.step.meta_batch import make_batch
+from prometar.step.state import State
+from prometar.training.train import rates
+
+from .official import Official, load_official, official_files
+
+FILES = official_files()
+TOLERANCE = 1e-8
+every_recording = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+
+
+def test_there_is_a_recording_of_six_trainers() -> None:
+    methods = {load_official(path).meta["method"] for path in FILES}
+    assert methods >= {"coop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc"}
+
+
+@pytest.mark.parametrize("folder", [".", "methods"])
+def test_recordings_of_other_names_are_found(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    added = tmp_path / folder / "another.npz"
+    added.symlink_to(FILES[0])
+    monkeypatch.setenv("PROMETAR_GOLDEN", str(tmp_path))
+    assert added in official_files()
+    assert load_official(added).meta == load_official(FILES[0]).meta
+
+
+@every_recording
+@pytest.mark.parametrize("differentiate", [autograd, functional])
+@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
+def test_the_trajectory_is_the_official_one(path: Path, static: bool, differentiate: Differentiate) -> None:
+    run = load_official(path)
+    method, model, state = run.method, run.model("classnames"), State.start(run.leaves("step0/prompt/"), {})
+    assert state.prompts
+    for index, images, labels in run.steps():
+        epoch, place = divmod(index - 1, run.meta["steps_per_epoch"])
+        now = rates(run.config, epoch)
+        assert now.prompt_lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
+        batch = make_batch(model.clip, method, images, labels, None, static=static)
+        state, scalars = step(model, method, state, batch, now, differentiate)
+        close(total(run, scalars), run.tensor(f"step{index}/loss"))
+        close_leaves(state.prompts, run.leaves(f"step{index}/prompt/"))
+        if place == run.meta["steps_per_epoch"] - 1:
+            average = method.averager(state.average, state.prompts, epoch, run.meta["epochs"])
+            state = replace(state, average=average)
+            close_average(run, state, epoch)
+    assert state.step == run.meta["steps"]
+    close_leaves(state.tested, run.leaves("final/prompt/"))
+    for names, key in (("classnames", "eval/logits"), ("new_classnames", "eval/new_logits")):
+        close(logits(run, names, state.tested), run.tensor(key))
+
+
+def total(run: Official, scalars: Scalars) -> Tensor:
+    """What is minimised, of the scalars that the step logs."""
+    terms, weights = run.method.regularizer.terms, run.method.regularizer.weights
+    held = [w * scalars[f"direct_{term.name}"] for term, w in zip(terms, weights, strict=True)]
+    return torch.stack([scalars["direct_ce"], *held]).sum()
+
+
+def close_average(run: Official, state: State, epoch: int) -> None:
+    """The official average is a sum whose weights are those of the whole run: complete at its end."""
+    recorded = run.leaves(f"epoch{epoch + 1}/gpa/")
+    assert bool(recorded) == bool(state.average) == run.has("gauss")
+    if recorded:
+        share = run.tensor("gauss")[: epoch + 1].sum()
+        close_leaves({name: share * leaf for name, leaf in state.average.items()}, recorded)
+
+
+@torch.no_grad()
+def logits(run: Official, names: str, leaves: Leaves) -> Tensor:
+    model, tokens = run.model(names), run.method.prompts.tokens(leaves)
+    images = model.image_features(tokens, embed_images(model.clip, run.tensor("eval/images")))
+    return model.logits(images, model.text_features(tokens))
+
+
+@every_recording
+def test_a_start_is_the_official_one_but_for_what_is_drawn(path: Path) -> None:
+    run, official = load_official(path), load_official(path).leaves("step0/prompt/")
+    ours = run.method.prompts.init(run.clip, run.init_tokens, torch.Generator().manual_seed(0))
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in official.items()}
+    if "text.0" in ours and len(ours["text.0"]) <= len(run.init_tokens):
+        assert torch.equal(ours["text.0"], official["text.0"])
+    assert equal_pairs(ours) == equal_pairs(official)
+
+
+def equal_pairs(leaves: Leaves) -> set[tuple[str, str]]:
+    """Which leaves start as copies of each other."""
+    return {(a, b) for a in leaves for b in leaves if a < b and torch.equal(leaves[a], leaves[b])}
+
+
+@every_recording
+def test_what_a_regularizer_holds_to_is_the_official_one(path: Path) -> None:
+    run = load_official(path)
+    assert (run.teacher is not None) == run.has("teacher_text")
+    if run.teacher is not None:
+        close(run.teacher, run.recorded_teacher)
+
+
+def close(ours: Tensor, recorded: Tensor) -> None:
+    torch.testing.assert_close(ours, recorded, rtol=0, atol=TOLERANCE)
+
+
+def close_leaves(ours: Leaves, recorded: Leaves) -> None:
+    assert ours.keys() == recorded.keys()
+    for name, leaf in recorded.items():
+        torch.testing.assert_close(
+            ours[name], leaf, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+        )
