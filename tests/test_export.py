@@ -213,6 +213,15 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="its card: x: unknown key"):
         prometar.load(path)
+    for backbone, message in (
+        ({"name": "hf-hub:a/b", "pretrained": "openai"}, "names of hubs and folders are not taken"),
+        ({"name": "local-dir:/tmp", "pretrained": "openai"}, "names of hubs and folders are not taken"),
+        ({"name": "mini", "pretrained": "/dev/zero"}, "its card names a file of weights"),
+    ):
+        config = {**card["config"], "backbone": {**card["config"]["backbone"], **backbone}}
+        save_file(leaves, path, {**metadata, "card": json.dumps({**card, "config": config})})
+        with pytest.raises(UserError, match=message):
+            prometar.load(path)
     name = next(iter(leaves))
     save_file({**leaves, name: leaves[name][:, :3].contiguous()}, path, metadata)
     with pytest.raises(UserError, match=rf"{name} is \(4, 3\)"):

@@ -127,6 +127,8 @@ def load(path: str | Path, *, pretrained: str | None = None, device: str | None 
     given = pretrained or config.backbone.pretrained
     if pretrained is None and card["backbone"].get("file"):
         raise UserError(f"{path} was trained with the weights file {given}: pass it as pretrained=FILE")
+    if pretrained is None and given is not None and (Path(given).suffix or Path(given).name != given):
+        raise UserError(f"{path}: its card names a file of weights: pass yours as pretrained=FILE")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     clip = load_clip(config.backbone.name, given)
     if weights_digest(clip) != card["backbone"]["digest"]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prometar.backbone.expected_tensors import architecture, expected_shapes
 from prometar.backbone.openclip import TEMPLATES, load_backbone
 from prometar.backbone.weight_files import read_weights
 from prometar.bundled.weights import load_mini
@@ -81,6 +83,58 @@ def test_a_damaged_file_is_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04 not a file of tensors")
     with pytest.raises(UserError, match=r"is not a (plain file of tensors|safetensors file)"):
         load_backbone("mini", str(tmp_path / name))
+
+
+def _changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
+    merged = {**state, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
+    return {name: tensor.contiguous() for name, tensor in merged.items() if tensor is not None}
+
+
+CONV = "visual__conv1__weight"
+WRONG = {
+    "NaN": ({CONV: torch.full((128, 3, 8, 8), torch.nan)}, "'visual.conv1.weight' holds values that are not"),
+    "infinity": ({"text_projection": torch.full((128, 128), torch.inf)}, "'text_projection' holds values"),
+    "int8": ({CONV: torch.ones(128, 3, 8, 8, dtype=torch.int8)}, "'visual.conv1.weight' is int8: quantised"),
+    "one channel": (
+        {CONV: torch.ones(128, 1, 8, 8)},
+        r"'visual.conv1.weight' is \(128, 1, 8, 8\), the model's is \(128, 3, 8, 8\)",
+    ),
+    "a misshapen scale": ({"logit_scale": torch.ones(2)}, r"'logit_scale' is \(2,\), the model's is \(\)"),
+    "a scale beyond exp": ({"logit_scale": torch.tensor(1000.0)}, "'logit_scale' holds values that are not"),
+    "no projection": ({"visual__proj": None}, "has no 'visual.proj'"),
+    "an odd block": ({"transformer__resblocks__x__ln_1__weight": torch.ones(96)}, "text_layers is 4 in the"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_tensors_are_checked_where_they_enter(kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    changes, message = WRONG[kind]
+    save_file(_changed(state, **changes), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=message) as caught:
+        load_backbone("mini", str(tmp_path / "weights.safetensors"))
+    assert str(caught.value).startswith(str(tmp_path / "weights.safetensors"))
+
+
+def test_the_expected_shapes_are_those_of_open_clips_models() -> None:
+    for name, config in (("ViT-B-32-quickgelu", None), ("ViT-M-32", None), ("mini", load_mini()[0])):
+        model = open_clip.CLIP(**_arguments(config or open_clip.get_model_config(name)))
+        expected = expected_shapes(architecture(config or open_clip.get_model_config(name)))
+        found = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        assert found == {**expected, "logit_scale": ()}, name
+
+
+def _arguments(config: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in config.items() if key != "custom_text"}
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/something", "local-dir:/tmp", "hf-hub:"])
+def test_names_of_hubs_and_folders_are_refused_unread(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*args: object) -> None:
+        raise AssertionError("open_clip was asked for it")
+
+    monkeypatch.setattr("open_clip.get_model_config", read)
+    with pytest.raises(UserError, match="names of hubs and folders are not taken"):
+        load_backbone(name, "openai")
 
 
 def test_a_file_without_a_vision_transformer_is_one_line(tmp_path: Path) -> None:
