@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prometar.config import recipes
 from prometar.config.recipes import NAMES, recipe
 from prometar.config.settings import Config, configure, dump_config, load_config, parse_assignments
 from prometar.errors import UserError
@@ -30,7 +31,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "maple": {"train.epochs": 5, "train.batch_size": 4, "optim.lr": 0.0035, "prompts.kind": "coupled",
               "prompts.text_length": 2, "prompts.text_depth": 9},
     "kgcoop": {"train.epochs": 100, "train.batch_size": 128, "optim.lr": 0.002, "regularizer.kind": "cosine",
-               "regularizer.text_weight": 8.0, "regularizer.teacher": "template", "prompts.text_depth": 1},
+               "regularizer.text_weight": 8.0, "regularizer.teacher": "photo", "prompts.text_depth": 1},
     "promptsrc": {"train.epochs": 20, "train.batch_size": 4, "optim.lr": 0.0025,
                   "regularizer.text_weight": 25.0, "regularizer.image_weight": 10.0,
                   "regularizer.logits_weight": 1.0,
@@ -62,7 +63,7 @@ def test_a_recipe_says_where_it_comes_from_and_runs(name: str, tmp_path: Path) -
     config = configure(name, parse_assignments(settings))
     assert build(config) == build(Config(method=name))
     series = beside("base-to-new", config)
-    if name in {"zero-shot", "coop", "ivlp", "maple", "kgcoop", "promptsrc", "prometar"}:
+    if name in {"zero-shot", "coop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc", "prometar"}:
         assert series is not None
         assert {"base", "new", "H"} <= series.figures["average"].keys()
     else:
@@ -74,9 +75,7 @@ def test_a_recipe_says_where_it_comes_from_and_runs(name: str, tmp_path: Path) -
 
 
 def test_every_recipe_is_in_the_table() -> None:
-    import prometar
-
-    folder = Path(prometar.__file__).parent / "recipes"
+    folder = Path(recipes.__file__).parent / "recipes"
     assert sorted(NAMES) == sorted(path.stem for path in folder.glob("*.yaml"))
 
 

@@ -204,7 +204,7 @@ def _explain(asked: Asked, records: Sequence[Record], rows: Sequence[Row], cited
     lines += _settings(asked)
     shown_series = {row.method for row in rows if any(f.published is not None for f in row.figures.values())}
     if shown_series:
-        papers = (f"{s.title} ({s.paper})" for m, s in cited.series.items() if m in shown_series)
+        papers = (s.cited for m, s in cited.series.items() if m in shown_series)
         lines.append(
             f"published figures are cited, not run here: {', '.join(papers)}; difference: ours - published"
         )

@@ -153,7 +153,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         name: Evaluation(eval_plan(items, size=backbone.clip.image_size), model_of(classnames(items)))
         for name, items in split.evaluations.items()
     }
-    templates = method.regularizer.templates or (dataset.template,)
+    templates = method.regularizer.templates or (dataset.wording(method.regularizer.wording),)
     frozen = _teacher(*spec, split.classnames, templates) if method.regularizer.uses_text else None
     plan = _train_plan(config, split, backbone)
     keep = plan.num_rows * backbone.clip.embed_dim * 4 <= _MOST_FROZEN_BYTES

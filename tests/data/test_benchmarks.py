@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prometar.cli.app import main
-from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.benchmarks import BENCHMARKS, WORDINGS
 from prometar.data.datasets.catalog import imagenet_labels, open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.datasets.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
@@ -33,6 +33,27 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ALL:
         write_copy(name, root)
     return root
+
+
+SENTENCES = {
+    "oxford_pets": "a photo of a {}, a type of pet.",
+    "oxford_flowers": "a photo of a {}, a type of flower.",
+    "food101": "a photo of {}, a type of food.",
+    "fgvc_aircraft": "a photo of a {}, a type of aircraft.",
+    "dtd": "a photo of a {}, a type of texture.",
+    "eurosat": "a centered satellite photo of {}.",
+    "ucf101": "a photo of a person doing {}.",
+}
+"""What KgCoOp holds the text to; "a photo of a {}." on the others."""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_data_set_has_the_wordings_that_methods_hold_to(name: str, copies: Path) -> None:
+    dataset = open_dataset(name, copies)
+    assert dataset.wording("photo") == SENTENCES.get(name, "a photo of a {}.")
+    assert dataset.wording("template") == dataset.template
+    assert dataset.wording("name_last").endswith(" {}.")
+    assert set(dataset.wordings) <= set(WORDINGS)
 
 
 def fails(name: str, root: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -118,6 +119,35 @@ def test_published_figures_stand_beside_the_same_setting_only() -> None:
     assert all(f.published is None for r in table.rows for f in r.figures.values()), (
         "a part of DTD is not DTD"
     )
+
+
+SHALLOW = {"prompts.text_length": 2, "prompts.vision_length": 2, "train.epochs": 5}
+OF_MAPLES_README = {**SHALLOW, "prompts.text_depth": 12, "prompts.vision_depth": 12, "optim.lr": 0.0035}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "published", "file"),
+    [
+        ("ivlp", {}, 77.51, "PromptSRC, IVLP/vit_b16_c2_ep20_batch4_4+4ctx"),
+        ("ivlp", OF_MAPLES_README, 77.9, "multimodal-prompt-learning, IVLP/vit_b16_c2_ep5_batch4_2+2ctx"),
+        ("ivlp", SHALLOW, None, ""),
+        ("vpt", {}, 76.68, "multimodal-prompt-learning, VPT/vit_b16_c2_ep5_batch4_4"),
+    ],
+)
+def test_a_published_figure_is_cited_with_its_configuration(
+    method: str, settings: dict[str, Any], published: float | None, file: str
+) -> None:
+    asked = ask("base-to-new", (method,), settings=settings)
+    table = build_table(asked, fill(asked, half))
+    assert row(table, "average", method).figures["H"].published == published
+    assert any(file in note for note in table.notes if "cited" in note) == bool(file)
+
+
+def test_coop_learns_sixteen_tokens_in_few_shot() -> None:
+    asked = ask("few-shot", ("coop", "kgcoop"), datasets=("dtd",), shots=(1,))
+    assert asked.configs["coop"].prompts.text_length == 16
+    assert asked.configs["kgcoop"].prompts.text_length == 4
+    assert "coop under this protocol: prompts.text_length=16" in build_table(asked, fill(asked, half)).notes
 
 
 def test_a_published_average_is_over_the_same_data_sets() -> None:

@@ -17,7 +17,8 @@ from prometar.backbone.clip import Clip, Tower
 from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import TEMPLATES, tokenize
 from prometar.backbone.vision import embed_images
-from prometar.config.settings import Config
+from prometar.config.settings import Config, configure
+from prometar.data.datasets.dataset import classnames
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, StreamOptions
 from prometar.methods.composition import METHODS, build
@@ -29,7 +30,7 @@ from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.training.train import Run, Session, Stream
+from prometar.training.train import Run, Session, Stream, build_run
 from tests.tiny import backbone
 from tests.training.plain import Plain
 from tests.training.plain_meta import PlainMeta
@@ -236,3 +237,19 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(name: str)
 
         numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
         assert float((g * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-8), key
+
+
+@pytest.mark.parametrize(
+    ("teacher", "template"),
+    [
+        ("template", "{} texture."),
+        ("photo", "a photo of a {}, a type of texture."),
+        ("name_last", "a texture of {}."),
+    ],
+)
+def test_a_run_holds_the_text_to_the_data_sets_wording(teacher: str, template: str, small_dtd: Path) -> None:
+    settings = {"data.name": "dtd", "data.root": str(small_dtd), "regularizer.teacher": teacher}
+    run = build_run(configure("kgcoop", settings), "final")
+    expected = frozen_text(run.backbone.clip, tokenize, classnames(run.plan.items), [template])
+    assert run.model.frozen_text_CE is not None
+    torch.testing.assert_close(run.model.frozen_text_CE, expected)
