@@ -27,7 +27,7 @@ from tests.tune.fake_trial import BEHAVIOUR, FakeTrial
 from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
 from tune.study import Place, run_study
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 
 ROOT = Path(__file__).parents[2]
 NAME = "fake"
@@ -38,10 +38,10 @@ regularizer.image_weight: {type: float, low: 0.2, high: 100, log: true}
 """
 
 
-def small_request(
+def small_spec(
     *, trials: int = 4, epochs: int = 3, seed: int = 3, final_seeds: tuple[int, ...] = (), **changes: Any
-) -> Request:
-    """A request over three settings; more by Request's names."""
+) -> StudySpec:
+    """A study over three settings; more by StudySpec's names."""
     given: dict[str, Any] = {
         "config": Config().override({"train.epochs": epochs, "train.seed": seed}),
         "space": parse_space("small", SPACE),
@@ -53,7 +53,7 @@ def small_request(
         "final_seeds": final_seeds,
         "top": 0,
     }
-    return Request(**{**given, **changes})
+    return StudySpec(**{**given, **changes})
 
 
 def misbehave(out: Path, behaviour: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ def misbehave(out: Path, behaviour: dict[str, str]) -> None:
 
 def run_fake(
     out: Path,
-    request: Request,
+    spec: StudySpec,
     *,
     behaviour: dict[str, str] | None = None,
     trainable: type[FakeTrial] = FakeTrial,
@@ -73,15 +73,15 @@ def run_fake(
     if behaviour is not None:
         misbehave(out, behaviour)
     text = io.StringIO()
-    finals = _run(out, request, text, trainable, **place)
+    finals = _run(out, spec, text, trainable, **place)
     return finals, text.getvalue()
 
 
 def _run(
-    out: Path, request: Request, shown: TextIO, trainable: type[FakeTrial] = FakeTrial, **place: Any
+    out: Path, spec: StudySpec, shown: TextIO, trainable: type[FakeTrial] = FakeTrial, **place: Any
 ) -> dict[str, Any]:
     console = Console(file=shown, width=200, soft_wrap=True)
-    return run_study(request, Place(out=out, name=NAME, **place), trainable=trainable, console=console)
+    return run_study(spec, Place(out=out, name=NAME, **place), trainable=trainable, console=console)
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -205,13 +205,13 @@ def _parse(options: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(options)
 
 
-def request_of(*options: object) -> Request:
+def spec_of(*options: object) -> StudySpec:
     """What a driver with these options is asked for."""
-    return _request(_parse(["unused", *map(str, options)]))
+    return _spec(_parse(["unused", *map(str, options)]))
 
 
-def _request(given: argparse.Namespace) -> Request:
-    return small_request(
+def _spec(given: argparse.Namespace) -> StudySpec:
+    return small_spec(
         trials=given.trials,
         seed=given.seed,
         sampler=given.sampler,
@@ -229,7 +229,7 @@ def main(options: Sequence[str]) -> int:
         _die_in_report()
     place = {key: getattr(given, key) for key in ("max_concurrent", "address", "storage")}
     try:
-        _run(given.out, _request(given), sys.stdout, **place)
+        _run(given.out, _spec(given), sys.stdout, **place)
     except KeyboardInterrupt:
         return INTERRUPTED
     except UserError as error:

@@ -18,7 +18,7 @@ from prometar.io.files import write_atomically
 from prometar.io.lock import locked
 from prometar.step.state import State
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.tune.driver import NAME, records, run_fake, small_request
+from tests.tune.driver import NAME, records, run_fake, small_spec
 from tests.tune.fake_trial import BEHAVIOUR, HANGS
 
 MIB = 2**20
@@ -130,24 +130,24 @@ def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
     filling = fill_when_hanging(2, disk)
     behaviour = {"2": "hang"}
     with pytest.raises(WorkError) as caught:
-        run_fake(disk.path, small_request(trials=5), behaviour=behaviour)
+        run_fake(disk.path, small_spec(trials=5), behaviour=behaviour)
     filling.join(90)
     assert "\n" not in str(caught.value)
     assert "the same command goes on" in str(caught.value)
     with pytest.raises(WorkError, match=r"No space left on device|disk is full") as still:
-        run_fake(disk.path, small_request(trials=5))
+        run_fake(disk.path, small_spec(trials=5))
     assert "\n" not in str(still.value)
     before = records(disk.path)
     disk.free()
-    run_fake(disk.path, small_request(trials=5))
+    run_fake(disk.path, small_spec(trials=5))
     found = records(disk.path)
     assert [r["state"] for r in found] == ["COMPLETE"] * 5
     assert [r for r in found if r["number"] in {old["number"] for old in before}] == before
 
     disk.protect()
     with pytest.raises(WorkError, match=r"cannot write to .*fake: Read-only file system") as refused:
-        run_fake(disk.path, small_request(trials=6))
+        run_fake(disk.path, small_spec(trials=6))
     assert "\n" not in str(refused.value)
     disk.unprotect()
-    run_fake(disk.path, small_request(trials=6))
+    run_fake(disk.path, small_spec(trials=6))
     assert records(disk.path)[:5] == found

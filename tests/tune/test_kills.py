@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prometar.cli.console import INTERRUPTED
-from tests.tune.driver import NAME, Driver, misbehave, request_of, run_fake
+from tests.tune.driver import NAME, Driver, misbehave, run_fake, spec_of
 from tests.tune.fake_trial import HANGS, FakeTrial
 from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome
 from tune.jobs.spec import unpack
@@ -30,7 +30,7 @@ EPOCHS = 3 * (TRIALS + 4 + 4)  # last round and finals: two settings with two se
 
 def go_on(out: Path) -> str:
     """The same study once more, in this process. Returns what it says."""
-    return run_fake(out, request_of(*ASKED), behaviour={}, max_concurrent=1)[1]
+    return run_fake(out, spec_of(*ASKED), behaviour={}, max_concurrent=1)[1]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ class DiesWhenHandedOver(FakeTrial):
 
 def test_a_worker_killed_between_two_trials_costs_none(tmp_path: Path, expected: dict[str, Any]) -> None:
     _, text = run_fake(
-        tmp_path, request_of(*ASKED), behaviour={}, trainable=DiesWhenHandedOver, max_concurrent=1
+        tmp_path, spec_of(*ASKED), behaviour={}, trainable=DiesWhenHandedOver, max_concurrent=1
     )
     died = {file.parent.name for file in (tmp_path / NAME).glob("*/*/died")}
     assert died == set(DiesWhenHandedOver.dying)

@@ -11,20 +11,20 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from prometar.errors import WorkError
-from tests.tune.driver import small_request
+from tests.tune.driver import small_spec
 from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
 from tune.optimizer.samplers import STARTUP_TRIALS
 from tune.optimizer.storage import drive_study, reachable
 from tune.optimizer.trial_counts import REPEAT
 from tune.space.spaces import parse_space
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 
-REQUEST = small_request()
+SPEC = small_spec()
 
 
-def memory(folder: Path, request: Request = REQUEST) -> Memory:
+def memory(folder: Path, spec: StudySpec = SPEC) -> Memory:
     storage = f"sqlite:///{folder / 'study.db'}"
-    return Memory(storage, "s", request.space, reference=request.reference(), seed=3, pruner="none")
+    return Memory(storage, "s", spec.space, reference=spec.reference(), seed=3, pruner="none")
 
 
 def ask(study: Memory) -> Asked:
@@ -39,7 +39,7 @@ def finish(study: Memory, asked: Asked, value: float = 50.0) -> None:
 
 def test_killed_after_the_study_was_created(tmp_path: Path) -> None:
     drive_study(f"sqlite:///{tmp_path / 'study.db'}", "s")
-    assert ask(memory(tmp_path)) == Asked(0, REQUEST.reference())
+    assert ask(memory(tmp_path)) == Asked(0, SPEC.reference())
     assert len(memory(tmp_path).trials()) == 1
 
 
@@ -50,12 +50,12 @@ def test_killed_in_the_middle_of_a_draw(tmp_path: Path, num_ended: int) -> None:
     study = memory(whole)
     for k in range(num_ended):
         finish(study, ask(study), 50.0 + k)
-    for num_drawn in range(len(REQUEST.space.ranges)):
+    for num_drawn in range(len(SPEC.space.ranges)):
         dead = tmp_path / f"dead-{num_drawn}"
         shutil.copytree(whole, dead)
         trial = memory(dead)._ask().trial
-        keys = list(REQUEST.space.ranges)[:num_drawn]
-        drawn = {key: REQUEST.space.ranges[key].draw(key, trial) for key in keys}
+        keys = list(SPEC.space.ranges)[:num_drawn]
+        drawn = {key: SPEC.space.ranges[key].draw(key, trial) for key in keys}
         asked = ask(memory(dead))
         assert asked.number == num_ended
         assert {key: asked.settings[key] for key in keys} == drawn
@@ -66,12 +66,12 @@ def test_killed_in_the_middle_of_a_draw(tmp_path: Path, num_ended: int) -> None:
 def test_killed_before_a_repeat_was_set_aside(tmp_path: Path) -> None:
     study = memory(tmp_path)
     finish(study, ask(study))
-    study._study.enqueue_trial(REQUEST.reference())
-    REQUEST.space.draw(study._study.ask())
+    study._study.enqueue_trial(SPEC.reference())
+    SPEC.space.draw(study._study.ask())
     again = memory(tmp_path)
     assert again.num_interrupted == 1
     asked = ask(again)
-    assert asked.settings != REQUEST.reference()
+    assert asked.settings != SPEC.reference()
     assert asked.number == 2
     assert [t.number for t in again.trials()] == [0, 2]
     assert again._study.trials[1].user_attrs[REPEAT] == 0
@@ -79,7 +79,7 @@ def test_killed_before_a_repeat_was_set_aside(tmp_path: Path) -> None:
 
 def test_a_small_space_is_searched_through_and_then_ends(tmp_path: Path) -> None:
     space = parse_space("tiny", "regularizer.kind: {type: choice, choices: [l1, l2, cosine, none]}")
-    study = memory(tmp_path, small_request(space=space))
+    study = memory(tmp_path, small_spec(space=space))
     kinds = []
     while (asked := study.next(30)) is not None:
         kinds.append(asked.settings["regularizer.kind"])

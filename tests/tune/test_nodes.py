@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.tune.driver import NAME, Driver, misbehave, request_of, run_fake
+from tests.tune.driver import NAME, Driver, misbehave, run_fake, spec_of
 from tests.tune.fake_trial import HANGS
 from tests.tune.nodes import Cluster
 from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the study finds on one machine, when nobody disturbs it."""
     out = tmp_path_factory.mktemp("undisturbed")
-    run_fake(out, request_of(*ASKED), max_concurrent=1)
+    run_fake(out, spec_of(*ASKED), max_concurrent=1)
     assert num_epochs(out) == EPOCHS
     return outcome(out)
 

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from prometar.errors import UserError, WorkError
-from tests.tune.driver import NAME, Driver, misbehave, records, run_fake, small_request
+from tests.tune.driver import NAME, Driver, misbehave, records, run_fake, small_spec
 from tests.tune.fake_trial import HANGS
 from tune.optimizer.storage import open_study
 
@@ -141,7 +141,7 @@ def test_a_server_lost_in_the_middle_is_one_line_and_the_study_goes_on(
         said, errors = driver.said(), driver.errors()
     try:
         with pytest.raises(WorkError, match="cannot open the study storage") as down:
-            run_fake(tmp_path, small_request(trials=4), storage=url)
+            run_fake(tmp_path, small_spec(trials=4), storage=url)
     finally:
         server.start()
     assert errors.endswith("; the same command goes on from here\n")
@@ -166,7 +166,7 @@ def test_a_wrong_url_is_one_line_without_the_password(
     url: str, tmp_path: Path, change: tuple[str, str], says: str, status: int
 ) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        run_fake(tmp_path, small_request(), storage=url.replace(*change))
+        run_fake(tmp_path, small_spec(), storage=url.replace(*change))
     assert caught.value.exit_code == status
     assert "\n" not in str(caught.value)
     assert "study:***@" in str(caught.value)

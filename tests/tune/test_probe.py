@@ -21,8 +21,8 @@ from prometar.distributed.local_ray import configure_ray
 configure_ray()
 kinds = {f"accelerator_type:{kind}": 1 for kind in sys.argv[2:]}
 ray.init(num_cpus=2, num_gpus=1, resources=kinds, include_dashboard=False, log_to_driver=False)
-from tests.tune.driver import run_fake, small_request
-print(run_fake(Path(sys.argv[1]), small_request(trials=2), cpus_per_trial=0.5)[1])
+from tests.tune.driver import run_fake, small_spec
+print(run_fake(Path(sys.argv[1]), small_spec(trials=2), cpus_per_trial=0.5)[1])
 """
 
 

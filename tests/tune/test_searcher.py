@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from prometar.distributed.placement import Room
-from tests.tune.driver import small_request
+from tests.tune.driver import small_spec
 from tune.execution.runner import MAX_FAILURES
 from tune.execution.searcher import StudyScheduler, StudySearcher
 from tune.jobs.spec import Job, Leg, unpack
@@ -28,9 +28,9 @@ WORKER = SimpleNamespace(
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Memory:
-    request = small_request(trials=5)
+    spec = small_spec(trials=5)
     storage = f"sqlite:///{tmp_path / 'study.db'}"
-    return Memory(storage, "s", request.space, reference=request.reference(), seed=1, pruner="none")
+    return Memory(storage, "s", spec.space, reference=spec.reference(), seed=1, pruner="none")
 
 
 def searcher_of(memory: Memory, folder: Path, lockstep: int) -> StudySearcher:
