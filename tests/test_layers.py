@@ -32,7 +32,7 @@ PACKAGES = (
     "prometar.reproduce",
     "prometar.cli",
     "prometar.__main__",
-    "tune", "tune.stopping",
+    "tune", "tune.execution.stopping",
     "tune.space",
     "tune.optimizer",
     "tune.jobs",

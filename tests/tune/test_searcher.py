@@ -16,9 +16,9 @@ from prometar.distributed.placement import Room
 from tests.tune.driver import small_spec
 from tune.execution.runner import MAX_FAILURES
 from tune.execution.searcher import StudyScheduler, StudySearcher
+from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, unpack
 from tune.optimizer.ask_tell import Asked, Memory
-from tune.stopping import Stopping
 
 PLACE = PlacementGroupFactory([{"CPU": 0.5}, {"CPU": 0.5}])
 WORKER = SimpleNamespace(
