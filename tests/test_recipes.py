@@ -76,7 +76,7 @@ def test_a_recipe_says_where_it_comes_from_and_runs(name: str, tmp_path: Path) -
 def test_every_recipe_is_in_the_table() -> None:
     import prometar
 
-    folder = Path(prometar.__file__).parent / "recipes"
+    folder = Path(prometar.__file__).parent / "config/recipes"
     assert sorted(NAMES) == sorted(path.stem for path in folder.glob("*.yaml"))
 
 
