@@ -34,6 +34,7 @@ from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.step.vmapped import stack, step_all, unstack
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.scoring import accuracy
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,6 +66,7 @@ class Run:
 
     `frozen_images`: the frozen CLIP's features of each step's images, as far as this process has computed
     them; None where they are too many to be kept. Runs of one plan share them: equal plans give equal pixels.
+    `foreign`: what accuracy on new classes is predicted with, where the objective does so.
     """
 
     config: Config
@@ -77,6 +79,7 @@ class Run:
     evaluations: Mapping[str, Evaluation]
     every_epoch: bool
     frozen_images: dict[int, Tensor] | None = None
+    foreign: Foreign | None = None
 
     @property
     def digest(self) -> str:
@@ -168,6 +171,27 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         evaluations,
         split.every_epoch,
         _frozen_images(*spec, plan.digest, repr(dataset.source)) if keep else None,
+        _foreign(spec, method, dataset, split, config.prompts.init, evaluations)
+        if split.predicts_new
+        else None,
+    )
+
+
+def _foreign(
+    spec: tuple[str, str | None, str],
+    method: Method,
+    dataset: Dataset,
+    split: Problem,
+    init: str,
+    evaluations: Mapping[str, Evaluation],
+) -> Foreign:
+    names = foreign_names(dataset.classnames)
+    texts = prompt_texts(names, method.prompts, init=init, template=dataset.template)
+    return Foreign(
+        build_model(_backbone(*spec).clip, method.prompts, tokenize(texts)),
+        _teacher(*spec, names, (TEMPLATE,)),
+        _teacher(*spec, split.classnames, (TEMPLATE,)),
+        _frozen_images(*spec, evaluations["base"].plan.digest, repr(dataset.source)),
     )
 
 
@@ -361,9 +385,15 @@ class Session:
 
     def score(self) -> dict[str, float]:
         """Accuracies in percent by set, and `objective`, their harmonic mean."""
+        foreign, leaves, sets = self.run.foreign, self.state.tested, self.run.evaluations
+        if foreign is not None:
+            base = sets["base"]
+            figures = foreign.score(self.run.backbone, base.model, leaves, self._images(base.plan))
+            scored = {"base": figures["base"], "new": figures["new"]}
+            return {**figures, "objective": harmonic_mean(scored)}
         accuracies = {
-            name: accuracy(self.run.backbone, e.model, self.state.tested, self._images(e.plan))
-            for name, e in self.run.evaluations.items()
+            name: accuracy(self.run.backbone, e.model, leaves, self._images(e.plan))
+            for name, e in sets.items()
         }
         return {**accuracies, "objective": harmonic_mean(accuracies)}
 
