@@ -171,22 +171,20 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         evaluations,
         split.every_epoch,
         _frozen_images(*spec, plan.digest, repr(dataset.source)) if keep else None,
-        _foreign(spec, method, dataset, split, config.prompts.init, evaluations)
-        if split.predicts_new
-        else None,
+        _foreign(spec, config, method, dataset, split, evaluations) if split.predicts_new else None,
     )
 
 
 def _foreign(
     spec: tuple[str, str | None, str],
+    config: Config,
     method: Method,
     dataset: Dataset,
     split: Problem,
-    init: str,
     evaluations: Mapping[str, Evaluation],
 ) -> Foreign:
     names = foreign_names(dataset.classnames)
-    texts = prompt_texts(names, method.prompts, init=init, template=dataset.template)
+    texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
     return Foreign(
         build_model(_backbone(*spec).clip, method.prompts, tokenize(texts)),
         _teacher(*spec, names, (TEMPLATE,)),

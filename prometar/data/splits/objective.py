@@ -1,7 +1,7 @@
 """Objectives: which images a run learns from, and which it is scored on.
 
 A search must not read what it is judged by: `drift`, `class_holdout` and `base_val` use base-class images of
-the train and validation splits only. `oracle_test` does read it, to show what such a search would claim. `final`
+the train and validation splits only. `oracle_test` reads it, to show what such a search would claim. `final`
 is the benchmark's own base-to-new protocol, run once after a search; `all_classes` trains and tests on every
 class.
 """
