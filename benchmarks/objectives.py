@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from tuned import RandomDraws
 
 from prometar.config.settings import configure
-from prometar.data.splits.objective import harmonic_mean
+from prometar.metrics import harmonic_mean
 from tune.space.spaces import load_space
 
 Floats = NDArray[np.float64]

@@ -45,7 +45,7 @@ from tune.optimizer.samplers import STARTUP_TRIALS, distributions
 from tune.results.writer import RecordKeeper, StudyFolder
 from tune.space.spaces import Space, load_space
 from tune.stopping import Stopping
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 
 CURVES = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
 EPOCHS = len(CURVES[0]["objective"])
@@ -121,7 +121,7 @@ class Ours:
 
     def __init__(self, space: Space, folder: Path) -> None:
         config = configure("prometar", {"train.epochs": EPOCHS})
-        self._request = Request(config, space, "class_holdout", 1, "median", 20, 10**6, ())
+        self._request = StudySpec(config, space, "class_holdout", 1, "median", 20, 10**6, ())
         self._folder = StudyFolder(folder, "s")
         self._folder.path.mkdir()
         self._begun = 0
@@ -137,25 +137,25 @@ class Ours:
             self._open()
 
     def _open(self) -> None:
-        request, plan = self._request, ResourcePlan(SLOTS, 1.0, 0.0)
+        spec, plan = self._request, ResourcePlan(SLOTS, 1.0, 0.0)
 
         def job_of(asked: Asked) -> Job:
-            return request.search_job(asked, str(self._folder.trial(asked.number)), terms)
+            return spec.search_job(asked, str(self._folder.trial(asked.number)), terms)
 
         stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan.threads, plan.stream_cpus)
-        memory = Memory(self._folder.storage, "s", request.space, reference=request.reference(),
-                        seed=request.seed, pruner=request.pruner)  # fmt: skip
+        memory = Memory(self._folder.storage, "s", spec.space, reference=spec.reference(),
+                        seed=spec.seed, pruner=spec.pruner)  # fmt: skip
         self._searcher = StudySearcher(
             memory,
             job_of,
-            request.trials,
+            spec.trials,
             stopping,
         )
         self._place = PlacementGroupFactory(plan.bundles())
         self._scheduler = StudyScheduler(memory, self._searcher, stopping, Room(SLOTS, 0.0))
         progress = Progress(
-            memory, request.trials, EPOCHS, console=Console(file=io.StringIO()),
-            numbers_of=self._searcher.numbers, reference=request.reference(),
+            memory, spec.trials, EPOCHS, console=Console(file=io.StringIO()),
+            numbers_of=self._searcher.numbers, reference=spec.reference(),
         )  # fmt: skip
         self._callbacks = (progress, _Unwritten(self._folder, memory, stopping, job_of))
 

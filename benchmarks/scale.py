@@ -46,7 +46,7 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
     from prometar.distributed.local_ray import start_ray
     from tune.space.spaces import load_space
     from tune.study import Place, run_study
-    from tune.study_spec import Request
+    from tune.study_spec import StudySpec
 
     end = time.monotonic() + 300
     while len(found := start_ray(address=address)) <= nodes:
@@ -54,11 +54,11 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
             raise SystemExit(f"{len(found) - 1} of {nodes} nodes have joined")
         time.sleep(1)
     config = configure("prometar", {"train.epochs": EPOCHS})
-    request = Request(config, load_space(SPACE), "class_holdout", 1, "median", 20, trials, (), top=0)
+    spec = StudySpec(config, load_space(SPACE), "class_holdout", 1, "median", 20, trials, (), top=0)
     clocks = Clocks(stretch=max(1, trials // 10))
     with Path(out, "printed.log").open("w") as log:
         place = Place(Path(out), NAME, address=address, max_hours=minutes / 60)
-        run_study(request, place, trainable=Replay, console=Console(file=log, width=200))
+        run_study(spec, place, trainable=Replay, console=Console(file=log, width=200))
     calls = {kind: sum(row.get(kind, 0) for row in clocks.calls) for kind in (ASK, REPORT, TELL, RETRY)}
     stretches = [
         {

@@ -15,3 +15,9 @@ class WorkError(UserError):
 
 class StorageError(WorkError):
     """Nothing can be kept any more: a full disk, a lost store. No trial is to blame, so none has failed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 160 characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prometar.backbone.openclip import load_backbone, load_clip
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset
@@ -16,6 +14,7 @@ from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select
 from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import StreamOptions, stream
+from prometar.device import default_device
 from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
@@ -96,12 +95,11 @@ def trained(folder: Path) -> Classifier:
         UserError: the folder holds no run, or one that has not finished; the weights are missing.
     """
     config, checkpoint, result = _finished(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(
         config.backbone.name,
         config.backbone.pretrained,
         dtype=DTYPES[config.backbone.precision],
-        device=device,
+        device=default_device(),
     )
     state = checkpoint.state.to(backbone.clip.device)
     names = tuple(result["classnames"])

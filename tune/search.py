@@ -101,7 +101,7 @@ def search(
     from tune.space.spaces import load_space
     from tune.stages.warm_start import enqueued, warm
     from tune.study import Place, run_study
-    from tune.study_spec import Request
+    from tune.study_spec import StudySpec
 
     names = tuple(dataset or [EMBEDDED])
     name, embedded = study or "-".join(names), names == (EMBEDDED,)
@@ -117,7 +117,7 @@ def search(
         asked["train.epochs"] = 5 if epochs is None else epochs
     searched = load_space(space)
     several = len(goals or []) > 1
-    request = Request(
+    spec = StudySpec(
         config=absolute_paths(configure(method, {**asked, **parse_assignments(settings or [])})),
         space=searched,
         objective=objective,
@@ -153,7 +153,7 @@ def search(
         ),
         verbose=verbose,
     )
-    run_study(request, place)
+    run_study(spec, place)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
 from tune.stages.validation import check
 from tune.stopping import Stopping
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 from tune.tracking.callbacks import Trackers
 from tune.tracking.kinds import check_trackers
 from tune.worker.trainable import TrialWorker
@@ -80,7 +80,7 @@ class Place:
 
 
 def run_study(
-    request: Request,
+    spec: StudySpec,
     place: Place,
     *,
     trainable: type[tune.Trainable] = TrialWorker,
@@ -89,34 +89,34 @@ def run_study(
     """Run or continue a study. Returns what finals.json holds.
 
     Raises:
-        UserError: the request is wrong, or an old study was made with other settings.
+        UserError: the study is asked for wrongly, or an old study was made with other settings.
         WorkError: another process runs the study, or all its trials fail.
         KeyboardInterrupt: a signal asked to stop; the same command goes on.
     """
     console = console or Console(highlight=False, soft_wrap=True, markup=False)
     check_trackers(place.trackers)
-    checked = check(request)
+    checked = check(spec)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage
     with folder.locked(), reachable(storage):
         folder.check(checked.identity)
         nodes = start_ray(address=place.address, verbose=place.verbose)
         _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
-        memory = _memory(request, place, folder, storage, checked.identity)
-        folder.describe(request, checked.identity)
+        memory = _memory(spec, place, folder, storage, checked.identity)
+        folder.describe(spec, checked.identity)
         for origin, settings in place.starts:
             memory.enqueue(settings, origin)
-        _introduce(console, folder, request, memory)
+        _introduce(console, folder, spec, memory)
         for note in checked.notes:
             console.print(note)
         try:
             with shared_images():
-                means = _means(request, place, folder, memory, nodes, trainable, console)
-                _search(request, folder, memory, means, place.lockstep)
-                lastround = run_last_round(folder, request, memory.trials(), means)
-                finals = _compare(request, folder, memory, means, lastround["chosen"], checked.num_classes)
+                means = _means(spec, place, folder, memory, nodes, trainable, console)
+                _search(spec, folder, memory, means, place.lockstep)
+                lastround = run_last_round(folder, spec, memory.trials(), means)
+                finals = _compare(spec, folder, memory, means, lastround["chosen"], checked.num_classes)
                 report = build_report(folder.path)
-                print_summary(console, folder, request, memory, lastround, finals, report)
+                print_summary(console, folder, spec, memory, lastround, finals, report)
         finally:
             memory.close()  # what an interrupted process has begun waits, and runs nowhere
         failed = failed_runs(finals)
@@ -126,7 +126,7 @@ def run_study(
 
 
 def _means(
-    request: Request,
+    spec: StudySpec,
     place: Place,
     folder: StudyFolder,
     memory: Memory,
@@ -147,7 +147,7 @@ def _means(
         place.verbose,
     )
     if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
-        share = measured_share(folder, request, means, kinds_of_gpu(nodes))
+        share = measured_share(folder, spec, means, kinds_of_gpu(nodes))
         means = replace(means, plan=_planned(place, nodes, share))
     together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
     console.print(means.plan.describe(nodes) + together)
@@ -180,18 +180,18 @@ def _claim(folder: StudyFolder, asked: dict[str, Any], storage: str, memory: Mem
 
 
 def _memory(
-    request: Request, place: Place, folder: StudyFolder, storage: str, identity: dict[str, Any]
+    spec: StudySpec, place: Place, folder: StudyFolder, storage: str, identity: dict[str, Any]
 ) -> Memory:
     return Memory(
         storage,
         place.name,
-        request.space,
-        reference=request.reference(),
-        seed=request.seed,
-        pruner=request.pruner,
-        sampler=request.sampler,
-        goals=request.goals,
-        epochs=request.config.train.epochs,
+        spec.space,
+        reference=spec.reference(),
+        seed=spec.seed,
+        pruner=spec.pruner,
+        sampler=spec.sampler,
+        goals=spec.goals,
+        epochs=spec.config.train.epochs,
         admit=partial(_claim, folder, identity, storage),
     )
 
@@ -200,40 +200,40 @@ def _seconds_left(place: Place, memory: Memory) -> float | None:
     return None if place.max_hours is None else 3600 * place.max_hours - memory.seconds_searched
 
 
-def _introduce(console: Console, folder: StudyFolder, request: Request, memory: Memory) -> None:
-    config, num_runs = request.config, len(request.names) * len(request.seeds) * request.folds
+def _introduce(console: Console, folder: StudyFolder, spec: StudySpec, memory: Memory) -> None:
+    config, num_runs = spec.config, len(spec.names) * len(spec.seeds) * spec.folds
     of_runs = f", each the mean of {num_runs} runs" if num_runs > 1 else ""
     console.print(
-        f"study {folder.path}: {request.trials} trials of {config.train.epochs} epochs{of_runs}, "
-        f"{config.method} on {' + '.join(request.names)} with {config.backbone.name}, objective "
-        f"{request.objective}, space {request.space.name}"
+        f"study {folder.path}: {spec.trials} trials of {config.train.epochs} epochs{of_runs}, "
+        f"{config.method} on {' + '.join(spec.names)} with {config.backbone.name}, objective "
+        f"{spec.objective}, space {spec.space.name}"
     )
     ended = len(memory.ended())
     if ended or memory.num_interrupted:
         console.print(f"going on: {ended} trials are done, {memory.num_interrupted} were interrupted")
 
 
-def _search(request: Request, folder: StudyFolder, memory: Memory, means: Means, lockstep: int) -> None:
+def _search(spec: StudySpec, folder: StudyFolder, memory: Memory, means: Means, lockstep: int) -> None:
     console, stopping = means.console, means.stopping
 
     def job_of(asked: Asked) -> Job:
-        return request.search_job(asked, str(folder.trial(asked.number)), means.terms)
+        return spec.search_job(asked, str(folder.trial(asked.number)), means.terms)
 
     searcher = StudySearcher(
         memory,
         job_of,
-        request.trials,
+        spec.trials,
         stopping,
         lockstep,
     )
     keeper = RecordKeeper(folder, memory, stopping, job_of)
     progress = Progress(
         memory,
-        request.trials,
-        request.config.train.epochs,
+        spec.trials,
+        spec.config.train.epochs,
         console=console,
         numbers_of=searcher.numbers,
-        reference=request.reference(),
+        reference=spec.reference(),
     )
     trackers = Trackers(
         means.trackers,
@@ -244,7 +244,7 @@ def _search(request: Request, folder: StudyFolder, memory: Memory, means: Means,
         console=console,
     )
     callbacks: Sequence[Callback] = (progress, keeper, trackers)
-    if memory.num_interrupted or (memory.wants(request.trials) and not stopping.out_of_time()):
+    if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
         scheduler = StudyScheduler(memory, searcher, stopping, means.room)
         try:
             run_trials(
@@ -264,7 +264,7 @@ def _search(request: Request, folder: StudyFolder, memory: Memory, means: Means,
     keeper.catch_up()
     if memory.exhausted:
         console.print("the space is searched through: further draws only repeat settings")
-    elif memory.wants(request.trials) and stopping.out_of_time():
+    elif memory.wants(spec.trials) and stopping.out_of_time():
         console.print("the time for searching is used up: no more trials are begun (--max-hours)")
     reason = memory.hopeless()
     if not reason and memory.best() is None and stopping.out_of_time():
@@ -277,7 +277,7 @@ def _search(request: Request, folder: StudyFolder, memory: Memory, means: Means,
 
 
 def _compare(
-    request: Request,
+    spec: StudySpec,
     folder: StudyFolder,
     memory: Memory,
     means: Means,
@@ -287,23 +287,23 @@ def _compare(
     """Write best.yaml of trial `number`, and compare it with the released settings on the test images."""
     trial = next(t for t in memory.trials() if t.number == number)
     settings, released = dict(trial.params), REFERENCE in trial.user_attrs
-    seed = (*request.final_seeds, request.seed)[0]
-    best = request.configured(settings, dataset=request.names[0], seed=seed)
+    seed = (*spec.final_seeds, spec.seed)[0]
+    best = spec.configured(settings, dataset=spec.names[0], seed=seed)
     write_atomically(folder / "best.yaml", dump_config(best).encode())
-    seeds = ", ".join(map(str, request.final_seeds))
+    seeds = ", ".join(map(str, spec.final_seeds))
     what = "the released settings" if released else f"trial {number} and the released settings"
     means.console.print(f"final comparison on the test images: {what}, seeds {seeds}")
     return run_finals(
         folder,
-        request,
+        spec,
         (0 if released else number, settings),
         means,
-        published={name: _published(request, name, count) for name, count in num_classes.items()},
+        published={name: _published(spec, name, count) for name, count in num_classes.items()},
     )
 
 
-def _published(request: Request, dataset: str, num_classes: int) -> float | None:
-    config = request.config
+def _published(spec: StudySpec, dataset: str, num_classes: int) -> float | None:
+    config = spec.config
     return published(
         dataset,
         method=config.method,

@@ -19,7 +19,7 @@ FRESH_SEEDS_FROM = 1000  # seeds of the last round, beyond those of searches and
 
 
 @dataclass(frozen=True)
-class Request:
+class StudySpec:
     """A study.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, from_state_dict
+from prometar.backbone.expected_tensors import Architecture, architecture, require_tensors
 from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.bundled.weights import load_mini
 from prometar.errors import UserError, WorkError
+from prometar.io.files import size_of
 
 TEMPLATES: tuple[str, ...] = tuple(
     template("{}") if callable(template) else template
@@ -32,22 +34,6 @@ OPENAI_STD = open_clip.OPENAI_DATASET_STD
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """What must agree between a model's configuration and its weights."""
-
-    activation: str
-    image_size: int
-    patch_size: int
-    embed_dim: int
-    vision_width: int
-    vision_layers: int
-    vision_heads: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-
-
-@dataclass(frozen=True)
 class Backbone:
     """A frozen CLIP with what its images must be normalised by (per-channel mean and standard deviation)."""
 
@@ -60,8 +46,17 @@ class Backbone:
         """uint8 images (B, H, W, 3) to normalised (B, 3, H, W) in the backbone's precision and place."""
         # Rounded once, at the end: pixels are no coarser than the precision makes them.
         images = images_BHW3.to(self.clip.device).to(self.clip.working_dtype).permute(0, 3, 1, 2) / 255
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        mean, std = self._constants
         return ((images - mean) / std).to(self.clip.dtype)
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (3, 1, 1) where the images are, brought there once."""
+        dtype, device = self.clip.working_dtype, self.clip.device
+        mean, std = (
+            torch.tensor(v, dtype=dtype, device=device)[:, None, None] for v in (self.mean, self.std)
+        )
+        return mean, std
 
 
 @cache
@@ -75,7 +70,11 @@ def tokenize(texts: Sequence[str]) -> Tensor:
 
 
 def load_backbone(
-    name: str, pretrained: str | None, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    name: str,
+    pretrained: str | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> Backbone:
     """A frozen backbone, ready to run: `load_clip`'s weights with the activation folded into them."""
     clip = load_clip(name, pretrained)
@@ -94,23 +93,26 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         WorkError: the tag's weights could not be fetched.
     """
     if name == "mini" and pretrained is None:
-        return _clip(*load_mini())
+        return _clip(*load_mini(), where="mini")
     config = _config(name)
     if pretrained is None:
         raise UserError(
             f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
         )
     if pretrained == "random":
-        return _clip(config, _random_state(name))
-    if Path(pretrained).suffix in {".pt", ".pth", ".bin", ".safetensors"} or Path(pretrained).exists():
-        weights = read_weights(Path(pretrained))
+        return _clip(config, _random_state(name), where=name)
+    is_tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
+    file = Path(pretrained)
+    if not is_tag and (file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None):
+        weights = read_weights(file)
         _check(name, architecture(config), weights)
-        return _clip(config, weights.tensors)
-    return _clip(config, _fetch(name, config, pretrained))
+        return _clip(config, weights.tensors, where=str(file))
+    return _clip(config, _fetch(name, config, pretrained), where=f"'{pretrained}'")
 
 
-def _clip(config: dict[str, Any], state: dict[str, Tensor]) -> Clip:
+def _clip(config: dict[str, Any], state: dict[str, Tensor], *, where: str) -> Clip:
     arch = architecture(config)
+    require_tensors(arch, state, where=where)
     clip = from_state_dict(
         state, text_heads=arch.text_heads, vision_heads=arch.vision_heads, activation=arch.activation
     )
@@ -120,6 +122,8 @@ def _clip(config: dict[str, Any], state: dict[str, Tensor]) -> Clip:
 def _config(name: str) -> dict[str, Any]:
     if name == "mini":
         return load_mini()[0]
+    if ":" in name:  # open_clip would read the model from wherever such a name says
+        raise UserError(f"unknown backbone '{name}': names of hubs and folders are not taken")
     config = open_clip.get_model_config(name)
     if config is None:
         close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])][:6]
@@ -135,23 +139,6 @@ def _config(name: str) -> dict[str, Any]:
             f"{': ' + ', '.join(odd) if odd else ''}); use e.g. ViT-B-16-quickgelu"
         )
     return config
-
-
-def architecture(config: dict[str, Any]) -> Architecture:
-    """The architecture that an open_clip model configuration describes."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    return Architecture(
-        activation="quick_gelu" if config.get("quick_gelu") else "gelu",
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        embed_dim=config["embed_dim"],
-        vision_width=vision["width"],
-        vision_layers=vision["layers"],
-        vision_heads=vision["width"] // vision.get("head_width", 64),
-        text_width=text["width"],
-        text_layers=text["layers"],
-        text_heads=text["heads"],
-    )
 
 
 def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prometar.errors import UserError
+from prometar.backbone.torchscript import is_torchscript, read_torchscript
+from prometar.errors import UserError, first_line
+from prometar.io.files import size_of
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,25 @@ def _num_layers(tensors: dict[str, Tensor], stem: str) -> int:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read weights; pickles are never executed. OpenAI's own format, TorchScript, is read by torch's loader.
+    """Read weights. No code of a file is run, neither a pickle's nor that in OpenAI's TorchScript archives.
 
     Raises:
         UserError: no such file, or not a file of tensors.
     """
-    if not path.is_file():
+    if size_of(path) is None:
         raise UserError(
             f"no weights file {path}: pass --pretrained with an existing .pt or .safetensors file"
         )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if zipfile.is_zipfile(path) and _is_torchscript(path):
+    if is_torchscript(path):
         return _read_torchscript(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of, it also refuses
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path} is not a plain file of tensors: {str(error).splitlines()[0][:160]}"
-        ) from None
+    except Exception as error:  # over a damaged pickle, its reader raises whatever it stumbles on
+        raise UserError(f"{path} is not a plain file of tensors: {first_line(error)}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
@@ -89,22 +87,12 @@ def _read_safetensors(path: Path) -> WeightsFile:
                 path, {key: file.get_tensor(key) for key in file.offset_keys()}, file.metadata() or {}
             )
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0][:160]}") from None
-
-
-def _is_torchscript(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+        raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from None
 
 
 def _read_torchscript(path: Path) -> WeightsFile:
     """OpenAI's own release format; its models use QuickGELU and heads of width 64."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates the format, which does not change old files
-        try:
-            tensors = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        except RuntimeError as error:
-            raise UserError(f"{path} is a damaged TorchScript archive: {str(error)[:160]!r}") from None
+    tensors = read_torchscript(path)
     for key in ("input_resolution", "context_length", "vocab_size"):
         tensors.pop(key, None)
     weights = WeightsFile(path, tensors, {})

@@ -80,14 +80,15 @@ class RegularizerConfig(_Frozen):
     """Distance of prompted from frozen features; a weight of 0 switches that part off, `none` all of them.
 
     `logits_weight`: of the divergence of the class probabilities. `teacher`: the frozen text features are
-    the mean of 60 templates, or those of the data set's own.
+    the mean of 60 templates, or those of the data set's own: as it is, as a sentence about a photo, or with
+    the class name last.
     """
 
     kind: Literal["none", "l1", "l2", "cosine"] = "l1"
     text_weight: float = Field(default=50.0, ge=0)
     image_weight: float = Field(default=20.0, ge=0)
     logits_weight: float = Field(default=0.0, ge=0)
-    teacher: Literal["ensemble", "template"] = "ensemble"
+    teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
 
 
 class ModulatorConfig(_Frozen):

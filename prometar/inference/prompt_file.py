@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, Tower
+from prometar.device import fetch
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
 from prometar.methods.prompts import Leaves
@@ -57,7 +58,7 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Mapping[str, A
     """
     if path.suffix != ".safetensors":
         raise UserError(f"--to {path}: expected a name that ends in .safetensors")
-    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in leaves.items()}
+    tensors = {name: leaf.contiguous() for name, leaf in fetch(dict(leaves)).items()}
     write_atomically(path, save(tensors, {"format": FORMAT, "card": json.dumps(card)}))
     readable = path.with_suffix(".json")
     write_atomically(readable, (json.dumps({"format": FORMAT, **card}, indent=1) + "\n").encode())

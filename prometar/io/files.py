@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
-from prometar.errors import StorageError
+from prometar.errors import StorageError, UserError
+
+
+def size_of(path: Path) -> int | None:
+    """The bytes of a file, links followed; None where there is nothing.
+
+    Raises:
+        UserError: it is a folder, a pipe or a device (reading one may never end), or cannot be looked at.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # no rights, too long a name, a circle of links, a null character
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path} is no plain file")
+    return found.st_size
 
 
 def write_atomically(path: Path, content: bytes) -> None:

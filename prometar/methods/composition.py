@@ -82,7 +82,7 @@ def _regularizer(config: Config) -> Regularizer:
     }
     used = {term: weight for term, weight in terms.items() if weight}
     templates = TEMPLATES if used and r.teacher == "ensemble" else ()
-    return Regularizer(tuple(used), tuple(used.values()), templates)
+    return Regularizer(tuple(used), tuple(used.values()), templates, r.teacher)
 
 
 def _modulator(config: Config) -> Modulator:

@@ -114,12 +114,13 @@ class Regularizer:
     """sum of weight * term; without terms it is the identity: nothing is held to the frozen features.
 
     Weights are in units of the loss (released: text l1 50, image l1 20). `templates`: the frozen text
-    features are their mean; none: those of the data set's own template.
+    features are their mean; none: those of the data set's own template, in the words of `wording`.
     """
 
     terms: tuple[Term, ...] = ()
     weights: tuple[float, ...] = ()
     templates: tuple[str, ...] = ()
+    wording: str = "template"
 
     @property
     def uses_text(self) -> bool:

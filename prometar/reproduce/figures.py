@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from prometar.data.splits.objective import harmonic_mean
-from prometar.metrics import t_interval
+from prometar.metrics import harmonic_mean, t_interval
 from prometar.reproduce.grid import Asked, Record
 from prometar.reproduce.protocols import ACCURACY, HARMONIC, shots_column
 from prometar.reproduce.published import AVERAGE, Series, beside, changes, full_size, harmonic, settings_of
@@ -204,7 +203,7 @@ def _explain(asked: Asked, records: Sequence[Record], rows: Sequence[Row], cited
     lines += _settings(asked)
     shown_series = {row.method for row in rows if any(f.published is not None for f in row.figures.values())}
     if shown_series:
-        papers = (f"{s.title} ({s.paper})" for m, s in cited.series.items() if m in shown_series)
+        papers = (s.cited for m, s in cited.series.items() if m in shown_series)
         lines.append(
             f"published figures are cited, not run here: {', '.join(papers)}; difference: ours - published"
         )

@@ -25,6 +25,7 @@ class Series:
     Args:
         method: Its name here. title: Its name in the paper. paper: Of the method.
         settings: What the series was run with where the method has several.
+        configuration: The file of its settings, where the paper is not the figures' source.
         figures: Percent by data set (or "average") and column, {"dtd": {"base": 83.37, "new": 62.97}}.
     """
 
@@ -33,6 +34,12 @@ class Series:
     paper: str
     settings: Mapping[str, Any]
     figures: Mapping[str, Mapping[str, float]]
+    configuration: str = ""
+
+    @property
+    def cited(self) -> str:
+        """How it is named where its figures stand."""
+        return f"{self.title} ({'; '.join(filter(None, (self.paper, self.configuration)))})"
 
 
 @cache

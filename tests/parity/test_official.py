@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prometar.backbone.vision import embed_images
+from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark
 from prometar.methods.prompts import Leaves
 from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Scalars, step
@@ -114,6 +115,15 @@ def test_what_a_regularizer_holds_to_is_the_official_one(path: Path) -> None:
     assert (run.teacher is not None) == run.has("teacher_text")
     if run.teacher is not None:
         close(run.teacher, run.recorded_teacher)
+    if run.meta["dataset"]:
+        wording = run.method.regularizer.wording
+        row = next(row for row in BENCHMARKS.values() if official_name(row) == run.meta["dataset"])
+        assert row.wordings.get(wording, row.template) == run.meta["template"]
+
+
+def official_name(row: Benchmark) -> str:
+    """What the official code calls a data set."""
+    return {"Flowers102": "OxfordFlowers"}.get(row.title, row.title.replace("-", ""))
 
 
 def close(ours: Tensor, recorded: Tensor) -> None:

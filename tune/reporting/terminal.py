@@ -12,7 +12,7 @@ from rich.table import Table
 from prometar.data.splits.objective import LEAKS
 from tune.optimizer.ask_tell import REFERENCE, Memory, score_of
 from tune.results.writer import StudyFolder, num_ended
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 
 _FIGURES = ("base", "new", "objective")
 
@@ -20,7 +20,7 @@ _FIGURES = ("base", "new", "objective")
 def print_summary(
     console: Console,
     folder: StudyFolder,
-    request: Request,
+    spec: StudySpec,
     memory: Memory,
     lastround: dict[str, Any],
     finals: dict[str, Any],
@@ -31,43 +31,43 @@ def print_summary(
     console.print(
         f"\nsearch: {ended['COMPLETE']} trials finished, {ended['PRUNED']} pruned, {ended['FAIL']} failed"
     )
-    _search_table(console, request, memory)
-    _last_round_table(console, request, lastround)
+    _search_table(console, spec, memory)
+    _last_round_table(console, spec, lastround)
     for dataset, sides in finals["datasets"].items():
-        _final_table(console, request, dataset, sides, finals)
-    for line in caveats(request, finals, ended["COMPLETE"]):
+        _final_table(console, spec, dataset, sides, finals)
+    for line in caveats(spec, finals, ended["COMPLETE"]):
         console.print(f"- {line}", markup=False)
     console.print(f"\nbest settings: {folder / 'best.yaml'} (prometar train --config FILE)\nreport: {report}")
 
 
-def _score(request: Request) -> str:
-    return "base" if request.objective == "base_val" else "H"
+def _score(spec: StudySpec) -> str:
+    return "base" if spec.objective == "base_val" else "H"
 
 
-def _where(request: Request) -> str:
-    if request.objective == "oracle_test":
+def _where(spec: StudySpec) -> str:
+    if spec.objective == "oracle_test":
         return "on the test images: LEAKING, no result"
     return "on the search's own images (validation, base classes)"
 
 
-def _search_table(console: Console, request: Request, memory: Memory) -> None:
+def _search_table(console: Console, spec: StudySpec, memory: Memory) -> None:
     best = memory.best()
     released = next(
         (t for t in memory.trials() if REFERENCE in t.user_attrs and score_of(t) is not None), None
     )
     assert best is not None
-    table = _table(f"search, {_where(request)}", (_score(request),))
+    table = _table(f"search, {_where(spec)}", (_score(spec),))
     if released is not None:
         table.add_row("released", f"{score_of(released):.2f}")
     table.add_row(f"best (trial {best.number})", f"{score_of(best):.2f}")
     console.print(table)
 
 
-def _last_round_table(console: Console, request: Request, lastround: dict[str, Any]) -> None:
+def _last_round_table(console: Console, spec: StudySpec, lastround: dict[str, Any]) -> None:
     if not lastround["rows"]:
         return
     seeds = ", ".join(map(str, lastround["seeds"]))
-    table = _table(f"last round, the same images with fresh seeds {seeds}", ("search", _score(request)))
+    table = _table(f"last round, the same images with fresh seeds {seeds}", ("search", _score(spec)))
     for row in lastround["rows"]:
         name = "released" if row["reference"] else f"trial {row['number']}"
         chosen = " (chosen)" if row["number"] == lastround["chosen"] else ""
@@ -80,12 +80,12 @@ def _or_failed(value: float | None) -> str:
 
 
 def _final_table(
-    console: Console, request: Request, dataset: str, sides: dict[str, Any], finals: dict[str, Any]
+    console: Console, spec: StudySpec, dataset: str, sides: dict[str, Any], finals: dict[str, Any]
 ) -> None:
     if not finals["seeds"]:
         return
     seeds = ", ".join(map(str, finals["seeds"]))
-    of = f"{dataset}, " if len(request.names) > 1 else ""
+    of = f"{dataset}, " if len(spec.names) > 1 else ""
     title = f"{of}on the test images, trained on all base classes, seeds {seeds}"
     table = _table(title, ("base", "new", "H"))
     for name in ("released",) if finals["same"] else ("released", "best"):
@@ -114,12 +114,12 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
-def caveats(request: Request, finals: dict[str, Any], num_complete: int) -> list[str]:
+def caveats(spec: StudySpec, finals: dict[str, Any], num_complete: int) -> list[str]:
     """What the result does and does not show, in sentences."""
     lines = []
-    if request.objective == "oracle_test":
+    if spec.objective == "oracle_test":
         lines.append(LEAKS)
-    several = len(request.names) > 1
+    several = len(spec.names) > 1
     if finals["same"]:
         lines.append("no searched settings beat the released ones: they are the best found")
     elif finals["seeds"]:
@@ -131,7 +131,7 @@ def caveats(request: Request, finals: dict[str, Any], num_complete: int) -> list
     lines.append(
         f"the search's best figure is the highest of {num_complete}, so it flatters: judge by the test images"
     )
-    both = sorted({*request.seeds} & {*request.final_seeds})
+    both = sorted({*spec.seeds} & {*spec.final_seeds})
     if both:
         seeds = ", ".join(map(str, both))
         lines.append(
@@ -142,12 +142,12 @@ def caveats(request: Request, finals: dict[str, Any], num_complete: int) -> list
         lines.append(
             f"settings of trials {numbers} have been tested: later choices may have been made knowing that"
         )
-    if request.config.backbone.name == "mini":
+    if spec.config.backbone.name == "mini":
         lines.append("figures of the embedded backbone compare with each other only, not with published ones")
     for dataset, sides in finals["datasets"].items():
         if sides["published"] is not None:
             published = f"{sides['published']:.2f}"
-            lines.append(f"published H of {request.config.method} on {dataset}: {published} (cited)")
+            lines.append(f"published H of {spec.config.method} on {dataset}: {published} (cited)")
     return lines
 
 

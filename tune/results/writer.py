@@ -28,7 +28,7 @@ from tune.jobs.spec import Job
 from tune.optimizer.ask_tell import ORIGIN, REASON, REFERENCE, RESULT, Asked, Memory, curve_of
 from tune.optimizer.storage import without_password
 from tune.stopping import Stopping
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 
 EARLIER = "earlier_environments"
 _KEYS = {"name", "command", "asked", "space", "config", "environment"}  # of study.yaml
@@ -86,10 +86,10 @@ class StudyFolder:
         if (self.path / "study.yaml").exists():
             self.compare(read_study(self.path).get("identity", {}), identity)
 
-    def describe(self, request: Request, identity: dict[str, Any]) -> None:
+    def describe(self, spec: StudySpec, identity: dict[str, Any]) -> None:
         """Write study.yaml."""
         path = self.path / "study.yaml"
-        write_atomically(path, yaml.safe_dump(self._description(request, identity), sort_keys=False).encode())
+        write_atomically(path, yaml.safe_dump(self._description(spec, identity), sort_keys=False).encode())
 
     def compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Refuse to go on with a study that was asked for something else.
@@ -109,36 +109,36 @@ class StudyFolder:
                 "repeat them, or start another with --study NAME"
             )
 
-    def _description(self, request: Request, identity: dict[str, Any]) -> dict[str, Any]:
-        config = request.config
+    def _description(self, spec: StudySpec, identity: dict[str, Any]) -> dict[str, Any]:
+        config = spec.config
         return {
             "name": self.name,
             "command": without_password(shlex.join(["python", *sys.argv])),
             "asked": {
-                "dataset": " + ".join(request.names),
-                "datasets": list(request.names),
+                "dataset": " + ".join(spec.names),
+                "datasets": list(spec.names),
                 "data_root": config.data.root,
                 "backbone": config.backbone.name,
                 "pretrained": config.backbone.pretrained,
                 "method": config.method,
-                "objective": request.objective,
-                "trials": request.trials,
+                "objective": spec.objective,
+                "trials": spec.trials,
                 "epochs": config.train.epochs,
                 "shots": config.data.shots,
-                "seed": request.seed,
-                "seeds": list(request.seeds),
-                "folds": request.folds,
-                "goals": list(request.goals),
-                "sampler": request.sampler,
-                "pruner": request.pruner,
-                "val_per_class": request.val_per_class,
-                "top": request.top,
-                "top_seeds": list(request.fresh_seeds if request.top else ()),
-                "final_seeds": list(request.final_seeds),
+                "seed": spec.seed,
+                "seeds": list(spec.seeds),
+                "folds": spec.folds,
+                "goals": list(spec.goals),
+                "sampler": spec.sampler,
+                "pruner": spec.pruner,
+                "val_per_class": spec.val_per_class,
+                "top": spec.top,
+                "top_seeds": list(spec.fresh_seeds if spec.top else ()),
+                "final_seeds": list(spec.final_seeds),
             },
             "space": {
-                "name": request.space.name,
-                "ranges": {k: r.model_dump(mode="json") for k, r in request.space.ranges.items()},
+                "name": spec.space.name,
+                "ranges": {k: r.model_dump(mode="json") for k, r in spec.space.ranges.items()},
             },
             "identity": identity,
             "config": config.model_dump(mode="json"),

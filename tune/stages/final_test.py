@@ -13,7 +13,7 @@ from prometar.metrics import Interval, t_interval
 from tune.execution.reruns import Means, figures_of, run_missing
 from tune.jobs.spec import Job
 from tune.results.writer import StudyFolder
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 
 _FIGURES = ("base", "new", "objective", "seconds")
 _SIDES = ("best", "released")
@@ -21,7 +21,7 @@ _SIDES = ("best", "released")
 
 def run_finals(
     folder: StudyFolder,
-    request: Request,
+    spec: StudySpec,
     best: tuple[int, dict[str, Any]],
     means: Means,
     *,
@@ -33,28 +33,27 @@ def run_finals(
         best: The chosen trial's number, 0 for the released settings, and its settings.
         published: The published harmonic mean of each data set, or None.
     """
-    chosen = {"best": best, "released": (0, request.reference())}
+    chosen = {"best": best, "released": (0, spec.reference())}
     jobs = {
-        (dataset, seed, side): request.final_job(
+        (dataset, seed, side): spec.final_job(
             settings, dataset, seed, str(folder.final(number, dataset, seed)), means.terms
         )
-        for dataset in request.names
-        for seed in request.final_seeds
+        for dataset in spec.names
+        for seed in spec.final_seeds
         for side, (number, settings) in chosen.items()
     }
     unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
     reasons = run_missing(list(unique.values()), means, what="final run")
     datasets = {
-        dataset: _dataset(request, dataset, jobs, reasons, published.get(dataset))
-        for dataset in request.names
+        dataset: _dataset(spec, dataset, jobs, reasons, published.get(dataset)) for dataset in spec.names
     }
     difference = _over_all(datasets)
     tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
     content = {
-        "seeds": list(request.final_seeds),
+        "seeds": list(spec.final_seeds),
         "same": best[0] == 0,
         "best": {"number": best[0], "settings": best[1]},
-        "released": {"number": 0, "settings": request.reference()},
+        "released": {"number": 0, "settings": spec.reference()},
         "datasets": datasets,
         "difference": difference,
         "shown": bool(difference and Interval(**difference).excludes_zero),
@@ -67,17 +66,15 @@ def run_finals(
 
 
 def _dataset(
-    request: Request,
+    spec: StudySpec,
     dataset: str,
     jobs: Mapping[tuple[str, int, str], Job],
     reasons: Mapping[str, str],
     published: float | None,
 ) -> dict[str, Any]:
     """One data set's runs, by seed and side, and their paired difference."""
-    runs = {
-        side: [_run(jobs[dataset, seed, side], reasons) for seed in request.final_seeds] for side in _SIDES
-    }
-    same = all(jobs[dataset, s, "best"] == jobs[dataset, s, "released"] for s in request.final_seeds)
+    runs = {side: [_run(jobs[dataset, seed, side], reasons) for seed in spec.final_seeds] for side in _SIDES}
+    same = all(jobs[dataset, s, "best"] == jobs[dataset, s, "released"] for s in spec.final_seeds)
     pairs = [pair for pair in zip(*(runs[side] for side in _SIDES), strict=True) if _whole(pair)]
     interval = None if same else t_interval([a["objective"] - b["objective"] for a, b in pairs])
     return {

@@ -19,7 +19,7 @@ from tune.execution.runner import run_trials
 from tune.execution.searcher import ListSearcher, StopScheduler
 from tune.jobs.files import JobFiles
 from tune.results.writer import StudyFolder
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 from tune.worker.trainable import TrialWorker
 
 LEAST = 0.01  # of a GPU: hundreds of processes on one would wait for each other
@@ -65,7 +65,7 @@ def kinds_of_gpu(nodes: Sequence[Node]) -> list[str]:
     return sorted(name.removeprefix(_KIND) for name in names)
 
 
-def measured_share(folder: StudyFolder, request: Request, means: Means, gpus: Sequence[str]) -> float:
+def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Sequence[str]) -> float:
     """A trial's share of a GPU, measured once for a kind; a whole one where it cannot be measured."""
     path = folder / "probe.json"
     with suppress(OSError, ValueError, KeyError):
@@ -75,7 +75,7 @@ def measured_share(folder: StudyFolder, request: Request, means: Means, gpus: Se
     if len(gpus) > 1:
         means.console.print(f"GPUs of several kinds, {' and '.join(gpus)}: each trial gets a whole one")
         return 1.0
-    job = request.rerun_job(request.reference(), request.seeds, str(folder / "probe" / "0000"), means.terms)
+    job = spec.rerun_job(spec.reference(), spec.seeds, str(folder / "probe" / "0000"), means.terms)
     JobFiles(job).drop_states()  # an epoch that lies there would be told, and nothing be trained
     found, searcher = _Found(), ListSearcher([job], means.stopping)
     run_trials(

@@ -20,22 +20,22 @@ from tune.jobs.files import JobFiles
 from tune.optimizer.ask_tell import REFERENCE, ranked, score_of
 from tune.optimizer.storage import GO_ON
 from tune.results.writer import StudyFolder
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 
 _FIGURES = ("base", "new", "objective", "seconds")
 
 
 def run_last_round(
-    folder: StudyFolder, request: Request, trials: Sequence[FrozenTrial], means: Means
+    folder: StudyFolder, spec: StudySpec, trials: Sequence[FrozenTrial], means: Means
 ) -> dict[str, Any]:
     """Run what has no result yet, and write lastround.json. Returns its content.
 
     `chosen` is the number of the settings with the highest mean over all fresh seeds; the released ones win
     a tie. Without a last round (`top` 0) it is the search's own best.
     """
-    asked = contenders(trials, request.top)
-    seeds = request.fresh_seeds if request.top else ()
-    rows = _rows(folder, request, asked, seeds, means) if seeds else []
+    asked = contenders(trials, spec.top)
+    seeds = spec.fresh_seeds if spec.top else ()
+    rows = _rows(folder, spec, asked, seeds, means) if seeds else []
     content = {
         "seeds": list(seeds),
         "chosen": _chosen(rows) if rows else asked[0].number,
@@ -49,7 +49,7 @@ def run_last_round(
 
 def _rows(
     folder: StudyFolder,
-    request: Request,
+    spec: StudySpec,
     asked: Sequence[FrozenTrial],
     seeds: Sequence[int],
     means: Means,
@@ -58,7 +58,7 @@ def _rows(
     shown = ", ".join(map(str, seeds))
     means.console.print(f"last round on the search's own images: trials {names}, fresh seeds {shown}")
     jobs = {
-        (trial.number, seed): request.rerun_job(
+        (trial.number, seed): spec.rerun_job(
             dict(trial.params), (seed,), str(folder.rerun(trial.number, seed)), means.terms
         )
         for seed in seeds

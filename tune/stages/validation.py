@@ -1,4 +1,4 @@
-"""What can be wrong with a request, found before any worker starts; and on what exactly it is to run."""
+"""What can be wrong with a study, found before any worker starts; and on what exactly it is to run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prometar.data.splits.objective import LEAKS, problem
 from prometar.errors import UserError
 from prometar.inference.prompt_file import weights_digest
 from prometar.methods.composition import build
-from tune.study_spec import Request
+from tune.study_spec import StudySpec
 
 _PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 _DIGITS = 12  # of a digest, in what users read
@@ -23,12 +23,12 @@ _DIGITS = 12  # of a digest, in what users read
 
 @dataclass(frozen=True)
 class Checked:
-    """A request that can be run.
+    """A study that can be run.
 
     Args:
         num_classes: Of each data set.
         notes: What a user must be told of the search's images.
-        identity: What must not change while a study goes on: the request's own, and digests of the data
+        identity: What must not change while a study goes on: the spec's own, and digests of the data
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
     """
 
@@ -37,23 +37,23 @@ class Checked:
     identity: dict[str, Any]
 
 
-def check(request: Request) -> Checked:
-    """Try everything that a request names.
+def check(spec: StudySpec) -> Checked:
+    """Try everything that a study names.
 
     Raises:
         UserError, WorkError: see the builders.
     """
-    config = request.config
-    request.reference()
-    _check_space(request)
+    config = spec.config
+    spec.reference()
+    _check_space(spec)
     num_classes, notes, contents = dict[str, int](), list[str](), dict[str, str]()
-    for name in request.names:
+    for name in spec.names:
         dataset = open_dataset(name, config.data.root)
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
-        for fold in range(request.folds):
+        for fold in range(spec.folds):
             found = problem(
-                request.objective, dataset, shots=config.data.shots, seed=config.train.seed, fold=fold
+                spec.objective, dataset, shots=config.data.shots, seed=config.train.seed, fold=fold
             )
         problem("final", dataset, shots=config.data.shots, seed=config.train.seed)
         if found.note:
@@ -61,7 +61,7 @@ def check(request: Request) -> Checked:
     clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
     contents["weights"] = weights_digest(clip)[:_DIGITS]
     _check_method(config, clip)
-    return Checked(num_classes, tuple(dict.fromkeys(notes)), request.identity | contents)
+    return Checked(num_classes, tuple(dict.fromkeys(notes)), spec.identity | contents)
 
 
 def _check_method(config: Config, clip: Clip) -> None:
@@ -70,14 +70,14 @@ def _check_method(config: Config, clip: Clip) -> None:
     method.modulator.init(method.prompts.tokens(prompts), generator)
 
 
-def _check_space(request: Request) -> None:
+def _check_space(spec: StudySpec) -> None:
     """Every end of every range must be a setting that a run takes, and that the method uses."""
-    for key, entry in request.space.ranges.items():
+    for key, entry in spec.space.ranges.items():
         beside = {other: values[0] for other, values in entry.when.items()}
-        methods = [build(request.config.override({**beside, key: value})) for value in entry.ends]
+        methods = [build(spec.config.override({**beside, key: value})) for value in entry.ends]
         part = key.split(".")[0]
         if part in _PARTS and len(methods) > 1 and all(method == methods[0] for method in methods):
-            name, method = request.space.name, request.config.method
+            name, method = spec.space.name, spec.config.method
             raise UserError(
                 f"the space {name} searches {key}, which {method} does not use with these settings: "
                 "choose another --space"

@@ -6,7 +6,8 @@ Adding a benchmark is adding a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from prometar.data.datasets.layouts import Layout, NumberedFolders, SplitFile, VariantLists, WnidFolders
@@ -47,6 +48,7 @@ class Benchmark:
         folder: Folder below the data root.
         layout: How it lists its images.
         template: Zero-shot prompt.
+        wordings: Other templates that methods hold text to, where they differ from it (`WORDINGS`).
         classes, sizes: As published.
         archives: Where the images can be downloaded.
         by_hand: Where the images come from if there is no archive.
@@ -62,8 +64,12 @@ class Benchmark:
     sizes: Sizes
     archives: tuple[Archive, ...] = ()
     by_hand: str = ""
+    wordings: Mapping[str, str] = field(default_factory=dict)
     variant_of: str = ""
 
+
+WORDINGS = ("photo", "name_last")
+"""What `Benchmark.wordings` may hold: "a photo of ..." (KgCoOp's), the class name at the end (ProGrad's)."""
 
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 _PHOTO = "a photo of a {}."
@@ -98,6 +104,7 @@ _ROWS = (
         template="a photo of a {}, a type of pet.",
         classes=37,
         sizes=Sizes(2_944, 736, 3_669),
+        wordings={"name_last": "a type of pet, a photo of a {}."},
         archives=(
             Archive(f"{_VGG}/pets/data/images.tar.gz", "images", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
             Archive(
@@ -123,6 +130,7 @@ _ROWS = (
         template="a photo of a {}, a type of flower.",
         classes=102,
         sizes=Sizes(4_093, 1_633, 2_463),
+        wordings={"name_last": "a type of flower, a photo of a {}."},
         archives=(Archive(f"{_VGG}/flowers/102/102flowers.tgz", "jpg", "52808999861908f626f3c1f4e79d11fa"),),
     ),
     Benchmark(
@@ -133,6 +141,7 @@ _ROWS = (
         template="a photo of {}, a type of food.",
         classes=101,
         sizes=Sizes(50_500, 20_200, 30_300),
+        wordings={"name_last": "a type of food, a photo of {}."},
         archives=(
             Archive(
                 "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
@@ -150,6 +159,7 @@ _ROWS = (
         template="a photo of a {}, a type of aircraft.",
         classes=100,
         sizes=Sizes(3_334, 3_333, 3_333),
+        wordings={"name_last": "a type of aircraft, a photo of a {}."},
         archives=(
             Archive(
                 f"{_VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
@@ -182,6 +192,7 @@ _ROWS = (
         template="{} texture.",
         classes=47,
         sizes=Sizes(2_820, 1_128, 1_692),
+        wordings={"photo": "a photo of a {}, a type of texture.", "name_last": "a texture of {}."},
         archives=(
             Archive(
                 f"{_VGG}/dtd/download/dtd-r1.0.1.tar.gz",

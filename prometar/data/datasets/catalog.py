@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get
@@ -64,6 +65,11 @@ def open_dataset(name: str, root: Path | str | None = None) -> Dataset:
 
 def open_unverified(name: str, root: Path | str | None = None) -> Dataset:
     """As `open_dataset`, but what is listed may be missing, listed twice, or named in two ways."""
+    dataset = _open(name, root)
+    return replace(dataset, wordings=BENCHMARKS[name].wordings) if name in BENCHMARKS else dataset
+
+
+def _open(name: str, root: Path | str | None) -> Dataset:
     if name not in known():
         raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
     if root is not None and "://" not in str(root) and not Path(root).is_dir():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from prometar.errors import UserError
@@ -41,6 +41,7 @@ class Dataset:
         train, val, test: Some are empty: ImageNet has no `val`, its variants have only `test`.
         source: Of the encoded images.
         template: Zero-shot prompt, such as "{} texture.".
+        wordings: The template in other words, by what they are called (`benchmarks.WORDINGS`).
         origin: What lists the images (a split file, a folder); named in messages.
         note: What a user should know, such as a split that was made here.
     """
@@ -54,6 +55,11 @@ class Dataset:
     template: str
     origin: str = ""
     note: str = ""
+    wordings: Mapping[str, str] = field(default_factory=dict)
+
+    def wording(self, name: str) -> str:
+        """The template in these words; its own where the data set has no others."""
+        return self.wordings.get(name, self.template)
 
     @property
     def splits(self) -> dict[str, tuple[Item, ...]]:

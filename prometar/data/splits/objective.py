@@ -41,17 +41,6 @@ class Problem:
         return classnames(self.train)
 
 
-def harmonic_mean(accuracies: Mapping[str, float]) -> float:
-    """n / sum(1/a) of accuracies in percent; 0 where one of them is 0.
-
-    Example:
-        >>> round(harmonic_mean({"base": 80.0, "new": 60.0}), 2)
-        68.57
-    """
-    values = list(accuracies.values())
-    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
-
-
 def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> tuple[Items, Items, str]:
     """Base-class images alone: the few-shot draw, up to `per_class` validation images a class, and a note."""
     whole, val, note = dataset.train, dataset.val, ""

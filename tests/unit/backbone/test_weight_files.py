@@ -1,0 +1,160 @@
+"""Local weights: a state dict in .pt, OpenAI's TorchScript, .safetensors; equal towers from each."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prometar.backbone.expected_tensors import architecture, expected_shapes
+from prometar.backbone.openclip import TEMPLATES, load_backbone
+from prometar.backbone.weight_files import read_weights
+from prometar.bundled.weights import load_mini
+from prometar.errors import UserError, WorkError
+
+
+class Named(nn.Module):
+    """A module whose state dict has given dotted names."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, last = name.split(".")
+            module: nn.Module = self
+            for part in path:
+                if part not in dict(module.named_children()):
+                    module.add_module(part, nn.Module())
+                module = getattr(module, part)
+            module.register_buffer(last, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return load_mini()[1]
+
+
+def write(kind: str, state: dict[str, Tensor], folder: Path) -> Path:
+    path = folder / f"weights.{'safetensors' if kind == 'safetensors' else 'pt'}"
+    if kind == "safetensors":
+        save_file({k: v.contiguous() for k, v in state.items()}, path)
+    elif kind == "torchscript":
+        extra = {k: torch.tensor(77) for k in ("input_resolution", "context_length", "vocab_size")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.jit.save(torch.jit.script(Named(state | extra)), str(path))
+    else:
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "state dict", "torchscript"])
+def test_every_format_reads_the_same_tensors(kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    weights = read_weights(write(kind, state, tmp_path))
+    assert weights.tensors.keys() == state.keys()
+    assert all(torch.equal(weights.tensors[name], tensor) for name, tensor in state.items())
+    described = weights.describe()
+    assert (described["image_size"], described["patch_size"], described["vision_width"]) == (64, 8, 128)
+    assert described.get("activation") == ("quick_gelu" if kind == "torchscript" else None)
+
+
+def test_a_file_gives_the_same_backbone(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = write("safetensors", state, tmp_path)
+    ours, theirs = load_backbone("mini", str(path)).clip, load_backbone("mini", None).clip
+    assert torch.equal(ours.text_projection, theirs.text_projection)
+    assert all(torch.equal(a, b) for a, b in zip(ours.vision.blocks[2], theirs.vision.blocks[2], strict=True))
+
+
+def test_openai_heads_are_checked(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """OpenAI's archives mean heads of width 64; mini has narrower ones."""
+    with pytest.raises(UserError, match="does not fit mini: vision_heads is 2 in the file, 4 in the model"):
+        load_backbone("mini", str(write("torchscript", state, tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_damaged_file_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 not a file of tensors")
+    with pytest.raises(UserError, match=r"is not a (plain file of tensors|safetensors file)"):
+        load_backbone("mini", str(tmp_path / name))
+
+
+def _changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
+    merged = {**state, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
+    return {name: tensor.contiguous() for name, tensor in merged.items() if tensor is not None}
+
+
+CONV = "visual__conv1__weight"
+WRONG = {
+    "NaN": ({CONV: torch.full((128, 3, 8, 8), torch.nan)}, "'visual.conv1.weight' holds values that are not"),
+    "infinity": ({"text_projection": torch.full((128, 128), torch.inf)}, "'text_projection' holds values"),
+    "int8": ({CONV: torch.ones(128, 3, 8, 8, dtype=torch.int8)}, "'visual.conv1.weight' is int8: quantised"),
+    "one channel": (
+        {CONV: torch.ones(128, 1, 8, 8)},
+        r"'visual.conv1.weight' is \(128, 1, 8, 8\), the model's is \(128, 3, 8, 8\)",
+    ),
+    "a misshapen scale": ({"logit_scale": torch.ones(2)}, r"'logit_scale' is \(2,\), the model's is \(\)"),
+    "a scale beyond exp": ({"logit_scale": torch.tensor(1000.0)}, "'logit_scale' holds values that are not"),
+    "no projection": ({"visual__proj": None}, "has no 'visual.proj'"),
+    "an odd block": ({"transformer__resblocks__x__ln_1__weight": torch.ones(96)}, "text_layers is 4 in the"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_tensors_are_checked_where_they_enter(kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    changes, message = WRONG[kind]
+    save_file(_changed(state, **changes), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=message) as caught:
+        load_backbone("mini", str(tmp_path / "weights.safetensors"))
+    assert str(caught.value).startswith(str(tmp_path / "weights.safetensors"))
+
+
+def test_the_expected_shapes_are_those_of_open_clips_models() -> None:
+    for name, config in (("ViT-B-32-quickgelu", None), ("ViT-M-32", None), ("mini", load_mini()[0])):
+        model = open_clip.CLIP(**_arguments(config or open_clip.get_model_config(name)))
+        expected = expected_shapes(architecture(config or open_clip.get_model_config(name)))
+        found = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        assert found == {**expected, "logit_scale": ()}, name
+
+
+def _arguments(config: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in config.items() if key != "custom_text"}
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/something", "local-dir:/tmp", "hf-hub:"])
+def test_names_of_hubs_and_folders_are_refused_unread(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*args: object) -> None:
+        raise AssertionError("open_clip was asked for it")
+
+    monkeypatch.setattr("open_clip.get_model_config", read)
+    with pytest.raises(UserError, match="names of hubs and folders are not taken"):
+        load_backbone(name, "openai")
+
+
+def test_a_file_without_a_vision_transformer_is_one_line(tmp_path: Path) -> None:
+    save_file({"visual.layer1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(UserError, match=r"holds no CLIP with a ViT: it has no 'visual\.conv1\.weight'"):
+        load_backbone("mini", str(tmp_path / "resnet.safetensors"))
+
+
+def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network\nmore lines")
+
+    monkeypatch.setattr("open_clip.create_model", refuse)
+    with pytest.raises(
+        WorkError, match=r"cannot fetch the weights 'openai' .*\(no network\): .* --pretrained FILE"
+    ):
+        load_backbone("ViT-B-16-quickgelu", "openai")
+
+
+def test_the_templates_are_sixty_with_one_gap_each() -> None:
+    assert len(set(TEMPLATES)) == 60
+    assert all(template.count("{}") == 1 for template in TEMPLATES)
+    assert "a photo of a {}." in TEMPLATES
