@@ -139,4 +139,4 @@ class Foreign:
 
 
 def _percent_right(image_NE: Tensor, text_CE: Tensor, labels_N: Tensor) -> float:
-    return 100 * float(((image_NE @ text_CE.T).argmax(dim=-1).cpu() == labels_N).float().mean())
+    return 100 * int(((image_NE @ text_CE.T).argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
