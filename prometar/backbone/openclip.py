@@ -26,6 +26,9 @@ TEMPLATES: tuple[str, ...] = tuple(
 )
 """The 60 templates of the frozen text features, with "{}" for the class name."""
 
+FOREIGN_NAMES: tuple[str, ...] = tuple(open_clip.IMAGENET_CLASSNAMES[::10])
+"""A hundred names of things, to see what prompts do to names that they were not tuned for."""
+
 OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
 OPENAI_STD = open_clip.OPENAI_DATASET_STD
 
