@@ -19,7 +19,7 @@ from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier
-from prometar.inference.prompt_file import weights_digest, write_prompts
+from prometar.inference.prompt_file import require_target, weights_digest, write_prompts
 from prometar.io.files import write_atomically
 from prometar.methods.composition import build
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
@@ -134,8 +134,10 @@ def export_run(folder: Path, to: Path) -> Path:
     """Write a finished run's prompts and their card; returns the path of the readable card beside them.
 
     Raises:
-        UserError: no finished run, or another suffix than .safetensors. WorkError: nothing can be written.
+        UserError: no finished run, another suffix than .safetensors, or a file that is there and no export.
+        WorkError: nothing can be written.
     """
+    require_target(to)
     classifier = trained(folder)
     config, result = classifier.config, classifier.card
     name, pretrained = config.backbone.name, config.backbone.pretrained

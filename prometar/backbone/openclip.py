@@ -40,6 +40,9 @@ TEMPLATES: tuple[str, ...] = tuple(
 )
 """The 60 templates of the frozen text features, with "{}" for the class name."""
 
+FOREIGN_NAMES: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
+"""A hundred names of things, to see what prompts do to names that they were not tuned for."""
+
 OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
 OPENAI_STD = _module("constants").OPENAI_DATASET_STD
 

@@ -18,7 +18,7 @@ from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.objective import Problem, harmonic_mean, problem
+from prometar.data.splits.objective import Problem, problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch
 from prometar.data.streaming.transforms import TransformSpec
@@ -26,6 +26,7 @@ from prometar.device import default_device, fetch, send
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import Augmentation, one_class_out, task_rng
+from prometar.metrics import harmonic_mean
 from prometar.step.cuda_graph import Graph
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
@@ -36,6 +37,7 @@ from prometar.step.state import State
 from prometar.step.task_selection import Selection
 from prometar.step.vmapped import numbers_of, stack, step_all, unstack
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.scoring import accuracy
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,6 +69,7 @@ class Run:
 
     `frozen_images`: the frozen CLIP's features of each step's images, as far as this process has computed
     them; None where they are too many to be kept. Runs of one plan share them: equal plans give equal pixels.
+    `foreign`: what accuracy on new classes is predicted with, where the objective does so.
     """
 
     config: Config
@@ -79,6 +82,7 @@ class Run:
     evaluations: Mapping[str, Evaluation]
     every_epoch: bool
     frozen_images: dict[int, Tensor] | None = None
+    foreign: Foreign | None = None
 
     @property
     def digest(self) -> str:
@@ -168,6 +172,25 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         evaluations,
         split.every_epoch,
         _frozen_images(*spec, plan.digest, repr(dataset.source)) if keep else None,
+        _foreign(spec, config, method, dataset, split, evaluations) if split.predicts_new else None,
+    )
+
+
+def _foreign(
+    spec: tuple[str, str | None, str],
+    config: Config,
+    method: Method,
+    dataset: Dataset,
+    split: Problem,
+    evaluations: Mapping[str, Evaluation],
+) -> Foreign:
+    names = foreign_names(dataset.classnames)
+    texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
+    return Foreign(
+        build_model(_backbone(*spec).clip, method.prompts, tokenize(texts)),
+        _teacher(*spec, names, (TEMPLATE,)),
+        _teacher(*spec, split.classnames, (TEMPLATE,)),
+        _frozen_images(*spec, evaluations["base"].plan.digest, repr(dataset.source)),
     )
 
 
@@ -393,9 +416,15 @@ class Session:
 
     def score(self) -> dict[str, float]:
         """Accuracies in percent by set, and `objective`, their harmonic mean."""
+        foreign, leaves, sets = self.run.foreign, self.state.tested, self.run.evaluations
+        if foreign is not None:
+            base = sets["base"]
+            figures = foreign.score(self.run.backbone, base.model, leaves, self._images(base.plan))
+            scored = {"base": figures["base"], "new": figures["new"]}
+            return {**figures, "objective": harmonic_mean(scored)}
         accuracies = {
-            name: accuracy(self.run.backbone, e.model, self.state.tested, self._images(e.plan))
-            for name, e in self.run.evaluations.items()
+            name: accuracy(self.run.backbone, e.model, leaves, self._images(e.plan))
+            for name, e in sets.items()
         }
         return {**accuracies, "objective": harmonic_mean(accuracies)}
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from prometar.cli.app import main as prometar_main
 from tests.conftest import DTD_SPLIT
+from tests.support.report_study import description, trial, write
 from tune.search import main as search_main
 
 Main = Callable[[list[str]], int]
@@ -83,6 +84,17 @@ def test_search(args: list[str], message: str, capsys: pytest.CaptureFixture[str
     line = fails(capsys, search_main, ["--out", str(tmp_path / "out"), *args])
     assert message in line
     assert not (tmp_path / "out").exists(), "a refused study leaves nothing behind"
+
+
+def test_records_without_their_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "textures", description(), [trial(0), trial(1)])
+    (tmp_path / "textures" / "study.yaml").unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    line = fails(capsys, search_main, ["--out", str(tmp_path)])
+    assert "has records of 2 trials, and its database" in line
+    assert line.endswith("restore the database, or rebuild it with --from-records")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+    assert not (tmp_path / "textures" / "study.db").exists()
 
 
 def test_a_space_beyond_a_settings_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

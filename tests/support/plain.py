@@ -44,8 +44,8 @@ class Plain:
                 linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
                 linear.weight, linear.bias = weight, bias
                 self.maps[name.removesuffix(".weight")] = linear
-        parameters = [*self.tokens.values(), *(p for m in self.maps.values() for p in m.parameters())]
-        self.optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
+        self.parameters = [*self.tokens.values(), *(p for m in self.maps.values() for p in m.parameters())]
+        self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
 
     def leaves(self) -> dict[str, Tensor]:
         found = {name: token.detach() for name, token in self.tokens.items()}
@@ -69,13 +69,29 @@ class Plain:
         loss = F.cross_entropy(logits, labels)
         if method == "kgcoop":
             loss = loss + 8 * (1 - F.cosine_similarity(text, self.frozen_text_CE).mean())
+        frozen_logits = self.clip.logit_scale * frozen_image @ self.frozen_text_CE.T
         if method == "promptsrc":
-            frozen_logits = self.clip.logit_scale * frozen_image @ self.frozen_text_CE.T
             divergence = F.kl_div(
                 logits.log_softmax(1), frozen_logits.log_softmax(1), reduction="sum", log_target=True
             )
             loss = loss + divergence / logits.numel()
             loss = loss + 25 * F.l1_loss(text, self.frozen_text_CE) + 10 * F.l1_loss(image, frozen_image)
         self.optimizer.zero_grad()
+        if method == "prograd":
+            held = -(frozen_logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+            held.backward(retain_graph=True)
+        general = {parameter: parameter.grad for parameter in self.parameters}
+        self.optimizer.zero_grad()
         loss.backward()
+        for parameter, direction in general.items():
+            if direction is not None:
+                parameter.grad = without_conflict(parameter.grad, direction)
         self.optimizer.step()
+
+
+def without_conflict(gradient: Tensor | None, direction: Tensor) -> Tensor:
+    """The gradient, at a right angle to a direction that it points away from."""
+    assert gradient is not None
+    unit = direction / direction.norm()
+    along = torch.dot(gradient.flatten(), unit.flatten())
+    return gradient - along * unit if along < 0 else gradient

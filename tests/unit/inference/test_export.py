@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -241,6 +242,37 @@ def test_wrong_usage_of_export(
     assert "Missing option '--to'" in fails(str(run[0]))
     assert main(["export", str(run[0]), "--to", to]) == 0
     assert "x.json" in capsys.readouterr().out
+
+
+def test_an_export_never_overwrites_results(
+    run: tuple[Path, dict[str, Any]], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file of a run or a study, through whatever path; elsewhere earlier exports alone."""
+    folder = tmp_path / "study" / "trials" / "0001"
+    shutil.copytree(run[0], folder)
+    (tmp_path / "study" / "study.yaml").write_text("name: study")
+    (tmp_path / "study" / "best.safetensors").write_bytes(b"anything")
+    (tmp_path / "other.safetensors").write_bytes(b"a user's own")
+    (tmp_path / "plain.json").write_text("{}")
+    (tmp_path / "link").symlink_to(folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for to, message in (
+        (folder / "checkpoint.safetensors", "is there already, in the results of"),
+        (folder / "result.safetensors", "result.json is there already, in the results of"),
+        (folder / ".." / "0001" / "result.safetensors", "is there already, in the results of"),
+        (tmp_path / "link" / "checkpoint.safetensors", "is there already, in the results of"),
+        (tmp_path / "study" / "best.safetensors", "is there already, in the results of"),
+        (tmp_path / "other.safetensors", "is there already, and no export"),
+        (tmp_path / "plain.safetensors", "plain.json is there already, and no export"),
+    ):
+        assert main(["export", str(folder), "--to", str(to)]) == 2
+        assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    again = tmp_path / exported.name
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(exported.with_suffix(suffix), again.with_suffix(suffix))
+    assert main(["export", str(folder), "--to", str(again)]) == 0
+    assert main(["export", str(folder), "--to", str(folder / "prompts.safetensors")]) == 0
 
 
 def test_importing_prometar_stays_light() -> None:

@@ -15,9 +15,10 @@ from prometar.errors import UserError
 from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import METHODS, build
 from prometar.methods.coupled import CoupledPrompts
-from prometar.methods.gradient_modulators import Constant, Gate
+from prometar.methods.gradient_modulators import Constant, Gate, Projection
 from prometar.methods.meta_tasks import FeatureMixup, Mix, NoAugmentation, one_class_out, task_rng
 from prometar.methods.pixelmixes import CutMix, InputMixup
+from prometar.methods.prompts import IndependentPrompts
 from prometar.methods.regularizers import (
     DISTANCES,
     ImageDistance,
@@ -63,6 +64,36 @@ def test_constant_modulators() -> None:
     task, reg = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([10.0, -10.0])}
     assert Constant()({}, task, reg)["a"].tolist() == [11.0, -8.0]
     assert Constant(0.5)({}, task, reg)["a"].tolist() == [6.0, -3.0]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.0])
+def test_projection_takes_out_what_conflicts_and_nothing_else(share: float) -> None:
+    task = {"against": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "along": torch.tensor([1.0, 2.0]),
+            "alone": torch.tensor([5.0])}  # fmt: skip
+    reg = {"against": torch.tensor([[0.0, -3.0], [0.0, -4.0]]), "along": torch.tensor([0.0, 1.0]),
+           "alone": torch.tensor([0.0])}  # fmt: skip
+    for length in (1.0, 1e-3):
+        found = Projection(share)({}, task, {name: length * g for name, g in reg.items()})
+        left = torch.tensor(
+            [[0.0, 2 - 0.6 * 4.4], [0.0, 4 - 0.8 * 4.4]]
+        )  # (2, 4) less its part along (.6, .8)
+        left = left * share + torch.tensor([[0.0, 2.0], [0.0, 4.0]]) * (1 - share)
+        torch.testing.assert_close(found["against"], left + torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+        assert torch.equal(found["along"], task["along"])
+        assert torch.equal(found["alone"], task["alone"])
+
+
+def test_a_context_longer_than_its_words_starts_at_random_or_padded() -> None:
+    clip, words = backbone(torch.float64).clip, torch.tensor([320, 1125])
+    embedded = clip.token_embedding[words]
+    padded, drawn = (
+        IndependentPrompts(5, 1, vision_depth=0, padding=padding).init(clip, words, torch.Generator())
+        for padding in ("zeros", "random")
+    )
+    assert torch.equal(padded["text.0"], torch.cat([torch.zeros_like(embedded[:1]).repeat(3, 1), embedded]))
+    assert drawn["text.0"].count_nonzero() == drawn["text.0"].numel()
+    short = IndependentPrompts(1, 1, vision_depth=0, padding="zeros").init(clip, words, torch.Generator())
+    assert torch.equal(short["text.0"], embedded[:1])
 
 
 def views(text: Tensor, frozen: Tensor, images: Tensor, frozen_images: Tensor) -> Views:

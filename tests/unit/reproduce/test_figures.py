@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.data.splits.objective import harmonic_mean
-from prometar.metrics import t_interval
+from prometar.metrics import harmonic_mean, t_interval
 from prometar.reproduce.figures import Row, Table, build_table
 from prometar.reproduce.grid import Entry, Record
 from prometar.reproduce.published import settings_of

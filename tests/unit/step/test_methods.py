@@ -144,7 +144,7 @@ def test_where_no_context_is_learned_the_templates_decide() -> None:
     assert not torch.allclose(text(TEMPLATES), text(["a photo of a {}."]))
 
 
-@pytest.mark.parametrize("name", ["coop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc"])
+@pytest.mark.parametrize("name", ["coop", "vpt", "ivlp", "maple", "kgcoop", "prograd", "promptsrc"])
 def test_a_method_is_what_its_paper_does(name: str) -> None:
     clip, method, model, state = make({}, name)
     assert model.frozen_text_CE is not None

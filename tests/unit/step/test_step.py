@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "first order": {"inner.order": "first"},
     "no gate": {"modulator.kind": "add"},
     "constant gate": {"modulator.kind": "constant", "modulator.value": 0.3},
+    "projection": {"modulator.kind": "projection"},
     "no meta phase": {"inner.kind": "none"},
     "no mixup": {"task.augmentation": "none"},
     "no regularizer": {"regularizer.kind": "none"},

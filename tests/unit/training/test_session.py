@@ -166,7 +166,7 @@ def test_schedules_as_released_and_as_configured() -> None:
 
 
 def test_unknown_objectives_are_named() -> None:
-    with pytest.raises(UserError, match="unknown objective 'x': choose one of class_holdout, base_val"):
+    with pytest.raises(UserError, match="unknown objective 'x': choose one of drift, class_holdout"):
         small_run(objective="x")
 
 
