@@ -52,13 +52,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ours, released = (final_runs(t["settings"], [1, 2, 3]) for t in (trials[1], trials[0]))
     tested = finals(trials[1], {"dtd": compared(ours, released, 70.4)})
     write(folder, description(), trials, lastround=last_round(trials), finals=tested)
-    for file, name in (
-        (STUDY, FILES[0]),
-        (TRIAL, FILES[1]),
-        (REEVALUATION, FILES[2]),
-        (FINAL_TEST, FILES[3]),
-    ):
-        file.write(folder / name, file.read(folder / name))  # type: ignore[attr-defined]
+    for name, file in FILES.items():
+        file.write(folder / name, file.read(folder / name))
     return folder
 
 
