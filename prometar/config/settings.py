@@ -62,12 +62,14 @@ class PromptsConfig(_Frozen):
     """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none.
 
     `coupled`: linear maps of the text's tokens are the vision tower's, which so has the text's length and
-    depth. `frozen_text` is what a class is called where no text context is learned: the data set's own
+    depth. `conditional`: text tokens of the first layer alone, which a net shifts by the image's frozen
+    features. `frozen_text` is what a class is called where no text context is learned: the data set's own
     template, "<init> <name>.", or the mean of 60 templates. `init_padding`: a text context that is longer
-    than its words starts at random, or as zeros and behind them the words.
+    than its words starts at random, or as zeros and behind them the words. `reduction`: how many times
+    narrower than the features the conditional net's hidden layer is.
     """
 
-    kind: Literal["none", "independent", "coupled"] = "independent"
+    kind: Literal["none", "independent", "coupled", "conditional"] = "independent"
     text_length: int = Field(default=4, ge=1, le=64)
     text_depth: int = Field(default=9, ge=0)
     vision_length: int = Field(default=4, ge=1, le=1024)
@@ -75,6 +77,7 @@ class PromptsConfig(_Frozen):
     init: str = "a photo of a"
     init_std: float = Field(default=0.02, ge=0)
     init_padding: Literal["random", "zeros"] = "random"
+    reduction: int = Field(default=16, ge=1)
     frozen_text: Literal["template", "init", "ensemble"] = "template"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from prometar.backbone.frozen_features import frozen_image
 from prometar.backbone.openclip import Backbone
 from prometar.backbone.vision import embed_images
 from prometar.data.streaming.stream import Batch
@@ -17,16 +18,19 @@ from prometar.step.prompted_clip import Model
 def classify(backbone: Backbone, model: Model, leaves: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
     """A function from uint8 images (B, H, W, 3) where the backbone is to logits (B, C).
 
-    The classes are encoded once.
+    The classes are encoded once; once an image where the text sees it.
     """
     with torch.no_grad():
         prompts = model.prompts.tokens(dict(leaves))
-        text_CE = model.text_features(prompts)
+        text_CE = None if model.prompts.conditional else model.text_features(prompts)
 
     @torch.no_grad()
     def logits(images: Tensor) -> Tensor:
         tokens = embed_images(backbone.clip, backbone.normalise(images))
-        return model.logits(model.image_features(prompts, tokens), text_CE)
+        image_BE = model.image_features(prompts, tokens)
+        if text_CE is None:
+            return model.logits(image_BE, model.text_features(prompts, frozen_image(backbone.clip, tokens)))
+        return model.logits(image_BE, text_CE)
 
     return logits
 

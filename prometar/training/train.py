@@ -328,13 +328,14 @@ def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) ->
     )
     images = first.backbone.normalise(images)
     known = {} if first.frozen_images is None else first.frozen_images
-    teach = first.method.regularizer.uses_images
+    teach = first.method.uses_images
     whole = embed_batch(clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
     if whole.frozen is not None:
         known[step] = whole.frozen
     # One object for all that draw alike: nothing of it is stacked.
     tasks = {
-        augmentation: None if selection is None else take(clip, augmentation, images, whole, selection)
+        augmentation: selection
+        and take(clip, replace(first.method, augmentation=augmentation), images, whole, selection)
         for augmentation, selection in zip(selections, chosen, strict=True)
     }
     return [Embedded(whole, tasks[run.method.augmentation]) for run in runs]
