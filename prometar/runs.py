@@ -18,7 +18,7 @@ from prometar.device import default_device
 from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
-from prometar.inference.classifier import Classifier
+from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.prompt_file import require_target, weights_digest, write_prompts
 from prometar.io.files import write_atomically
 from prometar.methods.composition import build
@@ -95,6 +95,8 @@ def trained(folder: Path) -> Classifier:
         UserError: the folder holds no run, or one that has not finished; the weights are missing.
     """
     config, checkpoint, result = _finished(folder)
+    if checkpoint.run != result["run"]:
+        raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
     backbone = load_backbone(
         config.backbone.name,
         config.backbone.pretrained,
@@ -104,6 +106,7 @@ def trained(folder: Path) -> Classifier:
     state = checkpoint.state.to(backbone.clip.device)
     names = tuple(result["classnames"])
     prompts = build(config).prompts
+    require_prompts(folder / "checkpoint.safetensors", backbone, prompts, state.tested)
     return Classifier(backbone, prompts, state.tested, config, names, result["template"], result)
 
 
@@ -189,7 +192,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         result = None
     if (
         not isinstance(result, dict)
-        or not {"accuracies", "objective", "classnames", "template"} <= result.keys()
+        or not {"accuracies", "objective", "classnames", "template", "run", "environment"} <= result.keys()
     ):
         raise UserError(f"{path} is missing or damaged: the command that trained the run writes it again")
     return result

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.config.settings import Config
@@ -36,7 +37,7 @@ from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.step.task_selection import Selection
 from prometar.step.vmapped import numbers_of, stack, step_all, unstack
-from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from prometar.training.checkpoint import damaged, load_checkpoint, require_state, save_checkpoint
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.scoring import accuracy
 
@@ -115,7 +116,10 @@ def _teacher(
     name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
 ) -> Tensor:
     spec = (name, pretrained, precision)
-    return cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
+    features = cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
+    if not all_finite(features):
+        raise UserError(f"the text features of {name} in {precision} are not finite: take another precision")
+    return features
 
 
 @lru_cache(maxsize=_MOST_RUNS)
@@ -379,6 +383,9 @@ class Session:
         if found is not None:
             if found.run != run.digest:
                 raise WorkError(f"{self._path} belongs to another configuration: use another folder")
+            require_state(self._path, found.state, self.state)
+            if len(found.history) > run.config.train.epochs:
+                raise damaged(self._path, f"it has done {len(found.history)} epochs")
             self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
 
     @property

@@ -49,6 +49,7 @@ SEARCHES = [
     (["--trials", "many"], "Invalid value for '--trials'"),
     (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found 0)"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate': optim has lr, "),
+    (["--set", "data.name=dtd"], "--set data.name: a search's data sets are given by --dataset"),
     (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
     (["--set", "optim.lr=fast"], "optim.lr: Input should be a valid number"),
     (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
