@@ -22,6 +22,7 @@ from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, send
 from prometar.errors import UserError
 from prometar.inference.prompt_file import read_prompts, weights_digest
+from prometar.io.files import read_bytes
 from prometar.methods.composition import build
 from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
@@ -179,7 +180,7 @@ def _encoded(picture: Picture) -> bytes:
     """An image file's bytes. Pixels are wrapped in a lossless format: all images take the same way."""
     if isinstance(picture, str | Path):
         try:
-            return Path(picture).read_bytes()
+            return read_bytes(Path(picture))
         except OSError as error:
             raise UserError(f"cannot read image {picture}: {error.strerror}") from None
     if isinstance(picture, np.ndarray):
