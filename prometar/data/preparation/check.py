@@ -177,7 +177,7 @@ def check(name: str, root: Path | str | None = None, *, threads: int | None = No
         classes,
         broken,
         tuple(problems_of(dataset)),
-        (*_notes(dataset, classes), *_repeated(dataset, {one.path: one.digest for one in seen})),
+        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen})),
     )
 
 
@@ -192,7 +192,7 @@ def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:
             yield f"{len(same)} images of {other} are also in {one}, byte for byte, such as {theirs} ({mine})"
 
 
-def _notes(dataset: Dataset, classes: int) -> Iterator[str]:
+def _notes(dataset: Dataset, classes: int, digests: Mapping[str, bytes]) -> Iterator[str]:
     found = differences(dataset.name, classes, counts_of(dataset))
     if found:
         yield f"not the published sizes: {', '.join(found)}"
@@ -202,6 +202,7 @@ def _notes(dataset: Dataset, classes: int) -> Iterator[str]:
     shared = sorted(name for name, labels in Counter(name for _, name in pairs).items() if labels > 1)
     if shared:
         yield f"{len(shared)} class names stand for several labels: {', '.join(shared)}"
+    yield from _repeated(dataset, digests)
     names = [name for _, name in sorted(pairs)]
     shown = names if len(names) <= SHOWN_NAMES else [*names[: SHOWN_NAMES - 1], "...", names[-1]]
     yield f"class names: {', '.join(shown)}"
