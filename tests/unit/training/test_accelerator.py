@@ -1,6 +1,6 @@
 """The whole path on an accelerator: nothing mixes with the host, and nothing waits but where it must.
 
-See `tests.support.accelerator`: any machine has it. Values there are those of the host, so runs can be compared too.
+See `tests.support.accelerator`: any machine has it. Values there are those of the host, so runs compare too.
 """
 
 from __future__ import annotations
