@@ -33,7 +33,7 @@ PACKAGES = (
     "prometar.reproduce",
     "prometar.cli",
     "prometar.__main__",
-    "tune",
+    "tune", "tune.unpickled",
     "tune.space",
     "tune.results.schema",
     "tune.optimizer",

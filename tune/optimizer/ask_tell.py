@@ -33,6 +33,7 @@ from tune.optimizer.trial_schema import (
 from tune.results.schema import TrialRecord, by_score
 from tune.space.point_sets import Same, all_points, grid_points
 from tune.space.spaces import Space
+from tune.unpickled import Unpickled
 
 HOPELESS = 5  # failed trials, and none finished, after which a study stops
 REDRAWS = 20  # draws of settings already tried, after which one that has not been tried is looked for
@@ -60,7 +61,7 @@ class _Running:
     epochs: set[int] = field(default_factory=set)
 
 
-class Memory:
+class Memory(Unpickled):
     """Asks and tells one Optuna study, and survives the death of whoever does.
 
     Args:
@@ -146,9 +147,6 @@ class Memory:
         if failed and not any(t.state is TrialState.COMPLETE for t in trials):
             self._study.set_user_attr(FORGIVEN, failed)
         return set(self._study.user_attrs.get(FORGIVEN, []))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray Tune pickles its searcher; the study itself needs no second copy
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial that counts, by number."""
