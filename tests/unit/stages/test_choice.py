@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tune.stages.choice import KEEP_UNLESS, Calibration, candidate, choose, leads
 
-CALIBRATION = Calibration(slope=0.7, spread=1.2, noise=1.1)
+CALIBRATION = Calibration(slope=0.7, spread=1.2, between=2.0, noise=1.1)
 DIFFERENCES = st.lists(st.integers(-1000, 1000).map(lambda n: n / 100), min_size=1, max_size=6)
 
 
