@@ -17,8 +17,9 @@ from tests.support.driver import NAME, Driver, misbehave, run_fake, spec_of
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 from tune.jobs.spec import unpack
-from tune.optimizer.ask_tell import SEARCHED, curve_of
+from tune.optimizer.ask_tell import SEARCHED
 from tune.optimizer.storage import open_study
+from tune.optimizer.trial_schema import curve_of
 
 TRIALS = 5
 ASKED = ("--trials", TRIALS, "--top", 1, "--final-seeds", 1, 2)
