@@ -1,13 +1,13 @@
-"""What a search is worth: chosen minus released settings on the test images of data sets nobody has looked at.
+"""What a search is worth: chosen minus released settings on the test images of sets nobody has looked at.
 
     python benchmarks/claim.py --claim [--sets shapes ...] [--searches 5] [--arms ...] [--out DIR]
     python benchmarks/claim.py --show [--doc docs/results.md]
 
-Each search is `python tune/search.py` with its own seed, at its default budget, on one data set. Its choice and
-the released settings are trained with the same fresh seeds and tested. Three arms share that: the search as it
-is by default, random draws scored on held-out base classes, and Ray Tune with Optuna's TPE on base validation
-accuracy; the last two take the highest score. The same command goes on with what is unfinished. The outcomes are
-kept in benchmarks/claim.jsonl, one line a search, which --show reads.
+Each search is `python tune/search.py` with its own seed, at its default budget, on one data set. Its choice
+and the released settings are trained with the same fresh seeds and tested. Three arms share that: the search
+as it is by default, random draws scored on held-out base classes, and Ray Tune with Optuna's TPE on base
+validation accuracy; the last two take the highest score. The same command goes on with what is unfinished.
+The outcomes are kept in benchmarks/claim.jsonl, one line a search, which --show reads.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from common import describe, machine, purpose_of, table
+from common import describe, machine, require_development, table
 from records import mean_and_interval, publish
 
+from prometar.bundled.suite import SUITE
 from prometar.metrics import t_interval
 from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST
@@ -93,7 +94,9 @@ def results(rows: Sequence[dict[str, Any]]) -> str:
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
-        gains = (mean_and_interval(over_sets(mine, key), signed=True, digits=2) for key in ("H", "base", "new"))
+        gains = (
+            mean_and_interval(over_sets(mine, key), signed=True, digits=2) for key in ("H", "base", "new")
+        )
         worse, kept = (mean(f(row) for row in mine) for f in (lambda r: r["H"] < WORSE, lambda r: r["kept"]))
         sets = len({row["dataset"] for row in mine})
         lines.append((arm, *gains, f"{100 * worse:.0f} %", f"{100 * kept:.0f} %", sets, len(mine)))
@@ -107,7 +110,9 @@ def by_set(rows: Sequence[dict[str, Any]]) -> str:
     for name in sorted({row["dataset"] for row in rows}):
         mine = [row["H"] for row in rows if row["dataset"] == name and row["arm"] == "default"]
         if mine:
-            lines.append((name, mean_and_interval(mine, signed=True, digits=2), " ".join(f"{h:+.1f}" for h in mine)))
+            lines.append(
+                (name, mean_and_interval(mine, signed=True, digits=2), " ".join(f"{h:+.1f}" for h in mine))
+            )
     return table(("data set", "mean", "searches"), lines)
 
 
@@ -130,8 +135,9 @@ def show(doc: Path | None) -> None:
     rows = read()
     if not rows:
         raise SystemExit(f"error: {RECORDS.name} holds no search yet: run benchmarks/claim.py --claim")
-    head = f"{describe(threads=1)}. Chosen minus released, points on test images, {rows[0]['pairs']} paired seeds."
-    publish("\n\n".join([head, results(rows), by_set(rows), goal(rows)]), doc, "claim")
+    what = f"Chosen minus released, points on test images, {rows[0]['pairs']} paired seeds."
+    parts = [f"{describe(threads=1)}. {what}", results(rows), by_set(rows), goal(rows)]
+    publish("\n\n".join(parts), doc, "claim")
 
 
 def main() -> None:
@@ -147,12 +153,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="print the table, run nothing")
     args = parser.parse_args()
     if args.show or args.quick:
-        return show(args.doc)
-    sets = args.sets or [name for name, purpose in purpose_of().items() if purpose == "claim"]
+        show(args.doc)
+        return
+    sets = args.sets or [name for name, each in SUITE.items() if each.purpose == "claim"]
     done = {(row["dataset"], row["arm"], row["search"]) for row in read()}
-    for number in range(1, args.searches + 1):  # search by search: after an interruption there are whole rounds
+    for number in range(
+        1, args.searches + 1
+    ):  # search by search: after an interruption there are whole rounds
         for dataset in sets:
-            require_open(dataset, claim=args.claim)
+            require_development([dataset], claim=args.claim)
             for arm in args.arms:
                 if (dataset, arm, number) in done:
                     continue

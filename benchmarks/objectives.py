@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import describe, table
+from common import describe, require_development, table
 from numpy.typing import NDArray
 from records import Record, Wanted, publish, read_all, run_all
 from scipy.stats import spearmanr
@@ -220,6 +220,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"
+    require_development(args.sets, claim=False)
     runs = {name: runs_of(args, name) for name in args.sets}
     run_all([run for by_key in runs.values() for run in by_key.values()], args.out, jobs=args.jobs)
     tables = {name: collect(args, name, by_key) for name, by_key in runs.items()}

@@ -34,6 +34,7 @@ from tune.reporting.terminal import print_summary
 from tune.results.reader import read_records
 from tune.results.schema import FinalTest, Tested
 from tune.results.writer import StudyFolder
+from tune.space.portfolio import first_trials
 from tune.stages.agreement import require_agreement
 from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
@@ -110,7 +111,8 @@ def run_study(
         _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
         folder.describe(spec, checked.identity, max_hours=place.max_hours)
-        for origin, settings in place.starts:
+        known = first_trials(spec.space, spec.names, spec.portfolio)
+        for origin, settings in (*place.starts, ("portfolio", known)):
             memory.enqueue(settings, origin)
         _introduce(console, folder, spec, memory)
         for note in (*rebuilt, *checked.notes):
@@ -296,9 +298,6 @@ def _compare(
     seed = (*spec.final_seeds, spec.seed)[0]
     best = spec.configured(settings, dataset=spec.names[0], seed=seed)
     write_atomically(folder / "best.yaml", dump_config(best).encode())
-    seeds = ", ".join(map(str, spec.final_seeds))
-    what = "the released settings" if trial.reference else f"trial {number} and the released settings"
-    means.console.print(f"final comparison on the test images: {what}, seeds {seeds}")
     return run_finals(
         folder,
         spec,

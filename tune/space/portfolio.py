@@ -16,8 +16,6 @@ from typing import Any
 
 from tune.space.spaces import Space
 
-SIZE = 5
-
 
 @dataclass(frozen=True)
 class Known:
@@ -35,7 +33,7 @@ class Portfolio:
     evidence: str
     known: tuple[Known, ...]
 
-    def choose(self, without: Collection[str], size: int = SIZE) -> list[dict[str, Any]]:
+    def choose(self, without: Collection[str], size: int = 5) -> list[dict[str, Any]]:
         """The settings that together do best on all sets but those `without`, the best first.
 
         Greedy: each further one is what raises the mean over sets of the best gain most, the released
@@ -69,7 +67,7 @@ def shipped() -> Portfolio:
     return Portfolio(tree["space"], tree["evidence"], known)
 
 
-def first_trials(space: Space, datasets: Sequence[str]) -> list[dict[str, Any]]:
-    """The portfolio's settings for a search of this space on these data sets; none for another space."""
+def first_trials(space: Space, datasets: Sequence[str], size: int) -> list[dict[str, Any]]:
+    """`size` of the portfolio's settings for a search on these data sets; none for another space."""
     found = shipped()
-    return found.choose(without=datasets) if found.space == space.name else []
+    return found.choose(without=datasets, size=size) if found.space == space.name else []

@@ -32,6 +32,12 @@ class Calibration:
     noise: float
 
 
+CALIBRATIONS: Mapping[str, Calibration] = {
+    "drift": Calibration(slope=0.6, spread=1.0, between=1.5, noise=1.0),
+}
+"""By objective. What is not here is not known, and the highest mean is chosen."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Settings in the last round.
@@ -60,21 +66,6 @@ def candidate(number: int, differences: Sequence[float], calibration: Calibratio
     expected = c.slope * share * lead
     spread = math.sqrt(c.spread**2 + c.slope**2 * c.between**2 * (1 - share))
     return Candidate(number, lead, pairs, expected, float(ndtr(expected / spread)))
-
-
-def choose(candidates: Sequence[Candidate], *, keep_unless: float = KEEP_UNLESS) -> Candidate | None:
-    """The candidate of the highest expected gain; None where the released settings are kept.
-
-    Example:
-        >>> calibration = Calibration(slope=0.8, spread=1.0, between=1.5, noise=1.0)
-        >>> far = candidate(7, [3.0, 2.0], calibration)
-        >>> choose([far, candidate(9, [0.1, -0.2], calibration)]).number
-        7
-        >>> choose([candidate(9, [0.1, -0.2], calibration)]) is None
-        True
-    """
-    best = max(candidates, key=lambda each: (each.expected, -each.number), default=None)
-    return best if best is not None and best.probability >= keep_unless else None
 
 
 def leads(scores: Mapping[int, Sequence[float]], released: int) -> dict[int, list[float]]:

@@ -48,4 +48,4 @@ def test_what_comes_with_the_package_lies_in_its_space() -> None:
     space = load_space(found.space)
     for each in found.known:
         assert space.checked(each.settings, what="the portfolio") == dict(each.settings)
-    assert first_trials(load_space("augmentation"), ["textures"]) == []
+    assert first_trials(load_space("augmentation"), ["textures"], 5) == []
