@@ -19,6 +19,7 @@ from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
+from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
@@ -148,7 +149,14 @@ def _means(
         trainable,
         plan,
         Room.of(nodes),
-        Terms(plan.threads, plan.stream_cpus, place.trial_timeout, str(folder.path), place.files),
+        Terms(
+            plan.threads,
+            plan.stream_cpus,
+            place.trial_timeout,
+            str(folder.path),
+            place.files,
+            sources_of(spec.own),
+        ),
         Stopping(console, max_seconds=_seconds_left(place, memory)),
         console,
         place.trackers,
@@ -274,6 +282,8 @@ def _search(spec: StudySpec, folder: StudyFolder, memory: Memory, means: Means, 
         console.print("the space is searched through: further draws only repeat settings")
     elif memory.wants(spec.trials) and stopping.out_of_time():
         console.print("the time for searching is used up: no more trials are begun (--max-hours)")
+    if memory.num_waiting:
+        console.print(f"{memory.num_waiting} enqueued settings wait for a larger --trials")
     reason = memory.hopeless()
     if not reason and memory.best() is None and stopping.out_of_time():
         raise WorkError(f"no trial of the study {folder.path} has finished within --max-hours: allow it more")

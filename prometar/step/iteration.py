@@ -120,7 +120,8 @@ class _Compute:
 
     def _losses(self, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
         model = self.model
-        text_CE, image_BE = model.text_features(tokens), model.image_features(tokens, images.tokens)
+        text_CE = model.text_features(tokens, images.frozen)
+        image_BE = model.image_features(tokens, images.tokens)
         task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
         views = Views(
             text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), images.frozen, images.weights,
@@ -155,7 +156,8 @@ class _Compute:
     def _query_loss(self, adapted: Leaves, query: Query) -> Tensor:
         """Cross-entropy of the query images under adapted prompts, with their partners mixed in."""
         tokens = self.method.prompts.tokens(adapted)
-        text_CE, image_RE = self.model.text_features(tokens), self.model.image_features(tokens, query.tokens)
+        text_CE = self.model.text_features(tokens, query.frozen)
+        image_RE = self.model.image_features(tokens, query.tokens)
         image_QE, shares = image_RE[: len(query.labels)], query.shares
         if shares is not None and shares.partner is not None:
             image_QE = shares.own[:, None] * image_QE + shares.rest[:, None] * image_RE[shares.partner]

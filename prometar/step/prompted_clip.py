@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from prometar.backbone.frozen_features import mean_text, readable
 from prometar.backbone.text import TextInput, encode_text, text_input
 from prometar.backbone.vision import encode_image
 from prometar.methods.prompts import Prompts, layers
+from prometar.methods.regularizers import similarity
+
+_MOST_ROWS = 256  # of text tokens that are encoded at once where each image has its own
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,22 @@ class Model:
     text: TextInput | Tensor
     frozen_text_CE: Tensor | None = None
 
-    def text_features(self, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Normalised text features (C, E) with the tokens that `prompts.tokens` made."""
-        if isinstance(self.text, Tensor):
-            return self.text
-        features = encode_text(self.clip, self.text, self._layers(tokens, "text"))
+    def text_features(self, tokens: Mapping[str, Tensor], frozen_BE: Tensor | None = None) -> Tensor:
+        """Normalised text features (C, E) with the tokens that `prompts.tokens` made.
+
+        frozen_BE: images' frozen features; where prompts are conditional each has its own text, (B, C, E).
+        """
+        text = self.text
+        if isinstance(text, Tensor):
+            return text
+        if self.prompts.conditional:
+            assert frozen_BE is not None, "conditional prompts see images"
+            seen = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
+            at_once = max(1, _MOST_ROWS // len(text.embedded_RTD))
+            with torch.enable_grad():  # without, attention is a fused kernel, which cannot be mapped
+                features = torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=at_once)(seen)
+        else:
+            features = encode_text(self.clip, text, self._layers(tokens, "text"))
         return F.normalize(features.to(self.clip.working_dtype), dim=-1)
 
     def image_features(self, tokens: Mapping[str, Tensor], images_BTD: Tensor) -> Tensor:
@@ -45,7 +60,7 @@ class Model:
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
         """s f . g_c of un-normalised image and normalised text features, (B, C)."""
-        return self.clip.logit_scale * F.normalize(image_BE, dim=-1) @ text_CE.T
+        return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:

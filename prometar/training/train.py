@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.config.settings import Config
@@ -26,7 +28,9 @@ from prometar.device import default_device, fetch, send
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import Augmentation, one_class_out, task_rng
+from prometar.methods.probing import probe
 from prometar.metrics import harmonic_mean
+from prometar.parts.identity import identities
 from prometar.step.cuda_graph import Graph
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
@@ -36,7 +40,7 @@ from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.step.task_selection import Selection
 from prometar.step.vmapped import numbers_of, stack, step_all, unstack
-from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from prometar.training.checkpoint import damaged, load_checkpoint, require_state, save_checkpoint
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.scoring import accuracy
 
@@ -85,10 +89,16 @@ class Run:
     foreign: Foreign | None = None
 
     @property
+    def code(self) -> dict[str, str]:
+        """What code the user's own parts are: see `prometar.parts.identity`."""
+        return identities(self.config.own.values())
+
+    @property
     def digest(self) -> str:
-        """sha256 (hex) of the configuration, the objective and all plans: a checkpoint's owner."""
+        """sha256 (hex) of the configuration, the objective, all plans and own parts: a checkpoint's owner."""
         parts = [self.config.model_dump_json(), self.objective, self.plan.digest]
         parts += [f"{name} {e.plan.digest}" for name, e in sorted(self.evaluations.items())]
+        parts += [f"{name} {code}" for name, code in self.code.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -101,8 +111,8 @@ def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
 
 
 @lru_cache(maxsize=_MOST_RUNS)
-def _dataset(name: str, root: str | None) -> Dataset:
-    return open_dataset(name, root)
+def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
+    return open_dataset(name, root, json.loads(args))
 
 
 @lru_cache(maxsize=2)
@@ -115,7 +125,10 @@ def _teacher(
     name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
 ) -> Tensor:
     spec = (name, pretrained, precision)
-    return cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
+    features = cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
+    if not all_finite(features):
+        raise UserError(f"the text features of {name} in {precision} are not finite: take another precision")
+    return features
 
 
 @lru_cache(maxsize=_MOST_RUNS)
@@ -135,9 +148,12 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         UserError: whatever is wrong with the configuration, the data or the weights.
     """
     method = build(config)
-    dataset = _dataset(config.data.name, config.data.root)
+    code = identities([config.data.reference] if config.data.reference else [])
+    dataset = _dataset(config.data.name, config.data.root, json.dumps(config.data.args), str(code))
     spec = (config.backbone.name, config.backbone.pretrained, config.backbone.precision)
     backbone = _backbone(*spec)
+    if config.own:
+        probe(config, backbone.clip)
     if config.train.cuda_graph and backbone.clip.device.type != "cuda":
         raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
     split = problem(
@@ -328,13 +344,14 @@ def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) ->
     )
     images = first.backbone.normalise(images)
     known = {} if first.frozen_images is None else first.frozen_images
-    teach = first.method.regularizer.uses_images
+    teach = first.method.uses_images
     whole = embed_batch(clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
     if whole.frozen is not None:
         known[step] = whole.frozen
     # One object for all that draw alike: nothing of it is stacked.
     tasks = {
-        augmentation: None if selection is None else take(clip, augmentation, images, whole, selection)
+        augmentation: selection
+        and take(clip, replace(first.method, augmentation=augmentation), images, whole, selection)
         for augmentation, selection in zip(selections, chosen, strict=True)
     }
     return [Embedded(whole, tasks[run.method.augmentation]) for run in runs]
@@ -378,6 +395,9 @@ class Session:
         if found is not None:
             if found.run != run.digest:
                 raise WorkError(f"{self._path} belongs to another configuration: use another folder")
+            require_state(self._path, found.state, self.state)
+            if len(found.history) > run.config.train.epochs:
+                raise damaged(self._path, f"it has done {len(found.history)} epochs")
             self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
 
     @property

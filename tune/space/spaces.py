@@ -21,6 +21,7 @@ from pydantic import (
 
 from prometar.config.settings import Config
 from prometar.errors import UserError
+from prometar.io.files import size_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 
 
@@ -171,7 +172,10 @@ class Space:
             UserError: a setting that does not exist, or a value outside its range.
         """
         tree = config.model_dump(mode="json")
-        given = {key: _get(tree, key, self.name) for key in self.ranges}
+        given: dict[str, Any] = {}
+        for key, entry in self.ranges.items():
+            if entry.active(given) or ".args." not in key:  # args are those of the chosen part alone
+                given[key] = _get(tree, key, self.name)
         return self.checked(given, what="the reference settings")
 
     def checked(self, given: Mapping[str, Any], *, what: str) -> dict[str, Any]:
@@ -231,7 +235,7 @@ def load_space(name: str) -> Space:
     if name in known_spaces():
         return parse_space(name, files("tune.space").joinpath("spaces", f"{name}.yaml").read_text("utf-8"))
     path = Path(name)
-    if not path.is_file():
+    if size_of(path) is None:
         raise UserError(f"unknown space '{name}': no such file, and known are {', '.join(known_spaces())}")
     return space_of(name, read_yaml(path))
 

@@ -45,6 +45,18 @@ def test_prompts_that_were_moved_are_seen_to_drift(run: Run, tmp_path: Path) -> 
     assert score["image_cosine"] == pytest.approx(1.0, abs=1e-5)  # CoOp leaves the images alone
 
 
+def test_prompts_that_see_the_images_drift_by_what_they_see(tmp_path: Path) -> None:
+    config = Config(method="cocoop").override({"data.shots": 1, "train.epochs": 1})
+    session = session_of(build_run(config, "drift", val_per_class=1), tmp_path)
+    for leaf in ("shift.out.weight", "shift.out.bias"):
+        session.state.prompts[leaf].zero_()
+    assert session.score()["divergence"] == pytest.approx(0.0, abs=1e-5)
+    session.state.prompts["shift.out.bias"].add_(torch.randn(session.state.prompts["shift.out.bias"].shape))
+    score = session.score()
+    assert score["divergence"] > 0.1
+    assert score["new"] < score["zero_shot"]
+
+
 def test_no_test_image_and_no_new_class_is_read(run: Run) -> None:
     dataset, split = run.dataset, problem("drift", run.dataset, shots=2, seed=1)
     base = set(dataset.classnames[: (len(dataset.classnames) + 1) // 2])
