@@ -23,16 +23,16 @@ from statistics import mean
 from typing import Any
 
 from common import describe, machine, require_development, table
+from prometar.bundled.suite import SUITE
 from records import mean_and_interval, publish
 
-from prometar.bundled.suite import SUITE
 from prometar.metrics import t_interval
 from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = Path(__file__).with_suffix(".jsonl")
-_PLAIN = ["--space", "full", "--pruner", "none", "--top", "0", "--portfolio", "0"]
+_PLAIN = ["--space", "full", "--pruner", "none", "--top", "0"]
 ARMS: Mapping[str, Sequence[str]] = {
     "default": [],
     "random, held-out half": ["--objective", "class_holdout", "--sampler", "random", *_PLAIN],

@@ -72,9 +72,6 @@ def search(
     matters: Annotated[
         float, typer.Option(help="The smallest difference in H that matters, with --final-seeds auto.")
     ] = 1.0,
-    portfolio: Annotated[
-        int, typer.Option(help="Settings that did well on other data sets, tried first; 0: none.")
-    ] = 5,
     sampler: Annotated[str, typer.Option(help="tpe, random, gp, cmaes, grid or quasirandom.")] = "tpe",
     pruner: Annotated[
         str | None, typer.Option(help="median, asha, hyperband or none [median; none with several goals].")
@@ -156,7 +153,6 @@ def search(
         top_seeds=top_seeds,
         final_seeds=final_seeds_of(final_seeds, range(seed, seed + seeds_per_trial)),
         matters=matters if final_seeds.strip() == AUTO else None,
-        portfolio=portfolio,
     )
     place = Place(
         out=out,

@@ -35,7 +35,6 @@ from tune.reporting.terminal import print_summary
 from tune.results.reader import read_records
 from tune.results.schema import FinalTest, Tested
 from tune.results.writer import StudyFolder
-from tune.space.portfolio import first_trials
 from tune.stages.agreement import require_agreement
 from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
@@ -112,8 +111,7 @@ def run_study(
         _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
         folder.describe(spec, checked.identity, max_hours=place.max_hours)
-        known = first_trials(spec.space, spec.names, spec.portfolio)
-        for origin, settings in (*place.starts, ("portfolio", known)):
+        for origin, settings in place.starts:
             memory.enqueue(settings, origin)
         _introduce(console, folder, spec, memory)
         for note in (*rebuilt, *checked.notes):

@@ -40,7 +40,6 @@ class StudySpec:
         added,
             in the order of the seeds, until a difference is shown or one that matters is excluded (default
             None: all seeds are run).
-        portfolio: How many settings that did well on other data sets are tried first (default 0).
     Raises:
         UserError: a number or a name that makes no sense.
     """
@@ -61,7 +60,6 @@ class StudySpec:
     top: int = 3
     top_seeds: int = 2
     matters: float | None = None
-    portfolio: int = 0
 
     def __post_init__(self) -> None:
         for option, number, least, most in (

@@ -278,7 +278,6 @@ class AskedFor:
     top_seeds: tuple[int, ...]
     final_seeds: tuple[int, ...]
     matters: float | None = None
-    portfolio: int = 0
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,6 @@ def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
         top_seeds=spec.fresh_seeds if spec.top else (),
         final_seeds=spec.final_seeds,
         matters=spec.matters,
-        portfolio=spec.portfolio,
     )
 
 

@@ -23,9 +23,10 @@ class Calibration:
     """What leads of a score have been worth on the development sets, in points of H.
 
     A contender's true lead is N(0, between^2), one pair measures it with N(0, noise^2), and its gain on the
-    test is N(slope * true lead, spread^2).
+    test is N(offset + slope * true lead, spread^2): `offset` is what is left of its lead being among the highest.
     """
 
+    offset: float
     slope: float
     spread: float
     between: float
@@ -33,7 +34,9 @@ class Calibration:
 
 
 CALIBRATIONS: Mapping[str, Calibration] = {
-    "drift": Calibration(slope=0.6, spread=1.0, between=1.5, noise=1.0),
+    # 32 settings on `textures`, leads of the ten best against tests with another seed: a small sample, so that
+    # the released settings stay unless the lead is large (docs/objectives.md).
+    "drift": Calibration(offset=-0.6, slope=0.8, spread=1.8, between=1.5, noise=1.1),
 }
 """By objective. What is not here is not known, and the highest mean is chosen."""
 
@@ -59,11 +62,11 @@ def candidate(number: int, differences: Sequence[float], calibration: Calibratio
     """Settings whose scores differ from the released ones' by so much, block by block.
 
     The lead is shrunk by k = between^2 / (between^2 + noise^2 / n), the share of its variance that is no
-    noise. The gain is then N(slope k lead, spread^2 + slope^2 between^2 (1 - k)).
+    noise. The gain is then N(offset + slope k lead, spread^2 + slope^2 between^2 (1 - k)).
     """
     c, lead, pairs = calibration, mean(differences), len(differences)
     share = c.between**2 / (c.between**2 + c.noise**2 / pairs)
-    expected = c.slope * share * lead
+    expected = c.offset + c.slope * share * lead
     spread = math.sqrt(c.spread**2 + c.slope**2 * c.between**2 * (1 - share))
     return Candidate(number, lead, pairs, expected, float(ndtr(expected / spread)))
 

@@ -45,7 +45,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ours, released = (final_runs(t["settings"], [1, 2, 3]) for t in (trials[1], trials[0]))
     tested = finals(trials[1], {"dtd": compared(ours, released, 70.4)})
     write(folder, description(), trials, lastround=last_round(trials), finals=tested)
-    for file, name in ((STUDY, FILES[0]), (TRIAL, FILES[1]), (REEVALUATION, FILES[2]), (FINAL_TEST, FILES[3])):
+    for file, name in (
+        (STUDY, FILES[0]),
+        (TRIAL, FILES[1]),
+        (REEVALUATION, FILES[2]),
+        (FINAL_TEST, FILES[3]),
+    ):
         file.write(folder / name, file.read(folder / name))  # type: ignore[attr-defined]
     return folder
 
@@ -158,7 +163,9 @@ def test_another_version_is_one_clear_line(
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("text", ["", "[]", "x", "\x00", "[" * 100_000, '{"version": 1, "a": ' * 5000, "&a [*a]"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "x", "\x00", "[" * 100_000, '{"version": 1, "a": ' * 5000, "&a [*a]"]
+)
 def test_what_is_no_record_is_one_line(name: str, text: str, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "study")
     (tmp_path / "study" / name).write_text(text)
@@ -182,7 +189,9 @@ def test_the_field_is_named(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "study")
     path = tmp_path / "study" / "finals.json"
     put(path, content(path), ("datasets", "dtd", "best", 1, "seed"), "one")
-    with pytest.raises(UserError, match=r"finals\.json is damaged, datasets\.dtd\.best\.1\.seed: Input should"):
+    with pytest.raises(
+        UserError, match=r"finals\.json is damaged, datasets\.dtd\.best\.1\.seed: Input should"
+    ):
         read_records(tmp_path / "study")
 
 
