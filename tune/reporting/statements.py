@@ -67,7 +67,9 @@ def _what_it_excludes(finals: FinalTest) -> str:
     pairs = f"{len(finals.seeds)} pairs"
     excluded = f" Differences of {finals.matters:g} and more are excluded." if finals.excluded else ""
     seen = number(finals.detectable)
-    return f" With {pairs}, a true difference of {seen} would have been shown in four of five tests.{excluded}"
+    return (
+        f" With {pairs}, a true difference of {seen} would have been shown in four of five tests.{excluded}"
+    )
 
 
 def expectation(records: Records) -> str:
