@@ -23,7 +23,7 @@ class Calibration:
     """What leads of a score have been worth on the development sets, in points of H.
 
     A contender's true lead is N(0, between^2), one pair measures it with N(0, noise^2), and its gain on the
-    test is N(offset + slope * true lead, spread^2): `offset` is what is left of its lead being among the highest.
+    test is N(offset + slope * true lead, spread^2): `offset` is the price of a pick.
     """
 
     offset: float
@@ -34,7 +34,7 @@ class Calibration:
 
 
 CALIBRATIONS: Mapping[str, Calibration] = {
-    # 32 settings on `textures`, leads of the ten best against tests with another seed: a small sample, so that
+    # 32 settings on `textures`, leads of the ten best against tests with another seed: a small sample, so
     # the released settings stay unless the lead is large (docs/objectives.md).
     "drift": Calibration(offset=-0.6, slope=0.8, spread=1.8, between=1.5, noise=1.1),
 }
