@@ -37,6 +37,10 @@ class StudySpec:
         top: How many of the best settings are run again with fresh seeds, beside the released ones, before
             one is called best; 0 for none (default 3). top_seeds: How many fresh seeds (default 2).
         final_seeds: Of the last comparison on the test images.
+        matters: The smallest difference on the test that matters, in points of H: pairs of final runs are
+        added,
+            in the order of the seeds, until a difference is shown or one that matters is excluded (default
+            None: all seeds are run).
     Raises:
         UserError: a number or a name that makes no sense.
     """
@@ -56,6 +60,7 @@ class StudySpec:
     folds: int = 1
     top: int = 3
     top_seeds: int = 2
+    matters: float | None = None
 
     def __post_init__(self) -> None:
         for option, number, least, most in (
@@ -73,6 +78,8 @@ class StudySpec:
             raise UserError(
                 f"--final-seeds must be different numbers from 0 to 2^32 - 1, found {self.final_seeds}"
             )
+        if self.matters is not None and not 0 < self.matters <= 100:
+            raise UserError(f"--matters must be above 0 and at most 100 points, found {self.matters:g}")
         if not all(map(_is_seed, self.seeds)):
             raise UserError(f"--seed must be from 0 to 2^32 - {self.seeds_per_trial}, found {self.seeds[0]}")
         fixed = sorted(

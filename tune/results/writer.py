@@ -141,6 +141,7 @@ def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
         top=spec.top,
         top_seeds=spec.fresh_seeds if spec.top else (),
         final_seeds=spec.final_seeds,
+        matters=spec.matters,
     )
 
 
