@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-fast check bench scale chaos clean
+.PHONY: install demo test test-fast fuzz check bench scale chaos clean
 
 install: $(STAMP)-dev
 
@@ -33,6 +33,12 @@ test: check
 # What needs neither a process nor a Ray: a unit a package, and recorded trajectories.
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/parity
+
+# Changed files and odd values, other ones each time, for hours; counts in out/fuzz.json.
+FUZZ_EXAMPLES ?= 3000
+fuzz: install
+	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q --timeout 0 tests/fuzz
 
 # Timings, a script a claim, about 50 minutes; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
 SCRIPTS := step shares text_tower teacher evaluation stream trial_start sampler study lockstep
