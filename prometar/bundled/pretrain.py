@@ -26,10 +26,12 @@ import numpy as np
 import open_clip
 import safetensors.torch
 import torch
+from open_clip.transformer import PatchDropout
 
-from prometar.bundled.captions import CaptionSettings
-from prometar.bundled.pretrain_text import Corpus, TextSettings, build_corpus, image_features, train_text
+from prometar.bundled.captions import CaptionSettings, Corpus, build_corpus
+from prometar.bundled.pretrain_text import TextSettings, image_features, train_text
 from prometar.bundled.pretrain_vision import VisionSettings, render_images, train_vision
+from prometar.bundled.suite import SUITE
 from prometar.bundled.weights import TOKEN_TABLE, initial_token_table, load_config, pack
 
 
@@ -58,11 +60,18 @@ def build(config: dict[str, Any], seed: int) -> Any:
     return model
 
 
+def contexts() -> list[str]:
+    """CLIP's 80 ImageNet contexts and the suite's own, each with "{}" for the words."""
+    return [
+        *(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
+        *(s.template for s in SUITE.values()),
+    ]
+
+
 @functools.cache
 def mini_corpus() -> Corpus:
-    """The captions in CLIP's 80 ImageNet contexts, tokenised by open_clip."""
-    contexts = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
-    return build_corpus(contexts, open_clip.get_tokenizer("ViT-B-16"))
+    """The captions in these contexts, tokenised by open_clip."""
+    return build_corpus(contexts(), open_clip.get_tokenizer("ViT-B-16"))
 
 
 def pretrain(
@@ -82,12 +91,14 @@ def pretrain(
         model.visual.load_state_dict(safetensors.torch.load_file(kept))
         log(f"vision tower: from {kept.name}, trained by an earlier run")
     else:
+        model.visual.patch_dropout = PatchDropout(vision.dropped)
         train_vision(model.visual, images, vision, seed, log)
         if kept is not None:
             safetensors.torch.save_file(model.visual.state_dict(), kept)
     features = image_features(model.visual, images)
     corpus = mini_corpus()
-    log(f"captions: {corpus.tokens[..., 0].numel()} texts over {len(corpus.used)} tokens")
+    texts = len(corpus.contexts) * sum(map(len, corpus.phrases))
+    log(f"captions: {texts} texts over {len(corpus.used)} tokens")
     rows = train_text(model, features, images, corpus, settings=text, captions=captions, seed=seed, log=log)
     state = model.state_dict()
     state[TOKEN_TABLE][corpus.used] = rows
@@ -115,7 +126,7 @@ def main() -> None:
     )
     parser.add_argument("--vision-steps", type=int, default=VisionSettings.steps)
     parser.add_argument("--text-steps", type=int, default=TextSettings.steps)
-    parser.add_argument("--images", type=int, default=VisionSettings.images, help="images a class")
+    parser.add_argument("--images", type=float, default=VisionSettings.images, help="share of the world's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     vision = VisionSettings(images=options.images, steps=options.vision_steps)
