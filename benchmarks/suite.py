@@ -61,7 +61,7 @@ def contact_sheet(names: Sequence[str], path: Path) -> None:
         some = np.linspace(0, len(row.classnames) - 1, SHOWN).round().astype(int)
         images = [row.render(row.classnames[k], seed) for k in some for seed in (0, 1)]
         rows.append(np.concatenate(images, axis=1))
-    Image.fromarray(np.concatenate(rows)).save(path, quality=70, method=6)
+    Image.fromarray(np.concatenate(rows)).save(path, quality=55, method=6)
 
 
 def main() -> None:
