@@ -8,7 +8,7 @@ import numpy as np
 
 from prometar.bundled.canvas import Field, fractal, noise
 from prometar.bundled.dataset import Draw, RenderedSet
-from prometar.bundled.figures import Frame, distance, place
+from prometar.bundled.figures import Frame, Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 Stain = tuple[Field, Field]
@@ -120,9 +120,12 @@ CELLS_DRAWN: dict[str, Callable[[Frame], Stain]] = {
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
 
 
+_STANCE = Stance(reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
+
+
 def _drawing(depth: Callable[[Frame], Stain]) -> Draw:
     def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
+        frame = place(rng, size, _STANCE)
         stain = near(rng, _STAINS[rng.integers(4)], 0.1)
         field = near(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
         body, dark = depth(frame)

@@ -42,6 +42,7 @@ class RenderedSet:
         purpose: `development`: may be looked at while methods are made; `claim`: kept for the last table.
         drawings: How each class is drawn, by its name.
         counts: Images a class, by split.
+        wild: How classes are drawn in pre-training, where that is harder: in any place, turned, bent, cluttered.
         families: Broad words, each with the classes that it is used for; pre-training's captions use them.
         salt: Enters every seed, so that classes of one name in two sets differ.
     """
@@ -52,6 +53,7 @@ class RenderedSet:
     purpose: Purpose
     drawings: Mapping[str, Draw]
     counts: Mapping[str, int]
+    wild: Mapping[str, Draw] = field(default_factory=dict)
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     salt: str = ""
 
@@ -60,13 +62,14 @@ class RenderedSet:
         """Class names in the order of their labels."""
         return tuple(sorted(self.drawings))
 
-    def render(self, classname: str, seed: int, size: int = SIZE) -> Pixels:
+    def render(self, classname: str, seed: int, size: int = SIZE, *, wild: bool = False) -> Pixels:
         """Draw one image of a class.
 
         Args:
             classname: One of `classnames`.
             seed: Decides colours, scale, rotation, lighting and all else that varies.
             size: Side in pixels (default 64).
+            wild: As in pre-training.
 
         Returns:
             uint8 array (size, size, 3).
@@ -74,7 +77,7 @@ class RenderedSet:
         Raises:
             UserError: unknown class.
         """
-        draw = self.drawings.get(classname)
+        draw = (self.wild if wild and self.wild else self.drawings).get(classname)
         if draw is None:
             raise UserError(f"{self.name} has no class {classname!r}; it has {', '.join(self.classnames)}")
         # the name, not its position, enters the seed: a further class leaves the others as they are

@@ -37,17 +37,28 @@ class Frame:
         return edge(depth, softness * self.pixel)
 
 
-def place(
-    rng: np.random.Generator,
-    size: int,
-    *,
-    reach: tuple[float, float] = (0.6, 0.9),
-    turn: float = np.pi,
-    shift: float = 0.15,
-    warp: float = 0.03,
-) -> Frame:
-    """A frame whose unit is `reach` of half the image, turned by up to `turn`, moved by up to `shift`."""
-    unit, angle = rng.uniform(*reach), rng.uniform(-turn, turn)
+@dataclass(frozen=True)
+class Stance:
+    """How a figure lies in an image.
+
+    Attributes:
+        reach: Its unit, as a share of half the image (low, high).
+        turn, shift: It is turned by up to `turn` radians and moved by up to `shift` of half the image.
+        warp: Bending, in its units.
+        clutter: How much of what disturbs (clouds, rough ground, weak strokes) there is; 1 is all.
+    """
+
+    reach: tuple[float, float]
+    turn: float
+    shift: float
+    warp: float
+    clutter: float = 1.0
+
+
+def place(rng: np.random.Generator, size: int, stance: Stance) -> Frame:
+    """A frame for one figure."""
+    turn, shift, warp = stance.turn, stance.shift, stance.warp
+    unit, angle = rng.uniform(*stance.reach), rng.uniform(-turn, turn)
     stretch = np.exp(rng.uniform(-0.1, 0.1))
     left, top = rng.uniform(-shift, shift, 2)
     axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0

@@ -8,7 +8,7 @@ import numpy as np
 
 from prometar.bundled.canvas import Field, centred, noise
 from prometar.bundled.dataset import Draw, RenderedSet
-from prometar.bundled.figures import Frame, place
+from prometar.bundled.figures import Frame, Stance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 _DARK = ((0.75, 0.08, 0.12), (0.05, 0.15, 0.5), (0.0, 0.42, 0.2), (0.1, 0.1, 0.1), (0.4, 0.1, 0.4))
@@ -97,9 +97,13 @@ FLAGS_DRAWN: dict[str, Callable[[Frame], Field]] = {
 }  # fmt: skip
 
 
-def _drawing(depth: Callable[[Frame], Field]) -> Draw:
+_OWN = Stance(reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
+_WILD = Stance(reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
+
+
+def _drawing(depth: Callable[[Frame], Field], stance: Stance) -> Draw:
     def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
+        frame = place(rng, size, stance)
         dark, light = near(rng, _DARK[rng.integers(5)]), near(rng, _LIGHT[rng.integers(4)], 0.05)
         ground, colour = (dark, light) if rng.random() < 0.5 else (light, dark)
         cloth = blend(ground, colour, frame.ink(depth(frame), 2.0))
@@ -117,7 +121,8 @@ FLAGS = RenderedSet(
     title="Flags (embedded)",
     template="a photo of a {}, on a flag.",
     purpose="development",
-    drawings={name: _drawing(depth) for name, depth in FLAGS_DRAWN.items()},
+    drawings={name: _drawing(depth, _OWN) for name, depth in FLAGS_DRAWN.items()},
+    wild={name: _drawing(depth, _WILD) for name, depth in FLAGS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 80},
     families={
         "stripy": ("barry", "bend", "fess", "pale"),

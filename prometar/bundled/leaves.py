@@ -8,7 +8,7 @@ import numpy as np
 
 from prometar.bundled.canvas import Field, fractal, noise
 from prometar.bundled.dataset import Draw, RenderedSet
-from prometar.bundled.figures import Frame, distance, place
+from prometar.bundled.figures import Frame, Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, lit, near
 
 
@@ -94,10 +94,16 @@ LEAVES_DRAWN: dict[str, Callable[[Frame], Field]] = {
 _SEASONS = ((0.2, 0.5, 0.15), (0.35, 0.6, 0.2), (0.75, 0.6, 0.15), (0.7, 0.3, 0.12), (0.15, 0.35, 0.2))
 
 
-def _drawing(depth: Callable[[Frame], Field]) -> Draw:
+_OWN = Stance(reach=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03, clutter=0.3)
+_WILD = Stance(reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
+
+
+def _drawing(depth: Callable[[Frame], Field], stance: Stance) -> Draw:
     def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
-        earth = near(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * fractal(rng, size, 5.0)[:, :, None]
+        frame = place(rng, size, stance)
+        earth = (
+            near(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * stance.clutter * fractal(rng, size, 5.0)[:, :, None]
+        )
         leaf = near(rng, _SEASONS[rng.integers(5)], 0.1) * (1.0 + 0.12 * noise(rng, size, 3)[:, :, None])
         inside = depth(frame)
         stem = np.minimum(0.035 - np.abs(frame.x), np.minimum(1.15 - frame.y, frame.y - 0.3))
@@ -115,7 +121,8 @@ LEAVES = RenderedSet(
     title="Leaves (embedded)",
     template="a photo of a {} leaf.",
     purpose="development",
-    drawings={name: _drawing(depth) for name, depth in LEAVES_DRAWN.items()},
+    drawings={name: _drawing(depth, _OWN) for name, depth in LEAVES_DRAWN.items()},
+    wild={name: _drawing(depth, _WILD) for name, depth in LEAVES_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 100},
     families={
         "lobed": ("holly", "ivy", "maple", "oak"),

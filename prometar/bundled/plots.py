@@ -8,7 +8,7 @@ import numpy as np
 
 from prometar.bundled.canvas import Field, centred, edge
 from prometar.bundled.dataset import Draw, RenderedSet
-from prometar.bundled.figures import Frame, distance, place
+from prometar.bundled.figures import Frame, Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 Curve = Callable[[np.random.Generator, Field], Field]
@@ -108,9 +108,12 @@ PLOTS_DRAWN: dict[str, Callable[[Frame], Field]] = {
 }
 
 
+_STANCE = Stance(reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
+
+
 def _drawing(depth: Callable[[Frame], Field]) -> Draw:
     def draw(rng: np.random.Generator, size: int) -> Pixels:
-        f = place(rng, size, reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
+        f = place(rng, size, _STANCE)
         paper, ink = near(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
         axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
         ruled = np.maximum(

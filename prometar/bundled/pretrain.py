@@ -1,15 +1,13 @@
 """The script that made `mini.safetensors`: python -m prometar.bundled.pretrain --out DIR
 
-1. render: every class, with seeds that no split of `textures` uses;
+1. render: the world (world.py), with seeds that no split of the suite uses;
 2. vision tower: on clean class and colour labels (pretrain_vision.py);
 3. text tower: vision locked, on captions that seldom name the class (captions.py, pretrain_text.py).
 The vision tower is kept in DIR/vision.safetensors; the same command goes on from it, so that other captions
-cost a minute. Writes mini.safetensors (float16; the token table sparsely, see weights.py) and pretrain.log.
+cost minutes. Writes mini.safetensors (float16; the token table sparsely, see weights.py) and pretrain.log.
 The rows of the token table that no caption uses stay N(0, 0.02) from numpy's PCG64(0).
 
-What the weights are for (test split, 16 shots, 10 epochs, released settings, seeds 1-5, mean +- deviation):
-zero-shot 68.3 base / 73.1 new; IVLP 86.7 +- 0.6 base / 66.3 +- 2.0 new. Caption shares and logit scale were
-chosen for that picture on the same split, from zero-shot and IVLP alone; no other method was looked at.
+docs/embedded.md says what was chosen by looking at what, and shows the figures.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from prometar.bundled.pretrain_vision import Images, batches, normalise, rate
 class TextSettings:
     """Settings of stage two: steps, images a step, peak learning rate, first and largest logit scale."""
 
-    steps: int = 2000
+    steps: int = 1000
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.05

@@ -8,7 +8,7 @@ import numpy as np
 
 from prometar.bundled.canvas import Field, edge, fractal
 from prometar.bundled.dataset import Draw, RenderedSet
-from prometar.bundled.figures import Frame, place, polygon, regular, star
+from prometar.bundled.figures import Frame, Stance, place, polygon, regular, star
 from prometar.bundled.paint import Pixels, blend, contrasting, lit
 
 
@@ -75,14 +75,18 @@ SHAPES_DRAWN: dict[str, Callable[[Frame], Field]] = {
 }
 
 
-def _drawing(depth: Callable[[Frame], Field]) -> Draw:
+_OWN = Stance(reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02, clutter=0.2)
+_WILD = Stance(reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
+
+
+def _drawing(depth: Callable[[Frame], Field], stance: Stance) -> Draw:
     def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
+        frame = place(rng, size, stance)
         inside = depth(frame)
         ground, colour = contrasting(rng)
         clouds = edge(fractal(rng, size, rng.uniform(1.5, 4.0)), 1.5)[:, :, None]
-        back = ground + 0.35 * clouds * (rng.uniform(0.0, 1.0, 3) - ground)
-        outline = rng.random() < 0.4
+        back = ground + 0.35 * stance.clutter * clouds * (rng.uniform(0.0, 1.0, 3) - ground)
+        outline = rng.random() < 0.4 * stance.clutter
         ink = frame.ink(0.09 - np.abs(inside)) if outline else frame.ink(inside)
         return lit(rng, blend(back, colour, ink))
 
@@ -94,7 +98,8 @@ SHAPES = RenderedSet(
     title="Shapes (embedded)",
     template="a photo of a {}.",
     purpose="claim",
-    drawings={name: _drawing(depth) for name, depth in SHAPES_DRAWN.items()},
+    drawings={name: _drawing(depth, _OWN) for name, depth in SHAPES_DRAWN.items()},
+    wild={name: _drawing(depth, _WILD) for name, depth in SHAPES_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 80},
     families={
         "rounded": ("circle", "crescent", "ellipse", "heart", "ring", "semicircle"),

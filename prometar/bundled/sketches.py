@@ -8,7 +8,7 @@ import numpy as np
 
 from prometar.bundled.canvas import Field, noise
 from prometar.bundled.dataset import Draw, RenderedSet
-from prometar.bundled.figures import distance, place
+from prometar.bundled.figures import Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 # On a grid of 20 by 20, y downwards. A stroke is a polyline "x y x y ...", a circle "o x y radius", or an arc
@@ -85,13 +85,17 @@ def _segments(strokes: str) -> tuple[Field, Field]:
     return np.array([start for start, _ in pairs]), np.array([end for _, end in pairs])
 
 
-def _drawing(strokes: str) -> Draw:
+_OWN = Stance(reach=(0.85, 0.95), turn=0.06, shift=0.04, warp=0.02, clutter=0.3)
+_WILD = Stance(reach=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
+
+
+def _drawing(strokes: str, stance: Stance) -> Draw:
     starts, ends = _segments(strokes)
 
     def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, reach=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
+        frame = place(rng, size, stance)
         # both ends of a segment move alike where they are the same point: the shake is a function of place
-        shake = rng.normal(0.0, 0.045, (6, 2))
+        shake = rng.normal(0.0, 0.045, (6, 2)) * stance.clutter
         waves = np.array([(2, 0), (0, 2), (4, 1), (1, 4), (5, 3), (3, 5)], dtype=np.float64)
         a, b = (ends_ + np.sin(ends_ @ waves.T + shake[:, 0] * 40.0) @ shake for ends_ in (starts, ends))
         width = rng.uniform(0.035, 0.09)
@@ -109,7 +113,8 @@ SKETCHES = RenderedSet(
     title="Sketches (embedded)",
     template="a sketch of a {}.",
     purpose="claim",
-    drawings={name: _drawing(strokes) for name, strokes in STROKES.items()},
+    drawings={name: _drawing(strokes, _OWN) for name, strokes in STROKES.items()},
+    wild={name: _drawing(strokes, _WILD) for name, strokes in STROKES.items()},
     counts={"train": 20, "val": 10, "test": 30},
     families={
         "animal": ("bird", "butterfly", "cat", "fish", "rabbit", "snail"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from prometar.bundled.canvas import make_canvas, noise
 from prometar.bundled.dataset import Draw, RenderedSet
-from prometar.bundled.figures import place
+from prometar.bundled.figures import Stance, place
 from prometar.bundled.paint import Pixels, blend, lit, near
 from prometar.bundled.patterns import PATTERNS
 
@@ -21,6 +21,9 @@ FOREIGN: tuple[str, ...] = tuple(
     (resources.files("prometar.bundled") / "foreign.txt").read_text(encoding="utf-8").split()
 )
 """The nouns, in the order of the file."""
+
+
+_STANCE = Stance(reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
 
 
 def _drawing(noun: str) -> Draw:
@@ -31,7 +34,7 @@ def _drawing(noun: str) -> Draw:
     colours = own.uniform(0.1, 0.9, (3, 3))
 
     def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
+        frame = place(rng, size, _STANCE)
         angle, radius = np.arctan2(frame.y, frame.x), np.hypot(frame.x, frame.y / flat)
         edge_ = 0.8 + sum(
             s * np.cos((k + 1) * angle + p) for k, (s, p) in enumerate(zip(size_, phase, strict=True))

@@ -18,7 +18,7 @@ from prometar.bundled.suite import SUITE
 from prometar.bundled.things import FOREIGN
 
 WEIGHTS = resources.files("prometar.bundled") / "mini.safetensors"
-DIGEST = "fc444115f0227048534e1a5a23bef43d86ccc11143d6b464690eb753f05a799a"
+DIGEST = "c93b22f69080cd204bac929f3da551e5d685b03353efa0dcbdd562d21ae3fa29"
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,14 @@ from prometar.errors import UserError
 # SHA-256 over the pixels of image 0 of every class; a change here changes every figure on the data set.
 PIXELS = {
     "textures": "6aaf8f9d2bcf00df8659b29719a0760a6f68226bf276951d20f8e9373524675c",
-    "flags": "47ada458ec7ff9c0d4fbb60150a02731470c01b868baccef903f3ef26c62ca11",
-    "leaves": "1c8990a858dd89eaae00f00ca3418f5247a5ac047b9aede69833ba8672c35579",
+    "flags": "2d1d6dfc7753b2d5ad8b4fddb765b68f189d2cacb7f5e640f41d7cd960cdcabe",
+    "leaves": "0b992da72a350dc6de3ad77b3eece99e50bf9335e95404405837df1e37ec4659",
     "cells": "34fabef557081d01383b4ff95e0154d9d1fddb2e564a936170aaa01a074814f8",
-    "shapes": "85d8bc296202dccae56ee4f3df9cb10c76cb57504286e776bd8af1d6e9f51615",
+    "shapes": "19959a45eb397b4f11091f177257ce0412ed8973a161b69fd61f527829406954",
     "fabrics": "b00d5514beeb357bdd277e2aeaf981931b1c8fa9e46441df3fa19c4ce975f6c5",
     "plots": "fd024ac85f1cd7a8ff5b9f129fa3f2ebedde9086257c9a8927a38274bd86ad99",
     "terrain": "5eab8efd4b42d425e68c2c9e617f9f7a6d6f03b8f8b3710650cde83fc13ae8eb",
-    "sketches": "4880508d0574cb892a67274e39c10a13ce2e0fb964f288d80a346d48248df484",
+    "sketches": "c990d4ba60964678722cd8780d990bc5e5a6b095b8004d21ba43e8e4cd0183ff",
 }
 every_set = pytest.mark.parametrize("rendered", SUITE.values(), ids=SUITE.keys())
 
