@@ -1,1 +1,1 @@
-"""What the package carries: the embedded suite of data sets, the `mini` backbone, the script that trained it."""
+"""What the package carries: the embedded suite, the `mini` backbone, and the script that trained it."""

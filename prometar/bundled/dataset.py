@@ -42,7 +42,7 @@ class RenderedSet:
         purpose: `development`: may be looked at while methods are made; `claim`: kept for the last table.
         drawings: How each class is drawn, by its name.
         counts: Images a class, by split.
-        wild: How classes are drawn in pre-training, where that is harder: in any place, turned, bent, cluttered.
+        wild: How classes are drawn in pre-training, where that is harder: anywhere, turned, bent, cluttered.
         families: Broad words, each with the classes that it is used for; pre-training's captions use them.
         salt: Enters every seed, so that classes of one name in two sets differ.
     """
