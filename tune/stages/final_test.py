@@ -2,110 +2,142 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 from prometar.analysis.alignment import of_run
-from prometar.io.files import write_atomically
 from prometar.metrics import Interval, t_interval
-from tune.execution.reruns import Means, figures_of, run_missing
+from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.spec import Job
+from tune.results.reader import paired
+from tune.results.schema import FINAL_TEST, DatasetTest, FinalTest, Run, Tested
 from tune.results.writer import StudyFolder
+from tune.stages.sequential import LOOKS, Look, verdict
 from tune.study_spec import StudySpec
-
-_FIGURES = ("base", "new", "objective", "seconds")
-_SIDES = ("best", "released")
 
 
 def run_finals(
     folder: StudyFolder,
     spec: StudySpec,
-    best: tuple[int, dict[str, Any]],
+    best: Tested,
     means: Means,
     *,
     published: Mapping[str, float | None],
-) -> dict[str, Any]:
+) -> FinalTest:
     """Run what has no result yet, and write finals.json. Returns its content.
 
+    With `spec.matters`, pairs are added until the comparison is decided (`tune.stages.sequential`).
+
     Args:
-        best: The chosen trial's number, 0 for the released settings, and its settings.
+        best: The chosen settings, number 0 for the released ones.
         published: The published harmonic mean of each data set, or None.
     """
-    chosen = {"best": best, "released": (0, spec.reference())}
-    jobs = {
-        (dataset, seed, side): spec.final_job(
-            settings, dataset, seed, str(folder.final(number, dataset, seed)), means.terms
+    released = Tested(0, spec.reference())
+    for look in _looks(spec, same=best.number == 0):
+        seeds = spec.final_seeds[: look.pairs]
+        runs = _runs(folder, spec, best, released, seeds, means)
+        found = verdict(_over_sets(runs, spec.names, seeds), look.alpha, matters=spec.matters or 0.0)
+        if found is not None and found.decided and spec.matters is not None:
+            break
+    datasets = {
+        dataset: _compared(
+            *(tuple(runs[side, dataset, seed] for seed in seeds) for side in _SIDES),
+            level=1 - look.alpha,
+            same=best.number == 0,
+            published=published.get(dataset),
         )
         for dataset in spec.names
-        for seed in spec.final_seeds
-        for side, (number, settings) in chosen.items()
-    }
-    unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
-    reasons = run_missing(list(unique.values()), means, what="final run")
-    datasets = {
-        dataset: _dataset(spec, dataset, jobs, reasons, published.get(dataset)) for dataset in spec.names
     }
     difference = _over_all(datasets)
     tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
-    content = {
-        "seeds": list(spec.final_seeds),
-        "same": best[0] == 0,
-        "best": {"number": best[0], "settings": best[1]},
-        "released": {"number": 0, "settings": spec.reference()},
-        "datasets": datasets,
-        "difference": difference,
-        "shown": bool(difference and Interval(**difference).excludes_zero),
-        "tested": sorted(tested),
-        "cpus": means.plan.cpus_per_trial,
-        "gpus": means.plan.gpus_per_trial,
+    record = FinalTest(
+        seeds=seeds,
+        same=best.number == 0,
+        best=best,
+        released=released,
+        datasets=datasets,
+        difference=difference,
+        shown=bool(difference and difference.excludes_zero),
+        tested=tuple(sorted(tested)),
+        alpha=look.alpha,
+        matters=spec.matters,
+        excluded=bool(found and found.excluded and spec.matters is not None),
+        detectable=found.detectable if found and best.number else None,
+        cpus=means.plan.cpus_per_trial,
+        gpus=means.plan.gpus_per_trial,
+    )
+    FINAL_TEST.write(folder / "finals.json", record)
+    return record
+
+
+_SIDES = ("best", "released")
+_ALONE = 3  # runs of the released settings where there is nothing to compare them with
+_Runs = Mapping[tuple[str, str, int], Run]
+
+
+def _looks(spec: StudySpec, *, same: bool) -> tuple[Look, ...]:
+    """When the comparison is looked at: once after all seeds, or until it is decided."""
+    if spec.matters is None:
+        return (Look(len(spec.final_seeds), 0.05),)
+    return (Look(_ALONE, 0.05),) if same else LOOKS
+
+
+def _runs(
+    folder: StudyFolder, spec: StudySpec, best: Tested, released: Tested, seeds: Sequence[int], means: Means
+) -> _Runs:
+    """The final runs of both sides with these seeds, by side, data set and seed."""
+    jobs = {
+        (side, dataset, seed): spec.final_job(
+            dict(tested.settings), dataset, seed, str(folder.final(tested.number, dataset, seed)), means.terms
+        )
+        for dataset in spec.names
+        for seed in seeds
+        for side, tested in zip(_SIDES, (best, released), strict=True)
     }
-    write_atomically(folder / "finals.json", json.dumps(content, indent=1).encode())
-    return content
+    what = f"trial {best.number} and the released settings" if best.number else "the released settings"
+    shown = ", ".join(map(str, seeds))
+    means.console.print(f"final comparison on the test images: {what}, seeds {shown}")
+    unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
+    reasons = run_missing(list(unique.values()), means, what="final run")
+    return {place: _run(job, reasons) for place, job in jobs.items()}
 
 
-def _dataset(
-    spec: StudySpec,
-    dataset: str,
-    jobs: Mapping[tuple[str, int, str], Job],
-    reasons: Mapping[str, str],
-    published: float | None,
-) -> dict[str, Any]:
-    """One data set's runs, by seed and side, and their paired difference."""
-    runs = {side: [_run(jobs[dataset, seed, side], reasons) for seed in spec.final_seeds] for side in _SIDES}
-    same = all(jobs[dataset, s, "best"] == jobs[dataset, s, "released"] for s in spec.final_seeds)
-    pairs = [pair for pair in zip(*(runs[side] for side in _SIDES), strict=True) if _whole(pair)]
-    interval = None if same else t_interval([a["objective"] - b["objective"] for a, b in pairs])
-    return {
-        **runs,
-        "difference": vars(interval) if interval else None,
-        "shown": bool(interval and interval.excludes_zero),
-        "published": published,
-    }
+def _over_sets(runs: _Runs, datasets: Sequence[str], seeds: Sequence[int]) -> list[float]:
+    """Differences by seed, means over the data sets; of seeds whose runs have all finished."""
+    found = []
+    for seed in seeds:
+        scores = {side: [runs[side, dataset, seed].objective for dataset in datasets] for side in _SIDES}
+        best, released = ([x for x in scores[side] if x is not None] for side in _SIDES)
+        if len(best) == len(released) == len(datasets):
+            found.append(mean(best) - mean(released))
+    return found
 
 
-def _run(job: Job, reasons: Mapping[str, str]) -> dict[str, Any]:
-    (run,) = figures_of(job, reasons, _FIGURES)
-    alignment = None if "failed" in run else of_run(Path(job.run_dir))
-    return run if alignment is None else run | {"alignment": alignment.mean}
+def _compared(
+    best: tuple[Run, ...], released: tuple[Run, ...], *, level: float, same: bool, published: float | None
+) -> DatasetTest:
+    """One data set's runs by side, and their paired difference."""
+    interval = None if same else t_interval(list(paired(best, released).values()), level=level)
+    return DatasetTest(best, released, interval, bool(interval and interval.excludes_zero), published)
 
 
-def _whole(pair: tuple[dict[str, Any], ...]) -> bool:
-    return all("objective" in run for run in pair)
+def _run(job: Job, reasons: Mapping[str, str]) -> Run:
+    (run,) = runs_of(job, reasons)
+    alignment = None if run.failed else of_run(Path(job.run_dir))
+    return replace(run, alignment=alignment.mean if alignment else None)
 
 
-def _over_all(datasets: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+def _over_all(datasets: Mapping[str, DatasetTest]) -> Interval | None:
     """The one data set's difference; of several, the interval over their mean differences."""
-    found = [each["difference"] for each in datasets.values()]
+    found = [each.difference for each in datasets.values()]
     if len(found) == 1:
         return found[0]
-    interval = t_interval([each["mean"] for each in found if each])
-    return vars(interval) if interval else None
+    return t_interval([each.mean for each in found if each])
 
 
-def failed_runs(finals: dict[str, Any]) -> list[str]:
+def failed_runs(finals: FinalTest) -> list[str]:
     """Reasons of final runs that failed."""
-    sides = _SIDES[:1] if finals["same"] else _SIDES
-    runs = [run for each in finals["datasets"].values() for side in sides for run in each[side]]
-    return [run["failed"] for run in runs if "failed" in run]
+    runs = [run for name in finals.datasets for side in finals.sides(name).values() for run in side]
+    return [run.failed for run in runs if run.failed]

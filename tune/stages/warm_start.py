@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prometar.config.settings import as_number, flatten
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.yamltext import read_yaml
 from tune.results.reader import read_records
+from tune.results.schema import by_score
 from tune.space.spaces import Space
 
 WARM_TRIALS = 5  # of another study, that are run again here
@@ -34,10 +34,10 @@ def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
     found = []
     for number, entry in enumerate(entries, start=1):
         where = f"{path}" if len(entries) == 1 else f"{path}, entry {number}"
-        given = dict(_flat(entry))
+        given = flatten(entry)
         if {"method", "data.name"} <= given.keys():
             given = {key: value for key, value in given.items() if key in space.ranges}
-        settings = space.checked({key: _number(value) for key, value in given.items()}, what=where)
+        settings = space.checked({key: as_number(value) for key, value in given.items()}, what=where)
         if not settings:
             raise UserError(f"--enqueue {where}: gives no setting of the space {space.name}")
         found.append(settings)
@@ -59,10 +59,10 @@ def warm(folder: Path, space: Space) -> list[dict[str, Any]]:
         raise UserError(f"--warm-start {error}") from None
     if records.leaking:
         raise UserError(f"--warm-start {folder}: its search has read the test images (objective oracle_test)")
-    finished = [trial for trial in records.complete if not trial["reference"]]
+    finished = [trial for trial in records.complete if not trial.reference]
     found: list[dict[str, Any]] = []
-    for record in sorted(finished, key=lambda r: (-r["objective"], r["number"])):
-        given = {key: value for key, value in record["settings"].items() if key in space.ranges}
+    for trial in by_score(finished):
+        given = {key: value for key, value in trial.settings.items() if key in space.ranges}
         try:
             settings = space.checked(given, what=str(folder))
         except UserError:
@@ -72,19 +72,3 @@ def warm(folder: Path, space: Space) -> list[dict[str, Any]]:
     if not found:
         raise UserError(f"--warm-start {folder}: no finished trial with settings of the space {space.name}")
     return found[:WARM_TRIALS]
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; a user means the number."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            return float(value)
-    return value
-
-
-def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
