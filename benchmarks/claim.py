@@ -23,9 +23,9 @@ from statistics import mean
 from typing import Any
 
 from common import describe, machine, require_development, table
-from prometar.bundled.suite import SUITE
 from records import mean_and_interval, publish
 
+from prometar.bundled.suite import SUITE
 from prometar.metrics import t_interval
 from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST

@@ -112,6 +112,7 @@ def search(
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
     configure_ray(local=address is None, verbose=verbose)
+    from prometar.bundled.suite import SUITE
     from prometar.data.datasets.catalog import file_name
     from prometar.io.stores import join
     from tune.space.spaces import load_space
@@ -123,7 +124,7 @@ def search(
     if "data.name" in chosen:
         raise UserError("--set data.name: a search's data sets are given by --dataset")
     names = tuple(dataset or [EMBEDDED])
-    name, embedded = study or "-".join(map(file_name, names)), names == (EMBEDDED,)
+    name, embedded = study or "-".join(map(file_name, names)), SUITE.keys() >= set(names)
     backbone = backbone or ("mini" if embedded else "ViT-B-16-quickgelu")
     asked = {
         "data.name": names[0],

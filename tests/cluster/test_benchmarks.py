@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
-ACCURACIES = {"embedded", "tuned", "precision"}
+ACCURACIES = {"embedded", "suite", "tuned", "precision"}
 CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
 SHARED = {"common", "records", "clocks", "nodes", "replay"}
