@@ -57,7 +57,7 @@ SEARCHES = [
     (["--set", "optim.lr=fast"], "optim.lr: Input should be a valid number"),
     (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
-    (["--objective", "test"], "unknown objective 'test': choose one of class_holdout, base_val"),
+    (["--objective", "test"], "unknown objective 'test': choose one of drift, class_holdout, base_val"),
     (["--space", "huge"], "unknown space 'huge': no such file, and known are augmentation, full"),
     (["--pruner", "best"], "unknown pruner 'best': choose one of median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
