@@ -138,12 +138,13 @@ def has_cached(name: str, tag: str) -> bool:
 
     known = open_clip.get_pretrained_cfg(name, tag)
     url, hub = str(known.get("url") or ""), str(known.get("hf_hub") or "")
-    files = (
+    repo, _, file = hub.rpartition("/")
+    usual = (
         "open_clip_model.safetensors",
         "open_clip_pytorch_model.safetensors",
         "open_clip_pytorch_model.bin",
     )
-    on_hub = [try_to_load_from_cache(hub.strip("/"), file) for file in files] if hub else []
+    on_hub = [try_to_load_from_cache(repo, each) for each in ((file,) if file else usual)] if hub else []
     by_url = Path.home() / ".cache" / "clip" / url.rsplit("/", 1)[-1]
     return any(isinstance(path, str) for path in on_hub) or (bool(url) and by_url.is_file())
 
