@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-fast fuzz check bench scale chaos clean
+.PHONY: install demo test test-fast fuzz check bench gpu scale chaos clean
 
 install: $(STAMP)-dev
 
@@ -50,6 +50,10 @@ bench: install
 	  more=; if test $$script = step; then more="--classes 24 100 500 --dtypes fp32 bf16"; fi; \
 	  if test $$script = stream && test -n "$(DATA_ROOT)"; then more="--data-root $(DATA_ROOT)"; fi; \
 	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$more --json out/bench/$$script.json; done
+
+# What only a GPU can decide, at most 30 minutes; goes on where it was interrupted, status 2 without a GPU.
+gpu: install
+	$(BIN)/python benchmarks/gpu.py --docs docs/performance.md
 
 # Studies on many simulated nodes, docs/scale.md; some 45 minutes, and 20 GiB of memory.
 scale: install

@@ -12,6 +12,7 @@ import typer
 from prometar.cli import data
 from prometar.cli.alignment import alignment
 from prometar.cli.console import run_cli
+from prometar.cli.doctor import doctor
 from prometar.cli.export import export
 from prometar.cli.options import PLAIN, ManyValues, RootOption, TrustOption
 from prometar.cli.reproduce import reproduce
@@ -24,6 +25,7 @@ app.add_typer(data.app, name="data")
 
 app.command()(export)
 app.command()(alignment)
+app.command(cls=ManyValues)(doctor)
 app.command(cls=ManyValues)(reproduce)
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):
     app.command(name=_command.name)(_command.load())

@@ -31,6 +31,7 @@ PACKAGES = (
     "prometar.analysis",
     "prometar.runs",
     "prometar.reproduce",
+    "prometar.doctor",
     "prometar.cli",
     "prometar.__main__",
     "tune", "tune.unpickled",
