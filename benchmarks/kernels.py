@@ -5,8 +5,8 @@
 
 Nothing is computed: shapes run through the step's own code. A kernel is an ATen operation that torch
 dispatches and that is no view; its bytes are those of all its operands and results; operations are those of
-matrix products and convolutions. `eager` is the step of one configuration as it runs by default; `P = n` are n
-configurations in lockstep, with tasks of fixed shape, per configuration in the last column.
+matrix products and convolutions. `eager` is the step of one configuration as it runs by default; `P = n` are
+n configurations in lockstep, with tasks of fixed shape.
 """
 
 from __future__ import annotations
@@ -95,12 +95,18 @@ def main() -> None:
     sides = {"eager": None, **{f"P = {n}": n for n in args.configurations}}
     figures, rows, groups = {}, [], []
     for side, configurations in sides.items():
-        settings = {"num_classes": args.classes, "dtype": DTYPES[args.dtype], "configurations": configurations}
+        settings = {
+            "num_classes": args.classes,
+            "dtype": DTYPES[args.dtype],
+            "configurations": configurations,
+        }
         counted, flops = count(config, places=args.places, **settings)
         kernels, size = counted.kernels.total(), counted.bytes.total()
         by = {name: [number, counted.bytes[name]] for name, number in counted.kernels.most_common()}
         figures[side] = {"kernels": kernels, "views": counted.views, "bytes": size, "flops": flops, "by": by}
-        rows.append((side, kernels, counted.views, size / 1e9, flops / 1e12, size / 1e9 / (configurations or 1)))
+        rows.append(
+            (side, kernels, counted.views, size / 1e9, flops / 1e12, size / 1e9 / (configurations or 1))
+        )
         groups += [(side, name, number, moved / 1e9) for name, (number, moved) in list(by.items())[:16]]
     print(f"{args.backbone}, {args.classes} classes, batch {config.train.batch_size}, {args.dtype}")
     print(table(("step", "kernels", "views", "GB", "TFLOP", "GB a configuration"), rows))

@@ -45,9 +45,7 @@ class Attention:
         """The value alone, by torch's fused kernel."""
         heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads[0, :, :, : self._num_queries], *self._with_shared(heads[1:])
-        return _merged(
-            F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale)
-        )
+        return _merged(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
 
     def forward(self, qkv_BTD: Tensor) -> Tensor:
         self._size = qkv_BTD.shape[:2]

@@ -104,7 +104,7 @@ def _folded(block: Block, scale: float, quick: float) -> Block:
 def _behind_norm(
     weight: Tensor, bias: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """W, b of a product with the weight and bias of the norm before it: W (n w + v) + b = (W w) n + W v + b."""
+    """A product with the norm's weight and bias before it: W (n w + v) + b = (W w) n + (W v + b)."""
     if norm_weight is None or norm_bias is None:
         return weight, bias
     return weight * norm_weight, bias + weight @ norm_bias

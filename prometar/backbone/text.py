@@ -23,8 +23,8 @@ class TextInput:
     """Token sequences packed into R rows of T slots; made once a set of classes by `text_input`.
 
     embedded_RTD: tokens with positions added, first of all SOS and the context; mask_R1TS: added to the
-    scores of the S keys, which are SOS and context (where there are several rows, that is: one has them as its
-    own), then the slots of the own row; end_C: the slot of each EOT, rows one behind the other.
+    scores of the S keys: the slots of the own row, and before them, where there are several rows, SOS and
+    context, which stand in the first; end_C: the slot of each EOT, rows one behind the other.
     """
 
     embedded_RTD: Tensor
@@ -69,9 +69,7 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
     return text_pass(clip, text, prompts or {}, fused=not torch.is_grad_enabled())[0]
 
 
-def text_pass(
-    clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = False
-) -> tuple[Tensor, Pass]:
+def text_pass(clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = False) -> tuple[Tensor, Pass]:
     """`encode_text`, and the pass that gives its derivatives."""
     num_prompts = text.num_shared - 1
     assert all(len(prompt) == num_prompts for prompt in prompts.values()), "prompts replace the whole context"

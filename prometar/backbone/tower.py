@@ -1,8 +1,8 @@
 """A prompted tower as a function of its prompts, with both derivatives: what training calls.
 
 Frozen weights and few learnable tokens make a case that general automatic differentiation does not know: no
-gradient of a weight is needed, all cotangents and tangents of one pass can go through together, and the second
-derivative wants one more reverse pass, not one for each of them.
+gradient of a weight is needed, all cotangents and tangents of one pass can go through together, and for the
+second derivative one more reverse pass serves all of them.
 """
 
 from __future__ import annotations

@@ -41,10 +41,11 @@ def image_pass(
 ) -> tuple[Tensor, Pass]:
     """`encode_image`, and the pass that gives its derivatives."""
     tower, num_own = clip.vision, tokens_BTD.shape[1]
-    num_out: list[int | None] = [num_own if number in prompts else None for number in range(len(tower.blocks))]
+    num_out: list[int | None] = [
+        num_own if number in prompts else None for number in range(len(tower.blocks))
+    ]
     layers = [
-        Layer(tower, block, num_out=num)
-        for block, num in zip(tower.blocks, [*num_out[1:], 1], strict=True)
+        Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*num_out[1:], 1], strict=True)
     ]
     first, end = (Norm(clip.ln_pre_weight, clip.ln_pre_bias), Norm(clip.ln_post_weight, clip.ln_post_bias))
     one = Pass(layers, _Appended(num_own), first=first, end=end, out_DE=clip.vision_projection)

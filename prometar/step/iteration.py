@@ -149,7 +149,9 @@ class _Compute:
         return prompts, _group(outer, "gate"), scalars | {"query_loss": query_loss}
 
     def _tokens(self, prompts: Leaves, *, again: bool = False) -> tuple[Leaves, Leaves, Pull]:
-        return self.differentiate(lambda leaves: (self.method.prompts.tokens(leaves), {}), prompts, again=again)
+        return self.differentiate(
+            lambda leaves: (self.method.prompts.tokens(leaves), {}), prompts, again=again
+        )
 
     def _modulated(self, gate: Leaves, each: Leaves) -> Leaves:
         if any(len(gradients) == 1 for gradients in each.values()):

@@ -92,7 +92,10 @@ class Towers:
     def pull(self, cotangents: Leaves, *, again: bool = False) -> Leaves:
         """K cotangents of the features, each (K, N, E), to those of the tokens, each (K, P, D)."""
         return self._named(
-            {tower: one.pull(cotangents[tower].to(self.dtype), again=again) for tower, one in self.passes.items()},
+            {
+                tower: one.pull(cotangents[tower].to(self.dtype), again=again)
+                for tower, one in self.passes.items()
+            },
             like=cotangents,
         )
 

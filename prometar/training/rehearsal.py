@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +56,9 @@ class Rehearsal:
         half = size // 2
         support = Images(*(None if part is None else part[:half] for part in whole))
         _, labels, share, _ = Images(*(None if part is None else part[half:] for part in whole))
-        return Task(support, Query(whole.tokens[half - 1 :], labels, share, Shares(share, share, labels, labels)))
+        return Task(
+            support, Query(whole.tokens[half - 1 :], labels, share, Shares(share, share, labels, labels))
+        )
 
 
 def rehearse(

@@ -1,7 +1,7 @@
 """Every hand-written derivative against torch's automatic ones of the plain formula, in float64.
 
-`pull` is J^T g, `push` J t, `second` the gradient of <r, f(x)> + sum_k <g_k, J(x) t_k>: exact, for one cotangent
-and for several, and mapped by `torch.vmap`.
+`pull` is J^T g, `push` J t, `second` the gradient of <r, f(x)> + sum_k <g_k, J(x) t_k>: exact, for one
+cotangent and for several, and mapped by `torch.vmap`.
 """
 
 from __future__ import annotations
@@ -94,8 +94,12 @@ def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -
     g, t, r = random(count, *expected.shape), random(count, *x.shape) + 0.1, random(*expected.shape)
     part = make()
     torch.testing.assert_close(part.forward(x), expected, **EXACT)
-    torch.testing.assert_close(part.pull(g, again=True), torch.stack([pullback(each)[0] for each in g]), **EXACT)
-    torch.testing.assert_close(part.push(t), torch.stack([jvp(plain, (x,), (each,))[1] for each in t]), **EXACT)
+    torch.testing.assert_close(
+        part.pull(g, again=True), torch.stack([pullback(each)[0] for each in g]), **EXACT
+    )
+    torch.testing.assert_close(
+        part.push(t), torch.stack([jvp(plain, (x,), (each,))[1] for each in t]), **EXACT
+    )
     torch.testing.assert_close(part.second(r), second(plain, x, g, t, r), **EXACT)
 
 
@@ -141,7 +145,9 @@ def test_a_block_is_the_plain_one_to_its_second_derivative(folded: bool, kept: d
     torch.testing.assert_close(layer.forward(x), expected, **EXACT)
     pulled = torch.cat(layer.pull(g, again=True), dim=-2)
     torch.testing.assert_close(pulled, torch.stack([pullback(each)[0] for each in g]), **EXACT)
-    torch.testing.assert_close(layer.push(t), torch.stack([jvp(plain, (x,), (each,))[1] for each in t]), **EXACT)
+    torch.testing.assert_close(
+        layer.push(t), torch.stack([jvp(plain, (x,), (each,))[1] for each in t]), **EXACT
+    )
     torch.testing.assert_close(torch.cat(layer.second(r), dim=-2), second(plain, x, g, t, r), **EXACT)
 
 

@@ -14,8 +14,8 @@ from prometar.backbone.openclip import load_backbone, tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import METHODS, build
 from prometar.methods.meta_tasks import one_class_out
-from prometar.step.iteration import Rates, step
 from prometar.step import iteration
+from prometar.step.iteration import Rates, step
 from prometar.step.loss_scaling import factor
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
