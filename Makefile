@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test check bench scale chaos clean
+.PHONY: install demo test test-fast check bench scale chaos clean
 
 install: $(STAMP)
 
@@ -25,6 +25,10 @@ check: install
 # a core wait for each other, and take up to sixteen times as long.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# What needs neither a process nor a Ray: a unit a package, and recorded trajectories.
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/parity
 
 # Timings, a script a claim, about 50 minutes; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
 SCRIPTS := step shares text_tower teacher evaluation stream trial_start sampler study lockstep

@@ -40,9 +40,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prometar.cli.console import INTERRUPTED
 from prometar.training.checkpoint import load_checkpoint
-from tests.tune.driver import NAME, Driver, misbehave, trial_workers
-from tests.tune.nodes import Cluster
-from tests.tune.witness import NO_LOSSES, Witness, num_epochs, outcome
+from tests.support.driver import NAME, Driver, misbehave, trial_workers
+from tests.support.nodes import Cluster
+from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 
 DRIVER, TERM, WORKER, NODE, DAMAGED = "driver -9", "SIGTERM", "worker -9", "node -9", "state damaged"
 NUM_NODES = 3

@@ -42,6 +42,7 @@ CHANGED = {
     "no-meta-phase": Arm(settings={"inner.kind": "none"}),
     "no-gate": Arm(settings={"modulator.kind": "constant"}),
     "neither": Arm(settings={"modulator.kind": "constant", "inner.kind": "none"}),
+    "projection": Arm(settings={"modulator.kind": "projection"}),
     "no-task-augmentation": Arm(settings={"task.augmentation": "none"}),
     "no-regularizer": Arm(settings={"regularizer.kind": "none"}),
     "gate-configured": Arm(settings={"optim.gate_schedule": "configured"}),

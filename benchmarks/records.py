@@ -18,7 +18,7 @@ from common import machine
 
 from prometar.analysis.alignment import Alignment, of_run
 from prometar.config.settings import Config
-from prometar.data.datasets.sources import TexturesSource
+from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
@@ -31,11 +31,16 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A run: the name of its record, and all that decides its figures."""
+    """A run: the name of its record, and all that decides its figures.
+
+    `signals`: what can be seen of the trained prompts without a test image is measured too.
+    """
 
     name: str
     config: Config
     objective: str = "final"
+    fold: int = 0
+    signals: bool = False
 
 
 def run_all(wanted: Sequence[Wanted], out: Path, *, jobs: int) -> dict[str, Record]:
@@ -87,18 +92,21 @@ def _run_and_write(run: Wanted, out: Path) -> Record:
 def _run(wanted: Wanted) -> Record:
     """Train and score once, at the end."""
     started = time.perf_counter()
-    run = replace(build_run(wanted.config, wanted.objective), every_epoch=False)
+    run = replace(build_run(wanted.config, wanted.objective, fold=wanted.fold), every_epoch=False)
     scores: dict[str, Any] = {"base": None, "new": None, "objective": None}
-    reason = ""
+    reason, source, signals = "", kept(run.dataset.source), dict[str, float]()
     with TemporaryDirectory() as name:
         folder = Path(name)
-        session = Session(
-            run, folder, lambda plan, step: stream_local(plan, KEPT, start_step=step), Alignment(folder)
-        )
+        watch = None if wanted.signals else Alignment(folder)
+        session = Session(run, folder, lambda plan, step: stream_local(plan, source, start_step=step), watch)
         try:
             while not session.finished:
                 session.epoch()
             scores = session.history[-1]
+            if wanted.signals:
+                judge = build_run(wanted.config, "drift")
+                session.run = judge  # the same prompts, seen as a search would see them
+                signals = session.score()
         except WorkError as error:  # a diverged run is a result too
             reason = str(error)
         alignment = of_run(folder)
@@ -109,6 +117,7 @@ def _run(wanted: Wanted) -> Record:
         "new": scores["new"],
         "H": scores["objective"],
         "alignment": None if alignment is None else alignment.mean,
+        "signals": signals,
         "reason": reason,
         "seconds": round(time.perf_counter() - started, 1),
         "config": wanted.config.model_dump(mode="json"),
@@ -117,18 +126,24 @@ def _run(wanted: Wanted) -> Record:
 
 
 @dataclass
-class Rendered:
-    """The embedded data set's images, each rendered once a process: long runs read them hundreds of times."""
+class Kept:
+    """A data set's images, each read (or rendered) once a process: long runs read them hundreds of times."""
 
+    source: Source
     files: dict[str, bytes] = field(default_factory=dict)
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
         missing = [path for path in dict.fromkeys(paths) if path not in self.files]
-        self.files |= zip(missing, TexturesSource().read_many(missing), strict=True)
+        self.files |= zip(missing, self.source.read_many(missing), strict=True)
         return [self.files[path] for path in paths]
 
 
-KEPT = Rendered()
+_KEPT: dict[str, Kept] = {}
+
+
+def kept(source: Source) -> Kept:
+    """This source, kept by the process."""
+    return _KEPT.setdefault(repr(source), Kept(source))
 
 
 def _line(record: Record) -> str:

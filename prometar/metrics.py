@@ -1,22 +1,18 @@
-"""How sure a mean over a few seeds is."""
+"""Means that figures are reported as, and how sure they are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of n values with its 95 % t-interval."""
+    """A mean of n values with its t-interval."""
 
     mean: float
     low: float
@@ -27,9 +23,15 @@ class Interval:
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def within(self, size: float) -> bool:
+        """Whether every value of the interval is smaller than `size`, whatever its sign."""
+        return -size < self.low and self.high < size
 
-def t_interval(values: Sequence[float]) -> Interval | None:
-    """mean +- t(n-1) s / sqrt(n); None for fewer than two values.
+
+def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | None:
+    """mean +- t s / sqrt(n) with the two-sided t-quantile of n - 1 degrees of freedom; None for n < 2.
+
+    `level`: the share of such intervals that hold the true mean (default 0.95).
 
     Example:
         >>> interval = t_interval([1.0, 2.0, 3.0])
@@ -39,7 +41,17 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     n = len(values)
     if n < 2:
         return None
-    t = _T95[min(n - 2, len(_T95) - 1)]  # beyond the table: a little too wide, never too narrow
-    half = t * stdev(values) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * stdev(values) / math.sqrt(n)
     middle = mean(values)
     return Interval(middle, middle - half, middle + half, n)
+
+
+def harmonic_mean(accuracies: Mapping[str, float]) -> float:
+    """n / sum(1/a) of accuracies in percent; 0 where one of them is 0.
+
+    Example:
+        >>> round(harmonic_mean({"base": 80.0, "new": 60.0}), 2)
+        68.57
+    """
+    values = list(accuracies.values())
+    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)

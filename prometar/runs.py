@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prometar.backbone.openclip import load_backbone, load_clip
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset
@@ -16,11 +14,12 @@ from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select
 from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import StreamOptions, stream
+from prometar.device import default_device
 from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier
-from prometar.inference.prompt_file import weights_digest, write_prompts
+from prometar.inference.prompt_file import require_target, weights_digest, write_prompts
 from prometar.io.files import write_atomically
 from prometar.methods.composition import build
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
@@ -96,12 +95,11 @@ def trained(folder: Path) -> Classifier:
         UserError: the folder holds no run, or one that has not finished; the weights are missing.
     """
     config, checkpoint, result = _finished(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(
         config.backbone.name,
         config.backbone.pretrained,
         dtype=DTYPES[config.backbone.precision],
-        device=device,
+        device=default_device(),
     )
     state = checkpoint.state.to(backbone.clip.device)
     names = tuple(result["classnames"])
@@ -136,8 +134,10 @@ def export_run(folder: Path, to: Path) -> Path:
     """Write a finished run's prompts and their card; returns the path of the readable card beside them.
 
     Raises:
-        UserError: no finished run, or another suffix than .safetensors. WorkError: nothing can be written.
+        UserError: no finished run, another suffix than .safetensors, or a file that is there and no export.
+        WorkError: nothing can be written.
     """
+    require_target(to)
     classifier = trained(folder)
     config, result = classifier.config, classifier.card
     name, pretrained = config.backbone.name, config.backbone.pretrained

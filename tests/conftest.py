@@ -29,16 +29,23 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 
+TESTS = Path(__file__).parent
+
 # A file is one process's; what takes minutes begins first, so that none of it is left alone at the end.
-LONG = (
-    "test_kills", "test_end_to_end", "test_submit", "test_nodes", "test_slurm", "test_faults", "test_disk"
-)  # fmt: skip
+LONG = ("cluster/test_kills", "cluster/test_end_to_end", "cluster/test_submit", "cluster", "ray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files before all others."""
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+    """The long files before all others; tests with processes of their own are marked `slow`."""
+    names = [item.path.relative_to(TESTS).as_posix() for item in items]
+    places = {
+        item: next((k for k, long in enumerate(LONG) if name.startswith(long)), len(LONG))
+        for item, name in zip(items, names, strict=True)
+    }
+    for item, name in zip(items, names, strict=True):
+        if name.startswith("cluster/"):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=places.__getitem__)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -93,6 +93,9 @@ def search(
         int, typer.Option(help="Trials that a worker trains together, where they differ in numbers alone.")
     ] = 1,
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
+    from_records: Annotated[
+        bool, typer.Option("--from-records", help="Rebuild the study's lost database from its records.")
+    ] = False,
     verbose: Annotated[bool, typer.Option(help="Show Ray's own output.")] = False,
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
@@ -151,6 +154,7 @@ def search(
             *(("enqueued", enqueued(path, searched)) for path in enqueue or []),
             *(("warm start", warm(path, searched)) for path in warm_start or []),
         ),
+        from_records=from_records,
         verbose=verbose,
     )
     run_study(spec, place)

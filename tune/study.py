@@ -30,6 +30,7 @@ from tune.optimizer.storage import GO_ON, reachable, without_password
 from tune.reporting.html import build_report
 from tune.reporting.terminal import print_summary
 from tune.results.writer import RecordKeeper, StudyFolder
+from tune.stages.agreement import require_agreement
 from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
@@ -52,6 +53,7 @@ class Place:
         starts: Settings to be run before any are drawn, by where they come from.
         max_hours: Of searching, in all commands together; then no trial is begun.
         trial_timeout: Seconds without a result, after which a trial hangs.
+        from_records: Make the study's database anew from the trials' records, if it has lost them.
     """
 
     out: Path
@@ -67,6 +69,7 @@ class Place:
     trial_timeout: float | None = None
     starts: tuple[tuple[str, Sequence[Mapping[str, Any]]], ...] = ()
     trackers: tuple[str, ...] = ()
+    from_records: bool = False
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -100,6 +103,7 @@ def run_study(
     storage = place.storage or folder.storage
     with folder.locked(), reachable(storage):
         folder.check(checked.identity)
+        rebuilt = require_agreement(folder, storage, spec, from_records=place.from_records)
         nodes = start_ray(address=place.address, verbose=place.verbose)
         _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
@@ -107,7 +111,7 @@ def run_study(
         for origin, settings in place.starts:
             memory.enqueue(settings, origin)
         _introduce(console, folder, spec, memory)
-        for note in checked.notes:
+        for note in (*rebuilt, *checked.notes):
             console.print(note)
         try:
             with shared_images():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ TEMPLATES: tuple[str, ...] = tuple(
 )
 """The 60 templates of the frozen text features, with "{}" for the class name."""
 
+FOREIGN_NAMES: tuple[str, ...] = tuple(open_clip.IMAGENET_CLASSNAMES[::10])
+"""A hundred names of things, to see what prompts do to names that they were not tuned for."""
+
 OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
 OPENAI_STD = open_clip.OPENAI_DATASET_STD
 
@@ -43,8 +46,17 @@ class Backbone:
         """uint8 images (B, H, W, 3) to normalised (B, 3, H, W) in the backbone's precision and place."""
         # Rounded once, at the end: pixels are no coarser than the precision makes them.
         images = images_BHW3.to(self.clip.device).to(self.clip.working_dtype).permute(0, 3, 1, 2) / 255
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        mean, std = self._constants
         return ((images - mean) / std).to(self.clip.dtype)
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (3, 1, 1) where the images are, brought there once."""
+        dtype, device = self.clip.working_dtype, self.clip.device
+        mean, std = (
+            torch.tensor(v, dtype=dtype, device=device)[:, None, None] for v in (self.mean, self.std)
+        )
+        return mean, std
 
 
 @cache
@@ -58,7 +70,11 @@ def tokenize(texts: Sequence[str]) -> Tensor:
 
 
 def load_backbone(
-    name: str, pretrained: str | None, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    name: str,
+    pretrained: str | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> Backbone:
     """A frozen backbone, ready to run: `load_clip`'s weights with the activation folded into them."""
     clip = load_clip(name, pretrained)

@@ -63,7 +63,8 @@ class PromptsConfig(_Frozen):
 
     `coupled`: linear maps of the text's tokens are the vision tower's, which so has the text's length and
     depth. `frozen_text` is what a class is called where no text context is learned: the data set's own
-    template, "<init> <name>.", or the mean of 60 templates.
+    template, "<init> <name>.", or the mean of 60 templates. `init_padding`: a text context that is longer
+    than its words starts at random, or as zeros and behind them the words.
     """
 
     kind: Literal["none", "independent", "coupled"] = "independent"
@@ -73,6 +74,7 @@ class PromptsConfig(_Frozen):
     vision_depth: int = Field(default=9, ge=0)
     init: str = "a photo of a"
     init_std: float = Field(default=0.02, ge=0)
+    init_padding: Literal["random", "zeros"] = "random"
     frozen_text: Literal["template", "init", "ensemble"] = "template"
 
 
@@ -92,10 +94,14 @@ class RegularizerConfig(_Frozen):
 
 
 class ModulatorConfig(_Frozen):
-    """How the regularizer's gradient joins the task's: g_task + m * g_reg with m learned, constant, or 1."""
+    """How the regularizer's gradient joins the task's: g_task + m * g_reg with m learned, constant, or 1.
 
-    kind: Literal["add", "constant", "gate"] = "gate"
+    `projection`: it takes out `share` of the task gradient's part against it, and adds nothing else.
+    """
+
+    kind: Literal["add", "constant", "gate", "projection"] = "gate"
     value: float = Field(default=0.5, ge=0, le=1)
+    share: float = Field(default=1.0, ge=0, le=1)
     reduction: int = Field(default=8, ge=1)
 
 

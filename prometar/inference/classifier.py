@@ -18,6 +18,7 @@ from prometar.backbone.openclip import Backbone, load_clip, tokenize
 from prometar.config.settings import Config, parse
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, apply
+from prometar.device import default_device, fetch, send
 from prometar.errors import UserError
 from prometar.inference.prompt_file import read_prompts, weights_digest
 from prometar.methods.composition import build
@@ -100,7 +101,8 @@ class Classifier:
         pictures = _several(images)
         logits = classify(self.backbone, self.model(names), self.leaves)
         batches = self._pixels(pictures, batch_size)
-        parts = [logits(batch).float().softmax(dim=-1).cpu().numpy() for batch in batches]
+        there = (send(torch.from_numpy(batch), self.backbone.clip.device) for batch in batches)
+        parts = [fetch(logits(batch).float().softmax(dim=-1)).numpy() for batch in there]
         probabilities = np.concatenate(parts)
         return Predictions(tuple(names[k] for k in probabilities.argmax(axis=1)), probabilities, names)
 
@@ -129,18 +131,17 @@ def load(path: str | Path, *, pretrained: str | None = None, device: str | None 
         raise UserError(f"{path} was trained with the weights file {given}: pass it as pretrained=FILE")
     if pretrained is None and given is not None and (Path(given).suffix or Path(given).name != given):
         raise UserError(f"{path}: its card names a file of weights: pass yours as pretrained=FILE")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     clip = load_clip(config.backbone.name, given)
     if weights_digest(clip) != card["backbone"]["digest"]:
         raise UserError(
             f"{path} was trained with other weights of {config.backbone.name} than {given or 'its own'}: "
             "the digests differ"
         )
-    clip = clip.folded().to(device=device, dtype=DTYPES[config.backbone.precision])
+    clip = clip.folded().to(device=device or default_device(), dtype=DTYPES[config.backbone.precision])
     backbone = Backbone(config.backbone.name, clip)
     prompts = build(config).prompts
     _require_shapes(path, backbone, prompts, leaves)
-    leaves = {name: leaf.to(device) for name, leaf in leaves.items()}
+    leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
     return Classifier(backbone, prompts, leaves, config, tuple(card["classnames"]), card["template"], card)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -20,11 +21,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, Tower
+from prometar.device import fetch
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
 from prometar.methods.prompts import Leaves
 
-FORMAT = "prometar-prompts-1"
+_FAMILY = "prometar-prompts-"
+FORMAT = f"{_FAMILY}1"
 _KEYS = {"method", "config", "data", "classnames", "template", "backbone", "figures", "versions"}
 
 
@@ -54,15 +57,49 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Mapping[str, A
     """Write FILE.safetensors and FILE.json; returns the latter's path.
 
     Raises:
-        UserError: another suffix. WorkError: the folder cannot be written.
+        UserError: see `require_target`. WorkError: the folder cannot be written.
     """
-    if path.suffix != ".safetensors":
-        raise UserError(f"--to {path}: expected a name that ends in .safetensors")
-    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in leaves.items()}
+    require_target(path)
+    tensors = {name: leaf.contiguous() for name, leaf in fetch(dict(leaves)).items()}
     write_atomically(path, save(tensors, {"format": FORMAT, "card": json.dumps(card)}))
     readable = path.with_suffix(".json")
     write_atomically(readable, (json.dumps({"format": FORMAT, **card}, indent=1) + "\n").encode())
     return readable
+
+
+def require_target(path: Path) -> None:
+    """Refuse to write prompts over anything but an earlier export, and over no file of a run or a study.
+
+    Raises:
+        UserError: another suffix, or a file that is there.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(f"--to {path}: expected a name that ends in .safetensors")
+    folder = path.parent.resolve()
+    inside = next((p for p in (folder, *folder.parents) if any((p / n).exists() for n in _OF_RESULTS)), None)
+    for target in (path, path.with_suffix(".json")):
+        if not os.path.lexists(target):
+            continue
+        if inside:
+            raise UserError(
+                f"--to {path}: {target} is there already, in the results of {inside}: take a new name"
+            )
+        if not _exported(target):
+            raise UserError(f"--to {path}: {target} is there already, and no export: take a new name")
+
+
+_OF_RESULTS = ("config.yaml", "study.yaml", "result.json")  # what the folder of a run or a study holds
+
+
+def _exported(path: Path) -> bool:
+    """Whether `prometar export` wrote a file, of any version."""
+    try:
+        if path.suffix == ".json":
+            return str(json.loads(path.read_text("utf-8"))["format"]).startswith(_FAMILY)
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("format")).startswith(_FAMILY)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
+        return False
 
 
 def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:

@@ -14,7 +14,7 @@ from prometar.config.recipes import NAMES
 from prometar.config.settings import Config
 from prometar.methods.averagers import Averager, Gaussian, Last
 from prometar.methods.coupled import CoupledPrompts
-from prometar.methods.gradient_modulators import Constant, Gate, Modulator
+from prometar.methods.gradient_modulators import Constant, Gate, Modulator, Projection
 from prometar.methods.inner_loop import InnerLoop, InnerSGD
 from prometar.methods.meta_tasks import Augmentation, FeatureMixup, NoAugmentation
 from prometar.methods.pixelmixes import CutMix, InputMixup
@@ -68,7 +68,7 @@ def _prompts(config: Config) -> Prompts:
     if p.kind == "coupled":
         return CoupledPrompts(p.text_length, p.text_depth, p.init_std)
     lengths = (p.text_length, p.text_depth, p.vision_length, p.vision_depth)
-    return IndependentPrompts(*lengths, p.init_std, () if p.text_depth else templates)
+    return IndependentPrompts(*lengths, p.init_std, () if p.text_depth else templates, p.init_padding)
 
 
 def _regularizer(config: Config) -> Regularizer:
@@ -81,7 +81,9 @@ def _regularizer(config: Config) -> Regularizer:
         LogitsDivergence(): r.logits_weight,
     }
     used = {term: weight for term, weight in terms.items() if weight}
-    templates = TEMPLATES if used and r.teacher == "ensemble" else ()
+    if not used:
+        return Regularizer()
+    templates = TEMPLATES if r.teacher == "ensemble" else ()
     return Regularizer(tuple(used), tuple(used.values()), templates, r.teacher)
 
 
@@ -89,6 +91,8 @@ def _modulator(config: Config) -> Modulator:
     m = config.modulator
     if m.kind == "gate":
         return Gate(m.reduction)
+    if m.kind == "projection":
+        return Projection(m.share)
     return Constant(1.0 if m.kind == "add" else m.value)
 
 

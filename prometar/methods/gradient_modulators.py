@@ -92,3 +92,36 @@ class Gate:
             strength = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
             modulated[name] = g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
         return modulated
+
+
+@dataclass(frozen=True)
+class Projection:
+    """ProGrad: g_task, without `share` of its part along g_reg where the two conflict.
+
+    m = max(0, -share <g_task, g_reg> / |g_reg|^2), one number for a layer's prompt: where the product is not
+    negative, the regularizer adds nothing. The length of g_reg, and so the weight of a single term, does not
+    matter.
+
+    Source: "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023 (released: share 1).
+    """
+
+    share: float = 1.0
+
+    @property
+    def constant(self) -> float | None:
+        return None
+
+    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+        return {}
+
+    def __call__(
+        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        modulated = {}
+        for name, g_task in task.items():
+            g_reg = regularizer[name]
+            along, square = (g_task * g_reg).sum(), g_reg.square().sum()
+            # A prompt that no term depends on has no direction, and no conflict with it.
+            strength = -self.share * along.clamp(max=0) / torch.where(square > 0, square, 1)
+            modulated[name] = g_task + strength * g_reg
+        return modulated

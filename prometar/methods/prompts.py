@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.clip import Clip
@@ -61,9 +62,9 @@ class NoPrompts:
 class IndependentPrompts:
     """Independent text and vision prompts (IVLP): leaves `text.<layer>` and `vision.<layer>`.
 
-    Layer 0 of the text starts from the embeddings of the initial words where there are enough of them,
-    all others from N(0, std^2). A depth of 0 leaves that tower alone; depths beyond a tower's layers stop
-    at its last.
+    Layer 0 of the text starts from the embeddings of the initial words where there are enough of them (with
+    `padding` "zeros" always: zeros stand before them), all others from N(0, std^2). A depth of 0 leaves that
+    tower alone; depths beyond a tower's layers stop at its last.
 
     Source: "MaPLe", CVPR 2023 (its IVLP baseline); ProMetaR.
     """
@@ -74,6 +75,7 @@ class IndependentPrompts:
     vision_depth: int = 9
     std: float = 0.02
     templates: tuple[str, ...] = ()
+    padding: str = "random"
 
     def __post_init__(self) -> None:
         if self.text_depth == 0 and self.vision_depth == 0:
@@ -88,10 +90,11 @@ class IndependentPrompts:
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         leaves: Leaves = {}
         for layer in range(min(self.text_depth, len(clip.text.blocks))):
-            if layer == 0 and self.text_length <= len(init_tokens):
-                leaves["text.0"] = clip.token_embedding[init_tokens[: self.text_length]].to(
+            if layer == 0 and (self.padding == "zeros" or self.text_length <= len(init_tokens)):
+                words = clip.token_embedding[init_tokens[: self.text_length]].to(
                     clip.working_dtype, copy=True
                 )
+                leaves["text.0"] = F.pad(words, (0, 0, self.text_length - len(words), 0))
             else:
                 leaves[f"text.{layer}"] = self._random(self.text_length, clip.text.width, clip, generator)
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):

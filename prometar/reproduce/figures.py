@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from prometar.data.splits.objective import harmonic_mean
-from prometar.metrics import t_interval
+from prometar.metrics import harmonic_mean, t_interval
 from prometar.reproduce.grid import Asked, Record
 from prometar.reproduce.protocols import ACCURACY, HARMONIC, shots_column
 from prometar.reproduce.published import AVERAGE, Series, beside, changes, full_size, harmonic, settings_of

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.frozen_features import frozen_image
 from prometar.backbone.vision import embed_images
+from prometar.device import send
 from prometar.methods.composition import Method
-from prometar.methods.meta_tasks import Augmentation, Mix, TaskDraw
+from prometar.methods.meta_tasks import Augmentation, TaskDraw
+from prometar.step.task_selection import Selection, select
 
 
 class Images(NamedTuple):
@@ -95,83 +96,46 @@ def embed_batch(
     tokens, labels = embed_images(clip, images_B3HW), labels.to(images_B3HW.device)
     if frozen is None and teach:
         frozen = frozen_image(clip, tokens)
-    return Images(tokens, labels, _weights(torch.ones_like(labels, dtype=torch.bool), tokens), frozen)
+    weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
+    return Images(tokens, labels, weights, frozen)
 
 
 def make_task(
     clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, draw: TaskDraw | None, *, static: bool
 ) -> Task | None:
     """The method's meta task on embedded images; arguments as of `make_batch`."""
+    selection = select_task(clip, method, len(whole.labels), draw, static=static)
+    selection = send(selection, whole.tokens.device)
+    return None if selection is None else take(clip, method.augmentation, images_B3HW, whole, selection)
+
+
+def select_task(
+    clip: Clip, method: Method, num_images: int, draw: TaskDraw | None, *, static: bool
+) -> Selection | None:
+    """Which images the method's meta task takes, on the host; None where it has none."""
     if method.inner is None or (draw is None and not static):
         return None
-    is_query, mix = _by_position(draw, method.augmentation, whole.labels)
-    mixed = None
-    if mix is not None and method.augmentation.of_images:
-        mixed = embed_images(
-            clip, method.augmentation.mixed_images(images_B3HW, images_B3HW[mix.partner], mix)
-        )
-    task = _static(whole, is_query, mix, mixed) if static else _compact(whole, is_query, mix, mixed)
-    return task._replace(present=is_query.any()) if static else task
+    return select(draw, method.augmentation, num_images, dtype=clip.working_dtype, static=static)
 
 
-def _weights(chosen: Tensor, like: Tensor) -> Tensor:
-    """Equal weights of the chosen images, in at least float32."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return chosen.to(dtype) / chosen.sum().clamp(min=1)
+def take(
+    clip: Clip, augmentation: Augmentation, images_B3HW: Tensor, whole: Images, selection: Selection
+) -> Task:
+    """The selected images, embedded; the selection is where they are."""
+    rows, mixing = selection.support_rows, selection.mixing
+    frozen = None if whole.frozen is None else _rows(whole.frozen, rows)
+    support = Images(_rows(whole.tokens, rows), _rows(whole.labels, rows), selection.support_weights, frozen)
+    tokens, rows, shares = whole.tokens, selection.query_rows, None
+    if mixing is not None:
+        if mixing.pixels is not None:
+            partners = images_B3HW[mixing.pixels.partner]
+            tokens = embed_images(clip, augmentation.mixed_images(images_B3HW, partners, mixing.pixels))
+        shares = Shares(mixing.own, mixing.rest, whole.labels[mixing.partner], mixing.encoded)
+    labels = whole.labels if rows is None else whole.labels[rows[: len(selection.query_weights)]]
+    query = Query(_rows(tokens, rows), labels, selection.query_weights, shares)
+    return Task(support, query, selection.present)
 
 
-def _by_position(
-    draw: TaskDraw | None, augmentation: Augmentation, labels: Tensor
-) -> tuple[Tensor, Mix | None]:
-    """The draw with one entry an image of the batch; images that are not in the query mix with themselves."""
-    num_images = len(labels)
-    if draw is None:
-        nothing = torch.zeros(num_images, dtype=torch.bool)
-        draw = TaskDraw(nothing, augmentation.draw(0, num_images, np.random.default_rng(0)))
-    is_query, device = draw.is_query.cpu(), labels.device
-    if draw.mix is None:
-        return is_query.to(device), None
-    lam, partner = torch.ones(num_images), torch.arange(num_images)
-    lam[is_query] = draw.mix.lam.float()
-    partner[is_query] = (~is_query).nonzero()[draw.mix.partner, 0]
-    box = None
-    if draw.mix.box is not None:
-        box = draw.mix.box.new_zeros(num_images, 4)
-        box[is_query] = draw.mix.box
-        box = box.to(device)
-    return is_query.to(device), Mix(lam.to(device), partner.to(device), box)
-
-
-def _compact(whole: Images, is_query: Tensor, mix: Mix | None, mixed: Tensor | None) -> Task:
-    rows, query = (~is_query).nonzero()[:, 0], is_query.nonzero()[:, 0]
-    support = Images(
-        whole.tokens[rows],
-        whole.labels[rows],
-        _weights(~is_query, whole.tokens)[rows],
-        None if whole.frozen is None else whole.frozen[rows],
-    )
-    labels, weights = whole.labels[query], _weights(is_query, whole.tokens)[query]
-    if mix is None:
-        return Task(support, Query(whole.tokens[query], labels, weights))
-    if mixed is not None:
-        return Task(support, Query(mixed[query], labels, weights, _shares(mix, whole, query, None)))
-    encoded, place = mix.partner[query].unique(return_inverse=True)
-    tokens = whole.tokens[torch.cat([query, encoded])]
-    return Task(support, Query(tokens, labels, weights, _shares(mix, whole, query, len(query) + place)))
-
-
-def _static(whole: Images, is_query: Tensor, mix: Mix | None, mixed: Tensor | None) -> Task:
-    support = whole._replace(weights=_weights(~is_query, whole.tokens))
-    weights = _weights(is_query, whole.tokens)
-    if mix is None:
-        return Task(support, Query(whole.tokens, whole.labels, weights))
-    rows = torch.arange(len(is_query), device=is_query.device)
-    shares = _shares(mix, whole, rows, mix.partner if mixed is None else None)
-    return Task(support, Query(whole.tokens if mixed is None else mixed, whole.labels, weights, shares))
-
-
-def _shares(mix: Mix, whole: Images, rows: Tensor, partner: Tensor | None) -> Shares:
-    lam = mix.lam[rows]
-    # 1 - lam is taken in the precision that lam was drawn in, as the released code does.
-    own, rest = lam.to(whole.weights), (1 - lam).to(whole.weights)
-    return Shares(own, rest, whole.labels[mix.partner[rows]], partner)
+def _rows(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    # A static task holds the very same tensors as its batch: nothing of them is stacked in lockstep.
+    return tensor if rows is None else tensor[rows]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from prometar.device import send
 from prometar.errors import UserError
 from prometar.methods.composition import Method
 from prometar.methods.prompts import Leaves
@@ -59,6 +60,7 @@ def step_all(
     rates: Sequence[Rates],
     *,
     graph: Graph | None = None,
+    numbers: Tensor | None = None,
 ) -> tuple[State, Scalars]:
     """`step` of each of P methods; states and scalars with P as their first dimension.
 
@@ -66,6 +68,7 @@ def step_all(
         batches: One for each, with static tasks (`make_batch(..., static=True)`). A tensor that is the very
             same object in all of them is shared: images that all see are encoded with one product.
         graph: Records the step on a GPU; one for all steps of a model and a structure.
+        numbers: `numbers_of` these methods and rates, if they are known already.
     Raises:
         UserError: methods that differ in more than numbers.
 
@@ -74,15 +77,14 @@ def step_all(
         >>> scalars["direct_ce"].shape  # doctest: +SKIP
         torch.Size([4])
     """
-    settings = list(zip(methods, rates, strict=True))
     require_one_structure(methods)
-    dtype, device = model.clip.working_dtype, model.clip.device
-    numbers = torch.tensor([_numbers(each) for each in settings], dtype=dtype, device=device)
+    if numbers is None:
+        numbers = numbers_of(model, methods, rates)
     shared, own, put = _split(batches)
 
     def one(numbers: Tensor, tensors: Leaves, batch: Batch) -> tuple[Leaves, Scalars]:
         values = iter(numbers.unbind())
-        method, now = _map(settings[0], lambda _: next(values))
+        method, now = _map((methods[0], rates[0]), lambda _: next(values))
         state, scalars = step(model, method, State.from_tensors(tensors, 0), batch, now, functional)
         return state.tensors(), scalars
 
@@ -94,6 +96,12 @@ def step_all(
 
     tensors, scalars = (graph or Graph())(mapped, numbers, stacked.tensors(), own, shared)
     return State.from_tensors(tensors, stacked.step + 1), scalars
+
+
+def numbers_of(model: Model, methods: Sequence[Method], rates: Sequence[Rates]) -> Tensor:
+    """Every number that P configurations may differ in, (P, N), where the model is: once for many steps."""
+    rows = [_numbers(each) for each in zip(methods, rates, strict=True)]
+    return send(torch.tensor(rows, dtype=model.clip.working_dtype), model.clip.device)
 
 
 def require_one_structure(methods: Sequence[Method]) -> None:

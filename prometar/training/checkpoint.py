@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from prometar.device import fetch
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.step.state import State
@@ -29,7 +30,7 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, state: State, history: Sequence[dict[str, Any]], *, run: str) -> None:
     """Write the state, the epochs' records and the run's digest to `path`."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in fetch(state.tensors()).items()}
     metadata = {
         "format": FORMAT, "run": run, "step": str(state.step), "history": json.dumps(list(history))
     }  # fmt: skip

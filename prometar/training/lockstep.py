@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prometar.errors import StorageError, UserError
 from prometar.step.cuda_graph import Graph
 from prometar.step.state import State
-from prometar.step.vmapped import require_one_structure, stack, step_all, unstack
-from prometar.training.train import Run, Session, close_epoch, prepare, rates
+from prometar.step.vmapped import numbers_of, require_one_structure, stack, step_all, unstack
+from prometar.training.train import Run, Session, close_epoch, prepare, rates, read_epoch
 
 
 class Lockstep:
@@ -48,11 +47,11 @@ class Lockstep:
             session.close()  # a stream of its own would stay behind
         started, runs = time.perf_counter(), [session.run for session in self.sessions]
         states = [session.state for session in self.sessions]
-        ended, logs = _train_epoch(runs, states, self.sessions[0], self._graph)
+        ended, logs, finite = _train_epoch(runs, states, self.sessions[0], self._graph)
         share = (time.perf_counter() - started) / len(runs)
         outcomes = [
-            _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, share)
-            for k, (session, state) in enumerate(zip(self.sessions, ended, strict=True))
+            _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, fine, share)
+            for k, (session, state, fine) in enumerate(zip(self.sessions, ended, finite, strict=True))
         ]
         stream = self.sessions[0]
         self.sessions = [
@@ -71,11 +70,12 @@ class Lockstep:
 
 
 def _conclude(
-    session: Session, state: State, log: dict[str, Tensor], seconds: float
+    session: Session, state: State, log: dict[str, Tensor], finite: bool, seconds: float
 ) -> dict[str, Any] | UserError:
     started = time.perf_counter() - seconds  # its share of what took place together
     try:
-        return session.conclude(*close_epoch(session.run, state, log, session.state.step), started)
+        closed = close_epoch(session.run, state, log, session.state.step, finite=finite)
+        return session.conclude(*closed, started)
     except StorageError:
         raise
     except UserError as error:
@@ -84,19 +84,23 @@ def _conclude(
 
 def _train_epoch(
     runs: Sequence[Run], states: Sequence[State], leader: Session, graph: Graph
-) -> tuple[list[State], dict[str, Tensor]]:
-    """The states after the rest of the epoch, and each scalar by step and run."""
+) -> tuple[list[State], dict[str, Tensor], list[bool]]:
+    """The states after the rest of the epoch, each scalar by step and run, and which prompts are finite."""
     per_epoch, batches = runs[0].plan.steps_per_epoch, leader.batches()
     epoch = states[0].step // per_epoch
     now = [rates(run.config, epoch) for run in runs]
     methods = [run.method for run in runs]
+    numbers = numbers_of(runs[0].model, methods, now)
     together, log = stack(states), dict[str, list[Tensor]]()
     for _ in range((epoch + 1) * per_epoch - together.step):
         prepared = prepare(runs, next(batches), together.step, static=True)
-        together, scalars = step_all(runs[0].model, methods, together, prepared, now, graph=graph)
+        together, scalars = step_all(
+            runs[0].model, methods, together, prepared, now, graph=graph, numbers=numbers
+        )
         for name, value in scalars.items():
             log.setdefault(name, []).append(value)
-    return unstack(together), {name: torch.stack(values) for name, values in log.items()}
+    ended = unstack(together)
+    return ended, *read_epoch(log, ended)
 
 
 def partition(sessions: Sequence[Session]) -> list[list[Session]]:

@@ -18,22 +18,26 @@ from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.objective import Problem, harmonic_mean, problem
+from prometar.data.splits.objective import Problem, problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch
 from prometar.data.streaming.transforms import TransformSpec
+from prometar.device import default_device, fetch, send
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import Method, build
-from prometar.methods.meta_tasks import one_class_out, task_rng
+from prometar.methods.meta_tasks import Augmentation, one_class_out, task_rng
+from prometar.metrics import harmonic_mean
 from prometar.step.cuda_graph import Graph
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
-from prometar.step.meta_batch import embed_batch, make_task
+from prometar.step.meta_batch import embed_batch, select_task, take
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
-from prometar.step.vmapped import stack, step_all, unstack
+from prometar.step.task_selection import Selection
+from prometar.step.vmapped import numbers_of, stack, step_all, unstack
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.scoring import accuracy
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,6 +69,7 @@ class Run:
 
     `frozen_images`: the frozen CLIP's features of each step's images, as far as this process has computed
     them; None where they are too many to be kept. Runs of one plan share them: equal plans give equal pixels.
+    `foreign`: what accuracy on new classes is predicted with, where the objective does so.
     """
 
     config: Config
@@ -77,6 +82,7 @@ class Run:
     evaluations: Mapping[str, Evaluation]
     every_epoch: bool
     frozen_images: dict[int, Tensor] | None = None
+    foreign: Foreign | None = None
 
     @property
     def digest(self) -> str:
@@ -91,9 +97,7 @@ _MOST_RUNS = 16  # of one trial (data sets, seeds, folds) whose data are kept in
 
 @lru_cache(maxsize=2)
 def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
-    # Ray shows a worker the GPUs that its trial was given, and no others.
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_backbone(name, pretrained, dtype=DTYPES[precision], device=device)
+    return load_backbone(name, pretrained, dtype=DTYPES[precision], device=default_device())
 
 
 @lru_cache(maxsize=_MOST_RUNS)
@@ -168,6 +172,25 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         evaluations,
         split.every_epoch,
         _frozen_images(*spec, plan.digest, repr(dataset.source)) if keep else None,
+        _foreign(spec, config, method, dataset, split, evaluations) if split.predicts_new else None,
+    )
+
+
+def _foreign(
+    spec: tuple[str, str | None, str],
+    config: Config,
+    method: Method,
+    dataset: Dataset,
+    split: Problem,
+    evaluations: Mapping[str, Evaluation],
+) -> Foreign:
+    names = foreign_names(dataset.classnames)
+    texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
+    return Foreign(
+        build_model(_backbone(*spec).clip, method.prompts, tokenize(texts)),
+        _teacher(*spec, names, (TEMPLATE,)),
+        _teacher(*spec, split.classnames, (TEMPLATE,)),
+        _frozen_images(*spec, evaluations["base"].plan.digest, repr(dataset.source)),
     )
 
 
@@ -222,26 +245,43 @@ def train_epoch(
     per_epoch = run.plan.steps_per_epoch
     epoch, first = state.step // per_epoch, state.step
     now = rates(run.config, epoch)
+    numbers = None if graph is None else numbers_of(run.model, [run.method], [now])
     log: dict[str, list[Tensor]] = {}
     for _ in range((epoch + 1) * per_epoch - first):
         batch = next(batches)
         if watch is not None:
             watch(run, state, batch)
-        state, scalars = train_step(run, state, batch, now, graph)
+        state, scalars = train_step(run, state, batch, now, graph, numbers)
         for name, value in scalars.items():
             log.setdefault(name, []).append(value)
-    return close_epoch(run, state, {name: torch.stack(values) for name, values in log.items()}, first)
+    losses, (finite,) = read_epoch(log, [state])
+    return close_epoch(run, state, losses, first, finite=finite)
+
+
+def read_epoch(
+    log: Mapping[str, Sequence[Tensor]], states: Sequence[State]
+) -> tuple[dict[str, Tensor], list[bool]]:
+    """An epoch's scalars on the host, by step, and whether each state's prompts are finite.
+
+    The one wait for the device in an epoch's training.
+    """
+    whole = {name: torch.stack(list(values)) for name, values in log.items()}
+    finite = [[leaf.isfinite().all() for leaf in state.prompts.values()] for state in states]
+    read, flags = fetch((whole, finite))
+    return read, [all(map(bool, each)) for each in flags]
 
 
 def close_epoch(
-    run: Run, state: State, log: Mapping[str, Tensor], first: int
+    run: Run, state: State, log: Mapping[str, Tensor], first: int, *, finite: bool
 ) -> tuple[State, dict[str, float]]:
     """The state with the epoch's prompts averaged in, and each scalar's mean over the steps since `first`.
+
+    `log`, `finite`: as of `read_epoch`.
 
     Raises:
         Diverged: as `train_epoch`.
     """
-    _require_finite(log, state, first)
+    _require_finite(log, state, first, finite=finite)
     epochs = run.config.train.epochs
     average = run.method.averager(
         state.average, state.prompts, (state.step - 1) // run.plan.steps_per_epoch, epochs
@@ -251,13 +291,20 @@ def close_epoch(
 
 
 def train_step(
-    run: Run, state: State, batch: Batch, now: Rates, graph: Graph | None = None
+    run: Run,
+    state: State,
+    batch: Batch,
+    now: Rates,
+    graph: Graph | None = None,
+    numbers: Tensor | None = None,
 ) -> tuple[State, dict[str, Tensor]]:
-    """One step on a streamed batch; the meta task is drawn from (seed, step)."""
+    """One step on a streamed batch; the meta task is drawn from (seed, step). `numbers`: as of `step_all`."""
     (prepared,) = prepare([run], batch, state.step, static=graph is not None)
     if graph is None:
         return step(run.model, run.method, state, prepared, now)
-    stacked, scalars = step_all(run.model, [run.method], stack([state]), [prepared], [now], graph=graph)
+    stacked, scalars = step_all(
+        run.model, [run.method], stack([state]), [prepared], [now], graph=graph, numbers=numbers
+    )
     return unstack(stacked)[0], {name: value[0] for name, value in scalars.items()}
 
 
@@ -267,31 +314,39 @@ def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) ->
     The runs share backbone, images and their order; the tasks are drawn from (seed, step).
     """
     assert streamed.step == step, f"the stream is at step {streamed.step}, the state at {step}"
-    first = runs[0]
-    clip, images = first.backbone.clip, first.backbone.normalise(torch.from_numpy(streamed.images))
+    first, clip = runs[0], runs[0].backbone.clip
     labels = torch.from_numpy(streamed.labels)
+    selections: dict[Augmentation, Selection | None] = {}
+    for run in runs:
+        augmentation = run.method.augmentation
+        if augmentation not in selections:
+            rng = task_rng(run.config.train.seed, step)
+            draw = None if run.method.inner is None else one_class_out(labels, augmentation, rng)
+            selections[augmentation] = select_task(clip, run.method, len(labels), draw, static=static)
+    images, labels, chosen = send(
+        (torch.from_numpy(streamed.images), labels, list(selections.values())), clip.device
+    )
+    images = first.backbone.normalise(images)
     known = {} if first.frozen_images is None else first.frozen_images
     teach = first.method.regularizer.uses_images
     whole = embed_batch(clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
     if whole.frozen is not None:
         known[step] = whole.frozen
-    tasks: dict[Any, Any] = {}
-    for run in runs:
-        augmentation = run.method.augmentation
-        if augmentation not in tasks:  # the same object for all that draw alike: nothing of it is stacked
-            rng = task_rng(run.config.train.seed, step)
-            draw = None if run.method.inner is None else one_class_out(labels, augmentation, rng)
-            tasks[augmentation] = make_task(clip, run.method, images, whole, draw, static=static)
+    # One object for all that draw alike: nothing of it is stacked.
+    tasks = {
+        augmentation: None if selection is None else take(clip, augmentation, images, whole, selection)
+        for augmentation, selection in zip(selections, chosen, strict=True)
+    }
     return [Embedded(whole, tasks[run.method.augmentation]) for run in runs]
 
 
-def _require_finite(log: Mapping[str, Tensor], state: State, first: int) -> None:
+def _require_finite(log: Mapping[str, Tensor], state: State, first: int, *, finite: bool) -> None:
     # Looked at once an epoch: asking after every step would make a GPU wait for the answer.
     losses = log["direct_ce"]
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise Diverged(f"the loss is {float(losses[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
-    if not all(bool(leaf.isfinite().all()) for leaf in state.prompts.values()):
+    if not finite:
         raise Diverged(f"a prompt is not finite after step {state.step}")
 
 
@@ -361,9 +416,15 @@ class Session:
 
     def score(self) -> dict[str, float]:
         """Accuracies in percent by set, and `objective`, their harmonic mean."""
+        foreign, leaves, sets = self.run.foreign, self.state.tested, self.run.evaluations
+        if foreign is not None:
+            base = sets["base"]
+            figures = foreign.score(self.run.backbone, base.model, leaves, self._images(base.plan))
+            scored = {"base": figures["base"], "new": figures["new"]}
+            return {**figures, "objective": harmonic_mean(scored)}
         accuracies = {
-            name: accuracy(self.run.backbone, e.model, self.state.tested, self._images(e.plan))
-            for name, e in self.run.evaluations.items()
+            name: accuracy(self.run.backbone, e.model, leaves, self._images(e.plan))
+            for name, e in sets.items()
         }
         return {**accuracies, "objective": harmonic_mean(accuracies)}
 

@@ -20,7 +20,7 @@ from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
-from tests.tiny import backbone
+from tests.support.tiny import backbone
 
 from .golden import golden_files, load
 from .released import Released

@@ -299,7 +299,7 @@ class Memory:
             self._report(trial, float(result["objective"]), epoch)
             running.epochs.add(epoch)
         if epoch >= trial.user_attrs.get(RESULT, {}).get("epoch", 0):  # also after a kill between the two
-            trial.set_user_attr(RESULT, {k: result[k] for k in _KEPT if k in result})
+            trial.set_user_attr(RESULT, {k: result[k] for k in KEPT if k in result})
         if result.get("finished"):
             self._succeed(number, TrialState.COMPLETE, [float(result[goal]) for goal in self._goals])
             return True
@@ -347,7 +347,8 @@ class Memory:
         return best_of(self.trials())
 
 
-_KEPT = ("epoch", "objective", "base", "new", "loss", "seconds", "runs", "notes", "cpus", "gpus")
+KEPT = ("epoch", "objective", "base", "new", "loss", "seconds", "runs", "notes", "cpus", "gpus")
+"""Figures of a trial's last result that are kept with it."""
 
 
 def require_choices(space: Space, *, sampler: str, pruner: str, goals: Sequence[str]) -> None:

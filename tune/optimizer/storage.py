@@ -136,7 +136,7 @@ def open_study(storage: str, name: str) -> optuna.Study:
         UserError: there is no such study, or no such kind of storage. WorkError: it cannot be reached.
     """
     try:
-        with _opening(storage):
+        with opening(storage):
             return optuna.load_study(storage=storage, study_name=name)
     except KeyError:
         raise UserError(f"no study '{name}' in {storage}") from None
@@ -150,7 +150,7 @@ def drive_study(
     Raises:
         UserError: there is no such kind of storage. WorkError: it cannot be reached.
     """
-    with _opening(storage):
+    with opening(storage):
         backend = get_storage(storage)
         optuna.create_study(
             storage=backend, study_name=name, directions=list(directions), load_if_exists=True
@@ -160,7 +160,12 @@ def drive_study(
 
 
 @contextmanager
-def _opening(storage: str) -> Iterator[None]:
+def opening(storage: str) -> Iterator[None]:
+    """While a storage is opened: what is wrong with it is one line.
+
+    Raises:
+        UserError: there is no such kind of storage. WorkError: it cannot be reached.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield

@@ -110,15 +110,25 @@ def read_records(study_dir: Path) -> Records:
         raise UserError(
             f"{study_dir / 'study.yaml'} is damaged: restore it, or start another study"
         ) from None
-    trials = [_trial(path) for path in study_dir.glob("trials/*/record.json")]
+    trials = read_trials(study_dir)
     finals, lastround = (_optional(study_dir / f"{name}.json") for name in ("finals", "lastround"))
     return Records(
         study_dir.resolve().name,
         study,
-        tuple(sorted(trials, key=lambda t: t["number"])),
+        trials,
         lastround if lastround and lastround["rows"] else None,  # none was asked for
         finals and _by_dataset(finals, study["asked"]["dataset"]),
     )
+
+
+def read_trials(study_dir: Path) -> tuple[dict[str, Any], ...]:
+    """The records of a study's trials that have ended, by number.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    trials = [_trial(path) for path in study_dir.glob("trials/*/record.json")]
+    return tuple(sorted(trials, key=lambda t: t["number"]))
 
 
 def finished(runs: Iterable[Run]) -> list[Run]:

@@ -1,8 +1,9 @@
 """Objectives: which images a run learns from, and which it is scored on.
 
-A search must not read what it is judged by: `class_holdout` and `base_val` use base-class images of the train
-and validation splits only. `oracle_test` does read it, to show what such a search would claim. `final` is the
-benchmark's own base-to-new protocol, run once after a search; `all_classes` trains and tests on every class.
+A search must not read what it is judged by: `drift`, `class_holdout` and `base_val` use base-class images of
+the train and validation splits only. `oracle_test` reads it, to show what such a search would claim. `final`
+is the benchmark's own base-to-new protocol, run once after a search; `all_classes` trains and tests on every
+class.
 """
 
 from __future__ import annotations
@@ -25,28 +26,19 @@ class Problem:
     """Few-shot training images, and the sets ("base", "new", "all") that accuracy is measured on, apart.
 
     Labels of each set count from 0 over its own classes: base images are classified among base names, new
-    ones among new names. `note` says what a user must be told of the split ("" for nothing).
+    ones among new names. `note` says what a user must be told of the split ("" for nothing). `predicts_new`:
+    accuracy on new classes is predicted from drift (`prometar.training.drift`), not measured.
     """
 
     train: Items
     evaluations: Mapping[str, Items]
     every_epoch: bool
     note: str = ""
+    predicts_new: bool = False
 
     @property
     def classnames(self) -> tuple[str, ...]:
         return classnames(self.train)
-
-
-def harmonic_mean(accuracies: Mapping[str, float]) -> float:
-    """n / sum(1/a) of accuracies in percent; 0 where one of them is 0.
-
-    Example:
-        >>> round(harmonic_mean({"base": 80.0, "new": 60.0}), 2)
-        68.57
-    """
-    values = list(accuracies.values())
-    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
 
 
 def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> tuple[Items, Items, str]:
@@ -80,6 +72,10 @@ def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Proble
     return Problem(train, {"base": val}, every_epoch=True, note=note)
 
 
+def _drift(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
+    return replace(_base_val(dataset, shots, seed, per_class), predicts_new=True)
+
+
 def _oracle_test(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     return replace(_final(dataset, shots, seed, per_class), every_epoch=True, note=LEAKS)
 
@@ -101,11 +97,12 @@ def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Pro
 _OBJECTIVES: dict[str, Callable[..., Problem]] = {
     "class_holdout": _class_holdout,
     "base_val": _base_val,
+    "drift": _drift,
     "oracle_test": _oracle_test,
     "final": _final,
     "all_classes": _all_classes,
 }
-SEARCH_OBJECTIVES = ("class_holdout", "base_val", "oracle_test")
+SEARCH_OBJECTIVES = ("drift", "class_holdout", "base_val", "oracle_test")
 """The objectives that a search may use."""
 FOLDS = {"class_holdout": 2}
 """How many ways an objective can divide its classes; one where it is not named."""

@@ -1,0 +1,203 @@
+"""How well ways of scoring settings without a test image rank them by what they test.
+
+    python benchmarks/objectives.py [--sets textures ...] [--settings 32] [--seeds 1 2] [--epochs 5]
+        [--holdout] [--space recipe] [--out DIR] [--jobs 2] [--doc docs/objectives.md] [--quick]
+
+The released settings and random draws of a space, each trained on all base classes and tested with several
+seeds; what a search could have seen of the same prompts (validation images of base classes, drift on foreign
+names) is measured beside the test. `--holdout` scores each on held-out base classes too, twice the work.
+A way of scoring sees one seed and is judged by the tests of the others. Standard errors are of a bootstrap
+over sets and settings. The same command goes on from the records in --out. Only development sets are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import describe, table
+from numpy.typing import NDArray
+from records import Record, Wanted, publish, read_all, run_all
+from scipy.stats import spearmanr
+from tuned import RandomDraws
+
+from prometar.config.settings import configure
+from prometar.metrics import harmonic_mean
+from tune.space.spaces import load_space
+
+Floats = NDArray[np.float64]
+BUDGET = 24  # settings that a search sees
+RESAMPLED = 400
+
+
+@dataclass(frozen=True)
+class Table:
+    """One data set's figures: settings x seeds, released settings first.
+
+    Args:
+        tests: H on the test images. signals: By name, what a search could see.
+        holdout: By fold, H over base classes seen and held out.
+    """
+
+    tests: Floats
+    signals: Mapping[str, Floats]
+    holdout: Mapping[int, Floats]
+
+
+def settings_of(space: str, number: int) -> dict[str, Any]:
+    """Number 0 is the released settings."""
+    return load_space(space).draw(RandomDraws(0, number)) if number else {}
+
+
+def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str], Wanted]:
+    """By setting, seed and way (`final`, or a fold)."""
+    found = {}
+    for seed in args.seeds:
+        for number in range(args.settings + 1):
+            values = {
+                **settings_of(args.space, number),
+                "data.name": dataset, "data.root": args.data_root, "backbone.name": "mini",
+                "train.epochs": args.epochs, "train.seed": seed,
+            }  # fmt: skip
+            config = configure("prometar", values)
+            name = f"{dataset}/{args.space}-{number:03d}-seed{seed}"
+            found[number, seed, "final"] = Wanted(name, config, signals=True)
+            for fold in range(2) if args.holdout else ():
+                found[number, seed, str(fold)] = Wanted(f"{name}-fold{fold}", config, "class_holdout", fold)
+    return found
+
+
+def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) -> Table:
+    """Settings that failed score nothing and test nothing."""
+    records = read_all(runs.values(), args.out)
+
+    def grid(way: str, figure: Callable[[Record], float | None]) -> Floats:
+        rows = [
+            [figure(records[runs[number, seed, way].name]) or 0.0 for seed in args.seeds]
+            for number in range(args.settings + 1)
+        ]
+        return np.array(rows, np.float64)
+
+    names = ("base", "new", "zero_shot", "divergence", "agreement", "text_cosine", "image_cosine")
+    return Table(
+        grid("final", lambda record: record["H"]),
+        {
+            name: grid("final", lambda record, key=name: record["signals"].get(key, math.nan))
+            for name in names
+        },
+        {fold: grid(str(fold), lambda record: record["H"]) for fold in range(2) if args.holdout},
+    )
+
+
+def _both(base: Floats, new: Floats) -> Floats:
+    return np.vectorize(lambda b, n: harmonic_mean({"base": b, "new": n}))(base, new)
+
+
+WAYS: dict[str, Callable[[Table], Floats]] = {
+    "base validation accuracy": lambda t: t.signals["base"],
+    "drift (divergence)": lambda t: _both(t.signals["base"], t.signals["new"]),
+    "drift (agreement)": lambda t: _both(
+        t.signals["base"], t.signals["zero_shot"] * (0.8 + 0.2 * t.signals["agreement"])
+    ),
+    "drift (text cosine)": lambda t: _both(
+        t.signals["base"], t.signals["zero_shot"] * (0.8 + 0.2 * t.signals["text_cosine"])
+    ),
+    "drift alone": lambda t: -t.signals["divergence"],
+    "one half held out": lambda t: t.holdout[0],
+    "both halves held out": lambda t: (t.holdout[0] + t.holdout[1]) / 2,
+    "the test itself, another seed": lambda t: t.tests,
+}
+_FOLDS = {"one half held out", "both halves held out"}
+
+
+def judge(scores: Floats, tests: Floats, seed: int) -> dict[str, float]:
+    """How the scores of one seed rank by the tests of the others."""
+    others = [k for k in range(tests.shape[1]) if k != seed] or [seed]
+    score, test = np.nan_to_num(scores[:, seed], nan=-1e9), tests[:, others].mean(axis=1)
+    good = test >= np.median(test)
+    picks = _picks(score, test)
+    return {
+        "rank": float(spearmanr(score, test).statistic),
+        "rank of good": float(spearmanr(score[good], test[good]).statistic),
+        "gain": float(np.mean(picks - test[0])),
+        "worse": float(np.mean(picks < test[0] - 0.5)),
+        "regret": float(test.max() - picks.mean()),
+    }
+
+
+def _picks(score: Floats, test: Floats) -> Floats:
+    """What is tested of the best-scored of `BUDGET` settings, the released ones always among them."""
+    rng, size = np.random.default_rng(0), min(BUDGET, len(score))
+    drawn = [np.r_[0, 1 + rng.permutation(len(score) - 1)[: size - 1]] for _ in range(RESAMPLED)]
+    return np.array([test[rows[np.argmax(score[rows])]] for rows in drawn])
+
+
+def summary(way: Callable[[Table], Floats], tables: Sequence[Table]) -> dict[str, float]:
+    """Means over sets and seeds."""
+    found = [judge(way(t), t.tests, seed) for t in tables for seed in range(t.tests.shape[1])]
+    return {key: float(np.nanmean([each[key] for each in found])) for key in found[0]}
+
+
+def error_of(way: Callable[[Table], Floats], tables: Sequence[Table]) -> float:
+    """Standard error of the mean rank correlation: sets and settings drawn again."""
+    rng, means = np.random.default_rng(1), []
+    for _ in range(100):
+        ranks = []
+        for k in rng.integers(len(tables), size=len(tables)):
+            scores, tests = way(tables[k]), tables[k].tests
+            rows = rng.integers(len(tests), size=len(tests))
+            others = tests[:, 1:].mean(axis=1) if tests.shape[1] > 1 else tests[:, 0]
+            ranks.append(spearmanr(np.nan_to_num(scores[rows, 0], nan=-1e9), others[rows]).statistic)
+        means.append(np.nanmean(ranks))
+    return float(np.std(means))
+
+
+def results(tables: Mapping[str, Table]) -> str:
+    rows = []
+    for name, way in WAYS.items():
+        if name in _FOLDS and not all(t.holdout for t in tables.values()):
+            continue
+        s = summary(way, list(tables.values()))
+        error = error_of(way, list(tables.values()))
+        rows.append(
+            (name, f"{s['rank']:.2f} ± {error:.2f}", f"{s['rank of good']:.2f}", f"{s['gain']:+.2f}",
+             f"{100 * s['worse']:.0f} %", f"{s['regret']:.2f}")
+        )  # fmt: skip
+    columns = ("rank correlation", "among the better half", "pick - released", "worse", "regret")
+    return table(("way of scoring", *columns), rows)
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--sets", nargs="+", default=["textures"])
+    parser.add_argument("--data-root", help="of sets that do not come with the project, such as dtd")
+    parser.add_argument("--settings", type=int, default=32, help="random ones, beside the released")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--space", default="recipe")
+    parser.add_argument("--holdout", action="store_true", help="score on held-out base classes too")
+    parser.add_argument("--out", type=Path, default=Path("out/objectives"), help="the records' folder")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--quick", action="store_true", help="two settings, one epoch")
+    parser.add_argument("--doc", type=Path, help="a document whose block `objectives` gets the table")
+    args = parser.parse_args()
+    if args.quick:
+        args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"
+    runs = {name: runs_of(args, name) for name in args.sets}
+    run_all([run for by_key in runs.values() for run in by_key.values()], args.out, jobs=args.jobs)
+    tables = {name: collect(args, name, by_key) for name, by_key in runs.items()}
+    head = (
+        f"{describe(threads=1)}. {', '.join(args.sets)}: the released settings and {args.settings} draws of "
+        f"`{args.space}`, {args.epochs} epochs, seeds {', '.join(map(str, args.seeds))}; picks of {BUDGET}."
+    )
+    publish(f"{head}\n\n{results(tables)}", args.doc, "objectives")
+
+
+if __name__ == "__main__":
+    main()

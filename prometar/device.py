@@ -1,0 +1,88 @@
+"""The accelerator, and what passes between it and the host: always in one copy.
+
+A GPU computes while Python prepares what comes next, as long as nobody asks it for an answer: every copy to
+the host is a wait, and so is a copy to the device from pageable memory. So what a step needs is made on the
+host, packed, and sent from pinned memory; and what the host must know is packed there, and fetched at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+T = TypeVar("T")
+_ALIGNMENT = 16  # bytes: enough for every dtype, and for loads of several values at a time
+
+
+def default_device() -> torch.device:
+    """The GPU that this process is given, or the CPU."""
+    # Ray shows a worker the GPUs that its trial was given, and no others.
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def send(values: T, device: torch.device) -> T:
+    """Nested tuples, lists and dicts of host tensors, on a device: one copy, which nobody waits for.
+
+    Tensors are views of one piece of memory there, and one that occurs twice is one there too. On a CPU they
+    are themselves.
+
+    Example:
+        >>> images, labels = send((torch.zeros(2, 3), torch.tensor([0, 1])), torch.device("cpu"))
+    """
+    if device.type == "cpu":
+        return values
+    leaves, spec = tree_flatten(values)
+    tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+    offsets, size = _offsets(list(tensors.values()))
+    parcel = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    for tensor, offset in zip(tensors.values(), offsets, strict=True):
+        _part(parcel, tensor, offset).copy_(tensor)
+    there = parcel.to(device, non_blocking=True)
+    moved = {
+        key: _part(there, tensor, offset)
+        for (key, tensor), offset in zip(tensors.items(), offsets, strict=True)
+    }
+    sent: T = tree_unflatten([moved.get(id(leaf), leaf) for leaf in leaves], spec)
+    return sent
+
+
+def fetch(values: T) -> T:
+    """Nested tuples, lists and dicts of tensors, detached on the host: one copy, and one wait.
+
+    Example:
+        >>> float(fetch({"loss": torch.tensor(0.5)})["loss"])
+        0.5
+    """
+    leaves, spec = tree_flatten(values)
+    leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    away = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.device.type != "cpu"]
+    if away:
+        offsets, size = _offsets(away)
+        parcel = torch.empty(size, dtype=torch.uint8, device=away[0].device)
+        for tensor, offset in zip(away, offsets, strict=True):
+            _part(parcel, tensor, offset).copy_(tensor)
+        here = parcel.cpu()
+        found = {id(t): _part(here, t, offset).clone() for t, offset in zip(away, offsets, strict=True)}
+        leaves = [found.get(id(leaf), leaf) for leaf in leaves]
+    fetched: T = tree_unflatten(leaves, spec)
+    return fetched
+
+
+def _offsets(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
+    """Where each tensor's bytes begin in a parcel of all, and the parcel's size."""
+    offsets, size = [], 0
+    for tensor in tensors:
+        offsets.append(size)
+        size += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+    return offsets, size
+
+
+def _part(parcel: Tensor, like: Tensor, offset: int) -> Tensor:
+    """A parcel's bytes from an offset on, as a tensor of this dtype and shape."""
+    num_bytes = like.numel() * like.element_size()
+    part: Tensor = parcel[offset : offset + num_bytes].view(like.dtype).view(like.shape)
+    return part

@@ -1,0 +1,142 @@
+"""How far prompts have moved a CLIP where nobody needs a label: on foreign class names.
+
+Accuracy on new classes cannot be measured without their images. What can be: prompts that change what the
+frozen CLIP says of names it was not tuned for lose its knowledge of new classes, too. docs/objectives.md has
+the evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.backbone.frozen_features import frozen_image, readable
+from prometar.backbone.openclip import FOREIGN_NAMES, Backbone
+from prometar.backbone.vision import embed_images
+from prometar.data.streaming.stream import Batch
+from prometar.step.prompted_clip import Model
+
+TEMPLATE = "a photo of a {}."
+"""Of the frozen CLIP's texts that prompts are compared with: what most contexts start from."""
+LOSS_PER_NAT = 0.1
+"""The share of new accuracy that is lost with each nat of divergence; fitted on other data sets."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Means over the images, or over the foreign names.
+
+    Args:
+        divergence: KL(frozen || prompted) of an image's probabilities over the names, in nats.
+        agreement: Share of images whose most likely name is the same.
+        text_cosine: Of a name's prompted and frozen feature. image_cosine: Of an image's.
+    """
+
+    divergence: float
+    agreement: float
+    text_cosine: float
+    image_cosine: float
+
+
+@torch.no_grad()
+def measure_drift(
+    image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
+) -> Drift:
+    """The drift of normalised features under prompts from those of the frozen CLIP.
+
+    Args:
+        image_NE: Of N images. text_VE: Of V foreign names. scale: What cosines are multiplied by in logits.
+
+    Example:
+        >>> features = F.normalize(torch.eye(2))
+        >>> frozen = {"frozen_image_NE": features, "frozen_text_VE": features}
+        >>> measure_drift(features, features, **frozen, scale=torch.tensor(100.0)).divergence
+        0.0
+    """
+    prompted = (scale * image_NE @ text_VE.T).float().log_softmax(dim=-1)
+    frozen = (scale * frozen_image_NE @ frozen_text_VE.T).float().log_softmax(dim=-1)
+    return Drift(
+        float(F.kl_div(prompted, frozen, log_target=True, reduction="batchmean")),
+        float((prompted.argmax(dim=-1) == frozen.argmax(dim=-1)).float().mean()),
+        float((text_VE * frozen_text_VE).sum(dim=-1).mean()),
+        float((image_NE * frozen_image_NE).sum(dim=-1).mean()),
+    )
+
+
+def predicted_new(zero_shot: float, drift: Drift) -> float:
+    """zero_shot * exp(-LOSS_PER_NAT * divergence): accuracy in percent on classes that were never seen.
+
+    `zero_shot`: the frozen CLIP's accuracy on the base classes' validation images, which sets the level.
+    """
+    return zero_shot * math.exp(-LOSS_PER_NAT * drift.divergence)
+
+
+def foreign_names(known: Iterable[str]) -> tuple[str, ...]:
+    """The foreign names that share no word with the known ones.
+
+    Example:
+        >>> "goldfish" in foreign_names(["tench", "gold_fish"]), len(foreign_names([])) >= 90
+        (True, True)
+    """
+    words = {word for name in known for word in _words(name)}
+    return tuple(name for name in FOREIGN_NAMES if words.isdisjoint(_words(name)))
+
+
+def _words(name: str) -> set[str]:
+    return set(readable(name).lower().split())
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What drift is measured on.
+
+    Args:
+        model: Of the foreign names. frozen_text_VE: Their features under the frozen CLIP.
+        frozen_base_CE: Of the base names, for the zero-shot accuracy.
+        frozen_images: Features of each batch of images, as far as this process has computed them.
+    """
+
+    model: Model
+    frozen_text_VE: Tensor
+    frozen_base_CE: Tensor
+    frozen_images: dict[int, Tensor]
+
+    @torch.no_grad()
+    def score(
+        self, backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], batches: Iterable[Batch]
+    ) -> dict[str, float]:
+        """Percent of base images classified rightly (`base`), the prediction for new classes (`new`), and
+        the drift that it is made from.
+
+        Args:
+            model: Of the base classes. leaves: Trained prompts. batches: Validation images of base classes.
+        """
+        prompts = model.prompts.tokens(dict(leaves))
+        images, frozen, labels = [], [], []
+        for batch in batches:
+            tokens = embed_images(backbone.clip, backbone.normalise(torch.from_numpy(batch.images)))
+            if batch.step not in self.frozen_images:
+                self.frozen_images[batch.step] = frozen_image(backbone.clip, tokens)
+            frozen.append(self.frozen_images[batch.step])
+            images.append(F.normalize(model.image_features(prompts, tokens), dim=-1))
+            labels.append(torch.from_numpy(batch.labels))
+        image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
+        drift = measure_drift(
+            image_NE,
+            self.model.text_features(prompts),
+            frozen_image_NE=frozen_NE,
+            frozen_text_VE=self.frozen_text_VE,
+            scale=backbone.clip.logit_scale,
+        )
+        zero_shot = _percent_right(frozen_NE, self.frozen_base_CE, labels_N)
+        base = _percent_right(image_NE, model.text_features(prompts), labels_N)
+        return {"base": base, "new": predicted_new(zero_shot, drift), "zero_shot": zero_shot} | vars(drift)
+
+
+def _percent_right(image_NE: Tensor, text_CE: Tensor, labels_N: Tensor) -> float:
+    return 100 * float(((image_NE @ text_CE.T).argmax(dim=-1).cpu() == labels_N).float().mean())

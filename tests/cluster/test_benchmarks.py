@@ -1,0 +1,52 @@
+"""Every benchmark script runs, and `make bench` knows it. What it measures decides no test."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
+ACCURACIES = {"embedded", "tuned", "precision"}
+CLUSTERS = {"scale"}  # many processes: `make scale`
+KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
+SHARED = {"common", "records", "clocks", "nodes", "replay"}
+SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"}  # a minute or more
+
+
+def test_every_script_is_in_the_makefile() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts == {*TIMED, *ACCURACIES, *CLUSTERS, *KILLS, *SHARED}
+
+
+@pytest.mark.parametrize("name", [name for name in TIMED if name not in SLOW])
+def test_quick(name: str, tmp_path: Path) -> None:
+    script = str(ROOT / "benchmarks" / f"{name}.py")
+    # A thread: those of tests beside this one share its cores.
+    command = [sys.executable, script, "--quick", "--threads", "1", "--json", "figures.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\|---\|", done.stdout, flags=re.MULTILINE)
+    figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
+    assert figures["machine"]["torch"]
+    assert figures["rounds"]
+
+
+@pytest.mark.parametrize("name", sorted({*SLOW, *ACCURACIES, *CLUSTERS, *KILLS}))
+def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    script = str(ROOT / "benchmarks" / f"{name}.py")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert ended.value.code == 0
+    assert "--quick" in capsys.readouterr().out

@@ -1,0 +1,153 @@
+"""A disk that is full or read-only: one line, nothing finished is lost, and the same command goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from prometar.errors import WorkError
+from prometar.io.files import write_atomically
+from prometar.io.lock import locked
+from prometar.step.state import State
+from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.support.driver import NAME, records, run_fake, small_spec
+from tests.support.fake_trial import BEHAVIOUR, HANGS
+
+MIB = 2**20
+
+
+class Disk:
+    """A small disk of its own: a file system in memory, whose end and write protection are real."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        path.mkdir()
+        self._mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
+
+    def _mount(self, *args: str) -> None:
+        subprocess.run(["mount", *args], check=True, capture_output=True, timeout=30)
+
+    @property
+    def _ballast(self) -> Path:
+        return self.path / "ballast"
+
+    def fill(self) -> None:
+        """Leave not a byte."""
+        with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def free(self) -> None:
+        self._ballast.unlink()
+
+    def protect(self) -> None:
+        """Make it read-only for whoever opens a file from now on."""
+        self._mount("--bind", str(self.path), str(self.path))
+        self._mount("-o", "remount,bind,ro", str(self.path))
+
+    def unprotect(self) -> None:
+        subprocess.run(["umount", str(self.path)], check=True, timeout=30)
+
+    def end(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True, timeout=30)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk of 32 MiB: a report alone takes five."""
+    try:
+        disk = Disk(tmp_path / "disk", 32 * MIB)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a file system can be mounted by root only")
+    yield disk
+    disk.end()
+
+
+def state_of(step: int) -> State:
+    return State.start({"text": torch.full((2_200_000,), float(step))}, {})
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(disk: Disk) -> None:
+    path = disk.path / "run/checkpoint.safetensors"
+    save_checkpoint(path, state_of(1), [{"epoch": 1}], run="r")
+    with pytest.raises(WorkError, match=r"^cannot write .*checkpoint\.safetensors: No space left") as caught:
+        save_checkpoint(path, state_of(2), [{"epoch": 2}], run="r")  # each takes more than half
+    assert "\n" not in str(caught.value)
+    kept = load_checkpoint(path)
+    assert kept is not None
+    assert kept.history == ({"epoch": 1},)
+    assert float(kept.state.prompts["text"][-1]) == 1.0
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "what did not fit takes no room"
+
+
+def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
+    def refused(reason: str) -> None:
+        with (
+            pytest.raises(WorkError, match=f"^cannot write.*: {reason}$"),
+            locked(disk.path / "s", "the study"),
+        ):
+            pytest.fail("the lock was taken")
+        with pytest.raises(WorkError, match=f"^cannot write.*: {reason}$"):
+            write_atomically(disk.path / "record.json", b"new")
+
+    write_atomically(disk.path / "record.json", b"old")
+    disk.fill()
+    refused("No space left on device")
+    disk.free()
+    with locked(disk.path / "s", "the study"):
+        assert (disk.path / "s/lock").read_text() == str(os.getpid())
+    disk.protect()
+    refused("Read-only file system")
+    disk.unprotect()
+    assert (disk.path / "record.json").read_bytes() == b"old"
+
+
+def fill_when_hanging(number: int, disk: Disk) -> threading.Thread:
+    """Fill the disk when this trial hangs, and let it go on then."""
+    folder = disk.path / NAME
+
+    def wait() -> None:
+        while not (folder / f"trials/{number:04d}/{HANGS}").exists():
+            time.sleep(0.02)
+        disk.fill()
+        (folder / BEHAVIOUR).unlink()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
+    filling = fill_when_hanging(2, disk)
+    behaviour = {"2": "hang"}
+    with pytest.raises(WorkError) as caught:
+        run_fake(disk.path, small_spec(trials=5), behaviour=behaviour)
+    filling.join(90)
+    assert "\n" not in str(caught.value)
+    assert "the same command goes on" in str(caught.value)
+    with pytest.raises(WorkError, match=r"No space left on device|disk is full") as still:
+        run_fake(disk.path, small_spec(trials=5))
+    assert "\n" not in str(still.value)
+    before = records(disk.path)
+    disk.free()
+    run_fake(disk.path, small_spec(trials=5))
+    found = records(disk.path)
+    assert [r["state"] for r in found] == ["COMPLETE"] * 5
+    assert [r for r in found if r["number"] in {old["number"] for old in before}] == before
+
+    disk.protect()
+    with pytest.raises(WorkError, match=r"cannot write to .*fake: Read-only file system") as refused:
+        run_fake(disk.path, small_spec(trials=6))
+    assert "\n" not in str(refused.value)
+    disk.unprotect()
+    run_fake(disk.path, small_spec(trials=6))
+    assert records(disk.path)[:5] == found

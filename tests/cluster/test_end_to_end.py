@@ -1,0 +1,212 @@
+"""The real thing through the command line: a study, killed and continued, and the use of its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from prometar.cli.app import main as prometar_main
+from prometar.config.settings import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "--trials",
+    "4",
+    "--epochs",
+    "2",
+    "--val-per-class",
+    "4",
+    "--set",
+    "data.shots=4",
+    "--final-seeds",
+    "1 2",
+    "--top",
+    "1",
+    "--top-seeds",
+    "1",
+]
+
+
+def search(out: Path, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "tune/search.py", "--out", str(out), *SMALL, *args]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen[str], *, seconds: float = 600) -> str:
+    """The output of a run that must end well and say nothing on stderr."""
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 0, err
+    assert err == ""
+    return out
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+
+
+def records(study: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(study.glob("trials/*/record.json"))]
+
+
+def assert_whole(study: Path, name: str, trials: int) -> None:
+    """As many trials as asked, none lost, drawn twice, or left RUNNING; a record of each."""
+    storage = optuna.load_study(study_name=name, storage=f"sqlite:///{study / 'study.db'}")
+    assert [t.number for t in storage.trials] == list(range(trials))
+    assert {t.state for t in storage.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    settings = [tuple(sorted(t.params.items())) for t in storage.trials]
+    assert len(set(settings)) == trials
+    assert [(r["number"], r["settings"]) for r in records(study)] == [
+        (t.number, t.params) for t in storage.trials
+    ]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A study whose driver was killed with -9 in the middle of a trial, and then finished; its output."""
+    out = tmp_path_factory.mktemp("out")
+    study = out / "textures"
+    first = search(out)
+    wait_for(lambda: any(study.glob("trials/*/checkpoint.safetensors")), first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    with sqlite3.connect(study / "study.db") as database:
+        states = [row[0] for row in database.execute("select state from trials")]
+    assert "RUNNING" in states, "it was killed in the middle"
+    before = {r["number"]: r["settings"] for r in records(study)}
+    text = finish(search(out))
+    assert {r["number"]: r["settings"] for r in records(study)}.items() >= before.items()
+    return study, text
+
+
+def test_a_killed_study_finishes_with_nothing_lost(killed: tuple[Path, str]) -> None:
+    study, text = killed
+    assert_whole(study, "textures", 4)
+    assert "were interrupted" in text
+    assert "on the test images, trained on all base classes, seeds 1, 2" in text
+    assert "judge by the test images" in text
+
+
+def test_the_best_is_no_worse_than_the_released_settings(killed: tuple[Path, str]) -> None:
+    study, _ = killed
+    finished = [r for r in records(study) if r["state"] == "COMPLETE"]
+    (released,) = [r for r in finished if r["reference"]]
+    finals = json.loads((study / "finals.json").read_text())
+    best = next(r for r in finished if r["number"] == finals["best"]["number"])
+    lastround = json.loads((study / "lastround.json").read_text())
+    means = {row["number"]: row["mean"] for row in lastround["rows"]}
+    assert len(means) == 2, "the best of the search, and the released settings"
+    assert max(means, key=lambda n: (means[n], -n)) == lastround["chosen"] == best["number"]
+    assert max(r["objective"] for r in finished) >= released["objective"]
+    for name in ("best", "released"):
+        runs = finals["datasets"]["textures"][name]
+        assert [run["seed"] for run in runs] == [1, 2]
+        assert all(0 <= run["objective"] <= 100 for run in runs)
+        assert all(-1 <= run["alignment"] <= 1 for run in runs)
+
+
+def test_best_yaml_is_taken_as_it_is(
+    killed: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    study, _ = killed
+    run = tmp_path / "run"
+    assert prometar_main(["train", "--config", str(study / "best.yaml"), "--out", str(run)]) == 0
+    trained = capsys.readouterr().out
+    assert prometar_main(["evaluate", str(run)]) == 0
+    figures = capsys.readouterr().out.split(": ")[1].strip()
+    assert figures in trained
+    finals = json.loads((study / "finals.json").read_text())
+    seed_1 = finals["datasets"]["textures"]["best"][0]
+    assert figures == f"base {seed_1['base']:.2f} %, new {seed_1['new']:.2f} %, H {seed_1['objective']:.2f} %"
+    assert load_config(run / "config.yaml") == load_config(study / "best.yaml")
+
+
+def test_more_trials_extend_it_and_other_settings_are_refused(killed: tuple[Path, str]) -> None:
+    study, _ = killed
+    before = records(study)
+    finish(search(study.parent, "--trials", "5"))
+    assert_whole(study, "textures", 5)
+    assert records(study)[:4] == before
+    refused = search(study.parent, "--epochs", "3")
+    _, err = refused.communicate(timeout=200)
+    assert refused.returncode == 2
+    assert "was made with other settings (train.epochs: 2 then, 3 now)" in err
+
+
+def test_optuna_dashboard_opens_the_study(killed: tuple[Path, str]) -> None:
+    optuna_dashboard = pytest.importorskip("optuna_dashboard")
+    study, _ = killed
+    app = optuna_dashboard.wsgi(optuna.storages.RDBStorage(f"sqlite:///{study / 'study.db'}"))
+    status: list[str] = []
+    environment = {
+        "REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "localhost", "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http", "wsgi.input": None, "wsgi.errors": sys.stderr,
+    }  # fmt: skip
+    body = b"".join(app(environment, lambda line, headers, *rest: status.append(line)))
+    assert status == ["200 OK"]
+    (shown,) = json.loads(body)["study_summaries"]
+    assert shown["study_name"] == "textures"
+
+
+def test_the_report_says_what_was_found(killed: tuple[Path, str]) -> None:
+    study, _ = killed
+    html = (study / "report.html").read_text()
+    assert "What was found" in html
+    assert "Optimisation history" in html
+    assert "Importance of the settings" in html
+    rebuilt = html
+    (study / "report.html").unlink()
+    assert prometar_main(["report", str(study)]) == 0
+    assert (study / "report.html").read_text() == rebuilt
+
+
+def test_real_photographs(real_dtd: Path, tmp_path: Path) -> None:
+    args = ["--dataset", "dtd", "--data-root", str(real_dtd), "--backbone", "mini", "--trials", "2"]
+    text = finish(search(tmp_path, *args, "--set", "data.shots=2", "--epochs", "1", "--final-seeds", "1"))
+    assert_whole(tmp_path / "dtd", "dtd", 2)
+    assert "not with published ones" in text
+
+
+def test_trials_in_lockstep_give_the_records_of_trials_alone(tmp_path: Path) -> None:
+    space = tmp_path / "numbers.yaml"
+    space.write_text(
+        "regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true}\n"
+        "inner.lr: {type: float, low: 1.0e-5, high: 0.1, log: true}\n"
+    )
+    args = [
+        "--space",
+        str(space),
+        "--pruner",
+        "none",
+        "--max-concurrent",
+        "1",
+        "--final-seeds",
+        "1",
+        "--top",
+        "0",
+    ]
+    found = []
+    for count in ("1", "4"):
+        text = finish(search(tmp_path / count, *args, "--lockstep", count))
+        assert ("up to 4 trials share a place" in text) == (count == "4")
+        found.append(records(tmp_path / count / "textures"))
+    for one, other in zip(*found, strict=True):
+        assert other["state"] == "COMPLETE"
+        assert other["settings"] == one["settings"]
+        assert other["objective"] == pytest.approx(one["objective"], abs=2.0)  # a few of 64 images

@@ -1,0 +1,92 @@
+"""A Ray that this project starts listens on this machine alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from prometar.distributed.local_ray import start_ray
+from prometar.errors import WorkError
+
+LISTEN = "0A"
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+SHOW = """
+from tests.cluster.test_local_ray import listening
+from prometar.distributed.local_ray import start_ray
+start_ray(num_cpus=1)
+import ray
+ray.get(ray.remote(lambda: 1).remote())
+print(*listening())
+"""
+
+
+def family(root: int) -> set[int]:
+    """A process and all its descendants."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue  # it has ended
+    members = {root}
+    while grown := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= grown
+    return members
+
+
+def listening() -> list[str]:
+    """Local addresses (hex, as in /proc/net/tcp) on which this process and its descendants listen."""
+    sockets = set()
+    for pid in family(os.getpid()):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets.add(str(descriptor.readlink()))
+            except OSError:
+                continue
+    rows = [
+        line.split() for f in ("tcp", "tcp6") for line in Path("/proc/net", f).read_text().splitlines()[1:]
+    ]
+    return [row[1].split(":")[0] for row in rows if row[3] == LISTEN and f"socket:[{row[9]}]" in sockets]
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+def test_nothing_listens_beyond_this_machine() -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", SHOW]
+    done = subprocess.run(
+        command, cwd=root, env=clean, capture_output=True, text=True, timeout=120, check=True
+    )
+    addresses = done.stdout.split()
+    assert len(addresses) > 3, "Ray has servers"
+    assert set(addresses) <= LOOPBACK
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_node_that_starts_slowly_is_given_a_second_time(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    import ray
+
+    error = Exception("The current node timed out during startup. This could happen because ...")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", Mock())
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(ray, "init", Mock(side_effect=[error] * times + [None]))
+    if times == 1:
+        assert start_ray() == [{"CPU": 2.0}]
+    else:
+        with pytest.raises(WorkError, match="Ray has not started, twice: this machine is too busy"):
+            start_ray()
+    assert ray.shutdown.call_count == times
+
+
+def test_no_cluster_at_an_address_is_one_line() -> None:
+    with pytest.raises(WorkError, match=r"cannot join Ray at 127\.0\.0\.1:1: .*refused"):
+        start_ray(address="127.0.0.1:1")

@@ -1,0 +1,92 @@
+"""A study on a cluster of several machines that die: on one machine, with a Ray node for each."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.driver import NAME, Driver, misbehave, run_fake, spec_of
+from tests.support.fake_trial import HANGS
+from tests.support.nodes import Cluster
+from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
+
+# Settings that do not hang on the order in which trials end.
+ASKED = ("--trials", 9, "--sampler", "random", "--top", 1, "--final-seeds", 1, 2)
+EPOCHS = 3 * (9 + 4 + 4)
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="needs Linux's /proc, to end nodes"
+)
+
+
+@pytest.fixture(scope="module")
+def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the study finds on one machine, when nobody disturbs it."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    run_fake(out, spec_of(*ASKED), max_concurrent=1)
+    assert num_epochs(out) == EPOCHS
+    return outcome(out)
+
+
+def hanging(cluster: Cluster, out: Path) -> dict[int, tuple[int, int]]:
+    """Trials that hang in their second epoch: number and worker, by the node on which the worker lives."""
+    found = {}
+    for file in (out / NAME / "trials").glob(f"*/{HANGS}"):
+        worker = int(file.read_text())
+        node = cluster.node_of(worker)
+        if node is not None:
+            found[node] = int(file.parent.name), worker
+    return found
+
+
+def test_a_node_dies_and_another_joins(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"3": "hang", "4": "hang", "5": "hang"})
+    witness = Witness(tmp_path)
+    with (
+        Cluster(1, 1, 1) as cluster,
+        Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env) as driver,
+    ):
+        first, *others = cluster.nodes
+        driver.wait_until(lambda: hanging(cluster, tmp_path).keys() == {first, *others})
+        assert "3 trials at a time, each with 1 CPU" in driver.said()
+        before = hanging(cluster, tmp_path)
+        cluster.kill(first)
+        joined = cluster.add(1)
+        driver.wait_until(lambda: joined in hanging(cluster, tmp_path))  # nowhere else is room
+        assert hanging(cluster, tmp_path)[joined][0] == before[first][0]
+        assert witness.look() == 3
+        for node in others:
+            _, worker = before[node]
+            os.kill(worker, signal.SIGKILL)
+        misbehave(tmp_path, {})
+        assert driver.wait() == 0, driver.errors()
+    assert witness.losses(expected) == NO_LOSSES
+    assert num_epochs(tmp_path) == EPOCHS, "no epoch is run again once its state is kept"
+
+
+def test_the_head_dies_and_a_new_cluster_goes_on(tmp_path: Path, expected: dict[str, Any]) -> None:
+    misbehave(tmp_path, {"3": "hang", "4": "hang"})
+    witness = Witness(tmp_path)
+    with (
+        Cluster(1, 1) as cluster,
+        Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env | {RECONNECT: "5"}) as driver,
+    ):
+        driver.wait_until(lambda: {number for number, _ in hanging(cluster, tmp_path).values()} == {3, 4})
+        cluster.kill_head()
+        assert driver.wait() == 1
+        (line,) = driver.errors().strip().splitlines()
+        assert "Failed to connect to GCS within 5 seconds" in line
+        assert witness.look() == 3
+    misbehave(tmp_path, {})
+    with (
+        Cluster(1, 1) as cluster,
+        Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env) as driver,
+    ):
+        assert driver.wait() == 0, driver.errors()
+        assert "going on: 3 trials are done, 2 were interrupted" in driver.said()
+    assert witness.losses(expected) == NO_LOSSES

@@ -1,0 +1,146 @@
+"""The reports in a real browser: drawn, readable on a desktop and a phone, and deaf to hostile names."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.browser import Browser, find_chromium
+from tests.support.report_study import IMAGE, SCRIPT, poor_study, rich_study
+from tune.reporting.comparison import build_comparison
+from tune.reporting.html import build_report
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PLOTS = """
+[...document.querySelectorAll('.plotly-graph-div')].map(div => {
+  const boxes = [...div.querySelectorAll('svg.main-svg, canvas')].map(e => e.getBoundingClientRect())
+  const marks = div.querySelectorAll('.trace, canvas.gl-canvas-focus').length
+  return [div.id, Math.max(0, ...boxes.map(b => b.width)), Math.max(0, ...boxes.map(b => b.height)), marks]
+})
+"""
+# What opens sideways within a box of its own is fine; what opens the page sideways is not.
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with Browser(chromium, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    hostile = rich_study(folder / "hostile", hostile=True)
+    other = rich_study(folder / "other", hostile=True, seed=8)
+    build_comparison(hostile, other, folder / "compare.html")
+    times = rich_study(folder / "times", goals=["objective", "seconds"], objective="oracle_test")
+    return {
+        "hostile": build_report(hostile),
+        "times": build_report(times),
+        "poor": build_report(poor_study(folder / "poor")),
+        "compare": folder / "compare.html",
+    }
+
+
+def assert_sound(browser: Browser, page: Path) -> None:
+    """No script failed, nothing was fetched but the page itself, and nothing injected ran."""
+    assert browser.errors == []
+    assert browser.requests == [page.resolve().as_uri()]
+    assert browser.js("document.querySelectorAll('img, iframe, object, embed, link').length") == 0
+    assert browser.js("document.querySelectorAll('[src], [onerror], [onload]').length") == 0
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    ("name", "plots"),
+    [
+        ("hostile", {"history", "importance", "contour", "parallel", "curves", "front", "forest"}),
+        ("times", {"history", "importance", "contour", "parallel", "curves", "front", "trade-off", "forest"}),
+        ("poor", {"history", "curves", "trade-off"}),
+        ("compare", {"forest"}),
+    ],
+)
+def test_everything_is_drawn(
+    browser: Browser, pages: dict[str, Path], name: str, plots: set[str], size: dict[str, int]
+) -> None:
+    browser.open(pages[name], **size)
+    assert_sound(browser, pages[name])
+    drawn = browser.js(PLOTS)
+    panels = {f"slice-{place}" for place in range(7)} if len(plots) > 5 else set()
+    assert {plot for plot, *_ in drawn} == {f"plot-{plot}" for plot in plots | panels}
+    for plot, width, height, marks in drawn:
+        assert width > 200, plot
+        assert height > 100, plot
+        assert marks > 0, plot
+    assert browser.js("document.querySelectorAll('.no-webgl').length") == 0
+    assert browser.js(OVERFLOW) <= 0
+    top = browser.js("document.querySelector('#verdict').getBoundingClientRect().top")
+    assert 0 < top < size["height"]
+
+
+def test_the_verdict_and_the_facts_are_on_the_first_screen(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["hostile"], **DESKTOP)
+    boxes = browser.js(
+        "['#verdict', '.tiles', '.first > section:last-child table'].map("
+        "name => document.querySelector(name).getBoundingClientRect().bottom)"
+    )
+    assert max(boxes) < DESKTOP["height"]
+
+
+def test_hostile_names_are_text(browser: Browser, pages: dict[str, Path]) -> None:
+    for name in ("hostile", "compare"):
+        browser.open(pages[name], **DESKTOP)
+        text = browser.js("document.body.innerText")
+        assert f"dtd{SCRIPT}" in text
+        assert f"eurosat{IMAGE}" in text
+        assert browser.js("document.title").count(SCRIPT) == (1 if name == "hostile" else 0)
+    browser.open(pages["hostile"], **DESKTOP)
+    ticks = browser.js("[...document.querySelectorAll('#plot-forest .ytick text')].map(t => t.textContent)")
+    assert ticks == ["dtd<script>alert(1)</sc…", 'eurosat"><img src=x one…', "over data sets"]
+    labels = browser.js("[...document.querySelectorAll('#plot-parallel .tick text')].map(t => t.textContent)")
+    assert any("<script>" in label for label in labels)
+
+
+def test_what_goes_wrong_is_noticed(browser: Browser, tmp_path: Path) -> None:
+    """The checks above can fail: a page that does all they forbid."""
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<body><p style='width: 3000px'>wide</p><script>console.error('one')</script>"
+        "<script>throw Error('two')</script><script>alert('three')</script><img src='missing.png'></body>"
+    )
+    browser.open(page, **PHONE)
+    assert len(browser.requests) == 2
+    for word in ("one", "two", "dialog: three", "ERR_FILE_NOT_FOUND"):
+        assert any(word in error for error in browser.errors), word
+    assert browser.js(OVERFLOW) > 1000
+
+
+def test_ci_installs_a_browser_only_where_it_can(tmp_path: Path) -> None:
+    """.ci/run goes on without one, and says so in a line."""
+    root = Path(__file__).resolve().parents[2]
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    bash = shutil.which("bash")
+    assert bash is not None
+    for name, script in {
+        "make": "echo make $1", "id": "echo 0", "apt-get": "exit 100", "timeout": 'shift; exec "$@"',
+        "dirname": "echo .ci",
+    }.items():  # fmt: skip
+        (tools / name).write_text(f"#!{bash}\n{script}\n")
+        (tools / name).chmod(0o755)
+    command = [bash, str(root / ".ci" / "run")]
+    done = subprocess.run(
+        command, cwd=root, env={"PATH": str(tools)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "no Chromium: the tests of reports in a browser are skipped",
+        "make test",
+    ]

@@ -1,0 +1,156 @@
+"""The Slurm script, run for real on one node and on two: only srun and scontrol are stand-ins.
+
+`ray symmetric-run` refuses to start where any Ray runs, and ends with `ray stop`, which ends every Ray it can
+see. So each node is a set of Linux's namespaces: it has process numbers and a network of its own, and what it
+leaves behind ends with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.driver import without_ray
+from tests.support.shipped import CLUSTERS, ROOT, study_options
+
+NODE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+ALONE = [*NODE, "--user", "--map-root-user"]
+STUDY = [
+    "--dataset", "textures", "--trials", "2", "--epochs", "1", "--set", "data.shots=1",
+    "--val-per-class", "2", "--pruner", "none", "--top", "0", "--final-seeds", "",
+]  # fmt: skip
+SRUN = f"""#!/bin/sh
+# It keeps a list of its options. Two nodes are joined by a cable of their own.
+printf '%s\\n' "$@" >"$SHARED/srun"
+while [ "${{1#--}}" != "$1" ]; do shift; done
+if [ "$SLURM_JOB_NUM_NODES" = 1 ]; then
+  ip link set lo up
+  exec "$@"
+fi
+node() {{
+  exec {shlex.join(NODE)} sh -c '
+    until ip -o addr show dev eth 2>/dev/null | grep -q 10.9.0; do sleep 0.05; done
+    ip link set lo up
+    exec "$@"' sh "$@"
+}}
+node "$@" &
+head=$!
+export RAY_gcs_rpc_server_reconnect_timeout_s=5  # then a node ends whose head has; 60 by default
+node "$@" &
+worker=$!
+for pid in $head $worker; do
+  until [ "$(readlink /proc/$pid/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+done
+ip link add eth netns $head type veth peer name eth netns $worker
+for pid in $head $worker; do
+  nsenter --target $pid --net ip link set eth up
+  nsenter --target $pid --net ip addr add 10.9.0.$((pid == head ? 1 : 2))/24 dev eth
+done
+wait $head
+status=$?
+wait $worker
+exit $status
+"""
+SCONTROL = """#!/bin/sh
+case "$1 $2 $3" in
+  "show hostnames node[1-1]") echo 127.0.0.1 ;;
+  "show hostnames node[1-2]") printf '10.9.0.1\n10.9.0.2\n' ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+def run(shared: Path, *arguments: str, cpus: str = "2", nodes: int = 1) -> subprocess.CompletedProcess[str]:
+    """The script as sbatch would run it on that many nodes, with `shared` as the file system of all."""
+    stand_ins = shared / "bin"
+    stand_ins.mkdir(exist_ok=True)
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        (stand_ins / name).write_text(text)
+        (stand_ins / name).chmod(0o755)
+    clean = {k: v for k, v in without_ray().items() if not k.startswith("SLURM_")}
+    job = str(secrets.randbelow(10**8))
+    slurm = {
+        "SLURM_JOB_ID": job,
+        "SLURM_JOB_NUM_NODES": str(nodes),
+        "SLURM_JOB_NODELIST": f"node[1-{nodes}]",
+        "SLURM_CPUS_PER_TASK": cpus,
+    }
+    environment = {
+        **clean,
+        **slurm,
+        "SHARED": str(shared),
+        "VENV": str(Path(sys.executable).parent.parent),
+        "PATH": f"{stand_ins}:{os.environ['PATH']}",
+    }
+    try:
+        return subprocess.run(
+            [*ALONE, "bash", str(CLUSTERS / "slurm.sh"), *arguments],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(f"/tmp/ray-{job}", ignore_errors=True)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    cable = [*ALONE, "ip", "link", "add", "one", "type", "veth", "peer", "name", "two"]
+    found = shutil.which("unshare") and shutil.which("ip")
+    if not found or subprocess.run(cable, capture_output=True).returncode:
+        pytest.skip("needs Linux's namespaces")
+    return tmp_path
+
+
+def test_bash_parses_it_and_directives_come_before_commands() -> None:
+    text = (CLUSTERS / "slurm.sh").read_text()
+    assert subprocess.run(["bash", "-n", CLUSTERS / "slurm.sh"]).returncode == 0
+    broken = subprocess.run(["bash", "-n"], input=text.replace("\nfi", "", 1), text=True, capture_output=True)
+    assert broken.returncode == 2
+    before, _, after = text.partition("set -euo")
+    assert before.count("\n#SBATCH --") >= 9
+    assert "#SBATCH" not in after, "sbatch reads no directive behind the first command"
+
+
+def test_a_study_runs_and_the_next_job_finds_it(shared: Path) -> None:
+    done = run(shared, *STUDY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 done" in done.stdout
+    assert "Stopped all" in done.stderr + done.stdout, "no Ray is left on the node"
+    assert (shared / "ray-token").stat().st_mode & 0o077 == 0, "the token is nobody else's to read"
+    records = sorted((shared / "out/textures/trials").glob("*/record.json"))
+    assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2
+
+    other = run(shared, *STUDY, "--seed", "7")
+    assert "was made with other settings" in other.stdout + other.stderr
+    assert other.returncode != 0, "a study's failure is the job's"
+    assert not list(shared.glob("ended-*"))
+
+
+def test_two_nodes_are_one_cluster(shared: Path) -> None:
+    done = run(shared, *STUDY, cpus="1", nodes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 trials at a time, each with 1 CPU" in done.stdout, "one on each node"
+    assert "2 of 2 done" in done.stdout
+    assert (shared / "srun").read_text().split()[:4] == [
+        "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1"
+    ]  # fmt: skip
+
+
+def test_a_ray_that_does_not_start_is_a_failure(shared: Path) -> None:
+    """`ray symmetric-run` itself exits with 0."""
+    failed = run(shared, *STUDY, cpus="-1")
+    assert "Failed to start Ray" in failed.stdout + failed.stderr
+    assert failed.returncode != 0
+
+
+def test_its_study_has_options_that_exist() -> None:
+    text = (CLUSTERS / "slurm.sh").read_text()
+    assert 'tune/search.py --address "$address" --out "$SHARED/out" "$@"' in text
+    assert study_options(f"python tune/search.py --address a:1 --out b {shlex.join(STUDY)}")["trials"] == 2

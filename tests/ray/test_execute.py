@@ -1,0 +1,63 @@
+"""Jobs on Ray: workers die and jobs fail, and every job still gets its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prometar.distributed.placement import ResourcePlan
+from prometar.errors import WorkError
+from prometar.reproduce import execute
+from prometar.reproduce.execute import run_jobs
+from prometar.reproduce.grid import Record, entries, read_record
+from prometar.reproduce.worker import Job
+from tests.support.fakeworker import FakeWorker, NeverStarts
+from tests.support.reproductions import IDLE, ask
+
+PLAN = ResourcePlan(max_concurrent=2, cpus_per_trial=0.5, gpus_per_trial=0.0)
+
+
+def jobs(tmp_path: Path, count: int) -> list[Job]:
+    asked = ask("few-shot", ("coop",), seeds=tuple(range(count)), datasets=("dtd",), shots=(1,))
+    made = [Job(entry, tmp_path / entry.name, 1, 0.25) for entry in entries(asked, IDLE)]
+    for job in made:
+        job.folder.mkdir()
+    return made
+
+
+def test_every_job_gets_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None) -> None:
+    monkeypatch.setattr(execute, "Worker", FakeWorker)
+    monkeypatch.setattr(execute, "MAX_DEATHS", 2)
+    work = jobs(tmp_path, 6)
+    (work[1].folder / "kills").write_text("1")
+    (work[2].folder / "kills").write_text("9")
+    (work[3].folder / "raises").write_text("out of\nmemory")
+    heard: list[Record] = []
+    run_jobs(work, PLAN, on_record=heard.append)
+    assert sorted(r.entry.name for r in heard) == sorted(job.entry.name for job in work)
+    reasons = {r.entry.config.train.seed: r.reason for r in heard}
+    assert {seed for seed, reason in reasons.items() if reason} == {2, 3}
+    assert "its worker died 2 times" in reasons[2]
+    assert "memory" in reasons[3]
+    assert (work[2].folder / "kills").read_text() == "7"
+    for job in work:
+        (record,) = [r for r in heard if r.entry == job.entry]
+        assert read_record(job.entry, job.folder) == record
+    pids = {r.accuracies["all"] for r in heard if not r.reason}
+    assert len(pids) < 4, "workers are used again"
+
+
+def test_workers_that_never_start_end_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None
+) -> None:
+    monkeypatch.setattr(execute, "Worker", NeverStarts)
+    monkeypatch.setattr(execute, "MAX_DEATHS", 2)
+    with pytest.raises(WorkError, match="workers do not start: "):
+        run_jobs(jobs(tmp_path, 1), PLAN, on_record=lambda record: None)
+
+
+def test_no_room_is_said(tmp_path: Path, ray_local: None) -> None:
+    plan = ResourcePlan(max_concurrent=1, cpus_per_trial=64.0, gpus_per_trial=0.0)
+    with pytest.raises(WorkError, match=r"no worker has started in 1 s: Ray has no room for \[\{'CPU': 32"):
+        run_jobs(jobs(tmp_path, 1), plan, on_record=lambda record: None, room_seconds=1.0)

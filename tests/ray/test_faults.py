@@ -1,0 +1,275 @@
+"""A study survives its trials, its workers and its driver; on Ray, with trials that do not train."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError
+from sqlalchemy.exc import OperationalError
+
+from prometar.errors import UserError, WorkError
+from tests.support.driver import NAME, misbehave, records, run_fake, small_spec
+from tests.support.fake_trial import curve
+from tune.jobs.spec import Terms
+from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
+from tune.optimizer.storage import drive_study, open_study
+from tune.results.writer import StudyFolder
+
+
+def steps(out: Path, number: int) -> list[int]:
+    """Epochs that a trial really ran, in order."""
+    return [int(line) for line in (out / NAME / f"trials/{number:04d}/steps.log").read_text().split()]
+
+
+def states(out: Path) -> Counter[str]:
+    """Trials by state, as the database has them."""
+    study = open_study(f"sqlite:///{out / NAME / 'study.db'}", NAME)
+    return Counter(t.state.name for t in study.trials)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
+    behaviour = {
+        "1": "nan", "2": "missing", "3": "fail", "4": "crash", "5": "crash-always", "13": "bad"
+    }  # fmt: skip
+    spec = small_spec(trials=14, pruner="median", final_seeds=(1, 2, 3))
+    finals, text = run_fake(tmp_path, spec, behaviour=behaviour)
+    found = records(tmp_path)
+    assert [r["number"] for r in found] == list(range(14))
+    reasons = {r["number"]: r["reason"] for r in found if r["state"] == "FAIL"}
+    assert sorted(reasons) == [1, 2, 3, 5]
+    assert reasons[1] == "the objective is nan in epoch 1"
+    assert reasons[2] == "the trial reported no objective"
+    assert reasons[3].startswith("the loss is nan in step 7, with {'regularizer.kind'")
+    assert reasons[5]
+    assert found[0]["reference"]
+    assert found[0]["state"] == "COMPLETE"
+    assert found[4]["state"] == "COMPLETE", "a worker that died once is tried again"
+    assert steps(tmp_path, 4) == [1, 2, 3], "and goes on from its own checkpoint"
+    assert found[13]["state"] == "PRUNED"
+    assert len(found[13]["epochs"]) < 3
+    counts = states(tmp_path)
+    assert counts["FAIL"] == 4
+    assert counts["COMPLETE"] + counts["PRUNED"] == 10
+
+    best = max((r for r in found if r["state"] == "COMPLETE"), key=lambda r: r["objective"])
+    assert finals["best"]["number"] == best["number"]
+    assert [run["seed"] for run in finals["datasets"]["textures"]["best"]] == [1, 2, 3]
+    assert finals["shown"]
+    assert finals["difference"]["low"] == pytest.approx(best["objective"] - found[0]["objective"])
+    assert "4 failed" in text
+
+    again, text = run_fake(tmp_path, spec, behaviour={"all": "raise"})
+    assert again == finals, "nothing is run twice"
+    assert records(tmp_path) == found
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_more_trials_extend_a_study_and_other_settings_are_refused(tmp_path: Path) -> None:
+    run_fake(tmp_path, small_spec(trials=2))
+    first = records(tmp_path)
+    finals, text = run_fake(tmp_path, small_spec(trials=5, final_seeds=(1,)))
+    assert records(tmp_path)[:2] == first
+    assert states(tmp_path) == {"COMPLETE": 5}
+    assert "going on: 2 trials are done, 0 were interrupted" in text
+    assert finals["difference"] is None
+    with pytest.raises(UserError, match=r"made with other settings \(.*train\.epochs: 3 then, 4 now"):
+        run_fake(tmp_path, small_spec(trials=5, epochs=4))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_study_where_everything_fails_ends_early_and_says_why(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match=r"its trials fail: the loss is nan in step 7"):
+        run_fake(tmp_path, small_spec(trials=12), behaviour={"all": "fail"})
+    failed = len(records(tmp_path))
+    assert HOPELESS <= failed <= HOPELESS + 1  # one may have been running
+    run_fake(tmp_path, small_spec(trials=12), behaviour={})
+    assert states(tmp_path) == {"FAIL": failed, "COMPLETE": 12}, "what failed before is run again"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_out_of_memory_is_tried_again_with_a_larger_share(tmp_path: Path) -> None:
+    behaviour = {"1": "needs0.5", "2": "needs9"}
+    run_fake(tmp_path, small_spec(trials=4), behaviour=behaviour, cpus_per_trial=0.5)
+    found = records(tmp_path)
+    assert [r["state"] for r in found] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert "CUDA out of memory" in found[2]["reason"]
+    shares = [(tmp_path / NAME / f"trials/{n:04d}/shares.log").read_text().split() for n in (1, 2)]
+    assert shares == [["0.25"], ["0.25", "0.5", "1"]]
+    assert [r["cpus"] for r in found] == [0.5, 0.75, 0.0, 0.5]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_worker_that_ray_kills_for_its_machine_s_memory_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, killed = RayActorManager._actor_task_resolved, list[int]()
+
+    def kill_one(manager: RayActorManager, tracked_actor_task: Any, result: Any) -> None:
+        if killed or not isinstance(result, dict) or result.get("epoch") != 2:
+            told(manager, tracked_actor_task, result)
+        else:
+            killed.append(2)
+            error = OutOfMemoryError("Task was killed: low on memory.\nMore.")
+            manager._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
+
+    monkeypatch.setattr(RayActorManager, "_actor_task_resolved", kill_one)
+    run_fake(tmp_path, small_spec(trials=3), cpus_per_trial=0.5, max_concurrent=1)
+    found = records(tmp_path)
+    assert killed
+    assert [r["state"] for r in found] == ["COMPLETE"] * 3
+    assert [r["cpus"] for r in found] == [0.75, 0.5, 0.5], "tried again with a larger share"
+    assert steps(tmp_path, 0) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_trial_that_hangs_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
+    run_fake(tmp_path, small_spec(trials=3), behaviour={"1": "hang"}, trial_timeout=4.0)
+    found = records(tmp_path)
+    assert [r["state"] for r in found] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert found[1]["reason"].startswith("2 workers hung: no result within 4 s (--trial-timeout)")
+    stacks = [file.read_text() for file in (tmp_path / NAME / "trials/0001").glob("hung-*.txt")]
+    assert [("fake_trial.py" in stack) for stack in stacks if stack] == [True, True]
+    assert steps(tmp_path, 1) == [1], "the second worker went on from the first one's state"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_last_round_decides_by_fresh_seeds_and_goes_on(tmp_path: Path) -> None:
+    spec = small_spec(trials=5, top=2, top_seeds=2, final_seeds=(1, 2))
+    finals, text = run_fake(tmp_path, spec)
+    lastround = json.loads((tmp_path / NAME / "lastround.json").read_text())
+    found = sorted(records(tmp_path), key=lambda r: -r["objective"])
+    best = [r["number"] for r in found if not r["reference"]][:2]
+    assert [row["number"] for row in lastround["rows"]] == [0, *best]
+    assert lastround["seeds"] == [1000, 1001]
+    for row in lastround["rows"]:
+        assert [run["seed"] for run in row["runs"]] == [1000, 1001]
+        assert row["mean"] == pytest.approx(sum(run["objective"] for run in row["runs"]) / 2)
+    assert lastround["chosen"] == max(lastround["rows"], key=lambda row: row["mean"])["number"]
+    assert finals["best"]["number"] == lastround["chosen"]
+    assert "last round" in text
+    again, text = run_fake(tmp_path, spec, behaviour={"all": "raise"})
+    assert again == finals
+    assert "failed: " not in text, "no run is run twice"
+
+
+def test_a_trial_has_a_run_for_each_data_set_and_seed() -> None:
+    spec = small_spec(
+        trials=2, datasets=("textures", "folder"), seeds_per_trial=2, final_seeds=(1, 2), top=1, top_seeds=1
+    )
+    assert [leg.name for leg in spec.rerun_job({}, (7,), "x", Terms()).legs] == [
+        {"dataset": name, "seed": 7, "fold": 0} for name in ("textures", "folder")
+    ]
+    assert len(spec.search_job(Asked(0, {}), "x", Terms()).legs) == 4
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_several_goals_make_a_front_and_resume(tmp_path: Path) -> None:
+    spec = small_spec(trials=3, goals=("base", "new"))
+    run_fake(tmp_path, spec)
+    run_fake(tmp_path, small_spec(trials=5, goals=("base", "new")))
+    found = records(tmp_path)
+    assert [r["state"] for r in found] == ["COMPLETE"] * 5
+    assert [[e["epoch"] for e in r["epochs"]] for r in found] == [[1, 2, 3]] * 5
+    study = open_study(f"sqlite:///{tmp_path / NAME / 'study.db'}", NAME)
+    assert [t.values for t in study.trials] == [[r["base"], r["new"]] for r in found]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_time_for_searching_ends_a_search_and_not_the_comparison(tmp_path: Path) -> None:
+    finals, text = run_fake(
+        tmp_path,
+        small_spec(trials=50, final_seeds=(1, 2)),
+        behaviour={"all": "sleep0.2"},
+        max_hours=4 / 3600,
+    )
+    assert "the time for searching is used up" in text
+    assert 1 <= len(records(tmp_path)) < 50
+    assert "objective" in finals["datasets"]["textures"]["best"][0]
+    before = len(records(tmp_path))
+    run_fake(tmp_path, small_spec(trials=50, final_seeds=(1, 2)), max_hours=4 / 3600)
+    assert len(records(tmp_path)) == before, "what earlier commands have searched counts"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_given_settings_come_after_the_released_ones_and_once(tmp_path: Path) -> None:
+    mine = {"regularizer.text_weight": 7.0}
+    starts = (("enqueued", [mine]),)
+    run_fake(tmp_path, small_spec(trials=3), starts=starts)
+    run_fake(tmp_path, small_spec(trials=4), starts=starts)
+    found = records(tmp_path)
+    assert [r["origin"] for r in found] == ["released", "enqueued", "sampled", "sampled"]
+    assert found[1]["settings"]["regularizer.text_weight"] == 7.0
+    assert len(found[1]["settings"]) == 3, "what was left open is drawn"
+
+
+def test_a_second_driver_is_refused(tmp_path: Path) -> None:
+    with StudyFolder(tmp_path, NAME).locked(), pytest.raises(WorkError, match=f"by process {os.getpid()}"):
+        run_fake(tmp_path, small_spec())
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_result_of_other_settings_is_no_result(tmp_path: Path) -> None:
+    spec = small_spec(trials=2, top=1, top_seeds=1, final_seeds=(1,))
+    first, _ = run_fake(tmp_path, spec)
+    for lost in ("study.db", "study.yaml"):
+        (tmp_path / NAME / lost).unlink()
+    shutil.rmtree(tmp_path / NAME / "trials")
+    starts = (("enqueued", [{"regularizer.text_weight": 5.0, "regularizer.image_weight": 2.0}]),)
+    second, _ = run_fake(tmp_path, spec, starts=starts)
+    assert second["best"]["number"] == first["best"]["number"] == 1
+    runs = [each["datasets"]["textures"]["best"][0]["objective"] for each in (first, second)]
+    given = {"regularizer.text_weight": 5.0, "regularizer.image_weight": 2.0}
+    assert runs[1] == pytest.approx(curve(given, 3) + 0.25), "they were run, not what had this number before"
+    assert runs[0] != runs[1]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_choice_waits_for_a_worker_that_died_in_the_last_round(tmp_path: Path) -> None:
+    spec = small_spec(trials=3, top=1, top_seeds=1, final_seeds=(1,))
+    misbehave(tmp_path, {"trial-0000-seed1000": "crash-always"})
+    with pytest.raises(WorkError, match=r"a last round has ended without a result: .*same command goes on"):
+        run_fake(tmp_path, spec)
+    assert not (tmp_path / NAME / "finals").exists(), "nothing has been tested"
+    finals, _ = run_fake(tmp_path, spec, behaviour={})
+    assert finals["tested"] == [0, finals["best"]["number"]]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_study_in_a_shared_storage_belongs_to_one_folder(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    run_fake(tmp_path / "one", small_spec(trials=1), storage=storage)
+    with pytest.raises(UserError, match=r"has its files in .*/one/fake on .*: go on with that --out"):
+        run_fake(tmp_path / "two", small_spec(trials=1), storage=storage)
+    assert not (tmp_path / "two" / NAME / "study.yaml").exists()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_shared_storage_does_not_mix_studies(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    drive_study(storage, NAME)[0].set_user_attr("identity", small_spec(epochs=9).identity)
+    with pytest.raises(UserError, match=r"train\.epochs: 9 then, 3 now"):
+        run_fake(tmp_path, small_spec(), storage=storage)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_store_lost_in_the_middle_is_one_line_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: Any) -> bool:
+        raise OperationalError("UPDATE trials", {}, Exception("database is locked"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Memory, "observe", lose)
+        with pytest.raises(WorkError, match=r"has stopped: .*database is locked.*the same command") as caught:
+            run_fake(tmp_path, small_spec(trials=3))
+    assert "\n" not in str(caught.value)
+    run_fake(tmp_path, small_spec(trials=3))
+    assert states(tmp_path) == {"COMPLETE": 3}

@@ -1,0 +1,242 @@
+"""`prometar reproduce` through the command line: tiny runs by each protocol, interrupted and mended."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from prometar.cli.app import main
+from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.layouts import SplitFile
+from tests.support.copies import write_copy
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = ["--backbone", "mini", "--epochs", "1", "--max-concurrent", "1", "--cpus-per-run", "0.5"]
+VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with small copies of a few benchmarks. Do not write into it."""
+    root = tmp_path_factory.mktemp("copies")
+    for name in ("dtd", "eurosat", "imagenet", *VARIANTS):
+        write_copy(name, root)
+    return root
+
+
+def reproduce(protocol: str, root: Path, out: Path, *args: str) -> int:
+    return main(
+        ["reproduce", "--protocol", protocol, "--data-root", str(root), "--out", str(out), *TINY, *args]
+    )
+
+
+def table(out: Path, protocol: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    with (out / protocol / "table.csv").open() as file:
+        return {(r["dataset"], r["method"], r["column"]): r for r in csv.DictReader(file)}
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    return {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("runs/*/record.json"))}
+
+
+RUNS = [
+    ("base-to-new", ["--datasets", "dtd", "eurosat", "--seeds", "1", "2", "--shots", "1"], 6,
+     {("dtd", "H"): 2, ("average", "H"): 2}),
+    ("domain-generalisation", ["--seeds", "1", "--shots", "1"], 2,
+     {(name, "accuracy"): 1 for name in ("imagenet", *VARIANTS, "average")}),
+    ("few-shot", ["--datasets", "dtd", "--seeds", "1", "2", "--shots", "1", "4"], 5,
+     {("dtd", "1 shot"): 2, ("dtd", "4 shots"): 2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("protocol", "args", "num_runs", "figures"), RUNS, ids=[run[0] for run in RUNS])
+def test_a_protocol_from_end_to_end(
+    protocol: str, args: list[str], num_runs: int, figures: dict[tuple[str, str], int],
+    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None,
+) -> None:  # fmt: skip
+    before = sorted(copies.rglob("*"))
+    args = [*args, "--methods", "zero-shot", "coop"]
+    assert reproduce(protocol, copies, tmp_path, *args) == 0
+    first = capsys.readouterr()
+    assert f"{num_runs} runs, 0 are done" in first.out
+    assert f"{num_runs} of {num_runs} done" in first.out
+    assert len(records(tmp_path)) == num_runs
+    found = table(tmp_path, protocol)
+    for (dataset, column), n in figures.items():
+        assert found[dataset, "coop", column]["n"] == str(n)
+        assert found[dataset, "zero-shot", column]["n"] == "1"
+        assert 0 <= float(found[dataset, "coop", column]["mean"]) <= 100
+    assert reproduce(protocol, copies, tmp_path, *args) == 0
+    again = capsys.readouterr().out
+    assert f"{num_runs} runs, {num_runs} are done" in again
+    assert again.splitlines()[3:] == first.out.splitlines()[3 + num_runs + 1 :], "the same table"
+    assert table(tmp_path, protocol) == found
+    assert sorted(copies.rglob("*")) == before, "nothing is written into the data folder"
+
+
+HOSTILE = "a|b\x1b[31m & 100% $x_1$ <script>\n\\end{tabular}"
+
+
+def write_hostile(name: str, root: Path) -> None:
+    """A copy whose first class has a hostile name and no test images."""
+    layout = BENCHMARKS[name].layout
+    assert isinstance(layout, SplitFile)
+    path = write_copy(name, root) / layout.file
+    split = json.loads(path.read_text())
+    renamed = {
+        part: [[image, label, known if label else HOSTILE] for image, label, known in rows]
+        for part, rows in split.items()
+    }
+    renamed["test"] = [row for row in renamed["test"] if row[1] != 0]
+    path.write_text(json.dumps(renamed))
+
+
+def test_what_could_not_be_run_is_said_and_made_up_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    for name in ("dtd", "eurosat"):
+        write_copy(name, root)
+    write_hostile("oxford_pets", root)
+    broken = root / "dtd" / "images" / "tests" / "0_0.jpg"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    names = ["dtd", "eurosat", "oxford_pets", "ucf101"]
+    args = ["--datasets", *names, "--methods", "zero-shot", "--shots", "1"]
+    assert reproduce("base-to-new", root, out, *args) == 1
+    text = capsys.readouterr()
+    assert text.err == ("error: 3 of what was asked could not be run, see above; the same command goes on\n")
+    assert f"left out: data set folder {root / 'ucf101'} is missing" in text.out
+    assert "dtd, zero-shot, 1 shots, seed 1: failed: " in text.out
+    assert "tests/0_0.jpg" in records(out)["final-dtd-1shots-zero-shot-seed1"]["reason"]
+    rows = table(out, "base-to-new")
+    assert [rows[name, "zero-shot", "H"]["n"] for name in names] == ["0", "1", "0", "0"]
+    assert "\x1b" not in text.out
+    assert "the first is 'a|b [31m & 100% $x_1$ <script> \\end{tabular}'" in text.out
+    markdown, latex = ((out / "base-to-new" / f"table.{kind}").read_text() for kind in ("md", "tex"))
+    assert "ucf101 was left out" in markdown
+    assert "has failed" in markdown
+    assert r"a\|b \[31m &amp; 100% $x\_1$ &lt;script&gt; \\end{tabular}" in markdown
+    assert not [line for line in latex.splitlines() if "script" in line and not line.startswith("%")]
+    broken.write_bytes(whole)
+    write_copy("ucf101", root)
+    write_copy("oxford_pets", root)
+    assert reproduce("base-to-new", root, out, *args) == 0
+    assert "4 runs, 1 are done" in capsys.readouterr().out
+    assert all(record["state"] == "finished" for record in records(out).values())
+
+
+def test_more_targets_are_tested_without_training_again(
+    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    args = ["--source", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--datasets"]
+    assert reproduce("cross-dataset", copies, tmp_path, *args, "imagenetv2") == 0
+    figures = table(tmp_path, "cross-dataset")
+    assert {dataset for dataset, _, _ in figures} == {"dtd", "imagenetv2"}
+    assert all(row["n"] == "1" and 0 <= float(row["mean"]) <= 100 for row in figures.values())
+    (run,) = tmp_path.glob("runs/*")
+    trained = (run / "checkpoint.safetensors").read_bytes()
+    assert reproduce("cross-dataset", copies, tmp_path, *args, "imagenetv2", "eurosat") == 0
+    assert "1 runs, 0 are done" in capsys.readouterr().out.split("imagenetv2", 1)[1]
+    assert (run / "checkpoint.safetensors").read_bytes() == trained
+    (record,) = records(tmp_path).values()
+    assert set(record["tests"]) == {"imagenetv2", "eurosat"}
+    assert main(["evaluate", str(run), "--dataset", "eurosat", "--data-root", str(copies)]) == 0
+    assert capsys.readouterr().out.endswith(f"on eurosat: {record['tests']['eurosat']:.2f} %\n")
+
+
+def test_a_killed_driver_goes_on(
+    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    """Killed with -9 in the middle of a run: the same command ends where an uninterrupted one does."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    args = ["--datasets", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--epochs", "60"]
+    command = [sys.executable, "-m", "prometar", "reproduce", "--data-root", str(copies), *TINY, *args]
+    driver = subprocess.Popen(
+        [*command, "--out", str(killed)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    run = killed / "runs" / "final-dtd-2shots-coop-seed1"
+    deadline = time.monotonic() + 300
+    while not (run / "checkpoint.safetensors").exists():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+    os.kill(driver.pid, signal.SIGSTOP)  # two at once: while it is certainly there
+    assert reproduce("base-to-new", copies, killed, *args) == 1
+    assert f"the grid {killed} is being run by process {driver.pid}" in capsys.readouterr().err
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    assert reproduce("base-to-new", copies, killed, *args) == 0
+    assert reproduce("base-to-new", copies, whole, *args) == 0
+    assert table(killed, "base-to-new") == table(whole, "base-to-new")
+    ours, theirs = (load_file(out / "runs" / run.name / "checkpoint.safetensors") for out in (killed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    refused = [*args[:-1], "61"]
+    assert reproduce("base-to-new", copies, killed, *refused) == 2
+    assert "was made with other settings (train.epochs: 60 then, 61 now)" in capsys.readouterr().err
+
+
+WRONG = [
+    (["--protocol", "zero"], "unknown protocol 'zero': choose one of base-to-new, cross-dataset, "),
+    (["--methods", "nope"], "unknown method 'nope': choose one of zero-shot, "),
+    (["--methods", "coop", "coop"], "--methods must be different names, found coop, coop"),
+    (["--datasets", "nope"], "unknown data set 'nope': known are imagenet, "),
+    (["--seeds", "1", "1"], "--seeds must be different values, at least one, found 1, 1"),
+    (["--seeds", "x"], "Invalid value for '--seeds'"),
+    (["--shots", "0"], "--shots must be at least 1, found 0"),
+    (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found 0)"),
+    (["--protocol", "few-shot", "--source", "imagenet"], "--source belongs to protocols with one source"),
+    (["--set", "train.seed=3"], "--set train.seed: use --seeds"),
+    (["--set", "backbone.name=mini"], "--set backbone.name: use --backbone"),
+    (["--set", "optim.rate=1"], "unknown setting 'optim.rate'"),
+    (["--gpus-per-run", "half"], "--gpus-per-run 'half': expected a number, or auto"),
+    ([], "there is nothing to train on: data set 'imagenet' needs its files: pass --data-root DIR, the "
+     "folder that holds imagenet/ (10 more data sets cannot be used either)"),
+    (["--protocol", "cross-dataset"], "there is nothing to train on: data set 'imagenet' needs its files"),
+    (["--datasets", "textures", "--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
+    (["--datasets", "textures", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "message"), WRONG, ids=[" ".join(a)[:50] or "nothing" for a, _ in WRONG])
+def test_wrong_usage(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "--out", str(tmp_path / "out"), *args]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists(), "a refused grid leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--cpus-per-run", "64"], "a run asks for 64 CPU, Ray has 2: lower --cpus-per-run"),
+        (["--gpus-per-run", "1"], "a run asks for 1 GPU, Ray has 0: lower --gpus-per-run"),
+        (["--max-concurrent", "0"], "--max-concurrent must be at least 1, found 0"),
+    ],
+)
+def test_what_ray_has_no_room_for(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    assert main(["reproduce", "--datasets", "textures", "--out", str(tmp_path), *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("in the way")
+    assert main(["reproduce", "--datasets", "textures", "--out", str(tmp_path / "out")]) == 1
+    assert f"cannot write to {tmp_path / 'out'}: File exists" in capsys.readouterr().err

@@ -1,0 +1,231 @@
+"""A user's mistake is one helpful line on stderr and exit status 1 or 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prometar.cli.app import main as prometar_main
+from tests.conftest import DTD_SPLIT
+from tests.support.report_study import description, trial, write
+from tune.search import main as search_main
+
+Main = Callable[[list[str]], int]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fails(capsys: pytest.CaptureFixture[str], main: Main, args: list[str], *, status: int = 2) -> str:
+    """Run a command that must fail with `status` and one line; returns the line."""
+    assert main(args) == status
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert len(error.strip().splitlines()) == 1, error
+    return error.removeprefix("error: ").strip()
+
+
+SEARCHES = [
+    (["--final-seeds", "5000000000"], "--final-seeds must be different numbers from 0 to 2^32 - 1"),
+    (["--goals", "base"], "--goals base: one goal alone is the objective"),
+    (["--objective", "base_val", "--folds", "2"], "--folds with base_val must be from 1 to 1"),
+    (["--dataset", "textures", "textures"], "--dataset names one twice"),
+    (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml: no such file"),
+    (["--warm-start", "nowhere"], "--warm-start nowhere holds no study"),
+    (["--sampler", "grid"], "the grid of the space full has more than 100,000 points"),
+    (["--top", "-1"], "--top must be at least 0"),
+    (["--max-hours", "0"], "--max-hours must be above 0"),
+    (["--trial-timeout", "inf"], "--trial-timeout must be above 0 and at most 1,000,000, found inf"),
+    (["--track", "diary"], "diary"),
+    (["--dataset", "imagenet21k"], "unknown data set 'imagenet21k': known are imagenet, "),
+    (["--dataset", "dtd", "--backbone", "mini"], "data set 'dtd' needs its files: pass --data-root DIR"),
+    (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
+    (["--trials", "-3"], "--trials must be at least 1, found -3"),
+    (["--trials", "many"], "Invalid value for '--trials'"),
+    (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found 0)"),
+    (["--set", "optim.rate=1"], "unknown setting 'optim.rate': optim has lr, "),
+    (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
+    (["--set", "optim.lr=fast"], "optim.lr: Input should be a valid number"),
+    (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
+    (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
+    (["--objective", "test"], "unknown objective 'test': choose one of class_holdout, base_val"),
+    (["--space", "huge"], "unknown space 'huge': no such file, and known are augmentation, full"),
+    (["--pruner", "best"], "unknown pruner 'best': choose one of median, asha, hyperband, none"),
+    (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
+    (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "unknown backbone 'hf-hub:a/b': names of hubs"),
+    (["--backbone", "local-dir:/tmp", "--pretrained", "x"], "unknown backbone 'local-dir:/tmp'"),
+    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "hf-hub:a/b"], "no weights 'hf-hub:a/b' for ViT"),
+    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "/dev/zero"], "/dev/zero is no plain file"),
+    (["--backbone", "ViT-B-16-SigLIP"], "is not a plain CLIP"),
+    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "no weights file none.pt"),
+    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "laion"], "no weights 'laion' for ViT-B-16"),
+    (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 has not"),
+    (["--final-seeds", "1 x"], "--final-seeds '1 x': expected numbers"),
+    (["--gpus-per-trial", "half"], "--gpus-per-trial 'half': expected a number, or auto"),
+    (["--study", "../x"], "--study '../x' is no folder name"),
+    (["--study", "a?b"], "--study 'a?b' is no folder name"),
+    (["--method", "ivlp"], "the space full searches regularizer.text_weight, which ivlp does not use"),
+    (["--set", "prompts.text_length=100"], "prompts.text_length: Input should be less than or equal to 64"),
+    (["--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
+    (["--val-per-class", "0"], "--val-per-class must be at least 1"),
+    (["--set", "train.seed=2001-99-99"], "is not YAML"),
+    (["--nonsense"], "No such option"),
+    (["--set", "task.mixup_alpha=99"], "task.mixup_alpha is 99.0, its range 0.1 .. 5 (log)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "message"), SEARCHES, ids=[" ".join(a)[:40] for a, _ in SEARCHES])
+def test_search(args: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = fails(capsys, search_main, ["--out", str(tmp_path / "out"), *args])
+    assert message in line
+    assert not (tmp_path / "out").exists(), "a refused study leaves nothing behind"
+
+
+def test_records_without_their_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "textures", description(), [trial(0), trial(1)])
+    (tmp_path / "textures" / "study.yaml").unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    line = fails(capsys, search_main, ["--out", str(tmp_path)])
+    assert "has records of 2 trials, and its database" in line
+    assert line.endswith("restore the database, or rebuild it with --from-records")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+    assert not (tmp_path / "textures" / "study.db").exists()
+
+
+def test_a_space_beyond_a_settings_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("augment.flip: {type: float, low: 0, high: 5}")
+    line = fails(capsys, search_main, ["--space", str(space), "--out", str(tmp_path / "out")])
+    assert "augment.flip: Input should be less than or equal to 1 (found 5" in line
+    space.write_bytes(b"\xff\xfe\x00")
+    assert "is not text" in fails(
+        capsys, search_main, ["--space", str(space), "--out", str(tmp_path / "out")]
+    )
+
+
+PROMETAR = [
+    (["train", "--config", "none.yaml"], "cannot read none.yaml: No such file"),
+    (["train", "--set", "prompts.depth=3"], "unknown setting 'prompts.depth'"),
+    (["train", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
+    (["evaluate", "nowhere"], "nowhere holds no run"),
+    (["report", "nowhere"], "nowhere holds no study"),
+    (["data", "check", "nope"], "unknown data set 'nope'"),
+    (["data", "prepare", "dtd"], "Missing option '--to'"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), PROMETAR, ids=[" ".join(a)[:40] for a, _ in PROMETAR])
+def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[str], ray_local: None) -> None:
+    assert message in fails(capsys, prometar_main, args)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lr: [1]}", "optim.lr: Input should be a valid number"),
+        ("optim: {rate: 1}", "optim.rate: unknown key"),
+        ("- a", "expected a mapping of settings, found list"),
+        ("a: [", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("train: {seed: 2001-99-99}", "is not YAML"),
+        ("[" * 2000, "is nested too deep"),
+        ("train: {seed: 99999999999999999999999}", "train.seed: Input should be less than"),
+    ],
+)
+def test_wrong_configurations(
+    text: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert message in fails(capsys, prometar_main, ["train", "--config", str(path)])
+
+
+DTD = ["--dataset", "dtd", "--backbone", "mini"]
+
+
+def test_a_missing_split_file(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_dtd / "dtd" / DTD_SPLIT).unlink()
+    line = fails(capsys, search_main, [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")])
+    assert DTD_SPLIT in line
+
+
+def test_a_missing_image(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = json.loads((own_dtd / "dtd" / DTD_SPLIT).read_text())["train"][0][0]
+    (own_dtd / "dtd" / "images" / first).unlink()
+    line = fails(capsys, search_main, [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")])
+    assert first in line
+
+
+def test_too_few_classes(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(capsys, search_main, [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")])
+    assert "class_holdout needs at least 4 base classes, found 2" in line
+
+
+def test_a_broken_image_stops_the_training_and_is_named(
+    own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    for path in sorted((own_dtd / "dtd" / "images" / "banded").iterdir()):
+        path.write_bytes(b"no image")
+    args = ["train", "--set", "data.name=dtd", "--data-root", str(own_dtd), "--out", str(tmp_path / "run")]
+    assert "banded/banded_" in fails(capsys, prometar_main, args, status=1)
+    status = prometar_main(["data", "check", "dtd", "--data-root", str(own_dtd)])
+    error = capsys.readouterr().err
+    assert status == 1
+    assert error.count("banded/banded_") == 8, "check lists all of them"
+
+
+def test_weights_that_do_not_fit_say_in_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from prometar.bundled.weights import load_mini
+
+    _, state = load_mini()
+    out = str(tmp_path / "out")
+    path = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in state.items()}, path, {"activation": "gelu"})
+    line = fails(capsys, search_main, ["--backbone", "mini", "--pretrained", str(path), "--out", out])
+    assert "does not fit mini: activation is gelu in the file, quick_gelu in the model" in line
+    save_file({k: v.contiguous() for k, v in state.items()}, path, {"text_heads": "3"})
+    line = fails(capsys, search_main, ["--backbone", "mini", "--pretrained", str(path), "--out", out])
+    assert "text_heads is 3 in the file" in line
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+    line = fails(
+        capsys, search_main, ["--backbone", "ViT-B-16-quickgelu", "--pretrained", str(path), "--out", out]
+    )
+    assert "does not fit ViT-B-16-quickgelu: patch_size is 8 in the file, 16 in the model" in line
+    torch.save({"a": "text"}, tmp_path / "weights.pt")
+    line = fails(capsys, search_main, ["--pretrained", str(tmp_path / "weights.pt"), "--out", out])
+    assert "holds no state dict" in line
+
+
+def test_a_pickle_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pickle
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "executed",))  # type: ignore[return-value]
+
+    path = tmp_path / "weights.pt"
+    path.write_bytes(pickle.dumps(Hostile()))
+    line = fails(capsys, search_main, ["--pretrained", str(path), "--out", str(tmp_path / "out")])
+    assert "is not a plain file of tensors" in line
+    assert not (tmp_path / "executed").exists()
+
+
+def test_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "tune/search.py", "--dataset", "nope", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown data set 'nope': known are imagenet, ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_nothing_is_written_into_the_data_folder(own_dtd: Path, tmp_path: Path, ray_local: None) -> None:
+    before = sorted(own_dtd.rglob("*"))
+    args = ["train", "--set", "data.name=dtd", "--data-root", str(own_dtd), "--out", str(tmp_path / "run")]
+    assert prometar_main([*args, "--set", "train.epochs=1"]) == 0
+    assert sorted(own_dtd.rglob("*")) == before

@@ -1,0 +1,253 @@
+"""Drives a fake study, also as a process that tests can kill: `python -m tests.support.driver OUT [...]`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from prometar.cli.console import INTERRUPTED
+from prometar.config.settings import Config
+from prometar.errors import UserError
+from prometar.io.files import write_atomically
+from tests.support.fake_trial import BEHAVIOUR, FakeTrial
+from tune.results.writer import StudyFolder
+from tune.space.spaces import parse_space
+from tune.study import Place, run_study
+from tune.study_spec import StudySpec
+
+ROOT = Path(__file__).parents[2]
+NAME = "fake"
+SPACE = """
+regularizer.kind: {type: choice, choices: [l1, l2, cosine, none]}
+regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true}
+regularizer.image_weight: {type: float, low: 0.2, high: 100, log: true}
+"""
+
+
+def small_spec(
+    *, trials: int = 4, epochs: int = 3, seed: int = 3, final_seeds: tuple[int, ...] = (), **changes: Any
+) -> StudySpec:
+    """A study over three settings; more by StudySpec's names."""
+    given: dict[str, Any] = {
+        "config": Config().override({"train.epochs": epochs, "train.seed": seed}),
+        "space": parse_space("small", SPACE),
+        "objective": "class_holdout",
+        "seed": seed,
+        "pruner": "none",
+        "val_per_class": 20,
+        "trials": trials,
+        "final_seeds": final_seeds,
+        "top": 0,
+    }
+    return StudySpec(**{**given, **changes})
+
+
+def misbehave(out: Path, behaviour: dict[str, str]) -> None:
+    """Tell the trials of OUT/fake how to behave."""
+    write_atomically(StudyFolder(out, NAME) / BEHAVIOUR, json.dumps(behaviour).encode())
+
+
+def run_fake(
+    out: Path,
+    spec: StudySpec,
+    *,
+    behaviour: dict[str, str] | None = None,
+    trainable: type[FakeTrial] = FakeTrial,
+    **place: Any,
+) -> tuple[dict[str, Any], str]:
+    """A study of the fake trial in OUT/fake. Returns finals.json's content and what was printed."""
+    if behaviour is not None:
+        misbehave(out, behaviour)
+    text = io.StringIO()
+    finals = _run(out, spec, text, trainable, **place)
+    return finals, text.getvalue()
+
+
+def _run(
+    out: Path, spec: StudySpec, shown: TextIO, trainable: type[FakeTrial] = FakeTrial, **place: Any
+) -> dict[str, Any]:
+    console = Console(file=shown, width=200, soft_wrap=True)
+    return run_study(spec, Place(out=out, name=NAME, **place), trainable=trainable, console=console)
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """All records of OUT/fake, by number."""
+    files = sorted((out / NAME / "trials").glob("*/record.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+class Driver:
+    """A driver in a session of its own, so that it can be ended with all of its Ray.
+
+    As a context it leaves nothing of that behind.
+    """
+
+    entry: tuple[str, ...] = ("-m", "tests.support.driver")
+    """What Python is given before OUT and the options."""
+
+    def __init__(self, out: Path, *options: object, env: dict[str, str] | None = None) -> None:
+        self.folder = out / NAME
+        command = [sys.executable, *self.entry, str(out), *map(str, options)]
+        out.mkdir(parents=True, exist_ok=True)
+        printed, self._printed = tempfile.mkstemp(".log", "driver-", dir=out)
+        with open(printed, "w") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                start_new_session=True,
+                stdout=log,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def said(self) -> str:
+        """What it has printed so far."""
+        return Path(self._printed).read_text()
+
+    def wait_until(self, condition: Callable[[], Any], timeout_seconds: float = 400) -> None:
+        end = time.monotonic() + timeout_seconds
+        while not condition():
+            assert self.process.poll() is None, f"the driver ended by itself: {self.errors()}"
+            assert time.monotonic() < end, f"the driver made no progress: {self.said()}"
+            time.sleep(0.02)
+
+    def errors(self) -> str:
+        """What it said on stderr, once it has ended."""
+        self.wait()  # what it left of Ray holds the pipe too
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def kill(self) -> int:
+        """kill -9 of the driver alone, which leaves its Ray to itself. Returns its status."""
+        self.process.kill()
+        return self.process.wait()
+
+    def end(self, sig: signal.Signals) -> int:
+        """Send a signal to the driver alone; what it leaves of Ray is ended too. Returns its status."""
+        self.process.send_signal(sig)
+        return self.wait()
+
+    def wait(self, timeout_seconds: float = 600) -> int:
+        """Its status, once it has ended; what it leaves of Ray is ended too."""
+        try:
+            return self.process.wait(timeout=timeout_seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            for pid in session(self.process.pid):  # Ray's workers have groups of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def without_ray() -> dict[str, str]:
+    """The environment for a Ray that knows nothing of this one."""
+    return {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session (on Linux; elsewhere none are seen)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == leader:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def trial_workers(leader: int) -> list[int]:
+    """Ray's workers in a session that trials run in."""
+    found = []
+    for pid in session(leader):
+        with contextlib.suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_text()
+            if re.match(r"ray::(\w*Trial|ResourceTrainable)", title):
+                found.append(pid)
+    return found
+
+
+def _parse(options: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--pruner", default="none")
+    parser.add_argument("--top", type=int, default=0)
+    parser.add_argument("--final-seeds", type=int, nargs="*", default=())
+    parser.add_argument("--max-concurrent", type=int)
+    parser.add_argument("--address")
+    parser.add_argument("--storage")
+    parser.add_argument("--die-in-report", action="store_true")
+    return parser.parse_args(options)
+
+
+def spec_of(*options: object) -> StudySpec:
+    """What a driver with these options is asked for."""
+    return _spec(_parse(["unused", *map(str, options)]))
+
+
+def _spec(given: argparse.Namespace) -> StudySpec:
+    return small_spec(
+        trials=given.trials,
+        seed=given.seed,
+        sampler=given.sampler,
+        pruner=given.pruner,
+        top=given.top,
+        final_seeds=tuple(given.final_seeds),
+    )
+
+
+def main(options: Sequence[str]) -> int:
+    given = _parse(options)
+    # A shell starts its background jobs, and so their children, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if given.die_in_report:
+        _die_in_report()
+    place = {key: getattr(given, key) for key in ("max_concurrent", "address", "storage")}
+    try:
+        _run(given.out, _spec(given), sys.stdout, **place)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _die_in_report() -> None:
+    """Killed when half of the report has been written, before it is in place."""
+    from tune.reporting import html
+
+    def half(path: Path, content: bytes) -> None:
+        path.with_name(f".{path.name}.{os.getpid()}").write_bytes(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    html.write_atomically = half  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,188 @@
+"""Alignment is what plain gradients say, watching changes nothing, and records survive interruptions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.analysis.alignment import FILE, Alignment, Summary, measure, read, summarize
+from prometar.analysis.plot import page
+from prometar.backbone.openclip import tokenize
+from prometar.cli.app import main
+from prometar.data.streaming.stream import Batch, stream_local
+from prometar.errors import UserError, WorkError
+from prometar.methods.composition import METHODS
+from prometar.methods.meta_tasks import NoAugmentation, one_class_out, task_rng
+from prometar.step.prompted_clip import prompt_texts
+from prometar.step.state import State
+from prometar.training.train import Run, Session, initial_state
+from tests.parity.released import Released
+from tests.unit.step.test_step import CLASSES, make
+from tests.unit.training.test_session import local, small_run, train, without_time
+
+
+def pictures(run: Run, labels: tuple[int, ...], step: int = 0) -> Batch:
+    """The run's first training images under labels of the test's own."""
+    images = next(stream_local(run.plan, run.dataset.source)).images
+    return Batch(step, images, np.array(labels))
+
+
+def moved(state: State) -> State:
+    """The gate away from its start, so that its two sides weigh differently."""
+    generator = torch.Generator().manual_seed(0)
+    gate = {k: v + torch.randn(v.shape, generator=generator).to(v) for k, v in state.gate.items()}
+    return State(state.prompts, state.prompt_momenta, gate, state.gate_momenta, {}, state.step)
+
+
+def cosine(a: dict[str, Tensor], b: dict[str, Tensor], tower: str = "") -> float:
+    one, other = (torch.cat([v.flatten() for k, v in g.items() if k.startswith(tower)]) for g in (a, b))
+    return float(F.cosine_similarity(one, other, dim=0))
+
+
+def test_it_is_the_cosine_of_plain_gradients() -> None:
+    backbone, method, model, start = make({})
+    run, state = replace(small_run(), backbone=backbone, method=method, model=model), moved(start)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    found = measure(run, state, Batch(0, pixels, np.array([0, 1, 1, 2])))
+    texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="")
+    assert model.frozen_text_CE is not None
+    reference = Released(
+        backbone.clip, tokenize(texts), model.frozen_text_CE, state.prompts, state.gate,
+        text_weight=50, image_weight=20, reduction=4, inner_lr=0, outer_weight=0, prompt_lr=0, gate_lr=0,
+    )  # fmt: skip
+    images, labels = backbone.normalise(torch.from_numpy(pixels)), torch.tensor([0, 1, 1, 2])
+    draw = one_class_out(labels, NoAugmentation(), task_rng(run.config.train.seed, 0))
+    assert draw is not None
+    losses = reference.losses(images[~draw.is_query], labels[~draw.is_query])
+    support = {name: leaf.detach() for name, leaf in reference.modulated(losses).items()}
+    ce, _, _ = reference.losses(images[draw.is_query], labels[draw.is_query])
+    leaves = reference.prompts
+    query = dict(zip(leaves, torch.autograd.grad(ce, list(leaves.values())), strict=True))
+    assert found is not None
+    assert found["cosine"] == pytest.approx(cosine(support, query), abs=1e-12)
+    assert found["text"] == pytest.approx(cosine(support, query, "text"), abs=1e-12)
+    assert found["vision"] == pytest.approx(cosine(support, query, "vision"), abs=1e-12)
+    for name, gradient in (("support", support), ("query", query)):
+        norm = torch.cat([leaf.flatten() for leaf in gradient.values()]).norm()
+        assert found[f"{name}_norm"] == pytest.approx(float(norm), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_measured_where_it_learns(method: str) -> None:
+    run = small_run(method, train__batch_size=4)
+    state = initial_state(run)
+    found = measure(run, state, pictures(run, (0, 1, 1, 2)))
+    if not state.prompts:
+        assert found is None
+        return
+    assert found is not None
+    assert {name.split(".")[0] for name in state.prompts} == {"text", "vision"} & found.keys()
+    assert all(-1 <= found[key] <= 1 for key in {"cosine", "text", "vision"} & found.keys())
+    assert found["query_norm"] > 0
+
+
+def test_a_batch_of_one_class_has_no_task() -> None:
+    run = small_run()
+    assert measure(run, initial_state(run), pictures(run, (1, 1, 1, 1))) is None
+
+
+@pytest.mark.parametrize("values", [{}, {"inner__kind": "none"}], ids=["meta phase", "none"])
+def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
+    run = small_run(train__epochs=2, **values)
+    blind = Session(run, tmp_path / "blind", local(run))
+    watched = Session(run, tmp_path / "watched", local(run), Alignment(tmp_path / "watched", every=1))
+    assert without_time(train(blind)) == without_time(train(watched))
+    for name, tensor in blind.state.tensors().items():
+        assert torch.equal(tensor, watched.state.tensors()[name]), name
+    records = read(tmp_path / "watched" / FILE)
+    assert {record["step"] for record in records} <= set(range(run.plan.num_steps))
+    assert {record["epoch"] for record in records} == {1, 2}
+
+
+class Stopped(Exception):
+    pass
+
+
+class Stopping(Alignment):
+    """Ends the process's work at a step, after its record."""
+
+    at = -1
+
+    def __call__(self, run: Run, state: State, pictures: Batch) -> None:
+        super().__call__(run, state, pictures)
+        if state.step == self.at:
+            raise Stopped
+
+
+def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: Path) -> None:
+    run = small_run()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(Session(run, whole, local(run), Alignment(whole, every=1)))
+    stopping = Stopping(parts, every=1)
+    stopping.at = run.plan.steps_per_epoch + 2  # in the second epoch: its steps are done again
+    with pytest.raises(Stopped):
+        train(Session(run, parts, local(run), stopping))
+    before = (parts / FILE).read_text()
+    (parts / FILE).write_text(before[:-20])  # killed while it wrote
+    assert len(read(parts / FILE)) == before.count("\n") - 1
+    train(Session(run, parts, local(run), Alignment(parts, every=1)))
+    assert (parts / FILE).read_text() == (whole / FILE).read_text()
+
+
+def write(folder: Path, cosines: list[float]) -> Path:
+    folder.mkdir()
+    lines = [json.dumps({"step": 20 * k, "epoch": 1 + k // 2, "cosine": c}) for k, c in enumerate(cosines)]
+    (folder / FILE).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_summary_is_of_the_whole_and_of_both_ends() -> None:
+    records = [{"cosine": c} for c in (-0.5, 0.0, 0.0, 0.0, 0.25, 0.25, 0.25, 0.75)]
+    assert summarize(records) == Summary(8, 0.125, -0.25, 0.5, 0.5)
+    assert summarize([]) is None
+
+
+def test_a_plot_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(write(tmp_path / "<b>", [0.1, 0.3, 0.5])), str(write(tmp_path / "other", [-0.25]))]
+    assert main(["alignment", *runs, "--to", str(tmp_path / "plot.html")]) == 0
+    out = capsys.readouterr().out
+    assert f"{runs[0]}: gradient alignment (cosine of support and query gradient): mean 0.300 over 3" in out
+    assert f"{runs[1]}: gradient alignment (cosine of support and query gradient): mean -0.250" in out
+    text = (tmp_path / "plot.html").read_text("utf-8")
+    assert "<b>" not in text.split("</script>")[-2]
+    drawn = page({"a": read(Path(runs[0]) / FILE)})
+    assert '"x":[10.0,40.0],"y":[0.2,0.5]' in drawn.replace(" ", "")
+
+
+def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(args: list[str]) -> str:
+        assert main(args) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "train the run with `prometar train --alignment-every 20`" in fails(["alignment", "nowhere"])
+    args = ["train", "--alignment-every", "0", "--out", str(tmp_path / "run")]
+    assert "alignment is measured every 1 or more steps, found 0" in fails(args)
+    damaged = write(tmp_path / "damaged", [0.1, 0.2])
+    lines = (damaged / FILE).read_text().splitlines()
+    for line in ("{}", "[]", "x", '{"step": "a", "cosine": 0.1}'):
+        (damaged / FILE).write_text("\n".join([line, lines[1]]))
+        assert f"{FILE}, line 1, is no record of an alignment" in fails(["alignment", str(damaged)])
+
+
+def test_a_watch_says_so_where_it_cannot_write(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="every 1 or more steps, found -1"):
+        Alignment(tmp_path, every=-1)
+    (tmp_path / "file").write_text("")
+    run = small_run()
+    with pytest.raises(WorkError, match=r"cannot write .*file"):
+        Alignment(tmp_path / "file", every=1)(run, initial_state(run), pictures(run, (0, 1, 1, 2)))

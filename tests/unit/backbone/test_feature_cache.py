@@ -1,0 +1,191 @@
+"""Frozen text features on disk: the same as computed ones, or computed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prometar.backbone import feature_cache
+from prometar.backbone.clip import Clip
+from prometar.backbone.feature_cache import cached_text, text_digest
+from prometar.backbone.frozen_features import frozen_text
+from prometar.backbone.openclip import tokenize
+from tests.support.tiny import backbone
+
+NAMES = ("banded", "polka-dotted", "sports_car")
+TEMPLATES = ("a photo of a {}.", "{} texture.")
+
+
+class Counted:
+    """A tokenizer that counts its calls: features are computed exactly as often."""
+
+    calls = 0
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        self.calls += 1
+        return tokenize(texts)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "text-features"
+
+
+def get(clip: Clip, names: Sequence[str] = NAMES, templates: Sequence[str] = TEMPLATES) -> tuple[Tensor, int]:
+    """Features, and whether (1 or 0) they were computed."""
+    counted = Counted()
+    return cached_text(clip, text_digest(clip), counted, names, templates), counted.calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_second_time_gives_the_same_bits_without_computing(folder: Path, dtype: torch.dtype) -> None:
+    clip = backbone(dtype).clip
+    first, computed = get(clip)
+    assert computed == 1
+    torch.testing.assert_close(first, frozen_text(clip, tokenize, NAMES, TEMPLATES), rtol=0, atol=0)
+    again, computed = get(clip)
+    assert computed == 0
+    assert again.dtype == first.dtype
+    assert torch.equal(again, first)
+    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
+
+
+def test_whatever_decides_the_features_has_an_entry_of_its_own(folder: Path) -> None:
+    clip = backbone().clip
+    block = clip.text.blocks[1]
+    others = [
+        backbone(torch.float64).clip,
+        replace(clip, text=replace(clip.text, num_heads=4)),
+        replace(clip, text=replace(clip.text, activation="gelu")),
+        replace(clip, text_projection=clip.text_projection.clone().index_fill_(0, torch.tensor(3), 0)),
+        replace(clip, token_embedding=clip.token_embedding * 2),
+        replace(clip, ln_final_bias=clip.ln_final_bias + 1e-6),
+        replace(clip, text=replace(clip.text, blocks=(clip.text.blocks[0], block, block))),
+    ]
+    digests = [text_digest(each) for each in (clip, *others)]
+    assert len(set(digests)) == len(digests)
+    get(clip)
+    assert get(clip, NAMES[::-1])[1] == 1
+    assert get(clip, NAMES[:2])[1] == 1
+    assert get(clip, NAMES, TEMPLATES[:1])[1] == 1
+    assert all(get(other)[1] == 1 for other in others)
+    assert get(clip)[1] == 0
+
+
+def test_what_only_images_pass_through_does_not_count() -> None:
+    clip = backbone().clip
+    assert text_digest(replace(clip, vision_projection=clip.vision_projection + 1)) == text_digest(clip)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def of_another(path: Path) -> None:
+    save_file(
+        {"features": torch.zeros(3, 24)}, path, {"format": feature_cache.FORMAT, "name": "x", "sha256": "y"}
+    )
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "a changed byte": flip_a_byte,
+    "no safetensors": lambda path: path.write_bytes(b"\xff" * 500),
+    "other tensors": lambda path: save_file({"else": torch.ones(2)}, path),
+    "no metadata": lambda path: save_file(load_file(path), path),
+    "another's": of_another,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_computed_again_and_mended(folder: Path, damage: str) -> None:
+    clip = backbone().clip
+    expected, _ = get(clip)
+    (path,) = folder.iterdir()
+    DAMAGES[damage](path)
+    features, computed = get(clip)
+    assert computed == 1
+    assert torch.equal(features, expected)
+    assert get(clip)[1] == (damage == "a folder")  # which nothing can replace
+
+
+def test_an_entry_under_anothers_name_is_not_taken(folder: Path) -> None:
+    clip = backbone().clip
+    get(clip)
+    (mine,) = folder.iterdir()
+    expected, _ = get(clip, NAMES[::-1])
+    (other,) = set(folder.iterdir()) - {mine}
+    other.write_bytes(mine.read_bytes())
+    features, computed = get(clip, NAMES[::-1])
+    assert computed == 1
+    assert torch.equal(features, expected)
+
+
+def test_where_nothing_can_be_written_features_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "file"))
+    clip = backbone().clip
+    assert get(clip)[1] == get(clip)[1] == 1
+    monkeypatch.delenv("PROMETAR_CACHE")
+
+    def homeless() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert get(clip)[1] == 1
+
+
+def test_a_full_disk_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert get(backbone().clip)[1] == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_the_default_folder_is_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETAR_CACHE")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    get(backbone().clip)
+    assert len(list((tmp_path / ".cache" / "prometar" / "text-features").glob("*.safetensors"))) == 1
+
+
+WRITER = """
+import torch
+from prometar.backbone import feature_cache
+from pathlib import Path
+import sys
+features = torch.arange(60000.0).view(3, -1)
+path = Path(sys.argv[1])
+for _ in range(60):
+    feature_cache._write(path, "n", features)
+    found = feature_cache._read(path, "n")
+    assert found is not None and torch.equal(found, features)
+"""
+
+
+def test_writers_of_one_entry_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)], env=env) for _ in range(2)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["n.safetensors"]

@@ -1,0 +1,125 @@
+"""Packed texts: rows hold every text exactly, and the tower over them equals the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prometar.backbone import text_packing
+from prometar.backbone.frozen_features import frozen_text, mean_text
+from prometar.backbone.openclip import TEMPLATES, tokenize
+from prometar.backbone.text import encode_text, text_input
+from prometar.backbone.text_packing import Rows, pack
+from tests.support.tiny import open_clip_model, towers
+from tests.unit.backbone.test_towers import EXACT, compare, plain_text, random_prompts
+
+NAMES = [
+    "banded", "polka-dotted", "sports car", "sports car", "American black bear", "American bullfrog",
+    "a very long name of a class that says all that can be said of it", "tench", "737-200", "737-300",
+]  # fmt: skip
+TEXTS = [f"a photo of a {name}." for name in NAMES]
+
+tokens = st.integers(1, 4)  # few different ones, so that starts are often shared
+texts = st.lists(st.lists(tokens, min_size=1, max_size=7), min_size=1, max_size=30)
+
+
+@pytest.fixture(params=[9, 96], ids=["rows of 9", "rows of 96"])
+def row_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.setattr(text_packing, "ROW_LENGTH", request.param)
+    return request.param
+
+
+def read_back(rows: Rows, end: int) -> list[int]:
+    """The tokens that the slot at `end` sees, by depth: its text, if rows are right."""
+    row, slot = divmod(end, rows.ids.shape[1])
+    sees = rows.sees[row, slot]
+    shared = rows.ids[0, : rows.num_shared][sees[: rows.num_shared]]
+    own = np.nonzero(sees[rows.num_shared :])[0]
+    assert (rows.depth[row, own] == rows.num_shared + np.arange(len(own))).all()
+    return [*shared.tolist(), *rows.ids[row, own].tolist()]
+
+
+@settings(max_examples=100, deadline=None)
+@given(shared=st.lists(tokens, min_size=1, max_size=4), rests=texts, row_length=st.integers(3, 40))
+def test_rows_hold_each_text_once_and_little_else(
+    shared: list[int], rests: list[list[int]], row_length: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_packing, "ROW_LENGTH", row_length)
+        rows = pack(shared, rests)
+    assert [read_back(rows, int(end)) for end in rows.end] == [shared + rest for rest in rests]
+    assert rows.sees.any(-1).all()  # nothing attends to nothing, which would be NaN
+    num_nodes = len(shared) + len({tuple(r[: k + 1]) for r in rests for k in range(len(r))})
+    assert rows.ids.shape[1] <= num_nodes
+    assert rows.ids.size == num_nodes or len(rows.ids) > 1
+
+
+def test_real_names_leave_few_slots_empty() -> None:
+    import open_clip
+
+    names = open_clip.IMAGENET_CLASSNAMES[::4]
+    ids = tokenize([f"a photo of a {name}." for name in names])
+    rests = [row[5 : int(row.argmax()) + 1].tolist() for row in ids]
+    rows = pack(ids[0, :5].tolist(), rests)
+    assert rows.ids.size < 1.02 * (5 + sum(map(len, rests)))
+
+
+@pytest.mark.parametrize("layers", [set(), {0}, {0, 1}, {1}, {0, 1, 2}])
+def test_rows_of_any_length_equal_the_plain_tower(row_length: int, layers: set[int]) -> None:
+    model = open_clip_model()
+    clip, ids = towers(model), tokenize(TEXTS)
+    prompts = random_prompts(layers, 4, 16)
+    text = text_input(clip, ids, num_context=4)
+    assert (len(text.embedded_RTD) == 1) == (row_length == 96)
+    compare(encode_text(clip, text, prompts), plain_text(model, ids, prompts), prompts)
+    with torch.no_grad():
+        torch.testing.assert_close(encode_text(clip, text, prompts), plain_text(model, ids, prompts), **EXACT)
+
+
+def test_the_second_derivative_through_several_rows(row_length: int) -> None:
+    clip = towers(open_clip_model(layers=2))
+    text = text_input(clip, tokenize(TEXTS[:5]), num_context=2)
+    (prompt,) = random_prompts({0}, 2, 16).values()
+    assert torch.autograd.gradgradcheck(lambda p: encode_text(clip, text, {0: p}).tanh().sum(), prompt)
+
+
+def test_mapped_over_prompts_it_gives_each_ones_features_and_gradients(row_length: int) -> None:
+    clip = towers(open_clip_model())
+    text = text_input(clip, tokenize(TEXTS), num_context=3)
+    generator = torch.Generator().manual_seed(0)
+    many = torch.randn(4, 2, 3, 16, dtype=torch.float64, generator=generator)
+
+    def score(prompts: Tensor) -> Tensor:
+        return encode_text(clip, text, dict(enumerate(prompts))).tanh().sum()
+
+    values, gradients = torch.vmap(torch.func.grad_and_value(score))(many)[::-1]
+    for one, value, gradient in zip(many, values, gradients, strict=True):
+        leaf = one.clone().requires_grad_()
+        expected = score(leaf)
+        torch.testing.assert_close(value, expected.detach(), **EXACT)
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected, leaf)[0], **EXACT)
+
+
+def test_a_text_is_the_same_alone_and_among_others() -> None:
+    clip, ids = towers(open_clip_model()), tokenize(TEXTS)
+    together = encode_text(clip, text_input(clip, ids))
+    alone = torch.cat([encode_text(clip, text_input(clip, ids[k : k + 1])) for k in range(len(ids))])
+    torch.testing.assert_close(together, alone, **EXACT)
+
+
+@pytest.mark.parametrize("batch_size", [7, 256])
+def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batch_size: int) -> None:
+    model = open_clip_model()
+    templates = (*TEMPLATES[::6], "{} texture.", "{}")
+    ids = tokenize([each.format(name) for name in NAMES for each in templates])
+    plain = model.encode_text(ids).unflatten(0, (len(NAMES), -1)).mean(dim=1)
+    ours = mean_text(towers(model), ids, len(templates), batch_size=batch_size)
+    torch.testing.assert_close(ours, F.normalize(plain, dim=-1), **EXACT)
+    torch.testing.assert_close(frozen_text(towers(model), tokenize, NAMES, templates), ours, **EXACT)

@@ -1,0 +1,182 @@
+"""The files for `ray up`: Ray's own schema, each cloud's fields, and what must hold on all of them."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import botocore.session
+import click
+import jsonschema
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+from moto import mock_aws
+from ray.autoscaler._private.aws import config as ray_aws
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.support.launcher_models import Machine
+from tests.support.shipped import IMAGE, damaged, text_of
+
+FILES = ("aws.yaml", "gcp.yaml", "onprem.yaml")
+TOKEN = "~/.ray/auth_token"
+
+
+def check_launcher(text: str) -> dict[str, Any]:
+    """The prepared configuration.
+
+    Raises:
+        jsonschema.ValidationError, ValueError: what is wrong with it.
+    """
+    asked = yaml.safe_load(text)
+    config: dict[str, Any] = prepare_config(copy.deepcopy(asked))
+    validate_config(config)
+    start = " ".join(config["head_start_ray_commands"])
+    rules = {
+        "the head would run trials": all(f"--num-{kind}=0" in start for kind in ("cpus", "gpus")),
+        "the dashboard is open": "--dashboard-host=127.0.0.1" in start and "0.0.0.0" not in text,
+        "there is no token": "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+        and config["file_mounts"].get(TOKEN) == TOKEN,
+        "another image": config["docker"]["image"] == IMAGE,
+        "nothing is shared": "--volume=/mnt/shared:/mnt/shared" in config["docker"]["run_options"],
+        "the launcher installs something": not any(config[k] for k in config if k.endswith("setup_commands")),
+    }
+    for what, holds in rules.items():
+        if not holds:
+            raise ValueError(what)
+    if asked["provider"]["type"] != "local":
+        _check_machines(config)
+    return config
+
+
+def _check_machines(config: dict[str, Any]) -> None:
+    types = config["available_node_types"]
+    head, (worker,) = types["head"], [types[name] for name in types if name != "head"]
+    if head["resources"] != {"CPU": 0, "GPU": 0} or not worker["resources"]["GPU"]:
+        raise ValueError("trials run on workers with GPUs alone")
+    if not any("/mnt/shared" in command for command in config["initialization_commands"]):
+        raise ValueError("nothing is mounted on /mnt/shared")
+    spots = [_check_machine(config["provider"]["type"], kind["node_config"]) for kind in (head, worker)]
+    if spots != [False, True]:
+        raise ValueError("workers are spot machines, the head is none")
+
+
+def _check_machine(cloud: str, machine: dict[str, Any]) -> bool:
+    """Whether it is a spot machine."""
+    if cloud == "gcp":
+        return Machine.model_validate(machine).scheduling is not None
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
+    machine = dict(machine)
+    machine["SubnetId"], *_ = machine.pop("SubnetIds", [""])  # Ray tries them in turn
+    report = ParamValidator().validate({**machine, "MinCount": 1, "MaxCount": 1}, shape.input_shape)
+    if report.has_errors():
+        raise ValueError(report.generate_report())
+    if not machine.get("SecurityGroupIds"):
+        raise ValueError("Ray would make a security group that is open to the world")
+    return bool(machine.get("InstanceMarketOptions", {}).get("MarketType") == "spot")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_launcher_file(name: str) -> None:
+    check_launcher(text_of(name))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cluster_name:", "clustername:", "'clustername' was unexpected"),
+        ("run_options:", "options:", "'options' was unexpected"),
+        (IMAGE, "registry.example.com/prometar:latest", "another image"),
+        ("--num-cpus=0", "", "head would run trials"),
+        ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard is open"),
+        ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "no token"),
+        (f'"{TOKEN}": "{TOKEN}"', '"~/a": "~/b"', "no token"),
+        ("/mnt/shared:/mnt/shared", "/tmp:/mnt/other", "nothing is shared"),
+        ("head_start_ray_commands", "setup_commands: [pip install ray]\nhead_start_ray_commands", "install"),
+    ],
+)
+def test_damage_is_refused(name: str, old: str, new: str, message: str) -> None:
+    text = damaged(name, old, new).replace("\nsetup_commands: []", "")
+    with pytest.raises((jsonschema.ValidationError, click.ClickException, ValueError), match=message):
+        check_launcher(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("aws.yaml", "SecurityGroupIds: [YOUR_GROUP]", "", "open to the world"),
+        ("aws.yaml", "SubnetIds:", "SubNetIds:", 'Unknown parameter in input: "SubNetIds"'),
+        ("aws.yaml", "HttpTokens", "HttpToken", "HttpToken"),
+        ("aws.yaml", "MarketType: spot", "MarketType: capacity-block", "workers are spot"),
+        ("aws.yaml", "CPU: 0, GPU: 0", "CPU: 4, GPU: 0", "on workers with GPUs alone"),
+        ("aws.yaml", "head_node_type: head", "head_node_type: boss", "must be one of"),
+        ("gcp.yaml", "networkInterfaces", "networkInterface", "Extra inputs are not permitted"),
+        ("gcp.yaml", "      scheduling:\n", "      schedule:\n", "Extra inputs are not permitted"),
+        ("gcp.yaml", "automaticRestart: false", "automaticRestart: true", "Input should be False"),
+        ("gcp.yaml", "diskTypes/pd-balanced", "diskTypes/pd-standard", "String should match pattern"),
+        ("gcp.yaml", "CPU: 8, GPU: 1", "CPU: 8, GPU: 0", "on workers with GPUs alone"),
+        ("onprem.yaml", "head_ip", "head_address", "head_ip"),
+    ],
+)
+def test_damage_of_one_is_refused(name: str, old: str, new: str, message: str) -> None:
+    with pytest.raises((jsonschema.ValidationError, click.ClickException, ValueError), match=message):
+        check_launcher(damaged(name, old, new))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_site_must_fill_in_is_explained(name: str) -> None:
+    lines = text_of(name).splitlines()
+    for number, line in enumerate(lines):
+        if "YOUR_" in line and not line.lstrip().startswith("#"):
+            above = lines[max(0, number - 6) : number]
+            assert any(before.lstrip().startswith("#") for before in above), f"{name}: {line}"
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """An AWS that is not there, with the network, group and image that aws.yaml asks a site for."""
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "testing")
+    caches = [value for value in vars(ray_aws).values() if hasattr(value, "cache_clear")]
+    with mock_aws():
+        ec2 = boto3.client("ec2", region_name="us-west-2")
+        vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.1.0/24", AvailabilityZone="us-west-2a")
+        ec2.modify_subnet_attribute(
+            SubnetId=subnet["Subnet"]["SubnetId"], MapPublicIpOnLaunch={"Value": True}
+        )
+        group = ec2.create_security_group(GroupName="prometar", Description="Ray cluster", VpcId=vpc)
+        yield {
+            "YOUR_REGION": "us-west-2",
+            "YOUR_ZONES": "us-west-2a",
+            "YOUR_IMAGE": ec2.describe_images()["Images"][0]["ImageId"],
+            "YOUR_GROUP": group["GroupId"],
+            "YOUR_SUBNET": subnet["Subnet"]["SubnetId"],
+        }
+    for cache in caches:
+        cache.cache_clear()
+
+
+def open_to_the_world() -> list[str]:
+    """Security groups that let every address in."""
+    groups = boto3.client("ec2", region_name="us-west-2").describe_security_groups()["SecurityGroups"]
+    return [g["GroupName"] for g in groups if "0.0.0.0/0" in str(g["IpPermissions"])]
+
+
+@pytest.mark.parametrize("own_group", [True, False])
+def test_ray_up_on_aws_opens_nothing(aws: dict[str, str], own_group: bool) -> None:
+    """What `ray up` does before the first machine; without the file's own group Ray opens SSH to all."""
+    text = re.sub(r"YOUR_[A-Z]+", lambda word: aws.get(word[0], word[0]), text_of("aws.yaml"))
+    config = check_launcher(text)
+    if not own_group:
+        for kind in config["available_node_types"].values():
+            del kind["node_config"]["SecurityGroupIds"]
+    ready = ray_aws._configure_security_group(ray_aws._configure_subnet(config))
+    groups = {n: t["node_config"]["SecurityGroupIds"] for n, t in ready["available_node_types"].items()}
+    if own_group:
+        assert groups == {"head": [aws["YOUR_GROUP"]], "gpu": [aws["YOUR_GROUP"]]}
+    assert open_to_the_world() == ([] if own_group else ["ray-autoscaler-prometar"])

@@ -1,0 +1,118 @@
+"""A method's name stands for its published settings; what is asked besides overrides them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prometar.config import recipes
+from prometar.config.recipes import NAMES, recipe
+from prometar.config.settings import Config, configure, dump_config, load_config, parse_assignments
+from prometar.errors import UserError
+from prometar.methods.composition import build
+from prometar.reproduce.published import beside
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "zero-shot": {"prompts.kind": "none", "prompts.frozen_text": "template"},
+    "zero-shot-ensemble": {"prompts.kind": "none", "prompts.frozen_text": "ensemble"},
+    "coop": {
+        "train.epochs": 200, "train.batch_size": 32, "optim.lr": 0.002, "prompts.text_length": 4,
+        "prompts.text_depth": 1, "prompts.vision_depth": 0, "regularizer.kind": "none",
+    },
+    "vpt": {
+        "train.epochs": 5, "train.batch_size": 4, "optim.lr": 0.0025, "prompts.vision_length": 8,
+        "prompts.vision_depth": 12, "prompts.text_depth": 0, "prompts.frozen_text": "init",
+    },
+    "ivlp": {"train.epochs": 20, "train.batch_size": 4, "optim.lr": 0.0025, "prompts.text_length": 4,
+             "prompts.vision_length": 4, "prompts.text_depth": 9, "prompts.vision_depth": 9},
+    "maple": {"train.epochs": 5, "train.batch_size": 4, "optim.lr": 0.0035, "prompts.kind": "coupled",
+              "prompts.text_length": 2, "prompts.text_depth": 9},
+    "kgcoop": {"train.epochs": 100, "train.batch_size": 128, "optim.lr": 0.002, "regularizer.kind": "cosine",
+               "regularizer.text_weight": 8.0, "regularizer.teacher": "photo", "prompts.text_depth": 1},
+    "prograd": {"train.epochs": 100, "train.batch_size": 32, "optim.lr": 0.002, "prompts.text_length": 16,
+                "prompts.text_depth": 1, "prompts.vision_depth": 0, "prompts.init_padding": "zeros",
+                "regularizer.text_weight": 0.0, "regularizer.image_weight": 0.0,
+                "regularizer.logits_weight": 1.0, "regularizer.teacher": "name_last",
+                "modulator.kind": "projection", "modulator.share": 1.0},
+    "promptsrc": {"train.epochs": 20, "train.batch_size": 4, "optim.lr": 0.0025,
+                  "regularizer.text_weight": 25.0, "regularizer.image_weight": 10.0,
+                  "regularizer.logits_weight": 1.0,
+                  "averager.kind": "gaussian", "averager.mean": 0.75, "averager.std": 0.05},
+    "prometar": {"train.epochs": 10, "train.batch_size": 4, "optim.lr": 0.0025,
+                 "regularizer.text_weight": 50.0, "regularizer.image_weight": 20.0,
+                 "modulator.kind": "gate", "inner.kind": "sgd",
+                 "task.augmentation": "feature_mixup"},
+}  # fmt: skip
+PAPERS_SETTING = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai", "data.name": "dtd"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_name_alone_gives_the_published_settings(name: str) -> None:
+    settings = configure(name).flat()
+    assert {key: settings[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_where_it_comes_from_and_runs(name: str, tmp_path: Path) -> None:
+    entry = recipe(name)
+    assert entry.title
+    assert entry.about
+    assert entry.paper
+    assert entry.source
+    program, command, option, method, *rest = shlex.split(entry.command)
+    assert (program, command, option, method) == ("prometar", "train", "--method", name)
+    settings = [rest[k + 1] for k, word in enumerate(rest) if word == "--set"]
+    config = configure(name, parse_assignments(settings))
+    assert build(config) == build(Config(method=name))
+    series = beside("base-to-new", config)
+    if name in {"zero-shot", "coop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc", "prometar"}:
+        assert series is not None
+        assert {"base", "new", "H"} <= series.figures["average"].keys()
+    else:
+        assert series is None
+        assert entry.unverified
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    folder = Path(recipes.__file__).parent / "recipes"
+    assert sorted(NAMES) == sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def test_the_defaults_are_prometars() -> None:
+    assert Config() == Config(method="prometar") == configure("prometar")
+
+
+def test_what_is_asked_overrides_the_recipe() -> None:
+    config = configure("coop", {"train.epochs": 3, "regularizer.kind": "l2"})
+    assert (config.train.epochs, config.train.batch_size) == (3, 32)
+    assert config.regularizer.kind == "l2"
+
+
+def test_another_method_brings_its_own_settings_and_leaves_data_and_seed() -> None:
+    start = configure("coop", {"data.shots": 2, "train.seed": 7, "optim.lr": 1.0, "backbone.name": "b"})
+    other = start.override({"train.epochs": 4, "method": "maple"})
+    assert other == configure(
+        "maple", {"data.shots": 2, "train.seed": 7, "train.epochs": 4, "backbone.name": "b"}
+    )
+    assert start.override({"method": "coop"}) == start
+
+
+def test_a_file_that_names_a_method_starts_from_its_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: vpt\nprompts: {vision_length: 3}\n")
+    assert load_config(path) == configure("vpt", {"prompts.vision_length": 3})
+    path.write_text("method: vpt\nprompts: 3\n")
+    with pytest.raises(UserError, match="prompts: Input should be a valid dictionary"):
+        load_config(path)
+    path.write_text("method: maple2\n")
+    with pytest.raises(UserError, match="unknown method 'maple2': choose one of zero-shot, "):
+        load_config(path)
+    path.write_text("method: [coop]\n")
+    with pytest.raises(UserError, match="method: Input should be a valid string"):
+        load_config(path)

@@ -1,0 +1,170 @@
+"""`--dataset folder`: any tree of image folders, split by its folders or by a stated rule."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prometar.cli.app import main
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.imagetree import SPLIT_NOTE, split_paths
+from prometar.data.preparation.check import check
+from prometar.data.preparation.prepare import prepare
+from prometar.errors import UserError
+from tests.support.copies import write_tree
+
+TREE = [
+    f"{split}/{name}/{k}.png" for split in ("train", "val", "test") for name in ("cat", "dog") for k in "12"
+]
+FLAT = [f"{name}/{k}.jpg" for name in ("oak_tree", "pine", "yew") for k in range(10)]
+
+
+def test_split_folders_are_kept(tmp_path: Path) -> None:
+    dataset = open_dataset("folder", write_tree(tmp_path, TREE))
+    assert {split: [i.path for i in items] for split, items in dataset.splits.items()} == {
+        split: sorted(path for path in TREE if path.startswith(split)) for split in dataset.splits
+    }
+    assert dataset.classnames == ("cat", "dog")
+    assert dataset.note == ""
+    assert (dataset.name, dataset.template) == ("folder", "a photo of a {}.")
+    assert [i.label for i in dataset.test] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("test",)], ids="+".join)
+def test_val_and_train_may_be_missing(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    write_tree(tmp_path, [path for path in TREE if path.split("/")[0] in splits])
+    counts = {split: len(items) for split, items in open_dataset("folder", tmp_path).splits.items()}
+    assert counts == {split: 4 if split in splits else 0 for split in ("train", "val", "test")}
+
+
+def test_class_folders_are_split_by_the_stated_rule(tmp_path: Path) -> None:
+    dataset = open_dataset("folder", write_tree(tmp_path, FLAT))
+    assert dataset.classnames == ("oak_tree", "pine", "yew")
+    counts = {s: Counter(i.classname for i in items) for s, items in dataset.splits.items()}
+    assert {s: set(c.values()) for s, c in counts.items()} == {"train": {5}, "val": {2}, "test": {3}}
+    assert sorted(i.path for items in dataset.splits.values() for i in items) == sorted(FLAT)
+    assert dataset.note == SPLIT_NOTE
+    assert "30 % test, 20 % val, the rest train" in SPLIT_NOTE
+    # a golden draw: a change of the rule would change what users have measured
+    assert [i.path for i in dataset.test][:3] == ["oak_tree/1.jpg", "oak_tree/8.jpg", "oak_tree/9.jpg"]
+
+
+@given(
+    st.sets(st.text(st.characters(codec="utf-8"), min_size=1), min_size=3, max_size=60), st.integers(0, 99)
+)
+def test_a_split_is_a_partition_that_no_order_changes(paths: set[str], seed: int) -> None:
+    parts = split_paths(sorted(paths))
+    assert sorted(path for part in parts.values() for path in part) == sorted(paths)
+    assert len(parts["test"]) == max(1, len(paths) * 3 // 10)
+    assert len(parts["val"]) == max(1, len(paths) // 5)
+    assert parts["train"]
+    shuffled = sorted(paths)
+    random.Random(seed).shuffle(shuffled)
+    assert split_paths(shuffled) == parts
+
+
+def test_other_classes_do_not_change_a_split(tmp_path: Path) -> None:
+    before = open_dataset("folder", write_tree(tmp_path, FLAT))
+    after = open_dataset("folder", write_tree(tmp_path, [f"ash/{k}.jpg" for k in range(7)]))
+    for split, items in before.splits.items():
+        kept = [i.path for i in after.splits[split] if i.classname != "ash"]
+        assert kept == [i.path for i in items]
+
+
+def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
+    write_tree(tmp_path, TREE)
+    (tmp_path / "labels.csv").write_text("")
+    (tmp_path / "train/cat/notes.txt").write_text("")
+    (tmp_path / "train/cat/.DS_Store").write_text("")
+    note = open_dataset("folder", tmp_path).note
+    assert note == "2 files are no images and are left out, such as labels.csv"
+    assert note in check("folder", tmp_path, threads=1).notes
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    dataset = open_dataset(
+        "folder", write_tree(tmp_path, [f"{n}/{k}.jpg" for n in ("train", "ship") for k in "1234"])
+    )
+    assert dataset.classnames == ("ship", "train")
+
+
+MISTAKES = {
+    "nothing": ([], "{} has no class folders: expected a folder of images a class, found nothing"),
+    "only images": (["1.jpg"], "{} has no class folders: expected a folder of images a class, found 1 files"),
+    "one class": (["cat/1.jpg"], "{} has one class folder (cat): at least two are needed"),
+    "few images": (["cat/1.jpg", "dog/1.jpg"], "{}/cat has 1 images: at least 3 are needed to split"),
+    "an empty class": ([*FLAT, "rose/notes.txt"], "class folder {}/rose has no images"),
+    "folders in classes": ([*FLAT, "yew/old/1.jpg"], "{}/yew/old is a folder in a class folder"),
+    "no test": ([p for p in TREE if p.startswith("train")], "{} has train/ but no test/"),
+    "no train": ([p for p in TREE if not p.startswith("train")], "{} has val/ but no train/"),
+    "a strange split": ([*TREE, "valid/cat/1.jpg"], "{}/valid is no split with class folders"),
+    "no classes in a split": ([p for p in TREE if p[0] != "v"] + ["val/1.jpg"], "{}/val is no split"),
+    "a class of test alone": ([*TREE, "test/eel/1.jpg"], "{}/train lacks 1 classes of test/, such as 'eel'"),
+    "a class of train alone": ([*TREE, "train/eel/1.jpg"], "{}/val lacks 1 classes of train/, such as 'eel'"),
+    "one class, split": (
+        [p for p in TREE if "cat" in p],
+        "{} has one class folder (cat): at least two are needed",
+    ),
+    "the same name": (
+        [p for n in ("Red_Oak", "red oak") for p in (f"{n}/1.jpg", f"{n}/2.jpg", f"{n}/3.jpg")],
+        "{}: the folders 'Red_Oak' and 'red oak' name the same class",
+    ),
+}
+
+
+@pytest.mark.parametrize(("paths", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_are_one_line(
+    tmp_path: Path, paths: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(tmp_path, paths)
+    assert main(["data", "check", "folder", "--data-root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message.format(tmp_path) in error
+    assert error.count("\n") == 1
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path, FLAT)
+    (tmp_path / "yew/1.jpg").rename(tmp_path / "yew" / os.fsdecode(b"\xff.jpg"))
+    with pytest.raises(UserError, match=r"'\\udcff.jpg' is not UTF-8: rename it"):
+        open_dataset("folder", tmp_path)
+
+
+def test_a_missing_root_says_what_is_expected(tmp_path: Path) -> None:
+    for root in (None, tmp_path / "no"):
+        with pytest.raises(UserError, match="pass --data-root DIR, a folder with train/ and test/ folders"):
+            open_dataset("folder", root)
+
+
+def test_a_prepared_copy_keeps_the_split_and_its_note(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", FLAT)
+    prepare("folder", tree, tmp_path / "copy", threads=1)
+    ours, theirs = open_dataset("folder", tmp_path / "copy"), open_dataset("folder", tree)
+    assert (ours.splits, ours.note) == (theirs.splits, SPLIT_NOTE)
+    for to in (tree, tree / "copy"):
+        with pytest.raises(UserError, match="own folder"):
+            prepare("folder", tree, to)
+    with pytest.raises(UserError, match="holds other files"):
+        prepare("folder", tree, tmp_path)
+
+
+def test_list_shows_the_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path, FLAT)
+    assert main(["data", "list", "--data-root", str(tmp_path)]) == 0
+    assert f"\nfolder: {SPLIT_NOTE}\n" in capsys.readouterr().out
+
+
+def test_a_run_on_ones_own_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    write_tree(tmp_path / "tree", FLAT)
+    args = ["train", "--data-root", str(tmp_path / "tree"), "--out", str(tmp_path / "run")]
+    settings = ["data.name=folder", "method=ivlp", "train.epochs=1", "data.shots=4"]
+    assert main([*args, *(word for setting in settings for word in ("--set", setting))]) == 0
+    assert "ivlp on folder, seed 1: base " in capsys.readouterr().out

@@ -1,0 +1,140 @@
+"""The few-shot draw replays the field's draws; class splits follow its rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prometar.data.datasets.dataset import Item
+from prometar.data.splits.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
+from prometar.errors import UserError
+
+
+def _golden() -> list[Path]:
+    folders = [Path(__file__).parents[3] / "golden"]
+    if os.environ.get("PROMETAR_GOLDEN"):
+        folders.append(Path(os.environ["PROMETAR_GOLDEN"]))
+    return sorted({file.resolve() for folder in folders for file in folder.glob("fewshot_*.json")})
+
+
+@pytest.mark.parametrize("file", _golden(), ids=lambda file: file.name)
+def test_fewshot_draws_equal_the_golden_file(file: Path) -> None:
+    tree = json.loads(file.read_text())
+    train, val = (tuple(Item(*row) for row in tree["split"][name]) for name in ("train", "val"))
+    assert tree["draws"]
+    for key, want in tree["draws"].items():
+        match = re.fullmatch(r"seed(\d+)-shots(\d+)", key)
+        assert match, key
+        drawn = draw(train, val, seed=int(match[1]), shots=int(match[2]))
+        assert [item.path for item in drawn[0]] == want["train"], key
+        assert [item.path for item in drawn[1]] == want["val"], key
+
+
+def test_fewshot_the_repository_holds_a_golden_file() -> None:
+    assert any(file.name == "fewshot_dtd10.json" for file in _golden())
+
+
+def _items(labels: list[int]) -> tuple[Item, ...]:
+    return tuple(Item(f"{label}/{k}.jpg", label, f"class {label}") for k, label in enumerate(labels))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 6), st.integers(0, 99))
+def test_fewshot_draw_takes_shots_of_each_label_or_all(labels: list[int], shots: int, seed: int) -> None:
+    items = _items(labels)
+    state = random.getstate()
+    train, val = draw(items, items, shots=shots, seed=seed)
+    assert random.getstate() == state
+    assert (train, val) == draw(items, items, shots=shots, seed=seed)
+    for drawn, most in ((train, shots), (val, min(shots, 4))):
+        assert len(set(drawn)) == len(drawn)
+        counts = {label: sum(item.label == label for item in drawn) for label in labels_of(items)}
+        assert counts == {label: min(most, labels.count(label)) for label in labels_of(items)}
+
+
+def test_fewshot_draw_follows_first_appearance_not_label_order() -> None:
+    items = _items([7, 7, 7, 2, 2, 2])
+    rng = random.Random(5)
+    want = rng.sample(items[:3], 2) + rng.sample(items[3:], 2)
+    assert list(draw(items, (), shots=2, seed=5)[0]) == want
+
+
+@pytest.mark.parametrize(
+    ("items", "shots", "text"), [((), 1, "train split is empty"), (_items([0]), 0, "at least 1")]
+)
+def test_fewshot_draw_refuses(items: tuple[Item, ...], shots: int, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        draw(items, items, shots=shots, seed=1)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 99))
+def test_held_out_images_are_a_fifth_of_each_class_and_never_drawn(
+    labels: list[int], shots: int, seed: int
+) -> None:
+    items = _items([*labels, *range(7), *range(7)])
+    train, val, message = val_of_train(items)
+    assert sorted((*train, *val), key=lambda i: i.path) == sorted(items, key=lambda i: i.path)
+    for label in range(7):
+        count = sum(item.label == label for item in items)
+        assert sum(item.label == label for item in val) == max(1, count // 5)
+    drawn, drawn_val = draw(train, val, shots=shots, seed=seed)
+    assert not {*drawn} & {*val}
+    assert {*drawn_val} <= {*val}
+    shuffled = random.Random(seed).sample(items, len(items))
+    assert {*val_of_train(shuffled).val} == {*val}
+    assert f"{len(val)} of the {len(items)} training images" in message
+
+
+def test_at_most_fifty_images_of_a_class_are_held_out() -> None:
+    assert len(val_of_train(_items([3] * 1300)).val) == 50
+    with pytest.raises(UserError, match="class 'class 1' has one training image"):
+        val_of_train(_items([0, 0, 1]))
+
+
+def test_held_out_images_are_the_same_for_ever() -> None:
+    held = val_of_train(_items([0, 1] * 12))
+    assert [item.path for item in held.val] == ["1/13.jpg", "1/15.jpg", "0/16.jpg", "0/18.jpg"]
+
+
+def test_base_new_halves_the_sorted_labels_of_the_first_split() -> None:
+    train, test = _items([9, 1, 5, 3, 9]), _items([3, 5, 9])
+    base, new = base_new(train, test)
+    assert [[(i.classname, i.label) for i in part] for part in base] == [
+        [("class 1", 0), ("class 3", 1)],
+        [("class 3", 1)],
+    ]
+    assert [[i.label for i in part] for part in new] == [[1, 0, 1], [0, 1]]
+
+
+def test_base_is_the_larger_half() -> None:
+    base, new = base_new(_items([0, 1, 2, 3, 4]))
+    assert (labels_of(base[0]), labels_of(new[0])) == ((0, 1, 2), (0, 1))
+
+
+def test_class_holdout_parts_are_disjoint_and_folds_swap_them() -> None:
+    items = _items([0, 1, 2, 3, 4] * 2)
+    (seen,), (unseen,) = class_holdout(items)
+    assert {i.classname for i in seen} == {"class 0", "class 1", "class 2"}
+    assert {i.classname for i in unseen} == {"class 3", "class 4"}
+    assert labels_of(seen) == (0, 1, 2)
+    assert class_holdout(items, fold=1) == ((unseen,), (seen,))
+
+
+def test_class_holdout_needs_two_classes_a_half() -> None:
+    with pytest.raises(UserError, match="at least 4 base classes, found 3"):
+        class_holdout(_items([0, 1, 2]))
+
+
+def test_select_relabels_and_keeps_the_order() -> None:
+    items = _items([4, 2, 8, 2])
+    assert [(i.path, i.label) for i in select(items, (8, 2))] == [
+        ("2/1.jpg", 0),
+        ("8/2.jpg", 1),
+        ("2/3.jpg", 0),
+    ]

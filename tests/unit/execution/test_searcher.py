@@ -1,0 +1,134 @@
+"""Tune's searcher and scheduler with several trials a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune import PlacementGroupFactory
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from prometar.distributed.placement import Room
+from tests.support.driver import small_spec
+from tune.execution.runner import MAX_FAILURES
+from tune.execution.searcher import StudyScheduler, StudySearcher
+from tune.jobs.spec import Job, Leg, unpack
+from tune.optimizer.ask_tell import Asked, Memory
+from tune.stopping import Stopping
+
+PLACE = PlacementGroupFactory([{"CPU": 0.5}, {"CPU": 0.5}])
+WORKER = SimpleNamespace(
+    trial_id="w0", placement_group_factory=PLACE, run_metadata=SimpleNamespace(num_failures=0)
+)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Memory:
+    spec = small_spec(trials=5)
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    return Memory(storage, "s", spec.space, reference=spec.reference(), seed=1, pruner="none")
+
+
+def searcher_of(memory: Memory, folder: Path, lockstep: int) -> StudySearcher:
+    def job(asked: Asked) -> Job:
+        (folder / str(asked.number)).mkdir()
+        return Job(str(folder / str(asked.number)), (Leg({}),), "class_holdout", asked.settings)
+
+    return StudySearcher(memory, job, 5, Stopping(Console()), lockstep)
+
+
+def result(member: int, epoch: int, **more: Any) -> dict[str, Any]:
+    return {"member": member, "epoch": epoch, "objective": 50.0, "finished": False, **more}
+
+
+def test_a_worker_gets_as_many_as_there_are(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 3)
+    counts = [len(unpack(searcher.suggest(name))) for name in ("w0", "w1")]
+    assert counts == [3, 2]
+    assert searcher.numbers("w1") == [3, 4]
+    assert searcher.suggest("w2") is None, "one of them may come back"
+    for name in ("w0", "w1"):
+        searcher.on_trial_complete(name)
+    assert searcher.suggest("w2") == Searcher.FINISHED
+
+
+def test_what_a_lost_worker_had_not_begun_is_handed_out_again_and_not_for_ever(
+    memory: Memory, tmp_path: Path
+) -> None:
+    searcher = searcher_of(memory, tmp_path, 2)
+    first = searcher.suggest("w0")
+    for times in range(MAX_FAILURES):
+        searcher.unbegun.add(f"w{times}")
+        searcher.on_trial_complete(f"w{times}", error=True)
+        assert searcher.suggest(f"w{times + 1}") == first
+    searcher.unbegun.add(f"w{MAX_FAILURES}")
+    searcher.on_trial_complete(f"w{MAX_FAILURES}", error=True)
+    assert [t.state.name for t in memory.ended()] == ["FAIL", "FAIL"]
+    assert searcher.suggest("next") != first
+
+
+def test_it_ends_when_its_last_trial_has(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 2)
+    searcher.suggest("w0")
+    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
+
+    def told(result: dict[str, Any]) -> str:
+        return scheduler.on_trial_result(None, WORKER, result)  # type: ignore[arg-type]
+
+    assert told(result(0, 1)) == told(result(1, 1)) == TrialScheduler.CONTINUE
+    assert told(result(1, 2, failed="the loss is nan", finished=True)) == TrialScheduler.CONTINUE
+    assert told(result(0, 2, finished=True)) == TrialScheduler.STOP
+    assert [t.state.name for t in memory.ended()] == ["FAIL", "COMPLETE"]
+
+
+def test_a_pruned_one_is_told_to_its_worker(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = searcher_of(memory, tmp_path, 2)
+    searcher.suggest("w0")
+    monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda self: True)
+    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
+    told = scheduler.on_trial_result(None, WORKER, result(1, 1))  # type: ignore[arg-type]
+    assert told == TrialScheduler.CONTINUE
+    assert [(t.number, t.state.name) for t in memory.ended()] == [(1, "PRUNED")]
+    assert [(tmp_path / name / "stopped").exists() for name in ("0", "1")] == [False, True]
+
+
+def test_a_lost_worker_fails_all_that_it_had(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 2)
+    searcher.suggest("w0")
+    searcher.reasons["w0"] = "the worker died"
+    searcher.on_trial_complete("w0", error=True)
+    assert [(t.state.name, t.user_attrs["reason"]) for t in memory.ended()] == [
+        ("FAIL", "the worker died")
+    ] * 2
+
+
+def test_deaths_count_until_an_epoch_is_done_that_was_not(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 1)
+    searcher.suggest("w0")
+    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
+    counts = []
+    for epoch in (1, 1, 2, 1, 2, 3):  # a new worker tells again what the one before it had done
+        WORKER.run_metadata.num_failures = 1
+        scheduler.on_trial_result(None, WORKER, result(0, epoch))  # type: ignore[arg-type]
+        counts.append(WORKER.run_metadata.num_failures)
+    assert counts == [0, 1, 0, 1, 1, 0]
+
+
+def test_of_those_that_wait_the_first_one_begins(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 1)
+    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
+    trials = [SimpleNamespace(trial_id=name, status="PENDING") for name in ("c", "a", "b")]
+    controller = SimpleNamespace(get_live_trials=lambda: {t.trial_id: t for t in trials[::-1]}.values())
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
+    begun = []
+    while (chosen := scheduler.choose_trial_to_run(controller)) is not None:
+        begun.append(chosen.trial_id)
+        chosen.status = "RUNNING"
+    assert begun == ["c", "a", "b"]

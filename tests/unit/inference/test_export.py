@@ -1,0 +1,283 @@
+"""Exported prompts: what `prometar.load` gives back is what was trained, and nothing else is taken."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import prometar
+from prometar.bundled.weights import load_mini
+from prometar.cli.app import main
+from prometar.config.settings import Config, dump_config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import classnames
+from prometar.data.splits.fewshot import base_new
+from prometar.data.streaming.stream import stream_local
+from prometar.errors import UserError, WorkError
+from prometar.inference.classifier import Classifier
+from prometar.methods.composition import METHODS
+from prometar.runs import export_run, write_result
+from prometar.training import train as train_module
+from prometar.training.train import Session, build_run
+
+
+def train(folder: Path, method: str, *, objective: str = "final", **settings: Any) -> dict[str, Any]:
+    """A small run of one epoch in `folder`; returns result.json."""
+    values = {"train.epochs": 1, "data.shots": 1, **{k.replace("__", "."): v for k, v in settings.items()}}
+    config = Config(method=method).override(values)
+    run = build_run(config, objective)
+    session = Session(run, folder, lambda plan, step: stream_local(plan, run.dataset.source, start_step=step))
+    session.epoch()
+    (folder / "config.yaml").write_text(dump_config(config))
+    return write_result(folder, session)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _images_are_dropped() -> Iterator[None]:
+    """Kept test images would hide from other tests that they are read."""
+    yield
+    train_module._KEPT.clear()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A trained run, and its result.json."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(folder, "prometar")
+
+
+@pytest.fixture(scope="module")
+def exported(run: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "prompts.safetensors"
+    export_run(run[0], path)
+    return path
+
+
+def base_test_images(count: int | None = None) -> tuple[list[bytes], list[str]]:
+    """Encoded test images of base classes, and their classes."""
+    dataset = open_dataset("textures")
+    (_, test), _ = base_new(dataset.train, dataset.test)
+    test = test[:: max(1, len(test) // count)][:count] if count else test
+    return dataset.source.read_many([i.path for i in test]), [i.classname for i in test]
+
+
+def test_predict_gives_the_evaluations_accuracy(
+    run: tuple[Path, dict[str, Any]], exported: Path, tmp_path: Path
+) -> None:
+    files, classes = base_test_images()
+    paths = [tmp_path / f"{k}.png" for k in range(len(files))]
+    for path, content in zip(paths, files, strict=True):
+        path.write_bytes(content)
+    names = prometar.load(exported).predict(paths).names
+    accuracy = 100 * np.mean([a == b for a, b in zip(names, classes, strict=True)])
+    assert accuracy == run[1]["accuracies"]["base"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_comes_back_as_it_was(method: str, small_dtd: Path, tmp_path: Path) -> None:
+    result = train(tmp_path, method, data__name="dtd", data__root=str(small_dtd))
+    path = tmp_path / "prompts.safetensors"
+    export_run(tmp_path, path)
+    classifier = prometar.load(path)
+    dataset = open_dataset("dtd", small_dtd)
+    (_, base), (_, new) = base_new(dataset.train, dataset.test)
+    for name, items in (("base", base), ("new", new)):
+        images = [small_dtd / "dtd" / "images" / item.path for item in items]
+        predicted = classifier.predict(images, classnames=classnames(items))
+        hits = [a == item.classname for a, item in zip(predicted.names, items, strict=True)]
+        assert 100 * np.mean(hits) == pytest.approx(result["accuracies"][name])
+        assert np.allclose(predicted.probabilities.sum(axis=1), 1, atol=1e-5)
+    assert classifier.card["method"] == method
+    assert classifier.classnames == classnames(base)
+
+
+def test_files_pictures_and_arrays_are_the_same_images(exported: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    picture = Image.fromarray(array)
+    path = tmp_path / "image.png"
+    picture.save(path)
+    classifier = prometar.load(exported)
+    together = classifier.predict([path, str(path), picture, array]).probabilities
+    assert np.array_equal(together, np.repeat(together[:1], 4, axis=0))
+    for alone in (path, picture, array):
+        assert np.array_equal(
+            classifier.predict(alone).probabilities, classifier.predict([path]).probabilities
+        )
+    grey = classifier.predict([picture.convert("L"), picture.convert("P"), picture.convert("RGBA")])
+    assert grey.probabilities.shape == (3, 16)
+
+
+def test_other_classes(exported: Path) -> None:
+    files, _ = base_test_images(4)
+    classifier = prometar.load(exported)
+    pictures = [Image.open(io.BytesIO(file)) for file in files]
+    names = (*classifier.classnames[:3], "a colour that nobody has seen")
+    predicted = classifier.predict(pictures, classnames=names, batch_size=3)
+    assert predicted.classnames == names
+    assert predicted.probabilities.shape == (4, 4)
+    for wrong in ([], ["a", "a"], "striped"):
+        with pytest.raises(UserError, match="classnames must be different names"):
+            classifier.predict(pictures, classnames=wrong)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"uint8 \(H, W, 3\), found float32"),
+        (np.zeros((4, 4, 4), np.uint8), r"found uint8 \(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"found uint8 \(0, 4, 3\)"),
+        ("none.png", "cannot read image none.png: No such file"),
+        (3, "expected a Pillow image, a path or an array, found int"),
+    ],
+)
+def test_what_is_no_image_is_refused(exported: Path, image: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prometar.load(exported).predict([image])
+
+
+def test_a_broken_image_is_named(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(WorkError, match=r"broken\.png"):
+        prometar.load(exported).predict(tmp_path / "broken.png")
+    with pytest.raises(UserError, match="no images"):
+        prometar.load(exported).predict([])
+
+
+def test_the_card_says_what_the_prompts_are(run: tuple[Path, dict[str, Any]], exported: Path) -> None:
+    card = json.loads(exported.with_suffix(".json").read_text())
+    with safe_open(exported, framework="pt") as file:
+        inside = json.loads(file.metadata()["card"])
+    assert {k: v for k, v in card.items() if k != "format"} == inside
+    assert card["figures"] == run[1]["accuracies"]
+    assert card["classnames"] == run[1]["classnames"]
+    assert card["data"] == {"name": "textures", "objective": "final", "shots": 1, "seed": 1}
+    assert card["backbone"]["name"] == "mini"
+    assert len(card["backbone"]["digest"]) == 64
+    assert card["versions"]["torch"] == torch.__version__
+    assert "root" in card["config"]["data"]
+    assert str(Path.cwd()) not in exported.with_suffix(".json").read_text()
+
+
+def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path: Path) -> None:
+    _, state = load_mini()
+    weights, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
+    save_file({k: v.contiguous() for k, v in state.items()}, weights)
+    changed = {k: v.clone() for k, v in state.items()}
+    changed["text_projection"][0, 0] += 1e-3
+    save_file({k: v.contiguous() for k, v in changed.items()}, other)
+    data = {"data__name": "dtd", "data__root": str(small_dtd)}
+    train(tmp_path / "run", "ivlp", backbone__pretrained=str(weights), **data)
+    path = tmp_path / "prompts.safetensors"
+    export_run(tmp_path / "run", path)
+    assert str(tmp_path) not in path.with_suffix(".json").read_text()
+    with pytest.raises(UserError, match=r"the weights file mine\.safetensors: pass it as pretrained=FILE"):
+        prometar.load(path)
+    with pytest.raises(UserError, match="the digests differ"):
+        prometar.load(path, pretrained=str(other))
+    assert isinstance(prometar.load(path, pretrained=str(weights)), Classifier)
+
+
+def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.safetensors"
+    with pytest.raises(UserError, match="there is no prompts file"):
+        prometar.load(path)
+    path.write_bytes(exported.read_bytes()[:-7])
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        prometar.load(path)
+    leaves = load_file(exported)
+    with safe_open(exported, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(leaves, path)
+    with pytest.raises(UserError, match="holds no prompts"):
+        prometar.load(path)
+    for damaged in ("{}", "[" * 5000, '{"method": 1}', "null"):
+        save_file(leaves, path, {**metadata, "card": damaged})
+        with pytest.raises(UserError, match="its card is damaged"):
+            prometar.load(path)
+    card = json.loads(metadata["card"])
+    save_file(
+        leaves, path, {**metadata, "card": json.dumps({**card, "config": {"method": "prometar", "x": 1}})}
+    )
+    with pytest.raises(UserError, match="its card: x: unknown key"):
+        prometar.load(path)
+    for backbone, message in (
+        ({"name": "hf-hub:a/b", "pretrained": "openai"}, "names of hubs and folders are not taken"),
+        ({"name": "local-dir:/tmp", "pretrained": "openai"}, "names of hubs and folders are not taken"),
+        ({"name": "mini", "pretrained": "/dev/zero"}, "its card names a file of weights"),
+    ):
+        config = {**card["config"], "backbone": {**card["config"]["backbone"], **backbone}}
+        save_file(leaves, path, {**metadata, "card": json.dumps({**card, "config": config})})
+        with pytest.raises(UserError, match=message):
+            prometar.load(path)
+    name = next(iter(leaves))
+    save_file({**leaves, name: leaves[name][:, :3].contiguous()}, path, metadata)
+    with pytest.raises(UserError, match=rf"{name} is \(4, 3\)"):
+        prometar.load(path)
+
+
+def test_wrong_usage_of_export(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*args: str) -> str:
+        assert main(["export", *args]) == 2
+        return capsys.readouterr().err
+
+    to = str(tmp_path / "x.safetensors")
+    assert "holds no run" in fails("nowhere", "--to", to)
+    assert "expected a name that ends in .safetensors" in fails(str(run[0]), "--to", str(tmp_path / "x.pt"))
+    assert "Missing option '--to'" in fails(str(run[0]))
+    assert main(["export", str(run[0]), "--to", to]) == 0
+    assert "x.json" in capsys.readouterr().out
+
+
+def test_an_export_never_overwrites_results(
+    run: tuple[Path, dict[str, Any]], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file of a run or a study, through whatever path; elsewhere earlier exports alone."""
+    folder = tmp_path / "study" / "trials" / "0001"
+    shutil.copytree(run[0], folder)
+    (tmp_path / "study" / "study.yaml").write_text("name: study")
+    (tmp_path / "study" / "best.safetensors").write_bytes(b"anything")
+    (tmp_path / "other.safetensors").write_bytes(b"a user's own")
+    (tmp_path / "plain.json").write_text("{}")
+    (tmp_path / "link").symlink_to(folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for to, message in (
+        (folder / "checkpoint.safetensors", "is there already, in the results of"),
+        (folder / "result.safetensors", "result.json is there already, in the results of"),
+        (folder / ".." / "0001" / "result.safetensors", "is there already, in the results of"),
+        (tmp_path / "link" / "checkpoint.safetensors", "is there already, in the results of"),
+        (tmp_path / "study" / "best.safetensors", "is there already, in the results of"),
+        (tmp_path / "other.safetensors", "is there already, and no export"),
+        (tmp_path / "plain.safetensors", "plain.json is there already, and no export"),
+    ):
+        assert main(["export", str(folder), "--to", str(to)]) == 2
+        assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    again = tmp_path / exported.name
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(exported.with_suffix(suffix), again.with_suffix(suffix))
+    assert main(["export", str(folder), "--to", str(again)]) == 0
+    assert main(["export", str(folder), "--to", str(folder / "prompts.safetensors")]) == 0
+
+
+def test_importing_prometar_stays_light() -> None:
+    code = "import sys, prometar; print(sorted({'torch', 'ray', 'open_clip'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        prometar.nothing  # noqa: B018

@@ -1,0 +1,98 @@
+"""Trials whose files lie at a URL: any machine goes on from there, with the figures of a run in one place."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prometar.data.streaming.stream import stream_local
+from prometar.errors import StorageError
+from prometar.training.train import Run
+from tests.unit.worker.test_trial_group import GENTLE, figures, finish, jobs
+from tune.jobs.files import JobFiles
+from tune.jobs.spec import Job, Terms
+from tune.worker import training_run
+from tune.worker.trial_group import Crew
+
+
+@pytest.fixture(autouse=True)
+def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    def local(run: Run, options: object) -> Any:
+        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
+
+    monkeypatch.setattr(training_run, "ray_stream", local)
+
+
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Moves to a machine with an empty disk."""
+
+    def move(name: str) -> None:
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+
+    return move
+
+
+def at_url(tmp_path: Path) -> Job:
+    (job,) = jobs(tmp_path / "driver" / "trials", GENTLE)
+    url = f"file://{tmp_path}/store/study"
+    return replace(job, terms=Terms(root=str(tmp_path / "driver"), files=url))
+
+
+def test_another_machine_goes_on_and_the_driver_reads_the_result(tmp_path: Path, machines: Any) -> None:
+    job = at_url(tmp_path)
+    machines("one")
+    first = Crew([job])
+    told = first.advance()
+    first.close()
+    shutil.rmtree(tmp_path / "one")
+    machines("two")
+    told += finish(Crew([job]))[1:]  # the first epoch is told again
+    (plain,) = jobs(tmp_path / "alone", GENTLE)
+    assert figures(told, 0) == figures(finish(Crew([plain])), 0)
+    assert not Path(job.run_dir).exists(), "the driver's folder is no worker's"
+    JobFiles(job).fetch()
+    assert (Path(job.run_dir) / "result.json").exists()
+    assert not (Path(job.run_dir) / "checkpoint.safetensors").exists()
+    stored = tmp_path / "store/study/trials/0000"
+    assert (stored / "checkpoint.safetensors").exists()
+    JobFiles(job).drop_states()
+    assert not (stored / "checkpoint.safetensors").exists()
+    assert (stored / "result.json").exists()
+
+
+def test_a_job_is_stopped_by_a_file_at_the_url(tmp_path: Path, machines: Any) -> None:
+    job = at_url(tmp_path)
+    machines("one")
+    worker = Crew([job])
+    assert [r["epoch"] for r in worker.advance()] == [1]
+    JobFiles(job).stop()
+    assert finish(worker) == []
+    JobFiles(job).allow()
+    assert [r["epoch"] for r in finish(Crew([job]))] == [1, 2, 3]
+
+
+def test_options_of_a_url_stay_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr("tune.jobs.files.Store", opened.append)
+    (job,) = jobs(tmp_path / "trials", {})
+    terms = Terms(root=str(tmp_path), files="s3://bucket/study?region=eu-west-1")
+    JobFiles(replace(job, terms=terms))
+    assert opened == ["s3://bucket/study/trials/0000?region=eu-west-1"]
+
+
+def test_a_lost_store_is_no_failure_of_the_trial(tmp_path: Path, machines: Any) -> None:
+    job = at_url(tmp_path)
+    machines("one")
+    worker = Crew([job])
+    worker.advance()
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "store").write_text("not a folder any more")
+    with pytest.raises(StorageError, match=r"cannot \w+ .*store/study/trials/0000"):
+        finish(worker)

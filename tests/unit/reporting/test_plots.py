@@ -1,0 +1,173 @@
+"""The reports' plots, and the importance of settings, from made-up trials."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.report_study import RANGES, RELEASED, SCRIPT, trial
+from tune.optimizer.importance import importances
+from tune.reporting.plots import course, goals, settings
+from tune.reporting.plots.finals import Row, forest
+
+TRIALS = [trial(n, "PRUNED" if n % 5 == 4 else "FAIL" if n == 7 else "COMPLETE") for n in range(30)]
+WHOLE = [key for key in RANGES if "when" not in RANGES[key]]
+
+
+def drawn(fragment: str | None) -> list[dict[str, Any]]:
+    """The traces of a plot, as the browser gets them."""
+    assert fragment is not None
+    match = re.search(r"Plotly\.newPlot\(\s*\"[\w-]+\",\s*(\[.*?\]),\s*\{", fragment, re.DOTALL)
+    assert match
+    return json.loads(match.group(1))
+
+
+def named(fragment: str | None, name: str) -> dict[str, Any]:
+    return next(trace for trace in drawn(fragment) if trace.get("name") == name)
+
+
+def test_history_follows_the_best_upwards_and_seconds_downwards() -> None:
+    trials = [trial(n, objective=o, seconds=s) for n, (o, s) in enumerate([(50, 90), (60, 99), (55, 80)])]
+    plot = course.history(trials, {"objective": "H", "seconds": "s"})
+    best = [trace["y"] for trace in drawn(plot) if trace["name"] == "best so far"]
+    assert best == [[50, 60, 60, 60], [90, 90, 80, 80]]
+
+
+def test_history_of_trials_without_figures() -> None:
+    assert drawn(course.history([trial(0, "FAIL")], {"objective": "H"})) == []
+
+
+def test_curves_end_in_a_cross_where_they_were_pruned() -> None:
+    pruned = named(course.curves(TRIALS, None, score="H"), "pruned")
+    assert pruned["marker"]["symbol"][:3] == ["circle", "x", "circle"]
+    assert pruned["x"][:3] == [1, 2, None]
+    assert course.curves([trial(0, "FAIL")], None, score="H") is None
+
+
+def test_trade_off_needs_both_figures() -> None:
+    titles = {"base": "base", "new": "new"}
+    assert named(goals.trade_off(TRIALS, TRIALS[1], titles), "best")["x"] == [TRIALS[1]["base"]]
+    assert goals.trade_off([trial(0, new=None)], None, titles) is None
+
+
+def test_the_front_is_joined_and_the_others_are_faint() -> None:
+    trials = [trial(n, base=b, new=w) for n, (b, w) in enumerate([(70, 60), (60, 70), (50, 50)])]
+    plot = goals.front(trials, [trials[0], trials[1]], trials[0], {"base": "b", "new": "n"})
+    lines = [t for t in drawn(plot) if t.get("mode") == "lines" and t["name"] == "front"]
+    assert [(line["x"], line["y"]) for line in lines] == [([70, 60], [60, 70])]
+    assert named(plot, "another is better in both")["opacity"] < 0.5
+    assert goals.front(trials, [], None, {"base": "b", "new": "n"}) is None
+
+
+def test_slices_are_of_finished_trials_that_have_the_setting() -> None:
+    panels = settings.slices(TRIALS, RANGES, TRIALS[1], score="H")
+    assert len(panels) == len(RANGES)
+    done = [t for t in TRIALS if t["state"] == "COMPLETE"]
+    with_weight = [
+        t["settings"]["regularizer.text_weight"] for t in done if len(t["settings"]) == len(RANGES)
+    ]
+    place = list(RANGES).index("regularizer.text_weight")
+    assert drawn(panels[place])[0]["x"] == with_weight
+    assert f"in {len(with_weight)} of {len(done)} trials" in panels[place]
+    assert '"type":"log"' in panels[place]
+    assert '"type":"log"' not in panels[list(RANGES).index("augment.flip")]
+    assert settings.slices(TRIALS[:1], RANGES, None, score="H") == []
+
+
+def test_the_surface_passes_near_the_trials_and_within_their_figures() -> None:
+    high, low = trial(1, objective=80.0), trial(2, objective=60.0)
+    high["settings"] |= {"optim.lr": 0.1, "inner.lr": 1.0}
+    low["settings"] |= {"optim.lr": 1e-4, "inner.lr": 1e-5}
+    surface, points = drawn(settings.contour([high, low], RANGES, ("optim.lr", "inner.lr"), score="H"))
+    assert surface["z"][-1][-1] == pytest.approx(80, abs=0.1)
+    assert surface["z"][0][0] == pytest.approx(60, abs=0.1)
+    assert surface["z"][0][-1] == pytest.approx(70, abs=0.1), "as far from one as from the other"
+    assert (surface["x"][0], surface["x"][-1]) == pytest.approx((1e-4, 0.1))
+    assert points["marker"]["color"] == [80.0, 60.0]
+
+
+def test_parallel_coordinates_have_a_place_for_what_was_not_drawn() -> None:
+    axes = drawn(settings.parallel(TRIALS, RANGES, score="H"))[0]["dimensions"]
+    assert [axis["label"] for axis in axes] == [*RANGES, "H"]
+    weight = axes[list(RANGES).index("regularizer.text_weight")]
+    assert weight["ticktext"] == ["not set", "0.5", "1", "10", "100", "200"]
+    assert weight["tickvals"] == sorted(weight["tickvals"])
+    absent = [t for t in TRIALS if t["state"] == "COMPLETE" and len(t["settings"]) < len(RANGES)]
+    assert weight["values"].count(weight["tickvals"][0]) == len(absent) > 0
+    depth = axes[list(RANGES).index("prompts.text_depth")]
+    assert depth["ticktext"] == ["0", "3", "6", "9", "12"]
+    assert depth["values"][0] == 9 / 12
+    assert settings.parallel(TRIALS[:1], RANGES, score="H") is None
+
+
+def test_parallel_coordinates_of_equal_trials() -> None:
+    axes = drawn(settings.parallel([trial(0), trial(1, objective=trial(0)["objective"])], RANGES, score="H"))
+    low, high = axes[0]["dimensions"][-1]["range"]
+    assert low < high
+
+
+def test_forest_greys_what_holds_0() -> None:
+    rows = [
+        Row("a", {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 3}, (1.5, 2.5)),
+        Row("b", {"mean": 1.0, "low": -1.0, "high": 3.0, "n": 3}),
+        Row("c", {"mean": -2.0, "low": -3.0, "high": -1.0, "n": 3}, total=True),
+        Row("none", None),
+    ]
+    means = [t for t in drawn(forest(rows, title="H")) if "error_x" in t]
+    assert [t["x"] for t in means] == [[2.0], [1.0], [-2.0]]
+    assert [t["error_x"]["arrayminus"] for t in means] == [[1.0], [2.0], [1.0]]
+    assert len({t["marker"]["color"] for t in means}) == 3
+    assert [t["marker"]["symbol"] for t in means] == ["square", "square", "diamond"]
+    assert forest([Row("a", None, (1.0,))], title="H") is None
+
+
+def test_labels_are_escaped_for_plotly() -> None:
+    hostile = {**RANGES, SCRIPT: {"type": "choice", "choices": [SCRIPT, "b"]}}
+    trials = [trial(n, settings={**t["settings"], SCRIPT: SCRIPT}) for n, t in enumerate(TRIALS[:4])]
+    plots = [
+        course.history(trials, {"objective": SCRIPT}),
+        settings.importance({SCRIPT: 1.0}),
+        *settings.slices(trials, hostile, None, score=SCRIPT),
+        forest([Row(SCRIPT, {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 3})], title=SCRIPT),
+    ]
+    for plot in plots:
+        assert plot is not None
+        assert "<script>alert" not in plot
+        assert "\\u003cscript" not in plot, "Plotly would read it as HTML"
+
+
+def test_importance_finds_the_setting_that_matters() -> None:
+    rng = random.Random(1)
+    trials = [
+        trial(n, objective=80.0 - abs(n % 13 - 6), settings={
+            **RELEASED, "optim.lr": rng.uniform(0.001, 0.1), "prompts.text_depth": n % 13,
+        })
+        for n in range(26)
+    ]  # fmt: skip
+    found = importances(trials, RANGES)
+    assert found.ranked[0] == "prompts.text_depth"
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert (found.left_out, found.num_trials) == ((), 26)
+    assert not importances(trials[:7], RANGES).known
+    assert settings.importance(importances(trials[:7], RANGES).shares) is None
+
+
+def test_importance_leaves_out_conditional_settings_and_early_figures() -> None:
+    found = importances(TRIALS, RANGES)
+    assert found.left_out == ("regularizer.text_weight",)
+    assert list(found.shares) == WHOLE
+    assert found.num_trials == sum(t["state"] == "COMPLETE" for t in TRIALS)
+    assert importances([*TRIALS, *(trial(n, "PRUNED") for n in range(30, 60))], RANGES) == found
+
+
+def test_importance_leaves_out_what_is_outside_the_range() -> None:
+    outside = trial(99, settings={**RELEASED, "optim.lr": 5.0})
+    assert importances([*TRIALS, outside], RANGES) == importances(TRIALS, RANGES)
+
+
+def test_equal_trials_have_no_importance() -> None:
+    assert not importances([trial(n, objective=50.0, settings=RELEASED) for n in range(12)], RANGES).known

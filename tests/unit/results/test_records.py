@@ -1,0 +1,183 @@
+"""What a study's files say: rounds, costs, the front, and what files of earlier versions lack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prometar.errors import UserError
+from tests.support.report_study import RELEASED, compared, description, finals, last_round, trial, write
+from tune.results.reader import costs, dataset_means, paired, pareto, ranking, read_records, span
+
+
+def runs(*figures: float | None, seconds: float = 3600.0) -> list[dict[str, Any]]:
+    return [
+        {"seed": seed, "failed": "killed"}
+        if figure is None
+        else {"seed": seed, "base": figure, "new": figure, "objective": figure, "seconds": seconds}
+        for seed, figure in enumerate(figures, start=1)
+    ]
+
+
+def test_the_earliest_of_the_best_leads(tmp_path: Path) -> None:
+    trials = [trial(n, objective=value) for n, value in enumerate([60.0, 70.0, 70.0])]
+    trials.append(trial(3, "PRUNED", objective=90.0))
+    records = read_records(write(tmp_path, description(), trials))
+    assert records.best is not None
+    assert records.best["number"] == 1
+    assert records.chosen == records.best
+    assert [t["number"] for t in records.complete] == [0, 1, 2]
+
+
+def test_the_last_round_chooses(tmp_path: Path) -> None:
+    trials = [trial(n, objective=60.0 + n) for n in range(5)]
+    again = last_round(trials) | {"chosen": 3}
+    records = read_records(write(tmp_path, description(), trials, lastround=again))
+    assert records.best is not None
+    assert records.chosen is not None
+    assert (records.best["number"], records.chosen["number"]) == (4, 3)
+
+
+def test_a_last_round_that_was_not_asked_for_chooses_nothing(tmp_path: Path) -> None:
+    """Its file then holds what led when it was written."""
+    trials = [trial(n, objective=60.0 + n) for n in range(5)]
+    stale = {"seeds": [], "chosen": 2, "rows": []}
+    records = read_records(write(tmp_path, description(), trials, lastround=stale))
+    assert records.lastround is None
+    assert records.chosen is not None
+    assert records.chosen["number"] == 4
+
+
+@pytest.mark.parametrize("state", ["FAIL", "RUNNING", "PRUNED"])
+def test_nothing_has_finished(tmp_path: Path, state: str) -> None:
+    records = read_records(write(tmp_path, description(), [trial(0, state)]))
+    assert records.best is None
+    assert records.chosen is None
+
+
+def test_records_of_an_earlier_version(tmp_path: Path) -> None:
+    study = description()
+    for key in ("datasets", "seeds", "folds", "goals", "top", "top_seeds", "max_hours"):
+        del study["asked"][key]
+    old = [trial(n) for n in range(2)]
+    for record in old:
+        for key in ("runs", "notes", "cpus", "gpus", "enqueued", "origin"):
+            del record[key]
+    entry = compared(runs(72.0, 73.0), runs(70.0, 70.0))
+    tested = {
+        "seeds": [1, 2], "same": False, "difference": entry["difference"], "shown": False, "published": 77.0,
+        "best": {"number": 1, "settings": RELEASED, "runs": entry["best"]},
+        "released": {"number": 0, "settings": RELEASED, "runs": entry["released"]},
+    }  # fmt: skip
+    records = read_records(write(tmp_path, study, old, finals=tested))
+    assert records.asked["datasets"] == ["dtd"]
+    assert records.asked["goals"] == ["objective"]
+    assert [t["origin"] for t in records.trials] == ["released", "sampled"]
+    assert records.finals is not None
+    dtd = records.finals["datasets"]["dtd"]
+    assert (dtd["best"], dtd["released"], dtd["published"]) == (entry["best"], entry["released"], 77.0)
+    assert costs(records)[-1].cpu_hours is None, "what was not recorded is not 0"
+
+
+def test_costs_add_up_what_was_held(tmp_path: Path) -> None:
+    trials = [trial(n, seconds=3600.0, cpus=2.0, gpus=0.25) for n in range(3)]
+    trials.append(trial(3, "FAIL", seconds=1800.0, cpus=4.0, gpus=0.5))
+    again = last_round(trials)
+    for row in again["rows"]:
+        row["runs"] = runs(70.0, None)
+    entry = compared(runs(72.0, 73.0, None), runs(70.0, 70.0, 70.0))
+    tested = finals(trials[1], {"dtd": entry}, cpus=4.0, gpus=1.0)
+    folder = write(tmp_path, description(), trials, lastround=again, finals=tested)
+    rows = {row.name: row for row in costs(read_records(folder))}
+    assert list(rows) == ["search, finished", "search, failed", "last round", "final test", "all"]
+    assert rows["search, finished"].cpu_hours == 6.0
+    assert rows["search, finished"].gpu_hours == 0.75
+    assert rows["search, failed"].cpu_hours == 2.0
+    assert rows["last round"].count == 6
+    assert rows["last round"].cpu_hours == 6.0, "3 runs of an hour that finished, at a trial's share"
+    assert rows["final test"].count == 6
+    assert rows["final test"].cpu_hours == 20.0
+    assert rows["all"].seconds == 3 * 3600 + 1800 + 3 * 3600 + 5 * 3600
+    assert rows["all"].cpu_hours == 34.0
+
+
+def test_runs_that_are_both_sides_cost_once(tmp_path: Path) -> None:
+    both = runs(70.0, 71.0)
+    tested = finals(trial(0), {"dtd": compared(both, both)}, same=True)
+    rows = {r.name: r for r in costs(read_records(write(tmp_path, description(), [trial(0)], finals=tested)))}
+    assert rows["final test"].count == 2
+
+
+def test_span_is_from_the_first_start_to_the_last_end(tmp_path: Path) -> None:
+    assert span(read_records(write(tmp_path / "some", description(), [trial(0), trial(1)]))) == 7 * 60 + 55
+    assert span(read_records(write(tmp_path / "none", description(), []))) is None
+
+
+def test_ranking_puts_finished_trials_first() -> None:
+    trials = [
+        trial(0, objective=65.0), trial(1, objective=70.0), trial(2, "PRUNED", objective=95.0, epoch=1),
+        trial(3, "FAIL"), trial(4, "PRUNED", objective=90.0, epoch=2), trial(5, "RUNNING"),
+    ]  # fmt: skip
+    assert [t["number"] for t in ranking(trials)] == [1, 0, 4, 2, 3, 5]
+
+
+def front_of(points: list[tuple[float | None, float]], goals: list[str]) -> list[int]:
+    trials = [trial(n, **dict(zip(goals, point, strict=True))) for n, point in enumerate(points)]
+    return [t["number"] for t in pareto(trials, goals)]
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points: list[tuple[float | None, float]] = [(70, 60), (75, 55), (69, 59), (80, 40), (75, 50), (None, 99)]
+    assert front_of(points, ["base", "new"]) == [3, 1, 0]
+
+
+def test_seconds_are_the_better_the_fewer() -> None:
+    assert front_of([(70, 600), (75, 900), (75, 800), (60, 700)], ["objective", "seconds"]) == [2, 0]
+
+
+def test_of_equal_trials_the_earliest_is_on_the_front() -> None:
+    assert front_of([(70, 60), (70, 60)], ["base", "new"]) == [0]
+
+
+def test_the_front_is_of_finished_trials() -> None:
+    assert pareto([trial(0, "PRUNED"), trial(1, "FAIL")], ["base", "new"]) == []
+
+
+def test_pairs_are_by_seed_not_by_place() -> None:
+    ours = [{"seed": 2, "objective": 70.0}, {"seed": 1, "objective": 60.0}, {"seed": 3, "objective": 1.0}]
+    theirs = [{"seed": 1, "objective": 50.0}, {"seed": 2, "objective": 65.0}, {"seed": 3, "failed": "nan"}]
+    assert paired(ours, theirs) == {2: 5.0, 1: 10.0}
+
+
+def test_means_by_data_set() -> None:
+    several = trial(1, datasets=["dtd", "eurosat"])
+    means = dataset_means(several)
+    assert list(means) == ["dtd", "eurosat"]
+    assert sum(means.values()) / 2 == pytest.approx(several["objective"])
+    assert dataset_means(trial(0, "FAIL")) == {}
+
+
+def test_a_folder_without_a_study(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no study: pass a folder OUT/STUDY"):
+        read_records(tmp_path / "nothing")
+    (tmp_path / "study.yaml").write_text("just text")
+    with pytest.raises(UserError, match="describes no study"):
+        read_records(tmp_path)
+
+
+def test_a_damaged_description_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {**description(), "asked": "nothing"}, [])
+    with pytest.raises(UserError, match=r"study\.yaml is damaged"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["trials/0001/record.json", "finals.json", "lastround.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", json.dumps("x")])
+def test_a_damaged_record_is_named(tmp_path: Path, name: str, text: str) -> None:
+    folder = write(tmp_path, description(), [trial(0), trial(1)])
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        read_records(folder)

@@ -1,0 +1,57 @@
+"""A comparison that looks several times is wrong no more often than one that looks once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tune.stages.sequential import LOOKS, next_look, verdict
+
+
+def study(rng: np.random.Generator, gain: float, spread: float = 1.1) -> tuple[int, bool, bool]:
+    """How many pairs it takes, and what it shows."""
+    differences = rng.normal(gain, spread, LOOKS[-1].pairs).tolist()
+    look = next_look(0)
+    while look is not None:
+        found = verdict(differences[: look.pairs], matters=1.0)
+        if found.over:
+            return look.pairs, found.shown, found.excluded
+        look = next_look(look.pairs)
+    raise AssertionError("the last look ends it")
+
+
+def test_the_error_of_all_looks_is_five_per_cent() -> None:
+    assert sum(look.alpha for look in LOOKS) == pytest.approx(0.05)
+
+
+def test_what_is_not_there_is_seldom_shown() -> None:
+    rng = np.random.default_rng(0)
+    shown = [study(rng, 0.0)[1] for _ in range(2000)]
+    assert np.mean(shown) < 0.05
+
+
+def test_one_point_is_shown_in_most_studies_and_two_points_soon() -> None:
+    rng = np.random.default_rng(1)
+    one = [study(rng, 1.0) for _ in range(500)]
+    two = [study(rng, 2.0) for _ in range(500)]
+    assert np.mean([shown for _, shown, _ in one]) > 0.75
+    assert np.mean([shown for _, shown, _ in two]) > 0.99
+    assert np.mean([pairs for pairs, *_ in two]) < np.mean([pairs for pairs, *_ in one])
+
+
+def test_no_difference_ends_when_what_matters_is_excluded() -> None:
+    found = verdict([0.1, -0.1, 0.0, 0.1, -0.1], matters=1.0)
+    assert found.over
+    assert found.excluded
+    assert not found.shown
+    assert found.detectable < 0.5
+
+
+def test_looks_follow_each_other_to_the_last() -> None:
+    pairs, seen = 0, []
+    while (look := next_look(pairs)) is not None:
+        seen.append(look.pairs)
+        pairs = look.pairs
+    assert seen == [look.pairs for look in LOOKS]
+    spread = [3.0, -3.0] * 8
+    assert verdict(spread[: LOOKS[-1].pairs], matters=0.1).over

@@ -1,0 +1,102 @@
+"""Scaled cotangents change nothing in exact arithmetic, and rescue float16's gradients of both orders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.backbone.openclip import load_backbone, tokenize
+from prometar.config.settings import Config
+from prometar.methods.composition import METHODS, build
+from prometar.methods.meta_tasks import one_class_out
+from prometar.step import iteration
+from prometar.step.iteration import Rates, step
+from prometar.step.loss_scaling import factor
+from prometar.step.meta_batch import make_batch
+from prometar.step.prompted_clip import build_model, prompt_texts
+from prometar.step.state import State
+from prometar.step.vmapped import stack, step_all, unstack
+from tests.unit.step.test_step import make
+from tests.unit.step.test_vmapped import NUMBERS, RATES, batches_for, numbers_of
+
+LEARNING = [name for name in METHODS if not name.startswith("zero-shot")]
+NAMES = [f"class number {k}" for k in range(6)]
+
+
+@pytest.fixture
+def scaled_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iteration, "factor", lambda dtype, number: factor(torch.float16, number))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_in_float64_scaling_changes_nothing(name: str, request: pytest.FixtureRequest) -> None:
+    _, method, model, start = make({}, name)
+    plain, scaled = start, start
+    batches = [batches_for(model, [method], number, static=False)[0] for number in range(2)]
+    for batch in batches:
+        plain, _ = step(model, method, plain, batch, RATES[0])
+    request.getfixturevalue("scaled_in_float64")
+    for batch in batches:
+        scaled, _ = step(model, method, scaled, batch, RATES[0])
+    for key, value in plain.tensors().items():
+        torch.testing.assert_close(scaled.tensors()[key], value, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.usefixtures("scaled_in_float64")
+def test_each_of_several_configurations_has_its_own_factors() -> None:
+    made = [make(numbers_of("prometar", {}, k), "prometar") for k in range(len(NUMBERS))]
+    model, methods, alone = made[0][2], [m for _, m, _, _ in made], [start for *_, start in made]
+    batches = batches_for(model, methods, 0, static=True)
+    together, _ = step_all(model, methods, stack(alone), batches, RATES)
+    for k, ours in enumerate(unstack(together)):
+        its, _ = step(model, methods[k], alone[k], batches[k], RATES[k])
+        for key, value in its.tensors().items():
+            torch.testing.assert_close(ours.tensors()[key], value, rtol=0, atol=1e-8)
+
+
+def momenta(dtype: torch.dtype, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """After one step from rest they are the gradients: of the prompts (both phases) and of the gate."""
+    clip = load_backbone("mini", None, dtype=dtype).clip
+    method, generator = build(Config().override(settings)), torch.Generator().manual_seed(0)
+    tokens = tokenize(prompt_texts(NAMES, method.prompts, init="a photo of a", template="{}"))
+    teacher = F.normalize(torch.randn(len(NAMES), clip.embed_dim, generator=generator), dim=-1)
+    prompts = method.prompts.init(clip, tokens[0, 1:5], generator)
+    state = State.start(prompts, method.modulator.init(prompts, generator))
+    images = torch.randn(4, 3, 64, 64, generator=generator).to(dtype)
+    labels = torch.tensor([0, 1, 2, 2])
+    task = one_class_out(labels, method.augmentation, np.random.default_rng(0))
+    model = build_model(clip, method.prompts, tokens, teacher)
+    batch = make_batch(clip, method, images, labels, task)
+    rates = Rates(1e-3, 1e-3, weight_decay=0.0)
+    after, _ = step(model, method, state, batch, rates)
+    groups = {"prompts": after.prompt_momenta, "gate": after.gate_momenta}
+    return {name: torch.cat([x.flatten() for x in group.values()]) for name, group in groups.items()}
+
+
+def errors(settings: dict[str, Any]) -> dict[str, float]:
+    """Relative errors of float16's gradients; no L1, whose signs flip with the last bit of a feature."""
+    smooth = {"regularizer.kind": "l2", **settings}
+    exact, near = momenta(torch.float32, smooth), momenta(torch.float16, smooth)
+    return {name: float((near[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
+
+
+WEAK = {"inner.lr": 1e-5, "inner.outer_weight": 1e-5}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"inner.lr": 1.0, "inner.outer_weight": 1.0}, WEAK],
+    ids=["released", "strong meta phase", "weak meta phase"],
+)
+def test_float16_gradients_are_near_those_of_float32(settings: dict[str, Any]) -> None:
+    assert max(errors(settings).values()) < 0.02
+
+
+def test_without_scaling_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iteration, "factor", lambda dtype, number: 1.0)
+    assert errors(WEAK)["gate"] > 0.1

@@ -1,0 +1,255 @@
+"""Contracts that every method of the table keeps, and each method against its paper's own procedure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.backbone.clip import Clip, Tower
+from prometar.backbone.frozen_features import frozen_text
+from prometar.backbone.openclip import TEMPLATES, tokenize
+from prometar.backbone.vision import embed_images
+from prometar.config.settings import Config, configure
+from prometar.data.datasets.dataset import classnames
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, StreamOptions
+from prometar.methods.composition import METHODS, build
+from prometar.methods.meta_tasks import TaskDraw
+from prometar.methods.regularizers import ImageDistance, TextDistance
+from prometar.runs import ray_stream
+from prometar.step.autodiff import Differentiate, autograd, functional
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import make_batch
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.state import State
+from prometar.training.train import Run, Session, Stream, build_run
+from tests.support.plain import Plain
+from tests.support.plain_meta import PlainMeta
+from tests.support.tiny import backbone
+from tests.unit.step.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
+from tests.unit.training.test_session import local, small_run, train, without_time
+
+LEARNING = tuple(name for name in METHODS if not name.startswith("zero-shot"))
+META = tuple(name for name in METHODS if name.startswith("prometar"))
+MIXES = ("none", "feature_mixup", "input_mixup", "cutmix")
+
+
+def frozen_tensors(model: Model) -> Iterator[Tensor]:
+    clip = model.clip
+    for field in fields(Clip):
+        value = getattr(clip, field.name)
+        yield from (
+            (tensor for block in value.blocks for tensor in block) if isinstance(value, Tower) else (value,)
+        )
+    yield from [model.text] if isinstance(model.text, Tensor) else []
+    yield from [] if model.frozen_text_CE is None else [model.frozen_text_CE]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_but_the_leaves_changes_or_has_gradients(name: str) -> None:
+    _, method, model, state = make({}, name)
+    before = [tensor.clone() for tensor in frozen_tensors(model)]
+    for _ in range(2):
+        state, _ = step(model, method, state, batch_for(model, method), RATES)
+    for old, tensor in zip(before, frozen_tensors(model), strict=True):
+        assert torch.equal(old, tensor)
+        assert not tensor.requires_grad
+        assert tensor.grad is None
+    assert all(tensor.isfinite().all() and not tensor.requires_grad for tensor in state.tensors().values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_survives_its_tensors(name: str) -> None:
+    _, method, model, start = make({}, name)
+    state, _ = step(model, method, start, batch_for(model, method), RATES)
+    again = State.from_tensors(state.tensors(), state.step)
+    ahead, ahead_again = (step(model, method, s, batch_for(model, method), RATES)[0] for s in (state, again))
+    assert ahead.step == ahead_again.step == 2
+    assert ahead.tensors().keys() == ahead_again.tensors().keys()
+    assert all(torch.equal(tensor, ahead_again.tensors()[key]) for key, tensor in ahead.tensors().items())
+
+
+@pytest.mark.parametrize("differentiate", [autograd, functional])
+@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
+@pytest.mark.parametrize("name", LEARNING)
+def test_steps_agree_whatever_their_shape_and_derivative(
+    name: str, static: bool, differentiate: Differentiate
+) -> None:
+    same_step(name, {}, static, differentiate)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("name", META)
+def test_steps_with_any_mix_agree(name: str, mix: str) -> None:
+    same_step(name, {"task.augmentation": mix}, True, functional)
+
+
+def same_step(name: str, values: dict[str, Any], static: bool, differentiate: Differentiate) -> None:
+    _, method, model, start = make(values, name)
+    plain, _ = step(model, method, start, batch_for(model, method), RATES)
+    other, _ = step(model, method, start, batch_for(model, method, static=static), RATES, differentiate)
+    for key, tensor in plain.tensors().items():
+        torch.testing.assert_close(other.tensors()[key], tensor, rtol=0, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("mix", MIXES[1:])
+def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) -> None:
+    clip, method, model, state = make({"task.augmentation": mix, "inner.lr": 0.0}, "prometar")
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    labels = torch.tensor([0, 1, 1, 2])
+    drawn = method.augmentation.draw(2, 2, np.random.default_rng(0))
+    assert drawn is not None
+    batch = make_batch(clip.clip, method, images, labels, TaskDraw(IS_QUERY, drawn))
+    _, scalars = step(model, method, state, batch, Rates(0.0, 0.0))
+    query, partners = images[1:3], images[[0, 3]][drawn.partner]
+    lam = drawn.lam.double()
+
+    def features(pixels: Tensor) -> Tensor:
+        return model.image_features(state.prompts, embed_images(clip.clip, pixels))
+
+    if mix == "feature_mixup":
+        mixed = lam[:, None] * features(query) + (1 - lam)[:, None] * features(partners)
+    else:
+        mixed = features(method.augmentation.mixed_images(query, partners, drawn))
+    logits = model.logits(mixed, model.text_features(state.prompts))
+    other = labels[[0, 3]][drawn.partner]
+    per_image = lam * F.cross_entropy(logits, labels[1:3], reduction="none")
+    per_image = per_image + (1 - lam) * F.cross_entropy(logits, other, reduction="none")
+    assert float(scalars["query_loss"]) == pytest.approx(float(per_image.mean()), abs=1e-7)
+
+
+def test_where_no_context_is_learned_the_templates_decide() -> None:
+    clip = backbone(torch.float64).clip
+
+    def text(templates: Sequence[str]) -> Tensor:
+        return frozen_text(clip, tokenize, CLASSES, templates)
+
+    for name, templates in {
+        "zero-shot": ["an image of {}."],
+        "zero-shot-ensemble": TEMPLATES,
+        "vpt": ["a photo of a {}."],
+    }.items():
+        prompts = build(Config(method=name)).prompts
+        texts = prompt_texts(CLASSES, prompts, init="a photo of a", template="an image of {}.")
+        model = build_model(clip, prompts, tokenize(texts))
+        assert torch.equal(model.text_features({}), text(templates))
+    assert not torch.allclose(text(TEMPLATES), text(["a photo of a {}."]))
+
+
+@pytest.mark.parametrize("name", ["coop", "vpt", "ivlp", "maple", "kgcoop", "prograd", "promptsrc"])
+def test_a_method_is_what_its_paper_does(name: str) -> None:
+    clip, method, model, state = make({}, name)
+    assert model.frozen_text_CE is not None
+    texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
+    reference = Plain(clip.clip, tokenize(texts), model.frozen_text_CE, coupled="maple" in name)
+    reference.start(state.prompts, lr=0.05)
+    generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
+    for _ in range(3):
+        images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
+        reference.step(name, images, labels)
+        batch = make_batch(clip.clip, method, images, labels, None)
+        state, _ = step(model, method, state, batch, Rates(0.05, 0.0))
+        theirs = reference.leaves()
+        assert theirs.keys() == state.prompts.keys()
+        for key, leaf in theirs.items():
+            torch.testing.assert_close(state.prompts[key], leaf, rtol=0, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("name", META)
+def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
+    clip, method, model, state = make({}, name)
+    assert model.frozen_text_CE is not None
+    texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
+    weights = {
+        type(term): w for term, w in zip(method.regularizer.terms, method.regularizer.weights, strict=True)
+    }
+    reference = PlainMeta(
+        clip.clip, tokenize(texts), model.frozen_text_CE, state.prompts, state.gate,
+        text_weight=weights.get(TextDistance, 0.0), image_weight=weights.get(ImageDistance, 0.0),
+        reduction=4, inner_lr=0.5, outer_weight=1.0, prompt_lr=0.1, gate_lr=0.5,
+    )  # fmt: skip
+    generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
+    for number in range(2):
+        images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
+        task = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(number)))
+        reference.train(images, labels, task)
+        state, _ = step(model, method, state, make_batch(clip.clip, method, images, labels, task), RATES)
+        for ours, theirs in ((state.prompts, reference.prompts), (state.gate, reference.gate)):
+            assert ours.keys() == theirs.keys()
+            for key, leaf in theirs.items():
+                torch.testing.assert_close(ours[key], leaf.detach(), rtol=0, atol=1e-9, msg=key)
+
+
+@pytest.fixture(scope="module")
+def on_ray(ray_local: None) -> Callable[[Run, int], Stream]:
+    """Streams on Ray by number of workers; methods of the same plan are given the same batches."""
+    made: dict[tuple[str, int], list[Batch]] = {}
+
+    def of(run: Run, workers: int) -> Stream:
+        def stream(plan: Plan, step: int) -> Iterator[Batch]:
+            key = plan.digest, workers
+            if key not in made:
+                options = StreamOptions(block_rows=8, max_tasks=workers)
+                made[key] = list(ray_stream(run, options)(plan, 0))
+            return iter(made[key][step:])
+
+        return stream
+
+    return of
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_number_of_stream_workers_makes_no_difference(
+    name: str, on_ray: Callable[[Run, int], Stream], tmp_path: Path
+) -> None:
+    run = small_run(name, train__epochs=2)
+    here = Session(run, tmp_path / "here", local(run))
+    history = without_time(train(here))
+    for workers in (1, 2):
+        there = Session(run, tmp_path / f"{workers}", on_ray(run, workers))
+        assert without_time(train(there)) == history
+        for key, tensor in here.state.tensors().items():
+            assert torch.equal(tensor, there.state.tensors()[key]), key
+
+
+@pytest.mark.parametrize("name", META)
+def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(name: str) -> None:
+    _, method, model, start = make({}, name)
+    still, batch = Rates(0.0, 0.0, momentum=0.0, weight_decay=0.0), batch_for(model, method)
+    state, _ = step(model, method, start, batch, still)  # at rate 0 the momenta are the last gradients
+    gradient = {key: g for key, g in state.tensors().items() if "momenta" in key}
+    for key, g in gradient.items():
+        leaf = key.replace("prompt_momenta", "prompts").replace("gate_momenta", "gate")
+        direction = torch.randn(g.shape, dtype=g.dtype, generator=torch.Generator().manual_seed(0))
+
+        def loss(moved: float, leaf: str = leaf, direction: Tensor = direction) -> float:
+            tensors = dict(start.tensors())
+            tensors[leaf] = tensors[leaf] + moved * direction
+            return float(step(model, method, State.from_tensors(tensors, 0), batch, still)[1]["query_loss"])
+
+        numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+        assert float((g * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-8), key
+
+
+@pytest.mark.parametrize(
+    ("teacher", "template"),
+    [
+        ("template", "{} texture."),
+        ("photo", "a photo of a {}, a type of texture."),
+        ("name_last", "a texture of {}."),
+    ],
+)
+def test_a_run_holds_the_text_to_the_data_sets_wording(teacher: str, template: str, small_dtd: Path) -> None:
+    settings = {"data.name": "dtd", "data.root": str(small_dtd), "regularizer.teacher": teacher}
+    run = build_run(configure("kgcoop", settings), "final")
+    expected = frozen_text(run.backbone.clip, tokenize, classnames(run.plan.items), [template])
+    assert run.model.frozen_text_CE is not None
+    torch.testing.assert_close(run.model.frozen_text_CE, expected)

@@ -1,0 +1,184 @@
+"""The step over the table of methods and identities, on a tiny backbone in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.backbone.openclip import Backbone, tokenize
+from prometar.config.settings import Config
+from prometar.methods.composition import METHODS, Method, build
+from prometar.methods.meta_tasks import TaskDraw
+from prometar.step.autodiff import Differentiate, autograd, functional
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import Batch, make_batch
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.state import State
+from tests.support.tiny import backbone
+
+CLASSES = ("banded", "polka-dotted", "woven")
+RATES = Rates(prompt_lr=0.1, gate_lr=0.5)
+SMALL: dict[str, Any] = {
+    "prompts.text_length": 2, "prompts.vision_length": 3, "prompts.text_depth": 2, "prompts.vision_depth": 9,
+    "modulator.reduction": 4, "inner.lr": 0.5, "inner.outer_weight": 1.0,
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "released": {},
+    "first order": {"inner.order": "first"},
+    "no gate": {"modulator.kind": "add"},
+    "constant gate": {"modulator.kind": "constant", "modulator.value": 0.3},
+    "projection": {"modulator.kind": "projection"},
+    "no meta phase": {"inner.kind": "none"},
+    "no mixup": {"task.augmentation": "none"},
+    "no regularizer": {"regularizer.kind": "none"},
+    "l2, images only": {"regularizer.kind": "l2", "regularizer.text_weight": 0},
+    "cosine": {"regularizer.kind": "cosine"},
+    "text prompts only": {"prompts.vision_depth": 0},
+    "vision prompts only": {"prompts.text_depth": 0},
+}
+
+
+def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone, Method, Model, State]:
+    config = Config(method=method).override({**SMALL, **values})
+    part, clip = build(config), backbone(torch.float64)
+    frozen = F.normalize(torch.linspace(-1, 1, 3 * 24, dtype=torch.float64).view(3, 24).sin(), dim=-1)
+    texts = prompt_texts(CLASSES, part.prompts, init="a photo of a", template="a photo of a {}.")
+    model = build_model(clip.clip, part.prompts, tokenize(texts), frozen)
+    words = tokenize(["a photo of a"])[0, 1:5]
+    generator = torch.Generator().manual_seed(0)
+    prompts = part.prompts.init(clip.clip, words, generator)
+    gate = part.modulator.init(part.prompts.tokens(prompts), generator)
+    return clip, part, model, State.start(prompts, gate)
+
+
+IS_QUERY = torch.tensor([False, True, True, False])
+
+
+def batch_for(model: Model, method: Method, *, present: bool = True, static: bool = False) -> Batch:
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    draw = None
+    if method.inner is not None and present:
+        draw = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(0)))
+    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), draw, static=static)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "zero-shot"])
+def test_every_method_moves_all_its_leaves_and_stays_finite(name: str) -> None:
+    _, method, model, start = make({}, name)
+    assert_all_move(method, model, start)
+
+
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
+def test_every_identity_moves_all_its_leaves_and_stays_finite(values: dict[str, Any]) -> None:
+    _, method, model, start = make(values)
+    assert_all_move(method, model, start)
+
+
+def assert_all_move(method: Method, model: Model, start: State) -> None:
+    state, scalars = step(model, method, start, batch_for(model, method), RATES)
+    assert all(value.isfinite() for value in scalars.values())
+    # Without weight decay only a gradient moves a leaf.
+    still = replace(RATES, weight_decay=0.0)
+    state, _ = step(model, method, start, batch_for(model, method), still)
+    for before, after in ((start.prompts, state.prompts), (start.gate, state.gate)):
+        for name, leaf in before.items():
+            assert after[name].isfinite().all()
+            assert not after[name].requires_grad
+            if method.inner is not None or before is start.prompts:
+                moved = not torch.equal(after[name], leaf)
+                learns = before is start.prompts or has_regularizer_gradient(method, name)
+                assert moved == learns, name
+    assert state.step == 1
+
+
+def has_regularizer_gradient(method: Method, gate_leaf: str) -> bool:
+    """A gate learns where its modality has a regularizer."""
+    regularizer = method.regularizer
+    return regularizer.uses_text if gate_leaf.startswith("text") else regularizer.uses_images
+
+
+def test_state_round_trip() -> None:
+    _, _, _, start = make({})
+    again = State.from_tensors(start.tensors(), step=7)
+    assert again.step == 7
+    assert again.tensors().keys() == start.tensors().keys()
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.tensors().values(), start.tensors().values(), strict=True)
+    )
+
+
+def test_a_step_leaves_its_input_alone() -> None:
+    _, method, model, start = make({})
+    copies = {name: tensor.clone() for name, tensor in start.tensors().items()}
+    step(model, method, start, batch_for(model, method), RATES)
+    assert all(torch.equal(copies[name], tensor) for name, tensor in start.tensors().items())
+
+
+def outer_loss(model: Model, method: Method, prompts: dict[str, Tensor], gate: dict[str, Tensor]) -> Tensor:
+    """The outer loss as a plain function of prompts and gate, for finite differences."""
+    batch = batch_for(model, method)
+    whole, rows = batch.images, ~IS_QUERY
+    text, images = model.text_features(prompts), model.image_features(prompts, whole.tokens[rows])
+    ce = F.cross_entropy(model.logits(images, text), whole.labels[rows])
+    assert model.frozen_text_CE is not None
+    assert whole.frozen is not None
+    text_term = 50 * (text - model.frozen_text_CE).abs().mean()
+    image_term = 20 * (F.normalize(images, dim=-1) - whole.frozen[rows]).abs().mean()
+    leaves = list(prompts.values())
+    g_task = dict(zip(prompts, torch.autograd.grad(ce, leaves, create_graph=True), strict=True))
+    g_reg = dict(
+        zip(prompts, torch.autograd.grad(text_term + image_term, leaves, create_graph=True), strict=True)
+    )
+    modulated = method.modulator(gate, g_task, g_reg)
+    adapted = {name: leaf - 0.5 * modulated[name] for name, leaf in prompts.items()}
+    query = model.image_features(adapted, whole.tokens[IS_QUERY])
+    return F.cross_entropy(model.logits(query, model.text_features(adapted)), whole.labels[IS_QUERY])
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["task", "one class"])
+@pytest.mark.parametrize("differentiate", [autograd, functional])
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
+def test_a_static_step_equals_the_compact_one(
+    values: dict[str, Any], differentiate: Differentiate, present: bool
+) -> None:
+    _, method, model, start = make(values)
+    compact, _ = step(model, method, start, batch_for(model, method, present=present), RATES)
+    batch = batch_for(model, method, present=present, static=True)
+    static, _ = step(model, method, start, batch, RATES, differentiate)
+    for name, tensor in compact.tensors().items():
+        torch.testing.assert_close(static.tensors()[name], tensor, rtol=0, atol=1e-10, msg=name)
+
+
+def test_outer_gradients_are_the_finite_differences_of_the_outer_loss() -> None:
+    _, method, model, start = make({"task.augmentation": "none"})
+    # With rate 0 the direct phase changes nothing but the momenta; then the momenta hold both gradients.
+    still = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
+    state, _ = step(model, method, start, batch_for(model, method), still)
+    for group, gradient in (("prompts", state.prompt_momenta), ("gate", state.gate_momenta)):
+        name = next(iter(gradient))
+        direction = torch.zeros_like(gradient[name])
+        direction.view(-1)[::5] = 1.0
+        numeric = finite_difference(model, method, start, group, name, direction)
+        assert float((gradient[name] * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-9)
+
+
+def finite_difference(
+    model: Model, method: Method, start: State, group: str, name: str, direction: Tensor, eps: float = 1e-5
+) -> float:
+    def at(sign: int) -> float:
+        moved = {
+            g: {k: v.clone().requires_grad_() for k, v in getattr(start, g).items()}
+            for g in ("prompts", "gate")
+        }
+        with torch.no_grad():
+            moved[group][name] += sign * eps * direction
+        return float(outer_loss(model, method, moved["prompts"], moved["gate"]).detach())
+
+    return (at(1) - at(-1)) / (2 * eps)

@@ -1,0 +1,74 @@
+"""docs/methods.md says of every method what its recipe does, docs/settings.md names every setting."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from prometar.config.recipes import NAMES
+from prometar.config.settings import Config, configure, parse_assignments
+from prometar.methods.composition import build
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "methods.md").read_text("utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"
+]
+TABLE = {row[0].strip("`"): row for row in ROWS if len(row) == 10}
+SETTINGS = sorted(set(re.findall(r"--set ([\w.]+=\w[\w.]*)", TEXT)))
+COMMANDS = re.findall(r"^prometar train (.*?)(?: #.*)?$", TEXT, flags=re.MULTILINE)
+
+
+def test_every_method_has_its_row() -> None:
+    assert sorted(TABLE) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_is_the_recipe(name: str) -> None:
+    config = configure(name)
+    _, prompts, regularizer, modulator, inner, query, averager, *numbers = TABLE[name]
+    p, r = config.prompts, config.regularizer
+    coupled, independent = p.kind == "coupled", p.kind == "independent"
+    assert (f"text {p.text_length} x {p.text_depth}" in prompts) == (
+        coupled or (independent and p.text_depth > 0)
+    )
+    assert (f"vision {p.vision_length} x {p.vision_depth}" in prompts) == (independent and p.vision_depth > 0)
+    assert ("coupled" in prompts) == coupled
+    weights = {"text": r.text_weight, "image": r.image_weight, "logits": r.logits_weight}
+    used = {term: w for term, w in weights.items() if w and r.kind != "none"}
+    found = re.findall(r"(text|image|logits)(?: (L1|cosine))? \((\d+)\)", regularizer)
+    assert {term: float(weight) for term, _, weight in found} == used
+    assert {kind.lower() for term, kind, _ in found if term != "logits"} == (
+        {r.kind} if used.keys() - {"logits"} else set()
+    )
+    assert (modulator, averager) == (config.modulator.kind, config.averager.kind)
+    assert inner == ("-" if config.inner.kind == "none" else "SGD, second order")
+    assert query == (
+        "-" if config.task.augmentation == "none" else config.task.augmentation.replace("_", " ")
+    )
+    if p.kind != "none":
+        assert [float(n) for n in numbers] == [config.train.epochs, config.train.batch_size, config.optim.lr]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_exist(setting: str) -> None:
+    values = parse_assignments([setting])
+    config = configure("prometar", values)
+    assert build(config)
+    assert config != configure("prometar") or setting in {"modulator.value=0.5"}
+
+
+def test_commands_are_configurations() -> None:
+    assert len(COMMANDS) >= 4
+    for command in COMMANDS:
+        words = shlex.split(command)
+        method = words[words.index("--method") + 1] if "--method" in words else "prometar"
+        assert build(configure(method, parse_assignments([w for w in words if "=" in w])))
+
+
+def test_every_setting_is_explained() -> None:
+    text = (DOCS / "settings.md").read_text("utf-8")
+    assert not [key for key in Config().flat() if f"`{key}`" not in text]

@@ -1,0 +1,133 @@
+"""Imports go one way between packages, and each outside system enters through few named places."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
+
+# From the ground up: a package imports from those before it; modules of one package import each other freely,
+# but never in a circle.
+PACKAGES = (
+    "prometar.errors", "prometar.device", "prometar.environment", "prometar.metrics",
+    "prometar.io",
+    "prometar.bundled",
+    "prometar.config",
+    "prometar.backbone",
+    "prometar.data", "prometar.data.datasets", "prometar.data.splits", "prometar.data.streaming",
+    "prometar.data.preparation",
+    "prometar.methods",
+    "prometar.step",
+    "prometar.training",
+    "prometar.inference", "prometar",
+    "prometar.distributed",
+    "prometar.analysis",
+    "prometar.runs",
+    "prometar.reproduce",
+    "prometar.cli",
+    "prometar.__main__",
+    "tune", "tune.stopping",
+    "tune.space",
+    "tune.optimizer",
+    "tune.jobs",
+    "tune.worker",
+    "tune.study_spec",
+    "tune.results",
+    "tune.execution",
+    "tune.tracking",
+    "tune.stages",
+    "tune.reporting",
+    "tune.study",
+    "tune.commands", "tune.search",
+)  # fmt: skip
+ENTRANCES = {
+    "open_clip": {"prometar/backbone/openclip.py", "prometar/bundled/pretrain.py"},
+    "optuna": {
+        "tune/optimizer/", "tune/results/writer.py", "tune/execution/progress.py",
+        "tune/tracking/callbacks.py", "tune/stages/reevaluation.py",
+    },
+    "ray": {
+        "prometar/data/streaming/raystream.py", "prometar/data/streaming/shared_images.py",
+        "prometar/distributed/local_ray.py", "prometar/reproduce/execute.py",
+        "tune/worker/trainable.py", "tune/execution/", "tune/results/writer.py", "tune/stages/gpu_share.py",
+        "tune/study.py", "tune/tracking/callbacks.py",
+    },
+    "pyarrow": {
+        "prometar/io/stores.py", "tune/jobs/remote.py", "prometar/data/datasets/sources.py",
+        "prometar/data/preparation/prepare.py", "prometar/data/streaming/shared_images.py",
+    },
+}  # fmt: skip
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, *, at_start: bool = False) -> set[str]:
+    """What a file imports; `at_start`: without what its functions import when they are called."""
+    found = set()
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in tree.body if at_start else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            module = str(node.module)
+            submodules = {f"{module}.{alias.name}" for alias in node.names} & MODULES
+            found |= submodules or {module}
+    return found
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def package_of(module: str) -> str:
+    names = [name for name in PACKAGES if module == name or module.startswith(name + ".")]
+    names = [name for name in names if name not in {"prometar", "prometar.data", "tune"} or module == name]
+    assert names, f"{module} is in no package: add it to PACKAGES"
+    return max(names, key=len)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    mine = PACKAGES.index(package_of(module_of(path)))
+    ours = {name for name in imports_of(path) if name.split(".")[0] in {"prometar", "tune"}}
+    above = sorted(name for name in ours if PACKAGES.index(package_of(name)) > mine)
+    assert not above, f"{module_of(path)} imports from above: {above}"
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    TopologicalSorter(
+        {module_of(path): imports_of(path, at_start=True) & MODULES for path in FILES}
+    ).prepare()
+
+
+@pytest.mark.parametrize("system", ENTRANCES)
+def test_outside_systems_enter_through_named_places(system: str) -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if any(name.split(".")[0] == system for name in imports_of(path))
+    }
+    others = {user for user in users if not user.startswith(tuple(ENTRANCES[system]))}
+    assert not others, f"{system} enters through {sorted(others)} too"
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    inits = [path for path in FILES if path.name == "__init__.py"]
+    silent = [path for path in inits if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert not silent
+
+
+def test_nothing_in_tune_hides_a_module_from_search() -> None:
+    """`python tune/search.py` puts tune/ first on sys.path."""
+    names = {path.stem for path in ROOT.glob("tune/*") if path.is_dir() or path.suffix == ".py"}
+    dependencies = {"ray", "optuna", "torch", "numpy", "pyarrow", "yaml", "rich", "typer", "plotly", "jinja2"}
+    assert not (names - {"__init__"}) & (set(sys.stdlib_module_names) | dependencies)

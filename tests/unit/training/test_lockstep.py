@@ -1,0 +1,76 @@
+"""Runs in lockstep: the records and checkpoints of their own runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prometar.errors import UserError
+from prometar.training.lockstep import Lockstep
+from prometar.training.train import Diverged, Run, Session
+from tests.unit.training.test_session import local, small_run, train
+
+
+def three() -> list[Run]:
+    return [
+        small_run(backbone__precision="fp64"),
+        small_run(
+            backbone__precision="fp64", inner__lr=0.02, regularizer__text_weight=5.0, task__mixup_alpha=2.0
+        ),
+        small_run(backbone__precision="fp64", optim__lr=0.01, optim__weight_decay=0.0),
+    ]
+
+
+def sessions(runs: list[Run], folder: Path) -> list[Session]:
+    return [Session(run, folder / str(k), local(run)) for k, run in enumerate(runs)]
+
+
+def test_each_equals_its_own_run_also_when_interrupted(tmp_path: Path) -> None:
+    runs = three()
+    alone = sessions(runs, tmp_path / "alone")
+    for session in alone:
+        train(session)
+    Lockstep(sessions(runs, tmp_path / "together")).epoch()
+    rest = Lockstep(sessions(runs, tmp_path / "together"))  # from the checkpoints, as after a kill
+    together = list(rest.sessions)
+    while rest.sessions:
+        rest.epoch()
+    for one, other in zip(alone, together, strict=True):
+        assert other.finished
+        for ours, its in zip(other.history, one.history, strict=True):
+            assert ours.keys() == its.keys()
+            assert {k: v for k, v in ours.items() if k != "seconds"} == pytest.approx(
+                {k: v for k, v in its.items() if k != "seconds"}
+            )
+        for name, tensor in one.state.tensors().items():
+            torch.testing.assert_close(other.state.tensors()[name], tensor, rtol=0, atol=1e-8)
+
+
+def test_one_that_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
+    runs = [small_run(train__epochs=2), small_run(train__epochs=2, optim__lr=1e30, optim__warmup_epochs=0)]
+    together = Lockstep(sessions(runs, tmp_path))
+    survivor = together.sessions[0]
+    outcomes = together.epoch()
+    assert isinstance(outcomes[1], Diverged)
+    assert together.sessions == [survivor]
+    together.epoch()
+    assert survivor.finished
+    assert not together.sessions
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modulator__kind": "add"}, "not in their modulator"),
+        ({"train__seed": 2}, "the same images and their order"),
+        ({"prompts__init": "an image of a"}, "the same prompts.init"),
+        ({"backbone__precision": "fp64"}, "the same backbone"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    values: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Lockstep(sessions([small_run(), small_run(**values)], tmp_path))

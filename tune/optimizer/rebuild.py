@@ -1,0 +1,113 @@
+"""A study's trials made anew from their records, where its database is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import get_storage
+from optuna.study import StudyDirection
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+
+from prometar.errors import UserError, first_line
+from tune.optimizer.ask_tell import CURVE, GOALS, KEPT, ORIGIN, REASON, REFERENCE, RESULT
+from tune.optimizer.storage import open_study, opening
+from tune.optimizer.trial_counts import REPEAT
+from tune.space.spaces import Space
+
+Record = Mapping[str, Any]
+"""What trials/NNNN/record.json holds."""
+
+DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
+NOT_RECORDED = "its record is not there"
+
+
+def odd_records(storage: str, name: str, records: Sequence[Record]) -> list[int]:
+    """Numbers of the recorded trials that a storage lacks, or has with other settings or in another state."""
+    kept = {trial.number: trial for trial in _kept(storage, name)}
+    return [
+        record["number"]
+        for record in records
+        if (trial := kept.get(record["number"])) is None
+        or trial.state.name != record["state"]
+        or dict(trial.params) != record["settings"]
+    ]
+
+
+def _kept(storage: str, name: str) -> Sequence[FrozenTrial]:
+    """A storage's trials; none is made where there is none."""
+    file = storage.removeprefix("sqlite:///")
+    if file != storage and not Path(file).exists():
+        return []
+    with opening(storage):
+        studies = {study.study_name for study in get_storage(storage).get_all_studies()}
+    return open_study(storage, name).get_trials(deepcopy=False) if name in studies else []
+
+
+def rebuild(
+    storage: str, name: str, records: Sequence[Record], *, space: Space, goals: Sequence[str], at_least: int
+) -> None:
+    """Write the trials of `records` into a storage that does not have the study yet, under their numbers.
+
+    A number below `at_least` or the last record's that has none is taken by a trial that counts for nothing.
+
+    Raises:
+        UserError: a record's settings are not of this space. WorkError: the storage cannot be reached.
+    """
+    by_number = {record["number"]: record for record in records}
+    trials = [
+        _trial(by_number[number], space, goals) if number in by_number else _gap()
+        for number in range(max([at_least, *(number + 1 for number in by_number)]))
+    ]
+    with opening(storage):
+        backend = get_storage(storage)
+        study = backend.create_new_study([DIRECTIONS[GOALS[goal]] for goal in goals], name)
+        for trial in trials:
+            backend.create_new_trial(study, trial)
+
+
+def _gap() -> FrozenTrial:
+    return create_trial(state=TrialState.FAIL, user_attrs={REPEAT: -1, REASON: NOT_RECORDED})
+
+
+def _trial(record: Record, space: Space, goals: Sequence[str]) -> FrozenTrial:
+    what = f"the record of trial {record['number']}"
+    settings = space.checked(record["settings"], what=what)
+    fixed = FixedTrial(settings)
+    try:
+        space.draw(fixed)
+    except ValueError as error:
+        raise UserError(f"{what} does not hold all settings: {first_line(error)}") from None
+    state = TrialState[record["state"]]
+    curve = {int(point["epoch"]): float(point["objective"]) for point in record["epochs"]}
+    one = len(goals) == 1
+    marks: dict[str, Any] = {ORIGIN: record["origin"]}
+    if record["epoch"]:
+        marks[RESULT] = {key: record[key] for key in KEPT if record.get(key) is not None}
+    if record["reference"]:
+        marks[REFERENCE] = True
+    if record.get("reason"):
+        marks[REASON] = record["reason"]
+    if curve and not one:
+        marks[CURVE] = {str(epoch): value for epoch, value in curve.items()}
+    values = [float(record[goal]) for goal in goals] if state is TrialState.COMPLETE else None
+    if state is TrialState.PRUNED and curve:
+        values = [curve[max(curve)]]  # as Optuna keeps it
+    trial = create_trial(
+        state=state,
+        values=values,
+        params=settings,
+        distributions=fixed.distributions,
+        user_attrs=marks,
+        # So that the same --enqueue and --warm-start are known to have been taken.
+        system_attrs={} if record["origin"] == "sampled" else {"fixed_params": settings},
+        intermediate_values=curve if one else {},
+    )
+    trial.datetime_start, trial.datetime_complete = _moment(record["started"]), _moment(record["ended"])
+    return trial
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
