@@ -15,50 +15,23 @@ import argparse
 import json
 import sys
 import traceback
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import machine, table
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.config.settings import Config
+from prometar.training.counts import Kernels, kernels_of, operator_name
 from prometar.training.rehearsal import rehearse
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
-class Count(TorchDispatchMode):
-    """Counts what is dispatched under it: by operator, and by the innermost function of ours."""
-
-    places: bool = False
-    views: int = 0
-    kernels: Counter[str] = field(default_factory=Counter)
-    bytes: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operator(*args, **(kwargs or {}))
-        if operator.is_view:
-            self.views += 1
-            return result
-        name = _place() if self.places else operator.overloadpacket.__name__
-        self.kernels[name] += 1
-        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-        self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors)
-        return result
-
-
-def _place() -> str:
+def place(_: object) -> str:
+    """The innermost function of ours that an operation comes from."""
     for frame, _ in traceback.walk_stack(sys._getframe(2)):
         file = frame.f_code.co_filename
         if file.startswith(str(ROOT / "prometar")):
@@ -66,14 +39,12 @@ def _place() -> str:
     return "outside"
 
 
-def count(config: Config, *, places: bool = False, **settings: Any) -> tuple[Count, int]:
-    """The count of an iteration, and its operations."""
+def count(config: Config, *, places: bool = False, **settings: Any) -> tuple[Kernels, int]:
+    """The kernels of an iteration, and its operations."""
     rehearsal = rehearse(config, **settings)
     with rehearsal.mode, FlopCounterMode(display=False) as flops:
         rehearsal()
-    with rehearsal.mode, Count(places) as counted:
-        rehearsal()
-    return counted, flops.get_total_flops()
+    return kernels_of(rehearsal, place if places else operator_name), flops.get_total_flops()
 
 
 def main() -> None:

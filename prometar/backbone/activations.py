@@ -69,8 +69,9 @@ class Activation:
     def __init__(self, name: str) -> None:
         self._function = ACTIVATIONS[name]
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._x = x
+    def forward(self, x: Tensor, *, keep: bool = True) -> Tensor:
+        if keep:
+            self._x = x
         return self._function.value(x)
 
     def pull(self, g_K: Tensor, *, again: bool) -> Tensor:

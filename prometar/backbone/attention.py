@@ -63,8 +63,11 @@ class Attention:
     def pull(self, g_KBND: Tensor, *, again: bool) -> Tensor:
         g = self._beside(g_KBND.unflatten(-1, (self._num_heads, -1)))
         a = _product(g, self._v.mT)
-        a = a - torch.matmul(g, self._o[..., None])
-        b = a * self._p[:, :, None]
+        if again or len(g_KBND) > 1:
+            a = a - torch.matmul(g, self._o[..., None])
+            b = a * self._p[:, :, None]
+        else:  # both in one kernel
+            b = torch.ops.aten._softmax_backward_data(a, self._p[:, :, None], -1, a.dtype)
         if again:
             self._g, self._a = g, a
         dq, dk = _product(b, self._k), torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (len(g_KBND), -1))

@@ -40,14 +40,16 @@ class Layer:
         self._activation = Activation(tower.activation)
 
     def forward(self, x_BTD: Tensor, *, fused: bool = False) -> Tensor:
-        """`fused`: by torch's fused attention, for the value alone."""
-        block, self._rows = self._block, x_BTD.shape[:-1]
-        qkv = F.linear(self._norm_1.forward(x_BTD), block.in_proj_weight, block.in_proj_bias)
-        attended = self._attention.fused(qkv) if fused else self._attention.forward(qkv)
-        out = F.linear(self._at_ends(attended), block.out_proj_weight, block.out_proj_bias)
-        z = self._at_ends(x_BTD[:, : self._num_out]) + out
-        h = F.linear(self._norm_2.forward(z), block.c_fc_weight, block.c_fc_bias)
-        return z + F.linear(self._activation.forward(h), block.c_proj_weight, block.c_proj_bias)
+        """`fused`: for the value alone, by torch's fused attention, and nothing is kept."""
+        block, keep = self._block, not fused
+        self._rows = x_BTD.shape[:-1]
+        h = F.linear(self._norm_1.forward(x_BTD, keep=keep), block.in_proj_weight, block.in_proj_bias)
+        h = self._attention.fused(h) if fused else self._attention.forward(h)
+        h = F.linear(self._at_ends(h), block.out_proj_weight, block.out_proj_bias)
+        x = self._at_ends(x_BTD[:, : self._num_out]) + h
+        h = F.linear(self._norm_2.forward(x, keep=keep), block.c_fc_weight, block.c_fc_bias)
+        h = self._activation.forward(h, keep=keep)
+        return x + F.linear(h, block.c_proj_weight, block.c_proj_bias)
 
     def pull(self, g: Tensor, *, again: bool) -> tuple[Tensor, Tensor]:
         block = self._block

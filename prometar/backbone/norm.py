@@ -23,11 +23,12 @@ class Norm:
     def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._dtype = x.dtype
-        self._x = _wide(x)
-        self._n, self._mean, self._rstd = torch.native_layer_norm(self._x, x.shape[-1:], None, None, EPS)
-        n = self._n.to(x.dtype)
+    def forward(self, x: Tensor, *, keep: bool = True) -> Tensor:
+        wide = _wide(x)
+        n, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], None, None, EPS)
+        if keep:
+            self._dtype, self._x, self._n, self._mean, self._rstd = x.dtype, wide, n, mean, rstd
+        n = n.to(x.dtype)
         return n if self._weight is None else torch.addcmul(self._bias, n, self._weight)
 
     def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
@@ -65,7 +66,7 @@ class Norm:
 
 def layer_norm(x_TD: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """LayerNorm over the last dimension, (..., D), in and out in the precision of x."""
-    return Norm(weight, bias).forward(x_TD)
+    return Norm(weight, bias).forward(x_TD, keep=False)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -54,14 +54,15 @@ class Pass:
     def forward(self, x_BTD: Tensor, prompts: Prompts, *, fused: bool = False) -> Tensor:
         """`fused`: by torch's fused attention, for the value alone."""
         self._size, self._prompted = x_BTD.shape, sorted(prompts)
-        x = x_BTD
+        first, x = min(prompts, default=len(self._layers)), x_BTD
         for number, layer in enumerate(self._layers):
             if number in prompts:
                 prompt = prompts[number]
                 if number == 0 and self._first is not None:
                     prompt = self._first.forward(prompt)
                 x = self._slots.put(x, prompt)
-            x = layer.forward(x, fused=fused)
+            # Nothing flows back below the first prompt.
+            x = layer.forward(x, fused=fused or number < first)
         self._out_size = x.shape[:-1]
         return self._end.forward(x.flatten(0, -2)) @ self._out_DE
 

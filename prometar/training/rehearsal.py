@@ -69,7 +69,7 @@ def rehearse(
     names = [f"class number {number}" for number in range(num_classes)]
     tokens = tokenize(prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}."))
     with (mode := FakeTensorMode()):
-        clip = clip.map(lambda tensor: torch.empty_like(tensor, device="cpu")).folded()
+        clip = clip.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).folded()
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
         model = build_model(clip, method.prompts, tokens, frozen)
         generator = torch.Generator().manual_seed(0)

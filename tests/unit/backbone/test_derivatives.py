@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, vjp
 
 from prometar.backbone import text_packing
 from prometar.backbone.activations import ACTIVATIONS, Activation, quick_gelu
@@ -24,9 +24,9 @@ from prometar.backbone.openclip import tokenize
 from prometar.backbone.text import text_input, text_pass
 from prometar.backbone.tower import Pass, Prompts
 from prometar.backbone.vision import embed_images, image_pass
-from tests.unit.backbone.test_towers import TEXTS
 from tests.parity.released import attend
 from tests.support.tiny import backbone
+from tests.unit.backbone.test_towers import TEXTS
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 ROWS, LENGTH, WIDTH, HEADS, SHARED = 2, 5, 16, 2, 2
@@ -36,12 +36,22 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+def tangent_of(function: Callable[[Any], Tensor], x: Any, t: Any) -> Tensor:
+    """J t, as the transpose of g -> J^T g."""
+    value, pullback = vjp(function, x)
+    (pushed,) = vjp(lambda g: pullback(g)[0], torch.zeros_like(value))[1](t)
+    return pushed
+
+
+WEIGHT, BIAS = random(WIDTH), random(WIDTH, 1)[:, 0]
+
+
 def norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def weighted_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], random(WIDTH), random(WIDTH + 1)[:-1], eps=EPS)
+    return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=EPS)
 
 
 def plain_attention(qkv: Tensor, mask: Tensor | None, num_shared: int, num_queries: int | None) -> Tensor:
@@ -61,7 +71,7 @@ def masked(num_keys: int) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
     "norm": (lambda: Norm(None, None), norm, WIDTH),
-    "norm with weights": (lambda: Norm(random(WIDTH), random(WIDTH + 1)[:-1]), weighted_norm, WIDTH),
+    "norm with weights": (lambda: Norm(WEIGHT, BIAS), weighted_norm, WIDTH),
     "silu": (lambda: Activation("silu"), F.silu, WIDTH),
     "gelu": (lambda: Activation("gelu"), F.gelu, WIDTH),
     "quick_gelu": (lambda: Activation("quick_gelu"), quick_gelu, WIDTH),
@@ -97,15 +107,13 @@ def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -
     torch.testing.assert_close(
         part.pull(g, again=True), torch.stack([pullback(each)[0] for each in g]), **EXACT
     )
-    torch.testing.assert_close(
-        part.push(t), torch.stack([jvp(plain, (x,), (each,))[1] for each in t]), **EXACT
-    )
+    torch.testing.assert_close(part.push(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
     torch.testing.assert_close(part.second(r), second(plain, x, g, t, r), **EXACT)
 
 
 def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r: Tensor) -> Tensor:
     def whole(x: Tensor) -> Tensor:
-        bent = [(each * jvp(plain, (x,), (tangent,))[1]).sum() for each, tangent in zip(g, t, strict=True)]
+        bent = [(each * tangent_of(plain, x, tangent)).sum() for each, tangent in zip(g, t, strict=True)]
         return (r * plain(x)).sum() + sum(bent)
 
     return grad(whole)(x)
@@ -146,7 +154,7 @@ def test_a_block_is_the_plain_one_to_its_second_derivative(folded: bool, kept: d
     pulled = torch.cat(layer.pull(g, again=True), dim=-2)
     torch.testing.assert_close(pulled, torch.stack([pullback(each)[0] for each in g]), **EXACT)
     torch.testing.assert_close(
-        layer.push(t), torch.stack([jvp(plain, (x,), (each,))[1] for each in t]), **EXACT
+        layer.push(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT
     )
     torch.testing.assert_close(torch.cat(layer.second(r), dim=-2), second(plain, x, g, t, r), **EXACT)
 
@@ -183,12 +191,12 @@ def test_a_tower_is_the_plain_one_to_its_second_derivative(
     tangents = [{layer: each[k] for layer, each in t.items()} for k in range(2)]
 
     def whole(prompts: Prompts) -> Tensor:
-        pushed = [jvp(plain, (prompts,), (each,))[1] for each in tangents]
+        pushed = [tangent_of(plain, prompts, each) for each in tangents]
         return (r * plain(prompts)).sum() + sum((a * b).sum() for a, b in zip(g, pushed, strict=True))
 
     torch.testing.assert_close(features, expected, **EXACT)
     pulled, pushed = one.pull(g, again=True), one.push(t)
     for k in range(2):
         torch.testing.assert_close({n: each[k] for n, each in pulled.items()}, pullback(g[k])[0], **EXACT)
-        torch.testing.assert_close(pushed[k], jvp(plain, (prompts,), (tangents[k],))[1], **EXACT)
+        torch.testing.assert_close(pushed[k], tangent_of(plain, prompts, tangents[k]), **EXACT)
     torch.testing.assert_close(one.second(r), grad(whole)(prompts), rtol=1e-8, atol=1e-9)
