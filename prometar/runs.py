@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from prometar.device import default_device
 from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
-from prometar.inference.classifier import Classifier
+from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.prompt_file import require_target, weights_digest, write_prompts
-from prometar.io.files import write_atomically
+from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.methods.composition import build
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.scoring import accuracy
@@ -53,9 +55,9 @@ def train_run(
     run = build_run(config, FINAL)
     session = Session(run, folder, ray_stream(run), watch)
     write_atomically(folder / "config.yaml", dump_config(config).encode())
-    while not session.finished:
-        on_epoch(session.epoch())
-    session.close()
+    with closing(session):
+        while not session.finished:
+            on_epoch(session.epoch())
     write_result(folder, session)
     return session.history[-1]
 
@@ -95,6 +97,8 @@ def trained(folder: Path) -> Classifier:
         UserError: the folder holds no run, or one that has not finished; the weights are missing.
     """
     config, checkpoint, result = _finished(folder)
+    if checkpoint.run != result["run"]:
+        raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
     backbone = load_backbone(
         config.backbone.name,
         config.backbone.pretrained,
@@ -104,6 +108,7 @@ def trained(folder: Path) -> Classifier:
     state = checkpoint.state.to(backbone.clip.device)
     names = tuple(result["classnames"])
     prompts = build(config).prompts
+    require_prompts(folder / "checkpoint.safetensors", backbone, prompts, state.tested)
     return Classifier(backbone, prompts, state.tested, config, names, result["template"], result)
 
 
@@ -142,7 +147,7 @@ def export_run(folder: Path, to: Path) -> Path:
     config, result = classifier.config, classifier.card
     name, pretrained = config.backbone.name, config.backbone.pretrained
     digest = weights_digest(load_clip(name, pretrained))
-    from_file = pretrained is not None and Path(pretrained).exists()
+    from_file = pretrained is not None and os.path.isfile(pretrained)
     if from_file:
         pretrained = Path(str(pretrained)).name  # a card holds no folders of this machine
     shared = config.override({"data.root": None, "backbone.pretrained": pretrained})
@@ -162,7 +167,7 @@ def export_run(folder: Path, to: Path) -> Path:
 
 def _finished(folder: Path) -> tuple[Config, Checkpoint, dict[str, Any]]:
     """The configuration, the checkpoint and result.json of a run that has ended."""
-    if not (folder / "config.yaml").is_file():
+    if size_of(folder / "config.yaml") is None:
         raise UserError(f"{folder} holds no run: pass a folder that `prometar train --out` wrote")
     config = load_config(folder / "config.yaml")
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
@@ -184,12 +189,12 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        result = json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         result = None
     if (
         not isinstance(result, dict)
-        or not {"accuracies", "objective", "classnames", "template"} <= result.keys()
+        or not {"accuracies", "objective", "classnames", "template", "run", "environment"} <= result.keys()
     ):
         raise UserError(f"{path} is missing or damaged: the command that trained the run writes it again")
     return result

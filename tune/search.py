@@ -106,6 +106,9 @@ def search(
     from tune.study import Place, run_study
     from tune.study_spec import StudySpec
 
+    chosen = parse_assignments(settings or [])
+    if "data.name" in chosen:
+        raise UserError("--set data.name: a search's data sets are given by --dataset")
     names = tuple(dataset or [EMBEDDED])
     name, embedded = study or "-".join(names), names == (EMBEDDED,)
     backbone = backbone or ("mini" if embedded else "ViT-B-16-quickgelu")
@@ -121,7 +124,7 @@ def search(
     searched = load_space(space)
     several = len(goals or []) > 1
     spec = StudySpec(
-        config=absolute_paths(configure(method, {**asked, **parse_assignments(settings or [])})),
+        config=absolute_paths(configure(method, {**asked, **chosen})),
         space=searched,
         objective=objective,
         seed=seed,

@@ -270,6 +270,8 @@ def _search(spec: StudySpec, folder: StudyFolder, memory: Memory, means: Means, 
         console.print("the space is searched through: further draws only repeat settings")
     elif memory.wants(spec.trials) and stopping.out_of_time():
         console.print("the time for searching is used up: no more trials are begun (--max-hours)")
+    if memory.num_waiting:
+        console.print(f"{memory.num_waiting} enqueued settings wait for a larger --trials")
     reason = memory.hopeless()
     if not reason and memory.best() is None and stopping.out_of_time():
         raise WorkError(f"no trial of the study {folder.path} has finished within --max-hours: allow it more")

@@ -56,15 +56,17 @@ class StudySpec:
     top_seeds: int = 2
 
     def __post_init__(self) -> None:
-        for option, number, least in (
-            ("trials", self.trials, 1),
-            ("val-per-class", self.val_per_class, 1),
-            ("seeds-per-trial", self.seeds_per_trial, 1),
-            ("top", self.top, 0),
-            ("top-seeds", self.top_seeds, 1),
+        for option, number, least, most in (
+            ("trials", self.trials, 1, 1_000_000),
+            ("val-per-class", self.val_per_class, 1, 1_000_000),
+            ("seeds-per-trial", self.seeds_per_trial, 1, 1_000),
+            ("top", self.top, 0, 1_000),
+            ("top-seeds", self.top_seeds, 1, 1_000),
         ):
             if number < least:
                 raise UserError(f"--{option} must be at least {least}, found {number}")
+            if number > most:
+                raise UserError(f"--{option} must be at most {most:,}, found {number:,}")
         if len(set(self.final_seeds)) != len(self.final_seeds) or not all(map(_is_seed, self.final_seeds)):
             raise UserError(
                 f"--final-seeds must be different numbers from 0 to 2^32 - 1, found {self.final_seeds}"

@@ -90,7 +90,7 @@ def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
     with_task = replace(method, inner=InnerSGD(), augmentation=NoAugmentation())
     task = make_batch(run.backbone.clip, with_task, images, labels, draw).task
     assert task is not None
-    query = Images(task.query.tokens, task.query.labels, task.query.weights, None)
+    query = Images(task.query.tokens, task.query.labels, task.query.weights, task.query.frozen)
     plain = replace(method, regularizer=Regularizer(), modulator=Constant())
     return _cosines(_gradient(run, method, state, task.support), _gradient(run, plain, state, query))
 

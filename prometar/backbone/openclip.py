@@ -1,4 +1,8 @@
-"""Where open_clip enters: model configurations, pretrained weights, the tokenizer, the templates."""
+"""Where open_clip enters: model configurations, pretrained weights, the tokenizer, the templates.
+
+Importing open_clip takes three seconds, for image models that are not used here, so only named models do it.
+What every run needs, the tokenizer and the constants, are read from modules of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor
 
@@ -20,17 +24,27 @@ from prometar.bundled.weights import load_mini
 from prometar.errors import UserError, WorkError
 from prometar.io.files import size_of
 
+
+@cache
+def _module(name: str) -> Any:
+    """A module of open_clip that uses no other, without the package around it."""
+    package: Any = find_spec("open_clip")
+    spec: Any = spec_from_file_location(f"open_clip_{name}", Path(package.origin).with_name(f"{name}.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 TEMPLATES: tuple[str, ...] = tuple(
-    template("{}") if callable(template) else template
-    for template in open_clip.OPENAI_IMAGENET_TEMPLATES[:60]
+    template("{}") for template in _module("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES[:60]
 )
 """The 60 templates of the frozen text features, with "{}" for the class name."""
 
-FOREIGN_NAMES: tuple[str, ...] = tuple(open_clip.IMAGENET_CLASSNAMES[::10])
+FOREIGN_NAMES: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
 """A hundred names of things, to see what prompts do to names that they were not tuned for."""
 
-OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
-OPENAI_STD = open_clip.OPENAI_DATASET_STD
+OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
+OPENAI_STD = _module("constants").OPENAI_DATASET_STD
 
 
 @dataclass(frozen=True)
@@ -60,8 +74,8 @@ class Backbone:
 
 
 @cache
-def _tokenizer() -> open_clip.SimpleTokenizer:
-    return open_clip.SimpleTokenizer()
+def _tokenizer() -> Any:
+    return _module("tokenizer").SimpleTokenizer()
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
@@ -101,6 +115,8 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         )
     if pretrained == "random":
         return _clip(config, _random_state(name), where=name)
+    import open_clip
+
     is_tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
     file = Path(pretrained)
     if not is_tag and (file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None):
@@ -139,6 +155,8 @@ def _config(name: str) -> dict[str, Any]:
         return load_mini()[0]
     if ":" in name:  # open_clip would read the model from wherever such a name says
         raise UserError(f"unknown backbone '{name}': names of hubs and folders are not taken")
+    import open_clip
+
     config = open_clip.get_model_config(name)
     if config is None:
         close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])][:6]
@@ -182,6 +200,8 @@ def _random_state(name: str) -> dict[str, Tensor]:
 
 def _create(name: str, device: str) -> dict[str, Tensor]:
     """The state of a new model; on the device `meta` it has shapes alone."""
+    import open_clip
+
     logging.disable(logging.WARNING)  # it would warn of what was asked for
     try:
         return dict(open_clip.create_model(name, pretrained=None, device=device).state_dict())
@@ -190,6 +210,8 @@ def _create(name: str, device: str) -> dict[str, Tensor]:
 
 
 def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:
+    import open_clip
+
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise UserError(

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 
 import typer
 
-from prometar.errors import UserError
+from prometar.errors import UserError, first_line
 
 INTERRUPTED = 130
+SHOW = "PROMETAR_TRACEBACK"
+"""Environment variable: set to 1, an unexpected error shows where it came from."""
 
 
 def run_cli(app: typer.Typer, args: list[str]) -> int:
-    """Run `app`; returns 0, the exit status of its `UserError`, 2 for wrong options, 130 if interrupted."""
+    """Run `app`; returns 0, the exit status of its `UserError`, 2 for wrong options, 130 if interrupted.
+
+    No error leaves it, and none keeps the frames that it passed: they may hold a stream, whose end needs Ray,
+    until after Ray's own end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # class names, where only ASCII can be printed
     command = typer.main.get_command(app)
     try:
         status = int(command.main(args, standalone_mode=False) or 0)
+        sys.stdout.flush()
     except UserError as error:
+        traceback.clear_frames(error.__traceback__)
         return _say(str(error), error.exit_code)
+    except SystemExit as error:  # typer's answer where whoever read our output has gone
+        return int(error.code or 0)
     except typer.Exit as error:
         status = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -25,15 +40,34 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
     except Exception as error:
         # Usage errors of the option parser: which module they live in depends on typer's version.
         format_message = getattr(error, "format_message", None)
-        if format_message is None:
-            raise
-        return _say(format_message(), getattr(error, "exit_code", 2))
+        if format_message is not None:
+            return _say(format_message(), getattr(error, "exit_code", 2))
+        return _unforeseen(error)
     if status == INTERRUPTED:  # some versions of typer return it
         return _say("interrupted; the same command goes on from here", INTERRUPTED)
     return status
 
 
+def _unforeseen(error: Exception) -> int:
+    """What no check has foreseen: the machine's refusals, and our own mistakes."""
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has gone; Python would try to write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError) and error.strerror:
+        return _say(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 1)
+    if isinstance(error, MemoryError):
+        return _say("out of memory", 1)
+    if os.environ.get(SHOW) == "1":
+        traceback.print_exception(error)
+    traceback.clear_frames(error.__traceback__)
+    kind = type(error).__name__
+    said = first_line(error)
+    what = kind if said == kind else f"{kind}: {said}"
+    return _say(f"unforeseen {what}; please report it, with what {SHOW}=1 shows", 1)
+
+
 def _say(message: str, status: int) -> int:
-    printable = message.encode("utf-8", "backslashreplace").decode()
+    printable = " ".join(message.encode("utf-8", "backslashreplace").decode().split("\n"))
     print(f"error: {printable}", file=sys.stderr)
     return status

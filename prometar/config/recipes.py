@@ -16,8 +16,8 @@ from prometar.errors import UserError
 from prometar.io.yamltext import parse_yaml
 
 NAMES = (
-    "zero-shot", "zero-shot-ensemble", "coop", "vpt", "ivlp", "maple", "kgcoop", "prograd", "promptsrc",
-    "prometar", "ivlp-regularized", "prometar-coop", "prometar-vpt", "prometar-maple",
+    "zero-shot", "zero-shot-ensemble", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "prograd",
+    "promptsrc", "prometar", "ivlp-regularized", "prometar-coop", "prometar-vpt", "prometar-maple",
 )  # fmt: skip
 """The methods, in the order of tables. Each is a file in prometar/config/recipes/."""
 

@@ -7,6 +7,7 @@ configuration that names another method starts from that method's recipe.
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ class DataConfig(_Frozen):
 
     name: str = "textures"
     root: str | None = None
-    shots: int = Field(default=16, ge=1)
+    shots: int = Field(default=16, ge=1, le=1_000_000)
 
 
 class AugmentConfig(_Frozen):
@@ -62,19 +63,22 @@ class PromptsConfig(_Frozen):
     """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none.
 
     `coupled`: linear maps of the text's tokens are the vision tower's, which so has the text's length and
-    depth. `frozen_text` is what a class is called where no text context is learned: the data set's own
+    depth. `conditional`: text tokens of the first layer alone, which a net shifts by the image's frozen
+    features. `frozen_text` is what a class is called where no text context is learned: the data set's own
     template, "<init> <name>.", or the mean of 60 templates. `init_padding`: a text context that is longer
-    than its words starts at random, or as zeros and behind them the words.
+    than its words starts at random, or as zeros and behind them the words. `reduction`: how many times
+    narrower than the features the conditional net's hidden layer is.
     """
 
-    kind: Literal["none", "independent", "coupled"] = "independent"
+    kind: Literal["none", "independent", "coupled", "conditional"] = "independent"
     text_length: int = Field(default=4, ge=1, le=64)
     text_depth: int = Field(default=9, ge=0)
-    vision_length: int = Field(default=4, ge=1, le=1024)
+    vision_length: int = Field(default=4, ge=1, le=128)
     vision_depth: int = Field(default=9, ge=0)
     init: str = "a photo of a"
     init_std: float = Field(default=0.02, ge=0)
     init_padding: Literal["random", "zeros"] = "random"
+    reduction: int = Field(default=16, ge=1)
     frozen_text: Literal["template", "init", "ensemble"] = "template"
 
 
@@ -150,8 +154,8 @@ class OptimConfig(_Frozen):
 class TrainConfig(_Frozen):
     """How long, in what batches, from what seed; `cuda_graph` records a GPU's operations once a run."""
 
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=4, ge=1)
+    epochs: int = Field(default=10, ge=1, le=100_000)
+    batch_size: int = Field(default=4, ge=1, le=65_536)
     seed: int = Field(default=1, ge=0, lt=2**32)
     cuda_graph: bool = False
 
@@ -293,8 +297,25 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         key, equals, raw = text.partition("=")
         if not equals or not key:
             raise UserError(f"--set {text}: expected key=value, e.g. --set optim.lr=0.01")
-        values[key.strip()] = _number(parse_yaml(raw, where=f"--set {key}: the value"))
+        value = parse_yaml(raw, where=f"--set {key}: the value")
+        # What YAML takes for a number, a truth value or a date may be meant as text: prompts.init=1.
+        is_other = value is not None and not isinstance(value, str | list | dict)
+        if _takes_text(key.strip()):
+            values[key.strip()] = raw.strip() if is_other else value
+        else:
+            values[key.strip()] = _number(value)
     return values
+
+
+def _takes_text(key: str) -> bool:
+    """Whether a dotted setting holds any text."""
+    kind: Any = Config
+    for part in key.split("."):
+        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+        if part not in fields:
+            return False
+        kind = fields[part].annotation
+    return kind is str or kind == str | None
 
 
 def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -326,7 +347,7 @@ def absolute_paths(config: Config) -> Config:
     if config.data.root is not None:
         changes["data.root"] = absolute_root(config.data.root)
     weights = config.backbone.pretrained
-    if weights is not None and Path(weights).is_file():
+    if weights is not None and os.path.isfile(weights):
         changes["backbone.pretrained"] = str(Path(weights).resolve())
     return config.override(changes) if changes else config
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 from typing import Any
 
 from prometar.errors import WorkError
 
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
-_ALWAYS = {"RAY_idle_worker_killing_time_threshold_ms": "600000", "RAY_USAGE_STATS_ENABLED": "0"}
+# And a call after `ray.shutdown`, such as that of a stream that is closed late, would start a Ray of its own,
+# which nobody ends.
+_ALWAYS = {
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
 _QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # As Ray does by itself on a Mac: one machine, and every server on 127.0.0.1 instead of all its addresses.
 _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -42,6 +49,8 @@ def start_ray(
     import ray
 
     if not ray.is_initialized():
+        if address is None:
+            _require_open_files()
         quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
         _init(address=address or "local", **quiet, **local)
@@ -66,6 +75,23 @@ def _init(address: str, **options: Any) -> None:
                 raise WorkError("Ray has not started, twice: this machine is too busy") from None
         else:
             return
+
+
+_FEWEST_FILES = 512  # that Ray's processes have open on a small machine; a raylet that has no more just dies
+
+
+def _require_open_files() -> None:
+    """Let this process open as many files as it may, which Ray's processes inherit.
+
+    Raises:
+        WorkError: they are too few for Ray.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2**20 if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, max(soft, 65_536)), hard))
+    if most < _FEWEST_FILES:
+        raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
 
 
 def _require_server(address: str) -> None:

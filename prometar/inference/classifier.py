@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.openclip import Backbone, load_clip, tokenize
 from prometar.config.settings import Config, parse
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
-from prometar.data.streaming.transforms import TransformSpec, apply
+from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, send
 from prometar.errors import UserError
 from prometar.inference.prompt_file import read_prompts, weights_digest
+from prometar.io.files import read_bytes
 from prometar.methods.composition import build
-from prometar.methods.prompts import Leaves, Prompts
+from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
-from prometar.training.scoring import classify
+from prometar.training.scoring import classify, not_finite
 from prometar.training.train import DTYPES
 
 Picture = Image.Image | str | Path | NDArray[np.uint8]
@@ -104,6 +106,8 @@ class Classifier:
         there = (send(torch.from_numpy(batch), self.backbone.clip.device) for batch in batches)
         parts = [fetch(logits(batch).float().softmax(dim=-1)).numpy() for batch in there]
         probabilities = np.concatenate(parts)
+        if not np.isfinite(probabilities).all():
+            raise not_finite(self.backbone)
         return Predictions(tuple(names[k] for k in probabilities.argmax(axis=1)), probabilities, names)
 
     def _pixels(self, pictures: Sequence[Picture], batch_size: int) -> Iterator[NDArray[np.uint8]]:
@@ -140,12 +144,16 @@ def load(path: str | Path, *, pretrained: str | None = None, device: str | None 
     clip = clip.folded().to(device=device or default_device(), dtype=DTYPES[config.backbone.precision])
     backbone = Backbone(config.backbone.name, clip)
     prompts = build(config).prompts
-    _require_shapes(path, backbone, prompts, leaves)
+    require_prompts(path, backbone, prompts, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
     return Classifier(backbone, prompts, leaves, config, tuple(card["classnames"]), card["template"], card)
 
 
-def _require_shapes(path: Path, backbone: Backbone, prompts: Prompts, leaves: Leaves) -> None:
+def require_prompts(path: Path, backbone: Backbone, prompts: Prompts, leaves: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        UserError: the leaves of the file at `path` are not the method's on this backbone, or not finite.
+    """
     nothing = torch.zeros(0, dtype=torch.long)
     expected = prompts.init(backbone.clip, nothing, torch.Generator().manual_seed(0))
     found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
@@ -155,6 +163,9 @@ def _require_shapes(path: Path, backbone: Backbone, prompts: Prompts, leaves: Le
         raise UserError(
             f"{path}: {odd[0]} is {found.get(odd[0], 'missing')}, the method has {wanted.get(odd[0], 'none')}"
         )
+    for name, leaf in leaves.items():
+        if not leaf.is_floating_point() or not all_finite(leaf):
+            raise UserError(f"{path}: the prompts {name} are not finite numbers: train and export them again")
 
 
 def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
@@ -169,7 +180,7 @@ def _encoded(picture: Picture) -> bytes:
     """An image file's bytes. Pixels are wrapped in a lossless format: all images take the same way."""
     if isinstance(picture, str | Path):
         try:
-            return Path(picture).read_bytes()
+            return read_bytes(Path(picture))
         except OSError as error:
             raise UserError(f"cannot read image {picture}: {error.strerror}") from None
     if isinstance(picture, np.ndarray):
@@ -180,10 +191,11 @@ def _encoded(picture: Picture) -> bytes:
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
         raise UserError(f"expected a Pillow image, a path or an array, found {type(picture).__name__}")
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # as files are decoded
     file = io.BytesIO()
-    picture.convert("RGB").save(file, "PPM")
+    try:
+        to_rgb(picture).save(file, "PPM")
+    except ValueError as error:
+        raise UserError(f"an image cannot be classified: {error}") from None
     return file.getvalue()
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from prometar.backbone.clip import Clip, Tower
 from prometar.device import fetch
 from prometar.errors import UserError
-from prometar.io.files import write_atomically
+from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.methods.prompts import Leaves
 
 _FAMILY = "prometar-prompts-"
@@ -95,7 +95,9 @@ def _exported(path: Path) -> bool:
     """Whether `prometar export` wrote a file, of any version."""
     try:
         if path.suffix == ".json":
-            return str(json.loads(path.read_text("utf-8"))["format"]).startswith(_FAMILY)
+            return str(json.loads(read_bytes(path))["format"]).startswith(_FAMILY)
+        if size_of(path) is None:
+            return False
         with safe_open(path, framework="pt") as file:
             return str((file.metadata() or {}).get("format")).startswith(_FAMILY)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
@@ -108,7 +110,7 @@ def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:
     Raises:
         UserError: no such file, damaged, or not written by `prometar export`.
     """
-    if not path.is_file():
+    if size_of(path) is None:
         raise UserError(f"there is no prompts file {path}: write one with `prometar export RUN --to FILE`")
     try:
         with safe_open(path, framework="pt") as file:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
 from pathlib import Path
 
 from prometar.errors import StorageError, UserError
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a plain file.
+
+    Raises:
+        OSError: it cannot be read, or is a folder, a pipe or a device: reading one may never end.
+    """
+    try:
+        # Without waiting: to open a pipe would wait for somebody who writes into it.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a null character in the name
+        raise OSError(errno.EINVAL, "no name of a file", str(path)) from None
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        return file.read()
 
 
 def size_of(path: Path) -> int | None:

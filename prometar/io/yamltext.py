@@ -8,8 +8,12 @@ from typing import Any
 import yaml
 
 from prometar.errors import UserError
+from prometar.io.files import read_bytes, size_of
 
 _MOST_BYTES = 1_000_000
+_MOST_NODES = 500_000  # 1 MB without aliases holds no more
+_MOST_DIGITS = 300
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
 def read_yaml(path: Path) -> Any:
@@ -19,9 +23,9 @@ def read_yaml(path: Path) -> Any:
         UserError: the file cannot be read, is no YAML, or is larger than 1 MB.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if (size_of(path) or 0) > _MOST_BYTES:
             raise UserError(f"{path} is larger than 1 MB: it is no configuration")
-        text = path.read_text("utf-8")
+        text = read_bytes(path).decode()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -32,8 +36,41 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, *, where: str) -> Any:
     """Plain data from YAML text; `where` names the source in the message. See `read_yaml`."""
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())[:300]}") from None
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _require_small(node)
+        return loader.construct_document(node)
     except RecursionError:
         raise UserError(f"{where} is not YAML that a person wrote: it is nested too deep") from None
+    except Exception as error:  # over values that their tags do not allow, it raises whatever it stumbles on
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{where} is not YAML: {reason}") from None
+
+
+def _require_small(root: yaml.Node) -> None:
+    """
+    Raises:
+        ValueError: with its aliases written out the document has more than `_MOST_NODES` nodes, or no end; or
+            a number has more than `_MOST_DIGITS` characters.
+    """
+    sizes: dict[int, int] = {}
+    _count(root, sizes, set())
+
+
+def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
+    if id(node) in inside:
+        raise ValueError("an alias stands inside of what it means")
+    if id(node) not in sizes:
+        inside.add(id(node))
+        children = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
+            raise ValueError(f"a number has {len(node.value)} characters")
+        sizes[id(node)] = 1 + sum(_count(child, sizes, inside) for child in children)
+        inside.discard(id(node))
+        if sizes[id(node)] > _MOST_NODES:
+            raise ValueError(f"its aliases stand for more than {_MOST_NODES:,} values")
+    return sizes[id(node)]

@@ -13,6 +13,7 @@ from prometar.backbone.openclip import TEMPLATES
 from prometar.config.recipes import NAMES
 from prometar.config.settings import Config
 from prometar.methods.averagers import Averager, Gaussian, Last
+from prometar.methods.conditional import ConditionalPrompts
 from prometar.methods.coupled import CoupledPrompts
 from prometar.methods.gradient_modulators import Constant, Gate, Modulator, Projection
 from prometar.methods.inner_loop import InnerLoop, InnerSGD
@@ -38,6 +39,11 @@ class Method:
     inner: InnerLoop | None
     augmentation: Augmentation
     averager: Averager = field(default_factory=Last)
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether the frozen CLIP's image features are needed."""
+        return self.regularizer.uses_images or self.prompts.conditional
 
 
 def build(config: Config) -> Method:
@@ -65,6 +71,8 @@ def _prompts(config: Config) -> Prompts:
     templates = {"template": (), "init": (f"{p.init} {{}}.",), "ensemble": TEMPLATES}[p.frozen_text]
     if p.kind == "none":
         return NoPrompts(templates)
+    if p.kind == "conditional":
+        return ConditionalPrompts(p.text_length, p.init_std, p.reduction)
     if p.kind == "coupled":
         return CoupledPrompts(p.text_length, p.text_depth, p.init_std)
     lengths = (p.text_length, p.text_depth, p.vision_length, p.vision_depth)

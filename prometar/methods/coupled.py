@@ -31,6 +31,7 @@ class CoupledPrompts:
     depth: int = 9
     std: float = 0.02
     templates: tuple[str, ...] = ()
+    conditional: bool = False
 
     def __post_init__(self) -> None:
         if self.depth == 0:
@@ -54,6 +55,9 @@ class CoupledPrompts:
                 else:
                     leaves[leaf] = leaves[f"vision.1.{name}"].clone()
         return leaves
+
+    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+        return tokens
 
     def tokens(self, leaves: Leaves) -> Leaves:
         tokens = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}

@@ -30,12 +30,24 @@ class Prompts(Protocol):
         """Where the text keeps its own: texts of a class whose mean it is; none: the data set's own one."""
         ...
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the text's tokens, and so its features, differ from image to image."""
+        ...
+
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         """Initial leaves; `init_tokens` are the token ids of the initial context's words."""
         ...
 
     def tokens(self, leaves: Leaves) -> Leaves:
-        """What the leaves put into the towers: `text.<layer>` and `vision.<layer>`, each (P, D)."""
+        """What the leaves put into the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
+
+        Where they are conditional, also what `seeing` makes the text's of.
+        """
+        ...
+
+    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+        """The text's tokens for each image (B, P, D), by its frozen features; only where `conditional`."""
         ...
 
 
@@ -50,12 +62,16 @@ class NoPrompts:
 
     templates: tuple[str, ...] = ()
     num_context: int = 0
+    conditional: bool = False
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         return {}
 
     def tokens(self, leaves: Leaves) -> Leaves:
         return {}
+
+    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,7 @@ class IndependentPrompts:
     std: float = 0.02
     templates: tuple[str, ...] = ()
     padding: str = "random"
+    conditional: bool = False
 
     def __post_init__(self) -> None:
         if self.text_depth == 0 and self.vision_depth == 0:
@@ -108,3 +125,6 @@ class IndependentPrompts:
 
     def tokens(self, leaves: Leaves) -> Leaves:
         return leaves
+
+    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+        return tokens

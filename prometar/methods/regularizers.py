@@ -13,7 +13,8 @@ from torch import Tensor
 class Views(NamedTuple):
     """What the prompted and the frozen CLIP make of a batch; frozen ones are given where they are used.
 
-    text_CE, image_BE: normalised features; weights_B: of the images, sum 1; scale: of the logits.
+    text_CE, image_BE: normalised features, the text's (B, C, E) where it sees the images; weights_B: of the
+    images, sum 1; scale: of the logits.
     """
 
     text_CE: Tensor
@@ -22,6 +23,11 @@ class Views(NamedTuple):
     frozen_image_BE: Tensor | None
     weights_B: Tensor
     scale: Tensor
+
+
+def similarity(image_BE: Tensor, text_CE: Tensor) -> Tensor:
+    """f . g_c, (B, C); of each image with its own text features where these are (B, C, E)."""
+    return image_BE @ text_CE.T if text_CE.ndim == 2 else (text_CE @ image_BE[:, :, None])[:, :, 0]
 
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -72,7 +78,8 @@ class TextDistance:
 
     def __call__(self, views: Views) -> Tensor:
         assert views.frozen_text_CE is not None
-        return DISTANCES[self.kind](views.text_CE, views.frozen_text_CE).mean()
+        distance = DISTANCES[self.kind](views.text_CE, views.frozen_text_CE).mean(dim=-1)
+        return distance if distance.ndim == 0 else (distance * views.weights_B).sum()
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class LogitsDivergence:
     def __call__(self, views: Views) -> Tensor:
         assert views.frozen_text_CE is not None
         assert views.frozen_image_BE is not None
-        ours = (views.scale * views.image_BE @ views.text_CE.T).log_softmax(dim=-1)
+        ours = (views.scale * similarity(views.image_BE, views.text_CE)).log_softmax(dim=-1)
         frozen = (views.scale * views.frozen_image_BE @ views.frozen_text_CE.T).log_softmax(dim=-1)
         by_image = F.kl_div(ours, frozen, reduction="none", log_target=True).mean(dim=-1)
         return (by_image * views.weights_B).sum()

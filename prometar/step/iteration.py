@@ -20,9 +20,10 @@ from prometar.methods.regularizers import Views
 from prometar.step.autodiff import Differentiate, Pull, autograd
 from prometar.step.loss_scaling import Number, factor
 from prometar.step.meta_batch import Batch, Images, Query, Task
-from prometar.step.prompted_clip import Model, Towers
+from prometar.step.prompted_clip import Model
 from prometar.step.sgd import sgd
 from prometar.step.state import State
+from prometar.step.towers import Towers
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class _Compute:
         return self.method.modulator(gate, task, regularizer)
 
     def _gradients(self, tokens: Leaves, images: Images, *, again: bool) -> _Gradients:
-        towers = self.model.run(tokens, images.tokens)
+        towers = self.model.run(tokens, images.tokens, images.frozen)
 
         def at_features(features: Leaves) -> tuple[Leaves, Scalars]:
             values, losses, pull = self.differentiate(
@@ -195,7 +196,7 @@ class _Compute:
 
     def _query(self, tokens: Leaves, query: Query, inner: InnerLoop) -> tuple[Leaves, Tensor]:
         """The gradient of outer_weight * query loss at the adapted tokens, and the loss."""
-        towers = self.model.run(tokens, query.tokens)
+        towers = self.model.run(tokens, query.tokens, query.frozen)
         values, _, pull = self.differentiate(
             lambda features: ({"query": self._query_loss(towers, features, query)}, {}), towers.features
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.clip import Clip
@@ -17,7 +18,7 @@ from prometar.backbone.frozen_features import frozen_image
 from prometar.backbone.vision import embed_images
 from prometar.device import send
 from prometar.methods.composition import Method
-from prometar.methods.meta_tasks import Augmentation, TaskDraw
+from prometar.methods.meta_tasks import TaskDraw
 from prometar.step.task_selection import Selection, select
 
 
@@ -43,12 +44,16 @@ class Shares(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Embedded images (R, T, D) whose first Q are the query, its labels (Q,), weights (Q,) and mix."""
+    """Embedded images (R, T, D) whose first Q are the query, its labels (Q,), weights (Q,) and mix.
+
+    frozen: (Q, E), mixed as the images are; only where the text sees the images.
+    """
 
     tokens: Tensor
     labels: Tensor
     weights: Tensor
     shares: Shares | None = None
+    frozen: Tensor | None = None
 
 
 class Task(NamedTuple):
@@ -85,7 +90,7 @@ def make_batch(
         frozen: The frozen CLIP's normalised features (B, E), if they are known already.
         static: Every part holds all B images, and there is a task even where the batch has none.
     """
-    whole = embed_batch(clip, images_B3HW, labels, frozen=frozen, teach=method.regularizer.uses_images)
+    whole = embed_batch(clip, images_B3HW, labels, frozen=frozen, teach=method.uses_images)
     return Batch(whole, make_task(clip, method, images_B3HW, whole, draw, static=static))
 
 
@@ -106,7 +111,7 @@ def make_task(
     """The method's meta task on embedded images; arguments as of `make_batch`."""
     selection = select_task(clip, method, len(whole.labels), draw, static=static)
     selection = send(selection, whole.tokens.device)
-    return None if selection is None else take(clip, method.augmentation, images_B3HW, whole, selection)
+    return None if selection is None else take(clip, method, images_B3HW, whole, selection)
 
 
 def select_task(
@@ -118,9 +123,7 @@ def select_task(
     return select(draw, method.augmentation, num_images, dtype=clip.working_dtype, static=static)
 
 
-def take(
-    clip: Clip, augmentation: Augmentation, images_B3HW: Tensor, whole: Images, selection: Selection
-) -> Task:
+def take(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Task:
     """The selected images, embedded; the selection is where they are."""
     rows, mixing = selection.support_rows, selection.mixing
     frozen = None if whole.frozen is None else _rows(whole.frozen, rows)
@@ -129,11 +132,24 @@ def take(
     if mixing is not None:
         if mixing.pixels is not None:
             partners = images_B3HW[mixing.pixels.partner]
-            tokens = embed_images(clip, augmentation.mixed_images(images_B3HW, partners, mixing.pixels))
+            mixed = method.augmentation.mixed_images(images_B3HW, partners, mixing.pixels)
+            tokens = embed_images(clip, mixed)
         shares = Shares(mixing.own, mixing.rest, whole.labels[mixing.partner], mixing.encoded)
     labels = whole.labels if rows is None else whole.labels[rows[: len(selection.query_weights)]]
-    query = Query(_rows(tokens, rows), labels, selection.query_weights, shares)
+    seen = _seen(whole.frozen, selection) if method.prompts.conditional else None
+    query = Query(_rows(tokens, rows), labels, selection.query_weights, shares, seen)
     return Task(support, query, selection.present)
+
+
+def _seen(frozen_BE: Tensor | None, selection: Selection) -> Tensor:
+    """The frozen features of the query images, mixed with those of their partners."""
+    assert frozen_BE is not None
+    own = _rows(frozen_BE, selection.query_rows)[: len(selection.query_weights)]
+    mixing = selection.mixing
+    if mixing is None:
+        return own
+    mixed = mixing.own[:, None] * own + mixing.rest[:, None] * frozen_BE[mixing.partner]
+    return F.normalize(mixed, dim=-1)
 
 
 def _rows(tensor: Tensor, rows: Tensor | None) -> Tensor:

@@ -12,9 +12,12 @@ from torch import Tensor
 from prometar.backbone.clip import Clip
 from prometar.backbone.frozen_features import mean_text, readable
 from prometar.backbone.text import TextInput, encode_text, text_input, text_pass
-from prometar.backbone.tower import Pass
 from prometar.backbone.vision import encode_image, image_pass
 from prometar.methods.prompts import Leaves, Prompts, layers
+from prometar.methods.regularizers import similarity
+from prometar.step.towers import EachImage, Run, Towers
+
+_MOST_ROWS = 256  # of text tokens that are encoded at once where each image has its own
 
 
 @dataclass(frozen=True)
@@ -29,32 +32,56 @@ class Model:
     text: TextInput | Tensor
     frozen_text_CE: Tensor | None = None
 
-    def text_features(self, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Normalised text features (C, E) with the tokens that `prompts.tokens` made."""
-        if isinstance(self.text, Tensor):
-            return self.text
-        features = encode_text(self.clip, self.text, self._layers(tokens, "text"))
+    def text_features(self, tokens: Mapping[str, Tensor], frozen_BE: Tensor | None = None) -> Tensor:
+        """Normalised text features (C, E) with the tokens that `prompts.tokens` made.
+
+        frozen_BE: images' frozen features; where prompts are conditional each has its own text, (B, C, E).
+        """
+        text = self.text
+        if isinstance(text, Tensor):
+            return text
+        if self.prompts.conditional:
+            assert frozen_BE is not None, "conditional prompts see images"
+            features = self._text_of_each(text, tokens, frozen_BE)
+        else:
+            features = encode_text(self.clip, text, self._layers(tokens, "text"))
         return F.normalize(features.to(self.clip.working_dtype), dim=-1)
+
+    def _text_of_each(self, text: TextInput, tokens: Mapping[str, Tensor], frozen_BE: Tensor) -> Tensor:
+        """Un-normalised text features (B, C, E) as each image's tokens make them."""
+        seen = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
+        at_once = max(1, _MOST_ROWS // len(text.embedded_RTD))
+        with torch.enable_grad():  # without, attention is a fused kernel, which cannot be mapped
+            features: Tensor = torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=at_once)(seen)
+        return features
 
     def image_features(self, tokens: Mapping[str, Tensor], images_BTD: Tensor) -> Tensor:
         """Un-normalised image features (B, E) of embedded images (`backbone.vision.embed_images`)."""
         features = encode_image(self.clip, images_BTD, self._layers(tokens, "vision"))
         return features.to(self.clip.working_dtype)
 
-    def run(self, tokens: Mapping[str, Tensor], images_BTD: Tensor) -> Towers:
-        """Both features with what their derivatives need; no graph is recorded."""
-        with torch.no_grad():
-            passes: dict[str, Pass] = {}
-            features: Leaves = {}
-            text, image = (self._layers(tokens, tower) for tower in ("text", "vision"))
-            if text and isinstance(self.text, TextInput):
-                features["text"], passes["text"] = text_pass(self.clip, self.text, text)
-            if image:
-                features["vision"], passes["vision"] = image_pass(self.clip, images_BTD, image)
-            fixed_CE = None if text else self.text_features({})
-            fixed_BE = None if image else self.image_features({}, images_BTD)
-            features = {tower: value.to(self.clip.working_dtype) for tower, value in features.items()}
-        return Towers(self.clip.dtype, passes, features, fixed_CE, fixed_BE)
+    @torch.no_grad()
+    def run(
+        self, tokens: Mapping[str, Tensor], images_BTD: Tensor, frozen_BE: Tensor | None = None
+    ) -> Towers:
+        """Features of both towers with what their derivatives need; no graph is recorded."""
+        text, working, runs = self.text, self.clip.working_dtype, dict[str, Run]()
+        features, text_CE, image_BE = Leaves(), None, None
+        own, vision = self._layers(tokens, "text"), self._layers(tokens, "vision")
+        if isinstance(text, TextInput) and self.prompts.conditional:
+            assert frozen_BE is not None, "conditional prompts see images"
+            runs["text"] = EachImage(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
+            features["text"] = runs["text"].features
+        elif isinstance(text, TextInput) and own:
+            features["text"], runs["text"] = text_pass(self.clip, text, own)
+        else:
+            text_CE = self.text_features({})
+        if vision:
+            features["vision"], runs["vision"] = image_pass(self.clip, images_BTD, vision)
+        else:
+            image_BE = self.image_features({}, images_BTD)
+        features = {tower: value.to(working) for tower, value in features.items()}
+        return Towers(self.clip.dtype, runs, features, text_CE, image_BE)
 
     def _layers(self, tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
         """Towers run in the precision of their weights."""
@@ -62,66 +89,7 @@ class Model:
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
         """s f . g_c of un-normalised image and normalised text features, (B, C)."""
-        return self.clip.logit_scale * F.normalize(image_BE, dim=-1) @ text_CE.T
-
-
-@dataclass(frozen=True)
-class Towers:
-    """One run of both towers: un-normalised features by tower, `text` (C, E) and `vision` (B, E), and passes.
-
-    A tower without prompts has none of both; then its features, the text's normalised, are fixed.
-    """
-
-    dtype: torch.dtype
-    passes: Mapping[str, Pass]
-    features: Leaves
-    fixed_text_CE: Tensor | None
-    fixed_image_BE: Tensor | None
-
-    def both(self, features: Leaves) -> tuple[Tensor, Tensor]:
-        """Normalised text features and un-normalised image features, given those that change."""
-        text_CE, image_BE = self.fixed_text_CE, self.fixed_image_BE
-        if "text" in features:
-            text_CE = F.normalize(features["text"], dim=-1)
-        image_BE = features.get("vision", image_BE)
-        assert text_CE is not None
-        assert image_BE is not None
-        return text_CE, image_BE
-
-    @torch.no_grad()
-    def pull(self, cotangents: Leaves, *, again: bool = False) -> Leaves:
-        """K cotangents of the features, each (K, N, E), to those of the tokens, each (K, P, D)."""
-        return self._named(
-            {
-                tower: one.pull(cotangents[tower].to(self.dtype), again=again)
-                for tower, one in self.passes.items()
-            },
-            like=cotangents,
-        )
-
-    @torch.no_grad()
-    def push(self, tangents: Leaves) -> Leaves:
-        """K tangents of the tokens to those of the features; the inverse shapes of `pull`."""
-        pushed = {}
-        for tower, one in self.passes.items():
-            own = {layer: tangent.to(self.dtype) for layer, tangent in layers(tangents, tower).items()}
-            pushed[tower] = one.push(own).to(self.features[tower].dtype)
-        return pushed
-
-    @torch.no_grad()
-    def second(self, cotangents: Leaves) -> Leaves:
-        """Gradients at the tokens, (P, D), of <r, features> + sum_k <g_k, J t_k>; r (N, E) by tower."""
-        return self._named(
-            {tower: one.second(cotangents[tower].to(self.dtype)) for tower, one in self.passes.items()},
-            like=cotangents,
-        )
-
-    def _named(self, found: Mapping[str, Mapping[int, Tensor]], *, like: Leaves) -> Leaves:
-        return {
-            f"{tower}.{layer}": tensor.to(like[tower].dtype)
-            for tower, by_layer in found.items()
-            for layer, tensor in by_layer.items()
-        }
+        return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:

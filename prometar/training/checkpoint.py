@@ -10,10 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
+from prometar.backbone.expected_tensors import all_finite
 from prometar.device import fetch
-from prometar.errors import WorkError
-from prometar.io.files import write_atomically
+from prometar.errors import WorkError, first_line
+from prometar.io.files import size_of, write_atomically
 from prometar.step.state import State
 
 FORMAT = "prometar-run-1"
@@ -43,7 +45,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     Raises:
         WorkError: the file is damaged, or is no checkpoint of this project.
     """
-    if not path.exists():
+    if size_of(path) is None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
@@ -52,10 +54,54 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
             tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
         if metadata.get("format") != FORMAT:
             raise WorkError(f"{path} is no checkpoint of this version: remove it to start this run over")
-        state = State.from_tensors(tensors, int(metadata["step"]))
-        return Checkpoint(state, tuple(json.loads(metadata["history"])), metadata["run"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise WorkError(
-            f"the checkpoint {path} is damaged ({reason}): remove it to start this run over"
-        ) from None
+        state = State.from_tensors(tensors, _step(metadata["step"]))
+        return Checkpoint(state, _history(metadata["history"]), metadata["run"])
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+        raise damaged(path, first_line(error)) from None
+
+
+def damaged(path: Path, reason: str) -> WorkError:
+    """What is said of a checkpoint that cannot be gone on with."""
+    return WorkError(f"the checkpoint {path} is damaged ({reason}): remove it to start this run over")
+
+
+def require_state(path: Path, found: State, like: State) -> None:
+    """
+    Raises:
+        WorkError: the checkpoint at `path` lacks a tensor of `like`, has one more, or one of another shape or
+            kind, or prompts that are not finite.
+    """
+    wanted, tensors = like.tensors(), found.tensors()
+    if found.average:
+        wanted |= {f"average/{name}": leaf for name, leaf in like.prompts.items()}
+    for name in sorted(wanted.keys() | tensors.keys()):
+        was, now = (_kind(each.get(name)) for each in (wanted, tensors))
+        if was != now:
+            raise damaged(path, f"{name} is {now}, the run's is {was}")
+    for name, leaf in found.tested.items():
+        if not all_finite(leaf):
+            raise damaged(path, f"the prompts {name} are not finite")
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return (
+        "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    )
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal() or len(text) > 15:
+        raise ValueError("its step is no number")
+    return int(text)
+
+
+def _history(text: str) -> tuple[dict[str, Any], ...]:
+    """An epoch's record each, in their order."""
+    history = json.loads(text)
+    if not isinstance(history, list):
+        raise ValueError("its history is no list")
+    for number, record in enumerate(history, start=1):
+        whole = isinstance(record, dict) and record.get("epoch") == number
+        if not whole or not isinstance(record.get("seconds"), int | float):
+            raise ValueError(f"its history has no record of epoch {number}")
+    return tuple(history)

@@ -19,6 +19,7 @@ from prometar.backbone.frozen_features import frozen_image, readable
 from prometar.backbone.openclip import FOREIGN_NAMES, Backbone
 from prometar.backbone.vision import embed_images
 from prometar.data.streaming.stream import Batch
+from prometar.methods.regularizers import similarity
 from prometar.step.prompted_clip import Model
 
 TEMPLATE = "a photo of a {}."
@@ -50,7 +51,8 @@ def measure_drift(
     """The drift of normalised features under prompts from those of the frozen CLIP.
 
     Args:
-        image_NE: Of N images. text_VE: Of V foreign names. scale: What cosines are multiplied by in logits.
+        image_NE: Of N images. text_VE: Of V foreign names, or (N, V, E) where they see the images.
+        scale: What cosines are multiplied by in logits.
 
     Example:
         >>> features = F.normalize(torch.eye(2))
@@ -58,7 +60,7 @@ def measure_drift(
         >>> measure_drift(features, features, **frozen, scale=torch.tensor(100.0)).divergence
         0.0
     """
-    prompted = (scale * image_NE @ text_VE.T).float().log_softmax(dim=-1)
+    prompted = (scale * similarity(image_NE, text_VE)).float().log_softmax(dim=-1)
     frozen = (scale * frozen_image_NE @ frozen_text_VE.T).float().log_softmax(dim=-1)
     return Drift(
         float(F.kl_div(prompted, frozen, log_target=True, reduction="batchmean")),
@@ -128,15 +130,15 @@ class Foreign:
         image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
         drift = measure_drift(
             image_NE,
-            self.model.text_features(prompts),
+            self.model.text_features(prompts, frozen_NE),
             frozen_image_NE=frozen_NE,
             frozen_text_VE=self.frozen_text_VE,
             scale=backbone.clip.logit_scale,
         )
         zero_shot = _percent_right(frozen_NE, self.frozen_base_CE, labels_N)
-        base = _percent_right(image_NE, model.text_features(prompts), labels_N)
+        base = _percent_right(image_NE, model.text_features(prompts, frozen_NE), labels_N)
         return {"base": base, "new": predicted_new(zero_shot, drift), "zero_shot": zero_shot} | vars(drift)
 
 
 def _percent_right(image_NE: Tensor, text_CE: Tensor, labels_N: Tensor) -> float:
-    return 100 * float(((image_NE @ text_CE.T).argmax(dim=-1).cpu() == labels_N).float().mean())
+    return 100 * int((similarity(image_NE, text_CE).argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)

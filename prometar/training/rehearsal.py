@@ -38,7 +38,7 @@ class Rehearsal:
     configurations: int | None
 
     def __call__(self) -> object:
-        uses_images = self.method.regularizer.uses_images
+        uses_images = self.method.uses_images
         whole = embed_batch(self.model.clip, self.pixels_B3HW, self.labels_B, teach=uses_images)
         count = self.configurations
         batch = Batch(whole, self._task(whole, len(self.labels_B)))
@@ -51,13 +51,16 @@ class Rehearsal:
             return None
         if self.configurations is not None:
             share, everyone = whole.weights, whole.labels
-            query = Query(whole.tokens, everyone, share, Shares(share, share, everyone, everyone))
+            query = Query(
+                whole.tokens, everyone, share, Shares(share, share, everyone, everyone), whole.frozen
+            )
             return Task(whole, query, present=whole.labels.new_ones((), dtype=torch.bool))
         half = size // 2
         support = Images(*(None if part is None else part[:half] for part in whole))
-        _, labels, share, _ = Images(*(None if part is None else part[half:] for part in whole))
+        _, labels, share, frozen = Images(*(None if part is None else part[half:] for part in whole))
         return Task(
-            support, Query(whole.tokens[half - 1 :], labels, share, Shares(share, share, labels, labels))
+            support,
+            Query(whole.tokens[half - 1 :], labels, share, Shares(share, share, labels, labels), frozen),
         )
 
 

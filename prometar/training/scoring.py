@@ -7,26 +7,31 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from prometar.backbone.frozen_features import frozen_image
 from prometar.backbone.openclip import Backbone
 from prometar.backbone.vision import embed_images
 from prometar.data.streaming.stream import Batch
-from prometar.device import send
+from prometar.device import fetch, send
+from prometar.errors import WorkError
 from prometar.step.prompted_clip import Model
 
 
 def classify(backbone: Backbone, model: Model, leaves: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
     """A function from uint8 images (B, H, W, 3) where the backbone is to logits (B, C).
 
-    The classes are encoded once.
+    The classes are encoded once; once an image where the text sees it.
     """
     with torch.no_grad():
         prompts = model.prompts.tokens(dict(leaves))
-        text_CE = model.text_features(prompts)
+        text_CE = None if model.prompts.conditional else model.text_features(prompts)
 
     @torch.no_grad()
     def logits(images: Tensor) -> Tensor:
         tokens = embed_images(backbone.clip, backbone.normalise(images))
-        return model.logits(model.image_features(prompts, tokens), text_CE)
+        image_BE = model.image_features(prompts, tokens)
+        if text_CE is None:
+            return model.logits(image_BE, model.text_features(prompts, frozen_image(backbone.clip, tokens)))
+        return model.logits(image_BE, text_CE)
 
     return logits
 
@@ -34,12 +39,30 @@ def classify(backbone: Backbone, model: Model, leaves: Mapping[str, Tensor]) -> 
 def accuracy(
     backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], batches: Iterable[Batch]
 ) -> float:
-    """Percent of the batches' images whose most likely class of `model` is their label."""
+    """Percent of the batches' images whose most likely class of `model` is their label.
+
+    Raises:
+        WorkError: a logit is not finite: such a model has no score.
+    """
     logits, device, total = classify(backbone, model, leaves), backbone.clip.device, 0
     correct = torch.zeros((), dtype=torch.long, device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
     for batch in batches:
         images, labels = send((torch.from_numpy(batch.images), torch.from_numpy(batch.labels)), device)
-        correct += (logits(images).argmax(dim=-1) == labels).sum()
+        found = logits(images)
+        correct += (found.argmax(dim=-1) == labels).sum()
+        finite &= found.isfinite().all()
         total += len(batch.labels)
     # Read once: asking after every batch would make a GPU wait for the next one.
-    return 100 * int(correct) / total
+    right, whole = fetch((correct, finite))
+    if not whole:
+        raise not_finite(backbone)
+    return 100 * int(right) / total
+
+
+def not_finite(backbone: Backbone) -> WorkError:
+    """What is said of a model whose logits hold NaN or infinity."""
+    kind = str(backbone.clip.dtype).removeprefix("torch.")
+    return WorkError(
+        f"logits of {backbone.name} in {kind} are not finite: its prompts or its precision overflow"
+    )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.config.settings import Config
@@ -36,7 +37,7 @@ from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.step.task_selection import Selection
 from prometar.step.vmapped import numbers_of, stack, step_all, unstack
-from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from prometar.training.checkpoint import damaged, load_checkpoint, require_state, save_checkpoint
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.scoring import accuracy
 
@@ -115,7 +116,10 @@ def _teacher(
     name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
 ) -> Tensor:
     spec = (name, pretrained, precision)
-    return cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
+    features = cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
+    if not all_finite(features):
+        raise UserError(f"the text features of {name} in {precision} are not finite: take another precision")
+    return features
 
 
 @lru_cache(maxsize=_MOST_RUNS)
@@ -328,13 +332,14 @@ def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) ->
     )
     images = first.backbone.normalise(images)
     known = {} if first.frozen_images is None else first.frozen_images
-    teach = first.method.regularizer.uses_images
+    teach = first.method.uses_images
     whole = embed_batch(clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
     if whole.frozen is not None:
         known[step] = whole.frozen
     # One object for all that draw alike: nothing of it is stacked.
     tasks = {
-        augmentation: None if selection is None else take(clip, augmentation, images, whole, selection)
+        augmentation: selection
+        and take(clip, replace(first.method, augmentation=augmentation), images, whole, selection)
         for augmentation, selection in zip(selections, chosen, strict=True)
     }
     return [Embedded(whole, tasks[run.method.augmentation]) for run in runs]
@@ -378,6 +383,9 @@ class Session:
         if found is not None:
             if found.run != run.digest:
                 raise WorkError(f"{self._path} belongs to another configuration: use another folder")
+            require_state(self._path, found.state, self.state)
+            if len(found.history) > run.config.train.epochs:
+                raise damaged(self._path, f"it has done {len(found.history)} epochs")
             self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
 
     @property

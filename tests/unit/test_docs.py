@@ -32,9 +32,11 @@ def test_a_row_is_the_recipe(name: str) -> None:
     _, prompts, regularizer, modulator, inner, query, averager, *numbers = TABLE[name]
     p, r = config.prompts, config.regularizer
     coupled, independent = p.kind == "coupled", p.kind == "independent"
+    conditional = p.kind == "conditional"
     assert (f"text {p.text_length} x {p.text_depth}" in prompts) == (
-        coupled or (independent and p.text_depth > 0)
+        coupled or conditional or (independent and p.text_depth > 0)
     )
+    assert ("by a net of the image" in prompts) == conditional
     assert (f"vision {p.vision_length} x {p.vision_depth}" in prompts) == (independent and p.vision_depth > 0)
     assert ("coupled" in prompts) == coupled
     weights = {"text": r.text_weight, "image": r.image_weight, "logits": r.logits_weight}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
+from ray.air._internal import usage
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import (
@@ -70,7 +71,7 @@ def run_trials(
             run_config=_run_config(scratch, list(callbacks), verbose),
         )
         try:
-            with stopping.listening(), _killed_for_memory_is_dead():
+            with stopping.listening(), _killed_for_memory_is_dead(), _callbacks_are_not_counted():
                 tuner.fit()
         except (TuneError, RuntimeError) as error:  # a searcher's, scheduler's or callback's, as text
             raise WorkError(f"the search has stopped: {last_error(str(error))}; {GO_ON}") from None
@@ -98,6 +99,18 @@ def _killed_for_memory_is_dead() -> Iterator[None]:
         yield
     finally:
         manager_class._actor_task_failed = handle
+
+
+@contextmanager
+def _callbacks_are_not_counted() -> Iterator[None]:
+    """Tune counts what callbacks of other packages are used, and imports MLflow and W&B to know them."""
+    module: Any = usage
+    count = module.tag_callbacks
+    module.tag_callbacks = lambda callbacks: False
+    try:
+        yield
+    finally:
+        module.tag_callbacks = count
 
 
 def last_error(traceback: str) -> str:

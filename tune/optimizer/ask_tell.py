@@ -217,7 +217,15 @@ class Memory:
         """
         if self.hopeless():
             return False
-        return bool(self._waiting) or (self._tally.begun < target and not self.exhausted)
+        if any(REFERENCE in self._trial(number).user_attrs for number in self._waiting):
+            return True
+        begun = self._tally.begun - len(self._waiting)
+        return begun < target and (bool(self._waiting) or not self.exhausted)
+
+    @property
+    def num_waiting(self) -> int:
+        """Settings that have been enqueued, and not begun."""
+        return len(self._waiting)
 
     @property
     def exhausted(self) -> bool:

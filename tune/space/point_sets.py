@@ -9,8 +9,6 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from scipy.stats import qmc
-
 from prometar.errors import UserError
 from tune.space.spaces import Choice, FloatRange, IntRange, Range, Space
 
@@ -107,6 +105,8 @@ def quasirandom_point(space: Space, seed: int, number: int) -> Point:
 
     Source: Sobol, 1967; scrambled as in `scipy.stats.qmc.Sobol`.
     """
+    from scipy.stats import qmc  # here: no other sampler waits for it
+
     sequence = qmc.Sobol(len(space.ranges), scramble=True, rng=seed)
     if number:
         sequence.fast_forward(number)

@@ -20,6 +20,7 @@ from pydantic import (
 
 from prometar.config.settings import Config
 from prometar.errors import UserError
+from prometar.io.files import size_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 
 
@@ -220,7 +221,7 @@ def load_space(name: str) -> Space:
     if name in known_spaces():
         return parse_space(name, files("tune.space").joinpath("spaces", f"{name}.yaml").read_text("utf-8"))
     path = Path(name)
-    if not path.is_file():
+    if size_of(path) is None:
         raise UserError(f"unknown space '{name}': no such file, and known are {', '.join(known_spaces())}")
     return space_of(name, read_yaml(path))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prometar.errors import UserError
+from prometar.io.files import size_of
 from prometar.io.yamltext import read_yaml
 from tune.results.reader import read_records
 from tune.space.spaces import Space
@@ -24,7 +25,7 @@ def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
     Raises:
         UserError: no such file, a setting that is not searched, or a value outside its range.
     """
-    if not path.is_file():
+    if size_of(path) is None:
         raise UserError(f"--enqueue {path}: no such file")
     tree = read_yaml(path)
     entries = tree if isinstance(tree, list) else [tree]

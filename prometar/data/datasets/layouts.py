@@ -222,4 +222,4 @@ def _inside(path: str, where: str) -> str:
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path:
         raise UserError(f"{where}: path '{path}' leaves the image folder")
-    return path
+    return str(parts)  # './a' and 'a//b' are the same images as 'a' and 'a/b'

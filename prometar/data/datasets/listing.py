@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prometar.data.datasets.dataset import Item
 from prometar.errors import UserError
+from prometar.io.files import read_bytes
 
 SPLITS = ("train", "val", "test")
 # those that transforms.FORMATS can read
@@ -85,7 +86,7 @@ def read_text(file: Path) -> str:
         UserError: missing, unreadable, or not text.
     """
     try:
-        return file.read_text("utf-8")
+        return read_bytes(file).decode()
     except OSError as error:
         raise UserError(f"cannot read {file} ({error.strerror})") from None
     except UnicodeDecodeError:

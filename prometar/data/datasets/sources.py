@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prometar.errors import UserError, WorkError
+from prometar.io.files import read_bytes
 from prometar.io.stores import filesystem, join, reason, shown
 
 SCHEMA = pa.schema(
@@ -45,7 +46,7 @@ class FolderSource:
     def _read(self, path: str) -> bytes:
         file = Path(self.folder, path)
         try:
-            return file.read_bytes()
+            return read_bytes(file)
         except OSError as error:
             raise UserError(
                 f"cannot read image {file} ({error.strerror}): "

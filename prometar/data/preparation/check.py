@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
@@ -167,7 +168,8 @@ def check(name: str, root: Path | str | None = None, *, threads: int | None = No
     """
     dataset = open_unverified(name, root)
     items = list({item.path: item for split in dataset.splits.values() for item in split}.values())
-    broken = tuple(find_broken(items, dataset.source, threads=threads))
+    seen = list(look(items, dataset.source, threads=threads))
+    broken = tuple(one.broken for one in seen if one.broken)
     classes = len({item.label for item in items})
     return CheckResult(
         name,
@@ -175,11 +177,22 @@ def check(name: str, root: Path | str | None = None, *, threads: int | None = No
         classes,
         broken,
         tuple(problems_of(dataset)),
-        tuple(_notes(dataset, classes)),
+        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen})),
     )
 
 
-def _notes(dataset: Dataset, classes: int) -> Iterator[str]:
+def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:
+    """Images that a split shares with another one under another name, byte for byte."""
+    for one, other in combinations(dataset.splits, 2):
+        first = {digests[item.path]: item.path for item in dataset.splits[one] if digests[item.path]}
+        same = [(first[d], item.path) for item in dataset.splits[other] if (d := digests[item.path]) in first]
+        same = [(mine, theirs) for mine, theirs in same if mine != theirs]
+        if same:
+            mine, theirs = same[0]
+            yield f"{len(same)} images of {other} are also in {one}, byte for byte, such as {theirs} ({mine})"
+
+
+def _notes(dataset: Dataset, classes: int, digests: Mapping[str, bytes]) -> Iterator[str]:
     found = differences(dataset.name, classes, counts_of(dataset))
     if found:
         yield f"not the published sizes: {', '.join(found)}"
@@ -189,42 +202,52 @@ def _notes(dataset: Dataset, classes: int) -> Iterator[str]:
     shared = sorted(name for name, labels in Counter(name for _, name in pairs).items() if labels > 1)
     if shared:
         yield f"{len(shared)} class names stand for several labels: {', '.join(shared)}"
+    yield from _repeated(dataset, digests)
     names = [name for _, name in sorted(pairs)]
     shown = names if len(names) <= SHOWN_NAMES else [*names[: SHOWN_NAMES - 1], "...", names[-1]]
     yield f"class names: {', '.join(shown)}"
 
 
+@dataclass(frozen=True)
+class Seen:
+    """An image that was looked at: what is wrong with it, if anything, and the digest of what was read."""
+
+    path: str
+    broken: Broken | None
+    digest: bytes
+
+
 def find_broken(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Broken]:
     """The missing and undecodable among `items`, in their order."""
+    return (seen.broken for seen in look(items, source, threads=threads) if seen.broken)
+
+
+def look(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Seen]:
+    """Read and decode each of `items`, in their order."""
     groups = [items[k : k + READ_AT_ONCE] for k in range(0, len(items), READ_AT_ONCE)]
     workers = threads or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting = iter(groups)
         # a few groups at a time: `map` would read the whole data set ahead of a slow consumer
         while batch := list(islice(waiting, workers * 4)):
-            for found in pool.map(lambda group: _check_group(group, source), batch):
+            for found in pool.map(lambda group: _look_at_group(group, source), batch):
                 yield from found
 
 
-def _check_group(items: Sequence[Item], source: Source) -> list[Broken]:
-    found = []
+def _look_at_group(items: Sequence[Item], source: Source) -> list[Seen]:
     try:
         files = source.read_many([item.path for item in items])
-    except UserError:
-        if len(items) == 1:
-            return [_broken(items[0], source)]
-        return [one for item in items for one in _check_group([item], source)]
-    for item, file in zip(items, files, strict=True):
-        try:
-            decode(file, item.path)
-        except UserError as error:
-            found.append(Broken(item.path, str(error)))
-    return found
-
-
-def _broken(item: Item, source: Source) -> Broken:
-    try:
-        source.read_many([item.path])
     except UserError as error:
-        return Broken(item.path, str(error))
-    return Broken(item.path, f"image {item.path} was unreadable at first: try again")
+        if len(items) == 1:
+            return [Seen(items[0].path, Broken(items[0].path, str(error)), b"")]
+        return [seen for item in items for seen in _look_at_group([item], source)]
+    return [_look_at(item, file) for item, file in zip(items, files, strict=True)]
+
+
+def _look_at(item: Item, file: bytes) -> Seen:
+    digest = hashlib.sha256(file).digest()
+    try:
+        decode(file, item.path)
+    except UserError as error:
+        return Seen(item.path, Broken(item.path, str(error)), digest)
+    return Seen(item.path, None, digest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,11 @@ from prometar.errors import UserError, WorkError
 
 # Formats that benchmarks use; others (EPS starts a PostScript interpreter) are refused unread.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MOST_PIXELS = 80_000_000  # decoded: 240 MB
+MOST_ELONGATED = 100  # times as long as wide: its shorter side is resized to the backbone's
 RATIO = (3 / 4, 4 / 3)
+# Pillow only warns of images from some 89 million pixels on; here they are refused, unread.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
 
 
@@ -62,15 +67,40 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # the same colours; the direct way warns
-        return image.convert("RGB")
+        _require_size(*image.size)
+        return to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
         reason = "an empty file" if not encoded else " ".join(str(error).split()) or type(error).__name__
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) and encoded else reason
         raise BrokenImage(
             f"broken image {path or '(unnamed)'}: {reason}; replace it (`prometar data check` lists all)"
         ) from None
+
+
+def _require_size(width: int, height: int) -> None:
+    short, long = sorted((width, height))
+    if width * height > MOST_PIXELS or long > MOST_ELONGATED * short:
+        raise ValueError(
+            f"it has {width} x {height} pixels: at most {MOST_PIXELS:,} are taken, and none that are "
+            f"{MOST_ELONGATED} times as long as wide"
+        )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel; transparency is dropped. Grey levels of 16 bits are scaled, v / 257.
+
+    Raises:
+        ValueError: pixels of which nobody can say what is white (floating point, 32 bits).
+    """
+    # Pillow's own way clips such pixels at 255, so that nearly all of them become white.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.float64) / 257
+        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; the direct way warns
+    return image.convert("RGB")
 
 
 def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> NDArray[np.uint8]:

@@ -22,6 +22,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "train.epochs": 200, "train.batch_size": 32, "optim.lr": 0.002, "prompts.text_length": 4,
         "prompts.text_depth": 1, "prompts.vision_depth": 0, "regularizer.kind": "none",
     },
+    "cocoop": {"train.epochs": 10, "train.batch_size": 1, "optim.lr": 0.002, "prompts.kind": "conditional",
+               "prompts.text_length": 4, "regularizer.kind": "none"},
     "vpt": {
         "train.epochs": 5, "train.batch_size": 4, "optim.lr": 0.0025, "prompts.vision_length": 8,
         "prompts.vision_depth": 12, "prompts.text_depth": 0, "prompts.frozen_text": "init",
@@ -68,7 +70,7 @@ def test_a_recipe_says_where_it_comes_from_and_runs(name: str, tmp_path: Path) -
     config = configure(name, parse_assignments(settings))
     assert build(config) == build(Config(method=name))
     series = beside("base-to-new", config)
-    if name in {"zero-shot", "coop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc", "prometar"}:
+    if name in {"zero-shot", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc", "prometar"}:
         assert series is not None
         assert {"base", "new", "H"} <= series.figures["average"].keys()
     else:

@@ -281,3 +281,50 @@ def test_importing_prometar_stays_light() -> None:
     assert done.stdout == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         prometar.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["NaN", "of another run", "of another shape"])
+def test_a_run_with_wrong_prompts_is_used_for_nothing(
+    kind: str, run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    path = folder / "checkpoint.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    first = next(name for name in tensors if name.startswith("prompts/"))
+    if kind == "NaN":
+        tensors[first].fill_(torch.nan)
+    elif kind == "of another shape":
+        tensors[first] = tensors[first][:, 1:].contiguous()
+    else:
+        metadata["run"] = "0" * 64
+    save_file(tensors, path, metadata)
+    for command in (
+        ["export", str(folder), "--to", str(tmp_path / "x.safetensors")],
+        ["evaluate", str(folder), "--dataset", "textures"],
+    ):
+        assert main(command) in (1, 2)
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_prompts_that_are_not_finite_are_not_loaded(exported: Path, tmp_path: Path) -> None:
+    leaves = load_file(exported)
+    with safe_open(exported, framework="pt") as file:
+        metadata = file.metadata()
+    path = tmp_path / "prompts.safetensors"
+    save_file({name: torch.full_like(leaf, torch.nan) for name, leaf in leaves.items()}, path, metadata)
+    with pytest.raises(UserError, match="are not finite numbers"):
+        prometar.load(path)
+
+
+def test_pictures_of_sixteen_bits_are_classified_as_those_of_eight(exported: Path) -> None:
+    classifier = prometar.load(exported)
+    grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    narrow, wide = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)
+    one, other = (classifier.predict(picture).probabilities for picture in (narrow, wide))
+    assert np.array_equal(one, other)
+    with pytest.raises(UserError, match="floating-point"):
+        classifier.predict(Image.fromarray(grey.astype(np.float32)))

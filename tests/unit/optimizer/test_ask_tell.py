@@ -362,3 +362,17 @@ def test_passwords_are_hidden() -> None:
     with pytest.raises(UserError) as caught:
         drive_study("postgresql+nodriver://me:secret@localhost/db", "x")
     assert "secret" not in str(caught.value)
+
+
+def test_enqueued_settings_count_towards_the_trials_asked_for(tmp_path: Path) -> None:
+    mine = [{"regularizer.text_weight": float(weight), "augment.jitter": 0.1} for weight in (1, 2, 3, 4)]
+    study = memory(tmp_path)
+    assert study.enqueue(mine, "enqueued") == 4
+    assert [asked.settings for asked in run_all(study, 2)] == [REFERENCE, mine[0]]
+    assert study.num_waiting == 3
+    study.close()
+    study = memory(tmp_path)
+    assert study.enqueue(mine, "enqueued") == 0
+    assert [asked.settings for asked in run_all(study, 4)] == mine[1:3]
+    assert [asked.number for asked in run_all(study, 6)] == [4, 5]
+    assert study.num_waiting == 0

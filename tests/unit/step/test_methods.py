@@ -25,13 +25,16 @@ from prometar.methods.composition import METHODS, build
 from prometar.methods.meta_tasks import TaskDraw
 from prometar.methods.regularizers import ImageDistance, TextDistance
 from prometar.runs import ray_stream
+from prometar.step import prompted_clip
 from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.training.scoring import classify
 from prometar.training.train import Run, Session, Stream, build_run
 from tests.support.plain import Plain
+from tests.support.plain_conditional import PlainConditional
 from tests.support.plain_meta import PlainMeta
 from tests.support.tiny import backbone
 from tests.unit.step.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
@@ -161,6 +164,49 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
         assert theirs.keys() == state.prompts.keys()
         for key, leaf in theirs.items():
             torch.testing.assert_close(state.prompts[key], leaf, rtol=0, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
+    clip, method, model, state = make({}, "cocoop")
+    texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")
+    reference = PlainConditional(clip.clip, tokenize(texts))
+    reference.start(state.prompts, lr=0.5)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        images = torch.randn(batch_size, 3, 16, 16, dtype=torch.float64, generator=generator)
+        labels = torch.tensor([0, 1, 1, 2])[:batch_size]
+        reference.step(images, labels)
+        batch = make_batch(clip.clip, method, images, labels, None)
+        state, _ = step(model, method, state, batch, Rates(0.5, 0.0))
+        theirs = reference.leaves()
+        assert theirs.keys() == state.prompts.keys()
+        for key, leaf in theirs.items():
+            torch.testing.assert_close(state.prompts[key], leaf, rtol=0, atol=1e-9, msg=key)
+    pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    expected = reference.logits(clip.normalise(pixels)).detach()
+    torch.testing.assert_close(classify(clip, model, state.prompts)(pixels), expected, rtol=0, atol=1e-9)
+    assert (expected.softmax(-1).std(dim=0) > 1e-6).all()
+
+
+def test_many_images_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, model, state = make({}, "cocoop")
+    frozen = F.normalize(torch.randn(5, 24, dtype=torch.float64), dim=-1)
+    whole = model.text_features(state.prompts, frozen)
+    monkeypatch.setattr(prompted_clip, "_MOST_ROWS", 2)
+    parts = model.text_features(state.prompts, frozen)
+    assert whole.shape == (5, 3, 24)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+    for image, text in zip(frozen, whole, strict=True):
+        torch.testing.assert_close(model.text_features(state.prompts, image[None])[0], text)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("differentiate", [autograd, functional])
+def test_prometars_parts_go_with_conditional_prompts(mix: str, differentiate: Differentiate) -> None:
+    values = {"prompts.kind": "conditional", "modulator.reduction": 1, "task.augmentation": mix}
+    for static in (False, True):
+        same_step("prometar", values, static, differentiate)
 
 
 @pytest.mark.parametrize("name", META)

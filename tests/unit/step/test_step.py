@@ -27,7 +27,7 @@ CLASSES = ("banded", "polka-dotted", "woven")
 RATES = Rates(prompt_lr=0.1, gate_lr=0.5)
 SMALL: dict[str, Any] = {
     "prompts.text_length": 2, "prompts.vision_length": 3, "prompts.text_depth": 2, "prompts.vision_depth": 9,
-    "modulator.reduction": 4, "inner.lr": 0.5, "inner.outer_weight": 1.0,
+    "prompts.reduction": 4, "modulator.reduction": 4, "inner.lr": 0.5, "inner.outer_weight": 1.0,
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "released": {},
@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no regularizer": {"regularizer.kind": "none"},
     "l2, images only": {"regularizer.kind": "l2", "regularizer.text_weight": 0},
     "cosine": {"regularizer.kind": "cosine"},
+    "conditional prompts": {"prompts.kind": "conditional", "modulator.reduction": 1},
     "text prompts only": {"prompts.vision_depth": 0},
     "vision prompts only": {"prompts.text_depth": 0},
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from prometar.config.settings import Config
 from prometar.data.streaming.plan import Plan
@@ -23,6 +26,7 @@ from prometar.training.train import (
     Run,
     Session,
     Stream,
+    _teacher,
     build_run,
     initial_state,
     rates,
@@ -166,7 +170,7 @@ def test_schedules_as_released_and_as_configured() -> None:
 
 
 def test_unknown_objectives_are_named() -> None:
-    with pytest.raises(UserError, match="unknown objective 'x': choose one of class_holdout, base_val"):
+    with pytest.raises(UserError, match="unknown objective 'x': choose one of drift, class_holdout"):
         small_run(objective="x")
 
 
@@ -211,3 +215,62 @@ def test_a_recorded_run_equals_a_plain_one(tmp_path: Path) -> None:
     train(plain), train(recorded)
     for name, tensor in plain.state.tensors().items():
         torch.testing.assert_close(recorded.state.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+Change = Callable[[dict[str, torch.Tensor], dict[str, str]], object]
+NAME = "prompts/text.0"
+DAMAGES: dict[str, tuple[Change, str]] = {
+    "NaN": (lambda t, m: t[NAME].fill_(torch.nan), r"the prompts text\.0 are not finite"),
+    "a missing tensor": (lambda t, m: t.pop(NAME), r"prompts/text\.0 is missing, the run's is float32"),
+    "one too many": (lambda t, m: t.update({"prompts/x": torch.ones(1)}), r"prompts/x is float32 \(1,\)"),
+    "no momentum": (lambda t, m: t.pop("prompt_momenta/text.0"), r"prompt_momenta/text\.0 is missing"),
+    "another shape": (lambda t, m: t.update({NAME: t[NAME][:, 1:]}), r"text\.0 is float32 \(4, \d+\)"),
+    "whole numbers": (lambda t, m: t.update({NAME: t[NAME].int()}), r"text\.0 is int32"),
+    "no group": (lambda t, m: t.update({"x": torch.ones(1)}), "damaged \\('x'\\)"),
+    "a history of numbers": (lambda t, m: m.update(history="[1]"), "its history has no record of epoch 1"),
+    "a history of another kind": (lambda t, m: m.update(history="{}"), "its history is no list"),
+    "deep history": (lambda t, m: m.update(history="[" * 100_000), "is damaged"),
+    "long history": (
+        lambda t, m: m.update(history=json.dumps([{"epoch": k, "seconds": 1} for k in range(1, 9)])),
+        "it has done 8 epochs",
+    ),
+    "no number of steps": (lambda t, m: m.update(step="9" * 6000), "its step is no number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_checkpoint_is_checked_where_it_enters(kind: str, tmp_path: Path) -> None:
+    change, message = DAMAGES[kind]
+    run = small_run()
+    Session(run, tmp_path, local(run)).epoch()
+    path = tmp_path / "checkpoint.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    change(tensors, metadata)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    with pytest.raises(WorkError, match=message) as caught:
+        Session(run, tmp_path, local(run))
+    assert "remove it to start this run over" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
+    """All of them NaN, the first class would be the most likely one."""
+    run = small_run()
+    session = Session(run, tmp_path, local(run))
+    scale = replace(run.backbone.clip, logit_scale=torch.tensor(torch.inf))
+    models = {name: replace(e, model=replace(e.model, clip=scale)) for name, e in run.evaluations.items()}
+    session.run = replace(run, evaluations=models)
+    with pytest.raises(WorkError, match="logits of mini in float32 are not finite"):
+        session.score()
+
+
+def test_text_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "prometar.training.train.cached_text", lambda clip, *_: torch.full((1, clip.embed_dim), torch.nan)
+    )
+    _teacher.cache_clear()
+    with pytest.raises(UserError, match="the text features of mini in fp32 are not finite"):
+        small_run()
+    _teacher.cache_clear()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from prometar.data.datasets.catalog import known, open_dataset
 from prometar.data.datasets.dataset import Item, classnames
+from prometar.data.preparation.check import check
 from prometar.data.streaming.transforms import TransformSpec, apply
 from prometar.errors import UserError
 
@@ -104,3 +108,37 @@ def test_an_image_lost_later_is_named(own_dtd: Path) -> None:
 
 def test_classnames_come_in_label_order_even_if_labels_are_sparse() -> None:
     assert classnames([Item("a", 7, "x"), Item("b", 2, "y"), Item("c", 7, "x")]) == ("y", "x")
+
+
+@pytest.mark.parametrize("change", [lambda path: f"./{path}", lambda path: path.replace("/", "//")])
+def test_a_path_in_other_words_is_the_same_image(own_dtd: Path, change: Callable[[str], str]) -> None:
+    """Else all test images would be taken as training images."""
+    file = own_dtd / "dtd" / SPLIT
+    split = json.loads(file.read_text())
+    split["train"] += [[change(path), label, name] for path, label, name in split["test"]]
+    file.write_text(json.dumps(split))
+    with pytest.raises(UserError, match=r"lists \w+/\w+\.jpg twice \(train, test\): mend it"):
+        open_dataset("dtd", own_dtd)
+    split["train"] = [[change(path), label, name] for path, label, name in split["train"][:16]]
+    file.write_text(json.dumps(split))
+    assert not [item for item in open_dataset("dtd", own_dtd).train if "//" in item.path or "./" in item.path]
+
+
+def test_check_finds_the_same_bytes_in_two_splits(own_dtd: Path) -> None:
+    split = json.loads((own_dtd / "dtd" / SPLIT).read_text())
+    images = own_dtd / "dtd" / "images"
+    for (mine, *_), (theirs, *_) in zip(split["train"][:2], split["test"][:2], strict=True):
+        (images / theirs).write_bytes((images / mine).read_bytes())
+    result = check("dtd", own_dtd)
+    assert result.broken == ()
+    theirs, mine = split["test"][0][0], split["train"][0][0]
+    note = f"2 images of test are also in train, byte for byte, such as {theirs} ({mine})"
+    assert note in result.notes
+
+
+def test_check_says_which_images_cannot_be_read_rightly(own_dtd: Path) -> None:
+    first = json.loads((own_dtd / "dtd" / SPLIT).read_text())["train"][0][0]
+    Image.fromarray(np.ones((50, 50), np.float32)).save(own_dtd / "dtd" / "images" / first, "TIFF")
+    (broken,) = check("dtd", own_dtd).broken
+    assert broken.path == first
+    assert "its pixels are floating-point numbers" in broken.message

@@ -125,3 +125,40 @@ def test_workers_import_no_torch() -> None:
     code = "import sys, prometar.data.streaming.stream; print('torch' in sys.modules, 'ray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]
+
+
+def saved(pixels: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_of_grey_are_the_picture_that_eight_are(kind: str) -> None:
+    """Clipped at 255, they would be nearly white."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    if kind == "PPM":
+        wide = b"P5 16 16 65535 " + (grey.astype(">u2") * 257).tobytes()
+    else:
+        wide = saved(grey.astype(np.uint16) * 257, kind)
+    assert np.array_equal(np.asarray(decode(wide)), np.asarray(decode(saved(grey, "PNG"))))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_white_are_refused(dtype: type) -> None:
+    with pytest.raises(BrokenImage, match=r"a\.tif: its pixels are (floating-point|32-bit) numbers"):
+        decode(saved(np.ones((8, 8), dtype), "TIFF"), "a.tif")
+
+
+@pytest.mark.parametrize(
+    "size", [(60_000, 1), (1, 8_000_000), (101, 1), (1, 101), (9000, 9000), (14_000, 14_000)]
+)
+def test_extreme_sizes_are_refused_undecoded(size: tuple[int, int]) -> None:
+    """By the header alone: the pixels that it promises are not there."""
+    header = f"P6 {size[0]} {size[1]} 255 ".encode()
+    with pytest.raises(BrokenImage, match=r"broken image a\.ppm: (it has \d+ x \d+ pixels|Image size)"):
+        decode(header, "a.ppm")
+
+
+def test_the_longest_image_that_is_taken() -> None:
+    assert apply(TransformSpec(16, train=False), encoded(100, 1), seed=0).shape == (16, 16, 3)

@@ -1,0 +1,114 @@
+"""No error leaves a command: each is one line, and what its frames hold is let go of."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+
+import pytest
+import typer
+
+from prometar.cli import console
+from prometar.cli.console import run_cli
+from prometar.errors import UserError
+
+
+def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
+    app = typer.Typer()
+
+    @app.command()
+    def command() -> None:
+        raise error
+
+    status = run_cli(app, [])
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("wrong\nin two lines"), 2, "error: wrong in two lines\n"),
+        (PermissionError(13, "Permission denied", "a/b"), 1, "error: Permission denied: a/b\n"),
+        (MemoryError(), 1, "error: out of memory\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; the same command goes on from here\n"),
+        (
+            TypeError("an int\nmore"), 1,
+            "error: unforeseen TypeError: an int; please report it, with what PROMETAR_TRACEBACK=1 shows\n",
+        ),
+        (RecursionError(), 1, "error: unforeseen RecursionError; please"),
+        (UserError("name \ud800"), 2, "error: name \\ud800\n"),
+    ],
+)  # fmt: skip
+def test_every_error_is_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, text = said(capsys, error)
+    assert found == status
+    assert text.startswith(line)
+    assert text.count("\n") == 1
+
+
+def test_a_mistake_of_ours_shows_where_it_came_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(console.SHOW, "1")
+    assert "Traceback" in said(capsys, TypeError("x"))[1]
+
+
+@pytest.mark.parametrize("kind", [UserError, TypeError])
+def test_a_stream_that_an_error_has_left_open_is_closed_at_once(kind: type[Exception]) -> None:
+    """Later Ray would be down, and the end of a stream of its would start another one."""
+    closed = []
+    kept = []
+
+    def stream() -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(True)
+
+    app = typer.Typer()
+
+    @app.command()
+    def command() -> None:
+        for _ in stream():
+            error = kind("broken")
+            kept.append(error)  # as whoever looks at the last error later
+            raise error
+
+    assert run_cli(app, []) in (1, 2)
+    assert closed == [True]
+
+
+def test_names_are_printed_where_only_ascii_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    app = typer.Typer()
+    app.command()(lambda: print("Größe"))
+    assert run_cli(app, []) == 0
+    assert raw.getvalue() == b"Gr\\xf6\\xdfe\n"
+
+
+def test_a_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as gone:
+        monkeypatch.setattr("sys.stdout", gone)
+        app = typer.Typer()
+        app.command()(lambda: print("x" * 100_000))
+        assert run_cli(app, []) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_behind_the_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        app = typer.Typer()
+        app.command()(lambda: print("x"))
+        assert run_cli(app, []) == 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert capsys.readouterr().err == "error: No space left on device\n"

@@ -1,0 +1,77 @@
+"""Plain files are read, pipes and devices refused at once, and what cannot be looked at is one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from prometar.backbone.openclip import load_backbone
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.sources import FolderSource
+from prometar.errors import UserError
+from prometar.inference.prompt_file import read_prompts
+from prometar.io.files import read_bytes, size_of
+from prometar.io.yamltext import read_yaml
+from prometar.training.checkpoint import load_checkpoint
+from tests.conftest import DTD_SPLIT
+from tune.space.spaces import load_space, parse_space
+from tune.stages.warm_start import enqueued
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """A pipe that nobody writes into: to open it in the usual way waits for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("path", [None, "/dev/zero", "/dev/null"])
+def test_pipes_and_devices_are_refused_wherever_files_are_read(path: str | None, pipe: Path) -> None:
+    file = Path(path) if path else pipe
+    space = parse_space("small", "optim.lr: {type: float, low: 0.001, high: 0.1}")
+    with pytest.raises(OSError, match="it is no plain file"):
+        read_bytes(file)
+    for read in (
+        size_of,
+        read_yaml,
+        read_prompts,
+        load_checkpoint,
+        lambda file: load_space(str(file)),
+        lambda file: enqueued(file, space),
+        lambda file: FolderSource(str(file.parent)).read_many([file.name]),
+        lambda file: load_backbone("mini", str(file)),
+    ):
+        with pytest.raises(UserError, match="no plain file") as caught:
+            read(file)
+        assert str(file) in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_as_a_split_file(own_dtd: Path) -> None:
+    (own_dtd / "dtd" / DTD_SPLIT).unlink()
+    os.mkfifo(own_dtd / "dtd" / DTD_SPLIT)
+    with pytest.raises(UserError, match=r"cannot read .*json \(it is no plain file\)"):
+        open_dataset("dtd", own_dtd)
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for path in (circle, tmp_path / ("x" * 300), Path("a\0b")):
+        with pytest.raises(UserError, match="cannot read"):
+            size_of(path)
+        with pytest.raises(OSError):  # noqa: PT011  of many numbers
+            read_bytes(path)
+        with pytest.raises(UserError, match="cannot read"):
+            read_yaml(path)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert size_of(tmp_path / "file") == 3
+    assert size_of(tmp_path / "none") is None
+    assert size_of(tmp_path / "file" / "none") is None
+    assert read_bytes(tmp_path / "file") == b"abc"

@@ -1,0 +1,57 @@
+"""YAML of strangers: plain data of a bounded size, or one line."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pytest
+
+from prometar.errors import UserError
+from prometar.io.yamltext import parse_yaml
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "its aliases stand for more than 500,000 values"),
+        ("&a [*a]", "an alias stands inside of what it means"),
+        ("&a {b: {c: *a}}", "an alias stands inside of what it means"),
+        ("x: " + "9" * 6000, "a number has 6000 characters"),
+        ("x: 0x" + "f" * 6000, "a number has 6002 characters"),
+        ("x: 1." + "9" * 6000, "a number has 6002 characters"),
+        ("!!bool x", "is not YAML"),
+        ("!!int ''", "is not YAML"),
+        ("!!timestamp x", "is not YAML"),
+        ("!!float x", "is not YAML"),
+        ("!!set [1]", "is not YAML"),
+        ("{a: 1}: 2", "is not YAML"),
+        ("a: 1\n--- \nb: 2", "is not YAML"),
+        ("[" * 100_000, "is nested too deep"),
+        ("\x00", "is not YAML"),
+    ],
+)
+def test_hostile_text_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_yaml(text, where="file.yaml")
+    assert str(caught.value).startswith("file.yaml is not YAML")
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("a: &x {b: 1}\nc: *x", {"a": {"b": 1}, "c": {"b": 1}}),
+        ("[1, 2.5, yes, null, 2001-02-03]", [1, 2.5, True, None, date(2001, 2, 3)]),
+        ("a: {<<: {b: 1}, c: 2}", {"a": {"b": 1, "c": 2}}),
+    ],
+)
+def test_what_people_write_is_read(text: str, value: Any) -> None:
+    assert parse_yaml(text, where="x") == value
