@@ -53,9 +53,11 @@ class Attention:
         q = heads[0, :, :, : self._num_queries].flatten(0, 1)
         self._q = q if self._scale == 1 else q * self._scale
         self._k, self._v = self._with_shared(heads[1:]).flatten(1, 2)
-        scores = torch.bmm(self._q, self._k.mT)
-        if self._mask is not None:
-            scores = (scores.unflatten(0, (-1, self._num_heads)) + self._mask).flatten(0, 1)
+        if self._mask is None:
+            scores = torch.bmm(self._q, self._k.mT)
+        else:
+            mask = self._mask.expand(-1, self._num_heads, -1, -1).flatten(0, 1)
+            scores = torch.baddbmm(mask, self._q, self._k.mT)
         self._p = scores.softmax(dim=-1)
         self._o = torch.bmm(self._p, self._v)
         return _merged(self._o.unflatten(0, (-1, self._num_heads)))

@@ -45,10 +45,10 @@ class Norm:
     def second(self, r: Tensor) -> Tensor:
         g, t, n = self._g_K, self._t_K, self._n
         c = torch.addcmul(_dot(n, t) * g, _dot(n, g), t).sum(dim=0)
-        s = _dot(g, self._pushed_K).sum(dim=0)
-        factor = self._rstd / -n.shape[-1]
-        pulled = self._jacobian(torch.addcmul(_wide(self._weighted(r)), c, factor))
-        return torch.addcmul(pulled, n, s * factor).to(self._dtype)
+        s = (g * self._pushed_K).sum(dim=(0, -1)).unsqueeze(-1)
+        minus = -1 / n.shape[-1]
+        pulled = self._jacobian(torch.addcmul(_wide(self._weighted(r)), c, self._rstd, value=minus))
+        return torch.addcmul(pulled, n, s * self._rstd, value=minus).to(self._dtype)
 
     def _each(self, x_K: Tensor) -> Tensor:
         if len(x_K) == 1:

@@ -157,7 +157,8 @@ class _Compute:
     def _modulated(self, gate: Leaves, each: Leaves) -> Leaves:
         if any(len(gradients) == 1 for gradients in each.values()):
             return {name: gradients[0] for name, gradients in each.items()}
-        task, regularizer = ({name: gradients[k] for name, gradients in each.items()} for k in (0, 1))
+        pairs = {name: gradients.unbind() for name, gradients in each.items()}
+        task, regularizer = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
         return self.method.modulator(gate, task, regularizer)
 
     def _gradients(self, tokens: Leaves, images: Images, *, again: bool) -> _Gradients:

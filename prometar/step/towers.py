@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from prometar.methods.prompts import Leaves, layers
 
 
 class EachImage:
-    """A text tower that sees the image, (B, C, E): as `Pass`, but by token name and by torch's own derivatives."""
+    """A text tower that sees the images, (B, C, E): a `Pass` by token name, by torch's own derivatives."""
 
     def __init__(self, function: Callable[[Leaves], Tensor], tokens: Mapping[str, Tensor]) -> None:
         self._function, self._tokens = function, dict(tokens)
@@ -97,7 +98,7 @@ class Towers:
         return self._at_tokens(cotangents, lambda run, r: run.second(r))
 
     def _at_tokens(
-        self, cotangents: Leaves, through: Callable[[Run, Tensor], Mapping[object, Tensor]]
+        self, cotangents: Leaves, through: Callable[[Run, Tensor], Mapping[Any, Tensor]]
     ) -> Leaves:
         found: Leaves = {}
         for tower, run in self.runs.items():
