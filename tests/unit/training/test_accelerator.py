@@ -1,0 +1,221 @@
+"""The whole path on an accelerator: nothing mixes with the host, and nothing waits but where it must.
+
+See `tests.support.accelerator`: any machine has it. Values there are those of the host, so runs compare too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prometar.backbone.openclip import Backbone
+from prometar.config.recipes import NAMES as METHODS
+from prometar.config.settings import dump_config
+from prometar.device import fetch, send
+from prometar.inference.prompt_file import read_prompts
+from prometar.methods import regularizers
+from prometar.runs import export_run, write_result
+from prometar.step.cuda_graph import Graph
+from prometar.training import train
+from prometar.training.lockstep import Lockstep
+from prometar.training.train import DTYPES, Run, Session, train_epoch
+from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
+from tests.support.tiny import open_clip_model, towers
+from tests.unit.training.test_session import local, small_run, without_time
+from tune.stages import gpu_share
+
+SMALL: dict[str, Any] = {"train__epochs": 2, "data__shots": 1}
+TINY = towers(open_clip_model(layers=2)).folded()
+USERS = ("prometar.training.train", "prometar.runs", "prometar.inference.classifier")
+
+
+def tiny(*args: object, dtype: torch.dtype, device: torch.device) -> Backbone:
+    """A backbone whose constants are where it is, as after its first image."""
+    backbone = Backbone("tiny", TINY.to(device=device, dtype=dtype))
+    backbone.normalise(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=device))
+    return backbone
+
+
+def forget() -> None:
+    """What the process keeps of a backbone, which is on one device."""
+    for kept in (train._backbone, train._text_digest, train._teacher, train._frozen_images):
+        kept.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _of_this_file() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
+    """Runs are built on the accelerator; a step that asks, copies or makes a tensor of the host fails."""
+    with accelerator() as traffic:
+        for user in USERS:
+            monkeypatch.setattr(f"{user}.default_device", lambda: DEVICE)
+        monkeypatch.setattr(train, "load_backbone", tiny)
+        for name in ("step", "step_all"):
+            monkeypatch.setattr(train, name, quiet(getattr(train, name), traffic))
+        monkeypatch.setattr("prometar.training.lockstep.step_all", train.step_all)
+        yield traffic
+
+
+def quiet(function: Callable[..., Any], seen: Traffic) -> Callable[..., Any]:
+    """The function, which must leave the host alone."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = len(seen.copies), len(seen.waits), len(seen.made)
+        result = function(*args, **kwargs)
+        new = seen.copies[before[0] :], seen.waits[before[1] :], seen.made[before[2] :]
+        assert new == ([], [], []), f"inside the step: {new}"
+        return result
+
+    return call
+
+
+def count(work: Callable[[], object], seen: Traffic, *, copies: int, waits: int) -> None:
+    """So many copies to the accelerator, none of them waited for, and so many waits."""
+    seen.clear()
+    work()
+    assert len(seen.copies) == copies, seen.copies
+    assert all(copy.unwaited for copy in seen.copies), seen.copies
+    assert len(seen.waits) == waits, seen.waits
+
+
+def num_scored(run: Run) -> int:
+    return sum(each.plan.steps_per_epoch for each in run.evaluations.values())
+
+
+def count_epoch(session: Session, seen: Traffic) -> None:
+    """A copy for each batch; a wait for the losses, for each score, and for the checkpoint."""
+    run = session.run
+    steps = run.plan.steps_per_epoch if session.state.prompts else 0
+    waits = len(run.evaluations) + (2 if steps else 0)
+    count(session.epoch, seen, copies=steps + num_scored(run), waits=waits)
+
+
+@pytest.mark.parametrize(("precision", "method"), list(product(DTYPES, METHODS)))
+def test_an_epoch_copies_once_a_batch_and_waits_once(
+    method: str, precision: str, seen: Traffic, tmp_path: Path
+) -> None:
+    run = small_run(method, backbone__precision=precision, train__batch_size=6, **SMALL)
+    assert run.backbone.clip.device == DEVICE
+    session = Session(run, tmp_path, local(run))
+    count_epoch(session, seen)
+    if precision == "fp16" and session.state.prompts:  # the step as a GPU records it, with all that it has
+        train_epoch(run, session.state, local(run)(run.plan, session.state.step), graph=Graph())
+
+
+def test_lockstep_copies_once_for_all(seen: Traffic, tmp_path: Path) -> None:
+    values = ({}, {"inner__lr": 0.02, "task__mixup_alpha": 2.0}, {"optim__lr": 0.01})
+    runs = [small_run(**SMALL, **each) for each in values]
+    together = Lockstep([Session(run, tmp_path / str(k), local(run)) for k, run in enumerate(runs)])
+    scored, sets = num_scored(runs[0]), len(runs[0].evaluations)
+    numbers = 1  # once an epoch
+    copies = runs[0].plan.steps_per_epoch + numbers + 3 * scored
+    count(together.epoch, seen, copies=copies, waits=1 + 3 * (sets + 1))
+
+
+@pytest.mark.parametrize("method", ["prometar", "promptsrc", "maple"])
+def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(folder: Path) -> Session:
+        """By two sessions: the second goes on from the first one's checkpoint."""
+        forget()
+        run = small_run(method, backbone__precision="fp64", **SMALL)
+        for _ in range(2):
+            session = Session(run, folder, local(run))
+            session.epoch()
+        return session
+
+    monkeypatch.setattr(train, "load_backbone", tiny)
+    here = trained(tmp_path / "here")
+    with accelerator():
+        monkeypatch.setattr(train, "default_device", lambda: DEVICE)
+        there = trained(tmp_path / "there")
+        forget()
+        assert there.finished
+        for ours, its in zip(without_time(there.history), without_time(here.history), strict=True):
+            assert ours == pytest.approx(its, rel=1e-9)
+        for name, tensor in fetch(there.state.tensors()).items():
+            torch.testing.assert_close(tensor, here.state.tensors()[name], rtol=0, atol=1e-10)
+
+
+def test_what_was_trained_there_is_exported(seen: Traffic, tmp_path: Path) -> None:
+    run = small_run(train__epochs=1, data__shots=1)
+    session = Session(run, tmp_path, local(run))
+    session.epoch()
+    write_result(tmp_path, session)
+    (tmp_path / "config.yaml").write_text(dump_config(run.config))
+    export_run(tmp_path, tmp_path / "prompts.safetensors")
+    leaves, _ = read_prompts(tmp_path / "prompts.safetensors")
+    for name, leaf in fetch(session.state.prompts).items():
+        assert torch.equal(leaves[name], leaf), name
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda a: a.cpu().to(a.device),
+        lambda a: a * (1 + 0 * a.detach().sum().item()),
+        lambda a: a * torch.ones(a.shape[-1]),
+        lambda a: a * torch.ones(a.shape[-1]).to(a.device),
+        lambda a: a * torch.tensor(1.0),
+        lambda a: a * torch.tensor(1.0, device=a.device),
+        lambda a: a[a.detach().sum(dim=-1).isfinite()],
+        lambda a: a.index_select(0, a.detach().sum(dim=-1).isfinite().nonzero()[:, 0]),
+    ],
+    ids=["cpu", "item", "host tensor", "sent", "host scalar", "sent scalar", "mask", "nonzero"],
+)
+def test_what_a_gpu_would_wait_for_is_found_in_the_step(
+    planted: Callable[[Tensor], Tensor], seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(regularizers.DISTANCES, "l1", lambda a, b: regularizers.l1(planted(a), b))
+    run = small_run(**SMALL)
+    with pytest.raises((AssertionError, MixedDevices), match=r"inside the step|here and there"):
+        Session(run, tmp_path, local(run)).epoch()
+
+
+def test_what_a_gpu_would_wait_for_is_found_around_the_step(
+    seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(**SMALL)
+    embed = train.embed_batch
+    monkeypatch.setattr(
+        train, "embed_batch", lambda clip, images, labels, **more: embed(clip, images, labels.cpu(), **more)
+    )
+    with pytest.raises(AssertionError):
+        count_epoch(Session(run, tmp_path, local(run)), seen)
+
+
+def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:
+    half = torch.arange(3).half()
+    packed = {
+        "a": [half, torch.tensor(True)], "b": (torch.zeros(2, 0), None), "c": half,
+        "d": torch.arange(6.0).view(2, 3).T,
+    }  # fmt: skip
+    sent = send(packed, DEVICE)
+    assert len(seen.copies) == 1
+    assert sent["a"][0] is sent["c"]
+    assert sent["c"].device == DEVICE
+    back = fetch(sent)
+    assert len(seen.waits) == 1
+    for ours, its in ((back["c"], half), (back["d"], packed["d"]), (back["b"][0], packed["b"][0])):
+        assert ours.dtype == its.dtype
+        assert torch.equal(ours, its)
+    assert bool(back["a"][1]) is True
+    assert back["b"][1] is None
+
+
+def test_the_probe_tells_what_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_share.memory() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3, 10))
+    assert gpu_share.memory() == [7, 10]
