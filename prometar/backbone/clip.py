@@ -59,7 +59,9 @@ class Tower:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tower:
         """A copy with every tensor changed."""
-        blocks = (Block(*(None if part is None else change(part) for part in block)) for block in self.blocks)
+        blocks = (
+            Block._make(None if part is None else change(part) for part in block) for block in self.blocks
+        )
         return replace(self, blocks=tuple(blocks))
 
     def folded(self) -> Tower:

@@ -29,7 +29,9 @@ class Norm:
         if keep:
             self._dtype, self._x, self._n, self._mean, self._rstd = x.dtype, wide, n, mean, rstd
         n = n.to(x.dtype)
-        return n if self._weight is None else torch.addcmul(self._bias, n, self._weight)
+        if self._weight is None or self._bias is None:
+            return n
+        return torch.addcmul(self._bias, n, self._weight)
 
     def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
         g_K = _wide(self._weighted(g_K))

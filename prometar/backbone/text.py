@@ -50,12 +50,12 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     assert min(ends) >= start, "EOT must follow the context"
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
     rows = pack(tokens[0][:start], rests)
-    sees = rows.sees
-    if len(sees) == 1:
-        sees[:, :, start : 2 * start] |= sees[:, :, :start]
-        sees = sees[:, :, start:]
+    seen = rows.sees
+    if len(seen) == 1:
+        seen[:, :, start : 2 * start] |= seen[:, :, :start]
+        seen = seen[:, :, start:]
     ids, depth, sees, end = (
-        torch.from_numpy(a).to(clip.device) for a in (rows.ids, rows.depth, sees, rows.end)
+        torch.from_numpy(a).to(clip.device) for a in (rows.ids, rows.depth, seen, rows.end)
     )
     mask = torch.zeros(sees.shape, dtype=clip.dtype, device=clip.device).masked_fill_(~sees, float("-inf"))
     return TextInput(clip.token_embedding[ids] + clip.text_positions[depth], mask[:, None], end, start)

@@ -70,8 +70,8 @@ class Model:
         own, vision = self._layers(tokens, "text"), self._layers(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
             assert frozen_BE is not None, "conditional prompts see images"
-            runs["text"] = EachImage(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
-            features["text"] = runs["text"].features
+            each = EachImage(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
+            features["text"], runs["text"] = each.features, each
         elif isinstance(text, TextInput) and own:
             features["text"], runs["text"] = text_pass(self.clip, text, own)
         else:

@@ -20,7 +20,7 @@ class EachImage:
 
     def __init__(self, function: Callable[[Leaves], Tensor], tokens: Mapping[str, Tensor]) -> None:
         self._function, self._tokens = function, dict(tokens)
-        self.features, self._pullback = vjp(function, self._tokens)
+        self.features, self._pullback = vjp(function, self._tokens)  # type: ignore[misc]
 
     def pull(self, g_KBCE: Tensor, *, again: bool = False) -> Leaves:
         self._g_K = g_KBCE
@@ -34,12 +34,12 @@ class EachImage:
             pulled: Leaves = vjp(self._function, self._tokens)[1](g)[0]
             return pulled
 
-        _, push = vjp(transposed, torch.zeros_like(self.features))
+        _, push = vjp(transposed, torch.zeros_like(self.features))  # type: ignore[misc]
         return torch.stack([push(t)[0] for t in self._t_K])
 
     def second(self, r_BCE: Tensor) -> Leaves:
         def whole(tokens: Leaves) -> Tensor:
-            features, pullback = vjp(self._function, tokens)
+            features, pullback = vjp(self._function, tokens)  # type: ignore[misc]
             total = (r_BCE * features).sum()
             for g, t in zip(self._g_K, self._t_K, strict=True):
                 total = total + sum((t[name] * pulled).sum() for name, pulled in pullback(g)[0].items())

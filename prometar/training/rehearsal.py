@@ -56,8 +56,8 @@ class Rehearsal:
             )
             return Task(whole, query, present=whole.labels.new_ones((), dtype=torch.bool))
         half = size // 2
-        support = Images(*(None if part is None else part[:half] for part in whole))
-        _, labels, share, frozen = Images(*(None if part is None else part[half:] for part in whole))
+        support = Images._make(None if part is None else part[:half] for part in whole)
+        _, labels, share, frozen = Images._make(None if part is None else part[half:] for part in whole)
         return Task(
             support,
             Query(whole.tokens[half - 1 :], labels, share, Shares(share, share, labels, labels), frozen),
