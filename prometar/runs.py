@@ -23,7 +23,8 @@ from prometar.errors import UserError
 from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.prompt_file import require_target, weights_digest, write_prompts
 from prometar.io.files import read_bytes, size_of, write_atomically
-from prometar.methods.composition import build
+from prometar.methods.composition import build_prompts
+from prometar.parts.identity import require_same
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.scoring import accuracy
 from prometar.training.train import DTYPES, Run, Session, Stream, Watch, build_run
@@ -74,31 +75,36 @@ def write_result(folder: Path, session: Session) -> dict[str, Any]:
         "template": run.dataset.template,
         "run": run.digest,
         "environment": environment(),
+        **({"code": run.code} if run.code else {}),
     }
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
     return result
 
 
-def evaluate_run(folder: Path) -> dict[str, float]:
+def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
     """Test a finished run's prompts again: accuracies in percent and their harmonic mean.
 
+    Args:
+        trust_parts: Whether modules that the folder's files name may be imported (default: they are refused).
     Raises:
         UserError: the folder holds no run, or one that has not finished.
     """
-    config, _, result = _finished(folder)
+    config, _, result = _finished(folder, trust_parts)
+    require_same(str(folder), config.own.values(), result.get("code"))
     run = build_run(config, result["objective"])
     return Session(run, folder, ray_stream(run)).score()
 
 
-def trained(folder: Path) -> Classifier:
+def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
     """A finished run's prompts as a classifier; its images are not needed.
 
     Raises:
         UserError: the folder holds no run, or one that has not finished; the weights are missing.
     """
-    config, checkpoint, result = _finished(folder)
+    config, checkpoint, result = _finished(folder, trust_parts)
     if checkpoint.run != result["run"]:
         raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
+    require_same(str(folder), filter(None, [config.prompts.reference]), result.get("code"))
     backbone = load_backbone(
         config.backbone.name,
         config.backbone.pretrained,
@@ -107,7 +113,7 @@ def trained(folder: Path) -> Classifier:
     )
     state = checkpoint.state.to(backbone.clip.device)
     names = tuple(result["classnames"])
-    prompts = build(config).prompts
+    prompts = build_prompts(config)
     require_prompts(folder / "checkpoint.safetensors", backbone, prompts, state.tested)
     return Classifier(backbone, prompts, state.tested, config, names, result["template"], result)
 
@@ -124,18 +130,18 @@ def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOpti
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
 
 
-def evaluate_run_on(folder: Path, name: str, root: str | None) -> float:
+def evaluate_run_on(folder: Path, name: str, root: str | None, *, trust_parts: bool = False) -> float:
     """`evaluate_on` of a run's folder and a data set by name.
 
     Raises:
         UserError: no finished run, or a data set that is unknown or missing.
     """
-    dataset, classifier = open_dataset(name, root), trained(folder)
+    dataset, classifier = open_dataset(name, root), trained(folder, trust_parts=trust_parts)
     start_ray()
     return evaluate_on(classifier, dataset)
 
 
-def export_run(folder: Path, to: Path) -> Path:
+def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     """Write a finished run's prompts and their card; returns the path of the readable card beside them.
 
     Raises:
@@ -143,7 +149,7 @@ def export_run(folder: Path, to: Path) -> Path:
         WorkError: nothing can be written.
     """
     require_target(to)
-    classifier = trained(folder)
+    classifier = trained(folder, trust_parts=trust_parts)
     config, result = classifier.config, classifier.card
     name, pretrained = config.backbone.name, config.backbone.pretrained
     digest = weights_digest(load_clip(name, pretrained))
@@ -161,15 +167,16 @@ def export_run(folder: Path, to: Path) -> Path:
         "backbone": {"name": name, "pretrained": pretrained, "file": from_file, "digest": digest},
         "figures": result["accuracies"],
         "versions": result["environment"],
+        **({"code": result["code"]} if "code" in result else {}),
     }  # fmt: skip
     return write_prompts(to, classifier.leaves, card)
 
 
-def _finished(folder: Path) -> tuple[Config, Checkpoint, dict[str, Any]]:
+def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, dict[str, Any]]:
     """The configuration, the checkpoint and result.json of a run that has ended."""
     if size_of(folder / "config.yaml") is None:
         raise UserError(f"{folder} holds no run: pass a folder that `prometar train --out` wrote")
-    config = load_config(folder / "config.yaml")
+    config = load_config(folder / "config.yaml").refuse_own(str(folder), trusted=trust_parts)
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint.safetensors: train the run first")

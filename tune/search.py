@@ -42,7 +42,9 @@ def search(
         list[str] | None,
         typer.Option(help="What to optimise: objective, base, new, seconds. Several: a Pareto front."),
     ] = None,
-    method: Annotated[str, typer.Option(help="The method whose settings are searched.")] = "prometar",
+    method: Annotated[
+        str, typer.Option(help="The method whose settings are searched, or FILE.yaml.")
+    ] = "prometar",
     backbone: Annotated[
         str | None, typer.Option(help="mini or an open_clip model [mini embedded, else ViT-B-16-quickgelu].")
     ] = None,
@@ -100,6 +102,7 @@ def search(
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
     configure_ray(local=address is None, verbose=verbose)
+    from prometar.data.datasets.catalog import file_name
     from prometar.io.stores import join
     from tune.space.spaces import load_space
     from tune.stages.warm_start import enqueued, warm
@@ -110,7 +113,7 @@ def search(
     if "data.name" in chosen:
         raise UserError("--set data.name: a search's data sets are given by --dataset")
     names = tuple(dataset or [EMBEDDED])
-    name, embedded = study or "-".join(names), names == (EMBEDDED,)
+    name, embedded = study or "-".join(map(file_name, names)), names == (EMBEDDED,)
     backbone = backbone or ("mini" if embedded else "ViT-B-16-quickgelu")
     asked = {
         "data.name": names[0],

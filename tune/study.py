@@ -19,6 +19,7 @@ from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
+from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from tune.execution.progress import Progress
 from tune.execution.reruns import Means
@@ -144,7 +145,14 @@ def _means(
         trainable,
         plan,
         Room.of(nodes),
-        Terms(plan.threads, plan.stream_cpus, place.trial_timeout, str(folder.path), place.files),
+        Terms(
+            plan.threads,
+            plan.stream_cpus,
+            place.trial_timeout,
+            str(folder.path),
+            place.files,
+            sources_of(spec.own),
+        ),
         Stopping(console, max_seconds=_seconds_left(place, memory)),
         console,
         place.trackers,

@@ -8,11 +8,12 @@ from itertools import count, islice
 from typing import Any
 
 from prometar.config.settings import Config
+from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FOLDS, SEARCH_OBJECTIVES
 from prometar.errors import UserError
 from tune.jobs.spec import Job, Leg, Terms
 from tune.optimizer.ask_tell import Asked, require_choices
-from tune.space.spaces import Space
+from tune.space.spaces import Choice, Space
 
 _OF_THE_STUDY = {"train.seed", "train.epochs", "data.name", "data.root"}
 FRESH_SEEDS_FROM = 1000  # seeds of the last round, beyond those of searches and final comparisons
@@ -73,7 +74,9 @@ class StudySpec:
             )
         if not all(map(_is_seed, self.seeds)):
             raise UserError(f"--seed must be from 0 to 2^32 - {self.seeds_per_trial}, found {self.seeds[0]}")
-        fixed = sorted(_OF_THE_STUDY & set(self.space.ranges))
+        fixed = sorted(
+            key for key in self.space.ranges if key in _OF_THE_STUDY or key.startswith("data.args.")
+        )
         if fixed:
             raise UserError(f"the space {self.space.name} searches {fixed[0]}, which the study itself sets")
         if len(set(self.names)) != len(self.names):
@@ -92,6 +95,10 @@ class StudySpec:
     def names(self) -> tuple[str, ...]:
         """The data sets."""
         return self.datasets or (self.config.data.name,)
+
+    def data_args(self, name: str) -> Mapping[str, Any]:
+        """The settings of a data set's loader, where it is the user's own."""
+        return self.config.data.args if name == self.config.data.name else {}
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -129,7 +136,17 @@ class StudySpec:
 
     def configured(self, settings: Mapping[str, Any], *, dataset: str, seed: int) -> Config:
         """A run's configuration."""
-        return self.config.override({**settings, "data.name": dataset, "train.seed": seed})
+        return self.config.override({**settings, "data.name": dataset, "train.seed": seed}).completed()
+
+    @property
+    def own(self) -> set[str]:
+        """`package.module:Name` of all parts of the user's own, also of those that trials choose among."""
+        configs = [self.config, *(self.config.override({"data.name": name}) for name in self.names)]
+        for key, entry in self.space.ranges.items():
+            if isinstance(entry, Choice):
+                beside = {other: values[0] for other, values in entry.when.items()}
+                configs += [self.config.override({**beside, key: value}) for value in entry.choices]
+        return {reference for config in configs for reference in config.own.values()}
 
     def search_job(self, asked: Asked, folder: str, terms: Terms) -> Job:
         """A trial of the search: a run for each data set, seed and fold."""
@@ -143,7 +160,7 @@ class StudySpec:
         legs = tuple(
             Leg(
                 self.configured(settings, dataset=dataset, seed=seed).model_dump(mode="json"),
-                f"{dataset}-seed{seed}-fold{fold}" if len(keys) > 1 else "",
+                f"{file_name(dataset)}-seed{seed}-fold{fold}" if len(keys) > 1 else "",
                 fold,
             )
             for dataset, seed, fold in keys

@@ -13,7 +13,7 @@ from prometar.cli import data
 from prometar.cli.alignment import alignment
 from prometar.cli.console import run_cli
 from prometar.cli.export import export
-from prometar.cli.options import PLAIN, ManyValues, RootOption
+from prometar.cli.options import PLAIN, ManyValues, RootOption, TrustOption
 from prometar.cli.reproduce import reproduce
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.distributed.local_ray import start_ray
@@ -35,7 +35,7 @@ def train(
         Path | None, typer.Option(help="A YAML configuration, such as a study's best.yaml.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="A method, at its published settings [prometar].")
+        str | None, typer.Option(help="A method, or a recipe FILE.yaml of your own [prometar].")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder [out/train/<method>-<data>-seed<seed>].")
@@ -53,11 +53,14 @@ def train(
     values = parse_assignments(settings or [])
     if data_root is not None:
         values["data.root"] = absolute_root(data_root)
-    chosen = chosen.override({"method": method, **values} if method else values)
+    chosen = chosen.override({"method": method, **values} if method else values).completed()
     from prometar.analysis.alignment import Alignment
+    from prometar.data.datasets.catalog import file_name
+    from prometar.methods.composition import build
     from prometar.runs import train_run  # after the configuration is known to be right: torch loads slowly
 
-    name = f"{chosen.method}-{chosen.data.name}-seed{chosen.train.seed}"
+    build(chosen)  # before Ray starts
+    name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = out or Path("out/train") / name
     watch = None if alignment_every is None else Alignment(folder, alignment_every)
     start_ray()
@@ -73,6 +76,7 @@ def evaluate(
         str | None, typer.Option(help="Another data set: all its classes, its test images.")
     ] = None,
     data_root: RootOption = None,
+    trust_parts: TrustOption = False,
 ) -> None:
     """Test a finished run's prompts again, or on another data set."""
     from prometar.runs import evaluate_run, evaluate_run_on
@@ -81,9 +85,10 @@ def evaluate(
         raise UserError("--data-root belongs to --dataset: without it the run's own images are tested")
     if dataset is None:
         start_ray()
-        _print_accuracies(str(run), evaluate_run(run))
+        _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts))
     else:
-        accuracy = evaluate_run_on(run, dataset, absolute_root(data_root) if data_root else None)
+        root = absolute_root(data_root) if data_root else None
+        accuracy = evaluate_run_on(run, dataset, root, trust_parts=trust_parts)
         print(f"{run} on {dataset}: {accuracy:.2f} %")
 
 

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from prometar.cli.options import TrustOption
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="A folder that `prometar train` or `reproduce` wrote.")],
     to: Annotated[Path, typer.Option(help="FILE.safetensors; a readable card FILE.json is put beside it.")],
+    trust_parts: TrustOption = False,
 ) -> None:
     """Write a finished run's prompts for `prometar.load(FILE).predict(images)`."""
     from prometar.runs import export_run
 
-    card = export_run(run, to)
+    card = export_run(run, to, trust_parts=trust_parts)
     print(f"written: {to} and {card}")

@@ -16,6 +16,10 @@ RootOption = Annotated[
     str | None, typer.Option("--data-root", help="The folder that holds the data sets' folders.")
 ]
 
+TrustOption = Annotated[
+    bool, typer.Option("--trust-parts", help="Import the modules that its files name; else they are refused.")
+]
+
 
 class ManyValues(typer.core.TyperCommand):
     """A command whose list options take several values, such as `--seeds 1 2 3`."""

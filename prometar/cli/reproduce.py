@@ -36,7 +36,7 @@ def reproduce(
         str | None, typer.Option(help="What cross-dataset and domain-generalisation train on [imagenet].")
     ] = None,
     methods: Annotated[
-        list[str], typer.Option(help="Methods, each as its authors ran it under the protocol.")
+        list[str], typer.Option(help="Methods, each as its authors ran it, or recipes FILE.yaml of your own.")
     ] = METHODS,
     seeds: Annotated[list[int], typer.Option(help="Of the images drawn, the prompts and the order.")] = SEEDS,
     shots: Annotated[
@@ -63,6 +63,7 @@ def reproduce(
 ) -> None:
     """Run methods by a protocol of the field, and write the table. The same command goes on."""
     configure_ray(local=address is None, verbose=verbose)
+    from prometar.config.recipes import recipe
     from prometar.reproduce.grid import Asked
     from prometar.reproduce.protocols import protocol_of
     from prometar.reproduce.published import settings_of
@@ -80,12 +81,16 @@ def reproduce(
         **({"train.epochs": epochs} if epochs is not None else {}),
         **_settings(settings or []),
     }
-    if len(set(methods)) != len(methods):
+    recipes = {recipe(method).name: method for method in methods}
+    if len(recipes) != len(methods):
         raise UserError(f"--methods must be different names, found {', '.join(methods)}")
     asked = Asked(
         protocol=chosen,
         datasets=names,
-        configs={m: configure(m, {**settings_of(protocol, m), **values}) for m in methods},
+        configs={
+            name: configure(method, {**settings_of(protocol, name), **values})
+            for name, method in recipes.items()
+        },
         seeds=tuple(seeds),
         shots=tuple(shots or chosen.shots),
         source=trained_on,

@@ -7,13 +7,14 @@ A recipe holds what a method sets apart from the defaults of `config`, which are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from prometar.errors import UserError
-from prometar.io.yamltext import parse_yaml
+from prometar.io.yamltext import parse_yaml, read_yaml
 
 NAMES = (
     "zero-shot", "zero-shot-ensemble", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "prograd",
@@ -51,7 +52,7 @@ class Recipe:
 
     def complete(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """A configuration's plain data with this recipe's settings where `tree` has none of its own."""
-        whole = dict(tree)
+        whole = {**tree, "method": self.name}
         for section, settings in self.settings.items():
             given = whole.setdefault(section, {})
             if isinstance(given, Mapping):
@@ -59,18 +60,52 @@ class Recipe:
         return whole
 
 
-@cache
+def is_file(method: str) -> bool:
+    """Whether a method is a recipe of one's own, a YAML file; a configuration keeps the file's name alone.
+
+    Example:
+        >>> is_file("mine.yaml"), is_file("coop")
+        (True, False)
+    """
+    return Path(method).suffix in {".yaml", ".yml"}
+
+
 def recipe(name: str) -> Recipe:
-    """The recipe of a method.
+    """The recipe of a method, by its name or from a file of one's own.
 
     Raises:
-        UserError: an unknown method.
+        UserError: an unknown method, or a file that holds no recipe.
 
     Example:
         >>> recipe("coop").settings["train"]
         {'epochs': 200, 'batch_size': 32}
     """
+    if is_file(name):
+        return _own(Path(name))
     if name not in NAMES:
-        raise UserError(f"unknown method '{name}': choose one of {', '.join(NAMES)}")
+        raise UserError(f"unknown method '{name}': choose one of {', '.join(NAMES)}, or a recipe FILE.yaml")
+    return _published(name)
+
+
+@cache
+def _published(name: str) -> Recipe:
     text = files("prometar.config").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
     return Recipe(name, **parse_yaml(text, where=f"recipe {name}"))
+
+
+_OPTIONAL = tuple(field.name for field in fields(Recipe) if field.name not in {"name", "settings"})
+
+
+def _own(path: Path) -> Recipe:
+    """A recipe of one's own: `settings`, and as much of the rest as there is to say."""
+    tree = read_yaml(path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("settings"), dict):
+        raise UserError(f"{path} is no recipe: it needs sections of a configuration under `settings:`")
+    unknown = sorted(map(str, set(tree) - {"settings", *_OPTIONAL}))
+    if unknown:
+        raise UserError(f"{path}: '{unknown[0]}' is unknown beside settings, {', '.join(_OPTIONAL)}")
+    for section, settings in tree["settings"].items():
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: settings.{section} must be a mapping of settings, found {settings!r}")
+    about = dict.fromkeys(_OPTIONAL, "") | {"title": path.stem}
+    return Recipe(path.name, **{**about, **tree})

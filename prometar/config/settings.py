@@ -10,23 +10,64 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from prometar.config.recipes import recipe
+from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
 from prometar.io.yamltext import parse_yaml, read_yaml
+from prometar.parts import building
+from prometar.parts.reference import reference_of
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class DataConfig(_Frozen):
+class Section(_Frozen):
+    """A section that chooses a part: one of `KINDS`, or `package.module:Name` of one's own, with its `args`.
+
+    `CHOOSER` is the field that chooses. A part is not looked for here: see `Config.completed`.
+    """
+
+    CHOOSER: ClassVar[str] = "kind"
+    KINDS: ClassVar[tuple[str, ...]] = ()
+
+    args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
+
+    @model_validator(mode="after")
+    def _known(self) -> Section:
+        built_in = self.chosen in self.KINDS
+        if not built_in and self.KINDS and reference_of(self.axis(), self.chosen) is None:
+            known = ", ".join(self.KINDS)
+            raise ValueError(f"{self.CHOOSER} '{self.chosen}' is none of {known}, and no package.module:Name")
+        if built_in and self.args:
+            raise ValueError(f"args are settings of a part of your own, and {self.chosen} is built in")
+        return self
+
+    @classmethod
+    def axis(cls) -> str:
+        """What the section chooses, in the names of entry points and in messages."""
+        return cls.__name__.removesuffix("Config").lower()
+
+    @property
+    def chosen(self) -> str:
+        return str(getattr(self, self.CHOOSER))
+
+    @property
+    def reference(self) -> str | None:
+        """`package.module:Name` of the user's own part; None of a built-in one."""
+        return None if self.chosen in self.KINDS else reference_of(self.axis(), self.chosen)
+
+
+class DataConfig(Section):
     """What is learned from: `shots` images a class, drawn with the run's seed."""
+
+    CHOOSER: ClassVar[str] = "name"
 
     name: str = "textures"
     root: str | None = None
@@ -59,7 +100,7 @@ class BackboneConfig(_Frozen):
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
 
 
-class PromptsConfig(_Frozen):
+class PromptsConfig(Section):
     """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none.
 
     `coupled`: linear maps of the text's tokens are the vision tower's, which so has the text's length and
@@ -70,7 +111,9 @@ class PromptsConfig(_Frozen):
     narrower than the features the conditional net's hidden layer is.
     """
 
-    kind: Literal["none", "independent", "coupled", "conditional"] = "independent"
+    KINDS: ClassVar[tuple[str, ...]] = ("none", "independent", "coupled", "conditional")
+
+    kind: str = "independent"
     text_length: int = Field(default=4, ge=1, le=64)
     text_depth: int = Field(default=9, ge=0)
     vision_length: int = Field(default=4, ge=1, le=128)
@@ -82,7 +125,7 @@ class PromptsConfig(_Frozen):
     frozen_text: Literal["template", "init", "ensemble"] = "template"
 
 
-class RegularizerConfig(_Frozen):
+class RegularizerConfig(Section):
     """Distance of prompted from frozen features; a weight of 0 switches that part off, `none` all of them.
 
     `logits_weight`: of the divergence of the class probabilities. `teacher`: the frozen text features are
@@ -90,46 +133,57 @@ class RegularizerConfig(_Frozen):
     the class name last.
     """
 
-    kind: Literal["none", "l1", "l2", "cosine"] = "l1"
+    KINDS: ClassVar[tuple[str, ...]] = ("none", "l1", "l2", "cosine")
+
+    kind: str = "l1"
     text_weight: float = Field(default=50.0, ge=0)
     image_weight: float = Field(default=20.0, ge=0)
     logits_weight: float = Field(default=0.0, ge=0)
     teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
 
 
-class ModulatorConfig(_Frozen):
+class ModulatorConfig(Section):
     """How the regularizer's gradient joins the task's: g_task + m * g_reg with m learned, constant, or 1.
 
     `projection`: it takes out `share` of the task gradient's part against it, and adds nothing else.
     """
 
-    kind: Literal["add", "constant", "gate", "projection"] = "gate"
+    KINDS: ClassVar[tuple[str, ...]] = ("add", "constant", "gate", "projection")
+
+    kind: str = "gate"
     value: float = Field(default=0.5, ge=0, le=1)
     share: float = Field(default=1.0, ge=0, le=1)
     reduction: int = Field(default=8, ge=1)
 
 
-class InnerConfig(_Frozen):
+class InnerConfig(Section):
     """The inner step of the meta phase; kind `none` switches the meta phase off."""
 
-    kind: Literal["none", "sgd"] = "sgd"
+    KINDS: ClassVar[tuple[str, ...]] = ("none", "sgd")
+
+    kind: str = "sgd"
     lr: float = Field(default=5e-4, ge=0)
     order: Literal["first", "second"] = "second"
     outer_weight: float = Field(default=5e-4, ge=0)
 
 
-class TaskConfig(_Frozen):
+class TaskConfig(Section):
     """Task augmentation of the query set, with lam ~ Beta(mixup_alpha, mixup_beta)."""
 
-    augmentation: Literal["none", "feature_mixup", "input_mixup", "cutmix"] = "feature_mixup"
+    CHOOSER: ClassVar[str] = "augmentation"
+    KINDS: ClassVar[tuple[str, ...]] = ("none", "feature_mixup", "input_mixup", "cutmix")
+
+    augmentation: str = "feature_mixup"
     mixup_alpha: float = Field(default=0.5, gt=0)
     mixup_beta: float = Field(default=0.5, gt=0)
 
 
-class AveragerConfig(_Frozen):
+class AveragerConfig(Section):
     """Which prompts are tested: the last epoch's, or a Gaussian average; mean, std as shares of the run."""
 
-    kind: Literal["last", "gaussian"] = "last"
+    KINDS: ClassVar[tuple[str, ...]] = ("last", "gaussian")
+
+    kind: str = "last"
     mean: float = Field(default=0.75, ge=0)
     std: float = Field(default=0.05, gt=0)
 
@@ -192,7 +246,17 @@ class Config(_Frozen):
         if not isinstance(tree, Mapping):
             return tree
         method = tree.get("method", cls.model_fields["method"].default)
-        return recipe(method).complete(tree) if isinstance(method, str) else tree
+        if not isinstance(method, str):
+            return tree
+        if not is_file(method):
+            return recipe(method).complete(tree)
+        # Its settings were filled in where the file was read, and are all that travels.
+        missing = sorted(cls.model_fields.keys() - tree.keys())
+        if missing:
+            raise ValueError(
+                f"method {method} is a recipe's file, and there is no section {missing[0]}: use --method"
+            )
+        return tree
 
     def override(self, values: Mapping[str, Any]) -> Config:
         """A copy with dotted keys replaced.
@@ -207,14 +271,52 @@ class Config(_Frozen):
             >>> Config().override({"regularizer.text_weight": 10}).regularizer.text_weight
             10.0
         """
-        start = self
-        if values.get("method", self.method) != self.method:
+        start, values = self, dict(values)
+        method = values.pop("method", self.method)
+        if method != self.method:
             kept = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
-            start = parse({"method": values["method"], **kept}, where="settings")
+            start = parse(_whole(recipe(method).complete(kept)), where=f"method {method}")
         tree = start.model_dump(mode="json")
-        for key, value in values.items():
-            _set(tree, key, value)
+        for key in sorted(values, key=_is_arg):  # another part first, then its settings
+            if _is_arg(key):
+                _set_arg(tree, key, values[key])
+            else:
+                _set(tree, key, values[key])
         return parse(tree, where="settings")
+
+    @property
+    def own(self) -> dict[str, str]:
+        """Parts that are the user's own: `package.module:Name` by the section that chooses them."""
+        return {name: part for name, section in _sections(self) if (part := section.reference) is not None}
+
+    def completed(self) -> Config:
+        """A copy with all settings of the user's own parts, by their defaults where they are not given.
+
+        This imports their modules: call it for what the user himself has asked for.
+
+        Raises:
+            UserError: a part that cannot be found, or does not take its settings.
+        """
+        if not self.own:
+            return self
+        tree = self.model_dump(mode="json")
+        for name, section in _sections(self):
+            if section.reference is not None:
+                tree[name]["args"] = building.complete(section.axis(), section.chosen, section.args)
+        return parse(tree, where="settings")
+
+    def refuse_own(self, where: str, *, trusted: bool = False) -> Config:
+        """This configuration, read from what somebody else may have made: `where`.
+
+        Raises:
+            UserError: it names a module, and the user has not said that it may be imported.
+        """
+        if self.own and not trusted:
+            raise UserError(
+                f"{where} names code that is not prometar's ({', '.join(self.own.values())}): read it, and "
+                "pass --trust-parts to have it run (in Python, trust_parts=True)"
+            )
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted key, as plain data.
@@ -224,6 +326,28 @@ class Config(_Frozen):
             10
         """
         return _flatten(self.model_dump(mode="json"))
+
+
+def _sections(config: Config) -> list[tuple[str, Section]]:
+    return [(name, section) for name, section in config if isinstance(section, Section)]
+
+
+def _whole(tree: dict[str, Any]) -> dict[str, Any]:
+    """With every section, be it empty."""
+    return {name: {} for name in Config.model_fields if name != "method"} | tree
+
+
+def _is_arg(key: str) -> bool:
+    return key.split(".")[1:2] == ["args"]
+
+
+def _set_arg(tree: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.partition(".args")
+    if section not in choosers():
+        raise UserError(f"unknown setting '{key}': only sections that choose a part have args")
+    if not name.removeprefix(".").isidentifier():
+        raise UserError(f"'{key}': set one of the part's settings, {section}.args.NAME")
+    tree[section].setdefault("args", {})[name.removeprefix(".")] = value
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -246,9 +370,22 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
         if depth == len(parts) - 1:
             if isinstance(node[part], dict):
                 raise UserError(f"'{key}' is a group of settings: set one of {', '.join(node[part])}")
+            if node[part] != value and key in choosers().values():
+                node.pop("args", None)  # another part has other settings
             node[part] = value
         else:
             node = node[part]
+
+
+@cache
+def choosers() -> Mapping[str, str]:
+    """The settings that choose parts, by section: {"regularizer": "regularizer.kind", ...}."""
+    types = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {
+        name: f"{name}.{kind.CHOOSER}"
+        for name, kind in types.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
+    }
 
 
 def parse(tree: Any, *, where: str) -> Config:
@@ -262,13 +399,17 @@ def parse(tree: Any, *, where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {_problem(e)}" for e in error.errors())
+        problems = (
+            ": ".join(filter(None, (".".join(map(str, e["loc"])), _problem(e)))) for e in error.errors()
+        )
         raise UserError(f"{where}: {'; '.join(problems)}") from None
 
 
 def _problem(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "unknown key"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     return f"{error['msg']} (found {reprlib.repr(error['input'])})"
 
 
@@ -321,14 +462,17 @@ def _takes_text(key: str) -> bool:
 def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """A method at its published settings, with dotted keys replaced: what every command starts from.
 
+    Args:
+        method: A name, or a recipe of one's own, FILE.yaml.
+        overrides: Settings by dotted key.
     Raises:
-        UserError: an unknown method or key, or a value that its field refuses.
+        UserError: an unknown method, key or part, or a value that its field refuses.
 
     Example:
         >>> configure("maple", {"data.name": "dtd"}).optim.lr
         0.0035
     """
-    return Config(method=method).override(overrides or {})
+    return Config().override({"method": method, **(overrides or {})}).completed()
 
 
 def absolute_root(root: str) -> str:

@@ -23,8 +23,9 @@ from prometar.device import default_device, fetch, send
 from prometar.errors import UserError
 from prometar.inference.prompt_file import read_prompts, weights_digest
 from prometar.io.files import read_bytes
-from prometar.methods.composition import build
+from prometar.methods.composition import build_prompts
 from prometar.methods.prompts import Prompts
+from prometar.parts.identity import require_same
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.scoring import classify, not_finite
 from prometar.training.train import DTYPES
@@ -117,19 +118,27 @@ class Classifier:
             yield np.stack([apply(spec, _encoded(picture), 0, path=_name(picture)) for picture in chunk])
 
 
-def load(path: str | Path, *, pretrained: str | None = None, device: str | None = None) -> Classifier:
+def load(
+    path: str | Path,
+    *,
+    pretrained: str | None = None,
+    device: str | None = None,
+    trust_parts: bool = False,
+) -> Classifier:
     """A classifier from a file that `prometar export` wrote.
 
     Args:
         pretrained: The backbone's weights, where they came from a local file (default: as in the card).
         device: Such as "cpu" or "cuda" (default: a GPU where there is one).
+        trust_parts: Whether modules that the file names may be imported (default: they are refused).
     Raises:
-        UserError: the file is no export, or the backbone's weights are missing or others than it was
-            trained with.
+        UserError: the file is no export; the backbone's weights are missing or others than it was trained
+            with; it names a module that is not trusted, or one that has changed.
     """
     path = Path(path)
     leaves, card = read_prompts(path)
-    config = parse(card["config"], where=f"{path}: its card")
+    config = parse(card["config"], where=f"{path}: its card").refuse_own(str(path), trusted=trust_parts)
+    require_same(str(path), filter(None, [config.prompts.reference]), card.get("code"))
     given = pretrained or config.backbone.pretrained
     if pretrained is None and card["backbone"].get("file"):
         raise UserError(f"{path} was trained with the weights file {given}: pass it as pretrained=FILE")
@@ -143,7 +152,7 @@ def load(path: str | Path, *, pretrained: str | None = None, device: str | None 
         )
     clip = clip.folded().to(device=device or default_device(), dtype=DTYPES[config.backbone.precision])
     backbone = Backbone(config.backbone.name, clip)
-    prompts = build(config).prompts
+    prompts = build_prompts(config)
     require_prompts(path, backbone, prompts, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
     return Classifier(backbone, prompts, leaves, config, tuple(card["classnames"]), card["template"], card)

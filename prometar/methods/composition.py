@@ -7,11 +7,13 @@ on another's prompts, is a setting.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometar.backbone.openclip import TEMPLATES
 from prometar.config.recipes import NAMES
-from prometar.config.settings import Config
+from prometar.config.settings import Config, RegularizerConfig, Section
 from prometar.methods.averagers import Averager, Gaussian, Last
 from prometar.methods.conditional import ConditionalPrompts
 from prometar.methods.coupled import CoupledPrompts
@@ -20,7 +22,18 @@ from prometar.methods.inner_loop import InnerLoop, InnerSGD
 from prometar.methods.meta_tasks import Augmentation, FeatureMixup, NoAugmentation
 from prometar.methods.pixelmixes import CutMix, InputMixup
 from prometar.methods.prompts import IndependentPrompts, NoPrompts, Prompts
-from prometar.methods.regularizers import ImageDistance, LogitsDivergence, Regularizer, Term, TextDistance
+from prometar.methods.regularizers import (
+    DISTANCES,
+    Distance,
+    ImageDistance,
+    LogitsDivergence,
+    Regularizer,
+    Term,
+    TextDistance,
+    require_distance,
+)
+from prometar.parts.building import make, members
+from prometar.parts.reference import failing
 
 METHODS = NAMES
 """The methods' names; adding one means adding a recipe."""
@@ -50,44 +63,37 @@ def build(config: Config) -> Method:
     """The composition that a configuration describes.
 
     Raises:
-        UserError: sections that do not fit each other.
+        UserError: sections that do not fit each other, or a part of one's own that cannot be made.
 
     Example:
         >>> build(Config()).modulator
         Gate(reduction=8)
     """
     return Method(
-        _prompts(config),
+        build_prompts(config),
         _regularizer(config),
-        _modulator(config),
-        _inner(config),
-        _augmentation(config),
-        _averager(config),
+        _part(MODULATORS, Modulator, config.modulator, config),
+        _part(INNER_LOOPS, InnerLoop, config.inner, config),
+        _part(AUGMENTATIONS, Augmentation, config.task, config),
+        _part(AVERAGERS, Averager, config.averager, config),
     )
 
 
-def _prompts(config: Config) -> Prompts:
-    p = config.prompts
-    templates = {"template": (), "init": (f"{p.init} {{}}.",), "ensemble": TEMPLATES}[p.frozen_text]
-    if p.kind == "none":
-        return NoPrompts(templates)
-    if p.kind == "conditional":
-        return ConditionalPrompts(p.text_length, p.init_std, p.reduction)
-    if p.kind == "coupled":
-        return CoupledPrompts(p.text_length, p.text_depth, p.init_std)
-    lengths = (p.text_length, p.text_depth, p.vision_length, p.vision_depth)
-    return IndependentPrompts(*lengths, p.init_std, () if p.text_depth else templates, p.init_padding)
+def build_prompts(config: Config) -> Prompts:
+    """The prompts of a configuration alone: all that is needed where nothing is trained."""
+    prompts: Prompts = _part(PROMPTS, Prompts, config.prompts, config)
+    return prompts
+
+
+def _part(kinds: Kinds, needs: type, section: Section, config: Config) -> Any:
+    if section.chosen in kinds:
+        return kinds[section.chosen](config)
+    return make(section.axis(), section.chosen, section.args, needs=needs)
 
 
 def _regularizer(config: Config) -> Regularizer:
     r = config.regularizer
-    if r.kind == "none":
-        return Regularizer()
-    terms: dict[Term, float] = {
-        TextDistance(r.kind): r.text_weight,
-        ImageDistance(r.kind): r.image_weight,
-        LogitsDivergence(): r.logits_weight,
-    }
+    terms = REGULARIZERS[r.kind](config) if r.kind in REGULARIZERS else _own_terms(r)
     used = {term: weight for term, weight in terms.items() if weight}
     if not used:
         return Regularizer()
@@ -95,29 +101,91 @@ def _regularizer(config: Config) -> Regularizer:
     return Regularizer(tuple(used), tuple(used.values()), templates, r.teacher)
 
 
-def _modulator(config: Config) -> Modulator:
-    m = config.modulator
-    if m.kind == "gate":
-        return Gate(m.reduction)
-    if m.kind == "projection":
-        return Projection(m.share)
-    return Constant(1.0 if m.kind == "add" else m.value)
+Terms = dict[Term, float]
 
 
-def _inner(config: Config) -> InnerLoop | None:
+def _held(distance: Distance, r: RegularizerConfig) -> Terms:
+    """Both towers' features held by one distance, and the class probabilities."""
+    return {
+        TextDistance(distance): r.text_weight,
+        ImageDistance(distance): r.image_weight,
+        LogitsDivergence(): r.logits_weight,
+    }
+
+
+def _own_terms(r: RegularizerConfig) -> Terms:
+    """A part of one's own is a term, whose weight is its own matter, or a distance."""
+    part = make(r.axis(), r.kind, r.args)
+    if all(hasattr(part, name) for name in members(Term)):
+        return {part: 1.0, LogitsDivergence(): r.logits_weight}
+    with failing(r.kind):
+        require_distance(r.kind, part)
+    return _held(part, r)
+
+
+def _templates(config: Config) -> tuple[str, ...]:
+    p = config.prompts
+    return {"template": (), "init": (f"{p.init} {{}}.",), "ensemble": TEMPLATES}[p.frozen_text]
+
+
+def _independent(config: Config) -> Prompts:
+    p = config.prompts
+    lengths = (p.text_length, p.text_depth, p.vision_length, p.vision_depth)
+    return IndependentPrompts(
+        *lengths, p.init_std, () if p.text_depth else _templates(config), p.init_padding
+    )
+
+
+def _coupled(config: Config) -> Prompts:
+    p = config.prompts
+    return CoupledPrompts(p.text_length, p.text_depth, p.init_std)
+
+
+def _conditional(config: Config) -> Prompts:
+    p = config.prompts
+    return ConditionalPrompts(p.text_length, p.init_std, p.reduction)
+
+
+def _inner_sgd(config: Config) -> InnerLoop:
     i = config.inner
-    return None if i.kind == "none" else InnerSGD(i.lr, i.outer_weight, i.order == "second")
+    return InnerSGD(i.lr, i.outer_weight, i.order == "second")
 
 
-def _augmentation(config: Config) -> Augmentation:
-    t = config.task
-    if t.augmentation == "none":
-        return NoAugmentation()
-    if t.augmentation == "feature_mixup":
-        return FeatureMixup(t.mixup_alpha, t.mixup_beta)
-    return (InputMixup if t.augmentation == "input_mixup" else CutMix)(t.mixup_alpha, t.mixup_beta)
+def _mixing(mix: Callable[[float, float], Augmentation]) -> Callable[[Config], Augmentation]:
+    return lambda config: mix(config.task.mixup_alpha, config.task.mixup_beta)
 
 
-def _averager(config: Config) -> Averager:
-    a = config.averager
-    return Last() if a.kind == "last" else Gaussian(a.mean, a.std)
+def _holding(distance: Distance) -> Callable[[Config], Terms]:
+    return lambda config: _held(distance, config.regularizer)
+
+
+Kinds = Mapping[str, Callable[[Config], Any]]
+"""An axis: what a section's kind is made with. A row more here, and a name more in `config.settings`."""
+
+PROMPTS: Kinds = {
+    "none": lambda config: NoPrompts(_templates(config)),
+    "independent": _independent,
+    "coupled": _coupled,
+    "conditional": _conditional,
+}
+REGULARIZERS: Kinds = {
+    "none": lambda config: {},
+    **{name: _holding(distance) for name, distance in DISTANCES.items()},
+}
+MODULATORS: Kinds = {
+    "add": lambda config: Constant(1.0),
+    "constant": lambda config: Constant(config.modulator.value),
+    "gate": lambda config: Gate(config.modulator.reduction),
+    "projection": lambda config: Projection(config.modulator.share),
+}
+INNER_LOOPS: Kinds = {"none": lambda config: None, "sgd": _inner_sgd}
+AUGMENTATIONS: Kinds = {
+    "none": lambda config: NoAugmentation(),
+    "feature_mixup": _mixing(FeatureMixup),
+    "input_mixup": _mixing(InputMixup),
+    "cutmix": _mixing(CutMix),
+}
+AVERAGERS: Kinds = {
+    "last": lambda config: Last(),
+    "gaussian": lambda config: Gaussian(config.averager.mean, config.averager.std),
+}

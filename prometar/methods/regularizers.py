@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from prometar.errors import UserError
 
 
 class Views(NamedTuple):
@@ -52,6 +55,22 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 DISTANCES: dict[str, Distance] = {"l1": l1, "l2": l2, "cosine": cosine}
 
 
+def require_distance(name: str, distance: Distance) -> None:
+    """
+    Raises:
+        UserError: it gives something else than (N,) of two (N, E) tensors.
+    """
+    if not callable(distance):
+        raise UserError(f"{name} is no distance and no Term: it cannot be called (docs/extending.md)")
+    rows = torch.eye(2, 3)
+    found = distance(rows, rows.flip(0))
+    if not isinstance(found, Tensor) or found.shape != (2,):
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(
+            f"{name} must make one distance a row, (N,) of two (N, E) tensors: found {what} of (2, 3)"
+        )
+
+
 class Term(Protocol):
     """One unweighted distance, by name, and which frozen features it needs."""
 
@@ -69,31 +88,33 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class TextDistance:
-    """Mean over classes of d(g, g0); `kind` in l1, l2, cosine. Source: ProMetaR; KgCoOp (CVPR 2023)."""
+    """Mean over classes of d(g, g0); `distance` a row. Source: ProMetaR; KgCoOp (CVPR 2023)."""
 
-    kind: str = "l1"
+    distance: Distance = l1
     name: str = "text"
     uses_text: bool = True
     uses_images: bool = False
 
     def __call__(self, views: Views) -> Tensor:
         assert views.frozen_text_CE is not None
-        distance = DISTANCES[self.kind](views.text_CE, views.frozen_text_CE).mean(dim=-1)
+        ours, width = views.text_CE, views.text_CE.shape[-1]
+        rows = views.frozen_text_CE.expand_as(ours).reshape(-1, width)  # (B, C, E), where texts see images
+        distance = self.distance(ours.reshape(-1, width), rows).view(ours.shape[:-1]).mean(dim=-1)
         return distance if distance.ndim == 0 else (distance * views.weights_B).sum()
 
 
 @dataclass(frozen=True)
 class ImageDistance:
-    """Weighted mean over images of d(f, f0); `kind` in l1, l2, cosine. Source: ProMetaR."""
+    """Weighted mean over images of d(f, f0); `distance` a row. Source: ProMetaR."""
 
-    kind: str = "l1"
+    distance: Distance = l1
     name: str = "image"
     uses_text: bool = False
     uses_images: bool = True
 
     def __call__(self, views: Views) -> Tensor:
         assert views.frozen_image_BE is not None
-        return (DISTANCES[self.kind](views.image_BE, views.frozen_image_BE) * views.weights_B).sum()
+        return (self.distance(views.image_BE, views.frozen_image_BE) * views.weights_B).sum()
 
 
 @dataclass(frozen=True)

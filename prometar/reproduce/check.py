@@ -13,7 +13,7 @@ from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.splits.objective import problem
 from prometar.errors import UserError
-from prometar.methods.composition import build
+from prometar.methods.probing import probe
 from prometar.reproduce.grid import Asked, one_line
 
 
@@ -54,15 +54,13 @@ def look(asked: Asked) -> Found:
 
 
 def _learns(config: Config, clip: Clip) -> bool:
-    method, generator = build(config), torch.Generator().manual_seed(0)
-    leaves = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
-    method.modulator.init(method.prompts.tokens(leaves), generator)
+    leaves = probe(config, clip).prompts.init(clip, torch.zeros(0, dtype=torch.long), torch.Generator())
     return bool(leaves)
 
 
 def _open(asked: Asked, name: str) -> None:
     config = next(iter(asked.configs.values()))
-    dataset = open_dataset(name, config.data.root)
+    dataset = open_dataset(name, config.data.root, config.data.args if name == config.data.name else {})
     if name in asked.trained_on:
         problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])
     elif not dataset.test:

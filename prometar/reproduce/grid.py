@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from prometar.config.settings import Config, load_config
-from prometar.data.datasets.catalog import known
+from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
+from prometar.parts.identity import require_same
 from prometar.reproduce.protocols import Protocol
 
 
@@ -54,8 +55,7 @@ class Asked:
         if len(self.shots) > 1 and not self.protocol.by_shots:
             raise UserError(f"{self.protocol.name} takes one number of --shots, found {_list(self.shots)}")
         for name in (*self.datasets, *([self.source] if self.source else [])):
-            if name not in known():
-                raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
+            require_name(name)
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -82,7 +82,15 @@ class Entry:
     def name(self) -> str:
         """The run's folder: equal runs of several protocols share one."""
         data, train = self.config.data, self.config.train
-        return f"{self.objective}-{data.name}-{data.shots}shots-{self.config.method}-seed{train.seed}"
+        return (
+            f"{self.objective}-{file_name(data.name)}-{data.shots}shots-{self.config.method}-seed{train.seed}"
+        )
+
+    @property
+    def own(self) -> list[str]:
+        """`package.module:Name` of all parts of the user's own."""
+        targets = [self.config.override({"data.name": name}).data.reference for name in self.targets]
+        return [*self.config.own.values(), *filter(None, targets)]
 
     @property
     def title(self) -> str:
@@ -101,7 +109,7 @@ def entries(asked: Asked, idle: Collection[str], missing: Collection[str] = ()) 
     targets = tuple(d for d in asked.datasets if d not in missing) if asked.source else ()
     return [
         Entry(
-            config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed}),
+            config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed}).completed(),
             asked.protocol.objective,
             targets,
             method not in idle,
@@ -183,13 +191,19 @@ class GridFolder:
             if not path.exists():
                 continue
             old, new = load_config(path).flat(), entry.config.flat()
-            changed = [f"{k}: {old.get(k)} then, {new[k]} now" for k in new if old.get(k) != new[k]]
+            changed = [
+                f"{key}: {old.get(key)} then, {new.get(key)} now"
+                for key in sorted(old.keys() | new.keys())
+                if old.get(key) != new.get(key)
+            ]
             if changed:
                 more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
                 raise UserError(
                     f"the run {path.parent} was made with other settings ({'; '.join(changed[:6])}{more}): "
                     "repeat them, or choose another --out"
                 )
+            if entry.config.own and (path.parent / "result.json").exists():
+                require_same(str(path.parent), entry.config.own.values(), _code(path.parent / "result.json"))
 
     def record(self, entry: Entry) -> Record | None:
         """The run's record, or None where there is none that can be read."""
@@ -201,6 +215,13 @@ class GridFolder:
         if record is None or record.reason or not set(entry.targets) <= set(record.tests):
             return None
         return record
+
+
+def _code(result: Path) -> object:
+    try:
+        return json.loads(result.read_text("utf-8")).get("code")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _list(values: tuple[Any, ...]) -> str:

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from prometar.config.recipes import is_file
 from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 
@@ -87,8 +88,10 @@ def changes(config: Config, settings: Mapping[str, Any] | None = None) -> dict[s
         >>> changes(Config().override({"train.epochs": 2, "train.seed": 7}))
         {'train.epochs': 2}
     """
+    if is_file(config.method):  # a recipe of one's own: the configuration is the method
+        return {}
     own = Config(method=config.method).override(settings or {}).flat()
-    return {key: value for key, value in config.flat().items() if key not in _FREE and value != own[key]}
+    return {key: value for key, value in config.flat().items() if key not in _FREE and value != own.get(key)}
 
 
 def full_size(dataset: str, num_classes: int) -> bool:

@@ -12,6 +12,7 @@ from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import plan_resources
 from prometar.errors import WorkError
 from prometar.io.lock import locked
+from prometar.parts.sending import sources_of
 from prometar.reproduce.check import look
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.figures import Table, build_table
@@ -76,7 +77,8 @@ def _run(todo: list[Entry], folder: GridFolder, place: Place, console: Console) 
         noun="run",
     )
     console.print(plan.describe(nodes))
-    jobs = [Job(entry, folder.run(entry), plan.threads, plan.stream_cpus) for entry in todo]
+    code = sources_of({part for entry in todo for part in entry.own})
+    jobs = [Job(entry, folder.run(entry), plan.threads, plan.stream_cpus, code) for entry in todo]
     num_ended = 0
 
     def say(record: Record) -> None:

@@ -14,6 +14,7 @@ from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier
 from prometar.io.files import write_atomically
+from prometar.parts.sending import Sent, install
 from prometar.reproduce.grid import Entry, Record, one_line, read_record
 from prometar.runs import evaluate_on, ray_stream, write_result
 from prometar.training.train import Session, build_run
@@ -27,6 +28,7 @@ class Job:
     folder: Path
     threads: int
     stream_cpus: float
+    code: tuple[Sent, ...] = ()
 
     def failed(self, reason: str) -> Record:
         """Write and return a record that says so; figures that are there already stay."""
@@ -45,6 +47,7 @@ class Worker:
     def run(self, job: Job) -> Record:
         """The record of a finished run, or of one that failed in a way that no repetition would mend."""
         torch.set_num_threads(job.threads)
+        install(job.code)
         try:
             return _run(job)
         except UserError as error:

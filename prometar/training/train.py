@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,9 @@ from prometar.device import default_device, fetch, send
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import Augmentation, one_class_out, task_rng
+from prometar.methods.probing import probe
 from prometar.metrics import harmonic_mean
+from prometar.parts.identity import identities
 from prometar.step.cuda_graph import Graph
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
@@ -86,10 +89,16 @@ class Run:
     foreign: Foreign | None = None
 
     @property
+    def code(self) -> dict[str, str]:
+        """What code the user's own parts are: see `prometar.parts.identity`."""
+        return identities(self.config.own.values())
+
+    @property
     def digest(self) -> str:
-        """sha256 (hex) of the configuration, the objective and all plans: a checkpoint's owner."""
+        """sha256 (hex) of the configuration, the objective, all plans and own parts: a checkpoint's owner."""
         parts = [self.config.model_dump_json(), self.objective, self.plan.digest]
         parts += [f"{name} {e.plan.digest}" for name, e in sorted(self.evaluations.items())]
+        parts += [f"{name} {code}" for name, code in self.code.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -102,8 +111,8 @@ def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
 
 
 @lru_cache(maxsize=_MOST_RUNS)
-def _dataset(name: str, root: str | None) -> Dataset:
-    return open_dataset(name, root)
+def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
+    return open_dataset(name, root, json.loads(args))
 
 
 @lru_cache(maxsize=2)
@@ -139,9 +148,12 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         UserError: whatever is wrong with the configuration, the data or the weights.
     """
     method = build(config)
-    dataset = _dataset(config.data.name, config.data.root)
+    code = identities([config.data.reference] if config.data.reference else [])
+    dataset = _dataset(config.data.name, config.data.root, json.dumps(config.data.args), str(code))
     spec = (config.backbone.name, config.backbone.pretrained, config.backbone.precision)
     backbone = _backbone(*spec)
+    if config.own:
+        probe(config, backbone.clip)
     if config.train.cuda_graph and backbone.clip.device.type != "cuda":
         raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
     split = problem(

@@ -18,6 +18,7 @@ PACKAGES = (
     "prometar.errors", "prometar.device", "prometar.environment", "prometar.metrics",
     "prometar.io",
     "prometar.bundled",
+    "prometar.parts",
     "prometar.config",
     "prometar.backbone",
     "prometar.data", "prometar.data.datasets", "prometar.data.splits", "prometar.data.streaming",

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from prometar.parts.sending import Sent
+
 
 @dataclass(frozen=True)
 class Leg:
@@ -42,6 +44,7 @@ class Terms:
         root: The study's folder on the driver's machine, which the jobs' folders lie below (default "").
         files: URL that stands for `root` where workers share no file system with the driver (default None:
             they share it).
+        code: Of the user's own parts, so that workers have it wherever they are (default none).
     """
 
     threads: int = 1
@@ -49,6 +52,7 @@ class Terms:
     timeout_seconds: float | None = None
     root: str = ""
     files: str | None = None
+    code: tuple[Sent, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,9 @@ def pack(jobs: Sequence[Job]) -> dict[str, Any]:
 
 def unpack(config: Mapping[str, Any]) -> list[Job]:
     """The inverse of `pack`."""
-    return [
-        Job(**{**job, "legs": tuple(Leg(**leg) for leg in job["legs"]), "terms": Terms(**job["terms"])})
-        for job in config["jobs"]
-    ]
+    return [_job(**job) for job in config["jobs"]]
+
+
+def _job(legs: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], **rest: Any) -> Job:
+    code = tuple(Sent(**sent) for sent in terms["code"])
+    return Job(legs=tuple(Leg(**leg) for leg in legs), terms=Terms(**{**terms, "code": code}), **rest)

@@ -18,6 +18,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Callback
 
+from prometar.data.datasets.catalog import file_name
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
@@ -67,7 +68,7 @@ class StudyFolder:
 
     def final(self, number: int, dataset: str, seed: int) -> Path:
         """The folder of a final run of trial `number`'s settings."""
-        return self.path / "finals" / f"trial-{number:04d}-{dataset}-seed{seed}"
+        return self.path / "finals" / f"trial-{number:04d}-{file_name(dataset)}-seed{seed}"
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the study alone.

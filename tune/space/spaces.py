@@ -161,7 +161,10 @@ class Space:
             UserError: a setting that does not exist, or a value outside its range.
         """
         tree = config.model_dump(mode="json")
-        given = {key: _get(tree, key, self.name) for key in self.ranges}
+        given: dict[str, Any] = {}
+        for key, entry in self.ranges.items():
+            if entry.active(given) or ".args." not in key:  # args are those of the chosen part alone
+                given[key] = _get(tree, key, self.name)
         return self.checked(given, what="the reference settings")
 
     def checked(self, given: Mapping[str, Any], *, what: str) -> dict[str, Any]:

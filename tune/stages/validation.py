@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from prometar.backbone.clip import Clip
 from prometar.backbone.openclip import load_backbone
-from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.splits.objective import LEAKS, problem
 from prometar.errors import UserError
 from prometar.inference.prompt_file import weights_digest
 from prometar.methods.composition import build
+from prometar.methods.probing import probe
+from prometar.parts.identity import identities
 from tune.study_spec import StudySpec
 
 _PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
@@ -48,7 +46,7 @@ def check(spec: StudySpec) -> Checked:
     _check_space(spec)
     num_classes, notes, contents = dict[str, int](), list[str](), dict[str, str]()
     for name in spec.names:
-        dataset = open_dataset(name, config.data.root)
+        dataset = open_dataset(name, config.data.root, spec.data_args(name))
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
         for fold in range(spec.folds):
@@ -60,14 +58,9 @@ def check(spec: StudySpec) -> Checked:
             notes.append(found.note if found.note == LEAKS else f"{name}: {found.note}")
     clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
     contents["weights"] = weights_digest(clip)[:_DIGITS]
-    _check_method(config, clip)
+    contents |= {f"code of {top}": code for top, code in identities(spec.own).items()}
+    probe(config, clip)
     return Checked(num_classes, tuple(dict.fromkeys(notes)), spec.identity | contents)
-
-
-def _check_method(config: Config, clip: Clip) -> None:
-    method, generator = build(config), torch.Generator().manual_seed(0)
-    prompts = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
-    method.modulator.init(method.prompts.tokens(prompts), generator)
 
 
 def _check_space(spec: StudySpec) -> None:

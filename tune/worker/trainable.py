@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
+from prometar.parts.sending import install
 from tune.jobs.spec import Job, unpack
 from tune.worker.watchdog import ATTEMPTS, num_hung, watchdog, why_hung
 
@@ -47,6 +48,7 @@ class TrialWorker(tune.Trainable):
 
     def _start(self, config: dict[str, Any]) -> None:
         jobs = unpack(config)
+        install(jobs[0].terms.code)
         self._watched, self._timeout = Path(jobs[0].run_dir), jobs[0].terms.timeout_seconds
         hung = self._timeout is not None and num_hung(self._watched) >= ATTEMPTS
         with watchdog(self._watched, None if hung else self._timeout):

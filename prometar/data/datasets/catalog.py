@@ -7,9 +7,10 @@ rule that is stated with it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get
 from prometar.data.datasets.dataset import Dataset, Item
@@ -20,6 +21,8 @@ from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepar
 from prometar.data.datasets.sources import FolderSource, TexturesSource
 from prometar.errors import UserError
 from prometar.io.stores import join, shown
+from prometar.parts.building import make
+from prometar.parts.reference import failing, reference_of
 
 TEXTURES = "textures"
 FOLDER = "folder"
@@ -34,7 +37,28 @@ def known() -> tuple[str, ...]:
 
 def title_of(name: str) -> str:
     """The name in tables."""
-    return BENCHMARKS[name].title if name in BENCHMARKS else TITLES[name]
+    return BENCHMARKS[name].title if name in BENCHMARKS else TITLES.get(name, name)
+
+
+def file_name(name: str) -> str:
+    """A data set's name where it is part of a file's.
+
+    Example:
+        >>> file_name("dtd"), file_name("mine:flowers")
+        ('dtd', 'mine.flowers')
+    """
+    return name.replace(":", ".")
+
+
+def require_name(name: str) -> None:
+    """
+    Raises:
+        UserError: neither a known data set nor one of the user's own; nothing is imported for that.
+    """
+    if name not in known() and reference_of("data", name) is None:
+        raise UserError(
+            f"unknown data set '{name}': known are {', '.join(known())}, and package.module:Name of your own"
+        )
 
 
 def place_of(name: str, root: Path | str) -> str:
@@ -44,34 +68,52 @@ def place_of(name: str, root: Path | str) -> str:
     return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else name)
 
 
-def open_dataset(name: str, root: Path | str | None = None) -> Dataset:
+def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, Any] | None = None) -> Dataset:
     """A data set, ready to draw from.
 
     Args:
-        name: One of `known()`.
+        name: One of `known()`, or `package.module:Name` of a loader of one's own: called with the root, it
+            returns a `Dataset`.
         root: The folder (or URI of prepared copies) that holds the data set's folder, `--data-root`; for
             `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
             `textures` needs none: it is rendered.
+        args: Settings of a loader of one's own.
 
     Raises:
         UserError: unknown name; missing root, folder, list or image; a malformed list.
     """
-    dataset = open_unverified(name, root)
+    dataset = open_unverified(name, root, args)
     for problem in problems_of(dataset):
         raise UserError(f"{problem}: mend it (`prometar data check {name}` lists all)")
     _require_images(dataset)
     return dataset
 
 
-def open_unverified(name: str, root: Path | str | None = None) -> Dataset:
+def open_unverified(
+    name: str, root: Path | str | None = None, args: Mapping[str, Any] | None = None
+) -> Dataset:
     """As `open_dataset`, but what is listed may be missing, listed twice, or named in two ways."""
+    require_name(name)
+    if name not in known():
+        return _open_own(name, None if root is None else str(root), args or {})
+    if args:
+        raise UserError(f"data.args are settings of a loader of your own, and {name} is built in")
     dataset = _open(name, root)
     return replace(dataset, wordings=BENCHMARKS[name].wordings) if name in BENCHMARKS else dataset
 
 
+def _open_own(name: str, root: str | None, args: Mapping[str, Any]) -> Dataset:
+    loader = make("data", name, args)
+    if not callable(loader):
+        raise UserError(f"{name} is no loader: it cannot be called (docs/extending.md)")
+    with failing(name):
+        found = loader(root)
+    if not isinstance(found, Dataset):
+        raise UserError(f"{name} must return a Dataset, found {type(found).__name__} (docs/extending.md)")
+    return replace(found, name=name)
+
+
 def _open(name: str, root: Path | str | None) -> Dataset:
-    if name not in known():
-        raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
     if root is not None and "://" not in str(root) and not Path(root).is_dir():
         raise UserError(f"data root {root} is not a folder: pass --data-root DIR, {_what(name)}")
     if root is None:

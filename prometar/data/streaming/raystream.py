@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -19,6 +20,7 @@ import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
+from ray import cloudpickle
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data.block import BlockAccessor
 from ray.data.exceptions import ExecutionTimeoutError
@@ -34,6 +36,7 @@ from prometar.data.streaming.shared_images import Resident, files_of, resident
 from prometar.data.streaming.stream import Batch, StreamOptions, labels_of_plan
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec
 from prometar.errors import UserError, WorkError
+from prometar.parts.sending import is_sent
 
 FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
 # Ranges of one execution; each is put (1 ms) before the first batch, so longer plans take several.
@@ -67,6 +70,7 @@ def _blocks(
     An execution hears of its tasks' ends when all that run have ended, or after 100 ms, and learns only after
     a second that there are CPUs for more than one. So each lane is an execution of one task at a time.
     """
+    _send_by_value(source)
     kept = resident(plan.items, source, options.resident_bytes)
     inputs = {"order": plan.order, "spec": plan.transform, "kept": kept, "source": source}
     ranges = _ranges(first_row, plan.num_rows, options.block_rows)
@@ -78,6 +82,13 @@ def _blocks(
     finally:
         for lane in lanes:
             lane.close()
+
+
+def _send_by_value(source: Source) -> None:
+    """A class of the user's own code, which this worker was sent, goes to the tasks as this code."""
+    module = sys.modules[type(source).__module__]
+    if is_sent(module):
+        cloudpickle.register_pickle_by_value(module)
 
 
 def _ranges(start: int, stop: int, most: int) -> list[Range]:

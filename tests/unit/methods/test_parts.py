@@ -109,7 +109,8 @@ def normalised(generator: torch.Generator) -> Tensor:
 def test_distances_are_zero_at_the_frozen_features_and_weighted(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = normalised(generator), normalised(generator)
-    part = Regularizer((TextDistance(kind), ImageDistance(kind)), (3.0, 2.0))
+    distance = DISTANCES[kind]
+    part = Regularizer((TextDistance(distance), ImageDistance(distance)), (3.0, 2.0))
     assert part.uses_text
     assert part.uses_images
     zero, _ = part(views(a, a, b, b))

@@ -1,0 +1,120 @@
+"""A part of what a reference names: its settings are typed by its fields, its methods are looked for."""
+
+from __future__ import annotations
+
+import inspect
+import reprlib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from prometar.errors import UserError
+from prometar.parts.reference import failing, load, reference_of
+
+
+class _Args(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def own(axis: str, kind: str) -> str:
+    """The reference of a kind that is no built-in one.
+
+    Raises:
+        UserError: it is neither `package.module:Name` nor an installed package's name for one.
+    """
+    reference = reference_of(axis, kind)
+    if reference is None:
+        raise UserError(f"unknown {axis} '{kind}': write package.module:Name for a part of your own")
+    return reference
+
+
+def complete(axis: str, kind: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data: the part's settings, those that are not given by their defaults.
+
+    Raises:
+        UserError: the part cannot be loaded, or does not take these.
+    """
+    reference = own(axis, kind)
+    return _checked(reference, load(reference), args, axis).model_dump(mode="json")
+
+
+def make(axis: str, kind: str, args: Mapping[str, Any], *, needs: type | None = None) -> Any:
+    """The part: a frozen dataclass with its settings, or any other value as it is.
+
+    Args:
+        needs: A protocol, all of whose members it must have.
+    Raises:
+        UserError: the part cannot be loaded or made, or lacks a member.
+    """
+    reference = own(axis, kind)
+    found = load(reference)
+    checked = _checked(reference, found, args, axis)
+    if inspect.isclass(found):
+        with failing(reference):
+            found = found(**{name: getattr(checked, name) for name in type(checked).model_fields})
+    if needs is not None:
+        require_members(reference, found, needs)
+    return found
+
+
+def require_members(reference: str, part: object, needs: type) -> None:
+    """Raises a UserError where a part lacks what a protocol asks for."""
+    missing = [name for name in members(needs) if not hasattr(part, name)]
+    if missing:
+        raise UserError(
+            f"{reference} is no {needs.__name__}: it has no {', '.join(missing)} (docs/extending.md)"
+        )
+
+
+def members(needs: type) -> list[str]:
+    """What a protocol asks for, sorted.
+
+    Example:
+        >>> from collections.abc import Sized
+        >>> members(Sized)
+        []
+    """
+    own = {
+        name: value for name, value in vars(needs).items() if callable(value) or isinstance(value, property)
+    }
+    return sorted(name for name in own if name == "__call__" or not name.startswith("_"))
+
+
+def _checked(reference: str, part: Any, args: Mapping[str, Any], axis: str) -> _Args:
+    try:
+        return _model(reference, part).model_validate(dict(args))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {_problem(e)}" for e in error.errors())
+        raise UserError(f"the args of {axis} {reference}: {problems}") from None
+
+
+def _problem(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "it has no such setting"
+    if error["type"] == "missing":
+        return "a value is needed"
+    return f"{error['msg']} (found {reprlib.repr(error['input'])})"
+
+
+def _model(reference: str, part: Any) -> type[_Args]:
+    """What a part takes: a dataclass's fields, and nothing of a function or another value."""
+    if not inspect.isclass(part):
+        return _Args
+    if not is_dataclass(part) or not part.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise UserError(f"{reference} must be a function or a class with @dataclass(frozen=True)")
+    with failing(reference):
+        hints = get_type_hints(part, include_extras=True)
+        taken: dict[str, Any] = {
+            field.name: (hints[field.name], _default(field)) for field in fields(part) if field.init
+        }
+        return create_model(part.__name__, __base__=_Args, **taken)
+
+
+def _default(field: Any) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    if field.default_factory is not MISSING:
+        return Field(default_factory=field.default_factory)
+    return ...

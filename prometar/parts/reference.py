@@ -1,0 +1,86 @@
+"""What `package.module:Name` names. A module is imported here alone, and only when its part is asked for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module, invalidate_caches
+from importlib.metadata import entry_points
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any
+
+from prometar.errors import UserError
+
+GROUP = "prometar.parts"
+"""Entry points of installed packages: `AXIS.NAME = "package.module:Name"`, such as `regularizer.huber`."""
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+def is_reference(kind: str) -> bool:
+    """Whether this is written as `package.module:Name`.
+
+    Example:
+        >>> is_reference("mine:Huber"), is_reference("l1"), is_reference("a/b.py:Huber")
+        (True, False, False)
+    """
+    return _REFERENCE.fullmatch(kind) is not None
+
+
+def reference_of(axis: str, kind: str) -> str | None:
+    """`package.module:Name`, given as such or by an installed package's name for it; None of neither."""
+    return kind if is_reference(kind) else _installed().get(f"{axis}.{kind}")
+
+
+@cache
+def _installed() -> dict[str, str]:
+    return {found.name: found.value.replace(" ", "") for found in entry_points(group=GROUP)}
+
+
+def load(reference: str) -> Any:
+    """What a reference names.
+
+    Raises:
+        UserError: no such module, one that fails when it is imported, or one without that name.
+
+    Example:
+        >>> load("prometar.methods.regularizers:l1").__name__
+        'l1'
+    """
+    name, _, attribute = reference.partition(":")
+    if name == "__main__" or name.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(f"{reference}: a part needs a file of its own, which workers can be sent")
+    if name not in sys.modules:
+        invalidate_caches()  # its file may be younger than what Python remembers of its folder
+    try:
+        with failing(reference):
+            module = import_module(name)
+    except ModuleNotFoundError as error:
+        where = "is its folder on PYTHONPATH?" if error.name in _parents(name) else "its own import fails"
+        raise UserError(f"{reference}: there is no module '{error.name}': {where}") from None
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise UserError(f"{reference}: {module.__file__ or name} has no '{attribute}'") from None
+
+
+def _parents(name: str) -> list[str]:
+    words = name.split(".")
+    return [".".join(words[:count]) for count in range(1, len(words) + 1)]
+
+
+@contextmanager
+def failing(reference: str) -> Iterator[None]:
+    """Tell an error of a user's own code in one line, with its place; errors meant for users pass."""
+    try:
+        yield
+    except (UserError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        last = extract_tb(error.__traceback__)[-1]
+        at = f"{Path(last.filename).name}, line {last.lineno}"
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({at})") from error

@@ -1,0 +1,100 @@
+"""Parts' code as data, for workers that have it in no folder of theirs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.abc import ExecutionLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
+
+from prometar.errors import WorkError
+from prometar.parts.identity import digest, files, identity, installed_as, tops
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A module or package as it is where a study was begun.
+
+    Args:
+        top: Its top-level name. code: Its identity. files: Its sources by path; none of an installed
+            distribution, which every machine has to have.
+    """
+
+    top: str
+    code: str
+    files: Mapping[str, str]
+
+
+def sources_of(references: Iterable[str]) -> tuple[Sent, ...]:
+    """The code that these parts are in.
+
+    Raises:
+        UserError: a part that cannot be loaded.
+    """
+    return tuple(
+        Sent(top, identity(top, module), {} if installed_as(top) else _texts(files(top, module)))
+        for top, module in tops(references).items()
+    )
+
+
+def _texts(found: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: content.decode() for name, content in found.items()}
+
+
+def install(sent: Sequence[Sent]) -> None:
+    """Have this process import the parts' modules as they were sent, whatever lies in its own folders.
+
+    Raises:
+        WorkError: another version of an installed distribution.
+    """
+    for each in sent:
+        if not each.files:
+            _require_version(each)
+            continue
+        loaders = [
+            finder for finder in sys.meta_path if isinstance(finder, _Loader) and finder.top == each.top
+        ]
+        content = {name: text.encode() for name, text in each.files.items()}
+        if loaders and digest(loaders[0].files) == digest(content):
+            continue
+        for loader in loaders:
+            sys.meta_path.remove(loader)
+        for name in [name for name in sys.modules if name == each.top or name.startswith(f"{each.top}.")]:
+            del sys.modules[name]
+        sys.meta_path.insert(0, _Loader(each.top, content))
+
+
+def is_sent(module: ModuleType) -> bool:
+    """Whether `install` has brought a module here."""
+    return isinstance(getattr(module, "__loader__", None), _Loader)
+
+
+def _require_version(sent: Sent) -> None:
+    found = installed_as(sent.top)
+    here = f"{found.name} {found.version}" if found else f"no distribution of {sent.top}"
+    if here != sent.code:
+        raise WorkError(f"the study has {sent.code}, and a worker's machine {here}: install the same there")
+
+
+class _Loader(MetaPathFinder, ExecutionLoader):
+    """Imports one top-level module from sources in memory."""
+
+    def __init__(self, top: str, files: dict[str, bytes]) -> None:
+        self.top, self.files = top, files
+
+    def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
+        stem = name.replace(".", "/")
+        known = any(file == f"{stem}.py" or file.startswith(f"{stem}/") for file in self.files)
+        return spec_from_loader(name, self, is_package=self.is_package(name)) if known else None
+
+    def is_package(self, fullname: str) -> bool:
+        return f"{fullname.replace('.', '/')}.py" not in self.files
+
+    def get_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ("/__init__.py" if self.is_package(fullname) else ".py")
+
+    def get_source(self, fullname: str) -> str:
+        return self.files.get(self.get_filename(fullname), b"").decode()  # a folder without __init__.py

@@ -1,0 +1,92 @@
+"""Parts of a user's own, in a file outside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARTS = '''
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+def huber(a, b):
+    return F.huber_loss(a, b, reduction="none").mean(dim=-1)
+
+
+def total(a, b):
+    return (a - b).abs().mean()
+
+
+def broken(a, b):
+    return a @ b
+
+
+@dataclass(frozen=True)
+class Huber:
+    delta: float = 1.0
+
+    def __call__(self, a, b):
+        return F.huber_loss(a, b, reduction="none", delta=self.delta).mean(dim=-1)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A term: how far the class features are from each other."""
+
+    weight: float
+    name: str = "spread"
+    uses_text: bool = False
+    uses_images: bool = False
+
+    def __call__(self, views):
+        return self.weight * (views.text_CE @ views.text_CE.T).mean()
+
+
+@dataclass(frozen=True)
+class Half:
+    """A modulator."""
+
+    constant: float = 0.5
+
+    def init(self, tokens, generator):
+        return {}
+
+    def __call__(self, gate, task, regularizer):
+        return {name: task[name] + 0.5 * regularizer[name] for name in task}
+
+
+@dataclass(frozen=True)
+class Mute:
+    pass
+
+
+class Plain:
+    pass
+
+
+@dataclass(frozen=True)
+class Wide:
+    """Prompts of a width that no backbone has."""
+
+    num_context: int = 2
+    templates: tuple[str, ...] = ()
+    conditional: bool = False
+
+    def init(self, clip, init_tokens, generator):
+        return {"text.0": torch.zeros(2, 3)}
+
+    def tokens(self, leaves):
+        return leaves
+
+    def seeing(self, tokens, frozen_BE):
+        return tokens
+'''
+
+
+def write_parts(folder: Path, name: str, text: str = PARTS) -> Path:
+    """FOLDER/NAME.py; returns its path."""
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    return path

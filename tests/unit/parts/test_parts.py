@@ -1,0 +1,227 @@
+"""Parts of one's own: found, given their settings, checked, told apart, sent."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prometar.backbone.clip import Clip
+from prometar.backbone.openclip import load_backbone
+from prometar.config.settings import Config, configure, dump_config, load_config, parse, parse_assignments
+from prometar.errors import UserError, WorkError
+from prometar.methods.composition import (
+    AUGMENTATIONS,
+    AVERAGERS,
+    INNER_LOOPS,
+    MODULATORS,
+    PROMPTS,
+    REGULARIZERS,
+    build,
+)
+from prometar.methods.probing import probe
+from prometar.methods.regularizers import ImageDistance, LogitsDivergence, TextDistance
+from prometar.parts import identity, reference, sending
+from prometar.parts.sending import Sent, install, sources_of
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_backbone("mini", None).clip
+
+
+KINDS = {
+    "prompts": PROMPTS, "regularizer": REGULARIZERS, "modulator": MODULATORS, "inner": INNER_LOOPS,
+    "task": AUGMENTATIONS, "averager": AVERAGERS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("section", KINDS)
+def test_settings_know_every_kind_that_can_be_built(section: str) -> None:
+    assert tuple(KINDS[section]) == getattr(Config(), section).KINDS
+
+
+def test_a_function_is_a_distance_in_both_towers(mine: Path, clip: Clip) -> None:
+    config = configure("promptsrc", {"regularizer.kind": "mine:huber"})
+    method = probe(config, clip)
+    huber = importlib.import_module("mine").huber
+    assert method.regularizer.terms == (TextDistance(huber), ImageDistance(huber), LogitsDivergence())
+    assert method.regularizer.weights == (25.0, 10.0, 1.0)
+
+
+def test_args_are_typed_by_the_fields_and_completed_by_their_defaults(mine: Path, tmp_path: Path) -> None:
+    values = parse_assignments(["regularizer.kind=mine:Huber"])
+    assert configure("prometar", values).regularizer.args == {"delta": 1.0}
+    config = configure("prometar", values | parse_assignments(["regularizer.args.delta=2"]))
+    assert config.flat()["regularizer.args.delta"] == 2.0
+    assert build(config).regularizer.terms[0] == TextDistance(importlib.import_module("mine").Huber(2.0))
+    path = tmp_path / "best.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_another_part_forgets_the_settings_of_the_one_before(mine: Path) -> None:
+    config = configure("prometar", {"regularizer.kind": "mine:Huber", "regularizer.args.delta": 2})
+    assert config.override({"regularizer.kind": "l1"}) == Config()
+    assert config.override({"regularizer.kind": "mine:Huber"}) == config
+
+
+def test_a_configuration_without_own_parts_is_written_as_before() -> None:
+    assert "args" not in dump_config(Config())
+
+
+def test_a_term_has_its_own_weight(mine: Path, clip: Clip) -> None:
+    values = {"regularizer.kind": "mine:Spread", "regularizer.args.weight": 3}
+    regularizer = probe(configure("prometar", values), clip).regularizer
+    assert [term.name for term in regularizer.terms] == ["spread"]
+    assert regularizer.weights == (1.0,)
+    assert regularizer.terms[0].weight == 3.0  # type: ignore[attr-defined]
+
+
+def test_a_modulator_takes_its_place(mine: Path, clip: Clip) -> None:
+    method = probe(configure("prometar", {"modulator.kind": "mine:Half"}), clip)
+    assert method.modulator.constant == 0.5
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"regularizer.kind": "mine:hubber"}, "mine.py has no 'hubber'"),
+    ({"regularizer.kind": "nothere:huber"}, "there is no module 'nothere': is its folder on PYTHONPATH?"),
+    ({"regularizer.kind": "statistics:mean"}, "a part needs a file of its own"),
+    ({"regularizer.kind": "l3"}, "kind 'l3' is none of none, l1, l2, cosine, and no package.module:Name"),
+    ({"regularizer.kind": "../x.py:f"}, "no package.module:Name"),
+    ({"regularizer.kind": "mine:total"}, "must make one distance a row, (N,) of two (N, E) tensors"),
+    ({"regularizer.kind": "mine:broken"}, "mine:broken fails: RuntimeError: "),
+    ({"regularizer.kind": "mine:Mute"}, "mine:Mute is no distance and no Term: it cannot be called"),
+    ({"regularizer.kind": "mine:Plain"}, "must be a function or a class with @dataclass(frozen=True)"),
+    ({"regularizer.kind": "mine:Spread"}, "the args of regularizer mine:Spread: weight: a value is needed"),
+    ({"regularizer.args.delta": 1}, "args are settings of a part of your own, and l1 is built in"),
+    ({"regularizer.kind": "mine:huber", "regularizer.args.delta": 1}, "delta: it has no such setting"),
+    ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": "x"}, "delta: Input should be a valid"),
+    ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": float("nan")}, "finite number"),
+    ({"modulator.kind": "mine:Mute"}, "mine:Mute is no Modulator: it has no __call__, constant, init"),
+    ({"inner.kind": "mine:huber"}, "mine:huber is no InnerLoop: it has no lr, outer_weight, second_order"),
+    ({"averager.kind": "mine:huber"}, "mine:huber"),
+    ({"prompts.kind": "mine:Wide"}, "mine:Wide: text.0 must be (P, "),
+    ({"optim.args.x": 1}, "only sections that choose a part have args"),
+    ({"regularizer.args": 1}, "set one of the part's settings, regularizer.args.NAME"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG, ids=lambda v: str(v)[:40])
+def test_what_is_wrong_with_a_part_is_one_line(
+    mine: Path, clip: Clip, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        probe(configure("prometar", values), clip)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_fails_is_told_with_the_line(mine: Path) -> None:
+    mine.write_text("import torch\n\nraise RuntimeError('no luck')\n")
+    with pytest.raises(UserError, match=r"mine:f fails: RuntimeError: no luck \(mine\.py, line 3\)"):
+        reference.load("mine:f")
+
+
+def test_reading_a_configuration_imports_nothing(mine: Path) -> None:
+    mine.write_text("raise SystemExit('imported')\n")
+    tree = {"regularizer": {"kind": "mine:huber", "args": {"delta": 1}}}
+    config = parse(tree, where="a file")
+    assert config.own == {"regularizer": "mine:huber"}
+    assert "mine" not in sys.modules
+    with pytest.raises(UserError, match=r"a file names code that is not prometar's \(mine:huber\)"):
+        config.refuse_own("a file")
+    assert config.refuse_own("a file", trusted=True) is config
+    assert Config().refuse_own("a file") == Config()
+
+
+def test_installed_packages_name_parts_by_entry_points(mine: Path, tmp_path: Path) -> None:
+    info = tmp_path / "mine-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[prometar.parts]\nregularizer.huber = mine:Huber\n")
+    (info / "RECORD").write_text("mine.py,,\n")
+    reference._installed.cache_clear()
+    identity.installed_as.cache_clear()
+    try:
+        config = configure("prometar", {"regularizer.kind": "huber", "regularizer.args.delta": 3})
+        assert build(config).regularizer.terms[0].distance.delta == 3.0  # type: ignore[attr-defined]
+        assert config.own == {"regularizer": "mine:Huber"}
+        assert identity.identities(config.own.values()) == {"mine": "mine 1.2"}
+        assert sources_of(config.own.values()) == (Sent("mine", "mine 1.2", {}),)
+        install([Sent("mine", "mine 1.2", {})])
+        with pytest.raises(WorkError, match=r"the study has mine 1\.1, and a worker's machine mine 1\.2"):
+            install([Sent("mine", "mine 1.1", {})])
+    finally:
+        reference._installed.cache_clear()
+        identity.installed_as.cache_clear()
+
+
+def test_code_is_told_apart_by_the_digest_of_its_file(mine: Path) -> None:
+    before = identity.identities(["mine:huber"])
+    assert before["mine"].startswith("sha256 ")
+    identity.require_same("a run", ["mine:huber"], before)
+    mine.write_text(mine.read_text() + "\n# changed\n")
+    assert identity.identities(["mine:huber"]) != before
+    with pytest.raises(UserError, match="a run was made with another mine"):
+        identity.require_same("a run", ["mine:huber"], before)
+
+
+def test_a_package_is_told_apart_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "pack" / "deep"
+    package.mkdir(parents=True)
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (package / "parts.py").write_text("from pack.deep.help import SCALE\n\ndef f(a, b):\n    return SCALE\n")
+    (package / "help.py").write_text("SCALE = 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = identity.identities(["pack.deep.parts:f"])
+    (package / "help.py").write_text("SCALE = 3\n")
+    assert identity.identities(["pack.deep.parts:f"]) != before
+    (sent,) = sources_of(["pack.deep.parts:f"])
+    assert set(sent.files) == {"pack/__init__.py", "pack/deep/help.py", "pack/deep/parts.py"}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pack"]:
+        del sys.modules[name]
+
+
+WORKER = """
+import sys
+from prometar.parts import identity, sending
+from prometar.parts.reference import load
+sent = [sending.Sent("pack", "", {"pack/__init__.py": "", "pack/part.py": "from pack.help import X",
+                                  "pack/help.py": "X = 41"})]
+sending.install(sent)
+assert load("pack.part:X") == 41
+digest = identity.identities(["pack.part:X"])
+sending.install(sent)  # a worker that is used again
+assert "pack.part" in sys.modules
+sent[0].files["pack/help.py"] = "X = 42"
+sending.install(sent)
+assert load("pack.part:X") == 42
+assert identity.identities(["pack.part:X"]) != digest
+assert sending.is_sent(sys.modules["pack.part"]) and not sending.is_sent(sys)
+"""
+
+
+def test_a_worker_imports_what_it_was_sent() -> None:
+    subprocess.run([sys.executable, "-c", WORKER], check=True, timeout=60)
+
+
+def test_what_is_sent_has_the_identity_of_what_is_here(mine: Path) -> None:
+    (sent,) = sources_of(["mine:huber"])
+    assert sent.files == {"mine.py": mine.read_text()}
+    mine.unlink()
+    try:
+        install([sent])
+        assert identity.identities(["mine:huber"]) == {"mine": sent.code}
+        assert reference.load("mine:huber")(torch.ones(2, 3), torch.ones(2, 3)).shape == (2,)
+    finally:
+        sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, sending._Loader)]
+
+
+def test_parts_that_come_with_the_project_are_everywhere() -> None:
+    assert sources_of(["prometar.methods.regularizers:l1"]) == ()
