@@ -16,7 +16,7 @@ from torch import Tensor
 from prometar.methods.composition import Method
 from prometar.methods.inner_loop import InnerLoop
 from prometar.methods.prompts import Leaves
-from prometar.methods.regularizers import Views, similarity
+from prometar.methods.regularizers import Views
 from prometar.step.autodiff import Differentiate, Pull, autograd
 from prometar.step.loss_scaling import Number, factor
 from prometar.step.meta_batch import Batch, Images, Query, Task
@@ -186,10 +186,11 @@ class _Compute:
 
     def _losses(self, towers: Towers, features: Leaves, images: Images) -> tuple[Leaves, Scalars]:
         model, (text_CE, image_BE) = self.model, towers.both(features)
-        scale, unit_BE = model.clip.logit_scale, F.normalize(image_BE, dim=-1)
-        logits = scale * similarity(unit_BE, text_CE)
-        task_loss = cross_entropy(logits, images.labels, images.weights)
-        views = Views(text_CE, model.frozen_text_CE, unit_BE, images.frozen, images.weights, scale)
+        task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
+        views = Views(
+            text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), images.frozen, images.weights,
+            model.clip.logit_scale,
+        )  # fmt: skip
         total, distances = self.method.regularizer(views)
         values = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
         return values, {"ce": task_loss, **distances}
