@@ -5,15 +5,19 @@ STAMP := .venv/.installed
 
 .PHONY: install demo test test-fast check bench scale chaos clean
 
-install: $(STAMP)
+install: $(STAMP)-dev
 
-# Again only when the requirements change.
+# Again only when the requirements change. The demo installs what it runs, all else the developers' tools too.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
 
-demo: install
+$(STAMP)-dev: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(STAMP)
 	$(BIN)/python tune/search.py
 
 check: install

@@ -16,10 +16,10 @@ from ray.tune.execution.tune_controller import TuneController
 
 from tune import study
 from tune.execution.progress import Progress
+from tune.execution.record_keeper import RecordKeeper
 from tune.execution.searcher import StopScheduler, StudySearcher
 from tune.optimizer.ask_tell import Memory
 from tune.optimizer.storage import WriteThrough
-from tune.results.writer import RecordKeeper
 
 WAITING, ASK, REPORT, TELL, RETRY, PAGE = "waiting", "ask", "report", "tell", "retry", "report.html"
 _WATCHED: list[tuple[Any, str, str]] = [
@@ -37,7 +37,7 @@ _WATCHED: list[tuple[Any, str, str]] = [
     (RecordKeeper, "catch_up", "records"),
     (Progress, "on_step_end", "progress"),
     (StopScheduler, "on_trial_error", RETRY),
-    (study, "build_report", PAGE),
+    (study, "write_report", PAGE),
     *((WriteThrough, name, "storage: write") for name in (
         "keep", "create_new_trial", "set_trial_param", "set_trial_intermediate_value", "set_trial_user_attr",
         "set_trial_system_attr", "set_trial_state_values", "set_study_user_attr")),

@@ -38,13 +38,16 @@ from rich.console import Console
 from prometar.config.settings import configure
 from prometar.distributed.placement import ResourcePlan, Room
 from tune.execution.progress import Progress
+from tune.execution.record_keeper import RecordKeeper
 from tune.execution.searcher import StudyScheduler, StudySearcher
+from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
-from tune.optimizer.ask_tell import PRUNERS, RESULT, Asked, Memory
+from tune.optimizer.ask_tell import Asked, Memory
+from tune.optimizer.choices import PRUNERS
 from tune.optimizer.samplers import STARTUP_TRIALS, distributions
-from tune.results.writer import RecordKeeper, StudyFolder
+from tune.optimizer.trial_schema import RESULT
+from tune.results.writer import StudyFolder
 from tune.space.spaces import Space, load_space
-from tune.stopping import Stopping
 from tune.study_spec import StudySpec
 
 CURVES = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]

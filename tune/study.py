@@ -22,27 +22,29 @@ from prometar.io.files import write_atomically
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from tune.execution.progress import Progress
+from tune.execution.record_keeper import RecordKeeper
 from tune.execution.reruns import Means
 from tune.execution.runner import run_trials
 from tune.execution.searcher import StudyScheduler, StudySearcher
+from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
-from tune.optimizer.ask_tell import REFERENCE, Asked, Memory
+from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.storage import GO_ON, reachable, without_password
-from tune.reporting.html import build_report
+from tune.reporting.html import write_report
 from tune.reporting.terminal import print_summary
-from tune.results.writer import RecordKeeper, StudyFolder
+from tune.results.reader import read_records
+from tune.results.schema import FinalTest, Tested
+from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
 from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
 from tune.stages.validation import check
-from tune.stopping import Stopping
 from tune.study_spec import StudySpec
 from tune.tracking.callbacks import Trackers
 from tune.tracking.kinds import check_trackers
 from tune.worker.trainable import TrialWorker
 
-# Settings that methods are made of.
 _MOST = 1e6  # hours of searching, seconds of waiting: a clock must hold them
 
 
@@ -89,7 +91,7 @@ def run_study(
     *,
     trainable: type[tune.Trainable] = TrialWorker,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> FinalTest:
     """Run or continue a study. Returns what finals.json holds.
 
     Raises:
@@ -108,7 +110,7 @@ def run_study(
         nodes = start_ray(address=place.address, verbose=place.verbose)
         _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
-        folder.describe(spec, checked.identity)
+        folder.describe(spec, checked.identity, max_hours=place.max_hours)
         for origin, settings in place.starts:
             memory.enqueue(settings, origin)
         _introduce(console, folder, spec, memory)
@@ -118,10 +120,10 @@ def run_study(
             with shared_images():
                 means = _means(spec, place, folder, memory, nodes, trainable, console)
                 _search(spec, folder, memory, means, place.lockstep)
-                lastround = run_last_round(folder, spec, memory.trials(), means)
-                finals = _compare(spec, folder, memory, means, lastround["chosen"], checked.num_classes)
-                report = build_report(folder.path)
-                print_summary(console, folder, spec, memory, lastround, finals, report)
+                lastround = run_last_round(folder, spec, memory.ended(), means)
+                finals = _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes)
+                records = read_records(folder.path)
+                print_summary(console, records, folder.path, write_report(records, folder.path))
         finally:
             memory.close()  # what an interrupted process has begun waits, and runs nowhere
         failed = failed_runs(finals)
@@ -295,22 +297,22 @@ def _compare(
     folder: StudyFolder,
     memory: Memory,
     means: Means,
-    number: int,
+    number: int | None,
     num_classes: Mapping[str, int],
-) -> dict[str, Any]:
+) -> FinalTest:
     """Write best.yaml of trial `number`, and compare it with the released settings on the test images."""
-    trial = next(t for t in memory.trials() if t.number == number)
-    settings, released = dict(trial.params), REFERENCE in trial.user_attrs
+    trial = next(t for t in memory.ended() if t.number == number)
+    settings = dict(trial.settings)
     seed = (*spec.final_seeds, spec.seed)[0]
     best = spec.configured(settings, dataset=spec.names[0], seed=seed)
     write_atomically(folder / "best.yaml", dump_config(best).encode())
     seeds = ", ".join(map(str, spec.final_seeds))
-    what = "the released settings" if released else f"trial {number} and the released settings"
+    what = "the released settings" if trial.reference else f"trial {number} and the released settings"
     means.console.print(f"final comparison on the test images: {what}, seeds {seeds}")
     return run_finals(
         folder,
         spec,
-        (0 if released else number, settings),
+        Tested(0 if trial.reference else trial.number, settings),
         means,
         published={name: _published(spec, name, count) for name, count in num_classes.items()},
     )

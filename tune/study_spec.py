@@ -12,7 +12,8 @@ from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FOLDS, SEARCH_OBJECTIVES
 from prometar.errors import UserError
 from tune.jobs.spec import Job, Leg, Terms
-from tune.optimizer.ask_tell import Asked, require_choices
+from tune.optimizer.ask_tell import Asked
+from tune.optimizer.choices import require_choices
 from tune.space.spaces import Choice, Space
 
 _OF_THE_STUDY = {"train.seed", "train.epochs", "data.name", "data.root"}

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from tests.support.driver import NAME, Driver, misbehave, run_fake, spec_of
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 from tune.jobs.spec import unpack
-from tune.optimizer.ask_tell import SEARCHED, curve_of
+from tune.optimizer.ask_tell import SEARCHED
 from tune.optimizer.storage import open_study
+from tune.optimizer.trial_schema import curve_of
 
-TRIALS = 5
+TRIALS = 6
 ASKED = ("--trials", TRIALS, "--top", 1, "--final-seeds", 1, 2)
 STUDY = (*ASKED, "--max-concurrent", 1)  # so that trials end in the same order, and are drawn from the same
-HANGING = f"{NAME}/trials/0001/{HANGS}"
 STOPPING = "stopping when each running trial has ended its epoch; once more: now"
 EPOCHS = 3 * (TRIALS + 4 + 4)  # last round and finals: two settings with two seeds each
 
@@ -42,9 +43,9 @@ def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return outcome(out)
 
 
-def assert_whole(witness: Witness, out: Path, expected: dict[str, Any], what: str = "") -> None:
-    assert witness.losses(expected) == NO_LOSSES, what
-    assert num_epochs(out) <= EPOCHS, f"no epoch is run again once its state is kept {what}"
+def assert_whole(witness: Witness, out: Path, expected: dict[str, Any]) -> None:
+    assert witness.losses(expected) == NO_LOSSES
+    assert num_epochs(out) <= EPOCHS, "no epoch is run again once its state is kept"
 
 
 def states(out: Path) -> Counter[str]:
@@ -52,95 +53,125 @@ def states(out: Path) -> Counter[str]:
     return Counter(t.state.name for t in study.trials)
 
 
-def test_the_driver_killed_at_random_moments(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"all": "sleep0.2"})
-    draw, witness = random.Random(11), Witness(tmp_path)
-    moments = [(0, draw.uniform(0, 3))]  # the first while Ray starts, or soon after
-    moments += [(epochs, draw.uniform(0, 0.2)) for epochs in sorted(draw.sample(range(1, EPOCHS - 3), 4))]
-    for epochs, later in moments:
-        with Driver(tmp_path, *STUDY) as driver:
-            driver.wait_until((tmp_path / NAME / "study.db").exists)
-            driver.wait_until(lambda epochs=epochs: num_epochs(tmp_path) >= epochs)
-            time.sleep(later)
-            assert driver.kill() == -signal.SIGKILL, f"{later:.3f} s after epoch {epochs} of {EPOCHS}"
-            witness.look()
-    with Driver(tmp_path, *STUDY) as driver:
-        assert driver.wait() == 0, driver.errors()
-    assert_whole(witness, tmp_path, expected, f"killed (epochs, and seconds later): {moments}")
+@dataclass
+class Life:
+    """One study that is disturbed again and again; each disturbance is a driver's."""
+
+    out: Path
+    witness: Witness
+    draw: random.Random
+
+    def driver(self, behaviour: dict[str, str], *options: object) -> Driver:
+        """Goes on with the study; its trials and runs, by name, behave so."""
+        for told in (self.out / NAME).glob(f"*/*/{HANGS}"):
+            told.unlink()  # an earlier driver's
+        misbehave(self.out, behaviour)
+        return Driver(self.out, *STUDY, *options)
+
+    def hangs(self, run: str) -> bool:
+        return (self.out / NAME / run / HANGS).exists()
+
+    def assert_waits(self, completed: int) -> None:
+        """Trials that have ended are kept, and the one that was interrupted waits."""
+        self.witness.look()
+        assert states(self.out) == {"COMPLETE": completed, "WAITING": 1}
 
 
-def test_the_driver_killed_in_every_later_stage(tmp_path: Path, expected: dict[str, Any]) -> None:
-    witness, seen = Witness(tmp_path), [0]
-    for run in ("lastround/trial-0000-seed1001", "finals/trial-0000-textures-seed2"):
-        misbehave(tmp_path, {Path(run).name: "hang"})
-        with Driver(tmp_path, *STUDY) as driver:
-            driver.wait_until((tmp_path / NAME / run / HANGS).exists)
-            assert driver.kill() == -signal.SIGKILL
-            seen.append(witness.look())
-    misbehave(tmp_path, {})
-    with Driver(tmp_path, *STUDY, "--die-in-report") as driver:
-        assert driver.wait() == -signal.SIGKILL, driver.errors()
-        assert not (tmp_path / NAME / "report.html").exists(), "no half report"
-        seen.append(witness.look())
-    assert seen == sorted(set(seen)), "more was finished each time"
-    go_on(tmp_path)
-    assert (tmp_path / NAME / "report.html").read_text().rstrip().endswith("</html>")
-    assert_whole(witness, tmp_path, expected)
-
-
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_the_running_epochs_end(
-    sig: signal.Signals, tmp_path: Path, expected: dict[str, Any]
-) -> None:
-    misbehave(tmp_path, {"1": "hang"})
-    witness = Witness(tmp_path)
-    with Driver(tmp_path, *STUDY) as driver:
-        driver.wait_until((tmp_path / HANGING).exists)
-        driver.process.send_signal(sig)
-        driver.wait_until(lambda: STOPPING in driver.said())
+def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) -> None:
+    with life.driver({"1": "hang"}) as driver:
+        driver.wait_until(lambda: life.hangs("trials/0001"))
+        with Driver(life.out, *STUDY) as second:
+            assert second.wait() == 1
+            assert second.errors().strip() == (
+                f"the study {life.out / NAME} is being run by process {driver.process.pid}"
+            )
+        stop(driver, signal.SIGINT)
         time.sleep(1)
-        misbehave(tmp_path, {})
+        misbehave(life.out, {})
         assert driver.wait() == INTERRUPTED, driver.errors()
         assert driver.said().count(STOPPING) == 1
-        witness.look()
-    assert states(tmp_path) == {"COMPLETE": 1, "WAITING": 1}
-    study = open_study(f"sqlite:///{tmp_path / NAME / 'study.db'}", NAME)
+    life.assert_waits(1)
+    study = open_study(f"sqlite:///{life.out / NAME / 'study.db'}", NAME)
     took = study.trials[0].duration
     assert took is not None
     searched = study.user_attrs[SEARCHED]
     assert searched > took.total_seconds() + 1, "for --max-hours, also what came after the last ended trial"
     assert list(curve_of(study.trials[1])) == [1, 2], "what has ended is told"
-    assert "going on: 1 trials are done, 1 were interrupted" in go_on(tmp_path)
-    assert_whole(witness, tmp_path, expected)
 
 
-def test_a_second_signal_waits_for_nothing(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"1": "hang"})
-    witness = Witness(tmp_path)
-    with Driver(tmp_path, *STUDY) as driver:
-        driver.wait_until((tmp_path / HANGING).exists)
-        driver.process.send_signal(signal.SIGTERM)
-        driver.wait_until(lambda: STOPPING in driver.said())
-        assert driver.end(signal.SIGINT) == INTERRUPTED, driver.errors()
-        witness.look()
-    assert states(tmp_path) == {"COMPLETE": 1, "WAITING": 1}
-    assert "1 were interrupted" in go_on(tmp_path)
-    assert_whole(witness, tmp_path, expected)
+def killed_while_it_starts_or_soon_after(life: Life) -> None:
+    with life.driver({"2": "hang"}) as driver:
+        time.sleep(life.draw.uniform(0, 8))
+        assert driver.kill() == -signal.SIGKILL
+    life.witness.look()
 
 
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"1": "hang"})
-    folder = tmp_path / NAME / "trials/0001"
-    with Driver(tmp_path, *STUDY) as driver:
-        driver.wait_until((tmp_path / HANGING).exists)
+def a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life: Life) -> None:
+    folder = life.out / NAME / "trials/0002"
+    with life.driver({"2": "hang", "3": "hang"}) as driver:
+        driver.wait_until(lambda: life.hangs("trials/0002"))
         killed = int((folder / "pid").read_text())
         os.kill(killed, signal.SIGKILL)
-        misbehave(tmp_path, {})
-        assert driver.wait() == 0, driver.errors()
+        misbehave(life.out, {"3": "hang"})
+        driver.wait_until(lambda: life.hangs("trials/0003"))
+        assert int((folder / "pid").read_text()) != killed
+        assert (folder / "steps.log").read_text().split() == ["1", "2", "3"], "from its state on, and once"
         assert "failed" not in driver.said().replace("0 failed", "")
-    assert int((folder / "pid").read_text()) != killed
-    assert (folder / "steps.log").read_text().split() == ["1", "2", "3"], "from its state on, and once"
-    assert_whole(Witness(tmp_path), tmp_path, expected)
+        stop(driver, signal.SIGTERM)
+        assert driver.end(signal.SIGINT) == INTERRUPTED, driver.errors()
+    life.assert_waits(3)
+
+
+def sigterm_is_such_a_signal(life: Life) -> None:
+    with life.driver({"3": "hang"}) as driver:
+        driver.wait_until(lambda: life.hangs("trials/0003"))
+        stop(driver, signal.SIGTERM)
+        misbehave(life.out, {})
+        assert driver.wait() == INTERRUPTED, driver.errors()
+        assert "going on: 3 trials are done, 1 were interrupted" in driver.said()
+    life.assert_waits(3)
+
+
+def killed_somewhere_in_the_search(life: Life) -> None:
+    epochs, later = life.draw.randrange(num_epochs(life.out) + 1, 3 * TRIALS), life.draw.uniform(0, 0.2)
+    with life.driver({"all": "sleep0.2"}) as driver:
+        driver.wait_until(lambda: num_epochs(life.out) >= epochs)
+        time.sleep(later)
+        assert driver.kill() == -signal.SIGKILL, f"{later:.3f} s after epoch {epochs}"
+    life.witness.look()
+
+
+def killed_in_every_later_stage(life: Life) -> None:
+    seen = [life.witness.look()]
+    for run in ("lastround/trial-0000-seed1001", "finals/trial-0000-textures-seed2"):
+        with life.driver({Path(run).name: "hang"}) as driver:
+            driver.wait_until(lambda run=run: life.hangs(run))
+            assert driver.kill() == -signal.SIGKILL
+        seen.append(life.witness.look())
+    with life.driver({}, "--die-in-report") as driver:
+        assert driver.wait() == -signal.SIGKILL, driver.errors()
+    assert not (life.out / NAME / "report.html").exists(), "no half report"
+    seen.append(life.witness.look())
+    assert seen == sorted(set(seen)), "more was finished each time"
+
+
+def stop(driver: Driver, sig: signal.Signals) -> None:
+    driver.process.send_signal(sig)
+    driver.wait_until(lambda: STOPPING in driver.said())
+
+
+def test_a_study_that_is_disturbed_again_and_again(tmp_path: Path, expected: dict[str, Any]) -> None:
+    """One study for all of it: starting a driver and its Ray is what takes the time."""
+    life = Life(tmp_path, Witness(tmp_path), random.Random(11))
+    a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life)
+    killed_while_it_starts_or_soon_after(life)
+    a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life)
+    sigterm_is_such_a_signal(life)
+    killed_somewhere_in_the_search(life)
+    killed_in_every_later_stage(life)
+    go_on(tmp_path)
+    assert (tmp_path / NAME / "report.html").read_text().rstrip().endswith("</html>")
+    assert_whole(life.witness, tmp_path, expected)
 
 
 class DiesWhenHandedOver(FakeTrial):
@@ -164,18 +195,4 @@ def test_a_worker_killed_between_two_trials_costs_none(tmp_path: Path, expected:
     died = {file.parent.name for file in (tmp_path / NAME).glob("*/*/died")}
     assert died == set(DiesWhenHandedOver.dying)
     assert "failed: " not in text
-    assert_whole(Witness(tmp_path), tmp_path, expected)
-
-
-def test_a_study_that_runs_is_not_run_twice(tmp_path: Path, expected: dict[str, Any]) -> None:
-    misbehave(tmp_path, {"1": "hang"})
-    with Driver(tmp_path, *STUDY) as driver:
-        driver.wait_until((tmp_path / HANGING).exists)
-        with Driver(tmp_path, *STUDY) as second:
-            assert second.wait() == 1
-            assert second.errors().strip() == (
-                f"the study {tmp_path / NAME} is being run by process {driver.process.pid}"
-            )
-        misbehave(tmp_path, {})
-        assert driver.wait() == 0, driver.errors()
     assert_whole(Witness(tmp_path), tmp_path, expected)

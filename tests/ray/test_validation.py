@@ -66,7 +66,7 @@ def test_a_report_names_all_versions_that_a_study_was_made_with(
         monkeypatch.setattr(folder, "environment", lambda version=version: {"torch": version})
         run_fake(tmp_path, small_spec(trials=1))
     study = read_records(tmp_path / NAME).study
-    assert study["environment"]["torch"] == "2.11.0"
-    assert [each["torch"] for each in study["earlier_environments"]] == ["2.10.0", "2.9.0"]
+    assert study.environment["torch"] == "2.11.0"
+    assert [each["torch"] for each in study.earlier_environments] == ["2.10.0", "2.9.0"]
     report = build_report(tmp_path / NAME).read_text()
     assert "2.11.0 (earlier 2.10.0, 2.9.0)" in report

@@ -12,8 +12,11 @@ from statistics import mean
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from prometar.metrics import t_interval
+from tune.results.schema import VERSION, Run, TrialRecord
+from tune.space.spaces import Range, space_of
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
@@ -33,6 +36,21 @@ RELEASED: dict[str, Any] = {
     "regularizer.kind": "l1", "regularizer.text_weight": 25.0, "optim.lr": 0.0025, "inner.lr": 5e-4,
     "inner.order": "second", "prompts.text_depth": 9, "augment.flip": 0.5,
 }  # fmt: skip
+
+
+def ranges_of(tree: Mapping[str, Any] = RANGES) -> Mapping[str, Range]:
+    """Ranges as a space has them."""
+    return space_of("a space", dict(tree)).ranges
+
+
+def record(content: Mapping[str, Any]) -> TrialRecord:
+    """A trial as it is read."""
+    return TypeAdapter(TrialRecord).validate_json(json.dumps(content))
+
+
+def run_of(content: Mapping[str, Any]) -> Run:
+    """A run as it is read."""
+    return TypeAdapter(Run).validate_json(json.dumps(content))
 
 
 def write(
@@ -60,17 +78,23 @@ def description(**changes: Any) -> dict[str, Any]:
     }
     study = {key: changes.pop(key, value) for key, value in study.items()}
     asked = {
-        "dataset": " + ".join(changes.get("datasets", ["dtd"])), "datasets": ["dtd"], "data_root": "data",
+        "datasets": ["dtd"], "data_root": "data",
         "backbone": "ViT-B-16-quickgelu", "pretrained": "openai", "method": "prometar",
         "objective": "class_holdout", "goals": ["objective"], "trials": 60, "epochs": 5, "shots": 16,
         "seed": 7, "seeds": [0, 1], "folds": 1, "sampler": "tpe", "pruner": "median", "val_per_class": 20,
         "final_seeds": [1, 2, 3], "top": 3, "top_seeds": [1001, 1002], "max_hours": None, **changes,
     }  # fmt: skip
+    asked |= {
+        "leaks": asked["objective"] == "oracle_test",
+        "score": "base accuracy" if asked["objective"] == "base_val" else "H",
+    }
     return {
+        "version": VERSION,
         "name": study["name"],
         "command": study["command"],
         "asked": asked,
         "space": {"name": "regularizer", "ranges": study["ranges"]},
+        "identity": {"seed": 7},
         "config": {"method": "prometar", "optim": {"lr": 0.0025}},
         "environment": {"python": "3.11.2", "torch": "2.9.0", "cpu": "a processor", "cores": "16"},
     }
@@ -131,11 +155,12 @@ def trial(number: int, state: str = "COMPLETE", **changes: Any) -> dict[str, Any
         runs, last, curve = [], dict.fromkeys(last), []
     start = datetime(2026, 1, 1) + timedelta(minutes=7 * number)
     return {
-        "number": number, "state": state, "reference": number == 0, "settings": settings, **last,
+        "version": VERSION, "number": number, "state": state, "reference": number == 0,
+        "settings": settings, **last,
         "epoch": 0 if state == "FAIL" else epochs, "runs": runs,
         "epochs": [{"epoch": e + 1, "objective": value} for e, value in enumerate(curve)],
         "seconds": 120.0 * epochs + 10 * settings["prompts.text_depth"] + number % 5,
-        "reason": "", "notes": [], "cpus": 2.0, "gpus": 0.5, "enqueued": number == 1,
+        "reason": "", "notes": [], "cpus": 2.0, "gpus": 0.5,
         "origin": {0: "released", 1: "enqueued"}.get(number, "sampled"),
         "started": start.isoformat(), "ended": (start + timedelta(seconds=55)).isoformat(),
         **changes,
@@ -145,6 +170,7 @@ def trial(number: int, state: str = "COMPLETE", **changes: Any) -> dict[str, Any
 def final_runs(settings: Mapping[str, Any], seeds: Sequence[int], shift: float = 0.0) -> list[dict[str, Any]]:
     return [
         {
+            "dataset": "dtd",
             "seed": s,
             **figures(settings, random.Random(f"{s} {settings}"), shift),
             "seconds": 900.0,
@@ -175,7 +201,7 @@ def finals(best: Mapping[str, Any], datasets: Mapping[str, dict[str, Any]], **ch
         interval = t_interval([d["mean"] for d in differences if d])
         overall = vars(interval) if interval else None
     return {
-        "seeds": [1, 2, 3], "same": False,
+        "version": VERSION, "seeds": [1, 2, 3], "same": False,
         "best": {"number": best["number"], "settings": best["settings"]},
         "released": {"number": 0, "settings": RELEASED},
         "datasets": dict(datasets), "difference": overall,
@@ -198,7 +224,7 @@ def last_round(trials: Sequence[Mapping[str, Any]], *, datasets: Sequence[str] =
              "search": t["objective"], "mean": mean(run["objective"] for run in runs), "runs": runs}
         )  # fmt: skip
     chosen = max(rows, key=lambda row: row["mean"])["number"]
-    return {"seeds": [1001, 1002], "chosen": chosen, "rows": rows}
+    return {"version": VERSION, "seeds": [1001, 1002], "chosen": chosen, "rows": rows}
 
 
 def rich_study(folder: Path, *, hostile: bool = False, **asked: Any) -> Path:
@@ -229,7 +255,10 @@ def rich_study(folder: Path, *, hostile: bool = False, **asked: Any) -> Path:
     entries = {
         name: compared(
             final_runs(best["settings"], [1, 2, 3], shift),
-            [*final_runs(RELEASED, [1, 2], shift), {"seed": 3, "failed": f"out of memory {evil}"}]
+            [
+                *final_runs(RELEASED, [1, 2], shift),
+                {"dataset": name, "seed": 3, "failed": f"out of memory {evil}"},
+            ]
             if place
             else final_runs(RELEASED, [1, 2, 3], shift - 2),
             published=70.4,

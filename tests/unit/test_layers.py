@@ -33,8 +33,9 @@ PACKAGES = (
     "prometar.reproduce",
     "prometar.cli",
     "prometar.__main__",
-    "tune", "tune.stopping",
+    "tune",
     "tune.space",
+    "tune.results.schema",
     "tune.optimizer",
     "tune.jobs",
     "tune.worker",
@@ -49,14 +50,11 @@ PACKAGES = (
 )  # fmt: skip
 ENTRANCES = {
     "open_clip": {"prometar/backbone/openclip.py", "prometar/bundled/pretrain.py"},
-    "optuna": {
-        "tune/optimizer/", "tune/results/writer.py", "tune/execution/progress.py",
-        "tune/tracking/callbacks.py", "tune/stages/reevaluation.py",
-    },
+    "optuna": {"tune/optimizer/"},
     "ray": {
         "prometar/data/streaming/raystream.py", "prometar/data/streaming/shared_images.py",
         "prometar/distributed/local_ray.py", "prometar/reproduce/execute.py",
-        "tune/worker/trainable.py", "tune/execution/", "tune/results/writer.py", "tune/stages/gpu_share.py",
+        "tune/worker/trainable.py", "tune/execution/", "tune/stages/gpu_share.py",
         "tune/study.py", "tune/tracking/callbacks.py",
     },
     "pyarrow": {

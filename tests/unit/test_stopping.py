@@ -9,7 +9,7 @@ import signal
 import pytest
 from rich.console import Console
 
-from tune.stopping import Stopping
+from tune.execution.stopping import Stopping
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -9,22 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Callback
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tune.optimizer.ask_tell import REASON, REFERENCE, best_of, curve_of, score_of
+from tune.results.schema import State, TrialRecord, by_score
 
 READ_SECONDS = 1.0  # between two looks at the memory, which may be a database
-_VERBS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+_VERBS: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 class Trials(Protocol):
-    """The part of `tune.optimizer.ask_tell.Memory` that is shown."""
+    """The part of `tune.optimizer.ask_tell.Memory` that callbacks use."""
 
-    def ended(self, since: int = 0) -> list[FrozenTrial]: ...
+    def ended(self, since: int = 0) -> list[TrialRecord]:
+        """The trials that have ended, in that order, without the first `since` of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Progress(Callback):
         self._reference = reference or {}
         self._begin = self._read = clock()
         self._ended: set[int] = set()
-        self._states: Counter[TrialState] = Counter()
-        self._best: FrozenTrial | None = None
+        self._states: Counter[State] = Counter()
+        self._best: TrialRecord | None = None
         for trial in memory.ended():
             self._count(trial)
         self._ended_before = len(self._ended)
@@ -124,36 +125,34 @@ class Progress(Callback):
         for trial in self._memory.ended(len(self._ended)):
             self._count(trial)
             self._running.pop(trial.number, None)
-            if self._live is None or trial.state is TrialState.FAIL:  # the view has no place for reasons
+            if self._live is None or trial.state == "FAIL":  # the view has no place for reasons
                 self._print(trial)
         if self._live:
             self._live.update(self._view(), refresh=True)
 
-    def _count(self, trial: FrozenTrial) -> None:
+    def _count(self, trial: TrialRecord) -> None:
         self._ended.add(trial.number)
         self._states[trial.state] += 1
-        self._best = best_of([trial] if self._best is None else [self._best, trial])
+        self._best = next(iter(by_score([trial] if self._best is None else [self._best, trial])), None)
 
-    def _print(self, trial: FrozenTrial) -> None:
+    def _print(self, trial: TrialRecord) -> None:
         elapsed = _clock_text(self._clock() - self._begin, minutes=2)
         parts = [f"[{elapsed}] {self._ending(trial)}", self._best_text(), self._left_text()]
         line = "; ".join(part for part in parts if part)
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _ending(self, trial: FrozenTrial) -> str:
+    def _ending(self, trial: TrialRecord) -> str:
         text = f"trial {trial.number} {_VERBS[trial.state]}"
-        if trial.state is TrialState.FAIL:
-            return f"{text}: {_one_line(trial.user_attrs.get(REASON) or 'no reason recorded')}"
-        curve = curve_of(trial)
-        epoch = max(curve, default=0)
-        if trial.state is TrialState.PRUNED:
-            text += f" at epoch {epoch}/{self._epochs}"
-        value = curve.get(epoch)
-        return text if value is None else f"{text}, objective {value:.1f}"
+        if trial.state == "FAIL":
+            return f"{text}: {_one_line(trial.reason or 'no reason recorded')}"
+        last = trial.epochs[-1] if trial.epochs else None
+        if trial.state == "PRUNED":
+            text += f" at epoch {last.epoch if last else 0}/{self._epochs}"
+        return text if last is None else f"{text}, objective {last.objective:.1f}"
 
     def _best_text(self) -> str:
         best = self._best
-        return f"best {score_of(best):.1f} (trial {best.number})" if best else ""
+        return f"best {best.score:.1f} (trial {best.number})" if best else ""
 
     def _left_text(self) -> str:
         seconds = self._seconds_left()
@@ -180,17 +179,17 @@ class Progress(Callback):
         return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
     def _counts(self) -> str:
-        failed, pruned = self._states[TrialState.FAIL], self._states[TrialState.PRUNED]
+        failed, pruned = self._states["FAIL"], self._states["PRUNED"]
         done = f"{len(self._ended)} of {self._target} trials done"
         return f"{done}: {len(self._running)} running, {pruned} pruned, {failed} failed"
 
     def _best_lines(self) -> list[str]:
         if self._best is None:
             return ["no trial has finished yet"]
-        if self._best.user_attrs.get(REFERENCE):
+        if self._best.reference:
             return [f"{self._best_text()}, the released settings"]
         known = self._reference
-        changed = {key: value for key, value in self._best.params.items() if known.get(key) != value}
+        changed = {key: value for key, value in self._best.settings.items() if known.get(key) != value}
         return [f"{self._best_text()}: " + ", ".join(f"{k} {_setting(v)}" for k, v in changed.items())]
 
     def _pace(self) -> str:

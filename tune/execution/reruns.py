@@ -17,10 +17,13 @@ from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError, UserError, WorkError
 from tune.execution.runner import run_trials
 from tune.execution.searcher import ListSearcher, StopScheduler, reason_of
+from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, unpack
 from tune.optimizer.storage import GO_ON
-from tune.stopping import Stopping
+from tune.results.schema import Run
+
+_FIGURES = ("base", "new", "objective", "seconds")
 
 
 @dataclass(frozen=True)
@@ -89,23 +92,21 @@ def _is_of(leg: Leg, config: Path) -> bool:
         return False
 
 
-def figures_of(job: Job, reasons: Mapping[str, str], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """These figures of each of a job's runs, beside its name; or why there are none (`failed`)."""
+def runs_of(job: Job, reasons: Mapping[str, str]) -> list[Run]:
+    """The figures of each of a job's runs, or why there are none."""
     found = []
     for leg in job.legs:
         path = _folder(job, leg) / "result.json"
-        if path.exists():
-            result = _result(path)
-            found.append(leg.name | {key: result[key] for key in keys if key in result})
-        else:
-            found.append(leg.name | {"failed": reasons.get(job.run_dir, "no result")})
+        figures = _figures(path) if path.exists() else {"failed": reasons.get(job.run_dir, "no result")}
+        found.append(Run(**leg.name, **figures))
     return found
 
 
-def _result(path: Path) -> dict[str, Any]:
+def _figures(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))["result"]
-    except (OSError, ValueError, KeyError):
+        result = json.loads(path.read_text("utf-8"))["result"]
+        return {key: float(result[key]) for key in _FIGURES if key in result}
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: remove it, and run the same command again") from None
 
 

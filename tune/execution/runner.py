@@ -29,8 +29,8 @@ from ray.tune.search import Searcher
 
 from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import WorkError
+from tune.execution.stopping import Stopping
 from tune.optimizer.storage import GO_ON
-from tune.stopping import Stopping
 
 MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes on from its own checkpoint
 

@@ -19,10 +19,10 @@ from ray.tune.search import Searcher
 from prometar.distributed.placement import STRATEGY, Room
 from prometar.errors import StorageError, UserError
 from tune.execution.runner import MAX_FAILURES
+from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, pack
 from tune.optimizer.ask_tell import Asked, Memory
-from tune.stopping import Stopping
 from tune.worker.watchdog import forgive
 
 # torch on a GPU, Ray's watch over a machine's memory, torch on a CPU, Python.

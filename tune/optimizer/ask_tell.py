@@ -11,41 +11,34 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from prometar.errors import UserError
-from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, PointSampler, require_sampler
+from tune.optimizer.choices import GOALS, PRUNERS, require_choices
+from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, PointSampler
 from tune.optimizer.storage import drive_study
 from tune.optimizer.trial_counts import REPEAT, Settings, Tally
+from tune.optimizer.trial_schema import (
+    CURVE,
+    KEPT,
+    ORIGIN,
+    REASON,
+    REFERENCE,
+    RESULT,
+    curve_of,
+    interrupted,
+    record_of,
+)
+from tune.results.schema import TrialRecord, by_score
 from tune.space.point_sets import Same, all_points, grid_points
 from tune.space.spaces import Space
 
-# Of the epochs of a whole trial. None is judged by its first epoch, which trains at the warm-up rate alone.
-PRUNERS: dict[str, Callable[[int], BasePruner]] = {
-    "median": lambda epochs: MedianPruner(n_startup_trials=8, n_warmup_steps=2),
-    "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
-    "hyperband": lambda epochs: HyperbandPruner(
-        min_resource=2, max_resource=max(2, epochs), reduction_factor=3
-    ),
-    "none": lambda epochs: NopPruner(),
-}
-GOALS: dict[str, Literal["minimize", "maximize"]] = {
-    "objective": "maximize", "base": "maximize", "new": "maximize", "seconds": "minimize"
-}  # fmt: skip
-"""What a study can optimise, figures of a trial's last result, and whether more is better."""
 HOPELESS = 5  # failed trials, and none finished, after which a study stops
 REDRAWS = 20  # draws of settings already tried, after which one that has not been tried is looked for
 RANDOM_REDRAWS = 100  # then, where settings cannot be counted, as many at random: a model may love one of few
 
-REFERENCE = "reference"  # user attributes of an Optuna trial
-REASON = "reason"
-RESULT = "result"
 IDENTITY = "identity"  # user attributes of the study
-ORIGIN = "origin"
-CURVE = "curve"
 OWNER = "owner"
 FORGIVEN = "forgiven"
 SEARCHED = "seconds_searched"
@@ -120,7 +113,7 @@ class Memory:
         again = [t.number for t in trials if REFERENCE in t.user_attrs]
         self._tally = Tally(trials, list(self._space.ranges), forgiven, again)
         self._waiting = deque(t.number for t in trials if t.state is TrialState.WAITING and not t.params)
-        self._interrupted = deque(t.number for t in self.trials() if _interrupted(t))
+        self._interrupted = deque(t.number for t in self.trials() if interrupted(t))
 
     def _end_repeats(self) -> None:
         """A driver may have died between finding that a trial is a repeat and telling it."""
@@ -339,9 +332,9 @@ class Memory:
         """Whether a trial was begun by this process and has not ended."""
         return number in self._running
 
-    def ended(self, since: int = 0) -> list[FrozenTrial]:
+    def ended(self, since: int = 0) -> list[TrialRecord]:
         """The trials that have ended, in that order, without the first `since` of them."""
-        return [self._trial(number) for number in self._tally.ended[since:]]
+        return [record_of(self._trial(number)) for number in self._tally.ended[since:]]
 
     def _trial(self, number: int) -> FrozenTrial:
         return self._storage.get_trial(number)
@@ -350,30 +343,9 @@ class Memory:
         """The last reason, where many trials have failed and none has finished since this process began."""
         return self._tally.hopeless(HOPELESS)
 
-    def best(self) -> FrozenTrial | None:
+    def best(self) -> TrialRecord | None:
         """The finished trial with the highest objective; the earliest of equals."""
-        return best_of(self.trials())
-
-
-KEPT = ("epoch", "objective", "base", "new", "loss", "seconds", "runs", "notes", "cpus", "gpus")
-"""Figures of a trial's last result that are kept with it."""
-
-
-def require_choices(space: Space, *, sampler: str, pruner: str, goals: Sequence[str]) -> None:
-    """
-    Raises:
-        UserError: unknown sampler, pruner or goal, or ones that do not go together.
-    """
-    if pruner not in PRUNERS:
-        raise UserError(f"unknown pruner '{pruner}': choose one of {', '.join(PRUNERS)}")
-    unknown = [goal for goal in goals if goal not in GOALS]
-    if unknown or not goals or len(set(goals)) != len(goals):
-        raise UserError(f"--goals {' '.join(goals)}: choose different ones of {', '.join(GOALS)}")
-    if len(goals) == 1 and goals[0] != "objective":
-        raise UserError(f"--goals {goals[0]}: one goal alone is the objective; name a second one for a front")
-    if len(goals) > 1 and pruner != "none":
-        raise UserError(f"--pruner {pruner} judges by one goal: with several, use --pruner none")
-    require_sampler(sampler, space, num_goals=len(goals))
+        return next(iter(by_score(self.ended())), None)
 
 
 def failure(result: Mapping[str, Any], goals: Sequence[str] = ()) -> str:
@@ -389,33 +361,3 @@ def failure(result: Mapping[str, Any], goals: Sequence[str] = ()) -> str:
             what = "the objective" if key == "objective" else f"the figure '{key}'"
             return f"{what} is {result[key]} in epoch {result['epoch']}"
     return ""
-
-
-def _interrupted(trial: FrozenTrial) -> bool:
-    """Whether a trial was begun, and is not over: its driver died, or let go of it."""
-    return trial.state is TrialState.RUNNING or (trial.state is TrialState.WAITING and bool(trial.params))
-
-
-def score_of(trial: FrozenTrial) -> float | None:
-    """A finished trial's objective, whatever the study's goals; None for others."""
-    if trial.state is not TrialState.COMPLETE or not trial.values:
-        return None
-    return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs[RESULT]["objective"])
-
-
-def curve_of(trial: FrozenTrial) -> dict[int, float]:
-    """The objective by epoch, as far as it was told."""
-    curve = trial.intermediate_values or trial.user_attrs.get(CURVE, {})
-    return {int(epoch): float(value) for epoch, value in curve.items()}
-
-
-def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The finished trials, highest objective first; the earlier of equals before the later."""
-    scores = {t.number: score for t in trials if (score := score_of(t)) is not None}
-    found = [t for t in trials if t.number in scores]
-    return sorted(found, key=lambda t: (-scores[t.number], t.number))
-
-
-def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The finished trial with the highest objective; the earliest of equals."""
-    return next(iter(ranked(trials)), None)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,26 @@ from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from prometar.errors import UserError, first_line
-from tune.optimizer.ask_tell import CURVE, GOALS, KEPT, ORIGIN, REASON, REFERENCE, RESULT
+from tune.optimizer.choices import GOALS
 from tune.optimizer.storage import open_study, opening
 from tune.optimizer.trial_counts import REPEAT
+from tune.optimizer.trial_schema import CURVE, KEPT, ORIGIN, REASON, REFERENCE, RESULT
+from tune.results.schema import Run, TrialRecord
 from tune.space.spaces import Space
-
-Record = Mapping[str, Any]
-"""What trials/NNNN/record.json holds."""
 
 DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
 NOT_RECORDED = "its record is not there"
 
 
-def odd_records(storage: str, name: str, records: Sequence[Record]) -> list[int]:
+def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list[int]:
     """Numbers of the recorded trials that a storage lacks, or has with other settings or in another state."""
     kept = {trial.number: trial for trial in _kept(storage, name)}
     return [
-        record["number"]
+        record.number
         for record in records
-        if (trial := kept.get(record["number"])) is None
-        or trial.state.name != record["state"]
-        or dict(trial.params) != record["settings"]
+        if (trial := kept.get(record.number)) is None
+        or trial.state.name != record.state
+        or trial.params != record.settings
     ]
 
 
@@ -47,7 +45,13 @@ def _kept(storage: str, name: str) -> Sequence[FrozenTrial]:
 
 
 def rebuild(
-    storage: str, name: str, records: Sequence[Record], *, space: Space, goals: Sequence[str], at_least: int
+    storage: str,
+    name: str,
+    records: Sequence[TrialRecord],
+    *,
+    space: Space,
+    goals: Sequence[str],
+    at_least: int,
 ) -> None:
     """Write the trials of `records` into a storage that does not have the study yet, under their numbers.
 
@@ -56,7 +60,7 @@ def rebuild(
     Raises:
         UserError: a record's settings are not of this space. WorkError: the storage cannot be reached.
     """
-    by_number = {record["number"]: record for record in records}
+    by_number = {record.number: record for record in records}
     trials = [
         _trial(by_number[number], space, goals) if number in by_number else _gap()
         for number in range(max([at_least, *(number + 1 for number in by_number)]))
@@ -72,27 +76,28 @@ def _gap() -> FrozenTrial:
     return create_trial(state=TrialState.FAIL, user_attrs={REPEAT: -1, REASON: NOT_RECORDED})
 
 
-def _trial(record: Record, space: Space, goals: Sequence[str]) -> FrozenTrial:
-    what = f"the record of trial {record['number']}"
-    settings = space.checked(record["settings"], what=what)
+def _trial(record: TrialRecord, space: Space, goals: Sequence[str]) -> FrozenTrial:
+    what = f"the record of trial {record.number}"
+    settings = space.checked(record.settings, what=what)
     fixed = FixedTrial(settings)
     try:
         space.draw(fixed)
     except ValueError as error:
         raise UserError(f"{what} does not hold all settings: {first_line(error)}") from None
-    state = TrialState[record["state"]]
-    curve = {int(point["epoch"]): float(point["objective"]) for point in record["epochs"]}
+    state = TrialState[record.state]
+    curve = {point.epoch: point.objective for point in record.epochs}
     one = len(goals) == 1
-    marks: dict[str, Any] = {ORIGIN: record["origin"]}
-    if record["epoch"]:
-        marks[RESULT] = {key: record[key] for key in KEPT if record.get(key) is not None}
-    if record["reference"]:
+    marks: dict[str, Any] = {ORIGIN: record.origin}
+    if record.epoch:
+        last = vars(record) | {"runs": [_plain(run) for run in record.runs]}
+        marks[RESULT] = {key: last[key] for key in KEPT if last[key] is not None}
+    if record.reference:
         marks[REFERENCE] = True
-    if record.get("reason"):
-        marks[REASON] = record["reason"]
+    if record.reason:
+        marks[REASON] = record.reason
     if curve and not one:
         marks[CURVE] = {str(epoch): value for epoch, value in curve.items()}
-    values = [float(record[goal]) for goal in goals] if state is TrialState.COMPLETE else None
+    values = [float(record.goal(goal) or 0.0) for goal in goals] if state is TrialState.COMPLETE else None
     if state is TrialState.PRUNED and curve:
         values = [curve[max(curve)]]  # as Optuna keeps it
     trial = create_trial(
@@ -102,12 +107,13 @@ def _trial(record: Record, space: Space, goals: Sequence[str]) -> FrozenTrial:
         distributions=fixed.distributions,
         user_attrs=marks,
         # So that the same --enqueue and --warm-start are known to have been taken.
-        system_attrs={} if record["origin"] == "sampled" else {"fixed_params": settings},
+        system_attrs={} if record.origin == "sampled" else {"fixed_params": settings},
         intermediate_values=curve if one else {},
     )
-    trial.datetime_start, trial.datetime_complete = _moment(record["started"]), _moment(record["ended"])
+    trial.datetime_start, trial.datetime_complete = record.started, record.ended
     return trial
 
 
-def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+def _plain(run: Run) -> dict[str, Any]:
+    """What a worker tells of a run."""
+    return {key: value for key, value in vars(run).items() if value not in (None, "")}

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
+from pydantic import JsonValue
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
-from prometar.metrics import t_interval
-from tune.reporting import statements
-from tune.reporting.formatting import NONE, hours, interval, listed, number, setting, shown, signed, spread
+from prometar.metrics import Interval, t_interval
+from tune.reporting.formatting import NONE, bounds, hours, interval, listed, number, setting, shown
 from tune.reporting.html import page
 from tune.reporting.plots.finals import Row, forest
-from tune.results.reader import Records, Run, costs, finished, paired, read_records
+from tune.reporting.rows import figures_of, round_rows, settings_rows
+from tune.reporting.statements import caveats
+from tune.reporting.terminal import print_table
+from tune.results.costs import costs
+from tune.results.reader import Records, paired, read_records
+from tune.results.schema import Run, Settings
 
 # What must be alike for two searches' figures to stand beside each other.
 _SEARCH = ("datasets", "data_root", "objective", "shots", "seeds", "folds", "val_per_class")
@@ -48,7 +50,7 @@ class Pair:
     a: str
     b: str
     singles: tuple[float, ...]
-    difference: dict[str, Any] | None
+    difference: Interval | None
     reason: str
 
 
@@ -65,9 +67,17 @@ class Comparison:
     search_differs: list[str]
     rounds: list[Line]
     pairs: list[Pair]
-    overall: dict[str, Any] | None
+    overall: Interval | None
     reason: str
     costs: list[Line]
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the figures do not show, of both studies and of each alone."""
+        a, b = caveats(self.a), caveats(self.b)
+        alone = [(name, line) for name, mine, other in zip(self.names, (a, b), (b, a), strict=True)
+                 for line in mine if line not in other]  # fmt: skip
+        return [*(line for line in a if line in b), *(f"{name}: {line}" for name, line in alone)]
 
     @property
     def verdict(self) -> str:
@@ -101,7 +111,7 @@ def compare(a: Path, b: Path) -> Comparison:
         _asked(first, second),
         _settings(first, second),
         _search(first, second),
-        [key for key in _SEARCH if first.asked.get(key) != second.asked.get(key)],
+        [key for key in _SEARCH if getattr(first.asked, key) != getattr(second.asked, key)],
         _rounds(first, second),
         pairs,
         overall,
@@ -140,38 +150,28 @@ def print_comparison(console: Console, found: Comparison) -> None:
         ("last round", found.rounds),
         ("cost", found.costs),
     ):
-        if lines:
-            _print(console, title, ("", *found.names), [(line.name, line.a, line.b) for line in lines])
+        rows = [(line.name, line.a, line.b) for line in lines]
+        print_table(console, title, ("", *found.names), rows)
     if found.search_differs:
         console.print(
             f"the searches' own figures do not compare: {listed(found.search_differs)} differ", markup=False
         )
-    _print(
+    print_table(
         console,
         "final test, H (mean ± sd)",
         ("", *found.names, "difference (95 % interval)"),
         [(pair.dataset, pair.a, pair.b, _measured(pair)) for pair in found.pairs],
     )
     console.print(found.verdict, markup=False, highlight=False)
-
-
-def _print(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    if not rows:
-        return
-    table = Table(title=Text(title), title_justify="left", box=None)
-    for place, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if place == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+    for line in found.caveats:
+        console.print(f"- {line}", markup=False, highlight=False)
 
 
 def _measured(pair: Pair) -> str:
     if not pair.difference:
         return pair.reason
-    d = pair.difference
-    word = shown(d, first="the first", second="the second")
-    return f"{signed(d['mean'])} ({signed(d['low'])} to {signed(d['high'])}), n = {d['n']}: {word}"
+    word = shown(pair.difference, first="the first", second="the second")
+    return f"{bounds(pair.difference)}, n = {pair.difference.n}: {word}"
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:
@@ -188,62 +188,58 @@ def _asked(a: Records, b: Records) -> list[Line]:
     return sorted(lines, key=lambda line: not line.differs)
 
 
+_ASKED_BESIDES = {"method", "data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained"}
+
+
 def _flat_asked(records: Records) -> dict[str, str]:
-    # `dataset` is the names of `datasets`.
-    asked = {key: _shown(value) for key, value in records.asked.items() if key != "dataset"}
-    asked |= {
-        f"released {key}": _shown(value)
-        for key, value in _flat(records.study["config"]).items()
-        if key
-        not in {"method", "data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained"}
-    }
-    asked["space"] = records.study["space"]["name"]
-    return asked | {f"range of {row['key']}": row["range"] for row in statements.settings_rows(records)}
+    asked = {key: _shown(value) for key, value in vars(records.asked).items()}
+    flat = _flat(records.study.config)
+    asked |= {f"released {key}": _shown(flat[key]) for key in flat if key not in _ASKED_BESIDES}
+    asked["space"] = records.study.space.name
+    return asked | {f"range of {row.key}": row.range for row in settings_rows(records)}
 
 
-def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, JsonValue], before: str = "") -> dict[str, JsonValue]:
     """
     Example:
         >>> _flat({"optim": {"lr": 0.1}, "method": "coop"})
         {'optim.lr': 0.1, 'method': 'coop'}
     """
-    flat: dict[str, Any] = {}
+    flat: dict[str, JsonValue] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
     return flat
 
 
-def _shown(value: Any) -> str:
-    return ", ".join(map(setting, value)) if isinstance(value, list) else setting(value)
+def _shown(value: object) -> str:
+    return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else setting(value)
 
 
 def _settings(a: Records, b: Records) -> list[Line]:
-    left, right = (_best(r).get("settings", {}) for r in (a, b))
-    lines = [Line(key, setting(left.get(key)), setting(right.get(key))) for key in left | right]
+    left, right = _best(a), _best(b)
+    lines = [Line(key, setting(left.get(key)), setting(right.get(key))) for key in {**left, **right}]
     return sorted(lines, key=lambda line: not line.differs)
 
 
-def _best(records: Records) -> Mapping[str, Any]:
+def _best(records: Records) -> Settings:
     """The settings that were tested in the end; before that, those that lead."""
-    return records.finals["best"] if records.finals else records.chosen or {}
+    if records.finals:
+        return records.finals.best.settings
+    return records.chosen.settings if records.chosen else {}
 
 
 def _search(a: Records, b: Records) -> list[Line]:
-    def best(r: Records) -> str:
-        return f"{number(r.chosen['objective'])} (trial {r.chosen['number']})" if r.chosen else NONE
-
-    def released(r: Records) -> str:
-        return number(r.released["objective"]) if r.released else NONE
+    def line(name: str, of: Callable[[Records], str]) -> Line:
+        return Line(name, of(a), of(b))
 
     return [
-        Line("score", a.score, b.score),
-        Line(
-            "trials finished",
-            f"{len(a.complete)} of {len(a.trials)}",
-            f"{len(b.complete)} of {len(b.trials)}",
+        line("score", lambda r: r.score),
+        line("trials finished", lambda r: f"{len(r.complete)} of {len(r.trials)}"),
+        line("released settings", lambda r: number(r.released.objective) if r.released else NONE),
+        line(
+            "best settings",
+            lambda r: f"{number(r.chosen.objective)} (trial {r.chosen.number})" if r.chosen else NONE,
         ),
-        Line("released settings", released(a), released(b)),
-        Line("best settings", best(a), best(b)),
     ]
 
 
@@ -251,12 +247,15 @@ def _rounds(a: Records, b: Records) -> list[Line]:
     if not (a.lastround or b.lastround):
         return []
 
-    def of(records: Records, kind: str) -> str:
-        return next((row["spread"] for row in statements.round_rows(records) if row[kind]), NONE)
+    def released(records: Records) -> str:
+        return next((row.spread for row in round_rows(records) if row.of.reference), NONE)
+
+    def chosen(records: Records) -> str:
+        return next((row.spread for row in round_rows(records) if row.chosen), NONE)
 
     return [
-        Line("released, fresh seeds", of(a, "reference"), of(b, "reference")),
-        Line("chosen, fresh seeds", of(a, "chosen"), of(b, "chosen")),
+        Line("released, fresh seeds", released(a), released(b)),
+        Line("chosen, fresh seeds", chosen(a), chosen(b)),
     ]
 
 
@@ -271,36 +270,34 @@ def _costs(a: Records, b: Records) -> list[Line]:
 
 def _pairs(a: Records, b: Records) -> tuple[list[Pair], str]:
     """Each data set that both tested; and why none can be compared, where that is so."""
-    missing = [r.folder for r in (a, b) if not r.finals or not r.finals["seeds"]]
+    missing = [r.folder for r in (a, b) if not r.finals or not r.finals.seeds]
     if missing:
         return [], f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} no final test"
-    left, right = (r.finals["datasets"] for r in (a, b) if r.finals)
+    left, right = a.tests, b.tests
     both = [name for name in left if name in right]
     if not both:
         return [], f"one was tested on {listed(left)}, the other on {listed(right)}"
-    differing = [key for key in _FINAL if a.asked.get(key) != b.asked.get(key)]
+    differing = [key for key in _FINAL if getattr(a.asked, key) != getattr(b.asked, key)]
     if differing:
         return [], f"their {listed(differing)} differ, so a seed is not the same training images in both"
-    pairs = [_pair(name, left[name]["best"], right[name]["best"]) for name in both]
+    pairs = [_pair(name, left[name].best, right[name].best) for name in both]
     if any(pair.difference for pair in pairs):
         return pairs, ""
     return pairs, listed(dict.fromkeys(pair.reason for pair in pairs))
 
 
-def _pair(name: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Pair:
+def _pair(name: str, ours: tuple[Run, ...], theirs: tuple[Run, ...]) -> Pair:
     singles = tuple(paired(ours, theirs).values())
     found = t_interval(singles)
-    seeds, others = ([run["seed"] for run in runs] for runs in (ours, theirs))
+    seeds, others = ([run.seed for run in runs] for runs in (ours, theirs))
     reason = ""
     if not set(seeds) & set(others):
         reason = f"their final seeds differ: {listed(seeds)}, and {listed(others)}"
     elif found is None:
         reason = "fewer than two seeds were finished by both"
-    first, second = (spread([run["objective"] for run in finished(runs)]) for runs in (ours, theirs))
-    return Pair(name, first, second, singles, vars(found) if found else None, reason)
+    return Pair(name, figures_of(ours), figures_of(theirs), singles, found, reason)
 
 
-def _over(differences: Iterable[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def _over(differences: Iterable[Interval | None]) -> Interval | None:
     """The interval over data sets, of their mean differences."""
-    found = t_interval([d["mean"] for d in differences if d])
-    return vars(found) if found else None
+    return t_interval([d.mean for d in differences if d])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
-from typing import Any
+
+from prometar.metrics import Interval
+from tune.space.spaces import Choice, Range
 
 NONE = "–"
 
@@ -19,7 +21,7 @@ def signed(value: float | None) -> str:
     return NONE if value is None else f"{value:+.2f}".replace("-", "−")
 
 
-def setting(value: Any) -> str:
+def setting(value: object) -> str:
     """A setting's value, short."""
     if value is None:
         return NONE
@@ -67,19 +69,17 @@ def hours(value: float | None) -> str:
     return f"{value:.2g}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def range_of(entry: Mapping[str, Any]) -> str:
+def range_of(entry: Range) -> str:
     """What a setting is drawn from, and when."""
-    if entry["type"] == "choice":
-        text = " | ".join(map(str, entry["choices"]))
+    if isinstance(entry, Choice):
+        text = " | ".join(map(str, entry.choices))
     else:
-        text = f"{setting(entry['low'])} … {setting(entry['high'])}{', log' if entry.get('log') else ''}"
-    conditions = [
-        f"{key} is {' or '.join(map(str, values))}" for key, values in (entry.get("when") or {}).items()
-    ]
+        text = f"{setting(entry.low)} … {setting(entry.high)}{', log' if entry.log else ''}"
+    conditions = [f"{key} is {' or '.join(map(str, values))}" for key, values in entry.when.items()]
     return text + (f"; only where {' and '.join(conditions)}" if conditions else "")
 
 
-def listed(names: Iterable[Any]) -> str:
+def listed(names: Iterable[object]) -> str:
     """
     Example:
         >>> listed(["a"]), listed(["a", "b", "c"])
@@ -98,18 +98,30 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def interval(difference: Mapping[str, Any], unit: str) -> str:
+def interval(difference: Interval, unit: str) -> str:
     """A mean difference with its 95 % interval and how many `unit`s it rests on."""
     return (
-        f"{signed(difference['mean'])}, 95 % interval {signed(difference['low'])} to "
-        f"{signed(difference['high'])}, n = {counted(difference['n'], unit)}"
+        f"{signed(difference.mean)}, 95 % interval {signed(difference.low)} to {signed(difference.high)}, "
+        f"n = {counted(difference.n, unit)}"
     )
 
 
-def shown(difference: Mapping[str, Any] | None, *, first: str, second: str) -> str:
+def bounds(difference: Interval | None) -> str:
+    """A mean difference with its 95 % interval, short.
+
+    Example:
+        >>> bounds(Interval(1.0, -0.5, 2.5, 3)), bounds(None)
+        ('+1.00 (−0.50 to +2.50)', '–')
+    """
+    if difference is None:
+        return NONE
+    return f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)})"
+
+
+def shown(difference: Interval | None, *, first: str, second: str) -> str:
     """What an interval of first − second shows, in a word or two."""
     if difference is None:
         return "no interval"
-    if difference["low"] <= 0 <= difference["high"]:
+    if not difference.excludes_zero:
         return "no difference shown"
-    return f"{first if difference['mean'] > 0 else second} is better"
+    return f"{first if difference.mean > 0 else second} is better"

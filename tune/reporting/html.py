@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prometar.io.files import write_atomically
-from tune.optimizer.importance import MIN_COMPLETE, Importances, importances
-from tune.reporting import formatting, statements
+from tune.reporting import formatting, rows, statements
+from tune.reporting.importance import MIN_COMPLETE, Importances, importances
 from tune.reporting.plots import course, goals, settings, style
 from tune.reporting.plots.finals import Row, forest
-from tune.results.reader import STATES, Records, costs, dataset_means, pareto, ranking, read_records, span
-from tune.results.writer import EARLIER
+from tune.results.costs import costs, span
+from tune.results.reader import STATES, Records, dataset_means, paired, pareto, ranking, read_records
+from tune.results.schema import StudyRecord, TrialRecord
+from tune.space.spaces import Choice
 
 TOP = 20  # trials on the leaderboard; the others are folded away
 
@@ -27,8 +28,13 @@ def build_report(study_dir: Path) -> Path:
     Raises:
         UserError: the folder holds no study, or a damaged record.
     """
+    return write_report(read_records(study_dir), study_dir)
+
+
+def write_report(records: Records, study_dir: Path) -> Path:
+    """Write study_dir/report.html. Returns its path."""
     path = study_dir / "report.html"
-    write_atomically(path, render(read_records(study_dir)).encode("utf-8"))
+    write_atomically(path, render(records).encode("utf-8"))
     return path
 
 
@@ -43,7 +49,7 @@ def page(template: str, **content: Any) -> str:
     )
     environment.filters |= {
         "num": formatting.number, "signed": formatting.signed, "setting": formatting.setting,
-        "duration": formatting.duration, "hours": formatting.hours, "spread": formatting.spread,
+        "duration": formatting.duration, "hours": formatting.hours, "bounds": formatting.bounds,
         "counted": formatting.counted, "listed": formatting.listed, "shown": formatting.shown,
     }  # fmt: skip
     return environment.get_template(template).render(plotly=Markup(style.library()), **content)
@@ -51,62 +57,44 @@ def page(template: str, **content: Any) -> str:
 
 def render(records: Records) -> str:
     """The page."""
-    shares = importances(records.trials, records.ranges)
-    ranked = ranking(records.trials)
+    shares, several_goals = importances(records.trials, records.ranges), len(records.asked.goals) > 1
+    front = pareto(records.trials, records.asked.goals) if several_goals else []
     return page(
         "report.html.jinja",
         records=records,
-        study=records.study,
-        asked=records.asked,
-        trials=records.trials,
-        finals=records.finals,
-        best=records.best,
-        chosen=records.chosen,
-        released=records.released,
-        score=records.score,
-        verdict=statements.verdict(records),
-        advice=statements.advice(records),
-        alignment=statements.alignment(records),
-        caveats=statements.caveats(records),
-        rows=statements.settings_rows(records),
-        round_rows=statements.round_rows(records),
-        final_rows=statements.final_rows(records),
-        sides=statements.sides,
-        ranking=ranked,
+        says=statements,
+        settings_rows=rows.settings_rows(records),
+        round_rows=rows.round_rows(records),
+        final_rows=rows.final_rows(records),
+        ranking=ranking(records.trials),
         top=TOP,
         states=STATES,
-        by_state={state: sum(t["state"] == state for t in records.trials) for state in STATES},
-        means={t["number"]: dataset_means(t) for t in records.trials},
-        front=_front(records),
+        dataset_means=dataset_means,
+        front=front,
         importance=shares,
         min_complete=MIN_COMPLETE,
         costs=costs(records),
         span=span(records),
         environment=_environment(records.study),
-        config=yaml.safe_dump(records.study["config"], sort_keys=False),
-        plots=_plots(records, shares),
+        config=yaml.safe_dump(dict(records.study.config), sort_keys=False),
+        plots=_plots(records, shares, front),
     )
 
 
-def _front(records: Records) -> list[Any]:
-    asked = records.asked["goals"]
-    return pareto(records.trials, asked) if len(asked) > 1 else []
-
-
-def _environment(study: Mapping[str, Any]) -> dict[str, str]:
+def _environment(study: StudyRecord) -> dict[str, str]:
     """Versions and machine of the last command; with those of earlier ones where they differ."""
     found = {}
-    for key, value in study["environment"].items():
-        others = dict.fromkeys(each.get(key, "unknown") for each in study.get(EARLIER, []))
+    for key, value in study.environment.items():
+        others = dict.fromkeys(each.get(key, "unknown") for each in study.earlier_environments)
         before = ", ".join(other for other in others if other != value)
         found[key] = f"{value} (earlier {before})" if before else value
     return found
 
 
-def _plots(records: Records, shares: Importances) -> dict[str, Any]:
+def _plots(records: Records, shares: Importances, front: list[TrialRecord]) -> dict[str, Any]:
     trials, best, score, ranges = records.trials, records.chosen, records.score, records.ranges
-    titles = {goal: records.goal_title(goal) for goal in records.asked["goals"]}
-    numeric = [key for key in shares.ranked if settings.numeric(key, ranges)][:2]
+    titles: dict[str, str] = {goal: records.goal_title(goal) for goal in records.asked.goals}
+    numeric = [key for key in shares.ranked if not isinstance(ranges[key], Choice)][:2]
     plots = {
         "history": course.history(trials, titles) if trials else None,
         "importance": settings.importance(shares.shares),
@@ -115,7 +103,7 @@ def _plots(records: Records, shares: Importances) -> dict[str, Any]:
         else None,
         "parallel": settings.parallel(trials, ranges, score=score),
         "curves": course.curves(trials, best, score=score),
-        "front": goals.front(trials, _front(records), best, titles) if len(titles) == 2 else None,
+        "front": goals.front(trials, front, best, titles) if len(titles) == 2 else None,
         "trade_off": None  # the front shows the same
         if set(titles) == {"base", "new"}
         else goals.trade_off(trials, best, {key: records.goal_title(key) for key in ("base", "new")}),
@@ -130,12 +118,12 @@ def _plots(records: Records, shares: Importances) -> dict[str, Any]:
 
 def _forest_rows(records: Records) -> list[Row]:
     finals = records.finals
-    if not finals or finals["same"]:
+    if not finals or finals.same:
         return []
-    rows = [
-        Row(name, entry["difference"], statements.seed_differences(entry))
-        for name, entry in finals["datasets"].items()
+    found = [
+        Row(name, entry.difference, tuple(paired(entry.best, entry.released).values()))
+        for name, entry in finals.datasets.items()
     ]
-    if len(rows) > 1:
-        rows.append(Row("over data sets", finals["difference"], total=True))
-    return rows
+    if len(found) > 1:
+        found.append(Row("over data sets", finals.difference, total=True))
+    return found

@@ -1,13 +1,12 @@
-"""What a study's records say, in sentences and table rows."""
+"""What a study's records say, in sentences: the same on the page, in the terminal and in a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
-from tune.reporting.formatting import interval, listed, number, range_of, shown, signed, spread
-from tune.results.reader import Records, finished, paired
+from tune.reporting.formatting import interval, listed, number, shown, signed
+from tune.results.reader import Records
+from tune.results.schema import FinalTest
 
 
 def verdict(records: Records) -> str:
@@ -22,35 +21,33 @@ def _verdict(records: Records) -> str:
         return "No trial has finished yet."
     if finals is None:
         return (
-            f"The study has not ended. So far trial {chosen['number']} leads on the search's own images, "
-            f"{records.score} {number(chosen['objective'])}; nothing has been tested yet."
+            f"The study has not ended. So far trial {chosen.number} leads on the search's own images, "
+            f"{records.score} {number(chosen.objective)}; nothing has been tested yet."
         )
-    if finals["same"]:
+    if finals.same:
         return "No searched settings beat the released ones on the search's own images."
-    if not finals["seeds"]:
-        return f"Trial {chosen['number']} leads on the search's own images; no final test was asked for."
-    several = len(finals["datasets"]) > 1
-    difference = finals["difference"]
+    if not finals.seeds:
+        return f"Trial {chosen.number} leads on the search's own images; no final test was asked for."
+    several = len(finals.datasets) > 1
+    difference = finals.difference
     if difference is None:
-        if several and any(entry["difference"] for entry in finals["datasets"].values()):
+        if several and any(entry.difference for entry in finals.datasets.values()):
             return "No difference shown over the data sets: fewer than two of them can be compared."
         return "The final test shows nothing: fewer than two seeds were finished by both settings."
     measured = "best − released " + interval(difference, "data set" if several else "paired seed").replace(
         ",", " points of H,", 1
     )
-    if not finals["shown"]:
+    if not finals.shown:
         found = f"No difference shown: {measured}; the interval holds 0."
     else:
-        word = "better" if difference["mean"] > 0 else "worse"
+        word = "better" if difference.mean > 0 else "worse"
         found = f"The best settings found test {word} than the released ones: {measured}."
     return f"{found} {_by_dataset(finals)}" if several else found
 
 
-def _by_dataset(finals: Mapping[str, Any]) -> str:
+def _by_dataset(finals: FinalTest) -> str:
     """How many data sets show what, in a sentence."""
-    words = [
-        shown(entry["difference"], first="best", second="released") for entry in finals["datasets"].values()
-    ]
+    words = [shown(entry.difference, first="best", second="released") for entry in finals.datasets.values()]
     counts = [f"{word} on {words.count(word)}" for word in dict.fromkeys(words)]
     return f"Data sets one by one: {', '.join(counts)} of {len(words)}."
 
@@ -62,23 +59,23 @@ def advice(records: Records) -> str:
         return ""
     if finals is None:
         return "Until the final test has been run, the released settings are the ones to use."
-    if finals["same"]:
+    if finals.same:
         return "Use the released settings."
-    where = f"trial {finals['best']['number']}'s settings, in best.yaml"
+    where = f"trial {finals.best.number}'s settings, in best.yaml"
     if records.leaking:
         return f"Use none of this: the search read the test images. Its best are {where}."
-    difference = finals["difference"]
+    difference = finals.difference
     if difference is None:
         return f"If any, use {where}; they are not shown to be better than the released ones."
-    if not finals["shown"]:
+    if not finals.shown:
         return f"The released settings do as well as far as this shows; the best found are {where}."
-    return f"Use {where}." if difference["mean"] > 0 else "Keep the released settings."
+    return f"Use {where}." if difference.mean > 0 else "Keep the released settings."
 
 
 def alignment(records: Records) -> str:
     """What the final runs' gradients did, in a sentence; empty where it was not measured."""
     found = {
-        name: [run["alignment"] for run in runs if run.get("alignment") is not None]
+        name: [run.alignment for run in runs if run.alignment is not None]
         for name, runs in records.sides.items()
     }
     means = [f"{name} {signed(mean(cosines))}" for name, cosines in found.items() if cosines]
@@ -92,7 +89,6 @@ def alignment(records: Records) -> str:
 
 def caveats(records: Records) -> list[str]:
     """What the figures do not show."""
-    asked, finals = records.asked, records.finals
     lines = _out_of_date(records)
     if records.leaking:
         lines.append("This objective reads the test images: the search leaks, its figures are no results.")
@@ -106,36 +102,52 @@ def caveats(records: Records) -> list[str]:
                 else "The final test is not: it is read once, after the search."
             )
         )
-    if finals and finals["difference"]:
-        n = finals["difference"]["n"]
+    lines += _about_the_test(records)
+    if records.asked.backbone == "mini":
+        lines.append(
+            "Backbone mini is the embedded test bed: its figures compare with each other only, "
+            "not with published ones."
+        )
+    elif any(entry.published is not None for entry in records.tests.values()):
+        lines.append("Published figures are cited, not run here: their seeds, images and epochs may differ.")
+    else:
+        lines.append("No published figure stands beside these: none is known for this very setting.")
+    pruned = len(records.in_state("PRUNED"))
+    if pruned:
+        lines.append(f"Pruned trials ({pruned}) were judged early: some might have recovered.")
+    return lines
+
+
+def _about_the_test(records: Records) -> list[str]:
+    """What the final test does not show."""
+    finals, lines = records.finals, list[str]()
+    if finals is None:
+        return lines
+    several = len(finals.datasets) > 1
+    if finals.difference:
+        n = finals.difference.n
         lines.append(
             "The interval over data sets is about other data sets like these "
             f"({n} were tested); with so few it is rough, and they were not drawn at random."
-            if len(finals["datasets"]) > 1
+            if several
             else f"The interval is about other training seeds ({n} were run) on these classes and images. It "
             "says nothing about another data set, backbone, or number of shots, nor about what a second "
             "search would have picked."
         )
-    if finals and len(finals["datasets"]) > 1:
+    if several:
         lines.append("Each data set's interval stands alone: of twenty such, one misses by chance.")
-    shared = sorted(set(asked["seeds"]) & set(finals["seeds"])) if finals else []
+    shared = sorted(set(records.asked.seeds) & set(finals.seeds))
     if shared:
         lines.append(
             f"Final {'seed' if len(shared) == 1 else 'seeds'} {listed(shared)} also served the search: the "
             "settings were chosen on training images of the same draw."
         )
-    if asked["backbone"] == "mini":
+    searched = [n for n in finals.tested if n]
+    if len(searched) > 1:
         lines.append(
-            "Backbone mini is the embedded test bed: its figures compare with each other only, "
-            "not with published ones."
+            f"Settings of trials {listed(searched)} have been tested: later choices may have been made "
+            "knowing that."
         )
-    elif finals and any(entry.get("published") is not None for entry in finals["datasets"].values()):
-        lines.append("Published figures are cited, not run here: their seeds, images and epochs may differ.")
-    else:
-        lines.append("No published figure stands beside these: none is known for this very setting.")
-    pruned = sum(t["state"] == "PRUNED" for t in records.trials)
-    if pruned:
-        lines.append(f"Pruned trials ({pruned}) were judged early: some might have recovered.")
     return lines
 
 
@@ -143,98 +155,16 @@ def _out_of_date(records: Records) -> list[str]:
     """Later rounds that a longer search has overtaken."""
     lines = []
     again = "The same command goes on from there."
-    if records.lastround and records.best and records.asked["goals"] == ["objective"]:
-        numbers = {row["number"] for row in records.lastround["rows"]}
-        if records.best["number"] not in numbers:
+    if records.lastround and records.best and records.asked.goals == ("objective",):
+        numbers = {row.number for row in records.lastround.rows}
+        if records.best.number not in numbers:
             lines.append(
-                f"The last round is out of date: trial {records.best['number']} leads the search now, and "
+                f"The last round is out of date: trial {records.best.number} leads the search now, and "
                 f"was no part of it. {again}"
             )
-    if records.finals and records.chosen and records.finals["best"]["number"] != records.chosen["number"]:
+    if records.finals and records.chosen and records.finals.best.number != records.chosen.number:
         lines.append(
-            f"The final test is out of date: trial {records.finals['best']['number']} led when it was run, "
-            f"trial {records.chosen['number']} does now. {again}"
+            f"The final test is out of date: trial {records.finals.best.number} led when it was run, "
+            f"trial {records.chosen.number} does now. {again}"
         )
     return lines
-
-
-def settings_rows(records: Records) -> list[dict[str, Any]]:
-    """A row a searched setting, those that the study changes first: range, released value, best value."""
-    released = (records.released or {}).get("settings", {})
-    best = (records.chosen or {}).get("settings", {})
-    rows = [
-        {
-            "key": key,
-            "range": range_of(entry),
-            "released": released.get(key),
-            "best": best.get(key),
-            "changed": bool(best and released) and best.get(key) != released.get(key),
-        }
-        for key, entry in records.ranges.items()
-    ]
-    return sorted(rows, key=lambda row: not row["changed"])
-
-
-def final_rows(records: Records) -> list[dict[str, Any]]:
-    """A row a data set and side of the final test, with the difference beside the best's."""
-    rows: list[dict[str, Any]] = []
-    for name, entry in (records.finals or {"datasets": {}})["datasets"].items():
-        for side, runs in sides(records, entry).items():
-            done = finished(runs)
-            rows.append(
-                {
-                    "dataset": name,
-                    "side": side,
-                    **{key: spread([r[key] for r in done]) for key in ("base", "new", "objective")},
-                    "runs": f"{len(done)} of {len(runs)}",
-                    "difference": entry["difference"] if side == "best" else None,
-                }
-            )
-        if entry.get("published") is not None:
-            rows.append(
-                {
-                    "dataset": name, "side": "published, cited", "base": "–", "new": "–",
-                    "objective": number(entry["published"]), "runs": "–", "difference": None,
-                }
-            )  # fmt: skip
-    return rows
-
-
-def sides(records: Records, entry: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Final runs of one data set by side; runs that are both count once."""
-    names = ["released"] if records.finals and records.finals["same"] else ["released", "best"]
-    return {name: entry[name] for name in names}
-
-
-def seed_differences(entry: Mapping[str, Any]) -> tuple[float, ...]:
-    """best − released of one data set, seed by seed."""
-    return tuple(paired(entry["best"], entry["released"]).values())
-
-
-def _over_seeds(row: Mapping[str, Any]) -> str:
-    """The mean, with the standard deviation over seeds of their means over data sets and folds."""
-    by_seed: dict[int, list[float]] = {}
-    for run in finished(row["runs"]):
-        by_seed.setdefault(run["seed"], []).append(run["objective"])
-    most = max(map(len, by_seed.values()), default=0)  # a seed with a failed run has another mean
-    means = [mean(values) for values in by_seed.values() if len(values) == most]
-    spread_ = f" ± {stdev(means):.2f}" if len(means) > 1 else ""
-    return number(row["mean"]) + spread_ if row["mean"] is not None else spread(means)
-
-
-def round_rows(records: Records) -> list[dict[str, Any]]:
-    """The last round's rows, the highest mean first; `flattery` is how much the search's figure was above."""
-    rows = (records.lastround or {"rows": []})["rows"]
-    chosen = (records.lastround or {}).get("chosen")
-    found = [
-        {
-            **row,
-            "chosen": row["number"] == chosen,
-            "spread": _over_seeds(row),
-            "finished": f"{len(finished(row['runs']))} of {len(row['runs'])}",
-            "flattery": None if None in (row["search"], row["mean"]) else row["mean"] - row["search"],
-            "reasons": [run["failed"] for run in row["runs"] if "failed" in run],
-        }
-        for row in rows
-    ]
-    return sorted(found, key=lambda row: -row["mean"] if row["mean"] is not None else 1.0)

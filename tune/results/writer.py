@@ -1,38 +1,24 @@
-"""A study's folder: who works on it, what it was asked, and one record a trial."""
+"""A study's folder: where its files lie, who works on it, and what it was asked."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
-from datetime import datetime
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
-
-import yaml
-from optuna.trial import FrozenTrial, TrialState
-from ray.tune import Callback
+from typing import Any, cast
 
 from prometar.data.datasets.catalog import file_name
 from prometar.environment import environment
 from prometar.errors import UserError
-from prometar.io.files import write_atomically
 from prometar.io.lock import locked
-from prometar.io.yamltext import read_yaml
-from tune.jobs.files import JobFiles
-from tune.jobs.spec import Job
-from tune.optimizer.ask_tell import ORIGIN, REASON, REFERENCE, RESULT, Asked, Memory, curve_of
 from tune.optimizer.storage import without_password
-from tune.stopping import Stopping
+from tune.results.reader import read_study
+from tune.results.schema import STUDY, TRIAL, AskedFor, Goal, SpaceRecord, StudyRecord, TrialRecord
 from tune.study_spec import StudySpec
-
-EARLIER = "earlier_environments"
-_KEYS = {"name", "command", "asked", "space", "config", "environment"}  # of study.yaml
 
 
 class StudyFolder:
@@ -85,12 +71,7 @@ class StudyFolder:
             UserError: the study was made with other settings; the message shows the difference.
         """
         if (self.path / "study.yaml").exists():
-            self.compare(read_study(self.path).get("identity", {}), identity)
-
-    def describe(self, spec: StudySpec, identity: dict[str, Any]) -> None:
-        """Write study.yaml."""
-        path = self.path / "study.yaml"
-        write_atomically(path, yaml.safe_dump(self._description(spec, identity), sort_keys=False).encode())
+            self.compare(dict(read_study(self.path).identity), identity)
 
     def compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Refuse to go on with a study that was asked for something else.
@@ -110,146 +91,57 @@ class StudyFolder:
                 "repeat them, or start another with --study NAME"
             )
 
-    def _description(self, spec: StudySpec, identity: dict[str, Any]) -> dict[str, Any]:
-        config = spec.config
-        return {
-            "name": self.name,
-            "command": without_password(shlex.join(["python", *sys.argv])),
-            "asked": {
-                "dataset": " + ".join(spec.names),
-                "datasets": list(spec.names),
-                "data_root": config.data.root,
-                "backbone": config.backbone.name,
-                "pretrained": config.backbone.pretrained,
-                "method": config.method,
-                "objective": spec.objective,
-                "trials": spec.trials,
-                "epochs": config.train.epochs,
-                "shots": config.data.shots,
-                "seed": spec.seed,
-                "seeds": list(spec.seeds),
-                "folds": spec.folds,
-                "goals": list(spec.goals),
-                "sampler": spec.sampler,
-                "pruner": spec.pruner,
-                "val_per_class": spec.val_per_class,
-                "top": spec.top,
-                "top_seeds": list(spec.fresh_seeds if spec.top else ()),
-                "final_seeds": list(spec.final_seeds),
-            },
-            "space": {
-                "name": spec.space.name,
-                "ranges": {k: r.model_dump(mode="json") for k, r in spec.space.ranges.items()},
-            },
-            "identity": identity,
-            "config": config.model_dump(mode="json"),
-            **self._environments(),
-        }
-
-    def _environments(self) -> dict[str, Any]:
-        """Where this command runs, and where earlier ones did if that differs."""
+    def describe(self, spec: StudySpec, identity: dict[str, Any], *, max_hours: float | None = None) -> None:
+        """Write study.yaml."""
         now = {**environment(), **_machine()}
-        before = read_study(self.path) if (self.path / "study.yaml").exists() else {}
-        known = [*before.get(EARLIER, []), before.get("environment", now)]
-        return {"environment": now, EARLIER: [each for each in known if each != now]}
+        path, earlier = self.path / "study.yaml", list[dict[str, str]]()
+        if path.exists():
+            before = read_study(self.path)
+            known = [*before.earlier_environments, before.environment]
+            earlier = [dict(each) for each in known if each != now]
+        record = StudyRecord(
+            name=self.name,
+            command=without_password(shlex.join(["python", *sys.argv])),
+            asked=_asked(spec, max_hours),
+            space=SpaceRecord(spec.space.name, spec.space.ranges),
+            identity=identity,
+            config=spec.config.model_dump(mode="json"),
+            environment=now,
+            earlier_environments=tuple(earlier),
+        )
+        STUDY.write(path, record)
 
-    def write_record(self, trial: FrozenTrial) -> None:
+    def write_record(self, trial: TrialRecord) -> None:
         """trials/NNNN/record.json of one trial."""
-        write_atomically(self.record(trial.number), json.dumps(record_of(trial), indent=1).encode())
+        TRIAL.write(self.record(trial.number), trial)
 
 
-def read_study(path: Path) -> dict[str, Any]:
-    """study.yaml of a study's folder.
-
-    Raises:
-        UserError: the folder holds no study, or its study.yaml is damaged.
-    """
-    file = path / "study.yaml"
-    if not file.is_file():
-        raise UserError(f"{path} holds no study: pass a folder OUT/STUDY that search.py wrote")
-    study = read_yaml(file)
-    if not isinstance(study, dict):
-        raise UserError(f"{file} describes no study: restore it, or start another study")
-    missing = sorted(_KEYS - set(study))
-    if missing:
-        raise UserError(f"{file} is damaged: it has no {', '.join(missing)}")
-    return study
-
-
-def record_of(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial as the record file holds it."""
-    last = trial.user_attrs.get(RESULT, {})
-    curve = curve_of(trial)
-    reference = bool(trial.user_attrs.get(REFERENCE, False))
-    return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "reference": reference,
-        "origin": trial.user_attrs.get(ORIGIN, "released" if reference else "sampled"),
-        "settings": dict(trial.params),
-        "objective": last.get("objective"),
-        "base": last.get("base"),
-        "new": last.get("new"),
-        "epoch": last.get("epoch", 0),
-        "epochs": [{"epoch": epoch, "objective": curve[epoch]} for epoch in sorted(curve)],
-        "runs": last.get("runs", []),
-        "seconds": last.get("seconds", 0.0),
-        "cpus": last.get("cpus", 0.0),
-        "gpus": last.get("gpus", 0.0),
-        "notes": last.get("notes", []),
-        "reason": str(trial.user_attrs.get(REASON, "")) if trial.state is TrialState.FAIL else "",
-        "started": _iso(trial.datetime_start),
-        "ended": _iso(trial.datetime_complete),
-    }
-
-
-class RecordKeeper(Callback):
-    """Writes a trial's record when it ends, and how long the search has taken, also for a killed study."""
-
-    def __init__(
-        self, folder: StudyFolder, memory: Memory, stopping: Stopping, job_of: Callable[[Asked], Job]
-    ) -> None:
-        self._folder, self._memory, self._stopping, self._job_of = folder, memory, stopping, job_of
-        self._num_written = 0
-        for trial in memory.ended():
-            if not folder.record(trial.number).exists():  # killed between a trial's end and its record
-                self._write(trial)
-            self._num_written += 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        self.catch_up()
-
-    def catch_up(self) -> None:
-        """Write the records of the trials that have ended since."""
-        fresh = self._memory.ended(self._num_written)
-        for trial in fresh:
-            self._write(trial)
-            self._num_written += 1
-        if fresh:
-            self.clock()
-
-    def clock(self) -> None:
-        """Keep how long the search has taken."""
-        self._memory.searched(self._stopping.elapsed)
-
-    def _write(self, trial: FrozenTrial) -> None:
-        self._folder.write_record(trial)
-        # A trial that has been told needs no state any more, and states may be large.
-        with suppress(UserError):  # of settings that no run takes together
-            JobFiles(self._job_of(Asked(trial.number, dict(trial.params)))).drop_states()
-
-
-def num_ended(memory: Memory) -> dict[str, int]:
-    """Ended trials by state."""
-    states = [t.state for t in memory.trials()]
-    return {s.name: states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)}
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="seconds") if moment else None
+def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
+    config = spec.config
+    return AskedFor(
+        datasets=spec.names,
+        data_root=config.data.root,
+        backbone=config.backbone.name,
+        pretrained=config.backbone.pretrained,
+        method=config.method,
+        objective=spec.objective,
+        leaks=spec.objective == "oracle_test",
+        score="base accuracy" if spec.objective == "base_val" else "H",
+        goals=cast(tuple[Goal, ...], spec.goals),
+        trials=spec.trials,
+        max_hours=max_hours,
+        epochs=config.train.epochs,
+        shots=config.data.shots,
+        seed=spec.seed,
+        seeds=spec.seeds,
+        folds=spec.folds,
+        sampler=spec.sampler,
+        pruner=spec.pruner,
+        val_per_class=spec.val_per_class,
+        top=spec.top,
+        top_seeds=spec.fresh_seeds if spec.top else (),
+        final_seeds=spec.final_seeds,
+    )
 
 
 def _machine() -> dict[str, str]:

@@ -94,7 +94,7 @@ def levels(entry: Range) -> tuple[Any, ...]:
     if isinstance(entry, Choice):
         return entry.choices
     steps = [k / (GRID_LEVELS - 1) for k in range(GRID_LEVELS)]
-    values = [entry.low, *(_between(entry, u) for u in steps[1:-1]), entry.high]
+    values = [entry.low, *(entry.between(u) for u in steps[1:-1]), entry.high]
     if isinstance(entry, FloatRange):
         return tuple(values)
     return tuple(dict.fromkeys(round(value) for value in values))
@@ -126,13 +126,7 @@ def at(entry: Range, u: float) -> Any:
     if isinstance(entry, Choice):
         return entry.choices[min(int(u * len(entry.choices)), len(entry.choices) - 1)]
     if isinstance(entry, FloatRange):
-        return min(max(_between(entry, u), entry.low), entry.high)
+        return min(max(entry.between(u), entry.low), entry.high)
     low, high = (math.log(entry.low), math.log(entry.high + 1)) if entry.log else (entry.low, entry.high + 1)
     value = low + u * (high - low)
     return min(max(int(math.exp(value) if entry.log else value), entry.low), entry.high)  # exp(log(5)) < 5
-
-
-def _between(entry: Any, u: float) -> float:
-    if entry.log:
-        return float(entry.low * (entry.high / entry.low) ** u)
-    return float(entry.low + u * (entry.high - entry.low))

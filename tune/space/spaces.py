@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
     BaseModel,
@@ -54,16 +55,15 @@ class _Range(BaseModel):
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
-class FloatRange(_Range):
+class Numbers(_Range):
     """low <= value <= high, uniform, or uniform in the logarithm."""
 
-    type: Literal["float"]
     low: float
     high: float
     log: bool = False
 
     @model_validator(mode="after")
-    def _ordered(self) -> FloatRange:
+    def _ordered(self) -> Self:
         if self.low >= self.high or (self.log and self.low <= 0):
             raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 with log")
         return self
@@ -72,42 +72,48 @@ class FloatRange(_Range):
     def ends(self) -> tuple[float, ...]:
         return self.low, self.high
 
+    def between(self, u: float) -> float:
+        """The value at 0 <= u <= 1 of the range."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** u)
+        return float(self.low + u * (self.high - self.low))
+
+    def unit(self, value: Any) -> float:
+        """The inverse of `between`; what is outside the range is at the nearer end."""
+        low, high = self.low, self.high
+        value = min(max(value, low), high)
+        if self.log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return float((value - low) / (high - low))
+
+    def values(self) -> str:
+        return f"{self.low:g} .. {self.high:g}{' (log)' if self.log else ''}"
+
+
+class FloatRange(Numbers):
+    """low <= value <= high, uniform, or uniform in the logarithm."""
+
+    type: Literal["float"]
+
     def draw(self, name: str, draws: Draws) -> float:
         return draws.suggest_float(name, self.low, self.high, log=self.log)
 
     def holds(self, value: Any) -> bool:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
-    def values(self) -> str:
-        return f"{self.low:g} .. {self.high:g}{' (log)' if self.log else ''}"
 
-
-class IntRange(_Range):
+class IntRange(Numbers):
     """Whole numbers low .. high."""
 
     type: Literal["int"]
     low: int
     high: int
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> IntRange:
-        if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 with log")
-        return self
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        return self.low, self.high
 
     def draw(self, name: str, draws: Draws) -> int:
         return draws.suggest_int(name, self.low, self.high, log=self.log)
 
     def holds(self, value: Any) -> bool:
         return isinstance(value, int) and self.low <= value <= self.high
-
-    def values(self) -> str:
-        return f"{self.low} .. {self.high}{' (log)' if self.log else ''}"
 
 
 class Choice(_Range):
@@ -125,6 +131,11 @@ class Choice(_Range):
 
     def holds(self, value: Any) -> bool:
         return value in self.choices
+
+    def unit(self, value: Any) -> float:
+        """Choices at equal distances in [0, 1]; what is none of them is with the first."""
+        place = self.choices.index(value) if value in self.choices else 0
+        return place / max(1, len(self.choices) - 1)
 
     def values(self) -> str:
         return " | ".join(map(str, self.choices))

@@ -2,110 +2,95 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prometar.analysis.alignment import of_run
-from prometar.io.files import write_atomically
 from prometar.metrics import Interval, t_interval
-from tune.execution.reruns import Means, figures_of, run_missing
+from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.spec import Job
+from tune.results.reader import paired
+from tune.results.schema import FINAL_TEST, DatasetTest, FinalTest, Run, Tested
 from tune.results.writer import StudyFolder
 from tune.study_spec import StudySpec
-
-_FIGURES = ("base", "new", "objective", "seconds")
-_SIDES = ("best", "released")
 
 
 def run_finals(
     folder: StudyFolder,
     spec: StudySpec,
-    best: tuple[int, dict[str, Any]],
+    best: Tested,
     means: Means,
     *,
     published: Mapping[str, float | None],
-) -> dict[str, Any]:
+) -> FinalTest:
     """Run what has no result yet, and write finals.json. Returns its content.
 
     Args:
-        best: The chosen trial's number, 0 for the released settings, and its settings.
+        best: The chosen settings, number 0 for the released ones.
         published: The published harmonic mean of each data set, or None.
     """
-    chosen = {"best": best, "released": (0, spec.reference())}
+    released = Tested(0, spec.reference())
     jobs = {
-        (dataset, seed, side): spec.final_job(
-            settings, dataset, seed, str(folder.final(number, dataset, seed)), means.terms
+        (side, dataset, seed): spec.final_job(
+            dict(tested.settings), dataset, seed, str(folder.final(tested.number, dataset, seed)), means.terms
         )
         for dataset in spec.names
         for seed in spec.final_seeds
-        for side, (number, settings) in chosen.items()
+        for side, tested in (("best", best), ("released", released))
     }
     unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
     reasons = run_missing(list(unique.values()), means, what="final run")
+    runs = {place: _run(job, reasons) for place, job in jobs.items()}
     datasets = {
-        dataset: _dataset(spec, dataset, jobs, reasons, published.get(dataset)) for dataset in spec.names
+        dataset: _compared(
+            *(tuple(runs[side, dataset, seed] for seed in spec.final_seeds) for side in ("best", "released")),
+            same=best.number == 0,
+            published=published.get(dataset),
+        )
+        for dataset in spec.names
     }
     difference = _over_all(datasets)
     tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
-    content = {
-        "seeds": list(spec.final_seeds),
-        "same": best[0] == 0,
-        "best": {"number": best[0], "settings": best[1]},
-        "released": {"number": 0, "settings": spec.reference()},
-        "datasets": datasets,
-        "difference": difference,
-        "shown": bool(difference and Interval(**difference).excludes_zero),
-        "tested": sorted(tested),
-        "cpus": means.plan.cpus_per_trial,
-        "gpus": means.plan.gpus_per_trial,
-    }
-    write_atomically(folder / "finals.json", json.dumps(content, indent=1).encode())
-    return content
+    found = FinalTest(
+        seeds=spec.final_seeds,
+        same=best.number == 0,
+        best=best,
+        released=released,
+        datasets=datasets,
+        difference=difference,
+        shown=bool(difference and difference.excludes_zero),
+        tested=tuple(sorted(tested)),
+        cpus=means.plan.cpus_per_trial,
+        gpus=means.plan.gpus_per_trial,
+    )
+    FINAL_TEST.write(folder / "finals.json", found)
+    return found
 
 
-def _dataset(
-    spec: StudySpec,
-    dataset: str,
-    jobs: Mapping[tuple[str, int, str], Job],
-    reasons: Mapping[str, str],
-    published: float | None,
-) -> dict[str, Any]:
-    """One data set's runs, by seed and side, and their paired difference."""
-    runs = {side: [_run(jobs[dataset, seed, side], reasons) for seed in spec.final_seeds] for side in _SIDES}
-    same = all(jobs[dataset, s, "best"] == jobs[dataset, s, "released"] for s in spec.final_seeds)
-    pairs = [pair for pair in zip(*(runs[side] for side in _SIDES), strict=True) if _whole(pair)]
-    interval = None if same else t_interval([a["objective"] - b["objective"] for a, b in pairs])
-    return {
-        **runs,
-        "difference": vars(interval) if interval else None,
-        "shown": bool(interval and interval.excludes_zero),
-        "published": published,
-    }
+def _compared(
+    best: tuple[Run, ...], released: tuple[Run, ...], *, same: bool, published: float | None
+) -> DatasetTest:
+    """One data set's runs by side, and their paired difference."""
+    interval = None if same else t_interval(list(paired(best, released).values()))
+    return DatasetTest(best, released, interval, bool(interval and interval.excludes_zero), published)
 
 
-def _run(job: Job, reasons: Mapping[str, str]) -> dict[str, Any]:
-    (run,) = figures_of(job, reasons, _FIGURES)
-    alignment = None if "failed" in run else of_run(Path(job.run_dir))
-    return run if alignment is None else run | {"alignment": alignment.mean}
+def _run(job: Job, reasons: Mapping[str, str]) -> Run:
+    (run,) = runs_of(job, reasons)
+    alignment = None if run.failed else of_run(Path(job.run_dir))
+    return replace(run, alignment=alignment.mean if alignment else None)
 
 
-def _whole(pair: tuple[dict[str, Any], ...]) -> bool:
-    return all("objective" in run for run in pair)
-
-
-def _over_all(datasets: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+def _over_all(datasets: Mapping[str, DatasetTest]) -> Interval | None:
     """The one data set's difference; of several, the interval over their mean differences."""
-    found = [each["difference"] for each in datasets.values()]
+    found = [each.difference for each in datasets.values()]
     if len(found) == 1:
         return found[0]
-    interval = t_interval([each["mean"] for each in found if each])
-    return vars(interval) if interval else None
+    return t_interval([each.mean for each in found if each])
 
 
-def failed_runs(finals: dict[str, Any]) -> list[str]:
+def failed_runs(finals: FinalTest) -> list[str]:
     """Reasons of final runs that failed."""
-    sides = _SIDES[:1] if finals["same"] else _SIDES
-    runs = [run for each in finals["datasets"].values() for side in sides for run in each[side]]
-    return [run["failed"] for run in runs if "failed" in run]
+    runs = [run for name in finals.datasets for side in finals.sides(name).values() for run in side]
+    return [run.failed for run in runs if run.failed]

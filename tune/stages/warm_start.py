@@ -11,6 +11,7 @@ from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.yamltext import read_yaml
 from tune.results.reader import read_records
+from tune.results.schema import by_score
 from tune.space.spaces import Space
 
 WARM_TRIALS = 5  # of another study, that are run again here
@@ -59,10 +60,10 @@ def warm(folder: Path, space: Space) -> list[dict[str, Any]]:
         raise UserError(f"--warm-start {error}") from None
     if records.leaking:
         raise UserError(f"--warm-start {folder}: its search has read the test images (objective oracle_test)")
-    finished = [trial for trial in records.complete if not trial["reference"]]
+    finished = [trial for trial in records.complete if not trial.reference]
     found: list[dict[str, Any]] = []
-    for record in sorted(finished, key=lambda r: (-r["objective"], r["number"])):
-        given = {key: value for key, value in record["settings"].items() if key in space.ranges}
+    for trial in by_score(finished):
+        given = {key: value for key, value in trial.settings.items() if key in space.ranges}
         try:
             settings = space.checked(given, what=str(folder))
         except UserError:

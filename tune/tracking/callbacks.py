@@ -6,27 +6,21 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
-from optuna.trial import FrozenTrial
 from ray.tune import Callback
 from rich.console import Console
 
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
+from tune.execution.progress import Trials
 from tune.jobs.spec import unpack
-from tune.optimizer.ask_tell import RESULT, curve_of, score_of
+from tune.results.schema import TrialRecord
 from tune.tracking.kinds import KINDS, Tracker, check_trackers
 
 LEDGER = "tracking.json"
 _FIGURES = ("objective", "base", "new", "loss", "seconds")
-
-
-class Trials(Protocol):
-    """The part of `tune.optimizer.ask_tell.Memory` that is tracked."""
-
-    def ended(self, since: int = 0) -> list[FrozenTrial]: ...
 
 
 class Trackers(Callback):
@@ -111,16 +105,15 @@ class Trackers(Callback):
             self._trackers[name].log(number, epoch, values)
             self._ledger.log(name, number, epoch)
 
-    def _end(self, name: str, trial: FrozenTrial) -> None:
+    def _end(self, name: str, trial: TrialRecord) -> None:
         number = trial.number
         if self._ledger.has_ended(name, number):
             return
-        self._begin(name, number, trial.params)
-        last = trial.user_attrs.get(RESULT, {})
-        for epoch, objective in sorted(curve_of(trial).items()):
-            figures = last if last.get("epoch") == epoch else {}
-            self._log(name, number, epoch, _finite({"objective": objective, **figures}))
-        self._trackers[name].end(number, trial.state.name, score_of(trial))
+        self._begin(name, number, trial.settings)
+        for told in trial.epochs:
+            figures = vars(trial) if told.epoch == trial.epoch else vars(told)
+            self._log(name, number, told.epoch, _finite(figures))
+        self._trackers[name].end(number, trial.state, trial.score)
         self._ledger.end(name, number)
         self._begun[name].discard(number)
 

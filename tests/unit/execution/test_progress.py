@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import io
 import pickle
-from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from optuna.distributions import FloatDistribution
-from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from tests.support.trials import ended
 from tune.execution.progress import Progress
+from tune.results.schema import State, TrialRecord
 
-START = datetime(2026, 1, 1)
 
-
-def trial(number: int, state: TrialState, curve: list[float], lr: float = 1.0, **attrs: Any) -> FrozenTrial:
-    return FrozenTrial(
-        number=number,
-        state=state,
-        value=curve[-1] if state is TrialState.COMPLETE else None,
-        datetime_start=START,
-        datetime_complete=START + timedelta(seconds=number) if state.is_finished() else None,
-        params={"optim.lr": lr},
-        distributions={"optim.lr": FloatDistribution(0, 10)},
-        user_attrs=attrs,
-        system_attrs={},
-        intermediate_values=dict(enumerate(curve, start=1)),
-        trial_id=number,
-    )
+def trial(number: int, state: State, curve: list[float], lr: float = 1.0, **changes: Any) -> TrialRecord:
+    return ended(number, state, curve, settings={"optim.lr": lr}, **changes)
 
 
 class Study:
     """A memory, a clock and a driver of the callback."""
 
     def __init__(
-        self, known: list[FrozenTrial] | None = None, *, terminal: bool = False, target: int = 4
+        self, known: list[TrialRecord] | None = None, *, terminal: bool = False, target: int = 4
     ) -> None:
-        self.known: dict[int, FrozenTrial] = {t.number: t for t in known or []}
+        self.known: dict[int, TrialRecord] = {t.number: t for t in known or []}
         self.now, self.reads = 0.0, 0
         self.out = io.StringIO()
         console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None)
@@ -49,7 +34,7 @@ class Study:
         )  # fmt: skip
         self.progress.setup(stop=None, num_samples=-1, total_num_samples=-1)
 
-    def ended(self, since: int = 0) -> list[FrozenTrial]:
+    def ended(self, since: int = 0) -> list[TrialRecord]:
         self.reads += 1
         return list(self.known.values())[since:]
 
@@ -59,10 +44,10 @@ class Study:
     def result(self, number: int, **result: Any) -> None:
         self.progress.on_trial_result(0, [], SimpleNamespace(trial_id=f"t{number}"), result)
 
-    def end(self, ended: FrozenTrial, now: float, *, error: bool = False) -> None:
-        self.known[ended.number] = ended
+    def end(self, trial: TrialRecord, now: float, *, error: bool = False) -> None:
+        self.known[trial.number] = trial
         hook = self.progress.on_trial_error if error else self.progress.on_trial_complete
-        hook(0, [], SimpleNamespace(trial_id=f"t{ended.number}"))
+        hook(0, [], SimpleNamespace(trial_id=f"t{trial.number}"))
         self.step(now)
 
     def step(self, now: float) -> None:
@@ -78,12 +63,10 @@ def test_a_line_an_ended_trial() -> None:
     study = Study(target=4)
     study.start(0)
     study.result(0, epoch=1, objective=50.0)
-    study.end(trial(0, TrialState.COMPLETE, [50.0, 58.31], reference=True), 20.0)
-    study.end(trial(1, TrialState.PRUNED, [40.0, 41.24]), 40.0)
-    study.end(
-        trial(2, TrialState.FAIL, [], reason="the loss is nan\nin [bold]step[/bold] 3"), 42.0, error=True
-    )
-    study.end(trial(3, TrialState.COMPLETE, [61.0]), 3700.0)
+    study.end(trial(0, "COMPLETE", [50.0, 58.31], reference=True), 20.0)
+    study.end(trial(1, "PRUNED", [40.0, 41.24]), 40.0)
+    study.end(trial(2, "FAIL", [], reason="the loss is nan\nin [bold]step[/bold] 3"), 42.0, error=True)
+    study.end(trial(3, "COMPLETE", [61.0]), 3700.0)
     study.progress.on_experiment_end([])
     assert study.lines == [
         "[00:20] trial 0 finished, objective 58.3; best 58.3 (trial 0); 1 of 4 done, 1:00 left",
@@ -96,13 +79,13 @@ def test_a_line_an_ended_trial() -> None:
 
 def test_no_best_before_a_trial_has_finished() -> None:
     study = Study(target=1)
-    study.end(trial(0, TrialState.FAIL, []), 5.0)
+    study.end(trial(0, "FAIL", []), 5.0)
     assert study.lines == ["[00:05] trial 0 failed: no reason recorded; 1 of 1 done"]
 
 
 def test_earlier_trials_are_counted_but_not_printed_or_timed() -> None:
-    study = Study([trial(0, TrialState.COMPLETE, [70.0])], target=3)
-    study.end(trial(1, TrialState.COMPLETE, [60.0]), 10.0)
+    study = Study([trial(0, "COMPLETE", [70.0])], target=3)
+    study.end(trial(1, "COMPLETE", [60.0]), 10.0)
     assert study.lines == [
         "[00:10] trial 1 finished, objective 60.0; best 70.0 (trial 0); 2 of 3 done, 0:10 left"
     ]
@@ -113,7 +96,7 @@ def test_running_trials_count_by_their_epochs() -> None:
     for number in (0, 1):
         study.start(number)
     study.result(1, epoch=5, objective=1.0)  # a trial that went on: four epochs are not of this process
-    study.end(trial(0, TrialState.COMPLETE, [60.0]), 60.0)
+    study.end(trial(0, "COMPLETE", [60.0]), 60.0)
     assert study.lines[0].endswith("1 of 4 done, 1:40 left")  # 60 s for 1.2 trials, 2 are left
 
 
@@ -123,8 +106,8 @@ def test_the_memory_is_read_when_a_trial_ended_and_once_a_second_at_most() -> No
     for tenth in range(50):
         study.step(tenth / 10)
     assert study.reads == before  # nothing ended
-    study.end(trial(0, TrialState.COMPLETE, [60.0]), 5.0)
-    study.end(trial(1, TrialState.COMPLETE, [61.0]), 5.5)
+    study.end(trial(0, "COMPLETE", [60.0]), 5.0)
+    study.end(trial(1, "COMPLETE", [61.0]), 5.5)
     assert study.reads == before + 1
     study.progress.on_experiment_end([])
     assert [line.split()[2] for line in study.lines] == ["0", "1"]
@@ -132,7 +115,7 @@ def test_the_memory_is_read_when_a_trial_ended_and_once_a_second_at_most() -> No
 
 def test_what_only_the_end_tells_is_printed_then() -> None:
     study = Study()
-    study.known[0] = trial(0, TrialState.FAIL, [], reason="out of memory")
+    study.known[0] = trial(0, "FAIL", [], reason="out of memory")
     study.progress.on_experiment_end([])
     assert study.lines[0].startswith("[00:00] trial 0 failed: out of memory")
 
@@ -143,13 +126,13 @@ def test_pickles_as_nothing() -> None:
 
 
 def test_the_live_view() -> None:
-    study = Study([trial(0, TrialState.COMPLETE, [60.0], lr=0.0025, reference=True)], terminal=True, target=8)
+    study = Study([trial(0, "COMPLETE", [60.0], lr=0.0025, reference=True)], terminal=True, target=8)
     study.start(1)
     study.start(2)
     study.result(2, epoch=3, objective=55.55)
     study.result(2, failed="so no epoch")
-    study.end(trial(3, TrialState.COMPLETE, [64.0], lr=0.012345), 30.0)
-    study.end(trial(4, TrialState.FAIL, [], reason="the loss is nan"), 60.0)
+    study.end(trial(3, "COMPLETE", [64.0], lr=0.012345), 30.0)
+    study.end(trial(4, "FAIL", [], reason="the loss is nan"), 60.0)
     view = shown(study.progress)
     study.progress.on_experiment_end([])
     study.progress.close()
@@ -170,7 +153,7 @@ def test_the_live_view_of_a_study_that_begins_and_of_released_settings_that_lead
         "0 of 4 trials done: 0 running, 0 pruned, 0 failed",
         "no trial has finished yet",
     ]
-    study.end(trial(0, TrialState.COMPLETE, [60.0], reference=True), 30.0)
+    study.end(trial(0, "COMPLETE", [60.0], reference=True), 30.0)
     assert shown(study.progress)[1] == "best 60.0 (trial 0), the released settings"
     study.progress.close()
 

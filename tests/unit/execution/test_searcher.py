@@ -16,9 +16,9 @@ from prometar.distributed.placement import Room
 from tests.support.driver import small_spec
 from tune.execution.runner import MAX_FAILURES
 from tune.execution.searcher import StudyScheduler, StudySearcher
+from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, unpack
 from tune.optimizer.ask_tell import Asked, Memory
-from tune.stopping import Stopping
 
 PLACE = PlacementGroupFactory([{"CPU": 0.5}, {"CPU": 0.5}])
 WORKER = SimpleNamespace(
@@ -67,7 +67,7 @@ def test_what_a_lost_worker_had_not_begun_is_handed_out_again_and_not_for_ever(
         assert searcher.suggest(f"w{times + 1}") == first
     searcher.unbegun.add(f"w{MAX_FAILURES}")
     searcher.on_trial_complete(f"w{MAX_FAILURES}", error=True)
-    assert [t.state.name for t in memory.ended()] == ["FAIL", "FAIL"]
+    assert [t.state for t in memory.ended()] == ["FAIL", "FAIL"]
     assert searcher.suggest("next") != first
 
 
@@ -82,7 +82,7 @@ def test_it_ends_when_its_last_trial_has(memory: Memory, tmp_path: Path) -> None
     assert told(result(0, 1)) == told(result(1, 1)) == TrialScheduler.CONTINUE
     assert told(result(1, 2, failed="the loss is nan", finished=True)) == TrialScheduler.CONTINUE
     assert told(result(0, 2, finished=True)) == TrialScheduler.STOP
-    assert [t.state.name for t in memory.ended()] == ["FAIL", "COMPLETE"]
+    assert [t.state for t in memory.ended()] == ["FAIL", "COMPLETE"]
 
 
 def test_a_pruned_one_is_told_to_its_worker(
@@ -94,7 +94,7 @@ def test_a_pruned_one_is_told_to_its_worker(
     scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
     told = scheduler.on_trial_result(None, WORKER, result(1, 1))  # type: ignore[arg-type]
     assert told == TrialScheduler.CONTINUE
-    assert [(t.number, t.state.name) for t in memory.ended()] == [(1, "PRUNED")]
+    assert [(t.number, t.state) for t in memory.ended()] == [(1, "PRUNED")]
     assert [(tmp_path / name / "stopped").exists() for name in ("0", "1")] == [False, True]
 
 
@@ -103,9 +103,7 @@ def test_a_lost_worker_fails_all_that_it_had(memory: Memory, tmp_path: Path) -> 
     searcher.suggest("w0")
     searcher.reasons["w0"] = "the worker died"
     searcher.on_trial_complete("w0", error=True)
-    assert [(t.state.name, t.user_attrs["reason"]) for t in memory.ended()] == [
-        ("FAIL", "the worker died")
-    ] * 2
+    assert [(t.state, t.reason) for t in memory.ended()] == [("FAIL", "the worker died")] * 2
 
 
 def test_deaths_count_until_an_epoch_is_done_that_was_not(memory: Memory, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_reference_is_trial_0_and_the_target_holds(tmp_path: Path) -> None:
     assert states(study) == [TrialState.COMPLETE] * 5
     best = study.best()
     assert best is not None
-    assert best.value == max(objective(a.settings, EPOCHS) for a in asked)
+    assert best.score == max(objective(a.settings, EPOCHS) for a in asked)
 
 
 def test_a_restarted_study_draws_what_an_undisturbed_one_draws(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
-from tune.optimizer.ask_tell import PRUNERS, Memory
+from tune.optimizer.ask_tell import Memory
+from tune.optimizer.choices import PRUNERS
 from tune.optimizer.samplers import SAMPLERS, SINGLE_GOAL, STARTUP_TRIALS, STATELESS, Remembered
 from tune.space.point_sets import GRID_LEVELS, at, grid_points, levels, quasirandom_point
 from tune.space.spaces import Choice, FloatRange, IntRange, parse_space
@@ -142,7 +143,7 @@ def test_several_goals(tmp_path: Path, sampler: str) -> None:
     assert [t.values for t in study.trials()] == [[score(d)["base"], score(d)["new"]] for d in drawn]
     best = study.best()
     assert best is not None
-    assert score(best.params)["objective"] == max(score(d)["objective"] for d in drawn)
+    assert score(best.settings)["objective"] == max(score(d)["objective"] for d in drawn)
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)

@@ -51,12 +51,12 @@ def test_best_minus_best_is_paired_by_seed(tmp_path: Path) -> None:
     assert sorted(pair.singles) == [1.0, 2.0, 3.0]
     assert found.overall == pair.difference
     assert found.overall is not None
-    assert found.overall["mean"] == pytest.approx(2.0)
-    assert found.overall["low"] == pytest.approx(-0.484, abs=1e-3)
+    assert found.overall.mean == pytest.approx(2.0)
+    assert found.overall.low == pytest.approx(-0.484, abs=1e-3)
     assert found.verdict.startswith("No difference shown: best of a − best of b, H on test images, +2.00")
     back = compare(b, a).overall
     assert back is not None
-    assert back["mean"] == pytest.approx(-2.0)
+    assert back.mean == pytest.approx(-2.0)
 
 
 def test_a_difference_that_is_shown_names_the_better(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_over_data_sets_the_interval_is_of_their_means(tmp_path: Path) -> None:
     found = compare(a, b)
     assert [(pair.dataset, pair.singles) for pair in found.pairs] == [("dtd", (2, 2)), ("eurosat", (1, 1))]
     assert found.overall is not None
-    assert (found.overall["mean"], found.overall["n"]) == (1.5, 2)
+    assert (found.overall.mean, found.overall.n) == (1.5, 2)
     assert "n = 2 data sets" in found.verdict
 
 

@@ -34,9 +34,16 @@ FASTER = {**RELEASED, "optim.lr": 0.0123}
 def runs(*figures: float | None) -> list[dict[str, Any]]:
     """Final runs with seeds from 1 on; None for one that failed."""
     return [
-        {"seed": seed, "failed": "out of memory"}
+        {"dataset": "dtd", "seed": seed, "failed": "out of memory"}
         if figure is None
-        else {"seed": seed, "base": figure + 5, "new": figure - 5, "objective": figure, "seconds": 60.0}
+        else {
+            "dataset": "dtd",
+            "seed": seed,
+            "base": figure + 5,
+            "new": figure - 5,
+            "objective": figure,
+            "seconds": 60.0,
+        }
         for seed, figure in enumerate(figures, start=1)
     ]
 
@@ -163,8 +170,17 @@ def test_several_data_sets_are_judged_over_them_and_one_by_one(tmp_path: Path) -
 def test_the_last_round_is_a_table(tmp_path: Path) -> None:
     again = last_round(TRIALS) | {"chosen": 0}
     ours, released = again["rows"]
-    ours |= {"mean": 66.5, "runs": [{"seed": 1001, "objective": 66.5}, {"seed": 1002, "failed": "killed"}]}
-    released |= {"mean": 67.0, "runs": [{"seed": s, "objective": 67.0} for s in (1001, 1002)]}
+    ours |= {
+        "mean": 66.5,
+        "runs": [
+            {"dataset": "dtd", "seed": 1001, "objective": 66.5},
+            {"dataset": "dtd", "seed": 1002, "failed": "killed"},
+        ],
+    }
+    released |= {
+        "mean": 67.0,
+        "runs": [{"dataset": "dtd", "seed": s, "objective": 67.0} for s in (1001, 1002)],
+    }
     found = words(tmp_path, again=again)
     assert "0 chosen released – 65.00 67.00 ± 0.00 2 of 2 +2.00" in found
     assert "1 optim.lr 0.0123 70.00 66.50 1 of 2 −3.50 failed: killed" in found
@@ -185,7 +201,7 @@ def test_the_last_round_spreads_over_seeds_not_over_data_sets(tmp_path: Path) ->
 def test_a_last_round_without_figures(tmp_path: Path) -> None:
     again = last_round(TRIALS)
     for row in again["rows"]:
-        row |= {"mean": None, "runs": [{"seed": 1001, "failed": "killed"}]}
+        row |= {"mean": None, "runs": [{"dataset": "dtd", "seed": 1001, "failed": "killed"}]}
     assert "70.00 – 0 of 1 –" in words(tmp_path, again={**again, "chosen": None})
 
 
@@ -220,7 +236,8 @@ def test_alignment_is_a_sentence_where_it_was_measured(tmp_path: Path) -> None:
         return [{**run, "alignment": value} for run in entry]
 
     both = compared(
-        measured(UP["best"], 0.71), [*measured(UP["released"], 0.69), {"seed": 4, "failed": "x"}][:3]
+        measured(UP["best"], 0.71),
+        [*measured(UP["released"], 0.69), {"dataset": "dtd", "seed": 4, "failed": "x"}][:3],
     )
     found = words(tmp_path, tested=final_of(both))
     assert "the one that is left out: released +0.69, best +0.71. Above 0" in found
@@ -286,8 +303,13 @@ def test_origins_and_data_sets_stand_on_the_leaderboard(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_no_library")
 def test_conditional_settings_are_named_where_they_are_left_out(tmp_path: Path) -> None:
+    unset = {k: v for k, v in RELEASED.items() if k != "regularizer.text_weight"} | {
+        "regularizer.kind": "none"
+    }
+    few = [trial(n, settings=unset) for n in range(1, 9)]
+    assert "condition): regularizer.text_weight." in words(tmp_path / "few", [trial(0), *few])
     html = page(rich_study(tmp_path))
-    assert "only drawn under a condition): regularizer.text_weight." in html
+    assert "under a condition)" not in html
     assert 'id="plot-contour"' in html
     assert len(re.findall(r'id="plot-slice-\d"', html)) == 7
 

@@ -7,15 +7,29 @@ import random
 import re
 from typing import Any
 
+import optuna
 import pytest
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FixedTrial, create_trial
 
-from tests.support.report_study import RANGES, RELEASED, SCRIPT, trial
-from tune.optimizer.importance import importances
+from prometar.metrics import Interval
+from tests.support.report_study import RANGES as TREE
+from tests.support.report_study import RELEASED, SCRIPT, ranges_of, record
+from tests.support.report_study import trial as content
+from tune.reporting.importance import MIN_COMPLETE, TOP, importances
 from tune.reporting.plots import course, goals, settings
 from tune.reporting.plots.finals import Row, forest
+from tune.results.schema import TrialRecord
+from tune.space.spaces import Space
+
+RANGES = ranges_of()
+
+
+def trial(number: int, state: str = "COMPLETE", **changes: Any) -> TrialRecord:
+    return record(content(number, state, **changes))
+
 
 TRIALS = [trial(n, "PRUNED" if n % 5 == 4 else "FAIL" if n == 7 else "COMPLETE") for n in range(30)]
-WHOLE = [key for key in RANGES if "when" not in RANGES[key]]
 
 
 def drawn(fragment: str | None) -> list[dict[str, Any]]:
@@ -50,7 +64,7 @@ def test_curves_end_in_a_cross_where_they_were_pruned() -> None:
 
 def test_trade_off_needs_both_figures() -> None:
     titles = {"base": "base", "new": "new"}
-    assert named(goals.trade_off(TRIALS, TRIALS[1], titles), "best")["x"] == [TRIALS[1]["base"]]
+    assert named(goals.trade_off(TRIALS, TRIALS[1], titles), "best")["x"] == [TRIALS[1].base]
     assert goals.trade_off([trial(0, new=None)], None, titles) is None
 
 
@@ -66,10 +80,8 @@ def test_the_front_is_joined_and_the_others_are_faint() -> None:
 def test_slices_are_of_finished_trials_that_have_the_setting() -> None:
     panels = settings.slices(TRIALS, RANGES, TRIALS[1], score="H")
     assert len(panels) == len(RANGES)
-    done = [t for t in TRIALS if t["state"] == "COMPLETE"]
-    with_weight = [
-        t["settings"]["regularizer.text_weight"] for t in done if len(t["settings"]) == len(RANGES)
-    ]
+    done = [t for t in TRIALS if t.state == "COMPLETE"]
+    with_weight = [t.settings["regularizer.text_weight"] for t in done if len(t.settings) == len(RANGES)]
     place = list(RANGES).index("regularizer.text_weight")
     assert drawn(panels[place])[0]["x"] == with_weight
     assert f"in {len(with_weight)} of {len(done)} trials" in panels[place]
@@ -79,9 +91,8 @@ def test_slices_are_of_finished_trials_that_have_the_setting() -> None:
 
 
 def test_the_surface_passes_near_the_trials_and_within_their_figures() -> None:
-    high, low = trial(1, objective=80.0), trial(2, objective=60.0)
-    high["settings"] |= {"optim.lr": 0.1, "inner.lr": 1.0}
-    low["settings"] |= {"optim.lr": 1e-4, "inner.lr": 1e-5}
+    high = trial(1, objective=80.0, settings={**RELEASED, "optim.lr": 0.1, "inner.lr": 1.0})
+    low = trial(2, objective=60.0, settings={**RELEASED, "optim.lr": 1e-4, "inner.lr": 1e-5})
     surface, points = drawn(settings.contour([high, low], RANGES, ("optim.lr", "inner.lr"), score="H"))
     assert surface["z"][-1][-1] == pytest.approx(80, abs=0.1)
     assert surface["z"][0][0] == pytest.approx(60, abs=0.1)
@@ -96,7 +107,7 @@ def test_parallel_coordinates_have_a_place_for_what_was_not_drawn() -> None:
     weight = axes[list(RANGES).index("regularizer.text_weight")]
     assert weight["ticktext"] == ["not set", "0.5", "1", "10", "100", "200"]
     assert weight["tickvals"] == sorted(weight["tickvals"])
-    absent = [t for t in TRIALS if t["state"] == "COMPLETE" and len(t["settings"]) < len(RANGES)]
+    absent = [t for t in TRIALS if t.state == "COMPLETE" and len(t.settings) < len(RANGES)]
     assert weight["values"].count(weight["tickvals"][0]) == len(absent) > 0
     depth = axes[list(RANGES).index("prompts.text_depth")]
     assert depth["ticktext"] == ["0", "3", "6", "9", "12"]
@@ -105,16 +116,16 @@ def test_parallel_coordinates_have_a_place_for_what_was_not_drawn() -> None:
 
 
 def test_parallel_coordinates_of_equal_trials() -> None:
-    axes = drawn(settings.parallel([trial(0), trial(1, objective=trial(0)["objective"])], RANGES, score="H"))
+    axes = drawn(settings.parallel([trial(0), trial(1, objective=trial(0).objective)], RANGES, score="H"))
     low, high = axes[0]["dimensions"][-1]["range"]
     assert low < high
 
 
 def test_forest_greys_what_holds_0() -> None:
     rows = [
-        Row("a", {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 3}, (1.5, 2.5)),
-        Row("b", {"mean": 1.0, "low": -1.0, "high": 3.0, "n": 3}),
-        Row("c", {"mean": -2.0, "low": -3.0, "high": -1.0, "n": 3}, total=True),
+        Row("a", Interval(2.0, 1.0, 3.0, 3), (1.5, 2.5)),
+        Row("b", Interval(1.0, -1.0, 3.0, 3)),
+        Row("c", Interval(-2.0, -3.0, -1.0, 3), total=True),
         Row("none", None),
     ]
     means = [t for t in drawn(forest(rows, title="H")) if "error_x" in t]
@@ -126,13 +137,13 @@ def test_forest_greys_what_holds_0() -> None:
 
 
 def test_labels_are_escaped_for_plotly() -> None:
-    hostile = {**RANGES, SCRIPT: {"type": "choice", "choices": [SCRIPT, "b"]}}
-    trials = [trial(n, settings={**t["settings"], SCRIPT: SCRIPT}) for n, t in enumerate(TRIALS[:4])]
+    hostile = ranges_of({**TREE, SCRIPT: {"type": "choice", "choices": [SCRIPT, "b"]}})
+    trials = [trial(n, settings={**t.settings, SCRIPT: SCRIPT}) for n, t in enumerate(TRIALS[:4])]
     plots = [
         course.history(trials, {"objective": SCRIPT}),
         settings.importance({SCRIPT: 1.0}),
         *settings.slices(trials, hostile, None, score=SCRIPT),
-        forest([Row(SCRIPT, {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 3})], title=SCRIPT),
+        forest([Row(SCRIPT, Interval(2.0, 1.0, 3.0, 3))], title=SCRIPT),
     ]
     for plot in plots:
         assert plot is not None
@@ -156,12 +167,33 @@ def test_importance_finds_the_setting_that_matters() -> None:
     assert settings.importance(importances(trials[:7], RANGES).shares) is None
 
 
-def test_importance_leaves_out_conditional_settings_and_early_figures() -> None:
+def test_importance_is_close_to_optuna_s() -> None:
+    """The same measure, with another estimate of the densities."""
+    done = [t for t in TRIALS if t.state == "COMPLETE"]
+    study = optuna.create_study(direction="maximize")
+    for one in done:
+        fixed = FixedTrial(dict(one.settings))
+        Space("a space", RANGES).draw(fixed)
+        params, distributions = fixed.params, fixed.distributions
+        study.add_trial(create_trial(value=one.objective, params=params, distributions=distributions))
+    theirs = PedAnovaImportanceEvaluator(target_quantile=TOP).evaluate(study)
+    ours = importances(TRIALS, RANGES).shares
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert ours[key] == pytest.approx(value / sum(theirs.values()), abs=0.05), key
+
+
+def test_importance_judges_conditional_settings_by_the_trials_that_have_them() -> None:
     found = importances(TRIALS, RANGES)
-    assert found.left_out == ("regularizer.text_weight",)
-    assert list(found.shares) == WHOLE
-    assert found.num_trials == sum(t["state"] == "COMPLETE" for t in TRIALS)
+    assert found.left_out == ()
+    assert found.num_trials == sum(t.state == "COMPLETE" for t in TRIALS)
     assert importances([*TRIALS, *(trial(n, "PRUNED") for n in range(30, 60))], RANGES) == found
+    conditional = "regularizer.text_weight"
+    having = [t for t in TRIALS if t.state == "COMPLETE" and conditional in t.settings]
+    unset = {k: value for k, value in RELEASED.items() if k != conditional} | {"regularizer.kind": "none"}
+    few = [*having[: MIN_COMPLETE - 1], *(trial(n, settings=unset) for n in range(40, 44))]
+    assert importances(few, RANGES).left_out == (conditional,)
+    assert importances([*few, having[MIN_COMPLETE]], RANGES).left_out == ()
 
 
 def test_importance_leaves_out_what_is_outside_the_range() -> None:

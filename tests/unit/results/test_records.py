@@ -1,4 +1,4 @@
-"""What a study's files say: rounds, costs, the front, and what files of earlier versions lack."""
+"""What a study's files say: rounds, costs, the front, and what damaged ones are told."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from typing import Any
 import pytest
 
 from prometar.errors import UserError
-from tests.support.report_study import RELEASED, compared, description, finals, last_round, trial, write
-from tune.results.reader import costs, dataset_means, paired, pareto, ranking, read_records, span
+from tests.support.report_study import compared, description, finals, last_round, record, trial, write
+from tune.results.costs import costs, span
+from tune.results.reader import dataset_means, paired, pareto, ranking, read_records
+from tune.results.schema import Run
 
 
 def runs(*figures: float | None, seconds: float = 3600.0) -> list[dict[str, Any]]:
     return [
-        {"seed": seed, "failed": "killed"}
+        {"dataset": "dtd", "seed": seed, "failed": "killed"}
         if figure is None
-        else {"seed": seed, "base": figure, "new": figure, "objective": figure, "seconds": seconds}
+        else {
+            "dataset": "dtd",
+            "seed": seed,
+            "base": figure,
+            "new": figure,
+            "objective": figure,
+            "seconds": seconds,
+        }
         for seed, figure in enumerate(figures, start=1)
     ]
 
@@ -27,9 +36,9 @@ def test_the_earliest_of_the_best_leads(tmp_path: Path) -> None:
     trials.append(trial(3, "PRUNED", objective=90.0))
     records = read_records(write(tmp_path, description(), trials))
     assert records.best is not None
-    assert records.best["number"] == 1
+    assert records.best.number == 1
     assert records.chosen == records.best
-    assert [t["number"] for t in records.complete] == [0, 1, 2]
+    assert [t.number for t in records.complete] == [0, 1, 2]
 
 
 def test_the_last_round_chooses(tmp_path: Path) -> None:
@@ -38,17 +47,17 @@ def test_the_last_round_chooses(tmp_path: Path) -> None:
     records = read_records(write(tmp_path, description(), trials, lastround=again))
     assert records.best is not None
     assert records.chosen is not None
-    assert (records.best["number"], records.chosen["number"]) == (4, 3)
+    assert (records.best.number, records.chosen.number) == (4, 3)
 
 
 def test_a_last_round_that_was_not_asked_for_chooses_nothing(tmp_path: Path) -> None:
     """Its file then holds what led when it was written."""
     trials = [trial(n, objective=60.0 + n) for n in range(5)]
-    stale = {"seeds": [], "chosen": 2, "rows": []}
+    stale = {"version": 1, "seeds": [], "chosen": 2, "rows": []}
     records = read_records(write(tmp_path, description(), trials, lastround=stale))
     assert records.lastround is None
     assert records.chosen is not None
-    assert records.chosen["number"] == 4
+    assert records.chosen.number == 4
 
 
 @pytest.mark.parametrize("state", ["FAIL", "RUNNING", "PRUNED"])
@@ -56,30 +65,6 @@ def test_nothing_has_finished(tmp_path: Path, state: str) -> None:
     records = read_records(write(tmp_path, description(), [trial(0, state)]))
     assert records.best is None
     assert records.chosen is None
-
-
-def test_records_of_an_earlier_version(tmp_path: Path) -> None:
-    study = description()
-    for key in ("datasets", "seeds", "folds", "goals", "top", "top_seeds", "max_hours"):
-        del study["asked"][key]
-    old = [trial(n) for n in range(2)]
-    for record in old:
-        for key in ("runs", "notes", "cpus", "gpus", "enqueued", "origin"):
-            del record[key]
-    entry = compared(runs(72.0, 73.0), runs(70.0, 70.0))
-    tested = {
-        "seeds": [1, 2], "same": False, "difference": entry["difference"], "shown": False, "published": 77.0,
-        "best": {"number": 1, "settings": RELEASED, "runs": entry["best"]},
-        "released": {"number": 0, "settings": RELEASED, "runs": entry["released"]},
-    }  # fmt: skip
-    records = read_records(write(tmp_path, study, old, finals=tested))
-    assert records.asked["datasets"] == ["dtd"]
-    assert records.asked["goals"] == ["objective"]
-    assert [t["origin"] for t in records.trials] == ["released", "sampled"]
-    assert records.finals is not None
-    dtd = records.finals["datasets"]["dtd"]
-    assert (dtd["best"], dtd["released"], dtd["published"]) == (entry["best"], entry["released"], 77.0)
-    assert costs(records)[-1].cpu_hours is None, "what was not recorded is not 0"
 
 
 def test_costs_add_up_what_was_held(tmp_path: Path) -> None:
@@ -121,12 +106,12 @@ def test_ranking_puts_finished_trials_first() -> None:
         trial(0, objective=65.0), trial(1, objective=70.0), trial(2, "PRUNED", objective=95.0, epoch=1),
         trial(3, "FAIL"), trial(4, "PRUNED", objective=90.0, epoch=2), trial(5, "RUNNING"),
     ]  # fmt: skip
-    assert [t["number"] for t in ranking(trials)] == [1, 0, 4, 2, 3, 5]
+    assert [t.number for t in ranking(map(record, trials))] == [1, 0, 4, 2, 3, 5]
 
 
 def front_of(points: list[tuple[float | None, float]], goals: list[str]) -> list[int]:
     trials = [trial(n, **dict(zip(goals, point, strict=True))) for n, point in enumerate(points)]
-    return [t["number"] for t in pareto(trials, goals)]
+    return [t.number for t in pareto(map(record, trials), goals)]
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -143,28 +128,28 @@ def test_of_equal_trials_the_earliest_is_on_the_front() -> None:
 
 
 def test_the_front_is_of_finished_trials() -> None:
-    assert pareto([trial(0, "PRUNED"), trial(1, "FAIL")], ["base", "new"]) == []
+    assert pareto([record(trial(0, "PRUNED")), record(trial(1, "FAIL"))], ["base", "new"]) == []
 
 
 def test_pairs_are_by_seed_not_by_place() -> None:
-    ours = [{"seed": 2, "objective": 70.0}, {"seed": 1, "objective": 60.0}, {"seed": 3, "objective": 1.0}]
-    theirs = [{"seed": 1, "objective": 50.0}, {"seed": 2, "objective": 65.0}, {"seed": 3, "failed": "nan"}]
+    ours = [Run("dtd", seed, objective=value) for seed, value in ((2, 70.0), (1, 60.0), (3, 1.0))]
+    theirs = [Run("dtd", 1, objective=50.0), Run("dtd", 2, objective=65.0), Run("dtd", 3, failed="nan")]
     assert paired(ours, theirs) == {2: 5.0, 1: 10.0}
 
 
 def test_means_by_data_set() -> None:
     several = trial(1, datasets=["dtd", "eurosat"])
-    means = dataset_means(several)
+    means = dataset_means(record(several))
     assert list(means) == ["dtd", "eurosat"]
     assert sum(means.values()) / 2 == pytest.approx(several["objective"])
-    assert dataset_means(trial(0, "FAIL")) == {}
+    assert dataset_means(record(trial(0, "FAIL"))) == {}
 
 
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no study: pass a folder OUT/STUDY"):
         read_records(tmp_path / "nothing")
     (tmp_path / "study.yaml").write_text("just text")
-    with pytest.raises(UserError, match="describes no study"):
+    with pytest.raises(UserError, match=r"study\.yaml is damaged"):
         read_records(tmp_path)
 
 
@@ -179,5 +164,5 @@ def test_a_damaged_description_is_named(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(tmp_path: Path, name: str, text: str) -> None:
     folder = write(tmp_path, description(), [trial(0), trial(1)])
     (folder / name).write_text(text)
-    with pytest.raises(UserError, match=rf"{name} is damaged"):
+    with pytest.raises(UserError, match=rf"{name} (is damaged|has no version)"):
         read_records(folder)

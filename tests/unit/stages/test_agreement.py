@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from tests.support.fake_trial import curve
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.samplers import STARTUP_TRIALS
 from tune.optimizer.trial_counts import REPEAT
+from tune.optimizer.trial_schema import record_of
 from tune.results.reader import read_trials
-from tune.results.writer import StudyFolder, record_of
+from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
 from tune.study_spec import StudySpec
 
 EPOCHS = 3
 
 
-def memory_of(request: StudySpec, folder: StudyFolder) -> Memory:
+def memory_of(spec: StudySpec, folder: StudyFolder) -> Memory:
     return Memory(
-        folder.storage, NAME, request.space, reference=request.reference(), seed=request.seed,
-        pruner=request.pruner, sampler=request.sampler, goals=request.goals, epochs=EPOCHS,
+        folder.storage, NAME, spec.space, reference=spec.reference(), seed=spec.seed,
+        pruner=spec.pruner, sampler=spec.sampler, goals=spec.goals, epochs=EPOCHS,
     )  # fmt: skip
 
 
@@ -34,7 +36,8 @@ def run(memory: Memory, asked: Asked, *, failing: bool = False) -> None:
         value = curve(asked.settings, epoch)
         result: dict[str, Any] = {
             "epoch": epoch, "objective": value, "base": value + 1, "new": value - 1, "seconds": 2.0 * epoch,
-            "finished": epoch == EPOCHS, "runs": [{"seed": 3, "objective": value}], "cpus": 1.0, "gpus": 0.0,
+            "finished": epoch == EPOCHS, "cpus": 1.0, "gpus": 0.0,
+            "runs": [{"dataset": "textures", "seed": 3, "fold": 0, "objective": value}],
         }  # fmt: skip
         if failing:
             memory.fail(asked.number, "its worker was killed")
@@ -82,41 +85,41 @@ def told(memory: Memory) -> list[tuple[object, ...]]:
     Not the moments: the database and the memory of the process that wrote the records take their own.
     """
     return [
-        (t.values, t.distributions, t.intermediate_values, record_of(t) | {"started": None, "ended": None})
+        (t.values, t.distributions, t.intermediate_values, replace(record_of(t), started=None, ended=None))
         for t in memory.trials()
         if t.state.is_finished()
     ]
 
 
 def test_a_lost_database_is_made_anew(study: tuple[StudyFolder, StudySpec]) -> None:
-    folder, request = study
-    before = memory_of(request, folder)
+    folder, spec = study
+    before = memory_of(spec, folder)
     trials, number = told(before), before.next(100)
     before.close()
     (folder.path / "study.db").unlink()
 
     lost = f"has records of {len(trials)} trials, and its database .*study.db lacks {len(trials)} of them"
     with pytest.raises(UserError, match=f"{lost}.*: restore the database, or rebuild it with --from-records"):
-        require_agreement(folder, folder.storage, request, from_records=False)
+        require_agreement(folder, folder.storage, spec, from_records=False)
     assert not (folder.path / "study.db").exists(), "a refusal writes nothing"
 
-    notes = require_agreement(folder, folder.storage, request, from_records=True)
+    notes = require_agreement(folder, folder.storage, spec, from_records=True)
     assert notes == (f"the database has been rebuilt from {len(trials)} records",)
-    after = memory_of(request, folder)
+    after = memory_of(spec, folder)
     assert told(after) == trials
-    moments = [(r["started"], r["ended"]) for r in read_trials(folder.path)]
-    assert [(record_of(t)["started"], record_of(t)["ended"]) for t in after.ended()] == moments
+    moments = [(r.started, r.ended) for r in read_trials(folder.path)]
+    assert [(t.started, t.ended) for t in after.ended()] == moments
     asked = after.next(100)
     assert asked is not None
     assert number is not None
     assert asked.number == number.number + 1, "an interrupted trial has no record; its number is gone"
     after.close()
-    assert require_agreement(folder, folder.storage, request, from_records=True) == ()
+    assert require_agreement(folder, folder.storage, spec, from_records=True) == ()
 
 
 def test_the_next_draws_are_the_same(study: tuple[StudyFolder, StudySpec]) -> None:
-    folder, request = study
-    before = memory_of(request, folder)
+    folder, spec = study
+    before = memory_of(spec, folder)
     while before.num_interrupted:
         asked = before.next(100)
         assert asked is not None
@@ -126,8 +129,8 @@ def test_the_next_draws_are_the_same(study: tuple[StudyFolder, StudySpec]) -> No
     expected = [before.next(100) for _ in range(3)]
     before.close()
     (folder.path / "study.db").unlink()
-    require_agreement(folder, folder.storage, request, from_records=True)
-    after = memory_of(request, folder)
+    require_agreement(folder, folder.storage, spec, from_records=True)
+    after = memory_of(spec, folder)
     assert [after.next(100) for _ in range(3)] == expected
     after.close()
 
@@ -136,7 +139,7 @@ def test_another_studys_database_is_refused_and_put_aside(
     study: tuple[StudyFolder, StudySpec], tmp_path: Path
 ) -> None:
     """As after a start-over: trials of the same numbers, with other settings."""
-    folder, request = study
+    folder, spec = study
     database = folder.path / "study.db"
     database.unlink()
     other = small_spec(epochs=EPOCHS, seed=99)
@@ -148,27 +151,27 @@ def test_another_studys_database_is_refused_and_put_aside(
     memory.close()
     content = database.read_bytes()
     with pytest.raises(UserError, match="or has others in their place"):
-        require_agreement(folder, folder.storage, request, from_records=False)
+        require_agreement(folder, folder.storage, spec, from_records=False)
     assert database.read_bytes() == content
-    (note,) = require_agreement(folder, folder.storage, request, from_records=True)
+    (note,) = require_agreement(folder, folder.storage, spec, from_records=True)
     assert note.endswith("what was there is now study.db.before-1")
     assert (folder.path / "study.db.before-1").read_bytes() == content
-    assert require_agreement(folder, folder.storage, request, from_records=False) == ()
+    assert require_agreement(folder, folder.storage, spec, from_records=False) == ()
 
 
 def test_a_whole_study_is_left_alone(study: tuple[StudyFolder, StudySpec]) -> None:
-    folder, request = study
+    folder, spec = study
     content = (folder.path / "study.db").read_bytes()
-    assert require_agreement(folder, folder.storage, request, from_records=False) == ()
-    assert require_agreement(folder, folder.storage, request, from_records=True) == ()
+    assert require_agreement(folder, folder.storage, spec, from_records=False) == ()
+    assert require_agreement(folder, folder.storage, spec, from_records=True) == ()
     assert (folder.path / "study.db").read_bytes() == content
 
 
 def test_repeats_leave_gaps_that_count_for_nothing(tmp_path: Path) -> None:
-    request = small_spec(epochs=EPOCHS)
+    spec = small_spec(epochs=EPOCHS)
     folder = StudyFolder(tmp_path, NAME)
     folder.path.mkdir()
-    memory = memory_of(request, folder)
+    memory = memory_of(spec, folder)
     for _ in range(3):
         asked = memory.next(100)
         assert asked is not None
@@ -178,9 +181,9 @@ def test_repeats_leave_gaps_that_count_for_nothing(tmp_path: Path) -> None:
     memory.close()
     shutil.rmtree(folder.trial(1))  # as where trial 1 only repeated settings, and was not run
     (folder.path / "study.db").unlink()
-    require_agreement(folder, folder.storage, request, from_records=True)
-    rebuilt = memory_of(request, folder)
+    require_agreement(folder, folder.storage, spec, from_records=True)
+    rebuilt = memory_of(spec, folder)
     assert [trial.number for trial in rebuilt.trials()] == [0, 2]
-    assert [record["number"] for record in read_trials(folder.path)] == [0, 2]
+    assert [record.number for record in read_trials(folder.path)] == [0, 2]
     assert all(REPEAT not in trial.user_attrs for trial in rebuilt.trials())
     rebuilt.close()

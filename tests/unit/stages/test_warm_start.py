@@ -76,8 +76,7 @@ def study(folder: Path, *objectives: tuple[float, dict[str, Any]], **asked: Any)
         {**trial(number), "objective": objective, "settings": settings}
         for number, (objective, settings) in enumerate(objectives)
     ]
-    about = description()
-    return write(folder, {**about, "asked": {**about["asked"], **asked}}, trials)
+    return write(folder, description(**asked), trials)
 
 
 def test_a_warm_start_takes_the_best_that_lie_in_the_space(tmp_path: Path) -> None:
@@ -116,5 +115,5 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_study_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     study(tmp_path, (50.0, {}), (50.0, {"optim.lr": 0.01}))
     (tmp_path / "study.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"study\.yaml (is damaged|describes no study)"):
+    with pytest.raises(UserError, match=r"study\.yaml (is damaged|has no version)"):
         warm(tmp_path, SPACE)

@@ -10,18 +10,17 @@ import socket
 import sqlite3
 import struct
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
 from prometar.errors import UserError
+from tests.support import trials
 from tune.jobs.spec import Job, Leg, pack
-from tune.optimizer.ask_tell import RESULT
+from tune.results.schema import State, TrialRecord
 from tune.tracking import kinds as tracker_kinds
 from tune.tracking.callbacks import LEDGER, Trackers
 from tune.tracking.kinds import check_trackers
@@ -29,22 +28,15 @@ from tune.tracking.kinds import check_trackers
 SETTINGS = {"regularizer.kind": "l1", "optim.lr": 0.0025, "augment.flip": True}
 
 
-def ended(number: int, state: TrialState, objectives: list[float], **last: float) -> FrozenTrial:
-    trial = create_trial(
-        state=state,
-        value=objectives[-1] if state is TrialState.COMPLETE else None,
-        user_attrs={RESULT: {"epoch": len(objectives), **last}} if last else {},
-        intermediate_values=dict(enumerate(objectives, start=1)),
-    )
-    trial.number = number
-    trial.datetime_start = trial.datetime_complete = datetime(2026, 1, 1)
-    return trial
+def ended(number: int, state: State, objectives: list[float], **last: float) -> TrialRecord:
+    epoch = len(objectives) if last else 0  # else what its last result told besides is not known
+    return trials.ended(number, state, objectives, epoch=epoch, **last)
 
 
 class Study:
     """A memory, and a driver of the callback as Tune drives it."""
 
-    def __init__(self, folder: Path, *names: str, known: list[FrozenTrial] | None = None) -> None:
+    def __init__(self, folder: Path, *names: str, known: list[TrialRecord] | None = None) -> None:
         self.known, self.out = known or [], io.StringIO()
         self.trackers = Trackers(
             names, folder, "dtd", self, numbers_of=lambda tune_id: [int(n) for n in tune_id.split()],
@@ -52,7 +44,7 @@ class Study:
         )  # fmt: skip
         self.trackers.setup()
 
-    def ended(self, since: int = 0) -> list[FrozenTrial]:
+    def ended(self, since: int = 0) -> list[TrialRecord]:
         return self.known[since:]
 
     def start(self, tune_id: str) -> None:
@@ -65,7 +57,7 @@ class Study:
         result = {**figures, "seconds": 2.0 * epoch, "runs": [{}], "done": False, **more}
         self.trackers.on_trial_result(0, [], SimpleNamespace(trial_id=tune_id), result)
 
-    def end(self, trial: FrozenTrial) -> None:
+    def end(self, trial: TrialRecord) -> None:
         self.known.append(trial)
         self.trackers.on_step_end(0, [])
 
@@ -124,7 +116,7 @@ def test_a_trial_is_told_from_its_start_to_its_end(tmp_path: Path, notes: type[N
     study.start("4")  # its worker has died, and tells the first epoch again
     study.result("4", 1, 50.0)
     study.result("4", 2, 51.0, base=math.nan, new=None)
-    study.end(ended(4, TrialState.COMPLETE, [50.0, 51.0]))
+    study.end(ended(4, "COMPLETE", [50.0, 51.0]))
     study.trackers.close()
     study.trackers.close()
     assert notes.told == [
@@ -144,7 +136,7 @@ def test_each_member_of_a_worker_is_a_trial_of_its_own(tmp_path: Path, notes: ty
     study.result("2 3", 1, 50.0, member=1)
     study.result("2 3", 1, 49.0, member=0)
     study.result("2 3", 2, 1.0, member=0, failed="the loss is nan")
-    study.end(ended(2, TrialState.FAIL, [49.0]))
+    study.end(ended(2, "FAIL", [49.0]))
     assert [what[:3] for what in notes.told[1:]] == [
         ("begin", 2, SETTINGS),
         ("begin", 3, SETTINGS),
@@ -159,23 +151,23 @@ def test_a_study_that_goes_on_tells_each_thing_once(tmp_path: Path, notes: type[
     for number in ("0", "1", "2"):
         first.start(number)
         first.result(number, 1, 50.0)
-    first.end(ended(0, TrialState.COMPLETE, [50.0]))
+    first.end(ended(0, "COMPLETE", [50.0]))
     seen = len(notes.told)
     # killed: trial 1 has ended, and nobody was told; trial 2 goes on; trial 3 has never been told of
     known = [
         *first.known,
-        ended(1, TrialState.PRUNED, [50.0, 40.0], base=41.0, objective=40.0),
-        ended(3, TrialState.FAIL, []),
+        ended(1, "PRUNED", [50.0, 40.0], base=41.0, objective=40.0, seconds=3.0),
+        ended(3, "FAIL", []),
     ]
     again = Study(tmp_path, "notes", known=known)
     again.start("2")
     again.result("2", 1, 50.0)
     again.result("2", 2, 51.0)
-    again.end(ended(2, TrialState.COMPLETE, [50.0, 51.0]))
+    again.end(ended(2, "COMPLETE", [50.0, 51.0]))
     assert notes.told[seen:] == [
         ("open", "dtd"),
         ("begin", 1, {}),
-        ("log", 1, 2, {"objective": 40.0, "base": 41.0}),
+        ("log", 1, 2, {"objective": 40.0, "base": 41.0, "seconds": 3.0}),
         ("end", 1, "PRUNED", None),
         ("begin", 3, {}),
         ("end", 3, "FAIL", None),
@@ -194,7 +186,7 @@ def test_a_tracker_that_fails_is_one_line_and_off(tmp_path: Path, notes: type[No
         study.start("0")
         study.result("0", 1, 50.0)
         study.result("0", 2, 51.0)
-        study.end(ended(0, TrialState.COMPLETE, [50.0, 51.0]))
+        study.end(ended(0, "COMPLETE", [50.0, 51.0]))
         study.trackers.close()
 
     notes.fails = fails
@@ -227,7 +219,7 @@ def test_nothing_is_asked_for_nothing_is_written(tmp_path: Path) -> None:
     study = Study(tmp_path)
     study.start("0")
     study.result("0", 1, 50.0)
-    study.end(ended(0, TrialState.COMPLETE, [50.0]))
+    study.end(ended(0, "COMPLETE", [50.0]))
     study.trackers.close()
     assert list(tmp_path.iterdir()) == []
     assert pickle.loads(pickle.dumps(study.trackers)).__dict__ == {}
@@ -354,17 +346,17 @@ def test_a_real_tracker_shows_each_trial_once(
         first.start(number)
         for epoch in (1, 2):
             first.result(number, epoch, 50.0 + epoch)
-    first.end(ended(0, TrialState.COMPLETE, [51.0, 52.0]))
+    first.end(ended(0, "COMPLETE", [51.0, 52.0]))
     first.trackers.close()
     if name != "wandb":  # killed between an epoch and its note in the ledger: it is told again
         ledger = json.loads((folder / LEDGER).read_text())
         ledger["told"][name]["2"]["epoch"] = 1
         (folder / LEDGER).write_text(json.dumps(ledger))
-    again = Study(folder, name, known=[*first.known, ended(1, TrialState.PRUNED, [51.0, 52.0])])
+    again = Study(folder, name, known=[*first.known, ended(1, "PRUNED", [51.0, 52.0])])
     again.start("2")
     for epoch in (1, 2, 3):
         again.result("2", epoch, 50.0 + epoch)
-    again.end(ended(2, TrialState.COMPLETE, [51.0, 52.0, 53.0]))
+    again.end(ended(2, "COMPLETE", [51.0, 52.0, 53.0]))
     again.trackers.close()
     assert first.out.getvalue() + again.out.getvalue() == ""
     found = REAL[name](folder)

@@ -12,16 +12,17 @@ from tune.reporting.plots.style import (
     COLOURS,
     RELEASED,
     STATES,
-    Trial,
     complete,
+    figures,
     fragment,
     label,
     points,
     released_of,
 )
+from tune.results.schema import TrialRecord
 
 
-def history(trials: Sequence[Trial], goals: Mapping[str, str]) -> str:
+def history(trials: Sequence[TrialRecord], goals: Mapping[str, str]) -> str:
     """Each goal by trial number, with the best so far and the released settings as lines.
 
     Args:
@@ -31,23 +32,24 @@ def history(trials: Sequence[Trial], goals: Mapping[str, str]) -> str:
     for row, (goal, title) in enumerate(goals.items(), start=1):
         place = {"row": row, "col": 1}
         for state, name in STATES.items():
-            group = [t for t in trials if t["state"] == state and t[goal] is not None]
-            x, y = [t["number"] for t in group], [t[goal] for t in group]
+            group = [t for t in trials if t.state == state and t.goal(goal) is not None]
+            x, y = [t.number for t in group], figures(group, goal)
             points(figure, group, name, x, y, state, legendgroup=state, showlegend=row == 1, **place)
-        done = [t for t in complete(trials) if t[goal] is not None]
+        done = [t for t in complete(trials) if t.goal(goal) is not None]
         if done:
             pick = min if goal == "seconds" else max
-            best = [pick(t[goal] for t in done[: i + 1]) for i in range(len(done))]
-            last = max(t["number"] for t in trials)
+            values = figures(done, goal)
+            best = [pick(values[: i + 1]) for i in range(len(done))]
+            last = max(t.number for t in trials)
             figure.add_scatter(
-                x=[*(t["number"] for t in done), last], y=[*best, best[-1]], mode="lines",
+                x=[*(t.number for t in done), last], y=[*best, best[-1]], mode="lines",
                 name="best so far", line={"color": BEST, "shape": "hv", "width": 2}, hoverinfo="skip",
                 legendgroup="best", showlegend=row == 1, **place,
             )  # fmt: skip
         released = released_of(trials)
-        if released and released[goal] is not None:
+        if released and released.goal(goal) is not None:
             figure.add_hline(
-                y=released[goal], line={"color": RELEASED, "dash": "dash", "width": 1.5},
+                y=released.goal(goal), line={"color": RELEASED, "dash": "dash", "width": 1.5},
                 annotation={"text": "released", "font": {"color": RELEASED}},
                 annotation_position="bottom right", **place,
             )  # fmt: skip
@@ -56,34 +58,36 @@ def history(trials: Sequence[Trial], goals: Mapping[str, str]) -> str:
     return fragment(figure, "history", x="", y="", height=120 + 280 * len(goals), whole_x=len(trials) < 20)
 
 
-def curves(trials: Sequence[Trial], best: Trial | None, *, score: str) -> str | None:
+def curves(trials: Sequence[TrialRecord], best: TrialRecord | None, *, score: str) -> str | None:
     """Objective by epoch, a line a trial; a pruned one ends in a cross. None where no epoch was reported."""
-    told = [t for t in trials if t["epochs"]]
+    told = [t for t in trials if t.epochs]
     if not told:
         return None
     figure = go.Figure()
-    marked = {best["number"] if best else None, *(t["number"] for t in told if t["reference"])}
+    marked = {best.number if best else None, *(t.number for t in told if t.reference)}
     for state, title in {**STATES, "FAIL": "failed"}.items():
-        group = [t for t in told if t["state"] == state and t["number"] not in marked]
+        group = [t for t in told if t.state == state and t.number not in marked]
         _lines(figure, group, title, {"color": COLOURS[state], "width": 1.2}, opacity=0.65)
-    released = [t for t in told if t["reference"]]
+    released = [t for t in told if t.reference]
     _lines(figure, released, "released", {"color": RELEASED, "dash": "dash", "width": 2.5})
-    if best and best["epochs"] and not best["reference"]:
-        _lines(figure, [best], f"best (trial {best['number']})", {"color": BEST, "width": 2.5})
-    most = max(epoch["epoch"] for t in told for epoch in t["epochs"])
+    if best and best.epochs and not best.reference:
+        _lines(figure, [best], f"best (trial {best.number})", {"color": BEST, "width": 2.5})
+    most = max(epoch.epoch for t in told for epoch in t.epochs)
     return fragment(figure, "curves", x="epoch", y=f"{score} (%)", whole_x=most < 20)
 
 
-def _lines(figure: go.Figure, trials: list[Trial], title: str, line: dict, *, opacity: float = 1.0) -> None:
+def _lines(
+    figure: go.Figure, trials: list[TrialRecord], title: str, line: dict, *, opacity: float = 1.0
+) -> None:
     """One trace for all of them: the curves are kept apart by gaps."""
     if not trials:
         return
     rows: list[tuple[int | None, float | None, str, int, str]] = []
     for trial in trials:
-        for epoch in trial["epochs"]:
-            text = f"trial {trial['number']}, epoch {epoch['epoch']}: {epoch['objective']:.2f}"
-            rows.append((epoch["epoch"], epoch["objective"], text, 4, "circle"))
-        if trial["state"] == "PRUNED":
+        for epoch in trial.epochs:
+            text = f"trial {trial.number}, epoch {epoch.epoch}: {epoch.objective:.2f}"
+            rows.append((epoch.epoch, epoch.objective, text, 4, "circle"))
+        if trial.state == "PRUNED":
             rows[-1] = (*rows[-1][:3], 8, "x")
         rows.append((None, None, "", 0, "circle"))
     x, y, texts, sizes, symbols = zip(*rows, strict=True)

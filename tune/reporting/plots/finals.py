@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
+from prometar.metrics import Interval
 from tune.reporting.plots.style import BEST, COLOURS, fragment, label, short
 
 
@@ -16,7 +16,7 @@ class Row:
     """A line of the forest plot: its name, its interval, the single differences behind it."""
 
     name: str
-    difference: Mapping[str, Any] | None
+    difference: Interval | None
     singles: tuple[float, ...] = ()
     total: bool = False
 
@@ -39,14 +39,14 @@ def forest(rows: Sequence[Row], *, title: str) -> str | None:
         )  # fmt: skip
         if row.difference:
             d = row.difference
-            holds_0 = d["low"] <= 0 <= d["high"]
-            colour = COLOURS["PRUNED"] if holds_0 else COLOURS["COMPLETE"] if d["mean"] > 0 else BEST
+            holds_0 = d.low <= 0 <= d.high
+            colour = COLOURS["PRUNED"] if holds_0 else COLOURS["COMPLETE"] if d.mean > 0 else BEST
             figure.add_scatter(
-                x=[d["mean"]], y=[place], mode="markers", hoverinfo="text", showlegend=False,
-                hovertext=[label(f"{row.name}: {d['mean']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})")],
+                x=[d.mean], y=[place], mode="markers", hoverinfo="text", showlegend=False,
+                hovertext=[label(f"{row.name}: {d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f})")],
                 error_x={
-                    "type": "data", "symmetric": False, "array": [d["high"] - d["mean"]],
-                    "arrayminus": [d["mean"] - d["low"]], "color": colour, "thickness": 2.5, "width": 6,
+                    "type": "data", "symmetric": False, "array": [d.high - d.mean],
+                    "arrayminus": [d.mean - d.low], "color": colour, "thickness": 2.5, "width": 6,
                 },
                 marker={"color": colour, "size": 12, "symbol": "diamond" if row.total else "square"},
             )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,9 @@ from tune.reporting.plots.style import (
     EDGE,
     LINES,
     SCALE,
-    Range,
-    Trial,
     complete,
     decades,
+    figures,
     fragment,
     hover,
     label,
@@ -27,6 +25,8 @@ from tune.reporting.plots.style import (
     released_of,
     short,
 )
+from tune.results.schema import TrialRecord
+from tune.space.spaces import Choice, IntRange, Numbers, Range
 
 _GRID = 40  # cells of the interpolated surface, a side
 _ABSENT = -0.14  # where parallel coordinates show a setting that was not drawn, in unit coordinates
@@ -57,7 +57,7 @@ def importance(shares: Mapping[str, float]) -> str | None:
 
 
 def slices(
-    trials: Sequence[Trial], ranges: Mapping[str, Range], best: Trial | None, *, score: str
+    trials: Sequence[TrialRecord], ranges: Mapping[str, Range], best: TrialRecord | None, *, score: str
 ) -> list[str]:
     """Objective of the finished trials against each setting, a panel a setting.
 
@@ -66,26 +66,26 @@ def slices(
     done = complete(trials)
     if len(done) < 2:
         return []
-    y_range = padded([t["objective"] for t in done])
+    y_range = padded(figures(done))
     panels = []
     for place, (key, entry) in enumerate(ranges.items()):
-        group = [t for t in done if key in t["settings"]]
+        group = [t for t in done if key in t.settings]
         if not group:
             continue
         figure = go.Figure()
         figure.add_scatter(
-            x=[_position(t, key, entry) for t in group], y=[t["objective"] for t in group], mode="markers",
+            x=[_position(t, key, entry) for t in group], y=figures(group), mode="markers",
             marker={"color": COLOURS["COMPLETE"], "size": 7, "opacity": 0.6, "line": EDGE}, showlegend=False,
             hoverinfo="text",
             hovertext=[
-                label(f"trial {t['number']}, {short(t['settings'][key], 60)}: {t['objective']:.2f}")
+                label(f"trial {t.number}, {short(t.settings[key], 60)}: {t.objective:.2f}")
                 for t in group
             ],
         )  # fmt: skip
         for trial in (released_of(group), best):
-            if trial and key in trial["settings"]:
-                name = "released" if trial["reference"] else "best"
-                mark(figure, trial, name, _position(trial, key, entry), trial["objective"], showlegend=False)
+            if trial and key in trial.settings:
+                name = "released" if trial.reference else "best"
+                mark(figure, trial, name, _position(trial, key, entry), trial.objective, showlegend=False)
         _value_axis(figure, entry)
         figure.update_yaxes(range=y_range)
         some = "" if len(group) == len(done) else f"<br>in {len(group)} of {len(done)} trials"
@@ -97,16 +97,16 @@ def slices(
 
 
 def contour(
-    trials: Sequence[Trial], ranges: Mapping[str, Range], keys: tuple[str, str], *, score: str
+    trials: Sequence[TrialRecord], ranges: Mapping[str, Range], keys: tuple[str, str], *, score: str
 ) -> str:
     """Objective over two numeric settings: the finished trials, and a surface interpolated between them.
 
     The surface is their inverse-distance weighted mean in unit coordinates (logarithms where the range has
     them): a guide for the eye, for all other settings vary too.
     """
-    done = [t for t in complete(trials) if all(key in t["settings"] for key in keys)]
-    spots = [[_unit(t["settings"][key], ranges[key]) for key in keys] for t in done]
-    values = [t["objective"] for t in done]
+    done = [t for t in complete(trials) if all(key in t.settings for key in keys)]
+    spots = [[ranges[key].unit(t.settings[key]) for key in keys] for t in done]
+    values = figures(done)
     grid = np.linspace(0.0, 1.0, _GRID)
     weighted, total = np.zeros((_GRID, _GRID)), np.zeros((_GRID, _GRID))
     for (x, y), value in zip(spots, values, strict=True):
@@ -115,16 +115,19 @@ def contour(
         weighted, total = weighted + weights * value, total + weights
     surface = weighted / total
     x_key, y_key = keys
+    x_range, y_range = ranges[x_key], ranges[y_key]
+    assert isinstance(x_range, Numbers)
+    assert isinstance(y_range, Numbers)
     figure = go.Figure(
         go.Contour(
-            x=[_value(u, ranges[x_key]) for u in grid], y=[_value(u, ranges[y_key]) for u in grid],
+            x=[x_range.between(u) for u in grid], y=[y_range.between(u) for u in grid],
             z=surface.round(3).tolist(), colorscale=SCALE, hoverinfo="skip", ncontours=12,
             zmin=min(values), zmax=max(values), line={"width": 0.5, "color": "white"},
             showscale=False, opacity=0.6,
         )
     )  # fmt: skip
     figure.add_scatter(
-        x=[t["settings"][x_key] for t in done], y=[t["settings"][y_key] for t in done], mode="markers",
+        x=[t.settings[x_key] for t in done], y=[t.settings[y_key] for t in done], mode="markers",
         marker={
             "color": values, "colorscale": SCALE, "cmin": min(values),
             "cmax": max(values), "size": 11, "line": {"color": "#1f2933", "width": 1},
@@ -133,21 +136,20 @@ def contour(
         hoverinfo="text", hovertext=[hover(t) for t in done], showlegend=False,
     )  # fmt: skip
     for axis, key in ((figure.update_xaxes, x_key), (figure.update_yaxes, y_key)):
-        low, high = ranges[key]["low"], ranges[key]["high"]
-        axis(showgrid=False, **(log_ticks(low, high) if ranges[key].get("log") else {}))
+        axis(showgrid=False, **_log_axis(ranges[key]))
     return fragment(figure, "contour", x=x_key, y=y_key, height=460)
 
 
-def numeric(key: str, ranges: Mapping[str, Range]) -> bool:
-    return ranges[key]["type"] != "choice"
+def _log_axis(entry: Range) -> dict[str, Any]:
+    return {} if isinstance(entry, Choice) or not entry.log else log_ticks(entry.low, entry.high)
 
 
-def parallel(trials: Sequence[Trial], ranges: Mapping[str, Range], *, score: str) -> str | None:
+def parallel(trials: Sequence[TrialRecord], ranges: Mapping[str, Range], *, score: str) -> str | None:
     """A line a finished trial through all its settings to its objective; None for fewer than two trials."""
     done = complete(trials)
     if len(done) < 2:
         return None
-    values = [t["objective"] for t in done]
+    values = figures(done)
     dimensions = [_dimension(done, key, entry) for key, entry in ranges.items()]
     low, high = min(values), max(values)
     margin = 0 if high > low else 1
@@ -170,64 +172,48 @@ def parallel(trials: Sequence[Trial], ranges: Mapping[str, Range], *, score: str
     return fragment(figure, "parallel", x="", y="", height=430, margin=margin_px)
 
 
-def _dimension(done: Sequence[Trial], key: str, entry: Range) -> dict[str, Any]:
+def _dimension(done: Sequence[TrialRecord], key: str, entry: Range) -> dict[str, Any]:
     """An axis in unit coordinates, so that a setting that was not drawn has a place below all values."""
-    if entry["type"] == "choice":
-        ticks = list(entry["choices"])
-    elif entry.get("log"):
-        ticks = decades(entry["low"], entry["high"])
-    else:
-        ticks = [entry["low"] + (entry["high"] - entry["low"]) * i / 4 for i in range(5)]
-        if entry["type"] == "int":
-            ticks = sorted({round(tick) for tick in ticks})
-    places = [_unit(tick, entry) for tick in ticks]
+    ticks = _ticks(entry)
+    places = [entry.unit(tick) for tick in ticks]
     texts = [short(tick, 18) for tick in ticks]
-    absent = any(key not in t["settings"] for t in done)
+    absent = any(key not in t.settings for t in done)
     if absent:
         places, texts = [_ABSENT, *places], ["not set", *texts]
     return {
         "label": short(key, 26),
-        "values": [_unit(t["settings"][key], entry) if key in t["settings"] else _ABSENT for t in done],
+        "values": [entry.unit(t.settings[key]) if key in t.settings else _ABSENT for t in done],
         "range": [_ABSENT if absent else 0.0, 1.0],
         "tickvals": places,
         "ticktext": texts,
     }
 
 
-def _unit(value: Any, entry: Range) -> float:
-    """A value in [0, 1] along its range; choices at equal distances, what is outside at the nearer end."""
-    if entry["type"] == "choice":
-        choices = list(entry["choices"])
-        place = choices.index(value) if value in choices else 0
-        return place / max(1, len(choices) - 1)
-    low, high = entry["low"], entry["high"]
-    if entry.get("log"):
-        value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
-    return min(1.0, max(0.0, (value - low) / (high - low))) if high > low else 0.5
+def _ticks(entry: Range) -> Sequence[bool | int | float | str]:
+    if isinstance(entry, Choice):
+        return entry.choices
+    if entry.log:
+        return decades(entry.low, entry.high)
+    ticks = [entry.between(i / 4) for i in range(5)]
+    return sorted({round(tick) for tick in ticks}) if isinstance(entry, IntRange) else ticks
 
 
-def _value(unit: float, entry: Range) -> float:
-    """The inverse of `_unit` for a numeric range."""
-    low, high = entry["low"], entry["high"]
-    return float(low * (high / low) ** unit if entry.get("log") else low + (high - low) * unit)
-
-
-def _position(trial: Trial, key: str, entry: Range) -> Any:
+def _position(trial: TrialRecord, key: str, entry: Range) -> Any:
     """Where a value stands on its panel's axis; choices are spread a little, so that trials stay apart."""
-    value = trial["settings"][key]
-    if entry["type"] != "choice":
+    value = trial.settings[key]
+    if not isinstance(entry, Choice):
         return value
-    choices = list(entry["choices"])
+    choices = list(entry.choices)
     place = choices.index(value) if value in choices else len(choices)
-    return place + (trial["number"] * 0.618 % 1 - 0.5) * 0.4
+    return place + (trial.number * 0.618 % 1 - 0.5) * 0.4
 
 
 def _value_axis(figure: go.Figure, entry: Range) -> None:
-    if entry["type"] == "choice":
-        choices = entry["choices"]
+    if isinstance(entry, Choice):
+        choices = entry.choices
         figure.update_xaxes(
             tickvals=list(range(len(choices))), ticktext=[label(short(c, 14)) for c in choices],
             range=[-0.5, len(choices) - 0.5],
         )  # fmt: skip
-    elif entry.get("log"):
-        figure.update_xaxes(**log_ticks(entry["low"], entry["high"]))
+    else:
+        figure.update_xaxes(**_log_axis(entry))

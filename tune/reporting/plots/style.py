@@ -11,9 +11,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from tune.reporting.formatting import setting
-
-Trial = Mapping[str, Any]  # trials/NNNN/record.json
-Range = Mapping[str, Any]  # of space.ranges in study.yaml
+from tune.results.schema import TrialRecord
 
 BEST, RELEASED, FAILED = "#c05621", "#2d3748", "#c53030"
 COLOURS = {"COMPLETE": "#2b6cb0", "PRUNED": "#7b8794", "RUNNING": "#d69e2e", "FAIL": FAILED}
@@ -29,12 +27,20 @@ def library() -> str:
     return get_plotlyjs()
 
 
-def complete(trials: Sequence[Trial]) -> list[Trial]:
-    return [t for t in trials if t["state"] == "COMPLETE" and t["objective"] is not None]
+def complete(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return [t for t in trials if t.score is not None]
 
 
-def released_of(trials: Sequence[Trial]) -> Trial | None:
-    return next((t for t in complete(trials) if t["reference"]), None)
+def figures(trials: Sequence[TrialRecord], goal: str = "objective") -> list[float]:
+    """Their figures; they must all have one."""
+    found = [t.goal(goal) for t in trials]
+    known = [figure for figure in found if figure is not None]
+    assert len(known) == len(found), goal
+    return known
+
+
+def released_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    return next((t for t in complete(trials) if t.reference), None)
 
 
 def label(text: Any) -> str:
@@ -52,17 +58,15 @@ def short(text: Any, most: int = 24) -> str:
     return whole if len(whole) <= most else f"{whole[: most - 1]}…"
 
 
-def hover(trial: Trial) -> str:
+def hover(trial: TrialRecord) -> str:
     """All of a trial, for the box at the pointer."""
-    lines = [
-        f"trial {trial['number']}" + (f", {trial['objective']:.2f}" if trial["objective"] is not None else "")
-    ]
-    lines += [f"{key}: {short(value, 80)}" for key, value in trial["settings"].items()]
+    lines = [f"trial {trial.number}" + (f", {trial.objective:.2f}" if trial.objective is not None else "")]
+    lines += [f"{key}: {short(value, 80)}" for key, value in trial.settings.items()]
     return "<br>".join(label(line) for line in lines)
 
 
 def points(
-    figure: go.Figure, trials: list[Trial], title: str, x: list, y: list, state: str, **more: Any
+    figure: go.Figure, trials: list[TrialRecord], title: str, x: list, y: list, state: str, **more: Any
 ) -> None:
     """Trials of one state as a trace."""
     if not trials:
@@ -76,9 +80,9 @@ def points(
     )  # fmt: skip
 
 
-def mark(figure: go.Figure, trial: Trial, title: str, x: Any, y: Any, **more: Any) -> None:
+def mark(figure: go.Figure, trial: TrialRecord, title: str, x: Any, y: Any, **more: Any) -> None:
     """One trial above the others: the released settings as an open diamond, any other as a star."""
-    released = bool(trial["reference"])
+    released = trial.reference
     marker = {
         "symbol": "diamond-open" if released else "star",
         "size": 14,

@@ -1,0 +1,357 @@
+"""The files of a study's folder as typed records: nothing else parses or writes them.
+
+A file is read strictly: a missing or unknown key, a value of another type, a number that is not finite, or a
+file of another version is one line that names the file and the field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    ConfigDict,
+    Field,
+    JsonValue,
+    NaiveDatetime,
+    NonNegativeInt,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
+
+from prometar.errors import UserError
+from prometar.io.files import write_atomically
+from prometar.io.yamltext import read_yaml
+from prometar.metrics import Interval
+from tune.space.spaces import Range
+
+VERSION: Literal[1] = 1
+"""Of all files; one more whenever a field is added, removed, or gets another meaning."""
+SECONDS = "seconds"
+"""The one goal that is minimised."""
+_MOST_CHARACTERS = 10_000_000  # of study.yaml as plain data: aliases make a large tree of a small file
+
+State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+Goal = Literal["objective", "base", "new", "seconds"]
+Figure = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""Percent, or what an objective is measured in."""
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, list | dict) or (isinstance(value, float) and not isfinite(value)):
+        raise ValueError("should be a finite number, a text, true, false or null")
+    return value
+
+
+Setting = Annotated[bool | int | float | str | None, PlainValidator(_setting)]
+Settings = Mapping[str, Setting]
+"""Values by dotted setting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versioned:
+    """What a file holds; `File.read` refuses other versions."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # of its parts too
+
+    version: Literal[1] = VERSION
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a trial, of the last round or of the final test.
+
+    Args:
+        base, new, objective: Percent; None where it was not scored, and all of them where it has failed.
+        seconds: Of training.
+        failed: Why it has no figures; "" where it has.
+        alignment: Mean cosine of its gradients, where that was measured.
+    """
+
+    dataset: str
+    seed: int
+    fold: int = 0
+    base: Figure | None = None
+    new: Figure | None = None
+    objective: Figure | None = None
+    seconds: Seconds | None = None
+    failed: str = ""
+    alignment: float | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has figures."""
+        return self.objective is not None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a trial reported after an epoch (from 1 on)."""
+
+    epoch: NonNegativeInt
+    objective: Figure
+
+
+@dataclass(frozen=True)
+class TrialRecord(Versioned):
+    """trials/NNNN/record.json: a trial of the search that has ended.
+
+    Args:
+        reference: Whether its settings are the released ones. origin: Where its settings come from.
+        objective, base, new: Percent in its last epoch, the mean over its runs.
+        epoch: The last one. epochs: The objective by epoch.
+        seconds: Of training, all runs together. cpus, gpus: Held while it ran.
+        notes: What a user should know of it. reason: Why it failed.
+    """
+
+    number: NonNegativeInt
+    state: State
+    reference: bool
+    origin: str
+    settings: Settings
+    objective: Figure | None
+    base: Figure | None
+    new: Figure | None
+    epoch: NonNegativeInt
+    epochs: tuple[Epoch, ...]
+    runs: tuple[Run, ...]
+    seconds: Seconds
+    cpus: Seconds
+    gpus: Seconds
+    notes: tuple[str, ...]
+    reason: str
+    started: NaiveDatetime | None
+    ended: NaiveDatetime | None
+    loss: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The objective of a finished trial; None for others."""
+        return self.objective if self.state == "COMPLETE" else None
+
+    def goal(self, name: str) -> float | None:
+        """One of the figures that a search can optimise."""
+        figures = {"objective": self.objective, "base": self.base, "new": self.new, SECONDS: self.seconds}
+        return figures[name]
+
+
+def by_score(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The finished trials, highest objective first; the earlier of equals before the later."""
+    scored = [(-t.score, t.number, t) for t in trials if t.score is not None]
+    return [t for _, _, t in sorted(scored, key=lambda each: each[:2])]
+
+
+@dataclass(frozen=True)
+class Reevaluated:
+    """Settings that were run again. `search`: what the search measured; `mean`: over all fresh runs."""
+
+    number: NonNegativeInt
+    reference: bool
+    settings: Settings
+    search: Figure | None
+    mean: Figure | None
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Reevaluation(Versioned):
+    """lastround.json: the leading settings with fresh seeds, and the number of those that are chosen."""
+
+    seeds: tuple[int, ...]
+    chosen: int | None
+    rows: tuple[Reevaluated, ...]
+    cpus: float | None = None
+    gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Settings of the final test: the number of their trial, 0 for the released ones."""
+
+    number: NonNegativeInt
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class DatasetTest:
+    """One data set's final runs.
+
+    Args:
+        best, released: Runs by seed. difference: best - released in H, paired by seed.
+        shown: Whether a difference is. published: The published H of the method, if there is one.
+    """
+
+    best: tuple[Run, ...]
+    released: tuple[Run, ...]
+    difference: Interval | None
+    shown: bool
+    published: Figure | None = None
+
+
+@dataclass(frozen=True)
+class FinalTest(Versioned):
+    """finals.json: chosen and released settings on the test images.
+
+    Args:
+        same: Whether the chosen settings are the released ones, so that all runs are both sides.
+        difference: The one data set's; over several, the interval of their mean differences.
+        tested: Numbers of all trials whose settings have ever been tested, 0 for the released ones.
+    """
+
+    seeds: tuple[int, ...]
+    same: bool
+    best: Tested
+    released: Tested
+    datasets: Mapping[str, DatasetTest]
+    difference: Interval | None
+    shown: bool
+    tested: tuple[int, ...] = ()
+    cpus: float | None = None
+    gpus: float | None = None
+
+    def sides(self, dataset: str) -> dict[str, tuple[Run, ...]]:
+        """A data set's runs by side; those that are both sides count once."""
+        found = self.datasets[dataset]
+        return {"released": found.released} | ({} if self.same else {"best": found.best})
+
+
+@dataclass(frozen=True)
+class AskedFor:
+    """What a study was asked for.
+
+    Args:
+        leaks: Whether the objective reads the test images. score: What the objective is called.
+        seeds, folds: Of every trial. top_seeds: Fresh ones of the last round.
+        max_hours: Of searching, as the last command allowed; None for no end.
+    """
+
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    data_root: str | None
+    backbone: str
+    pretrained: str | None
+    method: str
+    objective: str
+    leaks: bool
+    score: str
+    goals: Annotated[tuple[Goal, ...], Field(min_length=1)]
+    trials: int
+    max_hours: float | None
+    epochs: int
+    shots: int
+    seed: int
+    seeds: tuple[int, ...]
+    folds: int
+    sampler: str
+    pruner: str
+    val_per_class: int
+    top: int
+    top_seeds: tuple[int, ...]
+    final_seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SpaceRecord:
+    """The space that was searched: its name, and ranges by dotted setting."""
+
+    name: str
+    ranges: Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class StudyRecord(Versioned):
+    """study.yaml.
+
+    Args:
+        command: That ran it last.
+        identity: What must not change while the study goes on.
+        config: The released settings, complete.
+        environment: Versions and machine of the last command; `earlier_environments` of those before it
+            that differ.
+    """
+
+    name: str
+    command: str
+    asked: AskedFor
+    space: SpaceRecord
+    identity: Mapping[str, JsonValue]
+    config: Mapping[str, JsonValue]
+    environment: Mapping[str, str]
+    earlier_environments: tuple[Mapping[str, str], ...] = ()
+
+
+T = TypeVar("T", bound=Versioned)
+
+
+class File(Generic[T]):
+    """A kind of file of a study: how it is read and written.
+
+    Args:
+        kind: The record that it holds. mend: What a user can do when it is damaged.
+    """
+
+    def __init__(self, kind: type[T], mend: str) -> None:
+        self._adapter = TypeAdapter(kind)
+        self._mend = mend
+
+    def read(self, path: Path) -> T:
+        """
+        Raises:
+            UserError: the file cannot be read, is damaged (the field is named), or is of another version.
+        """
+        try:
+            text = path.read_text("utf-8") if path.suffix == ".json" else _as_json(read_yaml(path))
+            _require_version(json.loads(text), path)
+            return self._adapter.validate_json(text)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{path} is damaged, {field}: {problem}; {self._mend}") from None
+        except (TypeError, ValueError, RecursionError):  # no JSON, nested too deep, YAML with dates
+            raise UserError(f"{path} is damaged: {self._mend}") from None
+
+    def write(self, path: Path, record: T) -> None:
+        """
+        Raises:
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        if path.suffix == ".json":
+            content = self._adapter.dump_json(record, indent=1)
+        else:
+            content = yaml.safe_dump(self._adapter.dump_python(record, mode="json"), sort_keys=False).encode()
+        write_atomically(path, content)
+
+
+_AGAIN = "remove it, and run search.py again"
+STUDY = File(StudyRecord, "restore it, or start another study")
+TRIAL = File(TrialRecord, _AGAIN)
+REEVALUATION = File(Reevaluation, _AGAIN)
+FINAL_TEST = File(FinalTest, _AGAIN)
+
+
+def _as_json(tree: Any) -> str:
+    """Plain data as JSON, which is checked as the other files are."""
+    chunks, length = [], 0
+    for chunk in json.JSONEncoder().iterencode(tree):
+        chunks.append(chunk)
+        length += len(chunk)
+        if length > _MOST_CHARACTERS:
+            raise ValueError("too large")
+    return "".join(chunks)
+
+
+def _require_version(tree: Any, path: Path) -> None:
+    if not isinstance(tree, dict):
+        raise ValueError("no record")
+    found = tree.get("version")
+    if found != VERSION:
+        has = "has no version" if found is None else f"is of version {str(found)[:20]}"
+        raise UserError(f"{path} {has}, and this prometar reads version {VERSION}: use the one that wrote it")
