@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
-from prometar.backbone.openclip import load_backbone, tokenize
+from prometar.backbone.openclip import load_backbone, load_clip, tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import build
 from prometar.methods.meta_tasks import one_class_out
@@ -59,10 +59,11 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
         sys.path.insert(0, str(ROOT))
         from tests.parity.released import Released
 
+        plain = load_clip(backbone, "random").to(device=DEVICE)
         plain = replace(  # random weights serve one activation as well as the other
-            clip,
-            text=replace(clip.text, activation="quick_gelu"),
-            vision=replace(clip.vision, activation="quick_gelu"),
+            plain,
+            text=replace(plain.text, activation="quick_gelu"),
+            vision=replace(plain.vision, activation="quick_gelu"),
         )
         reference = Released(
             plain, tokens, teacher, state.prompts, state.gate, 50, 20, 8, 5e-4, 5e-4, 0.0025, 1e-6

@@ -21,12 +21,16 @@ from pathlib import Path
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from torch import Tensor
 
+from prometar.backbone.clip import Clip
 from prometar.backbone.openclip import load_backbone, load_clip, tokenize
+from prometar.backbone.text import TextInput, text_pass
 from prometar.config.settings import Config
 from prometar.methods.composition import build
+from prometar.methods.prompts import layers
 from prometar.step.prompted_clip import build_model, prompt_texts
 
 BACKBONE = "ViT-B-16-quickgelu"
@@ -39,35 +43,62 @@ def names(num_classes: int) -> list[str]:
     return [every[k * len(every) // num_classes] for k in range(num_classes)]
 
 
-def features_of(side: str, num_classes: int, backbone: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """A side's forward pass to normalised features (C, E), and the prompts that it depends on."""
+Backward = Callable[[Tensor], list[Tensor]]
+"""From a cotangent of the features to the prompts' gradients."""
+
+
+def forward_of(side: str, num_classes: int, backbone: str) -> Callable[[], tuple[Tensor, Backward]]:
+    """A side's forward pass: normalised features (C, E), and the backward pass to follow."""
     method = build(Config(method="ivlp"))
     tokens = tokenize(prompt_texts(names(num_classes), method.prompts, init="a photo of a", template="{}"))
     clip = load_backbone(backbone, "random").clip
     leaves = method.prompts.init(clip, tokens[0, 1:5], torch.Generator().manual_seed(0))
-    text = {name: leaf.requires_grad_() for name, leaf in leaves.items() if name.startswith("text.")}
+    prompts = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
     if side == "ours":
-        model = build_model(clip, method.prompts, tokens)
-        return lambda: model.text_features(text), list(text.values())
+        text = build_model(clip, method.prompts, tokens).text
+        assert isinstance(text, TextInput)
+        return lambda: ours(clip, text, layers(prompts, "text"))
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from tests.parity.released import text_features
 
     plain = load_clip(backbone, "random")
     # Its reference knows QuickGELU alone; weights from chance serve one activation as well as the other.
     plain = replace(plain, text=replace(plain.text, activation="quick_gelu"))
-    return lambda: text_features(plain, tokens, text), list(text.values())
+    prompts = {name: leaf.requires_grad_() for name, leaf in prompts.items()}
+
+    def forward() -> tuple[Tensor, Backward]:
+        features = text_features(plain, tokens, prompts)
+        return features, lambda g: list(torch.autograd.grad(features, list(prompts.values()), g))
+
+    return forward
+
+
+def ours(clip: Clip, text: TextInput, prompts: dict[int, Tensor]) -> tuple[Tensor, Backward]:
+    """The pass that training runs; only the normalisation goes through autograd."""
+    with torch.no_grad():
+        raw, one = text_pass(clip, text, prompts)
+    raw.requires_grad_()
+    features = F.normalize(raw, dim=-1)
+
+    def backward(g: Tensor) -> list[Tensor]:
+        (cotangent,) = torch.autograd.grad(features, raw, g)
+        with torch.no_grad():
+            pulled = one.pull(cotangent[None])
+        return [pulled[layer][0] for layer in prompts]
+
+    return features, backward
 
 
 def measure(side: str, classes: int, backbone: str, passes: int) -> Figures:
     """Seconds of forward and of backward in each counted pass, and a fingerprint of the gradient."""
-    forward, leaves = features_of(side, classes, backbone)
+    forward = forward_of(side, classes, backbone)
     seconds: dict[str, list[float]] = {"forward": [], "backward": [], "both": []}
     for _ in range(passes + 1):
         started = time.perf_counter()
-        features = forward()
+        features, backward = forward()
         weights = torch.linspace(-1, 1, features.numel()).view_as(features)
         done = time.perf_counter()
-        gradient = torch.autograd.grad((features * weights).sum(), leaves)
+        gradient = backward(weights)
         ended = time.perf_counter()
         seconds["forward"].append(done - started)
         seconds["backward"].append(ended - done)

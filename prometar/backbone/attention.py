@@ -1,85 +1,143 @@
-"""Attention, written out to its second derivative.
+"""Attention of the towers, written out to its second derivative.
 
 torch's fused kernels have no second derivative, and products and a softmax keep a dozen tensors of queries x
-keys for it. Here q, k, v, the probabilities and the cotangents are kept, the rest is made again.
+keys for it. Here all K cotangents, and all K tangents, go through together: they stand next to the
+queries or the keys in such an order that queries, keys, values and probabilities, which all of them share,
+are an operand as they are.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 
-def attention(query_BHTK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(K) + mask) v, (B, H, T, K); `mask` broadcasts to (B, H, T, S).
+class Attention:
+    """o = softmax(q k^T + mask) v, (B, T, 3D) projections to (B, N, D), for the first N tokens as queries.
 
-    Differentiable twice. Where no gradient is recorded, the fused kernel is used.
+    With p the probabilities and centred(x) = x - <p, x> along the keys:
+        pull: a = centred(g v^T), b = p a; (b k, b^T q, p^T g)
+        push: c = centred(t_q k^T + q t_k^T), d = p c; d v + p t_v
+        second: s = p centred(r v^T + sum_k g_k t_v^T + a_k c_k);
+            (s k + sum_k b_k t_k, s^T q + sum_k b_k^T t_q, p^T r + sum_k d_k^T g_k)
+    where a row's constant in p's cotangent does not get through the softmax, so that centred factors serve.
+
+    Args:
+        mask: (B, 1, T, S), added to the scores; S = num_shared + T.
+        num_shared: The first tokens of row 0 are keys of all rows, before their own.
+        scale: What queries are multiplied by, if their weights are not.
     """
-    if not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query_BHTK, key_BHSK, value_BHSK, attn_mask=mask)
-    attended, _ = _Attention.apply(query_BHTK * query_BHTK.shape[-1] ** -0.5, key_BHSK, value_BHSK, mask)
-    return attended
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        scale: float,
+        mask: Tensor | None = None,
+        num_shared: int = 0,
+        num_queries: int | None = None,
+    ) -> None:
+        self._num_heads, self._scale, self._num_queries = num_heads, scale, num_queries
+        self._mask, self._num_shared = mask, num_shared
+
+    def fused(self, qkv_BTD: Tensor) -> Tensor:
+        """The value alone, by torch's fused kernel."""
+        heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = heads[0, :, :, : self._num_queries], *self._with_shared(heads[1:])
+        return _merged(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
+
+    def forward(self, qkv_BTD: Tensor) -> Tensor:
+        self._size = qkv_BTD.shape[:2]
+        heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        q = heads[0, :, :, : self._num_queries].flatten(0, 1)
+        self._q = q if self._scale == 1 else q * self._scale
+        self._k, self._v = self._with_shared(heads[1:]).flatten(1, 2)
+        if self._mask is None:
+            scores = torch.bmm(self._q, self._k.mT)
+        else:
+            mask = self._mask.expand(-1, self._num_heads, -1, -1).flatten(0, 1)
+            scores = torch.baddbmm(mask, self._q, self._k.mT)
+        self._p = scores.softmax(dim=-1)
+        self._o = torch.bmm(self._p, self._v)
+        return _merged(self._o.unflatten(0, (-1, self._num_heads)))
+
+    def pull(self, g_KBND: Tensor, *, again: bool) -> Tensor:
+        g = self._beside(g_KBND.unflatten(-1, (self._num_heads, -1)))
+        a = _product(g, self._v.mT)
+        if again or len(g_KBND) > 1:
+            a = a - torch.matmul(g, self._o[..., None])
+            b = a * self._p[:, :, None]
+        else:  # both in one kernel
+            b = torch.ops.aten._softmax_backward_data(a, self._p[:, :, None], -1, a.dtype)
+        if again:
+            self._g, self._a = g, a
+        dq, dk = _product(b, self._k), torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (len(g_KBND), -1))
+        dv = torch.bmm(self._p.mT, g.flatten(2)).unflatten(-1, (len(g_KBND), -1))
+        return self._joined(dq.movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
+
+    def push(self, t_KBTD: Tensor) -> Tensor:
+        t = t_KBTD.unflatten(-1, (3, self._num_heads, -1))
+        self._tq = self._beside(t[:, :, : self._num_queries, 0])
+        if self._scale != 1:
+            self._tq = self._tq * self._scale
+        tk = self._with_shared(t[:, :, :, 1].permute(1, 3, 0, 2, 4), row=0)
+        tv = self._with_shared(t[:, :, :, 2].permute(1, 3, 0, 2, 4), row=0)
+        self._tk = tk.contiguous().flatten(0, 1)
+        self._tv = tv.transpose(2, 3).contiguous().flatten(0, 1)
+        c = _product(self._tq, self._k.mT)
+        c = torch.baddbmm(c.flatten(2), self._q, self._tk.flatten(1, 2).mT).view_as(c)
+        self._c = c - torch.matmul(c, self._p[..., None])
+        pushed = _product(self._c * self._p[:, :, None], self._v)
+        pushed = torch.baddbmm(pushed.flatten(2), self._p, self._tv.flatten(2)).view_as(pushed)
+        return _merged(pushed.movedim(2, 0).unflatten(1, (-1, self._num_heads)))
+
+    def second(self, r_BND: Tensor) -> Tensor:
+        p, r = self._p, r_BND.unflatten(-1, (self._num_heads, -1)).transpose(1, 2).flatten(0, 1)
+        x = torch.baddbmm(torch.bmm(r, self._v.mT), self._g.flatten(2), self._tv.flatten(2).mT)
+        for a, c in zip(self._a.unbind(2), self._c.unbind(2), strict=True):
+            x = torch.addcmul(x, a, c)
+        s = torch.ops.aten._softmax_backward_data(x, p, -1, p.dtype)
+        b, d = self._a * p[:, :, None], (self._c * p[:, :, None]).flatten(1, 2)
+        dq = torch.baddbmm(torch.bmm(b.flatten(2), self._tk.flatten(1, 2)), s, self._k)
+        dk = torch.baddbmm(torch.bmm(b.flatten(1, 2).mT, self._tq.flatten(1, 2)), s.mT, self._q)
+        dv = torch.baddbmm(torch.bmm(d.mT, self._g.flatten(1, 2)), p.mT, r)
+        return self._joined(dq[None], dk[None], dv[None])[0]
+
+    def _beside(self, x_KBTHD: Tensor) -> Tensor:
+        """(BH, T, K, D): cotangents or tangents of a token next to each other."""
+        return x_KBTHD.permute(1, 3, 2, 0, 4).flatten(0, 1).contiguous()
+
+    def _with_shared(self, x: Tensor, *, row: int = 1) -> Tensor:
+        """Tokens (next to the last dimension) of all rows, behind the shared ones of row 0."""
+        if not self._num_shared:
+            return x
+        shared = x.narrow(row, 0, 1).narrow(-2, 0, self._num_shared)
+        return torch.cat([shared.expand_as(x.narrow(-2, 0, self._num_shared)), x], dim=-2)
+
+    def _joined(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
+        """(K, BH, tokens, D) of queries, keys and values to (K, B, T, 3D)."""
+        if self._scale != 1:
+            dq = dq * self._scale
+        if missing := self._size[1] - dq.shape[2]:
+            dq = F.pad(dq, (0, 0, 0, missing))
+        parts = [x.unflatten(1, (-1, self._num_heads)).transpose(2, 3) for x in (dq, dk, dv)]
+        if self._num_shared:
+            parts[1:] = [self._without_shared(part) for part in parts[1:]]
+        return torch.stack(parts, dim=3).flatten(3)
+
+    def _without_shared(self, x_KBSHD: Tensor) -> Tensor:
+        """The inverse of `_with_shared`, for cotangents."""
+        shared, own = x_KBSHD.split([self._num_shared, self._size[1]], dim=2)
+        first = torch.cat([shared.sum(dim=1, keepdim=True), own[:, :1, self._num_shared :]], dim=2)
+        first[:, :, : self._num_shared] += own[:, :1, : self._num_shared]
+        return torch.cat([first, own[:, 1:]], dim=1)
 
 
-class _Attention(Function):
-    """o = p v with p = softmax(q k^T + mask); p is an output only to be kept."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        scores = q @ k.mT
-        p = (scores if mask is None else scores + mask).softmax(dim=-1)
-        return p @ v, p
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, _ = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, None, None
-        return (*_AttentionBackward.apply(grad, *ctx.saved_tensors), None)
+def _merged(x_BHTK: Tensor) -> Tensor:
+    return x_BHTK.transpose(-3, -2).flatten(-2)
 
 
-class _AttentionBackward(Function):
-    """dq = b k, dk = b^T q, dv = p^T g with b = p * centred(g v^T), where centred(x) = x - sum(p * x)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        b = _through_softmax(g @ v.mT, p)
-        return b @ k, b.mT @ q, p.mT @ g
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of <b k, dq> + <b^T q, dk> + <p^T g, dv>, with p as a function of q and k."""
-        g, q, k, v, p = ctx.saved_tensors
-        a = _centred(g @ v.mT, p)
-        c = _centred(dq @ k.mT + q @ dk.mT, p)
-        b, d = p * a, p * c
-        # A row's constant in p's cotangent does not get through the softmax, so centred factors serve.
-        s = _through_softmax(g @ dv.mT + a * c, p)
-        return p @ dv + d @ v, b @ dk + s @ k, b.mT @ dq + s.mT @ q, d.mT @ g, None
-
-
-def _centred(x: Tensor, p: Tensor) -> Tensor:
-    return x - (p * x).sum(dim=-1, keepdim=True)
-
-
-def _through_softmax(cotangent: Tensor, p: Tensor) -> Tensor:
-    """p * centred(cotangent), in one kernel."""
-    return torch.ops.aten._softmax_backward_data(cotangent, p, -1, p.dtype)
+def _product(x_NTKD: Tensor, y_NDS: Tensor) -> Tensor:
+    """All of a token's K rows times a matrix that they share."""
+    return torch.bmm(x_NTKD.flatten(1, 2), y_NDS).unflatten(1, x_NTKD.shape[1:3])

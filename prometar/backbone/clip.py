@@ -18,16 +18,16 @@ from prometar.errors import UserError
 
 
 class Block(NamedTuple):
-    """One residual attention block; every entry is a frozen tensor."""
+    """One residual attention block; every entry is a frozen tensor, or None where it changes nothing."""
 
-    ln_1_weight: Tensor
-    ln_1_bias: Tensor
+    ln_1_weight: Tensor | None
+    ln_1_bias: Tensor | None
     in_proj_weight: Tensor
     in_proj_bias: Tensor
     out_proj_weight: Tensor
     out_proj_bias: Tensor
-    ln_2_weight: Tensor
-    ln_2_bias: Tensor
+    ln_2_weight: Tensor | None
+    ln_2_bias: Tensor | None
     c_fc_weight: Tensor
     c_fc_bias: Tensor
     c_proj_weight: Tensor
@@ -43,29 +43,73 @@ _BLOCK_KEYS = (
 
 @dataclass(frozen=True)
 class Tower:
-    """The blocks of one tower, its number of heads and its activation (a key of `ACTIVATIONS`)."""
+    """The blocks of one tower, its number of heads and its activation (a key of `ACTIVATIONS`).
+
+    scale: what queries are multiplied by, 1 / sqrt(width of a head), or 1 where it is in their weights.
+    """
 
     blocks: tuple[Block, ...]
     num_heads: int
     activation: str
+    scale: float
 
     @property
     def width(self) -> int:
-        return self.blocks[0].ln_1_weight.shape[0]
+        return self.blocks[0].out_proj_bias.shape[0]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Tower:
+        """A copy with every tensor changed."""
+        blocks = (
+            Block._make(None if part is None else change(part) for part in block) for block in self.blocks
+        )
+        return replace(self, blocks=tuple(blocks))
 
     def folded(self) -> Tower:
-        """The same tower with SiLU for QuickGELU: x sigmoid(a x) = silu(a x) / a, a in the weights."""
-        if self.activation != "quick_gelu":
+        """The same tower with fewer operations: what can be is in the weights of its products.
+
+        That is weight and bias of the two LayerNorms, the queries' scale, and SiLU stands for QuickGELU, as
+        x sigmoid(a x) = silu(a x) / a.
+        """
+        quick = QUICK if self.activation == "quick_gelu" else 1.0
+        if quick == self.scale == 1:
             return self
-        blocks = tuple(
-            block._replace(
-                c_fc_weight=block.c_fc_weight * QUICK,
-                c_fc_bias=block.c_fc_bias * QUICK,
-                c_proj_weight=block.c_proj_weight / QUICK,
-            )
-            for block in self.blocks
-        )
-        return replace(self, blocks=blocks, activation="silu")
+        activation = "silu" if self.activation == "quick_gelu" else self.activation
+        blocks = tuple(_folded(block, self.scale, quick) for block in self.blocks)
+        return replace(self, blocks=blocks, activation=activation, scale=1.0)
+
+
+def _folded(block: Block, scale: float, quick: float) -> Block:
+    in_proj_weight, in_proj_bias = _behind_norm(
+        block.in_proj_weight, block.in_proj_bias, block.ln_1_weight, block.ln_1_bias
+    )
+    query = torch.ones_like(in_proj_bias)
+    query[: len(query) // 3] = scale
+    c_fc_weight, c_fc_bias = _behind_norm(
+        block.c_fc_weight, block.c_fc_bias, block.ln_2_weight, block.ln_2_bias
+    )
+    return Block(
+        ln_1_weight=None,
+        ln_1_bias=None,
+        in_proj_weight=in_proj_weight * query[:, None],
+        in_proj_bias=in_proj_bias * query,
+        out_proj_weight=block.out_proj_weight,
+        out_proj_bias=block.out_proj_bias,
+        ln_2_weight=None,
+        ln_2_bias=None,
+        c_fc_weight=c_fc_weight * quick,
+        c_fc_bias=c_fc_bias * quick,
+        c_proj_weight=block.c_proj_weight / quick,
+        c_proj_bias=block.c_proj_bias,
+    )
+
+
+def _behind_norm(
+    weight: Tensor, bias: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A product with the norm's weight and bias before it: W (n w + v) + b = (W w) n + (W v + b)."""
+    if norm_weight is None or norm_bias is None:
+        return weight, bias
+    return weight * norm_weight, bias + weight @ norm_bias
 
 
 @dataclass(frozen=True)
@@ -119,17 +163,17 @@ class Clip:
         """The same CLIP, faster: see `Tower.folded`."""
         return replace(self, text=self.text.folded(), vision=self.vision.folded())
 
-    def to(self, *args: Any, **kwargs: Any) -> Clip:
-        """A copy with every tensor moved as by `Tensor.to`; the logit scale stays in at least float32."""
-        moved: dict[str, Any] = {}
+    def map(self, change: Callable[[Tensor], Tensor]) -> Clip:
+        """A copy with every tensor changed."""
+        changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tower):
-                blocks = tuple(Block(*(t.to(*args, **kwargs) for t in block)) for block in value.blocks)
-                moved[field.name] = replace(value, blocks=blocks)
-            else:
-                moved[field.name] = value.to(*args, **kwargs)
-        clip = Clip(**moved)
+            changed[field.name] = value.map(change) if isinstance(value, Tower) else change(value)
+        return Clip(**changed)
+
+    def to(self, *args: Any, **kwargs: Any) -> Clip:
+        """A copy with every tensor moved as by `Tensor.to`; the logit scale stays in at least float32."""
+        clip = self.map(lambda tensor: tensor.to(*args, **kwargs))
         # Losses are in the working precision, and the scale is a part of them.
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
 
@@ -182,7 +226,7 @@ def _tower(
         raise UserError(
             f"the backbone's weights have no '{stem}0': not a CLIP with a ViT and a text transformer"
         )
-    width = blocks[0].ln_1_weight.shape[0]
+    width = blocks[0].out_proj_bias.shape[0]
     if width % num_heads:
         raise UserError(f"the width {width} of {prefix} is not a multiple of its {num_heads} heads")
-    return Tower(blocks, num_heads, activation)
+    return Tower(blocks, num_heads, activation, (width // num_heads) ** -0.5)

@@ -35,7 +35,7 @@ _OTHERS = (
 
 def text_digest(clip: Clip) -> str:
     """sha256 (hex) of everything that text features depend on in a CLIP; a third of a second for ViT-B/16."""
-    head = [clip.text.num_heads, clip.text.activation, str(clip.dtype), clip.device.type]
+    head = [clip.text.num_heads, clip.text.scale, clip.text.activation, str(clip.dtype), clip.device.type]
     state = hashlib.sha256(json.dumps(head).encode())
     for tensor in _text_tensors(clip):
         state.update(f"{tuple(tensor.shape)}".encode())
@@ -45,7 +45,7 @@ def text_digest(clip: Clip) -> str:
 
 def _text_tensors(clip: Clip) -> Iterator[Tensor]:
     for block in clip.text.blocks:
-        yield from block
+        yield from (part for part in block if part is not None)
     # By exclusion: a tensor that is added to `Clip` counts until it is known not to matter.
     yield from (getattr(clip, field.name) for field in fields(clip) if field.name not in _OTHERS)
 

@@ -1,18 +1,79 @@
-"""LayerNorm of the towers, in float32 where float16 is too narrow for its second derivative."""
+"""LayerNorm of the towers and its derivatives, in float32 where float16 is too narrow for the second."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+EPS = 1e-5
 
-def layer_norm(x_TD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """LayerNorm over the last dimension, (..., D), in and out in the precision of x.
 
-    Its second derivative holds the cube of 1 / sigma: in float16 it overflows for sigma below 0.025, which
-    token embeddings have. So float16 is widened, as torch.autocast does.
+class Norm:
+    """n(x) = (x - mean) / sigma over the last dimension, times a weight plus a bias where there are any.
+
+    Its derivative J = (1 - 1 1^T / D - n n^T / D) / sigma is its own transpose: pulling a cotangent back and
+    pushing a tangent forward are one kernel. The gradient of sum_k <g_k, J(x) t_k> is
+
+        -(J c + n s) / (D sigma),  c = sum_k <n, t_k> g_k + <n, g_k> t_k,  s = sum_k <g_k, J t_k>
+
+    but for the sigma that J has in it. In float16 the cube of 1 / sigma overflows for sigma below 0.025,
+    which token embeddings have: it is widened, as torch.autocast does.
     """
-    if x_TD.dtype is not torch.float16:
-        return F.layer_norm(x_TD, x_TD.shape[-1:], weight, bias)
-    return F.layer_norm(x_TD.float(), x_TD.shape[-1:], weight.float(), bias.float()).to(x_TD.dtype)
+
+    def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def forward(self, x: Tensor, *, keep: bool = True) -> Tensor:
+        wide = _wide(x)
+        n, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], None, None, EPS)
+        if keep:
+            self._dtype, self._x, self._n, self._mean, self._rstd = x.dtype, wide, n, mean, rstd
+        n = n.to(x.dtype)
+        if self._weight is None or self._bias is None:
+            return n
+        return torch.addcmul(self._bias, n, self._weight)
+
+    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
+        g_K = _wide(self._weighted(g_K))
+        if again:
+            self._g_K = g_K
+        return self._each(g_K).to(self._dtype)
+
+    def push(self, t_K: Tensor) -> Tensor:
+        self._t_K = _wide(t_K)
+        self._pushed_K = self._each(self._t_K)
+        return self._weighted(self._pushed_K.to(self._dtype))
+
+    def second(self, r: Tensor) -> Tensor:
+        g, t, n = self._g_K, self._t_K, self._n
+        c = torch.addcmul(_dot(n, t) * g, _dot(n, g), t).sum(dim=0)
+        s = (g * self._pushed_K).sum(dim=(0, -1)).unsqueeze(-1)
+        minus = -1 / n.shape[-1]
+        pulled = self._jacobian(torch.addcmul(_wide(self._weighted(r)), c, self._rstd, value=minus))
+        return torch.addcmul(pulled, n, s * self._rstd, value=minus).to(self._dtype)
+
+    def _each(self, x_K: Tensor) -> Tensor:
+        if len(x_K) == 1:
+            return self._jacobian(x_K[0])[None]
+        return torch.stack([self._jacobian(x) for x in x_K.unbind()])
+
+    def _jacobian(self, g: Tensor) -> Tensor:
+        stated = self._x, self._x.shape[-1:], self._mean, self._rstd, None, None, [True, False, False]
+        pulled: Tensor = torch.ops.aten.native_layer_norm_backward(g, *stated)[0]
+        return pulled
+
+    def _weighted(self, x: Tensor) -> Tensor:
+        return x if self._weight is None else x * self._weight
+
+
+def layer_norm(x_TD: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """LayerNorm over the last dimension, (..., D), in and out in the precision of x."""
+    return Norm(weight, bias).forward(x_TD, keep=False)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1, keepdim=True)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype is torch.float16 else x

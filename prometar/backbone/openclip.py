@@ -149,9 +149,24 @@ def has_cached(name: str, tag: str) -> bool:
     return any(isinstance(path, str) for path in on_hub) or (bool(url) and by_url.is_file())
 
 
+def outline(name: str) -> Clip:
+    """A frozen CLIP of a model's shapes, on the device `meta`: what can be counted without any weights.
+
+    Raises:
+        UserError: as `load_clip`.
+    """
+    config = _config(name)
+    state = load_mini()[1] if name == "mini" else _create(name, "meta")
+    return _arranged(config, {key: value.to("meta") for key, value in state.items()})
+
+
 def _clip(config: dict[str, Any], state: dict[str, Tensor], *, where: str) -> Clip:
+    require_tensors(architecture(config), state, where=where)
+    return _arranged(config, state)
+
+
+def _arranged(config: dict[str, Any], state: dict[str, Tensor]) -> Clip:
     arch = architecture(config)
-    require_tensors(arch, state, where=where)
     clip = from_state_dict(
         state, text_heads=arch.text_heads, vision_heads=arch.vision_heads, activation=arch.activation
     )
@@ -201,13 +216,18 @@ def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:
 def _random_state(name: str) -> dict[str, Tensor]:
     if name == "mini":
         return load_mini()[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _create(name, "cpu")
+
+
+def _create(name: str, device: str) -> dict[str, Tensor]:
+    """The state of a new model; on the device `meta` it has shapes alone."""
     import open_clip
 
     logging.disable(logging.WARNING)  # it would warn of what was asked for
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return dict(open_clip.create_model(name, pretrained=None).state_dict())
+        return dict(open_clip.create_model(name, pretrained=None, device=device).state_dict())
     finally:
         logging.disable(logging.NOTSET)
 

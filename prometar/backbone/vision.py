@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.attention import attention
-from prometar.backbone.block import finish, normalise_1, project, project_key_value, project_query
+from prometar.backbone.block import Layer
 from prometar.backbone.clip import Clip
-from prometar.backbone.norm import layer_norm
-from prometar.backbone.text import Prompts
+from prometar.backbone.norm import Norm, layer_norm
+from prometar.backbone.tower import Pass, Prompts
 
 
 @torch.no_grad()
@@ -22,11 +23,7 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     patches = F.conv2d(images_B3HW, clip.patch_weight, stride=clip.patch_weight.shape[-1])
     patches = patches.flatten(2).transpose(1, 2)
     tokens = torch.cat([clip.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
-    return _ln_pre(clip, tokens + clip.vision_positions)
-
-
-def _ln_pre(clip: Clip, x_TD: Tensor) -> Tensor:
-    return layer_norm(x_TD, clip.ln_pre_weight, clip.ln_pre_bias)
+    return layer_norm(tokens + clip.vision_positions, clip.ln_pre_weight, clip.ln_pre_bias)
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None) -> Tensor:
@@ -36,31 +33,37 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
     before; a layer-0 prompt passes `ln_pre` like the patches. Their outputs are computed only where the
     next layer uses them.
     """
-    prompts = prompts or {}
-    tower, num_layers = clip.vision, len(clip.vision.blocks)
-    num_own = tokens_BTD.shape[1]
-    x = tokens_BTD
-    for layer, block in enumerate(tower.blocks):
-        last = layer == num_layers - 1
-        prompt = prompts.get(layer)
-        shared = None
-        if prompt is not None:
-            x = x[:, :num_own]
-            prompt = _ln_pre(clip, prompt) if layer == 0 else prompt
-            if last or layer + 1 in prompts:
-                shared = project_key_value(tower, block, normalise_1(block, prompt))
-            else:
-                x = torch.cat([x, prompt.expand(len(x), *prompt.shape)], dim=1)
-        normalised = normalise_1(block, x)
-        if last:
-            query, own = (
-                project_query(tower, block, normalised[:, :1]),
-                project_key_value(tower, block, normalised),
-            )
-            x = x[:, :1]
-        else:
-            query, own = project(tower, block, normalised)
-        keys = own if shared is None else shared.behind(own)
-        x = finish(tower, block, x, attention(query, *keys))
-    x_BD = layer_norm(x[:, 0], clip.ln_post_weight, clip.ln_post_bias)
-    return x_BD @ clip.vision_projection
+    return image_pass(clip, tokens_BTD, prompts or {}, fused=not torch.is_grad_enabled())[0]
+
+
+def image_pass(
+    clip: Clip, tokens_BTD: Tensor, prompts: Prompts, *, fused: bool = False
+) -> tuple[Tensor, Pass]:
+    """`encode_image`, and the pass that gives its derivatives."""
+    tower, num_own = clip.vision, tokens_BTD.shape[1]
+    num_out: list[int | None] = [
+        num_own if number in prompts else None for number in range(len(tower.blocks))
+    ]
+    layers = [
+        Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*num_out[1:], 1], strict=True)
+    ]
+    first, end = (Norm(clip.ln_pre_weight, clip.ln_pre_bias), Norm(clip.ln_post_weight, clip.ln_post_bias))
+    one = Pass(layers, _Appended(num_own), first=first, end=end, out_DE=clip.vision_projection)
+    return one.forward(tokens_BTD, prompts, fused=fused), one
+
+
+@dataclass(frozen=True)
+class _Appended:
+    """The slots of all rows behind their own."""
+
+    num_own: int
+
+    def put(self, x: Tensor, prompt: Tensor) -> Tensor:
+        own = x[..., : self.num_own, :]
+        behind = prompt.unsqueeze(-3).expand(*own.shape[:-2], *prompt.shape[-2:])
+        return torch.cat([own, behind], dim=-2)
+
+    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        if own.shape[-2] != self.num_own:
+            own, rest = torch.cat([own, rest], dim=-2).tensor_split([self.num_own], dim=-2)
+        return own, rest.sum(dim=-3)

@@ -46,7 +46,8 @@ def weights_digest(clip: Clip) -> str:
             state.update(f"{value.num_heads} {value.activation}".encode())
             for block in value.blocks:
                 for tensor in block:
-                    add(tensor)
+                    if tensor is not None:
+                        add(tensor)
         else:
             add(value)
     return state.hexdigest()

@@ -90,7 +90,8 @@ class Gate:
             g_reg = regularizer[name]
             both = torch.cat([g_task.flatten(), g_reg.flatten()])
             strength = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
-            modulated[name] = g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
+            rows_task, rows_reg = (g.reshape(-1, self.reduction) for g in (g_task, g_reg))
+            modulated[name] = torch.addcmul(rows_task, strength[:, None], rows_reg).view_as(g_task)
         return modulated
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -45,4 +46,6 @@ class InnerSGD:
     second_order: bool = True
 
     def __call__(self, prompts: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: leaf - self.lr * gradient[name] for name, leaf in prompts.items()}
+        if isinstance(self.lr, float):
+            return {name: torch.add(leaf, gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
+        return {name: leaf - self.lr * gradient[name] for name, leaf in prompts.items()}  # mapped over rates

@@ -6,6 +6,7 @@ trajectories of that code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,12 +17,13 @@ from prometar.methods.composition import Method
 from prometar.methods.inner_loop import InnerLoop
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
-from prometar.step.autodiff import Differentiate, autograd
-from prometar.step.loss_scaling import Scaling
+from prometar.step.autodiff import Differentiate, Pull, autograd
+from prometar.step.loss_scaling import Number, factor
 from prometar.step.meta_batch import Batch, Images, Query, Task
 from prometar.step.prompted_clip import Model
 from prometar.step.sgd import sgd
 from prometar.step.state import State
+from prometar.step.towers import Towers
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def step(
     present, the meta phase changes nothing and its scalars are NaN.
     """
     compute = _Compute(model, method, differentiate)
-    gradient, losses = compute.modulated(state.prompts, state.gate, batch.images, again=False)
+    gradient, losses = compute.direct(state, batch.images)
     scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, rates)
     if method.inner is not None and batch.task is not None and state.prompts:
@@ -85,43 +87,105 @@ def _where(condition: Tensor, yes: State, no: State) -> State:
 
 
 @dataclass(frozen=True)
+class _Gradients:
+    """Gradients at the tokens, each (K, P, D): of the task's and of the regularizer's loss, or of one sum.
+
+    `second`: (u (K, P, D) by token) to the gradient of sum_k <u_k, g_k> at the tokens; None where that was
+    not asked for.
+    """
+
+    each: Leaves
+    losses: Scalars
+    second: Callable[[Leaves], Leaves] | None
+
+
+@dataclass(frozen=True)
 class _Compute:
-    """Gradients of both phases."""
+    """Gradients of both phases.
+
+    The towers' derivatives are the backbone's own (`prometar.backbone.tower`); all that is small goes through
+    `differentiate`: losses at the features, and what becomes of gradients at the tokens.
+    """
 
     model: Model
     method: Method
     differentiate: Differentiate
 
-    def modulated(
-        self, prompts: Leaves, gate: Leaves, images: Images, *, again: bool
-    ) -> tuple[Leaves, Scalars]:
-        """The modulated gradient of the prompts on images, and the losses.
+    def direct(self, state: State, images: Images) -> tuple[Leaves, Scalars]:
+        """The modulated gradient of the prompts on images, and the losses."""
+        tokens, _, to_leaves = self._tokens(state.prompts)
+        found = self._gradients(tokens, images, again=False)
+        return to_leaves(self._modulated(state.gate, found.each)), found.losses
 
-        Gradients are taken, and modulated, at the tokens in the towers, then pulled back to the leaves that
-        the tokens are made of: for independent prompts these are the same.
+    def outer(self, inner: InnerLoop, state: State, task: Task) -> tuple[Leaves, Leaves, Scalars]:
+        """Gradients of outer_weight * query loss after the inner step, for the prompts and for the gate.
+
+        With v the query's gradient at the adapted tokens, and u_k what the inner step makes of it at the
+        support's gradients, the prompts get v and sum_k H_k u_k.
         """
-        tokens, _, to_leaves = self.differentiate(
+        again = inner.second_order
+        tokens, _, to_leaves = self._tokens(state.prompts)
+        support = self._gradients(tokens, task.support, again=again)
+
+        def adapt(values: Leaves) -> tuple[Leaves, Leaves]:
+            prompts, gate, each = (_group(values, name) for name in ("prompts", "gate", "gradient"))
+            # Gradients are modulated at the tokens in the towers, then pulled back to the leaves that these
+            # are made of: for independent prompts both are the same.
+            _, _, to_leaves = self._tokens(prompts, again=again)
+            gradient = to_leaves(self._modulated(gate, each), connected=True)
+            return self.method.prompts.tokens(inner(prompts, gradient)), {}
+
+        parts = {"prompts": state.prompts, "gate": state.gate, "gradient": support.each}
+        values = {f"{name}/{key}": leaf for name, part in parts.items() for key, leaf in part.items()}
+        adapted, _, back = self.differentiate(adapt, values)
+        query, query_loss = self._query(adapted, task.query, inner)
+        outer = back(query)
+        prompts = _group(outer, "prompts")
+        if support.second is not None:
+            rate = factor(self.model.clip.dtype, inner.lr)
+            bent = support.second(_times(_group(outer, "gradient"), rate))
+            bent = to_leaves(_times(bent, 1 / rate))
+            prompts = {name: leaf + bent[name] for name, leaf in prompts.items()}
+        scalars = {f"support_{name}": loss for name, loss in support.losses.items()}
+        return prompts, _group(outer, "gate"), scalars | {"query_loss": query_loss}
+
+    def _tokens(self, prompts: Leaves, *, again: bool = False) -> tuple[Leaves, Leaves, Pull]:
+        return self.differentiate(
             lambda leaves: (self.method.prompts.tokens(leaves), {}), prompts, again=again
         )
-        inner = self.method.inner if again else None
-        scaling = Scaling.of(self.model.clip.dtype, rate=inner.lr if inner else 1.0)
-        values, losses, pull = self.differentiate(
-            lambda t: self._losses(t, images), scaling.enter(tokens), again=again
-        )
-        one, strength = scaling.cotangent(values["task"]), self.method.modulator.constant
-        if "regularizer" not in values:
-            gradient = scaling.leave(pull({"task": one}))
-        elif strength is not None:  # one pass: the modulated gradient is the gradient of one sum
-            gradient = scaling.leave(pull({"task": one, "regularizer": strength * one}))
-        else:
-            g_task = scaling.leave(pull({"task": one}, last=False))
-            gradient = self.method.modulator(gate, g_task, scaling.leave(pull({"regularizer": one})))
-        return to_leaves(gradient, connected=True), losses
 
-    def _losses(self, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
-        model = self.model
-        text_CE = model.text_features(tokens, images.frozen)
-        image_BE = model.image_features(tokens, images.tokens)
+    def _modulated(self, gate: Leaves, each: Leaves) -> Leaves:
+        if any(len(gradients) == 1 for gradients in each.values()):
+            return {name: gradients[0] for name, gradients in each.items()}
+        pairs = {name: gradients.unbind() for name, gradients in each.items()}
+        task, regularizer = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
+        return self.method.modulator(gate, task, regularizer)
+
+    def _gradients(self, tokens: Leaves, images: Images, *, again: bool) -> _Gradients:
+        towers = self.model.run(tokens, images.tokens, images.frozen)
+
+        def at_features(features: Leaves) -> tuple[Leaves, Scalars]:
+            values, losses, pull = self.differentiate(
+                lambda f: self._losses(towers, f, images), features, again=again
+            )
+            one, strength = torch.ones_like(values["task"]), self.method.modulator.constant
+            if "regularizer" not in values:
+                each = [pull({"task": one})]
+            elif strength is not None:  # one pass: the modulated gradient is the gradient of one sum
+                each = [pull({"task": one, "regularizer": strength * one})]
+            else:
+                each = [pull({"task": one}, last=False), pull({"regularizer": one})]
+            return {tower: torch.stack([g[tower] for g in each]) for tower in features}, losses
+
+        if not again:
+            cotangents, losses = at_features(towers.features)
+            return _Gradients(towers.pull(cotangents), losses, None)
+        cotangents, losses, bend = self.differentiate(at_features, towers.features)
+        each = towers.pull(cotangents, again=True)
+        return _Gradients(each, losses, lambda u: towers.second(bend(towers.push(u))))
+
+    def _losses(self, towers: Towers, features: Leaves, images: Images) -> tuple[Leaves, Scalars]:
+        model, (text_CE, image_BE) = self.model, towers.both(features)
         task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
         views = Views(
             text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), images.frozen, images.weights,
@@ -131,33 +195,20 @@ class _Compute:
         values = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
         return values, {"ce": task_loss, **distances}
 
-    def outer(self, inner: InnerLoop, state: State, task: Task) -> tuple[Leaves, Leaves, Scalars]:
-        """Gradients of outer_weight * query loss after the inner step, for the prompts and for the gate."""
-
-        def objective(both: Leaves) -> tuple[Leaves, Scalars]:
-            prompts = {name: both[f"prompts/{name}"] for name in state.prompts}
-            gate = {name: both[f"gate/{name}"] for name in state.gate}
-            gradient, losses = self.modulated(prompts, gate, task.support, again=inner.second_order)
-            query_loss = self._query_loss(inner(prompts, gradient), task.query)
-            scalars = {f"support_{name}": loss for name, loss in losses.items()}
-            return {"outer": inner.outer_weight * query_loss}, scalars | {"query_loss": query_loss}
-
-        both = {f"{group}/{name}": leaf
-                for group in ("prompts", "gate") for name, leaf in getattr(state, group).items()}  # fmt: skip
-        values, scalars, pull = self.differentiate(objective, both)
-        scaling = Scaling.of(self.model.clip.dtype, weight=inner.outer_weight)
-        outer = scaling.leave(pull({"outer": scaling.cotangent(values["outer"])}))
-        return (
-            {name: outer[f"prompts/{name}"] for name in state.prompts},
-            {name: outer[f"gate/{name}"] for name in state.gate},
-            scalars,
+    def _query(self, tokens: Leaves, query: Query, inner: InnerLoop) -> tuple[Leaves, Tensor]:
+        """The gradient of outer_weight * query loss at the adapted tokens, and the loss."""
+        towers = self.model.run(tokens, query.tokens, query.frozen)
+        values, _, pull = self.differentiate(
+            lambda features: ({"query": self._query_loss(towers, features, query)}, {}), towers.features
         )
+        weight = factor(self.model.clip.dtype, inner.outer_weight)
+        one = torch.ones_like(values["query"]) * (inner.outer_weight * weight)
+        pulled = towers.pull({name: g[None] for name, g in pull({"query": one}).items()})
+        return _times({name: g[0] for name, g in pulled.items()}, 1 / weight), values["query"]
 
-    def _query_loss(self, adapted: Leaves, query: Query) -> Tensor:
+    def _query_loss(self, towers: Towers, features: Leaves, query: Query) -> Tensor:
         """Cross-entropy of the query images under adapted prompts, with their partners mixed in."""
-        tokens = self.method.prompts.tokens(adapted)
-        text_CE = self.model.text_features(tokens, query.frozen)
-        image_RE = self.model.image_features(tokens, query.tokens)
+        text_CE, image_RE = towers.both(features)
         image_QE, shares = image_RE[: len(query.labels)], query.shares
         if shares is not None and shares.partner is not None:
             image_QE = shares.own[:, None] * image_QE + shares.rest[:, None] * image_RE[shares.partner]
@@ -166,6 +217,16 @@ class _Compute:
             return cross_entropy(logits, query.labels, query.weights)
         own = cross_entropy(logits, query.labels, query.weights * shares.own)
         return own + cross_entropy(logits, shares.labels, query.weights * shares.rest)
+
+
+def _group(values: Leaves, name: str) -> Leaves:
+    return {key.partition("/")[2]: leaf for key, leaf in values.items() if key.startswith(f"{name}/")}
+
+
+def _times(leaves: Leaves, number: Number) -> Leaves:
+    if isinstance(number, float) and number == 1:
+        return leaves
+    return {name: leaf * number for name, leaf in leaves.items()}
 
 
 def cross_entropy(logits_BC: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

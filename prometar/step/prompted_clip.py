@@ -11,10 +11,11 @@ from torch import Tensor
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.frozen_features import mean_text, readable
-from prometar.backbone.text import TextInput, encode_text, text_input
-from prometar.backbone.vision import encode_image
-from prometar.methods.prompts import Prompts, layers
+from prometar.backbone.text import TextInput, encode_text, text_input, text_pass
+from prometar.backbone.vision import encode_image, image_pass
+from prometar.methods.prompts import Leaves, Prompts, layers
 from prometar.methods.regularizers import similarity
+from prometar.step.towers import EachImage, Run, Towers
 
 _MOST_ROWS = 256  # of text tokens that are encoded at once where each image has its own
 
@@ -41,18 +42,46 @@ class Model:
             return text
         if self.prompts.conditional:
             assert frozen_BE is not None, "conditional prompts see images"
-            seen = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
-            at_once = max(1, _MOST_ROWS // len(text.embedded_RTD))
-            with torch.enable_grad():  # without, attention is a fused kernel, which cannot be mapped
-                features = torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=at_once)(seen)
+            features = self._text_of_each(text, tokens, frozen_BE)
         else:
             features = encode_text(self.clip, text, self._layers(tokens, "text"))
         return F.normalize(features.to(self.clip.working_dtype), dim=-1)
+
+    def _text_of_each(self, text: TextInput, tokens: Mapping[str, Tensor], frozen_BE: Tensor) -> Tensor:
+        """Un-normalised text features (B, C, E) as each image's tokens make them."""
+        seen = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
+        at_once = max(1, _MOST_ROWS // len(text.embedded_RTD))
+        with torch.enable_grad():  # without, attention is a fused kernel, which cannot be mapped
+            features: Tensor = torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=at_once)(seen)
+        return features
 
     def image_features(self, tokens: Mapping[str, Tensor], images_BTD: Tensor) -> Tensor:
         """Un-normalised image features (B, E) of embedded images (`backbone.vision.embed_images`)."""
         features = encode_image(self.clip, images_BTD, self._layers(tokens, "vision"))
         return features.to(self.clip.working_dtype)
+
+    @torch.no_grad()
+    def run(
+        self, tokens: Mapping[str, Tensor], images_BTD: Tensor, frozen_BE: Tensor | None = None
+    ) -> Towers:
+        """Features of both towers with what their derivatives need; no graph is recorded."""
+        text, working, runs = self.text, self.clip.working_dtype, dict[str, Run]()
+        features, text_CE, image_BE = Leaves(), None, None
+        own, vision = self._layers(tokens, "text"), self._layers(tokens, "vision")
+        if isinstance(text, TextInput) and self.prompts.conditional:
+            assert frozen_BE is not None, "conditional prompts see images"
+            each = EachImage(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
+            features["text"], runs["text"] = each.features, each
+        elif isinstance(text, TextInput) and own:
+            features["text"], runs["text"] = text_pass(self.clip, text, own)
+        else:
+            text_CE = self.text_features({})
+        if vision:
+            features["vision"], runs["vision"] = image_pass(self.clip, images_BTD, vision)
+        else:
+            image_BE = self.image_features({}, images_BTD)
+        features = {tower: value.to(working) for tower, value in features.items()}
+        return Towers(self.clip.dtype, runs, features, text_CE, image_BE)
 
     def _layers(self, tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
         """Towers run in the precision of their weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from prometar.methods.prompts import Leaves
@@ -30,10 +31,18 @@ def sgd(
         leaf = leaf.detach()
         # Autograd may hand out transposed layouts. A state has one layout, else a resumed run, whose state
         # comes from a file, would sum in another order than one that never stopped.
-        velocity = momentum * momenta[name] + gradient.pop(name).detach().contiguous() + weight_decay * leaf
+        velocity = gradient.pop(name).detach().contiguous()
+        velocity = _plus(_plus(velocity, momentum, momenta[name]), weight_decay, leaf)
         new_momenta[name] = velocity
-        new_leaves[name] = leaf - lr * velocity
+        new_leaves[name] = _plus(leaf, -lr, velocity)
     return new_leaves, new_momenta
+
+
+def _plus(a: Tensor, factor: float | Tensor, b: Tensor) -> Tensor:
+    """a + factor * b in one kernel."""
+    if isinstance(factor, Tensor):  # each of several configurations has its own
+        return torch.addcmul(a, factor, b)
+    return torch.add(a, b, alpha=factor)
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:

@@ -1,20 +1,19 @@
-"""SiLU to its second derivative, and QuickGELU folded into the weights."""
+"""QuickGELU, and what else goes into the weights, folded."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-from prometar.backbone.activations import QUICK, quick_gelu, silu
+from prometar.backbone.activations import QUICK, quick_gelu
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.vision import embed_images, encode_image
 from tests.support.tiny import backbone
 
 
-def test_silu_is_exact_to_its_second_derivative() -> None:
-    x = torch.linspace(-9, 9, 37, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(silu(QUICK * x) / QUICK, quick_gelu(x), rtol=0, atol=1e-14)
-    assert torch.autograd.gradcheck(silu, x)
-    assert torch.autograd.gradgradcheck(silu, x)
+def test_silu_stands_for_quick_gelu() -> None:
+    x = torch.linspace(-9, 9, 37, dtype=torch.float64)
+    torch.testing.assert_close(F.silu(QUICK * x) / QUICK, quick_gelu(x), rtol=0, atol=1e-14)
 
 
 def test_a_folded_clip_is_the_same_clip() -> None:

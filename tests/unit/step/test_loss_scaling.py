@@ -14,8 +14,9 @@ from prometar.backbone.openclip import load_backbone, tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import METHODS, build
 from prometar.methods.meta_tasks import one_class_out
+from prometar.step import iteration
 from prometar.step.iteration import Rates, step
-from prometar.step.loss_scaling import NONE, Scaling
+from prometar.step.loss_scaling import factor
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
@@ -29,8 +30,7 @@ NAMES = [f"class number {k}" for k in range(6)]
 
 @pytest.fixture
 def scaled_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = Scaling.of
-    monkeypatch.setattr(Scaling, "of", staticmethod(lambda dtype, **numbers: of(torch.float16, **numbers)))
+    monkeypatch.setattr(iteration, "factor", lambda dtype, number: factor(torch.float16, number))
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -98,5 +98,5 @@ def test_float16_gradients_are_near_those_of_float32(settings: dict[str, Any]) -
 
 
 def test_without_scaling_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scaling, "of", staticmethod(lambda dtype, **numbers: NONE))
+    monkeypatch.setattr(iteration, "factor", lambda dtype, number: 1.0)
     assert errors(WEAK)["gate"] > 0.1

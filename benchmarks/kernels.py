@@ -1,0 +1,91 @@
+"""Kernels, bytes and operations of one ProMetaR iteration, counted exactly on fake tensors.
+
+    python benchmarks/kernels.py [--backbone ViT-B-16-quickgelu] [--classes 16] [--dtype fp32]
+        [--configurations 1 16] [--places] [--quick] [--json FILE]
+
+Nothing is computed: shapes run through the step's own code. A kernel is an ATen operation that torch
+dispatches and that is no view; its bytes are those of all its operands and results; operations are those of
+matrix products and convolutions. `eager` is the step of one configuration as it runs by default; `P = n` are
+n configurations in lockstep, with tasks of fixed shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine, table
+from torch.utils.flop_counter import FlopCounterMode
+
+from prometar.config.settings import Config
+from prometar.training.counts import Kernels, kernels_of, operator_name
+from prometar.training.rehearsal import rehearse
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def place(_: object) -> str:
+    """The innermost function of ours that an operation comes from."""
+    for frame, _ in traceback.walk_stack(sys._getframe(2)):
+        file = frame.f_code.co_filename
+        if file.startswith(str(ROOT / "prometar")):
+            return f"{Path(file).relative_to(ROOT / 'prometar')}:{frame.f_code.co_qualname}"
+    return "outside"
+
+
+def count(config: Config, *, places: bool = False, **settings: Any) -> tuple[Kernels, int]:
+    """The kernels of an iteration, and its operations."""
+    rehearsal = rehearse(config, **settings)
+    with rehearsal.mode, FlopCounterMode(display=False) as flops:
+        rehearsal()
+    return kernels_of(rehearsal, place if places else operator_name), flops.get_total_flops()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
+    parser.add_argument("--classes", type=int, default=16)
+    parser.add_argument("--dtype", default="fp32", choices=DTYPES)
+    parser.add_argument("--configurations", type=int, nargs="*", default=[1, 16], help="P, in lockstep")
+    parser.add_argument("--places", action="store_true", help="by place in our code, not by operator")
+    parser.add_argument("--quick", action="store_true", help="mini, one configuration")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    args = parser.parse_args()
+    if args.quick:
+        args.backbone, args.configurations = "mini", [2]
+    weights = None if args.backbone == "mini" else "random"
+    config = Config().override({"backbone.name": args.backbone, "backbone.pretrained": weights})
+    sides = {"eager": None, **{f"P = {n}": n for n in args.configurations}}
+    figures, rows, groups = {}, [], []
+    for side, configurations in sides.items():
+        settings = {
+            "num_classes": args.classes,
+            "dtype": DTYPES[args.dtype],
+            "configurations": configurations,
+        }
+        counted, flops = count(config, places=args.places, **settings)
+        kernels, size = counted.kernels.total(), counted.bytes.total()
+        by = {name: [number, counted.bytes[name]] for name, number in counted.kernels.most_common()}
+        figures[side] = {"kernels": kernels, "views": counted.views, "bytes": size, "flops": flops, "by": by}
+        rows.append(
+            (side, kernels, counted.views, size / 1e9, flops / 1e12, size / 1e9 / (configurations or 1))
+        )
+        groups += [(side, name, number, moved / 1e9) for name, (number, moved) in list(by.items())[:16]]
+    print(f"{args.backbone}, {args.classes} classes, batch {config.train.batch_size}, {args.dtype}")
+    print(table(("step", "kernels", "views", "GB", "TFLOP", "GB a configuration"), rows))
+    print()
+    print(table(("step", "place" if args.places else "operator", "kernels", "GB"), groups))
+    if args.json:
+        args.json.write_text(json.dumps({**figures, "machine": machine()}, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A prompted tower as a function of its prompts, with both derivatives: what training calls.
+
+Frozen weights and few learnable tokens make a case that general automatic differentiation does not know: no
+gradient of a weight is needed, all cotangents and tangents of one pass can go through together, and for the
+second derivative one more reverse pass serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from prometar.backbone.block import Layer
+from prometar.backbone.norm import Norm
+
+Prompts = Mapping[int, Tensor]
+"""Learnable tokens by layer, each (P, D), or K cotangents or tangents of such, (K, P, D).
+
+A layer without an entry keeps the tokens that reach it.
+"""
+
+
+class Slots(Protocol):
+    """Where prompts stand among a tower's tokens."""
+
+    def put(self, x: Tensor, prompt: Tensor) -> Tensor:
+        """Tokens (..., B, T, D) with a prompt (..., P, D) among them."""
+        ...
+
+    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """Cotangents of the tokens and of the prompt, given those of `Layer.pull`."""
+        ...
+
+
+class Pass:
+    """One run of a tower: features (N, E) of its prompts.
+
+    After `forward`, `pull` gives J^T g_k for K cotangents. After `pull(..., again=True)`, `push` gives J t_k
+    for K tangents, and then `second(r)` the gradient of <r, features> + sum_k <g_k, J t_k>. What is kept for
+    them goes layer by layer, as soon as it has been used for the last time.
+
+    `first`: what prompts of layer 0 go through, `out_DE`: what the features are projected by.
+    """
+
+    def __init__(
+        self, layers: Iterable[Layer], slots: Slots, *, first: Norm | None = None, end: Norm, out_DE: Tensor
+    ) -> None:
+        self._layers, self._slots = list(layers), slots
+        self._first, self._end, self._out_DE = first, end, out_DE
+
+    def forward(self, x_BTD: Tensor, prompts: Prompts, *, fused: bool = False) -> Tensor:
+        """`fused`: by torch's fused attention, for the value alone."""
+        self._size, self._prompted = x_BTD.shape, sorted(prompts)
+        first, x = min(prompts, default=len(self._layers)), x_BTD
+        for number, layer in enumerate(self._layers):
+            if number in prompts:
+                prompt = prompts[number]
+                if number == 0 and self._first is not None:
+                    prompt = self._first.forward(prompt)
+                x = self._slots.put(x, prompt)
+            # Nothing flows back below the first prompt.
+            x = layer.forward(x, fused=fused or number < first)
+        self._out_size = x.shape[:-1]
+        return self._end.forward(x.flatten(0, -2)) @ self._out_DE
+
+    def pull(self, g_KNE: Tensor, *, again: bool = False) -> dict[int, Tensor]:
+        def through(part: Any, g: Tensor) -> Any:
+            return part.pull(g, again=again)
+
+        return self._back(g_KNE, through, last=not again)
+
+    def push(self, prompts: Prompts) -> Tensor:
+        first = self._prompted[0]
+        num_tangents = len(prompts[first])
+        t = prompts[first].new_zeros(num_tangents, *self._size)
+        for number, layer in enumerate(self._layers[first:], first):
+            if number in prompts:
+                prompt = prompts[number]
+                if number == 0 and self._first is not None:
+                    prompt = self._first.push(prompt)
+                t = self._slots.put(t, prompt)
+            t = layer.push(t)
+        return self._end.push(t.flatten(1, -2)) @ self._out_DE
+
+    def second(self, r_NE: Tensor) -> dict[int, Tensor]:
+        return self._back(r_NE, lambda part, r: part.second(r), last=True)
+
+    def _back(self, g: Tensor, through: Callable[[Any, Tensor], Any], *, last: bool) -> dict[int, Tensor]:
+        g = through(self._end, g @ self._out_DE.T).unflatten(-2, self._out_size)
+        found: dict[int, Tensor] = {}
+        for number in reversed(range(self._prompted[0], len(self._layers))):
+            g, rest = through(self._layers[number], g)
+            if number in self._prompted:
+                g, prompt = self._slots.take(g, rest)
+                if number == 0 and self._first is not None:
+                    prompt = through(self._first, prompt)
+                found[number] = prompt
+            elif rest.shape[-2]:
+                g = torch.cat([g, rest], dim=-2)
+            if last:
+                del self._layers[number]
+        return found

@@ -1,0 +1,111 @@
+"""One run of both towers, and its derivatives at the tokens: what the step needs of the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vjp
+
+from prometar.backbone.tower import Pass
+from prometar.methods.prompts import Leaves, layers
+
+
+class EachImage:
+    """A text tower that sees the images, (B, C, E): a `Pass` by token name, by torch's own derivatives."""
+
+    def __init__(self, function: Callable[[Leaves], Tensor], tokens: Mapping[str, Tensor]) -> None:
+        self._function, self._tokens = function, dict(tokens)
+        self.features, self._pullback = vjp(function, self._tokens)  # type: ignore[misc]
+
+    def pull(self, g_KBCE: Tensor, *, again: bool = False) -> Leaves:
+        self._g_K = g_KBCE
+        pulled = [self._pullback(g)[0] for g in g_KBCE]
+        return {name: torch.stack([each[name] for each in pulled]) for name in self._tokens}
+
+    def push(self, tangents: Leaves) -> Tensor:
+        self._t_K = [{name: tangents[name][k] for name in self._tokens} for k in range(len(self._g_K))]
+
+        def transposed(g: Tensor) -> Leaves:
+            pulled: Leaves = vjp(self._function, self._tokens)[1](g)[0]
+            return pulled
+
+        _, push = vjp(transposed, torch.zeros_like(self.features))  # type: ignore[misc]
+        return torch.stack([push(t)[0] for t in self._t_K])
+
+    def second(self, r_BCE: Tensor) -> Leaves:
+        def whole(tokens: Leaves) -> Tensor:
+            features, pullback = vjp(self._function, tokens)  # type: ignore[misc]
+            total = (r_BCE * features).sum()
+            for g, t in zip(self._g_K, self._t_K, strict=True):
+                total = total + sum((t[name] * pulled).sum() for name, pulled in pullback(g)[0].items())
+            return total
+
+        bent: Leaves = grad(whole)(self._tokens)
+        return bent
+
+
+Run = Pass | EachImage
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Un-normalised features by tower, `text` (C, E) and `vision` (B, E), and the runs that they come from.
+
+    A tower without prompts has none of both; then its features, the text's normalised, are fixed.
+    """
+
+    dtype: torch.dtype
+    runs: Mapping[str, Run]
+    features: Leaves
+    fixed_text_CE: Tensor | None
+    fixed_image_BE: Tensor | None
+
+    def both(self, features: Leaves) -> tuple[Tensor, Tensor]:
+        """Normalised text features and un-normalised image features, given those that change."""
+        text_CE, image_BE = self.fixed_text_CE, features.get("vision", self.fixed_image_BE)
+        if "text" in features:
+            text_CE = F.normalize(features["text"], dim=-1)
+        assert text_CE is not None
+        assert image_BE is not None
+        return text_CE, image_BE
+
+    @torch.no_grad()
+    def pull(self, cotangents: Leaves, *, again: bool = False) -> Leaves:
+        """K cotangents of the features, each (K, N, E), to those of the tokens, each (K, P, D)."""
+        return self._at_tokens(cotangents, lambda run, g: run.pull(g, again=again))
+
+    @torch.no_grad()
+    def push(self, tangents: Leaves) -> Leaves:
+        """K tangents of the tokens to those of the features; the inverse shapes of `pull`."""
+        pushed = {}
+        for tower, run in self.runs.items():
+            if isinstance(run, Pass):
+                own = layers(tangents, tower)
+                features = run.push({layer: tangent.to(self.dtype) for layer, tangent in own.items()})
+            else:
+                features = run.push(tangents)
+            pushed[tower] = features.to(self.features[tower].dtype)
+        return pushed
+
+    @torch.no_grad()
+    def second(self, cotangents: Leaves) -> Leaves:
+        """Gradients at the tokens, (P, D), of <r, features> + sum_k <g_k, J t_k>; r (N, E) by tower."""
+        return self._at_tokens(cotangents, lambda run, r: run.second(r))
+
+    def _at_tokens(
+        self, cotangents: Leaves, through: Callable[[Run, Tensor], Mapping[Any, Tensor]]
+    ) -> Leaves:
+        found: Leaves = {}
+        for tower, run in self.runs.items():
+            g = cotangents[tower]
+            if isinstance(run, Pass):
+                for layer, tensor in through(run, g.to(self.dtype)).items():
+                    found[f"{tower}.{layer}"] = tensor.to(g.dtype)
+            else:
+                found |= {str(name): tensor for name, tensor in through(run, g).items()}
+        return found

@@ -1,0 +1,131 @@
+"""What an iteration does, counted on fake tensors before anything runs: kernels, bytes moved, peak memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from prometar.config.settings import Config
+from prometar.training.rehearsal import Rehearsal, rehearse
+
+
+def operator_name(operator: Any) -> str:
+    """`mul` for aten.mul.Tensor."""
+    name: str = operator.overloadpacket.__name__
+    return name
+
+
+@dataclass
+class Kernels(TorchDispatchMode):
+    """Counts what is dispatched under it, by `name_of` the operator.
+
+    A kernel is an ATen operation that is no view; its bytes are those of all its operands and results.
+    """
+
+    name_of: Callable[[Any], str] = operator_name
+    views: int = 0
+    kernels: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        if operator.namespace != "aten":
+            return result
+        if operator.is_view or operator.overloadpacket is torch.ops.aten._unsafe_view:
+            self.views += 1
+            return result
+        name, tensors = self.name_of(operator), tree_leaves((args, kwargs, result))
+        self.kernels[name] += 1
+        self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
+        return result
+
+
+def kernels_of(rehearsal: Rehearsal, name_of: Callable[[Any], str] = operator_name) -> Kernels:
+    """The kernels of one iteration."""
+    with rehearsal.mode, Kernels(name_of) as counted:
+        rehearsal()
+    return counted
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the tensors of an iteration take: what is there before it, and the most at any time in it.
+
+    What the process has besides (torch itself, workspaces of libraries, a cache that keeps what was freed) is
+    not in it.
+    """
+
+    before: int
+    peak: int
+
+
+def memory_of(
+    config: Config,
+    *,
+    num_classes: int,
+    dtype: torch.dtype = torch.float32,
+    configurations: int | None = None,
+) -> Memory:
+    """The memory of one iteration of a configuration, or of several in lockstep; a second or two a call.
+
+    Example:
+        >>> mini = Config().override({"backbone.name": "mini", "backbone.pretrained": None})
+        >>> memory = memory_of(mini, num_classes=12)
+        >>> memory.before < memory.peak < 2**30
+        True
+    """
+    rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, configurations=configurations)
+    with rehearsal.mode, _Live() as live:
+        before = live.note(_tensors(rehearsal))
+        rehearsal()
+    return Memory(before, live.peak)
+
+
+def _tensors(rehearsal: Rehearsal) -> list[Tensor]:
+    found = [*rehearsal.state.tensors().values(), rehearsal.pixels_B3HW, rehearsal.labels_B]
+    rehearsal.model.clip.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+@dataclass
+class _Live(TorchDispatchMode):
+    """The memory of all storages that it has seen and that still exist."""
+
+    peak: int = 0
+    _bytes: dict[StorageWeakRef, int] = field(default_factory=dict)
+    _total: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def note(self, tensors: list[Tensor]) -> int:
+        """Count these too; how many bytes are live, or were when they last made a difference."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            reference = StorageWeakRef(storage)
+            if reference not in self._bytes:
+                self._bytes[reference] = storage.nbytes()
+                self._total += storage.nbytes()
+        if (
+            self._total > self.peak
+        ):  # looked at only where it could be a new peak: what died counts until then
+            self._bytes = {each: size for each, size in self._bytes.items() if not each.expired()}
+            self._total = sum(self._bytes.values())
+            self.peak = max(self.peak, self._total)
+        return self._total
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        self.note([each for each in tree_leaves(result) if isinstance(each, Tensor)])
+        return result

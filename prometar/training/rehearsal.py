@@ -1,0 +1,84 @@
+"""An iteration on fake tensors: shapes without data, to count what it does before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from prometar.backbone.openclip import outline, tokenize
+from prometar.config.settings import Config
+from prometar.methods.composition import Method, build
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import Batch, Images, Query, Shares, Task, embed_batch
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.state import State
+from prometar.step.vmapped import stack, step_all
+
+RATES = Rates(2.5e-3, 1e-6)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
+
+    `configurations`: how many are stepped in lockstep, with tasks of fixed shape; None: one, whose query is
+    half the batch, with one partner encoded beside it. All tensors are of `mode`, which is to be entered
+    around a call.
+    """
+
+    mode: FakeTensorMode
+    model: Model
+    method: Method
+    state: State
+    pixels_B3HW: Tensor
+    labels_B: Tensor
+    configurations: int | None
+
+    def __call__(self) -> object:
+        uses_images = self.method.uses_images
+        whole = embed_batch(self.model.clip, self.pixels_B3HW, self.labels_B, teach=uses_images)
+        count = self.configurations
+        batch = Batch(whole, self._task(whole, len(self.labels_B)))
+        if count is None:
+            return step(self.model, self.method, self.state, batch, RATES)
+        return step_all(self.model, [self.method] * count, self.state, [batch] * count, [RATES] * count)
+
+    def _task(self, whole: Images, size: int) -> Task | None:
+        if self.method.inner is None:
+            return None
+        if self.configurations is not None:
+            share, everyone = whole.weights, whole.labels
+            query = Query(
+                whole.tokens, everyone, share, Shares(share, share, everyone, everyone), whole.frozen
+            )
+            return Task(whole, query, present=whole.labels.new_ones((), dtype=torch.bool))
+        half = size // 2
+        support = Images._make(None if part is None else part[:half] for part in whole)
+        _, labels, share, frozen = Images._make(None if part is None else part[half:] for part in whole)
+        return Task(
+            support,
+            Query(whole.tokens[half - 1 :], labels, share, Shares(share, share, labels, labels), frozen),
+        )
+
+
+def rehearse(
+    config: Config, *, num_classes: int, dtype: torch.dtype = torch.float32, configurations: int | None = None
+) -> Rehearsal:
+    """A rehearsal of a configuration's training on so many classes, towers in `dtype`."""
+    method, clip = build(config), outline(config.backbone.name).to(dtype)
+    names = [f"class number {number}" for number in range(num_classes)]
+    tokens = tokenize(prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}."))
+    with (mode := FakeTensorMode()):
+        clip = clip.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).folded()
+        frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
+        model = build_model(clip, method.prompts, tokens, frozen)
+        generator = torch.Generator().manual_seed(0)
+        prompts = method.prompts.init(clip, torch.arange(config.prompts.text_length), generator)
+        gate = method.modulator.init(method.prompts.tokens(prompts), generator)
+        state, size, side = State.start(prompts, gate), config.train.batch_size, clip.image_size
+        state = state if configurations is None else stack([state] * configurations)
+        pixels, labels = torch.empty(size, 3, side, side, dtype=dtype), torch.zeros(size, dtype=torch.long)
+    return Rehearsal(mode, model, method, state, pixels, labels, configurations)

@@ -1,0 +1,206 @@
+"""Every hand-written derivative against torch's automatic ones of the plain formula, in float64.
+
+`pull` is J^T g, `push` J t, `second` the gradient of <r, f(x)> + sum_k <g_k, J(x) t_k>: exact, for one
+cotangent and for several, and mapped by `torch.vmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vjp
+
+from prometar.backbone import text_packing
+from prometar.backbone.activations import ACTIVATIONS, Activation, quick_gelu
+from prometar.backbone.attention import Attention
+from prometar.backbone.block import Layer
+from prometar.backbone.norm import EPS, Norm
+from prometar.backbone.openclip import tokenize
+from prometar.backbone.text import text_input, text_pass
+from prometar.backbone.tower import Pass, Prompts
+from prometar.backbone.vision import embed_images, image_pass
+from tests.parity.released import attend
+from tests.support.tiny import backbone
+from tests.unit.backbone.test_towers import TEXTS
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+ROWS, LENGTH, WIDTH, HEADS, SHARED = 2, 5, 16, 2, 2
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def tangent_of(function: Callable[[Any], Tensor], x: Any, t: Any) -> Tensor:
+    """J t, as the transpose of g -> J^T g."""
+    value, pullback = vjp(function, x)
+    (pushed,) = vjp(lambda g: pullback(g)[0], torch.zeros_like(value))[1](t)
+    return pushed
+
+
+WEIGHT, BIAS = random(WIDTH), random(WIDTH, 1)[:, 0]
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+def weighted_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=EPS)
+
+
+def plain_attention(qkv: Tensor, mask: Tensor | None, num_shared: int, num_queries: int | None) -> Tensor:
+    q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).movedim(2, 0).transpose(2, 3)
+    if num_shared:
+        k, v = (torch.cat([x[:1, :, :num_shared].expand(ROWS, -1, -1, -1), x], dim=2) for x in (k, v))
+    scores = q[:, :, :num_queries] @ k.mT * 0.3
+    p = (scores if mask is None else scores + mask).softmax(dim=-1)
+    return (p @ v).transpose(1, 2).flatten(2)
+
+
+def masked(num_keys: int) -> Tensor:
+    mask = torch.zeros(ROWS, 1, LENGTH, num_keys, dtype=torch.float64)
+    mask[:, :, 1:3, 2:4] = float("-inf")
+    return mask
+
+
+CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
+    "norm": (lambda: Norm(None, None), norm, WIDTH),
+    "norm with weights": (lambda: Norm(WEIGHT, BIAS), weighted_norm, WIDTH),
+    "silu": (lambda: Activation("silu"), F.silu, WIDTH),
+    "gelu": (lambda: Activation("gelu"), F.gelu, WIDTH),
+    "quick_gelu": (lambda: Activation("quick_gelu"), quick_gelu, WIDTH),
+}
+for name, mask, shared, queries in (
+    ("plain", None, 0, None),
+    ("masked", masked(LENGTH), 0, None),
+    ("shared keys", masked(LENGTH + SHARED), SHARED, None),
+    ("few queries", None, 0, 2),
+):
+    CASES[f"attention, {name}"] = (
+        lambda mask=mask, shared=shared, queries=queries: Attention(
+            HEADS, scale=0.3, mask=mask, num_shared=shared, num_queries=queries
+        ),
+        lambda x, mask=mask, shared=shared, queries=queries: plain_attention(x, mask, shared, queries),
+        3 * WIDTH,
+    )
+
+
+def test_there_is_a_case_for_every_activation() -> None:
+    assert set(ACTIVATIONS) <= set(CASES)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -> None:
+    make, plain, width = CASES[case]
+    x = random(ROWS, LENGTH, width)
+    expected, pullback = vjp(plain, x)
+    g, t, r = random(count, *expected.shape), random(count, *x.shape) + 0.1, random(*expected.shape)
+    part = make()
+    torch.testing.assert_close(part.forward(x), expected, **EXACT)
+    torch.testing.assert_close(
+        part.pull(g, again=True), torch.stack([pullback(each)[0] for each in g]), **EXACT
+    )
+    torch.testing.assert_close(part.push(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
+    torch.testing.assert_close(part.second(r), second(plain, x, g, t, r), **EXACT)
+
+
+def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r: Tensor) -> Tensor:
+    """By <g, J t> = <J^T g, t>: the left side would ask for a third derivative, which LayerNorm has not."""
+
+    def whole(x: Tensor) -> Tensor:
+        value, pullback = vjp(plain, x)
+        return (r * value).sum() + sum((pullback(each)[0] * b).sum() for each, b in zip(g, t, strict=True))
+
+    return grad(whole)(x)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mapped_they_are_each_ones_own(case: str) -> None:
+    make, plain, width = CASES[case]
+    xs = random(3, ROWS, LENGTH, width)
+    like = plain(xs[0])
+    g, t, r = random(2, *like.shape), random(2, *xs[0].shape), random(*like.shape)
+
+    def through(x: Tensor) -> tuple[Tensor, ...]:
+        part = make()
+        return part.forward(x), part.pull(g, again=True), part.push(t), part.second(r)
+
+    mapped = torch.vmap(through)(xs)
+    for k, x in enumerate(xs):
+        torch.testing.assert_close(tuple(each[k] for each in mapped), through(x), **EXACT)
+
+
+@pytest.mark.parametrize("kept", [{}, {"num_out": 3}, {"ends": torch.tensor([1, 4, 4, 7])}], ids=str)
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_block_is_the_plain_one_to_its_second_derivative(folded: bool, kept: dict[str, Any]) -> None:
+    clip = backbone(torch.float64).clip
+    tower = clip.folded().text if folded else clip.text
+    x = random(ROWS, LENGTH, tower.width)
+
+    def plain(x: Tensor) -> Tensor:
+        y = attend(clip.text, clip.text.blocks[0], x, None)
+        return y.flatten(0, 1)[kept["ends"]] if "ends" in kept else y[:, : kept.get("num_out")]
+
+    expected, pullback = vjp(plain, x)
+    g, t, r = random(2, *expected.shape), random(2, *x.shape) + 0.1, random(*expected.shape)
+    layer = Layer(tower, tower.blocks[0], **kept)
+    torch.testing.assert_close(layer.forward(x, fused=True), expected, **EXACT)
+    torch.testing.assert_close(layer.forward(x), expected, **EXACT)
+    pulled = torch.cat(layer.pull(g, again=True), dim=-2)
+    torch.testing.assert_close(pulled, torch.stack([pullback(each)[0] for each in g]), **EXACT)
+    torch.testing.assert_close(
+        layer.push(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT
+    )
+    torch.testing.assert_close(torch.cat(layer.second(r), dim=-2), second(plain, x, g, t, r), **EXACT)
+
+
+def text_tower(layers: set[int]) -> tuple[Callable[[Prompts], tuple[Tensor, Pass]], Prompts]:
+    clip = backbone(torch.float64).clip.folded()
+    text = text_input(clip, tokenize(TEXTS), num_context=2)
+    return lambda prompts: text_pass(clip, text, prompts), {layer: random(2, 16) for layer in layers}
+
+
+def vision_tower(layers: set[int]) -> tuple[Callable[[Prompts], tuple[Tensor, Pass]], Prompts]:
+    clip = backbone(torch.float64).clip.folded()
+    tokens = embed_images(clip, random(2, 3, 16, 16))
+    return lambda prompts: image_pass(clip, tokens, prompts), {layer: random(3, 32) for layer in layers}
+
+
+@pytest.mark.parametrize("row_length", [9, 96])
+@pytest.mark.parametrize("layers", [{0}, {1}, {0, 1}, {0, 2}, {0, 1, 2}], ids=str)
+@pytest.mark.parametrize("tower", [text_tower, vision_tower])
+def test_a_tower_is_the_plain_one_to_its_second_derivative(
+    tower: Any, layers: set[int], row_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain is torch's differentiation of the same forward pass, which other tests hold to open_clip's."""
+    monkeypatch.setattr(text_packing, "ROW_LENGTH", row_length)
+    run, prompts = tower(layers)
+
+    def plain(prompts: Prompts) -> Tensor:
+        return run(prompts)[0]
+
+    features, one = run(prompts)
+    expected, pullback = vjp(plain, prompts)
+    g, r = random(2, *features.shape), random(*features.shape)
+    t = {layer: random(2, *prompt.shape) + layer for layer, prompt in prompts.items()}
+    tangents = [{layer: each[k] for layer, each in t.items()} for k in range(2)]
+
+    def whole(prompts: Prompts) -> Tensor:
+        value, pullback = vjp(plain, prompts)
+        pulled = [pullback(each)[0] for each in g]
+        pairs = [(p[n] * tangent[n]).sum() for p, tangent in zip(pulled, tangents, strict=True) for n in p]
+        return (r * value).sum() + sum(pairs)
+
+    torch.testing.assert_close(features, expected, **EXACT)
+    pulled, pushed = one.pull(g, again=True), one.push(t)
+    for k in range(2):
+        torch.testing.assert_close({n: each[k] for n, each in pulled.items()}, pullback(g[k])[0], **EXACT)
+        torch.testing.assert_close(pushed[k], tangent_of(plain, prompts, tangents[k]), **EXACT)
+    torch.testing.assert_close(one.second(r), grad(whole)(prompts), rtol=1e-8, atol=1e-9)

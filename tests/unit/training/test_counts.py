@@ -1,0 +1,67 @@
+"""Kernels and bytes of an iteration are held to exact counts: where they fall, these fall with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from prometar.config.settings import Config
+from prometar.training.counts import Kernels, Memory, _Live, kernels_of, memory_of
+from prometar.training.rehearsal import rehearse
+
+
+def config(backbone: str) -> Config:
+    weights = None if backbone == "mini" else "random"
+    return Config().override({"backbone.name": backbone, "backbone.pretrained": weights})
+
+
+MOST: dict[tuple[str, int, int | None], tuple[int, int]] = {
+    ("mini", 12, None): (2310, 449_276_232),
+    ("mini", 12, 2): (3275, 1_386_323_615),
+    ("ViT-B-16-quickgelu", 16, None): (6012, 28_163_209_448),
+}
+"""Backbone, classes, configurations in lockstep (None: one, alone): kernels and bytes."""
+
+
+@pytest.mark.parametrize("case", MOST, ids=str)
+def test_an_iteration_does_no_more_than_it_did(case: tuple[str, int, int | None]) -> None:
+    backbone, num_classes, configurations = case
+    counted = kernels_of(rehearse(config(backbone), num_classes=num_classes, configurations=configurations))
+    assert (counted.kernels.total(), counted.bytes.total()) == MOST[case]
+
+
+def test_kernels_are_operations_that_are_no_views_with_all_their_operands() -> None:
+    with FakeTensorMode(), Kernels() as counted:
+        x = torch.empty(4, 8)
+        (x.T.view(2, 16) if x.T.is_contiguous() else x.T) @ x
+    assert dict(counted.kernels) == {"empty": 1, "mm": 1}
+    assert counted.bytes["mm"] == 4 * (2 * 32 + 64)
+    assert counted.views >= 1
+
+
+def test_the_peak_is_what_lives_at_one_time() -> None:
+    with FakeTensorMode(), _Live() as live:
+        kept = torch.empty(1000)
+        for _ in range(3):
+            torch.empty(5000).add_(1)
+        view = kept[:10]
+        assert live.peak == 4 * 6000
+        del kept
+        torch.empty(5500)
+        assert live.peak == 4 * 6500, "a view keeps its whole storage"
+        del view
+        torch.empty(6400)
+    assert live.peak == 4 * 6500
+
+
+def test_memory_grows_with_classes_and_configurations_and_falls_with_precision() -> None:
+    def of(num_classes: int = 12, **settings: object) -> Memory:
+        return memory_of(config("mini"), num_classes=num_classes, **settings)  # type: ignore[arg-type]
+
+    one = of()
+    assert 0 < one.before < one.peak
+    assert of(48).peak > one.peak
+    assert of(dtype=torch.bfloat16).peak < one.peak
+    several = [of(configurations=count).peak for count in (1, 2, 4)]
+    assert several[2] - several[1] > several[1] - several[0] > 0
