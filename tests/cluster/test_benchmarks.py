@@ -27,7 +27,7 @@ SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"
 
 def test_every_script_is_in_the_makefile() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *CLUSTERS, *KILLS, *SHARED}
+    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS, *SHARED}
 
 
 @pytest.mark.parametrize("name", [name for name in TIMED if name not in SLOW])
@@ -43,7 +43,7 @@ def test_quick(name: str, tmp_path: Path) -> None:
     assert figures["rounds"]
 
 
-@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *CLUSTERS, *KILLS}))
+@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS}))
 def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
