@@ -18,10 +18,10 @@ MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
 COUNTS = {"kernels"}  # exact, no timing; tests/unit/training/test_counts.py holds them
 ACCURACIES = {"embedded", "suite", "tuned", "precision", "objectives", "claim"}
-GPU = {"gpu"}  # `make gpu`
+GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_claims.py reads its parts
 CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "records", "clocks", "nodes", "replay"}
+SHARED = {"common", "records", "clocks", "nodes", "replay", "gpu_parts"}
 SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"}  # a minute or more
 
 
@@ -43,7 +43,7 @@ def test_quick(name: str, tmp_path: Path) -> None:
     assert figures["rounds"]
 
 
-@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS}))
+@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *CLUSTERS, *KILLS}))
 def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
