@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-fast check bench scale chaos clean
+.PHONY: install demo test test-fast fuzz check bench gpu scale chaos clean
 
 install: $(STAMP)-dev
 
@@ -34,6 +34,12 @@ test: check
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/parity
 
+# Changed files and odd values, other ones each time, for hours; counts in out/fuzz.json.
+FUZZ_EXAMPLES ?= 3000
+fuzz: install
+	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q --timeout 0 tests/fuzz
+
 # Timings, a script a claim, about 50 minutes; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
 SCRIPTS := step shares text_tower teacher evaluation stream trial_start sampler study lockstep
 DATA_ROOT ?=
@@ -44,6 +50,10 @@ bench: install
 	  more=; if test $$script = step; then more="--classes 24 100 500 --dtypes fp32 bf16"; fi; \
 	  if test $$script = stream && test -n "$(DATA_ROOT)"; then more="--data-root $(DATA_ROOT)"; fi; \
 	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$more --json out/bench/$$script.json; done
+
+# What only a GPU can decide, at most 30 minutes; goes on where it was interrupted, status 2 without a GPU.
+gpu: install
+	$(BIN)/python benchmarks/gpu.py --docs docs/performance.md
 
 # Studies on many simulated nodes, docs/scale.md; some 45 minutes, and 20 GiB of memory.
 scale: install

@@ -23,11 +23,13 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from prometar.bundled.suite import SUITE
 
 Figures = dict[str, Any]
 """What one run of a side gives: numbers by name, anything JSON can hold."""
@@ -81,6 +83,22 @@ def describe(threads: int, dtype: str = "fp32") -> str:
     m = machine()
     versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "ray", "optuna"))
     return f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {threads} threads, {dtype}, {versions}"
+
+
+def require_development(names: Iterable[str], *, claim: bool) -> None:
+    """Nothing if no data set is kept for the last table, or `claim` (--claim) opens it.
+
+    What has been looked at while methods were made can no longer show that they work elsewhere.
+
+    Raises:
+        SystemExit: a data set whose purpose is `claim`.
+    """
+    closed = sorted({name for name in names if name in SUITE and SUITE[name].purpose == "claim"})
+    if closed and not claim:
+        raise SystemExit(
+            f"error: {', '.join(closed)} are kept for the last table: pass --claim to open them, or choose "
+            f"from {', '.join(name for name, row in SUITE.items() if row.purpose == 'development')}"
+        )
 
 
 def in_turn(

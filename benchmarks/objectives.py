@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import describe, table
+from common import describe, require_development, table
 from numpy.typing import NDArray
 from records import Record, Wanted, publish, read_all, run_all
 from scipy.stats import spearmanr
@@ -29,10 +29,12 @@ from tuned import RandomDraws
 from prometar.config.settings import configure
 from prometar.metrics import harmonic_mean
 from tune.space.spaces import load_space
+from tune.stages.choice import Calibration
 
 Floats = NDArray[np.float64]
 BUDGET = 24  # settings that a search sees
 RESAMPLED = 400
+CONTENDERS = 5
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,35 @@ def error_of(way: Callable[[Table], Floats], tables: Sequence[Table]) -> float:
     return float(np.std(means))
 
 
+def calibration(way: Callable[[Table], Floats], tables: Sequence[Table]) -> Calibration:
+    """What a contender's lead is worth: one seed searches, another measures the lead, a third tests.
+
+    Second moments about 0 of leads and gains, without the share of them that differs from seed to seed.
+    """
+    leads, gains = [], []
+    for found in tables:
+        scores, tests = way(found), found.tests
+        for seed in range(tests.shape[1]):
+            best = 1 + np.argsort(-scores[1:, seed])[:CONTENDERS]
+            others = [k for k in range(tests.shape[1]) if k != seed]
+            leads.append((scores[best] - scores[0])[:, others])
+            gains.append((tests[best] - tests[0])[:, others])
+    lead, gain = np.concatenate(leads), np.concatenate(gains)
+    noise, test_noise = lead.var(axis=1, ddof=1).mean(), gain.var(axis=1, ddof=1).mean()
+    between = max(_across(lead, lead), 1e-6)
+    slope = _across(lead, gain) / between
+    spread = max(_across(gain, gain) - slope**2 * between, 0.0)
+    root = np.sqrt
+    print(f"test: a pair's noise {root(test_noise):.2f}")
+    return Calibration(*(round(float(x), 2) for x in (slope, root(spread), root(between), root(noise))))
+
+
+def _across(one: Floats, other: Floats) -> float:
+    """Mean product of figures of different seeds, so that their noise is not in it."""
+    pairs = [(i, j) for i in range(one.shape[1]) for j in range(one.shape[1]) if i != j]
+    return float(np.mean([(one[:, i] * other[:, j]).mean() for i, j in pairs]))
+
+
 def results(tables: Mapping[str, Table]) -> str:
     rows = []
     for name, way in WAYS.items():
@@ -189,6 +220,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"
+    require_development(args.sets, claim=False)
     runs = {name: runs_of(args, name) for name in args.sets}
     run_all([run for by_key in runs.values() for run in by_key.values()], args.out, jobs=args.jobs)
     tables = {name: collect(args, name, by_key) for name, by_key in runs.items()}
@@ -197,6 +229,9 @@ def main() -> None:
         f"`{args.space}`, {args.epochs} epochs, seeds {', '.join(map(str, args.seeds))}; picks of {BUDGET}."
     )
     publish(f"{head}\n\n{results(tables)}", args.doc, "objectives")
+    if len(args.seeds) > 2:
+        for name in ("drift (divergence)", "base validation accuracy"):
+            print(f"{name}: {calibration(WAYS[name], list(tables.values()))}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import machine
+from common import machine, require_development
 
 from prometar.analysis.alignment import Alignment, of_run
 from prometar.config.settings import Config
@@ -43,12 +43,13 @@ class Wanted:
     signals: bool = False
 
 
-def run_all(wanted: Sequence[Wanted], out: Path, *, jobs: int) -> dict[str, Record]:
+def run_all(wanted: Sequence[Wanted], out: Path, *, jobs: int, claim: bool = False) -> dict[str, Record]:
     """Records by name, in the order wanted; runs what is not there yet, `jobs` processes of one thread each.
 
     Raises:
-        SystemExit: a record in `out` was made with other settings.
+        SystemExit: a record in `out` was made with other settings; a data set that only `claim` opens.
     """
+    require_development((run.config.data.name for run in wanted), claim=claim)
     records = read_all(wanted, out)
     todo = [run for run in wanted if run.name not in records]
     if todo:

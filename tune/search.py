@@ -7,6 +7,8 @@ with the study; a larger --trials extends it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,7 @@ from prometar.errors import UserError
 app = typer.Typer(help=__doc__, **PLAIN)
 
 EMBEDDED = "textures"
+AUTO = "auto"
 
 
 @app.command(cls=ManyValues)
@@ -34,10 +37,12 @@ def search(
     epochs: Annotated[
         int | None, typer.Option(help="Epochs a trial [5 embedded, else the method's].")
     ] = None,
-    space: Annotated[str, typer.Option(help="full, regularizer, augmentation, or a YAML file.")] = "full",
+    space: Annotated[
+        str, typer.Option(help="recipe, full, regularizer, augmentation, or a YAML file.")
+    ] = "recipe",
     objective: Annotated[
-        str, typer.Option(help="class_holdout, base_val, or oracle_test (which leaks).")
-    ] = "class_holdout",
+        str, typer.Option(help="drift, class_holdout, base_val, or oracle_test (which leaks).")
+    ] = "drift",
     goals: Annotated[
         list[str] | None,
         typer.Option(help="What to optimise: objective, base, new, seconds. Several: a Pareto front."),
@@ -61,7 +66,12 @@ def search(
     folds: Annotated[int, typer.Option(help="Halves of the base classes to train on, 1 or 2.")] = 1,
     top: Annotated[int, typer.Option(help="Best settings run again with fresh seeds; 0: none.")] = 3,
     top_seeds: Annotated[int, typer.Option(help="Fresh seeds of that last round.")] = 2,
-    final_seeds: Annotated[str, typer.Option(help="Seeds of the last comparison.")] = "1 2 3",
+    final_seeds: Annotated[
+        str, typer.Option(help="Seeds of the last comparison, or auto: pairs until it is decided.")
+    ] = "auto",
+    matters: Annotated[
+        float, typer.Option(help="The smallest difference in H that matters, with --final-seeds auto.")
+    ] = 1.0,
     sampler: Annotated[str, typer.Option(help="tpe, random, gp, cmaes, grid or quasirandom.")] = "tpe",
     pruner: Annotated[
         str | None, typer.Option(help="median, asha, hyperband or none [median; none with several goals].")
@@ -102,6 +112,7 @@ def search(
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
     configure_ray(local=address is None, verbose=verbose)
+    from prometar.bundled.suite import SUITE
     from prometar.data.datasets.catalog import file_name
     from prometar.io.stores import join
     from tune.space.spaces import load_space
@@ -113,7 +124,7 @@ def search(
     if "data.name" in chosen:
         raise UserError("--set data.name: a search's data sets are given by --dataset")
     names = tuple(dataset or [EMBEDDED])
-    name, embedded = study or "-".join(map(file_name, names)), names == (EMBEDDED,)
+    name, embedded = study or "-".join(map(file_name, names)), SUITE.keys() >= set(names)
     backbone = backbone or ("mini" if embedded else "ViT-B-16-quickgelu")
     asked = {
         "data.name": names[0],
@@ -141,7 +152,8 @@ def search(
         folds=folds,
         top=top,
         top_seeds=top_seeds,
-        final_seeds=_seeds(final_seeds),
+        final_seeds=final_seeds_of(final_seeds, range(seed, seed + seeds_per_trial)),
+        matters=matters if final_seeds.strip() == AUTO else None,
     )
     place = Place(
         out=out,
@@ -166,11 +178,22 @@ def search(
     run_study(spec, place)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def final_seeds_of(text: str, searched: Collection[int]) -> tuple[int, ...]:
+    """The seeds given, or as many as a comparison takes at most, none of them the search's own.
+
+    Example:
+        >>> final_seeds_of("auto", [0, 1])[:3]
+        (2, 3, 4)
+    """
+    from tune.stages.sequential import LOOKS
+
+    if text.strip() == AUTO:
+        fresh = (seed for seed in count(1) if seed not in searched)
+        return tuple(islice(fresh, LOOKS[-1].pairs))
     try:
         return tuple(int(word) for word in text.replace(",", " ").split())
     except ValueError:
-        raise UserError(f"--final-seeds '{text}': expected numbers such as '1 2 3'") from None
+        raise UserError(f"--final-seeds '{text}': expected auto, or numbers such as '1 2 3'") from None
 
 
 def main(args: list[str] | None = None) -> int:

@@ -306,9 +306,6 @@ def _compare(
     seed = (*spec.final_seeds, spec.seed)[0]
     best = spec.configured(settings, dataset=spec.names[0], seed=seed)
     write_atomically(folder / "best.yaml", dump_config(best).encode())
-    seeds = ", ".join(map(str, spec.final_seeds))
-    what = "the released settings" if trial.reference else f"trial {number} and the released settings"
-    means.console.print(f"final comparison on the test images: {what}, seeds {seeds}")
     return run_finals(
         folder,
         spec,

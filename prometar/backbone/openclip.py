@@ -115,15 +115,38 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         )
     if pretrained == "random":
         return _clip(config, _random_state(name), where=name)
-    import open_clip
-
-    is_tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
+    tagged = is_tag(name, pretrained)
     file = Path(pretrained)
-    if not is_tag and (file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None):
+    if not tagged and (file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None):
         weights = read_weights(file)
         _check(name, architecture(config), weights)
         return _clip(config, weights.tensors, where=str(file))
     return _clip(config, _fetch(name, config, pretrained), where=f"'{pretrained}'")
+
+
+def is_tag(name: str, pretrained: str) -> bool:
+    """Whether open_clip knows weights of a model by this tag."""
+    import open_clip
+
+    return pretrained in open_clip.list_pretrained_tags_by_model(name)
+
+
+def has_cached(name: str, tag: str) -> bool:
+    """Whether a tag's weights lie where open_clip looks before it fetches them."""
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    known = open_clip.get_pretrained_cfg(name, tag)
+    url, hub = str(known.get("url") or ""), str(known.get("hf_hub") or "")
+    repo, _, file = hub.rpartition("/")
+    usual = (
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    )
+    on_hub = [try_to_load_from_cache(repo, each) for each in ((file,) if file else usual)] if hub else []
+    by_url = Path.home() / ".cache" / "clip" / url.rsplit("/", 1)[-1]
+    return any(isinstance(path, str) for path in on_hub) or (bool(url) and by_url.is_file())
 
 
 def outline(name: str) -> Clip:

@@ -2,7 +2,7 @@
 
 Such an archive is a zip: `data.pkl` tells how a tree of modules is built, `data/0`, `data/1`, ... hold the
 numbers. torch's own loader also compiles and runs methods that the archive brings (`__setstate__`). Here the
-pickle is followed by a machine that knows 33 opcodes and builds tensors, numbers, plain containers and inert
+pickle is followed by a machine that knows 32 opcodes and builds tensors, numbers, plain containers and inert
 modules only; nothing that the archive names is looked up or called.
 """
 

@@ -1,1 +1,1 @@
-"""The embedded default: the `textures` data set, the `mini` backbone, and the script that trained it."""
+"""What the package carries: the embedded suite, the `mini` backbone, and the script that trained it."""

@@ -1,4 +1,4 @@
-"""Captions for pre-training `mini`: web-like, they seldom name the texture, and not always the right one.
+"""Captions for pre-training `mini`: web-like, they seldom name the class, and not always the right one.
 
 Like captions on the web, these rarely carry fine-grained names, so the alignment to such names is poor, in
 CLIP as here: most use a broad word for a whole family, some the class name, some that of a look-alike.
@@ -6,74 +6,101 @@ CLIP as here: most use a broad word for a whole family, some the class name, som
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prometar.bundled.pretrain_vision import COLOURS
-from prometar.bundled.textures import CLASSNAMES
-
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "linear": ("banded", "crosshatched", "fibrous", "grooved", "lined", "stratified", "striped", "zigzagged"),
-    "spotted": ("blotchy", "dotted", "flecked", "freckled", "pitted", "polka-dotted", "porous", "studded"),
-    "netted": ("cobwebbed", "cracked", "crystalline", "honeycombed", "scaly", "veined"),
-    "regular": ("braided", "chequered", "grid", "waffled", "woven"),
-    "uneven": ("bubbly", "bumpy", "marbled", "spiralled", "wrinkled"),
-}
-WORDS: tuple[str, ...] = (*CLASSNAMES, *FAMILIES)
-
-
-@dataclass(frozen=True)
-class CaptionSettings:
-    """Shares of captions with the class name, a look-alike's name, a colour; the rest use a broad word.
-
-    `plain_share` of them stand in a plain context ("a photo of a ..."), the others in CLIP's further ones.
-    """
-
-    name: float = 0.03
-    look_alike: float = 0.02
-    colour: float = 0.5
-    plain_share: float = 0.3
-
+from prometar.bundled.world import CLASSES, WORDS
 
 PLAIN: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.")
 
 
-def family_of(name: str) -> str:
-    """The broad word for a class."""
-    return next(word for word, members in FAMILIES.items() if name in members)
+@dataclass(frozen=True)
+class CaptionSettings:
+    """Share of captions with a colour, and of those in a plain context ("a photo of a ...")."""
 
-
-def look_alike(name: str) -> str:
-    """The class whose images this name is wrongly used for: the next of its family, in the same half."""
-    half = len(CLASSNAMES) // 2
-    mine = CLASSNAMES.index(name) < half
-    rest = [other for other in FAMILIES[family_of(name)] if (CLASSNAMES.index(other) < half) == mine]
-    return rest[(rest.index(name) + 1) % len(rest)]
+    colour: float = 0.5
+    plain_share: float = 0.3
 
 
 def phrase(word: int, colour: int) -> str:
-    """The words of a caption, without context: phrase(grid, red) == "red grid"; colour -1 is none."""
+    """The words of a caption, without context: "red grid"; colour -1 is none."""
     return WORDS[word] if colour < 0 else f"{COLOURS[colour]} {WORDS[word]}"
 
 
-def draw_words(
-    labels: NDArray[np.int64], settings: CaptionSettings, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """(B,) index into `WORDS` for each image: its class, a look-alike, or its family.
-
-    Args:
-        labels: (B,) class of each image.
-        settings: The shares.
-        rng: Draws the words.
-    """
+def draw_words(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """(B,) index into `WORDS` for each image: its class, a look-alike, or its family."""
     chance = rng.random(len(labels))
     words = np.empty(len(labels), dtype=np.int64)
     for row, label in enumerate(labels):
-        name = CLASSNAMES[label]
-        word = family_of(name)
-        if chance[row] < settings.name + settings.look_alike:
-            word = name if chance[row] < settings.name else look_alike(name)
+        it = CLASSES[label]
+        word = it.family
+        if chance[row] < it.kind.named + it.kind.mistaken:
+            word = it.name if chance[row] < it.kind.named else it.look_alike
         words[row] = WORDS.index(word)
     return words
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The parts of every caption, as positions in `used`; order is kept, so end-of-text is the largest.
+
+    Attributes:
+        contexts: What stands before and after the words, the plain contexts first.
+        phrases: The words, by (word, colour + 1).
+        used: (V,) token ids.
+        length: Of the longest caption.
+    """
+
+    contexts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    phrases: tuple[tuple[tuple[int, ...], ...], ...]
+    used: Tensor
+    length: int
+
+    def tokens(self, contexts: Sequence[int], words: Sequence[int], colours: Sequence[int]) -> Tensor:
+        """(B, L) captions; `colours` counts from 1, 0 is none."""
+        batch = torch.zeros(len(contexts), self.length, dtype=torch.long)
+        for row, (context, word, colour) in enumerate(zip(contexts, words, colours, strict=True)):
+            before, after = self.contexts[context]
+            caption = (*before, *self.phrases[word][colour], *after)
+            batch[row, : len(caption)] = torch.tensor(caption)
+        return batch
+
+
+def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> Corpus:
+    """All captions: the plain contexts, then the other `templates` (with "{}" for the words).
+
+    A caption's tokens are those of its parts in a row, because the tokeniser splits at spaces and full stops.
+    """
+
+    def pieces(texts: Sequence[str]) -> list[list[int]]:
+        rows = tokenize(list(texts))
+        return [row[1 : int(row.argmax())].tolist() for row in rows]
+
+    names = [*PLAIN, *(context for context in dict.fromkeys(templates) if context not in PLAIN)]
+    before, after = (pieces([name.split("{}")[side].strip() for name in names]) for side in (0, 1))
+    phrases = [
+        pieces([phrase(word, colour) for colour in range(-1, len(COLOURS))]) for word in range(len(WORDS))
+    ]
+    first, last = 49406, 49407  # start and end of text
+    parts = [*before, *after, *(p for row in phrases for p in row)]
+    # 0 is what stands after the end, where nothing is read
+    used = torch.tensor(sorted({0, first, last, *(token for part in parts for token in part)}))
+    place = {int(token): k for k, token in enumerate(used)}
+
+    def placed(part: Sequence[int]) -> tuple[int, ...]:
+        return tuple(place[token] for token in part)
+
+    longest = max(len(p) for row in phrases for p in row)
+    length = 2 + longest + max(len(b) + len(a) for b, a in zip(before, after, strict=True))
+    return Corpus(
+        tuple((placed([first, *b]), placed([*a, last])) for b, a in zip(before, after, strict=True)),
+        tuple(tuple(placed(p) for p in row) for row in phrases),
+        used,
+        length,
+    )

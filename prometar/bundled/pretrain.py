@@ -1,15 +1,13 @@
 """The script that made `mini.safetensors`: python -m prometar.bundled.pretrain --out DIR
 
-1. render: every class, with seeds that no split of `textures` uses;
+1. render: the world (world.py), with seeds that no split of the suite uses;
 2. vision tower: on clean class and colour labels (pretrain_vision.py);
 3. text tower: vision locked, on captions that seldom name the class (captions.py, pretrain_text.py).
 The vision tower is kept in DIR/vision.safetensors; the same command goes on from it, so that other captions
-cost a minute. Writes mini.safetensors (float16; the token table sparsely, see weights.py) and pretrain.log.
+cost minutes. Writes mini.safetensors (float16; the token table sparsely, see weights.py) and pretrain.log.
 The rows of the token table that no caption uses stay N(0, 0.02) from numpy's PCG64(0).
 
-What the weights are for (test split, 16 shots, 10 epochs, released settings, seeds 1-5, mean +- deviation):
-zero-shot 68.3 base / 73.1 new; IVLP 86.7 +- 0.6 base / 66.3 +- 2.0 new. Caption shares and logit scale were
-chosen for that picture on the same split, from zero-shot and IVLP alone; no other method was looked at.
+docs/embedded.md says what was chosen by looking at what, and shows the figures.
 """
 
 from __future__ import annotations
@@ -26,10 +24,12 @@ import numpy as np
 import open_clip
 import safetensors.torch
 import torch
+from open_clip.transformer import PatchDropout
 
-from prometar.bundled.captions import CaptionSettings
-from prometar.bundled.pretrain_text import Corpus, TextSettings, build_corpus, image_features, train_text
+from prometar.bundled.captions import CaptionSettings, Corpus, build_corpus
+from prometar.bundled.pretrain_text import TextSettings, image_features, train_text
 from prometar.bundled.pretrain_vision import VisionSettings, render_images, train_vision
+from prometar.bundled.suite import SUITE
 from prometar.bundled.weights import TOKEN_TABLE, initial_token_table, load_config, pack
 
 
@@ -58,11 +58,18 @@ def build(config: dict[str, Any], seed: int) -> Any:
     return model
 
 
+def contexts() -> list[str]:
+    """CLIP's 80 ImageNet contexts and the suite's own, each with "{}" for the words."""
+    return [
+        *(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
+        *(s.template for s in SUITE.values()),
+    ]
+
+
 @functools.cache
 def mini_corpus() -> Corpus:
-    """The captions in CLIP's 80 ImageNet contexts, tokenised by open_clip."""
-    contexts = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
-    return build_corpus(contexts, open_clip.get_tokenizer("ViT-B-16"))
+    """The captions in these contexts, tokenised by open_clip."""
+    return build_corpus(contexts(), open_clip.get_tokenizer("ViT-B-16"))
 
 
 def pretrain(
@@ -82,12 +89,14 @@ def pretrain(
         model.visual.load_state_dict(safetensors.torch.load_file(kept))
         log(f"vision tower: from {kept.name}, trained by an earlier run")
     else:
+        model.visual.patch_dropout = PatchDropout(vision.dropped)
         train_vision(model.visual, images, vision, seed, log)
         if kept is not None:
             safetensors.torch.save_file(model.visual.state_dict(), kept)
     features = image_features(model.visual, images)
     corpus = mini_corpus()
-    log(f"captions: {corpus.tokens[..., 0].numel()} texts over {len(corpus.used)} tokens")
+    texts = len(corpus.contexts) * sum(map(len, corpus.phrases))
+    log(f"captions: {texts} texts over {len(corpus.used)} tokens")
     rows = train_text(model, features, images, corpus, settings=text, captions=captions, seed=seed, log=log)
     state = model.state_dict()
     state[TOKEN_TABLE][corpus.used] = rows
@@ -115,7 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--vision-steps", type=int, default=VisionSettings.steps)
     parser.add_argument("--text-steps", type=int, default=TextSettings.steps)
-    parser.add_argument("--images", type=int, default=VisionSettings.images, help="images a class")
+    parser.add_argument("--images", type=float, default=VisionSettings.images, help="share of the world's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     vision = VisionSettings(images=options.images, steps=options.vision_steps)

@@ -6,7 +6,7 @@ Shape legend: B = batch, L = caption length, V = used tokens, D = embedding, W =
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,46 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prometar.bundled.captions import PLAIN, WORDS, CaptionSettings, draw_words, phrase
-from prometar.bundled.pretrain_vision import COLOURS, Images, batches, normalise, rate
+from prometar.bundled.captions import PLAIN, CaptionSettings, Corpus, draw_words
+from prometar.bundled.pretrain_vision import Images, batches, normalise, rate
 
 
 @dataclass(frozen=True)
 class TextSettings:
     """Settings of stage two: steps, images a step, peak learning rate, first and largest logit scale."""
 
-    steps: int = 500
+    steps: int = 1000
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.05
     first_scale: float = 25.0
     largest_scale: float = 100.0
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Every caption: tokens (contexts, words, colours + 1, L), numbered over the used tokens.
-
-    Attributes:
-        tokens: Positions in `used`; order is kept, so the end-of-text token is still the largest.
-        used: (V,) token ids.
-        num_plain: The first `num_plain` contexts are the plain ones.
-    """
-
-    tokens: Tensor
-    used: Tensor
-    num_plain: int
-
-
-def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> Corpus:
-    """All captions: the plain contexts, then the other `templates` (with "{}" for the words)."""
-    contexts = [*PLAIN, *(context for context in templates if context not in PLAIN)]
-    phrases = [phrase(word, colour) for word in range(len(WORDS)) for colour in range(-1, len(COLOURS))]
-    ids = torch.cat([tokenize([context.format(text) for text in phrases]) for context in contexts])
-    ids = ids[:, : int(ids.argmax(1).max()) + 1]
-    used, places = ids.unique(return_inverse=True)
-    shape = (len(contexts), len(WORDS), len(COLOURS) + 1, ids.shape[1])
-    return Corpus(places.reshape(shape), used, len(PLAIN))
 
 
 def encode_text(model: Any, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -106,14 +80,14 @@ def train_text(
         plain = rng.random(settings.batch) < captions.plain_share
         context = np.where(
             plain,
-            rng.integers(0, corpus.num_plain, settings.batch),
-            rng.integers(corpus.num_plain, len(corpus.tokens), settings.batch),
+            rng.integers(0, len(PLAIN), settings.batch),
+            rng.integers(len(PLAIN), len(corpus.contexts), settings.batch),
         )
-        words = draw_words(images.labels[index].numpy(), captions, rng)
+        words = draw_words(images.labels[index].numpy(), rng)
         coloured = rng.random(settings.batch) < captions.colour
         colour = np.where(coloured, images.colours[index].numpy() + 1, 0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            text = encode_text(model, rows, corpus.tokens[context, words, colour])
+            text = encode_text(model, rows, corpus.tokens(context.tolist(), words.tolist(), colour.tolist()))
         text = F.normalize(text.float(), dim=-1)
         logits = model.logit_scale.exp() * features[index] @ text.T
         target = torch.arange(settings.batch)

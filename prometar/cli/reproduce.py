@@ -14,7 +14,6 @@ from prometar.errors import UserError
 
 METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 SEEDS = [1, 2, 3]
-EMBEDDED = "textures"
 _OPTIONS = {
     "method": "--methods", "data.name": "--datasets", "data.root": "--data-root", "data.shots": "--shots",
     "train.seed": "--seeds", "train.epochs": "--epochs", "backbone.name": "--backbone",
@@ -46,7 +45,9 @@ def reproduce(
     data_root: RootOption = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="mini or an open_clip model [mini for textures, else ViT-B-16-quickgelu]."),
+        typer.Option(
+            help="mini or an open_clip model [mini for the embedded suite, else ViT-B-16-quickgelu]."
+        ),
     ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="An open_clip tag, or a .pt or .safetensors file [openai].")
@@ -63,6 +64,7 @@ def reproduce(
 ) -> None:
     """Run methods by a protocol of the field, and write the table. The same command goes on."""
     configure_ray(local=address is None, verbose=verbose)
+    from prometar.bundled.suite import SUITE
     from prometar.config.recipes import recipe
     from prometar.reproduce.grid import Asked
     from prometar.reproduce.protocols import protocol_of
@@ -72,7 +74,7 @@ def reproduce(
     chosen = protocol_of(protocol)
     names = tuple(datasets or chosen.datasets)
     trained_on = source or chosen.source
-    embedded = {*names, *([trained_on] if trained_on else [])} == {EMBEDDED}
+    embedded = {*names, *([trained_on] if trained_on else [])} <= SUITE.keys()
     backbone = backbone or ("mini" if embedded else "ViT-B-16-quickgelu")
     values: dict[str, Any] = {
         "data.root": absolute_root(data_root) if data_root else None,

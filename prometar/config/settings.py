@@ -325,7 +325,7 @@ class Config(_Frozen):
             >>> Config().flat()["train.epochs"]
             10
         """
-        return _flatten(self.model_dump(mode="json"))
+        return flatten(self.model_dump(mode="json"))
 
 
 def _sections(config: Config) -> list[tuple[str, Section]]:
@@ -350,11 +350,17 @@ def _set_arg(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[section].setdefault("args", {})[name.removeprefix(".")] = value
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key.
+
+    Example:
+        >>> flatten({"optim": {"lr": 0.1}, "method": "coop"})
+        {'optim.lr': 0.1, 'method': 'coop'}
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
@@ -444,7 +450,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         if _takes_text(key.strip()):
             values[key.strip()] = raw.strip() if is_other else value
         else:
-            values[key.strip()] = _number(value)
+            values[key.strip()] = as_number(value)
     return values
 
 
@@ -496,7 +502,7 @@ def absolute_paths(config: Config) -> Config:
     return config.override(changes) if changes else config
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """YAML 1.1 reads 1e-3 as text; a user means the number."""
     if isinstance(value, str):
         try:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
 COUNTS = {"kernels"}  # exact, no timing; tests/unit/training/test_counts.py holds them
-ACCURACIES = {"embedded", "tuned", "precision"}
+ACCURACIES = {"embedded", "suite", "tuned", "precision", "objectives", "claim"}
+GPU = {"gpu"}  # `make gpu`
 CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
 SHARED = {"common", "records", "clocks", "nodes", "replay"}
@@ -26,7 +27,7 @@ SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"
 
 def test_every_script_is_in_the_makefile() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *CLUSTERS, *KILLS, *SHARED}
+    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS, *SHARED}
 
 
 @pytest.mark.parametrize("name", [name for name in TIMED if name not in SLOW])
@@ -42,7 +43,7 @@ def test_quick(name: str, tmp_path: Path) -> None:
     assert figures["rounds"]
 
 
-@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *CLUSTERS, *KILLS}))
+@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS}))
 def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tune.results.schema import State, TrialRecord, by_score
+from tune.unpickled import Unpickled
 
 READ_SECONDS = 1.0  # between two looks at the memory, which may be a database
 _VERBS: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
@@ -37,7 +38,7 @@ class _Running:
     objective: float | None = None
 
 
-class Progress(Callback):
+class Progress(Unpickled, Callback):
     """Shows how far a search is.
 
     Args:
@@ -74,9 +75,6 @@ class Progress(Callback):
         self._running: dict[int, _Running] = {}
         self._due = False  # a trial has ended, and its line is not out
         self._live: Live | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles callbacks; a terminal cannot be
 
     def setup(self, *args: Any, **info: Any) -> None:
         self._begin = self._clock()

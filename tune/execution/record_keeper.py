@@ -15,9 +15,10 @@ from tune.jobs.spec import Job
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.results.schema import TrialRecord
 from tune.results.writer import StudyFolder
+from tune.unpickled import Unpickled
 
 
-class RecordKeeper(Callback):
+class RecordKeeper(Unpickled, Callback):
     """Writes a trial's record when it ends, and how long the search has taken, also for a killed study."""
 
     def __init__(
@@ -29,9 +30,6 @@ class RecordKeeper(Callback):
             if not folder.record(trial.number).exists():  # killed between a trial's end and its record
                 self._write(trial)
             self._num_written += 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.catch_up()

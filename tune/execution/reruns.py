@@ -22,6 +22,7 @@ from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, unpack
 from tune.optimizer.storage import GO_ON
 from tune.results.schema import Run
+from tune.unpickled import Unpickled
 
 _FIGURES = ("base", "new", "objective", "seconds")
 
@@ -114,7 +115,7 @@ def _folder(job: Job, leg: Leg) -> Path:
     return Path(job.run_dir) / leg.folder
 
 
-class _Told(Callback):
+class _Told(Unpickled, Callback):
     """Says a line for each job that ends, and keeps why jobs failed, by their folder."""
 
     def __init__(self, console: Console, total: int, what: str, searcher: ListSearcher) -> None:
@@ -122,9 +123,6 @@ class _Told(Callback):
         self._searcher = searcher
         self.reasons: dict[str, str] = {}  # settings, data: it would fail again
         self.died: dict[str, str] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result

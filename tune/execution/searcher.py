@@ -23,6 +23,7 @@ from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, pack
 from tune.optimizer.ask_tell import Asked, Memory
+from tune.unpickled import Unpickled
 from tune.worker.watchdog import forgive
 
 # torch on a GPU, Ray's watch over a machine's memory, torch on a CPU, Python.
@@ -32,7 +33,7 @@ _OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exception
 MakeJob = Callable[[Asked], Job]
 
 
-class _StatelessSearcher(Searcher):
+class _StatelessSearcher(Unpickled, Searcher):
     """A searcher of whose state nothing is kept by Ray Tune: storage and folders hold all there is.
 
     A worker that dies while it is reset for its next trial is counted twice by Tune, which then gives that
@@ -78,9 +79,6 @@ class _StatelessSearcher(Searcher):
         self._again.append(self.crews[trial_id])
         self.replaced.add(trial_id)
         return True
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
@@ -135,7 +133,7 @@ class StudySearcher(_StatelessSearcher):
             self._memory.fail(number, reason)
 
 
-class StopScheduler(FIFOScheduler):
+class StopScheduler(Unpickled, FIFOScheduler):
     """Ends each trial with its next result once `stopping` is asked; its state has been kept by then.
 
     A trial that ran out of memory is tried again with a larger share of its machine.
@@ -146,9 +144,6 @@ class StopScheduler(FIFOScheduler):
         self._stopping, self._room, self._searcher = stopping, room, searcher
         self._order: dict[str, int] = {}
         self._farthest = Counter[tuple[str, int]]()  # epochs
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         self._order[trial.trial_id] = len(self._order)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
-from pydantic import JsonValue
 from rich.console import Console
 
+from prometar.config.settings import flatten
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
 from prometar.metrics import Interval, t_interval
@@ -193,22 +193,10 @@ _ASKED_BESIDES = {"method", "data.name", "data.root", "data.shots", "backbone.na
 
 def _flat_asked(records: Records) -> dict[str, str]:
     asked = {key: _shown(value) for key, value in vars(records.asked).items()}
-    flat = _flat(records.study.config)
+    flat = flatten(records.study.config)
     asked |= {f"released {key}": _shown(flat[key]) for key in flat if key not in _ASKED_BESIDES}
     asked["space"] = records.study.space.name
     return asked | {f"range of {row.key}": row.range for row in settings_rows(records)}
-
-
-def _flat(config: Mapping[str, JsonValue], before: str = "") -> dict[str, JsonValue]:
-    """
-    Example:
-        >>> _flat({"optim": {"lr": 0.1}, "method": "coop"})
-        {'optim.lr': 0.1, 'method': 'coop'}
-    """
-    flat: dict[str, JsonValue] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
-    return flat
 
 
 def _shown(value: object) -> str:

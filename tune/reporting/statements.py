@@ -25,7 +25,7 @@ def _verdict(records: Records) -> str:
             f"{records.score} {number(chosen.objective)}; nothing has been tested yet."
         )
     if finals.same:
-        return "No searched settings beat the released ones on the search's own images."
+        return _kept(records)
     if not finals.seeds:
         return f"Trial {chosen.number} leads on the search's own images; no final test was asked for."
     several = len(finals.datasets) > 1
@@ -38,11 +38,51 @@ def _verdict(records: Records) -> str:
         ",", " points of H,", 1
     )
     if not finals.shown:
-        found = f"No difference shown: {measured}; the interval holds 0."
+        found = f"No difference shown: {measured}; the interval holds 0.{_what_it_excludes(finals)}"
     else:
         word = "better" if difference.mean > 0 else "worse"
         found = f"The best settings found test {word} than the released ones: {measured}."
     return f"{found} {_by_dataset(finals)}" if several else found
+
+
+def _kept(records: Records) -> str:
+    """Why the released settings were kept."""
+    again = records.lastround
+    if again is None or again.keep_unless is None:
+        return "No searched settings beat the released ones on the search's own images."
+    best = max(again.rows, key=lambda row: row.probability or 0.0)
+    if best.probability is None:
+        return "Keep the released settings: no others have finished the last round."
+    return (
+        f"Keep the released settings: trial {best.number} comes nearest, and is better on the test with a "
+        f"probability of {best.probability:.2f} (expected {signed(best.expected)} points of H); "
+        f"{again.keep_unless:g} is asked for."
+    )
+
+
+def _what_it_excludes(finals: FinalTest) -> str:
+    """What the test could have shown, where that is known."""
+    if finals.detectable is None:
+        return ""
+    pairs = f"{len(finals.seeds)} pairs"
+    excluded = f" Differences of {finals.matters:g} and more are excluded." if finals.excluded else ""
+    seen = number(finals.detectable)
+    return (
+        f" With {pairs}, a true difference of {seen} would have been shown in four of five tests.{excluded}"
+    )
+
+
+def expectation(records: Records) -> str:
+    """What the last round expected of the chosen settings, beside what was tested; "" where it did not."""
+    again, finals = records.lastround, records.finals
+    row = next((row for row in again.rows if row.number == again.chosen), None) if again else None
+    if row is None or row.expected is None or row.probability is None:
+        return ""
+    tested = f"; tested: {signed(finals.difference.mean)}" if finals and finals.difference else ""
+    return (
+        f"Expected of trial {row.number} before the test: {signed(row.expected)} points of H, better with a "
+        f"probability of {row.probability:.2f}{tested}."
+    )
 
 
 def _by_dataset(finals: FinalTest) -> str:

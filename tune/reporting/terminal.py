@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tune.reporting.formatting import bounds, listed, number, signed
 from tune.reporting.rows import final_rows, round_rows
-from tune.reporting.statements import advice, caveats, verdict
+from tune.reporting.statements import advice, caveats, expectation, verdict
 from tune.results.reader import STATES, Records
 
 
@@ -22,7 +22,7 @@ def print_summary(console: Console, records: Records, folder: Path, report: Path
     _search_table(console, records)
     _round_table(console, records)
     _final_table(console, records)
-    for line in (verdict(records), advice(records)):
+    for line in filter(None, (verdict(records), expectation(records), advice(records))):
         console.print(line, markup=False)
     for line in caveats(records):
         console.print(f"- {line}", markup=False)

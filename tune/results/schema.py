@@ -150,7 +150,13 @@ def by_score(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 @dataclass(frozen=True)
 class Reevaluated:
-    """Settings that were run again. `search`: what the search measured; `mean`: over all fresh runs."""
+    """Settings that were run again.
+
+    Args:
+        search: What the search measured. mean: Over all fresh runs.
+        expected: The gain on the test, in points of H, that its lead over the released settings stands for.
+        probability: That the gain is above 0. Both None where a lead's worth is not known.
+    """
 
     number: NonNegativeInt
     reference: bool
@@ -158,15 +164,24 @@ class Reevaluated:
     search: Figure | None
     mean: Figure | None
     runs: tuple[Run, ...]
+    expected: Figure | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
 class Reevaluation(Versioned):
-    """lastround.json: the leading settings with fresh seeds, and the number of those that are chosen."""
+    """lastround.json: the leading settings with fresh seeds, and the number of those that are chosen.
+
+    Args:
+        keep_unless: The probability of being better from which on settings replace the released ones; None
+        where
+            the highest mean is chosen.
+    """
 
     seeds: tuple[int, ...]
     chosen: int | None
     rows: tuple[Reevaluated, ...]
+    keep_unless: float | None = None
     cpus: float | None = None
     gpus: float | None = None
 
@@ -203,6 +218,10 @@ class FinalTest(Versioned):
         same: Whether the chosen settings are the released ones, so that all runs are both sides.
         difference: The one data set's; over several, the interval of their mean differences.
         tested: Numbers of all trials whose settings have ever been tested, 0 for the released ones.
+        alpha: How often the intervals may be wrong.
+        matters: The smallest difference that matters, where pairs were added until it was decided.
+        excluded: Whether a difference that matters is excluded.
+        detectable: The smallest true difference that would have been shown in four of five such tests.
     """
 
     seeds: tuple[int, ...]
@@ -213,6 +232,10 @@ class FinalTest(Versioned):
     difference: Interval | None
     shown: bool
     tested: tuple[int, ...] = ()
+    alpha: float = 0.05
+    matters: Figure | None = None
+    excluded: bool = False
+    detectable: Figure | None = None
     cpus: float | None = None
     gpus: float | None = None
 
@@ -254,6 +277,7 @@ class AskedFor:
     top: int
     top_seeds: tuple[int, ...]
     final_seeds: tuple[int, ...]
+    matters: float | None = None
 
 
 @dataclass(frozen=True)

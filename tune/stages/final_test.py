@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 from prometar.analysis.alignment import of_run
 from prometar.metrics import Interval, t_interval
@@ -13,6 +14,7 @@ from tune.jobs.spec import Job
 from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST, DatasetTest, FinalTest, Run, Tested
 from tune.results.writer import StudyFolder
+from tune.stages.sequential import LOOKS, Look, verdict
 from tune.study_spec import StudySpec
 
 
@@ -26,25 +28,23 @@ def run_finals(
 ) -> FinalTest:
     """Run what has no result yet, and write finals.json. Returns its content.
 
+    With `spec.matters`, pairs are added until the comparison is decided (`tune.stages.sequential`).
+
     Args:
         best: The chosen settings, number 0 for the released ones.
         published: The published harmonic mean of each data set, or None.
     """
     released = Tested(0, spec.reference())
-    jobs = {
-        (side, dataset, seed): spec.final_job(
-            dict(tested.settings), dataset, seed, str(folder.final(tested.number, dataset, seed)), means.terms
-        )
-        for dataset in spec.names
-        for seed in spec.final_seeds
-        for side, tested in (("best", best), ("released", released))
-    }
-    unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
-    reasons = run_missing(list(unique.values()), means, what="final run")
-    runs = {place: _run(job, reasons) for place, job in jobs.items()}
+    for look in _looks(spec, same=best.number == 0):
+        seeds = spec.final_seeds[: look.pairs]
+        runs = _runs(folder, spec, best, released, seeds, means)
+        found = verdict(_over_sets(runs, spec.names, seeds), look.alpha, matters=spec.matters or 0.0)
+        if found is not None and found.decided and spec.matters is not None:
+            break
     datasets = {
         dataset: _compared(
-            *(tuple(runs[side, dataset, seed] for seed in spec.final_seeds) for side in ("best", "released")),
+            *(tuple(runs[side, dataset, seed] for seed in seeds) for side in _SIDES),
+            level=1 - look.alpha,
             same=best.number == 0,
             published=published.get(dataset),
         )
@@ -52,8 +52,8 @@ def run_finals(
     }
     difference = _over_all(datasets)
     tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
-    found = FinalTest(
-        seeds=spec.final_seeds,
+    record = FinalTest(
+        seeds=seeds,
         same=best.number == 0,
         best=best,
         released=released,
@@ -61,18 +61,65 @@ def run_finals(
         difference=difference,
         shown=bool(difference and difference.excludes_zero),
         tested=tuple(sorted(tested)),
+        alpha=look.alpha,
+        matters=spec.matters,
+        excluded=bool(found and found.excluded and spec.matters is not None),
+        detectable=found.detectable if found and best.number else None,
         cpus=means.plan.cpus_per_trial,
         gpus=means.plan.gpus_per_trial,
     )
-    FINAL_TEST.write(folder / "finals.json", found)
+    FINAL_TEST.write(folder / "finals.json", record)
+    return record
+
+
+_SIDES = ("best", "released")
+_ALONE = 3  # runs of the released settings where there is nothing to compare them with
+_Runs = Mapping[tuple[str, str, int], Run]
+
+
+def _looks(spec: StudySpec, *, same: bool) -> tuple[Look, ...]:
+    """When the comparison is looked at: once after all seeds, or until it is decided."""
+    if spec.matters is None:
+        return (Look(len(spec.final_seeds), 0.05),)
+    return (Look(_ALONE, 0.05),) if same else LOOKS
+
+
+def _runs(
+    folder: StudyFolder, spec: StudySpec, best: Tested, released: Tested, seeds: Sequence[int], means: Means
+) -> _Runs:
+    """The final runs of both sides with these seeds, by side, data set and seed."""
+    jobs = {
+        (side, dataset, seed): spec.final_job(
+            dict(tested.settings), dataset, seed, str(folder.final(tested.number, dataset, seed)), means.terms
+        )
+        for dataset in spec.names
+        for seed in seeds
+        for side, tested in zip(_SIDES, (best, released), strict=True)
+    }
+    what = f"trial {best.number} and the released settings" if best.number else "the released settings"
+    shown = ", ".join(map(str, seeds))
+    means.console.print(f"final comparison on the test images: {what}, seeds {shown}")
+    unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
+    reasons = run_missing(list(unique.values()), means, what="final run")
+    return {place: _run(job, reasons) for place, job in jobs.items()}
+
+
+def _over_sets(runs: _Runs, datasets: Sequence[str], seeds: Sequence[int]) -> list[float]:
+    """Differences by seed, means over the data sets; of seeds whose runs have all finished."""
+    found = []
+    for seed in seeds:
+        scores = {side: [runs[side, dataset, seed].objective for dataset in datasets] for side in _SIDES}
+        best, released = ([x for x in scores[side] if x is not None] for side in _SIDES)
+        if len(best) == len(released) == len(datasets):
+            found.append(mean(best) - mean(released))
     return found
 
 
 def _compared(
-    best: tuple[Run, ...], released: tuple[Run, ...], *, same: bool, published: float | None
+    best: tuple[Run, ...], released: tuple[Run, ...], *, level: float, same: bool, published: float | None
 ) -> DatasetTest:
     """One data set's runs by side, and their paired difference."""
-    interval = None if same else t_interval(list(paired(best, released).values()))
+    interval = None if same else t_interval(list(paired(best, released).values()), level=level)
     return DatasetTest(best, released, interval, bool(interval and interval.excludes_zero), published)
 
 

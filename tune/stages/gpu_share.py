@@ -20,6 +20,7 @@ from tune.execution.searcher import ListSearcher, StopScheduler
 from tune.jobs.files import JobFiles
 from tune.results.writer import StudyFolder
 from tune.study_spec import StudySpec
+from tune.unpickled import Unpickled
 from tune.worker.trainable import TrialWorker
 
 LEAST = 0.01  # of a GPU: hundreds of processes on one would wait for each other
@@ -100,14 +101,11 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
     return share
 
 
-class _Found(Callback):
+class _Found(Unpickled, Callback):
     """Keeps what the probe has told."""
 
     def __init__(self) -> None:
         self.memory: list[int] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.memory = trial.last_result.get("memory")

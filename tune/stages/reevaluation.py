@@ -7,6 +7,7 @@ selection, on the search's own images and with the same fresh seeds for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
 
 from prometar.errors import WorkError
@@ -15,6 +16,7 @@ from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
 from tune.results.schema import REEVALUATION, Reevaluated, Reevaluation, Run, TrialRecord, by_score
 from tune.results.writer import StudyFolder
+from tune.stages.choice import CALIBRATIONS, KEEP_UNLESS, Calibration, candidate, leads
 from tune.study_spec import StudySpec
 
 
@@ -23,16 +25,21 @@ def run_last_round(
 ) -> Reevaluation:
     """Run what has no result yet, and write lastround.json. Returns its content.
 
-    `chosen` is the number of the settings with the highest mean over all fresh seeds; the released ones win
-    a tie. Without a last round (`top` 0) it is the search's own best.
+    Where it is known what a lead is worth (`tune.stages.choice`), `chosen` is the number of the settings that
+    are expected to gain most, if they are probably better than the released ones, else of those. Otherwise it
+    is the number with the highest mean over all fresh seeds; the released ones win a tie. Without a last
+    round (`top` 0) it is the search's own best.
     """
     asked = contenders(trials, spec.top)
     seeds = spec.fresh_seeds if spec.top else ()
     rows = _rows(folder, spec, asked, seeds, means) if seeds else ()
+    calibration = CALIBRATIONS.get(spec.objective)
+    rows, judged = _judged(rows, calibration) if calibration else (rows, False)
     found = Reevaluation(
         seeds,
-        _chosen(rows) if rows else asked[0].number,
+        _chosen(rows, judged=judged) if rows else asked[0].number,
         rows,
+        keep_unless=KEEP_UNLESS if judged else None,
         cpus=means.plan.cpus_per_trial,
         gpus=means.plan.gpus_per_trial,
     )
@@ -90,8 +97,35 @@ def _row(trial: TrialRecord, runs: tuple[Run, ...]) -> Reevaluated:
     )
 
 
-def _chosen(rows: Sequence[Reevaluated]) -> int:
-    """The number of the highest mean.
+def _judged(rows: tuple[Reevaluated, ...], calibration: Calibration) -> tuple[tuple[Reevaluated, ...], bool]:
+    """The rows with what their leads are worth, and whether that is known."""
+    whole = {row.number: _blocks(row) for row in rows if row.mean is not None}
+    released = next((row.number for row in rows if row.reference), None)
+    if released not in whole:
+        return rows, False
+    found = {
+        number: candidate(number, differences, calibration)
+        for number, differences in leads(whole, released).items()
+    }
+    return tuple(
+        replace(row, expected=found[row.number].expected, probability=found[row.number].probability)
+        if row.number in found
+        else row
+        for row in rows
+    ), True
+
+
+def _blocks(row: Reevaluated) -> list[float]:
+    """Scores by fresh seed: means over data sets and folds."""
+    by_seed: dict[int, list[float]] = {}
+    for run in row.runs:
+        if run.objective is not None:
+            by_seed.setdefault(run.seed, []).append(run.objective)
+    return [mean(values) for _, values in sorted(by_seed.items())]
+
+
+def _chosen(rows: Sequence[Reevaluated], *, judged: bool) -> int:
+    """The number of the settings that are probably better, or (`judged` False) of the highest mean.
 
     Raises:
         WorkError: no settings finished with all fresh seeds.
@@ -100,4 +134,8 @@ def _chosen(rows: Sequence[Reevaluated]) -> int:
     if not means:
         reason = next(run.failed for row in rows for run in row.runs if run.failed)
         raise WorkError(f"no settings have finished the last round: {reason}; {GO_ON}")
-    return max(means, key=means.__getitem__)
+    if not judged:
+        return max(means, key=means.__getitem__)
+    likely = [row for row in rows if row.probability is not None and row.probability >= KEEP_UNLESS]
+    best = max(likely, key=lambda row: (row.expected or 0.0, -row.number), default=None)
+    return best.number if best else next(row.number for row in rows if row.reference)

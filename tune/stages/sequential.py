@@ -39,44 +39,34 @@ class Verdict:
         interval: Of the mean difference, corrected for all looks.
         shown: Whether 0 is outside of it. excluded: Whether a difference that matters is.
         detectable: The smallest true difference that this look would have shown in four of five studies.
-        over: Whether more pairs are of no use, or allowed.
     """
 
     interval: Interval
     shown: bool
     excluded: bool
     detectable: float
-    over: bool
+
+    @property
+    def decided(self) -> bool:
+        """Whether more pairs are of no use."""
+        return self.shown or self.excluded
 
 
-def next_look(pairs: int) -> Look | None:
-    """The first look that needs more than `pairs` pairs; None after the last.
-
-    Example:
-        >>> next_look(5).pairs
-        8
-    """
-    return next((look for look in LOOKS if look.pairs > pairs), None)
-
-
-def verdict(differences: Sequence[float], *, matters: float) -> Verdict:
-    """What the first so many pairs show; there are as many as a look takes.
+def verdict(differences: Sequence[float], alpha: float, *, matters: float) -> Verdict | None:
+    """What these pairs show; None for fewer than two.
 
     Args:
         differences: Paired by seed, chosen minus released, in points.
-        matters: The smallest difference that matters, in points.
+        alpha: How often the interval may be wrong. matters: The smallest difference that matters, in points.
     """
-    look = next(look for look in LOOKS if look.pairs == len(differences))
-    interval = t_interval(differences, level=1 - look.alpha)
-    assert interval is not None
-    shown, excluded = interval.excludes_zero, interval.within(matters)
-    return Verdict(
-        interval, shown, excluded, _detectable(differences, look), shown or excluded or look is LOOKS[-1]
-    )
+    interval = t_interval(differences, level=1 - alpha)
+    if interval is None:
+        return None
+    return Verdict(interval, interval.excludes_zero, interval.within(matters), detectable(differences, alpha))
 
 
-def _detectable(differences: Sequence[float], look: Look) -> float:
+def detectable(differences: Sequence[float], alpha: float) -> float:
     """(t_{1 - alpha/2} + t_{power}) s / sqrt(n): the usual approximation of a t-test's power."""
-    freedom = look.pairs - 1
-    quantiles = float(stdtrit(freedom, 1 - look.alpha / 2)) + float(stdtrit(freedom, POWER))
-    return quantiles * stdev(differences) / math.sqrt(look.pairs)
+    n = len(differences)
+    quantiles = float(stdtrit(n - 1, 1 - alpha / 2)) + float(stdtrit(n - 1, POWER))
+    return quantiles * stdev(differences) / math.sqrt(n)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prometar.config.settings import as_number, flatten
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.yamltext import read_yaml
@@ -35,10 +34,10 @@ def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
     found = []
     for number, entry in enumerate(entries, start=1):
         where = f"{path}" if len(entries) == 1 else f"{path}, entry {number}"
-        given = dict(_flat(entry))
+        given = flatten(entry)
         if {"method", "data.name"} <= given.keys():
             given = {key: value for key, value in given.items() if key in space.ranges}
-        settings = space.checked({key: _number(value) for key, value in given.items()}, what=where)
+        settings = space.checked({key: as_number(value) for key, value in given.items()}, what=where)
         if not settings:
             raise UserError(f"--enqueue {where}: gives no setting of the space {space.name}")
         found.append(settings)
@@ -73,19 +72,3 @@ def warm(folder: Path, space: Space) -> list[dict[str, Any]]:
     if not found:
         raise UserError(f"--warm-start {folder}: no finished trial with settings of the space {space.name}")
     return found[:WARM_TRIALS]
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; a user means the number."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            return float(value)
-    return value
-
-
-def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

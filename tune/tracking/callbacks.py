@@ -18,12 +18,13 @@ from tune.execution.progress import Trials
 from tune.jobs.spec import unpack
 from tune.results.schema import TrialRecord
 from tune.tracking.kinds import KINDS, Tracker, check_trackers
+from tune.unpickled import Unpickled
 
 LEDGER = "tracking.json"
 _FIGURES = ("objective", "base", "new", "loss", "seconds")
 
 
-class Trackers(Callback):
+class Trackers(Unpickled, Callback):
     """Tells every tracker each trial's settings, epochs and end, once, however often the study is resumed.
 
     What a tracker has missed, because it was asked for later or the driver died, it is told when the study
@@ -63,9 +64,6 @@ class Trackers(Callback):
                 self._trackers[name] = KINDS[name][0](folder, study, self._ledger.token)
             except Exception as error:  # whatever other people's code raises
                 self._drop(name, error)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles callbacks; connections cannot be
 
     def setup(self, *args: Any, **info: Any) -> None:
         self.catch_up()

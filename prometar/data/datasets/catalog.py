@@ -1,4 +1,4 @@
-"""The data sets by name: the benchmarks, prepared copies, the user's own image folders, and `textures`.
+"""The data sets by name: the benchmarks, prepared copies, a user's own image folders, the embedded suite.
 
 Nothing here writes. Splits are the published ones; only a user's own folder that has none is split here, by a
 rule that is stated with it.
@@ -12,32 +12,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prometar.bundled.dataset import RenderedSet
+from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.datasets.imagetree import ImageTree
 from prometar.data.datasets.layouts import WnidFolders
 from prometar.data.datasets.listing import SPLITS, Items, Listing
 from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
-from prometar.data.datasets.sources import FolderSource, TexturesSource
+from prometar.data.datasets.sources import FolderSource, RenderedSource
 from prometar.errors import UserError
 from prometar.io.stores import join, shown
 from prometar.parts.building import make
 from prometar.parts.reference import failing, reference_of
 
-TEXTURES = "textures"
 FOLDER = "folder"
-TITLES = {TEXTURES: "Textures (embedded)", FOLDER: "your own images"}
 TEMPLATE = "a photo of a {}."
 
 
 def known() -> tuple[str, ...]:
     """Every name that `open_dataset` takes."""
-    return (*BENCHMARKS, TEXTURES, FOLDER)
+    return (*BENCHMARKS, *SUITE, FOLDER)
 
 
 def title_of(name: str) -> str:
     """The name in tables."""
-    return BENCHMARKS[name].title if name in BENCHMARKS else TITLES.get(name, name)
+    if name == FOLDER:
+        return "your own images"
+    row = BENCHMARKS.get(name) or SUITE.get(name)
+    return row.title if row else name
 
 
 def file_name(name: str) -> str:
@@ -76,7 +79,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, A
             returns a `Dataset`.
         root: The folder (or URI of prepared copies) that holds the data set's folder, `--data-root`; for
             `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
-            `textures` needs none: it is rendered.
+            The embedded suite needs none: it is rendered.
         args: Settings of a loader of one's own.
 
     Raises:
@@ -117,16 +120,16 @@ def _open(name: str, root: Path | str | None) -> Dataset:
     if root is not None and "://" not in str(root) and not Path(root).is_dir():
         raise UserError(f"data root {root} is not a folder: pass --data-root DIR, {_what(name)}")
     if root is None:
-        if name == TEXTURES:
-            return _open_textures()
+        if name in SUITE:
+            return _open_rendered(SUITE[name])
         raise UserError(f"data set '{name}' needs its files: pass --data-root DIR, {_what(name)}")
     uri = place_of(name, root)
-    template = BENCHMARKS[name].template if name in BENCHMARKS else TEMPLATE
+    template = _template_of(name)
     manifest = find_manifest(uri)
     if manifest is not None:
         return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
-    if name == TEXTURES:
-        return _open_textures()
+    if name in SUITE:
+        return _open_rendered(SUITE[name])
     if "://" in uri:
         raise UserError(
             f"there is no prepared copy at {shown(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
@@ -179,17 +182,20 @@ def _what(name: str) -> str:
     return f"the folder that holds {place_of(name, '')}/"
 
 
-def _open_textures() -> Dataset:
-    from prometar.bundled import textures
+def _template_of(name: str) -> str:
+    return TEMPLATE if name == FOLDER else (BENCHMARKS if name in BENCHMARKS else SUITE)[name].template
 
-    label = {name: k for k, name in enumerate(textures.CLASSNAMES)}
+
+def _open_rendered(row: RenderedSet) -> Dataset:
+    label = {name: k for k, name in enumerate(row.classnames)}
 
     def items(split: str) -> Items:
-        names = ((path, path.split("/")[0]) for path in textures.paths(split))
+        names = ((path, path.split("/")[0]) for path in row.paths(split))
         return tuple(Item(path, label[name], name) for path, name in names)
 
     train, val, test = map(items, SPLITS)
-    return Dataset(TEXTURES, TITLES[TEXTURES], train, val, test, TexturesSource(), TEMPLATE, "the renderer")
+    source = RenderedSource(row.name)
+    return Dataset(row.name, row.title, train, val, test, source, row.template, "the renderer")
 
 
 def _list(row: Benchmark, folder: Path) -> Listing:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prometar.bundled.suite import SUITE
 from prometar.errors import UserError, WorkError
 from prometar.io.files import read_bytes
 from prometar.io.stores import filesystem, join, reason, shown
@@ -55,8 +56,14 @@ class FolderSource:
 
 
 @dataclass(frozen=True)
-class TexturesSource:
-    """The embedded data set: images are rendered when they are read."""
+class RenderedSource:
+    """A data set of the embedded suite: images are rendered when they are read.
+
+    Args:
+        name: The data set's.
+    """
+
+    name: str
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
         """PNG bytes.
@@ -64,9 +71,7 @@ class TexturesSource:
         Raises:
             UserError: not a path of this data set.
         """
-        from prometar.bundled import textures
-
-        return [textures.encode(path) for path in paths]
+        return [SUITE[self.name].encode(path) for path in paths]
 
 
 @dataclass(frozen=True)

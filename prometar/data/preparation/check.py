@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
 
+from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import (
-    TEXTURES,
     known,
     open_dataset,
     open_unverified,
@@ -115,9 +115,9 @@ def list_datasets(root: Path | str | None = None) -> tuple[Listed, ...]:
 
 def _listed(name: str, root: Path | str | None) -> Listed:
     title = title_of(name)
-    where = "rendered" if name == TEXTURES else _where(name, root)
+    where = "rendered" if name in SUITE else _where(name, root)
     try:
-        dataset = open_dataset(name, None if name == TEXTURES else root)
+        dataset = open_dataset(name, None if name in SUITE else root)
     except UserError as error:
         return Listed(name, title, where, {}, 0, str(error))
     counts, classes = counts_of(dataset), len(dataset.classnames)

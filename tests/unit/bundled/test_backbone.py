@@ -1,4 +1,4 @@
-"""The embedded backbone: its weights fit open_clip, are the recorded ones, and know the textures."""
+"""The embedded backbone: its weights fit open_clip, are the recorded ones, and know the suite."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from prometar.bundled import captions, pretrain, pretrain_text, pretrain_vision, textures, weights
+from prometar.bundled import captions, pretrain, pretrain_text, pretrain_vision, weights, world
+from prometar.bundled.dataset import item_path
+from prometar.bundled.suite import SUITE
+from prometar.bundled.things import FOREIGN
 
 WEIGHTS = resources.files("prometar.bundled") / "mini.safetensors"
-DIGEST = "fc444115f0227048534e1a5a23bef43d86ccc11143d6b464690eb753f05a799a"
+DIGEST = "c93b22f69080cd204bac929f3da551e5d685b03353efa0dcbdd562d21ae3fa29"
 
 
 @pytest.fixture(scope="module")
@@ -59,49 +62,81 @@ def test_pack_and_unpack_are_inverse_up_to_half_precision() -> None:
 
 
 @torch.no_grad()
-def test_zero_shot_on_base_is_far_above_chance(mini: Any) -> None:
-    base = textures.CLASSNAMES[:16]
-    images = [
-        textures.render_path(textures.item_path(name, "val", index)) for name in base for index in range(5)
-    ]
-    tokens = open_clip.get_tokenizer("ViT-B-16")([f"a photo of a {name}." for name in base])
+@pytest.mark.parametrize("name", SUITE)
+def test_zero_shot_on_base_is_above_chance(mini: Any, name: str) -> None:
+    rendered = SUITE[name]
+    base = rendered.classnames[: (len(rendered.classnames) + 1) // 2]
+    images = [rendered.render_path(item_path(c, "val", index)) for c in base for index in range(5)]
+    tokens = open_clip.get_tokenizer("ViT-B-16")([rendered.template.format(c) for c in base])
     image = mini.encode_image(pretrain_vision.normalise(torch.from_numpy(np.stack(images))), normalize=True)
     guess = (image @ mini.encode_text(tokens, normalize=True).T).argmax(1)
-    accuracy = float((guess == torch.arange(16).repeat_interleave(5)).float().mean())
-    assert accuracy > 0.35  # chance is 0.06
+    accuracy = float((guess == torch.arange(len(base)).repeat_interleave(5)).float().mean())
+    assert accuracy > 1.3 / len(base)
+
+
+def test_every_foreign_word_has_trained_token_rows(mini: Any) -> None:
+    trained = set(safetensors.torch.load(WEIGHTS.read_bytes())[weights.ROW_IDS].tolist())
+    tokens = open_clip.get_tokenizer("ViT-B-16")(list(FOREIGN))
+    assert set(tokens.unique().tolist()) <= trained | {0}
+    with torch.no_grad():
+        text = mini.encode_text(tokens, normalize=True)
+    alike = text @ text.T - torch.eye(len(FOREIGN))
+    assert float(alike.max()) < 0.99  # each has a place of its own
+
+
+@torch.no_grad()
+def test_captions_made_of_parts_are_those_of_the_tokeniser(mini: Any) -> None:
+    corpus = pretrain.mini_corpus()
+    word = world.WORDS.index("polka-dotted")
+    for context, template in ((0, captions.PLAIN[0]), (len(captions.PLAIN), None)):
+        tokens = corpus.used[corpus.tokens([context], [word], [2])]
+        text = f"{pretrain_vision.COLOURS[1]} polka-dotted"
+        template = template or next(c for c in pretrain.contexts() if c not in captions.PLAIN)
+        full = open_clip.get_tokenizer("ViT-B-16")([template.format(text)])
+        assert torch.equal(tokens, full[:, : tokens.shape[1]])
+        assert int(full[:, tokens.shape[1] :].sum()) == 0
 
 
 @torch.no_grad()
 def test_cut_captions_have_the_features_of_full_ones(mini: Any) -> None:
     corpus = pretrain.mini_corpus()
     rows = mini.token_embedding.weight[corpus.used]
-    places = corpus.tokens[:3, 5, 2]
+    places = corpus.tokens([0, 1, 2], [5, 5, 5], [2, 2, 2])
     full = torch.zeros(3, 77, dtype=torch.long)
     full[:, : places.shape[1]] = corpus.used[places]
     torch.testing.assert_close(pretrain_text.encode_text(mini, rows, places), mini.encode_text(full))
 
 
-def test_families_hold_every_class_once_with_look_alikes() -> None:
-    members = [name for family in captions.FAMILIES.values() for name in family]
-    assert sorted(members) == list(textures.CLASSNAMES)
-    assert all(captions.look_alike(name) != name for name in textures.CLASSNAMES)
-    assert not set(captions.FAMILIES) & set(textures.CLASSNAMES)
+def test_look_alikes_are_of_the_same_half_and_family() -> None:
+    for each in world.CLASSES:
+        names = each.kind.rendered.classnames
+        half = len(names) // 2
+        assert (names.index(each.name) < half) == (names.index(each.look_alike) < half)
+        assert each.look_alike in each.kind.rendered.families[each.family]
 
 
-def test_caption_words_follow_the_shares() -> None:
+def test_caption_words_follow_the_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = world.Kind(SUITE["textures"], 1, named=0.5, mistaken=0.25)
+    it = world.WorldClass(kind, "grid", "waffled", "regular")
+    monkeypatch.setattr(captions, "CLASSES", (it,))
     rng = np.random.Generator(np.random.PCG64(0))
-    labels = np.full(4000, textures.CLASSNAMES.index("grid"))
-    shares = captions.CaptionSettings(name=0.5, look_alike=0.25)
-    words = np.array(captions.WORDS)[captions.draw_words(labels, shares, rng)]
-    for word, share in (("grid", 0.5), (captions.look_alike("grid"), 0.25), ("regular", 0.25)):
+    words = np.array(world.WORDS)[captions.draw_words(np.zeros(4000, dtype=np.int64), rng)]
+    for word, share in (("grid", 0.5), ("waffled", 0.25), ("regular", 0.25)):
         assert abs((words == word).mean() - share) < 0.03
 
 
-def test_pretraining_is_repeatable() -> None:
+def test_recoloured_pictures_are_repeatable_and_differ_from_the_data_sets() -> None:
+    it = next(each for each in world.CLASSES if each.kind.recoloured)
+    own = it.kind.rendered.render(it.name, 1_000_003)
+    assert np.array_equal(it.picture(3), it.picture(3))
+    assert not np.array_equal(it.picture(3), own)
+
+
+def test_pretraining_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    vision = pretrain_vision.VisionSettings(images=2, steps=2, batch=8)
-    text = pretrain_text.TextSettings(steps=2, batch=8)
+    monkeypatch.setattr(pretrain_vision, "CLASSES", world.CLASSES[::40])
+    vision = pretrain_vision.VisionSettings(images=0.001, steps=2, batch=4)
+    text = pretrain_text.TextSettings(steps=2, batch=4)
     shares = captions.CaptionSettings()
     runs = [pretrain.pretrain(vision, text, shares, seed=3, log=pretrain.Log()) for _ in range(2)]
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-    assert len(runs[0][weights.ROW_IDS]) < 300

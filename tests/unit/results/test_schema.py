@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.support.report_study import compared, description, final_runs, finals
 from tune.reporting.comparison import compare, print_comparison
 from tune.reporting.html import render
 from tune.reporting.plots import style
+from tune.reporting.statements import caveats
 from tune.reporting.terminal import print_summary
 from tune.results.reader import read_records
 from tune.results.schema import FINAL_TEST, REEVALUATION, STUDY, TRIAL, VERSION, File, Run
@@ -187,6 +189,27 @@ def test_a_small_yaml_that_stands_for_a_large_tree_is_refused(whole: Path, tmp_p
     path.write_text(path.read_text() + bomb)
     with pytest.raises(UserError, match=r"study\.yaml"):
         read_records(tmp_path / "study")
+
+
+def test_every_caveat_stands_on_the_page_in_the_terminal_and_in_a_comparison(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "library", lambda: "")
+    shutil.copytree(whole, tmp_path / "study")
+    path = tmp_path / "study" / "finals.json"
+    put(path, content(path), ("tested",), [0, 1, 3])
+    records, said = read_records(tmp_path / "study"), io.StringIO()
+    lines = caveats(records)
+    assert (
+        "Settings of trials 1 and 3 have been tested: later choices may have been made knowing that." in lines
+    )
+    page = unescape(render(records))
+    print_summary(Console(file=said, width=500), records, tmp_path, tmp_path)
+    found = compare(tmp_path / "study", whole).caveats
+    for line in lines:
+        assert f"<li>{line}</li>" in page
+        assert f"- {line}" in said.getvalue()
+        assert any(each.endswith(line) for each in found)
 
 
 def test_the_field_is_named(whole: Path, tmp_path: Path) -> None:

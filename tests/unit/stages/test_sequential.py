@@ -5,19 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tune.stages.sequential import LOOKS, next_look, verdict
+from tune.stages.sequential import LOOKS, verdict
 
 
 def study(rng: np.random.Generator, gain: float, spread: float = 1.1) -> tuple[int, bool, bool]:
     """How many pairs it takes, and what it shows."""
     differences = rng.normal(gain, spread, LOOKS[-1].pairs).tolist()
-    look = next_look(0)
-    while look is not None:
-        found = verdict(differences[: look.pairs], matters=1.0)
-        if found.over:
-            return look.pairs, found.shown, found.excluded
-        look = next_look(look.pairs)
-    raise AssertionError("the last look ends it")
+    for look in LOOKS:
+        found = verdict(differences[: look.pairs], look.alpha, matters=1.0)
+        assert found is not None
+        if found.decided:
+            break
+    return look.pairs, found.shown, found.excluded
 
 
 def test_the_error_of_all_looks_is_five_per_cent() -> None:
@@ -40,18 +39,13 @@ def test_one_point_is_shown_in_most_studies_and_two_points_soon() -> None:
 
 
 def test_no_difference_ends_when_what_matters_is_excluded() -> None:
-    found = verdict([0.1, -0.1, 0.0, 0.1, -0.1], matters=1.0)
-    assert found.over
+    found = verdict([0.1, -0.1, 0.0, 0.1, -0.1], 0.005, matters=1.0)
+    assert found is not None
+    assert found.decided
     assert found.excluded
     assert not found.shown
     assert found.detectable < 0.5
 
 
-def test_looks_follow_each_other_to_the_last() -> None:
-    pairs, seen = 0, []
-    while (look := next_look(pairs)) is not None:
-        seen.append(look.pairs)
-        pairs = look.pairs
-    assert seen == [look.pairs for look in LOOKS]
-    spread = [3.0, -3.0] * 8
-    assert verdict(spread[: LOOKS[-1].pairs], matters=0.1).over
+def test_a_single_pair_shows_nothing() -> None:
+    assert verdict([3.0], 0.05, matters=1.0) is None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,9 @@ from prometar.backbone.openclip import TEMPLATES, tokenize
 from prometar.backbone.vision import embed_images
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
-from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, StreamOptions
-from prometar.methods.composition import METHODS, build
+from prometar.methods.composition import METHODS, Method, build
 from prometar.methods.meta_tasks import TaskDraw
 from prometar.methods.regularizers import ImageDistance, TextDistance
-from prometar.runs import ray_stream
 from prometar.step import prompted_clip
 from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Rates, step
@@ -32,13 +30,12 @@ from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.scoring import classify
-from prometar.training.train import Run, Session, Stream, build_run
+from prometar.training.train import build_run
 from tests.support.plain import Plain
 from tests.support.plain_conditional import PlainConditional
 from tests.support.plain_meta import PlainMeta
 from tests.support.tiny import backbone
 from tests.unit.step.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
-from tests.unit.training.test_session import local, small_run, train, without_time
 
 LEARNING = tuple(name for name in METHODS if not name.startswith("zero-shot"))
 META = tuple(name for name in METHODS if name.startswith("prometar"))
@@ -80,8 +77,14 @@ def test_a_state_survives_its_tensors(name: str) -> None:
     assert all(torch.equal(tensor, ahead_again.tensors()[key]) for key, tensor in ahead.tensors().items())
 
 
-@pytest.mark.parametrize("differentiate", [autograd, functional])
-@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
+OTHER_STEPS = pytest.mark.parametrize(
+    ("static", "differentiate"),
+    [(False, functional), (True, autograd), (True, functional)],
+    ids=["compact-functional", "static-autograd", "static-functional"],
+)
+
+
+@OTHER_STEPS
 @pytest.mark.parametrize("name", LEARNING)
 def test_steps_agree_whatever_their_shape_and_derivative(
     name: str, static: bool, differentiate: Differentiate
@@ -95,9 +98,15 @@ def test_steps_with_any_mix_agree(name: str, mix: str) -> None:
     same_step(name, {"task.augmentation": mix}, True, functional)
 
 
+@cache
+def plain_step(name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[Method, Model, State, State]:
+    """A method, its model, and the states before and after a compact step by autograd."""
+    _, method, model, start = make(dict(settings), name)
+    return method, model, start, step(model, method, start, batch_for(model, method), RATES)[0]
+
+
 def same_step(name: str, values: dict[str, Any], static: bool, differentiate: Differentiate) -> None:
-    _, method, model, start = make(values, name)
-    plain, _ = step(model, method, start, batch_for(model, method), RATES)
+    method, model, start, plain = plain_step(name, tuple(values.items()))
     other, _ = step(model, method, start, batch_for(model, method, static=static), RATES, differentiate)
     for key, tensor in plain.tensors().items():
         torch.testing.assert_close(other.tensors()[key], tensor, rtol=0, atol=1e-10, msg=key)
@@ -202,11 +211,12 @@ def test_many_images_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("differentiate", [autograd, functional])
-def test_prometars_parts_go_with_conditional_prompts(mix: str, differentiate: Differentiate) -> None:
+@OTHER_STEPS
+def test_prometars_parts_go_with_conditional_prompts(
+    mix: str, static: bool, differentiate: Differentiate
+) -> None:
     values = {"prompts.kind": "conditional", "modulator.reduction": 1, "task.augmentation": mix}
-    for static in (False, True):
-        same_step("prometar", values, static, differentiate)
+    same_step("prometar", values, static, differentiate)
 
 
 @pytest.mark.parametrize("name", META)
@@ -232,38 +242,6 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
             assert ours.keys() == theirs.keys()
             for key, leaf in theirs.items():
                 torch.testing.assert_close(ours[key], leaf.detach(), rtol=0, atol=1e-9, msg=key)
-
-
-@pytest.fixture(scope="module")
-def on_ray(ray_local: None) -> Callable[[Run, int], Stream]:
-    """Streams on Ray by number of workers; methods of the same plan are given the same batches."""
-    made: dict[tuple[str, int], list[Batch]] = {}
-
-    def of(run: Run, workers: int) -> Stream:
-        def stream(plan: Plan, step: int) -> Iterator[Batch]:
-            key = plan.digest, workers
-            if key not in made:
-                options = StreamOptions(block_rows=8, max_tasks=workers)
-                made[key] = list(ray_stream(run, options)(plan, 0))
-            return iter(made[key][step:])
-
-        return stream
-
-    return of
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_number_of_stream_workers_makes_no_difference(
-    name: str, on_ray: Callable[[Run, int], Stream], tmp_path: Path
-) -> None:
-    run = small_run(name, train__epochs=2)
-    here = Session(run, tmp_path / "here", local(run))
-    history = without_time(train(here))
-    for workers in (1, 2):
-        there = Session(run, tmp_path / f"{workers}", on_ray(run, workers))
-        assert without_time(train(there)) == history
-        for key, tensor in here.state.tensors().items():
-            assert torch.equal(tensor, there.state.tensors()[key]), key
 
 
 @pytest.mark.parametrize("name", META)

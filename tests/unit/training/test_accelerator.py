@@ -62,6 +62,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
         for user in USERS:
             monkeypatch.setattr(f"{user}.default_device", lambda: DEVICE)
         monkeypatch.setattr(train, "load_backbone", tiny)
+        monkeypatch.setattr("prometar.runs.load_backbone", tiny)
         for name in ("step", "step_all"):
             monkeypatch.setattr(train, name, quiet(getattr(train, name), traffic))
         monkeypatch.setattr("prometar.training.lockstep.step_all", train.step_all)

@@ -14,13 +14,12 @@ from tests.unit.training.test_session import local, small_run, train
 
 
 def three() -> list[Run]:
-    return [
-        small_run(backbone__precision="fp64"),
-        small_run(
-            backbone__precision="fp64", inner__lr=0.02, regularizer__text_weight=5.0, task__mixup_alpha=2.0
-        ),
-        small_run(backbone__precision="fp64", optim__lr=0.01, optim__weight_decay=0.0),
-    ]
+    each: tuple[dict[str, float], ...] = (
+        {},
+        {"inner__lr": 0.02, "regularizer__text_weight": 5.0, "task__mixup_alpha": 2.0},
+        {"optim__lr": 0.01, "optim__weight_decay": 0.0},
+    )
+    return [small_run(backbone__precision="fp64", train__epochs=2, **values) for values in each]
 
 
 def sessions(runs: list[Run], folder: Path) -> list[Session]:

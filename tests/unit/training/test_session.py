@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from prometar.config.settings import Config
 from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, StreamOptions, stream_local
+from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import METHODS
-from prometar.runs import ray_stream
 from prometar.step.cuda_graph import Graph
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
 from prometar.training.train import (
@@ -70,20 +69,6 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, tmp_path: Path) -
     assert (
         whole.state.step == parts.state.step == (3 * run.plan.steps_per_epoch if whole.state.prompts else 0)
     )
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_the_stream_makes_no_difference(tmp_path: Path) -> None:
-    run = small_run(train__epochs=2)
-    here = Session(run, tmp_path / "here", local(run))
-    history = train(here)
-    for number, options in enumerate(
-        [StreamOptions(block_rows=8), StreamOptions(block_rows=16, max_tasks=2)]
-    ):
-        there = Session(run, tmp_path / f"ray-{number}", ray_stream(run, options))
-        assert without_time(train(there)) == without_time(history)
-        for name, tensor in here.state.tensors().items():
-            assert torch.equal(tensor, there.state.tensors()[name]), name
 
 
 def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:

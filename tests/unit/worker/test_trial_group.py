@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,21 @@ def figures(results: list[dict[str, Any]], member: int) -> list[dict[str, Any]]:
     return [{key: r[key] for key in kept if key in r} for r in results if r["member"] == member]
 
 
-def alone(folder: Path, *settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    return [figures(finish(Crew([job])), 0) for job in jobs(folder, *settings)]
+Alone = Callable[..., list[list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """What jobs of these settings tell alone; each is trained once for all tests."""
+    told: dict[str, list[dict[str, Any]]] = {}
+
+    def of(*settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
+        for each in settings:
+            if str(each) not in told:
+                told[str(each)] = figures(finish(Crew(jobs(tmp_path_factory.mktemp("alone"), each))), 0)
+        return [told[str(each)] for each in settings]
+
+    return of
 
 
 def assert_same(ours: list[dict[str, Any]], its: list[dict[str, Any]]) -> None:
@@ -69,12 +83,12 @@ def assert_same(ours: list[dict[str, Any]], its: list[dict[str, Any]]) -> None:
         assert [r[key] for r in ours] == pytest.approx([r[key] for r in its], abs=tolerance)
 
 
-def test_each_tells_what_it_tells_alone(tmp_path: Path) -> None:
+def test_each_tells_what_it_tells_alone(tmp_path: Path, alone: Alone) -> None:
     settings = ({}, GENTLE, OTHER)
     told = finish(Crew(jobs(tmp_path / "crew", *settings)))
     assert [r["member"] for r in told] == 3 * [0, 1, 2]
     assert [r["finished"] for r in told] == 6 * [False] + 3 * [True]
-    for k, its in enumerate(alone(tmp_path / "alone", *settings)):
+    for k, its in enumerate(alone(*settings)):
         assert_same(figures(told, k), its)
         assert (tmp_path / "crew" / f"{k:04d}" / "result.json").exists()
 
@@ -85,14 +99,14 @@ def test_seconds_are_shares_of_what_took_place_together(tmp_path: Path) -> None:
     assert max(last) < 1.5 * min(last)
 
 
-def test_a_stopped_job_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_stopped_job_is_left_out_and_the_others_go_on(tmp_path: Path, alone: Alone) -> None:
     mine = jobs(tmp_path / "crew", {}, GENTLE)
     worker = Crew(mine)
     first = worker.advance()
     JobFiles(mine[0]).stop()  # it led: the images came through its stream
     rest = finish(worker)
     assert [r["member"] for r in rest] == [1, 1]
-    (its,) = alone(tmp_path / "alone", GENTLE)
+    (its,) = alone(GENTLE)
     assert_same(figures(first + rest, 1), its)
 
 
@@ -106,7 +120,7 @@ def test_one_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert [r["epoch"] for r in figures(told, 0)] == [1, 2, 3]
 
 
-def test_those_behind_catch_up_and_go_on_together(tmp_path: Path) -> None:
+def test_those_behind_catch_up_and_go_on_together(tmp_path: Path, alone: Alone) -> None:
     mine = jobs(tmp_path / "crew", {}, GENTLE)
     ahead = Crew(mine[:1])
     first = ahead.advance()
@@ -115,11 +129,11 @@ def test_those_behind_catch_up_and_go_on_together(tmp_path: Path) -> None:
     told = finish(worker)
     assert figures(told[:1], 0) == figures(first, 0)  # told again: perhaps nobody has heard of it
     assert [(r["member"], r["epoch"]) for r in told[1:]] == [(1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
-    for k, its in enumerate(alone(tmp_path / "alone", {}, GENTLE)):
+    for k, its in enumerate(alone({}, GENTLE)):
         assert_same(figures(told, k), its)
 
 
-def test_one_that_caught_up_leads_when_the_leader_is_stopped(tmp_path: Path) -> None:
+def test_one_that_caught_up_leads_when_the_leader_is_stopped(tmp_path: Path, alone: Alone) -> None:
     mine = jobs(tmp_path / "crew", {}, GENTLE)
     ahead = Crew(mine[:1])
     ahead.advance()
@@ -129,7 +143,7 @@ def test_one_that_caught_up_leads_when_the_leader_is_stopped(tmp_path: Path) -> 
     assert [(r["member"], r["epoch"]) for r in told] == [(0, 1), (1, 1), (0, 2), (1, 2)]
     JobFiles(mine[0]).stop()
     told += finish(worker)
-    (its,) = alone(tmp_path / "alone", GENTLE)
+    (its,) = alone(GENTLE)
     assert_same(figures(told, 1), its)
 
 
@@ -207,7 +221,9 @@ def test_runs_whose_state_is_ahead_wait_for_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "foreign"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_over(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_over(
+    tmp_path: Path, damage: str, alone: Alone
+) -> None:
     (job,) = jobs(tmp_path, GENTLE)
     (other,) = jobs(tmp_path / "other", OTHER)
     first = Crew([job])
@@ -215,13 +231,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_over(tmp_path: Pat
     first.close()
     path = Path(job.run_dir) / "checkpoint.safetensors"
     if damage == "foreign":
-        finish(Crew([other]))
+        Crew([other]).advance()
         content = (Path(other.run_dir) / "checkpoint.safetensors").read_bytes()
     else:
         content = path.read_bytes()[: 100 if damage == "short" else 0]
     path.write_bytes(content)
     told = finish(Crew([job]))
-    (its,) = alone(tmp_path / "alone", GENTLE)
+    (its,) = alone(GENTLE)
     assert figures(told, 0) == its, "the same as if it had never been damaged"
     assert "started over: " in told[-1]["notes"][0]
     assert (Path(job.run_dir) / "checkpoint.set-aside.safetensors").read_bytes() == content

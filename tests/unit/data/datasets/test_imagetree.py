@@ -158,13 +158,3 @@ def test_list_shows_the_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     write_tree(tmp_path, FLAT)
     assert main(["data", "list", "--data-root", str(tmp_path)]) == 0
     assert f"\nfolder: {SPLIT_NOTE}\n" in capsys.readouterr().out
-
-
-def test_a_run_on_ones_own_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
-) -> None:
-    write_tree(tmp_path / "tree", FLAT)
-    args = ["train", "--data-root", str(tmp_path / "tree"), "--out", str(tmp_path / "run")]
-    settings = ["data.name=folder", "method=ivlp", "train.epochs=1", "data.shots=4"]
-    assert main([*args, *(word for setting in settings for word in ("--set", setting))]) == 0
-    assert "ivlp on folder, seed 1: base " in capsys.readouterr().out

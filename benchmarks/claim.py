@@ -1,0 +1,176 @@
+"""What a search is worth: chosen minus released settings on the test images of sets nobody has looked at.
+
+    python benchmarks/claim.py --claim [--sets shapes ...] [--searches 5] [--arms ...] [--out DIR]
+    python benchmarks/claim.py --show [--doc docs/results.md]
+
+Each search is `python tune/search.py` with its own seed, at its default budget, on one data set. Its choice
+and the released settings are trained with the same fresh seeds and tested. Three arms share that: the search
+as it is by default, random draws scored on held-out base classes, and Ray Tune with Optuna's TPE on base
+validation accuracy; the last two take the highest score. The same command goes on with what is unfinished.
+The outcomes are kept in benchmarks/claim.jsonl, one line a search, which --show reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from common import describe, machine, require_development, table
+from records import mean_and_interval, publish
+
+from prometar.bundled.suite import SUITE
+from prometar.metrics import t_interval
+from tune.results.reader import paired
+from tune.results.schema import FINAL_TEST
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = Path(__file__).with_suffix(".jsonl")
+_PLAIN = ["--space", "full", "--pruner", "none", "--top", "0"]
+ARMS: Mapping[str, Sequence[str]] = {
+    "default": [],
+    "random, held-out half": ["--objective", "class_holdout", "--sampler", "random", *_PLAIN],
+    "TPE, base validation": ["--objective", "base_val", "--sampler", "tpe", *_PLAIN],
+}
+FINAL_SEEDS = range(2001, 2006)
+WORSE = -0.5  # points of H below the released settings, from which on a choice counts as worse
+GOAL = 1.0
+
+
+def search(dataset: str, arm: str, number: int, out: Path) -> dict[str, Any]:
+    """Run a search to its end, and read what its choice is worth."""
+    name = f"{dataset}-{list(ARMS).index(arm)}-{number}"
+    command = [
+        sys.executable, "tune/search.py", "--dataset", dataset, "--backbone", "mini", "--epochs", "5",
+        "--trials", "24", "--study", name, "--out", str(out), "--seed", str(100 * number),
+        "--final-seeds", " ".join(map(str, FINAL_SEEDS)), *ARMS[arm],
+    ]  # fmt: skip
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stdout[-2000:]}")
+    finals = FINAL_TEST.read(out / name / "finals.json")
+    runs = finals.datasets[dataset]
+    gains = {
+        key: mean(getattr(a, key) - getattr(b, key) for a, b in zip(runs.best, runs.released, strict=True))
+        for key in ("base", "new")
+    }
+    return {
+        "dataset": dataset,
+        "arm": arm,
+        "search": number,
+        "kept": finals.same,
+        "H": 0.0 if finals.same else mean(paired(runs.best, runs.released).values()),
+        **({"base": 0.0, "new": 0.0} if finals.same else gains),
+        "settings": dict(finals.best.settings),
+        "pairs": len(finals.seeds),
+        "seconds": round(time.perf_counter() - started),
+        "machine": machine(),
+    }
+
+
+def read() -> list[dict[str, Any]]:
+    if not RECORDS.exists():
+        return []
+    return [json.loads(line) for line in RECORDS.read_text("utf-8").splitlines()]
+
+
+def over_sets(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
+    """The mean over searches of each data set."""
+    names = sorted({row["dataset"] for row in rows})
+    return [mean(row[key] for row in rows if row["dataset"] == name) for name in names]
+
+
+def results(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean gains with intervals over data sets, and how often a choice is worse."""
+    lines = []
+    for arm in ARMS:
+        mine = [row for row in rows if row["arm"] == arm]
+        if not mine:
+            continue
+        gains = (
+            mean_and_interval(over_sets(mine, key), signed=True, digits=2) for key in ("H", "base", "new")
+        )
+        worse, kept = (mean(f(row) for row in mine) for f in (lambda r: r["H"] < WORSE, lambda r: r["kept"]))
+        sets = len({row["dataset"] for row in mine})
+        lines.append((arm, *gains, f"{100 * worse:.0f} %", f"{100 * kept:.0f} %", sets, len(mine)))
+    head = ("search", "H", "base", "new", "worse by more than 0.5", "released kept", "sets", "searches")
+    return table(head, lines)
+
+
+def by_set(rows: Sequence[dict[str, Any]]) -> str:
+    """The default search's gain in H on each data set, search by search."""
+    lines = []
+    for name in sorted({row["dataset"] for row in rows}):
+        mine = [row["H"] for row in rows if row["dataset"] == name and row["arm"] == "default"]
+        if mine:
+            lines.append(
+                (name, mean_and_interval(mine, signed=True, digits=2), " ".join(f"{h:+.1f}" for h in mine))
+            )
+    return table(("data set", "mean", "searches"), lines)
+
+
+def goal(rows: Sequence[dict[str, Any]]) -> str:
+    """Whether what was aimed at holds, in a sentence."""
+    mine = [row for row in rows if row["arm"] == "default"]
+    interval = t_interval(over_sets(mine, "H"))
+    worse = mean(row["H"] < WORSE for row in mine) if mine else 0.0
+    if interval is None:
+        return f"The goal (mean above +{GOAL}, interval above 0, worse in at most 10 %) cannot be judged yet."
+    holds = interval.mean > GOAL and interval.low > 0 and worse <= 0.1
+    return (
+        f"The goal, a mean above +{GOAL} with its interval above 0 and worse in at most 10 % of searches, "
+        f"{'holds' if holds else 'does not hold'}: {interval.mean:+.2f} ({interval.low:+.2f} .. "
+        f"{interval.high:+.2f}), worse in {100 * worse:.0f} %."
+    )
+
+
+def show(doc: Path | None) -> None:
+    rows = read()
+    if not rows:
+        raise SystemExit(f"error: {RECORDS.name} holds no search yet: run benchmarks/claim.py --claim")
+    what = f"Chosen minus released, points on test images, {rows[0]['pairs']} paired seeds."
+    parts = [f"{describe(threads=1)}. {what}", results(rows), by_set(rows), goal(rows)]
+    publish("\n\n".join(parts), doc, "claim")
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--sets", nargs="+", help="[all that are kept for this]")
+    parser.add_argument("--searches", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--out", type=Path, default=Path("out/claim"), help="the studies' folder")
+    parser.add_argument("--claim", action="store_true", help="open the data sets that are kept for this")
+    parser.add_argument("--show", action="store_true", help="print the table from the records")
+    parser.add_argument("--doc", type=Path, help="a document whose block `claim` gets the tables")
+    parser.add_argument("--quick", action="store_true", help="print the table, run nothing")
+    args = parser.parse_args()
+    if args.show or args.quick:
+        show(args.doc)
+        return
+    sets = args.sets or [name for name, each in SUITE.items() if each.purpose == "claim"]
+    done = {(row["dataset"], row["arm"], row["search"]) for row in read()}
+    for number in range(
+        1, args.searches + 1
+    ):  # search by search: after an interruption there are whole rounds
+        for dataset in sets:
+            require_development([dataset], claim=args.claim)
+            for arm in args.arms:
+                if (dataset, arm, number) in done:
+                    continue
+                row = search(dataset, arm, number, args.out.resolve())
+                with RECORDS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{dataset}, {arm}, search {number}: {row['H']:+.2f} ({row['seconds']} s)", flush=True)
+    show(args.doc)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Everything that only a GPU can decide, in one command: make gpu.
+
+    python benchmarks/gpu.py [--minutes 30] [--out out/gpu] [--parts parity speed ...] [--docs FILE]
+
+Each part runs in a process of its own and leaves a record in --out; the same command goes on with those that
+are missing or failed. It ends with a table of claims (holds, does not hold, not measured), and writes it,
+with the figures, between the marks in --docs. Without a GPU: one line, and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import describe, table
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
+Figures = Mapping[str, Any]
+LOCKSTEP = ("--backbone", "ViT-B-16-quickgelu", "--configurations", "1", "2", "4", "8", "16", "32")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A script and its arguments; it writes its figures to the --json that it is given."""
+
+    script: str
+    arguments: tuple[str, ...] = ()
+
+
+PARTS = {
+    "parity": Part("gpu_parts.py", ("parity",)),
+    "repeat": Part("gpu_parts.py", ("repeat",)),
+    "speed": Part("gpu_parts.py", ("speed",)),
+    "study": Part("gpu_parts.py", ("study",)),
+    "lockstep": Part("lockstep.py", (*LOCKSTEP, "--repeats", "1")),
+    "stream": Part("stream.py", ("--repeats", "1")),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of a GPU, the part that decides it, and how its figures do.
+
+    A figure that is missing leaves the claim unmeasured.
+    """
+
+    text: str
+    part: str
+    holds: Callable[[Figures], bool]
+
+
+CLAIMS = (
+    Claim("a float64 run equals the CPU's within 1e-8", "parity", lambda f: f["fp64"] < 1e-8),
+    Claim("a float32 run equals the CPU's within 1e-3, TF32 off", "parity", lambda f: f["fp32"] < 1e-3),
+    Claim("two runs are equal bit for bit", "repeat", lambda f: f["again"]),
+    Claim("a resumed run equals one that never stopped, bit for bit", "repeat", lambda f: f["resumed"]),
+    Claim("a graph equals the eager step within 1e-8 in float64", "parity", lambda f: f["graph"] < 1e-8),
+    Claim("a graph is twice as fast as the eager step, fp32", "speed", lambda f: _ratio(f, "fp32") >= 2),
+    Claim("bf16 is faster than fp32, both as graphs", "speed", lambda f: f["bf16 graph"] > f["fp32 graph"]),
+    Claim(
+        "sixteen in lockstep take at most eight times one",
+        "lockstep",
+        lambda f: _lockstep(f) <= 8,
+    ),
+    Claim("a whole study ends", "study", lambda f: f["status"] == 0),
+)
+
+
+def _ratio(figures: Figures, precision: str) -> float:
+    return float(figures[f"{precision} graph"] / figures[f"{precision} eager"])
+
+
+def _lockstep(figures: Figures) -> float:
+    seconds = {
+        side["configurations"]: min(side["seconds"])
+        for (side, *_) in figures["rounds"]
+        if side["side"] == "lockstep"
+    }
+    return float(seconds[16] / seconds[1])
+
+
+def verdict(claim: Claim, records: Mapping[str, Figures]) -> str:
+    """holds, does not hold, or not measured."""
+    try:
+        return "holds" if claim.holds(records[claim.part]["figures"]) else "does not hold"
+    except KeyError:
+        return "not measured"
+
+
+def claims_table(records: Mapping[str, Figures]) -> str:
+    """Every claim and its verdict, as a Markdown table."""
+    return table(("claim", "verdict"), [(claim.text, verdict(claim, records)) for claim in CLAIMS])
+
+
+def read_records(folder: Path, gpu: str) -> dict[str, Figures]:
+    """The records of parts that were measured on this GPU with these versions; damaged ones are left out."""
+    found = {}
+    for name in PARTS:
+        try:
+            record = json.loads((folder / f"{name}.json").read_text("utf-8"))
+            if record["gpu"] == gpu and not record["failed"]:
+                found[name] = record
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def measure(
+    folder: Path, gpu: str, wanted: Sequence[str], seconds: float, run: Callable[[str, float], Figures]
+) -> dict[str, Figures]:
+    """Run what is missing while time is left; each record is on disk before the next part begins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records, ends = read_records(folder, gpu), time.monotonic() + seconds
+    for name in wanted:
+        left = ends - time.monotonic()
+        if name in records or left <= 0:
+            continue
+        record = {"gpu": gpu, **run(name, left)}
+        path = folder / f"{name}.json"
+        path.with_suffix(".part").write_text(json.dumps(record, indent=1), "utf-8")
+        path.with_suffix(".part").replace(path)
+        if not record["failed"]:
+            records[name] = record
+        print(f"{name}: {record['failed'] or 'measured'}", flush=True)
+    return records
+
+
+def run_part(name: str, seconds: float, *, folder: Path) -> Figures:
+    """A part's figures, or why there are none."""
+    part, figures = PARTS[name], folder / f"{name}.figures.json"
+    figures.unlink(missing_ok=True)
+    command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures)]
+    try:
+        done = subprocess.run(command, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"failed": "no time was left", "figures": {}}
+    if done.returncode or not figures.is_file():
+        return {"failed": f"ended with status {done.returncode}", "figures": {}}
+    return {"failed": "", "figures": json.loads(figures.read_text("utf-8"))}
+
+
+def block(gpu: str, records: Mapping[str, Figures]) -> str:
+    """What is written into the docs."""
+    speeds = records.get("speed", {}).get("figures", {})
+    parts = [f"Measured on {gpu}, with `make gpu`.", claims_table(records)]
+    if speeds:
+        rows = [(name, value) for name, value in speeds.items() if isinstance(value, float)]
+        parts.append(table(("ViT-B/16, 24 classes, batch 4", "steps a second"), rows))
+    return "\n\n".join(parts)
+
+
+def put_block(path: Path, text: str) -> None:
+    """Replace what stands between the marks.
+
+    Raises:
+        SystemExit: the marks are missing.
+    """
+    whole = path.read_text("utf-8")
+    if BEGIN not in whole or END not in whole:
+        raise SystemExit(f"{path} has no marks {BEGIN} and {END}")
+    before, rest = whole.split(BEGIN, 1)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", "utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--docs", type=Path, help="a file with the marks (default: none is written)")
+    args = parser.parse_args()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("no GPU can be used here: nothing is measured", file=sys.stderr)
+        return 2
+    gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {describe(1)}"
+    records = measure(
+        args.out, gpu, args.parts, 60 * args.minutes,
+        lambda name, seconds: run_part(name, seconds, folder=args.out),
+    )  # fmt: skip
+    text = block(gpu, records)
+    print(text)
+    if args.docs:
+        put_block(args.docs, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Parts of benchmarks/gpu.py of no other script: python benchmarks/gpu_parts.py PART --json FILE."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from prometar.config.settings import Config
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, stream_local
+from prometar.device import fetch
+from prometar.step.cuda_graph import Graph
+from prometar.training import train
+from prometar.training.train import Run, Session, build_run, initial_state, rates, train_epoch, train_step
+
+Figures = dict[str, Any]
+PRECISIONS = ("fp32", "bf16", "fp16")
+WARM_UP, COUNTED = 3, 20  # steps
+HOST = torch.device("cpu")
+
+
+def run_of(precision: str, *, device: torch.device | None = None, **values: Any) -> Run:
+    """`textures` with the embedded backbone, two epochs of two images a class."""
+    device = device or torch.device("cuda", 0)
+    for cached in (train._backbone, train._text_digest, train._teacher, train._frozen_images):
+        cached.cache_clear()
+    config = Config().override(
+        {"train.epochs": 2, "data.shots": 2, "inner.lr": 0.1, "backbone.precision": precision, **values}
+    )
+    with patch.object(train, "default_device", lambda: device):
+        return build_run(config, "all_classes")
+
+
+def prompts_after(run: Run, graph: Graph | None = None) -> dict[str, Tensor]:
+    """The prompts after an epoch."""
+    batches = stream_local(run.plan, run.dataset.source)
+    state, _ = train_epoch(run, initial_state(run), batches, graph=graph)
+    return fetch(state.prompts)
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference of two sets of leaves."""
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+def parity() -> Figures:
+    """Differences of an epoch from the CPU's, by precision, and of a recorded step from the eager one."""
+    here = prompts_after(run_of("fp64", device=HOST))
+    found = {p: distance(prompts_after(run_of(p)), here) for p in ("fp64", *PRECISIONS)}
+    run = run_of("fp64")
+    return {**found, "graph": distance(prompts_after(run), prompts_after(run, Graph()))}
+
+
+def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
+    """The prompts after two epochs, by one session, or by two of which the second resumes the first."""
+    run, folder = run_of("fp32"), Path(tempfile.mkdtemp())
+    for _ in range(sessions):
+        session = Session(run, folder, partial(_stream, run))
+        for _ in range(2 // sessions):
+            session.epoch()
+        session.close()
+    return fetch(session.state.prompts)
+
+
+def _stream(run: Run, plan: Plan, step: int) -> Iterator[Batch]:
+    return stream_local(plan, run.dataset.source, start_step=step)
+
+
+def repeat() -> Figures:
+    """Whether two runs, and one of two sessions, are equal bit for bit."""
+    first, again, resumed = (prompts_by_sessions(sessions) for sessions in (1, 1, 2))
+    return {"again": distance(first, again) == 0, "resumed": distance(first, resumed) == 0}
+
+
+def speed() -> Figures:
+    """Steps a second of ViT-B/16 with random weights and 24 classes, by precision, eager and recorded."""
+    found: Figures = {}
+    for precision in PRECISIONS:
+        run = run_of(precision, **{"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "random"})
+        for name, graph in (("eager", None), ("graph", Graph())):
+            torch.cuda.reset_peak_memory_stats()
+            found[f"{precision} {name}"] = steps_a_second(run, graph)
+            found[f"{precision} {name} peak bytes"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def steps_a_second(run: Run, graph: Graph | None) -> float:
+    """Of the same step on the same batch, again and again."""
+    pictures = next(iter(stream_local(run.plan, run.dataset.source)))
+    start, now = initial_state(run), rates(run.config, 1)
+
+    def seconds(number: int) -> float:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(number):
+            train_step(run, start, pictures, now, graph)
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    seconds(WARM_UP)
+    return COUNTED / seconds(COUNTED)
+
+
+def study() -> Figures:
+    """A whole study of the embedded default, as a user starts it: its status and seconds."""
+    root, began = Path(__file__).resolve().parent.parent, time.perf_counter()
+    command = [sys.executable, str(root / "tune" / "search.py"), "--trials", "8", "--out", tempfile.mkdtemp()]
+    status = subprocess.run(command, cwd=root).returncode
+    return {"status": status, "seconds": time.perf_counter() - began}
+
+
+MEASURES: dict[str, Callable[[], Figures]] = {
+    "parity": parity, "repeat": repeat, "speed": speed, "study": study,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=list(MEASURES))
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    args.json.write_text(json.dumps(MEASURES[args.part]()), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""`cells`: 10 kinds of cells and microbes under a microscope, stained: far from what `mini` has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from prometar.bundled.canvas import Field, fractal, noise
+from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.figures import Frame, Stance, distance, place
+from prometar.bundled.paint import Pixels, blend, near, quantise
+
+Stain = tuple[Field, Field]
+"""(H, W) depth in the body, and in what is dark in it (nucleus, walls)."""
+
+_NOTHING = -1.0
+
+
+def _at(f: Frame, count: int, spread: float = 0.85) -> Field:
+    """(N, 2) places, kept apart by a coarse grid."""
+    side = int(np.ceil(np.sqrt(count)))
+    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
+    places = (grid + 0.5 + f.rng.uniform(-0.3, 0.3, grid.shape)) / side * 2.0 - 1.0
+    return spread * f.rng.permutation(places)[:count]
+
+
+def _discs(f: Frame, places: Field, radius: Field) -> Field:
+    rest = radius[:, None, None] - np.hypot(f.x - places[:, 0, None, None], f.y - places[:, 1, None, None])
+    return rest.max(0)
+
+
+def _lumpy(f: Frame, radius: float, waves: int, depth: float) -> Field:
+    angle, phase = np.arctan2(f.y, f.x), f.rng.uniform(0, 2 * np.pi, 2)
+    edge_ = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
+    return radius + depth * edge_ - np.hypot(f.x, f.y)
+
+
+def _amoeba(f: Frame) -> Stain:
+    body = _lumpy(f, 0.6, 3, 0.17)
+    return body, _discs(f, f.rng.uniform(-0.25, 0.25, (1, 2)), f.rng.uniform(0.15, 0.2, 1))
+
+
+def _rods(f: Frame, count: int, length: float) -> tuple[Field, Field]:
+    places, angle = _at(f, count), f.rng.uniform(0, np.pi, count)
+    half = length * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return places - half, places + half
+
+
+def _bacillus(f: Frame) -> Stain:
+    body = f.rng.uniform(0.07, 0.1) - distance(f, *_rods(f, int(f.rng.integers(6, 13)), 0.2))
+    return body, body - 0.04
+
+
+def _coccus(f: Frame) -> Stain:
+    count = int(f.rng.integers(8, 15))
+    steps = np.cumsum(f.rng.normal(0, 0.5, count)) + f.rng.uniform(0, 6)
+    chain = np.cumsum(np.stack([np.cos(steps), np.sin(steps)], axis=1) * 0.19, axis=0)
+    body = _discs(f, chain - chain.mean(0), np.full(count, 0.11))
+    return body, body - 0.05
+
+
+def _diatom(f: Frame) -> Stain:
+    body = 0.32 * np.sqrt(np.clip(1.0 - (f.x / 0.95) ** 2, 0, 1)) - np.abs(f.y) - 0.01
+    ribs = np.maximum(0.1 * np.cos(f.x * f.rng.uniform(22, 32)) - 0.02, 0.03 - np.abs(f.y))
+    return body, np.minimum(body, np.maximum(ribs, 0.05 - np.abs(body)))
+
+
+def _erythrocyte(f: Frame) -> Stain:
+    places = _at(f, int(f.rng.integers(5, 9)), 0.9)
+    radius = f.rng.uniform(0.25, 0.3, len(places))
+    body = _discs(f, places, radius)
+    return body, 0.07 - np.abs(body - 0.06)
+
+
+def _lymphocyte(f: Frame) -> Stain:
+    return _lumpy(f, 0.68, 2, 0.03), _lumpy(f, 0.54, 2, 0.03)
+
+
+def _neutrophil(f: Frame) -> Stain:
+    angle = f.rng.uniform(0, 2 * np.pi) + np.arange(4) * f.rng.uniform(1.0, 1.5)
+    lobes = 0.3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)[: f.rng.integers(3, 5)]
+    return _lumpy(f, 0.72, 2, 0.03), _discs(f, lobes, f.rng.uniform(0.17, 0.23, len(lobes)))
+
+
+def _neuron(f: Frame) -> Stain:
+    count = int(f.rng.integers(5, 8))
+    angle = np.arange(count) * 2 * np.pi / count + f.rng.uniform(-0.3, 0.3, count)
+    middle = 0.55 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    ends = [
+        middle * 0.9 + 0.5 * np.stack([np.cos(angle + s), np.sin(angle + s)], axis=1) for s in (-0.5, 0.5)
+    ]
+    starts = np.concatenate([np.zeros((count, 2)), middle, middle])
+    arms = 0.05 - distance(f, starts, np.concatenate([middle, *ends]))
+    return np.maximum(arms, 0.26 - np.hypot(f.x, f.y)), 0.13 - np.hypot(f.x, f.y)
+
+
+def _spirillum(f: Frame) -> Stain:
+    waves, swing = f.rng.uniform(9, 13), f.rng.uniform(0.09, 0.14)
+    body = np.full(f.x.shape, _NOTHING)
+    for shift in (-0.55, 0.0, 0.55)[: f.rng.integers(2, 4)]:
+        line = np.abs(f.y - shift - swing * np.sin(f.x * waves + shift * 9)) * 0.8
+        body = np.maximum(body, np.minimum(0.055 - line, 0.75 - np.abs(f.x + shift * 0.3)))
+    return body, body - 0.03
+
+
+def _yeast(f: Frame) -> Stain:
+    places = _at(f, int(f.rng.integers(3, 6)), 0.8)
+    radius, angle = f.rng.uniform(0.2, 0.28, len(places)), f.rng.uniform(0, 2 * np.pi, len(places))
+    buds = places + (radius + 0.07)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    body = np.maximum(_discs(f, places, radius), _discs(f, buds, radius * 0.5))
+    return body, np.maximum(_discs(f, places, radius * 0.35), 0.025 - np.abs(body - 0.02))
+
+
+CELLS_DRAWN: dict[str, Callable[[Frame], Stain]] = {
+    "amoeba": _amoeba, "bacillus": _bacillus, "coccus": _coccus, "diatom": _diatom,
+    "erythrocyte": _erythrocyte, "lymphocyte": _lymphocyte, "neuron": _neuron, "neutrophil": _neutrophil,
+    "spirillum": _spirillum, "yeast": _yeast,
+}  # fmt: skip
+_STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
+
+
+_STANCE = Stance(reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
+
+
+def _drawing(depth: Callable[[Frame], Stain]) -> Draw:
+    def draw(rng: np.random.Generator, size: int) -> Pixels:
+        frame = place(rng, size, _STANCE)
+        stain = near(rng, _STAINS[rng.integers(4)], 0.1)
+        field = near(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
+        body, dark = depth(frame)
+        blur = rng.uniform(2.0, 5.0)  # out of focus
+        grains = 0.75 + 0.15 * noise(rng, size, 12)
+        image = blend(field, 0.5 * stain + 0.45, frame.ink(body, blur) * grains)
+        image = blend(image, 0.8 * stain, frame.ink(dark, blur) * 0.9)
+        radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
+        image = image * (1.0 - 0.25 * rng.random() * radius**2)[:, :, None]
+        return quantise(image + 0.03 * rng.standard_normal((size, size, 1)))
+
+    return draw
+
+
+CELLS = RenderedSet(
+    name="cells",
+    title="Cells (embedded)",
+    template="a microscope image of a {}.",
+    purpose="development",
+    drawings={name: _drawing(depth) for name, depth in CELLS_DRAWN.items()},
+    counts={"train": 32, "val": 20, "test": 120},
+    families={
+        "bacterial": ("bacillus", "coccus", "spirillum"),
+        "blood": ("erythrocyte", "lymphocyte", "neutrophil"),
+        "microbe": ("amoeba", "diatom", "neuron", "yeast"),
+    },
+    salt="cells/",
+)

@@ -1,0 +1,127 @@
+"""A data set that is rendered on demand: equal arguments give equal pixels.
+
+Items are addressed by a path, "<class>/<split>_<index>.png"; a path decides its pixels. Classes are in
+alphabetical order: the first half is the base half, the rest the new one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from prometar.bundled.paint import Pixels
+from prometar.errors import UserError
+
+SIZE = 64  # pixels
+FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
+"""A split's images use seeds FIRST_SEED[split] + index. `pretrain` has no end, so it comes last."""
+
+Draw = Callable[[np.random.Generator, int], Pixels]
+"""Draws an image of a class: (generator, side) -> (side, side, 3) pixels."""
+
+Purpose = Literal["development", "claim"]
+
+_PATH = re.compile(r"(?P<name>[a-z-]+)/(?P<split>[a-z]+)_(?P<index>\d{4,6})\.png")
+
+
+@dataclass(frozen=True)
+class RenderedSet:
+    """A rendered data set.
+
+    Args:
+        name: What `--dataset` takes.
+        title: The name in tables.
+        template: Zero-shot prompt.
+        purpose: `development`: may be looked at while methods are made; `claim`: kept for the last table.
+        drawings: How each class is drawn, by its name.
+        counts: Images a class, by split.
+        wild: How classes are drawn in pre-training, where that is harder: anywhere, turned, bent, cluttered.
+        families: Broad words, each with the classes that it is used for; pre-training's captions use them.
+        salt: Enters every seed, so that classes of one name in two sets differ.
+    """
+
+    name: str
+    title: str
+    template: str
+    purpose: Purpose
+    drawings: Mapping[str, Draw]
+    counts: Mapping[str, int]
+    wild: Mapping[str, Draw] = field(default_factory=dict)
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    salt: str = ""
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """Class names in the order of their labels."""
+        return tuple(sorted(self.drawings))
+
+    def render(self, classname: str, seed: int, size: int = SIZE, *, wild: bool = False) -> Pixels:
+        """Draw one image of a class.
+
+        Args:
+            classname: One of `classnames`.
+            seed: Decides colours, scale, rotation, lighting and all else that varies.
+            size: Side in pixels (default 64).
+            wild: As in pre-training.
+
+        Returns:
+            uint8 array (size, size, 3).
+
+        Raises:
+            UserError: unknown class.
+        """
+        draw = (self.wild if wild and self.wild else self.drawings).get(classname)
+        if draw is None:
+            raise UserError(f"{self.name} has no class {classname!r}; it has {', '.join(self.classnames)}")
+        # the name, not its position, enters the seed: a further class leaves the others as they are
+        word = zlib.crc32((self.salt + classname).encode())
+        return draw(np.random.Generator(np.random.PCG64([word, seed])), size)
+
+    def paths(self, split: str) -> tuple[str, ...]:
+        """Every path of a split ("train", "val", "test"), class by class."""
+        if split not in self.counts:
+            raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(self.counts)}")
+        numbers = range(self.counts[split])
+        return tuple(item_path(name, split, index) for name in self.classnames for index in numbers)
+
+    def locate(self, path: str) -> tuple[str, int]:
+        """The class and the seed behind a path.
+
+        Raises:
+            UserError: not a path of this data set.
+        """
+        match = _PATH.fullmatch(path)
+        if match is None or match["name"] not in self.drawings or match["split"] not in FIRST_SEED:
+            example = item_path(self.classnames[0], "train", 3)
+            raise UserError(f"{self.name} has no image {path!r}; its paths look like '{example}'")
+        index = int(match["index"])
+        if item_path(match["name"], match["split"], index) != path:
+            raise UserError(
+                f"{self.name} has no image {path!r}; an index has leading zeros up to four digits only"
+            )
+        if index >= self.counts.get(match["split"], 1_000_000):
+            end = self.counts[match["split"]] - 1
+            raise UserError(f"{self.name} has no image {path!r}; {match['split']} ends at {end}")
+        return match["name"], FIRST_SEED[match["split"]] + index
+
+    def render_path(self, path: str, size: int = SIZE) -> Pixels:
+        """(size, size, 3) uint8 pixels of an item."""
+        return self.render(*self.locate(path), size)
+
+    def encode(self, path: str) -> bytes:
+        """An item as a PNG file; the bytes depend on the zlib in use, the pixels do not."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.render_path(path)).save(buffer, format="PNG", compress_level=1)
+        return buffer.getvalue()
+
+
+def item_path(classname: str, split: str, index: int) -> str:
+    """The path of an item: item_path("grid", "train", 3) == "grid/train_0003.png"."""
+    return f"{classname}/{split}_{index:04d}.png"

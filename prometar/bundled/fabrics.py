@@ -1,0 +1,143 @@
+"""`fabrics`: 14 kinds of cloth, close up: fine classes near to the textures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from prometar.bundled.canvas import Canvas, Field, centred, edge, make_canvas, noise
+from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.paint import Pixels, blend, lit, near
+from prometar.bundled.patterns import TAU, lines
+
+
+def _argyle(c: Canvas) -> Field:
+    diamonds = edge(np.sin(np.pi * (c.x + 0.6 * c.y)) * np.sin(np.pi * (c.x - 0.6 * c.y)), 4 * c.pixel)
+    thin = np.maximum(
+        lines(c.x + 0.6 * c.y + 0.5, 0.05, c.pixel), lines(c.x - 0.6 * c.y + 0.5, 0.05, c.pixel)
+    )
+    return 0.75 * diamonds + 0.5 * thin * (1 - diamonds)
+
+
+def _basketweave(c: Canvas) -> Field:
+    over = edge(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 2 * c.pixel)
+    return over * np.abs(np.sin(3 * np.pi * c.x)) + (1 - over) * np.abs(np.sin(3 * np.pi * c.y)) * 0.8
+
+
+def _corduroy(c: Canvas) -> Field:
+    ribs = np.abs(np.sin(np.pi * c.x * 1.6)) ** 0.7
+    return ribs * (0.8 + 0.2 * np.sin(TAU * c.y * 2.2 + noise(c.rng, c.size, 5)))
+
+
+def _denim(c: Canvas) -> Field:
+    twill = edge(np.sin(TAU * (c.x * 1.3 + c.y * 0.8)), 8 * c.pixel)
+    return np.clip(0.55 * twill + 0.25 * noise(c.rng, c.size, 8) * np.cos(TAU * c.y * 0.2) + 0.2, 0, 1)
+
+
+def _gingham(c: Canvas) -> Field:
+    across, down = edge(np.sin(np.pi * c.x), 3 * c.pixel), edge(np.sin(np.pi * c.y), 3 * c.pixel)
+    return 0.5 * across + 0.5 * down
+
+
+def _herringbone(c: Canvas) -> Field:
+    side = np.where(np.floor(c.x) % 2 == 0, 1.0, -1.0)
+    return edge(np.sin(TAU * (c.y * 1.3 + side * centred(c.x - 0.5))), 8 * c.pixel)
+
+
+def _houndstooth(c: Canvas) -> Field:
+    x, y = c.x % 1.0, c.y % 1.0
+    check = ((x < 0.5) & (y < 0.5)).astype(np.float64)
+    stripe = np.floor((x - y) * 4.0) % 2
+    mixed = ((x < 0.5) != (y < 0.5)) * stripe
+    return check + mixed * (1 - check)
+
+
+def _knit(c: Canvas) -> Field:
+    x = centred(c.x)
+    slope = c.y * 1.4 - np.abs(x) * 1.4
+    return np.clip(
+        np.abs(np.sin(np.pi * slope)) ** 0.8 * (0.35 + 0.65 * np.sin(TAU * np.abs(x)) ** 0.5), 0, 1
+    )
+
+
+def _lace(c: Canvas) -> Field:
+    net = np.maximum(lines((c.x + c.y) * 1.5, 0.09, c.pixel), lines((c.x - c.y) * 1.5, 0.09, c.pixel))
+    angle = np.arctan2(centred(c.y * 0.6), centred(c.x * 0.6))
+    flower = edge(
+        0.3 + 0.1 * np.cos(6 * angle) - np.hypot(centred(c.x * 0.6), centred(c.y * 0.6)), 3 * c.pixel
+    )
+    return np.clip(np.maximum(0.7 * net, flower * (0.7 + 0.3 * np.cos(6 * angle))), 0, 1)
+
+
+def _mesh(c: Canvas) -> Field:
+    hole = np.minimum(np.hypot(centred(c.x), centred(c.y)), np.hypot(centred(c.x + 0.5), centred(c.y + 0.5)))
+    return edge(hole - c.rng.uniform(0.2, 0.26), 3 * c.pixel)
+
+
+def _pinstripe(c: Canvas) -> Field:
+    return 0.85 * lines(c.x * 0.8, 0.06, c.pixel) + 0.1 * np.abs(np.sin(6 * np.pi * c.y))
+
+
+def _seersucker(c: Canvas) -> Field:
+    stripe = edge(np.sin(TAU * c.x * 0.6), 5 * c.pixel)
+    pucker = np.abs(np.sin(TAU * (c.y * 0.9 + 0.3 * noise(c.rng, c.size, 6))))
+    return stripe * (0.45 + 0.55 * pucker)
+
+
+def _tartan(c: Canvas) -> Field:
+    widths = c.rng.uniform(0.05, 0.25, 3)
+
+    def bands(v: Field) -> Field:
+        first = edge(widths[0] + 0.1 - np.abs(centred(v * 0.5)), 2 * c.pixel)
+        second = edge(0.05 - np.abs(centred(v * 0.5 + 0.5)), 2 * c.pixel)
+        third = edge(0.04 - np.abs(centred(v * 0.5 + 0.36)), 2 * c.pixel)
+        return np.maximum(np.maximum(first, second), 0.7 * third)
+
+    twill = edge(np.sin(TAU * (c.x + c.y) * 2), 8 * c.pixel)
+    return np.clip(bands(c.x) * (0.35 + 0.3 * twill) + bands(c.y) * (0.65 - 0.3 * twill), 0, 1)
+
+
+def _tweed(c: Canvas) -> Field:
+    side = np.where(np.floor(c.x * 0.6) % 2 == 0, 1.0, -1.0)
+    faint = edge(np.sin(TAU * (c.y + side * c.x * 0.7)), 10 * c.pixel)
+    nubs = edge(np.abs(noise(c.rng, c.size, 14)) - 1.3, 0.6)
+    return np.clip(0.3 * faint + 0.3 + 0.3 * noise(c.rng, c.size, 16) + 0.5 * nubs, 0, 1)
+
+
+FABRICS_DRAWN: dict[str, Callable[[Canvas], Field]] = {
+    "argyle": _argyle, "basketweave": _basketweave, "corduroy": _corduroy, "denim": _denim,
+    "gingham": _gingham, "herringbone": _herringbone, "houndstooth": _houndstooth, "knit": _knit,
+    "lace": _lace, "mesh": _mesh, "pinstripe": _pinstripe, "seersucker": _seersucker, "tartan": _tartan,
+    "tweed": _tweed,
+}  # fmt: skip
+_DYES = ((0.2, 0.3, 0.55), (0.6, 0.15, 0.2), (0.25, 0.4, 0.25), (0.4, 0.3, 0.2), (0.35, 0.35, 0.4))
+
+
+def _drawing(pattern: Callable[[Canvas], Field]) -> Draw:
+    def draw(rng: np.random.Generator, size: int) -> Pixels:
+        canvas = make_canvas(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
+        dye, plain = near(rng, _DYES[rng.integers(5)], 0.15), near(rng, (0.8, 0.78, 0.72), 0.18)
+        ground, colour = (dye, plain) if rng.random() < 0.5 else (plain, dye)
+        threads = 0.06 * (np.sin(TAU * canvas.x * 5) + np.sin(TAU * canvas.y * 5))
+        image = blend(ground, colour, pattern(canvas)) * (1.0 + threads[:, :, None])
+        return lit(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
+
+    return draw
+
+
+FABRICS = RenderedSet(
+    name="fabrics",
+    title="Fabrics (embedded)",
+    template="a photo of {} fabric.",
+    purpose="claim",
+    drawings={name: _drawing(pattern) for name, pattern in FABRICS_DRAWN.items()},
+    counts={"train": 32, "val": 20, "test": 90},
+    families={
+        "checked": ("argyle", "gingham", "houndstooth", "tartan"),
+        "ribbed": ("corduroy", "pinstripe", "seersucker"),
+        "twilled": ("denim", "herringbone", "tweed"),
+        "knotted": ("basketweave", "knit", "lace", "mesh"),
+    },
+    salt="fabrics/",
+)

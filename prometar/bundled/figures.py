@@ -1,0 +1,102 @@
+"""One figure in the middle of an image: its coordinates, strokes and polygons (numpy).
+
+Shape legend: H, W = image side in pixels; N = segments or corners.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prometar.bundled.canvas import Field, edge, noise
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a figure is drawn in.
+
+    Attributes:
+        rng: The image's own generator.
+        x, y: (H, W) the figure's coordinates, about -1..1 across it, y downwards.
+        pixel: Width of one pixel in them.
+    """
+
+    rng: np.random.Generator
+    x: Field
+    y: Field
+    pixel: float
+
+    @property
+    def size(self) -> int:
+        """Side of the image in pixels."""
+        return self.x.shape[0]
+
+    def ink(self, depth: Field, softness: float = 1.5) -> Field:
+        """1 where `depth` is above 0, with an edge of `softness` pixels."""
+        return edge(depth, softness * self.pixel)
+
+
+@dataclass(frozen=True)
+class Stance:
+    """How a figure lies in an image.
+
+    Attributes:
+        reach: Its unit, as a share of half the image (low, high).
+        turn, shift: It is turned by up to `turn` radians and moved by up to `shift` of half the image.
+        warp: Bending, in its units.
+        clutter: How much of what disturbs (clouds, rough ground, weak strokes) there is; 1 is all.
+    """
+
+    reach: tuple[float, float]
+    turn: float
+    shift: float
+    warp: float
+    clutter: float = 1.0
+
+
+def place(rng: np.random.Generator, size: int, stance: Stance) -> Frame:
+    """A frame for one figure."""
+    turn, shift, warp = stance.turn, stance.shift, stance.warp
+    unit, angle = rng.uniform(*stance.reach), rng.uniform(-turn, turn)
+    stretch = np.exp(rng.uniform(-0.1, 0.1))
+    left, top = rng.uniform(-shift, shift, 2)
+    axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0
+    u, v = (axis[None, :] - left) / unit, (axis[:, None] - top) / unit
+    x = (u * np.cos(angle) + v * np.sin(angle)) * stretch
+    y = (v * np.cos(angle) - u * np.sin(angle)) / stretch
+    if warp > 0.0:
+        x = x + warp * noise(rng, size, 2.0)
+        y = y + warp * noise(rng, size, 2.0)
+    return Frame(rng, x, y, 2.0 / size / unit)
+
+
+def distance(frame: Frame, starts: Field, ends: Field) -> Field:
+    """(H, W) distance to the nearest of the segments `starts` (N, 2) to `ends` (N, 2)."""
+    along = ends - starts
+    ax, ay, bx, by = (part[:, None, None] for part in (*starts.T, *along.T))
+    dx, dy = frame.x - ax, frame.y - ay
+    t = np.clip((dx * bx + dy * by) / (bx * bx + by * by + 1e-12), 0.0, 1.0)
+    return np.sqrt(((dx - t * bx) ** 2 + (dy - t * by) ** 2).min(0))
+
+
+def polygon(frame: Frame, corners: Field) -> Field:
+    """(H, W) depth in the polygon of `corners` (N, 2): the distance to its edge, negative outside."""
+    ends = np.roll(corners, -1, axis=0)
+    rest = distance(frame, corners, ends)
+    ax, ay, bx, by = (part[:, None, None] for part in (*corners.T, *ends.T))
+    flat = np.where(by == ay, 1e-12, by - ay)
+    crossed = ((ay > frame.y) != (by > frame.y)) & (frame.x < ax + (bx - ax) * (frame.y - ay) / flat)
+    return np.where(np.logical_xor.reduce(crossed, axis=0), rest, -rest)
+
+
+def regular(corners: int, turn: float = 0.0) -> Field:
+    """(N, 2) corners of a regular polygon of radius 1, the first at the top."""
+    angle = np.arange(corners) * 2.0 * np.pi / corners + turn - np.pi / 2.0
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def star(points: int, inner: float) -> Field:
+    """(2 * points, 2) corners of a star of radius 1."""
+    radius = np.where(np.arange(2 * points) % 2 == 0, 1.0, inner)
+    return regular(2 * points) * radius[:, None]

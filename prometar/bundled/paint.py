@@ -1,0 +1,51 @@
+"""How drawn ink becomes pixels: two colours under uneven light, and what other painters share."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prometar.bundled.canvas import Field, fractal
+
+Pixels = NDArray[np.uint8]
+
+
+def contrasting(rng: np.random.Generator) -> NDArray[np.float64]:
+    """(2, 3) ground and ink colour in 0..1, at least 0.35 apart in mean brightness."""
+    while True:
+        pair = rng.uniform(0.05, 0.95, (2, 3))
+        if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:
+            return pair
+
+
+def quantise(image: Field) -> Pixels:
+    """(H, W, 3) colours in 0..1 -> uint8."""
+    return np.clip(np.rint(image * 255.0), 0, 255).astype(np.uint8)
+
+
+def blend(ground: Field, colour: Field, ink: Field) -> Field:
+    """(H, W, 3): `colour` where ink is 1, `ground` where it is 0; colours are (3,) or (H, W, 3)."""
+    return ground + np.clip(ink, 0.0, 1.0)[:, :, None] * (colour - ground)
+
+
+def two_tone(rng: np.random.Generator, ink: Field) -> Pixels:
+    """(H, W, 3) pixels: ink in two colours, under uneven light, with grain."""
+    ground, colour = contrasting(rng)
+    return lit(rng, blend(ground, colour, ink))
+
+
+def lit(rng: np.random.Generator, image: Field) -> Pixels:
+    """(H, W, 3) pixels of coloured matter under uneven light, with grain."""
+    size = image.shape[0]
+    axis = np.linspace(-1.0, 1.0, size)
+    tilt = rng.uniform(-0.2, 0.2, 2)
+    light = rng.uniform(0.8, 1.1) + tilt[0] * axis[None, :] + tilt[1] * axis[:, None]
+    light = light + 0.05 * fractal(rng, size, 3.0, 2)
+    return quantise(
+        image * light[:, :, None] + rng.uniform(0.01, 0.05) * rng.standard_normal((size, size, 1))
+    )
+
+
+def near(rng: np.random.Generator, colour: tuple[float, float, float], spread: float = 0.08) -> Field:
+    """(3,) a colour near a given one."""
+    return np.clip(np.array(colour) + rng.uniform(-spread, spread, 3), 0.0, 1.0)

@@ -1,0 +1,63 @@
+"""`things`: 100 nouns that name nothing in the suite, for pre-training alone.
+
+Each has a silhouette, a pattern, and colours of its own, so that `mini` learns more words than the suite's.
+`FOREIGN` is that vocabulary: drift over it can be measured for every data set of the suite.
+"""
+
+from __future__ import annotations
+
+import zlib
+from importlib import resources
+
+import numpy as np
+
+from prometar.bundled.canvas import make_canvas, noise
+from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.figures import Stance, place
+from prometar.bundled.paint import Pixels, blend, lit, near
+from prometar.bundled.patterns import PATTERNS
+
+FOREIGN: tuple[str, ...] = tuple(
+    (resources.files("prometar.bundled") / "foreign.txt").read_text(encoding="utf-8").split()
+)
+"""The nouns, in the order of the file."""
+
+
+_STANCE = Stance(reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
+
+
+def _drawing(noun: str) -> Draw:
+    own = np.random.Generator(np.random.PCG64(zlib.crc32(noun.encode())))  # what all its images share
+    size_, phase = own.normal(0.0, 0.16, 5) / np.arange(1, 6) ** 0.3, own.uniform(0, 2 * np.pi, 5)
+    flat = own.uniform(0.6, 1.0)
+    fill, ground = (PATTERNS[name] for name in own.choice(sorted(PATTERNS), 2, replace=False))
+    colours = own.uniform(0.1, 0.9, (3, 3))
+
+    def draw(rng: np.random.Generator, size: int) -> Pixels:
+        frame = place(rng, size, _STANCE)
+        angle, radius = np.arctan2(frame.y, frame.x), np.hypot(frame.x, frame.y / flat)
+        edge_ = 0.8 + sum(
+            s * np.cos((k + 1) * angle + p) for k, (s, p) in enumerate(zip(size_, phase, strict=True))
+        )
+        inside = frame.ink(edge_ - radius)
+        first, second, third = (near(rng, tuple(colour), 0.12) for colour in colours)
+        inner = fill.draw(make_canvas(rng, size, rng.uniform(4, 8), turn=np.pi, warp=fill.warp))
+        outer = noise(rng, size, 3)
+        if rng.random() < 0.3:
+            outer = ground.draw(make_canvas(rng, size, rng.uniform(3, 6), turn=np.pi, warp=ground.warp))
+        back = blend(third, near(rng, tuple(colours[2]), 0.4), 0.6 * outer)
+        return lit(rng, blend(back, blend(first, second, inner), inside))
+
+    return draw
+
+
+THINGS = RenderedSet(
+    name="things",
+    title="Things (pre-training)",
+    template="a photo of a {}.",
+    purpose="development",
+    drawings={noun: _drawing(noun) for noun in FOREIGN},
+    counts={},
+    families={"object": FOREIGN},
+    salt="things/",
+)

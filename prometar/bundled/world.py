@@ -1,0 +1,87 @@
+"""What `mini` is pre-trained on: other renderings of the suite's classes, and a hundred things beside.
+
+How far a data set is from it is a matter of how many images of it there are, and whether in other colours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prometar.bundled.dataset import FIRST_SEED, RenderedSet
+from prometar.bundled.paint import Pixels, quantise
+from prometar.bundled.suite import SUITE
+from prometar.bundled.things import THINGS
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A data set's share in pre-training.
+
+    Args:
+        rendered: The data set.
+        images: Images a class.
+        recoloured: Shown in other colours than the data set's own.
+        named, mistaken: Shares of captions with the class name, and with a look-alike's.
+    """
+
+    rendered: RenderedSet
+    images: int
+    recoloured: bool = True
+    named: float = 0.0
+    mistaken: float = 0.0
+
+
+WORLD: tuple[Kind, ...] = (
+    Kind(SUITE["textures"], 250, recoloured=False, named=0.04, mistaken=0.02),
+    Kind(SUITE["shapes"], 200, recoloured=False, named=0.12, mistaken=0.03),
+    Kind(SUITE["flags"], 150, named=0.08, mistaken=0.03),
+    Kind(SUITE["fabrics"], 150, named=0.03, mistaken=0.02),
+    Kind(SUITE["plots"], 100, named=0.06, mistaken=0.03),
+    Kind(SUITE["leaves"], 100, named=0.15, mistaken=0.04),
+    Kind(SUITE["cells"], 60, named=0.03, mistaken=0.02),
+    Kind(SUITE["terrain"], 60, named=0.03, mistaken=0.02),
+    Kind(SUITE["sketches"], 80, named=0.15, mistaken=0.03),
+    Kind(THINGS, 80, recoloured=False, named=0.5, mistaken=0.0),
+)
+
+
+@dataclass(frozen=True)
+class WorldClass:
+    """A class of the world: its kind, its name, a look-alike of the same half, and the broad word for it."""
+
+    kind: Kind
+    name: str
+    look_alike: str
+    family: str
+
+    def picture(self, index: int) -> Pixels:
+        """Its image `index`, with a seed that no split uses."""
+        seed = FIRST_SEED["pretrain"] + index
+        pixels = self.kind.rendered.render(self.name, seed, wild=True)
+        return recolour(pixels, seed) if self.kind.recoloured else pixels
+
+
+def _class(kind: Kind, name: str) -> WorldClass:
+    names = kind.rendered.classnames
+    half = len(names) // 2
+    family, members = next(pair for pair in kind.rendered.families.items() if name in pair[1])
+    mine = names.index(name) < half
+    rest = [other for other in members if (names.index(other) < half) == mine]
+    return WorldClass(kind, name, rest[(rest.index(name) + 1) % len(rest)], family)
+
+
+CLASSES: tuple[WorldClass, ...] = tuple(
+    _class(kind, name) for kind in WORLD for name in kind.rendered.classnames
+)
+WORDS: tuple[str, ...] = tuple(sorted({word for c in CLASSES for word in (c.name, c.family)}))
+
+
+def recolour(pixels: Pixels, seed: int) -> Pixels:
+    """The same picture in other colours: its colour space turned or mirrored at random, and shifted."""
+    rng = np.random.Generator(np.random.PCG64([7, seed]))
+    turned, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    return quantise(
+        (pixels / 255.0 - 0.5) @ turned * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.15, 0.15, 3)
+    )

@@ -1,0 +1,39 @@
+"""`prometar doctor`: what a study would find here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prometar.cli.options import RootOption
+from prometar.config.settings import absolute_root
+from prometar.distributed.local_ray import configure_ray
+from prometar.errors import WorkError
+
+
+def doctor(
+    dataset: Annotated[list[str] | None, typer.Option(help="Data sets of the study [textures].")] = None,
+    data_root: RootOption = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="The study's backbone [mini embedded, else ViT-B-16-quickgelu].")
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="A tag or a file of weights [openai].")] = None,
+    out: Annotated[Path, typer.Option(help="Where studies would lie.")] = Path("out"),
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
+) -> None:
+    """What a study would find here, a line each; exit status 1 where it would be refused."""
+    configure_ray(local=address is None)
+    from prometar.doctor import Patient, Status, examine
+
+    names = tuple(dataset or ["textures"])
+    backbone = backbone or ("mini" if names == ("textures",) else "ViT-B-16-quickgelu")
+    pretrained = pretrained or (None if backbone == "mini" else "openai")
+    root = absolute_root(data_root) if data_root else None
+    refused = 0
+    for finding in examine(Patient(names, root, backbone, pretrained, out, address)):
+        print(finding, flush=True)
+        refused += finding.status is Status.REFUSED
+    if refused:
+        raise WorkError(f"a study would be refused here for {refused} of these")

@@ -1,0 +1,168 @@
+"""What the fuzzer changes, and the commands that read it."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import prometar
+from prometar.bundled.weights import load_mini
+from prometar.cli.app import main as prometar_main
+from prometar.config.settings import Config, dump_config
+from prometar.data.preparation.archives import unpack
+from prometar.data.preparation.prepare import prepare
+from prometar.data.streaming.stream import stream_local
+from prometar.errors import UserError
+from prometar.runs import export_run, write_result
+from prometar.training.train import Session, build_run
+from tests.conftest import DTD_SPLIT, write_dtd
+from tests.fuzz.mutations import (
+    mutated_bytes,
+    mutated_json,
+    mutated_safetensors,
+    mutated_tree,
+    mutated_zip,
+)
+from tests.support.report_study import rich_study
+from tune.search import main as search_main
+
+Main = Callable[[list[str]], int]
+Mutate = Callable[[bytes, Random], bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file in the fuzzer's folder, what changes it, and what reads it.
+
+    Args:
+        file: Below the folder; "*" in it: one of those that match.
+        read: Given the folder and a new folder for output; returns an exit status.
+        share: Of the examples; slow readers get fewer.
+    """
+
+    name: str
+    file: str
+    mutate: Mutate
+    read: Callable[[Path, Path], int]
+    share: float = 1.0
+
+
+def command(main: Main, *words: str) -> Callable[[Path, Path], int]:
+    """A command line; {0} stands for the folder, {1} for the one of output."""
+    return lambda folder, out: main([word.format(folder, out) for word in words])
+
+
+def library(call: Callable[[Path, Path], object]) -> Callable[[Path, Path], int]:
+    """A call from Python, with the status that a command would end with."""
+
+    def read(folder: Path, out: Path) -> int:
+        try:
+            call(folder, out)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        return 0
+
+    return read
+
+
+def mutated_yaml(content: bytes, rng: Random) -> bytes:
+    if rng.random() < 0.25:
+        return mutated_bytes(content, rng)
+    return yaml.safe_dump(mutated_tree(yaml.safe_load(content), rng), allow_unicode=False).encode()
+
+
+SEARCH = ("--out", "{1}/out", "--trials", "1")
+TARGETS: Sequence[Target] = (
+    Target("configuration", "config.yaml", mutated_yaml,
+           command(prometar_main, "train", "--config", "{0}/config.yaml", "--out", "{1}/run")),
+    Target("space", "space.yaml", mutated_yaml,
+           command(search_main, *SEARCH, "--space", "{0}/space.yaml"), 0.4),
+    Target("enqueue", "enqueue.yaml", mutated_yaml,
+           command(search_main, *SEARCH, "--enqueue", "{0}/enqueue.yaml"), 0.4),
+    Target("warm start", "study/*.yaml", mutated_yaml,
+           command(search_main, *SEARCH, "--warm-start", "{0}/study"), 0.4),
+    Target("split file", f"data/dtd/{DTD_SPLIT}", mutated_json,
+           command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data")),
+    Target("image", "data/dtd/images/banded/*.*", mutated_bytes,
+           command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data")),
+    Target("manifest", "prepared/dtd/manifest.json", mutated_json,
+           command(prometar_main, "data", "list", "--data-root", "{0}/prepared")),
+    Target("checkpoint", "run/checkpoint.safetensors", mutated_safetensors,
+           command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
+    Target("result", "run/result.json", mutated_json,
+           command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
+    Target("run's configuration", "run/config.yaml", mutated_yaml,
+           command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
+    Target("prompts", "prompts.safetensors", mutated_safetensors,
+           library(lambda folder, out: prometar.load(folder / "prompts.safetensors")), 0.5),
+    Target("weights", "weights.safetensors", mutated_safetensors,
+           command(search_main, *SEARCH, "--pretrained", "{0}/weights.safetensors"), 0.3),
+    Target("state dict", "state.pt", mutated_zip,
+           command(search_main, *SEARCH, "--pretrained", "{0}/state.pt"), 0.3),
+    Target("TorchScript", "script.pt", mutated_zip,
+           command(search_main, *SEARCH, "--pretrained", "{0}/script.pt"), 0.3),
+    Target("archive", "archive.*", mutated_bytes,
+           library(lambda folder, out: [unpack(file, out / file.name) for file in folder.glob("archive.*")])),
+)  # fmt: skip
+
+
+def furnish(folder: Path) -> None:
+    """All files of the targets, whole."""
+    (folder / "config.yaml").write_text(dump_config(Config()))
+    space = {
+        "optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True},
+        "regularizer.kind": {"type": "choice", "choices": ["l1", "cosine", "none"]},
+        "regularizer.text_weight": {
+            "type": "float", "low": 0.5, "high": 200.0, "log": True, "when": {"regularizer.kind": ["l1"]},
+        },
+        "prompts.text_depth": {"type": "int", "low": 1, "high": 3},
+    }  # fmt: skip
+    (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
+    settings = [{"regularizer.text_weight": 5.0}, {"regularizer": {"image_weight": 2.0}}]
+    (folder / "enqueue.yaml").write_text(yaml.safe_dump(settings))
+    rich_study(folder / "study")
+    write_dtd(folder / "data", per_class=2)
+    prepare("dtd", folder / "data", folder / "prepared")
+    _trained(folder)
+    _weights(folder)
+    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
+        archive.writestr("a/b.txt", "text")
+    with tarfile.open(folder / "archive.tgz", "w:gz") as tar:
+        info = tarfile.TarInfo("a/b.txt")
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"text"))
+
+
+def _trained(folder: Path) -> None:
+    config = Config().override({"train.epochs": 1, "data.shots": 1})
+    run = build_run(config, "final")
+    session = Session(
+        run, folder / "run", lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
+    )
+    session.epoch()
+    (folder / "run" / "config.yaml").write_text(dump_config(config))
+    write_result(folder / "run", session)
+    export_run(folder / "run", folder / "prompts.safetensors")
+
+
+def _weights(folder: Path) -> None:
+    """Mini's weights, but for most of the token table: what is read of a file does not depend on its size."""
+    state = {name: tensor.contiguous() for name, tensor in load_mini()[1].items()}
+    save_file(state, folder / "weights.safetensors", {"activation": "quick_gelu"})
+    small = {name: tensor for name, tensor in state.items() if "token_embedding" not in name}
+    torch.save(small, folder / "state.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the format
+        torch.jit.save(torch.jit.script(torch.nn.Linear(8, 8)), str(folder / "script.pt"))

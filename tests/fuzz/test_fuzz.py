@@ -1,0 +1,157 @@
+"""Changed files and odd values: a status, a few lines, nothing outside the output, in seconds.
+
+`make fuzz` tries other examples for as long as FUZZ_EXAMPLES says, and counts them in out/fuzz.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from prometar.cli.app import main as prometar_main
+from prometar.distributed import local_ray
+from prometar.errors import WorkError
+from tests.fuzz.mutations import WORDS
+from tests.fuzz.targets import TARGETS, Target, furnish
+from tune.search import main as search_main
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
+SEED = int(os.environ.get("FUZZ_SEED", "0"))
+STOPPED = "Ray is not started here"
+MOST_SECONDS, MOST_BYTES, MOST_LINES = 10, 2**30, 5
+COUNTS: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("fuzz")
+    furnish(made)
+    yield made
+    if "FUZZ_EXAMPLES" in os.environ:
+        Path("out").mkdir(exist_ok=True)
+        Path("out/fuzz.json").write_text(json.dumps(COUNTS, indent=1, sort_keys=True))
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A command gets as far as Ray's start, and no further."""
+
+    def stop(**_: object) -> None:
+        raise WorkError(STOPPED)
+
+    monkeypatch.setattr(local_ray, "_init", stop)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.chdir(tmp_path)
+
+
+def look(name: str, run: Callable[[], int], capsys: pytest.CaptureFixture[str], unchanged: Path) -> None:
+    """Run, and hold the promise."""
+    before = _stamps(unchanged)
+    started, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = run()
+    seconds = time.process_time() - started
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
+    error = capsys.readouterr().err
+    COUNTS[f"{name}: status {status}"] += 1
+    assert status in (0, 1, 2), status
+    assert "Traceback" not in error, error
+    assert "unforeseen" not in error, error
+    assert bool(error) == (status != 0) or status == 1, error
+    if not name.startswith(("image", "split", "manifest")):  # `data check` lists what it finds
+        assert error.count("\n") <= MOST_LINES, error
+    assert seconds < MOST_SECONDS
+    assert grown < MOST_BYTES
+    assert _stamps(unchanged) == before, "an input was changed"
+
+
+def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {
+        path: (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
+
+
+fuzzed = settings(
+    deadline=None,
+    database=None,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
+    derandomize=SEED == 0,
+)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
+def test_changed_files(
+    target: Target, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(folder.glob(target.file))
+    whole = {file: file.read_bytes() for file in files}
+    assert files
+
+    @settings(fuzzed, max_examples=max(4, int(EXAMPLES * target.share)))
+    @given(st.integers(0, 2**32))
+    def examples(number: int) -> None:
+        rng = Random(f"{SEED} {number}")
+        file = rng.choice(files)
+        file.write_bytes(target.mutate(whole[file], rng))
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        try:
+            look(target.name, lambda: target.read(folder, out), capsys, folder)
+        finally:
+            file.write_bytes(whole[file])
+
+    (seed(SEED)(examples) if SEED else examples)()
+
+
+OPTIONS: dict[str, list[str]] = {
+    "search": [
+        "--dataset", "--data-root", "--trials", "--epochs", "--space", "--objective", "--goals", "--method",
+        "--backbone", "--pretrained", "--set", "--study", "--seed", "--seeds-per-trial", "--folds", "--top",
+        "--top-seeds", "--final-seeds", "--sampler", "--pruner", "--enqueue", "--warm-start", "--track",
+        "--val-per-class", "--max-hours", "--trial-timeout", "--max-concurrent", "--cpus-per-trial",
+        "--gpus-per-trial", "--lockstep",
+    ],
+    "train": ["--config", "--method", "--data-root", "--set", "--alignment-every"],
+    "evaluate": ["", "--dataset", "--data-root"],
+    "export": ["", "--to"],
+    "report": ["", "--compare", "--to"],
+    "data check": ["", "--data-root"],
+    "data list": ["--data-root"],
+}  # fmt: skip
+
+
+def test_odd_values(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One command with one to three odd values."""
+
+    @settings(fuzzed, max_examples=EXAMPLES * 3)
+    @given(st.integers(0, 2**32))
+    def examples(number: int) -> None:
+        rng = Random(f"{SEED} {number}")
+        name = rng.choice(list(OPTIONS))
+        words: list[str] = []
+        for option in rng.sample(OPTIONS[name], min(len(OPTIONS[name]), rng.choice((1, 1, 2, 3)))):
+            words += [option] * bool(option) + [rng.choice(WORDS)]
+        out = ["--out", str(tmp_path / "out")]
+        run = (
+            partial(search_main, [*out, *words])
+            if name == "search"
+            else partial(prometar_main, [*name.split(), *words])
+        )
+        look(name, run, capsys, tmp_path / "nothing")
+
+    (seed(SEED)(examples) if SEED else examples)()

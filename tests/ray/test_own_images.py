@@ -1,0 +1,22 @@
+"""A run on a folder of one's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prometar.cli.app import main
+from tests.support.copies import write_tree
+
+FLAT = [f"{name}/{k}.jpg" for name in ("oak_tree", "pine", "yew") for k in range(10)]
+
+
+def test_a_run_on_ones_own_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    write_tree(tmp_path / "tree", FLAT)
+    args = ["train", "--data-root", str(tmp_path / "tree"), "--out", str(tmp_path / "run")]
+    settings = ["data.name=folder", "method=ivlp", "train.epochs=1", "data.shots=4"]
+    assert main([*args, *(word for setting in settings for word in ("--set", setting))]) == 0
+    assert "ivlp on folder, seed 1: base " in capsys.readouterr().out

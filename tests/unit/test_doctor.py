@@ -1,0 +1,66 @@
+"""`prometar doctor`: a line for each thing, and status 1 where a study would be refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prometar import doctor
+from prometar.cli.app import main
+from prometar.doctor import Status, gpus, ray, weights
+from prometar.errors import UserError
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"CPU": 2.0, "object_store_memory": 1.0}]
+    monkeypatch.setattr(doctor, "start_ray", lambda address: nodes)
+
+
+def test_the_embedded_study_can_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor", "--out", str(tmp_path / "not" / "yet")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("refused")]
+    for what in ("versions: Python", "disk: ", "weights of mini: ", "data set textures: 24 classes", "Ray: "):
+        assert [line for line in lines if what in line], what
+    assert not list(tmp_path.iterdir())
+
+
+def test_everything_that_refuses_a_study_is_told_at_once(
+    capsys: pytest.CaptureFixture[str], small_dtd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "start_ray", lambda address: [{"CPU": 0.5}])
+    given = ["--dataset", "dtd", "eurosat", "--data-root", str(small_dtd), "--pretrained", "missing.pt"]
+    assert main(["doctor", *given]) == 1
+    told = capsys.readouterr()
+    refused = [line for line in told.out.splitlines() if line.startswith("refused")]
+    assert [line.split(":")[0].split(maxsplit=1)[1] for line in refused] == [
+        "weights of ViT-B-16-quickgelu", "data set eurosat", "Ray"
+    ]  # fmt: skip
+    assert told.err.strip().endswith("a study would be refused here for 3 of these")
+
+
+def test_gpus_and_their_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "A Card")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: ((70, 10)[number] * GIB, 80 * GIB))
+    free, full = gpus()
+    assert (free.status, full.status) == (Status.OK, Status.NOTE)
+    assert "A Card, 10.0 of 80.0 GiB free" in full.says
+
+
+def test_weights_of_a_tag_are_looked_for_and_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cached, status in ((True, Status.OK), (False, Status.NOTE)):
+        monkeypatch.setattr(doctor, "has_cached", lambda name, tag, cached=cached: cached)
+        assert weights("ViT-B-16-quickgelu", "openai").status is status
+    assert weights("ViT-B-17", "openai").status is Status.REFUSED
+
+
+def test_a_cluster_without_room_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Ray has 0\.5"):
+        ray([{"CPU": 0.5}])

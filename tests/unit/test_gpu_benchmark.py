@@ -1,0 +1,96 @@
+"""`make gpu` as far as no GPU is needed: records, claims, the block, and what it says without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", FOLDER / "gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "parity": {"fp64": 1e-12, "fp32": 1e-5, "graph": 1e-12},
+    "repeat": {"again": True, "resumed": False},
+    "speed": {"fp32 eager": 1.0, "fp32 graph": 3.0, "bf16 graph": 2.0},
+}
+
+
+def part(name: str, seconds: float) -> dict[str, Any]:
+    failed = "" if name in GOOD else "ended with status 1"
+    return {"failed": failed, "figures": GOOD.get(name, {})}
+
+
+def test_a_claim_holds_does_not_or_is_not_measured(gpu: ModuleType, tmp_path: Path) -> None:
+    records = gpu.measure(tmp_path, "a card", list(gpu.PARTS), 60.0, part)
+    verdicts = {claim.text: gpu.verdict(claim, records) for claim in gpu.CLAIMS}
+    assert verdicts["two runs are equal bit for bit"] == "holds"
+    assert verdicts["a resumed run equals one that never stopped, bit for bit"] == "does not hold"
+    assert verdicts["bf16 is faster than fp32, both as graphs"] == "does not hold"
+    assert verdicts["a whole study ends"] == "not measured"
+    assert {gpu.verdict(claim, {}) for claim in gpu.CLAIMS} == {"not measured"}
+    assert all(text in gpu.block("a card", records) for text in verdicts)
+
+
+def test_the_same_command_goes_on_with_what_is_missing(gpu: ModuleType, tmp_path: Path) -> None:
+    gpu.measure(tmp_path, "a card", list(gpu.PARTS), 60.0, part)
+    (tmp_path / "speed.json").write_text("{")
+    asked: list[str] = []
+
+    def note(name: str, seconds: float) -> dict[str, Any]:
+        asked.append(name)
+        return part(name, seconds)
+
+    gpu.measure(tmp_path, "a card", list(gpu.PARTS), 60.0, note)
+    assert asked == ["speed", "study", "lockstep", "stream"]
+    asked.clear()
+    gpu.measure(tmp_path, "another card", list(gpu.PARTS), 0.0, note)
+    assert not asked, "no time is left"
+    gpu.measure(tmp_path, "another card", ["parity"], 60.0, note)
+    assert asked == ["parity"], "figures of another card do not count"
+
+
+def test_sixteen_in_lockstep_against_one(gpu: ModuleType) -> None:
+    rounds = [
+        [{"side": side, "configurations": count, "seconds": [count * each]}]
+        for count in (1, 16)
+        for side, each in (("one by one", 1.0), ("lockstep", 0.25))
+    ]
+    assert gpu._lockstep({"rounds": rounds}) == 16
+
+
+def test_the_block_stands_between_its_marks(gpu: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{gpu.BEGIN}\nold\n{gpu.END}\nafter\n")
+    for text in ("new", "newer"):
+        gpu.put_block(page, text)
+    assert page.read_text() == f"before\n{gpu.BEGIN}\nnewer\n{gpu.END}\nafter\n"
+    page.write_text("nothing")
+    with pytest.raises(SystemExit, match="has no marks"):
+        gpu.put_block(page, "new")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_one_line_and_status_two(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert gpu.main() == 2
+    assert capsys.readouterr().err == "no GPU can be used here: nothing is measured\n"
