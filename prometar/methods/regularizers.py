@@ -98,9 +98,11 @@ class TextDistance:
     def __call__(self, views: Views) -> Tensor:
         assert views.frozen_text_CE is not None
         ours, width = views.text_CE, views.text_CE.shape[-1]
+        if ours.ndim == 2:
+            return self.distance(ours, views.frozen_text_CE).mean()
         rows = views.frozen_text_CE.expand_as(ours).reshape(-1, width)  # (B, C, E), where texts see images
         distance = self.distance(ours.reshape(-1, width), rows).view(ours.shape[:-1]).mean(dim=-1)
-        return distance if distance.ndim == 0 else (distance * views.weights_B).sum()
+        return (distance * views.weights_B).sum()
 
 
 @dataclass(frozen=True)
