@@ -29,20 +29,20 @@ class Kind:
     rendered: RenderedSet
     images: int
     recoloured: bool = True
-    named: float = 0.0
-    mistaken: float = 0.0
+    named: float = 0.03
+    mistaken: float = 0.02
 
 
 WORLD: tuple[Kind, ...] = (
-    Kind(SUITE["textures"], 250, recoloured=False, named=0.04, mistaken=0.02),
-    Kind(SUITE["shapes"], 200, recoloured=False, named=0.12, mistaken=0.03),
-    Kind(SUITE["flags"], 150, named=0.08, mistaken=0.03),
-    Kind(SUITE["fabrics"], 150, named=0.03, mistaken=0.02),
-    Kind(SUITE["plots"], 100, named=0.06, mistaken=0.03),
-    Kind(SUITE["leaves"], 100, named=0.15, mistaken=0.04),
-    Kind(SUITE["cells"], 60, named=0.03, mistaken=0.02),
-    Kind(SUITE["terrain"], 60, named=0.03, mistaken=0.02),
-    Kind(SUITE["sketches"], 80, named=0.15, mistaken=0.03),
+    Kind(SUITE["textures"], 250, recoloured=False),
+    Kind(SUITE["shapes"], 200, recoloured=False),
+    Kind(SUITE["flags"], 150),
+    Kind(SUITE["fabrics"], 150),
+    Kind(SUITE["plots"], 100),
+    Kind(SUITE["leaves"], 100),
+    Kind(SUITE["cells"], 60),
+    Kind(SUITE["terrain"], 60),
+    Kind(SUITE["sketches"], 80),
     Kind(THINGS, 80, recoloured=False, named=0.5, mistaken=0.0),
 )
 

@@ -18,7 +18,7 @@ from prometar.bundled.suite import SUITE
 from prometar.bundled.things import FOREIGN
 
 WEIGHTS = resources.files("prometar.bundled") / "mini.safetensors"
-DIGEST = "c93b22f69080cd204bac929f3da551e5d685b03353efa0dcbdd562d21ae3fa29"
+DIGEST = "6aeb07232b6b2a1dcb3a02b08a21f26b772b2a9b3eba6759c41e0e1470895485"
 
 
 @pytest.fixture(scope="module")
