@@ -19,8 +19,8 @@ from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import dump_config
 from prometar.device import fetch, send
 from prometar.inference.prompt_file import read_prompts
-from prometar.methods import regularizers
 from prometar.runs import export_run, write_result
+from prometar.step import iteration
 from prometar.step.cuda_graph import Graph
 from prometar.training import train
 from prometar.training.lockstep import Lockstep
@@ -178,7 +178,8 @@ def test_what_was_trained_there_is_exported(seen: Traffic, tmp_path: Path) -> No
 def test_what_a_gpu_would_wait_for_is_found_in_the_step(
     planted: Callable[[Tensor], Tensor], seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(regularizers.DISTANCES, "l1", lambda a, b: regularizers.l1(planted(a), b))
+    plain = iteration.cross_entropy
+    monkeypatch.setattr(iteration, "cross_entropy", lambda logits, *rest: plain(planted(logits), *rest))
     run = small_run(**SMALL)
     with pytest.raises((AssertionError, MixedDevices), match=r"inside the step|here and there"):
         Session(run, tmp_path, local(run)).epoch()
