@@ -43,7 +43,7 @@ from tune.execution.searcher import StudyScheduler, StudySearcher
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked, Memory
-from tune.optimizer.choices import PRUNERS
+from tune.optimizer.pruners import PRUNERS
 from tune.optimizer.samplers import STARTUP_TRIALS, distributions
 from tune.optimizer.trial_schema import RESULT
 from tune.results.writer import StudyFolder

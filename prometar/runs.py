@@ -14,6 +14,7 @@ from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select
+from prometar.data.splits.objective import own_objective
 from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import StreamOptions, stream
 from prometar.device import default_device
@@ -42,18 +43,20 @@ def train_run(
     config: Config,
     folder: Path,
     *,
+    objective: str = FINAL,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train on all base classes and test; goes on from the folder's checkpoint. Returns the last record.
 
+    `objective`: other images and scores than those (`prometar.data.splits.objective`).
     `on_epoch` is told each epoch's record; `watch` sees each step's state and batch (`analysis.alignment`).
 
     Raises:
         UserError: whatever is wrong with the configuration, the data or the weights.
         WorkError: the folder holds another run, or the loss is not finite.
     """
-    run = build_run(config, FINAL)
+    run = build_run(config, objective)
     session = Session(run, folder, ray_stream(run), watch)
     write_atomically(folder / "config.yaml", dump_config(config).encode())
     with closing(session):
@@ -90,7 +93,10 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
         UserError: the folder holds no run, or one that has not finished.
     """
     config, _, result = _finished(folder, trust_parts)
-    require_same(str(folder), config.own.values(), result.get("code"))
+    objective = own_objective(result["objective"])
+    if objective and not trust_parts:
+        raise UserError(f"{folder} names code that is not prometar's ({objective[0]}): pass --trust-parts")
+    require_same(str(folder), [*config.own.values(), *objective], result.get("code"))
     run = build_run(config, result["objective"])
     return Session(run, folder, ray_stream(run)).score()
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import file_name
-from prometar.data.splits.objective import FOLDS, SEARCH_OBJECTIVES
+from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of, own_objective
 from prometar.errors import UserError
 from tune.jobs.spec import Job, Leg, Terms
 from tune.optimizer.ask_tell import Asked
 from tune.optimizer.choices import require_choices
+from tune.optimizer.pruners import own_pruner
+from tune.optimizer.samplers import own_sampler
 from tune.space.spaces import Choice, Space
 
 _OF_THE_STUDY = {"train.seed", "train.epochs", "data.name", "data.root"}
@@ -89,14 +91,15 @@ class StudySpec:
             raise UserError(f"the space {self.space.name} searches {fixed[0]}, which the study itself sets")
         if len(set(self.names)) != len(self.names):
             raise UserError(f"--dataset names one twice: {' '.join(self.names)}")
-        if self.objective not in SEARCH_OBJECTIVES:
+        objective = objective_of(self.objective)
+        if not objective.searches:
             known = ", ".join(SEARCH_OBJECTIVES)
-            raise UserError(f"unknown objective '{self.objective}': choose one of {known}")
-        most = FOLDS.get(self.objective, 1)
-        if not 1 <= self.folds <= most:
+            raise UserError(f"the objective {self.objective} is not for searches: choose one of {known}")
+        if not 1 <= self.folds <= objective.folds:
+            most = objective.folds
             raise UserError(f"--folds with {self.objective} must be from 1 to {most}, found {self.folds}")
-        if self.objective == "base_val" and "new" in self.goals:
-            raise UserError("--goals new: the objective base_val scores no new classes")
+        if not objective.scores_new and "new" in self.goals:
+            raise UserError(f"--goals new: the objective {self.objective} scores no new classes")
         require_choices(self.space, sampler=self.sampler, pruner=self.pruner, goals=self.goals)
 
     @property
@@ -154,7 +157,8 @@ class StudySpec:
             if isinstance(entry, Choice):
                 beside = {other: values[0] for other, values in entry.when.items()}
                 configs += [self.config.override({**beside, key: value}) for value in entry.choices]
-        return {reference for config in configs for reference in config.own.values()}
+        chosen = [*own_objective(self.objective), *own_sampler(self.sampler), *own_pruner(self.pruner)]
+        return {*chosen, *(reference for config in configs for reference in config.own.values())}
 
     def search_job(self, asked: Asked, folder: str, terms: Terms) -> Job:
         """A trial of the search: a run for each data set, seed and fold."""

@@ -44,6 +44,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, e.g. optim.lr=0.01.")
     ] = None,
+    objective: Annotated[
+        str, typer.Option(help="Images and scores: final, all_classes, one of a search's, or your own.")
+    ] = "final",
     alignment_every: Annotated[
         int | None, typer.Option(help="Measure the gradients' alignment every so many steps.")
     ] = None,
@@ -56,16 +59,20 @@ def train(
     chosen = chosen.override({"method": method, **values} if method else values).completed()
     from prometar.analysis.alignment import Alignment
     from prometar.data.datasets.catalog import file_name
+    from prometar.data.splits.objective import objective_of
     from prometar.methods.composition import build
     from prometar.runs import train_run  # after the configuration is known to be right: torch loads slowly
 
     build(chosen)  # before Ray starts
+    objective_of(objective)
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = out or Path("out/train") / name
     watch = None if alignment_every is None else Alignment(folder, alignment_every)
     start_ray()
-    result = train_run(chosen, folder, on_epoch=_print_epoch(chosen.train.epochs), watch=watch)
-    _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result)
+    result = train_run(
+        chosen, folder, objective=objective, on_epoch=_print_epoch(chosen.train.epochs), watch=watch
+    )
+    _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
     print(f"prompts and records: {folder}")
 
 
@@ -100,10 +107,12 @@ def _print_epoch(epochs: int) -> Any:
     return show
 
 
-def _print_accuracies(title: str, result: dict[str, Any]) -> None:
+def _print_accuracies(title: str, result: dict[str, Any], objective: str = "final") -> None:
+    from prometar.data.splits.objective import objective_of
+
     names = {"all": "all classes", "base": "base", "new": "new"}
     if "new" in result:
-        names["objective"] = "H"
+        names["objective"] = objective_of(objective).title
     figures = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
     print(f"{title}: {', '.join(figures)}")
 

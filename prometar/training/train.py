@@ -20,7 +20,7 @@ from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.objective import Problem, problem
+from prometar.data.splits.objective import Problem, objective_of, own_objective, problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch
 from prometar.data.streaming.transforms import TransformSpec
@@ -91,7 +91,7 @@ class Run:
     @property
     def code(self) -> dict[str, str]:
         """What code the user's own parts are: see `prometar.parts.identity`."""
-        return identities(self.config.own.values())
+        return identities([*self.config.own.values(), *own_objective(self.objective)])
 
     @property
     def digest(self) -> str:
@@ -376,7 +376,7 @@ class Session:
 
     It goes on from the checkpoint it finds there, exactly as if it had never stopped. `history` holds one
     record an epoch: epoch (1-based), seconds (so far), the mean of each loss, and after a scored epoch the
-    accuracies in percent and `objective`, their harmonic mean.
+    accuracies in percent and `objective`.
 
     Raises:
         WorkError: the checkpoint is damaged, or belongs to another run.
@@ -435,7 +435,7 @@ class Session:
         return record
 
     def score(self) -> dict[str, float]:
-        """Accuracies in percent by set, and `objective`, their harmonic mean."""
+        """Accuracies in percent by set, and `objective`, one number of them: mostly their harmonic mean."""
         foreign, leaves, sets = self.run.foreign, self.state.tested, self.run.evaluations
         if foreign is not None:
             base = sets["base"]
@@ -446,7 +446,7 @@ class Session:
             name: accuracy(self.run.backbone, e.model, leaves, self._images(e.plan))
             for name, e in sets.items()
         }
-        return {**accuracies, "objective": harmonic_mean(accuracies)}
+        return {**accuracies, "objective": float(objective_of(self.run.objective).figure(accuracies))}
 
     def close(self) -> None:
         """End the stream."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tune.optimizer.choices import GOALS, PRUNERS, require_choices
-from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, PointSampler
+from tune.optimizer.choices import GOALS, require_choices
+from tune.optimizer.pruners import pruner_of
+from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, PointSampler, sampler_of
 from tune.optimizer.storage import drive_study
 from tune.optimizer.trial_counts import REPEAT, Settings, Tally
 from tune.optimizer.trial_schema import (
@@ -71,7 +72,7 @@ class Memory(Unpickled):
         reference: The released settings; always trial 0, never pruned.
         seed: Of the sampler. Each draw is seeded by (seed, trial number): a restarted study draws what an
             undisturbed one would have drawn, where trials end in the same order.
-        pruner: A name in `PRUNERS`. sampler: A name in `tune.optimizer.samplers.SAMPLERS` (default tpe).
+        pruner: A name in `tune.optimizer.pruners.PRUNERS`. sampler: A name in `tune.optimizer.samplers.SAMPLERS` (default tpe).
         goals: Names in `GOALS` (default: the objective alone). With several, nothing is pruned.
         epochs: Of a whole trial.
         admit: Called before anything is written; may `claim` the study, and refuses it by raising.
@@ -96,9 +97,9 @@ class Memory(Unpickled):
     ) -> None:
         require_choices(space, sampler=sampler, pruner=pruner, goals=goals)
         self._space, self._seed, self._reference = space, seed, reference
-        self._sampler, self._goals = sampler, tuple(goals)
+        self._sampler, self._goals = sampler_of(sampler), tuple(goals)
         directions = [GOALS[goal] for goal in goals]
-        chosen = PRUNERS[pruner](epochs)
+        chosen = pruner_of(pruner, epochs)
         self._study, self._storage = drive_study(storage, name, directions=directions, pruner=chosen)
         admit(self)
         self._end_repeats()
@@ -180,11 +181,11 @@ class Memory(Unpickled):
 
     def _draw(self) -> Asked | None:
         """A new trial; None where it repeats settings, or (`exhausted`) where all have been tried."""
-        if self._sampler != "grid" and self._tally.repeats < REDRAWS:
+        if not self._sampler.enumerates and self._tally.repeats < REDRAWS:
             return self._begin(self._ask())
         points = self._points()
         if points is None and self._tally.repeats < REDRAWS + RANDOM_REDRAWS:
-            return self._begin(self._ask(SAMPLERS["random"]))
+            return self._begin(self._ask(SAMPLERS["random"].make))
         point = next((p for p in points or () if not self._tally.tried(self._in_order(p))), None)
         if point is None:
             self._exhausted = True
@@ -193,7 +194,7 @@ class Memory(Unpickled):
 
     def _points(self) -> Sequence[Mapping[str, Any]] | None:
         """What there is to be tried; None where it cannot be counted."""
-        if self._sampler == "grid":
+        if self._sampler.enumerates:
             return grid_points(self._space, self._seed)
         return all_points(Same(self._space))
 
@@ -241,7 +242,7 @@ class Memory(Unpickled):
         return _Running(Trial(self._study, number), epochs=set(curve_of(found)))
 
     def _seed_draw(self, number: int, sampler: MakeSampler | None = None) -> None:
-        make = sampler or SAMPLERS[self._sampler]
+        make = sampler or self._sampler.make
         self._study.sampler = make(Draw(self._space, self._seed, number))
 
     def release(self) -> None:

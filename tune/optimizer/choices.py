@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import NopPruner
 
 from prometar.errors import UserError
+from tune.optimizer.pruners import pruner_of
 from tune.optimizer.samplers import require_sampler
 from tune.space.spaces import Space
 
-# Of the epochs of a whole trial. None is judged by its first epoch, which trains at the warm-up rate alone.
-PRUNERS: dict[str, Callable[[int], BasePruner]] = {
-    "median": lambda epochs: MedianPruner(n_startup_trials=8, n_warmup_steps=2),
-    "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
-    "hyperband": lambda epochs: HyperbandPruner(
-        min_resource=2, max_resource=max(2, epochs), reduction_factor=3
-    ),
-    "none": lambda epochs: NopPruner(),
-}
 GOALS: dict[str, Literal["minimize", "maximize"]] = {
     "objective": "maximize", "base": "maximize", "new": "maximize", "seconds": "minimize"
 }  # fmt: skip
@@ -31,13 +23,12 @@ def require_choices(space: Space, *, sampler: str, pruner: str, goals: Sequence[
     Raises:
         UserError: unknown sampler, pruner or goal, or ones that do not go together.
     """
-    if pruner not in PRUNERS:
-        raise UserError(f"unknown pruner '{pruner}': choose one of {', '.join(PRUNERS)}")
+    prunes = not isinstance(pruner_of(pruner, 1), NopPruner)
     unknown = [goal for goal in goals if goal not in GOALS]
     if unknown or not goals or len(set(goals)) != len(goals):
         raise UserError(f"--goals {' '.join(goals)}: choose different ones of {', '.join(GOALS)}")
     if len(goals) == 1 and goals[0] != "objective":
         raise UserError(f"--goals {goals[0]}: one goal alone is the objective; name a second one for a front")
-    if len(goals) > 1 and pruner != "none":
+    if len(goals) > 1 and prunes:
         raise UserError(f"--pruner {pruner} judges by one goal: with several, use --pruner none")
     require_sampler(sampler, space, num_goals=len(goals))

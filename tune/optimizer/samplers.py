@@ -19,6 +19,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
+from prometar.parts.building import make
+from prometar.parts.reference import failing, reference_of
 from tune.space.point_sets import Point, grid_points, quasirandom_point
 from tune.space.spaces import Space
 
@@ -161,20 +163,59 @@ class Draw:
 
 MakeSampler = Callable[[Draw], BaseSampler]
 
-SAMPLERS: dict[str, MakeSampler] = {
-    "tpe": lambda draw: SpaceTPE(draw.space, draw.own_seed),
-    "random": lambda draw: RandomSampler(draw.own_seed),
-    "gp": lambda draw: _SpaceGP(draw.space, draw.own_seed),
-    "cmaes": lambda draw: _SpaceCmaEs(draw.space, draw.own_seed),
-    "grid": lambda draw: RandomSampler(draw.own_seed),  # of what a given start leaves open
-    "quasirandom": lambda draw: PointSampler(
-        quasirandom_point(draw.space, draw.seed, draw.number), draw.own_seed
+
+@dataclass(frozen=True)
+class Sampler:
+    """What draws settings.
+
+    Args:
+        make: Optuna's sampler of a draw.
+        stateless: Whether it looks at no results: its settings are the same however many trials run at a time.
+        enumerates: Whether it takes the grid's points one after the other.
+        single_goal: Whether it cannot weigh several goals.
+    """
+
+    make: MakeSampler
+    stateless: bool = False
+    enumerates: bool = False
+    single_goal: bool = False
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "tpe": Sampler(lambda draw: SpaceTPE(draw.space, draw.own_seed)),
+    "random": Sampler(lambda draw: RandomSampler(draw.own_seed), stateless=True),
+    "gp": Sampler(lambda draw: _SpaceGP(draw.space, draw.own_seed)),
+    "cmaes": Sampler(lambda draw: _SpaceCmaEs(draw.space, draw.own_seed), single_goal=True),
+    # Its sampler draws what a given start leaves open.
+    "grid": Sampler(lambda draw: RandomSampler(draw.own_seed), stateless=True, enumerates=True),
+    "quasirandom": Sampler(
+        lambda draw: PointSampler(quasirandom_point(draw.space, draw.seed, draw.number), draw.own_seed),
+        stateless=True,
     ),
 }
-STATELESS = ("random", "grid", "quasirandom")
-"""Samplers that do not look at results: their settings are the same however many trials run at a time."""
-SINGLE_GOAL = ("cmaes",)
-"""Samplers that cannot weigh several goals."""
+
+
+def sampler_of(name: str) -> Sampler:
+    """A sampler by name, or the user's own, `package.module:Name`: a `Sampler`, or what makes one of a `Draw`.
+
+    Raises:
+        UserError: unknown, or a part that is none.
+    """
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    if reference_of("sampler", name) is None:
+        known = ", ".join(SAMPLERS)
+        raise UserError(
+            f"unknown sampler '{name}': choose one of {known}, or package.module:Name of your own"
+        )
+    found = make("sampler", name, {})
+    return found if isinstance(found, Sampler) else Sampler(found)
+
+
+def own_sampler(name: str) -> list[str]:
+    """`package.module:Name` of the user's own sampler, in a list; empty for a built-in one."""
+    reference = None if name in SAMPLERS else reference_of("sampler", name)
+    return [reference] if reference else []
 
 
 def require_sampler(name: str, space: Space, *, num_goals: int) -> None:
@@ -182,12 +223,16 @@ def require_sampler(name: str, space: Space, *, num_goals: int) -> None:
     Raises:
         UserError: unknown sampler, one that cannot serve so many goals, or a space it cannot draw from.
     """
-    if name not in SAMPLERS:
-        raise UserError(f"unknown sampler '{name}': choose one of {', '.join(SAMPLERS)}")
-    if num_goals > 1 and name in SINGLE_GOAL:
+    sampler = sampler_of(name)
+    if num_goals > 1 and sampler.single_goal:
         raise UserError(f"--sampler {name} has one goal: choose another for {num_goals} of them")
-    if name == "grid":
+    if sampler.enumerates:
         grid_points(space, 0)
+    if own_sampler(name):
+        with failing(name):
+            made = sampler.make(Draw(space, 0, 0))
+        if not isinstance(made, BaseSampler):
+            raise UserError(f"{name} must make an Optuna sampler of a Draw, found {type(made).__name__}")
 
 
 def distributions(space: Space) -> Distributions:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from prometar.data.datasets.catalog import file_name
+from prometar.data.splits.objective import objective_of
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.io.lock import locked
@@ -117,7 +118,7 @@ class StudyFolder:
 
 
 def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
-    config = spec.config
+    config, objective = spec.config, objective_of(spec.objective)
     return AskedFor(
         datasets=spec.names,
         data_root=config.data.root,
@@ -125,8 +126,8 @@ def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
         pretrained=config.backbone.pretrained,
         method=config.method,
         objective=spec.objective,
-        leaks=spec.objective == "oracle_test",
-        score="base accuracy" if spec.objective == "base_val" else "H",
+        leaks=objective.leaks,
+        score=objective.title,
         goals=cast(tuple[Goal, ...], spec.goals),
         trials=spec.trials,
         max_hours=max_hours,

@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 from prometar.data.datasets.dataset import Dataset, Item, classnames
 from prometar.data.splits.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
 from prometar.errors import UserError
+from prometar.metrics import harmonic_mean
+from prometar.parts.building import make
+from prometar.parts.reference import failing, reference_of
 
 Items = tuple[Item, ...]
 
@@ -94,18 +97,70 @@ def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Pro
     return Problem(select(train, labels), {"all": select(dataset.test, labels)}, every_epoch=False)
 
 
-_OBJECTIVES: dict[str, Callable[..., Problem]] = {
-    "class_holdout": _class_holdout,
-    "base_val": _base_val,
-    "drift": _drift,
-    "oracle_test": _oracle_test,
-    "final": _final,
-    "all_classes": _all_classes,
+@dataclass(frozen=True)
+class Objective:
+    """How runs are scored.
+
+    Args:
+        problem: Images of (dataset, shots, seed, val_per_class), and `fold` where there are several.
+        searches: Whether a search may use it. folds: How many ways it can divide its classes.
+        leaks: Whether it reads the test images. scores_new: Whether new classes are scored apart.
+        figure: One number of the accuracies in percent by set; more is better.
+        title: What that number is called.
+    """
+
+    problem: Callable[..., Problem]
+    searches: bool = False
+    folds: int = 1
+    leaks: bool = False
+    scores_new: bool = True
+    figure: Callable[[Mapping[str, float]], float] = harmonic_mean
+    title: str = "H"
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "drift": Objective(_drift, searches=True),
+    "class_holdout": Objective(_class_holdout, searches=True, folds=2),
+    "base_val": Objective(_base_val, searches=True, scores_new=False, title="base accuracy"),
+    "oracle_test": Objective(_oracle_test, searches=True, leaks=True),
+    "final": Objective(_final),
+    "all_classes": Objective(_all_classes, scores_new=False, title="accuracy"),
 }
-SEARCH_OBJECTIVES = ("drift", "class_holdout", "base_val", "oracle_test")
+SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.searches)
 """The objectives that a search may use."""
-FOLDS = {"class_holdout": 2}
-"""How many ways an objective can divide its classes; one where it is not named."""
+
+
+def objective_of(name: str) -> Objective:
+    """An objective by name, or the user's own, `package.module:Name`.
+
+    A function of accuracies by set to one number is scored on the images of `class_holdout`.
+
+    Raises:
+        UserError: unknown, or a part that is no objective.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    if reference_of("objective", name) is None:
+        known = ", ".join(SEARCH_OBJECTIVES)
+        raise UserError(
+            f"unknown objective '{name}': choose one of {known}, or package.module:Name of your own"
+        )
+    found = make("objective", name, {})
+    if isinstance(found, Objective):
+        return found
+    if not callable(found):
+        raise UserError(f"{name} is no objective: it cannot be called (docs/extending.md)")
+    with failing(name):
+        value = found({"base": 80.0, "new": 60.0})
+    if not isinstance(value, int | float):
+        raise UserError(f"{name} must make one number of accuracies, found {type(value).__name__}")
+    return replace(OBJECTIVES["class_holdout"], figure=found, title=name)
+
+
+def own_objective(name: str) -> list[str]:
+    """`package.module:Name` of the user's own objective, in a list; empty for a built-in one."""
+    reference = None if name in OBJECTIVES else reference_of("objective", name)
+    return [reference] if reference else []
 
 
 def problem(
@@ -120,11 +175,13 @@ def problem(
     Raises:
         UserError: unknown objective or fold, no validation split, too few classes, or a class without images.
     """
-    if name not in _OBJECTIVES:
-        raise UserError(f"unknown objective '{name}': choose one of {', '.join(SEARCH_OBJECTIVES)}")
-    if not 0 <= fold < FOLDS.get(name, 1):
-        raise UserError(f"{name} has {FOLDS.get(name, 1)} folds, found fold {fold}")
-    found = _OBJECTIVES[name](dataset, shots, seed, val_per_class, **({"fold": fold} if fold else {}))
+    objective = objective_of(name)
+    if not 0 <= fold < objective.folds:
+        raise UserError(f"{name} has {objective.folds} folds, found fold {fold}")
+    with failing(name):
+        found = objective.problem(dataset, shots, seed, val_per_class, **({"fold": fold} if fold else {}))
+    if not isinstance(found, Problem):
+        raise UserError(f"{name} must return a Problem, found {type(found).__name__} (docs/extending.md)")
     _require_every_class(dataset.name, found)
     return found
 

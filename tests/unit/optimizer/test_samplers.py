@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
 from tune.optimizer.ask_tell import Memory
-from tune.optimizer.choices import PRUNERS
-from tune.optimizer.samplers import SAMPLERS, SINGLE_GOAL, STARTUP_TRIALS, STATELESS, Remembered
+from tune.optimizer.pruners import PRUNERS
+from tune.optimizer.samplers import SAMPLERS, STARTUP_TRIALS, Remembered
 from tune.space.point_sets import GRID_LEVELS, at, grid_points, levels, quasirandom_point
 from tune.space.spaces import Choice, FloatRange, IntRange, parse_space
 
@@ -36,6 +36,9 @@ REFERENCE: dict[str, dict[str, Any]] = {
     "conditional": {"regularizer.kind": "l1", "regularizer.text_weight": 25.0, "optim.lr": 0.0025},
 }
 TARGET = 10
+
+STATELESS = tuple(name for name, sampler in SAMPLERS.items() if sampler.stateless)
+SINGLE_GOAL = tuple(name for name, sampler in SAMPLERS.items() if sampler.single_goal)
 
 
 def memory(folder: Path, sampler: str, space: str, *, seed: int = 5, **changes: Any) -> Memory:

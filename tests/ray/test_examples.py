@@ -1,0 +1,77 @@
+"""The examples, as their users run them: through a study and through a single run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import prometar
+from prometar.cli.app import main as prometar_main
+from prometar.errors import UserError
+from prometar.runs import export_run
+from prometar.training import train as train_module
+from tune.search import main as search
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL = ["--backbone", "mini", "--set", "data.shots=1", "--val-per-class", "1"]
+SHORT = ["--trials", "2", "--epochs", "1", "--top", "0", "--final-seeds", "1", "--pruner", "none"]
+SEARCHES = {
+    "huber": ["--set", "regularizer.kind=huber:Huber", "--space", str(ROOT / "examples" / "huber.yaml")],
+    "lowrank": ["--set", "prompts.kind=lowrank:LowRank", "--space", "regularizer"],
+    "circles": ["--dataset", "circles:Circles", "--space", "regularizer"],
+    "worst": ["--objective", "worst:worst", "--space", "regularizer"],
+}
+RUNS = {
+    "huber": ["--method", str(ROOT / "examples" / "mine.yaml")],
+    "lowrank": ["--set", "prompts.kind=lowrank:LowRank", "--set", "prompts.args.rank=1"],
+    "circles": ["--set", "data.name=circles:Circles", "--set", "data.args.size=48"],
+    "worst": ["--objective", "worst:worst"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Their folder is on this process's path, and on no worker's: workers get what they are sent."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    yield
+    train_module._KEPT.clear()
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_an_example_is_searched(name: str, tmp_path: Path, ray_local: None) -> None:
+    args = ["--out", str(tmp_path), "--study", "it", "--max-concurrent", "2", "--cpus-per-trial", "1"]
+    assert search([*SMALL, *SHORT, *args, *SEARCHES[name]]) == 0
+    study = yaml.safe_load((tmp_path / "it" / "study.yaml").read_text())
+    assert study["identity"][f"code of {name}"].startswith("sha256 ")
+    trials = [json.loads(path.read_text()) for path in tmp_path.glob("it/trials/*/record.json")]
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2
+    if name == "worst":
+        assert all(trial["objective"] == min(trial["base"], trial["new"]) for trial in trials)
+    assert "args" not in str(trials[0]["settings"]) or name == "huber"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_example_is_trained_and_trusted_only_when_told(
+    name: str, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--set", "train.epochs=1", "--set", "data.shots=1", "--out", str(tmp_path)]
+    assert prometar_main(["train", *small, *RUNS[name]]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["code"]) == {name}
+    sys.modules.pop(name)
+    assert prometar_main(["evaluate", str(tmp_path)]) == 2
+    assert "--trust-parts" in capsys.readouterr().err
+    assert name not in sys.modules
+    if name == "lowrank":
+        path = tmp_path / "prompts.safetensors"
+        export_run(tmp_path, path, trust_parts=True)
+        sys.modules.pop(name)
+        with pytest.raises(UserError, match="trust_parts=True"):
+            prometar.load(path)
+        assert name not in sys.modules
+        assert prometar.load(path, trust_parts=True).leaves.keys() == {"basis", "mix.0", "mix.1", "mix.2"}

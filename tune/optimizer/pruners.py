@@ -1,0 +1,48 @@
+"""What stops hopeless trials: by name, a function of a whole trial's epochs to Optuna's pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+
+from prometar.errors import UserError
+from prometar.parts.building import make
+from prometar.parts.reference import failing, reference_of
+
+# None is judged by its first epoch, which trains at the warm-up rate alone.
+PRUNERS: dict[str, Callable[[int], BasePruner]] = {
+    "median": lambda epochs: MedianPruner(n_startup_trials=8, n_warmup_steps=2),
+    "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
+    "hyperband": lambda epochs: HyperbandPruner(
+        min_resource=2, max_resource=max(2, epochs), reduction_factor=3
+    ),
+    "none": lambda epochs: NopPruner(),
+}
+
+
+def pruner_of(name: str, epochs: int) -> BasePruner:
+    """A pruner by name, or the user's own, `package.module:Name`.
+
+    Raises:
+        UserError: unknown, or a part that makes none.
+    """
+    if name in PRUNERS:
+        return PRUNERS[name](epochs)
+    if reference_of("pruner", name) is None:
+        known = ", ".join(PRUNERS)
+        raise UserError(f"unknown pruner '{name}': choose one of {known}, or package.module:Name of your own")
+    found = make("pruner", name, {})
+    with failing(name):
+        made = found(epochs)
+    if not isinstance(made, BasePruner):
+        raise UserError(
+            f"{name} must make an Optuna pruner of a number of epochs, found {type(made).__name__}"
+        )
+    return made
+
+
+def own_pruner(name: str) -> list[str]:
+    """`package.module:Name` of the user's own pruner, in a list; empty for a built-in one."""
+    reference = None if name in PRUNERS else reference_of("pruner", name)
+    return [reference] if reference else []
