@@ -44,7 +44,7 @@ def _examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_an_example_is_searched(name: str, tmp_path: Path, ray_local: None) -> None:
-    args = ["--out", str(tmp_path), "--study", "it", "--max-concurrent", "2", "--cpus-per-trial", "1"]
+    args = ["--out", str(tmp_path), "--study", "it", "--max-concurrent", "1", "--cpus-per-trial", "1"]
     assert search([*SMALL, *SHORT, *args, *SEARCHES[name]]) == 0
     study = yaml.safe_load((tmp_path / "it" / "study.yaml").read_text())
     assert study["identity"][f"code of {name}"].startswith("sha256 ")

@@ -72,7 +72,8 @@ class Memory(Unpickled):
         reference: The released settings; always trial 0, never pruned.
         seed: Of the sampler. Each draw is seeded by (seed, trial number): a restarted study draws what an
             undisturbed one would have drawn, where trials end in the same order.
-        pruner: A name in `tune.optimizer.pruners.PRUNERS`. sampler: A name in `tune.optimizer.samplers.SAMPLERS` (default tpe).
+        pruner: See `tune.optimizer.pruners.pruner_of`.
+        sampler: See `tune.optimizer.samplers.sampler_of` (default tpe).
         goals: Names in `GOALS` (default: the objective alone). With several, nothing is pruned.
         epochs: Of a whole trial.
         admit: Called before anything is written; may `claim` the study, and refuses it by raising.

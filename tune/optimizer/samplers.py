@@ -170,7 +170,7 @@ class Sampler:
 
     Args:
         make: Optuna's sampler of a draw.
-        stateless: Whether it looks at no results: its settings are the same however many trials run at a time.
+        stateless: Whether it looks at no results: it draws the same however many trials run at a time.
         enumerates: Whether it takes the grid's points one after the other.
         single_goal: Whether it cannot weigh several goals.
     """
@@ -196,7 +196,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def sampler_of(name: str) -> Sampler:
-    """A sampler by name, or the user's own, `package.module:Name`: a `Sampler`, or what makes one of a `Draw`.
+    """A sampler by name, or the user's own, `package.module:Name`: a `Sampler`, or a function of a `Draw`.
 
     Raises:
         UserError: unknown, or a part that is none.
