@@ -95,6 +95,11 @@ def digest(files: Files) -> str:
     return state.hexdigest()
 
 
+def is_everywhere(top: str) -> bool:
+    """Whether a top-level module is this project's, or installed: workers have it."""
+    return top in _OURS or installed_as(top) is not None
+
+
 @cache
 def installed_as(top: str) -> Distribution | None:
     """What installed a top-level module; None where its files are the user's to edit."""

@@ -36,7 +36,7 @@ from prometar.data.streaming.shared_images import Resident, files_of, resident
 from prometar.data.streaming.stream import Batch, StreamOptions, labels_of_plan
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec
 from prometar.errors import UserError, WorkError
-from prometar.parts.sending import is_sent
+from prometar.parts.identity import is_everywhere
 
 FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
 # Ranges of one execution; each is put (1 ms) before the first batch, so longer plans take several.
@@ -85,9 +85,9 @@ def _blocks(
 
 
 def _send_by_value(source: Source) -> None:
-    """A class of the user's own code, which this worker was sent, goes to the tasks as this code."""
+    """A class of the user's own code goes to the tasks as this code: their machines need not have it."""
     module = sys.modules[type(source).__module__]
-    if is_sent(module):
+    if not is_everywhere(module.__name__.partition(".")[0]):
         cloudpickle.register_pickle_by_value(module)
 
 
