@@ -109,7 +109,9 @@ def _behind_norm(
     """A product with the norm's weight and bias before it: W (n w + v) + b = (W w) n + (W v + b)."""
     if norm_weight is None or norm_bias is None:
         return weight, bias
-    return weight * norm_weight, bias + weight @ norm_bias
+    # In float64, since in float32 the last bit depends on where in memory a file's tensors lie.
+    added = (weight.double() @ norm_bias.double()).to(bias.dtype)
+    return weight * norm_weight, bias + added
 
 
 @dataclass(frozen=True)

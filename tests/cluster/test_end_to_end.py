@@ -103,7 +103,7 @@ def test_a_killed_study_finishes_with_nothing_lost(killed: tuple[Path, str]) -> 
     assert "so it is biased upwards, and not comparable with a test figure" in text
 
 
-def test_the_best_is_no_worse_than_the_released_settings(killed: tuple[Path, str]) -> None:
+def test_the_released_settings_are_kept_unless_others_are_probably_better(killed: tuple[Path, str]) -> None:
     study, _ = killed
     finished = [r for r in records(study) if r["state"] == "COMPLETE"]
     (released,) = [r for r in finished if r["reference"]]
@@ -112,7 +112,9 @@ def test_the_best_is_no_worse_than_the_released_settings(killed: tuple[Path, str
     lastround = json.loads((study / "lastround.json").read_text())
     means = {row["number"]: row["mean"] for row in lastround["rows"]}
     assert len(means) == 2, "the best of the search, and the released settings"
-    assert max(means, key=lambda n: (means[n], -n)) == lastround["chosen"] == best["number"]
+    likely = [row for row in lastround["rows"] if (row["probability"] or 0) >= lastround["keep_unless"]]
+    assert lastround["chosen"] == best["number"] == (likely[0]["number"] if likely else 0)
+    assert finals["same"] == (not likely)
     assert max(r["objective"] for r in finished) >= released["objective"]
     for name in ("best", "released"):
         runs = finals["datasets"]["textures"][name]

@@ -69,7 +69,7 @@ SEARCHES = [
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "no weights file none.pt"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "laion"], "no weights 'laion' for ViT-B-16"),
     (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 has not"),
-    (["--final-seeds", "1 x"], "--final-seeds '1 x': expected numbers"),
+    (["--final-seeds", "1 x"], "--final-seeds '1 x': expected auto, or numbers"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial 'half': expected a number, or auto"),
     (["--study", "../x"], "--study '../x' is no folder name"),
     (["--study", "a?b"], "--study 'a?b' is no folder name"),
@@ -79,7 +79,7 @@ SEARCHES = [
     (["--val-per-class", "0"], "--val-per-class must be at least 1"),
     (["--set", "train.seed=2001-99-99"], "is not YAML"),
     (["--nonsense"], "No such option"),
-    (["--set", "task.mixup_alpha=99"], "task.mixup_alpha is 99.0, its range 0.1 .. 5 (log)"),
+    (["--set", "optim.lr=99"], "optim.lr is 99.0, its range 0.0005 .. 0.02 (log)"),
 ]  # fmt: skip
 
 
