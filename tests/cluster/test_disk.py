@@ -75,15 +75,20 @@ def state_of(step: int) -> State:
     return State.start({"text": torch.full((2_200_000,), float(step))}, {})
 
 
+EPOCH = {"epoch": 1, "seconds": 1.0}
+
+
 def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(disk: Disk) -> None:
     path = disk.path / "run/checkpoint.safetensors"
-    save_checkpoint(path, state_of(1), [{"epoch": 1}], run="r")
+    save_checkpoint(path, state_of(1), [EPOCH], run="r")
     with pytest.raises(WorkError, match=r"^cannot write .*checkpoint\.safetensors: No space left") as caught:
-        save_checkpoint(path, state_of(2), [{"epoch": 2}], run="r")  # each takes more than half
+        save_checkpoint(
+            path, state_of(2), [EPOCH, {"epoch": 2, "seconds": 2.0}], run="r"
+        )  # each takes more than half
     assert "\n" not in str(caught.value)
     kept = load_checkpoint(path)
     assert kept is not None
-    assert kept.history == ({"epoch": 1},)
+    assert kept.history == (EPOCH,)
     assert float(kept.state.prompts["text"][-1]) == 1.0
     assert [p.name for p in path.parent.iterdir()] == [path.name], "what did not fit takes no room"
 
