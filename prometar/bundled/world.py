@@ -35,14 +35,14 @@ class Kind:
 
 WORLD: tuple[Kind, ...] = (
     Kind(SUITE["textures"], 250, recoloured=False),
-    Kind(SUITE["shapes"], 200, recoloured=False),
+    Kind(SUITE["shapes"], 200, recoloured=False, named=0.12, mistaken=0.03),
     Kind(SUITE["flags"], 150),
     Kind(SUITE["fabrics"], 150),
-    Kind(SUITE["plots"], 100),
-    Kind(SUITE["leaves"], 100),
+    Kind(SUITE["plots"], 100, named=0.05, mistaken=0.03),
+    Kind(SUITE["leaves"], 100, named=0.15, mistaken=0.04),
     Kind(SUITE["cells"], 60),
     Kind(SUITE["terrain"], 60),
-    Kind(SUITE["sketches"], 80),
+    Kind(SUITE["sketches"], 80, named=0.15, mistaken=0.03),
     Kind(THINGS, 80, recoloured=False, named=0.5, mistaken=0.0),
 )
 
