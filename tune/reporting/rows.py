@@ -104,12 +104,9 @@ def round_rows(records: Records) -> list[RoundRow]:
 
 def _over_seeds(row: Reevaluated) -> str:
     """The mean, with the standard deviation over seeds of their means over data sets and folds."""
-    by_seed: dict[int, list[float]] = {}
-    for run in row.runs:
-        if run.objective is not None:
-            by_seed.setdefault(run.seed, []).append(run.objective)
-    most = max(map(len, by_seed.values()), default=0)  # a seed with a failed run has another mean
-    means = [mean(values) for values in by_seed.values() if len(values) == most]
+    found = row.by_seed.values()
+    most = max(map(len, found), default=0)  # a seed with a failed run has another mean
+    means = [mean(values) for values in found if len(values) == most]
     spread_ = f" ± {stdev(means):.2f}" if len(means) > 1 else ""
     return number(row.mean) + spread_ if row.mean is not None else spread(means)
 

@@ -167,6 +167,15 @@ class Reevaluated:
     expected: Figure | None = None
     probability: float | None = None
 
+    @property
+    def by_seed(self) -> dict[int, list[float]]:
+        """Objectives of its finished runs (data sets and folds) by seed, in the order of the seeds."""
+        found: dict[int, list[float]] = {}
+        for run in sorted(self.runs, key=lambda run: run.seed):
+            if run.objective is not None:
+                found.setdefault(run.seed, []).append(run.objective)
+        return found
+
 
 @dataclass(frozen=True)
 class Reevaluation(Versioned):

@@ -99,7 +99,7 @@ def _row(trial: TrialRecord, runs: tuple[Run, ...]) -> Reevaluated:
 
 def _judged(rows: tuple[Reevaluated, ...], calibration: Calibration) -> tuple[tuple[Reevaluated, ...], bool]:
     """The rows with what their leads are worth, and whether that is known."""
-    whole = {row.number: _blocks(row) for row in rows if row.mean is not None}
+    whole = {row.number: list(map(mean, row.by_seed.values())) for row in rows if row.mean is not None}
     released = next((row.number for row in rows if row.reference), None)
     if released not in whole:
         return rows, False
@@ -113,15 +113,6 @@ def _judged(rows: tuple[Reevaluated, ...], calibration: Calibration) -> tuple[tu
         else row
         for row in rows
     ), True
-
-
-def _blocks(row: Reevaluated) -> list[float]:
-    """Scores by fresh seed: means over data sets and folds."""
-    by_seed: dict[int, list[float]] = {}
-    for run in row.runs:
-        if run.objective is not None:
-            by_seed.setdefault(run.seed, []).append(run.objective)
-    return [mean(values) for _, values in sorted(by_seed.items())]
 
 
 def _chosen(rows: Sequence[Reevaluated], *, judged: bool) -> int:
