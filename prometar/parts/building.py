@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -57,6 +57,28 @@ def make(axis: str, kind: str, args: Mapping[str, Any], *, needs: type | None = 
     if needs is not None:
         require_members(reference, found, needs)
     return found
+
+
+def own_part(axis: str, name: str, known: Iterable[str]) -> Any:
+    """The user's own part `name` of an axis that has no settings of its own.
+
+    Args:
+        known: The built-in names, for the message.
+    Raises:
+        UserError: it is no reference, or cannot be made.
+    """
+    if reference_of(axis, name) is None:
+        choices = ", ".join(known)
+        raise UserError(
+            f"unknown {axis} '{name}': choose one of {choices}, or package.module:Name of your own"
+        )
+    return make(axis, name, {})
+
+
+def own_reference(axis: str, name: str, known: Collection[str]) -> list[str]:
+    """`package.module:Name` of the user's own part, in a list; empty for a `known` one."""
+    reference = None if name in known else reference_of(axis, name)
+    return [reference] if reference else []
 
 
 def require_members(reference: str, part: object, needs: type) -> None:

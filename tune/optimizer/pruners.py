@@ -7,8 +7,8 @@ from collections.abc import Callable
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
 from prometar.errors import UserError
-from prometar.parts.building import make
-from prometar.parts.reference import failing, reference_of
+from prometar.parts.building import own_part, own_reference
+from prometar.parts.reference import failing
 
 # None is judged by its first epoch, which trains at the warm-up rate alone.
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
@@ -29,10 +29,7 @@ def pruner_of(name: str, epochs: int) -> BasePruner:
     """
     if name in PRUNERS:
         return PRUNERS[name](epochs)
-    if reference_of("pruner", name) is None:
-        known = ", ".join(PRUNERS)
-        raise UserError(f"unknown pruner '{name}': choose one of {known}, or package.module:Name of your own")
-    found = make("pruner", name, {})
+    found = own_part("pruner", name, PRUNERS)
     with failing(name):
         made = found(epochs)
     if not isinstance(made, BasePruner):
@@ -44,5 +41,4 @@ def pruner_of(name: str, epochs: int) -> BasePruner:
 
 def own_pruner(name: str) -> list[str]:
     """`package.module:Name` of the user's own pruner, in a list; empty for a built-in one."""
-    reference = None if name in PRUNERS else reference_of("pruner", name)
-    return [reference] if reference else []
+    return own_reference("pruner", name, PRUNERS)

@@ -19,8 +19,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
-from prometar.parts.building import make
-from prometar.parts.reference import failing, reference_of
+from prometar.parts.building import own_part, own_reference
+from prometar.parts.reference import failing
 from tune.space.point_sets import Point, grid_points, quasirandom_point
 from tune.space.spaces import Space
 
@@ -203,19 +203,13 @@ def sampler_of(name: str) -> Sampler:
     """
     if name in SAMPLERS:
         return SAMPLERS[name]
-    if reference_of("sampler", name) is None:
-        known = ", ".join(SAMPLERS)
-        raise UserError(
-            f"unknown sampler '{name}': choose one of {known}, or package.module:Name of your own"
-        )
-    found = make("sampler", name, {})
+    found = own_part("sampler", name, SAMPLERS)
     return found if isinstance(found, Sampler) else Sampler(found)
 
 
 def own_sampler(name: str) -> list[str]:
     """`package.module:Name` of the user's own sampler, in a list; empty for a built-in one."""
-    reference = None if name in SAMPLERS else reference_of("sampler", name)
-    return [reference] if reference else []
+    return own_reference("sampler", name, SAMPLERS)
 
 
 def require_sampler(name: str, space: Space, *, num_goals: int) -> None:

@@ -16,8 +16,8 @@ from prometar.data.datasets.dataset import Dataset, Item, classnames
 from prometar.data.splits.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
 from prometar.errors import UserError
 from prometar.metrics import harmonic_mean
-from prometar.parts.building import make
-from prometar.parts.reference import failing, reference_of
+from prometar.parts.building import own_part, own_reference
+from prometar.parts.reference import failing
 
 Items = tuple[Item, ...]
 
@@ -140,12 +140,7 @@ def objective_of(name: str) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    if reference_of("objective", name) is None:
-        known = ", ".join(SEARCH_OBJECTIVES)
-        raise UserError(
-            f"unknown objective '{name}': choose one of {known}, or package.module:Name of your own"
-        )
-    found = make("objective", name, {})
+    found = own_part("objective", name, SEARCH_OBJECTIVES)
     if isinstance(found, Objective):
         return found
     if not callable(found):
@@ -159,8 +154,7 @@ def objective_of(name: str) -> Objective:
 
 def own_objective(name: str) -> list[str]:
     """`package.module:Name` of the user's own objective, in a list; empty for a built-in one."""
-    reference = None if name in OBJECTIVES else reference_of("objective", name)
-    return [reference] if reference else []
+    return own_reference("objective", name, OBJECTIVES)
 
 
 def problem(
