@@ -166,7 +166,8 @@ def test_a_missing_image(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_too_few_classes(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(capsys, search_main, [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")])
+    args = [*DTD, "--objective", "class_holdout", "--data-root", str(own_dtd), "--out", str(tmp_path / "out")]
+    line = fails(capsys, search_main, args)
     assert "class_holdout needs at least 4 base classes, found 2" in line
 
 
