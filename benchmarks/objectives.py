@@ -85,7 +85,8 @@ def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) 
         ]
         return np.array(rows, np.float64)
 
-    names = ("base", "new", "zero_shot", "divergence", "agreement", "text_cosine", "image_cosine")
+    seen = ("base", "new", "zero_shot", "divergence", "agreement", "text_cosine", "image_cosine")
+    names = (*seen, "imagenet new", "imagenet divergence")
     return Table(
         grid("final", lambda record: record["H"]),
         {
@@ -103,6 +104,7 @@ def _both(base: Floats, new: Floats) -> Floats:
 WAYS: dict[str, Callable[[Table], Floats]] = {
     "base validation accuracy": lambda t: t.signals["base"],
     "drift (divergence)": lambda t: _both(t.signals["base"], t.signals["new"]),
+    "drift (divergence, ImageNet's names)": lambda t: _both(t.signals["base"], t.signals["imagenet new"]),
     "drift (agreement)": lambda t: _both(
         t.signals["base"], t.signals["zero_shot"] * (0.8 + 0.2 * t.signals["agreement"])
     ),

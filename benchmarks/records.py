@@ -17,13 +17,17 @@ import torch
 from common import machine, require_development
 
 from prometar.analysis.alignment import Alignment, of_run
+from prometar.backbone.frozen_features import frozen_text
+from prometar.backbone.openclip import FOREIGN_NAMES, tokenize
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
-from prometar.training.train import Session, build_run
+from prometar.step.prompted_clip import build_model, prompt_texts
+from prometar.training.drift import TEMPLATE, Foreign, foreign_names
+from prometar.training.train import Run, Session, build_run
 
 Record = dict[str, Any]
 """`base`, `new`, `H` in percent (None, and a `reason`, if it failed), `alignment`, and what made them."""
@@ -108,6 +112,8 @@ def _run(wanted: Wanted) -> Record:
                 judge = build_run(wanted.config, "drift")
                 session.run = judge  # the same prompts, seen as a search would see them
                 signals = session.score()
+                session.run = replace(judge, foreign=on_words_of_imagenet(judge))
+                signals |= {f"imagenet {name}": value for name, value in session.score().items()}
         except WorkError as error:  # a diverged run is a result too
             reason = str(error)
         alignment = of_run(folder)
@@ -124,6 +130,17 @@ def _run(wanted: Wanted) -> Record:
         "config": wanted.config.model_dump(mode="json"),
         "machine": machine(),
     }
+
+
+def on_words_of_imagenet(run: Run) -> Foreign:
+    """What drift is measured on, with names of ImageNet in place of the backbone's own."""
+    names = foreign_names(run.dataset.classnames, FOREIGN_NAMES)
+    prompts, clip = run.method.prompts, run.backbone.clip
+    texts = prompt_texts(names, prompts, init=run.config.prompts.init, template=run.dataset.template)
+    frozen_VE = frozen_text(clip, tokenize, names, (TEMPLATE,))
+    model = build_model(clip, prompts, tokenize(texts))
+    assert run.foreign is not None  # `drift` predicts new accuracy
+    return replace(run.foreign, model=model, frozen_text_VE=frozen_VE)
 
 
 @dataclass

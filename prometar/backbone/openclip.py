@@ -20,7 +20,7 @@ from torch import Tensor
 from prometar.backbone.clip import Clip, from_state_dict
 from prometar.backbone.expected_tensors import Architecture, architecture, require_tensors
 from prometar.backbone.weight_files import WeightsFile, read_weights
-from prometar.bundled.weights import load_mini
+from prometar.bundled.weights import MINI_VOCABULARY, load_mini
 from prometar.errors import UserError, WorkError
 from prometar.io.files import size_of
 
@@ -49,12 +49,16 @@ OPENAI_STD = _module("constants").OPENAI_DATASET_STD
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen CLIP with what its images must be normalised by (per-channel mean and standard deviation)."""
+    """A frozen CLIP with what its images must be normalised by (per-channel mean and standard deviation).
+
+    `vocabulary`: Names of things that it knows, for `prometar.training.drift`.
+    """
 
     name: str
     clip: Clip
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
+    vocabulary: tuple[str, ...] = FOREIGN_NAMES
 
     def normalise(self, images_BHW3: Tensor) -> Tensor:
         """uint8 images (B, H, W, 3) to normalised (B, 3, H, W) in the backbone's precision and place."""
@@ -92,7 +96,8 @@ def load_backbone(
 ) -> Backbone:
     """A frozen backbone, ready to run: `load_clip`'s weights with the activation folded into them."""
     clip = load_clip(name, pretrained)
-    return Backbone(name, clip.folded().to(device=device, dtype=dtype))
+    vocabulary = MINI_VOCABULARY if name == "mini" else FOREIGN_NAMES
+    return Backbone(name, clip.folded().to(device=device, dtype=dtype), vocabulary=vocabulary)
 
 
 def load_clip(name: str, pretrained: str | None) -> Clip:

@@ -1,13 +1,12 @@
 """`things`: 100 nouns that name nothing in the suite, for pre-training alone.
 
 Each has a silhouette, a pattern, and colours of its own, so that `mini` learns more words than the suite's.
-`FOREIGN` is that vocabulary: drift over it can be measured for every data set of the suite.
+`MINI_VOCABULARY` names them: drift over it can be measured for every data set of the suite.
 """
 
 from __future__ import annotations
 
 import zlib
-from importlib import resources
 
 import numpy as np
 
@@ -16,12 +15,7 @@ from prometar.bundled.dataset import Draw, RenderedSet
 from prometar.bundled.figures import Stance, place
 from prometar.bundled.paint import Pixels, blend, lit, near
 from prometar.bundled.patterns import PATTERNS
-
-FOREIGN: tuple[str, ...] = tuple(
-    (resources.files("prometar.bundled") / "foreign.txt").read_text(encoding="utf-8").split()
-)
-"""The nouns, in the order of the file."""
-
+from prometar.bundled.weights import MINI_VOCABULARY
 
 _STANCE = Stance(reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
 
@@ -56,8 +50,8 @@ THINGS = RenderedSet(
     title="Things (pre-training)",
     template="a photo of a {}.",
     purpose="development",
-    drawings={noun: _drawing(noun) for noun in FOREIGN},
+    drawings={noun: _drawing(noun) for noun in MINI_VOCABULARY},
     counts={},
-    families={"object": FOREIGN},
+    families={"object": MINI_VOCABULARY},
     salt="things/",
 )

@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 
 PACKAGE = "prometar.bundled"
+MINI_VOCABULARY: tuple[str, ...] = tuple(
+    (resources.files(PACKAGE) / "foreign.txt").read_text(encoding="utf-8").split()
+)
+"""A hundred nouns that `mini` has learned, and that name nothing in the embedded suite."""
+
 TOKEN_TABLE = "token_embedding.weight"
 ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"
 

@@ -200,10 +200,11 @@ def _foreign(
     split: Problem,
     evaluations: Mapping[str, Evaluation],
 ) -> Foreign:
-    names = foreign_names(dataset.classnames)
+    backbone = _backbone(*spec)
+    names = foreign_names(dataset.classnames, backbone.vocabulary)
     texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
     return Foreign(
-        build_model(_backbone(*spec).clip, method.prompts, tokenize(texts)),
+        build_model(backbone.clip, method.prompts, tokenize(texts)),
         _teacher(*spec, names, (TEMPLATE,)),
         _teacher(*spec, split.classnames, (TEMPLATE,)),
         _frozen_images(*spec, evaluations["base"].plan.digest, repr(dataset.source)),

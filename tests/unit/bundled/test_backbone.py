@@ -15,7 +15,7 @@ import torch
 from prometar.bundled import captions, pretrain, pretrain_text, pretrain_vision, weights, world
 from prometar.bundled.dataset import item_path
 from prometar.bundled.suite import SUITE
-from prometar.bundled.things import FOREIGN
+from prometar.bundled.weights import MINI_VOCABULARY
 
 WEIGHTS = resources.files("prometar.bundled") / "mini.safetensors"
 DIGEST = "f31d1fecf601e742663e6a3fb58acf84c45c3a22a511b58087c6f82c0da2a50e"
@@ -82,11 +82,11 @@ def test_zero_shot_is_clearly_above_chance(mini: Any, name: str) -> None:
 
 def test_every_foreign_word_has_trained_token_rows(mini: Any) -> None:
     trained = set(safetensors.torch.load(WEIGHTS.read_bytes())[weights.ROW_IDS].tolist())
-    tokens = open_clip.get_tokenizer("ViT-B-16")(list(FOREIGN))
+    tokens = open_clip.get_tokenizer("ViT-B-16")(list(MINI_VOCABULARY))
     assert set(tokens.unique().tolist()) <= trained | {0}
     with torch.no_grad():
         text = mini.encode_text(tokens, normalize=True)
-    alike = text @ text.T - torch.eye(len(FOREIGN))
+    alike = text @ text.T - torch.eye(len(MINI_VOCABULARY))
     assert float(alike.max()) < 0.99  # each has a place of its own
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from prometar.bundled.dataset import FIRST_SEED, RenderedSet, item_path
 from prometar.bundled.suite import SUITE
 from prometar.bundled.textures import TEXTURES
-from prometar.bundled.things import FOREIGN, THINGS
+from prometar.bundled.things import THINGS
+from prometar.bundled.weights import MINI_VOCABULARY
 from prometar.errors import UserError
 
 # SHA-256 over the pixels of image 0 of every class; a change here changes every figure on the data set.
@@ -90,8 +91,8 @@ def test_equal_names_in_two_sets_are_drawn_from_other_seeds() -> None:
 
 def test_foreign_words_name_nothing_in_the_suite() -> None:
     ours = {word for each in SUITE.values() for word in (*each.classnames, *each.families)}
-    assert len(FOREIGN) == len(set(FOREIGN)) == 100
-    assert not ours & set(FOREIGN)
+    assert len(MINI_VOCABULARY) == len(set(MINI_VOCABULARY)) == 100
+    assert not ours & set(MINI_VOCABULARY)
     assert THINGS.render("dog", 1_000_000).std() > 4.0
 
 

@@ -68,7 +68,7 @@ def test_no_test_image_and_no_new_class_is_read(run: Run) -> None:
 
 def test_foreign_names_share_no_word_with_known_ones(run: Run) -> None:
     known = {word for name in run.dataset.classnames for word in name.split()}
-    names = foreign_names(run.dataset.classnames)
+    names = foreign_names(run.dataset.classnames, run.backbone.vocabulary)
     assert len(names) > 80
     assert not known & {word for name in names for word in name.lower().split()}
 
