@@ -13,6 +13,7 @@ over sets and settings. The same command goes on from the records in --out. Only
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,21 @@ def results(tables: Mapping[str, Table]) -> str:
     return table(("way of scoring", *columns), rows)
 
 
+def portfolio(args: argparse.Namespace, tables: Mapping[str, Table]) -> dict[str, Any]:
+    """What `tune/space/portfolio.py` reads: each setting's mean gain by data set."""
+    known = [
+        {
+            "settings": settings_of(args.space, number),
+            "gains": {
+                name: round(float((t.tests[number] - t.tests[0]).mean()), 2) for name, t in tables.items()
+            },
+        }
+        for number in range(1, args.settings + 1)
+    ]
+    evidence = f"{args.epochs} epochs, {len(args.seeds)} seeds, benchmarks/objectives.py"
+    return {"space": args.space, "backbone": "mini", "evidence": evidence, "known": known}
+
+
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
@@ -219,6 +235,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--quick", action="store_true", help="two settings, one epoch")
     parser.add_argument("--doc", type=Path, help="a document whose block `objectives` gets the table")
+    parser.add_argument("--portfolio", type=Path, help="write what each setting gained, for first trials")
     args = parser.parse_args()
     if args.quick:
         args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"
@@ -231,6 +248,9 @@ def main() -> None:
         f"`{args.space}`, {args.epochs} epochs, seeds {', '.join(map(str, args.seeds))}; picks of {BUDGET}."
     )
     publish(f"{head}\n\n{results(tables)}", args.doc, "objectives")
+    if args.portfolio:
+        text = json.dumps(portfolio(args, tables), indent=1)
+        args.portfolio.write_text(text + "\n", "utf-8")
     if len(args.seeds) > 2:
         for name in ("drift (divergence)", "base validation accuracy"):
             print(f"{name}: {calibration(WAYS[name], list(tables.values()))}")

@@ -74,8 +74,12 @@ def search(
     ] = 1.0,
     sampler: Annotated[str, typer.Option(help="tpe, random, gp, cmaes, grid or quasirandom.")] = "tpe",
     pruner: Annotated[
-        str | None, typer.Option(help="median, asha, hyperband or none [median; none with several goals].")
+        str | None,
+        typer.Option(help="hopeless, median, asha, hyperband or none [hopeless; none with several goals]."),
     ] = None,
+    portfolio: Annotated[
+        int, typer.Option(help="Settings that did well on other data sets, run first; 0: none.", min=0)
+    ] = 5,
     enqueue: Annotated[
         list[Path] | None, typer.Option(help="YAML files of settings to run before any are drawn.")
     ] = None,
@@ -115,6 +119,7 @@ def search(
     from prometar.bundled.suite import SUITE
     from prometar.data.datasets.catalog import file_name
     from prometar.io.stores import join
+    from tune.space.portfolio import first_trials
     from tune.space.spaces import load_space
     from tune.stages.warm_start import enqueued, warm
     from tune.study import Place, run_study
@@ -143,7 +148,7 @@ def search(
         objective=objective,
         seed=seed,
         sampler=sampler,
-        pruner=pruner or ("none" if several else "median"),
+        pruner=pruner or ("none" if several else "hopeless"),
         goals=tuple(goals or ["objective"]),
         val_per_class=val_per_class,
         trials=trials if trials is not None else (24 if embedded else 40),
@@ -171,6 +176,7 @@ def search(
         starts=(
             *(("enqueued", enqueued(path, searched)) for path in enqueue or []),
             *(("warm start", warm(path, searched)) for path in warm_start or []),
+            ("portfolio", first_trials(searched, backbone, names, portfolio)),
         ),
         from_records=from_records,
         verbose=verbose,

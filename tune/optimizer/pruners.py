@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
 
 from prometar.errors import UserError
 from prometar.parts.building import own_part, own_reference
@@ -12,6 +19,8 @@ from prometar.parts.reference import failing
 
 # None is judged by its first epoch, which trains at the warm-up rate alone.
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
+    # The worst quarter: what learns slowly and ends well stays.
+    "hopeless": lambda epochs: PercentilePruner(75.0, n_startup_trials=8, n_warmup_steps=2),
     "median": lambda epochs: MedianPruner(n_startup_trials=8, n_warmup_steps=2),
     "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
     "hyperband": lambda epochs: HyperbandPruner(
