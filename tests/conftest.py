@@ -62,13 +62,20 @@ def ray_local() -> Iterator[None]:
     """A quiet Ray of two CPUs in this process's name; ended with the session."""
     import ray
 
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=256 * 2**20,
-    )
+    for attempt in range(3):
+        ray.shutdown()  # what a test has left running, or a start that broke off half-way
+        try:
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=256 * 2**20,
+            )
+            break
+        except Exception:  # on a machine that is busy with other clusters, a raylet may be late
+            if attempt == 2:
+                raise
     yield
     ray.shutdown()
 

@@ -75,7 +75,7 @@ def search(
     sampler: Annotated[str, typer.Option(help="tpe, random, gp, cmaes, grid or quasirandom.")] = "tpe",
     pruner: Annotated[
         str | None,
-        typer.Option(help="hopeless, median, asha, hyperband or none [hopeless; none with several goals]."),
+        typer.Option(help="hopeless, median, asha, hyperband or none [hopeless; several goals: none]."),
     ] = None,
     portfolio: Annotated[
         int, typer.Option(help="Settings that did well on other data sets, run first; 0: none.", min=0)

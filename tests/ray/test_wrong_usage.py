@@ -59,7 +59,7 @@ SEARCHES = [
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, class_holdout, base_val"),
     (["--space", "huge"], "unknown space 'huge': no such file, and known are augmentation, full"),
-    (["--pruner", "best"], "unknown pruner 'best': choose one of median, asha, hyperband, none"),
+    (["--pruner", "best"], "unknown pruner 'best': choose one of hopeless, median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "unknown backbone 'hf-hub:a/b': names of hubs"),
     (["--backbone", "local-dir:/tmp", "--pretrained", "x"], "unknown backbone 'local-dir:/tmp'"),

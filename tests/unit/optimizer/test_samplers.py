@@ -156,7 +156,9 @@ def test_every_pruner_spares_the_reference_and_what_is_best(tmp_path: Path, prun
     for number in range(30):
         asked = study.next(30)
         assert asked is not None
-        quality = 1.0 if number == 0 else float(100 + number) if number % 3 == 0 else float(number % 3)
+        quality = (
+            1.0 if number == 0 else float(100 + number) if number % 3 == 0 else number % 3 - number / 100
+        )
         for epoch in range(1, 10):
             result = {"epoch": epoch, "objective": quality * epoch, "finished": epoch == 9}
             if study.observe(asked.number, result):
