@@ -72,7 +72,16 @@ def search(dataset: str, arm: str, number: int, out: Path) -> dict[str, Any]:
         "pairs": len(finals.seeds),
         "seconds": round(time.perf_counter() - started),
         "machine": machine(),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Of the code that searched: figures of different defaults are not to be mixed unseen."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.strip()
 
 
 def read() -> list[dict[str, Any]]:

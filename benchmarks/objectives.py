@@ -30,7 +30,7 @@ from tuned import RandomDraws
 from prometar.config.settings import configure
 from prometar.metrics import harmonic_mean
 from tune.space.spaces import load_space
-from tune.stages.choice import Calibration
+from tune.stages.choice import Belief, Calibration
 
 Floats = NDArray[np.float64]
 BUDGET = 24  # settings that a search sees
@@ -162,10 +162,11 @@ def error_of(way: Callable[[Table], Floats], tables: Sequence[Table]) -> float:
     return float(np.std(means))
 
 
-def calibration(way: Callable[[Table], Floats], tables: Sequence[Table]) -> Calibration:
-    """What a contender's lead is worth: one seed searches, another measures the lead, a third tests.
+def calibration(way: Callable[[Table], Floats], tables: Sequence[Table]) -> tuple[Calibration, Belief]:
+    """How a contender's lead goes with its gain, and how such gains are spread.
 
-    Second moments about 0 of leads and gains, without the share of them that differs from seed to seed.
+    One seed chooses the best-scored settings, another measures their lead, a third tests them. Variances and
+    covariances are of different seeds, so that the noise of one is not in them.
     """
     leads, gains = [], []
     for found in tables:
@@ -176,17 +177,21 @@ def calibration(way: Callable[[Table], Floats], tables: Sequence[Table]) -> Cali
             leads.append((scores[best] - scores[0])[:, others])
             gains.append((tests[best] - tests[0])[:, others])
     lead, gain = np.concatenate(leads), np.concatenate(gains)
+    variance = _covariance(gain, gain)
+    slope = _covariance(lead, gain) / variance
+    spread = max(_covariance(lead, lead) - slope**2 * variance, 0.0)
     noise, test_noise = lead.var(axis=1, ddof=1).mean(), gain.var(axis=1, ddof=1).mean()
-    between = max(_across(lead, lead), 1e-6)
-    slope = _across(lead, gain) / between
-    spread = max(_across(gain, gain) - slope**2 * between, 0.0)
-    root = np.sqrt
-    print(f"test: a pair's noise {root(test_noise):.2f}")
-    return Calibration(*(round(float(x), 2) for x in (slope, root(spread), root(between), root(noise))))
+    print(f"test: a pair's noise {np.sqrt(test_noise):.2f}")
+    figures = (lead.mean() - slope * gain.mean(), slope, np.sqrt(spread), np.sqrt(noise))
+    return (
+        Calibration(*(round(float(x), 2) for x in figures)),
+        Belief(round(float(gain.mean()), 2), round(float(np.sqrt(variance)), 2)),
+    )
 
 
-def _across(one: Floats, other: Floats) -> float:
-    """Mean product of figures of different seeds, so that their noise is not in it."""
+def _covariance(one: Floats, other: Floats) -> float:
+    """Of figures of different seeds."""
+    one, other = one - one.mean(), other - other.mean()
     pairs = [(i, j) for i in range(one.shape[1]) for j in range(one.shape[1]) if i != j]
     return float(np.mean([(one[:, i] * other[:, j]).mean() for i, j in pairs]))
 
@@ -218,7 +223,13 @@ def portfolio(args: argparse.Namespace, tables: Mapping[str, Table]) -> dict[str
         for number in range(1, args.settings + 1)
     ]
     evidence = f"{args.epochs} epochs, {len(args.seeds)} seeds, benchmarks/objectives.py"
-    return {"space": args.space, "backbone": "mini", "evidence": evidence, "known": known}
+    return {
+        "space": args.space,
+        "method": "prometar",
+        "backbone": "mini",
+        "evidence": evidence,
+        "known": known,
+    }
 
 
 def main() -> None:

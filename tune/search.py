@@ -176,7 +176,7 @@ def search(
         starts=(
             *(("enqueued", enqueued(path, searched)) for path in enqueue or []),
             *(("warm start", warm(path, searched)) for path in warm_start or []),
-            ("portfolio", first_trials(searched, backbone, names, portfolio)),
+            ("portfolio", first_trials(searched, spec.config, names, portfolio)),
         ),
         from_records=from_records,
         verbose=verbose,

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from statistics import mean
 from typing import Any
 
+from prometar.config.settings import Config
 from tune.space.spaces import Space
 
 SIZE = 5
@@ -29,9 +31,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Portfolio:
-    """Known settings of one space on one backbone. `evidence`: how they were measured, in a sentence."""
+    """Known settings of one space, method and backbone. `evidence`: how they were measured."""
 
     space: str
+    method: str
     backbone: str
     evidence: str
     known: tuple[Known, ...]
@@ -65,19 +68,31 @@ def _mean_gain(sets: Sequence[str], each: Known) -> float:
     return mean(each.gains[name] for name in sets)
 
 
+@cache
 def shipped() -> Portfolio:
     """The portfolio that comes with the package."""
     tree = json.loads(files("tune.space").joinpath("portfolio.json").read_text("utf-8"))
     known = tuple(Known(entry["settings"], entry["gains"]) for entry in tree["known"])
-    return Portfolio(tree["space"], tree["backbone"], tree["evidence"], known)
+    return Portfolio(tree["space"], tree["method"], tree["backbone"], tree["evidence"], known)
 
 
-def first_trials(space: Space, backbone: str, datasets: Sequence[str], size: int) -> list[dict[str, Any]]:
-    """`size` of the portfolio's settings for a search on these data sets.
+def first_trials(space: Space, config: Config, datasets: Sequence[str], size: int) -> list[dict[str, Any]]:
+    """`size` of the portfolio's settings for a search on these data sets; none where it tells nothing."""
+    return shipped().choose(without=datasets, size=size) if _applies(shipped(), space, config) else []
 
-    None for another space or backbone: what was learned there is not known to hold here.
-    """
+
+def known_gains(
+    settings: Mapping[str, Any], space: Space, config: Config, datasets: Collection[str]
+) -> list[float]:
+    """What these settings gained on data sets other than these; empty where it is not known."""
     found = shipped()
-    if (found.space, found.backbone) != (space.name, backbone):
+    known = next((each for each in found.known if each.settings == dict(settings)), None)
+    if known is None or not _applies(found, space, config):
         return []
-    return found.choose(without=datasets, size=size)
+    return [gain for name, gain in known.gains.items() if name not in datasets]
+
+
+def _applies(found: Portfolio, space: Space, config: Config) -> bool:
+    """Whether settings were measured like this: what was learned elsewhere is not known to hold here."""
+    here = (space.name, config.method, config.backbone.name)
+    return (found.space, found.method, found.backbone) == here

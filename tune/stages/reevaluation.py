@@ -6,17 +6,30 @@ selection, on the search's own images and with the same fresh seeds for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import mean
+from typing import Any
 
+from prometar.bundled.suite import SUITE
 from prometar.errors import WorkError
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
 from tune.results.schema import REEVALUATION, Reevaluated, Reevaluation, Run, TrialRecord, by_score
 from tune.results.writer import StudyFolder
-from tune.stages.choice import CALIBRATIONS, KEEP_UNLESS, Calibration, candidate, leads
+from tune.space.portfolio import known_gains
+from tune.stages.choice import (
+    CALIBRATIONS,
+    EMBEDDED,
+    KEEP_UNLESS,
+    UNKNOWN,
+    Belief,
+    Candidate,
+    belief,
+    candidate,
+    leads,
+)
 from tune.study_spec import StudySpec
 
 
@@ -30,11 +43,10 @@ def run_last_round(
     is the number with the highest mean over all fresh seeds; the released ones win a tie. Without a last
     round (`top` 0) it is the search's own best.
     """
-    asked = contenders(trials, spec.top)
+    asked = contenders(trials, spec)
     seeds = spec.fresh_seeds if spec.top else ()
     rows = _rows(folder, spec, asked, seeds, means) if seeds else ()
-    calibration = CALIBRATIONS.get(spec.objective)
-    rows, judged = _judged(rows, calibration) if calibration else (rows, False)
+    rows, judged = _judged(rows, spec)
     found = Reevaluation(
         seeds,
         _chosen(rows, judged=judged) if rows else asked[0].number,
@@ -74,14 +86,49 @@ def _rows(
     return tuple(rows)
 
 
-def contenders(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """The released settings first, then the `top` best others; the best alone where `top` is 0."""
+def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialRecord]:
+    """The released settings first, then the `top` others that promise most; the best alone where it is 0.
+
+    They promise the gain that is expected of them, where it is known what a lead is worth, else their score.
+    """
     found = by_score(trials)
-    if not top:
+    if not spec.top:
         return found[:1]
     released = [trial for trial in found if trial.reference]
     others = [trial for trial in found if not trial.reference]
-    return [*released, *others[:top]]
+    if released:
+        promised = _candidates(
+            {trial.number: [trial.score or 0.0] for trial in found},
+            {trial.number: trial.settings for trial in found},
+            released[0].number,
+            spec,
+        )
+        if promised:
+            others.sort(key=lambda trial: -promised[trial.number].expected)
+    return [*released, *others[: spec.top]]
+
+
+def _before(settings: Mapping[str, Any], spec: StudySpec) -> Belief:
+    """What is believed of a gain before anything is measured on these data sets."""
+    embedded = spec.config.backbone.name == "mini" and SUITE.keys() >= set(spec.names)
+    gains = known_gains(settings, spec.space, spec.config, spec.names)
+    return belief(gains, EMBEDDED if embedded else UNKNOWN)
+
+
+def _candidates(
+    scores: Mapping[int, Sequence[float]],
+    settings: Mapping[int, Mapping[str, Any]],
+    released: int,
+    spec: StudySpec,
+) -> dict[int, Candidate]:
+    """What the settings' scores, block by block, are worth, by number; empty where that is not known."""
+    calibration = CALIBRATIONS.get(spec.objective)
+    if calibration is None:
+        return {}
+    return {
+        number: candidate(number, differences, calibration, _before(settings[number], spec))
+        for number, differences in leads(scores, released).items()
+    }
 
 
 def _row(trial: TrialRecord, runs: tuple[Run, ...]) -> Reevaluated:
@@ -97,22 +144,20 @@ def _row(trial: TrialRecord, runs: tuple[Run, ...]) -> Reevaluated:
     )
 
 
-def _judged(rows: tuple[Reevaluated, ...], calibration: Calibration) -> tuple[tuple[Reevaluated, ...], bool]:
+def _judged(rows: tuple[Reevaluated, ...], spec: StudySpec) -> tuple[tuple[Reevaluated, ...], bool]:
     """The rows with what their leads are worth, and whether that is known."""
     whole = {row.number: list(map(mean, row.by_seed.values())) for row in rows if row.mean is not None}
     released = next((row.number for row in rows if row.reference), None)
-    if released not in whole:
+    if released is None or released not in whole:
         return rows, False
-    found = {
-        number: candidate(number, differences, calibration)
-        for number, differences in leads(whole, released).items()
-    }
-    return tuple(
+    found = _candidates(whole, {row.number: row.settings for row in rows}, released, spec)
+    judged = tuple(
         replace(row, expected=found[row.number].expected, probability=found[row.number].probability)
         if row.number in found
         else row
         for row in rows
-    ), True
+    )
+    return judged, spec.objective in CALIBRATIONS
 
 
 def _chosen(rows: Sequence[Reevaluated], *, judged: bool) -> int:

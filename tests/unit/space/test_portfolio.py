@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune.space.portfolio import Known, Portfolio, first_trials, shipped
+from prometar.config.settings import configure
+from tune.space.portfolio import Known, Portfolio, first_trials, known_gains, shipped
 from tune.space.spaces import load_space
 
 SETS = ("one", "two", "three")
@@ -15,7 +17,9 @@ GAINS = st.fixed_dictionaries({name: st.integers(-5, 5).map(float) for name in S
 
 
 def portfolio_of(*gains: dict[str, float]) -> Portfolio:
-    return Portfolio("s", "mini", "", tuple(Known({"x": number}, each) for number, each in enumerate(gains)))
+    return Portfolio(
+        "s", "prometar", "mini", "", tuple(Known({"x": number}, each) for number, each in enumerate(gains))
+    )
 
 
 def numbers(settings: list[dict[str, Any]]) -> list[int]:
@@ -48,6 +52,23 @@ def test_what_comes_with_the_package_lies_in_its_space() -> None:
     space = load_space(found.space)
     for each in found.known:
         assert space.checked(each.settings, what="the portfolio") == dict(each.settings)
-    assert len(first_trials(space, found.backbone, ["shapes"], 5)) == 5
-    assert first_trials(load_space("augmentation"), found.backbone, ["shapes"], 5) == []
-    assert first_trials(space, "ViT-B-16", ["shapes"], 5) == []
+    config = configure("prometar", {"backbone.name": "mini"})
+    first = first_trials(space, config, ["shapes"], 5)
+    assert len(first) == 5
+    assert all(len(known_gains(each, space, config, ["cells"])) == 3 for each in first)
+    assert known_gains({**first[0], "optim.lr": 0.001}, space, config, ["shapes"]) == []
+
+
+@pytest.mark.parametrize(
+    ("space", "method", "backbone"),
+    [
+        ("augmentation", "prometar", "mini"),
+        ("recipe", "promptsrc", "mini"),
+        ("recipe", "prometar", "ViT-B-16"),
+    ],
+)
+def test_what_was_measured_otherwise_tells_nothing(space: str, method: str, backbone: str) -> None:
+    config = configure(method, {"backbone.name": backbone, "backbone.pretrained": "openai"})
+    searched = load_space(space)
+    assert first_trials(searched, config, ["shapes"], 5) == []
+    assert known_gains(shipped().known[0].settings, searched, config, ["shapes"]) == []

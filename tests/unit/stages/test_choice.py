@@ -2,35 +2,70 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune.stages.choice import CALIBRATIONS, KEEP_UNLESS, Calibration, candidate, leads
+from tune.stages.choice import (
+    CALIBRATIONS,
+    EMBEDDED,
+    KEEP_UNLESS,
+    UNKNOWN,
+    Belief,
+    Calibration,
+    belief,
+    candidate,
+    leads,
+)
 
-CALIBRATION = Calibration(offset=-0.5, slope=0.7, spread=1.2, between=2.0, noise=1.1)
-DIFFERENCES = st.lists(st.integers(-1000, 1000).map(lambda n: n / 100), min_size=1, max_size=6)
+CALIBRATION = Calibration(offset=0.5, slope=0.4, spread=1.2, noise=1.1)
+HUNDREDTHS = st.integers(-1000, 1000).map(lambda n: n / 100)
+DIFFERENCES = st.lists(HUNDREDTHS, min_size=1, max_size=6)
+BEFORE = st.builds(Belief, HUNDREDTHS, st.integers(1, 50).map(lambda n: n / 10))
 
 
-@given(DIFFERENCES)
-def test_an_expected_gain_is_nearer_to_nothing_than_the_lead(differences: list[float]) -> None:
-    found = candidate(1, differences, CALIBRATION)
-    assert abs(found.expected - CALIBRATION.offset) <= abs(found.lead)
+@given(DIFFERENCES, BEFORE)
+def test_what_is_expected_lies_between_what_was_believed_and_what_was_measured(
+    differences: list[float], before: Belief
+) -> None:
+    found = candidate(1, differences, CALIBRATION, before)
+    measured, _ = CALIBRATION.measured(found.lead, found.pairs)
+    low, high = sorted((before.mean, measured))
+    assert low - 1e-9 <= found.expected <= high + 1e-9
     assert (found.probability >= 0.5) == (found.expected >= 0)
 
 
-@given(st.floats(0.01, 10))
-def test_more_pairs_of_the_same_lead_are_believed_more(lead: float) -> None:
-    once, often = (candidate(1, [lead] * n, CALIBRATION) for n in (1, 5))
-    assert often.expected > once.expected
-    if once.expected > 0:
-        assert often.probability >= once.probability
+@given(HUNDREDTHS, BEFORE)
+def test_more_pairs_of_the_same_lead_are_believed_more(lead: float, before: Belief) -> None:
+    once, often = (candidate(1, [lead] * n, CALIBRATION, before) for n in (1, 5))
+    measured, _ = CALIBRATION.measured(lead, 1)
+    assert abs(often.expected - measured) <= abs(once.expected - measured) + 1e-9
 
 
-def test_a_small_lead_is_no_reason_to_leave_the_released_settings() -> None:
+@given(st.lists(HUNDREDTHS, min_size=1, max_size=5), HUNDREDTHS)
+def test_settings_known_to_gain_more_are_believed_to(gains: list[float], more: float) -> None:
+    better = [gain + abs(more) for gain in gains]
+    assert belief(better, UNKNOWN).mean >= belief(gains, UNKNOWN).mean
+    assert belief(better, UNKNOWN).sd == pytest.approx(belief(gains, UNKNOWN).sd)
+
+
+def test_the_posterior_is_that_of_simulated_studies() -> None:
+    rng, before, pairs = np.random.default_rng(0), Belief(1.0, 2.0), 2
+    gains = rng.normal(before.mean, before.sd, 400_000)
+    noise = np.hypot(CALIBRATION.spread, CALIBRATION.noise / np.sqrt(pairs))
+    seen = rng.normal(CALIBRATION.offset + CALIBRATION.slope * gains, noise)
+    found = candidate(1, [2.0, 2.0], CALIBRATION, before)
+    alike = gains[np.abs(seen - 2.0) < 0.05]
+    assert found.expected == pytest.approx(alike.mean(), abs=0.05)
+    assert found.probability == pytest.approx((alike > 0).mean(), abs=0.01)
+
+
+def test_where_nothing_is_known_a_small_lead_is_no_reason_to_leave_the_released_settings() -> None:
     for calibration in CALIBRATIONS.values():
-        assert candidate(1, [0.5, 0.5], calibration).probability < KEEP_UNLESS
-        assert candidate(1, [9.0, 9.0], calibration).probability > KEEP_UNLESS
+        assert candidate(1, [0.5, 0.5], calibration, UNKNOWN).probability < KEEP_UNLESS
+        assert candidate(1, [9.0, 9.0], calibration, UNKNOWN).probability > KEEP_UNLESS
+        assert candidate(1, [-5.0, -5.0], calibration, EMBEDDED).probability < KEEP_UNLESS
 
 
 def test_leads_are_taken_block_by_block() -> None:
