@@ -29,6 +29,7 @@ from tuned import RandomDraws
 
 from prometar.config.settings import configure
 from prometar.metrics import harmonic_mean
+from prometar.training.drift import LOSS_PER_NAT
 from tune.space.spaces import load_space
 from tune.stages.choice import Belief, Calibration
 
@@ -87,7 +88,7 @@ def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) 
         return np.array(rows, np.float64)
 
     seen = ("base", "new", "zero_shot", "divergence", "agreement", "text_cosine", "image_cosine")
-    names = (*seen, "imagenet new", "imagenet divergence")
+    names = (*seen, "imagenet divergence")
     return Table(
         grid("final", lambda record: record["H"]),
         {
@@ -102,10 +103,18 @@ def _both(base: Floats, new: Floats) -> Floats:
     return np.vectorize(lambda b, n: harmonic_mean({"base": b, "new": n}))(base, new)
 
 
+def _drift(t: Table, divergence: str, loss: float) -> Floats:
+    return _both(t.signals["base"], t.signals["zero_shot"] * np.exp(-loss * t.signals[divergence]))
+
+
+DRIFT = f"drift, {LOSS_PER_NAT} a nat"
 WAYS: dict[str, Callable[[Table], Floats]] = {
     "base validation accuracy": lambda t: t.signals["base"],
-    "drift (divergence)": lambda t: _both(t.signals["base"], t.signals["new"]),
-    "drift (divergence, ImageNet's names)": lambda t: _both(t.signals["base"], t.signals["imagenet new"]),
+    DRIFT: lambda t: _drift(t, "divergence", LOSS_PER_NAT),
+    "drift, 0.02 a nat": lambda t: _drift(t, "divergence", 0.02),
+    "drift, 0.1 a nat": lambda t: _drift(t, "divergence", 0.1),
+    "drift, 0.2 a nat": lambda t: _drift(t, "divergence", 0.2),
+    "drift on ImageNet's names": lambda t: _drift(t, "imagenet divergence", LOSS_PER_NAT),
     "drift (agreement)": lambda t: _both(
         t.signals["base"], t.signals["zero_shot"] * (0.8 + 0.2 * t.signals["agreement"])
     ),
@@ -263,7 +272,7 @@ def main() -> None:
         text = json.dumps(portfolio(args, tables), indent=1)
         args.portfolio.write_text(text + "\n", "utf-8")
     if len(args.seeds) > 2:
-        for name in ("drift (divergence)", "base validation accuracy"):
+        for name in (DRIFT, "base validation accuracy"):
             print(f"{name}: {calibration(WAYS[name], list(tables.values()))}")
 
 

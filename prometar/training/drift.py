@@ -24,7 +24,7 @@ from prometar.step.prompted_clip import Model
 
 TEMPLATE = "a photo of a {}."
 """Of the frozen CLIP's texts that prompts are compared with: what most contexts start from."""
-LOSS_PER_NAT = 0.1
+LOSS_PER_NAT = 0.05
 """The share of new accuracy that is lost with each nat of divergence; fitted on other data sets."""
 
 
