@@ -1,7 +1,7 @@
 """What a search is worth: chosen minus released settings on the test images of sets nobody has looked at.
 
     python benchmarks/claim.py --claim [--sets shapes ...] [--searches 5] [--arms ...] [--out DIR]
-    python benchmarks/claim.py --show [--doc docs/results.md]
+    python benchmarks/claim.py --show [--doc docs/results.md] [--plot docs/claim.svg]
 
 Each search is `python tune/search.py` with its own seed, at its default budget, on one data set. Its choice
 and the released settings are trained with the same fresh seeds and tested. Three arms share that: the search
@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from claim_plot import draw
 from common import describe, machine, require_development, table
 from records import mean_and_interval, publish
 
@@ -140,13 +141,15 @@ def goal(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def show(doc: Path | None) -> None:
+def show(doc: Path | None, plot: Path | None) -> None:
     rows = read()
     if not rows:
         raise SystemExit(f"error: {RECORDS.name} holds no search yet: run benchmarks/claim.py --claim")
     what = f"Chosen minus released, points on test images, {rows[0]['pairs']} paired seeds."
     parts = [f"{describe(threads=1)}. {what}", results(rows), by_set(rows), goal(rows)]
     publish("\n\n".join(parts), doc, "claim")
+    if plot is not None:
+        draw(rows, list(ARMS), plot)
 
 
 def main() -> None:
@@ -159,10 +162,11 @@ def main() -> None:
     parser.add_argument("--claim", action="store_true", help="open the data sets that are kept for this")
     parser.add_argument("--show", action="store_true", help="print the table from the records")
     parser.add_argument("--doc", type=Path, help="a document whose block `claim` gets the tables")
+    parser.add_argument("--plot", type=Path, help="an SVG file for the plot of all searches")
     parser.add_argument("--quick", action="store_true", help="print the table, run nothing")
     args = parser.parse_args()
     if args.show or args.quick:
-        show(args.doc)
+        show(args.doc, args.plot)
         return
     sets = args.sets or [name for name, each in SUITE.items() if each.purpose == "claim"]
     done = {(row["dataset"], row["arm"], row["search"]) for row in read()}
@@ -178,7 +182,7 @@ def main() -> None:
                 with RECORDS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{dataset}, {arm}, search {number}: {row['H']:+.2f} ({row['seconds']} s)", flush=True)
-    show(args.doc)
+    show(args.doc, args.plot)
 
 
 if __name__ == "__main__":
