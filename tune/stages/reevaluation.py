@@ -87,9 +87,10 @@ def _rows(
 
 
 def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialRecord]:
-    """The released settings first, then the `top` others that promise most; the best alone where it is 0.
+    """The released settings first, then the `top` others; the best alone where it is 0.
 
-    They promise the gain that is expected of them, where it is known what a lead is worth, else their score.
+    Those are the best-scored and, where it is known what a lead is worth, the ones with the highest expected
+    gains; else the others in the order of their scores.
     """
     found = by_score(trials)
     if not spec.top:
@@ -104,7 +105,7 @@ def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialReco
             spec,
         )
         if promised:
-            others.sort(key=lambda trial: -promised[trial.number].expected)
+            others[1:] = sorted(others[1:], key=lambda trial: -promised[trial.number].expected)
     return [*released, *others[: spec.top]]
 
 

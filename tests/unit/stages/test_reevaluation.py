@@ -1,0 +1,71 @@
+"""Who gets into the last round: the best-scored, and what other data sets speak for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prometar.config.settings import configure
+from tests.support.driver import small_spec
+from tune.results.schema import TrialRecord
+from tune.space.portfolio import shipped
+from tune.space.spaces import load_space
+from tune.stages.reevaluation import contenders
+from tune.study_spec import StudySpec
+
+KNOWN = shipped().choose(without=["shapes"])[0]
+
+
+@pytest.fixture
+def spec() -> StudySpec:
+    config = configure("prometar", {"data.name": "shapes", "backbone.name": "mini"})
+    return small_spec(config=config, space=load_space("recipe"), objective="drift", top=2)
+
+
+def trial(number: int, score: float | None, settings: Mapping[str, Any]) -> TrialRecord:
+    state = "FAIL" if score is None else "COMPLETE"
+    return TrialRecord(
+        number=number, state=state, reference=number == 0, origin="sampled", settings=dict(settings),
+        objective=score, base=score, new=score, epoch=5, epochs=(), runs=(), seconds=1.0, cpus=1.0, gpus=0.0,
+        notes=(), reason="", started=None, ended=None,
+    )  # fmt: skip
+
+
+def drawn(seed: float) -> dict[str, Any]:
+    return {**KNOWN, "optim.lr": 0.001 * seed}
+
+
+def numbers(spec: StudySpec, *trials: TrialRecord) -> list[int]:
+    return [found.number for found in contenders(trials, spec)]
+
+
+TRIALS = (
+    trial(0, 60.0, drawn(1)),
+    trial(1, 61.0, KNOWN),
+    trial(2, 64.0, drawn(2)),
+    trial(3, 62.0, drawn(3)),
+    trial(4, None, drawn(4)),
+)
+
+
+def test_settings_that_did_well_elsewhere_come_before_those_with_a_slightly_better_score(
+    spec: StudySpec,
+) -> None:
+    assert numbers(spec, *TRIALS) == [0, 2, 1]
+
+
+def test_on_its_own_evidence_alone_each_is_ranked_by_its_score(spec: StudySpec) -> None:
+    other = spec.config.override({"backbone.name": "ViT-B-16", "backbone.pretrained": "openai"})
+    assert numbers(replace(spec, config=other), *TRIALS) == [0, 2, 3]
+    assert numbers(replace(spec, objective="base_val"), *TRIALS) == [0, 2, 3]
+
+
+def test_where_the_released_settings_have_failed_the_best_scores_are_taken(spec: StudySpec) -> None:
+    assert numbers(spec, trial(0, None, drawn(1)), *TRIALS[1:]) == [2, 3]
+
+
+def test_without_a_last_round_the_best_is_alone(spec: StudySpec) -> None:
+    assert numbers(replace(spec, top=0), *TRIALS) == [2]
