@@ -78,7 +78,11 @@ def search(
         typer.Option(help="hopeless, median, asha, hyperband or none [hopeless; several goals: none]."),
     ] = None,
     portfolio: Annotated[
-        int, typer.Option(help="Settings that did well on other data sets, run first; 0: none.", min=0)
+        int,
+        typer.Option(
+            help="Settings that did well on other data sets, run first, a quarter of the trials at most.",
+            min=0,
+        ),
     ] = 5,
     enqueue: Annotated[
         list[Path] | None, typer.Option(help="YAML files of settings to run before any are drawn.")
@@ -176,7 +180,7 @@ def search(
         starts=(
             *(("enqueued", enqueued(path, searched)) for path in enqueue or []),
             *(("warm start", warm(path, searched)) for path in warm_start or []),
-            ("portfolio", first_trials(searched, spec.config, names, portfolio)),
+            ("portfolio", first_trials(searched, spec.config, names, min(portfolio, spec.trials // 4))),
         ),
         from_records=from_records,
         verbose=verbose,
