@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,12 +28,15 @@ from common import describe, machine, require_development, table
 from records import mean_and_interval, publish
 
 from prometar.bundled.suite import SUITE
+from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
+from tune.reporting.track_record import TrackRecord
 from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = Path(__file__).with_suffix(".jsonl")
+SHIPPED = ROOT / "tune/reporting/track_record.json"
 _PLAIN = ["--space", "full", "--pruner", "none", "--top", "0"]
 ARMS: Mapping[str, Sequence[str]] = {
     "default": [],
@@ -141,6 +145,17 @@ def goal(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def track_record(rows: Sequence[dict[str, Any]]) -> TrackRecord | None:
+    """What a report says of searches like its own; None of too few."""
+    mine = [row for row in rows if row["arm"] == "default"]
+    over = t_interval(over_sets(mine, "H"))
+    if over is None:
+        return None
+    worse, kept = sum(row["H"] < WORSE for row in mine), sum(row["kept"] for row in mine)
+    figures = (round(x, 2) for x in (over.mean, over.low, over.high))
+    return TrackRecord(len(mine), len(over_sets(mine, "H")), *figures, worse, -WORSE, kept)
+
+
 def show(doc: Path | None, plot: Path | None) -> None:
     rows = read()
     if not rows:
@@ -150,6 +165,8 @@ def show(doc: Path | None, plot: Path | None) -> None:
     publish("\n\n".join(parts), doc, "claim")
     if plot is not None:
         draw(rows, list(ARMS), plot)
+    if (found := track_record(rows)) is not None and doc is not None:
+        write_atomically(SHIPPED, (json.dumps(asdict(found), indent=1) + "\n").encode())
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean
 
 from tune.reporting.formatting import interval, listed, number, shown, signed
+from tune.reporting.track_record import track_record
 from tune.results.reader import Records
 from tune.results.schema import FinalTest
 
@@ -129,7 +130,7 @@ def alignment(records: Records) -> str:
 
 def caveats(records: Records) -> list[str]:
     """What the figures do not show."""
-    lines = _out_of_date(records)
+    lines = [*filter(None, [track_record(records)]), *_out_of_date(records)]
     if records.leaking:
         lines.append("This objective reads the test images: the search leaks, its figures are no results.")
     if len(records.complete) > 1:
