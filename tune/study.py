@@ -57,6 +57,7 @@ class Place:
         max_hours: Of searching, in all commands together; then no trial is begun.
         trial_timeout: Seconds without a result, after which a trial hangs.
         from_records: Make the study's database anew from the trials' records, if it has lost them.
+        command: What the study was asked with, for its records; None: this process's command line.
     """
 
     out: Path
@@ -74,6 +75,7 @@ class Place:
     trackers: tuple[str, ...] = ()
     from_records: bool = False
     verbose: bool = False
+    command: str | None = None
 
     def __post_init__(self) -> None:
         if self.lockstep < 1:
@@ -110,7 +112,7 @@ def run_study(
         nodes = start_ray(address=place.address, verbose=place.verbose)
         _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
-        folder.describe(spec, checked.identity, max_hours=place.max_hours)
+        folder.describe(spec, checked.identity, max_hours=place.max_hours, command=place.command)
         for origin, settings in place.starts:
             memory.enqueue(settings, origin)
         _introduce(console, folder, spec, memory)
