@@ -15,6 +15,8 @@ from tune.results.schema import TrialRecord
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from tune.stages.budget import Budget
+
 _OF_THE_FOLDER = ("out", "study", "command")
 _COLUMNS = (
     "state",
@@ -89,6 +91,16 @@ class Study:
         """
         run(self.options)
         return self
+
+    def plan(self) -> Budget:
+        """How much it trains at most: runs, epochs, steps. Nothing is run, and nothing is written.
+
+        Raises:
+            UserError: it is asked for wrongly, or a data set is not there.
+        """
+        from tune.stages.budget import planned  # here: what needs Optuna is no part of reading a study
+
+        return planned(self.options.spec())
 
     @property
     def records(self) -> Records:

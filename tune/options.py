@@ -213,6 +213,19 @@ def run(options: Options) -> FinalTest:
     return run_study(spec, options.place(spec))
 
 
+def describe_plan(options: Options) -> str:
+    """What the study would be, and how much it would train; nothing is run, and nothing is written.
+
+    Raises:
+        UserError: it is asked for wrongly, or a data set is not there.
+    """
+    from tune.results.writer import StudyFolder
+    from tune.stages.budget import headline, planned
+
+    spec = options.spec()
+    return f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}\n{planned(spec)}"
+
+
 def final_seeds_of(given: str | int | Sequence[int], searched: Collection[int]) -> tuple[int, ...]:
     """The seeds given, or as many as a comparison takes at most, none of them the search's own.
 

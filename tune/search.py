@@ -14,7 +14,7 @@ import typer
 
 from prometar.cli.console import run_cli
 from prometar.cli.options import PLAIN, ManyValues
-from tune.options import AUTO, SPACE, Options, options_of, run
+from tune.options import AUTO, SPACE, Options, describe_plan, options_of, run
 
 app = typer.Typer(help=__doc__, **PLAIN)
 
@@ -115,10 +115,20 @@ def search(
     from_records: Annotated[
         bool, typer.Option("--from-records", help="Rebuild the study's lost database from its records.")
     ] = Options.from_records,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what it takes: runs, epochs, steps. Nothing is run or written."),
+    ] = False,
     verbose: Annotated[bool, typer.Option(help="Show Ray's own output.")] = Options.verbose,
 ) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
-    run(options_of(locals()))  # an option here is a field there, of the same name
+    given = locals()  # an option here is a field there, of the same name
+    only_planned = given.pop("plan")
+    options = options_of(given)
+    if only_planned:
+        print(describe_plan(options))
+    else:
+        run(options)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -48,6 +48,30 @@ def test_several_goals_are_not_pruned(asked: list[Any]) -> None:
     assert asked[0][0].pruner == "none"
 
 
+def test_a_plan_runs_and_writes_nothing(
+    asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--plan", "--dataset", "cells", "--trials", "7", "--top", "0", "--final-seeds", "1 2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        f"study {tmp_path / 'out' / 'cells'}: 7 trials of 5 epochs, prometar on cells with mini"
+    )
+    assert "search: 7 runs, 35 epochs, " in said
+    assert "last round" not in said
+    assert "at most: 11 runs, 55 epochs, " in said
+    assert not asked
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_what_is_not_there_is_one_line(
+    asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--plan", "--dataset", "dtd", "--data-root", "nowhere"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(["--plan", "--trials", "0"]) == 2
+    assert "--trials must be at least 1" in capsys.readouterr().err
+
+
 def test_an_interrupted_study_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
