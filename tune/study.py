@@ -103,7 +103,8 @@ def run_study(
         WorkError: another process runs the study, or all its trials fail.
         KeyboardInterrupt: a signal asked to stop; the same command goes on.
     """
-    console = console or Console(highlight=False, soft_wrap=True, markup=False)
+    # In a notebook too: lines as they come, not a display each.
+    console = console or Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False)
     check_trackers(place.trackers)
     checked = check(spec)
     folder = StudyFolder(place.out, place.name)
