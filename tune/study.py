@@ -21,6 +21,7 @@ from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
+from tune.execution.estimate import Estimate
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
 from tune.execution.reruns import Means
@@ -36,6 +37,7 @@ from tune.results.reader import read_records
 from tune.results.schema import FinalTest, Tested
 from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
+from tune.stages.budget import Budget, headline
 from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
@@ -57,6 +59,7 @@ class Place:
         max_hours: Of searching, in all commands together; then no trial is begun.
         trial_timeout: Seconds without a result, after which a trial hangs.
         from_records: Make the study's database anew from the trials' records, if it has lost them.
+        command: What the study was asked with, for its records; None: this process's command line.
     """
 
     out: Path
@@ -74,6 +77,7 @@ class Place:
     trackers: tuple[str, ...] = ()
     from_records: bool = False
     verbose: bool = False
+    command: str | None = None
 
     def __post_init__(self) -> None:
         if self.lockstep < 1:
@@ -99,7 +103,8 @@ def run_study(
         WorkError: another process runs the study, or all its trials fail.
         KeyboardInterrupt: a signal asked to stop; the same command goes on.
     """
-    console = console or Console(highlight=False, soft_wrap=True, markup=False)
+    # In a notebook too: lines as they come, not a display each.
+    console = console or Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False)
     check_trackers(place.trackers)
     checked = check(spec)
     folder = StudyFolder(place.out, place.name)
@@ -110,16 +115,16 @@ def run_study(
         nodes = start_ray(address=place.address, verbose=place.verbose)
         _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
-        folder.describe(spec, checked.identity, max_hours=place.max_hours)
+        folder.describe(spec, checked.identity, max_hours=place.max_hours, command=place.command)
         for origin, settings in place.starts:
             memory.enqueue(settings, origin)
-        _introduce(console, folder, spec, memory)
+        _introduce(console, folder, spec, memory, checked.budget)
         for note in (*rebuilt, *checked.notes):
             console.print(note)
         try:
             with shared_images():
                 means = _means(spec, place, folder, memory, nodes, trainable, console)
-                _search(spec, folder, memory, means, place.lockstep)
+                _search(spec, folder, memory, means, place.lockstep, checked.budget)
                 lastround = run_last_round(folder, spec, memory.ended(), means)
                 finals = _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes)
                 records = read_records(folder.path)
@@ -214,20 +219,19 @@ def _seconds_left(place: Place, memory: Memory) -> float | None:
     return None if place.max_hours is None else 3600 * place.max_hours - memory.seconds_searched
 
 
-def _introduce(console: Console, folder: StudyFolder, spec: StudySpec, memory: Memory) -> None:
-    config, num_runs = spec.config, len(spec.names) * len(spec.seeds) * spec.folds
-    of_runs = f", each the mean of {num_runs} runs" if num_runs > 1 else ""
-    console.print(
-        f"study {folder.path}: {spec.trials} trials of {config.train.epochs} epochs{of_runs}, "
-        f"{config.method} on {' + '.join(spec.names)} with {config.backbone.name}, objective "
-        f"{spec.objective}, space {spec.space.name}"
-    )
+def _introduce(
+    console: Console, folder: StudyFolder, spec: StudySpec, memory: Memory, budget: Budget
+) -> None:
+    console.print(f"study {folder.path}: {headline(spec)}")
+    console.print(str(budget))
     ended = len(memory.ended())
     if ended or memory.num_interrupted:
         console.print(f"going on: {ended} trials are done, {memory.num_interrupted} were interrupted")
 
 
-def _search(spec: StudySpec, folder: StudyFolder, memory: Memory, means: Means, lockstep: int) -> None:
+def _search(
+    spec: StudySpec, folder: StudyFolder, memory: Memory, means: Means, lockstep: int, budget: Budget
+) -> None:
     console, stopping = means.console, means.stopping
 
     def job_of(asked: Asked) -> Job:
@@ -257,7 +261,10 @@ def _search(spec: StudySpec, folder: StudyFolder, memory: Memory, means: Means, 
         numbers_of=searcher.numbers,
         console=console,
     )
-    callbacks: Sequence[Callback] = (progress, keeper, trackers)
+    done = budget.search.steps * len(memory.ended()) / spec.trials
+    left = budget.total.steps - min(done, budget.search.steps)
+    estimate = Estimate(left, budget.steps_per_epoch, means.plan.max_concurrent, console=console)
+    callbacks: Sequence[Callback] = (progress, keeper, trackers, estimate)
     if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
         scheduler = StudyScheduler(memory, searcher, stopping, means.room)
         try:

@@ -29,6 +29,20 @@ class ManyValues(typer.core.TyperCommand):
         return super().parse_args(ctx, repeat(args, lists))
 
 
+class GroupedHelp(ManyValues):
+    """A command whose `--help` has a section for each `rich_help_panel` of its options, as plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            row = option.get_help_record(ctx)
+            if row is not None:
+                groups.setdefault(getattr(option, "rich_help_panel", None) or "Other", []).append(row)
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
 def repeat(args: Sequence[str], lists: set[str]) -> list[str]:
     """The option's name before each of its values.
 

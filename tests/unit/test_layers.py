@@ -34,7 +34,7 @@ PACKAGES = (
     "prometar.doctor",
     "prometar.cli",
     "prometar.__main__",
-    "tune", "tune.unpickled",
+    "tune.unpickled",
     "tune.space",
     "tune.results.schema",
     "tune.optimizer",
@@ -47,6 +47,8 @@ PACKAGES = (
     "tune.stages",
     "tune.reporting",
     "tune.study",
+    "tune.options",
+    "tune.api", "tune",
     "tune.commands", "tune.search",
 )  # fmt: skip
 ENTRANCES = {

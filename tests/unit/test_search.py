@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from prometar.cli.console import INTERRUPTED
 from tune import study
-from tune.search import main
+from tune.search import FIRST, HOW, JUDGED, ON, WHAT, WHERE, main, search
 from tune.study import Place
 from tune.study_spec import StudySpec
 
@@ -46,6 +48,53 @@ def test_several_goals_are_not_pruned(asked: list[Any]) -> None:
     assert main(["--goals", "objective", "seconds"]) == 0
     assert asked[0][0].goals == ("objective", "seconds")
     assert asked[0][0].pruner == "none"
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The options of each section of a help text."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if re.fullmatch(r"\S.*:", line):
+            title = line.rstrip(":")
+            found[title] = []
+        elif option := re.match(r"  (--[\w-]+)", line):
+            found[title].append(option[1])
+    return found
+
+
+def test_help_is_grouped_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    found = sections(capsys.readouterr().out)
+    assert list(found) == [FIRST, WHAT, HOW, JUDGED, ON, WHERE, "Other"]
+    assert len(found[FIRST]) == 10
+    assert {"--dataset", "--data-root", "--trials", "--plan"} <= set(found[FIRST])
+    assert found["Other"] == ["--help"], "every option has its place"
+    listed = [option for options in found.values() for option in options]
+    assert len(listed) == len(set(listed)) == len(inspect.signature(search).parameters) + 1
+
+
+def test_a_plan_runs_and_writes_nothing(
+    asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--plan", "--dataset", "cells", "--trials", "7", "--top", "0", "--final-seeds", "1 2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        f"study {tmp_path / 'out' / 'cells'}: 7 trials of 5 epochs, prometar on cells with mini"
+    )
+    assert "search: 7 runs, 35 epochs, " in said
+    assert "last round" not in said
+    assert "at most: 11 runs, 55 epochs, " in said
+    assert not asked
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_what_is_not_there_is_one_line(
+    asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--plan", "--dataset", "dtd", "--data-root", "nowhere"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(["--plan", "--trials", "0"]) == 2
+    assert "--trials must be at least 1" in capsys.readouterr().err
 
 
 def test_an_interrupted_study_says_how_to_go_on(

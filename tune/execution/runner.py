@@ -17,6 +17,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import (
     Callback,
     CheckpointConfig,
+    CLIReporter,
     FailureConfig,
     PlacementGroupFactory,
     RunConfig,
@@ -130,6 +131,8 @@ def _run_config(scratch: str, callbacks: list[Callback], verbose: bool) -> Any:
         storage_path=scratch,
         callbacks=callbacks,
         verbose=1 if verbose else 0,
+        # Silent here; the one that Tune takes in a notebook wipes out what the study has said.
+        progress_reporter=None if verbose else CLIReporter(),
         failure_config=FailureConfig(max_failures=MAX_FAILURES),
         checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
     )

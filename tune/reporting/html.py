@@ -39,6 +39,11 @@ def write_report(records: Records, study_dir: Path) -> Path:
 
 
 def page(template: str, **content: Any) -> str:
+    """A whole page of this package, filled in, with the library of its plots."""
+    return filled(template, plotly=Markup(style.library()), **content)
+
+
+def filled(template: str, **content: Any) -> str:
     """A template of this package, filled in."""
     environment = Environment(
         loader=PackageLoader("tune.reporting", "templates"),
@@ -52,7 +57,7 @@ def page(template: str, **content: Any) -> str:
         "duration": formatting.duration, "hours": formatting.hours, "bounds": formatting.bounds,
         "counted": formatting.counted, "listed": formatting.listed, "shown": formatting.shown,
     }  # fmt: skip
-    return environment.get_template(template).render(plotly=Markup(style.library()), **content)
+    return environment.get_template(template).render(**content)
 
 
 def render(records: Records) -> str:

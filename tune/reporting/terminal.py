@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tune.reporting.formatting import bounds, listed, number, signed
-from tune.reporting.rows import final_rows, round_rows
 from tune.reporting.statements import advice, caveats, expectation, verdict
+from tune.reporting.tables import summary_tables
 from tune.results.reader import STATES, Records
 
 
@@ -19,9 +18,8 @@ def print_summary(console: Console, records: Records, folder: Path, report: Path
     """All comparisons, what they do not show, and where the files are."""
     counts = [f"{len(records.in_state(state))} {title}" for state, title in STATES.items()][:3]
     console.print(f"\nsearch: {', '.join(counts)} trials")
-    _search_table(console, records)
-    _round_table(console, records)
-    _final_table(console, records)
+    for table in summary_tables(records):
+        print_table(console, table.title, table.columns, table.rows)
     for line in filter(None, (verdict(records), expectation(records), advice(records))):
         console.print(line, markup=False)
     for line in caveats(records):
@@ -41,50 +39,3 @@ def print_table(console: Console, title: str, columns: Iterable[str], rows: Iter
         table.add_row(*map(Text, row))
     if table.row_count:
         console.print(table)
-
-
-def _search_table(console: Console, records: Records) -> None:
-    images = "the test images" if records.leaking else "the search's own images (validation, base classes)"
-    best, released = records.best, records.released
-    rows = [("released", number(released.score))] if released and released.score is not None else []
-    if best is not None:
-        rows.append((f"best (trial {best.number})", number(best.score)))
-    print_table(console, f"search, on {images}", ("settings", records.score), rows)
-
-
-def _round_table(console: Console, records: Records) -> None:
-    if records.lastround is None:
-        return
-    rows = [
-        (
-            ("released" if row.of.reference else f"trial {row.of.number}")
-            + (" (chosen)" if row.chosen else ""),
-            number(row.of.search),
-            row.spread if row.of.mean is not None else "failed",
-            signed(row.flattery),
-        )
-        for row in round_rows(records)
-    ]
-    title = f"last round, the same images with fresh seeds {listed(records.lastround.seeds)}"
-    print_table(console, title, ("settings", "search", f"{records.score}, fresh", "fresh − search"), rows)
-
-
-def _final_table(console: Console, records: Records) -> None:
-    finals = records.finals
-    if finals is None or not finals.seeds:
-        return
-    rows = [
-        (
-            f"{row.side}, {row.dataset}" if records.several else row.side,
-            row.base,
-            row.new,
-            row.objective,
-            row.runs,
-            bounds(row.difference),
-        )
-        for row in final_rows(records)
-    ]
-    seeds = ", ".join(map(str, finals.seeds))
-    title = f"on the test images, trained on all base classes, seeds {seeds}"
-    columns = ("settings", "base", "new", "H", "runs", "best − released (95 % interval)")
-    print_table(console, title, columns, rows)

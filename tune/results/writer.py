@@ -92,8 +92,15 @@ class StudyFolder:
                 "repeat them, or start another with --study NAME"
             )
 
-    def describe(self, spec: StudySpec, identity: dict[str, Any], *, max_hours: float | None = None) -> None:
-        """Write study.yaml."""
+    def describe(
+        self,
+        spec: StudySpec,
+        identity: dict[str, Any],
+        *,
+        max_hours: float | None = None,
+        command: str | None = None,
+    ) -> None:
+        """Write study.yaml; `command` is this process's own where none is given."""
         now = {**environment(), **_machine()}
         path, earlier = self.path / "study.yaml", list[dict[str, str]]()
         if path.exists():
@@ -102,7 +109,7 @@ class StudyFolder:
             earlier = [dict(each) for each in known if each != now]
         record = StudyRecord(
             name=self.name,
-            command=without_password(shlex.join(["python", *sys.argv])),
+            command=without_password(command or shlex.join(["python", *sys.argv])),
             asked=_asked(spec, max_hours),
             space=SpaceRecord(spec.space.name, spec.space.ranges),
             identity=identity,

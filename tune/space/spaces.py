@@ -152,6 +152,19 @@ class Space:
     name: str
     ranges: Mapping[str, Range]
 
+    @classmethod
+    def of(cls, ranges: Mapping[str, Any], *, name: str = "own") -> Self:
+        """A space from plain data, as a YAML file of one holds it.
+
+        Raises:
+            UserError: an entry that is no range.
+
+        Example:
+            >>> Space.of({"optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True}}).ranges.keys()
+            dict_keys(['optim.lr'])
+        """
+        return cls(name, space_of(name, dict(ranges)).ranges)
+
     def draw(self, draws: Draws) -> dict[str, Any]:
         """One value a setting, in the space's order; settings whose conditions do not hold are left out."""
         values: dict[str, Any] = {}

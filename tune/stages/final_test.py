@@ -14,7 +14,7 @@ from tune.jobs.spec import Job
 from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST, DatasetTest, FinalTest, Run, Tested
 from tune.results.writer import StudyFolder
-from tune.stages.sequential import LOOKS, Look, verdict
+from tune.stages.sequential import ALONE, LOOKS, Look, verdict
 from tune.study_spec import StudySpec
 
 
@@ -73,7 +73,6 @@ def run_finals(
 
 
 _SIDES = ("best", "released")
-_ALONE = 3  # runs of the released settings where there is nothing to compare them with
 _Runs = Mapping[tuple[str, str, int], Run]
 
 
@@ -81,7 +80,7 @@ def _looks(spec: StudySpec, *, same: bool) -> tuple[Look, ...]:
     """When the comparison is looked at: once after all seeds, or until it is decided."""
     if spec.matters is None:
         return (Look(len(spec.final_seeds), 0.05),)
-    return (Look(_ALONE, 0.05),) if same else LOOKS
+    return (Look(ALONE, 0.05),) if same else LOOKS
 
 
 def _runs(

@@ -17,6 +17,8 @@ from scipy.special import stdtrit
 from prometar.metrics import Interval, t_interval
 
 POWER = 0.8
+ALONE = 3
+"""Runs of the released settings where there is nothing to compare them with."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from typing import Any
 
 from prometar.backbone.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.splits.objective import LEAKS, problem
+from prometar.data.splits.objective import LEAKS
 from prometar.errors import UserError
 from prometar.inference.prompt_file import weights_digest
 from prometar.methods.composition import build
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
+from tune.stages.budget import Budget, Steps, budget_of, problems, steps_of
 from tune.study_spec import StudySpec
 
 _PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
@@ -24,7 +25,7 @@ class Checked:
     """A study that can be run.
 
     Args:
-        num_classes: Of each data set.
+        num_classes: Of each data set. budget: What it trains at most.
         notes: What a user must be told of the search's images.
         identity: What must not change while a study goes on: the spec's own, and digests of the data
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
@@ -33,6 +34,7 @@ class Checked:
     num_classes: dict[str, int]
     notes: tuple[str, ...]
     identity: dict[str, Any]
+    budget: Budget
 
 
 def check(spec: StudySpec) -> Checked:
@@ -44,23 +46,22 @@ def check(spec: StudySpec) -> Checked:
     config = spec.config
     spec.reference()
     _check_space(spec)
-    num_classes, notes, contents = dict[str, int](), list[str](), dict[str, str]()
+    num_classes, steps = dict[str, int](), dict[str, Steps]()
+    notes, contents = list[str](), dict[str, str]()
     for name in spec.names:
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
-        for fold in range(spec.folds):
-            found = problem(
-                spec.objective, dataset, shots=config.data.shots, seed=config.train.seed, fold=fold
-            )
-        problem("final", dataset, shots=config.data.shots, seed=config.train.seed)
-        if found.note:
-            notes.append(found.note if found.note == LEAKS else f"{name}: {found.note}")
+        searched, final = problems(spec, dataset)
+        steps[name], note = steps_of(config, searched, final), searched[-1].note
+        if note:
+            notes.append(note if note == LEAKS else f"{name}: {note}")
     clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
     contents["weights"] = weights_digest(clip)[:_DIGITS]
     contents |= {f"code of {top}": code for top, code in identities(spec.own).items()}
     probe(config, clip)
-    return Checked(num_classes, tuple(dict.fromkeys(notes)), spec.identity | contents)
+    told = tuple(dict.fromkeys(notes))
+    return Checked(num_classes, told, spec.identity | contents, budget_of(spec, steps))
 
 
 def _check_space(spec: StudySpec) -> None:

@@ -1,0 +1,74 @@
+"""What a study trains at most is what its jobs are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prometar.config.settings import Config
+from prometar.training.train import build_run
+from tests.support.driver import small_spec
+from tune.jobs.spec import Job, Terms
+from tune.optimizer.ask_tell import Asked
+from tune.stages.budget import planned
+from tune.stages.sequential import LOOKS
+from tune.study_spec import StudySpec
+
+
+def steps_of(job: Job) -> int:
+    """Of an epoch of all its runs, as they are trained."""
+    return sum(
+        build_run(Config.model_validate(leg.config), job.objective, fold=leg.fold).plan.steps_per_epoch
+        for leg in job.legs
+    )
+
+
+@pytest.fixture
+def spec(small_dtd: Path) -> StudySpec:
+    config = Config().override(
+        {"train.epochs": 2, "data.root": str(small_dtd), "data.name": "dtd", "data.shots": 5, "train.seed": 1}
+    )
+    return small_spec(
+        config=config, objective="base_val", trials=4, seeds_per_trial=2, top=2, top_seeds=3,
+        final_seeds=(7, 8), datasets=("dtd", "cells"),
+    )  # fmt: skip
+
+
+def test_it_counts_what_is_trained(spec: StudySpec) -> None:
+    found, settings = planned(spec), spec.reference()
+    trial = spec.search_job(Asked(0, settings), "", Terms())
+    again = spec.rerun_job(settings, spec.fresh_seeds, "", Terms())
+    finals = [
+        spec.final_job(settings, name, seed, "", Terms()) for name in spec.names for seed in spec.final_seeds
+    ]
+    assert (found.search.runs, found.search.epochs) == (4 * len(trial.legs), 4 * 2 * len(trial.legs))
+    assert found.steps_per_epoch == steps_of(trial)
+    assert found.search.steps == 4 * 2 * steps_of(trial)
+    assert (found.last_round.runs, found.last_round.steps) == (
+        3 * len(again.legs), 3 * 2 * steps_of(again)
+    )  # fmt: skip
+    assert (found.final_test.runs, found.final_test.steps) == (
+        2 * len(finals), 2 * 2 * sum(steps_of(job) for job in finals)
+    )  # fmt: skip
+    assert found.total.runs == 16 + 18 + 8
+    assert "4 where the released settings are kept" in str(found)
+
+
+def test_folds_are_counted_with_their_own_classes() -> None:
+    config = Config().override({"data.name": "leaves", "train.epochs": 1})
+    one, both = (small_spec(config=config, folds=folds, top=0, final_seeds=(1,)) for folds in (1, 2))
+    assert planned(both).search.runs == 2 * planned(one).search.runs
+    trial = both.search_job(Asked(0, both.reference()), "", Terms())
+    assert planned(both).steps_per_epoch == steps_of(trial)
+
+
+def test_a_test_that_ends_when_it_is_decided() -> None:
+    auto = small_spec(final_seeds=tuple(range(1, 16)), matters=1.0)
+    found = planned(auto)
+    assert found.final_test.runs == 2 * LOOKS[-1].pairs
+    assert "10 where that decides it, 3 where the released settings are kept" in str(found)
+
+
+def test_fewer_trials_than_the_last_round_takes() -> None:
+    assert planned(small_spec(trials=2, top=3, top_seeds=2, final_seeds=(5,))).last_round.runs == 4

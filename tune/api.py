@@ -1,0 +1,137 @@
+"""Studies in Python and in notebooks: `from tune import Study, Space`."""
+
+from __future__ import annotations
+
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prometar.errors import UserError
+from tune.options import Options, options_of, run
+from tune.reporting.display import Report
+from tune.results.reader import Records, read_records
+from tune.results.schema import TrialRecord
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from tune.stages.budget import Budget
+
+_OF_THE_FOLDER = ("out", "study", "command")
+_COLUMNS = (
+    "state",
+    "objective",
+    "base",
+    "new",
+    "epoch",
+    "seconds",
+    "reference",
+    "origin",
+    "started",
+    "ended",
+)
+
+
+class TrialRecords(tuple[TrialRecord, ...]):
+    """A study's trials that have ended, by number."""
+
+    def to_frame(self) -> DataFrame:
+        """A pandas table: a row a trial, with its figures and its settings by dotted name.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame, Index
+        except ImportError:
+            raise UserError(
+                "to_frame() makes a table of pandas, which is missing: pip install pandas"
+            ) from None
+        rows = [{name: getattr(trial, name) for name in _COLUMNS} | dict(trial.settings) for trial in self]
+        settings = dict.fromkeys(key for trial in self for key in trial.settings)
+        numbers = Index([trial.number for trial in self], name="number")
+        return DataFrame(rows, index=numbers, columns=[*_COLUMNS, *settings])
+
+
+class Study:
+    """A study in a folder: to be run, gone on with, or read.
+
+    What it has found is read from its folder each time, so a study that runs elsewhere can be watched.
+
+    Args:
+        folder: Where it lies, OUT/STUDY.
+        options: Those of `tune/search.py` by name, with `_` for `-` (`tune.options.Options`); to
+            read a study, none.
+    Raises:
+        UserError: an option that does not exist, or a value of another kind.
+
+    Example:
+        >>> study = Study("out/mine", dataset="textures", trials=40, settings={"data.shots": 4})
+        >>> study.run().best  # doctest: +SKIP
+    """
+
+    __signature__: ClassVar[Signature]  # what notebooks complete
+
+    def __init__(self, folder: str | Path, **options: Any) -> None:
+        self._asked = ", ".join([repr(str(folder)), *(f"{key}={value!r}" for key, value in options.items())])
+        self.folder = Path(folder).expanduser().resolve()
+        given = [name for name in _OF_THE_FOLDER if name in options]
+        if given:
+            raise UserError(f"Study takes no '{given[0]}': its first argument is the folder OUT/STUDY")
+        place = {"out": self.folder.parent, "study": self.folder.name, "command": repr(self)}
+        self.options = options_of({**options, **place})
+
+    def run(self) -> Study:
+        """Run it, or go on where it was left: search, last round, final test and report. Returns itself.
+
+        Raises:
+            UserError: it is asked for wrongly, or was begun with other options.
+            WorkError: another process runs it, or all its trials fail.
+            KeyboardInterrupt: it was asked to stop; the same call goes on.
+        """
+        run(self.options)
+        return self
+
+    def plan(self) -> Budget:
+        """How much it trains at most: runs, epochs, steps. Nothing is run, and nothing is written.
+
+        Raises:
+            UserError: it is asked for wrongly, or a data set is not there.
+        """
+        from tune.stages.budget import planned  # here: what needs Optuna is no part of reading a study
+
+        return planned(self.options.spec())
+
+    @property
+    def records(self) -> Records:
+        """All that its folder holds.
+
+        Raises:
+            UserError: the folder holds no study, or a damaged one.
+        """
+        return read_records(self.folder)
+
+    @property
+    def trials(self) -> TrialRecords:
+        """The trials of the search that have ended."""
+        return TrialRecords(self.records.trials)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The trial whose settings it ends with, or the best so far; None before any has finished."""
+        return self.records.chosen
+
+    def report(self) -> Report:
+        """Write report.html anew from the records. Returns what a notebook shows of it, with its path."""
+        return Report.write(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Study({self._asked})"
+
+
+Study.__signature__ = Signature(
+    [
+        Parameter("folder", Parameter.POSITIONAL_OR_KEYWORD),
+        *(each for name, each in signature(Options).parameters.items() if name not in _OF_THE_FOLDER),
+    ]
+)

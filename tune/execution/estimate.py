@@ -1,0 +1,55 @@
+"""How long a study still takes, said once: after the first epoch that a trial of it has behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune import Callback
+from rich.console import Console
+
+from tune.unpickled import Unpickled
+
+DAY = 24.0  # hours, from which on a user is warned
+ADVICE = (
+    "warning: that is more than a day. Fewer --trials or --epochs, or --max-hours, make it shorter; so do a "
+    "GPU (ViT-B/16 is slow on a CPU) and more machines (clusters/README.md)"
+)
+
+
+class Estimate(Unpickled, Callback):
+    """Says how many hours are left at most, and what to do where they are more than a day.
+
+    Args:
+        steps: Left of the whole study at most. steps_per_epoch: Of a trial, all its runs together.
+        at_a_time: Trials that run beside each other.
+        console: Where it is said.
+    """
+
+    def __init__(self, steps: float, steps_per_epoch: int, at_a_time: int, *, console: Console) -> None:
+        self._steps, self._steps_per_epoch, self._at_a_time = steps, steps_per_epoch, at_a_time
+        self._console, self._said = console, False
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        seconds, epoch = result.get("seconds"), result.get("epoch")
+        if self._said or not seconds or not epoch:  # none where it has failed
+            return
+        self._said = True
+        step = seconds / (epoch * self._steps_per_epoch)  # a result's seconds are of all epochs so far
+        hours = step * self._steps / self._at_a_time / 3600
+        self._console.print(
+            f"at most about {_duration(hours)} are left on what is here: {step:.2g} s a step, "
+            f"{self._at_a_time} trials at a time"
+        )
+        if hours > DAY:
+            self._console.print(ADVICE)
+
+
+def _duration(hours: float) -> str:
+    """
+    Example:
+        >>> _duration(0.02), _duration(3.14), _duration(60.0)
+        ('2 minutes', '3.1 hours', '60 hours')
+    """
+    if hours < 1:
+        return f"{max(2, round(60 * hours))} minutes"
+    return f"{hours:.1f} hours" if hours < DAY else f"{hours:,.0f} hours"

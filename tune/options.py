@@ -1,0 +1,268 @@
+"""What a study can be asked, with its defaults: one place for the command line and for `Study` in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, InstanceOf, ValidationError
+from pydantic.dataclasses import dataclass
+
+from prometar.bundled.suite import SUITE
+from prometar.cli.options import number_or_auto
+from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
+from prometar.data.datasets.catalog import file_name
+from prometar.distributed.local_ray import configure_ray
+from prometar.errors import UserError
+from prometar.io.stores import join
+from tune.space.portfolio import SIZE, first_trials
+from tune.space.spaces import Space, load_space
+
+if TYPE_CHECKING:
+    from tune.results.schema import FinalTest
+    from tune.study import Place
+    from tune.study_spec import StudySpec
+
+AUTO = "auto"
+SPACE = "recipe"
+EMBEDDED = "textures"
+EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
+TRIALS = 40
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Options:
+    """The options of `tune/search.py`, which explains each (`--help`), with `_` for `-`.
+
+    Where an option takes several values, one alone need not be in a list. None is a default that depends on
+    other options.
+
+    Args:
+        space: As `--space`, or a `Space`. settings: `{"optim.lr": 0.01}`, or texts as `--set` takes them.
+        final_seeds: `auto`, or numbers. gpus_per_trial: `auto`, or a number.
+        command: What the study's records are to say it was asked with (default None: this process's own).
+    """
+
+    dataset: str | Sequence[str] | None = None
+    data_root: str | Path | None = None
+    trials: int | None = None
+    epochs: int | None = None
+    space: str | InstanceOf[Space] = SPACE
+    objective: str = "drift"
+    goals: str | Sequence[str] | None = None
+    method: str = "prometar"
+    backbone: str | None = None
+    pretrained: str | None = None
+    settings: str | Sequence[str] | Mapping[str, Any] | None = None
+    study: str | None = None
+    out: Path = Path("out")
+    seed: int = 0
+    seeds_per_trial: int = 1
+    folds: int = 1
+    top: int = 3
+    top_seeds: int = 2
+    final_seeds: str | int | Sequence[int] = AUTO
+    matters: float = 1.0
+    sampler: str = "tpe"
+    pruner: str | None = None
+    portfolio: int = SIZE
+    enqueue: Path | Sequence[Path] | None = None
+    warm_start: Path | Sequence[Path] | None = None
+    val_per_class: int = 20
+    max_hours: float | None = None
+    trial_timeout: float | None = None
+    files: str | None = None
+    track: str | Sequence[str] | None = None
+    storage: str | None = None
+    max_concurrent: int | None = None
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: str | float = AUTO
+    lockstep: int = 1
+    address: str | None = None
+    from_records: bool = False
+    verbose: bool = False
+    command: str | None = None
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return _many(self.dataset) or (EMBEDDED,)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether all data sets come with the package."""
+        return SUITE.keys() >= set(self.datasets)
+
+    @property
+    def name(self) -> str:
+        """The study's, below `out`."""
+        return self.study or "-".join(map(file_name, self.datasets))
+
+    def spec(self) -> StudySpec:
+        """What decides the study's result.
+
+        Raises:
+            UserError: a name or a number that makes no sense.
+        """
+        from tune.study_spec import StudySpec
+
+        goals = _many(self.goals) or ("objective",)
+        space = self.space if isinstance(self.space, Space) else load_space(self.space)
+        own = range(self.seed, self.seed + self.seeds_per_trial)
+        return StudySpec(
+            config=absolute_paths(configure(self.method, self._reference())),
+            space=space,
+            objective=self.objective,
+            seed=self.seed,
+            sampler=self.sampler,
+            pruner=self.pruner or ("none" if len(goals) > 1 else "hopeless"),
+            goals=goals,
+            val_per_class=self.val_per_class,
+            trials=_first(self.trials, EMBEDDED_TRIALS if self.embedded else TRIALS),
+            datasets=self.datasets,
+            seeds_per_trial=self.seeds_per_trial,
+            folds=self.folds,
+            top=self.top,
+            top_seeds=self.top_seeds,
+            final_seeds=final_seeds_of(self.final_seeds, own),
+            matters=self.matters if _is_auto(self.final_seeds) else None,
+        )
+
+    def _reference(self) -> dict[str, Any]:
+        """The settings that all trials share, by dotted key."""
+        given = self.settings
+        chosen = dict(given) if isinstance(given, Mapping) else parse_assignments(list(_many(given)))
+        if "data.name" in chosen:
+            raise UserError("--set data.name: a search's data sets are given by --dataset")
+        backbone = self._backbone
+        asked = {
+            "data.name": self.datasets[0],
+            "data.root": absolute_root(str(self.data_root)) if self.data_root else None,
+            "backbone.name": backbone,
+            "backbone.pretrained": self.pretrained or (None if backbone == "mini" else "openai"),
+            "train.seed": self.seed,
+        }
+        if self.epochs is not None or self.embedded:
+            asked["train.epochs"] = _first(self.epochs, EMBEDDED_EPOCHS)
+        return {**asked, **chosen}
+
+    @property
+    def _backbone(self) -> str:
+        return self.backbone or ("mini" if self.embedded else "ViT-B-16-quickgelu")
+
+    def place(self, spec: StudySpec) -> Place:
+        """Where the study of `spec` lies, what it may use and where it starts.
+
+        Raises:
+            UserError: a number that makes no sense, or a file to start from that is damaged.
+        """
+        from tune.stages.warm_start import enqueued, warm
+        from tune.study import Place
+
+        return Place(
+            out=self.out,
+            name=self.name,
+            storage=self.storage,
+            files=join(absolute_root(self.files), self.name) if self.files else None,
+            trackers=_many(self.track),
+            address=self.address,
+            max_concurrent=self.max_concurrent,
+            cpus_per_trial=self.cpus_per_trial,
+            gpus_per_trial=number_or_auto("--gpus-per-trial", str(self.gpus_per_trial)),
+            lockstep=self.lockstep,
+            max_hours=self.max_hours,
+            trial_timeout=self.trial_timeout,
+            starts=(
+                *(("enqueued", enqueued(path, spec.space)) for path in _many(self.enqueue)),
+                *(("warm start", warm(path, spec.space)) for path in _many(self.warm_start)),
+                (
+                    "portfolio",
+                    first_trials(
+                        spec.space, spec.config, self.datasets, min(self.portfolio, spec.trials // 4)
+                    ),
+                ),
+            ),
+            from_records=self.from_records,
+            verbose=self.verbose,
+            command=self.command,
+        )
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """Options by name.
+
+    Raises:
+        UserError: an unknown name, or a value of another kind.
+
+    Example:
+        >>> options_of({"trials": 3}).trials
+        3
+    """
+    try:
+        return Options(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"a study has no option '{name}': `tune/search.py --help` lists them") from None
+        raise UserError(f"{name}: {first['msg']} (found {given[name]!r})") from None
+
+
+def run(options: Options) -> FinalTest:
+    """Run or continue the study; see `tune.study.run_study`."""
+    configure_ray(local=options.address is None, verbose=options.verbose)
+    from tune.study import run_study
+
+    spec = options.spec()
+    return run_study(spec, options.place(spec))
+
+
+def describe_plan(options: Options) -> str:
+    """What the study would be, and how much it would train; nothing is run, and nothing is written.
+
+    Raises:
+        UserError: it is asked for wrongly, or a data set is not there.
+    """
+    from tune.results.writer import StudyFolder
+    from tune.stages.budget import headline, planned
+
+    spec = options.spec()
+    return f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}\n{planned(spec)}"
+
+
+def final_seeds_of(given: str | int | Sequence[int], searched: Collection[int]) -> tuple[int, ...]:
+    """The seeds given, or as many as a comparison takes at most, none of them the search's own.
+
+    Example:
+        >>> final_seeds_of("auto", [0, 1])[:3], final_seeds_of("7, 8", [0])
+        ((2, 3, 4), (7, 8))
+    """
+    from tune.stages.sequential import LOOKS
+
+    if isinstance(given, int):
+        return (given,)
+    if not isinstance(given, str):
+        return tuple(given)
+    if _is_auto(given):
+        fresh = (seed for seed in count(1) if seed not in searched)
+        return tuple(islice(fresh, LOOKS[-1].pairs))
+    try:
+        return tuple(int(word) for word in given.replace(",", " ").split())
+    except ValueError:
+        raise UserError(f"--final-seeds '{given}': expected auto, or numbers such as '1 2 3'") from None
+
+
+def _is_auto(given: Any) -> bool:
+    return isinstance(given, str) and given.strip() == AUTO
+
+
+def _first(given: int | None, default: int) -> int:
+    return default if given is None else given
+
+
+def _many(given: Any) -> tuple[Any, ...]:
+    """One value, several, or none, as a tuple."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str | Path) else tuple(given)

@@ -1,0 +1,151 @@
+"""How much a study trains: runs, epochs and steps of each of its stages, known before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prometar.config.settings import Config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Dataset
+from prometar.data.splits.objective import Problem, problem
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.transforms import TransformSpec
+from tune.stages.sequential import ALONE, LOOKS
+from tune.study_spec import StudySpec
+
+_COUNTED = ("runs", "epochs", "steps")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage: how many runs, epochs and steps at most, and why it may be fewer runs ("" where it is not)."""
+
+    name: str
+    runs: int
+    epochs: int
+    steps: int
+    fewer: str = ""
+
+    def __str__(self) -> str:
+        counts = ", ".join(
+            f"{getattr(self, noun):,} {noun if getattr(self, noun) != 1 else noun[:-1]}" for noun in _COUNTED
+        )
+        return f"{self.name}: {counts}{f' ({self.fewer})' if self.fewer else ''}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a study trains at most.
+
+    Args:
+        steps_per_epoch: Of a trial of the search, all its runs together.
+    """
+
+    search: Part
+    last_round: Part
+    final_test: Part
+    steps_per_epoch: int
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.search, self.last_round, self.final_test
+
+    @property
+    def total(self) -> Part:
+        """All of them."""
+        parts = self.parts
+        return Part("at most", *(sum(getattr(part, k) for part in parts) for k in _COUNTED))
+
+    def __str__(self) -> str:
+        return "\n".join(str(part) for part in (*self.parts, self.total) if part.runs)
+
+
+class Steps(NamedTuple):
+    """Steps of an epoch on a data set: of the search's runs with one seed (all folds), and of a final run."""
+
+    search: int
+    final: int
+
+
+def headline(spec: StudySpec) -> str:
+    """What a study is about, in a line."""
+    config, num_runs = spec.config, _runs_per_seed(spec) * len(spec.seeds)
+    of_runs = f", each the mean of {num_runs} runs" if num_runs > 1 else ""
+    return (
+        f"{spec.trials} trials of {config.train.epochs} epochs{of_runs}, {config.method} on "
+        f"{' + '.join(spec.names)} with {config.backbone.name}, objective {spec.objective}, "
+        f"space {spec.space.name}"
+    )
+
+
+def planned(spec: StudySpec) -> Budget:
+    """The budget of a study, from its data sets' lists alone: no image is opened, and no weights are loaded.
+
+    Raises:
+        UserError: a data set that is not there, or has too few classes.
+    """
+    steps = {}
+    for name in spec.names:
+        dataset = open_dataset(name, spec.config.data.root, spec.data_args(name))
+        steps[name] = steps_of(spec.config, *problems(spec, dataset))
+    return budget_of(spec, steps)
+
+
+def problems(spec: StudySpec, dataset: Dataset) -> tuple[list[Problem], Problem]:
+    """What the search trains on, by fold, and what the final test does.
+
+    Raises:
+        UserError: see `problem`.
+    """
+    shots, seed = spec.config.data.shots, spec.config.train.seed
+    searched = [
+        problem(spec.objective, dataset, shots=shots, seed=seed, fold=fold) for fold in range(spec.folds)
+    ]
+    return searched, problem("final", dataset, shots=shots, seed=seed)
+
+
+def steps_of(config: Config, searched: list[Problem], final: Problem) -> Steps:
+    """How many steps an epoch takes on these images, at the released batch size."""
+    transform = TransformSpec(size=1, train=True)  # of no matter here: the images are only counted
+    *found, last = (
+        Plan(each.train, transform, batch_size=config.train.batch_size).steps_per_epoch
+        for each in (*searched, final)
+    )
+    return Steps(sum(found), last)
+
+
+def budget_of(spec: StudySpec, steps: Mapping[str, Steps]) -> Budget:
+    """The budget, from the steps of an epoch on each data set."""
+    epochs = spec.config.train.epochs
+    search_steps = sum(each.search for each in steps.values())
+    final_steps = sum(each.final for each in steps.values())
+    num_seeds = len(spec.seeds)
+    again = (min(spec.top + 1, spec.trials) * spec.top_seeds) if spec.top else 0
+    pairs = len(spec.final_seeds) if spec.matters is None else min(LOOKS[-1].pairs, len(spec.final_seeds))
+
+    def part(name: str, times: int, runs: int, steps_per_epoch: int, fewer: str = "") -> Part:
+        return Part(name, times * runs, times * runs * epochs, times * epochs * steps_per_epoch, fewer)
+
+    return Budget(
+        part(
+            "search", spec.trials * num_seeds, _runs_per_seed(spec), search_steps,
+            "" if spec.pruner == "none" else "pruned trials end earlier",
+        ),
+        part("last round", again, _runs_per_seed(spec), search_steps),
+        part("final test", 2 * pairs, len(spec.names), final_steps, _fewer_finals(spec)),
+        num_seeds * search_steps,
+    )  # fmt: skip
+
+
+def _fewer_finals(spec: StudySpec) -> str:
+    num_sets = len(spec.names)
+    if spec.matters is None:
+        return f"{len(spec.final_seeds) * num_sets} where the released settings are kept"
+    least = min(LOOKS[0].pairs, len(spec.final_seeds)) * 2 * num_sets
+    return f"{least} where that decides it, {ALONE * num_sets} where the released settings are kept"
+
+
+def _runs_per_seed(spec: StudySpec) -> int:
+    return len(spec.names) * spec.folds
