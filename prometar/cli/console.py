@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from unicodedata import category
 
 import typer
 
@@ -68,6 +69,11 @@ def _unforeseen(error: Exception) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    printable = " ".join(message.encode("utf-8", "backslashreplace").decode().split("\n"))
-    print(f"error: {printable}", file=sys.stderr)
+    print(f"error: {_printable(message)}", file=sys.stderr)
     return status
+
+
+def _printable(message: str) -> str:
+    """One line in which a stranger's file name can neither move the cursor nor colour the terminal."""
+    line = " ".join(message.encode("utf-8", "backslashreplace").decode().split("\n"))
+    return "".join(c if category(c) != "Cc" else c.encode("unicode_escape").decode() for c in line)

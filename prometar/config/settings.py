@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
+from prometar.io.files import require_utf8
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.parts import building
 from prometar.parts.reference import reference_of
@@ -484,10 +485,14 @@ def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config
 def absolute_root(root: str) -> str:
     """A data root that means the same from every folder; URIs (s3://...) are kept.
 
+    Raises:
+        UserError: it is not UTF-8.
+
     Example:
         >>> absolute_root("s3://bucket/data")
         's3://bucket/data'
     """
+    require_utf8(root)
     return root if "://" in root else str(Path(root).resolve())
 
 

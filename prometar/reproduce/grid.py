@@ -11,7 +11,7 @@ from typing import Any
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
-from prometar.io.files import write_atomically
+from prometar.io.files import require_utf8, write_atomically
 from prometar.parts.identity import require_same
 from prometar.reproduce.protocols import Protocol
 
@@ -175,6 +175,7 @@ class GridFolder:
 
     def __init__(self, out: Path) -> None:
         self.path = out.resolve()
+        require_utf8(self.path)
 
     def run(self, entry: Entry) -> Path:
         """The run's folder."""

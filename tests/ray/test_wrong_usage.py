@@ -59,7 +59,7 @@ SEARCHES = [
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, class_holdout, base_val"),
     (["--space", "huge"], "unknown space 'huge': no such file, and known are augmentation, full"),
-    (["--pruner", "best"], "unknown pruner 'best': choose one of median, asha, hyperband, none"),
+    (["--pruner", "best"], "unknown pruner 'best': choose one of hopeless, median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "unknown backbone 'hf-hub:a/b': names of hubs"),
     (["--backbone", "local-dir:/tmp", "--pretrained", "x"], "unknown backbone 'local-dir:/tmp'"),
@@ -72,6 +72,8 @@ SEARCHES = [
     (["--final-seeds", "1 x"], "--final-seeds '1 x': expected auto, or numbers"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial 'half': expected a number, or auto"),
     (["--study", "../x"], "--study '../x' is no folder name"),
+    (["--data-root", "x\udcff"], "x\\udcff' is not UTF-8"),
+    (["--data-root", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
     (["--study", "a?b"], "--study 'a?b' is no folder name"),
     (["--method", "ivlp"], "the space recipe searches inner.lr, which ivlp does not use"),
     (["--set", "prompts.text_length=100"], "prompts.text_length: Input should be less than or equal to 64"),
@@ -88,6 +90,14 @@ def test_search(args: list[str], message: str, capsys: pytest.CaptureFixture[str
     line = fails(capsys, search_main, ["--out", str(tmp_path / "out"), *args])
     assert message in line
     assert not (tmp_path / "out").exists(), "a refused study leaves nothing behind"
+
+
+def test_a_folder_of_studies_whose_name_is_not_utf8(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out\udcff"
+    assert "is not UTF-8" in fails(capsys, search_main, ["--out", str(out)])
+    assert not out.exists()
 
 
 def test_records_without_their_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

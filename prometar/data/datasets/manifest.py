@@ -60,6 +60,8 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
     splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for shard in shards:
         table, _ = read_index(uri, shard, INDEX_COLUMNS)
+        if any(column.null_count for column in table.columns):
+            raise UserError(f"{shown(join(uri, shard))} has empty fields: prepare the data set again")
         columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
         for path, label, classname, split in zip(*columns, strict=True):
             if split not in splits:
