@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 
 from prometar import runs
-from prometar.config.settings import Config, dump_config
+from prometar.config.settings import Config, configure, dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError
 
-CONFIG = Config().override({"method": "zero-shot"}).override({"data.shots": 1, "train.epochs": 1})
+
+@pytest.fixture
+def config(small_dtd: Path) -> Config:
+    values = {"data.name": "dtd", "data.root": str(small_dtd), "data.shots": 1, "train.epochs": 1}
+    return configure("zero-shot", values)
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +35,20 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"config.yaml": "# mine", "result.json": "{}"}, "config.yaml is there already"),
     ],
 )
-def test_a_folder_of_something_else_is_left_alone(files: dict[str, str], said: str, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(
+    files: dict[str, str], said: str, config: Config, tmp_path: Path
+) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"{said}.*: name another folder with --out"):
-        runs.train_run(CONFIG, tmp_path)
+        runs.train_run(config, tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
-def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None:
     """Also one that was stopped before its first checkpoint, or lost it."""
-    (tmp_path / "config.yaml").write_text(dump_config(CONFIG))
-    first = runs.train_run(CONFIG, tmp_path)
-    assert runs.train_run(CONFIG, tmp_path) == first
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    first = runs.train_run(config, tmp_path)
+    assert runs.train_run(config, tmp_path) == first
     (tmp_path / "checkpoint.safetensors").unlink()
-    assert runs.train_run(CONFIG, tmp_path)["base"] == first["base"]
+    assert runs.train_run(config, tmp_path)["base"] == first["base"]

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get
-from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.dataset import Dataset, Item, flaw_of
 from prometar.data.datasets.imagetree import ImageTree
 from prometar.data.datasets.layouts import WnidFolders
 from prometar.data.datasets.listing import SPLITS, Items, Listing
@@ -184,7 +183,7 @@ def problems_of(dataset: Dataset) -> Iterator[str]:
             if item.path in seen:
                 yield f"{dataset.origin} lists {item.path} twice ({seen[item.path]}, {split})"
             seen[item.path] = split
-            if item.label not in names and (flaw := _flaw(item.classname)):
+            if item.label not in names and (flaw := flaw_of(item.classname)):
                 called = f"calls label {item.label} {item.classname!a}, which {flaw}"
                 yield f"{dataset.origin} {called} (at {item.path})"
             known_as = names.setdefault(item.label, item.classname)
@@ -193,14 +192,6 @@ def problems_of(dataset: Dataset) -> Iterator[str]:
                     f"{dataset.origin} calls label {item.label} both '{known_as}' and '{item.classname}' "
                     f"(at {item.path})"
                 )
-
-
-def _flaw(classname: str) -> str:
-    """Why a prompt cannot name a class so; "" where it can."""
-    kinds = [category(character) for character in classname.replace("_", " ")]  # as prompts read it
-    if {"Cc", "Cs"} & set(kinds):
-        return "holds control characters, or is not UTF-8"
-    return "" if any(kind[0] not in "CZ" for kind in kinds) else "names nothing"
 
 
 def _what(name: str) -> str:
