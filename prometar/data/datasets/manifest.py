@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from prometar.data.datasets.dataset import Dataset, Item
@@ -45,6 +47,17 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
         if "/" in str(shard["file"]) or "\\" in str(shard["file"]):
             raise UserError(f"{shown(join(uri, MANIFEST))}: shard '{shard['file']}' leaves the folder")
     return tree
+
+
+def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
+    """The shards of a prepared folder whose bytes are not those that its manifest has the digest of."""
+    system, folder = filesystem(uri)
+    for shard in manifest["shards"]:
+        file = str(shard["file"])
+        with system.open_input_stream(f"{folder}/{file}") as stream:
+            found = hashlib.sha256(stream.read()).hexdigest()
+        if found != shard.get("sha256"):
+            yield f"shard {shown(join(uri, file))} is not what {MANIFEST} says: prepare it again"
 
 
 def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, template: str) -> Dataset:

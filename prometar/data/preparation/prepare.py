@@ -178,6 +178,7 @@ def _encode(part: list[tuple[Item, str]], source: Source) -> bytes:
         "compression": {field.name: "NONE" if field.name == "image" else "ZSTD" for field in SCHEMA},
         "use_dictionary": ["classname", "split"],
         "write_statistics": False,
+        "write_page_checksum": True,
     }
     pq.write_table(
         pa.Table.from_arrays(arrays, schema=SCHEMA),
