@@ -351,6 +351,10 @@ class File(Generic[T]):
         except (TypeError, ValueError, RecursionError):  # no JSON, nested too deep, YAML with dates
             raise UserError(f"{path} is damaged: {self._mend}") from None
 
+    def plain(self, record: T) -> Any:
+        """The record as plain data, as its file holds it."""
+        return self._adapter.dump_python(record, mode="json")
+
     def write(self, path: Path, record: T) -> None:
         """
         Raises:
@@ -359,7 +363,7 @@ class File(Generic[T]):
         if path.suffix == ".json":
             content = self._adapter.dump_json(record, indent=1)
         else:
-            content = yaml.safe_dump(self._adapter.dump_python(record, mode="json"), sort_keys=False).encode()
+            content = yaml.safe_dump(self.plain(record), sort_keys=False).encode()
         write_atomically(path, content)
 
 
