@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prometar.cli.console import INTERRUPTED
+from prometar.interrupts import INTERRUPTED
 from tune import study
 from tune.search import main
 from tune.study import Place
