@@ -12,9 +12,7 @@ MESSAGE = "interrupted; the same command goes on from here"
 
 def end_at_once() -> None:
     """Let an interrupt end this process with one line: amid imports, an exception may become another one."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # else it is ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
         signal.signal(signal.SIGINT, _end)
 
 

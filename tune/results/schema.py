@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from prometar.errors import UserError
-from prometar.io.files import write_atomically
+from prometar.io.files import read_bytes, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.metrics import Interval
 from tune.space.spaces import Range
@@ -339,7 +339,7 @@ class File(Generic[T]):
             UserError: the file cannot be read, is damaged (the field is named), or is of another version.
         """
         try:
-            text = path.read_text("utf-8") if path.suffix == ".json" else _as_json(read_yaml(path))
+            text = read_bytes(path).decode() if path.suffix == ".json" else _as_json(read_yaml(path))
             _require_version(json.loads(text), path)
             return self._adapter.validate_json(text)
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,16 @@ def test_records_that_contradict_each_other(tmp_path: Path) -> None:
     )
     trials[0]["runs"] += trials[0]["runs"][:1]
     assert "0000/record.json is damaged, runs: one stands there twice" in said()
+
+
+@pytest.mark.parametrize("name", ["finals.json", "lastround.json", "trials/0000/record.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_record_that_is_no_file_is_not_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    path = write(tmp_path, description(), [trial(0)]) / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"cannot read .*: it is no plain file"):
+        read_records(tmp_path)
