@@ -100,6 +100,21 @@ def test_a_folder_of_studies_whose_name_is_not_utf8(
     assert not out.exists()
 
 
+def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to("circle")
+    for main, words, status in (
+        (search_main, ["--out", circle], 2),
+        (search_main, ["--data-root", circle], 2),
+        (prometar_main, ["report", "--compare", circle, tmp_path], 2),
+        (prometar_main, ["train", "--data-root", circle], 2),
+        (prometar_main, ["data", "download", "dtd", "--to", circle], 1),
+        (prometar_main, ["data", "prepare", "textures", "--to", circle], 1),
+    ):
+        assert "Too many levels of symbolic links" in fails(capsys, main, [*map(str, words)], status=status)
+    assert [path.name for path in tmp_path.iterdir()] == ["circle"]
+
+
 def test_records_without_their_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "textures", description(), [trial(0), trial(1)])
     (tmp_path / "textures" / "study.yaml").unlink()
@@ -130,6 +145,7 @@ PROMETAR = [
     (["report", "nowhere"], "nowhere holds no study"),
     (["data", "check", "nope"], "unknown data set 'nope'"),
     (["data", "prepare", "dtd"], "Missing option '--to'"),
+    (["data", "download", "dtd", "--to", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
 ]
 
 

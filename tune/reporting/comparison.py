@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prometar.config.settings import flatten
 from prometar.errors import UserError
-from prometar.io.files import write_atomically
+from prometar.io.files import resolved, write_atomically
 from prometar.io.pages import mark, require_page_target
 from prometar.metrics import Interval, t_interval
 from tune.reporting.formatting import NONE, bounds, hours, interval, listed, number, setting, shown
@@ -103,7 +103,7 @@ def compare(a: Path, b: Path) -> Comparison:
     Raises:
         UserError: a folder holds no study, or a damaged record; or both are one study.
     """
-    if a.resolve() == b.resolve():
+    if resolved(a) == resolved(b):
         raise UserError(f"--compare takes two studies, and both are {a}")
     first, second = read_records(a), read_records(b)
     pairs, reason = _pairs(first, second)
