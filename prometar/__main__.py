@@ -1,7 +1,17 @@
-"""`python -m prometar`."""
+"""`prometar` and `python -m prometar`."""
 
 import sys
 
-from prometar.cli.app import main
+from prometar.interrupts import end_at_once
 
-sys.exit(main())
+
+def main() -> int:
+    """The entry point; returns the exit status."""
+    end_at_once()
+    from prometar.cli.app import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

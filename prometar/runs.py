@@ -56,14 +56,34 @@ def train_run(
         UserError: whatever is wrong with the configuration, the data or the weights.
         WorkError: the folder holds another run, or the loss is not finite.
     """
-    run = build_run(config, objective)
+    run, described = build_run(config, objective), dump_config(config).encode()
+    _require_free(folder, described)
     session = Session(run, folder, ray_stream(run), watch)
-    write_atomically(folder / "config.yaml", dump_config(config).encode())
+    write_atomically(folder / "config.yaml", described)
     with closing(session):
         while not session.finished:
             on_epoch(session.epoch())
     write_result(folder, session)
     return session.history[-1]
+
+
+def _require_free(folder: Path, described: bytes) -> None:
+    """Refuse a folder whose files a run without a checkpoint would replace.
+
+    Raises:
+        UserError: it holds a study, or another configuration or result.
+    """
+    if size_of(folder / "study.yaml") is not None:
+        raise UserError(f"{folder} holds a study: name another folder with --out")
+    if size_of(folder / "checkpoint.safetensors") is not None:
+        return  # the session compares it
+    config = folder / "config.yaml"
+    own = size_of(config) is not None and read_bytes(config) == described
+    for file in (config, folder / "result.json"):
+        if not own and size_of(file) is not None:
+            raise UserError(
+                f"{file} is there already, and of no run that goes on here: name another folder with --out"
+            )
 
 
 def write_result(folder: Path, session: Session) -> dict[str, Any]:

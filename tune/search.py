@@ -6,6 +6,11 @@ with the study; a larger --trials extends it.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes its time to import
+    from prometar.interrupts import end_at_once
+
+    end_at_once()
+
 import sys
 from pathlib import Path
 from typing import Annotated, Any

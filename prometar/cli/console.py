@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from unicodedata import category
 
 import typer
 
 from prometar.errors import UserError, first_line
+from prometar.interrupts import INTERRUPTED, MESSAGE, raise_again
 
-INTERRUPTED = 130
 SHOW = "PROMETAR_TRACEBACK"
 """Environment variable: set to 1, an unexpected error shows where it came from."""
 
@@ -26,6 +27,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # class names, where only ASCII can be printed
     command = typer.main.get_command(app)
     try:
+        raise_again()
         status = int(command.main(args, standalone_mode=False) or 0)
         sys.stdout.flush()
     except UserError as error:
@@ -44,7 +46,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
             return _say(format_message(), getattr(error, "exit_code", 2))
         return _unforeseen(error)
     if status == INTERRUPTED:  # some versions of typer return it
-        return _say("interrupted; the same command goes on from here", INTERRUPTED)
+        return _say(MESSAGE, INTERRUPTED)
     return status
 
 
@@ -68,6 +70,11 @@ def _unforeseen(error: Exception) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    printable = " ".join(message.encode("utf-8", "backslashreplace").decode().split("\n"))
-    print(f"error: {printable}", file=sys.stderr)
+    print(f"error: {_printable(message)}", file=sys.stderr)
     return status
+
+
+def _printable(message: str) -> str:
+    """One line in which a stranger's file name can neither move the cursor nor colour the terminal."""
+    line = " ".join(message.encode("utf-8", "backslashreplace").decode().split("\n"))
+    return "".join(c if category(c) != "Cc" else c.encode("unicode_escape").decode() for c in line)

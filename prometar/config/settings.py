@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
+from prometar.io.files import require_utf8, resolved
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.parts import building
 from prometar.parts.reference import reference_of
@@ -484,11 +485,15 @@ def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config
 def absolute_root(root: str) -> str:
     """A data root that means the same from every folder; URIs (s3://...) are kept.
 
+    Raises:
+        UserError: it is not UTF-8, or a circle of links.
+
     Example:
         >>> absolute_root("s3://bucket/data")
         's3://bucket/data'
     """
-    return root if "://" in root else str(Path(root).resolve())
+    require_utf8(root)
+    return root if "://" in root else str(resolved(root))
 
 
 def absolute_paths(config: Config) -> Config:
@@ -498,7 +503,7 @@ def absolute_paths(config: Config) -> Config:
         changes["data.root"] = absolute_root(config.data.root)
     weights = config.backbone.pretrained
     if weights is not None and os.path.isfile(weights):
-        changes["backbone.pretrained"] = str(Path(weights).resolve())
+        changes["backbone.pretrained"] = str(resolved(weights))
     return config.override(changes) if changes else config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from torch import Tensor
 from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.openclip import Backbone, load_clip, tokenize
 from prometar.config.settings import Config, parse
+from prometar.data.datasets.dataset import flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, send
@@ -88,7 +89,7 @@ class Classifier:
             classnames: Other classes than those of the training (default: those).
             batch_size: Images at a time (default 64).
         Raises:
-            UserError: no images, no or repeated class names, a missing file, an array of another kind.
+            UserError: no images; no, repeated or blank class names; a missing file, an array of another kind.
             WorkError: a broken image file.
 
         Example:
@@ -96,11 +97,9 @@ class Classifier:
             >>> prometar.load("prompts.safetensors").predict(["a.jpg", "b.png"]).names  # doctest: +SKIP
             ('striped', 'dotted')
         """
-        names = self.classnames if classnames is None else tuple(classnames)
-        if isinstance(classnames, str) or not names or len(set(names)) != len(names):
-            raise UserError(f"classnames must be different names, at least one, found {classnames!r}")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, found {batch_size}")
+        names = self.classnames if classnames is None else _names(classnames)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size must be a number of at least 1, found {batch_size!r:.80}")
         pictures = _several(images)
         logits = classify(self.backbone, self.model(names), self.leaves)
         batches = self._pixels(pictures, batch_size)
@@ -177,9 +176,24 @@ def require_prompts(path: Path, backbone: Backbone, prompts: Prompts, leaves: Ma
             raise UserError(f"{path}: the prompts {name} are not finite numbers: train and export them again")
 
 
+def _names(classnames: Sequence[str]) -> tuple[str, ...]:
+    try:
+        names = () if isinstance(classnames, str) else tuple(classnames)
+        usable = bool(names) and len(set(names)) == len(names) and not any(map(flaw_of, names))
+    except (TypeError, AttributeError):  # no sequence, or not of texts
+        usable = False
+    if not usable:
+        raise UserError(f"classnames must be different names, at least one, found {classnames!r:.200}")
+    return names
+
+
 def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
-    if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+    if isinstance(images, str | Path | Image.Image) or (
+        isinstance(images, np.ndarray) and images.ndim in (0, 3)
+    ):
         return [images]
+    if not hasattr(images, "__len__") or isinstance(images, Mapping | Set):
+        raise UserError(f"images must be one or a sequence of them, found {type(images).__name__}")
     if not len(images):
         raise UserError("there are no images to classify")
     return images  # type: ignore[return-value]

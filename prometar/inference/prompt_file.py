@@ -23,7 +23,7 @@ from torch import Tensor
 from prometar.backbone.clip import Clip, Tower
 from prometar.device import fetch
 from prometar.errors import UserError
-from prometar.io.files import read_bytes, size_of, write_atomically
+from prometar.io.files import read_bytes, resolved, size_of, write_atomically
 from prometar.methods.prompts import Leaves
 
 _FAMILY = "prometar-prompts-"
@@ -75,7 +75,7 @@ def require_target(path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise UserError(f"--to {path}: expected a name that ends in .safetensors")
-    folder = path.parent.resolve()
+    folder = resolved(path.parent)
     inside = next((p for p in (folder, *folder.parents) if any((p / n).exists() for n in _OF_RESULTS)), None)
     for target in (path, path.with_suffix(".json")):
         if not os.path.lexists(target):

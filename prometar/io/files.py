@@ -28,6 +28,38 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def is_utf8(path: Path | str) -> bool:
+    """Whether records, manifests and databases can hold a path: it is UTF-8, and without a null character."""
+    try:
+        return b"\0" not in str(path).encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def require_utf8(path: Path | str) -> None:
+    """
+    Raises:
+        UserError: not `is_utf8`.
+    """
+    if not is_utf8(path):
+        raise UserError(f"the path {str(path)!a} is not UTF-8, or holds a null character: take another name")
+
+
+def resolved(path: Path | str) -> Path:
+    """A path from the root on, links followed.
+
+    Raises:
+        UserError: not `is_utf8`, or links in a circle.
+    """
+    require_utf8(path)
+    try:
+        found = Path(path).resolve()
+    except (OSError, RuntimeError):  # which of them depends on Python's version
+        raise UserError(f"cannot follow {path}: Too many levels of symbolic links") from None
+    require_utf8(found)
+    return found
+
+
 def size_of(path: Path) -> int | None:
     """The bytes of a file, links followed; None where there is nothing.
 

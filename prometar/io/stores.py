@@ -8,15 +8,17 @@ from pathlib import Path
 from pyarrow import fs
 
 from prometar.errors import UserError, WorkError
+from prometar.io.files import require_utf8
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow file system of a local path or URI, and the path in it.
 
     Raises:
-        UserError: a URI that pyarrow does not understand.
+        UserError: a URI that pyarrow does not understand, or a path that is not UTF-8.
         WorkError: a store that cannot be reached, such as one that is asked for its region.
     """
+    require_utf8(uri)
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     try:

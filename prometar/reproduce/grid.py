@@ -11,7 +11,7 @@ from typing import Any
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
-from prometar.io.files import write_atomically
+from prometar.io.files import resolved, write_atomically
 from prometar.parts.identity import require_same
 from prometar.reproduce.protocols import Protocol
 
@@ -174,7 +174,7 @@ class GridFolder:
     """OUT: runs/NAME/ with each run's files, and a folder of tables for each protocol."""
 
     def __init__(self, out: Path) -> None:
-        self.path = out.resolve()
+        self.path = resolved(out)
 
     def run(self, entry: Entry) -> Path:
         """The run's folder."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prometar.cli.console import INTERRUPTED
+from prometar.interrupts import INTERRUPTED
 from tests.support.driver import NAME, Driver, misbehave, run_fake, spec_of
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import sys
 import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import yaml
@@ -20,10 +24,13 @@ import prometar
 from prometar.bundled.weights import load_mini
 from prometar.cli.app import main as prometar_main
 from prometar.config.settings import Config, dump_config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.sources import _footer, _path_index
 from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError
+from prometar.inference.classifier import Classifier
 from prometar.runs import export_run, write_result
 from prometar.training.train import Session, build_run
 from tests.conftest import DTD_SPLIT, write_dtd
@@ -35,6 +42,7 @@ from tests.fuzz.mutations import (
     mutated_zip,
 )
 from tests.support.report_study import rich_study
+from tune.results.schema import FINAL_TEST, REEVALUATION, STUDY, TRIAL, File
 from tune.search import main as search_main
 
 Main = Callable[[list[str]], int]
@@ -49,6 +57,7 @@ class Target:
         file: Below the folder; "*" in it: one of those that match.
         read: Given the folder and a new folder for output; returns an exit status.
         share: Of the examples; slow readers get fewer.
+        right: Whether a status of 0 is, given the file, what it held, and what it holds now.
     """
 
     name: str
@@ -56,6 +65,7 @@ class Target:
     mutate: Mutate
     read: Callable[[Path, Path], int]
     share: float = 1.0
+    right: Callable[[Path, bytes, bytes], bool] = lambda file, whole, changed: True
 
 
 def command(main: Main, *words: str) -> Callable[[Path, Path], int]:
@@ -83,6 +93,67 @@ def mutated_yaml(content: bytes, rng: Random) -> bytes:
     return yaml.safe_dump(mutated_tree(yaml.safe_load(content), rng), allow_unicode=False).encode()
 
 
+def report(folder: Path, out: Path) -> int:
+    """`prometar report` of a copy, since the page lies in the study's folder."""
+    shutil.copytree(folder / "study", out / "study")
+    return prometar_main(["report", str(out / "study")])
+
+
+def read_whole(kind: File[Any]) -> Callable[[Path, bytes, bytes], bool]:
+    """That nothing of a record was left out or read as something else."""
+
+    def right(file: Path, whole: bytes, changed: bytes) -> bool:
+        return _holds(
+            kind.plain(kind.read(file)),
+            yaml.safe_load(changed) if file.suffix == ".yaml" else json.loads(changed),
+        )
+
+    return right
+
+
+def _holds(found: Any, written: Any) -> bool:
+    if isinstance(written, dict):
+        return isinstance(found, dict) and all(
+            key in found and _holds(found[key], written[key]) for key in written
+        )
+    if isinstance(written, list):
+        return isinstance(found, list) and len(found) == len(written) and all(map(_holds, found, written))
+    return isinstance(found, bool) == isinstance(written, bool) and (
+        found == written or str(found) == str(written)
+    )
+
+
+def same_images(file: Path, whole: bytes, changed: bytes) -> bool:
+    """That no changed shard is taken for a whole one."""
+    return changed == whole
+
+
+def stream(folder: Path, out: Path) -> None:
+    """Every image of a prepared copy, as training reads it: those of the unchanged one, or an error."""
+    for read in (_path_index, _footer):
+        read.cache_clear()
+    dataset = open_dataset("dtd", folder / "prepared")
+    items = [item for split in dataset.splits.values() for item in split]
+    unprepared = {
+        item.path: item for split in open_dataset("dtd", folder / "data").splits.values() for item in split
+    }
+    files = dataset.source.read_many([item.path for item in items])
+    for item, file in zip(items, files, strict=True):
+        assert unprepared[item.path] == item
+        assert file == (folder / "data/dtd/images" / item.path).read_bytes()
+
+
+def predict(folder: Path, out: Path) -> None:
+    found = _classifier(folder / "prompts.safetensors").predict(folder / "picture.png")
+    assert found.names[0] in found.classnames
+    assert abs(float(found.probabilities.sum()) - 1) < 1e-5
+
+
+@cache
+def _classifier(path: Path) -> Classifier:
+    return prometar.load(path)
+
+
 SEARCH = ("--out", "{1}/out", "--trials", "1")
 TARGETS: Sequence[Target] = (
     Target("configuration", "config.yaml", mutated_yaml,
@@ -93,12 +164,22 @@ TARGETS: Sequence[Target] = (
            command(search_main, *SEARCH, "--enqueue", "{0}/enqueue.yaml"), 0.4),
     Target("warm start", "study/*.yaml", mutated_yaml,
            command(search_main, *SEARCH, "--warm-start", "{0}/study"), 0.4),
+    Target("record", "study/trials/*/record.json", mutated_json, report, 0.4, read_whole(TRIAL)),
+    Target("last round", "study/lastround.json", mutated_json, report, 0.4, read_whole(REEVALUATION)),
+    Target("finals", "study/finals.json", mutated_json, report, 0.4, read_whole(FINAL_TEST)),
+    Target("description", "study/study.yaml", mutated_yaml, report, 0.4, read_whole(STUDY)),
+    Target("comparison", "study/*.json", mutated_json,
+           command(prometar_main, "report", "--compare", "{0}/study", "{0}/other", "--to", "{1}/x"), 0.4),
     Target("split file", f"data/dtd/{DTD_SPLIT}", mutated_json,
            command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data")),
     Target("image", "data/dtd/images/banded/*.*", mutated_bytes,
            command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data")),
     Target("manifest", "prepared/dtd/manifest.json", mutated_json,
            command(prometar_main, "data", "list", "--data-root", "{0}/prepared")),
+    Target("shard, checked", "prepared/dtd/*.parquet", mutated_bytes,
+           command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/prepared"), 1.0, same_images),
+    Target("shard, streamed", "prepared/dtd/*.parquet", mutated_bytes, library(stream)),
+    Target("predicted image", "picture.png", mutated_bytes, library(predict)),
     Target("checkpoint", "run/checkpoint.safetensors", mutated_safetensors,
            command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
     Target("result", "run/result.json", mutated_json,
@@ -133,8 +214,10 @@ def furnish(folder: Path) -> None:
     settings = [{"regularizer.text_weight": 5.0}, {"regularizer": {"image_weight": 2.0}}]
     (folder / "enqueue.yaml").write_text(yaml.safe_dump(settings))
     rich_study(folder / "study")
+    rich_study(folder / "other", seed=8)
     write_dtd(folder / "data", per_class=2)
     prepare("dtd", folder / "data", folder / "prepared")
+    shutil.copy(next((folder / "data/dtd/images/banded").iterdir()), folder / "picture.png")
     _trained(folder)
     _weights(folder)
     with zipfile.ZipFile(folder / "archive.zip", "w") as archive:

@@ -56,8 +56,8 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def look(name: str, run: Callable[[], int], capsys: pytest.CaptureFixture[str], unchanged: Path) -> None:
-    """Run, and hold the promise."""
+def look(name: str, run: Callable[[], int], capsys: pytest.CaptureFixture[str], unchanged: Path) -> int:
+    """Run, and hold the promise; returns the status."""
     before = _stamps(unchanged)
     started, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     status = run()
@@ -69,11 +69,12 @@ def look(name: str, run: Callable[[], int], capsys: pytest.CaptureFixture[str], 
     assert "Traceback" not in error, error
     assert "unforeseen" not in error, error
     assert bool(error) == (status != 0) or status == 1, error
-    if not name.startswith(("image", "split", "manifest")):  # `data check` lists what it finds
+    if not name.startswith(("image", "split", "manifest", "shard")):  # `data check` lists what it finds
         assert error.count("\n") <= MOST_LINES, error
     assert seconds < MOST_SECONDS
     assert grown < MOST_BYTES
     assert _stamps(unchanged) == before, "an input was changed"
+    return status
 
 
 def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -106,12 +107,14 @@ def test_changed_files(
     def examples(number: int) -> None:
         rng = Random(f"{SEED} {number}")
         file = rng.choice(files)
-        file.write_bytes(target.mutate(whole[file], rng))
+        changed = target.mutate(whole[file], rng)
+        file.write_bytes(changed)
         out = tmp_path / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         try:
-            look(target.name, lambda: target.read(folder, out), capsys, folder)
+            status = look(target.name, lambda: target.read(folder, out), capsys, folder)
+            assert status or target.right(file, whole[file], changed), "status 0, and not right"
         finally:
             file.write_bytes(whole[file])
 

@@ -72,6 +72,8 @@ SEARCHES = [
     (["--final-seeds", "1 x"], "--final-seeds '1 x': expected auto, or numbers"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial 'half': expected a number, or auto"),
     (["--study", "../x"], "--study '../x' is no folder name"),
+    (["--data-root", "x\udcff"], "x\\udcff' is not UTF-8"),
+    (["--data-root", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
     (["--study", "a?b"], "--study 'a?b' is no folder name"),
     (["--method", "ivlp"], "the space recipe searches inner.lr, which ivlp does not use"),
     (["--set", "prompts.text_length=100"], "prompts.text_length: Input should be less than or equal to 64"),
@@ -88,6 +90,29 @@ def test_search(args: list[str], message: str, capsys: pytest.CaptureFixture[str
     line = fails(capsys, search_main, ["--out", str(tmp_path / "out"), *args])
     assert message in line
     assert not (tmp_path / "out").exists(), "a refused study leaves nothing behind"
+
+
+def test_a_folder_of_studies_whose_name_is_not_utf8(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out\udcff"
+    assert "is not UTF-8" in fails(capsys, search_main, ["--out", str(out)])
+    assert not out.exists()
+
+
+def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to("circle")
+    for main, words, status in (
+        (search_main, ["--out", circle], 2),
+        (search_main, ["--data-root", circle], 2),
+        (prometar_main, ["report", "--compare", circle, tmp_path], 2),
+        (prometar_main, ["train", "--data-root", circle], 2),
+        (prometar_main, ["data", "download", "dtd", "--to", circle], 1),
+        (prometar_main, ["data", "prepare", "textures", "--to", circle], 1),
+    ):
+        assert "Too many levels of symbolic links" in fails(capsys, main, [*map(str, words)], status=status)
+    assert [path.name for path in tmp_path.iterdir()] == ["circle"]
 
 
 def test_records_without_their_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +145,7 @@ PROMETAR = [
     (["report", "nowhere"], "nowhere holds no study"),
     (["data", "check", "nope"], "unknown data set 'nope'"),
     (["data", "prepare", "dtd"], "Missing option '--to'"),
+    (["data", "download", "dtd", "--to", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
 ]
 
 

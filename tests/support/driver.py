@@ -19,9 +19,9 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from prometar.cli.console import INTERRUPTED
 from prometar.config.settings import Config
 from prometar.errors import UserError
+from prometar.interrupts import INTERRUPTED
 from prometar.io.files import write_atomically
 from tests.support.fake_trial import BEHAVIOUR, FakeTrial
 from tune.results.writer import StudyFolder

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prometar.cli.console import INTERRUPTED
+from prometar.interrupts import INTERRUPTED
 from tune import study
 from tune.search import FIRST, HOW, JUDGED, ON, WHAT, WHERE, main, search
 from tune.study import Place

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from prometar.config.settings import flatten
 from prometar.errors import UserError
-from prometar.io.files import write_atomically
+from prometar.io.files import resolved, write_atomically
+from prometar.io.pages import mark, require_page_target
 from prometar.metrics import Interval, t_interval
 from tune.reporting.formatting import NONE, bounds, hours, interval, listed, number, setting, shown
 from tune.reporting.html import page
@@ -22,6 +23,9 @@ from tune.reporting.terminal import print_table
 from tune.results.costs import costs
 from tune.results.reader import Records, paired, read_records
 from tune.results.schema import Run, Settings
+
+KIND = "report --compare"
+"""Of page, for `prometar.io.pages`."""
 
 # What must be alike for two searches' figures to stand beside each other.
 _SEARCH = ("datasets", "data_root", "objective", "shots", "seeds", "folds", "val_per_class")
@@ -99,7 +103,7 @@ def compare(a: Path, b: Path) -> Comparison:
     Raises:
         UserError: a folder holds no study, or a damaged record; or both are one study.
     """
-    if a.resolve() == b.resolve():
+    if resolved(a) == resolved(b):
         raise UserError(f"--compare takes two studies, and both are {a}")
     first, second = read_records(a), read_records(b)
     pairs, reason = _pairs(first, second)
@@ -124,16 +128,18 @@ def build_comparison(a: Path, b: Path, to: Path) -> Comparison:
     """Write the comparison as one self-contained HTML file. Returns it.
 
     Raises:
-        UserError: as `compare`; or `to` is a folder, or cannot be written.
+        UserError: as `compare`; or `to` is there, and no earlier comparison.
+        StorageError: `to` cannot be written.
     """
-    if to.is_dir():
-        raise UserError(f"--to {to} is a folder: name a file")
+    require_page_target(to, KIND)
     found = compare(a, b)
     rows = [Row(pair.dataset, pair.difference, pair.singles) for pair in found.pairs]
     if len(rows) > 1:
         rows.append(Row("over data sets", found.overall, total=True))
     plot = forest(rows, title=f"best of {found.names[0]} − best of {found.names[1]}, points of H")
-    html = page("compare.html.jinja", found=found, forest=Markup(plot) if plot else None)
+    html = page(
+        "compare.html.jinja", mark=Markup(mark(KIND)), found=found, forest=Markup(plot) if plot else None
+    )
     write_atomically(to, html.encode("utf-8"))
     return found
 

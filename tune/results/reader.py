@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from prometar.errors import UserError
+from tune.results.consistency import require_final_test, require_reevaluation, require_trial
 from tune.results.schema import (
     FINAL_TEST,
     REEVALUATION,
@@ -123,12 +124,17 @@ def read_records(study_dir: Path) -> Records:
         _require_numbers(trial, study.space.ranges, study_dir)
     finals, lastround = study_dir / "finals.json", study_dir / "lastround.json"
     again = REEVALUATION.read(lastround) if lastround.exists() else None
+    tested = FINAL_TEST.read(finals) if finals.exists() else None
+    if again is not None:
+        require_reevaluation(lastround, again)
+    if tested is not None:
+        require_final_test(finals, tested)
     return Records(
         study_dir.resolve().name,
         study,
         trials,
         again if again and again.rows else None,  # none was asked for
-        FINAL_TEST.read(finals) if finals.exists() else None,
+        tested,
     )
 
 
@@ -148,9 +154,12 @@ def read_trials(study_dir: Path) -> tuple[TrialRecord, ...]:
     """The records of a study's trials that have ended, by number.
 
     Raises:
-        UserError: a record is damaged.
+        UserError: a record is damaged, or lies in another trial's folder.
     """
-    found = [TRIAL.read(path) for path in study_dir.glob("trials/*/record.json")]
+    found = []
+    for path in sorted(study_dir.glob("trials/*/record.json")):
+        found.append(TRIAL.read(path))
+        require_trial(path, found[-1])
     return tuple(sorted(found, key=lambda t: t.number))
 
 

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from prometar.errors import UserError
-from prometar.io.files import write_atomically
+from prometar.io.files import read_bytes, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.metrics import Interval
 from tune.space.spaces import Range
@@ -339,7 +339,7 @@ class File(Generic[T]):
             UserError: the file cannot be read, is damaged (the field is named), or is of another version.
         """
         try:
-            text = path.read_text("utf-8") if path.suffix == ".json" else _as_json(read_yaml(path))
+            text = read_bytes(path).decode() if path.suffix == ".json" else _as_json(read_yaml(path))
             _require_version(json.loads(text), path)
             return self._adapter.validate_json(text)
         except OSError as error:
@@ -351,6 +351,10 @@ class File(Generic[T]):
         except (TypeError, ValueError, RecursionError):  # no JSON, nested too deep, YAML with dates
             raise UserError(f"{path} is damaged: {self._mend}") from None
 
+    def plain(self, record: T) -> Any:
+        """The record as plain data, as its file holds it."""
+        return self._adapter.dump_python(record, mode="json")
+
     def write(self, path: Path, record: T) -> None:
         """
         Raises:
@@ -359,7 +363,7 @@ class File(Generic[T]):
         if path.suffix == ".json":
             content = self._adapter.dump_json(record, indent=1)
         else:
-            content = yaml.safe_dump(self._adapter.dump_python(record, mode="json"), sort_keys=False).encode()
+            content = yaml.safe_dump(self.plain(record), sort_keys=False).encode()
         write_atomically(path, content)
 
 

@@ -15,6 +15,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import objective_of
 from prometar.environment import environment
 from prometar.errors import UserError
+from prometar.io.files import resolved
 from prometar.io.lock import locked
 from tune.optimizer.storage import without_password
 from tune.results.reader import read_study
@@ -29,7 +30,7 @@ class StudyFolder:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise UserError(f"--study '{name}' is no folder name: use letters, digits, '-' and '_'")
         self.name = name
-        self.path = out.resolve() / name
+        self.path = resolved(out) / name
         if any(c in str(self.path) for c in "?#%"):
             raise UserError(f"--out {out}: a folder's name with ?, # or % cannot hold the study's database")
 

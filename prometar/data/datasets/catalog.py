@@ -15,13 +15,14 @@ from typing import Any
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get
-from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.dataset import Dataset, Item, flaw_of
 from prometar.data.datasets.imagetree import ImageTree
 from prometar.data.datasets.layouts import WnidFolders
 from prometar.data.datasets.listing import SPLITS, Items, Listing
 from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
 from prometar.data.datasets.sources import FolderSource, RenderedSource
 from prometar.errors import UserError
+from prometar.io.files import is_utf8
 from prometar.io.stores import join, shown
 from prometar.parts.building import make
 from prometar.parts.reference import failing, reference_of
@@ -113,7 +114,21 @@ def _open_own(name: str, root: str | None, args: Mapping[str, Any]) -> Dataset:
         found = loader(root)
     if not isinstance(found, Dataset):
         raise UserError(f"{name} must return a Dataset, found {type(found).__name__} (docs/extending.md)")
+    strange = next((item for part in found.splits.values() for item in part if not _typed(item)), None)
+    if strange is not None:
+        raise UserError(
+            f"{name} must return items of a path, a label and a class name, found {strange!a:.200}"
+        )
     return replace(found, name=name)
+
+
+def _typed(item: Item) -> bool:
+    return (
+        isinstance(item, Item)
+        and all(isinstance(text, str) for text in (item.path, item.classname))
+        and isinstance(item.label, int)
+        and is_utf8(item.path)
+    )
 
 
 def _open(name: str, root: Path | str | None) -> Dataset:
@@ -160,7 +175,7 @@ def imagenet_labels(name: str, root: Path | str) -> tuple[int, ...]:
 
 
 def problems_of(dataset: Dataset) -> Iterator[str]:
-    """What is wrong with the list itself: an image twice, a label with two names."""
+    """What is wrong with the list itself: an image twice, a label with two names or none that can be said."""
     seen: dict[str, str] = {}
     names: dict[int, str] = {}
     for split, items in dataset.splits.items():
@@ -168,6 +183,9 @@ def problems_of(dataset: Dataset) -> Iterator[str]:
             if item.path in seen:
                 yield f"{dataset.origin} lists {item.path} twice ({seen[item.path]}, {split})"
             seen[item.path] = split
+            if item.label not in names and (flaw := flaw_of(item.classname)):
+                called = f"calls label {item.label} {item.classname!a}, which {flaw}"
+                yield f"{dataset.origin} {called} (at {item.path})"
             known_as = names.setdefault(item.label, item.classname)
             if known_as != item.classname:
                 yield (

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from unicodedata import category
 
 from prometar.errors import UserError
 
@@ -97,3 +98,16 @@ def classnames(items: Iterable[Item]) -> tuple[str, ...]:
                 "mend the split file"
             )
     return tuple(names[label] for label in sorted(names))
+
+
+def flaw_of(classname: str) -> str:
+    """Why a prompt cannot name a class so; "" where it can.
+
+    Example:
+        >>> flaw_of("zigzagged"), flaw_of(" ")
+        ('', 'names nothing')
+    """
+    kinds = [category(character) for character in classname.replace("_", " ")]  # as prompts read it
+    if {"Cc", "Cs"} & set(kinds):
+        return "holds control characters, or is not UTF-8"
+    return "" if any(kind[0] not in "CZ" for kind in kinds) else "names nothing"

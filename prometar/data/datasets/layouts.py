@@ -18,6 +18,7 @@ from prometar.data.datasets.listing import (
     read_text,
 )
 from prometar.errors import UserError
+from prometar.io.files import is_utf8
 
 CLASSNAMES = "classnames.txt"
 
@@ -219,7 +220,9 @@ def _item(row: Any, where: str) -> Item:
 
 
 def _inside(path: str, where: str) -> str:
+    if not is_utf8(path):
+        raise UserError(f"{where}: path {path!a} is not UTF-8, or holds a null character: rename the image")
     parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path:
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
         raise UserError(f"{where}: path '{path}' leaves the image folder")
     return str(parts)  # './a' and 'a//b' are the same images as 'a' and 'a/b'

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from prometar.data.datasets.dataset import Dataset, Item
@@ -47,6 +49,17 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
     return tree
 
 
+def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
+    """The shards of a prepared folder whose bytes are not those that its manifest has the digest of."""
+    system, folder = filesystem(uri)
+    for shard in manifest["shards"]:
+        file = str(shard["file"])
+        with system.open_input_stream(f"{folder}/{file}") as stream:
+            found = hashlib.sha256(stream.read()).hexdigest()
+        if found != shard.get("sha256"):
+            yield f"shard {shown(join(uri, file))} is not what {MANIFEST} says: prepare it again"
+
+
 def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, template: str) -> Dataset:
     """The data set of a prepared folder; its items come in the order of the original split file.
 
@@ -60,6 +73,8 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
     splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for shard in shards:
         table, _ = read_index(uri, shard, INDEX_COLUMNS)
+        if any(column.null_count for column in table.columns):
+            raise UserError(f"{shown(join(uri, shard))} has empty fields: prepare the data set again")
         columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
         for path, label, classname, split in zip(*columns, strict=True):
             if split not in splits:

@@ -142,7 +142,8 @@ def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
     system, folder = filesystem(uri)
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:
-            yield pq.ParquetFile(stream, metadata=_footer(uri, shard))
+            # Else a bit that a disk has lost is another picture, and nobody would see it.
+            yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise WorkError(
             f"cannot read shard {shown(join(uri, shard))}: {reason(error)}; prepare it again"

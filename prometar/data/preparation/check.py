@@ -22,7 +22,8 @@ from prometar.data.datasets.catalog import (
     title_of,
 )
 from prometar.data.datasets.dataset import Dataset, Item, Source
-from prometar.data.datasets.manifest import find_manifest
+from prometar.data.datasets.manifest import damaged_shards, find_manifest
+from prometar.data.datasets.sources import ParquetSource
 from prometar.data.streaming.transforms import decode
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import shown
@@ -71,7 +72,7 @@ class CheckResult:
         name, classes: The data set and its number of classes.
         counts: Images a split, all decoded but those in `broken`.
         broken: Images that are missing or cannot be decoded.
-        problems: What is wrong with the list: images listed twice, labels with two names.
+        problems: What is wrong with the list: images listed twice, labels with two names, changed shards.
         notes: What is worth knowing: other sizes than published, equal class names, a split made here.
     """
 
@@ -176,9 +177,14 @@ def check(name: str, root: Path | str | None = None, *, threads: int | None = No
         counts_of(dataset),
         classes,
         broken,
-        tuple(problems_of(dataset)),
+        (*problems_of(dataset), *_damaged(dataset)),
         tuple(_notes(dataset, classes, {one.path: one.digest for one in seen})),
     )
+
+
+def _damaged(dataset: Dataset) -> Iterator[str]:
+    if isinstance(dataset.source, ParquetSource) and (manifest := find_manifest(dataset.source.uri)):
+        yield from damaged_shards(dataset.source.uri, manifest)
 
 
 def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from prometar.data.datasets.benchmarks import BENCHMARKS, Archive, how_to_get
 from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.http import Progress, fetch
 from prometar.errors import UserError, WorkError
+from prometar.io.files import require_utf8
 
 WORK = ".download"  # below the data root, so that moving into place is renaming
 
@@ -56,6 +57,7 @@ def download(name: str, to: Path | str, *, progress: Progress = lambda done, tot
         raise UserError(
             f"--to {to} is no folder: download to one, then `prometar data prepare {name} --to {to}`"
         )
+    require_utf8(to)
     root = Path(to)
     if root.exists() and not root.is_dir():
         raise UserError(f"--to {to} is a file: choose a folder")

@@ -25,6 +25,7 @@ from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
 from prometar.data.datasets.sources import SCHEMA
 from prometar.data.preparation.check import CheckResult, counts_of, find_broken
 from prometar.errors import UserError, WorkError
+from prometar.io.files import resolved
 from prometar.io.stores import filesystem, shown
 
 SHARD_ROWS = 1024
@@ -116,12 +117,8 @@ def _target(name: str, root: Path | str | None, to: Path | str) -> str:
     system, path = filesystem(target)
     if not isinstance(system, fs.LocalFileSystem):
         return target
-    place = Path(path).resolve()
-    if (
-        root is not None
-        and "://" not in str(root)
-        and place.is_relative_to(Path(place_of(name, root)).resolve())
-    ):
+    place = resolved(path)
+    if root is not None and "://" not in str(root) and place.is_relative_to(resolved(place_of(name, root))):
         raise UserError(f"{target} lies in the data set's own folder: choose another --to")
     if place.is_dir():
         strange = [file.name for file in place.iterdir() if not file.name.endswith(OWN_ENDINGS)]
@@ -178,6 +175,7 @@ def _encode(part: list[tuple[Item, str]], source: Source) -> bytes:
         "compression": {field.name: "NONE" if field.name == "image" else "ZSTD" for field in SCHEMA},
         "use_dictionary": ["classname", "split"],
         "write_statistics": False,
+        "write_page_checksum": True,
     }
     pq.write_table(
         pa.Table.from_arrays(arrays, schema=SCHEMA),

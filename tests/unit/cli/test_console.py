@@ -38,6 +38,7 @@ def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int,
         ),
         (RecursionError(), 1, "error: unforeseen RecursionError; please"),
         (UserError("name \ud800"), 2, "error: name \\ud800\n"),
+        (UserError("red \x1b[31m\r"), 2, "error: red \\x1b[31m\\r\n"),
     ],
 )  # fmt: skip
 def test_every_error_is_one_line(

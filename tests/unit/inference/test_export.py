@@ -129,9 +129,25 @@ def test_other_classes(exported: Path) -> None:
     predicted = classifier.predict(pictures, classnames=names, batch_size=3)
     assert predicted.classnames == names
     assert predicted.probabilities.shape == (4, 4)
-    for wrong in ([], ["a", "a"], "striped"):
+    for wrong in (
+        [],
+        ["a", "a"],
+        "striped",
+        1,
+        ["a", None],
+        ["a", []],
+        ["a", " "],
+        ["a", "\ud800"],
+        ["a", "\n"],
+    ):
         with pytest.raises(UserError, match="classnames must be different names"):
-            classifier.predict(pictures, classnames=wrong)
+            classifier.predict(pictures, classnames=wrong)  # type: ignore[arg-type]
+    for several in (None, 1, {"a": 1}, {"a.png"}, iter(pictures)):
+        with pytest.raises(UserError, match="images must be one or a sequence of them, found"):
+            classifier.predict(several)  # type: ignore[arg-type]
+    for size in (0, 0.5, None, "1", float("nan")):
+        with pytest.raises(UserError, match="batch_size must be a number of at least 1"):
+            classifier.predict(pictures, batch_size=size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,30 @@ def test_the_command_writes_the_page(
     assert (tmp_path / "other.html").exists()
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["best.yaml", "finals.json", "study.yaml", "study.db", "report.html", "trials/0000/record.json", "link"],
+)
+def test_a_comparison_replaces_comparisons_alone(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else one wrong word on the command line costs a study's results."""
+    a, b = study(tmp_path / "a", {"dtd": runs(73, 74)}), study(tmp_path / "b", {"dtd": runs(71, 71)})
+    assert main(["report", str(a)]) == 0
+    for name in ("best.yaml", "study.db"):
+        (a / name).write_text("kept")
+    (a / "link").symlink_to("best.yaml")
+    command, kept = ["report", "--compare", str(a), str(b), "--to"], (a / file).read_bytes()
+    capsys.readouterr()
+    assert main([*command, str(a / file)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"--to {a / file} is there already, and no page of `prometar report --compare`" in line
+    assert (a / file).read_bytes() == kept
+    for _ in range(2):  # an earlier comparison is replaced
+        assert main([*command, str(tmp_path / "compare.html")]) == 0
+
+
 def test_the_command_still_rebuilds_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = study(tmp_path / "a", None)
     assert main(["report", str(folder)]) == 0

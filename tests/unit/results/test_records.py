@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,45 @@ def test_a_damaged_record_is_named(tmp_path: Path, name: str, text: str) -> None
     (folder / name).write_text(text)
     with pytest.raises(UserError, match=rf"{name} (is damaged|has no version)"):
         read_records(folder)
+
+
+def test_a_record_in_anothers_folder_is_no_second_trial(tmp_path: Path) -> None:
+    """A copy that somebody has kept would count twice."""
+    write(tmp_path, description(), [trial(0), trial(1)])
+    shutil.copytree(tmp_path / "trials/0001", tmp_path / "trials/0001-copy")
+    with pytest.raises(UserError, match=r"0001-copy/record\.json is the record of trial 1: move it out"):
+        read_records(tmp_path)
+
+
+def test_records_that_contradict_each_other(tmp_path: Path) -> None:
+    trials = [trial(number) for number in range(4)]
+    again = last_round(trials)
+    tested = finals(trials[1], {"dtd": compared(runs(70.0, 71.0), runs(69.0, 70.0))})
+
+    def said(**files: Any) -> str:
+        write(tmp_path, description(), trials, **{"lastround": again, "finals": tested, **files})
+        with pytest.raises(UserError) as caught:
+            read_records(tmp_path)
+        return str(caught.value)
+
+    assert "chosen: trial 77 is not among its rows" in said(lastround={**again, "chosen": 77})
+    assert "rows: one stands there twice" in said(lastround={**again, "rows": again["rows"][:1] * 2})
+    doubled = {"dtd": {**tested["datasets"]["dtd"], "best": runs(70.0) * 2}}
+    assert "finals.json is damaged, runs: one stands there twice" in said(
+        finals={**tested, "datasets": doubled}
+    )
+    trials[0]["runs"] += trials[0]["runs"][:1]
+    assert "0000/record.json is damaged, runs: one stands there twice" in said()
+
+
+@pytest.mark.parametrize("name", ["finals.json", "lastround.json", "trials/0000/record.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_record_that_is_no_file_is_not_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    path = write(tmp_path, description(), [trial(0)]) / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"cannot read .*: it is no plain file"):
+        read_records(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prometar.data.datasets import catalog
 from prometar.data.datasets.catalog import known, open_dataset
-from prometar.data.datasets.dataset import Item, classnames
+from prometar.data.datasets.dataset import Dataset, Item, classnames
+from prometar.data.datasets.sources import FolderSource
 from prometar.data.preparation.check import check
+from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming.transforms import TransformSpec, apply
 from prometar.errors import UserError
 
@@ -96,6 +100,62 @@ def test_a_malformed_split_file_says_where(own_dtd: Path, text: str, part: str) 
     message = fails("dtd", own_dtd)
     assert SPLIT in message or "split file" in message
     assert part in message
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", "_", "\u00a0", "\u200b", "a\0b", "a\nb", "\x1b[31m", "a\ud800", "\udcff"]
+)
+def test_a_class_name_that_no_prompt_can_hold(own_dtd: Path, tmp_path: Path, name: str) -> None:
+    file = own_dtd / "dtd" / SPLIT
+    file.write_text(file.read_text().replace('"grid"', json.dumps(name)))
+    assert f"calls label 2 {name!a}, which " in fails("dtd", own_dtd)
+    assert [f"calls label 2 {name!a}, which" in line for line in check("dtd", own_dtd).problems] == [True]
+    with pytest.raises(UserError, match="calls label 2"):
+        prepare("dtd", own_dtd, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_class_names_of_every_script_are_kept(own_dtd: Path) -> None:
+    file = own_dtd / "dtd" / SPLIT
+    file.write_text(
+        file.read_text().replace('"grid"', json.dumps("می\u200cخواهم")).replace('"dotted"', '"+"')
+    )
+    assert open_dataset("dtd", own_dtd).classnames == ("banded", "+", "می\u200cخواهم", "lined")
+
+
+@pytest.mark.parametrize("path", ["grid/\udcff.jpg", "a\0b"])
+def test_a_path_that_no_record_can_hold(own_dtd: Path, path: str) -> None:
+    """Also where the file is there: a name that is not UTF-8 is one for Linux, and none for a shard."""
+    file = own_dtd / "dtd" / SPLIT
+    split = json.loads(file.read_text())
+    if path == "grid/\udcff.jpg":
+        (own_dtd / "dtd" / "images" / path).write_bytes(
+            (own_dtd / "dtd/images" / split["train"][0][0]).read_bytes()
+        )
+    split["train"][0][0] = path
+    file.write_text(json.dumps(split))
+    assert f"train entry 0: path {path!a} is not UTF-8" in fails("dtd", own_dtd)
+
+
+def test_a_folder_whose_name_is_not_utf8(own_dtd: Path, tmp_path: Path) -> None:
+    named = own_dtd.rename(tmp_path / os.fsdecode(b"root\xff"))
+    assert "is not UTF-8, or holds a null character: take another name" in fails("dtd", named)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        prepare("textures", None, named / "to")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        prepare("textures", None, "a\0b")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [Item("a", 0, None), Item(None, 0, "a"), Item("\ud800", 0, "a"), Item("a", "0", "a"), "a"],  # type: ignore[arg-type]
+)
+def test_a_loader_of_ones_own_returns_items(item: Item, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Dataset("own", "own", (item,), (), (), FolderSource("."), "a {}.")
+    monkeypatch.setattr(catalog, "make", lambda *_: lambda root: found)
+    assert "own:Loader must return items of a path, a label and a class name, found " in fails(
+        "own:Loader", None
+    )
 
 
 def test_an_image_lost_later_is_named(own_dtd: Path) -> None:

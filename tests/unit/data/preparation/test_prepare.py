@@ -126,6 +126,36 @@ def test_never_writes_into_the_users_data(own_dtd: Path, tmp_path: Path) -> None
     assert tree(own_dtd) == before
 
 
+def test_a_lost_bit_is_no_other_picture(own_dtd: Path, tmp_path: Path) -> None:
+    """Photographs are stored as they are: one with a changed byte is decoded all the same."""
+    prepare("dtd", own_dtd, tmp_path)
+    dataset = open_dataset("dtd", tmp_path)
+    path = dataset.train[0].path
+    photograph = (own_dtd / "dtd/images" / path).read_bytes()
+    (shard,) = tmp_path.rglob("*.parquet")
+    place = shard.read_bytes().index(photograph) + len(photograph) // 2
+    with shard.open("r+b") as file:
+        file.seek(place)
+        file.write(bytes([shard.read_bytes()[place] ^ 1]))
+    with pytest.raises(WorkError, match=r"cannot read shard .*prepare it again"):
+        dataset.source.read_many([path])
+    problems = check("dtd", tmp_path).problems
+    assert problems == (f"shard {shard} is not what manifest.json says: prepare it again",)
+
+
+@pytest.mark.parametrize("column", ["path", "classname", "label"])
+def test_a_shard_with_empty_fields(own_dtd: Path, tmp_path: Path, column: str) -> None:
+    prepare("dtd", own_dtd, tmp_path)
+    (shard,) = tmp_path.rglob("*.parquet")
+    table = pq.read_table(shard)
+    place = table.schema.get_field_index(column)
+    field = pa.field(column, table.schema.field(column).type)
+    values = [None, *table.column(column).to_pylist()[1:]]
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), shard)
+    with pytest.raises(UserError, match=r"\.parquet has empty fields: prepare the data set again"):
+        open_dataset("dtd", tmp_path)
+
+
 def test_a_damaged_copy_is_named(small_dtd: Path, tmp_path: Path) -> None:
     prepare("dtd", small_dtd, tmp_path)
     (shard,) = (tmp_path / "dtd").glob("*.parquet")

@@ -1,0 +1,54 @@
+"""A run's folder: what a run writes there, and what it leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prometar import runs
+from prometar.config.settings import Config, configure, dump_config
+from prometar.data.streaming.stream import stream_local
+from prometar.errors import UserError
+
+
+@pytest.fixture
+def config(small_dtd: Path) -> Config:
+    values = {"data.name": "dtd", "data.root": str(small_dtd), "data.shots": 1, "train.epochs": 1}
+    return configure("zero-shot", values)
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(run: runs.Run) -> runs.Stream:
+        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
+
+    monkeypatch.setattr(runs, "ray_stream", here)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"study.yaml": "x"}, "holds a study"),
+        ({"config.yaml": "# mine\noptim: {lr: 0.1}"}, "config.yaml is there already"),
+        ({"result.json": "{}"}, "result.json is there already"),
+        ({"config.yaml": "# mine", "result.json": "{}"}, "config.yaml is there already"),
+    ],
+)
+def test_a_folder_of_something_else_is_left_alone(
+    files: dict[str, str], said: str, config: Config, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{said}.*: name another folder with --out"):
+        runs.train_run(config, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None:
+    """Also one that was stopped before its first checkpoint, or lost it."""
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    first = runs.train_run(config, tmp_path)
+    assert runs.train_run(config, tmp_path) == first
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert runs.train_run(config, tmp_path)["base"] == first["base"]
