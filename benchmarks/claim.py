@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,7 +57,7 @@ def search(dataset: str, arm: str, number: int, out: Path) -> dict[str, Any]:
         "--trials", "24", "--study", name, "--out", str(out), "--seed", str(100 * number),
         "--final-seeds", " ".join(map(str, FINAL_SEEDS)), *ARMS[arm],
     ]  # fmt: skip
-    started = time.perf_counter()
+    started, code = time.perf_counter(), commit()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stdout[-2000:]}")
@@ -77,7 +78,7 @@ def search(dataset: str, arm: str, number: int, out: Path) -> dict[str, Any]:
         "pairs": len(finals.seeds),
         "seconds": round(time.perf_counter() - started),
         "machine": machine(),
-        "commit": commit(),
+        "commit": code,
     }
 
 
@@ -92,7 +93,8 @@ def commit() -> str:
 def read() -> list[dict[str, Any]]:
     if not RECORDS.exists():
         return []
-    return [json.loads(line) for line in RECORDS.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in RECORDS.read_text("utf-8").splitlines()]
+    return [row for row in rows if SUITE[row["dataset"]].purpose == "claim"]
 
 
 def over_sets(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
@@ -161,7 +163,10 @@ def show(doc: Path | None, plot: Path | None) -> None:
     if not rows:
         raise SystemExit(f"error: {RECORDS.name} holds no search yet: run benchmarks/claim.py --claim")
     what = f"Chosen minus released, points on test images, {rows[0]['pairs']} paired seeds."
-    parts = [f"{describe(threads=1)}. {what}", results(rows), by_set(rows), goal(rows)]
+    counts = Counter(row["commit"] for row in rows)
+    code = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    head = f"{describe(threads=1, where=rows[0]['machine'])}. {what} Code of the searches: {code}."
+    parts = [head, results(rows), by_set(rows), goal(rows)]
     publish("\n\n".join(parts), doc, "claim")
     if plot is not None:
         draw(rows, list(ARMS), plot)
@@ -187,9 +192,8 @@ def main() -> None:
         return
     sets = args.sets or [name for name, each in SUITE.items() if each.purpose == "claim"]
     done = {(row["dataset"], row["arm"], row["search"]) for row in read()}
-    for number in range(
-        1, args.searches + 1
-    ):  # search by search: after an interruption there are whole rounds
+    # Search by search: after an interruption there are whole rounds.
+    for number in range(1, args.searches + 1):
         for dataset in sets:
             require_development([dataset], claim=args.claim)
             for arm in args.arms:

@@ -78,9 +78,9 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def describe(threads: int, dtype: str = "fp32") -> str:
-    """The machine in one line."""
-    m = machine()
+def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) -> str:
+    """A machine in one line: this one, or what `machine` told of another."""
+    m = where or machine()
     versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "ray", "optuna"))
     return f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {threads} threads, {dtype}, {versions}"
 

@@ -30,6 +30,7 @@ from tuned import RandomDraws
 from prometar.config.settings import configure
 from prometar.metrics import harmonic_mean
 from prometar.training.drift import LOSS_PER_NAT
+from tune.space.portfolio import shipped
 from tune.space.spaces import load_space
 from tune.stages.choice import Belief, Calibration
 
@@ -44,11 +45,13 @@ class Table:
     """One data set's figures: settings x seeds, released settings first.
 
     Args:
-        tests: H on the test images. signals: By name, what a search could see.
+        tests: H on the test images. base, new: Accuracy on them. signals: By name, what a search could see.
         holdout: By fold, H over base classes seen and held out.
     """
 
     tests: Floats
+    base: Floats
+    new: Floats
     signals: Mapping[str, Floats]
     holdout: Mapping[int, Floats]
 
@@ -91,6 +94,8 @@ def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) 
     names = (*seen, "imagenet divergence")
     return Table(
         grid("final", lambda record: record["H"]),
+        grid("final", lambda record: record["base"]),
+        grid("final", lambda record: record["new"]),
         {
             name: grid("final", lambda record, key=name: record["signals"].get(key, math.nan))
             for name in names
@@ -131,8 +136,7 @@ _FOLDS = {"one half held out", "both halves held out"}
 
 def judge(scores: Floats, tests: Floats, seed: int) -> dict[str, float]:
     """How the scores of one seed rank by the tests of the others."""
-    others = [k for k in range(tests.shape[1]) if k != seed] or [seed]
-    score, test = np.nan_to_num(scores[:, seed], nan=-1e9), tests[:, others].mean(axis=1)
+    score, test = np.nan_to_num(scores[:, seed], nan=-1e9), _others(tests, seed)
     good = test >= np.median(test)
     picks = _picks(score, test)
     return {
@@ -142,6 +146,13 @@ def judge(scores: Floats, tests: Floats, seed: int) -> dict[str, float]:
         "worse": float(np.mean(picks < test[0] - 0.5)),
         "regret": float(test.max() - picks.mean()),
     }
+
+
+def _others(tests: Floats, seed: int) -> Floats:
+    """What the other seeds test, their mean; of a single seed, its own."""
+    others = [k for k in range(tests.shape[1]) if k != seed] or [seed]
+    means: Floats = tests[:, others].mean(axis=1)
+    return means
 
 
 def _picks(score: Floats, test: Floats) -> Floats:
@@ -165,8 +176,9 @@ def error_of(way: Callable[[Table], Floats], tables: Sequence[Table]) -> float:
         for k in rng.integers(len(tables), size=len(tables)):
             scores, tests = way(tables[k]), tables[k].tests
             rows = rng.integers(len(tests), size=len(tests))
-            others = tests[:, 1:].mean(axis=1) if tests.shape[1] > 1 else tests[:, 0]
-            ranks.append(spearmanr(np.nan_to_num(scores[rows, 0], nan=-1e9), others[rows]).statistic)
+            for seed in range(tests.shape[1]):
+                others = _others(tests, seed)[rows]
+                ranks.append(spearmanr(np.nan_to_num(scores[rows, seed], nan=-1e9), others).statistic)
         means.append(np.nanmean(ranks))
     return float(np.std(means))
 
@@ -220,6 +232,52 @@ def results(tables: Mapping[str, Table]) -> str:
     return table(("way of scoring", *columns), rows)
 
 
+def parts(tables: Mapping[str, Table]) -> str:
+    """How well base and new accuracy, each alone, are told on each data set."""
+    told: dict[str, Callable[[Table], tuple[Floats, Floats]]] = {
+        "base, by validation accuracy": lambda t: (t.signals["base"], t.base),
+        "new, by divergence": lambda t: (-t.signals["divergence"], t.new),
+        "new, by divergence on ImageNet's names": lambda t: (-t.signals["imagenet divergence"], t.new),
+        "new, by agreement": lambda t: (t.signals["agreement"], t.new),
+        "new, by text cosine": lambda t: (t.signals["text_cosine"], t.new),
+        "new, by image cosine": lambda t: (t.signals["image_cosine"], t.new),
+        "new, by the test with another seed": lambda t: (t.new, t.new),
+    }
+    rows = []
+    for name, of in told.items():
+        ranks = [
+            np.mean([judge(*of(t), seed)["rank"] for seed in range(t.new.shape[1])]) for t in tables.values()
+        ]
+        rows.append((name, *(f"{rank:.2f}" for rank in ranks)))
+    return table(("rank correlation", *tables), rows)
+
+
+def gains(tables: Mapping[str, Table]) -> str:
+    """What the settings of the portfolio gained."""
+    known = shipped()
+    rows = []
+    for settings in known.choose(without=()):
+        (row,) = (each for each in known.known if dict(each.settings) == settings)
+        rows.append((brief(settings), *(f"{row.gains[name]:+.1f}" for name in tables)))
+    return table(("settings", *tables), rows)
+
+
+def brief(settings: Mapping[str, Any]) -> str:
+    """Settings of `recipe` in few words."""
+    s = settings
+    kind = s["regularizer.kind"]
+    weights = (
+        "no regularizer"
+        if kind == "none"
+        else (f"{kind} {s['regularizer.text_weight']:.0f} and {s['regularizer.image_weight']:.0f}")
+    )
+    ends = "averaged" if s["averager.kind"] == "gaussian" else "last epoch"
+    return (
+        f"{weights}, {ends}, depths {s['prompts.text_depth']} and {s['prompts.vision_depth']}, rate "
+        f"{s['optim.lr']:.2g}, crops from {s['augment.crop_scale_min']:.2f}"
+    )
+
+
 def portfolio(args: argparse.Namespace, tables: Mapping[str, Table]) -> dict[str, Any]:
     """What `tune/space/portfolio.py` reads: each setting's mean gain by data set."""
     known = [
@@ -231,12 +289,12 @@ def portfolio(args: argparse.Namespace, tables: Mapping[str, Table]) -> dict[str
         }
         for number in range(1, args.settings + 1)
     ]
-    evidence = f"{args.epochs} epochs, {len(args.seeds)} seeds, benchmarks/objectives.py"
     return {
         "space": args.space,
         "method": "prometar",
         "backbone": "mini",
-        "evidence": evidence,
+        "epochs": args.epochs,
+        "seeds": len(args.seeds),
         "known": known,
     }
 
@@ -259,6 +317,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"
+    if args.quick and (args.doc or args.portfolio):
+        parser.error("--quick is no evidence: it writes neither --doc nor --portfolio")
     require_development(args.sets, claim=False)
     runs = {name: runs_of(args, name) for name in args.sets}
     run_all([run for by_key in runs.values() for run in by_key.values()], args.out, jobs=args.jobs)
@@ -267,7 +327,8 @@ def main() -> None:
         f"{describe(threads=1)}. {', '.join(args.sets)}: the released settings and {args.settings} draws of "
         f"`{args.space}`, {args.epochs} epochs, seeds {', '.join(map(str, args.seeds))}; picks of {BUDGET}."
     )
-    publish(f"{head}\n\n{results(tables)}", args.doc, "objectives")
+    publish(f"{head}\n\n{results(tables)}\n\n{parts(tables)}", args.doc, "objectives")
+    publish(gains(tables), args.doc, "portfolio")
     if args.portfolio:
         text = json.dumps(portfolio(args, tables), indent=1)
         args.portfolio.write_text(text + "\n", "utf-8")

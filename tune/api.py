@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prometar.errors import UserError
+from prometar.io.files import resolved
 from tune.options import Options, options_of, run
 from tune.reporting.display import Report
 from tune.results.reader import Records, read_records
@@ -74,7 +75,7 @@ class Study:
 
     def __init__(self, folder: str | Path, **options: Any) -> None:
         self._asked = ", ".join([repr(str(folder)), *(f"{key}={value!r}" for key, value in options.items())])
-        self.folder = Path(folder).expanduser().resolve()
+        self.folder = resolved(Path(folder).expanduser())
         given = [name for name in _OF_THE_FOLDER if name in options]
         if given:
             raise UserError(f"Study takes no '{given[0]}': its first argument is the folder OUT/STUDY")

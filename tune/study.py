@@ -261,8 +261,7 @@ def _search(
         numbers_of=searcher.numbers,
         console=console,
     )
-    done = budget.search.steps * len(memory.ended()) / spec.trials
-    left = budget.total.steps - min(done, budget.search.steps)
+    left = budget.waited(means.plan.max_concurrent, done=len(memory.ended()) / spec.trials)
     estimate = Estimate(left, budget.steps_per_epoch, means.plan.max_concurrent, console=console)
     callbacks: Sequence[Callback] = (progress, keeper, trackers, estimate)
     if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):

@@ -40,9 +40,8 @@ class StudySpec:
             one is called best; 0 for none (default 3). top_seeds: How many fresh seeds (default 2).
         final_seeds: Of the last comparison on the test images.
         matters: The smallest difference on the test that matters, in points of H: pairs of final runs are
-        added,
-            in the order of the seeds, until a difference is shown or one that matters is excluded (default
-            None: all seeds are run).
+            added, in the order of the seeds, until a difference is shown or one that matters is excluded
+            (default None: all seeds are run).
     Raises:
         UserError: a number or a name that makes no sense.
     """

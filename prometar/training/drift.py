@@ -7,6 +7,7 @@ the evidence.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from prometar.step.prompted_clip import Model
 TEMPLATE = "a photo of a {}."
 """Of the frozen CLIP's texts that prompts are compared with: what most contexts start from."""
 LOSS_PER_NAT = 0.05
-"""The share of new accuracy that is lost with each nat of divergence; fitted on other data sets."""
+"""The share of new accuracy that is lost with each nat of divergence (docs/objectives.md)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ def predicted_new(zero_shot: float, drift: Drift) -> float:
     `zero_shot`: the frozen CLIP's accuracy on the base classes' validation images, which sets the level.
     """
     return zero_shot * math.exp(-LOSS_PER_NAT * drift.divergence)
+
+
+def drift_identity(backbone: Backbone) -> str:
+    """What decides a prediction beside images and prompts: scores of two do not compare."""
+    names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
+    return f"{LOSS_PER_NAT} a nat, names {names}"
 
 
 def foreign_names(known: Iterable[str], vocabulary: Sequence[str]) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ class Estimate(Unpickled, Callback):
     """Says how many hours are left at most, and what to do where they are more than a day.
 
     Args:
-        steps: Left of the whole study at most. steps_per_epoch: Of a trial, all its runs together.
+        steps: Left of the whole study at most, one after the other (`Budget.waited`).
+        steps_per_epoch: Of a trial, all its runs together.
         at_a_time: Trials that run beside each other.
         console: Where it is said.
     """
@@ -35,7 +36,7 @@ class Estimate(Unpickled, Callback):
             return
         self._said = True
         step = seconds / (epoch * self._steps_per_epoch)  # a result's seconds are of all epochs so far
-        hours = step * self._steps / self._at_a_time / 3600
+        hours = step * self._steps / 3600
         self._console.print(
             f"at most about {_duration(hours)} are left on what is here: {step:.2g} s a step, "
             f"{self._at_a_time} trials at a time"

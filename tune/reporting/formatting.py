@@ -98,12 +98,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def interval(difference: Interval, unit: str) -> str:
-    """A mean difference with its 95 % interval and how many `unit`s it rests on."""
-    return (
-        f"{signed(difference.mean)}, 95 % interval {signed(difference.low)} to {signed(difference.high)}, "
-        f"n = {counted(difference.n, unit)}"
-    )
+def interval(difference: Interval, unit: str, level: str = "95") -> str:
+    """A mean difference with its interval of `level` percent and how many `unit`s it rests on."""
+    low, high = signed(difference.low), signed(difference.high)
+    measured = f"{signed(difference.mean)}, {level} % interval {low} to {high}"
+    return f"{measured}, n = {counted(difference.n, unit)}"
 
 
 def bounds(difference: Interval | None) -> str:

@@ -35,9 +35,9 @@ def _verdict(records: Records) -> str:
         if several and any(entry.difference for entry in finals.datasets.values()):
             return "No difference shown over the data sets: fewer than two of them can be compared."
         return "The final test shows nothing: fewer than two seeds were finished by both settings."
-    measured = "best − released " + interval(difference, "data set" if several else "paired seed").replace(
-        ",", " points of H,", 1
-    )
+    measured = "best − released " + interval(
+        difference, "data set" if several else "paired seed", finals.level
+    ).replace(",", " points of H,", 1)
     if not finals.shown:
         found = f"No difference shown: {measured}; the interval holds 0.{_what_it_excludes(finals)}"
     else:

@@ -67,5 +67,5 @@ def _final_test(records: Records) -> SummaryTable | None:
     )
     seeds = ", ".join(map(str, finals.seeds))
     title = f"on the test images, trained on all base classes, seeds {seeds}"
-    columns = ("settings", "base", "new", "H", "runs", "best − released (95 % interval)")
+    columns = ("settings", "base", "new", "H", "runs", f"best − released ({finals.level} % interval)")
     return SummaryTable(title, columns, rows)

@@ -183,8 +183,7 @@ class Reevaluation(Versioned):
 
     Args:
         keep_unless: The probability of being better from which on settings replace the released ones; None
-        where
-            the highest mean is chosen.
+            where the highest mean is chosen.
     """
 
     seeds: tuple[int, ...]
@@ -247,6 +246,11 @@ class FinalTest(Versioned):
     detectable: Figure | None = None
     cpus: float | None = None
     gpus: float | None = None
+
+    @property
+    def level(self) -> str:
+        """How often an interval holds the true difference, in percent."""
+        return f"{100 * (1 - self.alpha):g}"
 
     def sides(self, dataset: str) -> dict[str, tuple[Run, ...]]:
         """A data set's runs by side; those that are both sides count once."""

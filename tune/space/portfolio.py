@@ -1,8 +1,8 @@
 """Settings that did well on other data sets, as the first trials of a search.
 
 `portfolio.json` holds what the settings of `benchmarks/objectives.py` gained over the released ones on each
-development set. Five of them are taken that do best together on the sets that are not searched now: so a
-search never starts from what was learned on its own test images.
+development set. Five of them are taken that do best together on the sets that are not searched now, so that
+no search starts from what was learned on its own test images.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from importlib.resources import files
 from statistics import mean
 from typing import Any
 
-from prometar.config.settings import Config
-from tune.space.spaces import Space
+from prometar.bundled.suite import SUITE
+from prometar.config.settings import Config, configure
+from tune.space.spaces import Space, load_space
 
 SIZE = 5
 
@@ -31,12 +32,16 @@ class Known:
 
 @dataclass(frozen=True)
 class Portfolio:
-    """Known settings of one space, method and backbone. `evidence`: how they were measured."""
+    """Known settings of a space, over the released ones of a method on a backbone.
+
+    `epochs`: Of all runs. `seeds`: Each gain is the mean over so many.
+    """
 
     space: str
     method: str
     backbone: str
-    evidence: str
+    epochs: int
+    seeds: int
     known: tuple[Known, ...]
 
     def choose(self, without: Collection[str], size: int = SIZE) -> list[dict[str, Any]]:
@@ -73,26 +78,39 @@ def shipped() -> Portfolio:
     """The portfolio that comes with the package."""
     tree = json.loads(files("tune.space").joinpath("portfolio.json").read_text("utf-8"))
     known = tuple(Known(entry["settings"], entry["gains"]) for entry in tree["known"])
-    return Portfolio(tree["space"], tree["method"], tree["backbone"], tree["evidence"], known)
+    return Portfolio(**{**tree, "known": known})
 
 
 def first_trials(space: Space, config: Config, datasets: Sequence[str], size: int) -> list[dict[str, Any]]:
     """`size` of the portfolio's settings for a search on these data sets; none where it tells nothing."""
-    return shipped().choose(without=datasets, size=size) if _applies(shipped(), space, config) else []
+    return shipped().choose(without=datasets, size=size) if applies(space, config, datasets) else []
 
 
 def known_gains(
     settings: Mapping[str, Any], space: Space, config: Config, datasets: Collection[str]
 ) -> list[float]:
     """What these settings gained on data sets other than these; empty where it is not known."""
-    found = shipped()
-    known = next((each for each in found.known if each.settings == dict(settings)), None)
-    if known is None or not _applies(found, space, config):
+    known = next((each for each in shipped().known if each.settings == dict(settings)), None)
+    if known is None or not applies(space, config, datasets):
         return []
     return [gain for name, gain in known.gains.items() if name not in datasets]
 
 
-def _applies(found: Portfolio, space: Space, config: Config) -> bool:
-    """Whether settings were measured like this: what was learned elsewhere is not known to hold here."""
-    here = (space.name, config.method, config.backbone.name)
-    return (found.space, found.method, found.backbone) == here
+def applies(space: Space, config: Config, datasets: Collection[str]) -> bool:
+    """Whether gains were measured like this: on sets of the suite, over the same released settings.
+
+    What was learned otherwise is not known to hold here.
+    """
+    found = shipped()
+    measured = configure(found.method, {"backbone.name": found.backbone, "train.epochs": found.epochs})
+    return (
+        SUITE.keys() >= set(datasets)
+        and space.describe() == load_space(found.space).describe()
+        and _compared(config) == _compared(measured)
+    )
+
+
+def _compared(config: Config) -> dict[str, Any]:
+    """What must be the same: all but the data set and the seed."""
+    left_out = {"data.name", "data.root", "train.seed"}
+    return {key: value for key, value in config.flat().items() if key not in left_out}

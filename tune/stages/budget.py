@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 from prometar.config.settings import Config
@@ -57,6 +58,15 @@ class Budget:
         """All of them."""
         parts = self.parts
         return Part("at most", *(sum(getattr(part, k) for part in parts) for k in _COUNTED))
+
+    def waited(self, at_a_time: int, *, done: float) -> float:
+        """Steps that are waited for one after the other, where so many runs go on beside each other.
+
+        `done`: The share of the search that is over.
+        """
+        turns = (part.steps / part.runs * ceil(part.runs / at_a_time) for part in self.parts if part.runs)
+        search, *later = turns
+        return search * max(0.0, 1 - done) + sum(later)
 
     def __str__(self) -> str:
         return "\n".join(str(part) for part in (*self.parts, self.total) if part.runs)

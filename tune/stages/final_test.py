@@ -50,7 +50,7 @@ def run_finals(
         )
         for dataset in spec.names
     }
-    difference = _over_all(datasets)
+    difference, several = _over_all(datasets, level=1 - look.alpha), len(datasets) > 1
     tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
     record = FinalTest(
         seeds=seeds,
@@ -63,8 +63,9 @@ def run_finals(
         tested=tuple(sorted(tested)),
         alpha=look.alpha,
         matters=spec.matters,
-        excluded=bool(found and found.excluded and spec.matters is not None),
-        detectable=found.detectable if found and best.number else None,
+        # Of training seeds alone: with several data sets the difference shown is over those.
+        excluded=bool(found and found.excluded and spec.matters is not None and not several),
+        detectable=found.detectable if found and best.number and not several else None,
         cpus=means.plan.cpus_per_trial,
         gpus=means.plan.gpus_per_trial,
     )
@@ -128,12 +129,12 @@ def _run(job: Job, reasons: Mapping[str, str]) -> Run:
     return replace(run, alignment=alignment.mean if alignment else None)
 
 
-def _over_all(datasets: Mapping[str, DatasetTest]) -> Interval | None:
+def _over_all(datasets: Mapping[str, DatasetTest], *, level: float) -> Interval | None:
     """The one data set's difference; of several, the interval over their mean differences."""
     found = [each.difference for each in datasets.values()]
     if len(found) == 1:
         return found[0]
-    return t_interval([each.mean for each in found if each])
+    return t_interval([each.mean for each in found if each], level=level)
 
 
 def failed_runs(finals: FinalTest) -> list[str]:

@@ -11,14 +11,13 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
-from prometar.bundled.suite import SUITE
 from prometar.errors import WorkError
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
 from tune.results.schema import REEVALUATION, Reevaluated, Reevaluation, Run, TrialRecord, by_score
 from tune.results.writer import StudyFolder
-from tune.space.portfolio import known_gains
+from tune.space.portfolio import applies, known_gains
 from tune.stages.choice import (
     CALIBRATIONS,
     EMBEDDED,
@@ -111,9 +110,8 @@ def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialReco
 
 def _before(settings: Mapping[str, Any], spec: StudySpec) -> Belief:
     """What is believed of a gain before anything is measured on these data sets."""
-    embedded = spec.config.backbone.name == "mini" and SUITE.keys() >= set(spec.names)
-    gains = known_gains(settings, spec.space, spec.config, spec.names)
-    return belief(gains, EMBEDDED if embedded else UNKNOWN)
+    measured = (spec.space, spec.config, spec.names)
+    return belief(known_gains(settings, *measured), EMBEDDED if applies(*measured) else UNKNOWN)
 
 
 def _candidates(

@@ -13,6 +13,7 @@ from prometar.inference.prompt_file import weights_digest
 from prometar.methods.composition import build
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
+from prometar.training.drift import drift_identity
 from tune.stages.budget import Budget, Steps, budget_of, problems, steps_of
 from tune.study_spec import StudySpec
 
@@ -56,8 +57,11 @@ def check(spec: StudySpec) -> Checked:
         steps[name], note = steps_of(config, searched, final), searched[-1].note
         if note:
             notes.append(note if note == LEAKS else f"{name}: {note}")
-    clip = load_backbone(config.backbone.name, config.backbone.pretrained).clip
+    backbone = load_backbone(config.backbone.name, config.backbone.pretrained)
+    clip = backbone.clip
     contents["weights"] = weights_digest(clip)[:_DIGITS]
+    if searched[-1].predicts_new:
+        contents["drift"] = drift_identity(backbone)
     contents |= {f"code of {top}": code for top, code in identities(spec.own).items()}
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))

@@ -18,7 +18,7 @@ GAINS = st.fixed_dictionaries({name: st.integers(-5, 5).map(float) for name in S
 
 def portfolio_of(*gains: dict[str, float]) -> Portfolio:
     return Portfolio(
-        "s", "prometar", "mini", "", tuple(Known({"x": number}, each) for number, each in enumerate(gains))
+        "s", "prometar", "mini", 5, 3, tuple(Known({"x": number}, each) for number, each in enumerate(gains))
     )
 
 
@@ -52,7 +52,7 @@ def test_what_comes_with_the_package_lies_in_its_space() -> None:
     space = load_space(found.space)
     for each in found.known:
         assert space.checked(each.settings, what="the portfolio") == dict(each.settings)
-    config = configure("prometar", {"backbone.name": "mini"})
+    config = configure("prometar", {"backbone.name": "mini", "train.epochs": 5})
     first = first_trials(space, config, ["shapes"], 5)
     assert len(first) == 5
     assert all(len(known_gains(each, space, config, ["cells"])) == 3 for each in first)
@@ -60,15 +60,21 @@ def test_what_comes_with_the_package_lies_in_its_space() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "method", "backbone"),
+    ("space", "method", "changes", "dataset"),
     [
-        ("augmentation", "prometar", "mini"),
-        ("recipe", "promptsrc", "mini"),
-        ("recipe", "prometar", "ViT-B-16"),
+        ("augmentation", "prometar", {}, "shapes"),
+        ("recipe", "promptsrc", {}, "shapes"),
+        ("recipe", "prometar", {"backbone.name": "ViT-B-16", "backbone.pretrained": "openai"}, "shapes"),
+        ("recipe", "prometar", {"optim.lr": 0.02}, "shapes"),
+        ("recipe", "prometar", {"data.shots": 4}, "shapes"),
+        ("recipe", "prometar", {"train.epochs": 10}, "shapes"),
+        ("recipe", "prometar", {}, "dtd"),
     ],
 )
-def test_what_was_measured_otherwise_tells_nothing(space: str, method: str, backbone: str) -> None:
-    config = configure(method, {"backbone.name": backbone, "backbone.pretrained": "openai"})
+def test_what_was_measured_otherwise_tells_nothing(
+    space: str, method: str, changes: dict[str, Any], dataset: str
+) -> None:
+    config = configure(method, {"backbone.name": "mini", "train.epochs": 5, **changes})
     searched = load_space(space)
-    assert first_trials(searched, config, ["shapes"], 5) == []
-    assert known_gains(shipped().known[0].settings, searched, config, ["shapes"]) == []
+    assert first_trials(searched, config, [dataset], 5) == []
+    assert known_gains(shipped().known[0].settings, searched, config, [dataset]) == []

@@ -11,7 +11,7 @@ from prometar.training.train import build_run
 from tests.support.driver import small_spec
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked
-from tune.stages.budget import planned
+from tune.stages.budget import Budget, Part, planned
 from tune.stages.sequential import LOOKS
 from tune.study_spec import StudySpec
 
@@ -72,3 +72,11 @@ def test_a_test_that_ends_when_it_is_decided() -> None:
 
 def test_fewer_trials_than_the_last_round_takes() -> None:
     assert planned(small_spec(trials=2, top=3, top_seeds=2, final_seeds=(5,))).last_round.runs == 4
+
+
+def test_what_runs_beside_each_other_is_waited_for_once() -> None:
+    """Eight runs on three places take three turns, however many places a later stage could fill."""
+    budget = Budget(Part("search", 24, 120, 2400), Part("last", 8, 40, 800), Part("test", 2, 10, 200), 20)
+    assert budget.waited(1, done=0.0) == 3400
+    assert budget.waited(3, done=0.5) == 8 * 100 / 2 + 3 * 100 + 100
+    assert budget.waited(64, done=1.0) == 200

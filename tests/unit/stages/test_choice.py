@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tune.space.portfolio import shipped
 from tune.stages.choice import (
     CALIBRATIONS,
     EMBEDDED,
@@ -16,6 +19,7 @@ from tune.stages.choice import (
     Calibration,
     belief,
     candidate,
+    lead_needed,
     leads,
 )
 
@@ -48,6 +52,15 @@ def test_settings_known_to_gain_more_are_believed_to(gains: list[float], more: f
     better = [gain + abs(more) for gain in gains]
     assert belief(better, UNKNOWN).mean >= belief(gains, UNKNOWN).mean
     assert belief(better, UNKNOWN).sd == pytest.approx(belief(gains, UNKNOWN).sd)
+    assert abs(belief(gains, UNKNOWN).mean) <= abs(sum(gains) / len(gains)), "shrunk towards nothing"
+
+
+def test_the_leads_that_the_documents_name_are_those_that_are_asked_for() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    known = [each.gains.values() for each in shipped().known]
+    best = max((belief(list(gains), EMBEDDED) for gains in known), key=lambda each: each.probability)
+    for before in (UNKNOWN, EMBEDDED, best):
+        assert f"{lead_needed(2, CALIBRATIONS['drift'], before):.1f} points" in text
 
 
 def test_the_posterior_is_that_of_simulated_studies() -> None:

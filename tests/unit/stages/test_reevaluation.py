@@ -21,7 +21,7 @@ KNOWN = shipped().choose(without=["shapes"])[0]
 
 @pytest.fixture
 def spec() -> StudySpec:
-    config = configure("prometar", {"data.name": "shapes", "backbone.name": "mini"})
+    config = configure("prometar", {"data.name": "shapes", "backbone.name": "mini", "train.epochs": 5})
     return small_spec(config=config, space=load_space("recipe"), objective="drift", top=2)
 
 

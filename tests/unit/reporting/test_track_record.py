@@ -1,0 +1,39 @@
+"""A report tells how searches like its own have done, and says nothing where they were others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.report_study import description, trial, write
+from tune.reporting.track_record import shipped, track_record
+from tune.results.reader import read_records
+
+CLAIMED: dict[str, Any] = {
+    "datasets": ["cells"], "backbone": "mini", "pretrained": None, "objective": "drift", "trials": 24,
+    "pruner": "hopeless", "seeds": [7],
+}  # fmt: skip
+
+
+def said(folder: Path, space: str = "recipe", **changes: Any) -> str:
+    asked = description(**{**CLAIMED, **changes})
+    asked["space"]["name"] = space
+    return track_record(read_records(write(folder, asked, [trial(0, datasets=asked["asked"]["datasets"])])))
+
+
+def test_the_figures_are_those_that_were_measured(tmp_path: Path) -> None:
+    found, text = shipped(), said(tmp_path)
+    assert f"{found.searches} such searches on {found.sets} rendered data sets" in text
+    assert found.low <= found.mean <= found.high
+    assert found.worse + found.kept <= found.searches
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": "base_val"}, {"trials": 4}, {"space": "full"}, {"backbone": "ViT-B-16"}, {"shots": 1},
+     {"datasets": ["cells", "flags"]}, {"top": 0}, {"method": "promptsrc"}],
+)  # fmt: skip
+def test_other_searches_are_not_told_of(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert said(tmp_path, **changes) == ""
