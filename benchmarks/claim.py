@@ -34,6 +34,7 @@ from prometar.metrics import t_interval
 from tune.reporting.track_record import TrackRecord
 from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST
+from tune.space.portfolio import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = Path(__file__).with_suffix(".jsonl")
@@ -113,11 +114,17 @@ def results(rows: Sequence[dict[str, Any]]) -> str:
         gains = (
             mean_and_interval(over_sets(mine, key), signed=True, digits=2) for key in ("H", "base", "new")
         )
-        worse, kept = (mean(f(row) for row in mine) for f in (lambda r: r["H"] < WORSE, lambda r: r["kept"]))
+        shares = (lambda row: row["H"] < WORSE, lambda row: row["kept"], known_before)
+        worse, kept, known = (f"{100 * mean(map(share, mine)):.0f} %" for share in shares)
         sets = len({row["dataset"] for row in mine})
-        lines.append((arm, *gains, f"{100 * worse:.0f} %", f"{100 * kept:.0f} %", sets, len(mine)))
-    head = ("search", "H", "base", "new", "worse by more than 0.5", "released kept", "sets", "searches")
-    return table(head, lines)
+        lines.append((arm, *gains, worse, kept, known, sets, len(mine)))
+    gained = ("H", "base", "new", "worse by more than 0.5")
+    return table(("search", *gained, "released kept", "from the portfolio", "sets", "searches"), lines)
+
+
+def known_before(row: Mapping[str, Any]) -> bool:
+    """Whether what a search chose are settings of the portfolio."""
+    return any(row["settings"] == each.settings for each in shipped().known)
 
 
 def by_set(rows: Sequence[dict[str, Any]]) -> str:
