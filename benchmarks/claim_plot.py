@@ -17,7 +17,8 @@ def draw(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], path: Path) -> 
     """An SVG; the bar is a data set's mean, the dashed line is no gain."""
     names = sorted({row["dataset"] for row in rows})
     gains = [row["H"] for row in rows]
-    low, high = min(-1.0, *gains), max(1.0, *gains)
+    low, high = min(-1.0, *gains), 1.05 * max(1.0, *gains)
+    arms = [arm for arm in arms if any(row["arm"] == arm for row in rows)]
     height = TOP + ROW * len(names) + 50
 
     def x(gain: float) -> float:
@@ -39,9 +40,8 @@ def draw(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], path: Path) -> 
     ]
     at = float(LEFT)
     for arm, colour in zip(arms, COLOURS, strict=False):
-        if any(row["arm"] == arm for row in rows):
-            parts += [f'<circle cx="{at}" cy="20" r="5" fill="{colour}"/>', text(at + 10, 24, arm, "start")]
-            at += 40 + 7.2 * len(arm)
+        parts += [f'<circle cx="{at}" cy="20" r="5" fill="{colour}"/>', text(at + 10, 24, arm, "start")]
+        at += 40 + 7.2 * len(arm)
     for k, name in enumerate(names):
         parts.append(text(LEFT - 12, TOP + ROW * (k + 0.5) + 4, name, "end"))
         for j, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
