@@ -21,13 +21,14 @@ ACCURACIES = {"embedded", "suite", "tuned", "precision", "objectives", "claim"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_claims.py reads its parts
 CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "records", "clocks", "nodes", "replay", "gpu_parts"}
+SHARED = {"common", "records", "clocks", "nodes", "replay", "gpu_parts", "claim_plot"}
+PICTURES = {"pictures"}  # of the README, with a browser
 SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"}  # a minute or more
 
 
 def test_every_script_is_in_the_makefile() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS, *SHARED}
+    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS, *SHARED, *PICTURES}
 
 
 @pytest.mark.parametrize("name", [name for name in TIMED if name not in SLOW])

@@ -84,7 +84,7 @@ def test_a_protocol_from_end_to_end(
     assert sorted(copies.rglob("*")) == before, "nothing is written into the data folder"
 
 
-HOSTILE = "a|b\x1b[31m & 100% $x_1$ <script>\n\\end{tabular}"
+HOSTILE = "a|b [31m & 100% $x_1$ <script> \\end{tabular}"
 
 
 def write_hostile(name: str, root: Path) -> None:

@@ -19,6 +19,7 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import METHODS
 from prometar.step.cuda_graph import Graph
+from prometar.training import train as train_module
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
 from prometar.training.train import (
     Diverged,
@@ -81,6 +82,13 @@ def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:
         assert record["direct_ce"] > 0
 
 
+@pytest.fixture
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that another test has left in the process would not be opened again."""
+    monkeypatch.setattr(train_module, "_KEPT", {})
+
+
+@pytest.mark.usefixtures("_nothing_kept")
 def test_the_final_objective_tests_once(tmp_path: Path) -> None:
     run = small_run(objective="final", train__epochs=2)
     opened: list[str] = []
@@ -98,6 +106,7 @@ def count_opened(run: Run, opened: list[str]) -> Stream:
     return stream
 
 
+@pytest.mark.usefixtures("_nothing_kept")
 def test_a_search_never_opens_a_test_image_or_a_new_class(tmp_path: Path) -> None:
     names = small_run(objective="final").dataset.classnames
     base = set(names[: (len(names) + 1) // 2])
