@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def terminal(text: str, to: Path) -> None:
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = Console(width=COLUMNS, record=True, file=nowhere, force_terminal=True)
         console.print(Text.from_ansi(text.strip("\n")))
-    write_atomically(to, console.export_svg(title="python tune/search.py").encode())
+    picture = console.export_svg(title="python tune/search.py")
+    whole = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)  # it fetches no font from anywhere
+    write_atomically(to, whole.encode())
 
 
 def report(page: Path, to: Path, *, height: int) -> None:
