@@ -84,8 +84,10 @@ def main() -> None:
     if shutil.which(CHROMIUM[0]) is None:
         raise SystemExit("error: the report's picture needs Chromium")
     small = QUICK if args.quick else ()
-    text = shown([sys.executable, "tune/search.py", "--out", str(args.out), *small])
-    terminal(text, args.to / "terminal.svg")
+    command = [sys.executable, "tune/search.py", "--out", str(args.out), *small]
+    subprocess.run(command, cwd=ROOT, check=True)
+    text = shown(command)  # again: what it says of the finished study, without the progress of hours
+    terminal(text.replace(f"{ROOT}/", ""), args.to / "terminal.svg")
     report(
         args.out / ("quick" if args.quick else "textures") / "report.html",
         args.to / "report.webp",
