@@ -86,14 +86,13 @@ def first_trials(space: Space, config: Config, datasets: Sequence[str], size: in
     return shipped().choose(without=datasets, size=size) if applies(space, config, datasets) else []
 
 
-def known_gains(
-    settings: Mapping[str, Any], space: Space, config: Config, datasets: Collection[str]
-) -> list[float]:
-    """What these settings gained on data sets other than these; empty where it is not known."""
+def known_gains(settings: Mapping[str, Any], datasets: Collection[str]) -> list[float]:
+    """What these settings gained on data sets other than these; empty where it is not known.
+
+    It tells something only where the portfolio `applies`.
+    """
     known = next((each for each in shipped().known if each.settings == dict(settings)), None)
-    if known is None or not applies(space, config, datasets):
-        return []
-    return [gain for name, gain in known.gains.items() if name not in datasets]
+    return [gain for name, gain in known.gains.items() if name not in datasets] if known else []
 
 
 def applies(space: Space, config: Config, datasets: Collection[str]) -> bool:

@@ -92,16 +92,6 @@ def belief(gains: Sequence[float], before: Belief) -> Belief:
     return Belief(own.mean, math.hypot(own.sd, math.sqrt(variance)))
 
 
-def lead_needed(pairs: int, calibration: Calibration, before: Belief) -> float:
-    """The smallest lead with which settings replace the released ones."""
-    low, high = -100.0, 100.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        enough = candidate(0, [middle] * pairs, calibration, before).probability >= KEEP_UNLESS
-        low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
 @dataclass(frozen=True)
 class Candidate:
     """Settings in the last round.

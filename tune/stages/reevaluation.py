@@ -6,7 +6,7 @@ selection, on the search's own images and with the same fresh seeds for all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import mean
 from typing import Any
@@ -108,10 +108,14 @@ def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialReco
     return [*released, *others[: spec.top]]
 
 
-def _before(settings: Mapping[str, Any], spec: StudySpec) -> Belief:
-    """What is believed of a gain before anything is measured on these data sets."""
-    measured = (spec.space, spec.config, spec.names)
-    return belief(known_gains(settings, *measured), EMBEDDED if applies(*measured) else UNKNOWN)
+def _beliefs(spec: StudySpec) -> Callable[[Mapping[str, Any]], Belief]:
+    """What is believed of settings' gain before anything is measured on these data sets.
+
+    Whether the portfolio tells anything is asked once, not for each of thousands of trials.
+    """
+    if not applies(spec.space, spec.config, spec.names):
+        return lambda settings: UNKNOWN
+    return lambda settings: belief(known_gains(settings, spec.names), EMBEDDED)
 
 
 def _candidates(
@@ -124,8 +128,9 @@ def _candidates(
     calibration = CALIBRATIONS.get(spec.objective)
     if calibration is None:
         return {}
+    before = _beliefs(spec)
     return {
-        number: candidate(number, differences, calibration, _before(settings[number], spec))
+        number: candidate(number, differences, calibration, before(settings[number]))
         for number, differences in leads(scores, released).items()
     }
 

@@ -19,7 +19,6 @@ from tune.stages.choice import (
     Calibration,
     belief,
     candidate,
-    lead_needed,
     leads,
 )
 
@@ -53,6 +52,16 @@ def test_settings_known_to_gain_more_are_believed_to(gains: list[float], more: f
     assert belief(better, UNKNOWN).mean >= belief(gains, UNKNOWN).mean
     assert belief(better, UNKNOWN).sd == pytest.approx(belief(gains, UNKNOWN).sd)
     assert abs(belief(gains, UNKNOWN).mean) <= abs(sum(gains) / len(gains)), "shrunk towards nothing"
+
+
+def lead_needed(pairs: int, calibration: Calibration, before: Belief) -> float:
+    """The smallest lead with which settings replace the released ones."""
+    low, high = -100.0, 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = candidate(0, [middle] * pairs, calibration, before).probability >= KEEP_UNLESS
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def test_the_leads_that_the_documents_name_are_those_that_are_asked_for() -> None:
