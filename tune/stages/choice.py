@@ -92,34 +92,13 @@ def belief(gains: Sequence[float], before: Belief) -> Belief:
     return Belief(own.mean, math.hypot(own.sd, math.sqrt(variance)))
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Settings in the last round.
-
-    Args:
-        number: Of the trial. lead: Mean difference to the released settings, same seeds, in points.
-        pairs: How many differences that is the mean of.
-        expected: The gain on the test that is believed in. probability: That the gain is above 0.
-    """
-
-    number: int
-    lead: float
-    pairs: int
-    expected: float
-    probability: float
-
-
-def candidate(
-    number: int, differences: Sequence[float], calibration: Calibration, before: Belief
-) -> Candidate:
-    """Settings whose scores differ from the released ones' by so much, block by block.
+def believed(differences: Sequence[float], calibration: Calibration, before: Belief) -> Belief:
+    """What is believed of settings whose scores differ from the released ones' by so much, block by block.
 
     Args:
         before: What is believed of their gain without these differences.
     """
-    lead, pairs = mean(differences), len(differences)
-    after = before.given(*calibration.measured(lead, pairs))
-    return Candidate(number, lead, pairs, after.mean, after.probability)
+    return before.given(*calibration.measured(mean(differences), len(differences)))
 
 
 def leads(scores: Mapping[int, Sequence[float]], released: int) -> dict[int, list[float]]:

@@ -24,9 +24,8 @@ from tune.stages.choice import (
     KEEP_UNLESS,
     UNKNOWN,
     Belief,
-    Candidate,
     belief,
-    candidate,
+    believed,
     leads,
 )
 from tune.study_spec import StudySpec
@@ -97,14 +96,14 @@ def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialReco
     released = [trial for trial in found if trial.reference]
     others = [trial for trial in found if not trial.reference]
     if released:
-        promised = _candidates(
+        promised = _gains(
             {trial.number: [trial.score or 0.0] for trial in found},
             {trial.number: trial.settings for trial in found},
             released[0].number,
             spec,
         )
         if promised:
-            others[1:] = sorted(others[1:], key=lambda trial: -promised[trial.number].expected)
+            others[1:] = sorted(others[1:], key=lambda trial: -promised[trial.number].mean)
     return [*released, *others[: spec.top]]
 
 
@@ -118,19 +117,19 @@ def _beliefs(spec: StudySpec) -> Callable[[Mapping[str, Any]], Belief]:
     return lambda settings: belief(known_gains(settings, spec.names), EMBEDDED)
 
 
-def _candidates(
+def _gains(
     scores: Mapping[int, Sequence[float]],
     settings: Mapping[int, Mapping[str, Any]],
     released: int,
     spec: StudySpec,
-) -> dict[int, Candidate]:
-    """What the settings' scores, block by block, are worth, by number; empty where that is not known."""
+) -> dict[int, Belief]:
+    """What is believed of settings with these scores (block by block), by number; empty if unknown."""
     calibration = CALIBRATIONS.get(spec.objective)
     if calibration is None:
         return {}
     before = _beliefs(spec)
     return {
-        number: candidate(number, differences, calibration, before(settings[number]))
+        number: believed(differences, calibration, before(settings[number]))
         for number, differences in leads(scores, released).items()
     }
 
@@ -154,9 +153,9 @@ def _judged(rows: tuple[Reevaluated, ...], spec: StudySpec) -> tuple[tuple[Reeva
     released = next((row.number for row in rows if row.reference), None)
     if released is None or released not in whole:
         return rows, False
-    found = _candidates(whole, {row.number: row.settings for row in rows}, released, spec)
+    found = _gains(whole, {row.number: row.settings for row in rows}, released, spec)
     judged = tuple(
-        replace(row, expected=found[row.number].expected, probability=found[row.number].probability)
+        replace(row, expected=found[row.number].mean, probability=found[row.number].probability)
         if row.number in found
         else row
         for row in rows

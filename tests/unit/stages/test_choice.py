@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tune.stages.choice import (
     Belief,
     Calibration,
     belief,
-    candidate,
+    believed,
     leads,
 )
 
@@ -32,18 +33,18 @@ BEFORE = st.builds(Belief, HUNDREDTHS, st.integers(1, 50).map(lambda n: n / 10))
 def test_what_is_expected_lies_between_what_was_believed_and_what_was_measured(
     differences: list[float], before: Belief
 ) -> None:
-    found = candidate(1, differences, CALIBRATION, before)
-    measured, _ = CALIBRATION.measured(found.lead, found.pairs)
+    found = believed(differences, CALIBRATION, before)
+    measured, _ = CALIBRATION.measured(mean(differences), len(differences))
     low, high = sorted((before.mean, measured))
-    assert low - 1e-9 <= found.expected <= high + 1e-9
-    assert (found.probability >= 0.5) == (found.expected >= 0)
+    assert low - 1e-9 <= found.mean <= high + 1e-9
+    assert (found.probability >= 0.5) == (found.mean >= 0)
 
 
 @given(HUNDREDTHS, BEFORE)
 def test_more_pairs_of_the_same_lead_are_believed_more(lead: float, before: Belief) -> None:
-    once, often = (candidate(1, [lead] * n, CALIBRATION, before) for n in (1, 5))
+    once, often = (believed([lead] * n, CALIBRATION, before) for n in (1, 5))
     measured, _ = CALIBRATION.measured(lead, 1)
-    assert abs(often.expected - measured) <= abs(once.expected - measured) + 1e-9
+    assert abs(often.mean - measured) <= abs(once.mean - measured) + 1e-9
 
 
 @given(st.lists(HUNDREDTHS, min_size=1, max_size=5), HUNDREDTHS)
@@ -59,7 +60,7 @@ def lead_needed(pairs: int, calibration: Calibration, before: Belief) -> float:
     low, high = -100.0, 100.0
     for _ in range(60):
         middle = (low + high) / 2
-        enough = candidate(0, [middle] * pairs, calibration, before).probability >= KEEP_UNLESS
+        enough = believed([middle] * pairs, calibration, before).probability >= KEEP_UNLESS
         low, high = (low, middle) if enough else (middle, high)
     return high
 
@@ -77,17 +78,17 @@ def test_the_posterior_is_that_of_simulated_studies() -> None:
     gains = rng.normal(before.mean, before.sd, 400_000)
     noise = np.hypot(CALIBRATION.spread, CALIBRATION.noise / np.sqrt(pairs))
     seen = rng.normal(CALIBRATION.offset + CALIBRATION.slope * gains, noise)
-    found = candidate(1, [2.0, 2.0], CALIBRATION, before)
+    found = believed([2.0, 2.0], CALIBRATION, before)
     alike = gains[np.abs(seen - 2.0) < 0.05]
-    assert found.expected == pytest.approx(alike.mean(), abs=0.05)
+    assert found.mean == pytest.approx(alike.mean(), abs=0.05)
     assert found.probability == pytest.approx((alike > 0).mean(), abs=0.01)
 
 
 def test_where_nothing_is_known_a_small_lead_is_no_reason_to_leave_the_released_settings() -> None:
     for calibration in CALIBRATIONS.values():
-        assert candidate(1, [0.5, 0.5], calibration, UNKNOWN).probability < KEEP_UNLESS
-        assert candidate(1, [9.0, 9.0], calibration, UNKNOWN).probability > KEEP_UNLESS
-        assert candidate(1, [-5.0, -5.0], calibration, EMBEDDED).probability < KEEP_UNLESS
+        assert believed([0.5, 0.5], calibration, UNKNOWN).probability < KEEP_UNLESS
+        assert believed([9.0, 9.0], calibration, UNKNOWN).probability > KEEP_UNLESS
+        assert believed([-5.0, -5.0], calibration, EMBEDDED).probability < KEEP_UNLESS
 
 
 def test_leads_are_taken_block_by_block() -> None:
