@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from common import describe, require_development, table
 from numpy.typing import NDArray
 from records import Record, Wanted, publish, read_all, run_all
 from scipy.stats import spearmanr
-from tuned import RandomDraws
 
 from prometar.config.settings import configure
 from prometar.metrics import harmonic_mean
@@ -54,6 +54,28 @@ class Table:
     new: Floats
     signals: Mapping[str, Floats]
     holdout: Mapping[int, Floats]
+
+
+@dataclass(frozen=True)
+class RandomDraws:
+    """Values keyed by (search, trial, setting): a setting has the same one in every composition."""
+
+    search: int
+    trial: int
+
+    def _rng(self, name: str) -> np.random.Generator:
+        return np.random.default_rng([self.search, self.trial, zlib.crc32(name.encode())])
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        if log:
+            return float(np.exp(self._rng(name).uniform(np.log(low), np.log(high))))
+        return float(self._rng(name).uniform(low, high))
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return round(self.suggest_float(name, low, high, log=log))
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return choices[self._rng(name).integers(len(choices))]
 
 
 def settings_of(space: str, number: int) -> dict[str, Any]:

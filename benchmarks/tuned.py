@@ -1,149 +1,146 @@
-"""What the gate and the meta phase add once each composition has its own best settings.
+"""What ProMetaR's parts add once each composition has its own best settings.
 
-    python benchmarks/tuned.py [--searches 5] [--trials 12] [--epochs 5] [--out DIR] [--jobs 2] [--quick]
-        [--doc docs/results.md]
+    python benchmarks/tuned.py [--sets cells leaves flags textures] [--pairs 8] [--searches 2] [--epochs 5]
+        [--out DIR] [--jobs 2] [--doc docs/results.md] [--quick]
 
-ProMetaR, the same without its gate (both regularizers at half their weight, as a gate at its start has them),
-and without gate and meta phase. A search tries the released settings and --trials - 1 random draws from the
-space `full` on `class_holdout`, and keeps the best; that is trained on all base classes and tested once, with
-a seed that no search has seen. Searches differ in images and draws; within one, compositions meet the same
-images, and the same values of all settings that they share. So differences are taken search by search, and
-their interval covers what another search would have found, not only another training seed. The same command
-goes on from the records in --out.
+ProMetaR, and the same without one part: without the gate (both regularizers at half their weight, as a gate
+at its start has them), without the meta phase, without task augmentation. On each data set each composition
+meets the released settings and those of the portfolio, which were found on other data sets, and takes what
+scores best by `drift`, a search's default objective (its mean over --searches training seeds). It is trained
+with --pairs fresh seeds, the same for all compositions, and tested. The same command goes on from the
+records.
 """
 
 from __future__ import annotations
 
 import argparse
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-import numpy as np
 from common import describe, table
 from records import Record, Wanted, mean_and_interval, paired, publish, run_all, values_of
 
 from prometar.config.settings import configure
-from tune.space.spaces import load_space
+from tune.space.portfolio import shipped
 
 SCORES = ("base", "new", "H")
 BASELINE = "prometar"
 COMPOSITIONS: dict[str, dict[str, Any]] = {
-    BASELINE: {"modulator.kind": "gate"},
-    "no-gate": {"modulator.kind": "constant"},
-    "neither": {"modulator.kind": "constant", "inner.kind": "none"},
+    BASELINE: {},
+    "without the gate": {"modulator.kind": "constant"},
+    "without the meta phase": {"inner.kind": "none"},
+    "without task augmentation": {"task.augmentation": "none"},
 }
-UNSEEN = 100  # a search's test has its seed plus this
+FRESH = 100  # seeds of the tests begin behind it
 
 
 @dataclass(frozen=True)
-class RandomDraws:
-    """Values keyed by (search, trial, setting): a setting has the same one in every composition."""
+class Question:
+    """What one composition on one data set is asked."""
 
-    search: int
-    trial: int
+    composition: str
+    dataset: str
+    epochs: int
 
-    def _rng(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([self.search, self.trial, zlib.crc32(name.encode())])
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """The released settings first."""
+        return [{}, *shipped().choose(without=(self.dataset,))]
 
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        if log:
-            return float(np.exp(self._rng(name).uniform(np.log(low), np.log(high))))
-        return float(self._rng(name).uniform(low, high))
+    def run(self, candidate: int, seed: int) -> Wanted:
+        """The composition's own setting wins over the candidate's."""
+        values = {
+            **self.candidates[candidate], **COMPOSITIONS[self.composition],
+            "data.name": self.dataset, "backbone.name": "mini",
+            "train.epochs": self.epochs, "train.seed": seed,
+        }  # fmt: skip
+        name = f"{self.dataset}/{self.composition.replace(' ', '-')}-{candidate}-seed{seed}"
+        return Wanted(name, configure(BASELINE, values), signals=True)
 
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        return round(self.suggest_float(name, low, high, log=log))
+    def searched(self, searches: int) -> list[list[Wanted]]:
+        """By candidate."""
+        seeds = range(1, searches + 1)
+        return [[self.run(k, seed) for seed in seeds] for k in range(len(self.candidates))]
 
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return choices[self._rng(name).integers(len(choices))]
-
-
-def settings_of(search: int, trial: int) -> dict[str, Any]:
-    """Trial 0 is the released settings, as in `tune/search.py`."""
-    return load_space("full").draw(RandomDraws(search, trial)) if trial else {}
-
-
-def run_of(composition: str, search: int, trial: int, epochs: int, *, final: bool) -> Wanted:
-    """A trial, or the test of its settings."""
-    seed = search + (UNSEEN if final else 0)
-    settings = {**settings_of(search, trial), **COMPOSITIONS[composition]}
-    config = configure(BASELINE, {**settings, "train.epochs": epochs, "train.seed": seed})
-    name = f"{composition}-search{search}-trial{trial:02d}{'-test' if final else ''}"
-    return Wanted(name, config, "final" if final else "class_holdout")
-
-
-def best_trial(records: Mapping[str, Record], composition: str, search: int, trials: int, epochs: int) -> int:
-    """The trial with the highest H on the search's images, the earliest of equals; a failed one has none."""
-
-    def score(trial: int) -> float:
-        return records[run_of(composition, search, trial, epochs, final=False).name]["H"] or 0.0
-
-    return max(range(trials), key=lambda trial: (score(trial), -trial))
+    def best(self, records: Mapping[str, Record], searches: int) -> int:
+        """The candidate with the highest mean score, the earliest of equals; one that failed has none."""
+        scores = [
+            mean(records[run.name]["signals"].get("objective", 0.0) for run in runs)
+            for runs in self.searched(searches)
+        ]
+        return scores.index(max(scores))
 
 
-def tests_table(tests: Mapping[tuple[str, str], Mapping[int, Record]]) -> str:
-    """Tested figures of each composition, and its differences from ProMetaR, search by search."""
-    rows = []
-    for (composition, which), runs in tests.items():
-        figures = (mean_and_interval(values_of(runs, key)) for key in SCORES)
-        difference = paired(runs, tests[BASELINE, which], "H")
-        minus = "" if composition == BASELINE else mean_and_interval(difference, signed=True)
-        rows.append((composition, which, *figures, minus, len(values_of(runs, "H"))))
-    return table(("composition", "settings", *SCORES, "H minus ProMetaR's", "searches"), rows)
+def differences(
+    tests: Mapping[Question, Mapping[int, Record]], composition: str, key: str
+) -> list[list[float]]:
+    """The composition minus ProMetaR, pair by pair, on each data set."""
+    return [
+        paired(runs, tests[Question(BASELINE, q.dataset, q.epochs)], key)
+        for q, runs in tests.items()
+        if q.composition == composition
+    ]
 
 
-def gains_table(tests: Mapping[tuple[str, str], Mapping[int, Record]]) -> str:
-    """Best found minus released settings of each composition, with the same seeds."""
-    rows = []
-    for composition in COMPOSITIONS:
-        best, released = tests[composition, "best found"], tests[composition, "released"]
-        gains = (mean_and_interval(paired(best, released, key), signed=True) for key in SCORES)
-        rows.append((composition, *gains, len(best)))
-    return table(("composition", *SCORES, "searches"), rows)
+def results(tests: Mapping[Question, Mapping[int, Record]]) -> tuple[str, str]:
+    """Tested figures, and differences from ProMetaR over all pairs and over the data sets' means."""
+    figures, rows = [], []
+    for name in COMPOSITIONS:
+        mine = dict(enumerate(r for q, runs in tests.items() if q.composition == name for r in runs.values()))
+        figures.append((name, *(f"{mean(values_of(mine, key)):.1f}" for key in SCORES), len(mine)))
+        if name == BASELINE:
+            continue
+        over = {key: differences(tests, name, key) for key in SCORES}
+        pairs = {key: [gain for each in by_set for gain in each] for key, by_set in over.items()}
+        cells = (mean_and_interval(gains, signed=True, digits=2) for gains in pairs.values())
+        sets = mean_and_interval([mean(each) for each in over["H"]], signed=True, digits=2)
+        rows.append((name, *cells, len(pairs["H"]), sets, len(over["H"])))
+    head = ("composition", *SCORES)
+    return table((*head, "runs"), figures), table((*head, "pairs", "H over data sets", "sets"), rows)
+
+
+def choices(best: Mapping[Question, int]) -> str:
+    """Which candidate each composition took on each data set; 0 is the released settings."""
+    sets = list(dict.fromkeys(q.dataset for q in best))
+    rows = [(name, *(k for q, k in best.items() if q.composition == name)) for name in COMPOSITIONS]
+    return table(("chosen", *sets), rows)
 
 
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--searches", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=12, help="of each composition in each search")
+    parser.add_argument("--sets", nargs="+", default=["cells", "leaves", "flags", "textures"])
+    parser.add_argument("--pairs", type=int, default=8, help="on each data set")
+    parser.add_argument("--searches", type=int, default=2, help="seeds that a candidate is scored with")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("out/tuned"), help="the records' folder")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
-    parser.add_argument("--quick", action="store_true", help="one search, two trials of one epoch")
+    parser.add_argument("--quick", action="store_true", help="one data set, one search, one pair, one epoch")
     parser.add_argument("--doc", type=Path, help="a document whose block `tuned` gets the tables")
     args = parser.parse_args()
-    searches, trials, epochs = (1, 2, 1) if args.quick else (args.searches, args.trials, args.epochs)
-    out = args.out / "quick" if args.quick else args.out
-    seeds = range(1, searches + 1)
-    # Search by search, so that what is there after an interruption is whole searches.
-    wanted = [
-        run_of(c, s, t, epochs, final=False) for s in seeds for c in COMPOSITIONS for t in range(trials)
-    ]
-    records = run_all(wanted, out, jobs=args.jobs)
-    best = {(c, s): best_trial(records, c, s, trials, epochs) for c in COMPOSITIONS for s in seeds}
-    finals = {
-        (c, which): {
-            s: run_of(c, s, best[c, s] if which == "best found" else 0, epochs, final=True) for s in seeds
-        }
-        for which in ("released", "best found")
-        for c in COMPOSITIONS
-    }
-    unique = {run.name: run for runs in finals.values() for run in runs.values()}
-    found = run_all(list(unique.values()), out, jobs=args.jobs)
-    tests = {key: {s: found[run.name] for s, run in runs.items()} for key, runs in finals.items()}
-    parts = [
-        f"{describe(threads=1)}. {trials} trials of {epochs} epochs a composition and search; mean and 95 % "
-        "t-interval over searches, accuracy in percent on test images.",
-        tests_table(tests),
-        "Best found minus released settings, same seeds:",
-        gains_table(tests),
-    ]
-    publish("\n\n".join(parts), args.doc, "tuned")
-    for (composition, search), trial in best.items():
-        print(f"{composition}, search {search}: trial {trial} {settings_of(search, trial) or 'released'}")
+    if args.quick:
+        args.sets, args.pairs, args.searches, args.epochs = args.sets[:1], 1, 1, 1
+        args.out /= "quick"
+    # Set by set, so that what is there after an interruption is whole sets.
+    asked = [Question(name, dataset, args.epochs) for dataset in args.sets for name in COMPOSITIONS]
+    wanted = [run for q in asked for runs in q.searched(args.searches) for run in runs]
+    found = run_all(wanted, args.out, jobs=args.jobs)
+    best = {q: q.best(found, args.searches) for q in asked}
+    seeds = range(FRESH + 1, FRESH + 1 + args.pairs)
+    finals = {q: {seed: q.run(best[q], seed) for seed in seeds} for q in asked}
+    tested = run_all([run for runs in finals.values() for run in runs.values()], args.out, jobs=args.jobs)
+    tests = {q: {seed: tested[run.name] for seed, run in runs.items()} for q, runs in finals.items()}
+    figures, minus = results(tests)
+    head = (
+        f"{describe(threads=1)}. {', '.join(args.sets)}; {len(asked[0].candidates)} candidates of "
+        f"{args.epochs} epochs, scored with {args.searches} seeds, the chosen tested with {args.pairs}. "
+        "Percent on test images:"
+    )
+    again = "Minus ProMetaR, paired by data set and seed, mean and 95 % t-interval:"
+    publish("\n\n".join([head, figures, again, minus, choices(best)]), args.doc, "tuned")
 
 
 if __name__ == "__main__":
