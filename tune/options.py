@@ -17,6 +17,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
 from prometar.io.stores import join
+from tune.results.goals import parse_bounds
 from tune.space.portfolio import SIZE, first_trials
 from tune.space.spaces import Space, load_space
 
@@ -41,7 +42,7 @@ class Options:
 
     Args:
         space: As `--space`, or a `Space`. settings: `{"optim.lr": 0.01}`, or texts as `--set` takes them.
-        final_seeds: `auto`, or numbers. gpus_per_trial: `auto`, or a number.
+        at_least, at_most: As `base=80`. final_seeds: `auto`, or numbers. gpus_per_trial: `auto`, or a number.
         command: What the study's records are to say it was asked with (default None: this process's own).
     """
 
@@ -52,6 +53,8 @@ class Options:
     space: str | InstanceOf[Space] = SPACE
     objective: str = "drift"
     goals: str | Sequence[str] | None = None
+    at_least: str | Sequence[str] | None = None
+    at_most: str | Sequence[str] | None = None
     method: str = "prometar"
     backbone: str | None = None
     pretrained: str | None = None
@@ -118,6 +121,7 @@ class Options:
             sampler=self.sampler,
             pruner=self.pruner or ("none" if len(goals) > 1 else "hopeless"),
             goals=goals,
+            bounds=parse_bounds(_many(self.at_least), _many(self.at_most)),
             val_per_class=self.val_per_class,
             trials=_first(self.trials, EMBEDDED_TRIALS if self.embedded else TRIALS),
             datasets=self.datasets,

@@ -73,7 +73,9 @@ def search(
     sampler: Annotated[str, _option(HOW, "tpe, random, gp, cmaes, grid or quasirandom.")] = Options.sampler,
     pruner: Annotated[
         str | None,
-        _option(HOW, "hopeless, median, asha, hyperband or none [hopeless; several goals: none]."),
+        _option(
+            HOW, "hopeless, median, asha, hyperband or none [hopeless]; several goals: hopeless or [none]."
+        ),
     ] = None,
     seed: Annotated[int, _option(HOW, "Of the search, the images and their order.")] = Options.seed,
     objective: Annotated[
@@ -82,6 +84,12 @@ def search(
     goals: Annotated[
         list[str] | None,
         _option(JUDGED, "What to optimise: objective, base, new, seconds. Several: a Pareto front."),
+    ] = None,
+    at_least: Annotated[
+        list[str] | None, _option(JUDGED, "figure=number that settings must reach, such as base=80.")
+    ] = None,
+    at_most: Annotated[
+        list[str] | None, _option(JUDGED, "figure=number they must not pass, such as seconds=600.")
     ] = None,
     seeds_per_trial: Annotated[
         int, _option(JUDGED, "Runs of every trial, with seeds from --seed on.")

@@ -210,6 +210,7 @@ def _memory(
         pruner=spec.pruner,
         sampler=spec.sampler,
         goals=spec.goals,
+        bounds=spec.bounds,
         epochs=spec.config.train.epochs,
         admit=partial(_claim, folder, identity, storage),
     )
@@ -252,6 +253,7 @@ def _search(
         console=console,
         numbers_of=searcher.numbers,
         reference=spec.reference(),
+        bounds=spec.bounds,
     )
     trackers = Trackers(
         means.trackers,

@@ -16,6 +16,7 @@ from tune.optimizer.ask_tell import Asked
 from tune.optimizer.choices import require_choices
 from tune.optimizer.pruners import own_pruner
 from tune.optimizer.samplers import own_sampler
+from tune.results.goals import Bound, Goal
 from tune.space.spaces import Choice, Space
 
 _OF_THE_STUDY = {"train.seed", "train.epochs", "data.name", "data.root"}
@@ -31,6 +32,7 @@ class StudySpec:
             every trial, so that all trials share data order and augmentations.
         space: What is searched. objective: What a trial is scored on. seed: Of the sampler.
         sampler: What draws settings. pruner: What stops hopeless trials. goals: What is optimised.
+        bounds: What settings must keep to be chosen.
         val_per_class: Most validation images a class in a score.
         trials: How many are to be run; more may be asked later.
         datasets: One setting is searched for all of them, scored by the mean (default: config's own).
@@ -55,7 +57,8 @@ class StudySpec:
     trials: int
     final_seeds: tuple[int, ...]
     sampler: str = "tpe"
-    goals: tuple[str, ...] = ("objective",)
+    goals: tuple[Goal, ...] = ("objective",)
+    bounds: tuple[Bound, ...] = ()
     datasets: tuple[str, ...] = ()
     seeds_per_trial: int = 1
     folds: int = 1
@@ -97,9 +100,12 @@ class StudySpec:
         if not 1 <= self.folds <= objective.folds:
             most = objective.folds
             raise UserError(f"--folds with {self.objective} must be from 1 to {most}, found {self.folds}")
-        if not objective.scores_new and "new" in self.goals:
-            raise UserError(f"--goals new: the objective {self.objective} scores no new classes")
-        require_choices(self.space, sampler=self.sampler, pruner=self.pruner, goals=self.goals)
+        if not objective.scores_new and "new" in {*self.goals, *(bound.figure for bound in self.bounds)}:
+            what = "--goals new" if "new" in self.goals else "a bound on new"
+            raise UserError(f"{what}: the objective {self.objective} scores no new classes")
+        require_choices(
+            self.space, sampler=self.sampler, pruner=self.pruner, goals=self.goals, bounds=self.bounds
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,6 +143,8 @@ class StudySpec:
             "seeds_per_trial": self.seeds_per_trial,
             "folds": self.folds,
         }
+        if self.bounds:
+            flat["bounds"] = ", ".join(map(str, self.bounds))
         flat |= {f"space.{key}": text for key, text in self.space.describe().items()}
         return flat | self.config.flat()
 

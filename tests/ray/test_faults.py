@@ -20,6 +20,7 @@ from tests.support.fake_trial import curve
 from tune.jobs.spec import Terms
 from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
 from tune.optimizer.storage import drive_study, open_study
+from tune.results.goals import parse_bounds
 from tune.results.writer import StudyFolder
 
 
@@ -180,6 +181,17 @@ def test_several_goals_make_a_front_and_resume(tmp_path: Path) -> None:
     assert [[e["epoch"] for e in r["epochs"]] for r in found] == [[1, 2, 3]] * 5
     study = open_study(f"sqlite:///{tmp_path / NAME / 'study.db'}", NAME)
     assert [t.values for t in study.trials] == [[r["base"], r["new"]] for r in found]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_where_nothing_keeps_a_bound_the_released_settings_are_kept(tmp_path: Path) -> None:
+    spec = small_spec(trials=3, bounds=parse_bounds(["base=100"], []))
+    finals, text = run_fake(tmp_path, spec)
+    assert finals["same"]
+    assert "Keep the released settings: no others keep base at least 100." in text
+    assert "0 of 3 finished trials keep base at least 100; the released settings do not." in text
+    with pytest.raises(UserError, match="bounds"):
+        run_fake(tmp_path, small_spec(trials=4))
 
 
 @pytest.mark.usefixtures("ray_local")

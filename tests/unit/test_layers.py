@@ -36,6 +36,7 @@ PACKAGES = (
     "prometar.__main__",
     "tune.unpickled",
     "tune.space",
+    "tune.results.goals",
     "tune.results.schema",
     "tune.optimizer",
     "tune.jobs",

@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from tune.results.goals import Bound
 from tune.results.schema import State, TrialRecord, by_score
 from tune.unpickled import Unpickled
 
@@ -60,11 +61,12 @@ class Progress(Unpickled, Callback):
         console: Console,
         numbers_of: Callable[[str], Sequence[int]],
         reference: Mapping[str, Any] | None = None,
+        bounds: Sequence[Bound] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory, self._target, self._epochs = memory, target, epochs
         self._console, self._numbers_of, self._clock = console, numbers_of, clock
-        self._reference = reference or {}
+        self._reference, self._bounds = reference or {}, bounds
         self._begin = self._read = clock()
         self._ended: set[int] = set()
         self._states: Counter[State] = Counter()
@@ -131,7 +133,8 @@ class Progress(Unpickled, Callback):
     def _count(self, trial: TrialRecord) -> None:
         self._ended.add(trial.number)
         self._states[trial.state] += 1
-        self._best = next(iter(by_score([trial] if self._best is None else [self._best, trial])), None)
+        leading = [trial] if self._best is None else [self._best, trial]
+        self._best = next(iter(by_score(leading, self._bounds)), None)
 
     def _print(self, trial: TrialRecord) -> None:
         elapsed = _clock_text(self._clock() - self._begin, minutes=2)

@@ -15,14 +15,15 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tune.optimizer.choices import GOALS, require_choices
-from tune.optimizer.pruners import pruner_of
+from tune.optimizer.choices import require_choices
+from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
 from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, PointSampler, sampler_of
 from tune.optimizer.storage import drive_study
 from tune.optimizer.trial_counts import REPEAT, Settings, Tally
 from tune.optimizer.trial_schema import (
     CURVE,
     KEPT,
+    LOSSES,
     ORIGIN,
     REASON,
     REFERENCE,
@@ -31,6 +32,7 @@ from tune.optimizer.trial_schema import (
     interrupted,
     record_of,
 )
+from tune.results.goals import GOALS, SECONDS, Bound, Goal
 from tune.results.schema import TrialRecord, by_score
 from tune.space.point_sets import Same, all_points, grid_points
 from tune.space.spaces import Space
@@ -74,7 +76,9 @@ class Memory(Unpickled):
             undisturbed one would have drawn, where trials end in the same order.
         pruner: See `tune.optimizer.pruners.pruner_of`.
         sampler: See `tune.optimizer.samplers.sampler_of` (default tpe).
-        goals: Names in `GOALS` (default: the objective alone). With several, nothing is pruned.
+        goals: What is optimised (default: the objective alone).
+        bounds: What settings must keep; samplers avoid what breaks them, and a trial that has used up its
+            time is stopped.
         epochs: Of a whole trial.
         admit: Called before anything is written; may `claim` the study, and refuses it by raising.
     Raises:
@@ -92,13 +96,15 @@ class Memory(Unpickled):
         seed: int,
         pruner: str,
         sampler: str = "tpe",
-        goals: Sequence[str] = ("objective",),
+        goals: Sequence[Goal] = ("objective",),
+        bounds: Sequence[Bound] = (),
         epochs: int = 100,
         admit: Callable[[Memory], None] = lambda memory: None,
     ) -> None:
-        require_choices(space, sampler=sampler, pruner=pruner, goals=goals)
+        require_choices(space, sampler=sampler, pruner=pruner, goals=goals, bounds=bounds)
         self._space, self._seed, self._reference = space, seed, reference
-        self._sampler, self._goals = sampler_of(sampler), tuple(goals)
+        self._sampler, self._goals, self._bounds = sampler_of(sampler), tuple(goals), tuple(bounds)
+        self._front = FRONT_PRUNERS.get(pruner) if len(goals) > 1 else None
         directions = [GOALS[goal] for goal in goals]
         chosen = pruner_of(pruner, epochs)
         self._study, self._storage = drive_study(storage, name, directions=directions, pruner=chosen)
@@ -297,27 +303,50 @@ class Memory(Unpickled):
             return True
         trial, epoch = running.trial, int(result["epoch"])
         if epoch not in running.epochs:
-            self._report(trial, float(result["objective"]), epoch)
+            self._report(trial, result, epoch)
             running.epochs.add(epoch)
         if epoch >= trial.user_attrs.get(RESULT, {}).get("epoch", 0):  # also after a kill between the two
             trial.set_user_attr(RESULT, {k: result[k] for k in KEPT if k in result})
         if result.get("finished"):
             self._succeed(number, TrialState.COMPLETE, [float(result[goal]) for goal in self._goals])
             return True
-        if len(self._goals) == 1 and REFERENCE not in trial.user_attrs and trial.should_prune():
+        if REFERENCE not in trial.user_attrs and (self._overdue(result) or self._prunes(trial, epoch)):
             self._succeed(number, TrialState.PRUNED)
             return True
         return False
 
-    def _report(self, trial: Trial, objective: float, epoch: int) -> None:
+    def _overdue(self, result: Mapping[str, Any]) -> bool:
+        """Whether a trial has used up the time that it may take."""
+        limits = (bound for bound in self._bounds if bound.figure == SECONDS and not bound.least)
+        return any(bound.excess(result.get(SECONDS, 0.0)) > 0 for bound in limits)
+
+    def _prunes(self, trial: Trial, epoch: int) -> bool:
         if len(self._goals) == 1:
-            value = objective
-            trial.report(value, epoch)
-        else:  # Optuna keeps no curve of several goals
-            trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), str(epoch): objective})
+            return trial.should_prune()
+        own = trial.user_attrs.get(LOSSES, {}).get(str(epoch))
+        if self._front is None or own is None:
+            return False
+        finished = (t for t in self.trials() if t.state is TrialState.COMPLETE)
+        others = [t.user_attrs.get(LOSSES, {}).get(str(epoch)) for t in finished]
+        return self._front.stops(epoch, own, [losses for losses in others if losses])
+
+    def _report(self, trial: Trial, result: Mapping[str, Any], epoch: int) -> None:
+        objective = float(result["objective"])
+        if len(self._goals) == 1:
+            trial.report(objective, epoch)
+            return
+        # Optuna keeps no curves of several goals.
+        trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), str(epoch): objective})
+        if self._front is not None and all(goal in result for goal in self._goals):
+            losses = [float(result[goal]) * (-1 if GOALS[goal] == "maximize" else 1) for goal in self._goals]
+            trial.set_user_attr(LOSSES, {**trial.user_attrs.get(LOSSES, {}), str(epoch): losses})
 
     def _succeed(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
-        self._study.tell(self._running.pop(number).trial, values, state=state)
+        trial, found = self._running.pop(number).trial, self._trial(number)
+        for bound in self._bounds:
+            if str(bound) not in found.constraints:  # else a driver has died between this and the next line
+                trial.set_constraint(str(bound), bound.excess(found.user_attrs[RESULT].get(bound.figure)))
+        self._study.tell(trial, values, state=state)
         self._tally.succeed(number)
 
     def fail(self, number: int, reason: str) -> None:
@@ -344,7 +373,7 @@ class Memory(Unpickled):
         return self._tally.hopeless(HOPELESS)
 
     def best(self) -> TrialRecord | None:
-        """The finished trial with the highest objective; the earliest of equals."""
+        """The finished trial with the highest objective, whatever it breaks; the earliest of equals."""
         return next(iter(by_score(self.ended())), None)
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from optuna.pruners import NopPruner
 
 from prometar.errors import UserError
-from tune.optimizer.pruners import pruner_of
+from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
 from tune.optimizer.samplers import require_sampler
+from tune.results.goals import GOALS, Bound
 from tune.space.spaces import Space
 
-GOALS: dict[str, Literal["minimize", "maximize"]] = {
-    "objective": "maximize", "base": "maximize", "new": "maximize", "seconds": "minimize"
-}  # fmt: skip
-"""What a study can optimise, figures of a trial's last result, and whether more is better."""
 
-
-def require_choices(space: Space, *, sampler: str, pruner: str, goals: Sequence[str]) -> None:
+def require_choices(
+    space: Space, *, sampler: str, pruner: str, goals: Sequence[str], bounds: Sequence[Bound] = ()
+) -> None:
     """
     Raises:
         UserError: unknown sampler, pruner or goal, or ones that do not go together.
@@ -29,6 +26,7 @@ def require_choices(space: Space, *, sampler: str, pruner: str, goals: Sequence[
         raise UserError(f"--goals {' '.join(goals)}: choose different ones of {', '.join(GOALS)}")
     if len(goals) == 1 and goals[0] != "objective":
         raise UserError(f"--goals {goals[0]}: one goal alone is the objective; name a second one for a front")
-    if len(goals) > 1 and prunes:
-        raise UserError(f"--pruner {pruner} judges by one goal: with several, use --pruner none")
-    require_sampler(sampler, space, num_goals=len(goals))
+    if len(goals) > 1 and prunes and pruner not in FRONT_PRUNERS:
+        known = ", ".join(("none", *FRONT_PRUNERS))
+        raise UserError(f"--pruner {pruner} judges by one goal: with several, use one of {known}")
+    require_sampler(sampler, space, num_goals=len(goals), bounded=bool(bounds))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from optuna.pruners import (
     BasePruner,
@@ -28,6 +29,35 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     ),
     "none": lambda epochs: NopPruner(),
 }
+
+
+@dataclass(frozen=True)
+class FrontPruner:
+    """Stops what lies behind `share` of the finished trials in every one of several goals, at the same epoch.
+
+    Args:
+        startup: Finished trials before anything is stopped. warmup: Epochs that are not judged.
+    """
+
+    share: float
+    startup: int = 8
+    warmup: int = 2
+
+    def stops(self, epoch: int, own: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+        """`own` and `others` are losses: less is better.
+
+        Example:
+            >>> FrontPruner(0.75, startup=2, warmup=0).stops(1, [3.0, 3.0], [[1.0, 2.0], [2.0, 1.0]])
+            True
+        """
+        if epoch <= self.warmup or len(others) < self.startup:
+            return False
+        ahead = sum(all(a < b for a, b in zip(other, own, strict=True)) for other in others)
+        return ahead >= self.share * len(others)
+
+
+FRONT_PRUNERS: dict[str, FrontPruner] = {"hopeless": FrontPruner(0.75)}
+"""Of several goals, by the same names as of one."""
 
 
 def pruner_of(name: str, epochs: int) -> BasePruner:

@@ -11,10 +11,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from prometar.errors import UserError, first_line
-from tune.optimizer.choices import GOALS
 from tune.optimizer.storage import open_study, opening
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import CURVE, KEPT, ORIGIN, REASON, REFERENCE, RESULT
+from tune.results.goals import GOALS, Bound, Goal
 from tune.results.schema import Run, TrialRecord
 from tune.space.spaces import Space
 
@@ -50,7 +50,8 @@ def rebuild(
     records: Sequence[TrialRecord],
     *,
     space: Space,
-    goals: Sequence[str],
+    goals: Sequence[Goal],
+    bounds: Sequence[Bound] = (),
     at_least: int,
 ) -> None:
     """Write the trials of `records` into a storage that does not have the study yet, under their numbers.
@@ -62,7 +63,7 @@ def rebuild(
     """
     by_number = {record.number: record for record in records}
     trials = [
-        _trial(by_number[number], space, goals) if number in by_number else _gap()
+        _trial(by_number[number], space, goals, bounds) if number in by_number else _gap()
         for number in range(max([at_least, *(number + 1 for number in by_number)]))
     ]
     with opening(storage):
@@ -76,7 +77,7 @@ def _gap() -> FrozenTrial:
     return create_trial(state=TrialState.FAIL, user_attrs={REPEAT: -1, REASON: NOT_RECORDED})
 
 
-def _trial(record: TrialRecord, space: Space, goals: Sequence[str]) -> FrozenTrial:
+def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Sequence[Bound]) -> FrozenTrial:
     what = f"the record of trial {record.number}"
     settings = space.checked(record.settings, what=what)
     fixed = FixedTrial(settings)
@@ -110,6 +111,8 @@ def _trial(record: TrialRecord, space: Space, goals: Sequence[str]) -> FrozenTri
         system_attrs={} if record.origin == "sampled" else {"fixed_params": settings},
         intermediate_values=curve if one else {},
     )
+    for bound in bounds if state is not TrialState.FAIL else ():
+        trial.set_constraint(str(bound), bound.excess(record.goal(bound.figure)))
     trial.datetime_start, trial.datetime_complete = record.started, record.ended
     return trial
 

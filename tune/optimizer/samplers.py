@@ -172,20 +172,20 @@ class Sampler:
         make: Optuna's sampler of a draw.
         stateless: Whether it looks at no results: it draws the same however many trials run at a time.
         enumerates: Whether it takes the grid's points one after the other.
-        single_goal: Whether it cannot weigh several goals.
+        plain: Whether it knows one goal alone, and no bounds.
     """
 
     make: MakeSampler
     stateless: bool = False
     enumerates: bool = False
-    single_goal: bool = False
+    plain: bool = False
 
 
 SAMPLERS: dict[str, Sampler] = {
     "tpe": Sampler(lambda draw: SpaceTPE(draw.space, draw.own_seed)),
     "random": Sampler(lambda draw: RandomSampler(draw.own_seed), stateless=True),
     "gp": Sampler(lambda draw: _SpaceGP(draw.space, draw.own_seed)),
-    "cmaes": Sampler(lambda draw: _SpaceCmaEs(draw.space, draw.own_seed), single_goal=True),
+    "cmaes": Sampler(lambda draw: _SpaceCmaEs(draw.space, draw.own_seed), plain=True),
     # Its sampler draws what a given start leaves open.
     "grid": Sampler(lambda draw: RandomSampler(draw.own_seed), stateless=True, enumerates=True),
     "quasirandom": Sampler(
@@ -212,14 +212,16 @@ def own_sampler(name: str) -> list[str]:
     return own_reference("sampler", name, SAMPLERS)
 
 
-def require_sampler(name: str, space: Space, *, num_goals: int) -> None:
+def require_sampler(name: str, space: Space, *, num_goals: int, bounded: bool) -> None:
     """
     Raises:
         UserError: unknown sampler, one that cannot serve so many goals, or a space it cannot draw from.
     """
     sampler = sampler_of(name)
-    if num_goals > 1 and sampler.single_goal:
+    if num_goals > 1 and sampler.plain:
         raise UserError(f"--sampler {name} has one goal: choose another for {num_goals} of them")
+    if bounded and sampler.plain:
+        raise UserError(f"--sampler {name} knows no bounds: choose another for --at-least and --at-most")
     if sampler.enumerates:
         grid_points(space, 0)
     if own_sampler(name):

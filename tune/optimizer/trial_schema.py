@@ -14,6 +14,7 @@ REASON = "reason"
 RESULT = "result"
 ORIGIN = "origin"
 CURVE = "curve"
+LOSSES = "losses"
 
 KEPT = ("epoch", "objective", "base", "new", "loss", "seconds", "runs", "notes", "cpus", "gpus")
 """Figures of a trial's last result that are kept with it."""

@@ -15,6 +15,7 @@ from tune.reporting.importance import MIN_COMPLETE, Importances, importances
 from tune.reporting.plots import course, goals, settings, style
 from tune.reporting.plots.finals import Row, forest
 from tune.results.costs import costs, span
+from tune.results.goals import Goal
 from tune.results.reader import STATES, Records, dataset_means, paired, pareto, ranking, read_records
 from tune.results.schema import StudyRecord, TrialRecord
 from tune.space.spaces import Choice
@@ -60,10 +61,13 @@ def filled(template: str, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
+BOTH: tuple[Goal, Goal] = ("base", "new")
+
+
 def render(records: Records) -> str:
     """The page."""
     shares, several_goals = importances(records.trials, records.ranges), len(records.asked.goals) > 1
-    front = pareto(records.trials, records.asked.goals) if several_goals else []
+    front = pareto(records.keeping, records.asked.goals) if several_goals else []
     return page(
         "report.html.jinja",
         records=records,
@@ -98,7 +102,7 @@ def _environment(study: StudyRecord) -> dict[str, str]:
 
 def _plots(records: Records, shares: Importances, front: list[TrialRecord]) -> dict[str, Any]:
     trials, best, score, ranges = records.trials, records.chosen, records.score, records.ranges
-    titles: dict[str, str] = {goal: records.goal_title(goal) for goal in records.asked.goals}
+    titles: dict[Goal, str] = {goal: records.goal_title(goal) for goal in records.asked.goals}
     numeric = [key for key in shares.ranked if not isinstance(ranges[key], Choice)][:2]
     plots = {
         "history": course.history(trials, titles) if trials else None,
@@ -111,7 +115,7 @@ def _plots(records: Records, shares: Importances, front: list[TrialRecord]) -> d
         "front": goals.front(trials, front, best, titles) if len(titles) == 2 else None,
         "trade_off": None  # the front shows the same
         if set(titles) == {"base", "new"}
-        else goals.trade_off(trials, best, {key: records.goal_title(key) for key in ("base", "new")}),
+        else goals.trade_off(trials, best, {key: records.goal_title(key) for key in BOTH}),
         "forest": forest(_forest_rows(records), title="best − released, points of H"),
     }
     panels = settings.slices(trials, ranges, best, score=score)

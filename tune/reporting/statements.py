@@ -6,6 +6,7 @@ from statistics import mean
 
 from tune.reporting.formatting import interval, listed, number, shown, signed
 from tune.reporting.track_record import track_record
+from tune.results.goals import SECONDS
 from tune.results.reader import Records
 from tune.results.schema import FinalTest
 
@@ -49,6 +50,8 @@ def _verdict(records: Records) -> str:
 def _kept(records: Records) -> str:
     """Why the released settings were kept."""
     again = records.lastround
+    if records.asked.bounds and not any(not trial.reference for trial in records.keeping):
+        return f"Keep the released settings: no others keep {_bounds(records)}."
     if again is None or again.keep_unless is None:
         return "No searched settings beat the released ones on the search's own images."
     best = max(again.rows, key=lambda row: row.probability or 0.0)
@@ -130,7 +133,7 @@ def alignment(records: Records) -> str:
 
 def caveats(records: Records) -> list[str]:
     """What the figures do not show."""
-    lines = [*filter(None, [track_record(records)]), *_out_of_date(records)]
+    lines = [*filter(None, [track_record(records)]), *_out_of_date(records), *_kept_bounds(records)]
     if records.leaking:
         lines.append("This objective reads the test images: the search leaks, its figures are no results.")
     if len(records.complete) > 1:
@@ -155,7 +158,31 @@ def caveats(records: Records) -> list[str]:
         lines.append("No published figure stands beside these: none is known for this very setting.")
     pruned = len(records.in_state("PRUNED"))
     if pruned:
-        lines.append(f"Pruned trials ({pruned}) were judged early: some might have recovered.")
+        behind = " by all goals together" if len(records.asked.goals) > 1 else ""
+        lines.append(f"Pruned trials ({pruned}) were judged early{behind}: some might have recovered.")
+    return lines
+
+
+def _bounds(records: Records) -> str:
+    return " and ".join(map(str, records.asked.bounds))
+
+
+def _kept_bounds(records: Records) -> list[str]:
+    """What keeps the bounds that were asked for."""
+    bounds, released = records.asked.bounds, records.released
+    if not bounds:
+        return []
+    does = "do" if released in records.keeping else "do not"
+    lines = [
+        f"{len(records.keeping)} of {len(records.complete)} finished trials keep {_bounds(records)}; the "
+        f"released settings {does}."
+    ]
+    for side, runs in records.sides.items():
+        for bound in (bound for bound in bounds if bound.figure != SECONDS):  # of one run, not of a trial
+            figures = [getattr(run, bound.figure) for run in runs if run.done]
+            if None not in figures and figures and bound.excess(mean(figures)) > 0:
+                name = "released" if side == "released" else "chosen"
+                lines.append(f"In the final test the {name} settings break {bound}: {number(mean(figures))}.")
     return lines
 
 

@@ -10,10 +10,10 @@ from statistics import mean
 
 from prometar.errors import UserError
 from tune.results.consistency import require_final_test, require_reevaluation, require_trial
+from tune.results.goals import GOALS, SECONDS, Goal, keeps
 from tune.results.schema import (
     FINAL_TEST,
     REEVALUATION,
-    SECONDS,
     STUDY,
     TRIAL,
     AskedFor,
@@ -86,8 +86,13 @@ class Records:
 
     @cached_property
     def best(self) -> TrialRecord | None:
-        """The finished trial with the highest objective; the earliest of equals."""
-        return next(iter(by_score(self.trials)), None)
+        """The finished trial with the highest objective that keeps the bounds; the earliest of equals."""
+        return next(iter(by_score(self.trials, self.asked.bounds)), None)
+
+    @cached_property
+    def keeping(self) -> list[TrialRecord]:
+        """The finished trials that keep the bounds."""
+        return [t for t in self.complete if keeps(self.asked.bounds, t.goal)]
 
     @cached_property
     def released(self) -> TrialRecord | None:
@@ -97,7 +102,12 @@ class Records:
     def chosen(self) -> TrialRecord | None:
         """The trial whose settings the study ends with: the last round's choice, or the search's best."""
         number = self.lastround.chosen if self.lastround else None
-        return next((t for t in self.trials if t.number == number), self.best)
+        return next((t for t in self.trials if t.number == number), self.best or self._fallback)
+
+    @property
+    def _fallback(self) -> TrialRecord | None:
+        """The released settings, where trials have finished and none keeps the bounds."""
+        return self.released if self.complete else None
 
     @property
     def tests(self) -> Mapping[str, DatasetTest]:
@@ -206,7 +216,7 @@ def ranking(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     )
 
 
-def pareto(trials: Iterable[TrialRecord], goals: Sequence[str]) -> list[TrialRecord]:
+def pareto(trials: Iterable[TrialRecord], goals: Sequence[Goal]) -> list[TrialRecord]:
     """The finished trials that no other one beats in one goal without losing in another, by the first goal.
 
     Of trials that are equal in every goal, the earliest.
@@ -216,7 +226,7 @@ def pareto(trials: Iterable[TrialRecord], goals: Sequence[str]) -> list[TrialRec
         figures = [trial.goal(goal) for goal in goals]
         known = [figure for figure in figures if figure is not None]
         if trial.state == "COMPLETE" and len(known) == len(figures):
-            signs = [1 if goal == SECONDS else -1 for goal in goals]
+            signs = [1 if GOALS[goal] == "minimize" else -1 for goal in goals]
             points.append((tuple(sign * one for sign, one in zip(signs, known, strict=True)), trial))
     front: list[tuple[tuple[float, ...], TrialRecord]] = []
     for losses, trial in sorted(points, key=lambda point: (point[0], point[1].number)):

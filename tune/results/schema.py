@@ -7,7 +7,7 @@ file of another version is one line that names the file and the field.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -29,16 +29,14 @@ from prometar.errors import UserError
 from prometar.io.files import read_bytes, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.metrics import Interval
+from tune.results.goals import SECONDS, Bound, Goal, keeps
 from tune.space.spaces import Range
 
 VERSION: Literal[1] = 1
 """Of all files; one more whenever a field is added, removed, or gets another meaning."""
-SECONDS = "seconds"
-"""The one goal that is minimised."""
 _MOST_CHARACTERS = 10_000_000  # of study.yaml as plain data: aliases make a large tree of a small file
 
 State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
-Goal = Literal["objective", "base", "new", "seconds"]
 Figure = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Percent, or what an objective is measured in."""
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
@@ -136,15 +134,15 @@ class TrialRecord(Versioned):
         """The objective of a finished trial; None for others."""
         return self.objective if self.state == "COMPLETE" else None
 
-    def goal(self, name: str) -> float | None:
-        """One of the figures that a search can optimise."""
+    def goal(self, name: Goal) -> float | None:
+        """One of the figures that a search can optimise or bound."""
         figures = {"objective": self.objective, "base": self.base, "new": self.new, SECONDS: self.seconds}
         return figures[name]
 
 
-def by_score(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The finished trials, highest objective first; the earlier of equals before the later."""
-    scored = [(-t.score, t.number, t) for t in trials if t.score is not None]
+def by_score(trials: Iterable[TrialRecord], bounds: Sequence[Bound] = ()) -> list[TrialRecord]:
+    """The finished trials that keep the bounds, highest objective first; of equals the earlier first."""
+    scored = [(-t.score, t.number, t) for t in trials if t.score is not None and keeps(bounds, t.goal)]
     return [t for _, _, t in sorted(scored, key=lambda each: each[:2])]
 
 
@@ -166,6 +164,15 @@ class Reevaluated:
     runs: tuple[Run, ...]
     expected: Figure | None = None
     probability: float | None = None
+
+    def keeps(self, bounds: Iterable[Bound]) -> bool:
+        """Whether its means over the fresh runs keep them; its time was judged in the search."""
+
+        def mean_of(name: Goal) -> float | None:
+            figures = [getattr(run, name) for run in self.runs]
+            return None if None in figures or not figures else sum(figures) / len(figures)
+
+        return keeps((bound for bound in bounds if bound.figure != SECONDS), mean_of)
 
     @property
     def by_seed(self) -> dict[int, list[float]]:
@@ -266,6 +273,7 @@ class AskedFor:
         leaks: Whether the objective reads the test images. score: What the objective is called.
         seeds, folds: Of every trial. top_seeds: Fresh ones of the last round.
         max_hours: Of searching, as the last command allowed; None for no end.
+        bounds: What settings must keep to be chosen.
     """
 
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -291,6 +299,7 @@ class AskedFor:
     top_seeds: tuple[int, ...]
     final_seeds: tuple[int, ...]
     matters: float | None = None
+    bounds: tuple[Bound, ...] = ()
 
 
 @dataclass(frozen=True)

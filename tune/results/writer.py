@@ -9,7 +9,7 @@ import shlex
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import objective_of
@@ -19,7 +19,7 @@ from prometar.io.files import resolved
 from prometar.io.lock import locked
 from tune.optimizer.storage import without_password
 from tune.results.reader import read_study
-from tune.results.schema import STUDY, TRIAL, AskedFor, Goal, SpaceRecord, StudyRecord, TrialRecord
+from tune.results.schema import STUDY, TRIAL, AskedFor, SpaceRecord, StudyRecord, TrialRecord
 from tune.study_spec import StudySpec
 
 
@@ -136,7 +136,7 @@ def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
         objective=spec.objective,
         leaks=objective.leaks,
         score=objective.title,
-        goals=cast(tuple[Goal, ...], spec.goals),
+        goals=spec.goals,
         trials=spec.trials,
         max_hours=max_hours,
         epochs=config.train.epochs,
@@ -151,6 +151,7 @@ def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
         top_seeds=spec.fresh_seeds if spec.top else (),
         final_seeds=spec.final_seeds,
         matters=spec.matters,
+        bounds=spec.bounds,
     )
 
 

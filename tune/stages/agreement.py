@@ -40,6 +40,7 @@ def require_agreement(
         records,
         space=spec.space,
         goals=spec.goals,
+        bounds=spec.bounds,
         at_least=1
         + max(int(path.name) for path in (folder.path / "trials").iterdir() if path.name.isdecimal()),
     )

@@ -15,6 +15,7 @@ from prometar.errors import WorkError
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
+from tune.results.goals import Bound
 from tune.results.schema import REEVALUATION, Reevaluated, Reevaluation, Run, TrialRecord, by_score
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import applies, known_gains
@@ -39,7 +40,8 @@ def run_last_round(
     Where it is known what a lead is worth (`tune.stages.choice`), `chosen` is the number of the settings that
     are expected to gain most, if they are probably better than the released ones, else of those. Otherwise it
     is the number with the highest mean over all fresh seeds; the released ones win a tie. Without a last
-    round (`top` 0) it is the search's own best.
+    round (`top` 0) it is the search's own best. What breaks a bound is not chosen, unless nothing keeps it:
+    then the released settings are.
     """
     asked = contenders(trials, spec)
     seeds = spec.fresh_seeds if spec.top else ()
@@ -47,7 +49,7 @@ def run_last_round(
     rows, judged = _judged(rows, spec)
     found = Reevaluation(
         seeds,
-        _chosen(rows, judged=judged) if rows else asked[0].number,
+        _chosen(rows, spec.bounds, judged=judged) if rows else asked[0].number,
         rows,
         keep_unless=KEEP_UNLESS if judged else None,
         cpus=means.plan.cpus_per_trial,
@@ -90,15 +92,15 @@ def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialReco
     Those are the best-scored and, where it is known what a lead is worth, the ones with the highest expected
     gains; else the others in the order of their scores.
     """
-    found = by_score(trials)
+    found = by_score(trials, spec.bounds)
+    released = [trial for trial in by_score(trials) if trial.reference]
     if not spec.top:
-        return found[:1]
-    released = [trial for trial in found if trial.reference]
+        return [*found, *released][:1]
     others = [trial for trial in found if not trial.reference]
     if released:
         promised = _gains(
-            {trial.number: [trial.score or 0.0] for trial in found},
-            {trial.number: trial.settings for trial in found},
+            {trial.number: [trial.score or 0.0] for trial in (*released, *others)},
+            {trial.number: trial.settings for trial in others},
             released[0].number,
             spec,
         )
@@ -163,8 +165,10 @@ def _judged(rows: tuple[Reevaluated, ...], spec: StudySpec) -> tuple[tuple[Reeva
     return judged, spec.objective in CALIBRATIONS
 
 
-def _chosen(rows: Sequence[Reevaluated], *, judged: bool) -> int:
+def _chosen(rows: Sequence[Reevaluated], bounds: Sequence[Bound], *, judged: bool) -> int:
     """The number of the settings that are probably better, or (`judged` False) of the highest mean.
+
+    Where the released settings break a bound, the best of those that keep it need not be better.
 
     Raises:
         WorkError: no settings finished with all fresh seeds.
@@ -173,8 +177,16 @@ def _chosen(rows: Sequence[Reevaluated], *, judged: bool) -> int:
     if not means:
         reason = next(run.failed for row in rows for run in row.runs if run.failed)
         raise WorkError(f"no settings have finished the last round: {reason}; {GO_ON}")
-    if not judged:
-        return max(means, key=means.__getitem__)
-    likely = [row for row in rows if row.probability is not None and row.probability >= KEEP_UNLESS]
-    best = max(likely, key=lambda row: (row.expected or 0.0, -row.number), default=None)
-    return best.number if best else next(row.number for row in rows if row.reference)
+    released = next((row for row in rows if row.reference), None)
+    kept = [row for row in rows if row.number in means and row.keeps(bounds)]
+    if not kept:
+        return released.number if released else max(means, key=means.__getitem__)
+    if not judged or released is None or released not in kept:
+        return max(kept, key=_worth).number  # of equals the first: the released settings
+    likely = [row for row in kept if row.probability is not None and row.probability >= KEEP_UNLESS]
+    return max(likely, key=lambda row: (_worth(row), -row.number), default=released).number
+
+
+def _worth(row: Reevaluated) -> float:
+    """What is expected of it, else its mean."""
+    return row.expected if row.expected is not None else row.mean or 0.0

@@ -38,7 +38,7 @@ REFERENCE: dict[str, dict[str, Any]] = {
 TARGET = 10
 
 STATELESS = tuple(name for name, sampler in SAMPLERS.items() if sampler.stateless)
-SINGLE_GOAL = tuple(name for name, sampler in SAMPLERS.items() if sampler.single_goal)
+SINGLE_GOAL = tuple(name for name, sampler in SAMPLERS.items() if sampler.plain)
 
 
 def memory(folder: Path, sampler: str, space: str, *, seed: int = 5, **changes: Any) -> Memory:

@@ -381,3 +381,15 @@ def test_records_are_read_without_torch() -> None:
     code = "import sys, tune.reporting.html, tune.reporting.comparison; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_what_keeps_the_bounds_is_said(tmp_path: Path) -> None:
+    bounds = [{"figure": "base", "limit": 99.0, "least": True}]
+    text = " ".join(Text(page(rich_study(tmp_path, bounds=bounds))).words.split())
+    assert re.search(r"0 of \d+ finished trials keep base at least 99; the released settings do not\.", text)
+    assert "In the final test the chosen settings break base at least 99: " in text
+    bounds[0]["limit"] = 1.0
+    text = " ".join(Text(page(rich_study(tmp_path, bounds=bounds))).words.split())
+    assert re.search(r"(\d+) of \1 finished trials keep base at least 1; the released settings do\.", text)
+    assert "settings break" not in text

@@ -16,6 +16,7 @@ from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.samplers import STARTUP_TRIALS
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import record_of
+from tune.results.goals import parse_bounds
 from tune.results.reader import read_trials
 from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
@@ -27,7 +28,8 @@ EPOCHS = 3
 def memory_of(spec: StudySpec, folder: StudyFolder) -> Memory:
     return Memory(
         folder.storage, NAME, spec.space, reference=spec.reference(), seed=spec.seed,
-        pruner=spec.pruner, sampler=spec.sampler, goals=spec.goals, epochs=EPOCHS,
+        pruner=spec.pruner, sampler=spec.sampler, goals=spec.goals, bounds=spec.bounds,
+        epochs=EPOCHS,
     )  # fmt: skip
 
 
@@ -45,13 +47,14 @@ def run(memory: Memory, asked: Asked, *, failing: bool = False) -> None:
             return
 
 
-@pytest.fixture(scope="module", params=["one goal", "two goals", "pruned"])
+@pytest.fixture(scope="module", params=["one goal", "two goals", "pruned", "bounded"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudySpec]:
     """A study of trials: one failed, two were enqueued, one was interrupted; and their records."""
     changes: dict[str, Any] = {
         "one goal": {},
         "two goals": {"goals": ("objective", "seconds")},
         "pruned": {"pruner": "asha"},
+        "bounded": {"bounds": parse_bounds(["base=60"], ["seconds=100"])},
     }[request.param]
     asked_for = small_spec(epochs=EPOCHS, **changes)
     folder = StudyFolder(tmp_path_factory.mktemp("made"), NAME)
@@ -85,7 +88,13 @@ def told(memory: Memory) -> list[tuple[object, ...]]:
     Not the moments: the database and the memory of the process that wrote the records take their own.
     """
     return [
-        (t.values, t.distributions, t.intermediate_values, replace(record_of(t), started=None, ended=None))
+        (
+            t.values,
+            t.distributions,
+            t.intermediate_values,
+            t.constraints,
+            replace(record_of(t), started=None, ended=None),
+        )
         for t in memory.trials()
         if t.state.is_finished()
     ]

@@ -10,10 +10,11 @@ import pytest
 
 from prometar.config.settings import configure
 from tests.support.driver import small_spec
-from tune.results.schema import TrialRecord
+from tune.results.goals import parse_bounds
+from tune.results.schema import Reevaluated, Run, TrialRecord
 from tune.space.portfolio import shipped
 from tune.space.spaces import load_space
-from tune.stages.reevaluation import contenders
+from tune.stages.reevaluation import _chosen, contenders
 from tune.study_spec import StudySpec
 
 KNOWN = shipped().choose(without=["shapes"])[0]
@@ -69,3 +70,30 @@ def test_where_the_released_settings_have_failed_the_best_scores_are_taken(spec:
 
 def test_without_a_last_round_the_best_is_alone(spec: StudySpec) -> None:
     assert numbers(replace(spec, top=0), *TRIALS) == [2]
+
+
+def test_what_breaks_a_bound_gets_into_no_last_round(spec: StudySpec) -> None:
+    assert numbers(replace(spec, bounds=parse_bounds([], ["base=63"])), *TRIALS) == [0, 3, 1]
+    assert numbers(replace(spec, bounds=parse_bounds(["base=63"], [])), *TRIALS) == [0, 2]
+    assert numbers(replace(spec, bounds=parse_bounds(["base=70"], []), top=0), *TRIALS) == [0]
+
+
+def again(number: int, base: float, probability: float | None) -> Reevaluated:
+    run = Run("shapes", 1000, base=base, new=60.0, objective=60.0, seconds=1.0)
+    expected = None if probability is None else 10 * probability
+    return Reevaluated(number, number == 0, {}, 60.0, base, (run,), expected, probability)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "chosen"),
+    [
+        (50, 1),  # all keep it: the one with the highest gain
+        (62, 3),  # of those that keep it
+        (66, 4),  # the released settings break it: the best of what keeps it, however unsure
+        (70, 0),  # nothing keeps it
+    ],
+)
+def test_what_breaks_a_bound_is_not_chosen(at_least: int, chosen: int) -> None:
+    rows = [again(0, 65.0, None), again(1, 61.0, 0.9), again(2, 62.0, 0.5), again(3, 63.0, 0.85),
+            again(4, 67.0, 0.3)]  # fmt: skip
+    assert _chosen(rows, parse_bounds([f"base={at_least}"], ["seconds=0.5"]), judged=True) == chosen

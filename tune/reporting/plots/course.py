@@ -19,10 +19,11 @@ from tune.reporting.plots.style import (
     points,
     released_of,
 )
+from tune.results.goals import Goal
 from tune.results.schema import TrialRecord
 
 
-def history(trials: Sequence[TrialRecord], goals: Mapping[str, str]) -> str:
+def history(trials: Sequence[TrialRecord], goals: Mapping[Goal, str]) -> str:
     """Each goal by trial number, with the best so far and the released settings as lines.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from tune.reporting.plots.style import COLOURS, STATES, figures, fragment, mark, padded, points, released_of
+from tune.results.goals import Goal
 from tune.results.schema import TrialRecord
 
 
@@ -32,7 +33,7 @@ def front(
     trials: Sequence[TrialRecord],
     front: Sequence[TrialRecord],
     best: TrialRecord | None,
-    goals: Mapping[str, str],
+    goals: Mapping[Goal, str],
 ) -> str | None:
     """Both goals of the finished trials, the front joined; None where no trial has both.
 
@@ -66,7 +67,7 @@ def front(
 
 
 def _marks(
-    figure: go.Figure, trials: Sequence[TrialRecord], best: TrialRecord | None, x: str, y: str
+    figure: go.Figure, trials: Sequence[TrialRecord], best: TrialRecord | None, x: Goal, y: Goal
 ) -> None:
     released = released_of(trials)
     if released:
@@ -86,7 +87,8 @@ def _equal_h(figure: go.Figure, trials: Sequence[TrialRecord], *, swapped: bool 
             hoverinfo="skip", line={"color": "#cbd5e0", "dash": "dot", "width": 1}, name="equal H",
             legendgroup="equal H", showlegend=count == 0,
         )  # fmt: skip
-    x, y = ("new", "base") if swapped else ("base", "new")
+    order: tuple[Goal, Goal] = ("base", "new")
+    x, y = reversed(order) if swapped else order
     figure.update_xaxes(range=padded(figures(trials, x)))
     figure.update_yaxes(range=padded(figures(trials, y)))
 

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from tune.reporting.formatting import setting
+from tune.results.goals import Goal
 from tune.results.schema import TrialRecord
 
 BEST, RELEASED, FAILED = "#c05621", "#2d3748", "#c53030"
@@ -31,7 +32,7 @@ def complete(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [t for t in trials if t.score is not None]
 
 
-def figures(trials: Sequence[TrialRecord], goal: str = "objective") -> list[float]:
+def figures(trials: Sequence[TrialRecord], goal: Goal = "objective") -> list[float]:
     """Their figures; they must all have one."""
     found = [t.goal(goal) for t in trials]
     known = [figure for figure in found if figure is not None]

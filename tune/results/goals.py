@@ -1,0 +1,75 @@
+"""Figures of a trial that a search can optimise or keep within bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from prometar.errors import UserError
+
+Goal = Literal["objective", "base", "new", "seconds"]
+SECONDS: Goal = "seconds"
+"""The one goal that is minimised, and that only grows while a trial runs."""
+GOALS: Mapping[Goal, Literal["minimize", "maximize"]] = {
+    "objective": "maximize", "base": "maximize", "new": "maximize", SECONDS: "minimize"
+}  # fmt: skip
+"""Figures of a trial's last result, and whether more is better."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What settings must keep to be chosen: a figure of at least, or at most, a limit.
+
+    Example:
+        >>> str(Bound("base", 80.0, least=True))
+        'base at least 80'
+    """
+
+    figure: Goal
+    limit: float
+    least: bool
+
+    def excess(self, value: float | None) -> float:
+        """By how much a figure breaks it; 0 or less where it is kept, infinite for no figure."""
+        if value is None:
+            return math.inf
+        return self.limit - value if self.least else value - self.limit
+
+    def __str__(self) -> str:
+        return f"{self.figure} at {'least' if self.least else 'most'} {self.limit:g}"
+
+
+def keeps(bounds: Iterable[Bound], figure: Callable[[Goal], float | None]) -> bool:
+    """Whether figures, by name, keep all bounds."""
+    return all(bound.excess(figure(bound.figure)) <= 0 for bound in bounds)
+
+
+def parse_bounds(at_least: Sequence[str], at_most: Sequence[str]) -> tuple[Bound, ...]:
+    """
+    Raises:
+        UserError: no `figure=number`, an unknown figure, or one that is bounded twice.
+
+    Example:
+        >>> parse_bounds(["base=80"], [])
+        (Bound(figure='base', limit=80.0, least=True),)
+    """
+    found = tuple(
+        _parsed(text, least) for texts, least in ((at_least, True), (at_most, False)) for text in texts
+    )
+    if len({(bound.figure, bound.least) for bound in found}) != len(found):
+        raise UserError(f"a figure is bounded twice: {', '.join(map(str, found))}")
+    return found
+
+
+def _parsed(text: str, least: bool) -> Bound:
+    option = "--at-least" if least else "--at-most"
+    name, _, number = text.partition("=")
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = math.nan
+    if name not in GOALS or not math.isfinite(limit):
+        raise UserError(f"{option} '{text}': expected figure=number with one of {', '.join(GOALS)}")
+    return Bound(cast(Goal, name), limit, least)
