@@ -208,6 +208,8 @@ def problems_of(dataset: Dataset) -> Iterator[str]:
 def _what(name: str) -> str:
     if name == FOLDER:
         return "a folder with train/ and test/ folders of class folders, or of class folders"
+    if is_hub(name):
+        return f"with the copy that `prometar data download '{name}' --to DIR` makes"
     return f"the folder that holds {place_of(name, '')}/"
 
 
