@@ -18,6 +18,7 @@ from prometar.data.datasets.benchmarks import (
     how_to_get,
     layout_in,
 )
+from prometar.data.datasets.catalog import missing_below
 from prometar.data.datasets.layouts import SplitFile
 from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.digests import change_of
@@ -112,6 +113,10 @@ def download(
         raise WorkError(f"{changed}: delete it, and the same command gets it again")
     missing = (part for part in layout.parts if not (folder / part).exists())
     lines = tuple(f"{folder / part}: {how_to_get(row, part)}" for part in missing)
+    if not lines and not row.archives:  # where images lie right in the folder, no part tells of them
+        listing = layout.read(folder)
+        if missing_below(listing.images, listing.splits["train"][:1]):
+            lines = (f"{listing.images}: {row.by_hand}",)
     note = _note_on_split(row, split) if steps[-1][0] in placed else ""
     return DownloadResult(name, folder, tuple(placed), tuple(kept), note, lines)
 

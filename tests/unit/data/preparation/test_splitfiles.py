@@ -134,18 +134,19 @@ def test_another_split_is_refused_and_not_kept(
     assert os.listdir(place.root) == ["dtd"]
 
 
+@pytest.mark.parametrize("name", ["caltech101", "stanford_cars", "ucf101"])
 def test_a_split_comes_before_images_that_are_got_by_hand(
-    place: Place, capsys: pytest.CaptureFixture[str]
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    folder = write_copy("ucf101", place.root / "origin")
-    BENCHMARKS["ucf101"] = with_split(place.served, was := BENCHMARKS["ucf101"], folder)
-    try:
-        assert main(["data", "download", "ucf101", "--to", str(place.root)]) == 0
-    finally:
-        BENCHMARKS["ucf101"] = was
+    folder = write_copy(name, place.root / "origin")
+    monkeypatch.setitem(BENCHMARKS, name, row := with_split(place.served, BENCHMARKS[name], folder))
+    assert main(["data", "download", name, "--to", str(place.root / "new")]) == 0
     out = capsys.readouterr().out
-    assert f"placed: {place.root}/ucf101/split_zhou_UCF101.json" in out
-    assert "UCF-101-midframes: get UCF-101-midframes.zip" in out
+    assert f"placed: {place.root}/new/{row.folder}/split_zhou_" in out
+    assert f"still to get by hand: {place.root}/new/{row.folder}" in out
+    assert row.by_hand in out
+    assert main(["data", "download", name, "--to", str(place.root / "origin")]) == 0
+    assert "complete; look at every image" in capsys.readouterr().out
 
 
 def test_a_mirror_of_ones_own(
