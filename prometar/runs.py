@@ -13,6 +13,7 @@ from prometar.backbone.openclip import load_backbone, load_clip
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
+from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.fewshot import labels_of, select
 from prometar.data.splits.objective import own_objective
 from prometar.data.streaming.plan import eval_plan
@@ -56,6 +57,7 @@ def train_run(
         UserError: whatever is wrong with the configuration, the data or the weights.
         WorkError: the folder holds another run, or the loss is not finite.
     """
+    obtain(config.data.name, config.data.root)
     run, described = build_run(config, objective), dump_config(config).encode()
     _require_free(folder, described)
     session = Session(run, folder, ray_stream(run), watch)
@@ -162,6 +164,7 @@ def evaluate_run_on(folder: Path, name: str, root: str | None, *, trust_parts: b
     Raises:
         UserError: no finished run, or a data set that is unknown or missing.
     """
+    obtain(name, root)
     dataset, classifier = open_dataset(name, root), trained(folder, trust_parts=trust_parts)
     start_ray()
     return evaluate_on(classifier, dataset)

@@ -39,6 +39,7 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="A method, or a recipe FILE.yaml of your own [prometar].")
     ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set [textures].")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder [out/train/<method>-<data>-seed<seed>].")
     ] = None,
@@ -56,6 +57,8 @@ def train(
     """Train one run on all base classes and test it on base and new ones. The same command goes on."""
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
+    if dataset is not None:
+        values["data.name"] = dataset
     if data_root is not None:
         values["data.root"] = absolute_root(data_root)
     chosen = chosen.override({"method": method, **values} if method else values).completed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +16,9 @@ from rich.table import Table
 
 from prometar.cli.options import PLAIN, RootOption
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.errors import WorkError
+from prometar.data.datasets.catalog import place_of
+from prometar.data.datasets.hubname import is_hub
+from prometar.errors import UserError, WorkError
 from prometar.io.stores import shown
 
 if TYPE_CHECKING:
@@ -25,7 +28,12 @@ app = typer.Typer(
     no_args_is_help=True, help="Data sets: what is there, is it whole, get it, copy it as Parquet.", **PLAIN
 )
 
-NameArgument = Annotated[str, typer.Argument(help="A data set; `prometar data list` shows them.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(help="A data set; `prometar data list` shows them, hf://owner/name is one of the hub."),
+]
+DATA = "data"
+"""Where `download` puts data sets, and `check` looks for them, unless told otherwise."""
 
 
 @app.command("list")
@@ -71,10 +79,18 @@ def _state(row: Listed, root: str | None) -> str:
 
 
 @app.command("check")
-def data_check(name: NameArgument, data_root: RootOption = None) -> None:
+def data_check(
+    name: NameArgument,
+    data_root: Annotated[
+        str | None, typer.Option(help=f"The folder that holds the data sets' folders [{DATA}].")
+    ] = None,
+) -> None:
     """Decode every image; lists all that are missing, broken or listed twice, and the sizes published."""
     from prometar.data.preparation.check import check
 
+    if data_root is None and (name in BENCHMARKS or is_hub(name)):
+        data_root = DATA
+    _obtain(name, data_root)
     found = check(name, data_root)
     for line in (*found.problems, *(broken.message for broken in found.broken)):
         print(line, file=sys.stderr)
@@ -90,21 +106,52 @@ def data_check(name: NameArgument, data_root: RootOption = None) -> None:
 @app.command("download")
 def data_download(
     name: NameArgument,
-    to: Annotated[str, typer.Option(help="The data root: the folder that holds the data sets' folders.")],
+    to: Annotated[
+        str, typer.Option(help="The data root: the folder that holds the data sets' folders.")
+    ] = DATA,
+    split: Annotated[
+        str, typer.Option(help="coop, the field's; or official, of the data set's own lists (dtd, food101).")
+    ] = "coop",
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Another source of the split file: https://.../FOLDER or hf://owner/name."),
+    ] = None,
 ) -> None:
-    """Get a benchmark's images from their public source. The same command goes on."""
+    """Get a benchmark's images and split, or a data set of the hub. The same command goes on."""
     from prometar.data.preparation.download import download
 
-    with _bar(DownloadColumn()) as progress:
-        result = download(name, to, progress=progress)
-    for key in result.placed:
-        print(f"placed: {result.folder / key}")
-    for key in result.kept:
-        print(f"there already: {result.folder / key}")
-    for line in result.missing:
-        print(f"still to get by hand: {line}")
-    if not result.missing:
-        print(f"complete; look at every image with `prometar data check {name} --data-root {to}`")
+    if is_hub(name):
+        if split != "coop" or mirror is not None:
+            raise UserError(f"--split and --mirror are for benchmarks, and {name} is a data set of the hub")
+        if not _obtain(name, to):
+            print(f"there already: {place_of(name, to)}")
+    else:
+        with _bar(DownloadColumn()) as progress:
+            result = download(name, to, split=split, mirror=mirror, progress=progress)
+        for key in result.placed:
+            print(f"placed: {result.folder / key}")
+        for key in result.kept:
+            print(f"there already: {result.folder / key}")
+        if result.note:
+            print(result.note)
+        for line in result.missing:
+            print(f"still to get by hand: {line}")
+        if result.missing:
+            return
+    print(f"complete; look at every image with `prometar data check {quote(name)} --data-root {quote(to)}`")
+
+
+def _obtain(name: str, root: str | None) -> bool:
+    """Get a data set of the hub that is not there yet; whether there was anything to do."""
+    if not is_hub(name):
+        return False
+    from prometar.data.preparation.hubset import obtain
+
+    with _bar(MofNCompleteColumn()) as progress:
+        result = obtain(name, root, progress)
+    if result is not None:
+        print(result)
+    return result is not None
 
 
 @app.command("prepare")

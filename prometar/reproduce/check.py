@@ -11,6 +11,7 @@ from prometar.backbone.clip import Clip
 from prometar.backbone.openclip import load_backbone
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import problem
 from prometar.errors import UserError
 from prometar.methods.probing import probe
@@ -60,6 +61,7 @@ def _learns(config: Config, clip: Clip) -> bool:
 
 def _open(asked: Asked, name: str) -> None:
     config = next(iter(asked.configs.values()))
+    obtain(name, config.data.root)
     dataset = open_dataset(name, config.data.root, config.data.args if name == config.data.name else {})
     if name in asked.trained_on:
         problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, PublicFile, Sizes
 from prometar.data.datasets.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
+from tests.support.fileserver import Served
 
 CLASSES = 5
 COUNTS = {"train": 4, "val": 3, "test": 2}  # images a class
@@ -44,6 +47,16 @@ def write_copy(name: str, root: Path) -> Path:
         NumberedFolders: _write_numbered,
     }[type(row.layout)](row.layout, folder)
     return folder
+
+
+def with_split(served: Served, row: Benchmark, folder: Path) -> Benchmark:
+    """The row of a copy whose split file a server has: its sizes are the copy's, its digest the file's."""
+    assert isinstance(row.layout, SplitFile)
+    content = (folder / row.layout.file).read_bytes()
+    served.files[f"/splits/{row.layout.file}"] = content
+    url, digest = f"{served.url}/splits/{row.layout.file}", hashlib.sha256(content).hexdigest()
+    sizes = Sizes(*(CLASSES * count for count in COUNTS.values()))
+    return replace(row, split=PublicFile(url, digest), classes=CLASSES, sizes=sizes)
 
 
 def _write_split_file(layout: SplitFile, folder: Path) -> None:

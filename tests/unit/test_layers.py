@@ -63,8 +63,10 @@ ENTRANCES = {
     },
     "pyarrow": {
         "prometar/io/stores.py", "tune/jobs/remote.py", "prometar/data/datasets/sources.py",
-        "prometar/data/preparation/prepare.py", "prometar/data/streaming/shared_images.py",
+        "prometar/data/preparation/prepare.py", "prometar/data/preparation/hubparquet.py",
+        "prometar/data/streaming/shared_images.py",
     },
+    "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/data/preparation/hub.py"},
 }  # fmt: skip
 
 

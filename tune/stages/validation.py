@@ -7,6 +7,7 @@ from typing import Any
 
 from prometar.backbone.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import LEAKS
 from prometar.errors import UserError
 from prometar.inference.prompt_file import weights_digest
@@ -50,6 +51,7 @@ def check(spec: StudySpec) -> Checked:
     num_classes, steps = dict[str, int](), dict[str, Steps]()
     notes, contents = list[str](), dict[str, str]()
     for name in spec.names:
+        obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
-from prometar.data.datasets.layouts import Layout, NumberedFolders, SplitFile, VariantLists, WnidFolders
+from prometar.data.datasets.layouts import (
+    ImageLists,
+    Layout,
+    NumberedFolders,
+    SplitFile,
+    VariantLists,
+    WnidFolders,
+)
+from prometar.errors import UserError
 
 
 class Sizes(NamedTuple):
@@ -39,6 +48,14 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class PublicFile:
+    """A file of a public source; `sha256` is None where its digest is not known."""
+
+    url: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """A row of the table: $DATA/<folder>/... in a layout.
 
@@ -51,6 +68,8 @@ class Benchmark:
         wordings: Other templates that methods hold text to, where they differ from it (`WORDINGS`).
         classes, sizes: As published.
         archives: Where the images can be downloaded.
+        split: Where the layout's split file, CoOp's, can be downloaded.
+        official: The data set's own lists, in its archive: another split than CoOp's.
         by_hand: Where the images come from if there is no archive.
         variant_of: The benchmark whose classes it tests under another distribution.
     """
@@ -63,6 +82,8 @@ class Benchmark:
     classes: int
     sizes: Sizes
     archives: tuple[Archive, ...] = ()
+    split: PublicFile | None = None
+    official: ImageLists | None = None
     by_hand: str = ""
     wordings: Mapping[str, str] = field(default_factory=dict)
     variant_of: str = ""
@@ -73,6 +94,18 @@ WORDINGS = ("photo", "name_last")
 
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 _PHOTO = "a photo of a {}."
+# CoOp's own files lie on Google Drive, which asks a browser to confirm. This is a paper's repository that has
+# copies, at one commit. A digest is given where the copy was looked at (it has the published sizes) and
+# another project's record of its files from CoOp agrees.
+_SPLITS = (
+    "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
+    "ac9077ee4e422f768c9b9109551468605e33ec9a/splits"
+)
+
+
+def _split(title: str, sha256: str | None = None) -> PublicFile:
+    return PublicFile(f"{_SPLITS}/split_zhou_{title}.json", sha256)
+
 
 # md5: the class of the same name in torchvision.datasets (0.28); EuroSAT's is that of the mirror's equal file
 _ROWS = (
@@ -94,6 +127,7 @@ _ROWS = (
         template=_PHOTO,
         classes=100,
         sizes=Sizes(4_128, 1_649, 2_465),
+        split=_split("Caltech101", "52ce83205ff8ff8a1a18119aad6376120ae35c36e783a984bc560cbf10e73fa5"),
         by_hand="get caltech-101.zip from data.caltech.edu/records/mzrjq-6wc02 and unpack the archive in it",
     ),
     Benchmark(
@@ -104,6 +138,7 @@ _ROWS = (
         template="a photo of a {}, a type of pet.",
         classes=37,
         sizes=Sizes(2_944, 736, 3_669),
+        split=_split("OxfordPets", "d7f3ffe65b3919f95132e51422894ae18686b83c331fd8c0adcdc3dc2de6301e"),
         wordings={"name_last": "a type of pet, a photo of a {}."},
         archives=(
             Archive(f"{_VGG}/pets/data/images.tar.gz", "images", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
@@ -120,6 +155,7 @@ _ROWS = (
         template=_PHOTO,
         classes=196,
         sizes=Sizes(6_509, 1_635, 8_041),
+        split=_split("StanfordCars", "40acee7aa65c8e4727a32d90e884b7c3f8960b523422317e163f7af65432959d"),
         by_hand="its own links are dead: get cars_train/ and cars_test/ from a mirror of the benchmarks",
     ),
     Benchmark(
@@ -130,6 +166,7 @@ _ROWS = (
         template="a photo of a {}, a type of flower.",
         classes=102,
         sizes=Sizes(4_093, 1_633, 2_463),
+        split=_split("OxfordFlowers", "2f50c42fc1a17ca13c271cb4269b1347bdb43d2be672e34f74a4e4cbfbcca794"),
         wordings={"name_last": "a type of flower, a photo of a {}."},
         archives=(Archive(f"{_VGG}/flowers/102/102flowers.tgz", "jpg", "52808999861908f626f3c1f4e79d11fa"),),
     ),
@@ -141,6 +178,8 @@ _ROWS = (
         template="a photo of {}, a type of food.",
         classes=101,
         sizes=Sizes(50_500, 20_200, 30_300),
+        split=_split("Food101"),
+        official=ImageLists("images", "meta/train.txt", "", "meta/test.txt", ending=".jpg"),
         wordings={"name_last": "a type of food, a photo of {}."},
         archives=(
             Archive(
@@ -176,6 +215,7 @@ _ROWS = (
         template=_PHOTO,
         classes=397,
         sizes=Sizes(15_880, 3_970, 19_850),
+        split=_split("SUN397"),
         archives=(
             Archive(
                 "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
@@ -192,6 +232,10 @@ _ROWS = (
         template="{} texture.",
         classes=47,
         sizes=Sizes(2_820, 1_128, 1_692),
+        split=_split(
+            "DescribableTextures", "f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38"
+        ),
+        official=ImageLists("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"),
         wordings={"photo": "a photo of a {}, a type of texture.", "name_last": "a texture of {}."},
         archives=(
             Archive(
@@ -210,6 +254,7 @@ _ROWS = (
         template="a centered satellite photo of {}.",
         classes=10,
         sizes=Sizes(13_500, 5_400, 8_100),
+        split=_split("EuroSAT", "541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2"),
         archives=(
             Archive(
                 "http://madm.dfki.de/files/sentinel/EuroSAT.zip", "2750", "c8fa014336c82ac7804f0398fcb19387"
@@ -224,6 +269,7 @@ _ROWS = (
         template="a photo of a person doing {}.",
         classes=101,
         sizes=Sizes(7_639, 1_898, 3_783),
+        split=_split("UCF101", "d78cb834f7c5792ceaff2c5ee2d7c76a9e4086e48a3a6b01232989d29cbefdd8"),
         by_hand="get UCF-101-midframes.zip, the middle frame of each video, from a mirror of the benchmarks",
     ),
     Benchmark(
@@ -274,18 +320,35 @@ _ROWS = (
 
 BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in _ROWS}
 
-_LISTS = (
-    "the release of CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md) or the Hugging Face data set "
-    "zhengli97/prompt_learning_dataset"
-)
+OFFICIAL_SPLIT = "split_official.json"
+"""Written beside the images when the user asks for the official lists instead of CoOp's split."""
+
+
+def layout_in(row: Benchmark, folder: Path) -> Layout:
+    """The layout of a folder: the row's, or that of the official split, which the user has had written there.
+
+    Raises:
+        UserError: both splits are there.
+    """
+    if row.official is None or not (folder / OFFICIAL_SPLIT).exists():
+        return row.layout
+    others = [part for part in row.layout.parts if part.endswith(".json") and (folder / part).exists()]
+    if others:
+        raise UserError(f"{folder} holds two splits, {others[0]} and {OFFICIAL_SPLIT}: remove one of them")
+    return SplitFile(row.official.images, OFFICIAL_SPLIT, OFFICIAL_NOTE)
+
+
+OFFICIAL_NOTE = "the official split, not CoOp's: figures on it do not compare with published ones"
+_COOP = "the release of CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
 
 
 def how_to_get(row: Benchmark, part: str = "") -> str:
     """What a user must do to get a part of a data set's layout, by default its images."""
     if part.endswith(".json"):
-        return f"get it from {_LISTS}; a split is never made up, since results would not be comparable"
+        never = "a split is never made up, since results would not be comparable"
+        return f"`prometar data download {row.name} --to DIR` gets it, or get it from {_COOP}; {never}"
     if part == "classnames.txt":
-        return f"get it from {_LISTS}" if not row.variant_of else "copy it from imagenet/classnames.txt"
+        return f"get it from {_COOP}" if not row.variant_of else "copy it from imagenet/classnames.txt"
     if row.archives:
         return f"`prometar data download {row.name} --to DIR` gets it"
     return row.by_hand

@@ -7,15 +7,16 @@ rule that is stated with it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
-from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get
+from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get, layout_in
 from prometar.data.datasets.dataset import Dataset, Item, flaw_of
+from prometar.data.datasets.hubname import hub_folder, is_hub, parse_hub
 from prometar.data.datasets.imagetree import ImageTree
 from prometar.data.datasets.layouts import WnidFolders
 from prometar.data.datasets.listing import SPLITS, Items, Listing
@@ -40,6 +41,8 @@ def title_of(name: str) -> str:
     """The name in tables."""
     if name == FOLDER:
         return "your own images"
+    if is_hub(name):
+        return parse_hub(name).repo
     row = BENCHMARKS.get(name) or SUITE.get(name)
     return row.title if row else name
 
@@ -51,7 +54,7 @@ def file_name(name: str) -> str:
         >>> file_name("dtd"), file_name("mine:flowers")
         ('dtd', 'mine.flowers')
     """
-    return name.replace(":", ".")
+    return hub_folder(name) if is_hub(name) else name.replace(":", ".")
 
 
 def require_name(name: str) -> None:
@@ -59,9 +62,12 @@ def require_name(name: str) -> None:
     Raises:
         UserError: neither a known data set nor one of the user's own; nothing is imported for that.
     """
-    if name not in known() and reference_of("data", name) is None:
+    if is_hub(name):
+        parse_hub(name)
+    elif name not in known() and reference_of("data", name) is None:
         raise UserError(
-            f"unknown data set '{name}': known are {', '.join(known())}, and package.module:Name of your own"
+            f"unknown data set '{name}': known are {', '.join(known())}, hf://owner/name "
+            "of the hub, and package.module:Name of your own"
         )
 
 
@@ -69,14 +75,15 @@ def place_of(name: str, root: Path | str) -> str:
     """Folder or URI of a data set below a root; `folder` is the root itself."""
     if name == FOLDER:
         return str(root)
-    return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else name)
+    return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
 
 
 def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, Any] | None = None) -> Dataset:
     """A data set, ready to draw from.
 
     Args:
-        name: One of `known()`, or `package.module:Name` of a loader of one's own: called with the root, it
+        name: One of `known()`, hf://owner/name (a copy of the hub's, made by `data download`), or
+            `package.module:Name` of a loader of one's own: called with the root, it
             returns a `Dataset`.
         root: The folder (or URI of prepared copies) that holds the data set's folder, `--data-root`; for
             `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
@@ -98,7 +105,7 @@ def open_unverified(
 ) -> Dataset:
     """As `open_dataset`, but what is listed may be missing, listed twice, or named in two ways."""
     require_name(name)
-    if name not in known():
+    if name not in known() and not is_hub(name):
         return _open_own(name, None if root is None else str(root), args or {})
     if args:
         raise UserError(f"data.args are settings of a loader of your own, and {name} is built in")
@@ -145,6 +152,10 @@ def _open(name: str, root: Path | str | None) -> Dataset:
         return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
     if name in SUITE:
         return _open_rendered(SUITE[name])
+    if is_hub(name):
+        raise UserError(
+            f"there is no copy of {name} at {shown(uri)}: run `prometar data download '{name}' --to DIR`"
+        )
     if "://" in uri:
         raise UserError(
             f"there is no prepared copy at {shown(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
@@ -197,11 +208,17 @@ def problems_of(dataset: Dataset) -> Iterator[str]:
 def _what(name: str) -> str:
     if name == FOLDER:
         return "a folder with train/ and test/ folders of class folders, or of class folders"
+    if is_hub(name):
+        return f"with the copy that `prometar data download '{name}' --to DIR` makes"
     return f"the folder that holds {place_of(name, '')}/"
 
 
 def _template_of(name: str) -> str:
-    return TEMPLATE if name == FOLDER else (BENCHMARKS if name in BENCHMARKS else SUITE)[name].template
+    return (
+        TEMPLATE
+        if name == FOLDER or is_hub(name)
+        else (BENCHMARKS if name in BENCHMARKS else SUITE)[name].template
+    )
 
 
 def _open_rendered(row: RenderedSet) -> Dataset:
@@ -218,7 +235,7 @@ def _open_rendered(row: RenderedSet) -> Dataset:
 
 def _list(row: Benchmark, folder: Path) -> Listing:
     _require_parts(row, folder)
-    return row.layout.read(folder)
+    return layout_in(row, folder).read(folder)
 
 
 def _require_parts(row: Benchmark, folder: Path) -> None:
@@ -227,7 +244,7 @@ def _require_parts(row: Benchmark, folder: Path) -> None:
             f"data set folder {folder} is missing: --data-root must be the folder that holds {row.folder}/; "
             f"{how_to_get(row)}"
         )
-    for part in row.layout.parts:
+    for part in layout_in(row, folder).parts:
         if not (folder / part).exists():
             raise UserError(f"{folder / part} is missing: {how_to_get(row, part)}")
 
@@ -244,13 +261,18 @@ def _require_images(dataset: Dataset) -> None:
 
 
 def missing_images(dataset: Dataset) -> list[Path]:
-    """Listed images that do not exist; one directory listing a folder, so that this takes milliseconds."""
+    """Listed images that do not exist."""
     if not isinstance(dataset.source, FolderSource):
         return []
-    images = Path(dataset.source.folder)
+    items = (item for items in dataset.splits.values() for item in items)
+    return missing_below(Path(dataset.source.folder), items)
+
+
+def missing_below(images: Path, items: Iterable[Item]) -> list[Path]:
+    """The images of `items` that do not lie there; one listing a folder, so that this takes milliseconds."""
     listed: dict[str, set[str]] = {}
     missing = []
-    for item in (item for items in dataset.splits.values() for item in items):
+    for item in items:
         folder, _, name = item.path.rpartition("/")
         if folder not in listed:
             try:

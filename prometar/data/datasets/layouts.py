@@ -51,6 +51,7 @@ class SplitFile:
 
     images: str
     file: str
+    note: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -69,7 +70,46 @@ class SplitFile:
         }
         if not splits["train"]:
             raise UserError(f"split file {file} has no training images")
-        return Listing(folder / self.images, splits, f"split file {file}")
+        return Listing(folder / self.images, splits, f"split file {file}", self.note)
+
+
+@dataclass(frozen=True)
+class ImageLists:
+    """A list a split, of '<class folder>/<image>' lines; labels are the ranks of the class folders.
+
+    Args:
+        images: The image folder.
+        train, val, test: The lists; no `val` where it is empty.
+        ending: What the lists leave out of the images' names.
+    """
+
+    images: str
+    train: str
+    val: str
+    test: str
+    ending: str = ""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.images, *self._files.values())
+
+    @property
+    def _files(self) -> dict[str, str]:
+        return {split: file for split in SPLITS if (file := getattr(self, split))}
+
+    def read(self, folder: Path) -> Listing:
+        paths = {split: self._paths(folder / file) for split, file in self._files.items()}
+        names = sorted({path.split("/")[0] for part in paths.values() for path in part})
+        label = {name: k for k, name in enumerate(names)}
+        splits = {
+            split: tuple(Item(path, label[path.split("/")[0]], path.split("/")[0]) for path in part)
+            for split, part in paths.items()
+        }
+        return Listing(folder / self.images, splits, f"the lists of {folder}")
+
+    def _paths(self, file: Path) -> list[str]:
+        lines = read_lines(file)
+        return [_inside(f"{line.strip()}{self.ending}", f"{file}, line {number}") for number, line in lines]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from prometar.data.datasets.catalog import (
     title_of,
 )
 from prometar.data.datasets.dataset import Dataset, Item, Source
+from prometar.data.datasets.layouts import SplitFile
 from prometar.data.datasets.manifest import damaged_shards, find_manifest
 from prometar.data.datasets.sources import ParquetSource
+from prometar.data.preparation.digests import change_of, digest_of
 from prometar.data.streaming.transforms import decode
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import shown
@@ -172,14 +174,31 @@ def check(name: str, root: Path | str | None = None, *, threads: int | None = No
     seen = list(look(items, dataset.source, threads=threads))
     broken = tuple(one.broken for one in seen if one.broken)
     classes = len({item.label for item in items})
+    split_file = _split_file(name, root)
     return CheckResult(
         name,
         counts_of(dataset),
         classes,
         broken,
-        (*problems_of(dataset), *_damaged(dataset)),
-        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen})),
+        (*problems_of(dataset), *_damaged(dataset), *filter(None, map(change_of, split_file))),
+        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, split_file)),
     )
+
+
+def _split_file(name: str, root: Path | str | None) -> list[Path]:
+    """CoOp's file, where a benchmark's folder has one."""
+    row = BENCHMARKS.get(name)
+    if row is None or not isinstance(row.layout, SplitFile) or "://" in str(root):
+        return []
+    file = Path(place_of(name, str(root)), row.layout.file)
+    return [file] if file.exists() else []
+
+
+def _another(name: str, split_file: Sequence[Path]) -> Iterator[str]:
+    for file in split_file:
+        row = BENCHMARKS[name]
+        if row.split and row.split.sha256 and digest_of(file) != row.split.sha256:
+            yield f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
 
 
 def _damaged(dataset: Dataset) -> Iterator[str]:
@@ -198,10 +217,14 @@ def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:
             yield f"{len(same)} images of {other} are also in {one}, byte for byte, such as {theirs} ({mine})"
 
 
-def _notes(dataset: Dataset, classes: int, digests: Mapping[str, bytes]) -> Iterator[str]:
+def _notes(
+    dataset: Dataset, classes: int, digests: Mapping[str, bytes], split_file: Sequence[Path]
+) -> Iterator[str]:
     found = differences(dataset.name, classes, counts_of(dataset))
     if found:
         yield f"not the published sizes: {', '.join(found)}"
+    else:
+        yield from _another(dataset.name, split_file)
     if dataset.note:
         yield dataset.note
     pairs = {(item.label, item.classname) for split in dataset.splits.values() for item in split}

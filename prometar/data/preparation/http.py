@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import cast
 from urllib.error import HTTPError
 
+from prometar.data.preparation.digests import digest_of
 from prometar.errors import UserError, WorkError
 
 TRIES = 4
@@ -26,7 +26,12 @@ Progress = Callable[[int, int], None]
 
 
 def fetch(
-    url: str, file: Path, *, md5: str | None = None, progress: Progress = lambda done, total: None
+    url: str,
+    file: Path,
+    *,
+    md5: str | None = None,
+    sha256: str | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> None:
     """Download `url` to `file`, through `<file>.part`; does nothing if `file` is there.
 
@@ -36,7 +41,7 @@ def fetch(
     Args:
         url: http or https.
         file: Where to; its folder must exist.
-        md5: Hex digest that the file must have, if one is known.
+        md5, sha256: Hex digests that the file must have, where they are known.
         progress: See `Progress`.
 
     Raises:
@@ -70,7 +75,8 @@ def fetch(
         raise WorkError(
             f"cannot download {url}: {reason}; {kept} bytes are kept, and the same command goes on from there"
         )
-    _require_md5(url, part, md5)
+    _require_digest(url, part, "md5", md5)
+    _require_digest(url, part, "sha256", sha256)
     os.replace(part, file)
     _tag(part).unlink(missing_ok=True)
 
@@ -108,7 +114,7 @@ def _receive(response: HTTPResponse, part: Path, size: int, progress: Progress) 
         etag = response.headers.get("ETag", "")
         strong = etag if etag.startswith('"') else ""
         _tag(part).write_text(strong or response.headers.get("Last-Modified", ""), "utf-8")
-    _require_space(part.parent, total - size)
+    require_space(part.parent, total - size)
     with part.open("ab" if size else "wb") as stream:
         while chunk := response.read(CHUNK):
             stream.write(chunk)
@@ -123,7 +129,11 @@ def _tag(part: Path) -> Path:
     return part.with_name(f"{part.name}.tag")
 
 
-def _require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int) -> None:
+    """
+    Raises:
+        WorkError: fewer than `needed` bytes are free there.
+    """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise WorkError(
@@ -131,14 +141,14 @@ def _require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _require_md5(url: str, part: Path, md5: str | None) -> None:
-    if md5 is None:
+def _require_digest(url: str, part: Path, kind: str, expected: str | None) -> None:
+    if expected is None:
         return
-    with part.open("rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
+    found = digest_of(part, kind)
+    if found != expected:
         part.unlink()
         _tag(part).unlink(missing_ok=True)
         raise WorkError(
-            f"{url} has the checksum {found}, expected {md5}: it was deleted; the same command gets it again"
+            f"{url} has the checksum {found}, expected {expected}: it was deleted; "
+            "the same command gets it again"
         )

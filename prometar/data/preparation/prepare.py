@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from prometar.data.datasets.catalog import known, open_dataset, place_of
 from prometar.data.datasets.dataset import Dataset, Item, Source
+from prometar.data.datasets.hubname import is_hub
 from prometar.data.datasets.listing import SPLITS
 from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
 from prometar.data.datasets.sources import SCHEMA
@@ -88,13 +89,24 @@ def prepare(
         UserError: the data set cannot be opened, or `to` lies in the user's data.
         WorkError: broken images, all named; or the target cannot be written.
     """
+    target = target_of(name, root, to)
+    return write_copy(open_dataset(name, root), target, shard_rows, threads=threads, progress=progress)
+
+
+def write_copy(
+    dataset: Dataset,
+    target: str,
+    shard_rows: int = SHARD_ROWS,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> PrepareResult:
+    """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
     if shard_rows < 1:
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
-    target = _target(name, root, to)
-    dataset = open_dataset(name, root)
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
     broken = tuple(find_broken([item for item, _ in rows], dataset.source, threads=threads))
-    CheckResult(name, counts_of(dataset), len(dataset.classnames), broken).require_whole()
+    CheckResult(dataset.name, counts_of(dataset), len(dataset.classnames), broken).require_whole()
     try:
         return _write(dataset, rows, target, shard_rows, progress)
     except (OSError, pa.ArrowException) as error:
@@ -104,9 +116,9 @@ def prepare(
         ) from None
 
 
-def _target(name: str, root: Path | str | None, to: Path | str) -> str:
+def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
     """Where the copy goes; never into the user's data, nor over another copy."""
-    if name not in known():
+    if name not in known() and not is_hub(name):
         raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
     target = place_of(name, to)
     earlier = find_manifest(target)

@@ -17,12 +17,13 @@ import pytest
 from prometar.cli.app import main
 from prometar.data.datasets.benchmarks import BENCHMARKS, Archive
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.layouts import SplitFile
 from prometar.data.preparation import archives, http
 from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.download import WORK, download
 from prometar.data.preparation.http import fetch
 from prometar.errors import UserError, WorkError
-from tests.support.copies import write_copy
+from tests.support.copies import with_split, write_copy
 from tests.support.fileserver import Served, serve
 
 CONTENT = np.random.default_rng(0).bytes(3 * 2**20 + 17)
@@ -162,7 +163,7 @@ def zip_of(folder: Path, top: str) -> bytes:
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """A server with the archives of every benchmark that has any, made from small copies."""
+    """A server with the archives and split files of every benchmark that has any, made from small copies."""
     with serve({}) as served:
         for name in WITH_ARCHIVES:
             row, folder = BENCHMARKS[name], write_copy(name, tmp_path / "origin")
@@ -179,6 +180,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
                 served.files[path] = packed
                 md5 = archive.md5 and hashlib.md5(packed).hexdigest()
                 ours.append(replace(archive, url=served.url + path, md5=md5))
+            if row.split:
+                row = with_split(served, row, folder)
             monkeypatch.setitem(BENCHMARKS, name, replace(row, archives=tuple(ours)))
         yield served
 
@@ -192,17 +195,16 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
     assert main(["data", "download", name, "--to", str(root)]) == 0
     text = capsys.readouterr().out
     assert all(f"placed: {folder / archive.key}\n" in text for archive in row.archives)
-    file = getattr(row.layout, "file", None)
-    if file and not (folder / file).exists():
-        assert f"still to get by hand: {folder / file}: get it from the release of CoOp" in text
-        (folder / file).write_bytes((tmp_path / "origin" / row.folder / file).read_bytes())
+    assert "complete; look at every image" in text
+    assert main(["data", "check", name, "--data-root", str(root)]) == 0
     dataset = open_dataset(name, root)
     assert dataset.splits == open_dataset(name, tmp_path / "origin").splits
     assert not (root / WORK).exists()
     asked = len(mirror.requests)
     result = download(name, root)
     assert (result.placed, result.missing) == ((), ())
-    assert result.kept == tuple(archive.key for archive in row.archives)
+    splits = [row.layout.file] if isinstance(row.layout, SplitFile) else []
+    assert result.kept == (*(archive.key for archive in row.archives), *splits)
     assert len(mirror.requests) == asked
 
 
@@ -228,8 +230,9 @@ def test_a_run_stopped_while_unpacking_goes_on(
         with pytest.raises(KeyboardInterrupt):
             download("dtd", tmp_path / "root")
     assert not (tmp_path / "root/dtd").exists()
-    assert download("dtd", tmp_path / "root").placed == ("images",)
-    assert len(mirror.requests) == 1, "the archive was not fetched again"
+    assert download("dtd", tmp_path / "root").placed[0] == "images"
+    fetched = [path for path, _ in mirror.requests]
+    assert fetched.count("/dtd/dtd-r1.0.1.tar.gz") == 1, "the archive was not fetched again"
 
 
 def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -351,7 +354,9 @@ WRONG = [
     (["imagenet", "--to", "x"], "ImageNet has no public archive: get ILSVRC 2012"),
     (["dtd", "--to", "s3://bucket/data"], "is no folder: download to one, then `prometar data prepare dtd"),
     (["dtd", "--to", "pyproject.toml"], "--to pyproject.toml is a file"),
-    (["dtd"], "Missing option '--to'"),
+    (["dtd", "--split", "mine"], "--split 'mine': choose coop or official"),
+    (["eurosat", "--split", "official"], "EuroSAT comes without lists that make a split"),
+    (["fgvc_aircraft", "--mirror", "https://x"], "none is to be got for FGVCAircraft"),
 ]
 
 

@@ -1,0 +1,79 @@
+"""Names of image data sets on the Hugging Face hub: hf://owner/name?image=img&label=fine_label."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, fields
+from urllib.parse import parse_qsl
+
+from prometar.errors import UserError
+
+SCHEME = "hf://"
+_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
+_DIGITS = 8  # of a digest, in a folder's name
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What a name says; each field but `repo` is an option of its query.
+
+    Args:
+        repo: `owner/name` of the data set.
+        revision: A branch, tag or commit (default main); `refs/convert/parquet` is the hub's own conversion.
+        folder: The folder of the files, where there are several, such as one a configuration.
+        image, label: The columns (default image and label).
+        train, val, test: What the data set calls the splits (defaults train; validation or val, if one is
+            there; test).
+        names: A text file with a class name a line, for labels that are plain numbers.
+    """
+
+    repo: str
+    revision: str = "main"
+    folder: str = ""
+    image: str = "image"
+    label: str = "label"
+    train: str = "train"
+    val: str = ""
+    test: str = "test"
+    names: str = ""
+
+
+def is_hub(name: str) -> bool:
+    """Whether a name is of a data set on the hub."""
+    return name.startswith(SCHEME)
+
+
+def parse_hub(name: str) -> HubName:
+    """
+    Raises:
+        UserError: not `hf://owner/name`, or options that are unknown, empty or given twice.
+
+    Example:
+        >>> parse_hub("hf://uoft-cs/cifar100?label=fine_label").label
+        'fine_label'
+    """
+    repo, _, query = name.removeprefix(SCHEME).removeprefix("datasets/").partition("?")
+    if not is_hub(name) or not _NAME.fullmatch(repo) or ".." in repo:
+        raise UserError(f"'{name}' names no data set of the hub: expected hf://owner/name")
+    known = [field.name for field in fields(HubName)][1:]
+    options: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in known:
+            raise UserError(f"'{name}' has an unknown option '{key}': known are {', '.join(known)}")
+        if key in options or not value:
+            raise UserError(f"'{name}': the option '{key}' needs one value")
+        options[key] = value
+    return HubName(repo, **options)
+
+
+def hub_folder(name: str) -> str:
+    """The folder, below a data root, of a data set's copy.
+
+    Example:
+        >>> hub_folder("hf://uoft-cs/cifar100"), hub_folder("hf://uoft-cs/cifar100?label=fine_label")
+        ('hf.uoft-cs.cifar100', 'hf.uoft-cs.cifar100.36a63b73')
+    """
+    path = "hf." + parse_hub(name).repo.replace("/", ".")
+    options = name.partition("?")[2]
+    return f"{path}.{hashlib.sha256(options.encode()).hexdigest()[:_DIGITS]}" if options else path

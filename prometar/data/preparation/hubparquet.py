@@ -1,0 +1,176 @@
+"""Parquet files of images as the hub has them: their columns, labels, class names and bytes."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prometar.data.datasets.hubname import HubName
+from prometar.data.preparation.archives import MAX_GROWTH, MAX_SLACK_BYTES
+from prometar.data.preparation.hub import HubFile
+from prometar.errors import UserError, WorkError, first_line
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A downloaded file that has the columns asked for: where it lies, and the rows of its row groups."""
+
+    path: str
+    label: str
+    groups: tuple[int, ...]
+
+    @classmethod
+    def open(cls, path: Path, file: HubFile, wanted: HubName) -> ImageFile:
+        """
+        Raises:
+            UserError: a missing column, or one of another kind.
+            WorkError: the file is damaged, or made to fill the memory.
+        """
+        with _damage(file.path):
+            meta, schema = pq.read_metadata(path), pq.read_schema(path)
+            groups = [meta.row_group(k) for k in range(meta.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > file.size * MAX_GROWTH + MAX_SLACK_BYTES:
+            raise WorkError(
+                f"{file.path} of {wanted.repo} holds more than a file of images can: it is not read"
+            )
+        _require_columns(schema, wanted)
+        return cls(str(path), wanted.label, tuple(group.num_rows for group in groups))
+
+    @property
+    def rows(self) -> int:
+        return sum(self.groups)
+
+    def labels(self) -> list[int | str | None]:
+        with _damage(self.path):
+            column = pq.ParquetFile(self.path).read(columns=[self.label]).column(self.label)
+            return list(column.to_pylist())
+
+    def classnames(self) -> tuple[str, ...]:
+        """The names that the library `datasets` keeps with a column of class labels; none of another file."""
+        metadata = pq.read_schema(self.path).metadata or {}
+        try:
+            names = json.loads(metadata[b"huggingface"])["info"]["features"][self.label]["names"]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return ()
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return tuple(names) if texts else ()
+
+
+def _require_columns(schema: pa.Schema, wanted: HubName) -> None:
+    for option, column in (("image", wanted.image), ("label", wanted.label)):
+        if column not in schema.names:
+            has = ", ".join(f"{field.name} ({_shown(field.type)})" for field in schema)
+            raise UserError(
+                f"{wanted.repo} has no column '{column}', but {has}: choose one with ?{option}=NAME"
+            )
+    image, label = schema.field(wanted.image).type, schema.field(wanted.label).type
+    if not _is_bytes(image) and not _has_bytes(image):
+        raise UserError(
+            f"the column '{wanted.image}' of {wanted.repo} holds no images: it is {_shown(image)}"
+        )
+    if (
+        not pa.types.is_integer(label)
+        and not pa.types.is_string(label)
+        and not pa.types.is_large_string(label)
+    ):
+        raise UserError(
+            f"the column '{wanted.label}' of {wanted.repo} holds no labels: it is {_shown(label)}, "
+            "and neither whole numbers nor text"
+        )
+
+
+def _shown(kind: pa.DataType) -> str:
+    return f"{kind}"[:60]
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    k = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    return k >= 0 and _is_bytes(kind.field(k).type)
+
+
+@contextmanager
+def _damage(file: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise WorkError(f"cannot read {file}: {first_line(error)}; delete it and run again") from None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group of a file, and the rank of its first row in the split."""
+
+    file: str
+    number: int
+    start: int
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """The images of downloaded files: a column of bytes, or of {bytes, path} as the hub writes images.
+
+    Args:
+        column: The images'.
+        groups: Row groups by split, in their order; an image is called `<split>/<rank>`.
+    """
+
+    column: str
+    groups: Mapping[str, Sequence[_Group]]
+
+    @classmethod
+    def of(cls, column: str, tables: Mapping[str, Sequence[ImageFile]]) -> HubSource:
+        groups: dict[str, list[_Group]] = {}
+        for split, part in tables.items():
+            start, groups[split] = 0, []
+            for table in part:
+                for number, rows in enumerate(table.groups):
+                    groups[split].append(_Group(table.path, number, start))
+                    start += rows
+        return cls(column, groups)
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """
+        Raises:
+            UserError: an image whose bytes are not in the files.
+        """
+        return [self._read(path) for path in paths]
+
+    def _read(self, path: str) -> bytes:
+        split, _, rank = path.partition("/")
+        groups = self.groups[split]
+        group = groups[bisect_right(groups, int(rank), key=lambda group: group.start) - 1]
+        with _ONE_AT_A_TIME:
+            column = _read_group(group.file, group.number, self.column)
+        found = column[int(rank) - group.start].as_py()
+        if found is None:
+            raise UserError(f"image {path} is not in the data set's files: only its name is")
+        return bytes(found)
+
+
+_ONE_AT_A_TIME = Lock()  # else several threads would read the same row group, each for itself
+
+
+@lru_cache(maxsize=2)
+def _read_group(file: str, number: int, column: str) -> pa.ChunkedArray:
+    with _damage(file):
+        found = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(column)
+    return pc.struct_field(found, "bytes") if pa.types.is_struct(found.type) else found
+
+
+def forget() -> None:
+    """Give back the memory of the row groups read last."""
+    _read_group.cache_clear()

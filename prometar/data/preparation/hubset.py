@@ -1,0 +1,199 @@
+"""An image data set of the hub: its Parquet files are read once and written as a prepared copy.
+
+Only names, columns and bytes are read; no code that lies beside them runs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from prometar.data.datasets.catalog import TEMPLATE, place_of, problems_of
+from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.hubname import SCHEME, HubName, hub_folder, is_hub, parse_hub
+from prometar.data.datasets.listing import SPLITS, read_text
+from prometar.data.datasets.manifest import find_manifest
+from prometar.data.preparation.archives import MAX_FILES
+from prometar.data.preparation.download import WORK
+from prometar.data.preparation.http import require_space
+from prometar.data.preparation.hub import HubFile, HubRepo, look_up
+from prometar.data.preparation.hubparquet import HubSource, ImageFile, forget
+from prometar.data.preparation.prepare import PrepareResult, target_of, write_copy
+from prometar.data.streaming.transforms import BrokenImage, decode
+from prometar.errors import UserError, WorkError
+from prometar.io.stores import shown
+
+VAL_NAMES = ("validation", "val", "valid")
+Progress = Callable[[int, int], None]
+
+
+def obtain(name: str, root: Path | str | None, progress: Progress | None = None) -> PrepareResult | None:
+    """Have a data set of the hub lie below `root`; None if it does already, or is not of the hub.
+
+    Its files are downloaded to `<root>/.download`, every image is decoded, and the copy is written as
+    `prometar data prepare` writes one; the same call goes on. A copy that is there is used as it is, whatever
+    has become of the data set since: its note says which commit it is of.
+
+    Args:
+        name: hf://owner/name, see `HubName`.
+        root: The data root, a local folder.
+        progress: Called with (shards done, shards in all).
+    Raises:
+        UserError: a wrong name, split or column; labels without names.
+        WorkError: the hub does not answer, a file is damaged, images are broken or too many, no space.
+    """
+    if not is_hub(name):
+        return None
+    wanted = parse_hub(name)
+    if root is None:
+        raise UserError(f"{name} needs a place for its copy: pass --data-root DIR")
+    if find_manifest(place_of(name, root)) is not None:
+        return None
+    if "://" in str(root):
+        raise UserError(
+            f"there is no copy of {name} at {shown(place_of(name, root))}: `prometar data download` it to a "
+            "folder, then `prometar data prepare` it from there"
+        )
+    target, work = target_of(name, None, root), Path(root, WORK, hub_folder(f"{SCHEME}{wanted.repo}"))
+    dataset = _read(name, wanted, work)
+    for problem in problems_of(dataset):
+        raise UserError(problem)
+    result = write_copy(dataset, target, progress=progress)
+    forget()
+    shutil.rmtree(work)
+    if not any(work.parent.iterdir()):
+        work.parent.rmdir()
+    return result
+
+
+def _read(name: str, wanted: HubName, work: Path) -> Dataset:
+    """The data set of downloaded files."""
+    repo = look_up(wanted.repo, wanted.revision)
+    files = _splits(wanted, repo)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        require_space(work, 2 * sum(file.size for part in files.values() for file in part))
+    except OSError as error:
+        raise WorkError(f"cannot write below {work}: {error.strerror or error}") from None
+    tables = {
+        split: [ImageFile.open(repo.get(file, work), file, wanted) for file in part]
+        for split, part in files.items()
+    }
+    total = sum(table.rows for part in tables.values() for table in part)
+    if total > MAX_FILES:
+        raise WorkError(f"{wanted.repo} has {total:,} images: at most {MAX_FILES:,} are taken")
+    names = _class_names(wanted, [table for part in tables.values() for table in part])
+    items = {split: _items(split, part, names, wanted) for split, part in tables.items()}
+    source = HubSource.of(wanted.image, tables)
+    for part in items.values():
+        _require_image(part[0].path, source, wanted)
+    train, val, test = (items.get(split, ()) for split in SPLITS)
+    note = f"{wanted.repo} of the hub at commit {repo.commit}"
+    return Dataset(name, wanted.repo, train, val, test, source, TEMPLATE, note, note)
+
+
+def _splits(wanted: HubName, repo: HubRepo) -> dict[str, list[HubFile]]:
+    """The Parquet files of each split.
+
+    Raises:
+        UserError: none of a split, or of several folders.
+    """
+    found: dict[str, list[HubFile]] = {}
+    for file in repo.files:
+        if file.path.endswith(".parquet") and PurePosixPath(file.path).is_relative_to(wanted.folder or "."):
+            found.setdefault(_split_of(file.path), []).append(file)
+    if not found:
+        where = f" in {wanted.folder}/" if wanted.folder else ""
+        raise UserError(
+            f"{wanted.repo} has no Parquet files{where}: "
+            "try ?revision=refs/convert/parquet, the hub's own conversion"
+        )
+    vals = [each for each in VAL_NAMES if each in found and each not in (wanted.train, wanted.test)]
+    asked = {"train": wanted.train, "val": wanted.val or next(iter(vals), ""), "test": wanted.test}
+    chosen: dict[str, list[HubFile]] = {}
+    for split, called in asked.items():
+        if called and called not in found:
+            raise UserError(
+                f"{wanted.repo} has no Parquet files of a split '{called}', only of "
+                f"{', '.join(sorted(found))}: choose one with ?{split}=NAME"
+            )
+        if called:
+            chosen[split] = found[called]
+    if len(set(filter(None, asked.values()))) < len(chosen):
+        raise UserError(f"{wanted.repo}: train, val and test must be three splits, found {asked}")
+    folders = sorted({_folder_of(file.path) for part in chosen.values() for file in part})
+    if len(folders) > 1:
+        raise UserError(f"{wanted.repo} has files in {', '.join(folders)}: choose one with ?folder=NAME")
+    return chosen
+
+
+_PART = re.compile(r"(.+?)([-_.]\d+(-of-\d+(-[0-9a-f]+)?)?)?\.parquet")
+
+
+def _split_of(path: str) -> str:
+    """What the hub's naming calls the split of a file.
+
+    Example:
+        >>> _split_of("data/train-00000-of-00002.parquet"), _split_of("default/test/0000.parquet")
+        ('train', 'test')
+    """
+    *folders, file = path.split("/")
+    stem = file.removesuffix(".parquet")
+    if stem.isdigit() and folders:
+        return folders[-1]
+    matched = _PART.fullmatch(file)
+    return matched[1] if matched else stem
+
+
+def _folder_of(path: str) -> str:
+    """The folder of a configuration: that of the file, or above it where a folder is a split."""
+    *folders, file = path.split("/")
+    return "/".join(folders[:-1] if file.removesuffix(".parquet").isdigit() else folders) or "."
+
+
+def _require_image(path: str, source: HubSource, wanted: HubName) -> None:
+    """Whether the column holds images at all, before each is looked at."""
+    try:
+        decode(source.read_many([path])[0], path)
+    except BrokenImage as error:
+        raise WorkError(f"the column '{wanted.image}' of {wanted.repo} holds no images: {error}") from None
+
+
+def _class_names(wanted: HubName, tables: Sequence[ImageFile]) -> tuple[str, ...]:
+    """Class names by label: of the file of names, of the column's description, or the texts themselves.
+
+    Raises:
+        UserError: numbers without names.
+    """
+    if wanted.names:
+        return tuple(line.strip() for line in read_text(Path(wanted.names)).splitlines() if line.strip())
+    texts = {label for table in tables for label in table.labels() if isinstance(label, str)}
+    names = tuple(sorted(texts)) or tables[0].classnames()
+    if not names:
+        raise UserError(
+            f"the labels of {wanted.repo} are numbers, and its files do not say what they mean: pass "
+            "?names=FILE, a text file with a class name a line"
+        )
+    return names
+
+
+def _items(
+    split: str, tables: Sequence[ImageFile], names: Sequence[str], wanted: HubName
+) -> tuple[Item, ...]:
+    """The rows in their order; a path is `<split>/<rank>`."""
+    rank = {name: k for k, name in enumerate(names)}
+    items: list[Item] = []
+    for table in tables:
+        for label in table.labels():
+            found = rank.get(label) if isinstance(label, str) else label
+            if found is None or not 0 <= found < len(names):
+                raise UserError(
+                    f"{wanted.repo}: image {len(items)} of {split} has the label {label!a:.60}, which has no "
+                    f"class name ({len(names)} are known; -1 is how the hub marks images without a label)"
+                )
+            items.append(Item(f"{split}/{len(items):07d}", found, names[found]))
+    if not items:
+        raise UserError(f"{wanted.repo} has no images in {split}")
+    return tuple(items)

@@ -1,0 +1,116 @@
+"""A benchmark's split: CoOp's file from a public source, checked and remembered, or the official lists."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from prometar.data.datasets.benchmarks import OFFICIAL_SPLIT, Benchmark
+from prometar.data.datasets.catalog import missing_below
+from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.hubname import is_hub, parse_hub
+from prometar.data.datasets.layouts import SplitFile
+from prometar.data.datasets.listing import SPLITS, Listing
+from prometar.data.preparation.check import differences
+from prometar.data.preparation.digests import digest_of, keep_digest
+from prometar.data.preparation.http import Progress, fetch
+from prometar.data.preparation.hub import look_up
+from prometar.errors import UserError, WorkError
+from prometar.io.files import write_atomically
+
+
+def get_split(row: Benchmark, folder: Path, mirror: str | None, work: Path, progress: Progress) -> None:
+    """Put the split file of `row` into its folder, if it proves to be the published one.
+
+    Its digest must be that in the table, if one is there; it must list the published numbers of classes and
+    images; and all of them must lie in the folder, if any image does. Its digest is kept beside it, so that
+    `data check` finds a change.
+
+    Args:
+        mirror: Where to get it instead of `row.split`: a URL, to which the file's name is added, or
+            hf://owner/name?folder=...
+    Raises:
+        UserError: a mirror that is neither.
+        WorkError: it cannot be had, or is another file.
+    """
+    assert isinstance(row.layout, SplitFile)
+    assert row.split is not None
+    file = work / row.layout.file
+    try:
+        if mirror is not None and is_hub(mirror):
+            _get_from_hub(mirror, file, row.split.sha256)
+        else:
+            url = row.split.url if mirror is None else f"{mirror.rstrip('/')}/{file.name}"
+            fetch(url, file, sha256=row.split.sha256, progress=progress)
+        _require_published(row, folder / row.layout.images, file)
+    except WorkError as error:
+        file.unlink(missing_ok=True)
+        raise WorkError(f"{error}; --mirror names another source of the split file") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_digest(folder / file.name, digest_of(file))
+    os.replace(file, folder / file.name)
+
+
+def _get_from_hub(mirror: str, file: Path, sha256: str | None) -> None:
+    wanted = parse_hub(mirror)
+    path = f"{wanted.folder}/{file.name}" if wanted.folder else file.name
+    repo = look_up(wanted.repo, wanted.revision)
+    found = next((each for each in repo.files if each.path == path), None)
+    if found is None:
+        raise WorkError(f"{mirror} has no file {path}")
+    received = file.parent / "mirror"
+    os.replace(repo.get(found, received), file)
+    shutil.rmtree(received)
+    if sha256 not in (None, digest_of(file)):
+        raise WorkError(f"{file.name} of {mirror} is not CoOp's: its sha256 is {digest_of(file)}")
+
+
+def _require_published(row: Benchmark, images: Path, file: Path) -> None:
+    try:
+        listing = SplitFile(".", file.name).read(file.parent)
+    except UserError as error:
+        raise WorkError(f"what was downloaded is no split file: {error}") from None
+    found = differences(row.name, *_sizes(listing))
+    if found:
+        raise WorkError(f"{file.name} is not the published split: it has {', '.join(found)}")
+    if len(missing_below(images, _items(listing))) < len(_items(listing)):  # else they are still to come
+        _require_images(listing, images)
+
+
+def _sizes(listing: Listing) -> tuple[int, dict[str, int]]:
+    counts = {split: len(listing.splits.get(split, ())) for split in SPLITS}
+    return len({item.label for item in _items(listing)}), counts
+
+
+def _items(listing: Listing) -> list[Item]:
+    return [item for part in listing.splits.values() for item in part]
+
+
+def _require_images(listing: Listing, images: Path) -> None:
+    missing = missing_below(images, _items(listing))
+    if missing:
+        raise WorkError(
+            f"{len(missing)} of the images that {listing.origin} has are missing, the first is {missing[0]}: "
+            "the split or the images are not the published ones"
+        )
+
+
+def make_official(row: Benchmark, folder: Path) -> None:
+    """Write the official lists of a data set as a split file of ours.
+
+    Raises:
+        WorkError: a list is missing, or an image that it lists.
+    """
+    assert row.official is not None
+    try:
+        listing = row.official.read(folder)
+    except UserError as error:
+        raise WorkError(str(error)) from None
+    _require_images(listing, listing.images)
+    rows = {
+        split: [[item.path, item.label, item.classname] for item in listing.splits.get(split, ())]
+        for split in SPLITS
+    }
+    write_atomically(folder / OFFICIAL_SPLIT, json.dumps(rows).encode())

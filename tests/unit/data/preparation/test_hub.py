@@ -1,0 +1,223 @@
+"""Image data sets of a stand-in of the hub: named, fetched, checked, written once, and what can be wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from prometar.cli.app import main
+from prometar.data.datasets.catalog import open_dataset, place_of
+from prometar.data.preparation import hubset
+from prometar.errors import UserError
+from tests.support.hub import COMMIT, NAMES, FakeHub, png, serve_hub, table
+
+NAME = "hf://someone/leaves"
+TRAIN, TEST = [3, 1, 0, 2] * 5, [0, 1, 2, 3] * 2
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serve_hub() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        served.files["someone/leaves"] = {
+            "README.md": b"# leaves",
+            "leaves.py": b"raise SystemExit('code of a data set never runs')",
+            "data/train-00000-of-00002.parquet": table(TRAIN[:12]),
+            "data/train-00001-of-00002.parquet": table(TRAIN[12:], seed=12),
+            "data/test-00000-of-00001.parquet": table(TEST, seed=50),
+        }
+        yield served
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_a_data_set_is_written_once_and_opens_like_any(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    assert main(["data", "download", NAME, "--to", str(root)]) == 0
+    assert main(["data", "check", NAME, "--data-root", str(root)]) == 0
+    text = capsys.readouterr().out
+    assert "4 classes, train 20, val 0, test 8 images, all whole" in text
+    assert COMMIT in text
+    dataset = open_dataset(NAME, root)
+    assert [item.label for item in dataset.train] == TRAIN
+    assert dataset.classnames == NAMES
+    paths = [item.path for item in (*dataset.train, *dataset.test)]
+    expected = [png(label, k) for k, label in enumerate(TRAIN)]
+    expected += [png(label, 50 + k) for k, label in enumerate(TEST)]
+    assert dataset.source.read_many(paths) == expected
+    assert not [path for _, path in hub.requests if path.endswith((".md", ".py"))]
+    assert os.listdir(root) == ["hf.someone.leaves"], "downloads are gone"
+    asked = len(hub.requests)
+    assert main(["data", "download", NAME, "--to", str(root)]) == 0
+    assert len(hub.requests) == asked
+
+
+def test_it_goes_on_after_an_interruption(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hubset, "write_copy", stop)
+        with pytest.raises(KeyboardInterrupt):
+            hubset.obtain(NAME, tmp_path)
+    assert not Path(place_of(NAME, tmp_path)).exists()
+    asked = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
+    assert len(asked) == 3
+    hubset.obtain(NAME, tmp_path)
+    again = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
+    assert again == asked, "no file was fetched twice"
+    assert len(open_dataset(NAME, tmp_path).train) == len(TRAIN)
+
+
+def test_options_choose_columns_splits_and_folders(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files["someone/leaves"] = {
+        "fine/train/0000.parquet": table(["oak", "ash"] * 4, image="img", label="kind", names=None),
+        "fine/dev/0000.parquet": table(["ash", "oak"], image="img", label="kind", names=None),
+        "fine/validation/0000.parquet": table(["elm"], image="img", label="kind", names=None),
+        "coarse/train/0000.parquet": table(["tree"] * 2, names=None),
+        "coarse/dev/0000.parquet": table(["tree"] * 2, names=None),
+    }
+    name = f"{NAME}?folder=fine&image=img&label=kind&test=dev"
+    hubset.obtain(name, tmp_path)
+    dataset = open_dataset(name, tmp_path)
+    assert dataset.classnames == ("ash", "elm", "oak")
+    assert [item.classname for item in dataset.val] == ["elm"]
+    assert [item.classname for item in dataset.test] == ["ash", "oak"]
+    with pytest.raises(UserError, match=r"has files in coarse, fine: choose one with \?folder=NAME"):
+        hubset.obtain(f"{NAME}?test=dev&label=kind", tmp_path)
+
+
+def test_plain_numbers_take_their_names_from_a_file(hub: FakeHub, tmp_path: Path) -> None:
+    for path, content in (
+        ("train.parquet", table(TRAIN, names=None)),
+        ("test.parquet", table(TEST, names=None)),
+    ):
+        hub.files.setdefault("someone/numbers", {})[path] = content
+    with pytest.raises(UserError, match=r"do not say what they mean: pass \?names=FILE"):
+        hubset.obtain("hf://someone/numbers", tmp_path)
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\nfour\n")
+    name = f"hf://someone/numbers?names={tmp_path}/names.txt"
+    hubset.obtain(name, tmp_path)
+    assert open_dataset(name, tmp_path).classnames == ("one", "two", "three", "four")
+
+
+def _replace_train(hub: FakeHub, content: bytes) -> None:
+    hub.files["someone/leaves"] = {"train.parquet": content, "test.parquet": table(TEST)}
+
+
+def _text_images(hub: FakeHub) -> None:
+    _replace_train(hub, table(TRAIN, images=pa.array(["a"] * 20)))
+
+
+def _no_images(hub: FakeHub) -> None:
+    _replace_train(hub, table(TRAIN, images=pa.array([b"noise"] * 20)))
+
+
+def _broken_image(hub: FakeHub) -> None:
+    _replace_train(hub, table([0, 1], images=pa.array([png(0, 0), png(1, 1)[:60]])))
+
+
+def _links(hub: FakeHub) -> None:
+    rows = [{"bytes": None, "path": "a.png"}] * 20
+    _replace_train(
+        hub, table(TRAIN, images=pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
+    )
+
+
+def _lying(hub: FakeHub) -> None:
+    hub.lie = True
+
+
+WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
+    "no such data set": ("hf://someone/nothing", None, 2, "the hub has no data set 'someone/nothing'"),
+    "gated": (NAME, lambda hub: hub.gated.add("someone/leaves"), 2, "accept its terms"),
+    "no such revision": (f"{NAME}?revision=v9", None, 2, "has no revision 'v9'"),
+    "no such split": (
+        f"{NAME}?test=dev",
+        None,
+        2,
+        "of a split 'dev', only of test, train: choose one with ?test=",
+    ),
+    "one split twice": (f"{NAME}?test=train", None, 2, "must be three splits"),
+    "no Parquet": (f"{NAME}?folder=other", None, 2, "has no Parquet files in other/"),
+    "no such column": (f"{NAME}?image=img", None, 2, "no column 'img', but image (struct<bytes"),
+    "labels that are none": (f"{NAME}?label=image", None, 2, "'image' of someone/leaves holds no labels"),
+    "text for images": (NAME, _text_images, 2, "'image' of someone/leaves holds no images: it is string"),
+    "bytes that are no images": (NAME, _no_images, 1, "holds no images: broken image train/0000000"),
+    "a broken image": (NAME, _broken_image, 1, "1 of 10 images of hf://someone/leaves are broken"),
+    "images elsewhere": (NAME, _links, 2, "image train/0000000 is not in the data set's files"),
+    "no label": (
+        NAME,
+        lambda hub: _replace_train(hub, table([0, -1])),
+        2,
+        "image 1 of train has the label -1",
+    ),
+    "no images": (NAME, lambda hub: _replace_train(hub, table([])), 2, "holds no labels"),
+    "no Parquet inside": (NAME, lambda hub: _replace_train(hub, b"PAR1 not"), 1, "cannot read train.parquet"),
+    "another file": (NAME, _lying, 1, "is not what the hub says it is: it was deleted"),
+    "a path outside": (
+        NAME,
+        lambda hub: hub.files["someone/leaves"].update({"../evil.parquet": b""}),
+        1,
+        "leaves its",
+    ),
+    "a wrong name": ("hf://a/b/c", None, 2, "expected hf://owner/name"),
+    "a wrong option": (f"{NAME}?colour=red", None, 2, "unknown option 'colour': known are revision, folder"),
+    "an empty option": (f"{NAME}?test=", None, 2, "the option 'test' needs one value"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    name, change, status, message = WRONG[case]
+    if change is not None:
+        change(hub)
+    assert main(["data", "check", name, "--data-root", str(tmp_path)]) == status
+    assert message in one_line(capsys)
+    assert set(os.listdir(tmp_path)) <= {".download"}
+
+
+def test_too_many_images_and_too_large_ones_are_refused(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hubset, "MAX_FILES", 10)
+    assert main(["data", "check", NAME, "--data-root", str(tmp_path)]) == 1
+    assert "has 28 images: at most 10 are taken" in one_line(capsys)
+    monkeypatch.setattr("prometar.data.preparation.hubparquet.MAX_SLACK_BYTES", -(2**30))
+    assert main(["data", "check", NAME, "--data-root", str(tmp_path)]) == 1
+    assert "holds more than a file of images can" in one_line(capsys)
+
+
+def test_a_hub_that_does_not_answer_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    assert main(["data", "download", NAME, "--to", str(tmp_path)]) == 1
+    assert "cannot get someone/leaves from the hub: " in one_line(capsys)
+
+
+def test_without_a_root_and_on_a_store_the_message_says_what_to_do(
+    hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="needs a place for its copy: pass --data-root DIR"):
+        hubset.obtain(NAME, None)
+    with pytest.raises(UserError, match="run `prometar data download 'hf://someone/leaves' --to DIR`"):
+        open_dataset(NAME, Path(os.devnull).parent)
+    assert main(["data", "download", NAME, "--mirror", "https://x"]) == 2
+    assert "--split and --mirror are for benchmarks" in one_line(capsys)
