@@ -19,6 +19,7 @@ from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
+from prometar.io.stores import without_password
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from tune.execution.estimate import Estimate
@@ -30,7 +31,7 @@ from tune.execution.searcher import StudyScheduler, StudySearcher
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked, Memory
-from tune.optimizer.storage import GO_ON, reachable, without_password
+from tune.optimizer.storage import GO_ON, reachable
 from tune.reporting.html import write_report
 from tune.reporting.terminal import print_summary
 from tune.results.reader import read_records

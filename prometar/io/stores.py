@@ -57,3 +57,13 @@ def shown(uri: str) -> str:
 def reason(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def without_password(text: str) -> str:
+    """Text with the passwords of its URLs hidden.
+
+    Example:
+        >>> without_password("postgresql://me:secret@host/db")
+        'postgresql://me:***@host/db'
+    """
+    return re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)

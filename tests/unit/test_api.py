@@ -142,6 +142,10 @@ def test_a_notebook_shows_the_report(small: Path) -> None:
     assert "report.html" in repr(report)
 
 
+def test_a_study_shows_no_password() -> None:
+    assert "postgresql://me:***@host/db" in repr(Study("out/x", storage="postgresql://me:secret@host/db"))
+
+
 def test_what_a_notebook_shows_is_escaped(tmp_path: Path) -> None:
     evil = [report_study.IMAGE, SCRIPT]
     study_dir = write(tmp_path / "evil", description(datasets=evil, name=SCRIPT), [trial(0), trial(1)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from prometar.errors import StorageError, UserError, WorkError
+from prometar.io.stores import without_password
 
 GO_ON = "the same command goes on from here"
 Directions = Sequence[Literal["minimize", "maximize"]]
@@ -188,13 +188,3 @@ def reachable(storage: str) -> Iterator[None]:
         cause = error.__cause__ or error  # Optuna's own text speaks of invalid data, whatever the cause
         reason = without_password(f"the study storage {storage} failed: {str(cause).splitlines()[0]}")
         raise WorkError(f"{reason}; {GO_ON}") from None
-
-
-def without_password(text: str) -> str:
-    """Text with the passwords of its URLs hidden.
-
-    Example:
-        >>> without_password("postgresql://me:secret@host/db")
-        'postgresql://me:***@host/db'
-    """
-    return re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)

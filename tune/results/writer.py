@@ -17,7 +17,7 @@ from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.io.files import resolved
 from prometar.io.lock import locked
-from tune.optimizer.storage import without_password
+from prometar.io.stores import without_password
 from tune.results.reader import read_study
 from tune.results.schema import STUDY, TRIAL, AskedFor, SpaceRecord, StudyRecord, TrialRecord
 from tune.study_spec import StudySpec

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from prometar.errors import UserError
+from prometar.io.stores import without_password
 from tune.optimizer.rebuild import odd_records, rebuild
-from tune.optimizer.storage import without_password
 from tune.results.reader import read_trials
 from tune.results.writer import StudyFolder
 from tune.study_spec import StudySpec

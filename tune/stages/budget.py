@@ -132,7 +132,8 @@ def budget_of(spec: StudySpec, steps: Mapping[str, Steps]) -> Budget:
     search_steps = sum(each.search for each in steps.values())
     final_steps = sum(each.final for each in steps.values())
     num_seeds = len(spec.seeds)
-    again = (min(spec.top + 1, spec.trials) * spec.top_seeds) if spec.top else 0
+    contenders = min(spec.top + 1, spec.trials)
+    again = contenders * spec.top_seeds if contenders > 1 else 0
     pairs = len(spec.final_seeds) if spec.matters is None else min(LOOKS[-1].pairs, len(spec.final_seeds))
 
     def part(name: str, times: int, runs: int, steps_per_epoch: int, fewer: str = "") -> Part:

@@ -44,7 +44,7 @@ def run_last_round(
     then the released settings are.
     """
     asked = contenders(trials, spec)
-    seeds = spec.fresh_seeds if spec.top else ()
+    seeds = spec.fresh_seeds if len(asked) > 1 else ()  # one alone is compared with nothing
     rows = _rows(folder, spec, asked, seeds, means) if seeds else ()
     rows, judged = _judged(rows, spec)
     found = Reevaluation(

@@ -72,6 +72,7 @@ def test_a_test_that_ends_when_it_is_decided() -> None:
 
 def test_fewer_trials_than_the_last_round_takes() -> None:
     assert planned(small_spec(trials=2, top=3, top_seeds=2, final_seeds=(5,))).last_round.runs == 4
+    assert planned(small_spec(trials=1, top=3, final_seeds=(5,))).last_round.runs == 0, "none to compare"
 
 
 def test_what_runs_beside_each_other_is_waited_for_once() -> None:
