@@ -75,6 +75,23 @@ class Classifier:
         )
         return build_model(self.backbone.clip, self.prompts, tokenize(texts))
 
+    @torch.no_grad()
+    def text_features(self, classnames: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """Normalised text features (C, E): what a program with `--classes-as-input` takes beside images.
+
+        Args:
+            classnames: Other classes than those of the training (default: those).
+        Raises:
+            UserError: no, repeated or blank class names; each image has its own text features.
+        """
+        if self.prompts.conditional:
+            raise UserError(
+                f"the prompts of {self.config.method} see each image: classes have no features alone"
+            )
+        model = self.model(self.classnames if classnames is None else _names(classnames))
+        found = model.text_features(self.prompts.tokens(dict(self.leaves)))
+        return fetch(found).float().numpy()
+
     def predict(
         self,
         images: Picture | Sequence[Picture],
