@@ -53,6 +53,8 @@ PACKAGES = (
 )  # fmt: skip
 ENTRANCES = {
     "open_clip": {"prometar/backbone/openclip.py", "prometar/bundled/pretrain.py"},
+    "huggingface_hub": {"prometar/inference/hub.py", "prometar/backbone/openclip.py"},
+    "onnx": set(),
     "optuna": {"tune/optimizer/"},
     "ray": {
         "prometar/data/streaming/raystream.py", "prometar/data/streaming/shared_images.py",
