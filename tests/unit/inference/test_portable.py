@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 import prometar.inference.portable as portable_module
 from prometar.backbone.openclip import load_backbone, tokenize
@@ -113,6 +114,25 @@ def _is_pickle(content: bytes) -> bool:
         return content[:1] == b"\x80" and bool(list(pickletools.genops(content)))
     except ValueError:
         return False
+
+
+def test_the_program_of_the_docs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/deploy.md, as it stands there: for wide and tall pictures it prints what `predict` says."""
+    text = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text("utf-8")
+    code = next(part.split("```")[0] for part in text.split("```python\n") if "onnxruntime" in part[:99])
+    monkeypatch.chdir(tmp_path)
+    export(run, tmp_path / "model.onnx", "onnx")
+    classifier = trained(run)
+    for shape in ((90, 171, 3), (133, 80, 3)):
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)).save("a.jpg")
+        capsys.readouterr()
+        values: dict[str, Any] = {}
+        exec(code, values)
+        wanted = classifier.predict(["a.jpg"])
+        assert capsys.readouterr().out == f"{wanted.names[0]}\n"
+        np.testing.assert_allclose(probabilities(values["logits"]), wanted.probabilities, atol=1e-4)
 
 
 @pytest.mark.parametrize("format", portable_module.FORMATS)
