@@ -76,8 +76,8 @@ def push(name: HubName, prompts: bytes, readme: str, *, public: bool = False) ->
         public: Whether everybody may read it (default: it is private).
     Returns: the repository's address.
     Raises:
-        UserError: no token, one that may not write there, or a repository that is public where it should be
-            private, or the other way round: its visibility is never changed.
+        UserError: no token, or one that may not write there; a repository that holds something else, or is
+            public where it should be private, or the other way round: its visibility is never changed.
         WorkError: no network.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -89,10 +89,16 @@ def push(name: HubName, prompts: bytes, readme: str, *, public: bool = False) ->
             )
         api = HfApi(library_name="prometar")
         address = api.create_repo(name.repo, private=not public, exist_ok=True)
-        if bool(api.model_info(name.repo).private) == public:
-            there, option = ("private", "leave --public out") if public else ("public", "pass --public")
-            raise UserError(f"{name} is there already and is {there}: {option}, or take another name")
-        files = {FILE: prompts, "README.md": readme.encode()}
+        found = api.model_info(name.repo)
+        if bool(found.private) == public:
+            kind, option = ("private", "leave --public out") if public else ("public", "pass --public")
+            raise UserError(f"{name} is there already and is {kind}: {option}, or take another name")
+        there = {file.rfilename for file in found.siblings or ()} - {".gitattributes"}
+        if there and FILE not in there:
+            raise UserError(
+                f"{name} is there already and holds no prompts, but {min(there)}: take another name"
+            )
+        files = {FILE: prompts, "README.md": readme.encode("utf-8", "backslashreplace")}
         added = [CommitOperationAdd(path, content) for path, content in files.items()]
         api.create_commit(name.repo, added, commit_message="Prompts and their card")
     return str(address)
@@ -123,10 +129,15 @@ def _one_line(name: HubName) -> Iterator[None]:
                 f"the hub refuses this token for {name} ({status}): log in with one that may"
             ) from None
         raise WorkError(f"the hub failed over {name} ({status}): {first_line(error)}") from None
+    except errors.LocalEntryNotFoundError:
+        raise WorkError(
+            f"cannot reach the hub for {name}, and the local cache does not hold it: try again with a "
+            "network, or load the file from a path"
+        ) from None
     except Exception as error:  # the client raises errors of many libraries
         raise WorkError(
             f"cannot reach the hub for {name} ({type(error).__name__}: {first_line(error)}): try again "
-            "with a network, or load the file from a path"
+            "with a network"
         ) from None
     finally:
         logging.disable(logging.NOTSET)

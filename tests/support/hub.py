@@ -77,7 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._file()
         self._note()
         repo = self._repo(match[1])
-        return repo and self._answer(200, {"id": match[1], "private": repo.private})
+        if repo is None:
+            return None
+        siblings = [{"rfilename": file} for file in repo.commits.get(repo.refs.get("main", ""), {})]
+        return self._answer(200, {"id": match[1], "private": repo.private, "siblings": siblings})
 
     def do_POST(self) -> None:
         self._note()

@@ -78,6 +78,8 @@ def test_what_is_pushed_is_loaded(
 
     wanted = load(prompts).predict(IMAGES)
     assert np.array_equal(load("hf://me/dtd").predict(IMAGES).probabilities, wanted.probabilities)
+    assert main(["push", str(prompts), "me/dtd", "--license", "other"]) == 0
+    assert len(repo.commits) == 2, "a push over an earlier one is a new commit"
     repo.commit({FILE: b"something else"})
     pinned = load(f"hf://me/dtd@{first}").predict(IMAGES)
     assert np.array_equal(pinned.probabilities, wanted.probabilities)
@@ -205,6 +207,10 @@ def test_wrong_usage_of_push(
     assert "is public: pass --public" in fails(str(prompts), "me/public")
     assert "is private: leave --public out" in fails(str(prompts), "me/private", "--public")
     assert not any(repo.commits for repo in hub.repos.values())
+    hub.repos["me/model"] = Repo(private=True)
+    mine = hub.repos["me/model"].commit({"README.md": b"mine", ".gitattributes": b""})
+    assert "holds no prompts, but README.md" in fails(str(prompts), "me/model")
+    assert hub.repos["me/model"].refs["main"] == mine
     hub.broken = 500
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries again
     assert "the hub failed over hf://me/b (500)" in fails(str(prompts), "me/b", status=1)
@@ -218,7 +224,7 @@ def test_without_a_network_one_line_says_so(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert main(["push", str(prompts), "me/a"]) == 1
     assert "cannot reach the hub for hf://me/a" in capsys.readouterr().err
-    with pytest.raises(WorkError, match="cannot reach the hub for hf://me/a"):
+    with pytest.raises(WorkError, match="cannot reach the hub for hf://me/a, and the local cache"):
         load("hf://me/a")
 
 
