@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import NormalDist, mean, stdev
 
 from scipy.special import stdtrit
 
@@ -44,6 +44,22 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | No
     half = float(stdtrit(n - 1, (1 + level) / 2)) * stdev(values) / math.sqrt(n)
     middle = mean(values)
     return Interval(middle, middle - half, middle + half, n)
+
+
+def wilson_interval(share: float, n: int, *, level: float = 0.95) -> Interval:
+    """Wilson's interval of a share in percent, as n independent draws gave it: of images that were right.
+
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    Example:
+        >>> interval = wilson_interval(50.0, 100)
+        >>> round(interval.low, 1), round(interval.high, 1)
+        (40.4, 59.6)
+    """
+    p, z = share / 100, NormalDist().inv_cdf((1 + level) / 2)
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = (100 * (middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return Interval(share, low, high, n)
 
 
 def harmonic_mean(accuracies: Mapping[str, float]) -> float:

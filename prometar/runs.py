@@ -23,6 +23,7 @@ from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier, require_prompts
+from prometar.inference.portable import require_program_target, write_program
 from prometar.inference.prompt_file import require_target, weights_digest, write_prompts
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.methods.composition import build_prompts
@@ -94,6 +95,7 @@ def write_result(folder: Path, session: Session) -> dict[str, Any]:
     result = {
         "result": last,
         "accuracies": {name: last[name] for name in run.evaluations},
+        "images": {name: len(found.plan.items) for name, found in run.evaluations.items()},
         "history": session.history,
         "objective": run.objective,
         "classnames": list(classnames(run.plan.items)),
@@ -179,6 +181,29 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     """
     require_target(to)
     classifier = trained(folder, trust_parts=trust_parts)
+    return write_prompts(to, classifier.leaves, _card(classifier))
+
+
+def export_program(
+    folder: Path, to: Path, format: str, *, classes_as_input: bool = False, trust_parts: bool = False
+) -> None:
+    """Write a finished run as a program that needs no prometar (`prometar.inference.portable`).
+
+    Args:
+        format: "onnx" or "torch".
+        classes_as_input: Whether text features are a second input instead of inside (default: inside).
+    Raises:
+        UserError: no finished run, another suffix, a file that is there, a missing package, or conditional
+            prompts.
+        WorkError: too large for the format, or nothing can be written.
+    """
+    form = require_program_target(to, format)
+    classifier = trained(folder, trust_parts=trust_parts)
+    write_program(classifier, to, form, _card(classifier), classes_as_input=classes_as_input)
+
+
+def _card(classifier: Classifier) -> dict[str, Any]:
+    """What an exported file says of a run: `classifier` as `trained` makes it."""
     config, result = classifier.config, classifier.card
     name, pretrained = config.backbone.name, config.backbone.pretrained
     digest = weights_digest(load_clip(name, pretrained))
@@ -186,7 +211,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     if from_file:
         pretrained = Path(str(pretrained)).name  # a card holds no folders of this machine
     shared = config.override({"data.root": None, "backbone.pretrained": pretrained})
-    card = {
+    return {
         "method": config.method,
         "config": shared.model_dump(mode="json"),
         "data": {"name": config.data.name, "objective": result["objective"], "shots": config.data.shots,
@@ -195,10 +220,10 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         "template": classifier.template,
         "backbone": {"name": name, "pretrained": pretrained, "file": from_file, "digest": digest},
         "figures": result["accuracies"],
+        "images": result.get("images", {}),
         "versions": result["environment"],
         **({"code": result["code"]} if "code" in result else {}),
     }  # fmt: skip
-    return write_prompts(to, classifier.leaves, card)
 
 
 def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, dict[str, Any]]:

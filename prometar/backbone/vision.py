@@ -22,7 +22,7 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """
     patches = F.conv2d(images_B3HW, clip.patch_weight, stride=clip.patch_weight.shape[-1])
     patches = patches.flatten(2).transpose(1, 2)
-    tokens = torch.cat([clip.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+    tokens = torch.cat([clip.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
     return layer_norm(tokens + clip.vision_positions, clip.ln_pre_weight, clip.ln_pre_bias)
 
 

@@ -15,6 +15,7 @@ from prometar.cli.console import run_cli
 from prometar.cli.doctor import doctor
 from prometar.cli.export import export
 from prometar.cli.options import PLAIN, ManyValues, RootOption, TrustOption
+from prometar.cli.push import push
 from prometar.cli.reproduce import reproduce
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.distributed.local_ray import start_ray
@@ -24,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
 app.add_typer(data.app, name="data")
 
 app.command()(export)
+app.command()(push)
 app.command()(alignment)
 app.command(cls=ManyValues)(doctor)
 app.command(cls=ManyValues)(reproduce)

@@ -22,6 +22,8 @@ from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, send
 from prometar.errors import UserError
+from prometar.inference.hub import SCHEME, HubName
+from prometar.inference.hub import fetch as fetch_prompts
 from prometar.inference.prompt_file import read_prompts, weights_digest
 from prometar.io.files import read_bytes
 from prometar.methods.composition import build_prompts
@@ -75,6 +77,23 @@ class Classifier:
         )
         return build_model(self.backbone.clip, self.prompts, tokenize(texts))
 
+    @torch.no_grad()
+    def text_features(self, classnames: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """Normalised text features (C, E): what a program with `--classes-as-input` takes beside images.
+
+        Args:
+            classnames: Other classes than those of the training (default: those).
+        Raises:
+            UserError: no, repeated or blank class names; each image has its own text features.
+        """
+        if self.prompts.conditional:
+            raise UserError(
+                f"the prompts of {self.config.method} see each image: classes have no features alone"
+            )
+        model = self.model(self.classnames if classnames is None else _names(classnames))
+        found = model.text_features(self.prompts.tokens(dict(self.leaves)))
+        return fetch(found).float().numpy()
+
     def predict(
         self,
         images: Picture | Sequence[Picture],
@@ -124,17 +143,20 @@ def load(
     device: str | None = None,
     trust_parts: bool = False,
 ) -> Classifier:
-    """A classifier from a file that `prometar export` wrote.
+    """A classifier from a file that `prometar export` wrote, or `prometar push` put on the Hugging Face hub.
 
     Args:
+        path: The file, or hf://owner/name, of which @revision may follow (a branch, a tag, a commit).
         pretrained: The backbone's weights, where they came from a local file (default: as in the card).
         device: Such as "cpu" or "cuda" (default: a GPU where there is one).
         trust_parts: Whether modules that the file names may be imported (default: they are refused).
     Raises:
-        UserError: the file is no export; the backbone's weights are missing or others than it was trained
-            with; it names a module that is not trusted, or one that has changed.
+        UserError: the file is no export, or not there; the backbone's weights are missing or others than it
+            was trained with; it names a module that is not trusted, or one that has changed.
+        WorkError: no network, for a name on the hub that is not in the local cache.
     """
-    path = Path(path)
+    on_hub = isinstance(path, str) and path.startswith(SCHEME)
+    path = fetch_prompts(HubName.parse(str(path))) if on_hub else Path(path)
     leaves, card = read_prompts(path)
     config = parse(card["config"], where=f"{path}: its card").refuse_own(str(path), trusted=trust_parts)
     require_same(str(path), filter(None, [config.prompts.reference]), card.get("code"))

@@ -8,7 +8,7 @@ import pytest
 
 from prometar.cli.app import main
 from tests.support.copies import write_tree
-from tests.support.hub import serve_hub, table
+from tests.support.hub_datasets import serve_hub, table
 
 FLAT = [f"{name}/{k}.jpg" for name in ("oak_tree", "pine", "yew") for k in range(10)]
 

@@ -54,6 +54,10 @@ PACKAGES = (
 )  # fmt: skip
 ENTRANCES = {
     "open_clip": {"prometar/backbone/openclip.py", "prometar/bundled/pretrain.py"},
+    "huggingface_hub": {
+        "prometar/backbone/openclip.py", "prometar/data/preparation/hub.py", "prometar/inference/hub.py"
+    },
+    "onnx": set(),
     "optuna": {"tune/optimizer/"},
     "ray": {
         "prometar/data/streaming/raystream.py", "prometar/data/streaming/shared_images.py",
@@ -66,7 +70,6 @@ ENTRANCES = {
         "prometar/data/preparation/prepare.py", "prometar/data/preparation/hubparquet.py",
         "prometar/data/streaming/shared_images.py",
     },
-    "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/data/preparation/hub.py"},
 }  # fmt: skip
 
 

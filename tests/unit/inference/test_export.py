@@ -299,6 +299,24 @@ def test_importing_prometar_stays_light() -> None:
         prometar.nothing  # noqa: B018
 
 
+def test_inference_needs_nothing_of_studies(exported: Path) -> None:
+    """What a server has to install and to import: no search, no cluster, no tables, no hub, no plots."""
+    heavy = {"ray", "optuna", "pandas", "mlflow", "matplotlib", "plotly", "open_clip", "torchvision"}
+    heavy |= {"huggingface_hub", "onnx", "tune"}
+    code = (
+        "import sys, numpy, prometar.inference\n"
+        "classifier = prometar.inference.load(sys.argv[1])\n"
+        "print(*classifier.predict(numpy.zeros((70, 80, 3), numpy.uint8)).names)\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    command = [sys.executable, "-c", code, str(exported)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    predicted, modules = done.stdout.splitlines()
+    assert predicted in json.loads(exported.with_suffix(".json").read_text())["classnames"]
+    assert {"torch", "prometar"} <= set(modules.split())
+    assert not heavy & set(modules.split())
+
+
 @pytest.mark.parametrize("kind", ["NaN", "of another run", "of another shape"])
 def test_a_run_with_wrong_prompts_is_used_for_nothing(
     kind: str, run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

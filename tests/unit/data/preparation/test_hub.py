@@ -13,7 +13,7 @@ from prometar.cli.app import main
 from prometar.data.datasets.catalog import open_dataset, place_of
 from prometar.data.preparation import hubset
 from prometar.errors import UserError
-from tests.support.hub import COMMIT, NAMES, FakeHub, png, serve_hub, table
+from tests.support.hub_datasets import COMMIT, NAMES, FakeHub, png, serve_hub, table
 
 NAME = "hf://someone/leaves"
 TRAIN, TEST = [3, 1, 0, 2] * 5, [0, 1, 2, 3] * 2

@@ -17,7 +17,7 @@ from prometar.data.datasets.layouts import SplitFile
 from prometar.data.preparation import http
 from tests.support.copies import with_split, write_copy
 from tests.support.fileserver import Served, serve
-from tests.support.hub import serve_hub
+from tests.support.hub_datasets import serve_hub
 
 FILE = "split_zhou_DescribableTextures.json"
 

@@ -1,0 +1,23 @@
+"""`prometar push`: a prompt file on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def push(
+    prompts: Annotated[Path, typer.Argument(help="FILE.safetensors that `prometar export` wrote.")],
+    name: Annotated[str, typer.Argument(help="owner/name of the repository; it is made if it is missing.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Everybody may read it; else it is private.")
+    ] = False,
+    license: Annotated[str, typer.Option(help="The licence's identifier in the hub's list.")] = "unknown",
+) -> None:
+    """Put a prompt file and a card made of it on the Hugging Face hub, for `load("hf://owner/name")`."""
+    from prometar.inference.hub import HubName
+    from prometar.inference.publish import publish
+
+    print(f"written: {publish(prompts, HubName.parse(name), public=public, license=license)}")
