@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
 
 from prometar.comparison.signed_rank import holm, midranks, rounded, signed_rank
+from prometar.config.settings import Config
 from prometar.metrics import Interval, t_interval
 
+EVERY_SEED = -1
+"""The seed of what learns nothing: its figure is paired with each seed of the others."""
 Scores = Mapping[str, Mapping[int, float]]
 """Percent by column and seed, of one method on one data set."""
 Results = Mapping[str, Mapping[str, Scores]]
@@ -94,14 +97,14 @@ class Comparison:
 
     Args:
         methods: All, in the order of tables. reference: One of them.
-        missing: What could not be paired, in sentences.
+        remarks: What could not be paired, and what else must be said, in sentences.
     """
 
     title: str
     reference: str
     methods: tuple[str, ...]
     columns: tuple[Column, ...]
-    missing: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     @property
     def differences(self) -> list[Difference]:
@@ -112,6 +115,11 @@ class Comparison:
     def datasets(self) -> tuple[str, ...]:
         """On which anything was paired, in the order of the results."""
         return tuple(dict.fromkeys(name for d in self.differences for name in d.by_dataset))
+
+
+def default_reference(methods: Sequence[str]) -> str:
+    """The method that a configuration has by default, prometar, or the first where it is not among them."""
+    return Config().method if Config().method in methods else methods[0]
 
 
 def compare(results: Results, *, reference: str, columns: Sequence[str], title: str = "") -> Comparison:
@@ -144,9 +152,19 @@ def _pairs(
     found: dict[str, tuple[float, ...]] = {}
     for dataset in theirs:
         a, b = ours.get(dataset, {}).get(column, {}), theirs[dataset].get(column, {})
-        if singles := tuple(a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())):
+        if singles := tuple(_at(a, seed) - _at(b, seed) for seed in _in_common(a, b)):
             found[dataset] = singles
     return found
+
+
+def _in_common(*scores: Mapping[int, float]) -> list[int]:
+    """The seeds that all have; EVERY_SEED where all are the same for every one, so that they count once."""
+    own = [set(by_seed) for by_seed in scores if EVERY_SEED not in by_seed]
+    return sorted(set.intersection(*own)) if own else [EVERY_SEED]
+
+
+def _at(by_seed: Mapping[int, float], seed: int) -> float:
+    return by_seed[seed] if seed in by_seed else by_seed[EVERY_SEED]
 
 
 def _ranks(results: Results, column: str) -> Ranks:
@@ -155,9 +173,8 @@ def _ranks(results: Results, column: str) -> Ranks:
     ranks: dict[str, list[float]] = {}
     for dataset in dict.fromkeys(name for m in methods for name in results[m]):
         scores = [results[m].get(dataset, {}).get(column, {}) for m in methods]
-        if common := sorted(set.intersection(*(set(s) for s in scores))):
-            means = [mean(s[seed] for seed in common) for s in scores]
-            ranks[dataset] = midranks([-value for value in means])
+        if common := _in_common(*scores):
+            ranks[dataset] = midranks([-mean(_at(s, seed) for seed in common) for s in scores])
     places = zip(*ranks.values(), strict=True)
     return Ranks(tuple(ranks), dict(zip(methods, map(mean, places), strict=True)) if ranks else {})
 
@@ -170,21 +187,28 @@ def _missing(results: Results, columns: Sequence[str]) -> list[str]:
             whole.setdefault(dataset, set()).update(*(scores.get(column, {}) for column in columns))
     lines = []
     for method, scores_of in results.items():
-        lacking = {}
+        lacking = []
         for dataset, seeds in whole.items():
             scores = scores_of.get(dataset, {})
             has = set.intersection(*(set(scores.get(column, {})) for column in columns))
-            if seeds - has:
-                lacking[dataset] = f"{dataset} {_seeds(seeds - has)}"
+            if wanted := _lacking(seeds, has):
+                lacking.append(f"{dataset} {seeds_text(wanted)}".strip())
         if lacking:
-            lines.append(f"not paired, for want of runs of {method}: {', '.join(lacking.values())}")
+            lines.append(f"not paired, for want of runs of {method}: {', '.join(lacking)}")
     return lines
 
 
-def _seeds(seeds: set[int]) -> str:
+def _lacking(seeds: set[int], has: set[int]) -> set[int]:
+    if EVERY_SEED in has:
+        return set()
+    return seeds - has - ({EVERY_SEED} if has else set())
+
+
+def seeds_text(seeds: Collection[int]) -> str:
     """
     Example:
-        >>> _seeds({2}), _seeds({3, 1})
-        ('seed 2', 'seeds 1 3')
+        >>> seeds_text({2}), seeds_text({3, 1}), seeds_text({EVERY_SEED})
+        ('seed 2', 'seeds 1 3', '')
     """
-    return f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, sorted(seeds)))}"
+    own = sorted(set(seeds) - {EVERY_SEED})
+    return f"seed{'s' if len(own) > 1 else ''} {' '.join(map(str, own))}" if own else ""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from prometar.comparison.paired import Column, Comparison, Difference
-from prometar.metrics import Interval, t_interval
+from prometar.metrics import HARMONIC, Interval, t_interval
 
 HEAD = ("method", "difference", "over", "p", "Holm", "w–t–l", "rank")
 NONE = "–"
@@ -33,7 +33,7 @@ def _block(found: Comparison, column: Column) -> Grid:
     for name in HEAD[1:]:
         grid.add_column(name, justify="right", no_wrap=True)
     for row in cells(found, column):
-        grid.add_row(f" {row[0]}", *row[1:])
+        grid.add_row(*row)
     return grid
 
 
@@ -93,7 +93,7 @@ def notes(found: Comparison) -> list[str]:
             for unit in sorted(units)
         ),
     ]
-    if any(column.name == "H" for column in found.columns):
+    if any(column.name == HARMONIC for column in found.columns):
         lines.append("H is that of each run, so a difference of H need not be that of the averages' H")
     lines += _tests(found)
     lines.append(
@@ -103,7 +103,7 @@ def notes(found: Comparison) -> list[str]:
     lines.append(
         f"rank: the method's place, 1 is best, averaged over {_range(ranked)}, those that all methods have"
     )
-    return lines + list(found.missing)
+    return lines + list(found.remarks)
 
 
 def _tests(found: Comparison) -> list[str]:
@@ -163,7 +163,8 @@ def as_csv(found: Comparison) -> str:
 
 
 def _figures(mean: float, interval: Interval | None) -> list[str]:
-    return [_number(v) for v in (mean, interval and interval.low, interval and interval.high)]
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return [_number(value) for value in (mean, low, high)]
 
 
 def _number(value: float | None, decimals: int = 4) -> str:

@@ -133,6 +133,7 @@ OPTIONS: dict[str, list[str]] = {
     "evaluate": ["", "--dataset", "--data-root"],
     "export": ["", "--to"],
     "report": ["", "--compare", "--to"],
+    "compare": ["", "--to", "--csv", "--html"],
     "data check": ["", "--data-root"],
     "data list": ["--data-root"],
 }  # fmt: skip

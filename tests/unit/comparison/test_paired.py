@@ -66,7 +66,7 @@ def test_only_pairs_count() -> None:
     (column,) = found.columns
     assert column.differences["b"].by_dataset == {"dtd": (1.0,), "ucf": (2.0,)}
     assert column.ranks.datasets == ("dtd", "ucf")
-    assert found.missing == (
+    assert found.remarks == (
         "not paired, for want of runs of a: dtd seed 3, pets seed 2",
         "not paired, for want of runs of b: dtd seed 2, pets seed 1",
     )
@@ -78,7 +78,22 @@ def test_a_method_without_runs_is_said_and_ranks_stay() -> None:
     )
     assert list(found.columns[0].differences) == ["b"]
     assert found.columns[0].ranks.average == {"a": 2.0, "b": 1.0}
-    assert found.missing == ("not paired, for want of runs of c: dtd seed 1",)
+    assert found.remarks == ("not paired, for want of runs of c: dtd seed 1",)
+
+
+def test_what_learns_nothing_is_paired_with_every_seed_and_counts_once() -> None:
+    results = results_of(a={"dtd": {1: 60.0, 2: 62.0}}, zero={"dtd": {-1: 50.0}}, more={"dtd": {-1: 51.0}})
+    found = compare(results, reference="a", columns=["H"])
+    assert not found.remarks
+    assert found.columns[0].differences["zero"].singles == (-10.0, -12.0)
+    assert found.columns[0].ranks.average == {"a": 1.0, "more": 2.0, "zero": 3.0}
+    more = one(results, "zero").differences["more"]
+    assert (more.singles, more.interval) == ((1.0,), None), "no spread from one figure, however many seeds"
+    other = results_of(zero={"dtd": {-1: 50.0}}, b={"pets": {1: 60.0}})
+    assert compare(other, reference="zero", columns=["H"]).remarks == (
+        "not paired, for want of runs of zero: pets seed 1",
+        "not paired, for want of runs of b: dtd",
+    )
 
 
 percents = st.integers(0, 10_000).map(lambda n: n / 100)
