@@ -37,7 +37,7 @@ def compare(
         raise UserError(f"--csv and --html are both {csv}: name two files")
     found = compare_runs(runs, to=to)
     print_comparison(found, Console(highlight=False, soft_wrap=True, markup=False))
-    for path, text in ((csv, as_csv(found)), (html, page(found))):
+    for path, text_of in ((csv, as_csv), (html, page)):
         if path is not None:
-            write_atomically(path, text.encode())
+            write_atomically(path, text_of(found).encode())
             print(f"written: {path}")

@@ -61,7 +61,7 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         console.print()
         print_table(table, console)
         paths = write_tables(table, folder.path / asked.protocol.name)
-        pairs = pair_methods(asked, records, title=table.title)
+        pairs = pair_methods(asked, records, title=f"in pairs: {table.title}")
         if pairs.differences:
             console.print()
             print_comparison(pairs, console)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
@@ -19,11 +19,13 @@ def test_ranks_are_scipys(values: list[float]) -> None:
     assert midranks(values) == (list(rankdata(values)) if values else [])
 
 
+@settings(deadline=None)
 @given(st.lists(points.filter(bool), min_size=2, max_size=20, unique_by=abs))
 def test_without_ties_it_is_scipys_exact_test(differences: list[float]) -> None:
     assert signed_rank(differences) == pytest.approx(wilcoxon(differences, method="exact").pvalue, rel=1e-12)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(few, min_size=2, max_size=9))
 def test_with_ties_it_is_scipys_test_over_all_signs(differences: list[float]) -> None:
     kept = np.array([d for d in differences if d])
