@@ -21,3 +21,13 @@ def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line of at most 160 characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """A message that no name in it (of a class, of a file) can break or colour.
+
+    Example:
+        >>> one_line("a\\nb\\x1b[2J")
+        'a b [2J'
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

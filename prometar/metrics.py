@@ -9,6 +9,9 @@ from statistics import NormalDist, mean, stdev
 
 from scipy.special import stdtrit
 
+ACCURACY, HARMONIC = "accuracy", "H"
+"""What tables call the accuracy on all classes, and the harmonic mean of base and new accuracy."""
+
 
 @dataclass(frozen=True)
 class Interval:

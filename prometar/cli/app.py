@@ -11,6 +11,7 @@ import typer
 
 from prometar.cli import data
 from prometar.cli.alignment import alignment
+from prometar.cli.compare import compare
 from prometar.cli.console import run_cli
 from prometar.cli.doctor import doctor
 from prometar.cli.export import export
@@ -27,6 +28,7 @@ app.add_typer(data.app, name="data")
 app.command()(export)
 app.command()(push)
 app.command()(alignment)
+app.command()(compare)
 app.command(cls=ManyValues)(doctor)
 app.command(cls=ManyValues)(reproduce)
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):

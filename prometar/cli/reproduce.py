@@ -41,6 +41,9 @@ def reproduce(
     shots: Annotated[
         list[int] | None, typer.Option(help="Training images a class [16; few-shot: 1 2 4 8 16].")
     ] = None,
+    compare_to: Annotated[
+        str | None, typer.Option(help="The method that the others are compared to, in pairs [prometar].")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where runs and tables lie.")] = Path("out/reproduce"),
     data_root: RootOption = None,
     backbone: Annotated[
@@ -62,7 +65,7 @@ def reproduce(
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
     verbose: Annotated[bool, typer.Option(help="Show Ray's own output.")] = False,
 ) -> None:
-    """Run methods by a protocol of the field, and write the table. The same command goes on."""
+    """Run methods by a protocol of the field, and compare them in pairs. The same command goes on."""
     configure_ray(local=address is None, verbose=verbose)
     from prometar.bundled.suite import SUITE
     from prometar.config.recipes import recipe
@@ -96,6 +99,7 @@ def reproduce(
         seeds=tuple(seeds),
         shots=tuple(shots or chosen.shots),
         source=trained_on,
+        compared_to=compare_to,
     )
     place = Place(
         out=out,

@@ -405,6 +405,8 @@ def parse(tree: Any, *, where: str) -> Config:
         raise UserError(f"{where}: expected a mapping of settings, found {type(tree).__name__}")
     try:
         return Config.model_validate(tree)
+    except UnicodeEncodeError:  # half a surrogate pair, which YAML can write as an escape
+        raise UserError(f"{where}: the text of a setting is not UTF-8") from None
     except ValidationError as error:
         problems = (
             ": ".join(filter(None, (".".join(map(str, e["loc"])), _problem(e)))) for e in error.errors()

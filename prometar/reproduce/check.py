@@ -13,9 +13,9 @@ from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import problem
-from prometar.errors import UserError
+from prometar.errors import UserError, one_line
 from prometar.methods.probing import probe
-from prometar.reproduce.grid import Asked, one_line
+from prometar.reproduce.grid import Asked
 
 
 @dataclass(frozen=True)

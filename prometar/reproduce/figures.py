@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from prometar.metrics import harmonic_mean, t_interval
+from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean, t_interval
 from prometar.reproduce.grid import Asked, Record
-from prometar.reproduce.protocols import ACCURACY, HARMONIC, shots_column
+from prometar.reproduce.protocols import shots_column
 from prometar.reproduce.published import AVERAGE, Series, beside, changes, full_size, harmonic, settings_of
 
 Scores = dict[str, dict[int, float]]
@@ -67,7 +67,7 @@ def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str]
         notes: What could not be run, and why.
     """
     columns = asked.protocol.columns(asked.shots)
-    scores = {(d, m): _scores(asked, records, d, m) for d in _datasets(asked) for m in asked.configs}
+    scores = {(d, m): scores_of(asked, records, d, m) for d in _datasets(asked) for m in asked.configs}
     averaged = [d for d in asked.datasets if any(scores[d, m] for m in asked.configs)]
     cited = _Cited(asked, records)
     rows = [
@@ -88,7 +88,8 @@ def _datasets(asked: Asked) -> tuple[str, ...]:
     return (*asked.trained_on, *asked.datasets) if asked.source else asked.datasets
 
 
-def _scores(asked: Asked, records: Sequence[Record], dataset: str, method: str) -> Scores:
+def scores_of(asked: Asked, records: Sequence[Record], dataset: str, method: str) -> Scores:
+    """What the runs of a method have on a data set, by the table's columns; H not yet."""
     found: Scores = {}
     for record in records:
         config = record.entry.config
@@ -113,6 +114,15 @@ def _own(asked: Asked, record: Record) -> dict[str, float]:
     return {shots_column(k): accuracy for k in shots}
 
 
+def with_harmonic(scores: Scores) -> Scores:
+    """With H of each seed, where there are base and new."""
+    if not {"base", "new"} <= scores.keys():
+        return scores
+    base, new = scores["base"], scores["new"]
+    by_seed = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in base if s in new}
+    return {**scores, HARMONIC: by_seed}
+
+
 def _average(scores: Sequence[Scores]) -> Scores:
     """By seed, over data sets; of the columns and seeds that all of them have."""
     columns = set.intersection(*(set(s) for s in scores))
@@ -125,10 +135,7 @@ def _average(scores: Sequence[Scores]) -> Scores:
 
 def _figures(scores: Scores, columns: Sequence[str], published: Mapping[str, float]) -> dict[str, Figure]:
     """A figure for each column that has values."""
-    scores = dict(scores)
-    if HARMONIC in columns and {"base", "new"} <= scores.keys():
-        base, new = scores["base"], scores["new"]
-        scores[HARMONIC] = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in base if s in new}
+    scores = with_harmonic(scores)
     figures: dict[str, Figure] = {}
     for column in columns:
         values = list(scores.get(column, {}).values())

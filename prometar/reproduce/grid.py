@@ -27,6 +27,7 @@ class Asked:
         seeds: Of the few-shot draw, the prompts and the order of the images.
         shots: Training images a class.
         source: The data set that all runs train on, if the protocol has one.
+        compared_to: The method that the others are paired with; None: prometar, or else the first.
     Raises:
         UserError: an unknown or repeated name, or a number that makes no sense.
     """
@@ -37,6 +38,7 @@ class Asked:
     seeds: tuple[int, ...]
     shots: tuple[int, ...]
     source: str | None = None
+    compared_to: str | None = None
 
     def __post_init__(self) -> None:
         for option, values in (("datasets", self.datasets), ("seeds", self.seeds), ("shots", self.shots)):
@@ -48,6 +50,10 @@ class Asked:
             raise UserError(f"--seeds must be numbers from 0 to 2^32 - 1, found {_list(self.seeds)}")
         if not self.configs:
             raise UserError("--methods must name at least one method")
+        if self.compared_to is not None and self.compared_to not in self.configs:
+            raise UserError(
+                f"--compare-to {self.compared_to} is none of --methods: {', '.join(self.configs)}"
+            )
         if (self.source is None) != (self.protocol.source is None):
             raise UserError(f"--source belongs to protocols with one source, not to {self.protocol.name}")
         if self.source in self.datasets:
@@ -226,13 +232,3 @@ def _code(result: Path) -> object:
 
 def _list(values: tuple[Any, ...]) -> str:
     return ", ".join(map(str, values)) or "none"
-
-
-def one_line(text: str) -> str:
-    """A message that no name in it (of a class, of a file) can break or colour.
-
-    Example:
-        >>> one_line("a\\nb\\x1b[2J")
-        'a b [2J'
-    """
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError
+from prometar.metrics import ACCURACY, HARMONIC
 
 ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant_of)
 VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant_of == "imagenet")
-ACCURACY, HARMONIC = "accuracy", "H"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prometar.comparison.render import print_comparison
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import plan_resources
 from prometar.errors import WorkError
@@ -17,6 +18,7 @@ from prometar.reproduce.check import look
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.figures import Table, build_table
 from prometar.reproduce.grid import Asked, Entry, GridFolder, Record, entries
+from prometar.reproduce.pairs import pair_methods, write_pairs
 from prometar.reproduce.render import print_table, write_tables
 from prometar.reproduce.worker import Job
 
@@ -34,7 +36,7 @@ class Place:
 
 
 def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> Table:
-    """Run or continue a grid, then print and write its table.
+    """Run or continue a grid, then print and write its table, and its methods in pairs.
 
     Raises:
         UserError: the request is wrong, or runs in the folder were made with other settings.
@@ -59,6 +61,11 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         console.print()
         print_table(table, console)
         paths = write_tables(table, folder.path / asked.protocol.name)
+        pairs = pair_methods(asked, records, title=f"in pairs: {table.title}")
+        if pairs.differences:
+            console.print()
+            print_comparison(pairs, console)
+            paths += write_pairs(pairs, folder.path / asked.protocol.name)
     console.print(f"\nwritten: {', '.join(map(str, paths))}")
     if problems:
         raise WorkError(

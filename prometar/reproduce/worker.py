@@ -11,11 +11,11 @@ from prometar.config.settings import dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.stream import StreamOptions
 from prometar.environment import environment
-from prometar.errors import UserError
+from prometar.errors import UserError, one_line
 from prometar.inference.classifier import Classifier
 from prometar.io.files import write_atomically
 from prometar.parts.sending import Sent, install
-from prometar.reproduce.grid import Entry, Record, one_line, read_record
+from prometar.reproduce.grid import Entry, Record, read_record
 from prometar.runs import evaluate_on, ray_stream, write_result
 from prometar.training.train import Session, build_run
 

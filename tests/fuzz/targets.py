@@ -186,6 +186,10 @@ TARGETS: Sequence[Target] = (
            command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
     Target("run's configuration", "run/config.yaml", mutated_yaml,
            command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
+    Target("compared result", "run/result.json", mutated_json,
+           command(prometar_main, "compare", "{0}/run", "{0}/vpt", "--csv", "{1}/x", "--html", "{1}/y"), 0.4),
+    Target("compared configuration", "vpt/config.yaml", mutated_yaml,
+           command(prometar_main, "compare", "{0}/run", "{0}/vpt", "--csv", "{1}/x", "--html", "{1}/y"), 0.4),
     Target("prompts", "prompts.safetensors", mutated_safetensors,
            library(lambda folder, out: prometar.load(folder / "prompts.safetensors")), 0.5),
     Target("weights", "weights.safetensors", mutated_safetensors,
@@ -238,6 +242,8 @@ def _trained(folder: Path) -> None:
     (folder / "run" / "config.yaml").write_text(dump_config(config))
     write_result(folder / "run", session)
     export_run(folder / "run", folder / "prompts.safetensors")
+    shutil.copytree(folder / "run", folder / "vpt")
+    (folder / "vpt" / "config.yaml").write_text(dump_config(config.override({"method": "vpt"})))
 
 
 def _weights(folder: Path) -> None:

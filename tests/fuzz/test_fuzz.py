@@ -134,6 +134,7 @@ OPTIONS: dict[str, list[str]] = {
     "export": ["", "--to", "--format"],
     "push": ["", "", "--license"],
     "report": ["", "--compare", "--to"],
+    "compare": ["", "--to", "--csv", "--html"],
     "data check": ["", "--data-root"],
     "data list": ["--data-root"],
 }  # fmt: skip

@@ -30,6 +30,7 @@ PACKAGES = (
     "prometar.distributed",
     "prometar.analysis",
     "prometar.runs",
+    "prometar.comparison",
     "prometar.reproduce",
     "prometar.doctor",
     "prometar.cli",

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prometar.io.files import write_atomically
+from prometar.io.pages import templates
 from tune.reporting import formatting, rows, statements
 from tune.reporting.importance import MIN_COMPLETE, Importances, importances
 from tune.reporting.plots import course, goals, settings, style
@@ -46,13 +46,7 @@ def page(template: str, **content: Any) -> str:
 
 def filled(template: str, **content: Any) -> str:
     """A template of this package, filled in."""
-    environment = Environment(
-        loader=PackageLoader("tune.reporting", "templates"),
-        autoescape=True,  # names and reasons come from data sets and exceptions
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("tune.reporting")
     environment.filters |= {
         "num": formatting.number, "signed": formatting.signed, "setting": formatting.setting,
         "duration": formatting.duration, "hours": formatting.hours, "bounds": formatting.bounds,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from prometar.config.settings import dump_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.errors import UserError
-from prometar.reproduce.grid import Entry, GridFolder, Record, entries, one_line, read_record
+from prometar.errors import UserError, one_line
+from prometar.reproduce.grid import Entry, GridFolder, Record, entries, read_record
 from prometar.reproduce.protocols import PROTOCOLS
 from tests.support.reproductions import IDLE, ask
 

@@ -1,0 +1,1 @@
+"""Methods compared in pairs: the same data set, the same seed."""

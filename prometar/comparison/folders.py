@@ -1,0 +1,99 @@
+"""Runs as their folders tell them: what was trained, on what, and its figures."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometar.config.settings import Config, load_config
+from prometar.errors import UserError
+from prometar.io.files import resolved, size_of
+from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean
+from prometar.runs import read_result
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Args:
+        figures: Percent by column: base, new and H, or accuracy.
+        classes: Names of those that it was trained on.
+        trains: False where it had nothing to learn: its figures are those of every seed.
+    """
+
+    folder: Path
+    config: Config
+    objective: str
+    figures: Mapping[str, float]
+    classes: tuple[str, ...]
+    trains: bool
+
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[TrainedRun], list[Path]]:
+    """The finished runs in folders or below them, each once, and the folders of those that are not finished.
+
+    Raises:
+        UserError: no folder, a study, a folder that cannot be read, or a damaged record.
+    """
+    folders = dict.fromkeys(resolved(folder) for path in paths for folder in _run_folders(path))
+    found = {folder: _read(folder) for folder in folders}
+    return [run for run in found.values() if run], [folder for folder, run in found.items() if not run]
+
+
+def _run_folders(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder: pass folders of runs, or folders that hold some")
+    if size_of(path / "study.yaml") is not None:
+        raise UserError(f"{path} holds a study: `prometar report --compare` puts two studies side by side")
+    for folder, names, files in os.walk(path, onerror=_refuse):
+        names.sort()
+        if "study.yaml" in files or {"config.yaml", "result.json"} & set(files):
+            names.clear()  # a study's trials are no runs of their own, and a run holds no others
+        if "study.yaml" not in files and {"config.yaml", "result.json"} & set(files):
+            yield Path(folder)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot read {error.filename}: {error.strerror}")
+
+
+def _read(folder: Path) -> TrainedRun | None:
+    config = load_config(folder / "config.yaml")
+    if size_of(folder / "result.json") is None:
+        return None
+    result = read_result(folder)
+    accuracies, classes, objective = (result[key] for key in ("accuracies", "classnames", "objective"))
+    last = result.get("result")
+    if not (
+        isinstance(accuracies, dict)
+        and accuracies
+        and all(map(_is_percent, accuracies.values()))
+        and isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and isinstance(objective, str)
+        and isinstance(last, dict)
+    ):
+        raise UserError(
+            f"{folder / 'result.json'} is damaged: the command that trained the run writes it again"
+        )
+    return TrainedRun(folder, config, objective, _figures(accuracies), tuple(classes), "direct_ce" in last)
+
+
+def _is_percent(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and 0 <= value <= 100  # type: ignore[arg-type, operator]
+
+
+def _figures(accuracies: Mapping[str, float]) -> dict[str, float]:
+    figures = {ACCURACY if name == "all" else name: float(value) for name, value in accuracies.items()}
+    if {"base", "new"} <= figures.keys():
+        figures[HARMONIC] = harmonic_mean({name: figures[name] for name in ("base", "new")})
+    return figures

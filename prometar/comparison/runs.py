@@ -1,0 +1,139 @@
+"""Any runs, compared: grouped by method and settings, paired by data set and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from prometar.comparison.folders import TrainedRun, read_runs
+from prometar.comparison.labels import labels
+from prometar.comparison.paired import EVERY_SEED, Comparison, compare, default_reference, seeds_text
+from prometar.data.splits.objective import OBJECTIVES
+from prometar.errors import UserError, one_line
+
+_MOST_NAMED = 6  # folders in a message
+Table = dict[str, dict[str, dict[str, dict[int, float]]]]
+"""`Results` that are being filled."""
+
+
+def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
+    """The finished runs in folders or below them, against one method.
+
+    Args:
+        to: The reference's label, or its method where that has one label (default: prometar, or the first).
+    Raises:
+        UserError: no finished runs, a damaged record, runs that cannot stand beside each other or be paired.
+    """
+    runs, unfinished = read_runs(paths)
+    where = ", ".join(map(str, paths))
+    if not runs and unfinished:
+        raise UserError(f"no run in {where} is finished: the commands that trained them go on")
+    if not runs:
+        raise UserError(f"there is no run in {where}: pass folders that `prometar train` wrote")
+    objective = _objective(runs)
+    names, meanings = labels([run.config for run in runs])
+    methods = dict(zip(names, (run.config.method for run in runs), strict=True))
+    if len(methods) == 1:
+        raise UserError(f"all runs in {where} are of {names[0]}: there is nothing to compare it to")
+    reference = _reference(methods, to)
+    results = _results(names, runs)
+    columns = list(dict.fromkeys(column for run in runs for column in run.figures))
+    datasets = dict.fromkeys(dataset for scores in results.values() for dataset in scores)
+    title = f"{len(runs)} runs on {', '.join(datasets)}; objective {one_line(objective)}, in percent"
+    found = compare(results, reference=reference, columns=columns, title=title)
+    if not found.differences:
+        raise UserError(f"nothing can be paired with {reference}: {_there(results)}")
+    remarks = [*_about(objective), *meanings]
+    if unfinished:
+        remarks.append(f"not finished, and left out: {_listed(unfinished)}")
+    return replace(found, remarks=(*remarks, *found.remarks))
+
+
+def _objective(runs: Sequence[TrainedRun]) -> str:
+    counts: dict[str, int] = {}
+    for run in runs:
+        counts[run.objective] = counts.get(run.objective, 0) + 1
+    if len(counts) > 1:
+        said = ", ".join(f"{name} ({count} runs)" for name, count in counts.items())
+        raise UserError(f"the runs have several objectives, {said}: pass folders of one of them")
+    return runs[0].objective
+
+
+def _about(objective: str) -> list[str]:
+    if objective in OBJECTIVES and not OBJECTIVES[objective].searches:
+        return []
+    if objective in OBJECTIVES and OBJECTIVES[objective].leaks:
+        return ["these runs were scored on the test images as a search would be"]
+    return ["the objective is a search's: figures are of images that it chooses by, not of the test"]
+
+
+def _reference(methods: Mapping[str, str], to: str | None) -> str:
+    """The label that was asked for; `methods` by label."""
+    if to is not None and to in methods:
+        return to
+    wanted = default_reference(list(methods.values())) if to is None else to
+    found = [label for label, method in methods.items() if method == wanted]
+    if not found:
+        raise UserError(f"--to {to} is none of the methods there: {', '.join(methods)}")
+    if to is not None and len(found) > 1:
+        raise UserError(f"--to {to} is several: {'; '.join(found)}: name one of them")
+    return found[0]
+
+
+def _results(names: Sequence[str], runs: Sequence[TrainedRun]) -> Table:
+    """Figures by label, data set, column and seed.
+
+    Raises:
+        UserError: two folders hold one run, or a data set is not the same in all.
+    """
+    held: dict[tuple[str, str, int], Path] = {}
+    results: Table = {name: {} for name in names}
+    for name, dataset, run in zip(names, _datasets(runs), runs, strict=True):
+        seed = run.seed if run.trains else EVERY_SEED
+        first = held.setdefault((name, dataset, seed), run.folder)
+        if first != run.folder and run.trains:
+            what = f"{name} on {dataset} with seed {seed}"
+            raise UserError(f"{first} and {run.folder} are both {what}: pass one of them")
+        scores = results[name].setdefault(dataset, {})
+        for column, value in run.figures.items():
+            scores.setdefault(column, {})[seed] = value
+    return results
+
+
+def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
+    """Each run's data set; with its place where a name stands for several, as `folder` may.
+
+    Raises:
+        UserError: runs on one data set have other classes.
+    """
+    classes: dict[str, set[tuple[str, ...]]] = {}
+    for run in runs:
+        classes.setdefault(run.config.data.name, set()).add(run.classes)
+    found, first = [], dict[str, TrainedRun]()
+    for run in runs:
+        data = run.config.data
+        label = one_line(
+            data.name if len(classes[data.name]) == 1 else f"{data.name} {data.root or ''}".strip()
+        )
+        other = first.setdefault(label, run)
+        if other.classes != run.classes:
+            raise UserError(f"{other.folder} and {run.folder} differ in their classes of {label}: pass one")
+        found.append(label)
+    return found
+
+
+def _there(results: Table) -> str:
+    """Which seeds each label has, data set by data set."""
+    said = []
+    for name, scores_of in results.items():
+        seeds = {d: {s for column in scores.values() for s in column} for d, scores in scores_of.items()}
+        had = ", ".join(f"{dataset} {seeds_text(own)}".strip() for dataset, own in seeds.items())
+        said.append(f"{name} has {had}")
+    return "; ".join(said)
+
+
+def _listed(folders: Iterable[Path]) -> str:
+    names = [one_line(str(folder)) for folder in folders]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
