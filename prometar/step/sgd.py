@@ -22,27 +22,32 @@ def sgd(
 ) -> tuple[Leaves, Leaves]:
     """v <- momentum v + (g + weight_decay theta); theta <- theta - lr v. Returns new (leaves, momenta).
 
-    With v = 0 at first this is torch.optim.SGD (dampening 0, no Nesterov). `gradient` is emptied: the memory
-    of one leaf's serves the next one's momentum.
+    With v = 0 at first this is torch.optim.SGD (dampening 0, no Nesterov). `gradient` is emptied, so that its
+    memory can be used again.
     """
-    new_leaves: Leaves = {}
-    new_momenta: Leaves = {}
-    for name, leaf in leaves.items():
-        leaf = leaf.detach()
-        # Autograd may hand out transposed layouts. A state has one layout, else a resumed run, whose state
-        # comes from a file, would sum in another order than one that never stopped.
-        velocity = gradient.pop(name).detach().contiguous()
-        velocity = _plus(_plus(velocity, momentum, momenta[name]), weight_decay, leaf)
-        new_momenta[name] = velocity
-        new_leaves[name] = _plus(leaf, -lr, velocity)
-    return new_leaves, new_momenta
+    if not leaves:
+        return {}, {}
+    plus = _each_plus if isinstance(lr, Tensor) else _all_plus  # of several configurations, or of one
+    old = [leaf.detach() for leaf in leaves.values()]
+    # Autograd may hand out transposed layouts. A state has one layout, else a resumed run, whose state
+    # comes from a file, would sum in another order than one that never stopped.
+    velocities = [gradient.pop(name).detach().contiguous() for name in leaves]
+    velocities = plus(velocities, momentum, [momenta[name] for name in leaves])
+    velocities = plus(velocities, weight_decay, old)
+    new = plus(old, -lr, velocities)
+    return dict(zip(leaves, new, strict=True)), dict(zip(leaves, velocities, strict=True))
 
 
-def _plus(a: Tensor, factor: float | Tensor, b: Tensor) -> Tensor:
-    """a + factor * b in one kernel."""
-    if isinstance(factor, Tensor):  # each of several configurations has its own
-        return torch.addcmul(a, factor, b)
-    return torch.add(a, b, alpha=factor)
+def _all_plus(a: list[Tensor], factor: float, b: list[Tensor]) -> list[Tensor]:
+    """a + factor * b, all of them in one kernel."""
+    return list(torch._foreach_add(a, b, alpha=factor))
+
+
+def _each_plus(a: list[Tensor], factor: float | Tensor, b: list[Tensor]) -> list[Tensor]:
+    """a + factor * b in a kernel each: kernels of many tensors know no configurations side by side."""
+    if isinstance(factor, Tensor):
+        return [torch.addcmul(x, factor, y) for x, y in zip(a, b, strict=True)]
+    return [torch.add(x, y, alpha=factor) for x, y in zip(a, b, strict=True)]
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
