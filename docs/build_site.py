@@ -1,4 +1,4 @@
-"""What mkdocs.yml makes a site of: README.md and all that it leads to, each file where it lies in the checkout.
+"""What mkdocs.yml makes a site of: README.md and all that it leads to, each file where it lies here.
 
 So every link is checked, and works, as it is written. Pages are in the order in which README.md names them.
 """
