@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-fast fuzz check bench gpu scale chaos clean
+.PHONY: install demo test test-fast fuzz check bench gpu scale chaos docs constraints dist clean
 
 install: $(STAMP)-dev
 
@@ -70,6 +70,19 @@ endif
 chaos: install
 	mkdir -p out/bench
 	$(BIN)/python benchmarks/chaos.py $(QUICK) --real 2 --json out/bench/chaos.json
+
+# The guides, what Python offers and the examples as one site in out/site; a link that leads nowhere fails.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# After the tests have passed with what is installed: its versions, and the licences of what is needed directly.
+constraints: install
+	$(BIN)/python .ci/dependencies.py
+
+# The source archive, and the wheel that is built from it.
+dist: install
+	rm -rf out/dist
+	$(BIN)/python -m build --outdir out/dist
 
 clean:
 	rm -rf .venv out

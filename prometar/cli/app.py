@@ -1,4 +1,4 @@
-"""`prometar`: data sets, single runs, and reports."""
+"""`prometar`: studies, data sets, single runs, and reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prometar.cli.compare import compare
 from prometar.cli.console import run_cli
 from prometar.cli.doctor import doctor
 from prometar.cli.export import export
-from prometar.cli.options import PLAIN, ManyValues, RootOption, TrustOption
+from prometar.cli.options import PLAIN, GroupedHelp, ManyValues, RootOption, TrustOption
 from prometar.cli.push import push
 from prometar.cli.reproduce import reproduce
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
@@ -32,7 +32,7 @@ app.command()(compare)
 app.command(cls=ManyValues)(doctor)
 app.command(cls=ManyValues)(reproduce)
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):
-    app.command(name=_command.name)(_command.load())
+    app.command(name=_command.name, cls=GroupedHelp)(_command.load())
 
 
 @app.command()

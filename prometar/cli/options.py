@@ -33,6 +33,8 @@ class GroupedHelp(ManyValues):
     """A command whose `--help` has a section for each `rich_help_panel` of its options, as plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        if not any(getattr(option, "rich_help_panel", None) for option in self.get_params(ctx)):
+            return super().format_options(ctx, formatter)
         groups: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
             row = option.get_help_record(ctx)
@@ -41,6 +43,7 @@ class GroupedHelp(ManyValues):
         for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+        return None
 
 
 def repeat(args: Sequence[str], lists: set[str]) -> list[str]:

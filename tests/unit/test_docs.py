@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prometar import __version__
 from prometar.config.recipes import NAMES
 from prometar.config.settings import Config, configure, parse_assignments
 from prometar.methods.composition import build
@@ -74,3 +75,13 @@ def test_commands_are_configurations() -> None:
 def test_every_setting_is_explained() -> None:
     text = (DOCS / "settings.md").read_text("utf-8")
     assert not [key for key in Config().flat() if f"`{key}`" not in text]
+
+
+def test_one_version_everywhere() -> None:
+    root = DOCS.parent
+    assert f"version: {__version__}\n" in (root / "CITATION.cff").read_text("utf-8")
+    latest = re.search(
+        r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", (root / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert latest
+    assert latest[1] == __version__

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prometar.cli.app import main as prometar_main
 from prometar.interrupts import INTERRUPTED
 from tune import study
+from tune.options import Options
+from tune.results.reader import read_study
+from tune.results.writer import StudyFolder
 from tune.search import FIRST, HOW, JUDGED, ON, WHAT, WHERE, main, search
 from tune.study import Place
 from tune.study_spec import StudySpec
@@ -106,3 +112,50 @@ def test_an_interrupted_study_says_how_to_go_on(
     monkeypatch.setattr(study, "run_study", interrupted)
     assert main([]) == INTERRUPTED
     assert capsys.readouterr().err == "error: interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--plan", "--dataset", "cells", "flags", "--trials", "7"]])
+def test_the_installed_command_says_what_the_script_says(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    script = capsys.readouterr().out
+    assert prometar_main(["search", *words]) == 0, "the installed entry points are old: make install"
+    command = capsys.readouterr().out
+    assert command.replace(" search [OPTIONS]", " [OPTIONS]") == script
+
+
+def test_the_installed_command_makes_the_same_study(asked: list[Any]) -> None:
+    words = ["--dataset", "cells", "flags", "--set", "optim.lr=0.01", "--seed", "3", "--goals", "base", "new"]
+    assert main(words) == prometar_main(["search", *words]) == 0
+    assert asked[0] == asked[1]
+
+
+def test_help_of_all_commands_loads_little() -> None:
+    code = (
+        "import sys; from prometar.cli.app import main; status = main(['--help']);"
+        "heavy = {'torch', 'ray', 'optuna', 'plotly', 'open_clip', 'tune.study', 'tune.optimizer'};"
+        "print(status, sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.search(r"^  search +Search settings", done.stdout, flags=re.MULTILINE)
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [
+        (["/opt/x y/bin/prometar", "search", "--study", "a b"], "prometar search --study 'a b'"),
+        (["/opt/lib/prometar/__main__.py", "search"], "python -m prometar search"),
+        (["tune/search.py", "--trials", "3"], "python tune/search.py --trials 3"),
+    ],
+)
+def test_a_study_remembers_how_it_was_asked(
+    process: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", process)
+    folder = StudyFolder(tmp_path, "textures")
+    folder.path.mkdir()
+    folder.describe(Options().spec(), {})
+    assert read_study(folder.path).command == said

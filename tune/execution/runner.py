@@ -6,14 +6,10 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
-from ray.air._internal import usage
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import (
     Callback,
     CheckpointConfig,
@@ -30,6 +26,7 @@ from ray.tune.search import Searcher
 
 from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import WorkError
+from tune.execution.ray_private import callbacks_are_not_counted, killed_for_memory_is_dead
 from tune.execution.stopping import Stopping
 from tune.optimizer.storage import GO_ON
 
@@ -72,46 +69,12 @@ def run_trials(
             run_config=_run_config(scratch, list(callbacks), verbose),
         )
         try:
-            with stopping.listening(), _killed_for_memory_is_dead(), _callbacks_are_not_counted():
+            with stopping.listening(), killed_for_memory_is_dead(), callbacks_are_not_counted():
                 tuner.fit()
         except (TuneError, RuntimeError) as error:  # a searcher's, scheduler's or callback's, as text
             raise WorkError(f"the search has stopped: {last_error(str(error))}; {GO_ON}") from None
     if stopping.asked:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def _killed_for_memory_is_dead() -> Iterator[None]:
-    """Tell Tune that a worker is dead which Ray's watch over a machine's memory has killed.
-
-    Ray has another error for that than for all other deaths, and Tune (2.60) ends a whole study with it.
-    """
-    manager_class: Any = RayActorManager
-    handle = manager_class._actor_task_failed
-
-    def failed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            reason = str(exception).splitlines()[0]
-            exception = RayActorError(error_msg=f"ray.exceptions.OutOfMemoryError: {reason}")
-        handle(manager, tracked_actor_task, exception)
-
-    manager_class._actor_task_failed = failed
-    try:
-        yield
-    finally:
-        manager_class._actor_task_failed = handle
-
-
-@contextmanager
-def _callbacks_are_not_counted() -> Iterator[None]:
-    """Tune counts what callbacks of other packages are used, and imports MLflow and W&B to know them."""
-    module: Any = usage
-    count = module.tag_callbacks
-    module.tag_callbacks = lambda callbacks: False
-    try:
-        yield
-    finally:
-        module.tag_callbacks = count
 
 
 def last_error(traceback: str) -> str:

@@ -5,31 +5,30 @@ No sampler here keeps a state of its own: a restarted study draws what an undist
 
 from __future__ import annotations
 
-import heapq
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler
+from optuna.trial import FrozenTrial
 
 from prometar.errors import UserError
 from prometar.parts.building import own_part, own_reference
 from prometar.parts.reference import failing
+from tune.optimizer.optuna_private import RememberingTPE
 from tune.space.point_sets import Point, grid_points, quasirandom_point
 from tune.space.spaces import Space
 
 STARTUP_TRIALS = 6  # random draws before a model is used
-LATEST, BEST = 1000, 100  # trials of which TPE's model is made, in a study of more
 Distributions = dict[str, BaseDistribution]
 
 
-class SpaceTPE(TPESampler):
+class SpaceTPE(RememberingTPE):
     """Multivariate TPE that knows its space; Optuna's own looks through every trial for what they share.
 
     Settings with conditions are drawn in groups, as Optuna finds them. In a study of thousands the model is
@@ -57,30 +56,6 @@ class SpaceTPE(TPESampler):
         if self._distributions is None:
             return super().infer_relative_search_space(study, trial)
         return self._distributions
-
-    def _sample(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions
-    ) -> dict[str, Any]:  # every draw from the model comes here, of one setting or of all
-        return super()._sample(cast(optuna.Study, Remembered(study)), trial, search_space)
-
-
-class Remembered:
-    """A study of one goal with its `LATEST` trials, and of the others the `BEST`; any study in all else."""
-
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(self, *args: Any, **named: Any) -> list[FrozenTrial]:
-        trials = self._study._get_trials(*args, **named)
-        earlier = trials[:-LATEST]
-        if not earlier or len(self._study.directions) > 1:
-            return trials
-        finished = [(t.value, -t.number) for t in earlier if t.state is TrialState.COMPLETE]
-        numbers = {-number for _, number in heapq.nlargest(BEST, finished)}
-        return [t for t in earlier if t.number in numbers] + trials[-LATEST:]
 
 
 class _SpaceGP(GPSampler):

@@ -11,12 +11,13 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
-from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, InMemoryStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.stores import without_password
+from tune.optimizer.optuna_private import id_of, let_go
 
 GO_ON = "the same command goes on from here"
 Directions = Sequence[Literal["minimize", "maximize"]]
@@ -46,14 +47,12 @@ class WriteThrough(InMemoryStorage):
             super().set_study_system_attr(study, key, value)
         self._trials_kept_as: list[int] = []  # by number; the last trial may be missing
         for trial in backend.get_all_trials(self._kept_as):
-            self._trials_kept_as.append(trial._trial_id)
+            self._trials_kept_as.append(id_of(trial))
             super().create_new_trial(study, trial)
 
     def close(self) -> None:
         """Let go of the database."""
-        inner = getattr(self._backend, "_backend", self._backend)
-        if isinstance(inner, RDBStorage):
-            inner.engine.dispose()
+        let_go(self._backend)
 
     def create_new_study(self, directions: Sequence[Any], study_name: str | None = None) -> int:
         raise NotImplementedError("there is one study here")

@@ -7,6 +7,7 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class StudyFolder:
             earlier = [dict(each) for each in known if each != now]
         record = StudyRecord(
             name=self.name,
-            command=without_password(command or shlex.join(["python", *sys.argv])),
+            command=without_password(command or _own_command(sys.argv)),
             asked=_asked(spec, max_hours),
             space=SpaceRecord(spec.space.name, spec.space.ranges),
             identity=identity,
@@ -123,6 +124,21 @@ class StudyFolder:
     def write_record(self, trial: TrialRecord) -> None:
         """trials/NNNN/record.json of one trial."""
         TRIAL.write(self.record(trial.number), trial)
+
+
+def _own_command(words: Sequence[str]) -> str:
+    """A process's words as they are typed again.
+
+    Example:
+        >>> _own_command(["/opt/bin/prometar", "search", "--seed", "3"]), _own_command(["tune/search.py"])
+        ('prometar search --seed 3', 'python tune/search.py')
+    """
+    path = Path(words[0])
+    if path.name == "__main__.py":
+        return shlex.join(["python", "-m", path.parent.name, *words[1:]])
+    if path.is_absolute() and not path.suffix:  # an installed command
+        return shlex.join([path.name, *words[1:]])
+    return shlex.join(["python", *words])
 
 
 def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:

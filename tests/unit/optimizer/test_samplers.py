@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
 from tune.optimizer.ask_tell import Memory
+from tune.optimizer.optuna_private import Remembered
 from tune.optimizer.pruners import PRUNERS
-from tune.optimizer.samplers import SAMPLERS, STARTUP_TRIALS, Remembered
+from tune.optimizer.samplers import SAMPLERS, STARTUP_TRIALS
 from tune.space.point_sets import GRID_LEVELS, at, grid_points, levels, quasirandom_point
 from tune.space.spaces import Choice, FloatRange, IntRange, parse_space
 
@@ -288,8 +289,8 @@ def test_a_model_of_many_trials_is_made_of_the_latest_and_the_best(
         study.observe(number, {"epoch": 1, "objective": value, "finished": True})
     seen = Remembered(study._study)
     assert seen._get_trials() == study._study.trials, "few are all seen"
-    monkeypatch.setattr("tune.optimizer.samplers.LATEST", 4)
-    monkeypatch.setattr("tune.optimizer.samplers.BEST", 3)
+    monkeypatch.setattr("tune.optimizer.optuna_private.LATEST", 4)
+    monkeypatch.setattr("tune.optimizer.optuna_private.BEST", 3)
     assert [t.number for t in seen._get_trials()] == [2, 4, 6, 8, 9, 10, 11]
     assert [t.number for t in seen._get_trials(states=(TrialState.RUNNING,))] == []
     assert seen.study_name == study._study.study_name
@@ -307,8 +308,8 @@ def test_tpe_draws_from_what_it_remembers(
             seen.append(len(trials))
             return trials
 
-    monkeypatch.setattr("tune.optimizer.samplers.Remembered", Noted)
-    monkeypatch.setattr("tune.optimizer.samplers.LATEST", 4)
-    monkeypatch.setattr("tune.optimizer.samplers.BEST", 3)
+    monkeypatch.setattr("tune.optimizer.optuna_private.Remembered", Noted)
+    monkeypatch.setattr("tune.optimizer.optuna_private.LATEST", 4)
+    monkeypatch.setattr("tune.optimizer.optuna_private.BEST", 3)
     run(memory(tmp_path, "tpe", space), TARGET)
     assert max(seen) == 4 + 3

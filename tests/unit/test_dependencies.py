@@ -1,0 +1,72 @@
+"""constraints.txt and THIRD_PARTY.md say of every dependency what pyproject.toml and its own metadata say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if line[:1] != "#"]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (ROOT / "THIRD_PARTY.md").read_text("utf-8").splitlines()
+    if line.startswith("| ")
+][1:]
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("dependencies", ROOT / ".ci" / "dependencies.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+DEPENDENCIES = script()
+DIRECT: list[Requirement] = [r for group in DEPENDENCIES.groups().values() for r in group]
+PINNED = {canonicalize_name(r.name): r for r in map(Requirement, LINES)}
+
+
+def test_every_line_is_one_public_version() -> None:
+    assert len(LINES) == len(PINNED) > len(DIRECT)
+    assert list(PINNED) == sorted(PINNED)
+    for line in LINES:
+        name, _, exact = line.partition("==")
+        assert name == canonicalize_name(name)
+        assert str(Version(exact)) == Version(exact).public == exact
+
+
+@pytest.mark.parametrize("direct", DIRECT, ids=str)
+def test_every_direct_dependency_is_there_in_its_range(direct: Requirement) -> None:
+    pinned = PINNED[canonicalize_name(direct.name)]
+    (exact,) = pinned.specifier
+    assert direct.specifier.contains(exact.version), f"{pinned} is not {direct}: make constraints"
+
+
+def test_what_dependencies_need_is_there_too() -> None:
+    assert {"markupsafe", "sqlalchemy", "aiohttp"} <= PINNED.keys(), "aiohttp is of Ray's extra `default`"
+    found = DEPENDENCIES.needed([Requirement("ray[default]"), Requirement("torch")])
+    assert {"aiohttp", "ray", "torch", "sympy"} <= found.keys()
+    assert not [version for version in found.values() if "+" in version]
+
+
+def test_licences_are_those_of_the_packages() -> None:
+    """Of the versions in constraints.txt: another one may say it in other words."""
+    assert [row[0] for row in ROWS] == list(dict.fromkeys(direct.name for direct in DIRECT))
+    for name, licence, when in ROWS:
+        assert licence != "not said"
+        assert set(when.split(", ")) == {
+            g for g, rs in DEPENDENCIES.groups().items() if name in {r.name for r in rs}
+        }
+        exact = re.sub(r".*==", "", str(PINNED[canonicalize_name(name)]))
+        if Version(version(name)).public == exact:
+            assert licence == DEPENDENCIES.licence(name), f"{name}: make constraints"

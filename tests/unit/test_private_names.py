@@ -1,0 +1,64 @@
+"""Private names of Ray and Optuna that are used: they are there, and in one file each."""
+
+from __future__ import annotations
+
+import ast
+from importlib import import_module
+from importlib.metadata import version
+from operator import attrgetter
+
+import pytest
+from optuna.storages import RDBStorage, get_storage
+from optuna.trial import create_trial
+
+from tests.unit.test_layers import FILES, ROOT, imports_of
+from tune.optimizer.optuna_private import id_of, let_go
+
+RAY, OPTUNA = "tune/execution/ray_private.py", "tune/optimizer/optuna_private.py"
+NAMES = [
+    (RAY, "ray.air._internal.usage", "tag_callbacks"),
+    (RAY, "ray.air.execution._internal.actor_manager", "RayActorManager._actor_task_failed"),
+    (OPTUNA, "optuna.samplers", "TPESampler._sample"),
+    (OPTUNA, "optuna.study", "Study._get_trials"),
+]
+
+
+@pytest.mark.parametrize(("file", "module", "name"), NAMES)
+def test_a_private_name_is_there(file: str, module: str, name: str) -> None:
+    try:
+        assert callable(attrgetter(name)(import_module(module)))
+    except (ImportError, AttributeError) as error:
+        library = module.partition(".")[0]
+        pytest.fail(f"{library} {version(library)} has no {module}.{name}, on which {file} rests: {error}")
+
+
+def test_what_optuna_s_objects_keep_to_themselves() -> None:
+    said = f"optuna {version('optuna')}: {OPTUNA}"
+    assert id_of(create_trial(value=1.0)) == -1, said
+    storage = get_storage("sqlite:///:memory:")
+    inner = getattr(storage, "_backend", None)
+    assert isinstance(inner, RDBStorage), said
+    before = inner.engine.pool
+    let_go(storage)
+    assert inner.engine.pool is not before, said
+
+
+def _private_uses(source: str) -> set[str]:
+    """Private modules that are imported, and private names of anything but `self`, `cls` and `super()`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = ast.unparse(node.value)
+            if owner not in {"self", "cls", "super()"}:
+                found.add(f"{owner}.{node.attr}")
+        elif isinstance(node, ast.ImportFrom):
+            words = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+            if words[0] in {"ray", "optuna"} and any(word.startswith("_") for word in words):
+                found.add(str(node.module))
+    return found
+
+
+def test_private_names_are_used_in_one_file_each() -> None:
+    users = [path for path in FILES if {name.split(".")[0] for name in imports_of(path)} & {"ray", "optuna"}]
+    found = {str(path.relative_to(ROOT)): _private_uses(path.read_text("utf-8")) for path in users}
+    assert {file for file, uses in found.items() if uses} == {RAY, OPTUNA}

@@ -1,0 +1,45 @@
+"""All that is used of Ray's private names: another version may lack them, or mean other things by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.air._internal import usage
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+
+@contextmanager
+def killed_for_memory_is_dead() -> Iterator[None]:
+    """Tell Tune that a worker is dead which Ray's watch over a machine's memory has killed.
+
+    Ray has another error for that than for all other deaths, and Tune (2.60) ends a whole study with it.
+    """
+    manager_class: Any = RayActorManager
+    handle = manager_class._actor_task_failed
+
+    def failed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            reason = str(exception).splitlines()[0]
+            exception = RayActorError(error_msg=f"ray.exceptions.OutOfMemoryError: {reason}")
+        handle(manager, tracked_actor_task, exception)
+
+    manager_class._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        manager_class._actor_task_failed = handle
+
+
+@contextmanager
+def callbacks_are_not_counted() -> Iterator[None]:
+    """Tune counts what callbacks of other packages are used, and imports MLflow and W&B to know them."""
+    module: Any = usage
+    count = module.tag_callbacks
+    module.tag_callbacks = lambda callbacks: False
+    try:
+        yield
+    finally:
+        module.tag_callbacks = count

@@ -1,0 +1,54 @@
+"""All that is used of Optuna's private names: another version may lack them, or mean other things by them."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import TPESampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+LATEST, BEST = 1000, 100  # trials of which TPE's model is made, in a study of more
+
+
+class RememberingTPE(TPESampler):
+    """TPE whose model is made of the latest and the best trials alone."""
+
+    def _sample(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:  # every draw from the model comes here, of one setting or of all
+        return super()._sample(cast(optuna.Study, Remembered(study)), trial, search_space)
+
+
+class Remembered:
+    """A study of one goal with its `LATEST` trials, and of the others the `BEST`; any study in all else."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *args: Any, **named: Any) -> list[FrozenTrial]:
+        trials = self._study._get_trials(*args, **named)
+        earlier = trials[:-LATEST]
+        if not earlier or len(self._study.directions) > 1:
+            return trials
+        finished = [(t.value, -t.number) for t in earlier if t.state is TrialState.COMPLETE]
+        numbers = {-number for _, number in heapq.nlargest(BEST, finished)}
+        return [t for t in earlier if t.number in numbers] + trials[-LATEST:]
+
+
+def id_of(trial: FrozenTrial) -> int:
+    """What its storage knows a trial by."""
+    return trial._trial_id
+
+
+def let_go(storage: BaseStorage) -> None:
+    """Close the connections of a database, which Optuna has wrapped in a cache of its own."""
+    inner = getattr(storage, "_backend", storage)
+    if isinstance(inner, RDBStorage):
+        inner.engine.dispose()
