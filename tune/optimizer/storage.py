@@ -170,8 +170,9 @@ def opening(storage: str) -> Iterator[None]:
         yield
     except (SQLAlchemyError, ImportError, ValueError) as error:
         reason = f"cannot open the study storage {storage}: {str(error).splitlines()[0]}"
-        lost = isinstance(error, SQLAlchemyError) and not isinstance(error, ArgumentError)
-        raise (WorkError if lost else UserError)(without_password(reason)) from None
+        if isinstance(error, SQLAlchemyError) and not isinstance(error, ArgumentError):
+            raise WorkError(f"{without_password(reason)}; when it answers again, {GO_ON}") from None
+        raise UserError(without_password(reason)) from None
 
 
 @contextmanager

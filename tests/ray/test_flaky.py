@@ -1,0 +1,92 @@
+"""A study on a database that fails now and then, and on a machine whose clock is set back."""
+
+from __future__ import annotations
+
+import random
+import re
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna.storages._in_memory as in_memory
+import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
+
+from prometar.errors import WorkError
+from tests.support.driver import NAME, records, run_fake, small_spec
+from tune.optimizer.storage import open_study
+
+SPEC = small_spec(trials=3, epochs=1, final_seeds=(1,))
+MOST_COMMANDS = 60
+
+
+def told(out: Path) -> list[dict[str, Any]]:
+    """Records without what the clock says."""
+    kept = ("number", "state", "settings", "objective", "epochs")
+    return [{key: record[key] for key in kept} for record in records(out)]
+
+
+def once(out: Path) -> tuple[dict[str, Any] | None, str]:
+    """A command's result, or what it says of its failure."""
+    try:
+        return run_fake(out, SPEC, max_concurrent=1)
+    except WorkError as error:
+        return None, str(error)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path) -> None:
+    whole, _ = run_fake(tmp_path / "whole", SPEC, max_concurrent=1)
+    draw, failed, out = random.Random(5), 0, tmp_path / "flaky"
+
+    def fail(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal failed
+        if draw.random() < 1 / 50:
+            failed += 1
+            raise OperationalError(statement, {}, Exception("disk I/O error"))
+
+    found: dict[str, Any] | None = None
+    before: list[dict[str, Any]] = []
+    event.listen(Engine, "before_cursor_execute", fail)
+    try:
+        for _ in range(MOST_COMMANDS):
+            found, said = once(out)
+            if found is not None:
+                break
+            assert re.fullmatch(r".*disk I/O error.*the same command goes on.*", said)
+            kept = records(out)
+            assert [record for record in kept if record in before] == before, "a record was lost"
+            before = kept
+    finally:
+        event.remove(Engine, "before_cursor_execute", fail)
+    assert found is not None, f"no command in {MOST_COMMANDS} came to the end"
+    assert failed
+    assert told(out) == told(tmp_path / "whole")
+    assert found["best"] == whole["best"]
+    states = {t.state.name for t in open_study(f"sqlite:///{out / NAME / 'study.db'}", NAME).trials}
+    assert states == {"COMPLETE"}, "none is left running"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_clock_that_is_set_back_by_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a trial's moments are the clock's: all that is measured in seconds is not."""
+    whole, _ = run_fake(tmp_path / "whole", SPEC, max_concurrent=1)
+    asked = 0
+
+    class Back(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            nonlocal asked
+            asked += 1
+            return datetime.now(tz) - timedelta(hours=asked > 3)  # amid the second trial
+
+    monkeypatch.setattr(in_memory, "datetime", Back)
+    out = tmp_path / "back"
+    found, text = run_fake(out, SPEC, max_concurrent=1, max_hours=0.5)
+    assert told(out) == told(tmp_path / "whole")
+    assert found["best"] == whole["best"]
+    assert not re.search(r"\[-|-\d+:", text), "no negative times"
+    moments = [(record["started"], record["ended"]) for record in records(out)]
+    assert any(ended < started for started, ended in moments), "it was set back"
