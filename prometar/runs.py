@@ -26,6 +26,7 @@ from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.portable import require_program_target, write_program
 from prometar.inference.prompt_file import require_target, weights_digest, write_prompts
 from prometar.io.files import read_bytes, size_of, write_atomically
+from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts
 from prometar.parts.identity import require_same
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
@@ -61,12 +62,13 @@ def train_run(
     obtain(config.data.name, config.data.root)
     run, described = build_run(config, objective), dump_config(config).encode()
     _require_free(folder, described)
-    session = Session(run, folder, ray_stream(run), watch)
-    write_atomically(folder / "config.yaml", described)
-    with closing(session):
-        while not session.finished:
-            on_epoch(session.epoch())
-    write_result(folder, session)
+    with locked(folder, f"the run {folder}"):
+        session = Session(run, folder, ray_stream(run), watch)
+        write_atomically(folder / "config.yaml", described)
+        with closing(session):
+            while not session.finished:
+                on_epoch(session.epoch())
+        write_result(folder, session)
     return session.history[-1]
 
 

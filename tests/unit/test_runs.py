@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from prometar import runs
 from prometar.config.settings import Config, configure, dump_config
 from prometar.data.streaming.stream import stream_local
-from prometar.errors import UserError
+from prometar.errors import UserError, WorkError
+from prometar.io.lock import locked
 
 
 @pytest.fixture
@@ -52,3 +54,12 @@ def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None
     assert runs.train_run(config, tmp_path) == first
     (tmp_path / "checkpoint.safetensors").unlink()
     assert runs.train_run(config, tmp_path)["base"] == first["base"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Path) -> None:
+    with (
+        locked(tmp_path, "the first"),
+        pytest.raises(WorkError, match=f"the run {tmp_path} is being run by process {os.getpid()}"),
+    ):
+        runs.train_run(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
