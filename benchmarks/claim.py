@@ -48,6 +48,7 @@ ARMS: Mapping[str, Sequence[str]] = {
     "TPE, base validation": ["--objective", "base_val", "--sampler", "tpe", *_PLAIN],
 }
 PAIRS = 5
+FIGURES = ("H", "base", "new")
 WORSE = -0.5  # points of H below the released settings, from which on a choice counts as worse
 GOAL = 1.0
 
@@ -118,15 +119,31 @@ def results(rows: Sequence[dict[str, Any]]) -> str:
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
-        gains = (
-            mean_and_interval(over_sets(mine, key), signed=True, digits=2) for key in ("H", "base", "new")
-        )
+        gains = (mean_and_interval(over_sets(mine, key), signed=True, digits=2) for key in FIGURES)
         shares = (lambda row: row["H"] < WORSE, lambda row: row["kept"], known_before)
         worse, kept, known = (f"{100 * mean(map(share, mine)):.0f} %" for share in shares)
         sets = len({row["dataset"] for row in mine})
         lines.append((arm, *gains, worse, kept, known, sets, len(mine)))
-    gained = ("H", "base", "new", "worse by more than 0.5")
+    gained = (*FIGURES, "worse by more than 0.5")
     return table(("search", *gained, "released kept", "from the portfolio", "sets", "searches"), lines)
+
+
+def beside(rows: Sequence[dict[str, Any]]) -> str:
+    """The other kinds of search minus the default one, on the data sets and numbers that both have."""
+    default = {(row["dataset"], row["search"]): row for row in rows if row["arm"] == "default"}
+    lines = []
+    for arm in list(ARMS)[1:]:
+        mine = [row for row in rows if row["arm"] == arm and (row["dataset"], row["search"]) in default]
+        if not mine:
+            continue
+        minus = [
+            {**row, **{key: row[key] - default[row["dataset"], row["search"]][key] for key in FIGURES}}
+            for row in mine
+        ]
+        cells = (mean_and_interval(over_sets(minus, key), signed=True, digits=2) for key in FIGURES)
+        each = " ".join(f"{row['dataset']} {row['H']:+.1f}" for row in minus)
+        lines.append((arm, *cells, len({row["dataset"] for row in mine}), each))
+    return table(("minus the default search", *FIGURES, "sets", "H one by one"), lines)
 
 
 def known_before(row: Mapping[str, Any]) -> bool:
@@ -179,8 +196,10 @@ def show(doc: Path | None, plot: Path | None) -> None:
     what = f"Chosen minus released, points on test images, {rows[0]['pairs']} paired seeds."
     counts = Counter(row["commit"] for row in rows)
     code = ", ".join(f"{name} ({count})" for name, count in counts.items())
-    head = f"{describe(threads=1, where=rows[0]['machine'])}. {what} Code of the searches: {code}."
-    parts = [head, results(rows), by_set(rows), goal(rows)]
+    others = {row["machine"]["cpu"] for row in rows} - {rows[0]["machine"]["cpu"]}
+    also = f" (some on {', '.join(sorted(others))})" if others else ""
+    head = f"{describe(threads=1, where=rows[0]['machine'])}{also}. {what} Code of the searches: {code}."
+    parts = [head, results(rows), beside(rows), by_set(rows), goal(rows)]
     publish("\n\n".join(parts), doc, "claim")
     if plot is not None:
         draw(rows, list(ARMS), plot)
