@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from prometar.bundled.suite import SUITE
 from prometar.comparison.folders import TrainedRun, read_runs
 from prometar.comparison.labels import labels
 from prometar.comparison.paired import EVERY_SEED, Comparison, compare, default_reference, seeds_text
+from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.hubname import is_hub
 from prometar.data.splits.objective import OBJECTIVES
 from prometar.errors import UserError, one_line
 
@@ -102,25 +105,33 @@ def _results(names: Sequence[str], runs: Sequence[TrainedRun]) -> Table:
 
 
 def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
-    """Each run's data set; with its place where a name stands for several, as `folder` may.
+    """Each run's data set; with its place where a name stands for several, as `folder` and a user's own may.
 
     Raises:
         UserError: runs on one data set have other classes.
     """
-    classes: dict[str, set[tuple[str, ...]]] = {}
+    kinds: dict[str, set[object]] = {}
     for run in runs:
-        classes.setdefault(run.config.data.name, set()).add(run.classes)
+        kinds.setdefault(run.config.data.name, set()).add((run.classes, _place(run)))
     found, first = [], dict[str, TrainedRun]()
     for run in runs:
         data = run.config.data
-        label = one_line(
-            data.name if len(classes[data.name]) == 1 else f"{data.name} {data.root or ''}".strip()
-        )
+        several = len(kinds[data.name]) > 1
+        label = one_line(f"{data.name} {_place(run) or data.root or ''}".strip() if several else data.name)
         other = first.setdefault(label, run)
         if other.classes != run.classes:
             raise UserError(f"{other.folder} and {run.folder} differ in their classes of {label}: pass one")
         found.append(label)
     return found
+
+
+def _place(run: TrainedRun) -> str:
+    """What tells data sets of one name apart; "" of a benchmark, whose copies are the same images."""
+    data = run.config.data
+    if data.name in BENCHMARKS or data.name in SUITE or is_hub(data.name):
+        return ""
+    args = [f"{key}={value}" for key, value in sorted(data.args.items())]
+    return " ".join([data.root or "", *args]).strip()
 
 
 def _there(results: Table) -> str:

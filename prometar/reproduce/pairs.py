@@ -34,8 +34,10 @@ def _for_every_seed(scores: Scores) -> Scores:
 
 
 def write_pairs(found: Comparison, folder: Path) -> list[Path]:
-    """FOLDER/pairs.csv and pairs.html."""
-    made = {"pairs.csv": as_csv(found), "pairs.html": page(found)}
+    """FOLDER/pairs.csv and pairs.html; what an earlier request left there goes where nothing is paired."""
+    made = {"pairs.csv": as_csv(found), "pairs.html": page(found)} if found.differences else {}
+    for name in {"pairs.csv", "pairs.html"} - made.keys():
+        (folder / name).unlink(missing_ok=True)
     for name, text in made.items():
         write_atomically(folder / name, text.encode())
     return [folder / name for name in made]

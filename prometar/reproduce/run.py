@@ -65,7 +65,7 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         if pairs.differences:
             console.print()
             print_comparison(pairs, console)
-            paths += write_pairs(pairs, folder.path / asked.protocol.name)
+        paths += write_pairs(pairs, folder.path / asked.protocol.name)
     console.print(f"\nwritten: {', '.join(map(str, paths))}")
     if problems:
         raise WorkError(

@@ -50,11 +50,15 @@ def _verdict(records: Records) -> str:
 def _kept(records: Records) -> str:
     """Why the released settings were kept."""
     again = records.lastround
-    if records.asked.bounds and not any(not trial.reference for trial in records.keeping):
+    bounds = records.asked.bounds
+    if bounds and not any(not trial.reference for trial in records.keeping):
         return f"Keep the released settings: no others keep {_bounds(records)}."
-    if again is None or again.keep_unless is None:
+    others = [row for row in again.rows if not row.reference and row.keeps(bounds)] if again else []
+    if bounds and again and not others:
+        return f"Keep the released settings: no others keep {_bounds(records)} in the last round."
+    if again is None or again.keep_unless is None or not others:
         return "No searched settings beat the released ones on the search's own images."
-    best = max(again.rows, key=lambda row: row.probability or 0.0)
+    best = max(others, key=lambda row: row.probability or 0.0)
     if best.probability is None:
         return "Keep the released settings: no others have finished the last round."
     return (

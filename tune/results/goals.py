@@ -38,7 +38,8 @@ class Bound:
         return self.limit - value if self.least else value - self.limit
 
     def __str__(self) -> str:
-        return f"{self.figure} at {'least' if self.least else 'most'} {self.limit:g}"
+        limit = repr(self.limit).removesuffix(".0")  # all digits: it is part of a study's identity
+        return f"{self.figure} at {'least' if self.least else 'most'} {limit}"
 
 
 def keeps(bounds: Iterable[Bound], figure: Callable[[Goal], float | None]) -> bool:
@@ -49,7 +50,7 @@ def keeps(bounds: Iterable[Bound], figure: Callable[[Goal], float | None]) -> bo
 def parse_bounds(at_least: Sequence[str], at_most: Sequence[str]) -> tuple[Bound, ...]:
     """
     Raises:
-        UserError: no `figure=number`, an unknown figure, or one that is bounded twice.
+        UserError: no `figure=number`, an unknown figure, one that is bounded twice, or what nothing can keep.
 
     Example:
         >>> parse_bounds(["base=80"], [])
@@ -60,6 +61,10 @@ def parse_bounds(at_least: Sequence[str], at_most: Sequence[str]) -> tuple[Bound
     )
     if len({(bound.figure, bound.least) for bound in found}) != len(found):
         raise UserError(f"a figure is bounded twice: {', '.join(map(str, found))}")
+    for low in (bound for bound in found if bound.least):
+        high = next((each for each in found if not each.least and each.figure == low.figure), None)
+        if high is not None and low.limit > high.limit:
+            raise UserError(f"nothing can keep both {low} and {high}")
     return found
 
 
@@ -72,4 +77,7 @@ def _parsed(text: str, least: bool) -> Bound:
         limit = math.nan
     if name not in GOALS or not math.isfinite(limit):
         raise UserError(f"{option} '{text}': expected figure=number with one of {', '.join(GOALS)}")
+    if limit <= 0 or (name != SECONDS and limit > 100):
+        what = "seconds above 0" if name == SECONDS else "percent above 0 and at most 100"
+        raise UserError(f"{option} '{text}': expected {what}")
     return Bound(cast(Goal, name), limit, least)

@@ -33,7 +33,7 @@ from tune.results.goals import SECONDS, Bound, Goal, keeps
 from tune.space.spaces import Range
 
 VERSION: Literal[1] = 1
-"""Of all files; one more whenever a field is added, removed, or gets another meaning."""
+"""Of all files; one more whenever a field is removed, gets another meaning, or is added without a default."""
 _MOST_CHARACTERS = 10_000_000  # of study.yaml as plain data: aliases make a large tree of a small file
 
 State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]

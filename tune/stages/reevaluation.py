@@ -44,6 +44,12 @@ def run_last_round(
     then the released settings are.
     """
     asked = contenders(trials, spec)
+    if not asked:
+        bounds = " and ".join(map(str, spec.bounds))
+        raise WorkError(
+            f"no finished trial keeps {bounds}, and the released settings have not finished: begin another "
+            "study with other bounds"
+        )
     seeds = spec.fresh_seeds if len(asked) > 1 else ()  # one alone is compared with nothing
     rows = _rows(folder, spec, asked, seeds, means) if seeds else ()
     rows, judged = _judged(rows, spec)

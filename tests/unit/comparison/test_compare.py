@@ -257,3 +257,13 @@ def test_real_runs(said: Any, small_dtd: Path, tmp_path: Path, monkeypatch: pyte
     expected = [figures["zero-shot", 7] - figures["coop", seed] for seed in (1, 2)]
     assert (row["method"], row["reference"], row["over"]) == ("zero-shot", "coop", "seeds")
     assert float(row["difference"]) == pytest.approx(sum(expected) / 2, abs=1e-4)
+
+
+def test_folders_of_other_images_are_other_data_sets(said: Any, tmp_path: Path) -> None:
+    for method, root in (("coop", "/A"), ("prometar", "/B")):
+        config = configure(method, {"data.name": "folder", "data.root": root, "train.seed": 1})
+        write(tmp_path / method, config, base=60.0, new=50.0)
+    status, _, error = said(tmp_path)
+    assert status == 2
+    assert "folder /A" in error
+    assert "folder /B" in error

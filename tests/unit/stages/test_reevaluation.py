@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from prometar.config.settings import configure
+from prometar.errors import WorkError
 from tests.support.driver import small_spec
 from tune.results.goals import parse_bounds
 from tune.results.schema import Reevaluated, Run, TrialRecord
+from tune.results.writer import StudyFolder
 from tune.space.portfolio import shipped
 from tune.space.spaces import load_space
-from tune.stages.reevaluation import _chosen, contenders
+from tune.stages.reevaluation import _chosen, contenders, run_last_round
 from tune.study_spec import StudySpec
 
 KNOWN = shipped().choose(without=["shapes"])[0]
@@ -97,3 +101,12 @@ def test_what_breaks_a_bound_is_not_chosen(at_least: int, chosen: int) -> None:
     rows = [again(0, 65.0, None), again(1, 61.0, 0.9), again(2, 62.0, 0.5), again(3, 63.0, 0.85),
             again(4, 67.0, 0.3)]  # fmt: skip
     assert _chosen(rows, parse_bounds([f"base={at_least}"], ["seconds=0.5"]), judged=True) == chosen
+
+
+def test_where_nothing_is_left_to_choose_one_line_says_so(spec: StudySpec, tmp_path: Path) -> None:
+    bounded = replace(spec, bounds=parse_bounds(["base=99"], []))
+    trials = [trial(0, None, drawn(1)), *TRIALS[1:]]
+    with pytest.raises(
+        WorkError, match="no finished trial keeps base at least 99, and the released settings"
+    ):
+        run_last_round(StudyFolder(tmp_path, "x"), bounded, trials, Mock())
