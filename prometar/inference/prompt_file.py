@@ -21,6 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, Tower
+from prometar.backbone.form import Form
+from prometar.backbone.norm import EPS
 from prometar.device import fetch
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
@@ -44,12 +46,16 @@ def weights_digest(clip: Clip) -> str:
         value = getattr(clip, field.name)
         if isinstance(value, Tower):
             state.update(f"{value.num_heads} {value.activation}".encode())
+            if value.eps != EPS:
+                state.update(f" {value.eps}".encode())
             for block in value.blocks:
                 for tensor in block:
                     if tensor is not None:
                         add(tensor)
-        else:
+        elif isinstance(value, Tensor):
             add(value)
+        elif value is not None and value != Form():
+            state.update(repr(value).encode())
     return state.hexdigest()
 
 

@@ -19,6 +19,7 @@ from prometar.backbone import text_packing
 from prometar.backbone.activations import ACTIVATIONS, Activation, quick_gelu
 from prometar.backbone.attention import Attention
 from prometar.backbone.block import Layer
+from prometar.backbone.head import Mean, Projection, Rows
 from prometar.backbone.norm import EPS, Norm
 from prometar.backbone.openclip import tokenize
 from prometar.backbone.text import text_input, text_pass
@@ -43,7 +44,7 @@ def tangent_of(function: Callable[[Any], Tensor], x: Any, t: Any) -> Tensor:
     return pushed
 
 
-WEIGHT, BIAS = random(WIDTH), random(WIDTH, 1)[:, 0]
+WEIGHT, BIAS, MATRIX = random(WIDTH), random(WIDTH, 1)[:, 0], random(WIDTH, 3)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -52,6 +53,10 @@ def norm(x: Tensor) -> Tensor:
 
 def weighted_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=EPS)
+
+
+def wide_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=0.1)
 
 
 def plain_attention(qkv: Tensor, mask: Tensor | None, num_shared: int, num_queries: int | None) -> Tensor:
@@ -72,7 +77,13 @@ def masked(num_keys: int) -> Tensor:
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
     "norm": (lambda: Norm(None, None), norm, WIDTH),
     "norm with weights": (lambda: Norm(WEIGHT, BIAS), weighted_norm, WIDTH),
+    "norm of a large eps": (lambda: Norm(WEIGHT, BIAS, 0.1), wide_norm, WIDTH),
+    "rows": (Rows, lambda x: x.flatten(0, -2), WIDTH),
+    "mean": (lambda: Mean(2), lambda x: x[:, 2:].mean(dim=1), WIDTH),
+    "projection": (lambda: Projection(MATRIX, None), lambda x: x @ MATRIX, WIDTH),
+    "projection with a bias": (lambda: Projection(MATRIX, BIAS[:3]), lambda x: x @ MATRIX + BIAS[:3], WIDTH),
     "silu": (lambda: Activation("silu"), F.silu, WIDTH),
+    "gelu_tanh": (lambda: Activation("gelu_tanh"), lambda x: F.gelu(x, approximate="tanh"), WIDTH),
     "gelu": (lambda: Activation("gelu"), F.gelu, WIDTH),
     "quick_gelu": (lambda: Activation("quick_gelu"), quick_gelu, WIDTH),
 }
