@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.activations import ACTIVATIONS, QUICK
-from prometar.backbone.form import Form
+from prometar.backbone.form import OPENAI, Form
 from prometar.backbone.norm import EPS
 from prometar.errors import UserError
 
@@ -148,7 +148,7 @@ class Clip:
     text_projection_bias: Tensor | None = None
     vision_projection_bias: Tensor | None = None
     pool: Tower | None = None
-    form: Form = Form()
+    form: Form = OPENAI
 
     @property
     def embed_dim(self) -> int:
@@ -207,7 +207,7 @@ def from_state_dict(
     text_activation: str | None = None,
     text_eps: float = EPS,
     vision_eps: float = EPS,
-    form: Form | None = None,
+    form: Form = OPENAI,
 ) -> Clip:
     """A `Clip` from tensors under OpenAI's names (open_clip's CLIP class uses the same).
 
@@ -262,7 +262,7 @@ def from_state_dict(
         text_projection_bias=maybe("text_projection_bias"),
         vision_projection_bias=maybe("visual.proj_bias"),
         pool=pool,
-        form=form or Form(),
+        form=form,
     )
 
 
@@ -288,7 +288,7 @@ class _Reader:
         return self._tower(prefix, blocks)
 
     def attention_pool(self, prefix: str, norm: str) -> Tower:
-        """A block whose queries are all the pool's own: of a weight of zero, and of what it asks as the bias."""
+        """A block whose only query is the pool's own: its weight is zero, and what it asks is its bias."""
         ask = F.linear(
             self.get(f"{prefix}.latent").flatten(0, -2),
             self.get(f"{prefix}.q.weight"),

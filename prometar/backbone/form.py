@@ -32,3 +32,6 @@ class Form:
         if self.text_pool == "last":
             return len(ids) - 1
         return ids.index(max(ids) if self.text_pool == "argmax" else self.eos_id)
+
+
+OPENAI = Form()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prometar.backbone.block import Layer
 from prometar.backbone.clip import Clip
-from prometar.backbone.head import Rows, projection
+from prometar.backbone.head import Part, Rows, projection
 from prometar.backbone.norm import Norm
 from prometar.backbone.text_packing import pack
 from prometar.backbone.tower import Pass, Prompts, Slots
@@ -26,10 +26,10 @@ from prometar.backbone.tower import Pass, Prompts, Slots
 class TextInput:
     """Token sequences packed into R rows of T slots; made once a set of classes by `text_input`.
 
-    embedded_RTD: tokens with positions added, first of all SOS and the context. In a tree, mask_R1TS: added to
-    the scores of the S keys: the slots of the own row, and before them, where there are several rows, SOS and
-    context, which stand in the first; end_C: the slot of each EOT, rows one behind the other. Where each text
-    has a row of its own, both are None, and the first slot is its end.
+    embedded_RTD: tokens with positions added, first of all SOS and the context. mask_R1TS: added to the
+    scores of the S keys: the slots of the own row, and before them, where there are several rows, SOS and
+    context, which stand in the first; end_C: the slot of each EOT, rows one behind the other. Where each
+    text has a row of its own, both are None, and the first slot is its end.
     """
 
     embedded_RTD: Tensor
@@ -55,8 +55,8 @@ class TextInput:
 def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextInput:
     """Pack token ids (C, context length) with `num_context` tokens after SOS for prompts to replace.
 
-    In a tree the context tokens are taken from the first sequence: they must be the same in all when no prompt
-    replaces them.
+    In a tree the context tokens are taken from the first sequence: they must be the same in all when no
+    prompt replaces them.
     """
     num_start, tokens = clip.form.num_start, tokens_CT.tolist()
     start = num_start + num_context
@@ -106,7 +106,7 @@ def text_pass(clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = Fa
     if 0 in prompts:
         prompts = {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
     norm = Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)
-    end = [Rows(), norm, *projection(clip.text_projection, clip.text_projection_bias)]
+    end: list[Part] = [Rows(), norm, *projection(clip.text_projection, clip.text_projection_bias)]
     run = Pass(layers, text.slots, end=end)
     return run.forward(text.embedded_RTD, prompts, fused=fused), run
 

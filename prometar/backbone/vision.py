@@ -20,7 +20,7 @@ from prometar.backbone.tower import Pass, Prompts
 
 @torch.no_grad()
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
-    """CLS (if any) and patch tokens after `ln_pre` (if any), (B, T, D): frozen, so once a batch serves every pass over it.
+    """CLS and patch tokens after `ln_pre`, (B, T, D): frozen, so once a batch serves every pass over it.
 
     Images are normalised with the backbone's own mean and standard deviation.
     """

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, Tower
-from prometar.backbone.form import Form
+from prometar.backbone.form import OPENAI
 from prometar.backbone.norm import EPS
 from prometar.device import fetch
 from prometar.errors import UserError
@@ -54,7 +54,7 @@ def weights_digest(clip: Clip) -> str:
                         add(tensor)
         elif isinstance(value, Tensor):
             add(value)
-        elif value is not None and value != Form():
+        elif value is not None and value != OPENAI:
             state.update(repr(value).encode())
     return state.hexdigest()
 

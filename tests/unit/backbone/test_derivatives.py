@@ -192,8 +192,10 @@ def test_a_tower_is_the_plain_one_to_its_second_derivative(
 ) -> None:
     """Plain is torch's differentiation of the same forward pass, which other tests hold to open_clip's."""
     monkeypatch.setattr(text_packing, "ROW_LENGTH", row_length)
-    run, prompts = tower(layers)
+    require_derivatives(*tower(layers))
 
+
+def require_derivatives(run: Callable[[Prompts], tuple[Tensor, Pass]], prompts: Prompts) -> None:
     def plain(prompts: Prompts) -> Tensor:
         return run(prompts)[0]
 
