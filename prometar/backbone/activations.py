@@ -36,7 +36,8 @@ def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
 
 
 def _gelu_first(g: Tensor, x: Tensor) -> Tensor:
-    pulled: Tensor = torch.ops.aten.gelu_backward(g, x)
+    # In float32 on a CPU it takes operands of one shape alone.
+    pulled: Tensor = torch.ops.aten.gelu_backward(g, x.expand_as(g))
     return pulled
 
 
@@ -52,7 +53,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _gelu_tanh_first(g: Tensor, x: Tensor) -> Tensor:
-    pulled: Tensor = torch.ops.aten.gelu_backward(g, x, approximate="tanh")
+    pulled: Tensor = torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate="tanh")
     return pulled
 
 

@@ -25,7 +25,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     if "multimodal_cfg" in config:
-        raise Unlike("it is a CoCa, whose towers end in a decoder's tokens")
+        raise Unlike("it is a CoCa, whose towers pool with tokens and a mask of their own")
     if text.get("hf_model_name"):
         raise Unlike("its text tower is a language model of the Hugging Face hub")
     for key in ("embed_cls", *_OWN_ATTENTION):

@@ -9,8 +9,10 @@ token stands first, so that the last layer has one query a text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +65,7 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     ends = [clip.form.end(ids) for ids in tokens]
     assert min(ends) >= start, "EOT must follow the context"
     if not clip.form.causal:
-        return TextInput(_whole(clip, tokens_CT, ends), None, None, num_start, num_context)
+        return TextInput(_whole(clip, tokens, ends), None, None, num_start, num_context)
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
     rows = pack(tokens[0][:start], rests)
     seen = rows.sees
@@ -78,12 +80,12 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     return TextInput(embedded_RTD, mask[:, None], end, num_start, num_context)
 
 
-def _whole(clip: Clip, tokens_CT: Tensor, ends: list[int]) -> Tensor:
+def _whole(clip: Clip, tokens: Sequence[Sequence[int]], ends: Sequence[int]) -> Tensor:
     """All tokens of each text, embedded, the one at its end before the others."""
-    num_slots = tokens_CT.shape[1]
-    order_CT = torch.tensor([[end, *(k for k in range(num_slots) if k != end)] for end in ends])
-    ids = tokens_CT.cpu().gather(1, order_CT).to(clip.device)
-    return clip.token_embedding[ids] + clip.text_positions[order_CT.to(clip.device)]
+    order = [[end, *(k for k in range(len(ids)) if k != end)] for ids, end in zip(tokens, ends, strict=True)]
+    ids = [[row[k] for k in slots] for row, slots in zip(tokens, order, strict=True)]
+    ids_CT, depth_CT = (torch.from_numpy(np.array(rows)).to(clip.device) for rows in (ids, order))
+    return clip.token_embedding[ids_CT] + clip.text_positions[depth_CT]
 
 
 def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> Tensor:

@@ -64,7 +64,7 @@ def _require_plain(trunk: Any) -> str:
     kind = type(trunk).__name__
     blocks = {type(block).__name__ for block in getattr(trunk, "blocks", ())}
     if kind not in ("VisionTransformer", "Eva") or not blocks <= {"Block", "EvaBlock"}:
-        raise Unlike(f"its image tower is a {kind} of timm")
+        raise Unlike(f"its image tower is timm's {kind}")
     embed = trunk.patch_embed
     if type(embed).__name__ != "PatchEmbed" or not isinstance(embed.norm, nn.Identity):
         raise Unlike("its image patches go through convolutions first")

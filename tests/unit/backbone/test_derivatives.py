@@ -132,6 +132,17 @@ def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r
     return grad(whole)(x)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_activations_are_differentiated_in_float32_too(name: str, count: int) -> None:
+    """Its kernels on a CPU are others than those of float64."""
+    x, g = random(3, 40), random(count, 3, 40)
+    wide, narrow = Activation(name), Activation(name)
+    wide.forward(x), narrow.forward(x.float())
+    expected, found = (one.pull(each, again=True) for one, each in ((wide, g), (narrow, g.float())))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_mapped_they_are_each_ones_own(case: str) -> None:
     make, plain, width = CASES[case]

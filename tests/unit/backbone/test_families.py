@@ -1,4 +1,4 @@
-"""Each supported family against open_clip's own modules: features, and gradients of prompts put in by hooks."""
+"""Each supported family against open_clip's own modules: features, and gradients of prompts put in."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_words_are_a_texts_own_tokens(tmp_path: Path) -> None:
 
 REFUSED = {
     "RN50": "its image tower is a ResNet",
-    "convnext_base": "its image tower is a ConvNeXt of timm",
+    "convnext_base": "its image tower is timm's ConvNeXt",
     "EVA02-B-16": "its image tower has rotary positions",
     "MobileCLIP-B": "its image patches go through convolutions first",
     "roberta-ViT-B-32": "its text tower is a language model of the Hugging Face hub",
