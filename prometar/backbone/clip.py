@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.activations import ACTIVATIONS, QUICK
+from prometar.backbone.closed import Closed
 from prometar.backbone.form import OPENAI, Form
 from prometar.backbone.norm import EPS
 from prometar.errors import UserError
@@ -126,7 +127,8 @@ class Clip:
 
     `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
     `logit_scale` is exp of the learned log scale, a scalar tensor. None is what a family has not. `pool`: one
-    block that makes an image's feature of all its tokens, the last LayerNorm included.
+    block that makes an image's feature of all its tokens, the last LayerNorm included. `closed`: an image
+    tower that no prompt enters; then `vision` has no block.
     """
 
     text: Tower
@@ -136,9 +138,9 @@ class Clip:
     ln_final_weight: Tensor
     ln_final_bias: Tensor
     text_projection: Tensor | None
-    patch_weight: Tensor
+    patch_weight: Tensor | None
     class_embedding: Tensor | None
-    vision_positions: Tensor
+    vision_positions: Tensor | None
     ln_pre_weight: Tensor | None
     ln_pre_bias: Tensor | None
     ln_post_weight: Tensor | None
@@ -148,6 +150,7 @@ class Clip:
     text_projection_bias: Tensor | None = None
     vision_projection_bias: Tensor | None = None
     pool: Tower | None = None
+    closed: Closed | None = None
     form: Form = OPENAI
 
     @property
@@ -156,8 +159,23 @@ class Clip:
 
     @property
     def image_size(self) -> int:
+        if self.form.image_size is not None:
+            return self.form.image_size
+        assert self.vision_positions is not None
+        assert self.patch_weight is not None
         grid = round((len(self.vision_positions) - self.num_class_tokens) ** 0.5)
-        return self.form.image_size or grid * self.patch_weight.shape[-1]
+        return grid * self.patch_weight.shape[-1]
+
+    def require_open(self) -> None:
+        """
+        Raises:
+            UserError: no prompt can enter the image tower.
+        """
+        if self.closed is not None:
+            raise UserError(
+                "the method has prompts in the image tower, and the backbone's takes none "
+                f"({self.closed.why}): take one of text prompts alone (coop, cocoop, kgcoop, prograd)"
+            )
 
     @property
     def num_class_tokens(self) -> int:
@@ -186,7 +204,7 @@ class Clip:
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tower):
+            if isinstance(value, Tower | Closed):
                 value = value.map(change)
             changed[field.name] = change(value) if isinstance(value, Tensor) else value
         return Clip(**changed)
@@ -207,6 +225,7 @@ def from_state_dict(
     text_activation: str | None = None,
     text_eps: float = EPS,
     vision_eps: float = EPS,
+    closed: Closed | None = None,
     form: Form = OPENAI,
 ) -> Clip:
     """A `Clip` from tensors under OpenAI's names (open_clip's CLIP class uses the same).
@@ -216,6 +235,7 @@ def from_state_dict(
 
     Args:
         activation: Of both towers, or, where a `text_activation` is given, of the vision tower.
+        closed: The image tower, where it is none of blocks.
     Raises:
         UserError: a name is missing, or a width is not a multiple of its number of heads.
     """
@@ -235,8 +255,9 @@ def from_state_dict(
 
     text = _Reader(state, get, maybe, text_heads, text_activation or activation, text_eps)
     vision = _Reader(state, get, maybe, vision_heads, activation, vision_eps)
-    patch_weight, positions, pool = get("visual.conv1.weight"), get("visual.positional_embedding"), None
-    if (patch_bias := maybe("visual.conv1.bias")) is not None:
+    find = get if closed is None else maybe
+    positions, pool = find("visual.positional_embedding"), None
+    if (patch_bias := maybe("visual.conv1.bias")) is not None and positions is not None:
         num_patches = len(positions) - ("visual.class_embedding" in state)
         # A constant of every patch, as its position is.
         positions = torch.cat([positions[:-num_patches], positions[-num_patches:] + patch_bias])
@@ -244,24 +265,25 @@ def from_state_dict(
         pool = vision.attention_pool("visual.attn_pool", "visual.ln_post")
     return Clip(
         text=text.tower("transformer"),
-        vision=vision.tower("visual.transformer"),
+        vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, activation, 1.0),
         token_embedding=get("token_embedding.weight"),
         text_positions=get("positional_embedding"),
         ln_final_weight=get("ln_final.weight"),
         ln_final_bias=get("ln_final.bias"),
         text_projection=maybe("text_projection"),
-        patch_weight=patch_weight,
+        patch_weight=find("visual.conv1.weight"),
         class_embedding=maybe("visual.class_embedding"),
         vision_positions=positions,
         ln_pre_weight=maybe("visual.ln_pre.weight"),
         ln_pre_bias=maybe("visual.ln_pre.bias"),
-        ln_post_weight=get("visual.ln_post.weight") if pool is None else None,
-        ln_post_bias=get("visual.ln_post.bias") if pool is None else None,
+        ln_post_weight=find("visual.ln_post.weight") if pool is None else None,
+        ln_post_bias=find("visual.ln_post.bias") if pool is None else None,
         vision_projection=maybe("visual.proj"),
         logit_scale=get("logit_scale").exp().reshape(()),
         text_projection_bias=maybe("text_projection_bias"),
         vision_projection_bias=maybe("visual.proj_bias"),
         pool=pool,
+        closed=closed,
         form=form,
     )
 

@@ -23,7 +23,8 @@ class Architecture:
     From `text_activation` on the defaults are OpenAI's CLIP. Projections are a `matrix` (D, E), a `linear`
     layer, one with a `bias`, or `none`. `qkv_bias`: all three have one (`qkv`), queries and values in tensors
     of their own (`qv`), or `none`. `custom_text`: the text tower's names begin with "text.". `trunk`: the
-    vision tower has timm's names, and `trunk_norm` is what its last LayerNorm is called.
+    vision tower has timm's names, and `trunk_norm` is what its last LayerNorm is called. `closed`: why no
+    prompt can enter the image tower, if so; then it is the tensors of `closed_shapes`, and has no fields.
     """
 
     activation: str
@@ -55,6 +56,8 @@ class Architecture:
     attention_pool: bool = False
     trunk: bool = False
     trunk_norm: str = "norm"
+    closed: str = ""
+    closed_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     form: Form = OPENAI
 
 
@@ -69,11 +72,13 @@ class Entry(NamedTuple):
 def entries(arch: Architecture) -> dict[str, Entry]:
     """Every tensor but the scale, by our names: those of OpenAI, where it has such a tensor."""
     text = {name: Entry(name, shape) for name, shape in _text(arch).items()}
-    vision = {name: Entry(name, shape) for name, shape in _vision(arch).items()}
     text |= _projection("text_projection", arch.text_projection, arch.text_width, arch.embed_dim)
-    vision |= _projection("visual.proj", arch.vision_projection, arch.vision_width, arch.embed_dim)
     if arch.custom_text:
         text = {name: entry._replace(name=f"text.{entry.name}") for name, entry in text.items()}
+    if arch.closed:
+        return text | {f"visual.{name}": Entry(f"visual.{name}", shape) for name, shape in arch.closed_shapes}
+    vision = {name: Entry(name, shape) for name, shape in _vision(arch).items()}
+    vision |= _projection("visual.proj", arch.vision_projection, arch.vision_width, arch.embed_dim)
     if arch.trunk:
         vision = {name: _in_trunk(arch, entry) for name, entry in vision.items()}
     return text | vision

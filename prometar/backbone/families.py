@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
+
+from prometar.backbone.closed import names
 from prometar.backbone.expected_tensors import Architecture
 from prometar.backbone.form import Form
 from prometar.backbone.norm import EPS
-from prometar.backbone.trunks import trunk_parts
+from prometar.backbone.trunks import image_network, trunk_parts
 from prometar.backbone.unlike import Unlike
 
 _OWN_ATTENTION = (
@@ -33,7 +37,10 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
             raise Unlike(f"its text tower has {key}")
     if text.get("pool_type", "argmax") not in ("argmax", "eos", "last"):
         raise Unlike(f"its text feature is pooled by '{text['pool_type']}'")
-    parts = trunk_parts(config) if vision.get("timm_model_name") else _vision(vision, activation)
+    try:
+        parts = trunk_parts(config) if vision.get("timm_model_name") else _vision(vision, activation)
+    except Unlike as why:
+        parts = _closed(config, str(why))
     text_form: dict[str, Any] = {
         "causal": not text.get("no_causal_mask", False),
         "text_pool": text.get("pool_type", "argmax"),
@@ -56,6 +63,27 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         form=Form(**text_form, **parts.pop("form")),
         **parts,
     )
+
+
+def _closed(config: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """Any other image tower, for prompts of texts alone."""
+    vision = config["vision_cfg"]
+    if not vision.get("timm_model_name") and isinstance(vision.get("layers"), int):
+        raise Unlike(why)
+    size = vision.get("image_size", 224)
+    counts = ("patch_size", "vision_width", "vision_layers", "vision_heads", "vision_hidden")
+    parts = {"activation": "gelu", "image_size": size, "closed": why, "form": {"image_size": size}}
+    return {**dict.fromkeys(counts, 0), **parts}
+
+
+def with_shapes(arch: Architecture, config: Mapping[str, Any]) -> Architecture:
+    """The same, and what a closed image tower consists of."""
+    if not arch.closed:
+        return arch
+    with torch.device("meta"):
+        network = image_network(config)
+    state = network.state_dict()
+    return replace(arch, closed_shapes=tuple((name, tuple(state[name].shape)) for name in names(network)))
 
 
 def _vision(vision: Mapping[str, Any], activation: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, from_state_dict
+from prometar.backbone.closed import closed
 from prometar.backbone.expected_tensors import Architecture, entries, in_our_names, require_tensors
-from prometar.backbone.families import architecture
+from prometar.backbone.families import architecture, with_shapes
 from prometar.backbone.frozen_features import Tokenize
+from prometar.backbone.trunks import image_network
 from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.bundled.weights import MINI_VOCABULARY, load_mini
@@ -120,7 +122,7 @@ def _hub_tokenizer(name: str, theirs: str) -> Tokenize:
     if find_spec("transformers") is None:
         raise UserError(
             f"backbone {name} reads texts with the tokenizer {theirs}, which needs transformers: "
-            "pip install '.[tokenizers]'"
+            "pip install 'transformers>=5,<6'"
         )
     import open_clip
 
@@ -198,7 +200,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     file = Path(pretrained)
     if not tagged and (file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None):
         weights = read_weights(file)
-        if not (arch.trunk or arch.custom_text):
+        if not (arch.trunk or arch.custom_text or arch.closed):
             _check(name, arch, weights)
         return _clip(name, weights.tensors, where=str(file))
     return _clip(name, _fetch(name, config, pretrained), where=f"'{pretrained}'")
@@ -249,6 +251,12 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
     form = arch.form
     if config["text_cfg"].get("hf_tokenizer_name"):
         form = replace(form, num_start=_num_start(tokenizer_of(name)))
+    image = None
+    if arch.closed:
+        with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
+            network = image_network(config)
+        own = {name.removeprefix("visual."): tensor for name, tensor in state.items()}
+        image = closed(network, own, arch.closed)
     clip = from_state_dict(
         in_our_names(arch, state),
         text_heads=arch.text_heads,
@@ -257,11 +265,13 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
         text_activation=arch.text_activation,
         text_eps=arch.text_eps,
         vision_eps=arch.vision_eps,
+        closed=image,
         form=form,
     )
     return clip.to(clip.working_dtype)  # files in float16 are exact in float32, products of theirs are not
 
 
+@lru_cache(maxsize=8)
 def _known(name: str) -> tuple[dict[str, Any], Architecture]:
     """A model's configuration and what it describes.
 
@@ -270,7 +280,7 @@ def _known(name: str) -> tuple[dict[str, Any], Architecture]:
     """
     config = load_mini()[0] if name == "mini" else _config(name)
     try:
-        return config, architecture(config)
+        return config, with_shapes(architecture(config), config)
     except Unlike as reason:
         raise UserError(
             f"backbone {name} is not supported: {reason}; use e.g. ViT-B-16-quickgelu (docs/backbones.md)"

@@ -17,16 +17,8 @@ def trunk_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Unlike: it is another network than a plain vision transformer.
     """
-    from open_clip.timm_model import TimmModel
-
-    vision = config["vision_cfg"]
-    given = {"pool": "timm_pool", "proj": "timm_proj", "proj_bias": "timm_proj_bias"}
     with torch.device("meta"):
-        model = TimmModel(
-            vision["timm_model_name"],
-            embed_dim=config["embed_dim"],
-            **{key: vision[name] for key, name in given.items() if name in vision},
-        )
+        model = image_network(config)
     trunk: Any = model.trunk
     pool = _require_plain(trunk)
     kind = _projection(model, trunk)
@@ -57,6 +49,28 @@ def trunk_parts(config: Mapping[str, Any]) -> dict[str, Any]:
             "image_size": size if size % patch.kernel_size[0] else None,
         },
     }
+
+
+def image_network(config: Mapping[str, Any]) -> nn.Module:
+    """open_clip's image tower of timm, or its ResNet."""
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
+
+    vision, embed_dim = config["vision_cfg"], config["embed_dim"]
+    if vision.get("timm_model_name"):
+        given = {"pool": "timm_pool", "proj": "timm_proj", "proj_bias": "timm_proj_bias"}
+        found = {key: vision[name] for key, name in given.items() if name in vision}
+        timm: nn.Module = TimmModel(vision["timm_model_name"], embed_dim=embed_dim, **found)
+        return timm
+    width = vision["width"]
+    resnet: nn.Module = ModifiedResNet(
+        layers=vision["layers"],
+        output_dim=embed_dim,
+        heads=width * 32 // vision.get("head_width", 64),
+        image_size=vision.get("image_size", 224),
+        width=width,
+    )
+    return resnet
 
 
 def _require_plain(trunk: Any) -> str:

@@ -22,8 +22,13 @@ from prometar.backbone.tower import Pass, Prompts
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """CLS and patch tokens after `ln_pre`, (B, T, D): frozen, so once a batch serves every pass over it.
 
-    Images are normalised with the backbone's own mean and standard deviation.
+    Images are normalised with the backbone's own mean and standard deviation. Of a closed image tower there
+    is one token, its feature.
     """
+    if clip.closed is not None:
+        return clip.closed(images_B3HW)[:, None]
+    assert clip.patch_weight is not None
+    assert clip.vision_positions is not None
     patches = F.conv2d(images_B3HW, clip.patch_weight, stride=clip.patch_weight.shape[-1])
     patches = patches.flatten(2).transpose(1, 2)
     tokens = patches
@@ -54,10 +59,8 @@ def image_pass(
         num_own if number in prompts else None for number in range(len(tower.blocks))
     ]
     last = num_own if clip.pool or clip.form.average else 1
-    layers = [
-        Layer(tower, block, num_out=num)
-        for block, num in zip(tower.blocks, [*num_out[1:], last], strict=True)
-    ]
+    num_out = [*num_out[1:], last] if num_out else []
+    layers = [Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, num_out, strict=True)]
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
     first = None

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, Tower
+from prometar.backbone.closed import Closed
 from prometar.backbone.form import OPENAI
 from prometar.backbone.norm import EPS
 from prometar.device import fetch
@@ -54,6 +55,10 @@ def weights_digest(clip: Clip) -> str:
                         add(tensor)
         elif isinstance(value, Tensor):
             add(value)
+        elif isinstance(value, Closed):
+            for name, tensor in sorted(value.tensors.items()):
+                state.update(name.encode())
+                add(tensor)
         elif value is not None and value != OPENAI:
             state.update(repr(value).encode())
     return state.hexdigest()

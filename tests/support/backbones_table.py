@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 
@@ -19,26 +19,47 @@ START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 
 def table() -> str:
     """What open_clip's configurations are, those alike in a row."""
-    works: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    refused: dict[str, list[str]] = defaultdict(list)
+    kinds: dict[Kind, list[str]] = defaultdict(list)
     for name in sorted(open_clip.list_models()):
-        config = open_clip.get_model_config(name)
-        assert config is not None
-        try:
-            works[_traits(architecture(config), config)].append(name)
-        except Unlike as reason:
-            refused[str(reason)].append(name)
+        kinds[kind_of(name)].append(name)
+    works, closed, refused = (
+        {kind.cells: names for kind, names in kinds.items() if kind.works == how}
+        for how in ("whole", "texts", "no")
+    )
+    total = sum(map(_count, (works, closed, refused)))
     lines = [
-        f"{_count(works)} of {_count(works) + _count(refused)} configurations work:",
+        f"Of {total} configurations {_count(works)} work with every method:",
         "",
         "| number | texts | tokenizer | image feature | also | configurations |",
         "|---|---|---|---|---|---|",
     ]
     lines += [_row(len(names), *traits, names=names) for traits, names in _largest_first(works)]
-    lines += ["", "Those do not, and say so in one line:", "", "| number | why not | configurations |"]
-    lines += ["|---|---|---|"]
-    lines += [_row(len(names), reason, names=names) for reason, names in _largest_first(refused)]
+    lines += ["", f"{_count(closed)} work with methods whose prompts are in the texts alone:", ""]
+    lines += _reasons(closed)
+    lines += ["", f"{_count(refused)} do not work, and say so in one line:", "", *_reasons(refused)]
     return "\n".join(lines) + "\n"
+
+
+class Kind(NamedTuple):
+    """How a configuration works (`whole`, `texts`, `no`), and what its row says."""
+
+    works: str
+    cells: tuple[str, ...]
+
+
+def kind_of(name: str) -> Kind:
+    config = open_clip.get_model_config(name)
+    assert config is not None
+    try:
+        arch = architecture(config)
+    except Unlike as reason:
+        return Kind("no", (str(reason),))
+    return Kind("texts", (arch.closed,)) if arch.closed else Kind("whole", _traits(arch, config))
+
+
+def _reasons(groups: Mapping[tuple[str, ...], Sequence[str]]) -> list[str]:
+    head = ["| number | why | configurations |", "|---|---|---|"]
+    return head + [_row(len(names), *reason, names=names) for reason, names in _largest_first(groups)]
 
 
 def _traits(arch: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -63,6 +63,12 @@ def prometar_test_eva(**settings: Any) -> Any:
     return trunk(Eva, **{"use_rot_pos_emb": False, "use_abs_pos_emb": True, "mlp_ratio": 3.0, **settings})
 
 
+@register_model
+def prometar_test_eva02(**settings: Any) -> Any:
+    """With rotary positions, which are in no file of weights."""
+    return trunk(Eva, **{"use_rot_pos_emb": True, "swiglu_mlp": True, **settings})
+
+
 TEXT: dict[str, Any] = {"width": 16, "heads": 2, "layers": 3}
 VISION: dict[str, Any] = {"layers": 3, "width": 32, "head_width": 8, "image_size": 16, "patch_size": 8}
 OTHERS: dict[str, Any] = {**TEXT, "context_length": 12, "vocab_size": 60, "hf_tokenizer_name": "words"}
@@ -105,6 +111,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-gap": {"embed_dim": 24, "text_cfg": TEXT, "vision_cfg": timm("gap", "", "linear")},
     "tiny-fc-norm": {"embed_dim": 24, "text_cfg": TEXT, "vision_cfg": timm("fc_norm", "", "linear")},
 }
+CLOSED: dict[str, dict[str, Any]] = {
+    "tiny-resnet": {
+        "embed_dim": 24,
+        "text_cfg": TEXT,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 64},
+    },
+    "tiny-eva02": custom(TEXT, {**timm("eva02"), "image_size": 16}),
+}
+"""Those whose image towers take no prompts."""
+
 START: dict[str, list[int]] = {"tiny-clipa": [3], "tiny-worldwide": [1]}
 """What the tokenizer puts before a text, by configuration."""
 
@@ -129,7 +145,7 @@ class Words:
 
 def register(monkeypatch: Any) -> None:
     """Make the tiny models known to open_clip for as long as a test runs, without a hub."""
-    for name, config in CONFIGS.items():
+    for name, config in (CONFIGS | CLOSED).items():
         monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
 
     def words(name: str, theirs: str) -> Words:

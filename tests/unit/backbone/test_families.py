@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from prometar.backbone.openclip import OPENAI_MEAN, Backbone, load_clip, outline
 from prometar.backbone.text import encode_text, text_input, text_pass
 from prometar.backbone.vision import embed_images, encode_image, image_pass
 from prometar.errors import UserError
+from prometar.inference.prompt_file import weights_digest
 from tests.support import families
 from tests.unit.backbone.test_derivatives import require_derivatives
 from tests.unit.backbone.test_towers import random_prompts
@@ -42,7 +44,7 @@ def images(clip: Clip) -> Tensor:
     return torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", families.CONFIGS)
+@pytest.mark.parametrize("name", families.CONFIGS | families.CLOSED)
 def test_features_and_logits_are_open_clips(name: str, tmp_path: Path) -> None:
     model, backbone = loaded(name, tmp_path)
     clip, ids = backbone.clip, backbone.tokenize(TEXTS)
@@ -144,7 +146,7 @@ def drawn(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
     return {layer: prompt.detach() for layer, prompt in random_prompts(layers, length, width).items()}
 
 
-@pytest.mark.parametrize("name", families.CONFIGS)
+@pytest.mark.parametrize("name", families.CONFIGS | families.CLOSED)
 def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> None:
     shapes: list[list[tuple[int, ...]]] = []
     for clip in (load_clip(name, str(families.write_weights(name, tmp_path))), outline(name)):
@@ -173,10 +175,6 @@ def test_words_are_a_texts_own_tokens(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "RN50": "its image tower is a ResNet",
-    "convnext_base": "its image tower is timm's ConvNeXt",
-    "EVA02-B-16": "its image tower has rotary positions",
-    "MobileCLIP-B": "its image patches go through convolutions first",
     "roberta-ViT-B-32": "its text tower is a language model of the Hugging Face hub",
     "coca_ViT-B-32": "it is a CoCa",
 }
@@ -195,3 +193,40 @@ def test_images_are_normalised_as_the_weights_tag_says() -> None:
     assert (
         ready("ViT-L-14", "laion400m_e32", clip).mean == OPENAI_MEAN == ready("ViT-L-14", "a.pt", clip).mean
     )
+
+
+CLOSED = {
+    "RN50": "its image tower is a ResNet",
+    "convnext_tiny": "its image tower is timm's ConvNeXt",
+    "EVA02-B-16": "its image tower has rotary positions",
+    "MobileCLIP-B": "its image patches go through convolutions first",
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_other_image_towers_take_no_prompts_and_say_why(name: str) -> None:
+    with pytest.raises(UserError, match=rf"the backbone's takes none \({CLOSED[name]}\): take one of text"):
+        outline(name).require_open()
+
+
+def test_a_closed_tower_is_moved_and_frozen_and_known_by_its_weights(tmp_path: Path) -> None:
+    model, backbone = loaded("tiny-resnet", tmp_path)
+    clip, pixels = backbone.clip, images(backbone.clip)
+    narrow = clip.to(torch.bfloat16)
+    features = encode_image(narrow, embed_images(narrow, pixels.bfloat16()))
+    assert features.dtype == torch.bfloat16
+    assert not features.requires_grad
+    torch.testing.assert_close(features.double(), model.encode_image(pixels), rtol=0.1, atol=0.1)
+    assert clip.closed is not None
+    other = dict(clip.closed.tensors)
+    other["conv1.weight"] = other["conv1.weight"] + 1
+    assert weights_digest(replace(clip, closed=replace(clip.closed, tensors=other))) != weights_digest(clip)
+
+
+def test_a_closed_towers_file_is_checked(tmp_path: Path) -> None:
+    path = families.write_weights("tiny-resnet", tmp_path)
+    state = torch.load(path)
+    state["visual.bn1.running_var"] = state["visual.bn1.running_var"][1:]
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"'visual\.bn1\.running_var' is \(3,\), the model's is \(4,\)"):
+        load_clip("tiny-resnet", str(path))

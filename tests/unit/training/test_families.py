@@ -59,7 +59,8 @@ def test_an_epoch_on_textures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "method"),
     [("tiny-clipa", "maple"), ("tiny-worldwide", "promptsrc"), ("tiny-gap", "cocoop"),
-     ("tiny-siglip-i18n", "cocoop"), ("tiny-mobileclip", "coop")],
+     ("tiny-siglip-i18n", "cocoop"), ("tiny-mobileclip", "coop"),
+     ("tiny-resnet", "coop"), ("tiny-eva02", "cocoop"), ("tiny-resnet", "zero-shot")],
 )  # fmt: skip
 def test_trained_prompts_classify(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
     classifier = exported(
@@ -69,9 +70,28 @@ def test_trained_prompts_classify(name: str, method: str, small_dtd: Path, tmp_p
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tiny-siglip2", "tiny-clipa", "tiny-eva"])
-def test_a_program_says_what_the_prompts_say(name: str, small_dtd: Path, tmp_path: Path) -> None:
-    run = train(name, "prometar", tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
+def test_methods_with_prompts_in_a_closed_image_tower_are_refused(
+    small_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("prometar", "maple"):
+        with pytest.raises(AssertionError):
+            train("tiny-resnet", method, tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
+        said = capsys.readouterr().err.strip()
+        assert "takes none (its image tower is a ResNet)" in said
+        assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("tiny-siglip2", "prometar"),
+        ("tiny-clipa", "prometar"),
+        ("tiny-eva", "prometar"),
+        ("tiny-resnet", "coop"),
+    ],
+)
+def test_a_program_says_what_the_prompts_say(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
+    run = train(name, method, tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
     classifier = exported(run)
     images = pixels(classifier)
     assert main(["export", str(run), "--to", str(tmp_path / "a.onnx"), "--format", "onnx"]) == 0
