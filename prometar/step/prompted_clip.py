@@ -120,7 +120,7 @@ def build_model(
     """
     if prompts.num_context:
         start = clip.form.num_start
-        if not (tokens_NT == tokens_NT[:1])[:, start : start + prompts.num_context].all():
+        if len({tuple(ids[start : start + prompts.num_context]) for ids in tokens_NT.tolist()}) > 1:
             raise UserError(
                 f"the backbone's tokenizer makes fewer than {prompts.num_context} tokens of the context's "
                 "words, and prompts would stand for parts of names: take other words (prompts.init)"

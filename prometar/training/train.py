@@ -153,7 +153,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
     dataset = _dataset(config.data.name, config.data.root, json.dumps(config.data.args), str(code))
     spec = (config.backbone.name, config.backbone.pretrained, config.backbone.precision)
     backbone = _backbone(*spec)
-    if config.own:
+    if config.own or backbone.clip.closed:
         probe(config, backbone.clip)
     if config.train.cuda_graph and backbone.clip.device.type != "cuda":
         raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
