@@ -36,7 +36,8 @@ def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
 
 
 def _gelu_first(g: Tensor, x: Tensor) -> Tensor:
-    pulled: Tensor = torch.ops.aten.gelu_backward(g, x)
+    # In float32 on a CPU it takes operands of one shape alone.
+    pulled: Tensor = torch.ops.aten.gelu_backward(g, x.expand_as(g))
     return pulled
 
 
@@ -47,6 +48,25 @@ def _gelu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     return torch.add(_gelu_first(r, x), (2 - square) * bell, alpha=(2 * math.pi) ** -0.5)
 
 
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _gelu_tanh_first(g: Tensor, x: Tensor) -> Tensor:
+    pulled: Tensor = torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate="tanh")
+    return pulled
+
+
+def _gelu_tanh_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
+    """a'' = (1 - h^2) (u' - x h u'^2 + x u'' / 2), with u = sqrt(2 / pi) (x + c x^3), h = tanh(u)."""
+    root, c = (2 / math.pi) ** 0.5, 0.044715
+    square = x * x
+    h = torch.tanh(root * x * (1 + c * square))
+    slope = root * (1 + 3 * c * square)
+    bent = slope - x * h * slope * slope + 3 * root * c * square
+    return torch.addcmul(_gelu_tanh_first(r, x), (1 - h * h) * bent, w)
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the activation of OpenAI's weights: silu(1.702 x) / 1.702."""
     return x * torch.sigmoid(QUICK * x)
@@ -55,6 +75,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Function] = {
     "silu": Function(F.silu, _silu_first, _silu_second),
     "gelu": Function(F.gelu, _gelu_first, _gelu_second),
+    "gelu_tanh": Function(_gelu_tanh, _gelu_tanh_first, _gelu_tanh_second),
     "quick_gelu": Function(
         quick_gelu,
         lambda g, x: _silu_first(g, QUICK * x),

@@ -1,4 +1,7 @@
-"""A residual attention block as a value, and its derivatives: y = z + MLP(n_2(z)), z = x + A(n_1(x))."""
+"""A residual attention block as a value, and its derivatives: y = z + MLP(n_2(z)), z = x + A(n_1(x)).
+
+Of a tower that pools by attention, z = A(n_1(x)).
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,12 @@ class Layer:
         ends: Tensor | None = None,
     ) -> None:
         self._block, self._num_out, self._ends = block, num_out, ends
-        self._norm_1 = Norm(block.ln_1_weight, block.ln_1_bias)
+        self._residual = tower.residual
+        self._norm_1 = Norm(block.ln_1_weight, block.ln_1_bias, tower.eps)
         self._attention = Attention(
             tower.num_heads, scale=tower.scale, mask=mask, num_shared=num_shared, num_queries=num_out
         )
-        self._norm_2 = Norm(block.ln_2_weight, block.ln_2_bias)
+        self._norm_2 = Norm(block.ln_2_weight, block.ln_2_bias, tower.eps)
         self._activation = Activation(tower.activation)
 
     def forward(self, x_BTD: Tensor, *, fused: bool = False) -> Tensor:
@@ -46,7 +50,7 @@ class Layer:
         h = F.linear(self._norm_1.forward(x_BTD, keep=keep), block.in_proj_weight, block.in_proj_bias)
         h = self._attention.fused(h) if fused else self._attention.forward(h)
         h = F.linear(self._at_ends(h), block.out_proj_weight, block.out_proj_bias)
-        x = self._at_ends(x_BTD[:, : self._num_out]) + h
+        x = self._at_ends(x_BTD[:, : self._num_out]) + h if self._residual else h
         h = F.linear(self._norm_2.forward(x, keep=keep), block.c_fc_weight, block.c_fc_bias)
         h = self._activation.forward(h, keep=keep)
         return x + F.linear(h, block.c_proj_weight, block.c_proj_bias)
@@ -61,7 +65,8 @@ class Layer:
     def push(self, t: Tensor) -> Tensor:
         block = self._block
         h = self._attention.push(F.linear(self._norm_1.push(t), block.in_proj_weight))
-        t = self._at_ends(t[..., : self._num_out, :]) + F.linear(self._at_ends(h), block.out_proj_weight)
+        pushed = F.linear(self._at_ends(h), block.out_proj_weight)
+        t = self._at_ends(t[..., : self._num_out, :]) + pushed if self._residual else pushed
         h = self._activation.push(F.linear(self._norm_2.push(t), block.c_fc_weight))
         return t + F.linear(h, block.c_proj_weight)
 
@@ -85,4 +90,5 @@ class Layer:
 
     def _with_residual(self, whole: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         num_out = whole.shape[-2] if self._num_out is None else self._num_out
-        return whole[..., :num_out, :] + self._spread(g), whole[..., num_out:, :]
+        own, rest = whole[..., :num_out, :], whole[..., num_out:, :]
+        return own + self._spread(g) if self._residual else own, rest

@@ -11,9 +11,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.activations import ACTIVATIONS, QUICK
+from prometar.backbone.closed import Closed
+from prometar.backbone.form import OPENAI, Form
+from prometar.backbone.norm import EPS
 from prometar.errors import UserError
 
 
@@ -46,12 +50,15 @@ class Tower:
     """The blocks of one tower, its number of heads and its activation (a key of `ACTIVATIONS`).
 
     scale: what queries are multiplied by, 1 / sqrt(width of a head), or 1 where it is in their weights.
+    eps: of its LayerNorms. residual: whether what attention finds is added to the token that asked.
     """
 
     blocks: tuple[Block, ...]
     num_heads: int
     activation: str
     scale: float
+    eps: float = EPS
+    residual: bool = True
 
     @property
     def width(self) -> int:
@@ -119,7 +126,9 @@ class Clip:
     """A frozen CLIP: two towers and what stands before and after them.
 
     `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
-    `logit_scale` is exp of the learned log scale, a scalar tensor.
+    `logit_scale` is exp of the learned log scale, a scalar tensor. None is what a family has not. `pool`: one
+    block that makes an image's feature of all its tokens, the last LayerNorm included. `closed`: an image
+    tower that no prompt enters; then `vision` has no block.
     """
 
     text: Tower
@@ -128,29 +137,53 @@ class Clip:
     text_positions: Tensor
     ln_final_weight: Tensor
     ln_final_bias: Tensor
-    text_projection: Tensor
-    patch_weight: Tensor
-    class_embedding: Tensor
-    vision_positions: Tensor
-    ln_pre_weight: Tensor
-    ln_pre_bias: Tensor
-    ln_post_weight: Tensor
-    ln_post_bias: Tensor
-    vision_projection: Tensor
+    text_projection: Tensor | None
+    patch_weight: Tensor | None
+    class_embedding: Tensor | None
+    vision_positions: Tensor | None
+    ln_pre_weight: Tensor | None
+    ln_pre_bias: Tensor | None
+    ln_post_weight: Tensor | None
+    ln_post_bias: Tensor | None
+    vision_projection: Tensor | None
     logit_scale: Tensor
+    text_projection_bias: Tensor | None = None
+    vision_projection_bias: Tensor | None = None
+    pool: Tower | None = None
+    closed: Closed | None = None
+    form: Form = OPENAI
 
     @property
     def embed_dim(self) -> int:
-        return self.text_projection.shape[1]
+        return self.text.width if self.text_projection is None else self.text_projection.shape[1]
 
     @property
     def image_size(self) -> int:
-        grid = round((self.vision_positions.shape[0] - 1) ** 0.5)
+        if self.form.image_size is not None:
+            return self.form.image_size
+        assert self.vision_positions is not None
+        assert self.patch_weight is not None
+        grid = round((len(self.vision_positions) - self.num_class_tokens) ** 0.5)
         return grid * self.patch_weight.shape[-1]
+
+    def require_open(self) -> None:
+        """
+        Raises:
+            UserError: no prompt can enter the image tower.
+        """
+        if self.closed is not None:
+            raise UserError(
+                "the method has prompts in the image tower, and the backbone's takes none "
+                f"({self.closed.why}): take one of text prompts alone (coop, cocoop, kgcoop, prograd)"
+            )
+
+    @property
+    def num_class_tokens(self) -> int:
+        return 0 if self.class_embedding is None else 1
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.text_projection.dtype
+        return self.token_embedding.dtype
 
     @property
     def working_dtype(self) -> torch.dtype:
@@ -159,18 +192,21 @@ class Clip:
 
     @property
     def device(self) -> torch.device:
-        return self.text_projection.device
+        return self.token_embedding.device
 
     def folded(self) -> Clip:
         """The same CLIP, faster: see `Tower.folded`."""
-        return replace(self, text=self.text.folded(), vision=self.vision.folded())
+        pool = None if self.pool is None else self.pool.folded()
+        return replace(self, text=self.text.folded(), vision=self.vision.folded(), pool=pool)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Clip:
         """A copy with every tensor changed."""
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            changed[field.name] = value.map(change) if isinstance(value, Tower) else change(value)
+            if isinstance(value, Tower | Closed):
+                value = value.map(change)
+            changed[field.name] = change(value) if isinstance(value, Tensor) else value
         return Clip(**changed)
 
     def to(self, *args: Any, **kwargs: Any) -> Clip:
@@ -181,15 +217,31 @@ class Clip:
 
 
 def from_state_dict(
-    state: Mapping[str, Tensor], *, text_heads: int, vision_heads: int, activation: str = "quick_gelu"
+    state: Mapping[str, Tensor],
+    *,
+    text_heads: int,
+    vision_heads: int,
+    activation: str = "quick_gelu",
+    text_activation: str | None = None,
+    text_eps: float = EPS,
+    vision_eps: float = EPS,
+    closed: Closed | None = None,
+    form: Form = OPENAI,
 ) -> Clip:
     """A `Clip` from tensors under OpenAI's names (open_clip's CLIP class uses the same).
 
+    Others have less or more: no `visual.class_embedding` or `visual.ln_pre`, a `ls_1.gamma` in the blocks, a
+    bias of the patches or of a projection, an attention pool. What is there is used.
+
+    Args:
+        activation: Of both towers, or, where a `text_activation` is given, of the vision tower.
+        closed: The image tower, where it is none of blocks.
     Raises:
         UserError: a name is missing, or a width is not a multiple of its number of heads.
     """
-    if activation not in ACTIVATIONS:
-        raise UserError(f"unknown activation '{activation}': expected {' or '.join(ACTIVATIONS)}")
+    for each in filter(None, (activation, text_activation)):
+        if each not in ACTIVATIONS:
+            raise UserError(f"unknown activation '{each}': expected {' or '.join(ACTIVATIONS)}")
 
     def get(name: str) -> Tensor:
         if name not in state:
@@ -198,37 +250,104 @@ def from_state_dict(
             )
         return state[name].detach()
 
+    def maybe(name: str) -> Tensor | None:
+        return state[name].detach() if name in state else None
+
+    text = _Reader(state, get, maybe, text_heads, text_activation or activation, text_eps)
+    vision = _Reader(state, get, maybe, vision_heads, activation, vision_eps)
+    find = get if closed is None else maybe
+    positions, pool = find("visual.positional_embedding"), None
+    if (patch_bias := maybe("visual.conv1.bias")) is not None and positions is not None:
+        num_patches = len(positions) - ("visual.class_embedding" in state)
+        # A constant of every patch, as its position is.
+        positions = torch.cat([positions[:-num_patches], positions[-num_patches:] + patch_bias])
+    if "visual.attn_pool.latent" in state:
+        pool = vision.attention_pool("visual.attn_pool", "visual.ln_post")
     return Clip(
-        text=_tower(get, state, "transformer", text_heads, activation),
-        vision=_tower(get, state, "visual.transformer", vision_heads, activation),
+        text=text.tower("transformer"),
+        vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, activation, 1.0),
         token_embedding=get("token_embedding.weight"),
         text_positions=get("positional_embedding"),
         ln_final_weight=get("ln_final.weight"),
         ln_final_bias=get("ln_final.bias"),
-        text_projection=get("text_projection"),
-        patch_weight=get("visual.conv1.weight"),
-        class_embedding=get("visual.class_embedding"),
-        vision_positions=get("visual.positional_embedding"),
-        ln_pre_weight=get("visual.ln_pre.weight"),
-        ln_pre_bias=get("visual.ln_pre.bias"),
-        ln_post_weight=get("visual.ln_post.weight"),
-        ln_post_bias=get("visual.ln_post.bias"),
-        vision_projection=get("visual.proj"),
+        text_projection=maybe("text_projection"),
+        patch_weight=find("visual.conv1.weight"),
+        class_embedding=maybe("visual.class_embedding"),
+        vision_positions=positions,
+        ln_pre_weight=maybe("visual.ln_pre.weight"),
+        ln_pre_bias=maybe("visual.ln_pre.bias"),
+        ln_post_weight=find("visual.ln_post.weight") if pool is None else None,
+        ln_post_bias=find("visual.ln_post.bias") if pool is None else None,
+        vision_projection=maybe("visual.proj"),
         logit_scale=get("logit_scale").exp().reshape(()),
+        text_projection_bias=maybe("text_projection_bias"),
+        vision_projection_bias=maybe("visual.proj_bias"),
+        pool=pool,
+        closed=closed,
+        form=form,
     )
 
 
-def _tower(
-    get: Callable[[str], Tensor], state: Mapping[str, Tensor], prefix: str, num_heads: int, activation: str
-) -> Tower:
-    stem = f"{prefix}.resblocks."
-    num_layers = 1 + max((int(k[len(stem) :].split(".")[0]) for k in state if k.startswith(stem)), default=-1)
-    blocks = tuple(Block(*(get(f"{stem}{i}.{key}") for key in _BLOCK_KEYS)) for i in range(num_layers))
-    if not blocks:
-        raise UserError(
-            f"the backbone's weights have no '{stem}0': not a CLIP with a ViT and a text transformer"
+@dataclass(frozen=True)
+class _Reader:
+    """Makes the blocks of a tower."""
+
+    state: Mapping[str, Tensor]
+    get: Callable[[str], Tensor]
+    maybe: Callable[[str], Tensor | None]
+    num_heads: int
+    activation: str
+    eps: float
+
+    def tower(self, prefix: str) -> Tower:
+        stem = f"{prefix}.resblocks."
+        numbers = (int(k[len(stem) :].split(".")[0]) for k in self.state if k.startswith(stem))
+        blocks = tuple(self._block(f"{stem}{i}.") for i in range(1 + max(numbers, default=-1)))
+        if not blocks:
+            raise UserError(
+                f"the backbone's weights have no '{stem}0': not a CLIP with a ViT and a text transformer"
+            )
+        return self._tower(prefix, blocks)
+
+    def attention_pool(self, prefix: str, norm: str) -> Tower:
+        """A block whose only query is the pool's own: its weight is zero, and what it asks is its bias."""
+        ask = F.linear(
+            self.get(f"{prefix}.latent").flatten(0, -2),
+            self.get(f"{prefix}.q.weight"),
+            self.maybe(f"{prefix}.q.bias"),
+        )[0]
+        keys, bias = self.get(f"{prefix}.kv.weight"), self.get(f"{prefix}.kv.bias")
+        block = Block(
+            ln_1_weight=self.get(f"{norm}.weight"),
+            ln_1_bias=self.get(f"{norm}.bias"),
+            in_proj_weight=torch.cat([torch.zeros_like(keys[: len(ask)]), keys]),
+            in_proj_bias=torch.cat([ask, bias]),
+            out_proj_weight=self.get(f"{prefix}.proj.weight"),
+            out_proj_bias=self.get(f"{prefix}.proj.bias"),
+            ln_2_weight=self.get(f"{prefix}.norm.weight"),
+            ln_2_bias=self.get(f"{prefix}.norm.bias"),
+            c_fc_weight=self.get(f"{prefix}.mlp.fc1.weight"),
+            c_fc_bias=self.get(f"{prefix}.mlp.fc1.bias"),
+            c_proj_weight=self.get(f"{prefix}.mlp.fc2.weight"),
+            c_proj_bias=self.get(f"{prefix}.mlp.fc2.bias"),
         )
-    width = blocks[0].out_proj_bias.shape[0]
-    if width % num_heads:
-        raise UserError(f"the width {width} of {prefix} is not a multiple of its {num_heads} heads")
-    return Tower(blocks, num_heads, activation, (width // num_heads) ** -0.5)
+        return replace(self._tower(prefix, (block,)), residual=False)
+
+    def _block(self, stem: str) -> Block:
+        """Scales of a layer are in the weights of the products before them."""
+        block = Block(*(self.get(f"{stem}{key}") for key in _BLOCK_KEYS))
+        one, two = self.maybe(f"{stem}ls_1.gamma"), self.maybe(f"{stem}ls_2.gamma")
+        if one is None or two is None:
+            return block
+        return block._replace(
+            out_proj_weight=block.out_proj_weight * one[:, None],
+            out_proj_bias=block.out_proj_bias * one,
+            c_proj_weight=block.c_proj_weight * two[:, None],
+            c_proj_bias=block.c_proj_bias * two,
+        )
+
+    def _tower(self, prefix: str, blocks: tuple[Block, ...]) -> Tower:
+        width = blocks[0].out_proj_bias.shape[0]
+        if width % self.num_heads:
+            raise UserError(f"the width {width} of {prefix} is not a multiple of its {self.num_heads} heads")
+        return Tower(blocks, self.num_heads, self.activation, (width // self.num_heads) ** -0.5, self.eps)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from prometar.backbone.form import OPENAI, Form
+from prometar.backbone.norm import EPS
 from prometar.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -16,7 +18,14 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What must agree between a model's configuration and its weights."""
+    """What must agree between a model's configuration and its weights.
+
+    From `text_activation` on the defaults are OpenAI's CLIP. Projections are a `matrix` (D, E), a `linear`
+    layer, one with a `bias`, or `none`. `qkv_bias`: all three have one (`qkv`), queries and values in tensors
+    of their own (`qv`), or `none`. `custom_text`: the text tower's names begin with "text.". `trunk`: the
+    vision tower has timm's names, and `trunk_norm` is what its last LayerNorm is called. `closed`: why no
+    prompt can enter the image tower, if so; then it is the tensors of `closed_shapes`, and has no fields.
+    """
 
     activation: str
     image_size: int
@@ -32,47 +41,118 @@ class Architecture:
     text_hidden: int
     context_length: int
     vocabulary: int
+    text_activation: str | None = None
+    text_eps: float = EPS
+    text_layer_scale: bool = False
+    text_projection: str = "matrix"
+    custom_text: bool = False
+    vision_eps: float = EPS
+    vision_layer_scale: bool = False
+    vision_projection: str = "matrix"
+    class_token: bool = True
+    ln_pre: bool = True
+    patch_bias: bool = False
+    qkv_bias: str = "qkv"
+    attention_pool: bool = False
+    trunk: bool = False
+    trunk_norm: str = "norm"
+    closed: str = ""
+    closed_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    form: Form = OPENAI
 
 
-def architecture(config: dict[str, Any]) -> Architecture:
-    """The architecture that an open_clip model configuration describes."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    return Architecture(
-        activation="quick_gelu" if config.get("quick_gelu") else "gelu",
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        embed_dim=config["embed_dim"],
-        vision_width=vision["width"],
-        vision_layers=vision["layers"],
-        vision_heads=vision["width"] // vision.get("head_width", 64),
-        vision_hidden=int(vision["width"] * vision.get("mlp_ratio", 4.0)),
-        text_width=text["width"],
-        text_layers=text["layers"],
-        text_heads=text["heads"],
-        text_hidden=int(text["width"] * text.get("mlp_ratio", 4.0)),
-        context_length=text.get("context_length", 77),
-        vocabulary=text.get("vocab_size", 49408),
-    )
+class Entry(NamedTuple):
+    """A tensor as it lies in a file, and whether it is read transposed."""
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+def entries(arch: Architecture) -> dict[str, Entry]:
+    """Every tensor but the scale, by our names: those of OpenAI, where it has such a tensor."""
+    text = {name: Entry(name, shape) for name, shape in _text(arch).items()}
+    text |= _projection("text_projection", arch.text_projection, arch.text_width, arch.embed_dim)
+    if arch.custom_text:
+        text = {name: entry._replace(name=f"text.{entry.name}") for name, entry in text.items()}
+    if arch.closed:
+        return text | {f"visual.{name}": Entry(f"visual.{name}", shape) for name, shape in arch.closed_shapes}
+    vision = {name: Entry(name, shape) for name, shape in _vision(arch).items()}
+    vision |= _projection("visual.proj", arch.vision_projection, arch.vision_width, arch.embed_dim)
+    if arch.trunk:
+        vision = {name: _in_trunk(arch, entry) for name, entry in vision.items()}
+    return text | vision
 
 
 def expected_shapes(arch: Architecture) -> Shapes:
-    """Every tensor's shape but the scale's, by OpenAI's names, which open_clip's CLIP class shares."""
-    v, t, e = arch.vision_width, arch.text_width, arch.embed_dim
-    positions = (arch.image_size // arch.patch_size) ** 2 + 1
+    """Every tensor's shape but the scale's, by the names in a file."""
+    return {entry.name: entry.shape for entry in entries(arch).values()}
+
+
+def in_our_names(arch: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, by the names and in the shapes of `prometar.backbone.clip.from_state_dict`."""
+    found = {"logit_scale": state["logit_scale"]}
+    for name, (in_file, _, transposed) in entries(arch).items():
+        tensor = state[in_file]
+        if name in ("visual.class_embedding", "visual.positional_embedding") and arch.trunk:
+            tensor = tensor.flatten(0, -2) if name.endswith("positional_embedding") else tensor.flatten()
+        found[name] = tensor.T if transposed else tensor
+    for layer in range(arch.vision_layers if arch.qkv_bias != "qkv" else 0):
+        stem = f"visual.transformer.resblocks.{layer}.attn"
+        nothing = torch.zeros_like(found[f"{stem}.in_proj_weight"][: arch.vision_width, 0])
+        query, value = (found.pop(f"{stem}.{part}_bias", nothing) for part in "qv")
+        found[f"{stem}.in_proj_bias"] = torch.cat([query, nothing, value])
+    return found
+
+
+def _text(arch: Architecture) -> Shapes:
+    width = arch.text_width
     return {
-        "token_embedding.weight": (arch.vocabulary, t),
-        "positional_embedding": (arch.context_length, t),
-        **_norm("ln_final", t),
-        "text_projection": (t, e),
-        "visual.conv1.weight": (v, 3, arch.patch_size, arch.patch_size),
-        "visual.class_embedding": (v,),
-        "visual.positional_embedding": (positions, v),
-        **_norm("visual.ln_pre", v),
-        **_norm("visual.ln_post", v),
-        "visual.proj": (v, e),
-        **_tower("transformer", t, arch.text_hidden, arch.text_layers),
-        **_tower("visual.transformer", v, arch.vision_hidden, arch.vision_layers),
+        "token_embedding.weight": (arch.vocabulary, width),
+        "positional_embedding": (arch.context_length, width),
+        **_norm("ln_final", width),
+        **_tower("transformer", width, arch.text_hidden, arch.text_layers, scaled=arch.text_layer_scale),
     }
+
+
+def _vision(arch: Architecture) -> Shapes:
+    width, hidden = arch.vision_width, arch.vision_hidden
+    positions = (arch.image_size // arch.patch_size) ** 2 + arch.class_token
+    found: Shapes = {"visual.conv1.weight": (width, 3, arch.patch_size, arch.patch_size)}
+    if arch.patch_bias:
+        found["visual.conv1.bias"] = (width,)
+    if arch.class_token:
+        found["visual.class_embedding"] = (width,)
+    found["visual.positional_embedding"] = (positions, width)
+    if arch.ln_pre:
+        found |= _norm("visual.ln_pre", width)
+    found |= _norm("visual.ln_post", width)
+    found |= _tower(
+        "visual.transformer",
+        width,
+        hidden,
+        arch.vision_layers,
+        scaled=arch.vision_layer_scale,
+        bias=arch.qkv_bias,
+    )
+    if arch.attention_pool:
+        pool = "visual.attn_pool"
+        found |= {f"{pool}.latent": (1, 1, width)} | _linear(f"{pool}.q", width, width)
+        found |= _linear(f"{pool}.kv", width, 2 * width) | _linear(f"{pool}.proj", width, width)
+        found |= _norm(f"{pool}.norm", width)
+        found |= _linear(f"{pool}.mlp.fc1", width, hidden) | _linear(f"{pool}.mlp.fc2", hidden, width)
+    return found
+
+
+def _projection(name: str, kind: str, width: int, out: int) -> dict[str, Entry]:
+    if kind == "none":
+        return {}
+    if kind == "matrix":
+        return {name: Entry(name, (width, out))}
+    found = {name: Entry(f"{name}.weight", (out, width), transposed=True)}
+    if kind == "bias":
+        found[f"{name}_bias"] = Entry(f"{name}.bias", (out,))
+    return found
 
 
 def _norm(name: str, width: int) -> Shapes:
@@ -83,18 +163,46 @@ def _linear(name: str, width: int, out: int) -> Shapes:
     return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
 
 
-def _tower(name: str, width: int, hidden: int, layers: int) -> Shapes:
+def _tower(name: str, width: int, hidden: int, layers: int, *, scaled: bool, bias: str = "qkv") -> Shapes:
     found: Shapes = {}
     for layer in range(layers):
         stem = f"{name}.resblocks.{layer}"
         found |= _norm(f"{stem}.ln_1", width) | _norm(f"{stem}.ln_2", width)
-        found |= {
-            f"{stem}.attn.in_proj_weight": (3 * width, width),
-            f"{stem}.attn.in_proj_bias": (3 * width,),
-        }
+        found[f"{stem}.attn.in_proj_weight"] = (3 * width, width)
+        if bias == "qkv":
+            found[f"{stem}.attn.in_proj_bias"] = (3 * width,)
+        elif bias == "qv":
+            found |= {f"{stem}.attn.q_bias": (width,), f"{stem}.attn.v_bias": (width,)}
         found |= _linear(f"{stem}.attn.out_proj", width, width)
         found |= _linear(f"{stem}.mlp.c_fc", width, hidden) | _linear(f"{stem}.mlp.c_proj", hidden, width)
+        if scaled:
+            found |= {f"{stem}.ls_1.gamma": (width,), f"{stem}.ls_2.gamma": (width,)}
     return found
+
+
+_IN_TRUNK = (
+    ("visual.conv1", "visual.trunk.patch_embed.proj"), ("visual.class_embedding", "visual.trunk.cls_token"),
+    ("visual.positional_embedding", "visual.trunk.pos_embed"), ("visual.ln_pre", "visual.trunk.norm_pre"),
+    ("visual.transformer.resblocks", "visual.trunk.blocks"), (".ln_1", ".norm1"), (".ln_2", ".norm2"),
+    (".in_proj_", ".qkv."), (".out_proj", ".proj"), (".c_fc", ".fc1"), (".c_proj", ".fc2"),
+    (".ls_1", ".ls1"), (".ls_2", ".ls2"), ("visual.attn_pool", "visual.trunk.attn_pool"),
+)  # fmt: skip
+"""Parts of OpenAI's names, and what timm calls them."""
+
+
+def _in_trunk(arch: Architecture, entry: Entry) -> Entry:
+    name, shape, transposed = entry
+    if name.startswith("visual.proj."):
+        # open_clip's own layer, or, with a bias, the head of timm's model.
+        head = "visual.trunk.head" if arch.vision_projection == "bias" else "visual.head.proj"
+        return entry._replace(name=name.replace("visual.proj", head))
+    if name == "visual.class_embedding":
+        shape = (1, 1, *shape)
+    if name == "visual.positional_embedding":
+        shape = (1, *shape)
+    for ours, theirs in (*_IN_TRUNK, ("visual.ln_post", f"visual.trunk.{arch.trunk_norm}")):
+        name = name.replace(ours, theirs)
+    return Entry(name, shape, transposed)
 
 
 def require_tensors(arch: Architecture, state: Mapping[str, Tensor], *, where: str) -> None:

@@ -29,13 +29,15 @@ FORMAT = "prometar-text-features-1"
 
 _OTHERS = (
     "text", "vision", "patch_weight", "class_embedding", "vision_positions", "ln_pre_weight", "ln_pre_bias",
-    "ln_post_weight", "ln_post_bias", "vision_projection", "logit_scale",
+    "ln_post_weight", "ln_post_bias", "vision_projection", "vision_projection_bias", "logit_scale", "pool",
+    "closed", "form",
 )  # fmt: skip
 
 
 def text_digest(clip: Clip) -> str:
     """sha256 (hex) of everything that text features depend on in a CLIP; a third of a second for ViT-B/16."""
     head = [clip.text.num_heads, clip.text.scale, clip.text.activation, str(clip.dtype), clip.device.type]
+    head += [clip.text.eps, repr(clip.form)]
     state = hashlib.sha256(json.dumps(head).encode())
     for tensor in _text_tensors(clip):
         state.update(f"{tuple(tensor.shape)}".encode())
@@ -47,7 +49,8 @@ def _text_tensors(clip: Clip) -> Iterator[Tensor]:
     for block in clip.text.blocks:
         yield from (part for part in block if part is not None)
     # By exclusion: a tensor that is added to `Clip` counts until it is known not to matter.
-    yield from (getattr(clip, field.name) for field in fields(clip) if field.name not in _OTHERS)
+    rest = (getattr(clip, field.name) for field in fields(clip) if field.name not in _OTHERS)
+    yield from (tensor for tensor in rest if tensor is not None)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -20,12 +20,12 @@ class Norm:
     which token embeddings have: it is widened, as torch.autocast does.
     """
 
-    def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> None:
+        self._weight, self._bias, self._eps = weight, bias, eps
 
     def forward(self, x: Tensor, *, keep: bool = True) -> Tensor:
         wide = _wide(x)
-        n, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], None, None, EPS)
+        n, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], None, None, self._eps)
         if keep:
             self._dtype, self._x, self._n, self._mean, self._rstd = x.dtype, wide, n, mean, rstd
         n = n.to(x.dtype)
@@ -66,9 +66,9 @@ class Norm:
         return x if self._weight is None else x * self._weight
 
 
-def layer_norm(x_TD: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def layer_norm(x_TD: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> Tensor:
     """LayerNorm over the last dimension, (..., D), in and out in the precision of x."""
-    return Norm(weight, bias).forward(x_TD, keep=False)
+    return Norm(weight, bias, eps).forward(x_TD, keep=False)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,15 @@ import torch
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, from_state_dict
-from prometar.backbone.expected_tensors import Architecture, architecture, require_tensors
+from prometar.backbone.closed import closed
+from prometar.backbone.expected_tensors import Architecture, entries, in_our_names, require_tensors
+from prometar.backbone.families import architecture, with_shapes
+from prometar.backbone.frozen_features import Tokenize
+from prometar.backbone.trunks import image_network
+from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.bundled.weights import MINI_VOCABULARY, load_mini
-from prometar.errors import UserError, WorkError
+from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import size_of
 
 
@@ -47,6 +52,16 @@ OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
 OPENAI_STD = _module("constants").OPENAI_DATASET_STD
 
 
+@cache
+def _tokenizer() -> Any:
+    return _module("tokenizer").SimpleTokenizer()
+
+
+def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
+    """CLIP's token ids (N, context length): SOS, text, EOT (the largest id), zeros; long texts are cut."""
+    return _tokenizer()(list(texts), context_length)
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A frozen CLIP with what its images must be normalised by (per-channel mean and standard deviation).
@@ -59,6 +74,18 @@ class Backbone:
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     vocabulary: tuple[str, ...] = FOREIGN_NAMES
+    tokenize: Tokenize = tokenize
+
+    def words(self, text: str) -> Tensor:
+        """The ids of a text's own tokens, without those that stand before and behind every text."""
+        form = self.clip.form
+        ids, nothing = self.tokenize([text])[0], self.tokenize([""])[0]
+        if form.text_pool == "last":
+            behind = set(nothing[form.num_start :].tolist())
+            end = next((k for k, each in enumerate(ids.tolist()) if each in behind), len(ids))
+        else:
+            end = form.end(ids.tolist())
+        return ids[form.num_start : end]
 
     def normalise(self, images_BHW3: Tensor) -> Tensor:
         """uint8 images (B, H, W, 3) to normalised (B, 3, H, W) in the backbone's precision and place."""
@@ -77,14 +104,45 @@ class Backbone:
         return mean, std
 
 
+def tokenizer_of(name: str) -> Tokenize:
+    """A model's tokenizer; those of the Hugging Face hub need `transformers`, and a network the first time.
+
+    Raises:
+        UserError: as `load_clip`, or `transformers` is missing.
+        WorkError: the tokenizer could not be fetched.
+    """
+    text = _known(name)[0]["text_cfg"]
+    if not (theirs := text.get("hf_tokenizer_name")):
+        return partial(tokenize, context_length=text.get("context_length", 77))
+    return _hub_tokenizer(name, theirs)
+
+
 @cache
-def _tokenizer() -> Any:
-    return _module("tokenizer").SimpleTokenizer()
+def _hub_tokenizer(name: str, theirs: str) -> Tokenize:
+    if find_spec("transformers") is None:
+        raise UserError(
+            f"backbone {name} reads texts with the tokenizer {theirs}, which needs transformers: "
+            "pip install 'transformers>=5,<6'"
+        )
+    import open_clip
+
+    logging.disable(logging.WARNING)
+    try:
+        read: Any = open_clip.get_tokenizer(name)
+    except Exception as error:  # the hub's client raises errors of many libraries
+        raise WorkError(
+            f"cannot fetch the tokenizer of {name} ({first_line(error)[:160]}): run the command once on a "
+            "machine with a network, and copy its Hugging Face cache"
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return lambda texts: read(list(texts))
 
 
-def tokenize(texts: Sequence[str]) -> Tensor:
-    """Token ids (N, 77), SOS first, EOT the largest id, zeros behind it; texts that do not fit are cut."""
-    return _tokenizer()(list(texts))
+def _num_start(read: Tokenize) -> int:
+    """How many tokens stand before every text."""
+    rows = read(["cat", "photo", "of", "many"]).T.tolist()
+    return next((k for k, column in enumerate(rows) if len(set(column)) > 1), 0)
 
 
 def load_backbone(
@@ -96,15 +154,33 @@ def load_backbone(
 ) -> Backbone:
     """A frozen backbone, ready to run: `load_clip`'s weights with the activation folded into them."""
     clip = load_clip(name, pretrained)
-    vocabulary = MINI_VOCABULARY if name == "mini" else FOREIGN_NAMES
-    return Backbone(name, clip.folded().to(device=device, dtype=dtype), vocabulary=vocabulary)
+    return ready(name, pretrained, clip.folded().to(device=device, dtype=dtype))
+
+
+def ready(name: str, pretrained: str | None, clip: Clip) -> Backbone:
+    """A loaded CLIP as the backbone that it is: with its tokenizer, and what its images are normalised by."""
+    if name == "mini":
+        return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
+    mean, std = _normalisation(name, pretrained)
+    return Backbone(name, clip, mean, std, tokenize=tokenizer_of(name))
+
+
+def _normalisation(name: str, pretrained: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of a tag's weights; for a file, that of the model's tags where they agree, else OpenAI's."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags = [pretrained] if pretrained in tags else tags
+    known = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    found = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in known}
+    return found.pop() if len(found) == 1 else (OPENAI_MEAN, OPENAI_STD)
 
 
 def load_clip(name: str, pretrained: str | None) -> Clip:
     """A frozen CLIP as its weights are stored.
 
     Args:
-        name: `mini`, or an open_clip model with a ViT and a causal text transformer (`ViT-B-16-quickgelu`).
+        name: `mini`, or an open_clip model of a supported family (`ViT-B-16-quickgelu`; docs/backbones.md).
         pretrained: an open_clip tag (`openai`), a local .pt or .safetensors file, or `random` (for speed
             measurements only). None: the weights that come with `mini`.
     Raises:
@@ -112,21 +188,22 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         WorkError: the tag's weights could not be fetched.
     """
     if name == "mini" and pretrained is None:
-        return _clip(*load_mini(), where="mini")
-    config = _config(name)
+        return _clip(name, load_mini()[1], where="mini")
+    config, arch = _known(name)
     if pretrained is None:
         raise UserError(
             f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
         )
     if pretrained == "random":
-        return _clip(config, _random_state(name), where=name)
+        return _clip(name, _random_state(name), where=name)
     tagged = is_tag(name, pretrained)
     file = Path(pretrained)
     if not tagged and (file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None):
         weights = read_weights(file)
-        _check(name, architecture(config), weights)
-        return _clip(config, weights.tensors, where=str(file))
-    return _clip(config, _fetch(name, config, pretrained), where=f"'{pretrained}'")
+        if not (arch.trunk or arch.custom_text or arch.closed):
+            _check(name, arch, weights)
+        return _clip(name, weights.tensors, where=str(file))
+    return _clip(name, _fetch(name, config, pretrained), where=f"'{pretrained}'")
 
 
 def is_tag(name: str, pretrained: str) -> bool:
@@ -160,45 +237,66 @@ def outline(name: str) -> Clip:
     Raises:
         UserError: as `load_clip`.
     """
-    config = _config(name)
-    state = load_mini()[1] if name == "mini" else _create(name, "meta")
-    return _arranged(config, {key: value.to("meta") for key, value in state.items()})
+    shapes = {entry.name: entry.shape for entry in entries(_known(name)[1]).values()} | {"logit_scale": ()}
+    return _arranged(name, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
 
 
-def _clip(config: dict[str, Any], state: dict[str, Tensor], *, where: str) -> Clip:
-    require_tensors(architecture(config), state, where=where)
-    return _arranged(config, state)
+def _clip(name: str, state: dict[str, Tensor], *, where: str) -> Clip:
+    require_tensors(_known(name)[1], state, where=where)
+    return _arranged(name, state)
 
 
-def _arranged(config: dict[str, Any], state: dict[str, Tensor]) -> Clip:
-    arch = architecture(config)
+def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
+    config, arch = _known(name)
+    form = arch.form
+    if config["text_cfg"].get("hf_tokenizer_name"):
+        form = replace(form, num_start=_num_start(tokenizer_of(name)))
+    image = None
+    if arch.closed:
+        with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
+            network = image_network(config)
+        own = {name.removeprefix("visual."): tensor for name, tensor in state.items()}
+        image = closed(network, own, arch.closed)
     clip = from_state_dict(
-        state, text_heads=arch.text_heads, vision_heads=arch.vision_heads, activation=arch.activation
+        in_our_names(arch, state),
+        text_heads=arch.text_heads,
+        vision_heads=arch.vision_heads,
+        activation=arch.activation,
+        text_activation=arch.text_activation,
+        text_eps=arch.text_eps,
+        vision_eps=arch.vision_eps,
+        closed=image,
+        form=form,
     )
     return clip.to(clip.working_dtype)  # files in float16 are exact in float32, products of theirs are not
 
 
+@lru_cache(maxsize=8)
+def _known(name: str) -> tuple[dict[str, Any], Architecture]:
+    """A model's configuration and what it describes.
+
+    Raises:
+        UserError: there is no such model, or its family is not supported.
+    """
+    config = load_mini()[0] if name == "mini" else _config(name)
+    try:
+        return config, with_shapes(architecture(config), config)
+    except Unlike as reason:
+        raise UserError(
+            f"backbone {name} is not supported: {reason}; use e.g. ViT-B-16-quickgelu (docs/backbones.md)"
+        ) from None
+
+
 def _config(name: str) -> dict[str, Any]:
-    if name == "mini":
-        return load_mini()[0]
     if ":" in name:  # open_clip would read the model from wherever such a name says
         raise UserError(f"unknown backbone '{name}': names of hubs and folders are not taken")
     import open_clip
 
-    config = open_clip.get_model_config(name)
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
     if config is None:
         close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])][:6]
         hint = f"did you mean {', '.join(close)}" if close else "known are mini and open_clip's models"
         raise UserError(f"unknown backbone '{name}': {hint}?")
-    text, vision = config["text_cfg"], config["vision_cfg"]
-    odd = [k for k in ("hf_model_name", "embed_cls", "no_causal_mask") if text.get(k)]
-    odd += [k for k in ("timm_model_name", "attentional_pool", "no_ln_pre", "ls_init_value") if vision.get(k)]
-    odd += [k for k in ("pool_type", "final_ln_after_pool") if vision.get(k, "tok") not in ("tok", False)]
-    if odd or not isinstance(vision.get("layers"), int) or config.get("custom_text"):
-        raise UserError(
-            f"backbone {name} is not a plain CLIP (ViT with a class token, causal text transformer"
-            f"{': ' + ', '.join(odd) if odd else ''}); use e.g. ViT-B-16-quickgelu"
-        )
     return config
 
 
@@ -223,16 +321,16 @@ def _random_state(name: str) -> dict[str, Tensor]:
         return load_mini()[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _create(name, "cpu")
+        return _create(name)
 
 
-def _create(name: str, device: str) -> dict[str, Tensor]:
-    """The state of a new model; on the device `meta` it has shapes alone."""
+def _create(name: str) -> dict[str, Tensor]:
+    """The state of a new model."""
     import open_clip
 
     logging.disable(logging.WARNING)  # it would warn of what was asked for
     try:
-        return dict(open_clip.create_model(name, pretrained=None, device=device).state_dict())
+        return dict(open_clip.create_model(name, pretrained=None).state_dict())
     finally:
         logging.disable(logging.NOTSET)
 

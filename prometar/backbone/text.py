@@ -1,53 +1,71 @@
-"""The causal text tower: all texts as one tree of tokens, EOT alone at the end.
+"""The text tower: the pooled token alone at the end.
 
-What follows EOT never matters and is cut. SOS + context, which all classes share, run once; every class only
-adds its few tokens behind them (`prometar.backbone.text_packing`).
+A causal one runs all texts as one tree of tokens. What follows EOT never matters and is cut. SOS + context,
+which all classes share, run once; every class only adds its few tokens behind them
+(`prometar.backbone.text_packing`). Without a causal mask every token sees all others, padding too, and each
+text runs whole in a row of its own. The order of a row then matters to nothing but its positions: the pooled
+token stands first, so that the last layer has one query a text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prometar.backbone.block import Layer
 from prometar.backbone.clip import Clip
+from prometar.backbone.head import Part, Rows, projection
 from prometar.backbone.norm import Norm
 from prometar.backbone.text_packing import pack
-from prometar.backbone.tower import Pass, Prompts
+from prometar.backbone.tower import Pass, Prompts, Slots
 
 
 @dataclass(frozen=True)
 class TextInput:
     """Token sequences packed into R rows of T slots; made once a set of classes by `text_input`.
 
-    embedded_RTD: tokens with positions added, first of all SOS and the context; mask_R1TS: added to the
+    embedded_RTD: tokens with positions added, first of all SOS and the context. mask_R1TS: added to the
     scores of the S keys: the slots of the own row, and before them, where there are several rows, SOS and
-    context, which stand in the first; end_C: the slot of each EOT, rows one behind the other.
+    context, which stand in the first; end_C: the slot of each EOT, rows one behind the other. Where each
+    text has a row of its own, both are None, and the first slot is its end.
     """
 
     embedded_RTD: Tensor
-    mask_R1TS: Tensor
-    end_C: Tensor
-    num_shared: int
+    mask_R1TS: Tensor | None
+    end_C: Tensor | None
+    num_start: int
+    num_context: int
 
     @property
     def num_keys_of_all(self) -> int:
         """How many keys of row 0 all rows have before their own."""
-        return self.mask_R1TS.shape[-1] - self.mask_R1TS.shape[-2]
+        return 0 if self.mask_R1TS is None else self.mask_R1TS.shape[-1] - self.mask_R1TS.shape[-2]
+
+    @property
+    def slots(self) -> Slots:
+        """Where prompts stand."""
+        if self.mask_R1TS is None:
+            return _InEach(1 + self.num_start, self.num_context)
+        return _Replaced(self.num_start, self.num_context)
 
 
 @torch.no_grad()
 def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextInput:
-    """Pack token ids (C, context length; EOT is the largest id) with `num_context` tokens after SOS shared.
+    """Pack token ids (C, context length) with `num_context` tokens after SOS for prompts to replace.
 
-    The context tokens are taken from the first sequence: they must be the same in all when no prompt
-    replaces them.
+    In a tree the context tokens are taken from the first sequence: they must be the same in all when no
+    prompt replaces them.
     """
-    start, tokens = 1 + num_context, tokens_CT.tolist()
-    ends = [ids.index(max(ids)) for ids in tokens]
+    num_start, tokens = clip.form.num_start, tokens_CT.tolist()
+    start = num_start + num_context
+    ends = [clip.form.end(ids) for ids in tokens]
     assert min(ends) >= start, "EOT must follow the context"
+    if not clip.form.causal:
+        return TextInput(_whole(clip, tokens, ends), None, None, num_start, num_context)
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
     rows = pack(tokens[0][:start], rests)
     seen = rows.sees
@@ -58,7 +76,16 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
         torch.from_numpy(a).to(clip.device) for a in (rows.ids, rows.depth, seen, rows.end)
     )
     mask = torch.zeros(sees.shape, dtype=clip.dtype, device=clip.device).masked_fill_(~sees, float("-inf"))
-    return TextInput(clip.token_embedding[ids] + clip.text_positions[depth], mask[:, None], end, start)
+    embedded_RTD = clip.token_embedding[ids] + clip.text_positions[depth]
+    return TextInput(embedded_RTD, mask[:, None], end, num_start, num_context)
+
+
+def _whole(clip: Clip, tokens: Sequence[Sequence[int]], ends: Sequence[int]) -> Tensor:
+    """All tokens of each text, embedded, the one at its end before the others."""
+    order = [[end, *(k for k in range(len(ids)) if k != end)] for ids, end in zip(tokens, ends, strict=True)]
+    ids = [[row[k] for k in slots] for row, slots in zip(tokens, order, strict=True)]
+    ids_CT, depth_CT = (torch.from_numpy(np.array(rows)).to(clip.device) for rows in (ids, order))
+    return clip.token_embedding[ids_CT] + clip.text_positions[depth_CT]
 
 
 def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> Tensor:
@@ -71,32 +98,54 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
 
 def text_pass(clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = False) -> tuple[Tensor, Pass]:
     """`encode_text`, and the pass that gives its derivatives."""
-    num_prompts = text.num_shared - 1
-    assert all(len(prompt) == num_prompts for prompt in prompts.values()), "prompts replace the whole context"
-    tower, mask, num_keys = clip.text, text.mask_R1TS, text.num_keys_of_all
+    num, mask, num_keys = text.num_context, text.mask_R1TS, text.num_keys_of_all
+    assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
+    tower = clip.text
     *blocks, block = tower.blocks
     layers = [Layer(tower, each, mask=mask, num_shared=num_keys) for each in blocks]
-    layers.append(Layer(tower, block, mask=mask, num_shared=num_keys, ends=text.end_C))
+    one = None if text.end_C is not None else 1
+    layers.append(Layer(tower, block, mask=mask, num_shared=num_keys, ends=text.end_C, num_out=one))
     if 0 in prompts:
-        prompts = {**prompts, 0: prompts[0] + clip.text_positions[1 : text.num_shared]}
-    end = Norm(clip.ln_final_weight, clip.ln_final_bias)
-    one = Pass(layers, _Replaced(num_prompts), end=end, out_DE=clip.text_projection)
-    return one.forward(text.embedded_RTD, prompts, fused=fused), one
+        prompts = {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
+    norm = Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)
+    end: list[Part] = [Rows(), norm, *projection(clip.text_projection, clip.text_projection_bias)]
+    run = Pass(layers, text.slots, end=end)
+    return run.forward(text.embedded_RTD, prompts, fused=fused), run
 
 
 @dataclass(frozen=True)
 class _Replaced:
-    """The slots behind SOS, which is the first of row 0."""
+    """The slots of row 0 behind the first ones."""
 
+    first: int
     num: int
 
     def put(self, x: Tensor, prompt: Tensor) -> Tensor:
         flat = x.flatten(-3, -2)
-        parts = [flat[..., :1, :], prompt, flat[..., 1 + self.num :, :]]
+        parts = [flat[..., : self.first, :], prompt, flat[..., self.first + self.num :, :]]
         return torch.cat(parts, dim=-2).unflatten(-2, x.shape[-3:-1])
 
     def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        slots = own.select(-3, 0).narrow(-2, 1, self.num)
+        slots = own.select(-3, 0).narrow(-2, self.first, self.num)
         prompt = slots.clone()
+        slots.zero_()
+        return own, prompt
+
+
+@dataclass(frozen=True)
+class _InEach:
+    """The same slots of every row."""
+
+    first: int
+    num: int
+
+    def put(self, x: Tensor, prompt: Tensor) -> Tensor:
+        each = prompt.unsqueeze(-3).expand(*x.shape[:-2], *prompt.shape[-2:])
+        return torch.cat([x[..., : self.first, :], each, x[..., self.first + self.num :, :]], dim=-2)
+
+    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        own = torch.cat([own, rest], dim=-2) if rest.shape[-2] else own
+        slots = own.narrow(-2, self.first, self.num)
+        prompt = slots.sum(dim=-3)
         slots.zero_()
         return own, prompt

@@ -7,13 +7,14 @@ second derivative one more reverse pass serves all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from prometar.backbone.block import Layer
+from prometar.backbone.head import Part
 from prometar.backbone.norm import Norm
 
 Prompts = Mapping[int, Tensor]
@@ -42,14 +43,14 @@ class Pass:
     for K tangents, and then `second(r)` the gradient of <r, features> + sum_k <g_k, J t_k>. What is kept for
     them goes layer by layer, as soon as it has been used for the last time.
 
-    `first`: what prompts of layer 0 go through, `out_DE`: what the features are projected by.
+    `first`: what prompts of layer 0 go through; `end`: what makes features of the last tokens.
     """
 
     def __init__(
-        self, layers: Iterable[Layer], slots: Slots, *, first: Norm | None = None, end: Norm, out_DE: Tensor
+        self, layers: Iterable[Layer], slots: Slots, *, first: Norm | None = None, end: Sequence[Part]
     ) -> None:
         self._layers, self._slots = list(layers), slots
-        self._first, self._end, self._out_DE = first, end, out_DE
+        self._first, self._end = first, end
 
     def forward(self, x_BTD: Tensor, prompts: Prompts, *, fused: bool = False) -> Tensor:
         """`fused`: by torch's fused attention, for the value alone."""
@@ -63,8 +64,9 @@ class Pass:
                 x = self._slots.put(x, prompt)
             # Nothing flows back below the first prompt.
             x = layer.forward(x, fused=fused or number < first)
-        self._out_size = x.shape[:-1]
-        return self._end.forward(x.flatten(0, -2)) @ self._out_DE
+        for part in self._end:
+            x = part.forward(x)
+        return x
 
     def pull(self, g_KNE: Tensor, *, again: bool = False) -> dict[int, Tensor]:
         def through(part: Any, g: Tensor) -> Any:
@@ -83,13 +85,16 @@ class Pass:
                     prompt = self._first.push(prompt)
                 t = self._slots.put(t, prompt)
             t = layer.push(t)
-        return self._end.push(t.flatten(1, -2)) @ self._out_DE
+        for part in self._end:
+            t = part.push(t)
+        return t
 
     def second(self, r_NE: Tensor) -> dict[int, Tensor]:
         return self._back(r_NE, lambda part, r: part.second(r), last=True)
 
     def _back(self, g: Tensor, through: Callable[[Any, Tensor], Any], *, last: bool) -> dict[int, Tensor]:
-        g = through(self._end, g @ self._out_DE.T).unflatten(-2, self._out_size)
+        for part in reversed(self._end):
+            g = through(part, g)
         found: dict[int, Tensor] = {}
         for number in reversed(range(self._prompted[0], len(self._layers))):
             g, rest = through(self._layers[number], g)

@@ -1,4 +1,7 @@
-"""The vision tower: prompts appended after the patches, replaced at their layers, CLS alone at the end."""
+"""The vision tower: prompts appended after the patches, replaced at their layers.
+
+At the end stands CLS alone, or what pools the tokens of the image; prompts are attended to and not pooled.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from prometar.backbone.block import Layer
 from prometar.backbone.clip import Clip
+from prometar.backbone.head import Mean, Part, Rows, projection
 from prometar.backbone.norm import Norm, layer_norm
 from prometar.backbone.tower import Pass, Prompts
 
@@ -18,12 +22,22 @@ from prometar.backbone.tower import Pass, Prompts
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """CLS and patch tokens after `ln_pre`, (B, T, D): frozen, so once a batch serves every pass over it.
 
-    Images are normalised with the backbone's own mean and standard deviation.
+    Images are normalised with the backbone's own mean and standard deviation. Of a closed image tower there
+    is one token, its feature.
     """
+    if clip.closed is not None:
+        return clip.closed(images_B3HW)[:, None]
+    assert clip.patch_weight is not None
+    assert clip.vision_positions is not None
     patches = F.conv2d(images_B3HW, clip.patch_weight, stride=clip.patch_weight.shape[-1])
     patches = patches.flatten(2).transpose(1, 2)
-    tokens = torch.cat([clip.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
-    return layer_norm(tokens + clip.vision_positions, clip.ln_pre_weight, clip.ln_pre_bias)
+    tokens = patches
+    if clip.class_embedding is not None:
+        tokens = torch.cat([clip.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
+    tokens = tokens + clip.vision_positions
+    if clip.ln_pre_weight is None:
+        return tokens
+    return layer_norm(tokens, clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps)
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None) -> Tensor:
@@ -44,12 +58,27 @@ def image_pass(
     num_out: list[int | None] = [
         num_own if number in prompts else None for number in range(len(tower.blocks))
     ]
-    layers = [
-        Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*num_out[1:], 1], strict=True)
-    ]
-    first, end = (Norm(clip.ln_pre_weight, clip.ln_pre_bias), Norm(clip.ln_post_weight, clip.ln_post_bias))
-    one = Pass(layers, _Appended(num_own), first=first, end=end, out_DE=clip.vision_projection)
+    last = num_own if clip.pool or clip.form.average else 1
+    num_out = [*num_out[1:], last] if num_out else []
+    layers = [Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, num_out, strict=True)]
+    if clip.pool is not None:
+        layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
+    first = None
+    if clip.ln_pre_weight is not None:
+        first = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps)
+    one = Pass(layers, _Appended(num_own), first=first, end=_end(clip))
     return one.forward(tokens_BTD, prompts, fused=fused), one
+
+
+def _end(clip: Clip) -> list[Part]:
+    """Pooling, the last LayerNorm and the projection, as far as they are there."""
+    pool: Part = Mean(clip.num_class_tokens) if clip.form.average else Rows()
+    parts = [pool]
+    if clip.ln_post_weight is not None:
+        norm = Norm(clip.ln_post_weight, clip.ln_post_bias, clip.vision.eps)
+        before = clip.form.average and not clip.form.norm_after_pool
+        parts = [norm, pool] if before else [pool, norm]
+    return [*parts, *projection(clip.vision_projection, clip.vision_projection_bias)]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class WeightsFile:
     metadata: dict[str, str]
 
     def describe(self) -> dict[str, int | str]:
-        """The architecture as far as shapes and metadata tell it (keys of `openclip.Architecture`)."""
+        """The architecture as far as shapes and metadata tell it (keys of `Architecture`)."""
         try:
             patch, vision_positions = (
                 self.tensors["visual.conv1.weight"],

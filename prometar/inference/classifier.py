@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from prometar.backbone.expected_tensors import all_finite
-from prometar.backbone.openclip import Backbone, load_clip, tokenize
+from prometar.backbone.openclip import Backbone, load_clip, ready
 from prometar.config.settings import Config, parse
 from prometar.data.datasets.dataset import flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
@@ -75,7 +75,7 @@ class Classifier:
         texts = prompt_texts(
             classnames, self.prompts, init=self.config.prompts.init, template=template or self.template
         )
-        return build_model(self.backbone.clip, self.prompts, tokenize(texts))
+        return build_model(self.backbone.clip, self.prompts, self.backbone.tokenize(texts))
 
     @torch.no_grad()
     def text_features(self, classnames: Sequence[str] | None = None) -> NDArray[np.float32]:
@@ -172,7 +172,7 @@ def load(
             "the digests differ"
         )
     clip = clip.folded().to(device=device or default_device(), dtype=DTYPES[config.backbone.precision])
-    backbone = Backbone(config.backbone.name, clip)
+    backbone = ready(config.backbone.name, given, clip)
     prompts = build_prompts(config)
     require_prompts(path, backbone, prompts, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}

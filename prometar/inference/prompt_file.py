@@ -21,6 +21,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, Tower
+from prometar.backbone.closed import Closed
+from prometar.backbone.form import OPENAI
+from prometar.backbone.norm import EPS
 from prometar.device import fetch
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
@@ -44,12 +47,20 @@ def weights_digest(clip: Clip) -> str:
         value = getattr(clip, field.name)
         if isinstance(value, Tower):
             state.update(f"{value.num_heads} {value.activation}".encode())
+            if value.eps != EPS:
+                state.update(f" {value.eps}".encode())
             for block in value.blocks:
                 for tensor in block:
                     if tensor is not None:
                         add(tensor)
-        else:
+        elif isinstance(value, Tensor):
             add(value)
+        elif isinstance(value, Closed):
+            for name, tensor in sorted(value.tensors.items()):
+                state.update(name.encode())
+                add(tensor)
+        elif value is not None and value != OPENAI:
+            state.update(repr(value).encode())
     return state.hexdigest()
 
 

@@ -42,6 +42,7 @@ class CoupledPrompts:
         return self.length
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
+        clip.require_open()
         depth = min(self.depth, len(clip.text.blocks), len(clip.vision.blocks))
         text = IndependentPrompts(self.length, depth, vision_depth=0, std=self.std)
         leaves = text.init(clip, init_tokens, generator)

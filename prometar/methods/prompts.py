@@ -114,6 +114,8 @@ class IndependentPrompts:
                 leaves["text.0"] = F.pad(words, (0, 0, self.text_length - len(words), 0))
             else:
                 leaves[f"text.{layer}"] = self._random(self.text_length, clip.text.width, clip, generator)
+        if self.vision_depth:
+            clip.require_open()
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
             leaves[f"vision.{layer}"] = self._random(self.vision_length, clip.vision.width, clip, generator)
         return leaves

@@ -13,6 +13,7 @@ from prometar.backbone.clip import Clip
 from prometar.backbone.frozen_features import mean_text, readable
 from prometar.backbone.text import TextInput, encode_text, text_input, text_pass
 from prometar.backbone.vision import encode_image, image_pass
+from prometar.errors import UserError
 from prometar.methods.prompts import Leaves, Prompts, layers
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import EachImage, Run, Towers
@@ -113,8 +114,17 @@ def build_model(
     """The model of classes whose `prompt_texts` have these token ids.
 
     `frozen_text_CE`: frozen text features (C, E), if a regularizer uses them.
+
+    Raises:
+        UserError: the context's words are fewer tokens than are learned.
     """
     if prompts.num_context:
+        start = clip.form.num_start
+        if len({tuple(ids[start : start + prompts.num_context]) for ids in tokens_NT.tolist()}) > 1:
+            raise UserError(
+                f"the backbone's tokenizer makes fewer than {prompts.num_context} tokens of the context's "
+                "words, and prompts would stand for parts of names: take other words (prompts.init)"
+            )
         text: TextInput | Tensor = text_input(clip, tokens_NT, num_context=prompts.num_context)
     else:
         text = mean_text(clip, tokens_NT, len(prompts.templates) or 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prometar.backbone.openclip import outline, tokenize
+from prometar.backbone.openclip import outline, tokenizer_of
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.step.iteration import Rates, step
@@ -70,7 +70,8 @@ def rehearse(
     """A rehearsal of a configuration's training on so many classes, towers in `dtype`."""
     method, clip = build(config), outline(config.backbone.name).to(dtype)
     names = [f"class number {number}" for number in range(num_classes)]
-    tokens = tokenize(prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}."))
+    texts = prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}.")
+    tokens = tokenizer_of(config.backbone.name)(texts)
     with (mode := FakeTensorMode()):
         clip = clip.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).folded()
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.feature_cache import cached_text, text_digest
-from prometar.backbone.openclip import Backbone, load_backbone, tokenize
+from prometar.backbone.openclip import Backbone, load_backbone
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
@@ -125,7 +125,8 @@ def _teacher(
     name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
 ) -> Tensor:
     spec = (name, pretrained, precision)
-    features = cached_text(_backbone(*spec).clip, _text_digest(*spec), tokenize, classes, templates)
+    backbone = _backbone(*spec)
+    features = cached_text(backbone.clip, _text_digest(*spec), backbone.tokenize, classes, templates)
     if not all_finite(features):
         raise UserError(f"the text features of {name} in {precision} are not finite: take another precision")
     return features
@@ -152,7 +153,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
     dataset = _dataset(config.data.name, config.data.root, json.dumps(config.data.args), str(code))
     spec = (config.backbone.name, config.backbone.pretrained, config.backbone.precision)
     backbone = _backbone(*spec)
-    if config.own:
+    if config.own or backbone.clip.closed:
         probe(config, backbone.clip)
     if config.train.cuda_graph and backbone.clip.device.type != "cuda":
         raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
@@ -167,7 +168,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
 
     def model_of(classes: tuple[str, ...], frozen: Tensor | None = None) -> Model:
         texts = prompt_texts(classes, method.prompts, init=config.prompts.init, template=dataset.template)
-        return build_model(backbone.clip, method.prompts, tokenize(texts), frozen)
+        return build_model(backbone.clip, method.prompts, backbone.tokenize(texts), frozen)
 
     evaluations = {
         name: Evaluation(eval_plan(items, size=backbone.clip.image_size), model_of(classnames(items)))
@@ -204,7 +205,7 @@ def _foreign(
     names = foreign_names(dataset.classnames, backbone.vocabulary)
     texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
     return Foreign(
-        build_model(backbone.clip, method.prompts, tokenize(texts)),
+        build_model(backbone.clip, method.prompts, backbone.tokenize(texts)),
         _teacher(*spec, names, (TEMPLATE,)),
         _teacher(*spec, split.classnames, (TEMPLATE,)),
         _frozen_images(*spec, evaluations["base"].plan.digest, repr(dataset.source)),
@@ -227,8 +228,7 @@ def _train_plan(config: Config, split: Problem, backbone: Backbone) -> Plan:
 def initial_state(run: Run) -> State:
     """Leaves drawn from the run's seed."""
     generator = torch.Generator().manual_seed(run.config.train.seed)
-    words = tokenize([run.config.prompts.init])[0]
-    init_tokens = words[1 : int(words.argmax())]
+    init_tokens = run.backbone.words(run.config.prompts.init)
     prompts = run.method.prompts.init(run.backbone.clip, init_tokens, generator)
     tokens = run.method.prompts.tokens(prompts)
     return State.start(prompts, run.method.modulator.init(tokens, generator))

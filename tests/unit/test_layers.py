@@ -54,7 +54,9 @@ PACKAGES = (
     "tune.commands", "tune.search",
 )  # fmt: skip
 ENTRANCES = {
-    "open_clip": {"prometar/backbone/openclip.py", "prometar/bundled/pretrain.py"},
+    "open_clip": {
+        "prometar/backbone/openclip.py", "prometar/backbone/trunks.py", "prometar/bundled/pretrain.py"
+    },
     "huggingface_hub": {
         "prometar/backbone/openclip.py", "prometar/data/preparation/hub.py", "prometar/inference/hub.py"
     },

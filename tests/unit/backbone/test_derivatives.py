@@ -19,6 +19,7 @@ from prometar.backbone import text_packing
 from prometar.backbone.activations import ACTIVATIONS, Activation, quick_gelu
 from prometar.backbone.attention import Attention
 from prometar.backbone.block import Layer
+from prometar.backbone.head import Mean, Projection, Rows
 from prometar.backbone.norm import EPS, Norm
 from prometar.backbone.openclip import tokenize
 from prometar.backbone.text import text_input, text_pass
@@ -43,7 +44,7 @@ def tangent_of(function: Callable[[Any], Tensor], x: Any, t: Any) -> Tensor:
     return pushed
 
 
-WEIGHT, BIAS = random(WIDTH), random(WIDTH, 1)[:, 0]
+WEIGHT, BIAS, MATRIX = random(WIDTH), random(WIDTH, 1)[:, 0], random(WIDTH, 3)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -52,6 +53,10 @@ def norm(x: Tensor) -> Tensor:
 
 def weighted_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=EPS)
+
+
+def wide_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=0.1)
 
 
 def plain_attention(qkv: Tensor, mask: Tensor | None, num_shared: int, num_queries: int | None) -> Tensor:
@@ -72,7 +77,13 @@ def masked(num_keys: int) -> Tensor:
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
     "norm": (lambda: Norm(None, None), norm, WIDTH),
     "norm with weights": (lambda: Norm(WEIGHT, BIAS), weighted_norm, WIDTH),
+    "norm of a large eps": (lambda: Norm(WEIGHT, BIAS, 0.1), wide_norm, WIDTH),
+    "rows": (Rows, lambda x: x.flatten(0, -2), WIDTH),
+    "mean": (lambda: Mean(2), lambda x: x[:, 2:].mean(dim=1), WIDTH),
+    "projection": (lambda: Projection(MATRIX, None), lambda x: x @ MATRIX, WIDTH),
+    "projection with a bias": (lambda: Projection(MATRIX, BIAS[:3]), lambda x: x @ MATRIX + BIAS[:3], WIDTH),
     "silu": (lambda: Activation("silu"), F.silu, WIDTH),
+    "gelu_tanh": (lambda: Activation("gelu_tanh"), lambda x: F.gelu(x, approximate="tanh"), WIDTH),
     "gelu": (lambda: Activation("gelu"), F.gelu, WIDTH),
     "quick_gelu": (lambda: Activation("quick_gelu"), quick_gelu, WIDTH),
 }
@@ -119,6 +130,17 @@ def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r
         return (r * value).sum() + sum((pullback(each)[0] * b).sum() for each, b in zip(g, t, strict=True))
 
     return grad(whole)(x)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_activations_are_differentiated_in_float32_too(name: str, count: int) -> None:
+    """Its kernels on a CPU are others than those of float64."""
+    x, g = random(3, 40), random(count, 3, 40)
+    wide, narrow = Activation(name), Activation(name)
+    wide.forward(x), narrow.forward(x.float())
+    expected, found = (one.pull(each, again=True) for one, each in ((wide, g), (narrow, g.float())))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -181,8 +203,10 @@ def test_a_tower_is_the_plain_one_to_its_second_derivative(
 ) -> None:
     """Plain is torch's differentiation of the same forward pass, which other tests hold to open_clip's."""
     monkeypatch.setattr(text_packing, "ROW_LENGTH", row_length)
-    run, prompts = tower(layers)
+    require_derivatives(*tower(layers))
 
+
+def require_derivatives(run: Callable[[Prompts], tuple[Tensor, Pass]], prompts: Prompts) -> None:
     def plain(prompts: Prompts) -> Tensor:
         return run(prompts)[0]
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prometar.backbone.expected_tensors import architecture, expected_shapes
+from prometar.backbone.expected_tensors import expected_shapes
+from prometar.backbone.families import architecture
 from prometar.backbone.openclip import TEMPLATES, load_backbone
 from prometar.backbone.weight_files import read_weights
 from prometar.bundled.weights import load_mini

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.clip import Clip, Tower
 from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import TEMPLATES, tokenize
 from prometar.backbone.vision import embed_images
@@ -43,12 +41,15 @@ MIXES = ("none", "feature_mixup", "input_mixup", "cutmix")
 
 
 def frozen_tensors(model: Model) -> Iterator[Tensor]:
-    clip = model.clip
-    for field in fields(Clip):
-        value = getattr(clip, field.name)
-        yield from (
-            (tensor for block in value.blocks for tensor in block) if isinstance(value, Tower) else (value,)
-        )
+    found: list[Tensor] = []
+
+    def see(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    model.clip.map(see)
+    assert len(found) > 12 * len(model.clip.text.blocks)
+    yield from found
     yield from [model.text] if isinstance(model.text, Tensor) else []
     yield from [] if model.frozen_text_CE is None else [model.frozen_text_CE]
 

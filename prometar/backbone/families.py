@@ -1,0 +1,133 @@
+"""What architecture an open_clip configuration describes, or why the towers do not compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from prometar.backbone.closed import names
+from prometar.backbone.expected_tensors import Architecture
+from prometar.backbone.form import Form
+from prometar.backbone.norm import EPS
+from prometar.backbone.trunks import image_network, trunk_parts
+from prometar.backbone.unlike import Unlike
+
+_OWN_ATTENTION = (
+    "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn",
+    "scale_fc",
+)  # fmt: skip
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """
+    Raises:
+        Unlike: the model is no ViT with a text transformer as the towers compute them; says why.
+    """
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    if "multimodal_cfg" in config:
+        raise Unlike("it is a CoCa, whose towers pool with tokens and a mask of their own")
+    if text.get("hf_model_name"):
+        raise Unlike("its text tower is a language model of the Hugging Face hub")
+    for key in ("embed_cls", *_OWN_ATTENTION):
+        if text.get(key):
+            raise Unlike(f"its text tower has {key}")
+    if text.get("pool_type", "argmax") not in ("argmax", "eos", "last"):
+        raise Unlike(f"its text feature is pooled by '{text['pool_type']}'")
+    try:
+        parts = trunk_parts(config) if vision.get("timm_model_name") else _vision(vision, activation)
+    except Unlike as why:
+        parts = _closed(config, str(why))
+    text_form: dict[str, Any] = {
+        "causal": not text.get("no_causal_mask", False),
+        "text_pool": text.get("pool_type", "argmax"),
+        "eos_id": text.get("eos_id", 2),
+    }
+    projection = "bias" if text.get("proj_bias") else "matrix"
+    return Architecture(
+        embed_dim=config["embed_dim"],
+        text_width=text["width"],
+        text_layers=text["layers"],
+        text_heads=text["heads"],
+        text_hidden=int(text["width"] * text.get("mlp_ratio", 4.0)),
+        context_length=text.get("context_length", 77),
+        vocabulary=text.get("vocab_size", 49408),
+        text_activation=_activation(text, activation),
+        text_eps=_eps(text),
+        text_layer_scale=text.get("ls_init_value") is not None,
+        text_projection="none" if text.get("proj_type", "linear") == "none" else projection,
+        custom_text=bool(config.get("custom_text")),
+        form=Form(**text_form, **parts.pop("form")),
+        **parts,
+    )
+
+
+def _closed(config: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """Any other image tower, for prompts of texts alone."""
+    vision = config["vision_cfg"]
+    if not vision.get("timm_model_name") and isinstance(vision.get("layers"), int):
+        raise Unlike(why)
+    size = vision.get("image_size", 224)
+    counts = ("patch_size", "vision_width", "vision_layers", "vision_heads", "vision_hidden")
+    parts = {"activation": "gelu", "image_size": size, "closed": why, "form": {"image_size": size}}
+    return {**dict.fromkeys(counts, 0), **parts}
+
+
+def with_shapes(arch: Architecture, config: Mapping[str, Any]) -> Architecture:
+    """The same, and what a closed image tower consists of."""
+    if not arch.closed:
+        return arch
+    with torch.device("meta"):
+        network = image_network(config)
+    state = network.state_dict()
+    return replace(arch, closed_shapes=tuple((name, tuple(state[name].shape)) for name in names(network)))
+
+
+def _vision(vision: Mapping[str, Any], activation: str) -> dict[str, Any]:
+    """open_clip's own vision transformer."""
+    if not isinstance(vision.get("layers"), int):
+        raise Unlike("its image tower is a ResNet")
+    for key in ("attentional_pool", *_OWN_ATTENTION):
+        if vision.get(key):
+            raise Unlike(f"its image tower has {key}")
+    if vision.get("pool_type", "tok") not in ("tok", "avg"):
+        raise Unlike(f"its image feature is pooled by '{vision['pool_type']}'")
+    average = vision.get("pool_type") == "avg"
+    width, size, patch = vision["width"], vision["image_size"], vision["patch_size"]
+    return {
+        "activation": _activation(vision, activation),
+        "image_size": size,
+        "patch_size": patch,
+        "vision_width": width,
+        "vision_layers": vision["layers"],
+        "vision_heads": width // vision.get("head_width", 64),
+        "vision_hidden": int(width * vision.get("mlp_ratio", 4.0)),
+        "vision_eps": _eps(vision),
+        "vision_layer_scale": vision.get("ls_init_value") is not None,
+        "ln_pre": not vision.get("no_ln_pre"),
+        "form": {
+            "average": average,
+            "norm_after_pool": average and bool(vision.get("final_ln_after_pool")),
+            "image_size": size if size % patch else None,
+        },
+    }
+
+
+def _eps(tower: Mapping[str, Any]) -> float:
+    given = dict(tower.get("norm_kwargs") or {})
+    eps = float(given.pop("eps", EPS))
+    if given:
+        raise Unlike(f"its LayerNorms have {min(given)}")
+    return eps
+
+
+def _activation(tower: Mapping[str, Any], activation: str) -> str:
+    given = tower.get("act_kwargs")
+    if not given:
+        return activation
+    if activation != "gelu" or given != {"approximate": "tanh"}:
+        raise Unlike(f"its activation has {min(given)}")
+    return "gelu_tanh"

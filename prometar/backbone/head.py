@@ -1,0 +1,86 @@
+"""What makes features of a tower's last tokens, as parts with derivatives like those of a block.
+
+Linear parts are their own derivative; their second one has no term of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Part(Protocol):
+    """Like `prometar.backbone.norm.Norm`."""
+
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    def pull(self, g_K: Tensor, *, again: bool) -> Tensor: ...
+
+    def push(self, t_K: Tensor) -> Tensor: ...
+
+    def second(self, r: Tensor) -> Tensor: ...
+
+
+class Rows:
+    """(..., B, T, D) to (..., B T, D): the tokens that are left are the features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._size = x.shape[:-1]
+        return x.flatten(0, -2)
+
+    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
+        return g_K.unflatten(-2, self._size)
+
+    def push(self, t_K: Tensor) -> Tensor:
+        return t_K.flatten(1, -2)
+
+    def second(self, r: Tensor) -> Tensor:
+        return r.unflatten(-2, self._size)
+
+
+class Mean:
+    """(..., B, T, D) to (..., B, D): the mean of the tokens behind the first `start`."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._num = x.shape[-2] - self._start
+        return self.push(x)
+
+    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
+        return self.second(g_K)
+
+    def push(self, t_K: Tensor) -> Tensor:
+        return t_K[..., self._start :, :].mean(dim=-2)
+
+    def second(self, r: Tensor) -> Tensor:
+        each = (r / self._num).unsqueeze(-2).expand(*r.shape[:-1], self._num, r.shape[-1])
+        return F.pad(each, (0, 0, self._start, 0)) if self._start else each
+
+
+class Projection:
+    """x W + b."""
+
+    def __init__(self, weight_DE: Tensor, bias_E: Tensor | None) -> None:
+        self._weight_DE, self._bias_E = weight_DE, bias_E
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self._weight_DE
+        return y if self._bias_E is None else y + self._bias_E
+
+    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
+        return g_K @ self._weight_DE.T
+
+    def push(self, t_K: Tensor) -> Tensor:
+        return t_K @ self._weight_DE
+
+    def second(self, r: Tensor) -> Tensor:
+        return r @ self._weight_DE.T
+
+
+def projection(weight_DE: Tensor | None, bias_E: Tensor | None) -> list[Part]:
+    """A projection, if there is one."""
+    return [] if weight_DE is None else [Projection(weight_DE, bias_E)]

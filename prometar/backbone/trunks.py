@@ -1,0 +1,139 @@
+"""Image towers of timm: plain vision transformers, whatever their names, told by what they consist of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prometar.backbone.unlike import Unlike
+
+
+def trunk_parts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `Architecture` that a timm image tower decides; it is built without memory for its weights.
+
+    Raises:
+        Unlike: it is another network than a plain vision transformer.
+    """
+    with torch.device("meta"):
+        model = image_network(config)
+    trunk: Any = model.trunk
+    pool = _require_plain(trunk)
+    kind = _projection(model, trunk)
+    block, patch = trunk.blocks[0], trunk.patch_embed.proj
+    size = trunk.patch_embed.img_size[0]
+    after = isinstance(trunk.norm, nn.Identity)
+    return {
+        "activation": _activation(block.mlp.act),
+        "image_size": size,
+        "patch_size": patch.kernel_size[0],
+        "vision_width": trunk.embed_dim,
+        "vision_layers": len(trunk.blocks),
+        "vision_heads": block.attn.num_heads,
+        "vision_hidden": block.mlp.fc1.out_features,
+        "vision_eps": float((trunk.fc_norm if after else trunk.norm).eps),
+        "vision_layer_scale": not isinstance(getattr(block, "ls1", nn.Identity()), nn.Identity),
+        "vision_projection": kind,
+        "class_token": trunk.cls_token is not None,
+        "ln_pre": isinstance(trunk.norm_pre, nn.LayerNorm),
+        "patch_bias": patch.bias is not None,
+        "qkv_bias": _bias(block.attn),
+        "attention_pool": pool == "map",
+        "trunk": True,
+        "trunk_norm": "fc_norm" if after else "norm",
+        "form": {
+            "average": pool == "avg",
+            "norm_after_pool": pool == "avg" and after,
+            "image_size": size if size % patch.kernel_size[0] else None,
+        },
+    }
+
+
+def image_network(config: Mapping[str, Any]) -> nn.Module:
+    """open_clip's image tower of timm, or its ResNet."""
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
+
+    vision, embed_dim = config["vision_cfg"], config["embed_dim"]
+    if vision.get("timm_model_name"):
+        given = {"pool": "timm_pool", "proj": "timm_proj", "proj_bias": "timm_proj_bias"}
+        found = {key: vision[name] for key, name in given.items() if name in vision}
+        timm: nn.Module = TimmModel(vision["timm_model_name"], embed_dim=embed_dim, **found)
+        return timm
+    width = vision["width"]
+    resnet: nn.Module = ModifiedResNet(
+        layers=vision["layers"],
+        output_dim=embed_dim,
+        heads=width * 32 // vision.get("head_width", 64),
+        image_size=vision.get("image_size", 224),
+        width=width,
+    )
+    return resnet
+
+
+def _require_plain(trunk: Any) -> str:
+    """What must be so; returns how tokens are pooled."""
+    kind = type(trunk).__name__
+    blocks = {type(block).__name__ for block in getattr(trunk, "blocks", ())}
+    if kind not in ("VisionTransformer", "Eva") or not blocks <= {"Block", "EvaBlock"}:
+        raise Unlike(f"its image tower is timm's {kind}")
+    embed = trunk.patch_embed
+    if type(embed).__name__ != "PatchEmbed" or not isinstance(embed.norm, nn.Identity):
+        raise Unlike("its image patches go through convolutions first")
+    if getattr(trunk, "rope", None) is not None:
+        raise Unlike("its image tower has rotary positions")
+    for block in trunk.blocks:
+        _require_plain_block(block)
+    if trunk.pos_embed is None or trunk.pos_embed.shape[1] != embed.num_patches + trunk.num_prefix_tokens:
+        raise Unlike("its class token has no position")
+    if trunk.num_prefix_tokens != (trunk.cls_token is not None):
+        raise Unlike("its image tower has registers")
+    if trunk.global_pool not in ("token", "avg", "map") or getattr(trunk, "pool_include_prefix", False):
+        raise Unlike(f"its image feature is pooled by '{trunk.global_pool}'")
+    if trunk.global_pool == "map":
+        _require_plain_pool(trunk.attn_pool)
+    return str(trunk.global_pool)
+
+
+def _require_plain_block(block: Any) -> None:
+    if type(block.mlp).__name__ != "Mlp" or not isinstance(block.mlp.norm, nn.Identity):
+        raise Unlike(f"its image tower's MLPs are {type(block.mlp).__name__}")
+    norms = (block.attn.q_norm, block.attn.k_norm, block.attn.norm)
+    plain = type(block.attn).__name__ in ("Attention", "EvaAttention")
+    if not plain or not all(isinstance(norm, nn.Identity) for norm in norms):
+        raise Unlike("its image tower's attention is another")
+    if not isinstance(block.norm1, nn.LayerNorm) or getattr(block, "gamma_1", None) is not None:
+        raise Unlike("its image tower's blocks are others")
+
+
+def _require_plain_pool(pool: Any) -> None:
+    one = pool.latent.shape[1] == 1 and pool.pos_embed is None and pool.pool == "token"
+    if not one or not isinstance(pool.q, nn.Linear) or not isinstance(pool.q_norm, nn.Identity):
+        raise Unlike("its attention pool is another")
+
+
+def _projection(model: nn.Module, trunk: Any) -> str:
+    """See `Architecture`."""
+    head: Any = model.head
+    names = [name for name, _ in head.named_children()]
+    if "proj" in names and isinstance(trunk.head, nn.Identity) and head.proj.bias is None:
+        return "linear"
+    if names:
+        raise Unlike("its image feature is projected by more than a matrix")
+    return "none" if isinstance(trunk.head, nn.Identity) else "bias"
+
+
+def _activation(act: nn.Module) -> str:
+    if isinstance(act, nn.GELU):
+        return "gelu" if act.approximate == "none" else "gelu_tanh"
+    if type(act).__name__ == "GELUTanh":
+        return "gelu_tanh"
+    raise Unlike(f"its image tower's activation is {type(act).__name__}")
+
+
+def _bias(attention: Any) -> str:
+    if attention.qkv.bias is not None:
+        return "qkv"
+    return "none" if getattr(attention, "q_bias", None) is None else "qv"

@@ -1,0 +1,232 @@
+"""Each supported family against open_clip's own modules: features, and gradients of prompts put in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prometar.backbone.clip import Clip
+from prometar.backbone.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
+from prometar.backbone.text import encode_text, text_input, text_pass
+from prometar.backbone.vision import embed_images, encode_image, image_pass
+from prometar.errors import UserError
+from prometar.inference.prompt_file import weights_digest
+from tests.support import families
+from tests.unit.backbone.test_derivatives import require_derivatives
+from tests.unit.backbone.test_towers import random_prompts
+
+TEXTS = ["a photo of a cat .", "a photo of a woven polka dotted thing .", "a photo of a cat and dog ."]
+PROMPTED: list[set[int]] = [set(), {0}, {1}, {0, 1, 2}, {2}]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    families.register(monkeypatch)
+
+
+def loaded(name: str, folder: Path) -> tuple[Any, Backbone]:
+    """open_clip's model, and ours from a file of its weights, both in float64."""
+    path = str(families.write_weights(name, folder))
+    clip = load_clip(name, path)
+    assert clip.dtype == torch.float64
+    return families.model_of(name), ready(name, path, clip.folded())
+
+
+def images(clip: Clip) -> Tensor:
+    size = clip.image_size
+    return torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", families.CONFIGS | families.CLOSED)
+def test_features_and_logits_are_open_clips(name: str, tmp_path: Path) -> None:
+    model, backbone = loaded(name, tmp_path)
+    clip, ids = backbone.clip, backbone.tokenize(TEXTS)
+    image, text = (
+        encode_image(clip, embed_images(clip, images(clip))),
+        encode_text(clip, text_input(clip, ids)),
+    )
+    torch.testing.assert_close(image, model.encode_image(images(clip)), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(text, model.encode_text(ids), rtol=1e-9, atol=1e-10)
+    theirs = model.get_logits(images(clip), ids)[0]
+    ours = clip.logit_scale * nn.functional.normalize(image) @ nn.functional.normalize(text).T
+    # A bias of the logits is the same for all classes.
+    torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("layers", PROMPTED, ids=str)
+@pytest.mark.parametrize("name", families.CONFIGS)
+def test_prompts_and_their_gradients_are_those_of_open_clips_modules(
+    name: str, layers: set[int], tmp_path: Path
+) -> None:
+    model, backbone = loaded(name, tmp_path)
+    clip, ids = backbone.clip, backbone.tokenize(TEXTS)
+    text = random_prompts(layers, 4, clip.text.width)
+    compare(
+        encode_text(clip, text_input(clip, ids, num_context=4), text),
+        plain_text(model, ids, text, clip.form.num_start),
+        text,
+    )
+    vision = random_prompts(layers, 3, clip.vision.width)
+    pixels = images(clip)
+    compare(
+        encode_image(clip, embed_images(clip, pixels), vision), plain_image(model, pixels, vision), vision
+    )
+
+
+def compare(ours: Tensor, theirs: Tensor, prompts: Mapping[int, Tensor]) -> None:
+    exact = {"rtol": 1e-8, "atol": 1e-10}
+    torch.testing.assert_close(ours, theirs, **exact)
+    if prompts:
+        weights, leaves = torch.linspace(-1, 1, ours.numel(), dtype=ours.dtype), list(prompts.values())
+        gradients = (torch.autograd.grad((x.flatten().sin() * weights).sum(), leaves) for x in (ours, theirs))
+        torch.testing.assert_close(*gradients, **exact)
+
+
+def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
+    tower = model.text if hasattr(model, "text") else model
+
+    def put(x: Tensor, prompt: Tensor) -> Tensor:
+        each = prompt.expand(len(x), -1, -1)
+        return torch.cat([x[:, :start], each, x[:, start + len(prompt) :]], dim=1)
+
+    with ExitStack() as hooks:
+        for layer, prompt in prompts.items():
+            if layer == 0:
+                hook = tower.token_embedding.register_forward_hook(lambda m, a, x, p=prompt: put(x, p))
+            else:
+                block = tower.transformer.resblocks[layer]
+                hook = block.register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
+            hooks.callback(hook.remove)
+        features: Tensor = model.encode_text(ids)
+    return features
+
+
+def plain_image(model: Any, pixels: Tensor, prompts: Mapping[int, Tensor]) -> Tensor:
+    """Prompts behind the image's own tokens, before the first LayerNorm if there is one; none is pooled."""
+    trunk = getattr(model.visual, "trunk", None)
+    blocks = model.visual.transformer.resblocks if trunk is None else trunk.blocks
+    before: nn.Module = model.visual.ln_pre if trunk is None else trunk.norm_pre
+    num_own = (pixels.shape[-1] // 8) ** 2 + (trunk is None or trunk.cls_token is not None)
+
+    def put(x: Tensor, prompt: Tensor) -> Tensor:
+        return torch.cat([x[:, :num_own], prompt.expand(len(x), -1, -1)], dim=1)
+
+    with ExitStack() as hooks:
+        for layer, prompt in prompts.items():
+            where = blocks[layer] if layer else before
+            hook = where.register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
+            hooks.callback(hook.remove)
+        hooks.callback(blocks[-1].register_forward_hook(lambda m, a, x: x[:, :num_own]).remove)
+        features: Tensor = model.encode_image(pixels)
+    return features
+
+
+@pytest.mark.parametrize("layers", [{0, 1, 2}, {1}, {2}], ids=str)
+@pytest.mark.parametrize("name", families.CONFIGS)
+def test_the_derivatives_are_those_of_the_forward_pass(name: str, layers: set[int], tmp_path: Path) -> None:
+    """To the second one, as `test_derivatives` has it."""
+    _, backbone = loaded(name, tmp_path)
+    clip = backbone.clip
+    text = text_input(clip, backbone.tokenize(TEXTS), num_context=2)
+    require_derivatives(lambda prompts: text_pass(clip, text, prompts), drawn(layers, 2, clip.text.width))
+    tokens = embed_images(clip, images(clip))
+    require_derivatives(
+        lambda prompts: image_pass(clip, tokens, prompts), drawn(layers, 3, clip.vision.width)
+    )
+
+
+def drawn(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
+    return {layer: prompt.detach() for layer, prompt in random_prompts(layers, length, width).items()}
+
+
+@pytest.mark.parametrize("name", families.CONFIGS | families.CLOSED)
+def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> None:
+    shapes: list[list[tuple[int, ...]]] = []
+    for clip in (load_clip(name, str(families.write_weights(name, tmp_path))), outline(name)):
+        found: list[tuple[int, ...]] = []
+        clip.map(lambda tensor, found=found: found.append(tuple(tensor.shape)) or tensor)  # type: ignore[func-returns-value]
+        shapes.append(found)
+    assert shapes[0] == shapes[1]
+
+
+def test_a_file_that_lacks_a_tensor_says_which_by_its_own_name(tmp_path: Path) -> None:
+    path = families.write_weights("tiny-siglip", tmp_path)
+    state = torch.load(path)
+    del state["visual.trunk.attn_pool.kv.bias"]
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"has no 'visual\.trunk\.attn_pool\.kv\.bias'"):
+        load_clip("tiny-siglip", str(path))
+
+
+def test_words_are_a_texts_own_tokens(tmp_path: Path) -> None:
+    for name in ("tiny-siglip", "tiny-clipa", "tiny-worldwide", "tiny-eva"):
+        _, backbone = loaded(name, tmp_path)
+        alone = backbone.tokenize(["a photo of a"])[0]
+        start = backbone.clip.form.num_start
+        assert backbone.words("a photo of a").tolist() == alone[start : start + 4].tolist()
+        assert start == (len(families.START[name]) if name in families.START else name == "tiny-eva")
+
+
+REFUSED = {
+    "roberta-ViT-B-32": "its text tower is a language model of the Hugging Face hub",
+    "coca_ViT-B-32": "it is a CoCa",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_supported_says_why_in_one_line(name: str) -> None:
+    with pytest.raises(UserError, match=f"backbone {name} is not supported: {REFUSED[name]}"):
+        outline(name)
+
+
+def test_images_are_normalised_as_the_weights_tag_says() -> None:
+    clip = outline("ViT-M-32")
+    assert {ready("ViT-B-16", tag, clip).mean for tag in ("openai", None)} == {OPENAI_MEAN}
+    assert ready("ViT-L-14", "laion2b_s32b_b82k", clip).mean == (0.5, 0.5, 0.5)
+    assert (
+        ready("ViT-L-14", "laion400m_e32", clip).mean == OPENAI_MEAN == ready("ViT-L-14", "a.pt", clip).mean
+    )
+
+
+CLOSED = {
+    "RN50": "its image tower is a ResNet",
+    "convnext_tiny": "its image tower is timm's ConvNeXt",
+    "EVA02-B-16": "its image tower has rotary positions",
+    "MobileCLIP-B": "its image patches go through convolutions first",
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_other_image_towers_take_no_prompts_and_say_why(name: str) -> None:
+    with pytest.raises(UserError, match=rf"the backbone's takes none \({CLOSED[name]}\): take one of text"):
+        outline(name).require_open()
+
+
+def test_a_closed_tower_is_moved_and_frozen_and_known_by_its_weights(tmp_path: Path) -> None:
+    model, backbone = loaded("tiny-resnet", tmp_path)
+    clip, pixels = backbone.clip, images(backbone.clip)
+    narrow = clip.to(torch.bfloat16)
+    features = encode_image(narrow, embed_images(narrow, pixels.bfloat16()))
+    assert features.dtype == torch.bfloat16
+    assert not features.requires_grad
+    torch.testing.assert_close(features.double(), model.encode_image(pixels), rtol=0.1, atol=0.1)
+    assert clip.closed is not None
+    other = dict(clip.closed.tensors)
+    other["conv1.weight"] = other["conv1.weight"] + 1
+    assert weights_digest(replace(clip, closed=replace(clip.closed, tensors=other))) != weights_digest(clip)
+
+
+def test_a_closed_towers_file_is_checked(tmp_path: Path) -> None:
+    path = families.write_weights("tiny-resnet", tmp_path)
+    state = torch.load(path)
+    state["visual.bn1.running_var"] = state["visual.bn1.running_var"][1:]
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"'visual\.bn1\.running_var' is \(3,\), the model's is \(4,\)"):
+        load_clip("tiny-resnet", str(path))

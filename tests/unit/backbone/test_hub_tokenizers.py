@@ -1,0 +1,68 @@
+"""Tokenizers of the Hugging Face hub: one from a folder, and what a user is told where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from open_clip import factory
+
+from prometar.backbone import openclip
+from prometar.config.settings import configure
+from prometar.errors import UserError, WorkError
+from prometar.methods.composition import build_prompts
+from prometar.step.prompted_clip import build_model, prompt_texts
+from tests.support import families
+
+
+def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openclip, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"timm/ViT-B-16-SigLIP2, which needs transformers: pip install 'transformers"
+    ):
+        openclip.outline("ViT-B-16-SigLIP2")
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network\nmore lines")
+
+    monkeypatch.setattr(openclip, "find_spec", lambda name: object())
+    monkeypatch.setattr("open_clip.get_tokenizer", refuse)
+    with pytest.raises(WorkError, match=r"cannot fetch the tokenizer of ViT-H-14-CLIPA \(no network\): run"):
+        openclip.outline("ViT-H-14-CLIPA")
+
+
+def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "cat", "many"]
+    tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    special = {"pad_token": "[PAD]", "sep_token": "[SEP]", "cls_token": "[CLS]", "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    )
+    config = families.CONFIGS["tiny-clipa"]
+    text = {**config["text_cfg"], "hf_tokenizer_name": str(tmp_path)}
+    text["tokenizer_kwargs"] = {"strip_sep_token": True}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-bert", {**config, "text_cfg": text})
+    backbone = openclip.load_backbone("tiny-bert", "random")
+    assert backbone.tokenize(["a photo of"]).tolist() == [[2, 4, 5, 6, *[0] * 8]]
+    assert backbone.clip.form.num_start == 1
+    assert backbone.words("a photo of").tolist() == [4, 5, 6]
+
+
+def test_a_context_that_is_too_few_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    families.register(monkeypatch)
+    backbone = openclip.load_backbone("tiny-siglip", "random")
+    config = configure("coop")
+    prompts = build_prompts(config)
+    texts = prompt_texts(["cat", "dog"], prompts, init="a photo of a", template="{}")
+    build_model(backbone.clip, prompts, backbone.tokenize(texts))
+    with pytest.raises(UserError, match="makes fewer than"):
+        build_model(backbone.clip, prompts, backbone.tokenize(["cat .", "dog ."]))

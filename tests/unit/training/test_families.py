@@ -1,0 +1,117 @@
+"""Training on other families, as the command does it, and what becomes of its runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from prometar import runs
+from prometar.cli.app import main
+from prometar.config.settings import configure
+from prometar.data.streaming.stream import stream_local
+from prometar.inference.classifier import Classifier, load
+from prometar.training.counts import kernels_of
+from prometar.training.rehearsal import rehearse
+from tests.support import families
+
+
+@pytest.fixture(autouse=True)
+def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    families.register(monkeypatch)
+
+    def here(run: runs.Run) -> runs.Stream:
+        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
+
+    monkeypatch.setattr(runs, "ray_stream", here)
+
+
+def command(name: str, method: str, out: Path, *more: str) -> int:
+    settings = {
+        "backbone.name": name, "backbone.pretrained": "random", "train.epochs": 1, "data.shots": 1,
+        "train.batch_size": 6,
+    }  # fmt: skip
+    assigned = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return main(["train", "--method", method, "--out", str(out), *assigned, *more])
+
+
+def train(name: str, method: str, out: Path, *more: str) -> Path:
+    assert command(name, method, out, *more) == 0
+    return out
+
+
+def pixels(classifier: Classifier) -> NDArray[np.uint8]:
+    size = classifier.backbone.clip.image_size
+    return np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+
+
+def exported(run: Path) -> Classifier:
+    file = run.with_name("prompts.safetensors")
+    assert main(["export", str(run), "--to", str(file)]) == 0
+    return load(file, device="cpu")
+
+
+def test_an_epoch_on_textures(tmp_path: Path) -> None:
+    run = train("tiny-siglip", "prometar", tmp_path / "run", "--objective", "class_holdout")
+    assert len(json.loads((run / "result.json").read_text())["history"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("tiny-clipa", "maple"), ("tiny-worldwide", "promptsrc"), ("tiny-gap", "cocoop"),
+     ("tiny-siglip-i18n", "cocoop"), ("tiny-mobileclip", "coop"),
+     ("tiny-resnet", "coop"), ("tiny-eva02", "cocoop"), ("tiny-resnet", "zero-shot")],
+)  # fmt: skip
+def test_trained_prompts_classify(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
+    classifier = exported(
+        train(name, method, tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
+    )
+    found = classifier.predict(list(pixels(classifier))).probabilities
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_methods_with_prompts_in_a_closed_image_tower_are_refused(
+    small_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("prometar", "maple"):
+        run = tmp_path / "run"
+        assert command("tiny-resnet", method, run, "--dataset", "dtd", "--data-root", str(small_dtd)) == 2
+        assert not run.exists()
+        said = capsys.readouterr().err.strip()
+        assert "takes none (its image tower is a ResNet)" in said
+        assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("tiny-siglip2", "prometar"),
+        ("tiny-clipa", "prometar"),
+        ("tiny-eva", "prometar"),
+        ("tiny-resnet", "coop"),
+    ],
+)
+def test_a_program_says_what_the_prompts_say(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
+    run = train(name, method, tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
+    classifier = exported(run)
+    images = pixels(classifier)
+    assert main(["export", str(run), "--to", str(tmp_path / "a.onnx"), "--format", "onnx"]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images})
+    found = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected = classifier.predict(list(images)).probabilities
+    np.testing.assert_allclose(found / found.sum(axis=1, keepdims=True), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "configurations"),
+    [("tiny-siglip", "prometar", None), ("tiny-siglip", "prometar", 2), ("tiny-resnet", "coop", None)],
+)
+def test_an_iteration_is_counted_without_weights(name: str, method: str, configurations: int | None) -> None:
+    config = configure(method, {"backbone.name": name, "backbone.pretrained": "random"})
+    counted = kernels_of(rehearse(config, num_classes=5, configurations=configurations))
+    assert counted.kernels["bmm"] > 0
