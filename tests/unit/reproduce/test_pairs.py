@@ -130,3 +130,9 @@ def test_files_are_written(tmp_path: Path) -> None:
     assert not page.loads, "it is self-contained"
     assert len(re.findall("<circle", text)) == 9
     assert '<td class="n">-4.00 [-4.00, -4.00]</td>' in text
+
+
+def test_pairs_of_an_earlier_request_go_where_nothing_is_paired(tmp_path: Path) -> None:
+    write_pairs(pairs_of(ask("base-to-new", METHODS, seeds=(1, 2), datasets=("dtd", "eurosat"))), tmp_path)
+    assert write_pairs(pairs_of(ask("base-to-new", ("coop",), seeds=(1,), datasets=("dtd",))), tmp_path) == []
+    assert not list(tmp_path.iterdir())
