@@ -13,6 +13,7 @@ from prometar.backbone.openclip import load_backbone, load_clip
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
+from prometar.data.datasets.hubname import without_folders
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.fewshot import labels_of, select
 from prometar.data.splits.objective import own_objective
@@ -212,11 +213,12 @@ def _card(classifier: Classifier) -> dict[str, Any]:
     from_file = pretrained is not None and os.path.isfile(pretrained)
     if from_file:
         pretrained = Path(str(pretrained)).name  # a card holds no folders of this machine
-    shared = config.override({"data.root": None, "backbone.pretrained": pretrained})
+    data = without_folders(config.data.name)
+    shared = config.override({"data.root": None, "data.name": data, "backbone.pretrained": pretrained})
     return {
         "method": config.method,
         "config": shared.model_dump(mode="json"),
-        "data": {"name": config.data.name, "objective": result["objective"], "shots": config.data.shots,
+        "data": {"name": data, "objective": result["objective"], "shots": config.data.shots,
                  "seed": config.train.seed},
         "classnames": list(classifier.classnames),
         "template": classifier.template,

@@ -22,10 +22,11 @@ from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, send
 from prometar.errors import UserError
-from prometar.inference.hub import SCHEME, HubName
+from prometar.inference.hub import HubName
 from prometar.inference.hub import fetch as fetch_prompts
 from prometar.inference.prompt_file import read_prompts, weights_digest
 from prometar.io.files import read_bytes
+from prometar.io.hub import SCHEME
 from prometar.methods.composition import build_prompts
 from prometar.methods.prompts import Prompts
 from prometar.parts.identity import require_same

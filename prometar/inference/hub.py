@@ -5,19 +5,15 @@ A repository holds prompts.safetensors and a README.md made of its card; nothing
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometar.errors import UserError, WorkError, first_line
+from prometar.errors import UserError, WorkError
+from prometar.io.hub import SCHEME, asking, client, require_repo
 
-SCHEME = "hf://"
 FILE = "prompts.safetensors"
 _MOST_BYTES = 2**30  # prompts of the largest models have some hundred megabytes
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 
 
@@ -42,12 +38,9 @@ class HubName:
             HubName(repo='me/prompts', revision='v1')
         """
         repo, at, revision = text.removeprefix(SCHEME).partition("@")
-        parts = repo.split("/")
-        usable = len(parts) == 2 and all(_NAME.fullmatch(part) and ".." not in part for part in parts)
-        if not usable or (at and not (_REVISION.fullmatch(revision) and ".." not in revision)):
-            raise UserError(
-                f"'{text}' is no name on the hub: write owner/name, or {SCHEME}owner/name@revision"
-            )
+        require_repo(repo, text)
+        if at and not (_REVISION.fullmatch(revision) and ".." not in revision):
+            raise UserError(f"'{text}' is no name on the hub: a revision is a branch, a tag or a commit")
         return cls(repo, revision or None)
 
 
@@ -58,15 +51,13 @@ def fetch(name: HubName) -> Path:
         UserError: no such repository, revision or file, or none that the token may read.
         WorkError: no network, or a file larger than 1 GiB.
     """
-    from huggingface_hub import hf_hub_download
-
-    with _one_line(name):
-        size = hf_hub_download(name.repo, FILE, revision=name.revision, dry_run=True).file_size
+    with asking(f"{name}", FILE):
+        size = client().hf_hub_download(name.repo, FILE, revision=name.revision, dry_run=True).file_size
         if size is None or size > _MOST_BYTES:
             raise WorkError(
                 f"{name}: {FILE} has {size or 'an unknown number of'} bytes, no prompts have so many"
             )
-        return Path(hf_hub_download(name.repo, FILE, revision=name.revision))
+        return Path(client().hf_hub_download(name.repo, FILE, revision=name.revision))
 
 
 def push(name: HubName, prompts: bytes, readme: str, *, public: bool = False) -> str:
@@ -80,14 +71,14 @@ def push(name: HubName, prompts: bytes, readme: str, *, public: bool = False) ->
             public where it should be private, or the other way round: its visibility is never changed.
         WorkError: no network.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, get_token
 
-    with _one_line(name):
+    with asking(f"{name}"):
         if get_token() is None:
             raise UserError(
                 f"there is no token to write {name} with: run `hf auth login`, or set HF_TOKEN to one"
             )
-        api = HfApi(library_name="prometar")
+        api = client()
         address = api.create_repo(name.repo, private=not public, exist_ok=True)
         found = api.model_info(name.repo)
         if bool(found.private) == public:
@@ -102,42 +93,3 @@ def push(name: HubName, prompts: bytes, readme: str, *, public: bool = False) ->
         added = [CommitOperationAdd(path, content) for path, content in files.items()]
         api.create_commit(name.repo, added, commit_message="Prompts and their card")
     return str(address)
-
-
-@contextmanager
-def _one_line(name: HubName) -> Iterator[None]:
-    """What the hub's client raises, as one line that says what to do."""
-    from huggingface_hub import errors
-
-    logging.disable(logging.WARNING)  # each of its attempts is a warning
-    try:
-        yield
-    except UserError:
-        raise
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{name}: there is no such revision") from None
-    except errors.RemoteEntryNotFoundError:
-        raise UserError(f"{name} holds no {FILE}: `prometar push` writes one") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{name} is not there, or is private: compare the name, or run `hf auth login` (or set HF_TOKEN)"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403):
-            raise UserError(
-                f"the hub refuses this token for {name} ({status}): log in with one that may"
-            ) from None
-        raise WorkError(f"the hub failed over {name} ({status}): {first_line(error)}") from None
-    except errors.LocalEntryNotFoundError:
-        raise WorkError(
-            f"cannot reach the hub for {name}, and the local cache does not hold it: try again with a "
-            "network, or load the file from a path"
-        ) from None
-    except Exception as error:  # the client raises errors of many libraries
-        raise WorkError(
-            f"cannot reach the hub for {name} ({type(error).__name__}: {first_line(error)}): try again "
-            "with a network"
-        ) from None
-    finally:
-        logging.disable(logging.NOTSET)

@@ -57,9 +57,7 @@ ENTRANCES = {
     "open_clip": {
         "prometar/backbone/openclip.py", "prometar/backbone/trunks.py", "prometar/bundled/pretrain.py"
     },
-    "huggingface_hub": {
-        "prometar/backbone/openclip.py", "prometar/data/preparation/hub.py", "prometar/inference/hub.py"
-    },
+    "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/io/hub.py", "prometar/inference/hub.py"},
     "onnx": set(),
     "optuna": {"tune/optimizer/"},
     "ray": {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass, fields
-from urllib.parse import parse_qsl
+from pathlib import PurePath
+from urllib.parse import parse_qsl, urlencode
 
 from prometar.errors import UserError
+from prometar.io.hub import SCHEME, require_repo
 
-SCHEME = "hf://"
-_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
 _DIGITS = 8  # of a digest, in a folder's name
 
 
@@ -53,9 +52,8 @@ def parse_hub(name: str) -> HubName:
         >>> parse_hub("hf://uoft-cs/cifar100?label=fine_label").label
         'fine_label'
     """
-    repo, _, query = name.removeprefix(SCHEME).removeprefix("datasets/").partition("?")
-    if not is_hub(name) or not _NAME.fullmatch(repo) or ".." in repo:
-        raise UserError(f"'{name}' names no data set of the hub: expected hf://owner/name")
+    repo, _, query = name.removeprefix(SCHEME).partition("?")
+    require_repo(repo, name)
     known = [field.name for field in fields(HubName)][1:]
     options: dict[str, str] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
@@ -65,6 +63,21 @@ def parse_hub(name: str) -> HubName:
             raise UserError(f"'{name}': the option '{key}' needs one value")
         options[key] = value
     return HubName(repo, **options)
+
+
+def without_folders(name: str) -> str:
+    """A data set's name for others to read: of a file of class names, without the folder it lies in here.
+
+    Example:
+        >>> without_folders("hf://a/b?label=kind&names=/home/me/labels.txt")
+        'hf://a/b?label=kind&names=labels.txt'
+    """
+    if not is_hub(name):
+        return name
+    repo, mark, query = name.partition("?")
+    options = parse_qsl(query, keep_blank_values=True)
+    shown = [(key, PurePath(value).name if key == "names" else value) for key, value in options]
+    return repo + mark + urlencode(shown, safe="/")
 
 
 def hub_folder(name: str) -> str:

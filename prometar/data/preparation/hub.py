@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prometar.data.preparation.digests import digest_of
-from prometar.errors import UserError, WorkError, first_line
+from prometar.errors import WorkError
+from prometar.io.hub import asking, client
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class HubRepo:
         Raises:
             WorkError: the hub does not give it, or gives another one than it says.
         """
-        with _asking(self.repo):
+        with asking(f"the data set {self.repo}", file.path):
             path = Path(
-                _api().hf_hub_download(
+                client().hf_hub_download(
                     self.repo, file.path, repo_type="dataset", revision=self.commit, local_dir=folder
                 )
             )
@@ -57,8 +55,8 @@ def look_up(repo: str, revision: str) -> HubRepo:
         UserError: no such data set or revision, or a private or gated one.
         WorkError: the hub does not answer.
     """
-    with _asking(repo, revision):
-        info = _api().dataset_info(repo, revision=revision, files_metadata=True)
+    with asking(f"the data set {repo} (revision {revision})"):
+        info = client().dataset_info(repo, revision=revision, files_metadata=True)
         found = [(each.rfilename, each.size, each.lfs) for each in info.siblings or ()]
         files = [HubFile(path, size or 0, lfs.sha256 if lfs else None) for path, size, lfs in found]
     for file in files:
@@ -67,32 +65,3 @@ def look_up(repo: str, revision: str) -> HubRepo:
                 f"{repo} lists a file '{file.path[:80]}', which leaves its folder: it is not taken"
             )
     return HubRepo(repo, str(info.sha), tuple(sorted(files, key=lambda file: file.path)))
-
-
-def _api():  # type: ignore[no-untyped-def]
-    from huggingface_hub import HfApi  # slow to import, and few commands need it
-
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-
-
-@contextmanager
-def _asking(repo: str, revision: str = "") -> Iterator[None]:
-    """Tell what the hub's client says in one line."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        yield
-    except GatedRepoError:
-        raise UserError(
-            f"{repo} is given only to those who accept its terms: do so on its page, then `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"the hub has no data set '{repo}': mend the name, or, if it is private, `hf auth login`"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"{repo} has no revision '{revision}'") from None
-    except Exception as error:  # which HTTP library's errors these are depends on the client's version
-        raise WorkError(
-            f"cannot get {repo} from the hub: {first_line(error)}; the same command goes on"
-        ) from None

@@ -26,6 +26,7 @@ class ImageFile:
     """A downloaded file that has the columns asked for: where it lies, and the rows of its row groups."""
 
     path: str
+    image: str
     label: str
     groups: tuple[int, ...]
 
@@ -34,21 +35,32 @@ class ImageFile:
         """
         Raises:
             UserError: a missing column, or one of another kind.
-            WorkError: the file is damaged, or made to fill the memory.
+            WorkError: the file is damaged.
         """
         with _damage(file.path):
             meta, schema = pq.read_metadata(path), pq.read_schema(path)
-            groups = [meta.row_group(k) for k in range(meta.num_row_groups)]
-        if sum(group.total_byte_size for group in groups) > file.size * MAX_GROWTH + MAX_SLACK_BYTES:
-            raise WorkError(
-                f"{file.path} of {wanted.repo} holds more than a file of images can: it is not read"
-            )
+            groups = tuple(meta.row_group(k).num_rows for k in range(meta.num_row_groups))
         _require_columns(schema, wanted)
-        return cls(str(path), wanted.label, tuple(group.num_rows for group in groups))
+        return cls(str(path), wanted.image, wanted.label, groups)
 
     @property
     def rows(self) -> int:
         return sum(self.groups)
+
+    def require_bounded(self) -> None:
+        """Refuse a file that would fill memory or disk: one value in it may stand for many rows.
+
+        Raises:
+            WorkError: its images and labels take more than a file of images can.
+        """
+        most, held = Path(self.path).stat().st_size * MAX_GROWTH + MAX_SLACK_BYTES, 0
+        with _damage(self.path):
+            table = pq.ParquetFile(self.path)
+            # row by row: a thousand rows of one large value are never in memory
+            for row in table.iter_batches(1, columns=[_leaf(table, self.image), self.label]):
+                held += row.nbytes
+                if held > most:
+                    raise WorkError(f"{self.path} holds more than a file of images can: it is not read")
 
     def labels(self) -> list[int | str | None]:
         with _damage(self.path):
@@ -100,6 +112,11 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _has_bytes(kind: pa.DataType) -> bool:
     k = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
     return k >= 0 and _is_bytes(kind.field(k).type)
+
+
+def _leaf(table: pq.ParquetFile, column: str) -> str:
+    """What of a column is read."""
+    return f"{column}.bytes" if _has_bytes(table.schema_arrow.field(column).type) else column
 
 
 @contextmanager
@@ -167,7 +184,8 @@ _ONE_AT_A_TIME = Lock()  # else several threads would read the same row group, e
 @lru_cache(maxsize=2)
 def _read_group(file: str, number: int, column: str) -> pa.ChunkedArray:
     with _damage(file):
-        found = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(column)
+        table = pq.ParquetFile(file)
+        found = table.read_row_group(number, columns=[_leaf(table, column)]).column(column)
     return pc.struct_field(found, "bytes") if pa.types.is_struct(found.type) else found
 
 

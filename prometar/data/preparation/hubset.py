@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from prometar.data.datasets.catalog import TEMPLATE, place_of, problems_of
 from prometar.data.datasets.dataset import Dataset, Item
-from prometar.data.datasets.hubname import SCHEME, HubName, hub_folder, is_hub, parse_hub
+from prometar.data.datasets.hubname import HubName, hub_folder, is_hub, parse_hub
 from prometar.data.datasets.listing import SPLITS, read_text
 from prometar.data.datasets.manifest import find_manifest
 from prometar.data.preparation.archives import MAX_FILES
@@ -23,18 +25,23 @@ from prometar.data.preparation.hubparquet import HubSource, ImageFile, forget
 from prometar.data.preparation.prepare import PrepareResult, target_of, write_copy
 from prometar.data.streaming.transforms import BrokenImage, decode
 from prometar.errors import UserError, WorkError
+from prometar.io.hub import SCHEME
+from prometar.io.lock import locked
 from prometar.io.stores import shown
 
 VAL_NAMES = ("validation", "val", "valid")
 Progress = Callable[[int, int], None]
+Files = dict[str, list[HubFile]]
+"""Parquet files by split."""
 
 
 def obtain(name: str, root: Path | str | None, progress: Progress | None = None) -> PrepareResult | None:
     """Have a data set of the hub lie below `root`; None if it does already, or is not of the hub.
 
     Its files are downloaded to `<root>/.download`, every image is decoded, and the copy is written as
-    `prometar data prepare` writes one; the same call goes on. A copy that is there is used as it is, whatever
-    has become of the data set since: its note says which commit it is of.
+    `prometar data prepare` writes one; the same call goes on, and a second one at a time is refused. A copy
+    that is there is used as it is, whatever has become of the data set since: its note says which commit it
+    is of.
 
     Args:
         name: hf://owner/name, see `HubName`.
@@ -42,49 +49,74 @@ def obtain(name: str, root: Path | str | None, progress: Progress | None = None)
         progress: Called with (shards done, shards in all).
     Raises:
         UserError: a wrong name, split or column; labels without names.
-        WorkError: the hub does not answer, a file is damaged, images are broken or too many, no space.
+        WorkError: the hub does not answer, a file is damaged, images are broken or too many, no space,
+            another process gets it.
     """
     if not is_hub(name):
         return None
     wanted = parse_hub(name)
     if root is None:
         raise UserError(f"{name} needs a place for its copy: pass --data-root DIR")
-    if find_manifest(place_of(name, root)) is not None:
+    place, work = place_of(name, root), Path(root, WORK, hub_folder(f"{SCHEME}{wanted.repo}"))
+    remote, what = "://" in place, f"the download of {wanted.repo}"
+    if find_manifest(place) is not None:
+        if not remote and work.exists():  # a process ended between its copy and this, or has still to end
+            with suppress(WorkError, OSError), locked(work, what):
+                _clear(work)
         return None
-    if "://" in str(root):
+    if remote:
         raise UserError(
-            f"there is no copy of {name} at {shown(place_of(name, root))}: `prometar data download` it to a "
+            f"there is no copy of {name} at {shown(place)}: `prometar data download` it to a "
             "folder, then `prometar data prepare` it from there"
         )
-    target, work = target_of(name, None, root), Path(root, WORK, hub_folder(f"{SCHEME}{wanted.repo}"))
-    dataset = _read(name, wanted, work)
-    for problem in problems_of(dataset):
-        raise UserError(problem)
-    result = write_copy(dataset, target, progress=progress)
-    forget()
-    shutil.rmtree(work)
-    if not any(work.parent.iterdir()):
-        work.parent.rmdir()
+    target, repo = target_of(name, None, root), look_up(wanted.repo, wanted.revision)
+    files = _splits(wanted, repo)
+    with locked(work, what):
+        result = None
+        if find_manifest(place) is None:  # else another process has made it since
+            require_space(work, _to_come(files, work, Path(target)))
+            result = _copy(_read(name, wanted, repo, files, work), target, progress)
+        _clear(work)
     return result
 
 
-def _read(name: str, wanted: HubName, work: Path) -> Dataset:
-    """The data set of downloaded files."""
-    repo = look_up(wanted.repo, wanted.revision)
-    files = _splits(wanted, repo)
+def _to_come(files: Files, work: Path, target: Path) -> int:
+    """Bytes of downloads and copy that are still to be written; an earlier try may have left a part."""
+    for stranded in work.glob(".cache/**/*.*.*.incomplete"):  # no client goes on with those of one process
+        stranded.unlink()
+    wanted = list(chain(*files.values()))
+    left = [work / file.path for file in wanted]
+    left += [*work.glob(".cache/**/*.incomplete"), *target.glob("*.parquet")]
+    return 2 * sum(file.size for file in wanted) - sum(path.stat().st_size for path in left if path.exists())
+
+
+def _copy(dataset: Dataset, target: str, progress: Progress | None) -> PrepareResult:
+    for problem in problems_of(dataset):
+        raise UserError(problem)
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        require_space(work, 2 * sum(file.size for part in files.values() for file in part))
-    except OSError as error:
-        raise WorkError(f"cannot write below {work}: {error.strerror or error}") from None
+        return write_copy(dataset, target, progress=progress)
+    finally:
+        forget()
+
+
+def _clear(work: Path) -> None:
+    shutil.rmtree(work)
+    with suppress(OSError):  # downloads of others lie beside it
+        work.parent.rmdir()
+
+
+def _read(name: str, wanted: HubName, repo: HubRepo, files: Files, work: Path) -> Dataset:
+    """The data set of downloaded files."""
     tables = {
         split: [ImageFile.open(repo.get(file, work), file, wanted) for file in part]
         for split, part in files.items()
     }
-    total = sum(table.rows for part in tables.values() for table in part)
+    total = sum(table.rows for table in chain(*tables.values()))
     if total > MAX_FILES:
         raise WorkError(f"{wanted.repo} has {total:,} images: at most {MAX_FILES:,} are taken")
-    names = _class_names(wanted, [table for part in tables.values() for table in part])
+    for table in chain(*tables.values()):
+        table.require_bounded()
+    names = _class_names(wanted, list(chain(*tables.values())))
     items = {split: _items(split, part, names, wanted) for split, part in tables.items()}
     source = HubSource.of(wanted.image, tables)
     for part in items.values():
@@ -94,13 +126,13 @@ def _read(name: str, wanted: HubName, work: Path) -> Dataset:
     return Dataset(name, wanted.repo, train, val, test, source, TEMPLATE, note, note)
 
 
-def _splits(wanted: HubName, repo: HubRepo) -> dict[str, list[HubFile]]:
+def _splits(wanted: HubName, repo: HubRepo) -> Files:
     """The Parquet files of each split.
 
     Raises:
         UserError: none of a split, or of several folders.
     """
-    found: dict[str, list[HubFile]] = {}
+    found: Files = {}
     for file in repo.files:
         if file.path.endswith(".parquet") and PurePosixPath(file.path).is_relative_to(wanted.folder or "."):
             found.setdefault(_split_of(file.path), []).append(file)
@@ -112,7 +144,7 @@ def _splits(wanted: HubName, repo: HubRepo) -> dict[str, list[HubFile]]:
         )
     vals = [each for each in VAL_NAMES if each in found and each not in (wanted.train, wanted.test)]
     asked = {"train": wanted.train, "val": wanted.val or next(iter(vals), ""), "test": wanted.test}
-    chosen: dict[str, list[HubFile]] = {}
+    chosen: Files = {}
     for split, called in asked.items():
         if called and called not in found:
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from prometar.cli.app import main
+from prometar.config.settings import dump_config, load_config
 from prometar.errors import UserError, WorkError
 from prometar.inference import load
 from prometar.inference.hub import FILE, HubName
@@ -107,6 +109,24 @@ def test_the_card_of_a_repository(hub: Hub, prompts: Path) -> None:
     assert blocks[1]["optim"] == card["config"]["optim"]
 
 
+def test_a_card_says_nothing_of_folders_here(hub: Hub, prompts: Path, tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "named.safetensors"
+    shutil.copytree(prompts.parent, run)
+    for query in ("names=/home/me/secret/labels.txt", "n%61mes=%2Fhome%2Fme%2Fsecret%2Flabels.txt"):
+        config = load_config(run / "config.yaml")
+        config = config.override({"data.name": f"hf://a/b?label=kind&{query}"})
+        (run / "config.yaml").write_text(dump_config(config))
+        export_run(run, path)
+        _, card = read_prompts(path)
+        name = "hf://a/b?label=kind&names=labels.txt"
+        assert card["data"]["name"] == card["config"]["data"]["name"] == name
+        assert main(["push", str(path), "me/named"]) == 0
+        repo = hub.repos["me/named"]
+        assert not [k for k, file in repo.commits[repo.refs["main"]].items() if b"secret" in file]
+        for each in tmp_path.glob("named.*"):
+            each.unlink()
+
+
 def test_a_hostile_card_is_text_in_the_readme(hub: Hub, prompts: Path, tmp_path: Path) -> None:
     evil = "x\n---\n```\n<script>alert(1)</script> [a](http://b) | `c`"
     _, card = read_prompts(prompts)
@@ -159,7 +179,7 @@ def test_what_is_wrong_with_a_name_is_one_line(
 ) -> None:
     for name in (
         "hf://me", "hf://me/a/b", "hf://", "hf://me/../x", "hf://me/a@", "hf://me/a@../x", "hf://me/a?b",
-        "hf://http://x/y", "hf:// me/a", "hf://me/a@v\n1",
+        "hf://http://x/y", "hf:// me/a", "hf://datasets/me/a", "hf://me/a@v\n1",
     ):  # fmt: skip
         with pytest.raises(UserError, match="is no name on the hub"):
             load(name)
@@ -223,8 +243,8 @@ def test_without_a_network_one_line_says_so(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert main(["push", str(prompts), "me/a"]) == 1
-    assert "cannot reach the hub for hf://me/a" in capsys.readouterr().err
-    with pytest.raises(WorkError, match="cannot reach the hub for hf://me/a, and the local cache"):
+    assert "cannot exchange hf://me/a with the hub (ConnectError: " in capsys.readouterr().err
+    with pytest.raises(WorkError, match="cannot reach the hub for hf://me/a, which is not here either"):
         load("hf://me/a")
 
 

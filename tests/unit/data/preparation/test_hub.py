@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prometar.cli.app import main
 from prometar.data.datasets.catalog import open_dataset, place_of
 from prometar.data.preparation import hubset
+from prometar.data.preparation.hub import HubRepo
 from prometar.errors import UserError
 from tests.support.hub_datasets import COMMIT, NAMES, FakeHub, png, serve_hub, table
 
@@ -142,9 +146,19 @@ def _lying(hub: FakeHub) -> None:
 
 
 WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
-    "no such data set": ("hf://someone/nothing", None, 2, "the hub has no data set 'someone/nothing'"),
+    "no such data set": (
+        "hf://someone/nothing",
+        None,
+        2,
+        "the data set someone/nothing (revision main) is not there, or is private",
+    ),
     "gated": (NAME, lambda hub: hub.gated.add("someone/leaves"), 2, "accept its terms"),
-    "no such revision": (f"{NAME}?revision=v9", None, 2, "has no revision 'v9'"),
+    "no such revision": (
+        f"{NAME}?revision=v9",
+        None,
+        2,
+        "someone/leaves (revision v9): there is no such revision",
+    ),
     "no such split": (
         f"{NAME}?test=dev",
         None,
@@ -175,6 +189,7 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
         "leaves its",
     ),
     "a wrong name": ("hf://a/b/c", None, 2, "expected hf://owner/name"),
+    "another library's name": ("hf://datasets/a/b", None, 2, "expected hf://owner/name"),
     "a wrong option": (f"{NAME}?colour=red", None, 2, "unknown option 'colour': known are revision, folder"),
     "an empty option": (f"{NAME}?test=", None, 2, "the option 'test' needs one value"),
 }
@@ -198,9 +213,106 @@ def test_too_many_images_and_too_large_ones_are_refused(
     monkeypatch.setattr(hubset, "MAX_FILES", 10)
     assert main(["data", "check", NAME, "--data-root", str(tmp_path)]) == 1
     assert "has 28 images: at most 10 are taken" in one_line(capsys)
+    monkeypatch.setattr(hubset, "MAX_FILES", 28)
     monkeypatch.setattr("prometar.data.preparation.hubparquet.MAX_SLACK_BYTES", -(2**30))
     assert main(["data", "check", NAME, "--data-root", str(tmp_path)]) == 1
     assert "holds more than a file of images can" in one_line(capsys)
+
+
+@pytest.mark.parametrize("large", ["image", "label"])
+def test_one_large_value_for_many_rows_is_refused_without_filling_the_memory(
+    hub: FakeHub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    large: str,
+) -> None:
+    """A dictionary in a file of 50 kB: its pages say nothing of the 40 MB that its rows take."""
+    value = np.random.default_rng(0).bytes(20_000).hex()
+    image, label = (value.encode(), "oak") if large == "image" else (png(0, 0), value)
+    images = pa.StructArray.from_arrays([pa.array([image] * 1000)], ["bytes"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": images, "label": [label] * 1000}), sink)
+    content = sink.getvalue().to_pybytes()
+    assert len(content) < 2**16
+    _replace_train(hub, content)
+    monkeypatch.setattr("prometar.data.preparation.hubparquet.MAX_SLACK_BYTES", 2**20)
+    usual, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(counted)
+    try:
+        assert main(["data", "check", NAME, "--data-root", str(tmp_path)]) == 1
+    finally:
+        pa.set_memory_pool(usual)
+    assert "train.parquet holds more than a file of images can: it is not read" in one_line(capsys)
+    assert 0 < counted.max_memory() < 2**22
+    assert os.listdir(tmp_path) == [".download"], "nothing was copied"
+
+
+def test_the_space_of_what_is_there_is_not_asked_for_again(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {path: len(content) for path, content in hub.files["someone/leaves"].items() if "data/" in path}
+    work = tmp_path / ".download" / "hf.someone.leaves"
+    asked: list[int] = []
+    monkeypatch.setattr(hubset, "require_space", lambda folder, needed: asked.append(needed))
+
+    def stop(*args: object, **options: object) -> None:
+        copy = Path(place_of(NAME, tmp_path))
+        copy.mkdir()
+        (copy / "00000-0123456789abcdef.parquet").write_bytes(b"x" * 100)
+        kept = work / ".cache" / "huggingface" / "download" / "data"
+        (kept / "abc.0123.incomplete").write_bytes(b"x" * 10)
+        (kept / "abc.0123.4567cdef.incomplete").write_bytes(b"x" * 1000)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hubset, "write_copy", stop)
+        with pytest.raises(KeyboardInterrupt):
+            hubset.obtain(NAME, tmp_path)
+    hubset.obtain(NAME, tmp_path)
+    assert asked == [2 * sum(sizes.values()), sum(sizes.values()) - 100 - 10]
+
+
+def test_a_second_process_is_refused_and_leaves_the_first_alone(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = hubset.write_copy
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        assert main(["data", "check", NAME, "--data-root", str(tmp_path)]) == 1
+        assert f"the download of someone/leaves is being run by process {os.getpid()}" in one_line(capsys)
+        made = copy(*args, **options)
+        assert hubset.obtain(NAME, tmp_path) is None, "the copy is whole, and its downloads are the first's"
+        assert (tmp_path / ".download" / "hf.someone.leaves" / "data").is_dir()
+        return made
+
+    monkeypatch.setattr(hubset, "write_copy", meanwhile)
+    assert hubset.obtain(NAME, tmp_path) is not None
+    assert os.listdir(tmp_path) == ["hf.someone.leaves"]
+
+
+def test_what_another_process_made_meanwhile_is_taken(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = hubset.look_up
+
+    def late(repo: str, revision: str) -> HubRepo:
+        monkeypatch.setattr(hubset, "look_up", look_up)
+        assert hubset.obtain(NAME, tmp_path) is not None
+        return look_up(repo, revision)
+
+    monkeypatch.setattr(hubset, "look_up", late)
+    assert hubset.obtain(NAME, tmp_path) is None
+    assert os.listdir(tmp_path) == ["hf.someone.leaves"]
+
+
+def test_downloads_that_a_killed_process_left_beside_its_copy_go(hub: FakeHub, tmp_path: Path) -> None:
+    hubset.obtain(NAME, tmp_path)
+    left = tmp_path / ".download" / "hf.someone.leaves" / "data"
+    left.mkdir(parents=True)
+    (left / "train.parquet").write_bytes(b"x")
+    hubset.obtain(NAME, tmp_path)
+    assert os.listdir(tmp_path) == ["hf.someone.leaves"]
 
 
 def test_a_hub_that_does_not_answer_is_one_line(
@@ -209,7 +321,7 @@ def test_a_hub_that_does_not_answer_is_one_line(
     with serve_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
     assert main(["data", "download", NAME, "--to", str(tmp_path)]) == 1
-    assert "cannot get someone/leaves from the hub: " in one_line(capsys)
+    assert "cannot exchange the data set someone/leaves (revision main) with the hub (" in one_line(capsys)
 
 
 def test_without_a_root_and_on_a_store_the_message_says_what_to_do(

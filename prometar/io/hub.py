@@ -1,0 +1,89 @@
+"""The Hugging Face hub: its names, its client, and what the client raises as one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prometar.errors import UserError, WorkError, first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+SCHEME = "hf://"
+_PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"
+_REPO = re.compile(f"{_PART}/{_PART}", re.ASCII)
+
+
+def require_repo(repo: str, text: str) -> None:
+    """
+    Args:
+        text: What the user wrote, of which `repo` is a part.
+    Raises:
+        UserError: `repo` is not owner/name.
+    """
+    if not _REPO.fullmatch(repo):
+        raise UserError(f"'{text}' is no name on the hub: expected {SCHEME}owner/name")
+
+
+def client() -> HfApi:
+    """The hub's client, of HF_ENDPOINT."""
+    from huggingface_hub import HfApi  # slow to import, and few commands need it
+
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    return HfApi(endpoint=endpoint or None, library_name="prometar")
+
+
+@contextmanager
+def asking(what: str, file: str = "such file") -> Iterator[None]:
+    """What the hub's client raises, as one line that says what to do.
+
+    Args:
+        what: What is exchanged with the hub ("the data set a/b"), and `file`: which file of it.
+    Raises:
+        UserError: what is asked for is not there, or not for this token.
+        WorkError: no network, no space, or the hub fails.
+    """
+    from huggingface_hub import errors
+
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # each of its attempts is a warning
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{what} is given only to those who accept its terms: do so on its page, then `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{what}: there is no such revision") from None
+    except errors.RemoteEntryNotFoundError:
+        raise UserError(f"{what} holds no {file}: compare the name and the revision") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{what} is not there, or is private: compare the name, or run `hf auth login` (or set HF_TOKEN)"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise UserError(
+                f"the hub refuses this token for {what} ({status}): log in with one that may"
+            ) from None
+        raise WorkError(f"the hub failed over {what} ({status}): {first_line(error)}") from None
+    except errors.LocalEntryNotFoundError:
+        raise WorkError(
+            f"cannot reach the hub for {what}, which is not here either: try again with a network"
+        ) from None
+    except Exception as error:  # the client raises errors of many libraries
+        raise WorkError(
+            f"cannot exchange {what} with the hub ({type(error).__name__}: {first_line(error)}): "
+            "the same command tries again"
+        ) from None
+    finally:
+        log.setLevel(level)

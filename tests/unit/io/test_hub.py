@@ -1,0 +1,51 @@
+"""Each thing that the hub's client raises is one line, of the right kind, and nothing else is said."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import errors
+
+from prometar.errors import UserError, WorkError
+from prometar.io.hub import asking
+
+
+def answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)  # of any HTTP library
+    return kind("what it says\nand more", response=response)
+
+
+RAISED: tuple[tuple[Exception, type[UserError], str], ...] = (
+    (answer(errors.GatedRepoError, 403), UserError, "the prompts a/b is given only to those who accept its"),
+    (answer(errors.RepositoryNotFoundError, 401), UserError, "the prompts a/b is not there, or is private"),
+    (answer(errors.RevisionNotFoundError, 404), UserError, "the prompts a/b: there is no such revision"),
+    (answer(errors.RemoteEntryNotFoundError, 404), UserError, "the prompts a/b holds no x.bin: compare"),
+    (answer(errors.HfHubHTTPError, 401), UserError, "the hub refuses this token for the prompts a/b (401)"),
+    (answer(errors.HfHubHTTPError, 403), UserError, "the hub refuses this token for the prompts a/b (403)"),
+    (answer(errors.HfHubHTTPError, 500), WorkError, "the hub failed over the prompts a/b (500): what it"),
+    (errors.LocalEntryNotFoundError("no"), WorkError, "cannot reach the hub for the prompts a/b"),
+    (errors.OfflineModeIsEnabled("off"), WorkError, "with the hub (OfflineModeIsEnabled: off)"),
+    (OSError(28, "No space left on device"), WorkError, "(OSError: [Errno 28] No space left on device)"),
+    (UserError("mine"), UserError, "mine"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("raised", "kind", "says"), RAISED, ids=lambda each: type(each).__name__)
+def test_what_the_client_raises_is_one_line(raised: Exception, kind: type[UserError], says: str) -> None:
+    level = logging.getLogger("huggingface_hub").level
+    with pytest.raises(UserError) as found, asking("the prompts a/b", "x.bin"):
+        raise raised
+    assert type(found.value) is kind
+    assert says in str(found.value)
+    assert "\n" not in str(found.value)
+    assert logging.getLogger("huggingface_hub").level == level
+
+
+def test_the_client_is_silent_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    with asking("the prompts a/b"):
+        logging.getLogger("huggingface_hub.utils._http").warning("trying again")
+        logging.getLogger("another").warning("heard")
+    assert caplog.messages == ["heard"]
