@@ -49,6 +49,16 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | No
     return Interval(middle, middle - half, middle + half, n)
 
 
+def is_percent(value: object) -> bool:
+    """Whether something read from a file is a finite number from 0 to 100.
+
+    Example:
+        >>> is_percent(50), is_percent(True), is_percent(float("nan")), is_percent("50")
+        (True, False, False, False)
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
+
+
 def wilson_interval(share: float, n: int, *, level: float = 0.95) -> Interval:
     """Wilson's interval of a share in percent, as n independent draws gave it: of images that were right.
 

@@ -6,7 +6,6 @@ What every run needs, the tokenizer and the constants, are read from modules of 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from prometar.backbone.clip import Clip, from_state_dict
 from prometar.backbone.closed import closed
-from prometar.backbone.expected_tensors import Architecture, entries, in_our_names, require_tensors
+from prometar.backbone.expected_tensors import Architecture, expected_shapes, in_our_names, require_tensors
 from prometar.backbone.families import architecture, with_shapes
 from prometar.backbone.frozen_features import Tokenize
 from prometar.backbone.trunks import image_network
@@ -28,6 +27,7 @@ from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.bundled.weights import MINI_VOCABULARY, load_mini
 from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import size_of
+from prometar.logs import warnings_unlogged
 
 
 @cache
@@ -126,16 +126,14 @@ def _hub_tokenizer(name: str, theirs: str) -> Tokenize:
         )
     import open_clip
 
-    logging.disable(logging.WARNING)
     try:
-        read: Any = open_clip.get_tokenizer(name)
+        with warnings_unlogged():
+            read: Any = open_clip.get_tokenizer(name)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise WorkError(
             f"cannot fetch the tokenizer of {name} ({first_line(error)[:160]}): run the command once on a "
             "machine with a network, and copy its Hugging Face cache"
         ) from None
-    finally:
-        logging.disable(logging.NOTSET)
     return lambda texts: read(list(texts))
 
 
@@ -237,7 +235,7 @@ def outline(name: str) -> Clip:
     Raises:
         UserError: as `load_clip`.
     """
-    shapes = {entry.name: entry.shape for entry in entries(_known(name)[1]).values()} | {"logit_scale": ()}
+    shapes = expected_shapes(_known(name)[1]) | {"logit_scale": ()}
     return _arranged(name, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
 
 
@@ -319,20 +317,11 @@ def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:
 def _random_state(name: str) -> dict[str, Tensor]:
     if name == "mini":
         return load_mini()[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return _create(name)
-
-
-def _create(name: str) -> dict[str, Tensor]:
-    """The state of a new model."""
     import open_clip
 
-    logging.disable(logging.WARNING)  # it would warn of what was asked for
-    try:
+    with torch.random.fork_rng(devices=[]), warnings_unlogged():
+        torch.manual_seed(0)
         return dict(open_clip.create_model(name, pretrained=None).state_dict())
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:

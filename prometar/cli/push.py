@@ -17,7 +17,7 @@ def push(
     license: Annotated[str, typer.Option(help="The licence's identifier in the hub's list.")] = "unknown",
 ) -> None:
     """Put a prompt file and a card made of it on the Hugging Face hub, for `load("hf://owner/name")`."""
-    from prometar.inference.hub import HubName
+    from prometar.inference.hub import PromptRepo
     from prometar.inference.publish import publish
 
-    print(f"written: {publish(prompts, HubName.parse(name), public=public, license=license)}")
+    print(f"written: {publish(prompts, PromptRepo.parse(name), public=public, license=license)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from prometar.config.settings import Config, load_config
 from prometar.errors import UserError
 from prometar.io.files import resolved, size_of
-from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean
+from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean, is_percent
 from prometar.runs import read_result
 
 
@@ -75,7 +74,7 @@ def _read(folder: Path) -> TrainedRun | None:
     if not (
         isinstance(accuracies, dict)
         and accuracies
-        and all(map(_is_percent, accuracies.values()))
+        and all(map(is_percent, accuracies.values()))
         and isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
         and isinstance(objective, str)
@@ -85,11 +84,6 @@ def _read(folder: Path) -> TrainedRun | None:
             f"{folder / 'result.json'} is damaged: the command that trained the run writes it again"
         )
     return TrainedRun(folder, config, objective, _figures(accuracies), tuple(classes), "direct_ce" in last)
-
-
-def _is_percent(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0 <= value <= 100  # type: ignore[arg-type, operator]
 
 
 def _figures(accuracies: Mapping[str, float]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, send
 from prometar.errors import UserError
-from prometar.inference.hub import HubName
+from prometar.inference.hub import PromptRepo
 from prometar.inference.hub import fetch as fetch_prompts
 from prometar.inference.prompt_file import read_prompts, weights_digest
 from prometar.io.files import read_bytes
@@ -157,7 +157,7 @@ def load(
         WorkError: no network, for a name on the hub that is not in the local cache.
     """
     on_hub = isinstance(path, str) and path.startswith(SCHEME)
-    path = fetch_prompts(HubName.parse(str(path))) if on_hub else Path(path)
+    path = fetch_prompts(PromptRepo.parse(str(path))) if on_hub else Path(path)
     leaves, card = read_prompts(path)
     config = parse(card["config"], where=f"{path}: its card").refuse_own(str(path), trusted=trust_parts)
     require_same(str(path), filter(None, [config.prompts.reference]), card.get("code"))

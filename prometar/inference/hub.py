@@ -18,7 +18,7 @@ _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class HubName:
+class PromptRepo:
     """A repository, and a branch, tag or commit of it (None: the newest)."""
 
     repo: str
@@ -28,14 +28,14 @@ class HubName:
         return f"{SCHEME}{self.repo}" + (f"@{self.revision}" if self.revision else "")
 
     @classmethod
-    def parse(cls, text: str) -> HubName:
+    def parse(cls, text: str) -> PromptRepo:
         """
         Raises:
             UserError: not owner/name or owner/name@revision, with or without hf:// before it.
 
         Example:
-            >>> HubName.parse("hf://me/prompts@v1")
-            HubName(repo='me/prompts', revision='v1')
+            >>> PromptRepo.parse("hf://me/prompts@v1")
+            PromptRepo(repo='me/prompts', revision='v1')
         """
         repo, at, revision = text.removeprefix(SCHEME).partition("@")
         require_repo(repo, text)
@@ -44,7 +44,7 @@ class HubName:
         return cls(repo, revision or None)
 
 
-def fetch(name: HubName) -> Path:
+def fetch(name: PromptRepo) -> Path:
     """The prompt file of a repository, from the local cache where it is the newest; unread.
 
     Raises:
@@ -60,7 +60,7 @@ def fetch(name: HubName) -> Path:
         return Path(client().hf_hub_download(name.repo, FILE, revision=name.revision))
 
 
-def push(name: HubName, prompts: bytes, readme: str, *, public: bool = False) -> str:
+def push(name: PromptRepo, prompts: bytes, readme: str, *, public: bool = False) -> str:
     """Write a prompt file and its README as one commit; the repository is made if it is missing.
 
     Args:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from prometar.device import fetch
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
 from prometar.io.files import resolved, write_atomically
+from prometar.logs import warnings_unlogged
 from prometar.methods.prompts import layers
 from prometar.methods.regularizers import similarity
 
@@ -139,13 +139,9 @@ def _torch(program: ImageClassifier, texts: Mapping[str, str]) -> bytes:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What torch's exporters say of their own insides is nothing that a user could mend."""
-    logging.disable(logging.WARNING)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+    with warnings_unlogged(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 FORMATS: Mapping[str, Format] = {

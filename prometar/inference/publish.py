@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,16 +13,16 @@ import yaml
 
 from prometar.config.settings import Config, parse
 from prometar.errors import UserError
-from prometar.inference.hub import HubName, push
+from prometar.inference.hub import PromptRepo, push
 from prometar.inference.prompt_file import read_prompts
 from prometar.io.files import read_bytes
-from prometar.metrics import wilson_interval
+from prometar.metrics import is_percent, wilson_interval
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$@:])")
 
 
-def publish(path: Path, name: HubName, *, public: bool = False, license: str = "unknown") -> str:
+def publish(path: Path, name: PromptRepo, *, public: bool = False, license: str = "unknown") -> str:
     """Push a prompt file with its model card, and nothing else; returns the repository's address.
 
     Args:
@@ -42,7 +41,7 @@ def publish(path: Path, name: HubName, *, public: bool = False, license: str = "
     return push(name, read_bytes(path), model_card(card, config, name, license=license), public=public)
 
 
-def model_card(card: Mapping[str, Any], config: Config, name: HubName, *, license: str) -> str:
+def model_card(card: Mapping[str, Any], config: Config, name: PromptRepo, *, license: str) -> str:
     """README.md of a repository: YAML that the hub reads, and what there is to know for people.
 
     A card may come from a stranger: its texts are escaped, or lie in JSON, where no line ends a code block.
@@ -85,7 +84,7 @@ def model_card(card: Mapping[str, Any], config: Config, name: HubName, *, licens
     )
 
 
-def _usage(card: Mapping[str, Any], config: Config, name: HubName) -> str:
+def _usage(card: Mapping[str, Any], config: Config, name: PromptRepo) -> str:
     options = ['pretrained="FILE"'] if card["backbone"].get("file") else []
     options += ["trust_parts=True"] if config.own else []
     given = ", ".join([f'"{name}"', *options])
@@ -96,7 +95,7 @@ def _scores(card: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
     """Rows of what is known: files of older versions do not say how many images there were."""
     figures, images = card["figures"], card.get("images")
     for key, value in figures.items() if isinstance(figures, dict) else ():
-        if not _is_number(value) or not 0 <= value <= 100:
+        if not is_percent(value):
             continue
         n = images.get(key) if isinstance(images, dict) else None
         if isinstance(n, int) and n > 0:
@@ -104,10 +103,6 @@ def _scores(card: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
             yield key, f"{value:.2f}", n, f"{interval.low:.1f} to {interval.high:.1f}"
         else:
             yield key, f"{value:.2f}", "not known", "not known"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

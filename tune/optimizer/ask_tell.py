@@ -32,7 +32,7 @@ from tune.optimizer.trial_schema import (
     interrupted,
     record_of,
 )
-from tune.results.goals import GOALS, SECONDS, Bound, Goal
+from tune.results.goals import GOALS, SECONDS, Bound, Goal, loss
 from tune.results.schema import TrialRecord, by_score
 from tune.space.point_sets import Same, all_points, grid_points
 from tune.space.spaces import Space
@@ -338,16 +338,22 @@ class Memory(Unpickled):
         # Optuna keeps no curves of several goals.
         trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), str(epoch): objective})
         if self._front is not None and all(goal in result for goal in self._goals):
-            losses = [float(result[goal]) * (-1 if GOALS[goal] == "maximize" else 1) for goal in self._goals]
+            losses = [loss(goal, float(result[goal])) for goal in self._goals]
             trial.set_user_attr(LOSSES, {**trial.user_attrs.get(LOSSES, {}), str(epoch): losses})
 
     def _succeed(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
-        trial, found = self._running.pop(number).trial, self._trial(number)
-        for bound in self._bounds:
-            if str(bound) not in found.constraints:  # else a driver has died between this and the next line
-                trial.set_constraint(str(bound), bound.excess(found.user_attrs[RESULT].get(bound.figure)))
+        trial = self._running.pop(number).trial
+        if self._bounds:
+            self._constrain(trial)
         self._study.tell(trial, values, state=state)
         self._tally.succeed(number)
+
+    def _constrain(self, trial: Trial) -> None:
+        """Keep by how much a trial breaks each bound; an earlier driver may have died just behind this."""
+        found = self._trial(trial.number)
+        for bound in self._bounds:
+            if str(bound) not in found.constraints:
+                trial.set_constraint(str(bound), bound.excess(found.user_attrs[RESULT].get(bound.figure)))
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial whose worker is gone for good. Does nothing if it has ended."""

@@ -6,7 +6,7 @@ from statistics import mean
 
 from tune.reporting.formatting import interval, listed, number, shown, signed
 from tune.reporting.track_record import track_record
-from tune.results.goals import SECONDS
+from tune.results.goals import SECONDS, in_words
 from tune.results.reader import Records
 from tune.results.schema import FinalTest
 
@@ -52,10 +52,10 @@ def _kept(records: Records) -> str:
     again = records.lastround
     bounds = records.asked.bounds
     if bounds and not any(not trial.reference for trial in records.keeping):
-        return f"Keep the released settings: no others keep {_bounds(records)}."
+        return f"Keep the released settings: no others keep {in_words(bounds)}."
     others = [row for row in again.rows if not row.reference and row.keeps(bounds)] if again else []
     if bounds and again and not others:
-        return f"Keep the released settings: no others keep {_bounds(records)} in the last round."
+        return f"Keep the released settings: no others keep {in_words(bounds)} in the last round."
     if again is None or again.keep_unless is None or not others:
         return "No searched settings beat the released ones on the search's own images."
     best = max(others, key=lambda row: row.probability or 0.0)
@@ -167,10 +167,6 @@ def caveats(records: Records) -> list[str]:
     return lines
 
 
-def _bounds(records: Records) -> str:
-    return " and ".join(map(str, records.asked.bounds))
-
-
 def _kept_bounds(records: Records) -> list[str]:
     """What keeps the bounds that were asked for."""
     bounds, released = records.asked.bounds, records.released
@@ -178,7 +174,7 @@ def _kept_bounds(records: Records) -> list[str]:
         return []
     does = "do" if released in records.keeping else "do not"
     lines = [
-        f"{len(records.keeping)} of {len(records.complete)} finished trials keep {_bounds(records)}; the "
+        f"{len(records.keeping)} of {len(records.complete)} finished trials keep {in_words(bounds)}; the "
         f"released settings {does}."
     ]
     for side, runs in records.sides.items():

@@ -18,6 +18,16 @@ GOALS: Mapping[Goal, Literal["minimize", "maximize"]] = {
 """Figures of a trial's last result, and whether more is better."""
 
 
+def loss(goal: Goal, figure: float) -> float:
+    """A figure with the sign that makes less the better.
+
+    Example:
+        >>> loss("base", 80.0), loss("seconds", 600.0)
+        (-80.0, 600.0)
+    """
+    return figure if GOALS[goal] == "minimize" else -figure
+
+
 @dataclass(frozen=True)
 class Bound:
     """What settings must keep to be chosen: a figure of at least, or at most, a limit.
@@ -45,6 +55,11 @@ class Bound:
 def keeps(bounds: Iterable[Bound], figure: Callable[[Goal], float | None]) -> bool:
     """Whether figures, by name, keep all bounds."""
     return all(bound.excess(figure(bound.figure)) <= 0 for bound in bounds)
+
+
+def in_words(bounds: Iterable[Bound]) -> str:
+    """All of them, in a sentence."""
+    return " and ".join(map(str, bounds))
 
 
 def parse_bounds(at_least: Sequence[str], at_most: Sequence[str]) -> tuple[Bound, ...]:

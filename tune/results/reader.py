@@ -10,7 +10,7 @@ from statistics import mean
 
 from prometar.errors import UserError
 from tune.results.consistency import require_final_test, require_reevaluation, require_trial
-from tune.results.goals import GOALS, SECONDS, Goal, keeps
+from tune.results.goals import SECONDS, Goal, keeps, loss
 from tune.results.schema import (
     FINAL_TEST,
     REEVALUATION,
@@ -226,8 +226,7 @@ def pareto(trials: Iterable[TrialRecord], goals: Sequence[Goal]) -> list[TrialRe
         figures = [trial.goal(goal) for goal in goals]
         known = [figure for figure in figures if figure is not None]
         if trial.state == "COMPLETE" and len(known) == len(figures):
-            signs = [1 if GOALS[goal] == "minimize" else -1 for goal in goals]
-            points.append((tuple(sign * one for sign, one in zip(signs, known, strict=True)), trial))
+            points.append((tuple(map(loss, goals, known)), trial))
     front: list[tuple[tuple[float, ...], TrialRecord]] = []
     for losses, trial in sorted(points, key=lambda point: (point[0], point[1].number)):
         # In this order nothing later can beat an earlier one.

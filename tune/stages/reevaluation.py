@@ -15,7 +15,7 @@ from prometar.errors import WorkError
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
-from tune.results.goals import Bound
+from tune.results.goals import Bound, in_words
 from tune.results.schema import REEVALUATION, Reevaluated, Reevaluation, Run, TrialRecord, by_score
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import applies, known_gains
@@ -45,10 +45,9 @@ def run_last_round(
     """
     asked = contenders(trials, spec)
     if not asked:
-        bounds = " and ".join(map(str, spec.bounds))
         raise WorkError(
-            f"no finished trial keeps {bounds}, and the released settings have not finished: begin another "
-            "study with other bounds"
+            f"no finished trial keeps {in_words(spec.bounds)}, and the released settings have not finished: "
+            "begin another study with other bounds"
         )
     seeds = spec.fresh_seeds if len(asked) > 1 else ()  # one alone is compared with nothing
     rows = _rows(folder, spec, asked, seeds, means) if seeds else ()

@@ -28,7 +28,7 @@ class HubRepo:
     files: tuple[HubFile, ...]
 
     def get(self, file: HubFile, folder: Path) -> Path:
-        """Download a file to `<folder>/<its path>`; one that is there is kept, an interrupted one goes on.
+        """Download a file to `<folder>/<its path>`; one that is there whole is kept.
 
         Raises:
             WorkError: the hub does not give it, or gives another one than it says.

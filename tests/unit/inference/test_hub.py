@@ -20,7 +20,7 @@ from prometar.cli.app import main
 from prometar.config.settings import dump_config, load_config
 from prometar.errors import UserError, WorkError
 from prometar.inference import load
-from prometar.inference.hub import FILE, HubName
+from prometar.inference.hub import FILE, PromptRepo
 from prometar.inference.prompt_file import read_prompts
 from prometar.runs import export_run
 from prometar.training import train as train_module
@@ -249,5 +249,5 @@ def test_without_a_network_one_line_says_so(
 
 
 def test_names_are_shown_as_they_are_written() -> None:
-    assert str(HubName.parse("hf://me/a@v1")) == "hf://me/a@v1"
-    assert HubName.parse("me/a") == HubName("me/a")
+    assert str(PromptRepo.parse("hf://me/a@v1")) == "hf://me/a@v1"
+    assert PromptRepo.parse("me/a") == PromptRepo("me/a")

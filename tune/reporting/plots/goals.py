@@ -87,10 +87,9 @@ def _equal_h(figure: go.Figure, trials: Sequence[TrialRecord], *, swapped: bool 
             hoverinfo="skip", line={"color": "#cbd5e0", "dash": "dot", "width": 1}, name="equal H",
             legendgroup="equal H", showlegend=count == 0,
         )  # fmt: skip
-    order: tuple[Goal, Goal] = ("base", "new")
-    x, y = reversed(order) if swapped else order
-    figure.update_xaxes(range=padded(figures(trials, x)))
-    figure.update_yaxes(range=padded(figures(trials, y)))
+    axes: tuple[Goal, Goal] = ("new", "base") if swapped else ("base", "new")
+    figure.update_xaxes(range=padded(figures(trials, axes[0])))
+    figure.update_yaxes(range=padded(figures(trials, axes[1])))
 
 
 def _levels(trials: Sequence[TrialRecord]) -> list[float]:
