@@ -16,12 +16,13 @@ from rich.console import Console
 from prometar.config.settings import dump_config
 from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.local_ray import start_ray
-from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources
+from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources, total
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 from prometar.io.stores import without_password
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
+from prometar.training.process_memory import PROCESSES, process_memory
 from tune.execution.estimate import Estimate
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
@@ -42,7 +43,7 @@ from tune.stages.budget import Budget, headline
 from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
-from tune.stages.validation import check
+from tune.stages.validation import Checked, check
 from tune.study_spec import StudySpec
 from tune.tracking.callbacks import Trackers
 from tune.tracking.kinds import check_trackers
@@ -114,7 +115,8 @@ def run_study(
         folder.check(checked.identity)
         rebuilt = require_agreement(folder, storage, spec, from_records=place.from_records)
         nodes = start_ray(address=place.address, verbose=place.verbose)
-        _planned(place, nodes, place.gpus_per_trial)  # what cannot run claims nothing
+        needed = _needed(spec, place, checked, nodes)
+        _planned(place, nodes, place.gpus_per_trial, needed)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
         folder.describe(spec, checked.identity, max_hours=place.max_hours, command=place.command)
         for origin, settings in place.starts:
@@ -124,7 +126,7 @@ def run_study(
             console.print(note)
         try:
             with shared_images():
-                means = _means(spec, place, folder, memory, nodes, trainable, console)
+                means = _means(spec, place, folder, memory, nodes, needed, trainable, console)
                 _search(spec, folder, memory, means, place.lockstep, checked.budget)
                 lastround = run_last_round(folder, spec, memory.ended(), means)
                 finals = _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes)
@@ -144,11 +146,12 @@ def _means(
     folder: StudyFolder,
     memory: Memory,
     nodes: Sequence[Node],
+    needed: int,
     trainable: type[tune.Trainable],
     console: Console,
 ) -> Means:
     """What the jobs are run with; the resource plan is told."""
-    plan = _planned(place, nodes, place.gpus_per_trial)
+    plan = _planned(place, nodes, place.gpus_per_trial, needed)
     means = Means(
         trainable,
         plan,
@@ -168,18 +171,30 @@ def _means(
     )
     if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
         share = measured_share(folder, spec, means, kinds_of_gpu(nodes))
-        means = replace(means, plan=_planned(place, nodes, share))
+        means = replace(means, plan=_planned(place, nodes, share, needed))
     together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
     console.print(means.plan.describe(nodes) + together)
     return means
 
 
-def _planned(place: Place, nodes: Sequence[Node], gpus: float | None) -> ResourcePlan:
+def _needed(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node]) -> int:
+    """Bytes of its machine's memory that a trial takes: on a GPU, no iteration's tensors are in them."""
+    gpus = place.gpus_per_trial
+    if gpus or (gpus is None and total(nodes, "GPU")):
+        return PROCESSES + checked.weights
+    classes = max(checked.num_classes.values())
+    return process_memory(
+        spec.config, weights=checked.weights, num_classes=classes, configurations=place.lockstep
+    )
+
+
+def _planned(place: Place, nodes: Sequence[Node], gpus: float | None, needed: int) -> ResourcePlan:
     return plan_resources(
         nodes,
         max_concurrent=place.max_concurrent,
         cpus_per_trial=place.cpus_per_trial,
         gpus_per_trial=gpus,
+        memory=needed,
     )
 
 

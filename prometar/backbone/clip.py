@@ -194,6 +194,18 @@ class Clip:
     def device(self) -> torch.device:
         return self.token_embedding.device
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        sizes = list[int]()
+
+        def count(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        self.map(count)
+        return sum(sizes)
+
     def folded(self) -> Clip:
         """The same CLIP, faster: see `Tower.folded`."""
         pool = None if self.pool is None else self.pool.folded()

@@ -22,11 +22,20 @@ STRATEGY = "STRICT_PACK"
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """Runs at a time, the CPUs (trainer and stream together) and GPUs of each, and what a run is called."""
+    """Runs at a time, and what each gets.
+
+    Args:
+        cpus_per_trial: Trainer and stream together.
+        memory: Bytes of a machine's memory that each takes; 0: not known.
+        crowded: Whether not even one fits into the memory of the machines that have the CPUs and GPUs for it.
+        noun: What a run is called.
+    """
 
     max_concurrent: int
     cpus_per_trial: float
     gpus_per_trial: float
+    memory: float = 0
+    crowded: bool = False
     noun: str = "trial"
 
     @property
@@ -51,10 +60,12 @@ class ResourcePlan:
         gpus = f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else ""
         store = total(nodes, "object_store_memory") / 2**30
         machines = f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''}"
+        memory = f", about {self.memory / 2**30:.1f} GiB of memory" if self.memory else ""
+        short = "; that is more memory than any machine has, and it may be killed" if self.crowded else ""
         return (
             f"{self.max_concurrent} {self.noun}s at a time, each with {self.cpus_per_trial:g} CPU (half for "
-            f"its stream){gpus}, of {total(nodes, 'CPU'):g} CPUs and {total(nodes, 'GPU'):g} GPUs on "
-            f"{machines}, object store {store:.1f} GiB"
+            f"its stream){gpus}{memory}{short}, of {total(nodes, 'CPU'):g} CPUs and "
+            f"{total(nodes, 'GPU'):g} GPUs on {machines}, object store {store:.1f} GiB"
         )
 
 
@@ -98,6 +109,7 @@ def plan_resources(
     max_concurrent: int | None = None,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float | None = None,
+    memory: float = 0,
     noun: str = "trial",
 ) -> ResourcePlan:
     """A plan that fits machines' resources ([{"CPU": 2.0, "GPU": 1.0}]).
@@ -106,6 +118,8 @@ def plan_resources(
         max_concurrent: Runs at a time at most; None: as many as fit.
         cpus_per_trial: For trainer and stream together (default 1).
         gpus_per_trial: A share of a GPU, or a whole number of them; None: one where there are GPUs, else 0.
+        memory: Bytes that a run takes of its machine's memory; 0: not known. Where not even one fits, one is
+            tried: memory is counted, not measured.
         noun: What a run is called in messages and options (`--cpus-per-<noun>`).
     Raises:
         UserError: not even one run fits on any machine, with the figures; or a number that makes no sense.
@@ -135,7 +149,9 @@ def plan_resources(
             f"no machine has both the {cpus_per_trial:g} CPU and the {gpus:g} GPU that a {noun} asks for: "
             f"lower --cpus-per-{noun} or --gpus-per-{noun}"
         )
-    return ResourcePlan(min(fits, max_concurrent or fits), cpus_per_trial, gpus, noun)
+    roomy = sum(_hold(node, memory, most=_fit(node, cpus_per_trial, gpus)) for node in nodes)
+    at_once = min(roomy or 1, max_concurrent or fits)
+    return ResourcePlan(at_once, cpus_per_trial, gpus, memory, crowded=not roomy, noun=noun)
 
 
 def total(nodes: Sequence[Node], kind: str) -> float:
@@ -149,6 +165,11 @@ def _require(kind: str, each: float, nodes: Sequence[Node], noun: str) -> None:
         option = f"--{kind.lower()}s-per-{noun}"
         where = " on its largest machine" if len(nodes) > 1 else ""
         raise UserError(f"a {noun} asks for {each:g} {kind}, Ray has {most:g}{where}: lower {option}")
+
+
+def _hold(node: Node, memory: float, *, most: int) -> int:
+    """How many runs a machine's memory holds, of `most`; all of them where it is not known."""
+    return min(most, math.floor(node["memory"] / memory)) if memory and "memory" in node else most
 
 
 def _fit(node: Node, cpus: float, gpus: float) -> int:

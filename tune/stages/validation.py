@@ -31,12 +31,14 @@ class Checked:
         notes: What a user must be told of the search's images.
         identity: What must not change while a study goes on: the spec's own, and digests of the data
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
+        weights: Bytes of the backbone's tensors.
     """
 
     num_classes: dict[str, int]
     notes: tuple[str, ...]
     identity: dict[str, Any]
     budget: Budget
+    weights: int
 
 
 def check(spec: StudySpec) -> Checked:
@@ -67,7 +69,7 @@ def check(spec: StudySpec) -> Checked:
     contents |= {f"code of {top}": code for top, code in identities(spec.own).items()}
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))
-    return Checked(num_classes, told, spec.identity | contents, budget_of(spec, steps))
+    return Checked(num_classes, told, spec.identity | contents, budget_of(spec, steps), clip.num_bytes)
 
 
 def _check_space(spec: StudySpec) -> None:

@@ -74,6 +74,18 @@ def test_a_run_lies_on_one_machine() -> None:
         plan_resources([{"CPU": 4.0, "GPU": 4.0}], gpus_per_trial=1.5)
 
 
+def test_memory_limits_how_many_run_at_once() -> None:
+    nodes = [{"CPU": 8.0, "memory": 10e9}, {"CPU": 1.0, "memory": 100e9}, {"CPU": 2.0}]
+    assert plan_resources(nodes).max_concurrent == 11, "a run's memory is not known"
+    plan = plan_resources(nodes, memory=4e9)
+    assert plan.max_concurrent == 2 + 1 + 2, "a machine that does not tell its memory has enough"
+    assert "about 3.7 GiB of memory" in plan.describe(nodes)
+    assert plan_resources(nodes, memory=4e9, max_concurrent=3).max_concurrent == 3
+    large = plan_resources(nodes[:1], memory=11e9)
+    assert large.max_concurrent == 1
+    assert "more memory than any machine has" in large.describe(nodes[:1])
+
+
 def test_a_larger_share_ends_at_a_whole_machine() -> None:
     room = Room.of([{"CPU": 2.0}, {"CPU": 4.0, "GPU": 2.0}])
     shares = [plan_resources([{"CPU": 4.0}]).bundles()]

@@ -1,0 +1,35 @@
+"""What a run takes of a machine's memory, before it begins."""
+
+from __future__ import annotations
+
+import pytest
+
+from prometar.config.settings import Config
+from prometar.training import process_memory as module
+from prometar.training.counts import memory_of
+from prometar.training.process_memory import PROCESSES, process_memory
+
+WEIGHTS = 200 * 2**20
+
+
+def test_small_weights_stand_for_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "memory_of", None)
+    assert process_memory(Config(), weights=2**20, num_classes=12) == PROCESSES + 2**20
+
+
+def test_large_ones_are_counted_with_precision_and_lockstep() -> None:
+    def of(precision: str = "fp32", **kwargs: int) -> int:
+        config = Config().override({"backbone.name": "mini", "backbone.precision": precision})
+        return process_memory(config, weights=WEIGHTS, num_classes=12, **kwargs) - PROCESSES
+
+    mini = Config().override({"backbone.name": "mini"})
+    assert of() == memory_of(mini, num_classes=12).peak
+    assert of("bf16") < of() < of(configurations=2)
+
+
+def test_what_cannot_be_counted_is_taken_from_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("needs data")
+
+    monkeypatch.setattr(module, "memory_of", fail)
+    assert process_memory(Config(), weights=WEIGHTS, num_classes=12) == PROCESSES + 10 * WEIGHTS
