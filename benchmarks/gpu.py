@@ -25,6 +25,8 @@ HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 Figures = Mapping[str, Any]
 LOCKSTEP = ("--backbone", "ViT-B-16-quickgelu", "--configurations", "1", "2", "4", "8", "16", "32")
+PRECISIONS = ("--precisions", "fp32", "bf16", "fp16", "--sets", "cells", "leaves", "flags", "textures")
+RUNS = ("--methods", "prometar", "--seeds", "1", "2", "3", "--jobs", "4", "--out", "out/gpu/runs")
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,13 @@ PARTS = {
     "speed": Part("gpu_parts.py", ("speed",)),
     "study": Part("gpu_parts.py", ("study",)),
     "lockstep": Part("lockstep.py", (*LOCKSTEP, "--repeats", "1")),
+    "memory": Part("gpu_parts.py", ("memory",)),
+    "packing": Part("gpu_parts.py", ("packing",)),
     "stream": Part("stream.py", ("--repeats", "1")),
+    "accuracy": Part("precision.py", (*RUNS, *PRECISIONS)),
+    "compile": Part("gpu_parts.py", ("compile",)),
 }
+"""What takes longest, and may find no time left, comes last."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,26 @@ CLAIMS = (
         "lockstep",
         lambda f: _lockstep(f) <= 8,
     ),
+    Claim(
+        "the counted memory is within a quarter of what is allocated",
+        "memory",
+        lambda f: all(0.75 < counted / allocated < 1.25 for allocated, counted in f.values()),
+    ),
+    Claim("four trials on a GPU do 1.5 times the steps of one", "packing", lambda f: f["4"] >= 1.5 * f["1"]),
+    Claim("bf16 costs less than a point of H on the embedded suite", "accuracy", lambda f: _costs(f, "bf16")),
+    Claim("fp16 costs less than a point of H on the embedded suite", "accuracy", lambda f: _costs(f, "fp16")),
+    Claim(
+        "compiling makes a recorded bf16 step faster",
+        "compile",
+        lambda f: f["bf16 compiled"] > f["bf16 graph"],
+    ),
     Claim("a whole study ends", "study", lambda f: f["status"] == 0),
 )
+
+
+def _costs(figures: Figures, precision: str) -> bool:
+    """Whether a loss of a point lies outside the interval of the difference to float32."""
+    return bool(figures["differences"][f"prometar, {precision} - fp32"]["low"] > -1)
 
 
 def _ratio(figures: Figures, precision: str) -> float:
@@ -151,9 +176,15 @@ def block(gpu: str, records: Mapping[str, Figures]) -> str:
     """What is written into the docs."""
     speeds = records.get("speed", {}).get("figures", {})
     parts = [f"Measured on {gpu}, with `make gpu`.", claims_table(records)]
+    speeds = {**speeds, **records.get("compile", {}).get("figures", {})}
     if speeds:
         rows = [(name, value) for name, value in speeds.items() if isinstance(value, float)]
         parts.append(table(("ViT-B/16, 24 classes, batch 4", "steps a second"), rows))
+    if packed := records.get("packing", {}).get("figures"):
+        parts.append(table(("processes on one GPU, bf16", "steps a second together"), packed.items()))
+    if memory := records.get("memory", {}).get("figures"):
+        rows = [(name, *(size / 2**30 for size in pair)) for name, pair in memory.items()]
+        parts.append(table(("an iteration's peak", "allocated GiB", "counted GiB"), rows))
     return "\n\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from lockstep import measure as measure_lockstep
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from prometar.config.settings import Config
 from prometar.data.streaming.plan import Plan
@@ -23,12 +27,27 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.device import fetch
 from prometar.step.cuda_graph import Graph
 from prometar.training import train
-from prometar.training.train import Run, Session, build_run, initial_state, rates, train_epoch, train_step
+from prometar.training.counts import memory_of
+from prometar.training.train import (
+    DTYPES,
+    Run,
+    Session,
+    build_run,
+    initial_state,
+    rates,
+    train_epoch,
+    train_step,
+)
 
 Figures = dict[str, Any]
+Step = Callable[..., Any]
+Compiler = Callable[[torch.nn.Module], Step]
 PRECISIONS = ("fp32", "bf16", "fp16")
 WARM_UP, COUNTED = 3, 20  # steps
 HOST = torch.device("cpu")
+CLIP = "ViT-B-16-quickgelu"
+RANDOM_CLIP = {"backbone.name": CLIP, "backbone.pretrained": "random"}
+AT_ONCE = (1, 2, 4, 8)  # processes on one GPU
 
 
 def run_of(precision: str, *, device: torch.device | None = None, **values: Any) -> Run:
@@ -88,7 +107,7 @@ def speed() -> Figures:
     """Steps a second of ViT-B/16 with random weights and 24 classes, by precision, eager and recorded."""
     found: Figures = {}
     for precision in PRECISIONS:
-        run = run_of(precision, **{"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "random"})
+        run = run_of(precision, **RANDOM_CLIP)
         for name, graph in (("eager", None), ("graph", Graph())):
             torch.cuda.reset_peak_memory_stats()
             found[f"{precision} {name}"] = steps_a_second(run, graph)
@@ -96,8 +115,8 @@ def speed() -> Figures:
     return found
 
 
-def steps_a_second(run: Run, graph: Graph | None) -> float:
-    """Of the same step on the same batch, again and again."""
+def steps_a_second(run: Run, graph: Graph | None, ready: Callable[[], object] = lambda: None) -> float:
+    """Of the same step on the same batch, again and again; `ready` is called before they are counted."""
     pictures = next(iter(stream_local(run.plan, run.dataset.source)))
     start, now = initial_state(run), rates(run.config, 1)
 
@@ -110,7 +129,106 @@ def steps_a_second(run: Run, graph: Graph | None) -> float:
         return time.perf_counter() - began
 
     seconds(WARM_UP)
+    ready()
     return COUNTED / seconds(COUNTED)
+
+
+class Compiled(Graph):
+    """A step traced into ATen operations once, compiled, and then recorded.
+
+    `compile`: What makes the traced operations faster.
+    """
+
+    def __init__(self, compile: Compiler = partial(torch.compile, dynamic=False)) -> None:
+        super().__init__()
+        self._compile = compile
+        self._step: Step | None = None
+
+    def __call__(self, function: Step, *inputs: Any) -> Any:
+        if self._step is None:
+            self._step = self._compiled(function, inputs)
+        return super().__call__(self._step, *inputs)
+
+    def _compiled(self, function: Step, inputs: tuple[Any, ...]) -> Step:
+        """For inputs of these shapes; what are no tensors are constants."""
+        leaves, spec = tree_flatten(inputs)
+        results: list[TreeSpec] = []
+
+        def flat(*tensors: Tensor) -> list[Any]:
+            left = iter(tensors)
+            whole = [next(left) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            outputs, out_spec = tree_flatten(function(*tree_unflatten(whole, spec)))
+            results.append(out_spec)
+            return outputs
+
+        step = self._compile(make_fx(flat)(*_tensors(leaves)))
+        return lambda *inputs: tree_unflatten(step(*_tensors(tree_flatten(inputs)[0])), results[0])
+
+
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def compiling() -> Figures:
+    """Steps a second of a step that is recorded, and of one that is compiled before; seconds of compiling."""
+    found: Figures = {}
+    for precision in ("bf16", "fp32"):
+        run = run_of(precision, **RANDOM_CLIP)
+        found[f"{precision} graph"] = steps_a_second(run, Graph())
+        graph, began = Compiled(), time.perf_counter()
+        found[f"{precision} compiled"] = steps_a_second(run, graph)
+        seconds = time.perf_counter() - began - COUNTED / found[f"{precision} compiled"]
+        found[f"{precision} seconds to compile"] = seconds
+    return found
+
+
+def memory() -> Figures:
+    """Peak bytes of an iteration, allocated and as counted without a GPU: by precision, and in lockstep."""
+    found: Figures = {}
+    for precision in PRECISIONS:
+        run = run_of(precision, **RANDOM_CLIP)
+        classes = len(run.dataset.classnames)
+        pictures, start = next(iter(stream_local(run.plan, run.dataset.source))), initial_state(run)
+        torch.cuda.reset_peak_memory_stats()
+        train_step(run, start, pictures, rates(run.config, 1))
+        counted = memory_of(run.config, num_classes=classes, dtype=DTYPES[precision])
+        found[precision] = [torch.cuda.max_memory_allocated(), counted.peak]
+    single = Config().override(RANDOM_CLIP)
+    for count in (2, 8):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        measure_lockstep("lockstep", count, CLIP, 1)
+        counted = memory_of(single, num_classes=classes, configurations=count)
+        found[f"{count} in lockstep"] = [torch.cuda.max_memory_allocated(), counted.peak]
+    return found
+
+
+def packing() -> Figures:
+    """Steps a second of several processes on one GPU together, bf16, each with its graph."""
+    return {str(count): together(count) for count in AT_ONCE}
+
+
+def together(count: int) -> float:
+    """Of so many processes, all steps by the time of the slowest."""
+    context = multiprocessing.get_context("spawn")
+    barrier, seconds = context.Barrier(count), context.Queue()
+    workers = [context.Process(target=_steps, args=(barrier, seconds)) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit(f"{count} processes do not fit on this GPU")
+    return count * COUNTED / max(seconds.get() for _ in workers)
+
+
+def _steps(barrier: Any, seconds: Any) -> None:
+    try:
+        run = run_of("bf16", **RANDOM_CLIP)
+        seconds.put(COUNTED / steps_a_second(run, Graph(), ready=barrier.wait))
+    except BaseException:
+        barrier.abort()  # the others wait for no one
+        raise
 
 
 def study() -> Figures:
@@ -122,7 +240,8 @@ def study() -> Figures:
 
 
 MEASURES: dict[str, Callable[[], Figures]] = {
-    "parity": parity, "repeat": repeat, "speed": speed, "study": study,
+    "parity": parity, "repeat": repeat, "speed": speed, "memory": memory, "packing": packing,
+    "compile": compiling, "study": study,
 }  # fmt: skip
 
 

@@ -1,34 +1,38 @@
 """Does bfloat16 cost accuracy? Methods on the embedded benchmark in two precisions, paired by seed.
 
     python benchmarks/precision.py [--methods prometar ivlp] [--precisions fp32 bf16] [--seeds 1 2 3 4 5]
-        [--out DIR] [--jobs 2] [--quick]
+        [--sets textures] [--out DIR] [--jobs 2] [--json FILE] [--quick]
 
-Published settings, `textures` and `mini`, trained on all base classes, tested once. Only the precision of the
-weights and towers differs. A run leaves a record in --out and is not made again: the same command goes on.
+Published settings and `mini`, trained on all base classes, tested once; several data sets count alike. Only
+the precision of the weights and towers differs. A run leaves a record in --out and is not made again: the
+same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from common import describe, table
 from records import Record, Wanted, mean_and_interval, paired, run_all, values_of
 
 from prometar.config.settings import configure
+from prometar.metrics import t_interval
 
 SCORES = ("base", "new", "H")
-Records = Mapping[tuple[str, str], Mapping[int, Record]]
-"""By method and precision, then by seed."""
+Records = Mapping[tuple[str, str], Mapping[tuple[str, int], Record]]
+"""By method and precision, then by data set and seed."""
 
 
-def wanted(method: str, precision: str, seed: int, epochs: int | None) -> Wanted:
+def wanted(method: str, precision: str, dataset: str, seed: int, epochs: int | None) -> Wanted:
     """A run; `epochs` None: as published."""
-    settings = {"backbone.precision": precision, "train.seed": seed}
+    settings = {"backbone.precision": precision, "train.seed": seed, "data.name": dataset}
     if epochs is not None:
         settings["train.epochs"] = epochs
-    return Wanted(f"{method}-{precision}-seed{seed}", configure(method, settings))
+    return Wanted(f"{dataset}/{method}-{precision}-seed{seed}", configure(method, settings))
 
 
 def means_table(records: Records) -> str:
@@ -46,15 +50,22 @@ def means_table(records: Records) -> str:
     return table(("method", "precision", *SCORES, "runs"), rows)
 
 
-def differences_table(records: Records, precisions: list[str]) -> str:
-    """Each other precision minus the first, paired by seed."""
+def differences(records: Records, precisions: list[str]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """By method and precision, each other precision minus the first: pairs of data set and seed."""
     first, *others = precisions
+    return {
+        (method, precision): {key: paired(runs, records[method, first], key) for key in SCORES}
+        for (method, precision), runs in records.items()
+        if precision in others
+    }
+
+
+def differences_table(found: Mapping[tuple[str, str], Mapping[str, list[float]]], first: str) -> str:
+    """Means of paired differences with 95 % intervals."""
     rows = []
-    for (method, precision), runs in records.items():
-        if precision in others:
-            pairs = {key: paired(runs, records[method, first], key) for key in SCORES}
-            cells = (mean_and_interval(pairs[key], signed=True, digits=2) for key in SCORES)
-            rows.append((method, f"{precision} - {first}", *cells, len(pairs["H"])))
+    for (method, precision), pairs in found.items():
+        cells = (mean_and_interval(pairs[key], signed=True, digits=2) for key in SCORES)
+        rows.append((method, f"{precision} - {first}", *cells, len(pairs["H"])))
     return table(("method", "difference", *SCORES, "pairs"), rows)
 
 
@@ -63,25 +74,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--methods", nargs="+", default=["prometar", "ivlp"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--sets", nargs="+", default=["textures"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--out", type=Path, default=Path("out/precision"), help="the records' folder")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--json", type=Path, help="a file for the differences in H")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, into --out's folder quick")
     args = parser.parse_args()
     seeds, epochs, out = ([1], 1, args.out / "quick") if args.quick else (args.seeds, None, args.out)
     runs = {
-        (method, precision, seed): wanted(method, precision, seed, epochs)
-        for seed in seeds for method in args.methods for precision in args.precisions
+        (method, precision, dataset, seed): wanted(method, precision, dataset, seed, epochs)
+        for seed in seeds for dataset in args.sets
+        for method in args.methods for precision in args.precisions
     }  # fmt: skip
-    found = run_all(list(runs.values()), out, jobs=args.jobs)
-    records: dict[tuple[str, str], dict[int, Record]] = {}
-    for (method, precision, seed), run in runs.items():
-        records.setdefault((method, precision), {})[seed] = found[run.name]
-    dtypes = " and ".join(args.precisions)
-    print(f"\n{describe(1, dtypes)}\n\nMean and 95 % t-interval over seeds {seeds}; accuracy in percent.\n")
+    done = run_all(list(runs.values()), out, jobs=args.jobs)
+    records: dict[tuple[str, str], dict[tuple[str, int], Record]] = {}
+    for (method, precision, dataset, seed), run in runs.items():
+        records.setdefault((method, precision), {})[dataset, seed] = done[run.name]
+    dtypes, sets = " and ".join(args.precisions), ", ".join(args.sets)
+    print(f"\n{describe(1, dtypes)}\n")
+    print(f"Mean and 95 % t-interval over {sets}, seeds {seeds}; accuracy in percent.\n")
     print(means_table(records))
-    print("\nPaired by seed:\n")
-    print(differences_table(records, args.precisions))
+    found = differences(records, args.precisions)
+    print("\nPaired by data set and seed:\n")
+    print(differences_table(found, args.precisions[0]))
+    if args.json:
+        args.json.write_text(json.dumps({"differences": in_h(found, args.precisions[0])}), "utf-8")
+
+
+def in_h(
+    found: Mapping[tuple[str, str], Mapping[str, list[float]]], first: str
+) -> dict[str, dict[str, float]]:
+    """Differences in H with their intervals, as plain figures."""
+    intervals = {
+        f"{method}, {precision} - {first}": t_interval(pairs["H"])
+        for (method, precision), pairs in found.items()
+    }
+    return {name: asdict(each) for name, each in intervals.items() if each is not None}
 
 
 if __name__ == "__main__":

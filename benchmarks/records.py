@@ -185,17 +185,17 @@ def mean_and_interval(values: Sequence[float], *, signed: bool = False, digits: 
     return f"{interval.mean:{form}} ({interval.low:{form}} .. {interval.high:{form}})"
 
 
-def values_of(runs: Mapping[int, Record], key: str) -> list[float]:
+def values_of(runs: Mapping[Any, Record], key: str) -> list[float]:
     """A figure of every run that has it."""
     return [run[key] for run in runs.values() if run[key] is not None]
 
 
-def paired(ours: Mapping[int, Record], theirs: Mapping[int, Record], key: str) -> list[float]:
-    """Differences of a figure, seed by seed, where both runs have one."""
+def paired(ours: Mapping[Any, Record], theirs: Mapping[Any, Record], key: str) -> list[float]:
+    """Differences of a figure, pair by pair (of a seed, or of a data set and a seed), where both have one."""
     return [
-        record[key] - theirs[seed][key]
-        for seed, record in ours.items()
-        if seed in theirs and record[key] is not None and theirs[seed][key] is not None
+        record[key] - theirs[pair][key]
+        for pair, record in ours.items()
+        if pair in theirs and record[key] is not None and theirs[pair][key] is not None
     ]
 
 

@@ -16,12 +16,21 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return loaded("gpu", monkeypatch)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return loaded("gpu_parts", monkeypatch)
+
+
+def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", FOLDER / "gpu.py")
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
 
@@ -30,6 +39,11 @@ GOOD: dict[str, dict[str, Any]] = {
     "parity": {"fp64": 1e-12, "fp32": 1e-5, "graph": 1e-12},
     "repeat": {"again": True, "resumed": False},
     "speed": {"fp32 eager": 1.0, "fp32 graph": 3.0, "bf16 graph": 2.0},
+    "memory": {"fp32": [4 * 2**30, 3.5 * 2**30], "8 in lockstep": [2**30, 2**30]},
+    "packing": {"1": 2.0, "4": 2.9},
+    "accuracy": {
+        "differences": {"prometar, bf16 - fp32": {"low": -0.4}, "prometar, fp16 - fp32": {"low": -2}}
+    },
 }
 
 
@@ -44,6 +58,10 @@ def test_a_claim_holds_does_not_or_is_not_measured(gpu: ModuleType, tmp_path: Pa
     assert verdicts["two runs are equal bit for bit"] == "holds"
     assert verdicts["a resumed run equals one that never stopped, bit for bit"] == "does not hold"
     assert verdicts["bf16 is faster than fp32, both as graphs"] == "does not hold"
+    assert verdicts["the counted memory is within a quarter of what is allocated"] == "holds"
+    assert verdicts["four trials on a GPU do 1.5 times the steps of one"] == "does not hold"
+    assert verdicts["bf16 costs less than a point of H on the embedded suite"] == "holds"
+    assert verdicts["fp16 costs less than a point of H on the embedded suite"] == "does not hold"
     assert verdicts["a whole study ends"] == "not measured"
     assert {gpu.verdict(claim, {}) for claim in gpu.CLAIMS} == {"not measured"}
     assert all(text in gpu.block("a card", records) for text in verdicts)
@@ -59,12 +77,29 @@ def test_the_same_command_goes_on_with_what_is_missing(gpu: ModuleType, tmp_path
         return part(name, seconds)
 
     gpu.measure(tmp_path, "a card", list(gpu.PARTS), 60.0, note)
-    assert asked == ["speed", "study", "lockstep", "stream"]
+    assert asked == ["speed", "study", "lockstep", "stream", "compile"]
     asked.clear()
     gpu.measure(tmp_path, "another card", list(gpu.PARTS), 0.0, note)
     assert not asked, "no time is left"
     gpu.measure(tmp_path, "another card", ["parity"], 60.0, note)
     assert asked == ["parity"], "figures of another card do not count"
+
+
+def test_what_is_traced_takes_new_tensors(parts: ModuleType) -> None:
+    def function(leaves: dict[str, torch.Tensor], power: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        x = leaves["x"].detach().requires_grad_()
+        (slope,) = torch.autograd.grad((x**power).sum(), x, create_graph=True)
+        (curve,) = torch.autograd.grad(slope.sum(), x)
+        return {"x": curve}, slope.detach()
+
+    graph, traced = parts.Compiled(lambda traced: traced), []
+    for value in (1.0, 2.0):
+        leaves = {"x": torch.full((3,), value)}
+        found, expected = graph(function, leaves, 3), function(leaves, 3)
+        assert torch.equal(found[0]["x"], expected[0]["x"])
+        assert torch.equal(found[1], expected[1])
+        traced.append(graph._step)
+    assert traced[0] is traced[1]
 
 
 def test_sixteen_in_lockstep_against_one(gpu: ModuleType) -> None:
