@@ -96,11 +96,11 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(disk: Disk) -> None:
 def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     def refused(reason: str) -> None:
         with (
-            pytest.raises(WorkError, match=f"^cannot write.*: {reason}$"),
+            pytest.raises(WorkError, match=f"^cannot write to .*: {reason}$"),
             locked(disk.path / "s", "the study"),
         ):
             pytest.fail("the lock was taken")
-        with pytest.raises(WorkError, match=f"^cannot write.*: {reason}$"):
+        with pytest.raises(WorkError, match=f"^cannot write .*record.json: {reason}: make "):
             write_atomically(disk.path / "record.json", b"new")
 
     write_atomically(disk.path / "record.json", b"old")
