@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import threading
 import time
@@ -115,9 +116,9 @@ def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     assert (disk.path / "record.json").read_bytes() == b"old"
 
 
-def fill_when_hanging(number: int, disk: Disk) -> threading.Thread:
+def fill_when_hanging(number: int, disk: Disk, out: Path) -> threading.Thread:
     """Fill the disk when this trial hangs, and let it go on then."""
-    folder = disk.path / NAME
+    folder = out / NAME
 
     def wait() -> None:
         while not (folder / f"trials/{number:04d}/{HANGS}").exists():
@@ -132,7 +133,7 @@ def fill_when_hanging(number: int, disk: Disk) -> threading.Thread:
 
 @pytest.mark.usefixtures("ray_local")
 def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
-    filling = fill_when_hanging(2, disk)
+    filling = fill_when_hanging(2, disk, disk.path)
     behaviour = {"2": "hang"}
     with pytest.raises(WorkError) as caught:
         run_fake(disk.path, small_spec(trials=5), behaviour=behaviour)
@@ -156,3 +157,31 @@ def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
     disk.unprotect()
     run_fake(disk.path, small_spec(trials=6))
     assert records(disk.path)[:5] == found
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_worker_whose_disk_fills_up_fails_no_trial(disk: Disk, tmp_path: Path) -> None:
+    """The disk of one trial alone: the driver's has room for everything, also for a record of a failure."""
+    out, mine = tmp_path / "out", disk.path / "trial"
+    trials = out / NAME / "trials"
+    mine.mkdir()
+    trials.mkdir(parents=True)
+    (trials / "0002").symlink_to(mine)
+    filling = fill_when_hanging(2, disk, out)
+    spec = small_spec(trials=5)
+    with pytest.raises(WorkError) as caught:
+        run_fake(out, spec, behaviour={"2": "hang"}, max_concurrent=1, trial_timeout=300)
+    filling.join(90)
+    expected = (
+        rf"the study has stopped: cannot write {trials}/0002/[\w.-]+: No space left on device: make room; "
+        "the same command goes on from here"
+    )
+    assert re.fullmatch(expected, str(caught.value))
+    before = records(out)
+    assert [(r["number"], r["state"]) for r in before] == [(0, "COMPLETE"), (1, "COMPLETE")]
+    disk.free()
+    run_fake(out, spec, max_concurrent=1)
+    found = records(out)
+    assert [r["state"] for r in found] == ["COMPLETE"] * 5
+    assert found[:2] == before
+    assert (mine / "steps.log").read_text().split() == ["1", "2", "3"], "it went on from its last epoch"
