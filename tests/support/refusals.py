@@ -40,7 +40,7 @@ FAULTS = {
 
 
 class RefusingDisk:
-    """Counts the calls that write below `folder`, and refuses some: real ones, of whoever makes them in Python.
+    """Counts the calls that write below `folder`, whoever makes them in Python, and refuses some.
 
     A write that is refused leaves half of what was to be written, as a full disk does.
 

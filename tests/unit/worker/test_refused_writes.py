@@ -1,4 +1,4 @@
-"""Every write of a run is refused in turn: one line, nothing half-written counts, and the same command goes on.
+"""Every write of a run is refused in turn: one line, no half-written file counts, the same command goes on.
 
 The arithmetic is a formula, the writing is a worker's own.
 """
@@ -23,7 +23,7 @@ from prometar.analysis.alignment import Alignment
 from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.openclip import tokenize
 from prometar.config.settings import Config
-from prometar.errors import StorageError, WorkError
+from prometar.errors import StorageError
 from prometar.reproduce import worker as grid_worker
 from prometar.reproduce.grid import Entry
 from prometar.step.state import State
