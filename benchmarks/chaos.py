@@ -171,6 +171,8 @@ class Torment:
             ours = found(self._ask, out)
             differing = [key for key in ours | expected if ours.get(key) != expected.get(key)]
             losses = witness.losses(expected) | {"differing": differing}
+            if losses != NO_LOSSES and self._disk:
+                shutil.copytree(out / NAME, out / "kept")  # the disk is in memory
         self.count.losses = {kind: len(each) for kind, each in losses.items()}
         if losses == NO_LOSSES:
             shutil.rmtree(out)
@@ -184,7 +186,8 @@ class Torment:
         asked = self._left and not (self._ask.real or self._cluster)
         kind = self._draw.choice((FLAKY, SET_BACK, "", "")) if asked else ""
         self._refused = kind == FLAKY
-        self.count.kills[kind] += bool(kind)
+        if kind:
+            self.count.kills[kind] += 1
         return {FLAKY: ("--flaky", self._draw.randrange(1000)), SET_BACK: ("--set-back",), "": ()}[kind]
 
     def _command(self, out: Path, driver: Driver) -> int:

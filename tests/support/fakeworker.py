@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FakeWorker:
-    """By a job's folder: `kills` its worker so often, `raises` what is told, and says that a disk is `full`."""
+    """By a job's folder: `kills` its worker so often, `raises` what is told, or finds a disk `full`."""
 
     def ready(self) -> None:
         pass
