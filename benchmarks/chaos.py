@@ -5,6 +5,9 @@
 A study is killed `--kills` times, started again by the same command each time, and then left in peace:
 
 - driver -9, worker -9 (one that has a trial), SIGTERM to the driver;
+- disk full, or read-only, until the command has ended (a file system of its own, which root alone can mount);
+- some commands are begun on a database where one statement in fifty fails, or with a clock that is set back
+  by an hour;
 - node -9 in every third study, which runs on a Ray cluster of three nodes; another node joins;
 - state damaged, in the `--real` ones: half of a checkpoint is left, after the driver was killed.
 
@@ -22,6 +25,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -40,11 +44,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prometar.cli.console import INTERRUPTED
 from prometar.training.checkpoint import load_checkpoint
+from tests.support.disk import MIB, Disk
 from tests.support.driver import NAME, Driver, misbehave, trial_workers
 from tests.support.nodes import Cluster
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 
 DRIVER, TERM, WORKER, NODE, DAMAGED = "driver -9", "SIGTERM", "worker -9", "node -9", "state damaged"
+FULL, READ_ONLY, FLAKY, SET_BACK = "disk full", "disk read-only", "1 in 50 fails", "clock set back"
+KINDS = (DRIVER, TERM, WORKER, NODE, DAMAGED, FULL, READ_ONLY, FLAKY, SET_BACK)
 NUM_NODES = 3
 MOST_RESTARTS = 2  # by one command: a trial whose workers die three times has failed
 NOT_STARTED = "Ray has not started"  # in two times the 30 s that it gives a node: the machine is busy
@@ -114,7 +121,7 @@ def undisturbed(ask: Ask) -> tuple[dict[str, Any], float]:
 
 @dataclass
 class Count:
-    """What was done to a study, and what came of it."""
+    """What was done to a study (`kills`, of other kinds too), and what came of it."""
 
     kills: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -133,6 +140,8 @@ class Torment:
     def __init__(self, ask: Ask, draw: random.Random, num_kills: int, cluster: Cluster | None = None) -> None:
         self._ask, self._draw, self._left, self._cluster = ask, draw, num_kills, cluster
         self._place = ("--address", cluster.address) if cluster else ("--max-concurrent", 1)
+        self._disk: Disk | None = None
+        self._refused = False  # whether this command may end by itself, with a line
         self.count = Count()
 
     def run(self) -> Count:
@@ -141,21 +150,29 @@ class Torment:
         began = time.monotonic()
         with ExitStack() as started:
             out = Path(mkdtemp(prefix="prometar-chaos-"))
+            if not (self._ask.real or self._cluster):
+                self._disk = own_disk(out / NAME)
+            if self._disk:
+                started.callback(self._disk.end)
             if not self._ask.real:
                 misbehave(out, {"all": "sleep0.2"})
             witness, status = Witness(out), -1
             while status != 0:
                 env = self._cluster.env if self._cluster else None
-                driver = self._ask.driver(out, *self._ask.options, *self._place, env=env)
+                driver = self._ask.driver(out, *self._ask.options, *self._place, *self._ill(), env=env)
                 started.enter_context(driver)  # what a killed one leaves of Ray lives on beside the next
                 status = self._command(out, driver)
                 self.count.statuses[status] += 1
-                if status not in (0, *KILLED) and NOT_STARTED not in (errors := driver.errors()):
+                errors = driver.errors()
+                told = NOT_STARTED in errors or (self._refused and errors.count("\n") == 1)
+                if status not in (0, *KILLED) and not (status == 1 and told):
                     raise SystemExit(f"a driver ended with status {status}: {errors}")
                 self.count.finished = witness.look()
             ours = found(self._ask, out)
             differing = [key for key in ours | expected if ours.get(key) != expected.get(key)]
             losses = witness.losses(expected) | {"differing": differing}
+            if losses != NO_LOSSES and self._disk:
+                shutil.copytree(out / NAME, out / "kept")  # the disk is in memory
         self.count.losses = {kind: len(each) for kind, each in losses.items()}
         if losses == NO_LOSSES:
             shutil.rmtree(out)
@@ -163,6 +180,15 @@ class Torment:
             print(f"kept for a look: {out}, {losses}")
         self.count.seconds = time.monotonic() - began
         return self.count
+
+    def _ill(self) -> tuple[object, ...]:
+        """Options of the next command: some meet a database or a clock that fails."""
+        asked = self._left and not (self._ask.real or self._cluster)
+        kind = self._draw.choice((FLAKY, SET_BACK, "", "")) if asked else ""
+        self._refused = kind == FLAKY
+        if kind:
+            self.count.kills[kind] += 1
+        return {FLAKY: ("--flaky", self._draw.randrange(1000)), SET_BACK: ("--set-back",), "": ()}[kind]
 
     def _command(self, out: Path, driver: Driver) -> int:
         """One command, until it was killed or is done. Returns its status."""
@@ -174,6 +200,9 @@ class Torment:
                 restarts += 1
                 self.count.kills[kind] += self._kill_node() if kind == NODE else self._kill_worker(driver)
                 continue
+            if self._disk and kind in (FULL, READ_ONLY):
+                self.count.kills[kind] += 1
+                return self._refuse(kind, self._disk, driver)
             status = driver.end(signal.SIGTERM) if kind == TERM else driver.kill()
             if kind == DAMAGED and not self._damage(out):
                 kind = DRIVER
@@ -183,7 +212,7 @@ class Torment:
 
     def _kind(self, restarts: int) -> str:
         kinds = [DRIVER, TERM, WORKER, DAMAGED if self._ask.real else NODE if self._cluster else DRIVER]
-        kind = self._draw.choice(kinds)
+        kind = self._draw.choice([*kinds, FULL, READ_ONLY] if self._disk else kinds)
         return DRIVER if kind in (WORKER, NODE) and restarts == MOST_RESTARTS else kind
 
     def _moment(self, out: Path, driver: Driver) -> bool:
@@ -203,6 +232,16 @@ class Torment:
                 return 1
         return 0  # none has been started yet
 
+    def _refuse(self, kind: str, disk: Disk, driver: Driver) -> int:
+        """Refuse all writes until the command has ended. Returns its status."""
+        refuse, allow = (disk.fill, disk.free) if kind == FULL else (disk.protect, disk.unprotect)
+        refuse()
+        self._refused = True
+        try:
+            return driver.wait(900)
+        finally:
+            allow()
+
     def _kill_node(self) -> int:
         assert self._cluster is not None
         self._cluster.kill(self._draw.choice(self._cluster.nodes))
@@ -216,6 +255,15 @@ class Torment:
                 os.truncate(file, file.stat().st_size // 2)
                 return True
         return False
+
+
+def own_disk(path: Path) -> Disk | None:
+    """None where it cannot be mounted."""
+    try:
+        return Disk(path, 64 * MIB)
+    except (OSError, subprocess.CalledProcessError):
+        path.rmdir()
+        return None
 
 
 def main() -> int:
@@ -261,10 +309,9 @@ def _conclude(args: argparse.Namespace, counts: dict[str, list[Count]]) -> int:
         kills = sum((count.kills for count in each), Counter())
         commands = sum(count.statuses.total() for count in each)
         lost = [sum(count.losses[kind] for count in each) for kind in NO_LOSSES]
-        killed = [kills[kind] for kind in (DRIVER, TERM, WORKER, NODE, DAMAGED)]
+        killed = [kills[kind] for kind in KINDS]
         rows.append((what, len(each), commands, *killed, sum(count.finished for count in each), *lost))
-    kinds = (DRIVER, TERM, WORKER, NODE, DAMAGED)
-    print(table(("", "studies", "commands", *kinds, "finished at kills", *NO_LOSSES), rows))
+    print(table(("", "studies", "commands", *KINDS, "finished at kills", *NO_LOSSES), rows))
     seconds = {what: [count.seconds for count in each] for what, each in counts.items()}
     print("seconds a study: " + "; ".join(f"{w} {min(s):.0f} to {max(s):.0f}" for w, s in seconds.items()))
     write_json(args, {what: [vars(count) for count in each] for what, each in counts.items()})

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from prometar.data.streaming.stream import Batch as Pictures
-from prometar.errors import UserError, WorkError
-from prometar.io.files import write_atomically
+from prometar.errors import UserError
+from prometar.io.files import refused, write_atomically
 from prometar.methods.composition import Method
 from prometar.methods.gradient_modulators import Constant
 from prometar.methods.inner_loop import InnerSGD
@@ -126,7 +126,7 @@ def _append(path: Path, record: Record) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
-        raise WorkError(f"cannot write {path}: {error.strerror}") from None
+        raise refused(path, error) from None
 
 
 def read(path: Path) -> list[Record]:

@@ -77,6 +77,23 @@ def size_of(path: Path) -> int | None:
     return found.st_size
 
 
+_TO_DO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
+}
+
+
+def refused(path: Path, error: OSError) -> StorageError:
+    """What is said of a file that cannot be written: which, why, and what to do where that is known.
+
+    Example:
+        >>> print(refused(Path("out/a"), OSError(errno.ENOSPC, "No space left on device")))
+        cannot write out/a: No space left on device: make room
+    """
+    said = f"cannot write {path}: {error.strerror or error}"
+    return StorageError(f"{said}: {_TO_DO[error.errno]}" if error.errno in _TO_DO else said)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old one or the new one, whole, also after a crash.
 
@@ -94,4 +111,4 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+        raise refused(path, error) from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prometar.errors import WorkError
+from prometar.errors import StorageError, WorkError
 
 
 @contextmanager
@@ -18,13 +18,14 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Args:
         what: What the folder is, for messages ("the study out/dtd").
     Raises:
-        WorkError: another process holds it (says which), or the folder cannot be written.
+        WorkError: another process holds it (says which).
+        StorageError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
     except OSError as error:
-        raise WorkError(f"cannot write to {folder}: {error.strerror or error}") from None
+        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,5 +39,5 @@ def locked(folder: Path, what: str) -> Iterator[None]:
                 file.fileno(), str(os.getpid()).encode()
             )  # past the buffer, which would fail again at close
         except OSError as error:
-            raise WorkError(f"cannot write to {folder}: {error.strerror}") from None
+            raise StorageError(f"cannot write to {folder}: {error.strerror}") from None
         yield

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.placement import STRATEGY, ResourcePlan
-from prometar.errors import WorkError
+from prometar.errors import StorageError, WorkError
 from prometar.reproduce.grid import Record
 from prometar.reproduce.worker import Job, Worker
 
@@ -69,7 +69,11 @@ class _Crew:
         self._at[slot.actor.run.remote(job)] = slot, job
 
     def hear(self, room_seconds: float) -> tuple[_Slot, Job | None, Record | _Death | None]:
-        """The next worker that has something to say."""
+        """The next worker that has something to say.
+
+        Raises:
+            WorkError: no worker starts, or nothing can be kept.
+        """
         working = any(job for _, job in self._at.values())
         done, _ = ray.wait(list(self._at), timeout=None if working else room_seconds)
         if not done:
@@ -80,6 +84,8 @@ class _Crew:
         try:
             return slot, job, ray.get(done[0])
         except RayTaskError as error:  # what a user can mend comes as a record
+            if isinstance(error.cause, StorageError):
+                raise WorkError(f"{error.cause}; the same command goes on") from None
             return slot, job, job.failed(_last_line(error)) if job else None
         except RayError as error:
             return slot, job, _Death(_last_line(error))
@@ -100,7 +106,7 @@ def run_jobs(
     """Run all jobs; `on_record` hears of each that ends, also of those that failed.
 
     Raises:
-        WorkError: no worker starts.
+        WorkError: no worker starts, or nothing can be kept: the next runs would not fare better.
     """
     waiting, deaths, crew = deque(jobs), Counter[str](), _Crew(plan)
     try:

@@ -11,7 +11,7 @@ from prometar.config.settings import dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.stream import StreamOptions
 from prometar.environment import environment
-from prometar.errors import UserError, one_line
+from prometar.errors import StorageError, UserError, one_line
 from prometar.inference.classifier import Classifier
 from prometar.io.files import write_atomically
 from prometar.parts.sending import Sent, install
@@ -45,11 +45,17 @@ class Worker:
         """Answers when the process is there."""
 
     def run(self, job: Job) -> Record:
-        """The record of a finished run, or of one that failed in a way that no repetition would mend."""
+        """The record of a finished run, or of one that failed in a way that no repetition would mend.
+
+        Raises:
+            StorageError: nothing can be kept; no run is to blame.
+        """
         torch.set_num_threads(job.threads)
         install(job.code)
         try:
             return _run(job)
+        except StorageError:
+            raise
         except UserError as error:
             return job.failed(str(error))
 

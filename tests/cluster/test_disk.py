@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import subprocess
 import threading
 import time
@@ -18,46 +18,9 @@ from prometar.io.files import write_atomically
 from prometar.io.lock import locked
 from prometar.step.state import State
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.support.disk import MIB, Disk
 from tests.support.driver import NAME, records, run_fake, small_spec
 from tests.support.fake_trial import BEHAVIOUR, HANGS
-
-MIB = 2**20
-
-
-class Disk:
-    """A small disk of its own: a file system in memory, whose end and write protection are real."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        path.mkdir()
-        self._mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
-
-    def _mount(self, *args: str) -> None:
-        subprocess.run(["mount", *args], check=True, capture_output=True, timeout=30)
-
-    @property
-    def _ballast(self) -> Path:
-        return self.path / "ballast"
-
-    def fill(self) -> None:
-        """Leave not a byte."""
-        with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-
-    def free(self) -> None:
-        self._ballast.unlink()
-
-    def protect(self) -> None:
-        """Make it read-only for whoever opens a file from now on."""
-        self._mount("--bind", str(self.path), str(self.path))
-        self._mount("-o", "remount,bind,ro", str(self.path))
-
-    def unprotect(self) -> None:
-        subprocess.run(["umount", str(self.path)], check=True, timeout=30)
-
-    def end(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.path)], check=True, timeout=30)
 
 
 @pytest.fixture
@@ -96,11 +59,11 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(disk: Disk) -> None:
 def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     def refused(reason: str) -> None:
         with (
-            pytest.raises(WorkError, match=f"^cannot write.*: {reason}$"),
+            pytest.raises(WorkError, match=f"^cannot write to .*: {reason}$"),
             locked(disk.path / "s", "the study"),
         ):
             pytest.fail("the lock was taken")
-        with pytest.raises(WorkError, match=f"^cannot write.*: {reason}$"):
+        with pytest.raises(WorkError, match=f"^cannot write .*record.json: {reason}: make "):
             write_atomically(disk.path / "record.json", b"new")
 
     write_atomically(disk.path / "record.json", b"old")
@@ -115,9 +78,9 @@ def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     assert (disk.path / "record.json").read_bytes() == b"old"
 
 
-def fill_when_hanging(number: int, disk: Disk) -> threading.Thread:
+def fill_when_hanging(number: int, disk: Disk, out: Path) -> threading.Thread:
     """Fill the disk when this trial hangs, and let it go on then."""
-    folder = disk.path / NAME
+    folder = out / NAME
 
     def wait() -> None:
         while not (folder / f"trials/{number:04d}/{HANGS}").exists():
@@ -132,7 +95,7 @@ def fill_when_hanging(number: int, disk: Disk) -> threading.Thread:
 
 @pytest.mark.usefixtures("ray_local")
 def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
-    filling = fill_when_hanging(2, disk)
+    filling = fill_when_hanging(2, disk, disk.path)
     behaviour = {"2": "hang"}
     with pytest.raises(WorkError) as caught:
         run_fake(disk.path, small_spec(trials=5), behaviour=behaviour)
@@ -156,3 +119,31 @@ def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
     disk.unprotect()
     run_fake(disk.path, small_spec(trials=6))
     assert records(disk.path)[:5] == found
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_worker_whose_disk_fills_up_fails_no_trial(disk: Disk, tmp_path: Path) -> None:
+    """The disk of one trial alone: the driver's has room for everything, also for a record of a failure."""
+    out, mine = tmp_path / "out", disk.path / "trial"
+    trials = out / NAME / "trials"
+    mine.mkdir()
+    trials.mkdir(parents=True)
+    (trials / "0002").symlink_to(mine)
+    filling = fill_when_hanging(2, disk, out)
+    spec = small_spec(trials=5)
+    with pytest.raises(WorkError) as caught:
+        run_fake(out, spec, behaviour={"2": "hang"}, max_concurrent=1, trial_timeout=300)
+    filling.join(90)
+    expected = (
+        rf"the study has stopped: cannot write {trials}/0002/[\w.-]+: No space left on device: make room; "
+        "the same command goes on from here"
+    )
+    assert re.fullmatch(expected, str(caught.value))
+    before = records(out)
+    assert [(r["number"], r["state"]) for r in before] == [(0, "COMPLETE"), (1, "COMPLETE")]
+    disk.free()
+    run_fake(out, spec, max_concurrent=1)
+    found = records(out)
+    assert [r["state"] for r in found] == ["COMPLETE"] * 5
+    assert found[:2] == before
+    assert (mine / "steps.log").read_text().split() == ["1", "2", "3"], "it went on from its last epoch"

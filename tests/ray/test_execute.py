@@ -48,6 +48,20 @@ def test_every_job_gets_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(pids) < 4, "workers are used again"
 
 
+def test_a_full_disk_ends_the_work_and_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None
+) -> None:
+    monkeypatch.setattr(execute, "Worker", FakeWorker)
+    work, heard = jobs(tmp_path, 3), list[Record]()
+    (work[0].folder / "full").touch()
+    with pytest.raises(WorkError, match=r"^cannot write .*: make room; the same command goes on$"):
+        run_jobs(work, PLAN, on_record=heard.append)
+    assert read_record(work[0].entry, work[0].folder) is None
+    (work[0].folder / "full").unlink()
+    run_jobs(work, PLAN, on_record=heard.append)
+    assert not any(record.reason for record in heard)
+
+
 def test_workers_that_never_start_end_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None
 ) -> None:

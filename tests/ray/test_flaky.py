@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import optuna.storages._in_memory as in_memory
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import OperationalError
 
 from prometar.errors import WorkError
-from tests.support.driver import NAME, records, run_fake, small_spec
+from tests.support.driver import NAME, Back, fail_one_in_fifty, records, run_fake, small_spec
 from tune.optimizer.storage import open_study
 
 SPEC = small_spec(trials=3, epochs=1, final_seeds=(1,))
@@ -39,22 +37,16 @@ def once(out: Path) -> tuple[dict[str, Any] | None, str]:
 @pytest.mark.usefixtures("ray_local")
 def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path) -> None:
     whole, _ = run_fake(tmp_path / "whole", SPEC, max_concurrent=1)
-    draw, failed, out = random.Random(5), 0, tmp_path / "flaky"
-
-    def fail(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        nonlocal failed
-        if draw.random() < 1 / 50:
-            failed += 1
-            raise OperationalError(statement, {}, Exception("disk I/O error"))
-
+    failed, out = 0, tmp_path / "flaky"
     found: dict[str, Any] | None = None
     before: list[dict[str, Any]] = []
-    event.listen(Engine, "before_cursor_execute", fail)
+    fail = fail_one_in_fifty(random.Random(5))
     try:
         for _ in range(MOST_COMMANDS):
             found, said = once(out)
             if found is not None:
                 break
+            failed += 1
             assert re.fullmatch(r".*disk I/O error.*the same command goes on.*", said)
             kept = records(out)
             assert [record for record in kept if record in before] == before, "a record was lost"
@@ -73,16 +65,8 @@ def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path) -> None:
 def test_a_clock_that_is_set_back_by_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a trial's moments are the clock's: all that is measured in seconds is not."""
     whole, _ = run_fake(tmp_path / "whole", SPEC, max_concurrent=1)
-    asked = 0
-
-    class Back(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            nonlocal asked
-            asked += 1
-            return datetime.now(tz) - timedelta(hours=asked > 3)  # amid the second trial
-
     monkeypatch.setattr(in_memory, "datetime", Back)
+    monkeypatch.setattr(Back, "looks", 0)
     out = tmp_path / "back"
     found, text = run_fake(out, SPEC, max_concurrent=1, max_hours=0.5)
     assert told(out) == told(tmp_path / "whole")

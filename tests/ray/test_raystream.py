@@ -9,18 +9,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import OutOfDiskError
 
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming import raystream
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch, StreamOptions, stream, stream_local
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec
-from prometar.errors import UserError
+from prometar.errors import StorageError, UserError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -97,6 +100,15 @@ def test_a_missing_image_is_named(own_dtd: Path, resident_bytes: int) -> None:
     plan = eval_plan(dataset.test[3:], size=16, batch_size=2)
     with pytest.raises(UserError, match=path):
         list(stream(plan, dataset.source, options=StreamOptions(resident_bytes=resident_bytes)))
+
+
+def test_a_disk_that_ray_finds_full_is_no_trial_s_failure() -> None:
+    def full() -> Generator[Any, None, None]:
+        raise OutOfDiskError("Local disk is full\nTip: use df")
+        yield
+
+    with pytest.raises(StorageError, match=r"^the data stream failed at row 4: .* is full.*: make room$"):
+        list(raystream._checked(full(), [(4, 8)]))
 
 
 def test_is_silent(small_dtd: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -14,10 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
+import optuna.storages._in_memory as in_memory
 from rich.console import Console
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
 
 from prometar.config.settings import Config
 from prometar.errors import UserError
@@ -202,6 +208,8 @@ def _parse(options: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--address")
     parser.add_argument("--storage")
     parser.add_argument("--die-in-report", action="store_true")
+    parser.add_argument("--flaky", type=int, help="one statement in fifty fails in the database; a seed")
+    parser.add_argument("--set-back", action="store_true", help="the clock, an hour after three looks at it")
     return parser.parse_args(options)
 
 
@@ -227,6 +235,10 @@ def main(options: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if given.die_in_report:
         _die_in_report()
+    if given.flaky is not None:
+        fail_one_in_fifty(random.Random(given.flaky))
+    if given.set_back:
+        in_memory.datetime = Back  # type: ignore[attr-defined]
     place = {key: getattr(given, key) for key in ("max_concurrent", "address", "storage")}
     try:
         _run(given.out, _spec(given), sys.stdout, **place)
@@ -236,6 +248,28 @@ def main(options: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def fail_one_in_fifty(draw: random.Random) -> Callable[..., None]:
+    """Have statements fail in every database of this process. Returns the listener, for its removal."""
+
+    def fail(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if draw.random() < 1 / 50:
+            raise OperationalError(statement, {}, Exception("disk I/O error"))
+
+    event.listen(Engine, "before_cursor_execute", fail)
+    return fail
+
+
+class Back(datetime):
+    """The moments of trials, by a clock that is set back by an hour after three looks at it."""
+
+    looks = 0
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        cls.looks += 1
+        return datetime.now(tz) - timedelta(hours=cls.looks > 3)  # amid the second trial
 
 
 def _die_in_report() -> None:

@@ -12,18 +12,21 @@ if TYPE_CHECKING:
 
 
 class FakeWorker:
-    """`kills` in a job's folder: how often it still kills its worker; `raises`: what it fails with."""
+    """By a job's folder: `kills` its worker so often, `raises` what is told, or finds a disk `full`."""
 
     def ready(self) -> None:
         pass
 
     def run(self, job: Job) -> Record:
+        from prometar.errors import StorageError
         from prometar.reproduce.grid import Record
 
         kills = job.folder / "kills"
         if kills.exists() and int(kills.read_text()):
             kills.write_text(str(int(kills.read_text()) - 1))
             os.kill(os.getpid(), signal.SIGKILL)
+        if (job.folder / "full").exists():
+            raise StorageError(f"cannot write {job.folder}: No space left on device: make room")
         if (job.folder / "raises").exists():
             raise RuntimeError((job.folder / "raises").read_text())
         record = Record(job.entry, {"all": float(os.getpid())})

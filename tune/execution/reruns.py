@@ -14,7 +14,7 @@ from rich.console import Console
 
 from prometar.config.settings import load_config, parse
 from prometar.distributed.placement import ResourcePlan, Room
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.errors import UserError, WorkError
 from tune.execution.runner import run_trials
 from tune.execution.searcher import ListSearcher, StopScheduler, reason_of
 from tune.execution.stopping import Stopping
@@ -63,7 +63,7 @@ def run_missing(jobs: Sequence[Job], means: Means, *, what: str, required: bool 
             verbose=means.verbose,
         )
     for reason in told.died.values():
-        if required or StorageError.__name__ in reason:
+        if required:
             raise WorkError(f"a {what} has ended without a result: {reason}; {GO_ON}")
     for job in missing:
         JobFiles(job).fetch()

@@ -72,13 +72,13 @@ def run_trials(
             with stopping.listening(), killed_for_memory_is_dead(), callbacks_are_not_counted():
                 tuner.fit()
         except (TuneError, RuntimeError) as error:  # a searcher's, scheduler's or callback's, as text
-            raise WorkError(f"the search has stopped: {last_error(str(error))}; {GO_ON}") from None
+            raise WorkError(f"the study has stopped: {last_error(str(error))}; {GO_ON}") from None
     if stopping.asked:
         raise KeyboardInterrupt
 
 
 def last_error(traceback: str) -> str:
-    """The last exception that a traceback's text names, without where it was raised.
+    """The last exception that a traceback's text names, without where it was raised; one of ours by its text.
 
     Example:
         >>> last_error("Traceback (most recent call last):\\n  File ...\\nOSError: no space left\\n(hints)")
@@ -86,7 +86,8 @@ def last_error(traceback: str) -> str:
     """
     named = re.findall(r"^[\w.]*[A-Z]\w*: .+", traceback, flags=re.MULTILINE)
     telling = [line for line in named if "StorageInternalError" not in line]  # Optuna's, about any cause
-    return str((telling or named)[-1]) if named else traceback.strip().splitlines()[-1]
+    last = str((telling or named)[-1]) if named else traceback.strip().splitlines()[-1]
+    return re.sub(r"^prometar\.errors\.\w+: ", "", last)
 
 
 def _run_config(scratch: str, callbacks: list[Callback], verbose: bool) -> Any:

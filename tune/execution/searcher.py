@@ -30,6 +30,11 @@ from tune.worker.watchdog import forgive
 _OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exceptions.OutOfMemoryError",
                   "can't allocate memory", "MemoryError")  # fmt: skip
 
+# Nothing can be kept where a worker runs: our own error, the system's of what other packages write (Ray Tune
+# a trial's folder), and Ray's where its memory is full and the disk too.
+_NOTHING_KEPT = (StorageError.__name__, "No space left on device", "Disk quota exceeded",
+                 "Read-only file system", "No usable temporary directory", "OutOfDiskError")  # fmt: skip
+
 MakeJob = Callable[[Asked], Job]
 
 
@@ -43,6 +48,7 @@ class _StatelessSearcher(Unpickled, Searcher):
         crews: What each of Tune's trials was given: jobs by number.
         unbegun: Those of Tune's trials whose worker died before they began.
         replaced: Those of them whose jobs are handed out again.
+        reasons: What the workers of Tune's trials last died of.
     """
 
     def __init__(self, stopping: Stopping) -> None:
@@ -51,6 +57,7 @@ class _StatelessSearcher(Unpickled, Searcher):
         self.crews: dict[str, dict[int, Job]] = {}
         self.unbegun: set[str] = set()
         self.replaced: set[str] = set()
+        self.reasons: dict[str, str] = {}
         self._out: set[str] = set()  # Tune's trials that have not ended
         self._again: list[dict[int, Job]] = []
         self._times_again: Counter[int] = Counter()
@@ -80,6 +87,17 @@ class _StatelessSearcher(Unpickled, Searcher):
         self.replaced.add(trial_id)
         return True
 
+    def _reason(self, trial_id: str) -> str:
+        """Why a trial of Tune's has failed.
+
+        Raises:
+            StorageError: nothing can be kept: no trial is to blame, and the next command goes on with it.
+        """
+        reason = self.reasons.get(trial_id, "the worker ended without a result")
+        if any(sign in reason for sign in _NOTHING_KEPT):
+            raise StorageError(reason.split(": ", 1)[-1])
+        return reason
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
 
@@ -98,7 +116,6 @@ class StudySearcher(_StatelessSearcher):
     ) -> None:
         super().__init__(stopping)
         self._memory, self._make_job, self._target, self._lockstep = memory, make_job, target, lockstep
-        self.reasons: dict[str, str] = {}  # what a trial's worker last died of
 
     def _fresh(self) -> dict[int, Job]:
         crew: dict[int, Job] = {}
@@ -126,9 +143,7 @@ class StudySearcher(_StatelessSearcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         if self._comes_back(trial_id) or (self._stopping.asked and not error):
             return  # for another worker, or for the next command
-        reason = self.reasons.get(trial_id, "the worker ended without a result")
-        if StorageError.__name__ in reason:  # the next command goes on with what has not failed
-            raise StorageError(reason.split(": ", 1)[-1])
+        reason = self._reason(trial_id)
         for number in self.numbers(trial_id):
             self._memory.fail(number, reason)
 
@@ -165,6 +180,7 @@ class StopScheduler(Unpickled, FIFOScheduler):
         # Called before a trial is tried again, where it is given up, and where it has not begun.
         if trial.status == trial.PENDING:
             self._searcher.unbegun.add(trial.trial_id)
+        self._searcher.reasons[trial.trial_id] = reason_of(trial)
         if out_of_memory(trial) and trial.status != trial.RUNNING:
             larger = self._room.larger(_place_of(trial).bundles)
             if larger is not None:
@@ -200,10 +216,6 @@ class StudyScheduler(StopScheduler):
         share = share_of(trial, len(self._study.crews[trial.trial_id]))
         return number, self._memory.observe(number, {**result, **share})
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        super().on_trial_error(tune_controller, trial)
-        self._study.reasons[trial.trial_id] = reason_of(trial)
-
 
 class ListSearcher(_StatelessSearcher):
     """Hands out a fixed list of jobs."""
@@ -220,7 +232,8 @@ class ListSearcher(_StatelessSearcher):
         return {number: job}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        self._comes_back(trial_id)  # else its result lies in the job's folder
+        if not self._comes_back(trial_id) and error:  # else its result lies in the job's folder
+            self._reason(trial_id)
 
 
 def share_of(trial: Trial, num_jobs: int) -> dict[str, float]:

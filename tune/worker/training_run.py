@@ -9,7 +9,7 @@ from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
 from prometar.data.streaming.stream import StreamOptions
 from prometar.errors import WorkError
-from prometar.io.files import write_atomically
+from prometar.io.files import refused, write_atomically
 from prometar.runs import FINAL, ray_stream, write_result
 from prometar.training.train import Session, build_run
 from tune.jobs.files import JobFiles
@@ -26,6 +26,7 @@ class LegRun:
 
     Raises:
         UserError: whatever is wrong with the settings, the data or the weights.
+        StorageError: nothing can be kept; from every method.
     """
 
     def __init__(self, job: Job, leg: Leg) -> None:
@@ -67,4 +68,4 @@ def _set_aside(folder: Path) -> None:
     try:
         path.replace(folder / _SET_ASIDE)
     except OSError as error:
-        raise WorkError(f"cannot set {path} aside: {error.strerror or error}") from None
+        raise refused(folder / _SET_ASIDE, error) from None

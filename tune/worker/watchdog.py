@@ -6,8 +6,10 @@ import faulthandler
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from prometar.io.files import refused
 
 ATTEMPTS = 2  # a trial whose worker hangs is tried once more: its machine or file system may have been ill
 _FILES = "hung-*.txt"
@@ -18,20 +20,28 @@ def watchdog(folder: Path, timeout_seconds: float | None) -> Iterator[None]:
     """End the process where the block takes longer; every thread's stack is then in `folder`/hung-*.txt.
 
     It works also where Python's own lock is held, since the watch is not kept in Python.
+
+    Raises:
+        StorageError: the folder cannot be written.
     """
     if timeout_seconds is None:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
     # Its own file: Tune may start a second worker of a trial, and drop it when it is there.
     path = folder / f"hung-{socket.gethostname()}-{os.getpid()}.txt"
-    with path.open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise refused(path, error) from None
+    with file:
         faulthandler.dump_traceback_later(timeout_seconds, exit=True, file=file)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-    path.unlink()
+    with suppress(OSError):  # an empty one says nothing
+        path.unlink()
 
 
 def num_hung(folder: Path) -> int:

@@ -24,7 +24,7 @@ from ray import cloudpickle
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data.block import BlockAccessor
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayError, UserCodeException
+from ray.exceptions import OutOfDiskError, RayError, UserCodeException
 from ray.util import get_current_placement_group
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -35,7 +35,7 @@ from prometar.data.streaming.plan import Order, Plan
 from prometar.data.streaming.shared_images import Resident, files_of, resident
 from prometar.data.streaming.stream import Batch, StreamOptions, labels_of_plan
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec
-from prometar.errors import UserError, WorkError
+from prometar.errors import StorageError, UserError, WorkError
 from prometar.parts.identity import is_everywhere
 
 FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
@@ -155,8 +155,12 @@ def _checked(batches: Generator[Columns, None, None], ranges: list[Range]) -> Ge
                 raise WorkError(f"the data stream lost its order at row {start}: please report this")
             yield columns["image"]
     except (RayError, UserCodeException, ExecutionTimeoutError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise WorkError(f"the data stream failed at row {left[0][0]}: {reason}") from error
+        where, text = f"the data stream failed at row {left[0][0]}", str(error)
+        if isinstance(error, OutOfDiskError) or OutOfDiskError.__name__ in text:
+            raise StorageError(
+                f"{where}: Ray's memory is full, and so is the disk it spills to: make room"
+            ) from None
+        raise WorkError(f"{where}: {text.strip().splitlines()[-1]}") from error
     finally:
         batches.close()  # stops the tasks if the consumer leaves early
         if left:

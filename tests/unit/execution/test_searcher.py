@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,10 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from prometar.distributed.placement import Room
+from prometar.errors import StorageError
 from tests.support.driver import small_spec
 from tune.execution.runner import MAX_FAILURES
-from tune.execution.searcher import StudyScheduler, StudySearcher
+from tune.execution.searcher import ListSearcher, StudyScheduler, StudySearcher
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, unpack
 from tune.optimizer.ask_tell import Asked, Memory
@@ -104,6 +106,28 @@ def test_a_lost_worker_fails_all_that_it_had(memory: Memory, tmp_path: Path) -> 
     searcher.reasons["w0"] = "the worker died"
     searcher.on_trial_complete("w0", error=True)
     assert [(t.state, t.reason) for t in memory.ended()] == [("FAIL", "the worker died")] * 2
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "prometar.errors.StorageError: cannot write /a/b: Input/output error",
+        "OSError: [Errno 28] No space left on device: '/tmp/ray/trial'",
+        "OSError: [Errno 30] Read-only file system: '/tmp/ray/trial'",
+        "FileNotFoundError: [Errno 2] No usable temporary directory found in ['/tmp']",
+        "ray.exceptions.OutOfDiskError: Local disk is full",
+    ],
+)
+def test_a_disk_that_refuses_ends_the_study_and_fails_no_trial(
+    memory: Memory, tmp_path: Path, reason: str
+) -> None:
+    jobs = [Job(str(tmp_path / "job"), (Leg({}),), "final")]
+    for searcher in (searcher_of(memory, tmp_path, 1), ListSearcher(jobs, Stopping(Console()))):
+        searcher.suggest("w0")
+        searcher.reasons["w0"] = reason
+        with pytest.raises(StorageError, match=re.escape(reason.split(": ", 1)[1])):
+            searcher.on_trial_complete("w0", error=True)
+    assert not memory.ended()
 
 
 def test_deaths_count_until_an_epoch_is_done_that_was_not(memory: Memory, tmp_path: Path) -> None:

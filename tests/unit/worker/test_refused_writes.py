@@ -1,0 +1,220 @@
+"""Every write of a run is refused in turn: one line, no half-written file counts, the same command goes on.
+
+The arithmetic is a formula, the writing is a worker's own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prometar import runs
+from prometar.analysis import alignment
+from prometar.analysis.alignment import Alignment
+from prometar.backbone.feature_cache import cached_text, text_digest
+from prometar.backbone.openclip import tokenize
+from prometar.config.settings import Config
+from prometar.errors import StorageError
+from prometar.reproduce import worker as grid_worker
+from prometar.reproduce.grid import Entry
+from prometar.step.state import State
+from prometar.training import train
+from prometar.training.checkpoint import load_checkpoint
+from prometar.training.train import Run, Session, build_run
+from tests.support.refusals import FAULTS, Fault, RefusingDisk
+from tests.support.tiny import backbone
+from tune.jobs.spec import Job, Leg, Terms, pack
+from tune.worker import training_run
+from tune.worker.trainable import TrialWorker
+from tune.worker.trial_group import Crew
+
+CONFIG = Config().override({"train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0}).completed()
+
+HALF = b"half a checkpoint"
+
+
+class Worker(TrialWorker):
+    """A trial's worker, without Ray around it."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.setup(pack(jobs))
+
+    def open_crew(self, jobs: list[Job], failure: str) -> Crew:
+        return Crew(jobs, failure)
+
+
+def trial(folder: Path, files: str | None = None) -> list[dict[str, Any]]:
+    """What a worker tells of a trial, from its start to its end."""
+    terms = Terms(timeout_seconds=600, root=str(folder), files=files)
+    leg = Leg(CONFIG.model_dump(mode="json"))
+    worker = Worker([Job(str(folder / "trial"), (leg,), runs.FINAL, terms=terms)])
+    told: list[dict[str, Any]] = []
+    try:
+        while not told or not told[-1]["done"]:
+            told.append(worker.step())
+    finally:
+        worker.cleanup()
+    assert not any(each["failed"] for each in told), "no trial is to blame"
+    return told
+
+
+def mirrored(folder: Path) -> list[dict[str, Any]]:
+    return trial(folder, f"file://{folder}/store")
+
+
+def damaged(folder: Path) -> list[dict[str, Any]]:
+    """A trial that finds half of a checkpoint; that is put there before."""
+    return trial(folder)
+
+
+def leave_half(folder: Path) -> None:
+    (folder / "trial").mkdir(parents=True)
+    (folder / "trial/checkpoint.safetensors").write_bytes(HALF)
+
+
+def of_grid(folder: Path) -> object:
+    """A run of `prometar reproduce`."""
+    job = grid_worker.Job(Entry(CONFIG, runs.FINAL), folder / "run", torch.get_num_threads(), 0.5)
+    record = grid_worker.Worker().run(job)
+    assert not record.reason, "no run is to blame"
+    return record.accuracies
+
+
+def trained(folder: Path) -> object:
+    """`prometar train`."""
+    return runs.train_run(CONFIG, folder / "run", watch=Alignment(folder / "run", every=2))
+
+
+COMMANDS: dict[str, Callable[[Path], object]] = {
+    "trial": trial, "mirrored": mirrored, "damaged": damaged, "reproduce": of_grid, "train": trained
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return build_run(CONFIG, runs.FINAL)
+
+
+@pytest.fixture
+def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_epoch(run: Run, state: State, batches: object, watch: Any, graph: object) -> Any:
+        for _ in range(run.plan.steps_per_epoch):
+            if watch is not None:
+                watch(run, state, None)
+            halves = {name: leaf / 2 + state.step for name, leaf in state.prompts.items()}
+            state = replace(state, prompts=halves, step=state.step + 1)
+        return state, {"direct_ce": 1.0 / state.step}
+
+    def score(session: Session) -> dict[str, float]:
+        value = float(sum(leaf.mean() for leaf in session.state.prompts.values()))
+        return {"base": value, "new": value + 1, "objective": value}
+
+    for module in (training_run, grid_worker, runs):
+        monkeypatch.setattr(module, "build_run", lambda *_, **__: run)
+        monkeypatch.setattr(module, "ray_stream", lambda *_: lambda plan, step: iter(()))
+    for module in (grid_worker, runs):
+        monkeypatch.setattr(module, "environment", dict)  # slow, and not to be compared
+    monkeypatch.setattr(training_run, "Alignment", partial(Alignment, every=2))
+    monkeypatch.setattr(alignment, "measure", lambda run, state, pictures: {"cosine": state.step / 8})
+    monkeypatch.setattr(train, "train_epoch", train_epoch)
+    monkeypatch.setattr(Session, "score", score)
+
+
+def without_times(found: Any) -> Any:
+    """What a run tells or has written, without what differs from machine to machine and from day to day."""
+    if isinstance(found, dict):
+        left_out = ("seconds", "notes")
+        return {key: without_times(value) for key, value in found.items() if key not in left_out}
+    return [without_times(each) for each in found] if isinstance(found, list | tuple) else found
+
+
+def content(path: Path) -> Any:
+    if path.suffix == ".json":
+        return without_times(json.loads(path.read_text()))
+    if path.name == "checkpoint.safetensors":
+        found = load_checkpoint(path)
+        assert found is not None
+        tensors = {name: tensor.numpy().tobytes() for name, tensor in found.state.tensors().items()}
+        return found.run, found.state.step, tensors, without_times(found.history)
+    return path.read_bytes()
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All that lies below a folder, hidden files too."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return {path.relative_to(folder).as_posix(): content(path) for path in files}
+
+
+@pytest.mark.usefixtures("_formula")
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_write_is_refused_in_turn(
+    tmp_path: Path, command: Callable[[Path], object], fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
+    if command is damaged:
+        leave_half(tmp_path / "whole")
+    told = without_times(command(tmp_path / "whole"))
+    expected, refused = contents(tmp_path / "whole"), set[str]()
+    for number, folder in numbered(tmp_path):
+        if command is damaged:
+            leave_half(folder)
+        with monkeypatch.context() as patch:
+            disk = RefusingDisk(tmp_path, patch)
+            disk.refuse(fault, number)
+            try:
+                assert without_times(command(folder)) == told
+            except StorageError as error:
+                said = str(error)
+                assert "\n" not in said
+                assert said.startswith("cannot ")
+                assert str(tmp_path) in said
+                assert fault.reason in said
+        if not disk.refused:
+            break
+        refused.add(disk.refused[0][1].lstrip("."))
+        for path in folder.rglob("[!.]*"):  # whole as far as it goes, or a run would be told wrong figures
+            if path.name in ("result.json", "record.json"):
+                assert content(path) == expected[path.relative_to(folder).as_posix()]
+            if path.name == "checkpoint.safetensors" and path.read_bytes() != HALF:
+                assert load_checkpoint(path) is not None
+        assert without_times(command(folder)) == told, disk.refused
+        assert contents(folder) == expected, disk.refused
+        shutil.rmtree(folder)
+    assert number > 12, "each was refused once"
+    for name in ("config.yaml", "checkpoint.safetensors", "result.json"):
+        assert any(each.startswith(name) for each in refused)
+
+
+def numbered(folder: Path) -> Iterator[tuple[int, Path]]:
+    for number in range(1, 200):
+        yield number, folder / f"{number}"
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_cache_that_cannot_be_written_changes_nothing(
+    tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = backbone().clip
+    ask = partial(cached_text, clip, text_digest(clip), tokenize, ["cat", "dog"], ["a photo of a {}."])
+    monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "whole"))
+    whole = ask()
+    for number, folder in numbered(tmp_path):
+        monkeypatch.setenv("PROMETAR_CACHE", str(folder))
+        with monkeypatch.context() as patch:
+            disk = RefusingDisk(folder, patch)
+            disk.refuse(fault, number)
+            assert torch.equal(ask(), whole)
+        assert torch.equal(ask(), whole), "and nothing of it is taken for an entry"
+        if not disk.refused:
+            break
+    assert number > 3
