@@ -21,6 +21,7 @@ from prometar.backbone.closed import closed
 from prometar.backbone.expected_tensors import Architecture, expected_shapes, in_our_names, require_tensors
 from prometar.backbone.families import architecture, with_shapes
 from prometar.backbone.frozen_features import Tokenize
+from prometar.backbone.language import language, language_network, require_transformers
 from prometar.backbone.trunks import image_network
 from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
@@ -119,16 +120,12 @@ def tokenizer_of(name: str) -> Tokenize:
 
 @cache
 def _hub_tokenizer(name: str, theirs: str) -> Tokenize:
-    if find_spec("transformers") is None:
-        raise UserError(
-            f"backbone {name} reads texts with the tokenizer {theirs}, which needs transformers: "
-            "pip install 'transformers>=5,<6'"
-        )
+    require_transformers(name, f"reads texts with the tokenizer {theirs}")
     import open_clip
 
     try:
         with warnings_unlogged():
-            read: Any = open_clip.get_tokenizer(name)
+            read: Any = open_clip.get_tokenizer(name, trust_remote_code=False)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise WorkError(
             f"cannot fetch the tokenizer of {name} ({first_line(error)[:160]}): run the command once on a "
@@ -253,16 +250,24 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
     if arch.closed:
         with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
             network = image_network(config)
-        own = {name.removeprefix("visual."): tensor for name, tensor in state.items()}
+        own = {key.removeprefix("visual."): tensor for key, tensor in state.items()}
         image = closed(network, own, arch.closed)
+    text = None
+    if arch.language:
+        with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
+            network = language_network(name, config)
+        own = {key.removeprefix("text."): tensor for key, tensor in state.items() if key.startswith("text.")}
+        text = language(network, own)
     clip = from_state_dict(
         in_our_names(arch, state),
         text_heads=arch.text_heads,
         vision_heads=arch.vision_heads,
+        pool_heads=arch.pool_heads,
         activation=arch.activation,
         text_activation=arch.text_activation,
         text_eps=arch.text_eps,
         vision_eps=arch.vision_eps,
+        language=text,
         closed=image,
         form=form,
     )
@@ -278,7 +283,7 @@ def _known(name: str) -> tuple[dict[str, Any], Architecture]:
     """
     config = load_mini()[0] if name == "mini" else _config(name)
     try:
-        return config, with_shapes(architecture(config), config)
+        return config, with_shapes(name, architecture(config), config)
     except Unlike as reason:
         raise UserError(
             f"backbone {name} is not supported: {reason}; use e.g. ViT-B-16-quickgelu (docs/backbones.md)"
@@ -321,7 +326,7 @@ def _random_state(name: str) -> dict[str, Tensor]:
 
     with torch.random.fork_rng(devices=[]), warnings_unlogged():
         torch.manual_seed(0)
-        return dict(open_clip.create_model(name, pretrained=None).state_dict())
+        return dict(open_clip.create_model(name, pretrained=None, pretrained_text=False).state_dict())
 
 
 def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:
@@ -340,7 +345,7 @@ def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:
             f"weights '{tag}' were trained with activation {theirs}, which {name} has not: use {better}"
         )
     try:
-        model = open_clip.create_model(name, pretrained=tag)
+        model = open_clip.create_model(name, pretrained=tag, pretrained_text=False)
     except Exception as error:  # the hub's client raises errors of many libraries
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WorkError(

@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, Tower
-from prometar.backbone.closed import Closed
 from prometar.backbone.form import OPENAI
+from prometar.backbone.frozen import Frozen
 from prometar.backbone.norm import EPS
 from prometar.device import fetch
 from prometar.errors import UserError
@@ -55,7 +55,7 @@ def weights_digest(clip: Clip) -> str:
                         add(tensor)
         elif isinstance(value, Tensor):
             add(value)
-        elif isinstance(value, Closed):
+        elif isinstance(value, Frozen):
             for name, tensor in sorted(value.tensors.items()):
                 state.update(name.encode())
                 add(tensor)
