@@ -6,7 +6,8 @@ What every run needs, the tokenizer and the constants, are read from modules of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -184,21 +185,61 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     """
     if name == "mini" and pretrained is None:
         return _clip(name, load_mini()[1], where="mini")
-    config, arch = _known(name)
-    if pretrained is None:
+    require_backbone(name, pretrained)
+    arch = _known(name)[1]
+    assert pretrained is not None
+    if pretrained == "random":
+        return _clip(name, _random_state(name), where=name)
+    if _is_file(name, pretrained):
+        weights = read_weights(Path(pretrained))
+        if not (arch.trunk or arch.custom_text or arch.closed):
+            _check(name, arch, weights)
+        return _clip(name, weights.tensors, where=pretrained)
+    return _clip(name, _fetch(name, pretrained), where=f"'{pretrained}'")
+
+
+def require_backbone(name: str, pretrained: str | None) -> Architecture:
+    """What a model is, as far as can be told before anything of it is read or fetched.
+
+    Raises:
+        UserError: as `load_clip`: an unknown name or tag, an unsupported model, or no weights named.
+    """
+    config, arch = _described(name)
+    if pretrained is None and name != "mini":
         raise UserError(
             f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
         )
-    if pretrained == "random":
-        return _clip(name, _random_state(name), where=name)
-    tagged = is_tag(name, pretrained)
+    if pretrained not in (None, "random") and not _is_file(name, str(pretrained)):
+        _require_tag(name, config, str(pretrained))
+    return arch
+
+
+def _is_file(name: str, pretrained: str) -> bool:
+    """Whether weights are meant to be a file; a tag comes first."""
     file = Path(pretrained)
-    if not tagged and (file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None):
-        weights = read_weights(file)
-        if not (arch.trunk or arch.custom_text or arch.closed):
-            _check(name, arch, weights)
-        return _clip(name, weights.tensors, where=str(file))
-    return _clip(name, _fetch(name, config, pretrained), where=f"'{pretrained}'")
+    named = file.suffix in {".pt", ".pth", ".bin", ".safetensors"}
+    return not is_tag(name, pretrained) and (named or size_of(file) is not None)
+
+
+def _require_tag(name: str, config: dict[str, Any], tag: str) -> None:
+    """
+    Raises:
+        UserError: open_clip knows no such weights of a model, or they have another activation.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise UserError(
+            f"no weights '{tag}' for {name}: it is no file, and open_clip knows {', '.join(tags) or 'none'}"
+        )
+    weights_are_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    if weights_are_quick != bool(config.get("quick_gelu")):
+        theirs = "quick_gelu" if weights_are_quick else "gelu"
+        better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
+        raise UserError(
+            f"weights '{tag}' were trained with activation {theirs}, which {name} has not: use {better}"
+        )
 
 
 def is_tag(name: str, pretrained: str) -> bool:
@@ -281,9 +322,23 @@ def _known(name: str) -> tuple[dict[str, Any], Architecture]:
     Raises:
         UserError: there is no such model, or its family is not supported.
     """
+    config, arch = _described(name)
+    with _supported(name):
+        return config, with_shapes(name, arch, config)
+
+
+@lru_cache(maxsize=8)
+def _described(name: str) -> tuple[dict[str, Any], Architecture]:
+    """As `_known`, without what towers consist of that are networks of others."""
     config = load_mini()[0] if name == "mini" else _config(name)
+    with _supported(name):
+        return config, architecture(config)
+
+
+@contextmanager
+def _supported(name: str) -> Iterator[None]:
     try:
-        return config, with_shapes(name, architecture(config), config)
+        yield
     except Unlike as reason:
         raise UserError(
             f"backbone {name} is not supported: {reason}; use e.g. ViT-B-16-quickgelu (docs/backbones.md)"
@@ -329,21 +384,9 @@ def _random_state(name: str) -> dict[str, Tensor]:
         return dict(open_clip.create_model(name, pretrained=None, pretrained_text=False).state_dict())
 
 
-def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:
+def _fetch(name: str, tag: str) -> dict[str, Tensor]:
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise UserError(
-            f"no weights '{tag}' for {name}: it is no file, and open_clip knows {', '.join(tags) or 'none'}"
-        )
-    weights_are_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-    if weights_are_quick != bool(config.get("quick_gelu")):
-        theirs = "quick_gelu" if weights_are_quick else "gelu"
-        better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
-        raise UserError(
-            f"weights '{tag}' were trained with activation {theirs}, which {name} has not: use {better}"
-        )
     try:
         model = open_clip.create_model(name, pretrained=tag, pretrained_text=False)
     except Exception as error:  # the hub's client raises errors of many libraries

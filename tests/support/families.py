@@ -159,6 +159,8 @@ def register_languages(monkeypatch: Any, folder: Path) -> None:
     """Make the tiny language models known to open_clip too; their descriptions lie in a folder."""
     import transformers
 
+    openclip._known.cache_clear()
+    openclip._described.cache_clear()
     register(monkeypatch)
     for name, (kind, settings, text) in LANGUAGE.items():
         own = _BERT if "Roberta" in kind else {}
