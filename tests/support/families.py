@@ -69,6 +69,7 @@ def prometar_test_eva02(**settings: Any) -> Any:
     return trunk(Eva, **{"use_rot_pos_emb": True, "swiglu_mlp": True, **settings})
 
 
+EMBED, LENGTH = 24, 16  # of features and of texts, with the language models
 TEXT: dict[str, Any] = {"width": 16, "heads": 2, "layers": 3}
 VISION: dict[str, Any] = {"layers": 3, "width": 32, "head_width": 8, "image_size": 16, "patch_size": 8}
 OTHERS: dict[str, Any] = {**TEXT, "context_length": 12, "vocab_size": 60, "hf_tokenizer_name": "words"}
@@ -135,7 +136,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-fc-norm": {"embed_dim": 24, "text_cfg": TEXT, "vision_cfg": timm("fc_norm", "", "linear")},
 }
 LANGUAGE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "tiny-roberta": ("RobertaConfig", {"max_position_embeddings": 40}, {}),
+    "tiny-roberta": ("RobertaConfig", {"max_position_embeddings": 80}, {}),
     "tiny-xlm-roberta": ("XLMRobertaConfig", {}, {"hf_proj_type": "linear", "hf_pooler_type": "cls_pooler"}),
     "tiny-causal": ("RobertaConfig", {"is_decoder": True}, {"hf_proj_type": "linear"}),
     "tiny-mt5": (
@@ -167,7 +168,7 @@ def register_languages(monkeypatch: Any, folder: Path) -> None:
         described = getattr(transformers, kind)(vocab_size=60, pad_token_id=1, **{**own, **settings})
         described.save_pretrained(folder / name)
         where = {"hf_model_name": str(folder / name), "hf_tokenizer_name": "words"}
-        config = {"embed_dim": 24, "text_cfg": {**where, **text}, "vision_cfg": VISION}
+        config = {"embed_dim": EMBED, "text_cfg": {**where, **text}, "vision_cfg": VISION}
         monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
     coca = {**factory._MODEL_CONFIGS["tiny-roberta"], "custom_text": True, "multimodal_cfg": TEXT}
     for tower in ("text_cfg", "vision_cfg"):
@@ -214,7 +215,7 @@ def register(monkeypatch: Any) -> None:
 
     def words(name: str, theirs: str) -> Words:
         if name not in CONFIGS:
-            return Words(16, [0], pad=1)
+            return Words(LENGTH, [0], pad=1)
         return Words(CONFIGS[name]["text_cfg"]["context_length"], START.get(name, []))
 
     monkeypatch.setattr(openclip, "_hub_tokenizer", words)

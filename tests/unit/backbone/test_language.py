@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip import factory
-from torch import Tensor
 
 from prometar.backbone import feature_cache, language, openclip
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.vision import embed_images, encode_image
 from prometar.errors import UserError, WorkError
 from tests.support import families
+from tests.support.plain_towers import plain_language
 from tests.unit.backbone.test_families import TEXTS, compare, images, loaded
 from tests.unit.backbone.test_towers import random_prompts
 
 pytest.importorskip("transformers")
 NAMES = [*families.LANGUAGE, "tiny-coca-roberta"]
-LAYERS = {"roberta": "encoder.layer", "xlm-roberta": "encoder.layer", "mt5": "block", "m2m_100": "layers"}
 
 
 @pytest.fixture(autouse=True)
@@ -54,28 +51,7 @@ def test_prompts_and_their_gradients_are_those_of_the_wrapped_model(
     clip, ids = backbone.clip, backbone.tokenize(TEXTS)
     prompts = random_prompts(layers, 4, clip.text.width)
     ours = encode_text(clip, text_input(clip, ids, num_context=4), prompts)
-    compare(ours, plain_text(model, ids, prompts, start=clip.form.num_start), prompts)
-
-
-def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], *, start: int) -> Tensor:
-    """All tokens of open_clip's own tower from their ids; prompts take the places behind the start."""
-    transformer = model.text.transformer
-    layers = transformer.get_submodule(LAYERS[transformer.config.model_type])
-
-    def put(x: Tensor, prompt: Tensor) -> Tensor:
-        each = prompt.expand(len(x), -1, -1)
-        return torch.cat([x[:, :start], each, x[:, start + len(prompt) :]], dim=1)
-
-    with ExitStack() as hooks:
-        for layer, prompt in prompts.items():
-            if layer == 0:
-                table = transformer.get_input_embeddings()
-                hook = table.register_forward_hook(lambda m, a, x, p=prompt: put(x, p))
-            else:
-                hook = layers[layer].register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
-            hooks.callback(hook.remove)
-            features: Tensor = model.encode_text(ids, normalize=False)
-    return features
+    compare(ours, plain_language(model, ids, prompts, start=clip.form.num_start), prompts)
 
 
 def test_what_is_cut_behind_the_texts_is_padding_alone(tmp_path: Path) -> None:
