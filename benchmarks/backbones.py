@@ -1,6 +1,6 @@
 """One ProMetaR step on each family of backbones: open_clip's own modules under autograd, against ours.
 
-    python benchmarks/backbones.py [--classes 16] [--quick] [--docs docs/backbones.md]
+    python benchmarks/backbones.py [--classes 4] [--quick] [--docs docs/backbones.md]
 
 Small models of random weights (12 layers, 64 patches; those of tests/support/families.py, made larger), batch
 4, in float32. What is counted is the same on any machine: kernels, which are dispatched ATen operations that
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--classes", type=int, default=16)
+    parser.add_argument("--classes", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="two families")
     parser.add_argument("--docs", type=Path, help="put the table there")
     args = parser.parse_args()
