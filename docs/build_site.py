@@ -1,21 +1,26 @@
 """What mkdocs.yml makes a site of: README.md and all that it leads to, each file where it lies here.
 
 So every link is checked, and works, as it is written. Pages are in the order in which README.md names them.
+Mermaid diagrams are the pictures that docs/draw_diagrams.py has drawn of them.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\(([^)\s#:]+)")  # of Markdown, to a file
+DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GALLERY = "examples/index.md"
 PICTURES = (".png", ".svg", ".webp", ".gif")
 
@@ -38,6 +43,31 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return Files(site)
 
 
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Each diagram as its picture.
+
+    Raises:
+        PluginError: it has not been drawn since it was changed.
+    """
+    path = page.file.abs_src_path
+    for picture, source in diagrams(Path(path)) if path else ():
+        if not picture.is_file() or digest_of(source) not in picture.read_text("utf-8"):
+            raise PluginError(f"{picture.name} is not the diagram of {path}: python docs/draw_diagrams.py")
+        markdown = DIAGRAM.sub(lambda _, name=picture.name: f"![diagram]({name})", markdown, count=1)
+    return markdown
+
+
+def diagrams(page: Path) -> list[tuple[Path, str]]:
+    """The Mermaid diagrams of a page, and where their pictures lie."""
+    found = DIAGRAM.findall(page.read_text("utf-8"))
+    return [(page.with_name(f"{page.stem}-{k}.svg"), source) for k, source in enumerate(found, 1)]
+
+
+def digest_of(diagram: str) -> str:
+    """What its picture says it was drawn from."""
+    return f"sha256 {hashlib.sha256(diagram.encode()).hexdigest()}"
+
+
 def sources() -> list[str]:
     """README.md, what it leads to, then what else is in docs/ and examples/."""
     todo, found = [ROOT / "README.md"], list[str]()
@@ -48,7 +78,7 @@ def sources() -> list[str]:
         if name not in found:
             found.append(name)
             if path.suffix == ".md":
-                todo += _linked(path)
+                todo += [*_linked(path), *(picture for picture, _ in diagrams(path))]
     return found
 
 

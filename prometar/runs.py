@@ -25,7 +25,7 @@ from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.portable import require_program_target, write_program
-from prometar.inference.prompt_file import require_target, weights_digest, write_prompts
+from prometar.inference.prompt_file import require_prompts_target, weights_digest, write_prompts
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts
@@ -182,7 +182,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         UserError: no finished run, another suffix than .safetensors, or a file that is there and no export.
         WorkError: nothing can be written.
     """
-    require_target(to)
+    require_prompts_target(to)
     classifier = trained(folder, trust_parts=trust_parts)
     return write_prompts(to, classifier.leaves, _card(classifier))
 

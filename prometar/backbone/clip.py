@@ -17,7 +17,9 @@ from torch import Tensor
 from prometar.backbone.activations import ACTIVATIONS, QUICK
 from prometar.backbone.closed import Closed
 from prometar.backbone.form import OPENAI, Form
-from prometar.backbone.norm import EPS
+from prometar.backbone.frozen import Frozen
+from prometar.backbone.language import Language
+from prometar.backbone.norm import EPS, layer_norm
 from prometar.errors import UserError
 
 
@@ -128,15 +130,16 @@ class Clip:
     `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
     `logit_scale` is exp of the learned log scale, a scalar tensor. None is what a family has not. `pool`: one
     block that makes an image's feature of all its tokens, the last LayerNorm included. `closed`: an image
-    tower that no prompt enters; then `vision` has no block.
+    tower that no prompt enters; then `vision` has no block. A `Language` has its positions, norms and
+    projection inside.
     """
 
-    text: Tower
+    text: Tower | Language
     vision: Tower
     token_embedding: Tensor
-    text_positions: Tensor
-    ln_final_weight: Tensor
-    ln_final_bias: Tensor
+    text_positions: Tensor | None
+    ln_final_weight: Tensor | None
+    ln_final_bias: Tensor | None
     text_projection: Tensor | None
     patch_weight: Tensor | None
     class_embedding: Tensor | None
@@ -155,6 +158,8 @@ class Clip:
 
     @property
     def embed_dim(self) -> int:
+        if isinstance(self.text, Language):
+            return self.text.embed_dim
         return self.text.width if self.text_projection is None else self.text_projection.shape[1]
 
     @property
@@ -216,7 +221,7 @@ class Clip:
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tower | Closed):
+            if isinstance(value, Tower | Frozen):
                 value = value.map(change)
             changed[field.name] = change(value) if isinstance(value, Tensor) else value
         return Clip(**changed)
@@ -233,10 +238,12 @@ def from_state_dict(
     *,
     text_heads: int,
     vision_heads: int,
+    pool_heads: int | None = None,
     activation: str = "quick_gelu",
     text_activation: str | None = None,
     text_eps: float = EPS,
     vision_eps: float = EPS,
+    language: tuple[Language, Tensor] | None = None,
     closed: Closed | None = None,
     form: Form = OPENAI,
 ) -> Clip:
@@ -247,6 +254,8 @@ def from_state_dict(
 
     Args:
         activation: Of both towers, or, where a `text_activation` is given, of the vision tower.
+        pool_heads: Of open_clip's own attention pool, where there is one.
+        language: The text tower and its table of tokens, where it is none of blocks.
         closed: The image tower, where it is none of blocks.
     Raises:
         UserError: a name is missing, or a width is not a multiple of its number of heads.
@@ -275,21 +284,28 @@ def from_state_dict(
         positions = torch.cat([positions[:-num_patches], positions[-num_patches:] + patch_bias])
     if "visual.attn_pool.latent" in state:
         pool = vision.attention_pool("visual.attn_pool", "visual.ln_post")
+    if "visual.attn_pool.query" in state:
+        assert pool_heads is not None
+        pool = replace(vision, num_heads=pool_heads).query_pool("visual.attn_pool")
+    own = get if language is None else maybe
+    table = get("token_embedding.weight") if language is None else language[1]
+    if (summary := maybe("cls_emb")) is not None:
+        table = torch.cat([table, summary[None]])
     return Clip(
-        text=text.tower("transformer"),
+        text=text.tower("transformer") if language is None else language[0],
         vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, activation, 1.0),
-        token_embedding=get("token_embedding.weight"),
-        text_positions=get("positional_embedding"),
-        ln_final_weight=get("ln_final.weight"),
-        ln_final_bias=get("ln_final.bias"),
+        token_embedding=table,
+        text_positions=own("positional_embedding"),
+        ln_final_weight=own("ln_final.weight"),
+        ln_final_bias=own("ln_final.bias"),
         text_projection=maybe("text_projection"),
         patch_weight=find("visual.conv1.weight"),
         class_embedding=maybe("visual.class_embedding"),
         vision_positions=positions,
         ln_pre_weight=maybe("visual.ln_pre.weight"),
         ln_pre_bias=maybe("visual.ln_pre.bias"),
-        ln_post_weight=find("visual.ln_post.weight") if pool is None else None,
-        ln_post_bias=find("visual.ln_post.bias") if pool is None else None,
+        ln_post_weight=None if "visual.attn_pool.latent" in state else find("visual.ln_post.weight"),
+        ln_post_bias=None if "visual.attn_pool.latent" in state else find("visual.ln_post.bias"),
         vision_projection=maybe("visual.proj"),
         logit_scale=get("logit_scale").exp().reshape(()),
         text_projection_bias=maybe("text_projection_bias"),
@@ -342,6 +358,33 @@ class _Reader:
             c_fc_bias=self.get(f"{prefix}.mlp.fc1.bias"),
             c_proj_weight=self.get(f"{prefix}.mlp.fc2.weight"),
             c_proj_bias=self.get(f"{prefix}.mlp.fc2.bias"),
+        )
+        return replace(self._tower(prefix, (block,)), residual=False)
+
+    def query_pool(self, prefix: str) -> Tower:
+        """The same of CoCa, whose first query's answer is the feature; its block has an MLP of width 0."""
+        stem = f"{prefix}.attn"
+        if f"{stem}.in_proj_weight" in self.state:
+            query, key, value = self.get(f"{stem}.in_proj_weight").chunk(3)
+        else:
+            query, key, value = (self.get(f"{stem}.{part}_proj_weight") for part in "qkv")
+        bias = self.get(f"{stem}.in_proj_bias")
+        norm = self.get(f"{prefix}.ln_q.weight"), self.get(f"{prefix}.ln_q.bias")
+        asked = layer_norm(self.get(f"{prefix}.query")[:1], *norm, self.eps)
+        ask = F.linear(asked, query, bias[: len(query)])[0]
+        block = Block(
+            ln_1_weight=self.get(f"{prefix}.ln_k.weight"),
+            ln_1_bias=self.get(f"{prefix}.ln_k.bias"),
+            in_proj_weight=torch.cat([torch.zeros_like(key), key, value]),
+            in_proj_bias=torch.cat([ask, bias[len(query) :]]),
+            out_proj_weight=self.get(f"{stem}.out_proj.weight"),
+            out_proj_bias=self.get(f"{stem}.out_proj.bias"),
+            ln_2_weight=None,
+            ln_2_bias=None,
+            c_fc_weight=query[:0],
+            c_fc_bias=bias[:0],
+            c_proj_weight=query[:, :0],
+            c_proj_bias=torch.zeros_like(ask),
         )
         return replace(self._tower(prefix, (block,)), residual=False)
 

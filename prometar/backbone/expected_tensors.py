@@ -25,6 +25,7 @@ class Architecture:
     of their own (`qv`), or `none`. `custom_text`: the text tower's names begin with "text.". `trunk`: the
     vision tower has timm's names, and `trunk_norm` is what its last LayerNorm is called. `closed`: why no
     prompt can enter the image tower, if so; then it is the tensors of `closed_shapes`, and has no fields.
+    `language`: the language model that the text tower is, if so, likewise.
     """
 
     activation: str
@@ -54,8 +55,12 @@ class Architecture:
     patch_bias: bool = False
     qkv_bias: str = "qkv"
     attention_pool: bool = False
+    pool_queries: int = 0
+    pool_heads: int | None = None
     trunk: bool = False
     trunk_norm: str = "norm"
+    language: str = ""
+    language_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     closed: str = ""
     closed_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     form: Form = OPENAI
@@ -71,14 +76,17 @@ class Entry(NamedTuple):
 
 def entries(arch: Architecture) -> dict[str, Entry]:
     """Every tensor but the scale, by our names: those of OpenAI, where it has such a tensor."""
-    text = {name: Entry(name, shape) for name, shape in _text(arch).items()}
-    text |= _projection("text_projection", arch.text_projection, arch.text_width, arch.embed_dim)
+    shapes = dict(arch.language_shapes) if arch.language else _text(arch)
+    text = {name: Entry(name, shape) for name, shape in shapes.items()}
+    if not arch.language:
+        text |= _projection("text_projection", arch.text_projection, arch.text_width, arch.embed_dim)
     if arch.custom_text:
         text = {name: entry._replace(name=f"text.{entry.name}") for name, entry in text.items()}
     if arch.closed:
         return text | {f"visual.{name}": Entry(f"visual.{name}", shape) for name, shape in arch.closed_shapes}
     vision = {name: Entry(name, shape) for name, shape in _vision(arch).items()}
-    vision |= _projection("visual.proj", arch.vision_projection, arch.vision_width, arch.embed_dim)
+    pooled = arch.embed_dim if arch.pool_queries else arch.vision_width
+    vision |= _projection("visual.proj", arch.vision_projection, pooled, arch.embed_dim)
     if arch.trunk:
         vision = {name: _in_trunk(arch, entry) for name, entry in vision.items()}
     return text | vision
@@ -109,7 +117,8 @@ def _text(arch: Architecture) -> Shapes:
     width = arch.text_width
     return {
         "token_embedding.weight": (arch.vocabulary, width),
-        "positional_embedding": (arch.context_length, width),
+        "positional_embedding": (arch.context_length + arch.form.summary, width),
+        **({"cls_emb": (width,)} if arch.form.summary else {}),
         **_norm("ln_final", width),
         **_tower("transformer", width, arch.text_hidden, arch.text_layers, scaled=arch.text_layer_scale),
     }
@@ -126,7 +135,7 @@ def _vision(arch: Architecture) -> Shapes:
     found["visual.positional_embedding"] = (positions, width)
     if arch.ln_pre:
         found |= _norm("visual.ln_pre", width)
-    found |= _norm("visual.ln_post", width)
+    found |= _norm("visual.ln_post", arch.embed_dim if arch.pool_queries else width)
     found |= _tower(
         "visual.transformer",
         width,
@@ -135,6 +144,8 @@ def _vision(arch: Architecture) -> Shapes:
         scaled=arch.vision_layer_scale,
         bias=arch.qkv_bias,
     )
+    if arch.pool_queries:
+        found |= _query_pool("visual.attn_pool", arch)
     if arch.attention_pool:
         pool = "visual.attn_pool"
         found |= {f"{pool}.latent": (1, 1, width)} | _linear(f"{pool}.q", width, width)
@@ -142,6 +153,19 @@ def _vision(arch: Architecture) -> Shapes:
         found |= _norm(f"{pool}.norm", width)
         found |= _linear(f"{pool}.mlp.fc1", width, hidden) | _linear(f"{pool}.mlp.fc2", hidden, width)
     return found
+
+
+def _query_pool(name: str, arch: Architecture) -> Shapes:
+    """open_clip's own attention pool."""
+    width, out = arch.vision_width, arch.embed_dim
+    found: Shapes = {f"{name}.query": (arch.pool_queries, out), f"{name}.attn.in_proj_bias": (3 * out,)}
+    if width == out:
+        found[f"{name}.attn.in_proj_weight"] = (3 * out, out)
+    else:
+        for part, size in (("q", out), ("k", width), ("v", width)):
+            found[f"{name}.attn.{part}_proj_weight"] = (out, size)
+    found |= _linear(f"{name}.attn.out_proj", out, out)
+    return found | _norm(f"{name}.ln_q", out) | _norm(f"{name}.ln_k", width)
 
 
 def _projection(name: str, kind: str, width: int, out: int) -> dict[str, Entry]:

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
-from prometar.backbone.closed import names
 from prometar.backbone.expected_tensors import Architecture
 from prometar.backbone.form import Form
+from prometar.backbone.frozen import names
+from prometar.backbone.language import language_network
 from prometar.backbone.norm import EPS
 from prometar.backbone.trunks import image_network, trunk_parts
 from prometar.backbone.unlike import Unlike
@@ -21,6 +23,10 @@ _OWN_ATTENTION = (
 )  # fmt: skip
 
 
+_OF_TEXT = ("text_width", "text_layers", "text_heads", "text_hidden", "context_length", "vocabulary")
+_SUMMARISED = {"causal": True, "text_pool": "argmax", "eos_id": 2, "summary": True}
+
+
 def architecture(config: Mapping[str, Any]) -> Architecture:
     """
     Raises:
@@ -28,11 +34,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    if "multimodal_cfg" in config:
-        raise Unlike("it is a CoCa, whose towers pool with tokens and a mask of their own")
-    if text.get("hf_model_name"):
-        raise Unlike("its text tower is a language model of the Hugging Face hub")
-    for key in ("embed_cls", *_OWN_ATTENTION):
+    for key in ("correct_cls_mask", *_OWN_ATTENTION):
         if text.get(key):
             raise Unlike(f"its text tower has {key}")
     if text.get("pool_type", "argmax") not in ("argmax", "eos", "last"):
@@ -41,11 +43,22 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         parts = trunk_parts(config) if vision.get("timm_model_name") else _vision(vision, activation)
     except Unlike as why:
         parts = _closed(config, str(why))
+    if text.get("hf_model_name"):
+        return Architecture(
+            embed_dim=config["embed_dim"],
+            language=text["hf_model_name"],
+            custom_text=True,
+            form=Form(causal=False, text_pool="last", **parts.pop("form")),
+            **{**dict.fromkeys(_OF_TEXT, 0), **parts},
+        )
     text_form: dict[str, Any] = {
         "causal": not text.get("no_causal_mask", False),
         "text_pool": text.get("pool_type", "argmax"),
         "eos_id": text.get("eos_id", 2),
+        "summary": bool(text.get("embed_cls")),
     }
+    if text_form["summary"] and text_form != _SUMMARISED:
+        raise Unlike("its text tower has embed_cls and is not causal")
     projection = "bias" if text.get("proj_bias") else "matrix"
     return Architecture(
         embed_dim=config["embed_dim"],
@@ -76,26 +89,38 @@ def _closed(config: Mapping[str, Any], why: str) -> dict[str, Any]:
     return {**dict.fromkeys(counts, 0), **parts}
 
 
-def with_shapes(arch: Architecture, config: Mapping[str, Any]) -> Architecture:
-    """The same, and what a closed image tower consists of."""
-    if not arch.closed:
-        return arch
+def with_shapes(name: str, arch: Architecture, config: Mapping[str, Any]) -> Architecture:
+    """The same, and what towers consist of that are networks of others.
+
+    Raises:
+        Unlike, UserError, WorkError: as `language_network`.
+    """
     with torch.device("meta"):
-        network = image_network(config)
+        if arch.closed:
+            arch = replace(arch, closed_shapes=_shapes(image_network(config)))
+        if arch.language:
+            arch = replace(arch, language_shapes=_shapes(language_network(name, config)))
+    return arch
+
+
+def _shapes(network: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     state = network.state_dict()
-    return replace(arch, closed_shapes=tuple((name, tuple(state[name].shape)) for name in names(network)))
+    return tuple((name, tuple(state[name].shape)) for name in names(network))
 
 
 def _vision(vision: Mapping[str, Any], activation: str) -> dict[str, Any]:
     """open_clip's own vision transformer."""
     if not isinstance(vision.get("layers"), int):
         raise Unlike("its image tower is a ResNet")
-    for key in ("attentional_pool", *_OWN_ATTENTION):
+    for key in _OWN_ATTENTION:
         if vision.get(key):
             raise Unlike(f"its image tower has {key}")
     if vision.get("pool_type", "tok") not in ("tok", "avg"):
         raise Unlike(f"its image feature is pooled by '{vision['pool_type']}'")
     average = vision.get("pool_type") == "avg"
+    queries = vision.get("attentional_pool", False)
+    if queries and (queries is not True or average):
+        raise Unlike("its image tower pools twice")
     width, size, patch = vision["width"], vision["image_size"], vision["patch_size"]
     return {
         "activation": _activation(vision, activation),
@@ -108,6 +133,8 @@ def _vision(vision: Mapping[str, Any], activation: str) -> dict[str, Any]:
         "vision_eps": _eps(vision),
         "vision_layer_scale": vision.get("ls_init_value") is not None,
         "ln_pre": not vision.get("no_ln_pre"),
+        "pool_queries": vision.get("attn_pooler_queries", 256) if queries else 0,
+        "pool_heads": vision.get("attn_pooler_heads", 8) if queries else None,
         "form": {
             "average": average,
             "norm_after_pool": average and bool(vision.get("final_ln_after_pool")),

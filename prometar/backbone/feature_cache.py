@@ -23,6 +23,7 @@ from torch import Tensor
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.frozen_features import Tokenize, frozen_text
+from prometar.backbone.language import Language
 
 FORMAT = "prometar-text-features-1"
 """Changes whenever the same weights, names and templates would give other features."""
@@ -36,8 +37,12 @@ _OTHERS = (
 
 def text_digest(clip: Clip) -> str:
     """sha256 (hex) of everything that text features depend on in a CLIP; a third of a second for ViT-B/16."""
-    head = [clip.text.num_heads, clip.text.scale, clip.text.activation, str(clip.dtype), clip.device.type]
-    head += [clip.text.eps, repr(clip.form)]
+    text, where = clip.text, [str(clip.dtype), clip.device.type]
+    head: list[object]
+    if isinstance(text, Language):
+        head = [text.description, *where, repr(clip.form)]
+    else:
+        head = [text.num_heads, text.scale, text.activation, *where, text.eps, repr(clip.form)]
     state = hashlib.sha256(json.dumps(head).encode())
     for tensor in _text_tensors(clip):
         state.update(f"{tuple(tensor.shape)}".encode())
@@ -46,8 +51,10 @@ def text_digest(clip: Clip) -> str:
 
 
 def _text_tensors(clip: Clip) -> Iterator[Tensor]:
-    for block in clip.text.blocks:
-        yield from (part for part in block if part is not None)
+    if isinstance(clip.text, Language):
+        yield from (tensor for _, tensor in sorted(clip.text.tensors.items()))
+    else:
+        yield from (part for block in clip.text.blocks for part in block if part is not None)
     # By exclusion: a tensor that is added to `Clip` counts until it is known not to matter.
     rest = (getattr(clip, field.name) for field in fields(clip) if field.name not in _OTHERS)
     yield from (tensor for tensor in rest if tensor is not None)

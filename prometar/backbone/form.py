@@ -16,6 +16,8 @@ class Form:
         `eos_id`, `last` the last of all, padding or not.
     average: Whether an image's feature is the mean of its patches instead of the first token.
     norm_after_pool: Whether that mean is taken before the last LayerNorm.
+    summary: Whether a text's feature is a token of its own, behind the last position (CoCa); its id is the
+        last one. A token behind id 0, which is padding and CLIP's "!", then is no key.
     image_size: Pixels, where the patches leave some out at the edge.
     """
 
@@ -26,6 +28,7 @@ class Form:
     average: bool = False
     norm_after_pool: bool = False
     image_size: int | None = None
+    summary: bool = False
 
     def end(self, ids: Sequence[int]) -> int:
         """Where the token stands that a text's feature is."""

@@ -6,7 +6,8 @@ What every run needs, the tokenizer and the constants, are read from modules of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -21,6 +22,7 @@ from prometar.backbone.closed import closed
 from prometar.backbone.expected_tensors import Architecture, expected_shapes, in_our_names, require_tensors
 from prometar.backbone.families import architecture, with_shapes
 from prometar.backbone.frozen_features import Tokenize
+from prometar.backbone.language import language, language_network, require_transformers
 from prometar.backbone.trunks import image_network
 from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
@@ -119,16 +121,12 @@ def tokenizer_of(name: str) -> Tokenize:
 
 @cache
 def _hub_tokenizer(name: str, theirs: str) -> Tokenize:
-    if find_spec("transformers") is None:
-        raise UserError(
-            f"backbone {name} reads texts with the tokenizer {theirs}, which needs transformers: "
-            "pip install 'transformers>=5,<6'"
-        )
+    require_transformers(name, f"reads texts with the tokenizer {theirs}")
     import open_clip
 
     try:
         with warnings_unlogged():
-            read: Any = open_clip.get_tokenizer(name)
+            read: Any = open_clip.get_tokenizer(name, trust_remote_code=False)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise WorkError(
             f"cannot fetch the tokenizer of {name} ({first_line(error)[:160]}): run the command once on a "
@@ -187,21 +185,61 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     """
     if name == "mini" and pretrained is None:
         return _clip(name, load_mini()[1], where="mini")
-    config, arch = _known(name)
-    if pretrained is None:
+    require_backbone(name, pretrained)
+    arch = _known(name)[1]
+    assert pretrained is not None
+    if pretrained == "random":
+        return _clip(name, _random_state(name), where=name)
+    if _is_file(name, pretrained):
+        weights = read_weights(Path(pretrained))
+        if not (arch.trunk or arch.custom_text or arch.closed):
+            _check(name, arch, weights)
+        return _clip(name, weights.tensors, where=pretrained)
+    return _clip(name, _fetch(name, pretrained), where=f"'{pretrained}'")
+
+
+def require_backbone(name: str, pretrained: str | None) -> Architecture:
+    """What a model is, as far as can be told before anything of it is read or fetched.
+
+    Raises:
+        UserError: as `load_clip`: an unknown name or tag, an unsupported model, or no weights named.
+    """
+    config, arch = _described(name)
+    if pretrained is None and name != "mini":
         raise UserError(
             f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
         )
-    if pretrained == "random":
-        return _clip(name, _random_state(name), where=name)
-    tagged = is_tag(name, pretrained)
+    if pretrained not in (None, "random") and not _is_file(name, str(pretrained)):
+        _require_tag(name, config, str(pretrained))
+    return arch
+
+
+def _is_file(name: str, pretrained: str) -> bool:
+    """Whether weights are meant to be a file; a tag comes first."""
     file = Path(pretrained)
-    if not tagged and (file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None):
-        weights = read_weights(file)
-        if not (arch.trunk or arch.custom_text or arch.closed):
-            _check(name, arch, weights)
-        return _clip(name, weights.tensors, where=str(file))
-    return _clip(name, _fetch(name, config, pretrained), where=f"'{pretrained}'")
+    named = file.suffix in {".pt", ".pth", ".bin", ".safetensors"}
+    return not is_tag(name, pretrained) and (named or size_of(file) is not None)
+
+
+def _require_tag(name: str, config: dict[str, Any], tag: str) -> None:
+    """
+    Raises:
+        UserError: open_clip knows no such weights of a model, or they have another activation.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise UserError(
+            f"no weights '{tag}' for {name}: it is no file, and open_clip knows {', '.join(tags) or 'none'}"
+        )
+    weights_are_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    if weights_are_quick != bool(config.get("quick_gelu")):
+        theirs = "quick_gelu" if weights_are_quick else "gelu"
+        better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
+        raise UserError(
+            f"weights '{tag}' were trained with activation {theirs}, which {name} has not: use {better}"
+        )
 
 
 def is_tag(name: str, pretrained: str) -> bool:
@@ -253,16 +291,24 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
     if arch.closed:
         with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
             network = image_network(config)
-        own = {name.removeprefix("visual."): tensor for name, tensor in state.items()}
+        own = {key.removeprefix("visual."): tensor for key, tensor in state.items()}
         image = closed(network, own, arch.closed)
+    text = None
+    if arch.language:
+        with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
+            network = language_network(name, config)
+        own = {key.removeprefix("text."): tensor for key, tensor in state.items() if key.startswith("text.")}
+        text = language(network, own)
     clip = from_state_dict(
         in_our_names(arch, state),
         text_heads=arch.text_heads,
         vision_heads=arch.vision_heads,
+        pool_heads=arch.pool_heads,
         activation=arch.activation,
         text_activation=arch.text_activation,
         text_eps=arch.text_eps,
         vision_eps=arch.vision_eps,
+        language=text,
         closed=image,
         form=form,
     )
@@ -276,9 +322,23 @@ def _known(name: str) -> tuple[dict[str, Any], Architecture]:
     Raises:
         UserError: there is no such model, or its family is not supported.
     """
+    config, arch = _described(name)
+    with _supported(name):
+        return config, with_shapes(name, arch, config)
+
+
+@lru_cache(maxsize=8)
+def _described(name: str) -> tuple[dict[str, Any], Architecture]:
+    """As `_known`, without what towers consist of that are networks of others."""
     config = load_mini()[0] if name == "mini" else _config(name)
+    with _supported(name):
+        return config, architecture(config)
+
+
+@contextmanager
+def _supported(name: str) -> Iterator[None]:
     try:
-        return config, with_shapes(architecture(config), config)
+        yield
     except Unlike as reason:
         raise UserError(
             f"backbone {name} is not supported: {reason}; use e.g. ViT-B-16-quickgelu (docs/backbones.md)"
@@ -321,26 +381,14 @@ def _random_state(name: str) -> dict[str, Tensor]:
 
     with torch.random.fork_rng(devices=[]), warnings_unlogged():
         torch.manual_seed(0)
-        return dict(open_clip.create_model(name, pretrained=None).state_dict())
+        return dict(open_clip.create_model(name, pretrained=None, pretrained_text=False).state_dict())
 
 
-def _fetch(name: str, config: dict[str, Any], tag: str) -> dict[str, Tensor]:
+def _fetch(name: str, tag: str) -> dict[str, Tensor]:
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise UserError(
-            f"no weights '{tag}' for {name}: it is no file, and open_clip knows {', '.join(tags) or 'none'}"
-        )
-    weights_are_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-    if weights_are_quick != bool(config.get("quick_gelu")):
-        theirs = "quick_gelu" if weights_are_quick else "gelu"
-        better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
-        raise UserError(
-            f"weights '{tag}' were trained with activation {theirs}, which {name} has not: use {better}"
-        )
     try:
-        model = open_clip.create_model(name, pretrained=tag)
+        model = open_clip.create_model(name, pretrained=tag, pretrained_text=False)
     except Exception as error:  # the hub's client raises errors of many libraries
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WorkError(

@@ -17,7 +17,8 @@ def export(
         Path, typer.Option(help="FILE.safetensors (a card FILE.json beside it), FILE.onnx or FILE.pt2.")
     ],
     format: Annotated[
-        str, typer.Option(help="prompts, or a program that needs no prometar: onnx, torch.")
+        str,
+        typer.Option(help="prompts, or a program without prometar: onnx (pip install '.[onnx]'), torch."),
     ] = "prompts",
     classes_as_input: Annotated[
         bool, typer.Option("--classes-as-input", help="Of a program: text features are its second input.")

@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, Tower
-from prometar.backbone.closed import Closed
 from prometar.backbone.form import OPENAI
+from prometar.backbone.frozen import Frozen
 from prometar.backbone.norm import EPS
 from prometar.device import fetch
 from prometar.errors import UserError
@@ -55,7 +55,7 @@ def weights_digest(clip: Clip) -> str:
                         add(tensor)
         elif isinstance(value, Tensor):
             add(value)
-        elif isinstance(value, Closed):
+        elif isinstance(value, Frozen):
             for name, tensor in sorted(value.tensors.items()):
                 state.update(name.encode())
                 add(tensor)
@@ -68,9 +68,9 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Mapping[str, A
     """Write FILE.safetensors and FILE.json; returns the latter's path.
 
     Raises:
-        UserError: see `require_target`. WorkError: the folder cannot be written.
+        UserError: see `require_prompts_target`. WorkError: the folder cannot be written.
     """
-    require_target(path)
+    require_prompts_target(path)
     tensors = {name: leaf.contiguous() for name, leaf in fetch(dict(leaves)).items()}
     write_atomically(path, save(tensors, {"format": FORMAT, "card": json.dumps(card)}))
     readable = path.with_suffix(".json")
@@ -78,7 +78,7 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Mapping[str, A
     return readable
 
 
-def require_target(path: Path) -> None:
+def require_prompts_target(path: Path) -> None:
     """Refuse to write prompts over anything but an earlier export, and over no file of a run or a study.
 
     Raises:

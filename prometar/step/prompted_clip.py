@@ -11,12 +11,13 @@ from torch import Tensor
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.frozen_features import mean_text, readable
+from prometar.backbone.language import Language
 from prometar.backbone.text import TextInput, encode_text, text_input, text_pass
 from prometar.backbone.vision import encode_image, image_pass
 from prometar.errors import UserError
 from prometar.methods.prompts import Leaves, Prompts, layers
 from prometar.methods.regularizers import similarity
-from prometar.step.towers import EachImage, Run, Towers
+from prometar.step.towers import Derived, Run, Towers
 
 _MOST_ROWS = 256  # of text tokens that are encoded at once where each image has its own
 
@@ -71,8 +72,14 @@ class Model:
         own, vision = self._layers(tokens, "text"), self._layers(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
             assert frozen_BE is not None, "conditional prompts see images"
-            each = EachImage(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
+            each = Derived(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
             features["text"], runs["text"] = each.features, each
+        elif isinstance(text, TextInput) and own and isinstance(self.clip.text, Language):
+            one = Derived(
+                lambda t: encode_text(self.clip, text, self._layers(t, "text")).to(working),
+                {name: token for name, token in tokens.items() if name.startswith("text.")},
+            )
+            features["text"], runs["text"] = one.features, one
         elif isinstance(text, TextInput) and own:
             features["text"], runs["text"] = text_pass(self.clip, text, own)
         else:

@@ -15,8 +15,11 @@ from prometar.backbone.tower import Pass
 from prometar.methods.prompts import Leaves, layers
 
 
-class EachImage:
-    """A text tower that sees the images, (B, C, E): a `Pass` by token name, by torch's own derivatives."""
+class Derived:
+    """A text tower by torch's own derivatives: a `Pass` by token name.
+
+    It sees the images, (B, C, E), or is a network of others, (C, E).
+    """
 
     def __init__(self, function: Callable[[Leaves], Tensor], tokens: Mapping[str, Tensor]) -> None:
         self._function, self._tokens = function, dict(tokens)
@@ -49,7 +52,7 @@ class EachImage:
         return bent
 
 
-Run = Pass | EachImage
+Run = Pass | Derived
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,26 @@ def test_the_site_is_whole_and_needs_no_other_host(tmp_path: Path) -> None:
         "//b/c",
     ]
     assert not {page: found for page, text in pages.items() if (found := LOADED.findall(text))}
-    assert not [page for page, text in pages.items() if 'class="mermaid"' in text], "its script is elsewhere"
+    assert not [page for page, text in pages.items() if "mermaid" in text], "its script is elsewhere"
+    assert '<img alt="diagram" src="architecture-1.svg"' in pages["docs/architecture.html"]
+    picture = (tmp_path / "site" / "docs" / "architecture-1.svg").read_text("utf-8")
+    assert "one Optuna study" in picture
+    assert "<script" not in picture
+
+
+def test_a_diagram_that_has_changed_fails(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "docs").mkdir(parents=True)
+    for path in ("mkdocs.yml", "docs/build_site.py", "docs/architecture-1.svg"):
+        shutil.copy(ROOT / path, checkout / path)
+    (checkout / "docs" / "api.md").write_text("# In Python\n", "utf-8")
+    (checkout / "docs" / "architecture.md").write_text(
+        "# A\n\n```mermaid\nflowchart LR\n  a --> b\n```\n", "utf-8"
+    )
+    (checkout / "README.md").write_text("# All\n\n[how](docs/architecture.md)\n", "utf-8")
+    done = build(checkout, tmp_path / "site")
+    assert done.returncode == 1
+    assert "architecture-1.svg is not the diagram of" in done.stderr
 
 
 @pytest.mark.parametrize("link", ["docs/nowhere.md", "nowhere.py", "docs/guide.md#no-such-part"])

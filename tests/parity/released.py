@@ -93,12 +93,20 @@ class Released:
         self.optimizer = torch.optim.SGD(list(self.prompts.values()), lr=self.prompt_lr, **sgd)
         self.gate_optimizer = torch.optim.SGD(list(self.gate.values()), lr=self.gate_lr, **sgd)
 
+    def text(self, prompts: Leaves) -> Tensor:
+        """Normalised text features."""
+        return text_features(self.clip, self.tokens, prompts)
+
+    def image(self, images: Tensor, prompts: Leaves) -> Tensor:
+        """Un-normalised image features."""
+        return image_features(self.clip, images, prompts)
+
     def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropy and both unweighted regularizers on a batch."""
-        g = text_features(self.clip, self.tokens, self.prompts)
-        f = F.normalize(image_features(self.clip, images, self.prompts), dim=-1)
+        g = self.text(self.prompts)
+        f = F.normalize(self.image(images, self.prompts), dim=-1)
         with torch.no_grad():
-            f0 = F.normalize(image_features(self.clip, images, {}), dim=-1)
+            f0 = F.normalize(self.image(images, {}), dim=-1)
         ce = F.cross_entropy(self.clip.logit_scale * f @ g.T, labels)
         return ce, F.l1_loss(g, self.teacher), F.l1_loss(f, f0)
 
@@ -158,9 +166,9 @@ class Released:
     def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: TaskDraw) -> Tensor:
         assert task.mix is not None
         lam, mix, _ = task.mix
-        g = text_features(self.clip, self.tokens, adapted)
-        query = image_features(self.clip, images[task.is_query], adapted)
-        partners = image_features(self.clip, images[~task.is_query], adapted)[mix]
+        g = self.text(adapted)
+        query = self.image(images[task.is_query], adapted)
+        partners = self.image(images[~task.is_query], adapted)[mix]
         lam, rest = lam.to(query), (1 - lam).to(query)
         mixed = F.normalize(lam[:, None] * query + rest[:, None] * partners, dim=-1)
         logits = self.clip.logit_scale * mixed @ g.T

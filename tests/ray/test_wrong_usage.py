@@ -65,7 +65,6 @@ SEARCHES = [
     (["--backbone", "local-dir:/tmp", "--pretrained", "x"], "unknown backbone 'local-dir:/tmp'"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "hf-hub:a/b"], "no weights 'hf-hub:a/b' for ViT"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "/dev/zero"], "/dev/zero is no plain file"),
-    (["--backbone", "coca_ViT-B-32"], "coca_ViT-B-32 is not supported: it is a CoCa"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "no weights file none.pt"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "laion"], "no weights 'laion' for ViT-B-16"),
     (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 has not"),

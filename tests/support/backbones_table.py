@@ -36,7 +36,8 @@ def table() -> str:
     lines += [_row(len(names), *traits, names=names) for traits, names in _largest_first(works)]
     lines += ["", f"{_count(closed)} work with methods whose prompts are in the texts alone:", ""]
     lines += _reasons(closed)
-    lines += ["", f"{_count(refused)} do not work, and say so in one line:", "", *_reasons(refused)]
+    if refused:
+        lines += ["", f"{_count(refused)} do not work, and say so in one line:", "", *_reasons(refused)]
     return "\n".join(lines) + "\n"
 
 
@@ -65,7 +66,11 @@ def _reasons(groups: Mapping[tuple[str, ...], Sequence[str]]) -> list[str]:
 def _traits(arch: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
     form = arch.form
     texts = "a tree of tokens" if form.causal else f"whole, all {arch.context_length} tokens"
-    image = "attention over all" if arch.attention_pool else "the class token"
+    if arch.language:
+        texts = f"a language model ({arch.language})"
+    if form.summary:
+        texts += ", with one behind each text"
+    image = "attention over all" if arch.attention_pool or arch.pool_queries else "the class token"
     if form.average:
         image = "mean of the patches"
     extra = {
@@ -73,6 +78,7 @@ def _traits(arch: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
         "layer scale": arch.text_layer_scale or arch.vision_layer_scale,
         "no first LayerNorm": not arch.ln_pre,
         "timm's names": arch.trunk,
+        "the contrastive part of a CoCa": "multimodal_cfg" in config,
         "another eps": len({arch.text_eps, arch.vision_eps, 1e-5}) > 1,
     }
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")

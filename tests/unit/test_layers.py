@@ -56,8 +56,10 @@ PACKAGES = (
 )  # fmt: skip
 ENTRANCES = {
     "open_clip": {
-        "prometar/backbone/openclip.py", "prometar/backbone/trunks.py", "prometar/bundled/pretrain.py"
+        "prometar/backbone/language.py", "prometar/backbone/openclip.py", "prometar/backbone/trunks.py",
+        "prometar/bundled/pretrain.py",
     },
+    "transformers": {"prometar/backbone/language.py"},
     "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/io/hub.py", "prometar/inference/hub.py"},
     "onnx": set(),
     "optuna": {"tune/optimizer/"},

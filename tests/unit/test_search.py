@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
+from open_clip import factory
 
 from prometar.cli.app import main as prometar_main
 from prometar.interrupts import INTERRUPTED
@@ -101,6 +103,33 @@ def test_a_plan_of_what_is_not_there_is_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert main(["--plan", "--trials", "0"]) == 2
     assert "--trials must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backbone", "why"),
+    [
+        (["ViT-B-17"], "unknown backbone 'ViT-B-17'"),
+        (["ViT-B-16"], "activation quick_gelu, which ViT-B-16 has not: use ViT-B-16-quickgelu"),
+        (["tiny-other", "--pretrained", "random"], "not supported: its text tower has qk_norm; use e.g. ViT"),
+        (["RN50", "--pretrained", "random"], "takes none (its image tower is a ResNet): take one of text"),
+    ],
+)
+def test_a_plan_refuses_a_backbone_as_the_study_does(
+    backbone: list[str],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = open_clip.get_model_config("ViT-B-16")
+    text = {**plain["text_cfg"], "qk_norm": True}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-other", {**plain, "text_cfg": text})
+    monkeypatch.chdir(tmp_path)
+    assert main(["--plan", "--dataset", "cells", "--backbone", *backbone]) == 2
+    said = capsys.readouterr()
+    assert why in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not said.out
 
 
 def test_an_interrupted_study_says_how_to_go_on(

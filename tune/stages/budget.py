@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
+import torch
+
+from prometar.backbone.openclip import outline, require_backbone
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.transforms import TransformSpec
+from prometar.methods.composition import build
 from tune.stages.sequential import ALONE, LOOKS
 from tune.study_spec import StudySpec
 
@@ -94,13 +98,23 @@ def planned(spec: StudySpec) -> Budget:
     """The budget of a study, from its data sets' lists alone: no image is opened, and no weights are loaded.
 
     Raises:
-        UserError: a data set that is not there, or has too few classes.
+        UserError: a data set that is not there, or has too few classes; a backbone that is not supported, or
+            takes no prompts of the method.
     """
+    _require_backbone(spec.config)
     steps = {}
     for name in spec.names:
         dataset = open_dataset(name, spec.config.data.root, spec.data_args(name))
         steps[name] = steps_of(spec.config, *problems(spec, dataset))
     return budget_of(spec, steps)
+
+
+def _require_backbone(config: Config) -> None:
+    """Raises a UserError for what needs no weights to be told."""
+    backbone = require_backbone(config.backbone.name, config.backbone.pretrained)
+    if backbone.closed:
+        nothing = torch.zeros(0, dtype=torch.long)
+        build(config).prompts.init(outline(config.backbone.name), nothing, torch.Generator())
 
 
 def problems(spec: StudySpec, dataset: Dataset) -> tuple[list[Problem], Problem]:

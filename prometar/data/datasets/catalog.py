@@ -210,7 +210,8 @@ def _what(name: str) -> str:
         return "a folder with train/ and test/ folders of class folders, or of class folders"
     if is_hub(name):
         return f"with the copy that `prometar data download '{name}' --to DIR` makes"
-    return f"the folder that holds {place_of(name, '')}/"
+    where = f"the folder that holds {place_of(name, '')}/"
+    return f"{where}, or get it with `prometar data download {name}`" if name in BENCHMARKS else where
 
 
 def _template_of(name: str) -> str:

@@ -180,24 +180,24 @@ def check(name: str, root: Path | str | None = None, *, threads: int | None = No
         counts_of(dataset),
         classes,
         broken,
-        (*problems_of(dataset), *_damaged(dataset), *filter(None, map(change_of, split_file))),
+        (*problems_of(dataset), *_damaged(dataset), *filter(None, (change_of(*each) for each in split_file))),
         tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, split_file)),
     )
 
 
-def _split_file(name: str, root: Path | str | None) -> list[Path]:
-    """CoOp's file, where a benchmark's folder has one."""
+def _split_file(name: str, root: Path | str | None) -> list[tuple[Path, str]]:
+    """CoOp's file and its digest, where a benchmark's folder has one."""
     row = BENCHMARKS.get(name)
     if row is None or not isinstance(row.layout, SplitFile) or "://" in str(root):
         return []
     file = Path(place_of(name, str(root)), row.layout.file)
-    return [file] if file.exists() else []
+    return [(file, digest_of(file))] if file.exists() else []
 
 
-def _another(name: str, split_file: Sequence[Path]) -> Iterator[str]:
-    for file in split_file:
+def _another(name: str, split_file: Sequence[tuple[Path, str]]) -> Iterator[str]:
+    for file, digest in split_file:
         row = BENCHMARKS[name]
-        if row.split and row.split.sha256 and digest_of(file) != row.split.sha256:
+        if row.split and row.split.sha256 and digest != row.split.sha256:
             yield f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
 
 
@@ -218,7 +218,7 @@ def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:
 
 
 def _notes(
-    dataset: Dataset, classes: int, digests: Mapping[str, bytes], split_file: Sequence[Path]
+    dataset: Dataset, classes: int, digests: Mapping[str, bytes], split_file: Sequence[tuple[Path, str]]
 ) -> Iterator[str]:
     found = differences(dataset.name, classes, counts_of(dataset))
     if found:

@@ -20,11 +20,14 @@ def keep_digest(file: Path, digest: str) -> Path:
     return _record(file)
 
 
-def change_of(file: Path) -> str:
-    """What is wrong with a file whose digest was kept; "" if nothing is, or none was."""
+def change_of(file: Path, digest: str | None = None) -> str:
+    """What is wrong with a file whose digest was kept; "" if nothing is, or none was.
+
+    `digest`: of the file, if it is known.
+    """
     if not file.exists() or not _record(file).exists():
         return ""
-    kept, found = _record(file).read_text("utf-8", "replace").partition(" ")[0], digest_of(file)
+    kept, found = _record(file).read_text("utf-8", "replace").partition(" ")[0], digest or digest_of(file)
     if kept == found:
         return ""
     return (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from open_clip import factory
 
-from prometar.backbone import openclip
+from prometar.backbone import language, openclip
 from prometar.config.settings import configure
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import build_prompts
@@ -17,9 +17,9 @@ from tests.support import families
 
 
 def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openclip, "find_spec", lambda name: None)
+    monkeypatch.setattr(language, "find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"timm/ViT-B-16-SigLIP2, which needs transformers: pip install 'transformers"
+        UserError, match=r"timm/ViT-B-16-SigLIP2, which needs transformers: pip install '\.\[transformers\]"
     ):
         openclip.outline("ViT-B-16-SigLIP2")
 
@@ -28,7 +28,7 @@ def test_a_tokenizer_that_cannot_be_fetched_is_one_line(monkeypatch: pytest.Monk
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("no network\nmore lines")
 
-    monkeypatch.setattr(openclip, "find_spec", lambda name: object())
+    monkeypatch.setattr(language, "find_spec", lambda name: object())
     monkeypatch.setattr("open_clip.get_tokenizer", refuse)
     with pytest.raises(WorkError, match=r"cannot fetch the tokenizer of ViT-H-14-CLIPA \(no network\): run"):
         openclip.outline("ViT-H-14-CLIPA")
@@ -45,8 +45,12 @@ def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytes
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     special = {"pad_token": "[PAD]", "sep_token": "[SEP]", "cls_token": "[CLS]", "unk_token": "[UNK]"}
     (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special})
+        json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [None, "code.T"]}}
+            | special
+        )
     )
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     config = families.CONFIGS["tiny-clipa"]
     text = {**config["text_cfg"], "hf_tokenizer_name": str(tmp_path)}
     text["tokenizer_kwargs"] = {"strip_sep_token": True}
@@ -55,6 +59,7 @@ def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytes
     assert backbone.tokenize(["a photo of"]).tolist() == [[2, 4, 5, 6, *[0] * 8]]
     assert backbone.clip.form.num_start == 1
     assert backbone.words("a photo of").tolist() == [4, 5, 6]
+    assert not (tmp_path / "ran").exists(), "code beside a tokenizer ran"
 
 
 def test_a_context_that_is_too_few_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

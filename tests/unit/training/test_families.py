@@ -21,8 +21,8 @@ from tests.support import families
 
 
 @pytest.fixture(autouse=True)
-def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    families.register(monkeypatch)
+def _tiny_models(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    families.register_languages(monkeypatch, tmp_path_factory.mktemp("languages"))
 
     def here(run: runs.Run) -> runs.Stream:
         return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
@@ -64,6 +64,9 @@ def test_an_epoch_on_textures(tmp_path: Path) -> None:
     ("name", "method"),
     [("tiny-clipa", "maple"), ("tiny-worldwide", "promptsrc"), ("tiny-gap", "cocoop"),
      ("tiny-siglip-i18n", "cocoop"), ("tiny-mobileclip", "coop"),
+     ("tiny-coca", "prometar"), ("tiny-coca-square", "cocoop"), ("tiny-coca-base", "maple"),
+     ("tiny-roberta", "prometar"), ("tiny-xlm-roberta", "maple"), ("tiny-mt5", "coop"),
+     ("tiny-nllb", "promptsrc"), ("tiny-causal", "cocoop"), ("tiny-coca-roberta", "prometar"),
      ("tiny-resnet", "coop"), ("tiny-eva02", "cocoop"), ("tiny-resnet", "zero-shot")],
 )  # fmt: skip
 def test_trained_prompts_classify(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
@@ -93,6 +96,8 @@ def test_methods_with_prompts_in_a_closed_image_tower_are_refused(
         ("tiny-clipa", "prometar"),
         ("tiny-eva", "prometar"),
         ("tiny-resnet", "coop"),
+        ("tiny-coca", "prometar"),
+        ("tiny-roberta", "prometar"),
     ],
 )
 def test_a_program_says_what_the_prompts_say(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
@@ -109,8 +114,10 @@ def test_a_program_says_what_the_prompts_say(name: str, method: str, small_dtd: 
 
 @pytest.mark.parametrize(
     ("name", "method", "configurations"),
-    [("tiny-siglip", "prometar", None), ("tiny-siglip", "prometar", 2), ("tiny-resnet", "coop", None)],
-)
+    [("tiny-siglip", "prometar", None), ("tiny-siglip", "prometar", 2), ("tiny-resnet", "coop", None),
+     ("tiny-coca", "prometar", 2), ("tiny-mt5", "prometar", None), ("tiny-nllb", "prometar", 2),
+     ("tiny-roberta", "prometar", 2)],
+)  # fmt: skip
 def test_an_iteration_is_counted_without_weights(name: str, method: str, configurations: int | None) -> None:
     config = configure(method, {"backbone.name": name, "backbone.pretrained": "random"})
     counted = kernels_of(rehearse(config, num_classes=5, configurations=configurations))

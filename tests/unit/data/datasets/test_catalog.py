@@ -62,6 +62,7 @@ def test_unknown_name_lists_the_known_ones() -> None:
 def test_missing_root_names_the_option(tmp_path: Path) -> None:
     assert "--data-root DIR, the folder that holds dtd/" in fails("dtd", None)
     assert str(tmp_path / "no") in fails("dtd", tmp_path / "no")
+    assert fails("dtd", "data").endswith("or get it with `prometar data download dtd`")
 
 
 def test_missing_parts_name_themselves(own_dtd: Path) -> None:

@@ -14,7 +14,7 @@ from prometar.cli.app import main
 from prometar.data.datasets.benchmarks import BENCHMARKS, OFFICIAL_SPLIT
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.layouts import SplitFile
-from prometar.data.preparation import http
+from prometar.data.preparation import check, digests, http
 from tests.support.copies import with_split, write_copy
 from tests.support.fileserver import Served, serve
 from tests.support.hub_datasets import serve_hub
@@ -97,6 +97,15 @@ def test_a_file_of_ones_own_in_published_sizes_is_told(
     (place.folder / FILE).write_bytes(place.origin + b" ")
     assert place.download() == place.check() == 0
     assert f"{FILE} is not CoOp's, byte for byte" in capsys.readouterr().out
+
+
+def test_a_check_reads_the_split_files_digest_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert place.download() == 0
+    read, plain = list[Path](), digests.digest_of
+    for module in (check, digests):
+        monkeypatch.setattr(module, "digest_of", lambda file: read.append(file) or plain(file))
+    assert place.check() == 0
+    assert read == [place.folder / FILE]
 
 
 WRONG = {

@@ -1,0 +1,38 @@
+"""A network of others with its numbers as values: nothing in it is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A network, and its parameters and buffers by name."""
+
+    network: nn.Module
+    tensors: Mapping[str, Tensor]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with every tensor changed; whole numbers, such as indices, keep their kind."""
+
+        def changed(tensor: Tensor) -> Tensor:
+            new = change(tensor)
+            return new if tensor.is_floating_point() or new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return replace(self, tensors={name: changed(tensor) for name, tensor in self.tensors.items()})
+
+
+def names(network: nn.Module) -> list[str]:
+    """The numbers that a file must hold."""
+    return [name for name, tensor in network.state_dict().items() if tensor.is_floating_point()]
+
+
+def tensors_of(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict, and the buffers that no file holds."""
+    found = {**dict(network.named_buffers()), **{name: state[name].detach() for name in names(network)}}
+    # Counts of batches are for training alone.
+    return {name: tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")}

@@ -1,0 +1,158 @@
+"""A text tower that is a language model of `transformers`, as it is, with prompts among its tokens.
+
+Nothing of it is rewritten, so that its derivatives are torch's own. Padding behind the longest text is cut:
+nothing attends to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from prometar.backbone.frozen import Frozen, tensors_of
+from prometar.backbone.unlike import Unlike
+from prometar.errors import UserError, WorkError, first_line
+
+Put = Callable[[Tensor, Tensor], Tensor]
+"""Tokens (C, T, D) and a prompt (P, D) to tokens with the prompt among them."""
+
+_LAYERS = {
+    "roberta": "encoder.layer", "xlm-roberta": "encoder.layer", "bert": "encoder.layer",
+    "mt5": "block", "m2m_100": "layers",
+}  # fmt: skip
+"""Where the layers stand in each kind of model that open_clip knows."""
+
+
+class _Prompted(nn.Module):
+    """open_clip's text tower from embedded tokens (C, T, D) on."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        transformer = self.encoder.transformer
+        found: Any = transformer.get_submodule(_LAYERS[transformer.config.model_type])
+        return list(found)
+
+    def forward(self, x_CTD: Tensor, seen_CT: Tensor, prompts: Mapping[int, Tensor], put: Put) -> Tensor:
+        transformer, layers = self.encoder.transformer, self.layers
+        seen = seen_CT[:, None, None].expand(-1, 1, x_CTD.shape[1], -1)
+        if getattr(transformer.config, "is_decoder", False):
+            seen = seen.tril()
+        mask = torch.zeros(seen.shape, dtype=x_CTD.dtype, device=x_CTD.device)
+        mask = mask.masked_fill(~seen, float("-inf"))
+        with ExitStack() as hooks:
+            for number, prompt in prompts.items():
+                if number == 0:
+                    x_CTD = put(x_CTD, prompt)
+                    continue
+
+                def enter(_: nn.Module, given: tuple[Any, ...], prompt: Tensor = prompt) -> tuple[Any, ...]:
+                    return put(given[0], prompt), *given[1:]
+
+                hooks.callback(layers[number].register_forward_pre_hook(enter).remove)
+            out = transformer(inputs_embeds=x_CTD, attention_mask=mask)
+        features: Tensor = self.encoder.proj(self.encoder.pooler(out, seen_CT.to(x_CTD.dtype)))
+        return features
+
+
+@dataclass(frozen=True)
+class Language(Frozen):
+    """A frozen text tower (`_Prompted`).
+
+    width: of a token, embed_dim: of a feature, pad: the token that stands behind texts.
+    """
+
+    width: int
+    embed_dim: int
+    pad: int
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its layers, each of which takes a prompt."""
+        assert isinstance(self.network, _Prompted)
+        return self.network.layers
+
+    @property
+    def description(self) -> str:
+        """All that its features depend on but its tensors."""
+        encoder: Any = self.network.encoder
+        return f"{self.network}\n{encoder.transformer.config.to_json_string()}"
+
+    def __call__(
+        self, embedded_CTD: Tensor, seen_CT: Tensor, prompts: Mapping[int, Tensor], put: Put
+    ) -> Tensor:
+        """Un-normalised features (C, E) of embedded tokens, with prompts in place of some."""
+        given = embedded_CTD, seen_CT, prompts, put
+        features: Tensor = functional_call(self.network, dict(self.tensors), given)
+        return features
+
+    def folded(self) -> Language:
+        return self
+
+
+def language(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Language, Tensor]:
+    """`language_network` with the tensors of its state dict, and its table of tokens (V, D)."""
+    encoder: Any = network
+    tokens: Any = encoder.transformer.get_input_embeddings()
+    table = next(f"{name}.weight" for name, module in network.named_modules() if module is tokens)
+    found = tensors_of(network, state)
+    scaled = found.pop(table) * getattr(tokens, "embed_scale", 1.0)
+    prompted = _Prompted(network.eval().requires_grad_(False)).to("meta")  # the numbers are in `tensors`
+    tensors = {f"encoder.{name}": tensor for name, tensor in found.items()}
+    pad = encoder.transformer.config.pad_token_id
+    return Language(prompted, tensors, scaled.shape[1], encoder.output_dim, pad), scaled
+
+
+def language_network(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """open_clip's text tower around a model of the hub, of which the description alone is read, no code.
+
+    Raises:
+        Unlike: it is of a kind that open_clip does not know. UserError: `transformers` is missing.
+        WorkError: the description could not be fetched.
+    """
+    text = config["text_cfg"]
+    theirs = text["hf_model_name"]
+    require_transformers(name, f"has the language model {theirs}")
+    from open_clip.hf_model import HFTextEncoder
+    from transformers import AutoConfig
+
+    try:
+        kind = AutoConfig.from_pretrained(theirs, trust_remote_code=False).model_type
+    except Exception as error:  # the hub's client raises errors of many libraries
+        raise WorkError(
+            f"cannot fetch the description of {theirs}, the language model of {name} "
+            f"({first_line(error)[:160]}): run the command once on a machine with a network, and copy its "
+            "Hugging Face cache"
+        ) from None
+    if kind not in _LAYERS:
+        raise Unlike(f"its text tower is a {kind}, which open_clip does not know")
+    network: Any = HFTextEncoder(
+        theirs,
+        output_dim=config["embed_dim"],
+        proj_type=text.get("hf_proj_type", "mlp"),
+        pooler_type=text.get("hf_pooler_type", "mean_pooler"),
+        pretrained=False,
+    )
+    network.transformer.set_attn_implementation("eager")  # fused kernels have no second derivative
+    network.transformer.config.use_cache = False
+    tower: nn.Module = network
+    return tower
+
+
+def require_transformers(name: str, why: str) -> None:
+    """
+    Raises:
+        UserError: `transformers` is not installed.
+    """
+    if find_spec("transformers") is None:
+        raise UserError(f"backbone {name} {why}, which needs transformers: pip install '.[transformers]'")
