@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -27,6 +31,13 @@ os.environ["PROMETAR_CACHE"] = _CACHE  # never the user's own; before any proces
 # The same examples each time; --hypothesis-profile=default looks at others.
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
+
+
+@event.listens_for(Engine, "connect")
+def _wait_for_no_disk(connection: Any, _: object) -> None:
+    """A killed process loses nothing by it, only a machine without power: which no test here is about."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 TESTS = Path(__file__).parent
@@ -58,8 +69,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """A quiet Ray of two CPUs in this process's name; ended with the session."""
+def ray_local() -> Iterator[str]:
+    """A quiet Ray of two CPUs in this process's name; ended with the session.
+
+    Its address: drivers of their own may join it where nothing hangs on how they start theirs.
+    """
     import ray
 
     for attempt in range(3):
@@ -76,7 +90,7 @@ def ray_local() -> Iterator[None]:
         except Exception:  # on a machine that is busy with other clusters, a raylet may be late
             if attempt == 2:
                 raise
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
