@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from prometar.errors import StorageError, UserError, WorkError
+from tests.support.databases import new_database
 from tune.optimizer import ask_tell
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.samplers import STARTUP_TRIALS
@@ -37,11 +38,13 @@ def memory(
     space: str = SPACE,
     reference: dict[str, Any] = REFERENCE,
     pruner: str = "none",
+    storage: Any = None,
     **changes: Any,
 ) -> Memory:
-    folder.mkdir(exist_ok=True)
-    ranges, url = parse_space("test", space), f"sqlite:///{folder}/study.db"
-    return Memory(url, "s", ranges, reference=reference, seed=3, pruner=pruner, **changes)
+    ranges = parse_space("test", space)
+    return Memory(
+        storage or new_database(folder), "s", ranges, reference=reference, seed=3, pruner=pruner, **changes
+    )
 
 
 def result(asked: Asked, epoch: int, **changes: Any) -> dict[str, Any]:

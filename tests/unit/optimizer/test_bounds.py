@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from prometar.errors import UserError
+from tests.support.databases import remembered
 from tests.unit.optimizer.test_ask_tell import memory, result, run_all, states
 from tune.optimizer.ask_tell import Memory
 from tune.results.goals import parse_bounds
@@ -21,7 +22,9 @@ TRIALS = 30
 
 def search(folder: Path, sampler: str, **changes: Any) -> Memory:
     """The objective rises with the setting, and base accuracy falls."""
-    study = memory(folder, space=SPACE, reference=REFERENCE, sampler=sampler, **changes)
+    study = memory(
+        folder, space=SPACE, reference=REFERENCE, sampler=sampler, storage=remembered(folder), **changes
+    )
     while (asked := study.next(TRIALS)) is not None:
         x = asked.settings["augment.jitter"]
         study.observe(asked.number, {"epoch": 1, "objective": 100 * x, "base": 100 - 100 * x, "new": 50.0,
