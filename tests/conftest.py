@@ -21,6 +21,7 @@ from sqlalchemy.engine import Engine
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # as `configure_ray` has it
 
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
@@ -43,7 +44,14 @@ def _wait_for_no_disk(connection: Any, _: object) -> None:
 TESTS = Path(__file__).parent
 
 # A file is one process's; what takes minutes begins first, so that none of it is left alone at the end.
-LONG = ("cluster/test_kills", "cluster/test_end_to_end", "cluster/test_submit", "cluster", "ray")
+LONG = (
+    "cluster/test_kills",
+    "ray/test_faults",
+    "cluster/test_end_to_end",
+    "cluster/test_submit",
+    "cluster",
+    "ray",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
