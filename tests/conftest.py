@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # as `configure_ray` has it
 
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
@@ -29,10 +34,24 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 
+@event.listens_for(Engine, "connect")
+def _wait_for_no_disk(connection: Any, _: object) -> None:
+    """A killed process loses nothing by it, only a machine without power: which no test here is about."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
+
+
 TESTS = Path(__file__).parent
 
 # A file is one process's; what takes minutes begins first, so that none of it is left alone at the end.
-LONG = ("cluster/test_kills", "cluster/test_end_to_end", "cluster/test_submit", "cluster", "ray")
+LONG = (
+    "cluster/test_kills",
+    "ray/test_faults",
+    "cluster/test_end_to_end",
+    "cluster/test_submit",
+    "cluster",
+    "ray",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,8 +77,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """A quiet Ray of two CPUs in this process's name; ended with the session."""
+def ray_local() -> Iterator[str]:
+    """A quiet Ray of two CPUs in this process's name; ended with the session.
+
+    Its address: drivers of their own may join it where nothing hangs on how they start theirs.
+    """
     import ray
 
     for attempt in range(3):
@@ -76,7 +98,7 @@ def ray_local() -> Iterator[None]:
         except Exception:  # on a machine that is busy with other clusters, a raylet may be late
             if attempt == 2:
                 raise
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -23,8 +24,12 @@ def mark(kind: str) -> str:
     return f'<meta name="generator" content="prometar {kind}">'
 
 
+@cache
 def templates(package: str) -> Environment:
-    """A package's own `templates/`, on top of the page and its style that all share; texts are escaped."""
+    """A package's own `templates/`, on top of the page and its style that all share; texts are escaped.
+
+    One for the process, which keeps what it has compiled.
+    """
     return Environment(
         loader=ChoiceLoader([PackageLoader(name, "templates") for name in (package, "prometar.io")]),
         autoescape=True,  # names and reasons come from data sets and exceptions

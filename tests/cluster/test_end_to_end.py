@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from prometar.cli.app import main as prometar_main
 from prometar.config.settings import load_config
+from tune.search import main as search_main
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -43,6 +44,11 @@ def search(out: Path, *args: str) -> subprocess.Popen[str]:
     command = [sys.executable, "tune/search.py", "--out", str(out), *SMALL, *args]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def search_here(out: Path, *args: str) -> int:
+    """The same command in this process, on its Ray, a trial at a time. Returns the exit status."""
+    return search_main(["--out", str(out), "--max-concurrent", "1", *SMALL, *args])
 
 
 def finish(process: subprocess.Popen[str], *, seconds: float = 600) -> str:
@@ -139,16 +145,17 @@ def test_best_yaml_is_taken_as_it_is(
     assert load_config(run / "config.yaml") == load_config(study / "best.yaml")
 
 
-def test_more_trials_extend_it_and_other_settings_are_refused(killed: tuple[Path, str]) -> None:
+def test_more_trials_extend_it_and_other_settings_are_refused(
+    killed: tuple[Path, str], capsys: pytest.CaptureFixture[str], ray_local: str
+) -> None:
     study, _ = killed
     before = records(study)
-    finish(search(study.parent, "--trials", "5"))
+    assert search_here(study.parent, "--trials", "5") == 0
+    assert capsys.readouterr().err == ""
     assert_whole(study, "textures", 5)
     assert records(study)[:4] == before
-    refused = search(study.parent, "--epochs", "3")
-    _, err = refused.communicate(timeout=200)
-    assert refused.returncode == 2
-    assert "was made with other settings (train.epochs: 2 then, 3 now)" in err
+    assert search_here(study.parent, "--epochs", "3") == 2
+    assert "was made with other settings (train.epochs: 2 then, 3 now)" in capsys.readouterr().err
 
 
 def test_optuna_dashboard_opens_the_study(killed: tuple[Path, str]) -> None:
@@ -185,28 +192,21 @@ def test_real_photographs(real_dtd: Path, tmp_path: Path) -> None:
     assert "not with published ones" in text
 
 
-def test_trials_in_lockstep_give_the_records_of_trials_alone(tmp_path: Path) -> None:
+def test_trials_in_lockstep_give_the_records_of_trials_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: str
+) -> None:
     space = tmp_path / "numbers.yaml"
     space.write_text(
         "regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true}\n"
         "inner.lr: {type: float, low: 1.0e-5, high: 0.1, log: true}\n"
     )
-    args = [
-        "--space",
-        str(space),
-        "--pruner",
-        "none",
-        "--max-concurrent",
-        "1",
-        "--final-seeds",
-        "1",
-        "--top",
-        "0",
-    ]
+    args = ["--space", str(space), "--pruner", "none", "--final-seeds", "", "--top", "0"]
     found = []
     for count in ("1", "4"):
-        text = finish(search(tmp_path / count, *args, "--lockstep", count))
-        assert ("up to 4 trials share a place" in text) == (count == "4")
+        assert search_here(tmp_path / count, *args, "--lockstep", count) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        assert ("up to 4 trials share a place" in said.out) == (count == "4")
         found.append(records(tmp_path / count / "textures"))
     for one, other in zip(*found, strict=True):
         assert other["state"] == "COMPLETE"

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from prometar.errors import WorkError
 from prometar.interrupts import INTERRUPTED
-from tests.support.driver import NAME, Driver, misbehave, run_fake, spec_of
+from tests.support.driver import NAME, Driver, forget_hanging, misbehave, run_fake, spec_of
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 from tune.jobs.spec import unpack
@@ -31,7 +32,7 @@ EPOCHS = 3 * (TRIALS + 4 + 4)  # last round and finals: two settings with two se
 
 def go_on(out: Path) -> str:
     """The same study once more, in this process. Returns what it says."""
-    return run_fake(out, spec_of(*ASKED), behaviour={}, max_concurrent=1)[1]
+    return run_fake(out, spec_of(*ASKED))[1]
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +61,17 @@ class Life:
     out: Path
     witness: Witness
     draw: random.Random
+    ray: str
 
     def driver(self, behaviour: dict[str, str], *options: object) -> Driver:
-        """Goes on with the study; its trials and runs, by name, behave so."""
-        for told in (self.out / NAME).glob(f"*/*/{HANGS}"):
-            told.unlink()  # an earlier driver's
+        """Goes on with the study, with a Ray of its own; its trials and runs, by name, behave so."""
+        forget_hanging(self.out)  # an earlier driver's
         misbehave(self.out, behaviour)
         return Driver(self.out, *STUDY, *options)
+
+    def joined(self, behaviour: dict[str, str], *options: object) -> Driver:
+        """The same, on a Ray that outlives the driver."""
+        return self.driver(behaviour, "--address", self.ray, *options)
 
     def hangs(self, run: str) -> bool:
         return (self.out / NAME / run / HANGS).exists()
@@ -80,11 +85,11 @@ class Life:
 def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) -> None:
     with life.driver({"1": "hang"}) as driver:
         driver.wait_until(lambda: life.hangs("trials/0001"))
-        with Driver(life.out, *STUDY) as second:
-            assert second.wait() == 1
-            assert second.errors().strip() == (
-                f"the study {life.out / NAME} is being run by process {driver.process.pid}"
-            )
+        with pytest.raises(WorkError) as second:
+            go_on(life.out)
+        assert str(second.value) == (
+            f"the study {life.out / NAME} is being run by process {driver.process.pid}"
+        )
         stop(driver, signal.SIGINT)
         time.sleep(1)
         misbehave(life.out, {})
@@ -108,7 +113,7 @@ def killed_while_it_starts_or_soon_after(life: Life) -> None:
 
 def a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life: Life) -> None:
     folder = life.out / NAME / "trials/0002"
-    with life.driver({"2": "hang", "3": "hang"}) as driver:
+    with life.joined({"2": "hang", "3": "hang"}) as driver:
         driver.wait_until(lambda: life.hangs("trials/0002"))
         killed = int((folder / "pid").read_text())
         os.kill(killed, signal.SIGKILL)
@@ -123,7 +128,7 @@ def a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life: Life
 
 
 def sigterm_is_such_a_signal(life: Life) -> None:
-    with life.driver({"3": "hang"}) as driver:
+    with life.joined({"3": "hang"}) as driver:
         driver.wait_until(lambda: life.hangs("trials/0003"))
         stop(driver, signal.SIGTERM)
         misbehave(life.out, {})
@@ -144,11 +149,11 @@ def killed_somewhere_in_the_search(life: Life) -> None:
 def killed_in_every_later_stage(life: Life) -> None:
     seen = [life.witness.look()]
     for run in ("lastround/trial-0000-seed1001", "finals/trial-0000-textures-seed2"):
-        with life.driver({Path(run).name: "hang"}) as driver:
+        with life.joined({Path(run).name: "hang"}) as driver:
             driver.wait_until(lambda run=run: life.hangs(run))
             assert driver.kill() == -signal.SIGKILL
         seen.append(life.witness.look())
-    with life.driver({}, "--die-in-report") as driver:
+    with life.joined({}, "--die-in-report") as driver:
         assert driver.wait() == -signal.SIGKILL, driver.errors()
     assert not (life.out / NAME / "report.html").exists(), "no half report"
     seen.append(life.witness.look())
@@ -160,15 +165,18 @@ def stop(driver: Driver, sig: signal.Signals) -> None:
     driver.wait_until(lambda: STOPPING in driver.said())
 
 
-def test_a_study_that_is_disturbed_again_and_again(tmp_path: Path, expected: dict[str, Any]) -> None:
-    """One study for all of it: starting a driver and its Ray is what takes the time."""
-    life = Life(tmp_path, Witness(tmp_path), random.Random(11))
+def test_a_study_that_is_disturbed_again_and_again(
+    tmp_path: Path, expected: dict[str, Any], ray_local: str
+) -> None:
+    """One study for all of it, and one Ray for most: starting them is what takes the time."""
+    life = Life(tmp_path, Witness(tmp_path), random.Random(11), ray_local)
     a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life)
     killed_while_it_starts_or_soon_after(life)
     a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life)
     sigterm_is_such_a_signal(life)
     killed_somewhere_in_the_search(life)
     killed_in_every_later_stage(life)
+    forget_hanging(tmp_path)
     go_on(tmp_path)
     assert (tmp_path / NAME / "report.html").read_text().rstrip().endswith("</html>")
     assert_whole(life.witness, tmp_path, expected)
@@ -189,9 +197,7 @@ class DiesWhenHandedOver(FakeTrial):
 
 
 def test_a_worker_killed_between_two_trials_costs_none(tmp_path: Path, expected: dict[str, Any]) -> None:
-    _, text = run_fake(
-        tmp_path, spec_of(*ASKED), behaviour={}, trainable=DiesWhenHandedOver, max_concurrent=1
-    )
+    _, text = run_fake(tmp_path, spec_of(*ASKED), behaviour={}, trainable=DiesWhenHandedOver)
     died = {file.parent.name for file in (tmp_path / NAME).glob("*/*/died")}
     assert died == set(DiesWhenHandedOver.dying)
     assert "failed: " not in text

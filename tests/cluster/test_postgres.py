@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from prometar.errors import UserError, WorkError
-from tests.support.driver import NAME, Driver, misbehave, records, run_fake, small_spec
+from tests.support.driver import NAME, Driver, forget_hanging, misbehave, records, run_fake, small_spec
 from tests.support.fake_trial import HANGS
 from tune.optimizer.storage import open_study
 
@@ -102,15 +102,17 @@ def hanging(out: Path) -> list[int]:
     return sorted(int(file.parent.name) for file in (out / NAME / "trials").glob(f"*/{HANGS}"))
 
 
-def test_a_driver_killed_in_the_middle_goes_on(url: str, tmp_path: Path) -> None:
+def test_a_driver_killed_in_the_middle_goes_on(url: str, tmp_path: Path, ray_local: str) -> None:
+    place = ("--storage", url, "--address", ray_local)
     misbehave(tmp_path, {"2": "hang", "3": "hang"})
-    with Driver(tmp_path, "--storage", url) as driver:
+    with Driver(tmp_path, *place) as driver:
         driver.wait_until(lambda: hanging(tmp_path) == [2, 3])
         assert driver.kill() == -signal.SIGKILL
     assert states(url) == {"COMPLETE": 2, "RUNNING": 2}
     drawn = [t.params for t in trials(url)]
+    forget_hanging(tmp_path)
     misbehave(tmp_path, {})
-    with Driver(tmp_path, "--storage", url) as driver:
+    with Driver(tmp_path, *place) as driver:
         assert driver.wait() == 0, driver.errors()
         said = driver.said() + driver.errors()
     assert "2 were interrupted" in said
@@ -130,10 +132,11 @@ def holds_password(file: Path) -> bool:
 
 
 def test_a_server_lost_in_the_middle_is_one_line_and_the_study_goes_on(
-    server: Server, url: str, tmp_path: Path
+    server: Server, url: str, tmp_path: Path, ray_local: str
 ) -> None:
+    place = ("--storage", url, "--address", ray_local)
     misbehave(tmp_path, {"1": "hang"})
-    with Driver(tmp_path, "--storage", url) as driver:
+    with Driver(tmp_path, *place) as driver:
         driver.wait_until(lambda: hanging(tmp_path) == [1])
         server.stop()
         misbehave(tmp_path, {})
@@ -148,7 +151,7 @@ def test_a_server_lost_in_the_middle_is_one_line_and_the_study_goes_on(
     assert errors.count("\n") == 1
     assert "\n" not in str(down.value)
     assert PASSWORD not in f"{said}{errors}{down.value}"
-    with Driver(tmp_path, "--storage", url) as driver:
+    with Driver(tmp_path, *place) as driver:
         assert driver.wait() == 0, driver.errors()
     assert states(url) == {"COMPLETE": 4}
     assert [r["number"] for r in records(tmp_path)] == [0, 1, 2, 3]

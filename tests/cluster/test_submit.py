@@ -131,7 +131,10 @@ def records(out: Path) -> dict[int, str]:
     return {json.loads(file.read_text())["number"]: file.read_text() for file in files}
 
 
-def test_a_stopped_study_goes_on_when_it_is_submitted_again(cluster: Cluster) -> None:
+def test_a_stopped_study_goes_on_when_it_is_submitted_again(
+    cluster: Cluster, refused: dict[str, Refused]
+) -> None:
+    """Meanwhile the cluster refuses others."""
     out = cluster.folder / "out"
     study = [*STUDY, "--address", "auto", "--out", str(out), "--trials"]
     first = cluster.submit("first", "python", "clusters/wait.py", "--cpus", "2", "--", *study, "50")
@@ -186,37 +189,51 @@ def test_without_the_token_nothing_is_submitted(cluster: Cluster) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("mode", "token", "command"),
-    [
-        ("token", "f" * 64, "search"),
-        ("token", "", "search"),
-        ("token", "", "wait"),
-        ("disabled", "", "wait"),
-    ],
-    ids=["wrong", "none", "none-wait", "off-wait"],
-)  # not all six: Ray takes twenty seconds to see that a token is wrong
+@dataclass(frozen=True)
+class Refused:
+    """A command that a cluster does not let in, and how its line begins."""
+
+    process: subprocess.Popen[str]
+    prefix: str
+
+
+@pytest.fixture(scope="module")
+def refused(cluster: Cluster) -> dict[str, Refused]:
+    """Commands without the right token, all at once: Ray takes twenty seconds to see that one is wrong."""
+    search = [*STUDY, "--address", cluster.address, "--out", str(cluster.folder / "never")]
+    wait = ["python", "clusters/wait.py", "--cpus", "2", "--", "echo", "never"]
+
+    def start(name: str, mode: str, token: str, words: list[str], prefix: str) -> Refused:
+        file = cluster.folder / f"token-{name}"
+        file.write_text(token)
+        mine = {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN_PATH": str(file), "RAY_ADDRESS": cluster.address}
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            words, env={**cluster.environment, **mine}, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
+        )
+        return Refused(process, f"error: {prefix}")
+
+    return {
+        name: start(name, *given)
+        for name, *given in (
+            ("wrong", "token", "f" * 64, search, "cannot join Ray at "),
+            ("none", "token", "", search, "cannot join Ray at "),
+            ("none-wait", "token", "", wait, ""),
+            ("off-wait", "disabled", "", wait, ""),
+        )
+    }
+
+
+@pytest.mark.parametrize("name", ["wrong", "none", "none-wait", "off-wait"])
 def test_who_has_no_token_joins_nothing_and_is_told_in_one_line(
-    cluster: Cluster, mode: str, token: str, command: str
+    refused: dict[str, Refused], name: str
 ) -> None:
-    (cluster.folder / "token-of-mine").write_text(token)
-    mine = {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN_PATH": str(cluster.folder / "token-of-mine")}
-    words, prefix = {
-        "search": (
-            [*STUDY, "--address", cluster.address, "--out", str(cluster.folder / "never")],
-            "cannot join Ray at ",
-        ),
-        "wait": (["python", "clusters/wait.py", "--cpus", "2", "--", "echo", "never"], ""),
-    }[command]
-    refused = subprocess.run(
-        words, env={**cluster.environment, **mine, "RAY_ADDRESS": cluster.address},
-        cwd=ROOT, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    (line,) = [line for line in refused.stderr.splitlines() if not line.startswith("[")]
-    assert line.startswith(f"error: {prefix}")
+    printed, said = refused[name].process.communicate(timeout=400)
+    (line,) = [line for line in said.splitlines() if not line.startswith("[")]
+    assert line.startswith(refused[name].prefix)
     assert "token" in line
-    assert refused.returncode == 1
-    assert "never" not in refused.stdout
+    assert refused[name].process.returncode == 1
+    assert "never" not in printed
 
 
 def test_wait_says_what_is_missing(cluster: Cluster) -> None:

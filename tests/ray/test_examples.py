@@ -22,8 +22,8 @@ SMALL = ["--backbone", "mini", "--set", "data.shots=1", "--val-per-class", "1"]
 SHORT = ["--trials", "2", "--epochs", "1", "--top", "0", "--final-seeds", "1", "--pruner", "none"]
 SEARCHES = {
     "huber": ["--set", "regularizer.kind=huber:Huber", "--space", str(ROOT / "examples" / "huber.yaml")],
-    "lowrank": ["--set", "prompts.kind=lowrank:LowRank", "--space", "regularizer"],
-    "circles": ["--dataset", "circles:Circles", "--space", "regularizer"],
+    "lowrank": ["--set", "prompts.kind=lowrank:LowRank", "--space", "regularizer", "--final-seeds", ""],
+    "circles": ["--dataset", "circles:Circles", "--space", "regularizer", "--final-seeds", ""],
     "worst": ["--objective", "worst:worst", "--space", "regularizer"],
 }
 RUNS = {

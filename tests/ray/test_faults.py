@@ -41,7 +41,7 @@ def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
         "1": "nan", "2": "missing", "3": "fail", "4": "crash", "5": "crash-always", "13": "bad"
     }  # fmt: skip
     spec = small_spec(trials=14, pruner="median", final_seeds=(1, 2, 3))
-    finals, text = run_fake(tmp_path, spec, behaviour=behaviour)
+    finals, text = run_fake(tmp_path, spec, behaviour=behaviour, max_concurrent=2)
     found = records(tmp_path)
     assert [r["number"] for r in found] == list(range(14))
     reasons = {r["number"]: r["reason"] for r in found if r["state"] == "FAIL"}
@@ -88,7 +88,7 @@ def test_more_trials_extend_a_study_and_other_settings_are_refused(tmp_path: Pat
 @pytest.mark.usefixtures("ray_local")
 def test_a_study_where_everything_fails_ends_early_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"its trials fail: the loss is nan in step 7"):
-        run_fake(tmp_path, small_spec(trials=12), behaviour={"all": "fail"})
+        run_fake(tmp_path, small_spec(trials=12), behaviour={"all": "fail"}, max_concurrent=2)
     failed = len(records(tmp_path))
     assert HOPELESS <= failed <= HOPELESS + 1  # one may have been running
     run_fake(tmp_path, small_spec(trials=12), behaviour={})
@@ -122,7 +122,7 @@ def test_a_worker_that_ray_kills_for_its_machine_s_memory_is_replaced(
             manager._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
 
     monkeypatch.setattr(RayActorManager, "_actor_task_resolved", kill_one)
-    run_fake(tmp_path, small_spec(trials=3), cpus_per_trial=0.5, max_concurrent=1)
+    run_fake(tmp_path, small_spec(trials=3), cpus_per_trial=0.5)
     found = records(tmp_path)
     assert killed
     assert [r["state"] for r in found] == ["COMPLETE"] * 3

@@ -29,14 +29,14 @@ def told(out: Path) -> list[dict[str, Any]]:
 def once(out: Path) -> tuple[dict[str, Any] | None, str]:
     """A command's result, or what it says of its failure."""
     try:
-        return run_fake(out, SPEC, max_concurrent=1)
+        return run_fake(out, SPEC)
     except WorkError as error:
         return None, str(error)
 
 
 @pytest.mark.usefixtures("ray_local")
 def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path) -> None:
-    whole, _ = run_fake(tmp_path / "whole", SPEC, max_concurrent=1)
+    whole, _ = run_fake(tmp_path / "whole", SPEC)
     failed, out = 0, tmp_path / "flaky"
     found: dict[str, Any] | None = None
     before: list[dict[str, Any]] = []
@@ -64,11 +64,11 @@ def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_local")
 def test_a_clock_that_is_set_back_by_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a trial's moments are the clock's: all that is measured in seconds is not."""
-    whole, _ = run_fake(tmp_path / "whole", SPEC, max_concurrent=1)
+    whole, _ = run_fake(tmp_path / "whole", SPEC)
     monkeypatch.setattr(in_memory, "datetime", Back)
     monkeypatch.setattr(Back, "looks", 0)
     out = tmp_path / "back"
-    found, text = run_fake(out, SPEC, max_concurrent=1, max_hours=0.5)
+    found, text = run_fake(out, SPEC, max_hours=0.5)
     assert told(out) == told(tmp_path / "whole")
     assert found["best"] == whole["best"]
     assert not re.search(r"\[-|-\d+:", text), "no negative times"

@@ -29,7 +29,7 @@ from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.interrupts import INTERRUPTED
 from prometar.io.files import write_atomically
-from tests.support.fake_trial import BEHAVIOUR, FakeTrial
+from tests.support.fake_trial import BEHAVIOUR, HANGS, FakeTrial
 from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
 from tune.study import Place, run_study
@@ -75,11 +75,14 @@ def run_fake(
     trainable: type[FakeTrial] = FakeTrial,
     **place: Any,
 ) -> tuple[dict[str, Any], str]:
-    """A study of the fake trial in OUT/fake. Returns finals.json's content and what was printed."""
+    """A study of the fake trial in OUT/fake. Returns finals.json's content and what was printed.
+
+    By default one trial at a time: a second worker costs two seconds of a core, and its trials none.
+    """
     if behaviour is not None:
         misbehave(out, behaviour)
     text = io.StringIO()
-    _run(out, spec, text, trainable, **place)
+    _run(out, spec, text, trainable, **{"max_concurrent": 1, **place})
     return json.loads((out / NAME / "finals.json").read_text()), text.getvalue()
 
 
@@ -182,6 +185,27 @@ def session(leader: int) -> list[int]:
             if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == leader:
                 found.append(int(stat.parent.name))
     return found
+
+
+def forget_hanging(out: Path, timeout_seconds: float = 400) -> None:
+    """Wait until the workers of OUT/fake that were told to hang have ended, and forget them.
+
+    A Ray that outlives a driver ends its workers soon, but not at once.
+    """
+    end = time.monotonic() + timeout_seconds
+    for told in (out / NAME).glob(f"*/*/{HANGS}"):
+        while _lives(int(told.read_text())):
+            assert time.monotonic() < end, f"a worker of no driver still runs: {told}"
+            time.sleep(0.02)
+        told.unlink()
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs, and has not just to be collected (on Linux; elsewhere none is seen)."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 def trial_workers(leader: int) -> list[int]:

@@ -21,6 +21,7 @@ class Interrupted:
         if name == {module!r}:
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 sys.meta_path.insert(0, Interrupted())
 sys.argv = ["command", *{words!r}]
 runpy.{how}

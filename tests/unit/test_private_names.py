@@ -6,12 +6,16 @@ import ast
 from importlib import import_module
 from importlib.metadata import version
 from operator import attrgetter
+from typing import Any
 
 import pytest
 from optuna.storages import RDBStorage, get_storage
 from optuna.trial import create_trial
+from ray.tune.execution import class_cache
 
+from tests.support.fake_trial import FakeTrial
 from tests.unit.test_layers import FILES, ROOT, imports_of
+from tune.execution.ray_private import workers_are_like_any_other
 from tune.optimizer.optuna_private import id_of, let_go
 
 RAY, OPTUNA = "tune/execution/ray_private.py", "tune/optimizer/optuna_private.py"
@@ -30,6 +34,16 @@ def test_a_private_name_is_there(file: str, module: str, name: str) -> None:
     except (ImportError, AttributeError) as error:
         library = module.partition(".")[0]
         pytest.fail(f"{library} {version(library)} has no {module}.{name}, on which {file} rests: {error}")
+
+
+def test_a_trial_s_worker_needs_no_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in class_cache.ENV_VARS_TO_PROPAGATE:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(class_cache.DEFAULT_ENV_VARS)
+    with workers_are_like_any_other():
+        made: Any = class_cache._ActorClassCache().get(FakeTrial)
+        assert not made._default_options["runtime_env"].get("env_vars"), f"ray {version('ray')}: {RAY}"
+    assert before == class_cache.DEFAULT_ENV_VARS
 
 
 def test_what_optuna_s_objects_keep_to_themselves() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from ray.air._internal import usage
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import class_cache
 
 
 @contextmanager
@@ -43,3 +44,19 @@ def callbacks_are_not_counted() -> Iterator[None]:
         yield
     finally:
         module.tag_callbacks = count
+
+
+@contextmanager
+def workers_are_like_any_other() -> Iterator[None]:
+    """Tune asks for workers with a variable of their own, which only Lightning reads.
+
+    So it takes none of those that Ray has started before, and each new one has to start Python's imports
+    twice: seconds before a trial begins. Where it must hand on keys of AWS, it still does.
+    """
+    variables = class_cache.DEFAULT_ENV_VARS
+    before = dict(variables)
+    variables.clear()
+    try:
+        yield
+    finally:
+        variables.update(before)

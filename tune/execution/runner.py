@@ -26,7 +26,11 @@ from ray.tune.search import Searcher
 
 from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import WorkError
-from tune.execution.ray_private import callbacks_are_not_counted, killed_for_memory_is_dead
+from tune.execution.ray_private import (
+    callbacks_are_not_counted,
+    killed_for_memory_is_dead,
+    workers_are_like_any_other,
+)
 from tune.execution.stopping import Stopping
 from tune.optimizer.storage import GO_ON
 
@@ -69,7 +73,12 @@ def run_trials(
             run_config=_run_config(scratch, list(callbacks), verbose),
         )
         try:
-            with stopping.listening(), killed_for_memory_is_dead(), callbacks_are_not_counted():
+            with (
+                stopping.listening(),
+                killed_for_memory_is_dead(),
+                callbacks_are_not_counted(),
+                workers_are_like_any_other(),
+            ):
                 tuner.fit()
         except (TuneError, RuntimeError) as error:  # a searcher's, scheduler's or callback's, as text
             raise WorkError(f"the study has stopped: {last_error(str(error))}; {GO_ON}") from None

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
+from tests.support.databases import new_database, remembered
+from tune.optimizer import ask_tell
 from tune.optimizer.ask_tell import Memory
 from tune.optimizer.optuna_private import Remembered
 from tune.optimizer.pruners import PRUNERS
@@ -42,10 +44,12 @@ STATELESS = tuple(name for name, sampler in SAMPLERS.items() if sampler.stateles
 SINGLE_GOAL = tuple(name for name, sampler in SAMPLERS.items() if sampler.plain)
 
 
-def memory(folder: Path, sampler: str, space: str, *, seed: int = 5, **changes: Any) -> Memory:
-    folder.mkdir(parents=True, exist_ok=True)
+def memory(
+    folder: Path, sampler: str, space: str, *, kept: bool = False, seed: int = 5, **changes: Any
+) -> Memory:
+    """A study of such a sampler; `kept`: in a database, which takes ten times as long."""
     return Memory(
-        f"sqlite:///{folder}/study.db",
+        new_database(folder) if kept else remembered(folder),
         "s",
         parse_space(space, SPACES[space]),
         reference=REFERENCE[space],
@@ -102,8 +106,8 @@ def test_one_at_a_time_is_reproducible_also_where_it_was_restarted(
 ) -> None:
     whole = run(memory(tmp_path / "a", sampler, space), TARGET)
     for target in (3, 7, 8, TARGET):
-        parts = run(memory(tmp_path / "b", sampler, space), target)
-    again = memory(tmp_path / "b", sampler, space)
+        parts = run(memory(tmp_path / "b", sampler, space, kept=True), target)
+    again = memory(tmp_path / "b", sampler, space, kept=True)
     assert [t.params for t in again.trials()] == whole
     assert parts == whole[8:]
     assert run(memory(tmp_path / "c", sampler, space, seed=6), TARGET)[1:] != whole[1:]
@@ -210,12 +214,15 @@ inner.order: {type: choice, choices: [first, second], when: {data.shots: [1, 2]}
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"grid"}))
-def test_a_space_of_choices_is_searched_through_to_its_last_point(tmp_path: Path, sampler: str) -> None:
+def test_a_space_of_choices_is_searched_through_to_its_last_point(
+    tmp_path: Path, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask_tell, "REDRAWS", 5)  # each of the last trials takes as many draws
     space = parse_space("finite", FINITE)
     reference = {"regularizer.kind": "l1", "data.shots": 2, "inner.order": "second"}
 
     def again() -> Memory:
-        return Memory(f"sqlite:///{tmp_path}/study.db", "s", space, reference=reference, seed=1,
+        return Memory(remembered(tmp_path), "s", space, reference=reference, seed=1,
                       pruner="none", sampler=sampler)  # fmt: skip
 
     def finish(study: Memory, target: int) -> int:

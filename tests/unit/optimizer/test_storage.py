@@ -14,6 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
+from tests.support.databases import new_database
 from tune.optimizer.storage import WriteThrough, drive_study, open_study
 
 SPACE = {
@@ -75,7 +76,7 @@ def write(study: optuna.Study, storage: WriteThrough, what: str, *given: Any) ->
 @given(writes=WRITES)
 def test_a_driver_sees_what_others_read(writes: list[tuple[Any, ...]]) -> None:
     with TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/study.db"
+        url = new_database(Path(folder))
         drive_study(url, "another")[0].enqueue_trial({})  # so that the storage's ids are not this study's
         study, storage = drive_study(url, "s")
         for what, *given in writes:
@@ -115,7 +116,7 @@ def test_what_could_not_be_kept_is_not_seen(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_trial_is_there_with_all_its_settings_or_not_at_all(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
+    url = new_database(tmp_path)
     study, storage = drive_study(url, "s")
     trial = study.ask()
     trial.set_user_attr("origin", "given")

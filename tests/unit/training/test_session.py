@@ -90,7 +90,7 @@ def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_nothing_kept")
 def test_the_final_objective_tests_once(tmp_path: Path) -> None:
-    run = small_run(objective="final", train__epochs=2)
+    run = small_run(objective="final", train__epochs=2, data__name="cells")
     opened: list[str] = []
     history = train(Session(run, tmp_path, count_opened(run, opened)))
     assert "objective" not in history[0]
