@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the study finds on one machine, when nobody disturbs it."""
     out = tmp_path_factory.mktemp("undisturbed")
-    run_fake(out, spec_of(*ASKED), max_concurrent=1)
+    run_fake(out, spec_of(*ASKED))
     assert num_epochs(out) == EPOCHS
     return outcome(out)
 
@@ -69,7 +69,7 @@ def test_a_node_dies_and_another_joins(tmp_path: Path, expected: dict[str, Any])
     assert num_epochs(tmp_path) == EPOCHS, "no epoch is run again once its state is kept"
 
 
-def test_the_head_dies_and_a_new_cluster_goes_on(tmp_path: Path, expected: dict[str, Any]) -> None:
+def test_the_head_dies_and_another_ray_goes_on(tmp_path: Path, expected: dict[str, Any]) -> None:
     misbehave(tmp_path, {"3": "hang", "4": "hang"})
     witness = Witness(tmp_path)
     with (
@@ -82,11 +82,6 @@ def test_the_head_dies_and_a_new_cluster_goes_on(tmp_path: Path, expected: dict[
         (line,) = driver.errors().strip().splitlines()
         assert "Failed to connect to GCS within 5 seconds" in line
         assert witness.look() == 3
-    misbehave(tmp_path, {})
-    with (
-        Cluster(1, 1) as cluster,
-        Driver(tmp_path, *ASKED, "--address", cluster.address, env=cluster.env) as driver,
-    ):
-        assert driver.wait() == 0, driver.errors()
-        assert "going on: 3 trials are done, 2 were interrupted" in driver.said()
+    _, said = run_fake(tmp_path, spec_of(*ASKED), behaviour={}, max_concurrent=2)
+    assert "going on: 3 trials are done, 2 were interrupted" in said
     assert witness.losses(expected) == NO_LOSSES

@@ -74,21 +74,30 @@ def test_a_diagram_that_has_changed_fails(tmp_path: Path) -> None:
     assert "architecture-1.svg is not the diagram of" in done.stderr
 
 
-@pytest.mark.parametrize("link", ["docs/nowhere.md", "nowhere.py", "docs/guide.md#no-such-part"])
-def test_a_link_that_leads_nowhere_fails(link: str, tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"
-    (checkout / "docs").mkdir(parents=True)
-    shutil.copy(ROOT / "mkdocs.yml", checkout)
-    shutil.copy(ROOT / "docs" / "build_site.py", checkout / "docs")
-    (checkout / "docs" / "api.md").write_text("# In Python\n", "utf-8")
-    (checkout / "docs" / "guide.md").write_text("# Guide\n\n## Part\n\n[code](../code.py)\n", "utf-8")
-    (checkout / "code.py").write_text("pass\n", "utf-8")
-    readme = "# All\n\n[guide](docs/guide.md#part)\n"
-    (checkout / "README.md").write_text(readme, "utf-8")
-    done = build(checkout, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small one, whose site is whole. Only README.md may be changed."""
+    made = tmp_path_factory.mktemp("checkout")
+    (made / "docs").mkdir()
+    shutil.copy(ROOT / "mkdocs.yml", made)
+    shutil.copy(ROOT / "docs" / "build_site.py", made / "docs")
+    (made / "docs" / "api.md").write_text("# In Python\n", "utf-8")
+    (made / "docs" / "guide.md").write_text("# Guide\n\n## Part\n\n[code](../code.py)\n", "utf-8")
+    (made / "code.py").write_text("pass\n", "utf-8")
+    (made / "README.md").write_text(README, "utf-8")
+    site = tmp_path_factory.mktemp("whole")
+    done = build(made, site)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "whole" / "code.py").is_file()
-    (checkout / "README.md").write_text(f"{readme}\n[broken]({link})\n", "utf-8")
+    assert (site / "code.py").is_file()
+    return made
+
+
+README = "# All\n\n[guide](docs/guide.md#part)\n"
+
+
+@pytest.mark.parametrize("link", ["docs/nowhere.md", "nowhere.py", "docs/guide.md#no-such-part"])
+def test_a_link_that_leads_nowhere_fails(link: str, checkout: Path, tmp_path: Path) -> None:
+    (checkout / "README.md").write_text(f"{README}\n[broken]({link})\n", "utf-8")
     done = build(checkout, tmp_path / "broken")
     assert done.returncode == 1
     assert link in done.stderr

@@ -21,6 +21,7 @@ def arguments(root: Path, out: Path, objective: str) -> list[str]:
         *("--dataset", "dtd", "--data-root", str(root), "--backbone", "mini", "--objective", objective),
         *("--trials", "2", "--epochs", "1", "--set", "data.shots=2", "--top", "1", "--top-seeds", "1"),
         *("--final-seeds", "", "--out", str(out), "--cpus-per-trial", "1"),
+        *("--max-concurrent", "1"),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, StreamOptions
 from prometar.methods.composition import METHODS
 from prometar.runs import ray_stream
+from prometar.training import train as train_module
 from prometar.training.train import Run, Session, Stream
 from tests.unit.training.test_session import local, small_run, train, without_time
 
@@ -36,6 +38,30 @@ def on_ray(ray_local: None) -> Callable[[Run, int], Stream]:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_every_plan_of_a_run_gives_the_same_batches(
+    name: str, on_ray: Callable[[Run, int], Stream], tmp_path: Path
+) -> None:
+    """So a run is the same too: all else that it depends on is its seed."""
+    train_module._KEPT.clear()  # else images that an earlier run has judged by are read no more
+    run, plans = small_run(name, train__epochs=2), list[Plan]()
+
+    def noted(plan: Plan, step: int) -> Iterator[Batch]:
+        plans.append(plan)
+        return local(run)(plan, step)
+
+    session = Session(run, tmp_path, noted)
+    train(session)
+    assert (run.plan in plans) == bool(session.state.prompts), "what learns reads the images to learn from"
+    assert plans
+    for plan in plans:
+        for which in range(len(OPTIONS)):
+            for here, there in zip(local(run)(plan, 0), on_ray(run, which)(plan, 0), strict=True):
+                assert here.step == there.step
+                assert np.array_equal(here.images, there.images)
+                assert np.array_equal(here.labels, there.labels)
+
+
+@pytest.mark.parametrize("name", ["prometar", "cocoop"])
 def test_the_number_of_stream_workers_makes_no_difference(
     name: str, on_ray: Callable[[Run, int], Stream], tmp_path: Path
 ) -> None:
