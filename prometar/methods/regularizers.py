@@ -39,7 +39,10 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """mean |a - b| over dimensions."""
-    return (a - b).abs().mean(dim=-1)
+    difference = a - b
+    # |x| = x sgn(x), whose sign has no derivative: torch would carry the zeros that it has for it through the
+    # second derivative, and import its compiler for them.
+    return (difference * difference.detach().sgn()).mean(dim=-1)
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,21 @@
+"""What a worker's first step imports: a second of every trial, if it is too much."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+STEP = """
+import sys
+from prometar.config.settings import Config
+from prometar.data.streaming.stream import stream_local
+from prometar.training.train import build_run, initial_state, rates, train_step
+run = build_run(Config().override({"data.shots": 2}), "all_classes")
+train_step(run, initial_state(run), next(iter(stream_local(run.plan, run.dataset.source))), rates(run.config, 1))
+print(sorted({"torch._dynamo", "open_clip", "ray", "optuna", "pandas"} & set(sys.modules)))
+"""
+
+
+def test_a_step_imports_no_compiler_and_nothing_of_studies() -> None:
+    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
