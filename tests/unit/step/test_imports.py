@@ -11,7 +11,8 @@ from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
 from prometar.training.train import build_run, initial_state, rates, train_step
 run = build_run(Config().override({"data.shots": 2}), "all_classes")
-train_step(run, initial_state(run), next(iter(stream_local(run.plan, run.dataset.source))), rates(run.config, 1))
+pictures = next(iter(stream_local(run.plan, run.dataset.source)))
+train_step(run, initial_state(run), pictures, rates(run.config, 1))
 print(sorted({"torch._dynamo", "open_clip", "ray", "optuna", "pandas"} & set(sys.modules)))
 """
 
