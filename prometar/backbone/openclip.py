@@ -26,7 +26,7 @@ from prometar.backbone.language import language, language_network, require_trans
 from prometar.backbone.trunks import image_network
 from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
-from prometar.bundled.weights import MINI_VOCABULARY, load_mini
+from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
 from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import size_of
 from prometar.logs import warnings_unlogged
@@ -54,14 +54,10 @@ OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
 OPENAI_STD = _module("constants").OPENAI_DATASET_STD
 
 
-@cache
-def _tokenizer() -> Any:
-    return _module("tokenizer").SimpleTokenizer()
-
-
 def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
     """CLIP's token ids (N, context length): SOS, text, EOT (the largest id), zeros; long texts are cut."""
-    return _tokenizer()(list(texts), context_length)
+    ids: Tensor = _module("tokenizer").tokenize(list(texts), context_length)
+    return ids
 
 
 @dataclass(frozen=True)
@@ -330,7 +326,7 @@ def _known(name: str) -> tuple[dict[str, Any], Architecture]:
 @lru_cache(maxsize=8)
 def _described(name: str) -> tuple[dict[str, Any], Architecture]:
     """As `_known`, without what towers consist of that are networks of others."""
-    config = load_mini()[0] if name == "mini" else _config(name)
+    config = load_config() if name == "mini" else _config(name)
     with _supported(name):
         return config, architecture(config)
 
