@@ -94,6 +94,25 @@ def refused(path: Path, error: OSError) -> StorageError:
     return StorageError(f"{said}: {_TO_DO[error.errno]}" if error.errno in _TO_DO else said)
 
 
+_REFUSED = (
+    StorageError.__name__, "No space left on device", "Disk quota exceeded", "Read-only file system",
+    "No usable temporary directory", "local object store is full",
+)  # fmt: skip
+
+
+def is_refused_write(reason: str) -> bool:
+    """Whether a worker's error says that nothing can be kept where it runs.
+
+    It is our own error, the system's of what other packages write (Ray Tune's folder of a trial), or Ray's
+    where its memory and the disk that it spills to are full.
+
+    Example:
+        >>> is_refused_write("OSError: [Errno 28] No space left on device: '/tmp/ray'")
+        True
+    """
+    return any(sign in reason for sign in _REFUSED)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old one or the new one, whole, also after a crash.
 

@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.placement import STRATEGY, ResourcePlan
-from prometar.errors import StorageError, WorkError
+from prometar.errors import WorkError
+from prometar.io.files import is_refused_write
 from prometar.reproduce.grid import Record
 from prometar.reproduce.worker import Job, Worker
 
@@ -84,9 +85,10 @@ class _Crew:
         try:
             return slot, job, ray.get(done[0])
         except RayTaskError as error:  # what a user can mend comes as a record
-            if isinstance(error.cause, StorageError):
-                raise WorkError(f"{error.cause}; the same command goes on") from None
-            return slot, job, job.failed(_last_line(error)) if job else None
+            reason = _last_line(error)
+            if is_refused_write(reason):
+                raise WorkError(f"{reason.split(': ', 1)[-1]}; the same command goes on") from None
+            return slot, job, job.failed(reason) if job else None
         except RayError as error:
             return slot, job, _Death(_last_line(error))
 

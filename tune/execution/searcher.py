@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from prometar.distributed.placement import STRATEGY, Room
 from prometar.errors import StorageError, UserError
+from prometar.io.files import is_refused_write
 from tune.execution.runner import MAX_FAILURES
 from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
@@ -29,11 +30,6 @@ from tune.worker.watchdog import forgive
 # torch on a GPU, Ray's watch over a machine's memory, torch on a CPU, Python.
 _OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exceptions.OutOfMemoryError",
                   "can't allocate memory", "MemoryError")  # fmt: skip
-
-# Nothing can be kept where a worker runs: our own error, the system's of what other packages write (Ray Tune
-# a trial's folder), and Ray's where its memory is full and the disk too.
-_NOTHING_KEPT = (StorageError.__name__, "No space left on device", "Disk quota exceeded",
-                 "Read-only file system", "No usable temporary directory", "OutOfDiskError")  # fmt: skip
 
 MakeJob = Callable[[Asked], Job]
 
@@ -48,7 +44,7 @@ class _StatelessSearcher(Unpickled, Searcher):
         crews: What each of Tune's trials was given: jobs by number.
         unbegun: Those of Tune's trials whose worker died before they began.
         replaced: Those of them whose jobs are handed out again.
-        reasons: What the workers of Tune's trials last died of.
+        reasons: What the workers of Tune's trials last died of, if they have told nothing since.
     """
 
     def __init__(self, stopping: Stopping) -> None:
@@ -94,7 +90,7 @@ class _StatelessSearcher(Unpickled, Searcher):
             StorageError: nothing can be kept: no trial is to blame, and the next command goes on with it.
         """
         reason = self.reasons.get(trial_id, "the worker ended without a result")
-        if any(sign in reason for sign in _NOTHING_KEPT):
+        if is_refused_write(reason):
             raise StorageError(reason.split(": ", 1)[-1])
         return reason
 
@@ -143,7 +139,7 @@ class StudySearcher(_StatelessSearcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         if self._comes_back(trial_id) or (self._stopping.asked and not error):
             return  # for another worker, or for the next command
-        reason = self._reason(trial_id)
+        reason = self._reason(trial_id) if error else "the worker ended without a result"
         for number in self.numbers(trial_id):
             self._memory.fail(number, reason)
 
@@ -170,6 +166,7 @@ class StopScheduler(Unpickled, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         self._searcher.unbegun.discard(trial.trial_id)
+        self._searcher.reasons.pop(trial.trial_id, None)
         job, epoch = (trial.trial_id, result.get("member", 0)), result.get("epoch", 0)
         if epoch > self._farthest[job]:  # a new worker tells again what an earlier one has done
             self._farthest[job] = epoch

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfDiskError
 from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -115,7 +116,7 @@ def test_a_lost_worker_fails_all_that_it_had(memory: Memory, tmp_path: Path) -> 
         "OSError: [Errno 28] No space left on device: '/tmp/ray/trial'",
         "OSError: [Errno 30] Read-only file system: '/tmp/ray/trial'",
         "FileNotFoundError: [Errno 2] No usable temporary directory found in ['/tmp']",
-        "ray.exceptions.OutOfDiskError: Local disk is full",
+        f"raised by the worker: {str(OutOfDiskError('full')).splitlines()[-1]}",
     ],
 )
 def test_a_disk_that_refuses_ends_the_study_and_fails_no_trial(
@@ -128,6 +129,16 @@ def test_a_disk_that_refuses_ends_the_study_and_fails_no_trial(
         with pytest.raises(StorageError, match=re.escape(reason.split(": ", 1)[1])):
             searcher.on_trial_complete("w0", error=True)
     assert not memory.ended()
+
+
+def test_what_a_second_try_has_got_over_is_forgotten(memory: Memory, tmp_path: Path) -> None:
+    searcher = searcher_of(memory, tmp_path, 1)
+    searcher.suggest("w0")
+    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
+    searcher.reasons["w0"] = "OSError: [Errno 28] No space left on device"
+    scheduler.on_trial_result(None, WORKER, result(0, 1, finished=True))  # type: ignore[arg-type]
+    searcher.on_trial_complete("w0")
+    assert [trial.state for trial in memory.ended()] == ["COMPLETE"]
 
 
 def test_deaths_count_until_an_epoch_is_done_that_was_not(memory: Memory, tmp_path: Path) -> None:
