@@ -182,9 +182,11 @@ def _needed(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Nod
     gpus = place.gpus_per_trial
     if gpus or (gpus is None and total(nodes, "GPU")):
         return PROCESSES + checked.weights
-    classes = max(checked.num_classes.values())
     return process_memory(
-        spec.config, weights=checked.weights, num_classes=classes, configurations=place.lockstep
+        spec.config,
+        weights=checked.weights,
+        num_classes=checked.trained,
+        configurations=place.lockstep,
     )
 
 

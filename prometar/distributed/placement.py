@@ -27,7 +27,7 @@ class ResourcePlan:
     Args:
         cpus_per_trial: Trainer and stream together.
         memory: Bytes of a machine's memory that each takes; 0: not known.
-        crowded: Whether not even one fits into the memory of the machines that have the CPUs and GPUs for it.
+        note: What the machines' memory says to it; "" where there is enough.
         noun: What a run is called.
     """
 
@@ -35,7 +35,7 @@ class ResourcePlan:
     cpus_per_trial: float
     gpus_per_trial: float
     memory: float = 0
-    crowded: bool = False
+    note: str = ""
     noun: str = "trial"
 
     @property
@@ -60,11 +60,10 @@ class ResourcePlan:
         gpus = f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else ""
         store = total(nodes, "object_store_memory") / 2**30
         machines = f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''}"
-        memory = f", about {self.memory / 2**30:.1f} GiB of memory" if self.memory else ""
-        short = "; that is more memory than any machine has, and it may be killed" if self.crowded else ""
+        memory = f", about {self.memory / 2**30:.1f} GiB of memory{self.note}" if self.memory else ""
         return (
             f"{self.max_concurrent} {self.noun}s at a time, each with {self.cpus_per_trial:g} CPU (half for "
-            f"its stream){gpus}{memory}{short}, of {total(nodes, 'CPU'):g} CPUs and "
+            f"its stream){gpus}{memory}, of {total(nodes, 'CPU'):g} CPUs and "
             f"{total(nodes, 'GPU'):g} GPUs on {machines}, object store {store:.1f} GiB"
         )
 
@@ -118,8 +117,9 @@ def plan_resources(
         max_concurrent: Runs at a time at most; None: as many as fit.
         cpus_per_trial: For trainer and stream together (default 1).
         gpus_per_trial: A share of a GPU, or a whole number of them; None: one where there are GPUs, else 0.
-        memory: Bytes that a run takes of its machine's memory; 0: not known. Where not even one fits, one is
-            tried: memory is counted, not measured.
+        memory: Bytes that a run takes of its machine's memory; 0: not known. It is counted, not measured: so
+            `max_concurrent` goes before it, and a machine for whose memory one is too large gets one if
+            no other has room.
         noun: What a run is called in messages and options (`--cpus-per-<noun>`).
     Raises:
         UserError: not even one run fits on any machine, with the figures; or a number that makes no sense.
@@ -143,15 +143,21 @@ def plan_resources(
         )
     _require("CPU", cpus_per_trial, nodes, noun)
     _require("GPU", gpus, nodes, noun)
-    fits = sum(_fit(node, cpus_per_trial, gpus) for node in nodes)
+    counts = [_fit(node, cpus_per_trial, gpus) for node in nodes]
+    fits = sum(counts)
     if not fits:
         raise UserError(
             f"no machine has both the {cpus_per_trial:g} CPU and the {gpus:g} GPU that a {noun} asks for: "
             f"lower --cpus-per-{noun} or --gpus-per-{noun}"
         )
-    roomy = sum(_hold(node, memory, most=_fit(node, cpus_per_trial, gpus)) for node in nodes)
-    at_once = min(roomy or 1, max_concurrent or fits)
-    return ResourcePlan(at_once, cpus_per_trial, gpus, memory, crowded=not roomy, noun=noun)
+    held = sum(_hold(node, memory, most=count) for node, count in zip(nodes, counts, strict=True))
+    at_once = min(fits, max_concurrent or held or sum(map(bool, counts)))
+    note = ""
+    if at_once > held:
+        note = f" (their machines hold {held}: more may be killed)"
+    elif held < fits and not max_concurrent:
+        note = " (their machines hold no more)"
+    return ResourcePlan(at_once, cpus_per_trial, gpus, memory, note, noun)
 
 
 def total(nodes: Sequence[Node], kind: str) -> float:

@@ -8,7 +8,7 @@ from prometar.training.train import DTYPES
 
 PROCESSES = 950 * 2**20
 """Bytes that a trainer and its stream's task hold before any tensor: Python, torch, Ray and open_clip."""
-_OF_WEIGHTS = 10  # an iteration's tensors take 2 to 4 times the weights'
+_OF_WEIGHTS = 4  # what a configuration's iteration takes at most beside the weights themselves
 _SMALL = 0.5  # of the processes: less is in the error of what they take
 
 
@@ -16,7 +16,8 @@ def process_memory(config: Config, *, weights: int, num_classes: int, configurat
     """Bytes that a run of a configuration takes on a machine, or several that are trained in lockstep.
 
     What the processes hold, and the peak of an iteration as it is counted on fake tensors (`memory_of`, a few
-    seconds). Where the weights are so small that it cannot matter, they stand for it.
+    seconds). Where the weights are so small that it cannot matter, a multiple of
+    them stands for it.
 
     Args:
         weights: Bytes of the backbone's tensors.
@@ -25,12 +26,13 @@ def process_memory(config: Config, *, weights: int, num_classes: int, configurat
         >>> process_memory(Config(), weights=30 * 2**20, num_classes=12) / 2**30 < 1.0
         True
     """
-    if weights * configurations * _OF_WEIGHTS < _SMALL * PROCESSES:
-        return PROCESSES + weights
+    roughly = weights * (1 + _OF_WEIGHTS * configurations)
+    if roughly < _SMALL * PROCESSES:
+        return PROCESSES + roughly
     together = None if configurations == 1 else configurations
     dtype = DTYPES[config.backbone.precision]
     try:
         counted = memory_of(config, num_classes=num_classes, dtype=dtype, configurations=together)
     except Exception:  # a part of the user's own may need data, and is no reason not to run it
-        return PROCESSES + weights * configurations * _OF_WEIGHTS
+        return PROCESSES + roughly
     return PROCESSES + counted.peak

@@ -31,6 +31,7 @@ class Checked:
         notes: What a user must be told of the search's images.
         identity: What must not change while a study goes on: the spec's own, and digests of the data
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
+        trained: The most classes that a run is trained on.
         weights: Bytes of the backbone's tensors.
     """
 
@@ -38,6 +39,7 @@ class Checked:
     notes: tuple[str, ...]
     identity: dict[str, Any]
     budget: Budget
+    trained: int
     weights: int
 
 
@@ -51,13 +53,14 @@ def check(spec: StudySpec) -> Checked:
     spec.reference()
     _check_space(spec)
     num_classes, steps = dict[str, int](), dict[str, Steps]()
-    notes, contents = list[str](), dict[str, str]()
+    notes, contents, trained = list[str](), dict[str, str](), 0
     for name in spec.names:
         obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
         searched, final = problems(spec, dataset)
+        trained = max(trained, *(len(each.classnames) for each in (*searched, final)))
         steps[name], note = steps_of(config, searched, final), searched[-1].note
         if note:
             notes.append(note if note == LEAKS else f"{name}: {note}")
@@ -69,7 +72,8 @@ def check(spec: StudySpec) -> Checked:
     contents |= {f"code of {top}": code for top, code in identities(spec.own).items()}
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))
-    return Checked(num_classes, told, spec.identity | contents, budget_of(spec, steps), clip.num_bytes)
+    budget = budget_of(spec, steps)
+    return Checked(num_classes, told, spec.identity | contents, budget, trained, clip.num_bytes)
 
 
 def _check_space(spec: StudySpec) -> None:

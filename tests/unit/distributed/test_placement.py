@@ -81,9 +81,17 @@ def test_memory_limits_how_many_run_at_once() -> None:
     assert plan.max_concurrent == 2 + 1 + 2, "a machine that does not tell its memory has enough"
     assert "about 3.7 GiB of memory" in plan.describe(nodes)
     assert plan_resources(nodes, memory=4e9, max_concurrent=3).max_concurrent == 3
-    large = plan_resources(nodes[:1], memory=11e9)
-    assert large.max_concurrent == 1
-    assert "more memory than any machine has" in large.describe(nodes[:1])
+    assert "hold no more" in plan.describe(nodes)
+    assert "hold" not in plan_resources(nodes, memory=1e9).describe(nodes)
+
+
+def test_where_not_even_one_fits_each_machine_gets_one() -> None:
+    nodes = [{"CPU": 8.0, "memory": 10e9}] * 3
+    large = plan_resources(nodes, memory=11e9)
+    assert large.max_concurrent == 3
+    assert "their machines hold 0: more may be killed" in large.describe(nodes)
+    asked = plan_resources(nodes, memory=11e9, max_concurrent=5)
+    assert asked.max_concurrent == 5, "who says a number means it"
 
 
 def test_a_larger_share_ends_at_a_whole_machine() -> None:

@@ -14,7 +14,7 @@ WEIGHTS = 200 * 2**20
 
 def test_small_weights_stand_for_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "memory_of", None)
-    assert process_memory(Config(), weights=2**20, num_classes=12) == PROCESSES + 2**20
+    assert process_memory(Config(), weights=2**20, num_classes=12) == PROCESSES + 5 * 2**20
 
 
 def test_large_ones_are_counted_with_precision_and_lockstep() -> None:
@@ -32,4 +32,4 @@ def test_what_cannot_be_counted_is_taken_from_the_weights(monkeypatch: pytest.Mo
         raise RuntimeError("needs data")
 
     monkeypatch.setattr(module, "memory_of", fail)
-    assert process_memory(Config(), weights=WEIGHTS, num_classes=12) == PROCESSES + 10 * WEIGHTS
+    assert process_memory(Config(), weights=WEIGHTS, num_classes=12) == PROCESSES + 5 * WEIGHTS
