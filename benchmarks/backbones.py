@@ -2,11 +2,11 @@
 
     python benchmarks/backbones.py [--classes 4] [--quick] [--docs docs/backbones.md]
 
-Small models of random weights (12 layers, 64 patches; those of tests/support/families.py, made larger), batch
-4, in float32. What is counted is the same on any machine: kernels, which are dispatched ATen operations that
-are no views, and the bytes of their operands and results. The plain side is the released procedure over
-open_clip's modules, whose attention is written out, as fused kernels have no second derivative. Both sides
-take the step from one start, and the script fails where their prompts differ.
+Small models of random weights (12 layers, 64 patches, SigLIP 2's 4; those of tests/support/families.py,
+made larger), batch 4, in float32. What is counted is the same on any machine: kernels, which are dispatched
+ATen operations that are no views, and the bytes of their operands and results. The plain side is the
+released procedure over open_clip's modules, whose attention is written out, as fused kernels have no second
+derivative. Both sides take the step from one start, and the script fails where their prompts differ.
 """
 
 from __future__ import annotations

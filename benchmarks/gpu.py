@@ -10,6 +10,7 @@ with the figures, between the marks in --docs. Without a GPU: one line, and stat
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -26,15 +27,20 @@ BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 Figures = Mapping[str, Any]
 LOCKSTEP = ("--backbone", "ViT-B-16-quickgelu", "--configurations", "1", "2", "4", "8", "16", "32")
 PRECISIONS = ("--precisions", "fp32", "bf16", "fp16", "--sets", "cells", "leaves", "flags", "textures")
-RUNS = ("--methods", "prometar", "--seeds", "1", "2", "3", "--jobs", "4", "--out", "out/gpu/runs")
+STEPS = ("eager", "graph", "compiled")  # how a step is taken
+RUNS = ("--methods", "prometar", "--seeds", "1", "2", "3", "--jobs", "4")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A script and its arguments; it writes its figures to the --json that it is given."""
+    """A script and its arguments; it writes its figures to the --json that it is given.
+
+    `runs`: it keeps runs in the folder --out, one a card.
+    """
 
     script: str
     arguments: tuple[str, ...] = ()
+    runs: bool = False
 
 
 PARTS = {
@@ -46,7 +52,7 @@ PARTS = {
     "memory": Part("gpu_parts.py", ("memory",)),
     "packing": Part("gpu_parts.py", ("packing",)),
     "stream": Part("stream.py", ("--repeats", "1")),
-    "accuracy": Part("precision.py", (*RUNS, *PRECISIONS)),
+    "accuracy": Part("precision.py", (*RUNS, *PRECISIONS), runs=True),
     "compile": Part("gpu_parts.py", ("compile",)),
 }
 """What takes longest, and may find no time left, comes last."""
@@ -83,8 +89,16 @@ CLAIMS = (
         lambda f: all(0.75 < counted / allocated < 1.25 for allocated, counted in f.values()),
     ),
     Claim("four trials on a GPU do 1.5 times the steps of one", "packing", lambda f: f["4"] >= 1.5 * f["1"]),
-    Claim("bf16 costs less than a point of H on the embedded suite", "accuracy", lambda f: _costs(f, "bf16")),
-    Claim("fp16 costs less than a point of H on the embedded suite", "accuracy", lambda f: _costs(f, "fp16")),
+    Claim(
+        "bf16 costs less than a point of H on the embedded suite",
+        "accuracy",
+        lambda f: _costs_little(f, "bf16"),
+    ),
+    Claim(
+        "fp16 costs less than a point of H on the embedded suite",
+        "accuracy",
+        lambda f: _costs_little(f, "fp16"),
+    ),
     Claim(
         "compiling makes a recorded bf16 step faster",
         "compile",
@@ -94,7 +108,7 @@ CLAIMS = (
 )
 
 
-def _costs(figures: Figures, precision: str) -> bool:
+def _costs_little(figures: Figures, precision: str) -> bool:
     """Whether a loss of a point lies outside the interval of the difference to float32."""
     return bool(figures["differences"][f"prometar, {precision} - fp32"]["low"] > -1)
 
@@ -158,11 +172,13 @@ def measure(
     return records
 
 
-def run_part(name: str, seconds: float, *, folder: Path) -> Figures:
+def run_part(name: str, seconds: float, *, folder: Path, slug: str) -> Figures:
     """A part's figures, or why there are none."""
     part, figures = PARTS[name], folder / f"{name}.figures.json"
     figures.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures)]
+    if part.runs:
+        command += ["--out", str(folder / f"runs-{slug}")]
     try:
         done = subprocess.run(command, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -178,7 +194,7 @@ def block(gpu: str, records: Mapping[str, Figures]) -> str:
     parts = [f"Measured on {gpu}, with `make gpu`.", claims_table(records)]
     speeds = {**speeds, **records.get("compile", {}).get("figures", {})}
     if speeds:
-        rows = [(name, value) for name, value in speeds.items() if isinstance(value, float)]
+        rows = [(name, value) for name, value in speeds.items() if name.endswith(STEPS)]
         parts.append(table(("ViT-B/16, 24 classes, batch 4", "steps a second"), rows))
     if packed := records.get("packing", {}).get("figures"):
         parts.append(table(("processes on one GPU, bf16", "steps a second together"), packed.items()))
@@ -216,9 +232,10 @@ def main() -> int:
         print("no GPU can be used here: nothing is measured", file=sys.stderr)
         return 2
     gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {describe(1)}"
+    slug = hashlib.sha256(gpu.encode()).hexdigest()[:12]  # whatever a card is called
     records = measure(
         args.out, gpu, args.parts, 60 * args.minutes,
-        lambda name, seconds: run_part(name, seconds, folder=args.out),
+        lambda name, seconds: run_part(name, seconds, folder=args.out, slug=slug),
     )  # fmt: skip
     text = block(gpu, records)
     print(text)

@@ -48,6 +48,7 @@ HOST = torch.device("cpu")
 CLIP = "ViT-B-16-quickgelu"
 RANDOM_CLIP = {"backbone.name": CLIP, "backbone.pretrained": "random"}
 AT_ONCE = (1, 2, 4, 8)  # processes on one GPU
+WAIT_SECONDS = 300  # for the others to be ready
 
 
 def run_of(precision: str, *, device: torch.device | None = None, **values: Any) -> Run:
@@ -193,11 +194,10 @@ def memory() -> Figures:
         train_step(run, start, pictures, rates(run.config, 1))
         counted = memory_of(run.config, num_classes=classes, dtype=DTYPES[precision])
         found[precision] = [torch.cuda.max_memory_allocated(), counted.peak]
+    del run, start
     single = Config().override(RANDOM_CLIP)
     for count in (2, 8):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        measure_lockstep("lockstep", count, CLIP, 1)
+        measure_lockstep("lockstep", count, CLIP, 1)  # counts from where its runs are built
         counted = memory_of(single, num_classes=classes, configurations=count)
         found[f"{count} in lockstep"] = [torch.cuda.max_memory_allocated(), counted.peak]
     return found
@@ -205,11 +205,17 @@ def memory() -> Figures:
 
 def packing() -> Figures:
     """Steps a second of several processes on one GPU together, bf16, each with its graph."""
-    return {str(count): together(count) for count in AT_ONCE}
+    found: Figures = {}
+    for count in AT_ONCE:
+        steps = together(count)
+        if steps is None:
+            break  # no more fit
+        found[str(count)] = steps
+    return found
 
 
-def together(count: int) -> float:
-    """Of so many processes, all steps by the time of the slowest."""
+def together(count: int) -> float | None:
+    """Of so many processes, all steps by the time of the slowest; None if one has ended before."""
     context = multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(count), context.Queue()
     workers = [context.Process(target=_steps, args=(barrier, seconds)) for _ in range(count)]
@@ -218,14 +224,14 @@ def together(count: int) -> float:
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
-        raise SystemExit(f"{count} processes do not fit on this GPU")
+        return None
     return count * COUNTED / max(seconds.get() for _ in workers)
 
 
 def _steps(barrier: Any, seconds: Any) -> None:
     try:
         run = run_of("bf16", **RANDOM_CLIP)
-        seconds.put(COUNTED / steps_a_second(run, Graph(), ready=barrier.wait))
+        seconds.put(COUNTED / steps_a_second(run, Graph(), ready=lambda: barrier.wait(WAIT_SECONDS)))
     except BaseException:
         barrier.abort()  # the others wait for no one
         raise

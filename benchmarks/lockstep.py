@@ -14,7 +14,7 @@ import argparse
 
 import torch
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
-from step import DEVICE, peak_gb, timed
+from step import DEVICE, peak_gb, reset_peak, timed
 
 from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
@@ -51,6 +51,7 @@ def measure(side: str, configurations: int, backbone: str, threads: int) -> Figu
     methods = [run.method for run in runs]
     stacked = stack([start] * configurations)
     iterate = in_turn if side == "one by one" else together
+    reset_peak()
     iterate()
     return {"seconds": [timed(iterate) for _ in range(COUNTED)], "peak_gb": peak_gb()}
 

@@ -93,6 +93,13 @@ def product_rate(dtype: str) -> float:
     return 2 * 2048**3 / median(seconds[2:])
 
 
+def reset_peak() -> None:
+    """What was allocated so far counts no more; a process's own peak cannot be reset."""
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_gb() -> float:
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9

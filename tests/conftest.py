@@ -93,6 +93,7 @@ def ray_local() -> Iterator[str]:
                 log_to_driver=False,
                 logging_level="ERROR",
                 object_store_memory=256 * 2**20,
+                _memory=8 * 2**30,  # of its plan: what is free beside other tests decides nothing
             )
             break
         except Exception:  # on a machine that is busy with other clusters, a raylet may be late

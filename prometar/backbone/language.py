@@ -6,6 +6,7 @@ nothing attends to it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _LAYERS = {
     "mt5": "block", "m2m_100": "layers",
 }  # fmt: skip
 """Where the layers stand in each kind of model that open_clip knows."""
+
+_OF_NO_MATTER = {"transformers_version", "_name_or_path"}
 
 
 class _Prompted(nn.Module):
@@ -86,7 +89,9 @@ class Language(Frozen):
     def description(self) -> str:
         """All that its features depend on but its tensors."""
         encoder: Any = self.network.encoder
-        return f"{self.network}\n{encoder.transformer.config.to_json_string()}"
+        config = encoder.transformer.config.to_diff_dict()
+        told = {key: value for key, value in config.items() if key not in _OF_NO_MATTER}
+        return f"{self.network}\n{json.dumps(told, sort_keys=True, default=str)}"
 
     def __call__(
         self, embedded_CTD: Tensor, seen_CT: Tensor, prompts: Mapping[int, Tensor], put: Put
@@ -128,21 +133,23 @@ def language_network(name: str, config: Mapping[str, Any]) -> nn.Module:
 
     try:
         kind = AutoConfig.from_pretrained(theirs, trust_remote_code=False).model_type
+        if kind not in _LAYERS:
+            raise Unlike(f"its text tower is a {kind}, which open_clip does not know")
+        network: Any = HFTextEncoder(
+            theirs,
+            output_dim=config["embed_dim"],
+            proj_type=text.get("hf_proj_type", "mlp"),
+            pooler_type=text.get("hf_pooler_type", "mean_pooler"),
+            pretrained=False,
+        )
+    except Unlike:
+        raise
     except Exception as error:  # the hub's client raises errors of many libraries
         raise WorkError(
             f"cannot fetch the description of {theirs}, the language model of {name} "
             f"({first_line(error)[:160]}): run the command once on a machine with a network, and copy its "
             "Hugging Face cache"
         ) from None
-    if kind not in _LAYERS:
-        raise Unlike(f"its text tower is a {kind}, which open_clip does not know")
-    network: Any = HFTextEncoder(
-        theirs,
-        output_dim=config["embed_dim"],
-        proj_type=text.get("hf_proj_type", "mlp"),
-        pooler_type=text.get("hf_pooler_type", "mean_pooler"),
-        pretrained=False,
-    )
     network.transformer.set_attn_implementation("eager")  # fused kernels have no second derivative
     network.transformer.config.use_cache = False
     tower: nn.Module = network

@@ -23,6 +23,7 @@ from torch import Tensor
 from prometar.backbone.clip import Clip, Tower
 from prometar.backbone.form import OPENAI
 from prometar.backbone.frozen import Frozen
+from prometar.backbone.language import Language
 from prometar.backbone.norm import EPS
 from prometar.device import fetch
 from prometar.errors import UserError
@@ -56,6 +57,8 @@ def weights_digest(clip: Clip) -> str:
         elif isinstance(value, Tensor):
             add(value)
         elif isinstance(value, Frozen):
+            if isinstance(value, Language):
+                state.update(value.description.encode())
             for name, tensor in sorted(value.tensors.items()):
                 state.update(name.encode())
                 add(tensor)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prometar.errors import StorageError, WorkError
+from prometar.errors import WorkError
+from prometar.io.files import refused
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
     except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from None
+        raise refused(folder, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,5 +40,5 @@ def locked(folder: Path, what: str) -> Iterator[None]:
                 file.fileno(), str(os.getpid()).encode()
             )  # past the buffer, which would fail again at close
         except OSError as error:
-            raise StorageError(f"cannot write to {folder}: {error.strerror}") from None
+            raise refused(folder, error) from None
         yield

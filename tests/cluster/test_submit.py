@@ -198,7 +198,7 @@ class Refused:
 
 
 @pytest.fixture(scope="module")
-def refused(cluster: Cluster) -> dict[str, Refused]:
+def refused(cluster: Cluster) -> Iterator[dict[str, Refused]]:
     """Commands without the right token, all at once: Ray takes twenty seconds to see that one is wrong."""
     search = [*STUDY, "--address", cluster.address, "--out", str(cluster.folder / "never")]
     wait = ["python", "clusters/wait.py", "--cpus", "2", "--", "echo", "never"]
@@ -213,7 +213,7 @@ def refused(cluster: Cluster) -> dict[str, Refused]:
         )
         return Refused(process, f"error: {prefix}")
 
-    return {
+    found = {
         name: start(name, *given)
         for name, *given in (
             ("wrong", "token", "f" * 64, search, "cannot join Ray at "),
@@ -222,6 +222,9 @@ def refused(cluster: Cluster) -> dict[str, Refused]:
             ("off-wait", "disabled", "", wait, ""),
         )
     }
+    yield found
+    for each in found.values():
+        each.process.kill()
 
 
 @pytest.mark.parametrize("name", ["wrong", "none", "none-wait", "off-wait"])

@@ -39,7 +39,7 @@ class Disk:
         self._mount("-o", "remount,bind,ro", str(self.path))
 
     def unprotect(self) -> None:
-        subprocess.run(["umount", str(self.path)], check=True, timeout=30)
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True, timeout=30)
 
     def end(self) -> None:
         subprocess.run(["umount", "--lazy", str(self.path)], check=True, timeout=30)

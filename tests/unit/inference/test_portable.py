@@ -151,11 +151,14 @@ def test_the_program_of_the_docs(
         np.testing.assert_allclose(probabilities(values["logits"]), wanted.probabilities, atol=1e-4)
 
 
-@pytest.mark.parametrize("format", portable_module.FORMATS)
-def test_classes_may_be_a_second_input(format: str, in_the_text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format", "made"), [("onnx", "in_the_text"), ("torch", "run")])
+def test_classes_may_be_a_second_input(
+    format: str, made: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(made)
     path = tmp_path / f"model{portable_module.FORMATS[format].suffix}"
-    export(in_the_text, path, format, "--classes-as-input")
-    classifier = trained(in_the_text)
+    export(folder, path, format, "--classes-as-input")
+    classifier = trained(folder)
     program: Any
     if format == "onnx":
         ran = session(path)
