@@ -200,7 +200,7 @@ class Refused:
 @pytest.fixture(scope="module")
 def refused(cluster: Cluster) -> Iterator[dict[str, Refused]]:
     """Commands without the right token, all at once: Ray takes twenty seconds to see that one is wrong."""
-    search = [*STUDY, "--address", cluster.address, "--out", str(cluster.folder / "never")]
+    search = [*STUDY, "--address", cluster.address]  # a folder each, or one says that it is taken
     wait = ["python", "clusters/wait.py", "--cpus", "2", "--", "echo", "never"]
 
     def start(name: str, mode: str, token: str, words: list[str], prefix: str) -> Refused:
@@ -208,8 +208,11 @@ def refused(cluster: Cluster) -> Iterator[dict[str, Refused]]:
         file.write_text(token)
         mine = {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN_PATH": str(file), "RAY_ADDRESS": cluster.address}
         pipe = subprocess.PIPE
+        out = (
+            ["--out", str(cluster.folder / name)] if words is search else []
+        )  # of two in one, one is refused
         process = subprocess.Popen(
-            words, env={**cluster.environment, **mine}, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
+            [*words, *out], env={**cluster.environment, **mine}, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
         )
         return Refused(process, f"error: {prefix}")
 
