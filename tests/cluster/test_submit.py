@@ -199,7 +199,10 @@ class Refused:
 
 @pytest.fixture(scope="module")
 def refused(cluster: Cluster) -> Iterator[dict[str, Refused]]:
-    """Commands without the right token, all at once: Ray takes twenty seconds to see that one is wrong."""
+    """Commands without the right token, all at once: Ray takes twenty seconds to see that one is wrong.
+
+    Each has a folder of its own, or one would say that another runs the study.
+    """
     search = [*STUDY, "--address", cluster.address]  # a folder each, or one says that it is taken
     wait = ["python", "clusters/wait.py", "--cpus", "2", "--", "echo", "never"]
 
@@ -210,7 +213,7 @@ def refused(cluster: Cluster) -> Iterator[dict[str, Refused]]:
         pipe = subprocess.PIPE
         out = (
             ["--out", str(cluster.folder / name)] if words is search else []
-        )  # of two in one, one is refused
+        )
         process = subprocess.Popen(
             [*words, *out], env={**cluster.environment, **mine}, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
         )
