@@ -211,9 +211,7 @@ def refused(cluster: Cluster) -> Iterator[dict[str, Refused]]:
         file.write_text(token)
         mine = {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN_PATH": str(file), "RAY_ADDRESS": cluster.address}
         pipe = subprocess.PIPE
-        out = (
-            ["--out", str(cluster.folder / name)] if words is search else []
-        )
+        out = ["--out", str(cluster.folder / name)] if words is search else []
         process = subprocess.Popen(
             [*words, *out], env={**cluster.environment, **mine}, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
         )
