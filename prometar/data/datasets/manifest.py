@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ from prometar.io.stores import filesystem, join, shown
 MANIFEST = "manifest.json"
 FORMAT = 1
 INDEX_COLUMNS = ["path", "label", "classname", "split"]
+
+
+_SHARD = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def find_manifest(uri: str) -> dict[str, Any] | None:
@@ -46,6 +50,10 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
     for shard in shards:
         if "/" in str(shard["file"]) or "\\" in str(shard["file"]):
             raise UserError(f"{shown(join(uri, MANIFEST))}: shard '{shard['file']}' leaves the folder")
+        if not _SHARD.fullmatch(str(shard["file"])):
+            raise UserError(
+                f"{shown(join(uri, MANIFEST))}: no shard is called {str(shard['file'])!a}: prepare it again"
+            )
     return tree
 
 

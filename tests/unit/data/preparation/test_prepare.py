@@ -173,6 +173,8 @@ def test_a_damaged_copy_is_named(small_dtd: Path, tmp_path: Path) -> None:
         ({"format": 99}, "format 99"),
         ({"name": "other"}, "copy of 'other'"),
         ({"shards": [{"file": "../x.parquet"}]}, "leaves the folder"),
+        ({"shards": [{"file": "\ud800"}]}, "no shard is called"),
+        ({"shards": [{"file": ""}]}, "no shard is called"),
         ({"shards": 3}, "not a manifest"),
         ({"counts": {}}, "prepare it again"),
     ],
