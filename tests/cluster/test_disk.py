@@ -59,7 +59,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(disk: Disk) -> None:
 def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     def refused(reason: str) -> None:
         with (
-            pytest.raises(WorkError, match=f"^cannot write to .*: {reason}$"),
+            pytest.raises(WorkError, match=f"^cannot write .*: {reason}: make "),
             locked(disk.path / "s", "the study"),
         ):
             pytest.fail("the lock was taken")
@@ -113,7 +113,9 @@ def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
     assert [r for r in found if r["number"] in {old["number"] for old in before}] == before
 
     disk.protect()
-    with pytest.raises(WorkError, match=r"cannot write to .*fake: Read-only file system") as refused:
+    with pytest.raises(
+        WorkError, match=r"cannot write .*fake: Read-only file system: make it writable"
+    ) as refused:
         run_fake(disk.path, small_spec(trials=6))
     assert "\n" not in str(refused.value)
     disk.unprotect()

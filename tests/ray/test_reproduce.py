@@ -240,4 +240,4 @@ def test_what_ray_has_no_room_for(
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").write_text("in the way")
     assert main(["reproduce", "--datasets", "textures", "--out", str(tmp_path / "out")]) == 1
-    assert f"cannot write to {tmp_path / 'out'}: File exists" in capsys.readouterr().err
+    assert f"cannot write {tmp_path / 'out'}: File exists" in capsys.readouterr().err
