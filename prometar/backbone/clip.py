@@ -199,17 +199,11 @@ class Clip:
     def device(self) -> torch.device:
         return self.token_embedding.device
 
-    @property
-    def num_bytes(self) -> int:
-        """Of all tensors."""
-        sizes = list[int]()
-
-        def count(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.nbytes)
-            return tensor
-
-        self.map(count)
-        return sum(sizes)
+    def tensors(self) -> list[Tensor]:
+        """All of its numbers."""
+        found = list[Tensor]()
+        self.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        return found
 
     def folded(self) -> Clip:
         """The same CLIP, faster: see `Tower.folded`."""

@@ -147,7 +147,7 @@ def language_network(name: str, config: Mapping[str, Any]) -> nn.Module:
     except Exception as error:  # the hub's client raises errors of many libraries
         raise WorkError(
             f"cannot fetch the description of {theirs}, the language model of {name} "
-            f"({first_line(error)[:160]}): run the command once on a machine with a network, and copy its "
+            f"({first_line(error)}): run the command once on a machine with a network, and copy its "
             "Hugging Face cache"
         ) from None
     network.transformer.set_attn_implementation("eager")  # fused kernels have no second derivative

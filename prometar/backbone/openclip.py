@@ -125,7 +125,7 @@ def _hub_tokenizer(name: str, theirs: str) -> Tokenize:
             read: Any = open_clip.get_tokenizer(name, trust_remote_code=False)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise WorkError(
-            f"cannot fetch the tokenizer of {name} ({first_line(error)[:160]}): run the command once on a "
+            f"cannot fetch the tokenizer of {name} ({first_line(error)}): run the command once on a "
             "machine with a network, and copy its Hugging Face cache"
         ) from None
     return lambda texts: read(list(texts))

@@ -93,9 +93,8 @@ def memory_of(
 
 
 def _tensors(rehearsal: Rehearsal) -> list[Tensor]:
-    found = [*rehearsal.state.tensors().values(), rehearsal.pixels_B3HW, rehearsal.labels_B]
-    rehearsal.model.clip.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
+    inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
+    return [*rehearsal.state.tensors().values(), *inputs, *rehearsal.model.clip.tensors()]
 
 
 @dataclass

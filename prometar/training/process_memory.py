@@ -16,14 +16,13 @@ def process_memory(config: Config, *, weights: int, num_classes: int, configurat
     """Bytes that a run of a configuration takes on a machine, or several that are trained in lockstep.
 
     What the processes hold, and the peak of an iteration as it is counted on fake tensors (`memory_of`, a few
-    seconds). Where the weights are so small that it cannot matter, a multiple of
-    them stands for it.
+    seconds). Where the weights are so small that it cannot matter, a multiple of them stands for it.
 
     Args:
         weights: Bytes of the backbone's tensors.
 
     Example:
-        >>> process_memory(Config(), weights=30 * 2**20, num_classes=12) / 2**30 < 1.0
+        >>> process_memory(Config(), weights=30 * 2**20, num_classes=12) / 2**30 < 1.1
         True
     """
     roughly = weights * (1 + _OF_WEIGHTS * configurations)

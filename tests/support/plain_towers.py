@@ -14,6 +14,19 @@ _LAYERS = {"roberta": "encoder.layer", "xlm-roberta": "encoder.layer", "mt5": "b
 
 def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
     tower = model.text if hasattr(model, "text") else model
+    return _replaced(model, ids, prompts, start, tower.token_embedding, tower.transformer.resblocks)
+
+
+def plain_language(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
+    transformer = model.text.transformer
+    layers = transformer.get_submodule(_LAYERS[transformer.config.model_type])
+    return _replaced(model, ids, prompts, start, transformer.get_input_embeddings(), layers)
+
+
+def _replaced(
+    model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int, table: nn.Module, layers: Any
+) -> Tensor:
+    """All tokens from their ids; prompts take the places behind the start."""
 
     def put(x: Tensor, prompt: Tensor) -> Tensor:
         each = prompt.expand(len(x), -1, -1)
@@ -22,10 +35,9 @@ def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: in
     with ExitStack() as hooks:
         for layer, prompt in prompts.items():
             if layer == 0:
-                hook = tower.token_embedding.register_forward_hook(lambda m, a, x, p=prompt: put(x, p))
+                hook = table.register_forward_hook(lambda m, a, x, p=prompt: put(x, p))
             else:
-                block = tower.transformer.resblocks[layer]
-                hook = block.register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
+                hook = layers[layer].register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
             hooks.callback(hook.remove)
         features: Tensor = model.encode_text(ids, normalize=False)
     return features
@@ -48,25 +60,4 @@ def plain_image(model: Any, pixels: Tensor, prompts: Mapping[int, Tensor]) -> Te
             hooks.callback(hook.remove)
         hooks.callback(blocks[-1].register_forward_hook(lambda m, a, x: x[:, :num_own]).remove)
         features: Tensor = model.encode_image(pixels, normalize=False)
-    return features
-
-
-def plain_language(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
-    """All tokens of open_clip's own tower from their ids; prompts take the places behind the start."""
-    transformer = model.text.transformer
-    layers = transformer.get_submodule(_LAYERS[transformer.config.model_type])
-
-    def put(x: Tensor, prompt: Tensor) -> Tensor:
-        each = prompt.expand(len(x), -1, -1)
-        return torch.cat([x[:, :start], each, x[:, start + len(prompt) :]], dim=1)
-
-    with ExitStack() as hooks:
-        for layer, prompt in prompts.items():
-            if layer == 0:
-                table = transformer.get_input_embeddings()
-                hook = table.register_forward_hook(lambda m, a, x, p=prompt: put(x, p))
-            else:
-                hook = layers[layer].register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
-            hooks.callback(hook.remove)
-            features: Tensor = model.encode_text(ids, normalize=False)
     return features
