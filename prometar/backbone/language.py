@@ -127,7 +127,7 @@ def language_network(name: str, config: Mapping[str, Any]) -> nn.Module:
     """
     text = config["text_cfg"]
     theirs = text["hf_model_name"]
-    require_transformers(name, f"has the language model {theirs}")
+    require_transformers(name, config)
     from open_clip.hf_model import HFTextEncoder
     from transformers import AutoConfig
 
@@ -145,21 +145,30 @@ def language_network(name: str, config: Mapping[str, Any]) -> nn.Module:
     except Unlike:
         raise
     except Exception as error:  # the hub's client raises errors of many libraries
-        raise WorkError(
-            f"cannot fetch the description of {theirs}, the language model of {name} "
-            f"({first_line(error)}): run the command once on a machine with a network, and copy its "
-            "Hugging Face cache"
-        ) from None
+        raise unfetched(f"the description of {theirs}, the language model of {name}", error) from None
     network.transformer.set_attn_implementation("eager")  # fused kernels have no second derivative
     network.transformer.config.use_cache = False
     tower: nn.Module = network
     return tower
 
 
-def require_transformers(name: str, why: str) -> None:
+def require_transformers(name: str, config: Mapping[str, Any]) -> None:
     """
     Raises:
-        UserError: `transformers` is not installed.
+        UserError: a model reads texts with what is not ours, and `transformers` is not installed.
     """
-    if find_spec("transformers") is None:
-        raise UserError(f"backbone {name} {why}, which needs transformers: pip install '.[transformers]'")
+    text = config["text_cfg"]
+    theirs = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    if theirs and find_spec("transformers") is None:
+        raise UserError(
+            f"backbone {name} reads texts with {theirs}, which needs transformers: "
+            "pip install '.[transformers]'"
+        )
+
+
+def unfetched(what: str, error: Exception) -> WorkError:
+    """What is said of something on the hub that could not be had."""
+    return WorkError(
+        f"cannot fetch {what} ({first_line(error)}): run the command once on a machine with a network, "
+        "and copy its Hugging Face cache"
+    )

@@ -22,12 +22,12 @@ from prometar.backbone.closed import closed
 from prometar.backbone.expected_tensors import Architecture, expected_shapes, in_our_names, require_tensors
 from prometar.backbone.families import architecture, with_shapes
 from prometar.backbone.frozen_features import Tokenize
-from prometar.backbone.language import language, language_network, require_transformers
+from prometar.backbone.language import language, language_network, require_transformers, unfetched
 from prometar.backbone.trunks import image_network
 from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
-from prometar.errors import UserError, WorkError, first_line
+from prometar.errors import UserError, WorkError
 from prometar.io.files import size_of
 from prometar.logs import warnings_unlogged
 
@@ -109,25 +109,22 @@ def tokenizer_of(name: str) -> Tokenize:
         UserError: as `load_clip`, or `transformers` is missing.
         WorkError: the tokenizer could not be fetched.
     """
-    text = _known(name)[0]["text_cfg"]
-    if not (theirs := text.get("hf_tokenizer_name")):
-        return partial(tokenize, context_length=text.get("context_length", 77))
-    return _hub_tokenizer(name, theirs)
+    config, _ = _known(name)
+    if not config["text_cfg"].get("hf_tokenizer_name"):
+        return partial(tokenize, context_length=config["text_cfg"].get("context_length", 77))
+    require_transformers(name, config)
+    return _hub_tokenizer(name)
 
 
 @cache
-def _hub_tokenizer(name: str, theirs: str) -> Tokenize:
-    require_transformers(name, f"reads texts with the tokenizer {theirs}")
+def _hub_tokenizer(name: str) -> Tokenize:
     import open_clip
 
     try:
         with warnings_unlogged():
             read: Any = open_clip.get_tokenizer(name, trust_remote_code=False)
     except Exception as error:  # the hub's client raises errors of many libraries
-        raise WorkError(
-            f"cannot fetch the tokenizer of {name} ({first_line(error)}): run the command once on a "
-            "machine with a network, and copy its Hugging Face cache"
-        ) from None
+        raise unfetched(f"the tokenizer of {name}", error) from None
     return lambda texts: read(list(texts))
 
 
@@ -207,6 +204,7 @@ def require_backbone(name: str, pretrained: str | None) -> Architecture:
         )
     if pretrained not in (None, "random") and not _is_file(name, str(pretrained)):
         _require_tag(name, config, str(pretrained))
+    require_transformers(name, config)
     return arch
 
 

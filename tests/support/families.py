@@ -213,7 +213,7 @@ def register(monkeypatch: Any) -> None:
     for name, config in (CONFIGS | CLOSED).items():
         monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
 
-    def words(name: str, theirs: str) -> Words:
+    def words(name: str) -> Words:
         if name not in CONFIGS:
             return Words(LENGTH, [0], pad=1)
         return Words(CONFIGS[name]["text_cfg"]["context_length"], START.get(name, []))

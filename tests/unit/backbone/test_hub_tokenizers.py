@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,19 @@ from prometar.step.prompted_clip import build_model, prompt_texts
 from tests.support import families
 
 
-def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("ViT-B-16-SigLIP2", "timm/ViT-B-16-SigLIP2"), ("roberta-ViT-B-32", "roberta-base")],
+)
+@pytest.mark.parametrize("read", [openclip.outline, lambda name: openclip.require_backbone(name, "random")])
+def test_without_transformers_one_line_says_what_to_install(
+    name: str, theirs: str, read: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(language, "find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"timm/ViT-B-16-SigLIP2, which needs transformers: pip install '\.\[transformers\]"
+        UserError, match=rf"{theirs}, which needs transformers: pip install '\.\[transformers\]'"
     ):
-        openclip.outline("ViT-B-16-SigLIP2")
+        read(name)
 
 
 def test_a_tokenizer_that_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

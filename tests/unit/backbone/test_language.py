@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from open_clip import factory
 
-from prometar.backbone import feature_cache, language, openclip
+from prometar.backbone import feature_cache, openclip
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.vision import embed_images, encode_image
 from prometar.errors import UserError, WorkError
@@ -119,13 +119,5 @@ def test_a_description_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     with pytest.raises(
         WorkError, match=r"cannot fetch the description of roberta-base, .* \(no network\): run"
-    ):
-        openclip.outline("roberta-ViT-B-32")
-
-
-def test_without_transformers_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"roberta-base, which needs transformers: pip install '\.\[transformers\]'"
     ):
         openclip.outline("roberta-ViT-B-32")
