@@ -116,6 +116,8 @@ def _holds(found: Any, written: Any) -> bool:
         return isinstance(found, dict) and all(
             key in found and _holds(found[key], written[key]) for key in written
         )
+    if isinstance(found, list) and not isinstance(written, list):
+        return len(found) == 1 and _holds(found[0], written)  # as `when` of one value may be written
     if isinstance(written, list):
         return isinstance(found, list) and len(found) == len(written) and all(map(_holds, found, written))
     if isinstance(found, float) and isinstance(written, int) and not isinstance(written, bool):

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -60,7 +61,14 @@ class Numbers(_Range):
 
     low: float
     high: float
-    log: bool = False
+    log: StrictBool = False
+
+    @field_validator("low", "high", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"{str(value).lower()} is no number")
+        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -268,8 +276,9 @@ def space_of(name: str, tree: Any) -> Space:
             found = _ENTRY.validate_python(entry)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"][1:])
-            raise UserError(f"space {name}, {key}: {where + ': ' if where else ''}{first['msg']}") from None
+            where = "".join(f"{part}: " for part in first["loc"][1:])
+            problem = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"space {name}, {key}: {where}{problem}") from None
         if key in ranges:
             raise UserError(f"space {name}: {key} is there twice")
         _require_conditions(name, key, found, ranges)

@@ -27,9 +27,15 @@ def test_full_is_the_two_others_together() -> None:
     [
         ("a: [", "is not YAML"),
         ("[]", "expected a mapping"),
-        ("optim.lr: {type: float, low: 1, high: 0}", "optim.lr: Value error, low 1.0 must be below high 0.0"),
+        ("optim.lr: {type: float, low: 1, high: 0}", "optim.lr: low 1.0 must be below high 0.0"),
         ("optim.lr: {type: float, low: 0, high: 1, log: true}", "above 0 with log"),
         ("optim.lr: {type: float, low: 0, high: 1, step: 2}", "optim.lr: step: Extra inputs"),
+        ("optim.lr: {type: float, low: false, high: 1}", "optim.lr: low: false is no number"),
+        ("prompts.text_length: {type: int, low: 1, high: true}", "text_length: high: true is no number"),
+        (
+            "optim.lr: {type: float, low: 0, high: 1, log: 1}",
+            "optim.lr: log: Input should be a valid boolean",
+        ),
         ("optim.lr: {type: real}", "optim.lr: Input tag 'real'"),
     ],
 )
