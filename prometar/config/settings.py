@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
 from prometar.io.files import require_utf8, resolved
+from prometar.io.plain_data import PlainData
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.parts import building
 from prometar.parts.reference import reference_of
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Section(_Frozen):
+class Section(PlainData):
     """A section that chooses a part: one of `KINDS`, or `package.module:Name` of one's own, with its `args`.
 
     `CHOOSER` is the field that chooses. A part is not looked for here: see `Config.completed`.
@@ -75,7 +72,7 @@ class DataConfig(Section):
     shots: int = Field(default=16, ge=1, le=1_000_000)
 
 
-class AugmentConfig(_Frozen):
+class AugmentConfig(PlainData):
     """Image augmentation of the training images (RandomResizedCrop, flip, colour jitter)."""
 
     crop_scale_min: float = Field(default=0.08, gt=0, le=1)
@@ -90,7 +87,7 @@ class AugmentConfig(_Frozen):
         return self
 
 
-class BackboneConfig(_Frozen):
+class BackboneConfig(PlainData):
     """An open_clip model name (or `mini`) and its weights: an open_clip tag or a local .pt / .safetensors.
 
     `precision`: of the weights and the towers. Prompts, gate, losses and optimizers are in at least fp32.
@@ -189,7 +186,7 @@ class AveragerConfig(Section):
     std: float = Field(default=0.05, gt=0)
 
 
-class OptimConfig(_Frozen):
+class OptimConfig(PlainData):
     """SGD with one constant warm-up epoch, then a cosine; the gate has its own rate and schedule.
 
     `gate_schedule`: `released` keeps the gate at its warm-up rate for the whole run, as the released code
@@ -206,7 +203,7 @@ class OptimConfig(_Frozen):
     weight_decay: float = Field(default=5e-4, ge=0)
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(PlainData):
     """How long, in what batches, from what seed; `cuda_graph` records a GPU's operations once a run."""
 
     epochs: int = Field(default=10, ge=1, le=100_000)
@@ -215,7 +212,7 @@ class TrainConfig(_Frozen):
     cuda_graph: bool = False
 
 
-class Config(_Frozen):
+class Config(PlainData):
     """One run, complete. `Config()` is ProMetaR at its released settings on the embedded default.
 
     `Config(method=NAME)` is that method at its published settings; what is given besides overrides them.

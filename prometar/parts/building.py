@@ -8,14 +8,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from prometar.errors import UserError
+from prometar.io.plain_data import PlainData
 from prometar.parts.reference import failing, load, reference_of
 
 
-class _Args(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+class _Args(PlainData):
+    model_config = ConfigDict(protected_namespaces=())
 
 
 def own(axis: str, kind: str) -> str:
@@ -117,6 +118,8 @@ def _problem(error: Any) -> str:
         return "it has no such setting"
     if error["type"] == "missing":
         return "a value is needed"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     return f"{error['msg']} (found {reprlib.repr(error['input'])})"
 
 

@@ -55,6 +55,8 @@ SEARCHES = [
     (["--set", "data.name=dtd"], "--set data.name: a search's data sets are given by --dataset"),
     (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
     (["--set", "optim.lr=fast"], "optim.lr: Input should be a valid number"),
+    (["--set", "optim.lr=true"], "optim.lr: true is no number"),
+    (["--set", "prompts.text_length=false"], "prompts.text_length: false is no number"),
     (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, class_holdout, base_val"),

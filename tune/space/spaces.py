@@ -107,7 +107,9 @@ class FloatRange(Numbers):
         return draws.suggest_float(name, self.low, self.high, log=self.log)
 
     def holds(self, value: Any) -> bool:
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+        )
 
 
 class IntRange(Numbers):
@@ -121,7 +123,7 @@ class IntRange(Numbers):
         return draws.suggest_int(name, self.low, self.high, log=self.log)
 
     def holds(self, value: Any) -> bool:
-        return isinstance(value, int) and self.low <= value <= self.high
+        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
 class Choice(_Range):

@@ -98,6 +98,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"regularizer.kind": "mine:broken"}, "mine:broken fails: RuntimeError: "),
     ({"regularizer.kind": "mine:Mute"}, "mine:Mute is no distance and no Term: it cannot be called"),
     ({"regularizer.kind": "mine:Plain"}, "must be a function or a class with @dataclass(frozen=True)"),
+    (
+        {"regularizer.kind": "mine:Spread", "regularizer.args.weight": True},
+        "the args of regularizer mine:Spread: weight: true is no number",
+    ),
     ({"regularizer.kind": "mine:Spread"}, "the args of regularizer mine:Spread: weight: a value is needed"),
     ({"regularizer.args.delta": 1}, "args are settings of a part of your own, and l1 is built in"),
     ({"regularizer.kind": "mine:huber", "regularizer.args.delta": 1}, "delta: it has no such setting"),

@@ -51,6 +51,7 @@ def test_a_whole_configuration_gives_its_values(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("optim.lr: 5", "must hold .*start.yaml: optim.lr is 5, its range 0.001 .. 1"),
+        ("optim.lr: true", "must hold .*start.yaml: optim.lr is True, its range 0.001 .. 1"),
         ("- optim.lr: 0.1\n- optim.momentum: 0.5", "entry 2: 'optim.momentum' is not searched"),
         (
             "optim:\n  momentum: 0.5\nmethod: prometar\ndata: {name: dtd}",
