@@ -23,8 +23,8 @@ from tests.support.driver import without_ray
 from tests.support.shipped import CLUSTERS, ROOT, script
 
 STUDY = [
-    "python", "tune/search.py", "--dataset", "textures", "--epochs", "2",
-    "--set", "data.shots=4", "--val-per-class", "4", "--max-concurrent", "1", "--pruner", "none",
+    "python", "tune/search.py", "--dataset", "textures", "--epochs", "1",
+    "--set", "data.shots=2", "--val-per-class", "4", "--max-concurrent", "1", "--pruner", "none",
     "--top", "0", "--final-seeds", "",
 ]  # fmt: skip
 

@@ -160,7 +160,7 @@ def test_a_killed_driver_goes_on(
 ) -> None:
     """Killed with -9 in the middle of a run: the same command ends where an uninterrupted one does."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    args = ["--datasets", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--epochs", "60"]
+    args = ["--datasets", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--epochs", "24"]
     command = [sys.executable, "-m", "prometar", "reproduce", "--data-root", str(copies), *TINY, *args]
     driver = subprocess.Popen(
         [*command, "--out", str(killed)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -182,9 +182,9 @@ def test_a_killed_driver_goes_on(
     ours, theirs = (load_file(out / "runs" / run.name / "checkpoint.safetensors") for out in (killed, whole))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in ours)
-    refused = [*args[:-1], "61"]
+    refused = [*args[:-1], "25"]
     assert reproduce("base-to-new", copies, killed, *refused) == 2
-    assert "was made with other settings (train.epochs: 60 then, 61 now)" in capsys.readouterr().err
+    assert "was made with other settings (train.epochs: 24 then, 25 now)" in capsys.readouterr().err
 
 
 WRONG = [
