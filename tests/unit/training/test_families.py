@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from prometar import runs
@@ -15,7 +16,9 @@ from prometar.cli.app import main
 from prometar.config.settings import configure
 from prometar.data.streaming.stream import stream_local
 from prometar.inference.classifier import Classifier, load
+from prometar.training import train
 from prometar.training.counts import kernels_of
+from prometar.training.lockstep import Lockstep
 from prometar.training.rehearsal import rehearse
 from tests.support import families
 
@@ -39,7 +42,7 @@ def command(name: str, method: str, out: Path, *more: str) -> int:
     return main(["train", "--method", method, "--out", str(out), *assigned, *more])
 
 
-def train(name: str, method: str, out: Path, *more: str) -> Path:
+def trained(name: str, method: str, out: Path, *more: str) -> Path:
     assert command(name, method, out, *more) == 0
     return out
 
@@ -56,7 +59,7 @@ def exported(run: Path) -> Classifier:
 
 
 def test_an_epoch_on_textures(tmp_path: Path) -> None:
-    run = train("tiny-siglip", "prometar", tmp_path / "run", "--objective", "class_holdout")
+    run = trained("tiny-siglip", "prometar", tmp_path / "run", "--objective", "class_holdout")
     assert len(json.loads((run / "result.json").read_text())["history"]) == 1
 
 
@@ -71,7 +74,7 @@ def test_an_epoch_on_textures(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_trained_prompts_classify(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
     classifier = exported(
-        train(name, method, tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
+        trained(name, method, tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
     )
     found = classifier.predict(list(pixels(classifier))).probabilities
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
@@ -101,7 +104,7 @@ def test_methods_with_prompts_in_a_closed_image_tower_are_refused(
     ],
 )
 def test_a_program_says_what_the_prompts_say(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
-    run = train(name, method, tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
+    run = trained(name, method, tmp_path / "run", "--dataset", "dtd", "--data-root", str(small_dtd))
     classifier = exported(run)
     images = pixels(classifier)
     assert main(["export", str(run), "--to", str(tmp_path / "a.onnx"), "--format", "onnx"]) == 0
@@ -122,3 +125,39 @@ def test_an_iteration_is_counted_without_weights(name: str, method: str, configu
     config = configure(method, {"backbone.name": name, "backbone.pretrained": "random"})
     counted = kernels_of(rehearse(config, num_classes=5, configurations=configurations))
     assert counted.kernels["bmm"] > 0
+
+
+@pytest.mark.parametrize("name", ["tiny-roberta", "tiny-nllb", "tiny-siglip"])
+def test_configurations_in_lockstep_end_where_each_ends_alone(
+    name: str, small_dtd: Path, tmp_path: Path
+) -> None:
+    config = configure(
+        "prometar",
+        {"backbone.name": name, "backbone.pretrained": "random", "backbone.precision": "fp64",
+         "data.name": "dtd", "data.root": str(small_dtd), "data.shots": 1, "train.batch_size": 6,
+         "train.epochs": 2},
+    )  # fmt: skip
+    configs = [config, config.override({"inner.lr": 0.02, "regularizer.text_weight": 5.0})]
+    built = [train.build_run(each, "base_val") for each in configs]
+
+    def sessions(folder: Path) -> list[train.Session]:
+        return [
+            train.Session(
+                run,
+                folder / str(k),
+                lambda plan, step: stream_local(plan, built[0].dataset.source, start_step=step),
+            )
+            for k, run in enumerate(built)
+        ]
+
+    alone, together = sessions(tmp_path / "alone"), sessions(tmp_path / "together")
+    for session in alone:
+        while not session.finished:
+            session.epoch()
+    crew = Lockstep(list(together))
+    while crew.sessions:
+        crew.epoch()
+    assert any((a != b).any() for a, b in zip(*(s.state.prompts.values() for s in alone), strict=True))
+    for one, other in zip(alone, together, strict=True):
+        for key, tensor in one.state.tensors().items():
+            torch.testing.assert_close(other.state.tensors()[key], tensor, rtol=0, atol=1e-8)
