@@ -47,7 +47,7 @@ ARMS: Mapping[str, Sequence[str]] = {
     "without the portfolio": ["--portfolio", "0"],
     "random, held-out half": ["--objective", "class_holdout", "--sampler", "random", *_PLAIN],
     "TPE, base validation": ["--objective", "base_val", "--sampler", "tpe", *_PLAIN],
-    "portfolio's best, no search": ["--portfolio", "1", "--trials", "2", "--pruner", "none", "--top", "0"],
+    "portfolio's best, no search": ["--enqueue", "BEST", "--portfolio", "0", "--trials", "2", "--top", "0"],
 }
 PAIRS = 5
 FIGURES = ("H", "base", "new")
@@ -66,7 +66,8 @@ def search(dataset: str, arm: str, number: int, out: Path) -> dict[str, Any]:
     command = [
         sys.executable, "tune/search.py", "--dataset", dataset, "--backbone", "mini", "--epochs", "5",
         "--trials", "24", "--study", name, "--out", str(out), "--seed", str(100 * number),
-        "--final-seeds", " ".join(map(str, final_seeds(number))), *ARMS[arm],
+        "--final-seeds", " ".join(map(str, final_seeds(number))),
+        *(str(portfolios_best(dataset, out)) if word == "BEST" else word for word in ARMS[arm]),
     ]  # fmt: skip
     started, code = time.perf_counter(), commit()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -91,6 +92,13 @@ def search(dataset: str, arm: str, number: int, out: Path) -> dict[str, Any]:
         "machine": machine(),
         "commit": code,
     }
+
+
+def portfolios_best(dataset: str, out: Path) -> Path:
+    """A file with the setting that did best on the data sets that the portfolio was measured on."""
+    file = out / f"portfolio-without-{dataset}.json"
+    write_atomically(file, json.dumps(shipped().choose(without=[dataset], size=1)).encode())
+    return file
 
 
 def commit() -> str:
