@@ -127,7 +127,9 @@ def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list
         _require_columns(file, shown(join(uri, shard)))
         meta = file.metadata
         groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-        return file.read(columns=columns), groups
+        table = file.read(columns=columns)
+        require_rows(table, sum(groups))
+        return table, groups
 
 
 def _require_columns(file: pq.ParquetFile, where: str) -> None:
@@ -172,4 +174,16 @@ def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, 
 
 def _read_group(uri: str, shard: str, group: int) -> pa.ChunkedArray:
     with _shard(uri, shard) as file:
-        return file.read_row_group(group, columns=["image"]).column("image")
+        table = file.read_row_group(group, columns=["image"])
+        require_rows(table, file.metadata.row_group(group).num_rows)
+        return table.column("image")
+
+
+def require_rows(table: pa.Table, promised: int) -> None:
+    """Pages may hold fewer rows than the footer says, which pyarrow takes as it comes.
+
+    Raises:
+        ArrowInvalid: as pyarrow does for other damage.
+    """
+    if table.num_rows != promised:
+        raise pa.ArrowInvalid(f"it holds {table.num_rows} rows of {promised}")

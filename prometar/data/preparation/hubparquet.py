@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prometar.data.datasets.hubname import HubName
+from prometar.data.datasets.sources import require_rows
 from prometar.data.preparation.archives import MAX_GROWTH, MAX_SLACK_BYTES
 from prometar.data.preparation.hub import HubFile
 from prometar.errors import UserError, WorkError, first_line
@@ -64,8 +65,9 @@ class ImageFile:
 
     def labels(self) -> list[int | str | None]:
         with _damage(self.path):
-            column = pq.ParquetFile(self.path).read(columns=[self.label]).column(self.label)
-            return list(column.to_pylist())
+            table = pq.ParquetFile(self.path).read(columns=[self.label])
+            require_rows(table, sum(self.groups))
+            return list(table.column(self.label).to_pylist())
 
     def classnames(self) -> tuple[str, ...]:
         """The names that the library `datasets` keeps with a column of class labels; none of another file."""
@@ -184,8 +186,10 @@ _ONE_AT_A_TIME = Lock()  # else several threads would read the same row group, e
 @lru_cache(maxsize=2)
 def _read_group(file: str, number: int, column: str) -> pa.ChunkedArray:
     with _damage(file):
-        table = pq.ParquetFile(file)
-        found = table.read_row_group(number, columns=[_leaf(table, column)]).column(column)
+        whole = pq.ParquetFile(file)
+        table = whole.read_row_group(number, columns=[_leaf(whole, column)])
+        require_rows(table, whole.metadata.row_group(number).num_rows)
+        found = table.column(column)
     return pc.struct_field(found, "bytes") if pa.types.is_struct(found.type) else found
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prometar.data.datasets import sources
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation import prepare as prepare_module
 from prometar.data.preparation.check import check, list_datasets
@@ -165,6 +166,35 @@ def test_a_damaged_copy_is_named(small_dtd: Path, tmp_path: Path) -> None:
     (tmp_path / "dtd/manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*manifest.json"):
         open_dataset("dtd", tmp_path)
+
+
+def with_rows_missing(whole: bytes, file: Path, column: str) -> bytes:
+    """A shard of which pyarrow reads fewer rows than its footer says, by one byte, without an error."""
+    for place in range(len(whole)):
+        changed = bytes([*whole[:place], 0, *whole[place + 1 :]])
+        file.write_bytes(changed)
+        try:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            rows = parquet.read_row_group(0, columns=[column]).num_rows
+        except (OSError, pa.ArrowException):
+            continue
+        if rows < parquet.metadata.row_group(0).num_rows:
+            return changed
+    raise AssertionError("pyarrow finds every missing row by itself")
+
+
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_a_shard_with_fewer_rows_than_it_says_is_damaged(
+    small_dtd: Path, tmp_path: Path, column: str
+) -> None:
+    prepare("dtd", small_dtd, tmp_path)
+    whole = open_dataset("dtd", tmp_path)
+    (shard,) = (tmp_path / "dtd").glob("*.parquet")
+    shard.write_bytes(with_rows_missing(shard.read_bytes(), tmp_path / "tried.parquet", column))
+    for read in (sources._path_index, sources._footer):
+        read.cache_clear()
+    with pytest.raises(WorkError, match=rf"cannot read shard .*{shard.name}: it holds \d+ rows of \d+"):
+        whole.source.read_many([item.path for item in whole.train])
 
 
 @pytest.mark.parametrize(
