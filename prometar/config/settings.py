@@ -8,7 +8,6 @@ configuration that names another method starts from that method's recipe.
 from __future__ import annotations
 
 import os
-import reprlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
 from prometar.io.files import require_utf8, resolved
-from prometar.io.plain_data import PlainData
+from prometar.io.plain_data import PlainData, problem_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.parts import building
 from prometar.parts.reference import reference_of
@@ -412,11 +411,7 @@ def parse(tree: Any, *, where: str) -> Config:
 
 
 def _problem(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{error['msg']} (found {reprlib.repr(error['input'])})"
+    return "unknown key" if error["type"] == "extra_forbidden" else problem_of(error)
 
 
 def load_config(path: Path) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -23,13 +24,30 @@ class PlainData(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts true as 1, which nobody means."""
-        kinds = list(_kinds(cls.model_fields[str(info.field_name)].annotation))
-        if bool not in kinds and (int in kinds or float in kinds):
-            for each in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(each, bool):
-                    raise ValueError(f"{str(each).lower()} is no number")
+        if any(isinstance(each, bool) for each in (value if isinstance(value, list | tuple) else [value])):
+            kinds = list(_kinds(cls.model_fields[str(info.field_name)].annotation))
+            if bool not in kinds and (int in kinds or float in kinds):
+                return no_truth(value)
         return value
+
+
+def no_truth(value: Any) -> Any:
+    """A value or several, none of them true or false: Python counts true as 1, which nobody means.
+
+    Raises:
+        ValueError: one of them is.
+    """
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, bool):
+            raise ValueError(f"{str(each).lower()} is no number")
+    return value
+
+
+def problem_of(error: Any) -> str:
+    """What is wrong with a field, of one of a ValidationError's errors."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{error['msg']} (found {reprlib.repr(error['input'])})"
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

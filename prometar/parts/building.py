@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -11,7 +10,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from prometar.errors import UserError
-from prometar.io.plain_data import PlainData
+from prometar.io.plain_data import PlainData, problem_of
 from prometar.parts.reference import failing, load, reference_of
 
 
@@ -118,9 +117,7 @@ def _problem(error: Any) -> str:
         return "it has no such setting"
     if error["type"] == "missing":
         return "a value is needed"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{error['msg']} (found {reprlib.repr(error['input'])})"
+    return problem_of(error)
 
 
 def _model(reference: str, part: Any) -> type[_Args]:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     StrictBool,
     TypeAdapter,
@@ -23,6 +22,7 @@ from pydantic import (
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.io.files import size_of
+from prometar.io.plain_data import PlainData, no_truth
 from prometar.io.yamltext import parse_yaml, read_yaml
 
 
@@ -37,9 +37,12 @@ class Draws(Protocol):
 
 
 class _Range(BaseModel):
-    """What all kinds share: `when` names settings, and their values for which this one is drawn."""
+    """What all kinds share: `when` names settings, and their values for which this one is drawn.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    No `PlainData` itself: pydantic lets nothing look at every field of what `type` tells apart.
+    """
+
+    model_config = PlainData.model_config
 
     when: Mapping[str, tuple[bool | int | float | str, ...]] = Field(default={})
 
@@ -63,12 +66,7 @@ class Numbers(_Range):
     high: float
     log: StrictBool = False
 
-    @field_validator("low", "high", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"{str(value).lower()} is no number")
-        return value
+    _no_truth = field_validator("low", "high", mode="before")(no_truth)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -79,6 +77,10 @@ class Numbers(_Range):
     @property
     def ends(self) -> tuple[float, ...]:
         return self.low, self.high
+
+    def holds(self, value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and self.low <= value <= self.high
 
     def between(self, u: float) -> float:
         """The value at 0 <= u <= 1 of the range."""
@@ -106,11 +108,6 @@ class FloatRange(Numbers):
     def draw(self, name: str, draws: Draws) -> float:
         return draws.suggest_float(name, self.low, self.high, log=self.log)
 
-    def holds(self, value: Any) -> bool:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
-        )
-
 
 class IntRange(Numbers):
     """Whole numbers low .. high."""
@@ -123,7 +120,7 @@ class IntRange(Numbers):
         return draws.suggest_int(name, self.low, self.high, log=self.log)
 
     def holds(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        return isinstance(value, int) and super().holds(value)
 
 
 class Choice(_Range):

@@ -174,9 +174,18 @@ def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, 
 
 def _read_group(uri: str, shard: str, group: int) -> pa.ChunkedArray:
     with _shard(uri, shard) as file:
-        table = file.read_row_group(group, columns=["image"])
-        require_rows(table, file.metadata.row_group(group).num_rows)
-        return table.column("image")
+        return read_group(file, group, "image").column("image")
+
+
+def read_group(file: pq.ParquetFile, number: int, column: str) -> pa.Table:
+    """A column of a row group, whole.
+
+    Raises:
+        ArrowInvalid: see `require_rows`.
+    """
+    table = file.read_row_group(number, columns=[column])
+    require_rows(table, file.metadata.row_group(number).num_rows)
+    return table
 
 
 def require_rows(table: pa.Table, promised: int) -> None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prometar.data.datasets.hubname import HubName
-from prometar.data.datasets.sources import require_rows
+from prometar.data.datasets.sources import read_group, require_rows
 from prometar.data.preparation.archives import MAX_GROWTH, MAX_SLACK_BYTES
 from prometar.data.preparation.hub import HubFile
 from prometar.errors import UserError, WorkError, first_line
@@ -186,10 +186,8 @@ _ONE_AT_A_TIME = Lock()  # else several threads would read the same row group, e
 @lru_cache(maxsize=2)
 def _read_group(file: str, number: int, column: str) -> pa.ChunkedArray:
     with _damage(file):
-        whole = pq.ParquetFile(file)
-        table = whole.read_row_group(number, columns=[_leaf(whole, column)])
-        require_rows(table, whole.metadata.row_group(number).num_rows)
-        found = table.column(column)
+        table = pq.ParquetFile(file)
+        found = read_group(table, number, _leaf(table, column)).column(column)
     return pc.struct_field(found, "bytes") if pa.types.is_struct(found.type) else found
 
 
