@@ -191,12 +191,15 @@ def goal(rows: Sequence[dict[str, Any]]) -> str:
 def track_record(rows: Sequence[dict[str, Any]]) -> TrackRecord | None:
     """What a report says of searches like its own; None of too few."""
     mine = [row for row in rows if row["arm"] == "default"]
+    alone = over_sets([row for row in rows if row["arm"] == "portfolio's best alone"], "H")
     over = t_interval(over_sets(mine, "H"))
-    if over is None:
+    if over is None or not alone:
         return None
     worse, kept = sum(row["H"] < WORSE for row in mine), sum(row["kept"] for row in mine)
     figures = (round(x, 2) for x in (over.mean, over.low, over.high))
-    return TrackRecord(len(mine), len(over_sets(mine, "H")), *figures, worse, -WORSE, kept)
+    return TrackRecord(
+        len(mine), len(over_sets(mine, "H")), *figures, worse, -WORSE, kept, round(mean(alone), 2)
+    )
 
 
 def show(doc: Path | None, plot: Path | None) -> None:

@@ -26,6 +26,7 @@ def said(folder: Path, space: str = "recipe", **changes: Any) -> str:
 def test_the_figures_are_those_that_were_measured(tmp_path: Path) -> None:
     found, text = shipped(), said(tmp_path)
     assert f"{found.searches} such searches on {found.sets} rendered data sets" in text
+    assert f"without a search, gained {found.alone:+.2f}." in text.replace("\N{MINUS SIGN}", "-")
     assert found.low <= found.mean <= found.high
     assert found.worse + found.kept <= found.searches
 
