@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -31,6 +30,7 @@ from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts
 from prometar.parts.identity import require_same
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
+from prometar.training.run_result import FILE, RunResult, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.train import DTYPES, Run, Session, Stream, Watch, build_run
 
@@ -85,29 +85,29 @@ def _require_free(folder: Path, described: bytes) -> None:
         return  # the session compares it
     config = folder / "config.yaml"
     own = size_of(config) is not None and read_bytes(config) == described
-    for file in (config, folder / "result.json"):
+    for file in (config, folder / FILE):
         if not own and size_of(file) is not None:
             raise UserError(
                 f"{file} is there already, and of no run that goes on here: name another folder with --out"
             )
 
 
-def write_result(folder: Path, session: Session) -> dict[str, Any]:
-    """Write result.json, and return it: the figures, every epoch's record, and what made them."""
+def write_result(folder: Path, session: Session) -> RunResult:
+    """Write result.json of a session that has ended, and return what it says."""
     run, last = session.run, session.history[-1]
-    result = {
-        "result": last,
-        "accuracies": {name: last[name] for name in run.evaluations},
-        "images": {name: len(found.plan.items) for name, found in run.evaluations.items()},
-        "history": session.history,
-        "objective": run.objective,
-        "classnames": list(classnames(run.plan.items)),
-        "template": run.dataset.template,
-        "run": run.digest,
-        "environment": environment(),
-        **({"code": run.code} if run.code else {}),
-    }
-    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
+    result = RunResult(
+        result=last,
+        accuracies={name: last[name] for name in run.evaluations},
+        images={name: len(found.plan.items) for name, found in run.evaluations.items()},
+        history=tuple(session.history),
+        objective=run.objective,
+        classnames=classnames(run.plan.items),
+        template=run.dataset.template,
+        run=run.digest,
+        environment=environment(),
+        code=run.code,
+    )
+    result.write(folder)
     return result
 
 
@@ -120,11 +120,11 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
         UserError: the folder holds no run, or one that has not finished.
     """
     config, _, result = _finished(folder, trust_parts)
-    objective = own_objective(result["objective"])
+    objective = own_objective(result.objective)
     if objective and not trust_parts:
         raise UserError(f"{folder} names code that is not prometar's ({objective[0]}): pass --trust-parts")
-    require_same(str(folder), [*config.own.values(), *objective], result.get("code"))
-    run = build_run(config, result["objective"])
+    require_same(str(folder), [*config.own.values(), *objective], result.code)
+    run = build_run(config, result.objective)
     return Session(run, folder, ray_stream(run)).score()
 
 
@@ -135,9 +135,9 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
         UserError: the folder holds no run, or one that has not finished; the weights are missing.
     """
     config, checkpoint, result = _finished(folder, trust_parts)
-    if checkpoint.run != result["run"]:
+    if checkpoint.run != result.run:
         raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
-    require_same(str(folder), filter(None, [config.prompts.reference]), result.get("code"))
+    require_same(str(folder), filter(None, [config.prompts.reference]), result.code)
     backbone = load_backbone(
         config.backbone.name,
         config.backbone.pretrained,
@@ -145,10 +145,11 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
         device=default_device(),
     )
     state = checkpoint.state.to(backbone.clip.device)
-    names = tuple(result["classnames"])
     prompts = build_prompts(config)
     require_prompts(folder / "checkpoint.safetensors", backbone, prompts, state.tested)
-    return Classifier(backbone, prompts, state.tested, config, names, result["template"], result)
+    return Classifier(
+        backbone, prompts, state.tested, config, result.classnames, result.template, result.described()
+    )
 
 
 def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOptions | None = None) -> float:
@@ -184,7 +185,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     """
     require_prompts_target(to)
     classifier = trained(folder, trust_parts=trust_parts)
-    return write_prompts(to, classifier.leaves, _card(classifier))
+    return write_prompts(to, classifier.leaves, _card(classifier, read_result(folder)))
 
 
 def export_program(
@@ -202,12 +203,14 @@ def export_program(
     """
     form = require_program_target(to, format)
     classifier = trained(folder, trust_parts=trust_parts)
-    write_program(classifier, to, form, _card(classifier), classes_as_input=classes_as_input)
+    write_program(
+        classifier, to, form, _card(classifier, read_result(folder)), classes_as_input=classes_as_input
+    )
 
 
-def _card(classifier: Classifier) -> dict[str, Any]:
+def _card(classifier: Classifier, result: RunResult) -> dict[str, Any]:
     """What an exported file says of a run: `classifier` as `trained` makes it."""
-    config, result = classifier.config, classifier.card
+    config = classifier.config
     name, pretrained = config.backbone.name, config.backbone.pretrained
     digest = weights_digest(load_clip(name, pretrained))
     from_file = pretrained is not None and os.path.isfile(pretrained)
@@ -218,20 +221,20 @@ def _card(classifier: Classifier) -> dict[str, Any]:
     return {
         "method": config.method,
         "config": shared.model_dump(mode="json"),
-        "data": {"name": data, "objective": result["objective"], "shots": config.data.shots,
+        "data": {"name": data, "objective": result.objective, "shots": config.data.shots,
                  "seed": config.train.seed},
         "classnames": list(classifier.classnames),
         "template": classifier.template,
         "backbone": {"name": name, "pretrained": pretrained, "file": from_file, "digest": digest},
-        "figures": result["accuracies"],
-        "images": result.get("images", {}),
-        "versions": result["environment"],
-        **({"code": result["code"]} if "code" in result else {}),
+        "figures": result.accuracies,
+        "images": result.images,
+        "versions": result.environment,
+        **({"code": result.code} if result.code else {}),
     }  # fmt: skip
 
 
-def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, dict[str, Any]]:
-    """The configuration, the checkpoint and result.json of a run that has ended."""
+def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, RunResult]:
+    """What the folder of a run that has ended holds."""
     if size_of(folder / "config.yaml") is None:
         raise UserError(f"{folder} holds no run: pass a folder that `prometar train --out` wrote")
     config = load_config(folder / "config.yaml").refuse_own(str(folder), trusted=trust_parts)
@@ -244,22 +247,3 @@ def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, dict
             f"the run in {folder} has done {done} of {epochs} epochs: finish it with `prometar train`"
         )
     return config, checkpoint, read_result(folder)
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """result.json of a run's folder.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    path = folder / "result.json"
-    try:
-        result = json.loads(read_bytes(path))
-    except (OSError, ValueError, RecursionError):
-        result = None
-    if (
-        not isinstance(result, dict)
-        or not {"accuracies", "objective", "classnames", "template", "run", "environment"} <= result.keys()
-    ):
-        raise UserError(f"{path} is missing or damaged: the command that trained the run writes it again")
-    return result

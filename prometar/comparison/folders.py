@@ -10,8 +10,8 @@ from pathlib import Path
 from prometar.config.settings import Config, load_config
 from prometar.errors import UserError
 from prometar.io.files import resolved, size_of
-from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean, is_percent
-from prometar.runs import read_result
+from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean
+from prometar.training.run_result import FILE, read_result
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def _run_folders(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} holds a study: `prometar report --compare` puts two studies side by side")
     for folder, names, files in os.walk(path, onerror=_refuse):
         names.sort()
-        if "study.yaml" in files or {"config.yaml", "result.json"} & set(files):
+        if "study.yaml" in files or {"config.yaml", FILE} & set(files):
             names.clear()  # a study's trials are no runs of their own, and a run holds no others
-        if "study.yaml" not in files and {"config.yaml", "result.json"} & set(files):
+        if "study.yaml" not in files and {"config.yaml", FILE} & set(files):
             yield Path(folder)
 
 
@@ -66,28 +66,15 @@ def _refuse(error: OSError) -> None:
 
 def _read(folder: Path) -> TrainedRun | None:
     config = load_config(folder / "config.yaml")
-    if size_of(folder / "result.json") is None:
+    if size_of(folder / FILE) is None:
         return None
     result = read_result(folder)
-    accuracies, classes, objective = (result[key] for key in ("accuracies", "classnames", "objective"))
-    last = result.get("result")
-    if not (
-        isinstance(accuracies, dict)
-        and accuracies
-        and all(map(is_percent, accuracies.values()))
-        and isinstance(classes, list)
-        and all(isinstance(name, str) for name in classes)
-        and isinstance(objective, str)
-        and isinstance(last, dict)
-    ):
-        raise UserError(
-            f"{folder / 'result.json'} is damaged: the command that trained the run writes it again"
-        )
-    return TrainedRun(folder, config, objective, _figures(accuracies), tuple(classes), "direct_ce" in last)
+    figures, trains = _figures(result.accuracies), "direct_ce" in result.result
+    return TrainedRun(folder, config, result.objective, figures, result.classnames, trains)
 
 
 def _figures(accuracies: Mapping[str, float]) -> dict[str, float]:
-    figures = {ACCURACY if name == "all" else name: float(value) for name, value in accuracies.items()}
+    figures = {ACCURACY if name == "all" else name: value for name, value in accuracies.items()}
     if {"base", "new"} <= figures.keys():
         figures[HARMONIC] = harmonic_mean({name: figures[name] for name in ("base", "new")})
     return figures

@@ -11,9 +11,10 @@ from typing import Any
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
-from prometar.io.files import resolved, write_atomically
+from prometar.io.files import resolved, size_of, write_atomically
 from prometar.parts.identity import require_same
 from prometar.reproduce.protocols import Protocol
+from prometar.training.run_result import FILE, read_result
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,8 @@ class GridFolder:
                     f"the run {path.parent} was made with other settings ({'; '.join(changed[:6])}{more}): "
                     "repeat them, or choose another --out"
                 )
-            if entry.config.own and (path.parent / "result.json").exists():
-                require_same(str(path.parent), entry.config.own.values(), _code(path.parent / "result.json"))
+            if entry.config.own and size_of(path.parent / FILE) is not None:
+                require_same(str(path.parent), entry.config.own.values(), _code(path.parent))
 
     def record(self, entry: Entry) -> Record | None:
         """The run's record, or None where there is none that can be read."""
@@ -223,11 +224,11 @@ class GridFolder:
         return record
 
 
-def _code(result: Path) -> object:
+def _code(folder: Path) -> Mapping[str, str]:
     try:
-        return json.loads(result.read_text("utf-8")).get("code")
-    except (OSError, ValueError, AttributeError):
-        return None
+        return read_result(folder).code
+    except UserError:  # written again with the run
+        return {}
 
 
 def _list(values: tuple[Any, ...]) -> str:

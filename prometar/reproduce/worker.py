@@ -73,7 +73,7 @@ def _run(job: Job) -> Record:
     result, dataset = write_result(job.folder, session), run.dataset
     record = Record(
         entry,
-        result["accuracies"],
+        result.accuracies,
         num_classes={dataset.name: len(dataset.classnames)},
         seconds=session.history[-1]["seconds"],
         environment=environment(),
@@ -83,10 +83,10 @@ def _run(job: Job) -> Record:
         num_classes = {**before.num_classes, **record.num_classes}
         record = replace(record, tests=before.tests, num_classes=num_classes)
     record.write(job.folder)
-    names = tuple(result["classnames"])
     classifier = Classifier(
-        run.backbone, run.method.prompts, session.state.tested, entry.config, names, dataset.template, result
-    )
+        run.backbone, run.method.prompts, session.state.tested, entry.config, result.classnames,
+        dataset.template, result.described(),
+    )  # fmt: skip
     for target in entry.targets:
         if target not in record.tests:
             record = _test(record, target, classifier, options)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -17,6 +18,7 @@ from prometar.device import fetch
 from prometar.errors import WorkError, first_line
 from prometar.io.files import size_of, write_atomically
 from prometar.step.state import State
+from prometar.training.run_result import HISTORY, EpochRecord
 
 FORMAT = "prometar-run-1"
 
@@ -26,7 +28,7 @@ class Checkpoint:
     """A state, the records of the epochs that led to it, and the digest of the run it belongs to."""
 
     state: State
-    history: tuple[dict[str, Any], ...]
+    history: tuple[EpochRecord, ...]
     run: str
 
 
@@ -95,13 +97,13 @@ def _step(text: str) -> int:
     return int(text)
 
 
-def _history(text: str) -> tuple[dict[str, Any], ...]:
+def _history(text: str) -> tuple[EpochRecord, ...]:
     """An epoch's record each, in their order."""
-    history = json.loads(text)
-    if not isinstance(history, list):
-        raise ValueError("its history is no list")
+    try:
+        history = HISTORY.validate_json(text)
+    except ValidationError:
+        raise ValueError("its history is no list of records of numbers") from None
     for number, record in enumerate(history, start=1):
-        whole = isinstance(record, dict) and record.get("epoch") == number
-        if not whole or not isinstance(record.get("seconds"), int | float):
+        if record.get("epoch") != number or "seconds" not in record:
             raise ValueError(f"its history has no record of epoch {number}")
-    return tuple(history)
+    return history

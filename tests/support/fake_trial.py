@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from prometar.io.files import write_atomically
+from prometar.training.run_result import RunResult
 from tune.jobs.spec import Job
 from tune.worker.trainable import TrialWorker
 
@@ -131,11 +132,18 @@ class FakeCrew:
 
     def _conclude(self) -> None:
         for leg in self._job.legs:
-            result = self._done[-1] | {"objective": self._value(self._job.epochs, leg.name["seed"])}
-            content = {"result": result, "history": self._done}
+            value = self._value(self._job.epochs, leg.name["seed"])
+            records = [
+                {k: v for k, v in done.items() if isinstance(v, float) and math.isfinite(v)}
+                for done in self._done
+            ]
+            result = RunResult(
+                result=records[-1] | {"objective": value}, accuracies={"base": 50.0}, history=tuple(records),
+                objective=self._job.objective, classnames=(), template="", run="", environment={},
+            )  # fmt: skip
             config = yaml.safe_dump(leg.config).encode()
             write_atomically(self._folder / leg.folder / "config.yaml", config)
-            write_atomically(self._folder / leg.folder / "result.json", json.dumps(content).encode())
+            result.write(self._folder / leg.folder)
 
     def _value(self, epoch: int, seed: int) -> float:
         # Runs differ by seed, and in pairs: better settings are better with every seed.

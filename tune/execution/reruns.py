@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from prometar.config.settings import load_config, parse
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import UserError, WorkError
+from prometar.training.run_result import FILE, read_result
 from tune.execution.runner import run_trials
 from tune.execution.searcher import ListSearcher, StopScheduler, reason_of
 from tune.execution.stopping import Stopping
@@ -81,9 +81,9 @@ def _results_here(job: Job) -> bool:
     """Whether all results are in the job's folder; one of another configuration is none, and is removed."""
     for leg in job.legs:
         path = _folder(job, leg)
-        if (path / "result.json").exists() and not _is_of(leg, path / "config.yaml"):
-            (path / "result.json").unlink()
-    return all((_folder(job, leg) / "result.json").exists() for leg in job.legs)
+        if (path / FILE).exists() and not _is_of(leg, path / "config.yaml"):
+            (path / FILE).unlink()
+    return all((_folder(job, leg) / FILE).exists() for leg in job.legs)
 
 
 def _is_of(leg: Leg, config: Path) -> bool:
@@ -97,7 +97,7 @@ def runs_of(job: Job, reasons: Mapping[str, str]) -> list[Run]:
     """The figures of each of a job's runs, or why there are none."""
     found = []
     for leg in job.legs:
-        path = _folder(job, leg) / "result.json"
+        path = _folder(job, leg) / FILE
         figures = _figures(path) if path.exists() else {"failed": reasons.get(job.run_dir, "no result")}
         found.append(Run(**leg.name, **figures))
     return found
@@ -105,10 +105,10 @@ def runs_of(job: Job, reasons: Mapping[str, str]) -> list[Run]:
 
 def _figures(path: Path) -> dict[str, Any]:
     try:
-        result = json.loads(path.read_text("utf-8"))["result"]
-        return {key: float(result[key]) for key in _FIGURES if key in result}
-    except (OSError, ValueError, KeyError, TypeError):
+        last = read_result(path.parent).result
+    except UserError:
         raise UserError(f"{path} is damaged: remove it, and run the same command again") from None
+    return {key: last[key] for key in _FIGURES if key in last}
 
 
 def _folder(job: Job, leg: Leg) -> Path:

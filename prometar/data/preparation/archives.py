@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -47,6 +48,8 @@ class _Budget:
 
     def admit(self, name: str, *, plain: bool, size: int) -> None:
         path = PurePosixPath(name)
+        if not name:
+            raise self._refused(name, "has no name")
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
             raise self._refused(name, "leaves the target folder")
         if not plain:
@@ -82,7 +85,8 @@ def _damage(archive: Path) -> Iterator[None]:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError) as error:
         raise WorkError(f"archive {archive} is damaged ({_line(error)}): delete it and run again") from None
-    except (OSError, NotImplementedError, RuntimeError, ValueError) as error:
+    # of a nameless member, a time beyond all clocks
+    except (OSError, RuntimeError, ValueError, LookupError, OverflowError, struct.error) as error:
         raise WorkError(f"cannot unpack {archive}: {_line(error)}") from None
 
 

@@ -97,7 +97,7 @@ def test_an_exported_run_comes_back_in_its_precision(precision: str, small_dtd: 
     predicted = classifier.predict(list(batch.images))
     assert predicted.probabilities.dtype == np.float32
     hits = predicted.probabilities.argmax(axis=1) == batch.labels
-    assert 100 * hits.mean() == pytest.approx(result["accuracies"]["base"])
+    assert 100 * hits.mean() == pytest.approx(result.accuracies["base"])
 
 
 def test_each_precision_has_frozen_texts_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,8 @@ def test_own_image_folders_are_told_apart(said: Any, tmp_path: Path) -> None:
 DAMAGED: list[dict[str, Any]] = [
     {"accuracies": {}}, {"accuracies": {"base": "high"}}, {"accuracies": {"base": 1e999}},
     {"accuracies": {"base": -1}}, {"accuracies": {"base": True}}, {"accuracies": [50.0]},
-    {"classnames": 3}, {"objective": None}, {"result": None},
+    {"classnames": 3}, {"objective": None}, {"result": None}, {"images": 7}, {"history": [{"loss": "low"}]},
+    {"accuracies": {"base": "50"}},
 ]  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def test_what_is_no_record_is_refused_and_nothing_is_written(said: Any, tmp_path
     whole = json.loads(path.read_text())
     for change in DAMAGED:
         path.write_text(json.dumps(whole | change))
-        assert f"{path} is damaged" in refused(said, out, "--html", page), change
+        assert f"{path} is missing or damaged" in refused(said, out, "--html", page), change
     for text in ("", "[", "{}"):
         path.write_text(text)
         assert f"{path} is missing or damaged" in refused(said, out, "--html", page)

@@ -30,11 +30,12 @@ from prometar.inference.classifier import Classifier
 from prometar.methods.composition import METHODS
 from prometar.runs import export_run, write_result
 from prometar.training import train as train_module
+from prometar.training.run_result import RunResult
 from prometar.training.train import Session, build_run
 from tests.conftest import write_dtd
 
 
-def train(folder: Path, method: str, *, objective: str = "final", **settings: Any) -> dict[str, Any]:
+def train(folder: Path, method: str, *, objective: str = "final", **settings: Any) -> RunResult:
     """A small run of one epoch in `folder`; returns result.json."""
     values = {"train.epochs": 1, "data.shots": 1, **{k.replace("__", "."): v for k, v in settings.items()}}
     config = Config(method=method).override(values)
@@ -59,14 +60,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
     """A trained run, and its result.json."""
     folder = tmp_path_factory.mktemp("run")
     return folder, train(folder, "prometar", data__name="dtd", data__root=str(root))
 
 
 @pytest.fixture(scope="module")
-def exported(run: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(run: tuple[Path, RunResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "prompts.safetensors"
     export_run(run[0], path)
     return path
@@ -80,13 +81,13 @@ def base_test_images(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def test_predict_gives_the_evaluations_accuracy(
-    run: tuple[Path, dict[str, Any]], exported: Path, root: Path
+    run: tuple[Path, RunResult], exported: Path, root: Path
 ) -> None:
     paths, classes = base_test_images(root)
     names = prometar.load(exported).predict(paths).names
     assert len(set(names)) > 1
     hits = sum(a == b for a, b in zip(names, classes, strict=True))
-    assert 100 * hits / len(classes) == run[1]["accuracies"]["base"]
+    assert 100 * hits / len(classes) == run[1].accuracies["base"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,7 +102,7 @@ def test_every_method_comes_back_as_it_was(method: str, small_dtd: Path, tmp_pat
         images = [small_dtd / "dtd" / "images" / item.path for item in items]
         predicted = classifier.predict(images, classnames=classnames(items))
         hits = [a == item.classname for a, item in zip(predicted.names, items, strict=True)]
-        assert 100 * np.mean(hits) == pytest.approx(result["accuracies"][name])
+        assert 100 * np.mean(hits) == pytest.approx(result.accuracies[name])
         assert np.allclose(predicted.probabilities.sum(axis=1), 1, atol=1e-5)
     assert classifier.card["method"] == method
     assert classifier.classnames == classnames(base)
@@ -176,13 +177,13 @@ def test_a_broken_image_is_named(exported: Path, tmp_path: Path) -> None:
         prometar.load(exported).predict([])
 
 
-def test_the_card_says_what_the_prompts_are(run: tuple[Path, dict[str, Any]], exported: Path) -> None:
+def test_the_card_says_what_the_prompts_are(run: tuple[Path, RunResult], exported: Path) -> None:
     card = json.loads(exported.with_suffix(".json").read_text())
     with safe_open(exported, framework="pt") as file:
         inside = json.loads(file.metadata()["card"])
     assert {k: v for k, v in card.items() if k != "format"} == inside
-    assert card["figures"] == run[1]["accuracies"]
-    assert card["classnames"] == run[1]["classnames"]
+    assert card["figures"] == run[1].accuracies
+    assert card["classnames"] == list(run[1].classnames)
     assert card["data"] == {"name": "dtd", "objective": "final", "shots": 1, "seed": 1}
     assert card["backbone"]["name"] == "mini"
     assert len(card["backbone"]["digest"]) == 64
@@ -249,7 +250,7 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_usage_of_export(
-    run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: tuple[Path, RunResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*args: str) -> str:
         assert main(["export", *args]) == 2
@@ -263,8 +264,20 @@ def test_wrong_usage_of_export(
     assert "x.json" in capsys.readouterr().out
 
 
+def test_a_damaged_result_is_one_line(
+    run: tuple[Path, RunResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    result = json.loads((folder / "result.json").read_text())
+    for change in ({"images": 7}, {"accuracies": 7}, {"classnames": 7}, {"environment": 7}, {"code": 7}):
+        (folder / "result.json").write_text(json.dumps(result | change))
+        assert main(["export", str(folder), "--to", str(tmp_path / "x.safetensors")]) == 2
+        assert "result.json is missing or damaged" in capsys.readouterr().err
+
+
 def test_an_export_never_overwrites_results(
-    run: tuple[Path, dict[str, Any]], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: tuple[Path, RunResult], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No file of a run or a study, through whatever path; elsewhere earlier exports alone."""
     folder = tmp_path / "study" / "trials" / "0001"
@@ -322,7 +335,7 @@ def test_inference_needs_nothing_of_studies(exported: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["NaN", "of another run", "of another shape"])
 def test_a_run_with_wrong_prompts_is_used_for_nothing(
-    kind: str, run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, run: tuple[Path, RunResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)

@@ -221,7 +221,11 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "another shape": (lambda t, m: t.update({NAME: t[NAME][:, 1:]}), r"text\.0 is float32 \(4, \d+\)"),
     "whole numbers": (lambda t, m: t.update({NAME: t[NAME].int()}), r"text\.0 is int32"),
     "no group": (lambda t, m: t.update({"x": torch.ones(1)}), "damaged \\('x'\\)"),
-    "a history of numbers": (lambda t, m: m.update(history="[1]"), "its history has no record of epoch 1"),
+    "a history of numbers": (lambda t, m: m.update(history="[1]"), "is no list of records of numbers"),
+    "a history of words": (
+        lambda t, m: m.update(history='[{"epoch": 1, "seconds": 2.5, "loss": "low"}]'),
+        "is no list of records of numbers",
+    ),
     "a history of another kind": (lambda t, m: m.update(history="{}"), "its history is no list"),
     "deep history": (lambda t, m: m.update(history="[" * 100_000), "is damaged"),
     "long history": (

@@ -287,17 +287,28 @@ def test_a_hostile_archive_is_refused(
     assert os.listdir(tmp_path) == ["root"]
 
 
-@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "link"])
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "link", "nameless"])
 def test_a_hostile_zip_is_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "x.zip"
     info = zipfile.ZipInfo(name)
     if name == "link":
         info.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+    with zipfile.ZipFile(file, "w") as packed:
         packed.writestr("fine.jpg", b"x")
         packed.writestr(info, b"/etc/passwd")
+    file.write_bytes(file.read_bytes().replace(b"nameless", bytes(8)))
     with pytest.raises(WorkError, match="is not unpacked: its member"):
-        unpack(tmp_path / "x.zip", tmp_path / "out")
+        unpack(file, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["fine.jpg", "out", "x.zip"]
+
+
+def test_a_time_beyond_all_clocks_is_one_line(tmp_path: Path) -> None:
+    info, content = member("a.jpg", b"x")
+    info.mtime = 2**70
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(WorkError, match="cannot unpack"):
+        unpack(tmp_path / "x.tar", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip", "many files"])
