@@ -91,6 +91,15 @@ def ray_local() -> Iterator[str]:
     """
     import ray
 
+    from tests.support.zygote import forked_workers
+
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder, forked_workers(Path(folder)):
+        _start(ray)
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
+
+
+def _start(ray: Any) -> None:
     for attempt in range(3):
         ray.shutdown()  # what a test has left running, or a start that broke off half-way
         try:
@@ -106,8 +115,6 @@ def ray_local() -> Iterator[str]:
         except Exception:  # on a machine that is busy with other clusters, a raylet may be late
             if attempt == 2:
                 raise
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

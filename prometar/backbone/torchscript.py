@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -184,12 +185,13 @@ class _Machine:
 
     def run(self, pickled: bytes) -> Any:
         """What the pickle describes."""
-        for opcode, argument, _ in pickletools.genops(pickled):
-            if opcode.name == "STOP":
-                break
-            if opcode.name not in self._do:
-                raise ArchiveError(f"its structure has an opcode {opcode.name}")
-            self._do[opcode.name](argument)
+        with warnings.catch_warnings(action="ignore"):  # strange escapes, in opcodes that are not known here
+            for opcode, argument, _ in pickletools.genops(pickled):
+                if opcode.name == "STOP":
+                    break
+                if opcode.name not in self._do:
+                    raise ArchiveError(f"its structure has an opcode {opcode.name}")
+                self._do[opcode.name](argument)
         return self._pop(1)[0]
 
     def _pop(self, count: int) -> list[Any]:

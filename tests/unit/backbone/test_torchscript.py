@@ -137,6 +137,7 @@ BOMBS = {
     "a call": (_pickled(b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R."), "it calls 'os system'"),
     "an object": (_pickled(b"\x80\x02cos\nsystem\n)\x81."), "an object of another kind"),
     "an opcode": (_pickled(b"\x80\x02(cos\nsystem\no."), "an opcode OBJ"),
+    "a strange escape": (_pickled(b"\x80\x02S'\\q'\n."), "an opcode STRING"),
     "a far memo": (_pickled(MODULE, b"r\xff\xff\xff\xff0."), "an opcode POP"),
     "no module": (_pickled(b"\x80\x02}."), "it holds no module"),
     "early end": (_pickled(b"\x80\x02"), "pickle exhausted"),
