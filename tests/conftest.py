@@ -93,7 +93,7 @@ def ray_local() -> Iterator[str]:
 
     from tests.support.zygote import forked_workers
 
-    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder, forked_workers(Path(folder)):
+    with forked_workers():
         _start(ray)
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()

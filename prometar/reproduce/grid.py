@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError, with_config
+
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
-from prometar.io.files import resolved, size_of, write_atomically
+from prometar.io.files import read_bytes, resolved, size_of, write_atomically
 from prometar.parts.identity import require_same
 from prometar.reproduce.protocols import Protocol
-from prometar.training.run_result import FILE, read_result
+from prometar.training.run_result import FILE, STRICT, Percent, read_result
 
 
 @dataclass(frozen=True)
@@ -130,24 +132,34 @@ def entries(asked: Asked, idle: Collection[str], missing: Collection[str] = ()) 
     ]
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
-class Record:
-    """What a run's record.json holds.
+class Found:
+    """What a run found.
 
     Args:
-        entry: The run. accuracies: Percent by set ("base", "new" or "all").
+        accuracies: Percent by set ("base", "new" or "all").
         tests: Percent by target. num_classes: Of the data sets that were tested.
         seconds: Of training and its own test. reason: Why it failed; "" where it has finished.
         environment: Versions and machine.
     """
 
-    entry: Entry
-    accuracies: Mapping[str, float] = field(default_factory=dict)
-    tests: Mapping[str, float] = field(default_factory=dict)
-    num_classes: Mapping[str, int] = field(default_factory=dict)
+    accuracies: dict[str, Percent] = field(default_factory=dict)
+    tests: dict[str, Percent] = field(default_factory=dict)
+    num_classes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+_FOUND = TypeAdapter(Found)
+
+
+@dataclass(frozen=True)
+class Record(Found):
+    """What a run's record.json holds."""
+
+    entry: Entry = field(kw_only=True)
 
     def write(self, folder: Path) -> None:
         """Replace FOLDER/record.json."""
@@ -171,10 +183,10 @@ class Record:
 def read_record(entry: Entry, folder: Path) -> Record | None:
     """FOLDER/record.json, or None where there is none that can be read: the run then goes on."""
     try:
-        content = json.loads((folder / "record.json").read_text("utf-8"))
-        return Record(entry, **{key: content[key] for key in vars(Record(entry)) if key != "entry"})
-    except (OSError, ValueError, KeyError, TypeError):
+        found = _FOUND.validate_json(read_bytes(folder / "record.json"))
+    except (OSError, ValidationError):
         return None
+    return Record(**vars(found), entry=entry) if found.accuracies or found.reason else None
 
 
 class GridFolder:

@@ -32,7 +32,7 @@ class Job:
 
     def failed(self, reason: str) -> Record:
         """Write and return a record that says so; figures that are there already stay."""
-        record = read_record(self.entry, self.folder) or Record(self.entry)
+        record = read_record(self.entry, self.folder) or Record(entry=self.entry)
         record = replace(record, reason=one_line(reason), environment=environment())
         record.write(self.folder)
         return record
@@ -72,11 +72,11 @@ def _run(job: Job) -> Record:
         session.close()
     result, dataset = write_result(job.folder, session), run.dataset
     record = Record(
-        entry,
         result.accuracies,
         num_classes={dataset.name: len(dataset.classnames)},
         seconds=session.history[-1]["seconds"],
         environment=environment(),
+        entry=entry,
     )
     before = read_record(entry, job.folder)
     if before is not None:  # killed between two targets, or new ones are asked for

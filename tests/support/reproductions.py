@@ -33,11 +33,11 @@ def fill(asked: Asked, value: Callable[[Entry, str], float], *, classes: int | N
     sets = ("base", "new") if asked.protocol.objective == "final" else ("all",)
     return [
         Record(
-            entry,
             {name: value(entry, name) for name in sets},
             {target: value(entry, target) for target in entry.targets},
             {name: classes or BENCHMARKS[name].classes for name in (entry.config.data.name, *entry.targets)},
             seconds=1.0,
+            entry=entry,
         )
         for entry in entries(asked, IDLE)
     ]

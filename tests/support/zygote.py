@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,17 +28,15 @@ _MOST_BYTES = 2**20
 
 
 @contextmanager
-def forked_workers(folder: Path) -> Iterator[None]:
-    """Workers of a Ray that is started within are forked; the socket lies in `folder`."""
+def forked_workers() -> Iterator[None]:
+    """Workers of a Ray that is started within are forked."""
     from ray._private.parameter import RayParams
 
+    folder = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))  # short: a socket's path has its limit
     place = folder / "zygote"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as Ray has it for workers of one CPU
     command = [sys.executable, "-m", "tests.support.zygote", str(place)]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment)
-    while not place.exists():
-        assert process.poll() is None, "what workers are forked off has ended"
-        time.sleep(0.02)
     os.environ[PLACE] = str(place)
     update = RayParams.update_if_absent
 
@@ -52,19 +52,24 @@ def forked_workers(folder: Path) -> Iterator[None]:
         del os.environ[PLACE]
         process.kill()
         process.wait()
+        shutil.rmtree(folder)
 
 
 def serve(place: str) -> None:
-    """Fork a process for whoever asks."""
+    """Fork a process for whoever asks, as long as the process lives that started this one."""
+    parent = os.getppid()
     for module in IMPORTED:
         __import__(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     door = socket.socket(socket.AF_UNIX)
-    door.bind(place + ".new")
+    door.bind(place)
     door.listen(64)
-    os.rename(place + ".new", place)
-    while True:
-        asking, _ = door.accept()
+    door.settimeout(0.5)
+    while os.getppid() == parent:
+        try:
+            asking, _ = door.accept()
+        except TimeoutError:
+            continue
         text, files, _, _ = socket.recv_fds(asking, _MOST_BYTES, 3)
         while more := asking.recv(_MOST_BYTES):
             text += more
@@ -100,9 +105,22 @@ def ask() -> None:
         runpy.run_module("ray._private.workers.setup_worker", run_name="__main__")
     arguments = [a for a in sys.argv[1:] if not a.startswith((_CONTEXT, "--language="))]
     asked = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
-    with socket.socket(socket.AF_UNIX) as zygote:
-        zygote.connect(os.environ[PLACE])
+    with _zygote() as zygote:
         socket.send_fds(zygote, [json.dumps(asked).encode()], [0, 1, 2])
+
+
+def _zygote() -> socket.socket:
+    """A connection, once it has imported everything."""
+    end = time.monotonic() + 120
+    while True:
+        zygote = socket.socket(socket.AF_UNIX)
+        try:
+            zygote.connect(os.environ[PLACE])
+            return zygote
+        except (FileNotFoundError, ConnectionRefusedError):
+            zygote.close()
+            assert time.monotonic() < end, "what workers are forked off does not answer"
+            time.sleep(0.02)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def kinds_of_gpu(nodes: Sequence[Node]) -> list[str]:
 def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Sequence[str]) -> float:
     """A trial's share of a GPU, measured once for a kind; a whole one where it cannot be measured."""
     path = folder / "probe.json"
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # measured anew
         kept = json.loads(path.read_text("utf-8"))
         if kept["gpus"] == list(gpus):
             return float(kept["share"])

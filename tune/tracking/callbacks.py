@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pydantic import BaseModel
 from ray.tune import Callback
 from rich.console import Console
 
@@ -133,6 +134,15 @@ class Trackers(Unpickled, Callback):
         )
 
 
+_Told = dict[str, dict[str, dict[str, int | bool]]]
+"""By tracker and trial: its last epoch, and whether it has ended."""
+
+
+class _Kept(BaseModel):
+    token: str
+    told: _Told
+
+
 class Ledger:
     """What each tracker has been told of, and the name that a study's runs have in no other's.
 
@@ -142,20 +152,20 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._told: dict[str, dict[str, dict[str, Any]]] = {}
+        self._told: _Told = {}
         self.token = uuid4().hex[:12]
         if not path.exists():
             self._write()  # before any run is made under this name
             return
         try:
-            content = json.loads(path.read_text("utf-8"))
-            self.token, self._told = str(content["token"]), dict(content["told"])
-        except (OSError, ValueError, TypeError, KeyError):
+            kept = _Kept.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
             raise UserError(f"{path} is damaged: remove it to show the trials anew") from None
+        self.token, self._told = kept.token, kept.told
 
     def epoch(self, tracker: str, number: int) -> int:
         """The last epoch that the tracker has of a trial; 0 before the first."""
-        return int(self._entry(tracker, number).get("epoch", 0))
+        return self._entry(tracker, number).get("epoch", 0)
 
     def has_ended(self, tracker: str, number: int) -> bool:
         """Whether the tracker knows how a trial has ended."""
@@ -169,7 +179,7 @@ class Ledger:
         """Note an end."""
         self._note(tracker, number, ended=True)
 
-    def _entry(self, tracker: str, number: int) -> dict[str, Any]:
+    def _entry(self, tracker: str, number: int) -> dict[str, int | bool]:
         return self._told.get(tracker, {}).get(str(number), {})
 
     def _note(self, tracker: str, number: int, **news: Any) -> None:

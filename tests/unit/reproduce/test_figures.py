@@ -178,7 +178,9 @@ def test_a_protocols_own_settings_are_said_and_still_compare() -> None:
 def test_a_failed_run_gives_what_it_has() -> None:
     asked = ask("cross-dataset", ("coop",), seeds=(1, 2), datasets=("dtd", "eurosat"))
     good, bad = fill(asked, half)
-    partly = Record(bad.entry, bad.accuracies, {"dtd": 40.0}, bad.num_classes, reason="eurosat is broken")
+    partly = Record(
+        bad.accuracies, {"dtd": 40.0}, bad.num_classes, reason="eurosat is broken", entry=bad.entry
+    )
     table = build_table(asked, [good, partly], notes=["said"])
     assert row(table, "dtd", "coop").figures["accuracy"].mean == 45.0
     assert row(table, "eurosat", "coop").figures["accuracy"].n == 1

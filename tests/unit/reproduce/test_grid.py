@@ -84,10 +84,11 @@ def entry(**settings: Any) -> Entry:
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:
-    record = Record(entry(), {"all": 50.0}, {"dtd": 40.0}, {"dtd": 47}, 3.5, environment={"torch": "2"})
+    record = Record({"all": 50.0}, {"dtd": 40.0}, {"dtd": 47}, 3.5, environment={"torch": "2"}, entry=entry())
     record.write(tmp_path)
     assert read_record(entry(), tmp_path) == record
-    for damaged in ("", "{}", "[1]", '{"accuracies": 3'):
+    figures = ('{"accuracies": {"all": "high"}}', '{"accuracies": {"all": 50}, "tests": {"dtd": 400}}')
+    for damaged in ("", "{}", "[1]", '{"accuracies": 3', "[" * 100_000, *figures):
         (tmp_path / "record.json").write_text(damaged)
         assert read_record(entry(), tmp_path) is None
 
@@ -98,9 +99,9 @@ def test_what_is_finished(tmp_path: Path) -> None:
     tests = dict.fromkeys(run.targets, 50.0)
     some = dict(list(tests.items())[1:])
     for state, done in (
-        (Record(run, {"all": 1.0}, tests), True),
-        (Record(run, {"all": 1.0}, some), False),
-        (Record(run, {"all": 1.0}, tests, reason="broken"), False),
+        (Record({"all": 1.0}, tests, entry=run), True),
+        (Record({"all": 1.0}, some, entry=run), False),
+        (Record({"all": 1.0}, tests, reason="broken", entry=run), False),
     ):
         folder.run(run).mkdir(parents=True, exist_ok=True)
         state.write(folder.run(run))

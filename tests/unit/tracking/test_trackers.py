@@ -231,10 +231,11 @@ def test_wrong_usage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(tracker_kinds.KINDS, "mlflow", (tracker_kinds.MLflow, "surely_not_there"))
     with pytest.raises(UserError, match=r"^mlflow is not installed: pip install '\.\[mlflow\]'$"):
         check_trackers(("mlflow",))
-    (tmp_path / LEDGER).write_text('{"token": 1}')
     monkeypatch.setitem(tracker_kinds.KINDS, "tensorboard", (tracker_kinds.TensorBoard, "json"))
-    with pytest.raises(UserError, match=r"tracking\.json is damaged: remove it"):
-        Study(tmp_path, "tensorboard")
+    for damaged in ('{"token": 1}', '{"token": "x", "told": {"mlflow": [3]}}', "[" * 100_000):
+        (tmp_path / LEDGER).write_text(damaged)
+        with pytest.raises(UserError, match=r"tracking\.json is damaged: remove it"):
+            Study(tmp_path, "tensorboard")
 
 
 # The real ones: what a user sees in them afterwards, as {trial: (settings, {epoch: objective}, state)}.
