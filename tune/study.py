@@ -16,13 +16,13 @@ from rich.console import Console
 from prometar.config.settings import dump_config
 from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.local_ray import start_ray
-from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources, total
+from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources, uses_gpu
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 from prometar.io.stores import without_password
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
-from prometar.training.process_memory import PROCESSES, process_memory
+from prometar.training.process_memory import process_memory
 from tune.execution.estimate import Estimate
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
@@ -178,15 +178,13 @@ def _means(
 
 
 def _needed(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node]) -> int:
-    """Bytes of its machine's memory that a trial takes: on a GPU, no iteration's tensors are in them."""
-    gpus = place.gpus_per_trial
-    if gpus or (gpus is None and total(nodes, "GPU")):
-        return PROCESSES + checked.weights
+    """Bytes of its machine's memory that a trial takes."""
     return process_memory(
         spec.config,
         weights=checked.weights,
         num_classes=checked.trained,
         configurations=place.lockstep,
+        on_gpu=uses_gpu(nodes, place.gpus_per_trial),
     )
 
 

@@ -132,7 +132,7 @@ def plan_resources(
         raise UserError(f"--cpus-per-{noun} must be at least 0.1, found {cpus_per_trial:g}")
     if max_concurrent is not None and max_concurrent < 1:
         raise UserError(f"--max-concurrent must be at least 1, found {max_concurrent}")
-    gpus = (1.0 if total(nodes, "GPU") else 0.0) if gpus_per_trial is None else gpus_per_trial
+    gpus = float(uses_gpu(nodes, None)) if gpus_per_trial is None else gpus_per_trial
     if gpus != 0 and not 0.01 <= gpus < math.inf:
         raise UserError(f"--gpus-per-{noun} must be 0 or at least 0.01, found {gpus:g}")
     if gpus > 1 and gpus != round(gpus):
@@ -163,6 +163,11 @@ def plan_resources(
 def total(nodes: Sequence[Node], kind: str) -> float:
     """All machines' resources of a kind."""
     return sum(node.get(kind, 0.0) for node in nodes)
+
+
+def uses_gpu(nodes: Sequence[Node], gpus_per_trial: float | None) -> bool:
+    """Whether runs are placed on GPUs; `gpus_per_trial` as for `plan_resources`."""
+    return bool(total(nodes, "GPU") if gpus_per_trial is None else gpus_per_trial)
 
 
 def _require(kind: str, each: float, nodes: Sequence[Node], noun: str) -> None:

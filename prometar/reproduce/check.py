@@ -25,10 +25,14 @@ class Found:
     Args:
         idle: Methods that have nothing to learn.
         missing: Data sets that cannot be used, and why.
+        trained: The most classes that a run is trained on.
+        weights: Bytes of the backbone's tensors.
     """
 
     idle: frozenset[str]
     missing: Mapping[str, str]
+    trained: int
+    weights: int
 
 
 def look(asked: Asked) -> Found:
@@ -38,10 +42,10 @@ def look(asked: Asked) -> Found:
         UserError: no data set to train on; settings that a method refuses; unknown or missing weights.
         WorkError: the weights cannot be fetched.
     """
-    missing: dict[str, str] = {}
+    missing, trained = dict[str, str](), 0
     for dataset in (*asked.trained_on, *asked.datasets):
         try:
-            _open(asked, dataset)
+            trained = max(trained, _open(asked, dataset))
         except UserError as error:
             missing[dataset] = one_line(str(error))
     if missing.keys() >= set(asked.trained_on):
@@ -51,7 +55,7 @@ def look(asked: Asked) -> Found:
     backbone = next(iter(asked.configs.values())).backbone
     clip = load_backbone(backbone.name, backbone.pretrained).clip
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
-    return Found(idle, missing)
+    return Found(idle, missing, trained, sum(tensor.nbytes for tensor in clip.tensors()))
 
 
 def _learns(config: Config, clip: Clip) -> bool:
@@ -59,11 +63,14 @@ def _learns(config: Config, clip: Clip) -> bool:
     return bool(leaves)
 
 
-def _open(asked: Asked, name: str) -> None:
+def _open(asked: Asked, name: str) -> int:
+    """How many classes of a data set are trained on."""
     config = next(iter(asked.configs.values()))
     obtain(name, config.data.root)
     dataset = open_dataset(name, config.data.root, config.data.args if name == config.data.name else {})
     if name in asked.trained_on:
-        problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])
-    elif not dataset.test:
+        seen = problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])
+        return len(seen.classnames)
+    if not dataset.test:
         raise UserError(f"{name} has no test images")
+    return 0

@@ -10,17 +10,18 @@ from rich.console import Console
 
 from prometar.comparison.render import print_comparison
 from prometar.distributed.local_ray import start_ray
-from prometar.distributed.placement import plan_resources
+from prometar.distributed.placement import plan_resources, uses_gpu
 from prometar.errors import WorkError
 from prometar.io.lock import locked
 from prometar.parts.sending import sources_of
-from prometar.reproduce.check import look
+from prometar.reproduce.check import Found, look
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.figures import Table, build_table
 from prometar.reproduce.grid import Asked, Entry, GridFolder, Record, entries
 from prometar.reproduce.pairs import pair_methods, write_pairs
 from prometar.reproduce.render import print_table, write_tables
 from prometar.reproduce.worker import Job
+from prometar.training.process_memory import process_memory
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         for reason in found.missing.values():
             console.print(f"left out: {reason}")
         if todo:
-            _run(todo, folder, place, console)
+            _run(todo, found, folder, place, console)
         records = [record for entry in wanted if (record := folder.record(entry)) is not None]
         problems = _problems(found.missing, records)
         table = build_table(asked, records, notes=problems)
@@ -74,13 +75,20 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
     return table
 
 
-def _run(todo: list[Entry], folder: GridFolder, place: Place, console: Console) -> None:
+def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, console: Console) -> None:
     nodes = start_ray(address=place.address, verbose=place.verbose)
+    on_gpu = uses_gpu(nodes, place.gpus_per_run)
+    configs = {entry.config.method: entry.config for entry in todo}
+    memory = max(
+        process_memory(config, weights=found.weights, num_classes=found.trained, on_gpu=on_gpu)
+        for config in configs.values()
+    )
     plan = plan_resources(
         nodes,
         max_concurrent=place.max_concurrent,
         cpus_per_trial=place.cpus_per_run,
         gpus_per_trial=place.gpus_per_run,
+        memory=memory,
         noun="run",
     )
     console.print(plan.describe(nodes))

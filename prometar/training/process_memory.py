@@ -12,7 +12,9 @@ _OF_WEIGHTS = 4  # what a configuration's iteration takes at most beside the wei
 _SMALL = 0.5  # of the processes: less is in the error of what they take
 
 
-def process_memory(config: Config, *, weights: int, num_classes: int, configurations: int = 1) -> int:
+def process_memory(
+    config: Config, *, weights: int, num_classes: int, configurations: int = 1, on_gpu: bool = False
+) -> int:
     """Bytes that a run of a configuration takes on a machine, or several that are trained in lockstep.
 
     What the processes hold, and the peak of an iteration as it is counted on fake tensors (`memory_of`, a few
@@ -20,11 +22,14 @@ def process_memory(config: Config, *, weights: int, num_classes: int, configurat
 
     Args:
         weights: Bytes of the backbone's tensors.
+        on_gpu: Whether an iteration's tensors are in a GPU's memory, and not in the machine's.
 
     Example:
         >>> process_memory(Config(), weights=30 * 2**20, num_classes=12) / 2**30 < 1.1
         True
     """
+    if on_gpu:
+        return PROCESSES + weights
     roughly = weights * (1 + _OF_WEIGHTS * configurations)
     if roughly < _SMALL * PROCESSES:
         return PROCESSES + roughly

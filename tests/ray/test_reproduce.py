@@ -69,6 +69,7 @@ def test_a_protocol_from_end_to_end(
     assert reproduce(protocol, copies, tmp_path, *args) == 0
     first = capsys.readouterr()
     assert f"{num_runs} runs, 0 are done" in first.out
+    assert "about 1.1 GiB of memory, of 2 CPUs" in first.out
     assert f"{num_runs} of {num_runs} done" in first.out
     assert len(records(tmp_path)) == num_runs
     found = table(tmp_path, protocol)

@@ -27,6 +27,12 @@ def test_large_ones_are_counted_with_precision_and_lockstep() -> None:
     assert of("bf16") < of() < of(configurations=2)
 
 
+def test_on_a_gpu_the_machine_holds_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "memory_of", None)
+    needed = process_memory(Config(), weights=WEIGHTS, num_classes=12, on_gpu=True)
+    assert needed == PROCESSES + WEIGHTS
+
+
 def test_what_cannot_be_counted_is_taken_from_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("needs data")
