@@ -13,7 +13,11 @@ from prometar.config.recipes import NAMES
 from prometar.config.settings import Config, configure, parse_assignments
 from prometar.methods.composition import build
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    [*DOCS.glob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
+)
 TEXT = (DOCS / "methods.md").read_text("utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"
@@ -70,6 +74,15 @@ def test_commands_are_configurations() -> None:
         words = shlex.split(command)
         method = words[words.index("--method") + 1] if "--method" in words else "prometar"
         assert build(configure(method, parse_assignments([w for w in words if "=" in w])))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_files_that_are_named_are_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    named = re.findall(r"\b(?:prometar|tune|tests|benchmarks|clusters|examples|docs)/[\w./-]+\.\w+", text)
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
+    tests = {path.name for path in ROOT.glob("tests/**/*.py")}
+    assert set(re.findall(r"\btest_\w+\.py", text)) <= tests
 
 
 def test_every_setting_is_explained() -> None:
