@@ -91,15 +91,6 @@ def ray_local() -> Iterator[str]:
     """
     import ray
 
-    from tests.support.zygote import forked_workers
-
-    with forked_workers():
-        _start(ray)
-        yield ray.get_runtime_context().gcs_address
-        ray.shutdown()
-
-
-def _start(ray: Any) -> None:
     for attempt in range(3):
         ray.shutdown()  # what a test has left running, or a start that broke off half-way
         try:
@@ -115,6 +106,8 @@ def _start(ray: Any) -> None:
         except Exception:  # on a machine that is busy with other clusters, a raylet may be late
             if attempt == 2:
                 raise
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

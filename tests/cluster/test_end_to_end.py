@@ -28,10 +28,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def search(out: Path, *args: str, fork: bool = False) -> subprocess.Popen[str]:
-    """`fork`: its Ray's workers, which start sooner."""
-    python = [sys.executable, *(["-m", "tests.support.forked"] if fork else [])]
-    command = [*python, "tune/search.py", "--out", str(out), *SMALL, *args]
+def search(out: Path, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "tune/search.py", "--out", str(out), *SMALL, *args]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
@@ -86,7 +84,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         states = [row[0] for row in database.execute("select state from trials")]
     assert "RUNNING" in states, "it was killed in the middle"
     before = {r["number"]: r["settings"] for r in records(study)}
-    text = finish(search(out, fork=True))
+    text = finish(search(out))
     assert {r["number"]: r["settings"] for r in records(study)}.items() >= before.items()
     return study, text
 

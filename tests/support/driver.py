@@ -30,7 +30,6 @@ from prometar.errors import UserError
 from prometar.interrupts import INTERRUPTED
 from prometar.io.files import write_atomically
 from tests.support.fake_trial import BEHAVIOUR, HANGS, FakeTrial
-from tests.support.zygote import forked_workers
 from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
 from tune.study import Place, run_study
@@ -266,8 +265,7 @@ def main(options: Sequence[str]) -> int:
         in_memory.datetime = Back  # type: ignore[attr-defined]
     place = {key: getattr(given, key) for key in ("max_concurrent", "address", "storage")}
     try:
-        with contextlib.nullcontext() if given.address else forked_workers():
-            _run(given.out, _spec(given), sys.stdout, **place)
+        _run(given.out, _spec(given), sys.stdout, **place)
     except KeyboardInterrupt:
         return INTERRUPTED
     except UserError as error:
