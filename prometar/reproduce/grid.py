@@ -134,7 +134,7 @@ def entries(asked: Asked, idle: Collection[str], missing: Collection[str] = ()) 
 
 @with_config(STRICT)
 @dataclass(frozen=True)
-class Found:
+class Outcome:
     """What a run found.
 
     Args:
@@ -152,11 +152,11 @@ class Found:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-_FOUND = TypeAdapter(Found)
+_OUTCOME = TypeAdapter(Outcome)
 
 
 @dataclass(frozen=True)
-class Record(Found):
+class Record(Outcome):
     """What a run's record.json holds."""
 
     entry: Entry = field(kw_only=True)
@@ -183,7 +183,7 @@ class Record(Found):
 def read_record(entry: Entry, folder: Path) -> Record | None:
     """FOLDER/record.json, or None where there is none that can be read: the run then goes on."""
     try:
-        found = _FOUND.validate_json(read_bytes(folder / "record.json"))
+        found = _OUTCOME.validate_json(read_bytes(folder / "record.json"))
     except (OSError, ValidationError):
         return None
     return Record(**vars(found), entry=entry) if found.accuracies or found.reason else None

@@ -20,7 +20,7 @@ from prometar.backbone.openclip import Backbone, load_backbone
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.objective import Problem, objective_of, own_objective, problem
+from prometar.data.splits.objective import Problem, figure_of, own_objective, problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch
 from prometar.data.streaming.transforms import TransformSpec
@@ -447,7 +447,7 @@ class Session:
             name: accuracy(self.run.backbone, e.model, leaves, self._images(e.plan))
             for name, e in sets.items()
         }
-        return {**accuracies, "objective": float(objective_of(self.run.objective).figure(accuracies))}
+        return {**accuracies, "objective": figure_of(self.run.objective, accuracies)}
 
     def close(self) -> None:
         """End the stream."""

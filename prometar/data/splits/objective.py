@@ -8,6 +8,7 @@ class.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -145,11 +146,26 @@ def objective_of(name: str) -> Objective:
         return found
     if not callable(found):
         raise UserError(f"{name} is no objective: it cannot be called (docs/extending.md)")
+    objective = replace(OBJECTIVES["class_holdout"], figure=found, title=name)
+    _figure(objective, name, {"base": 80.0, "new": 60.0})
+    return objective
+
+
+def figure_of(name: str, accuracies: Mapping[str, float]) -> float:
+    """An objective's one number of accuracies in percent.
+
+    Raises:
+        UserError: an objective of the user's own fails, or makes something else.
+    """
+    return _figure(objective_of(name), name, accuracies)
+
+
+def _figure(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
     with failing(name):
-        value = found({"base": 80.0, "new": 60.0})
-    if not isinstance(value, int | float):
-        raise UserError(f"{name} must make one number of accuracies, found {type(value).__name__}")
-    return replace(OBJECTIVES["class_holdout"], figure=found, title=name)
+        value = objective.figure(accuracies)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{name} must make one finite number of accuracies, found {value!a:.60}")
+    return float(value)
 
 
 def own_objective(name: str) -> list[str]:
