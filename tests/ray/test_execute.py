@@ -44,7 +44,7 @@ def test_every_job_gets_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for job in work:
         (record,) = [r for r in heard if r.entry == job.entry]
         assert read_record(job.entry, job.folder) == record
-    pids = {r.accuracies["all"] for r in heard if not r.reason}
+    pids = {r.environment["pid"] for r in heard if not r.reason}
     assert len(pids) < 4, "workers are used again"
 
 

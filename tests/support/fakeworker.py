@@ -29,7 +29,7 @@ class FakeWorker:
             raise StorageError(f"cannot write {job.folder}: No space left on device: make room")
         if (job.folder / "raises").exists():
             raise RuntimeError((job.folder / "raises").read_text())
-        record = Record(job.entry, {"all": float(os.getpid())})
+        record = Record({"all": 50.0}, environment={"pid": str(os.getpid())}, entry=job.entry)
         record.write(job.folder)
         return record
 
