@@ -206,9 +206,10 @@ def track_record(rows: Sequence[dict[str, Any]]) -> TrackRecord | None:
 
 
 def show(doc: Path | None, plot: Path | None) -> None:
-    everything = read()
-    rows = [row for row in everything if SUITE[row["dataset"]].purpose == "claim"]
-    development = [row for row in everything if row not in rows]
+    rows, development = (
+        [row for row in read() if SUITE[row["dataset"]].purpose == purpose]
+        for purpose in ("claim", "development")
+    )
     if not rows:
         raise SystemExit(f"error: {RECORDS.name} holds no search yet: run benchmarks/claim.py --claim")
     what = f"Chosen minus released, points on test images, {rows[0]['pairs']} paired seeds."

@@ -134,6 +134,10 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
     Raises:
         UserError: the folder holds no run, or one that has not finished; the weights are missing.
     """
+    return _trained(folder, trust_parts)[0]
+
+
+def _trained(folder: Path, trust_parts: bool) -> tuple[Classifier, RunResult]:
     config, checkpoint, result = _finished(folder, trust_parts)
     if checkpoint.run != result.run:
         raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
@@ -147,9 +151,8 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
     state = checkpoint.state.to(backbone.clip.device)
     prompts = build_prompts(config)
     require_prompts(folder / "checkpoint.safetensors", backbone, prompts, state.tested)
-    return Classifier(
-        backbone, prompts, state.tested, config, result.classnames, result.template, result.described()
-    )
+    names, known = result.classnames, result.described()
+    return Classifier(backbone, prompts, state.tested, config, names, result.template, known), result
 
 
 def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOptions | None = None) -> float:
@@ -184,8 +187,8 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         WorkError: nothing can be written.
     """
     require_prompts_target(to)
-    classifier = trained(folder, trust_parts=trust_parts)
-    return write_prompts(to, classifier.leaves, _card(classifier, read_result(folder)))
+    classifier, result = _trained(folder, trust_parts)
+    return write_prompts(to, classifier.leaves, _card(classifier, result))
 
 
 def export_program(
@@ -202,10 +205,8 @@ def export_program(
         WorkError: too large for the format, or nothing can be written.
     """
     form = require_program_target(to, format)
-    classifier = trained(folder, trust_parts=trust_parts)
-    write_program(
-        classifier, to, form, _card(classifier, read_result(folder)), classes_as_input=classes_as_input
-    )
+    classifier, result = _trained(folder, trust_parts)
+    write_program(classifier, to, form, _card(classifier, result), classes_as_input=classes_as_input)
 
 
 def _card(classifier: Classifier, result: RunResult) -> dict[str, Any]:

@@ -205,6 +205,11 @@ class Clip:
         self.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
         return found
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all of its numbers."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
     def folded(self) -> Clip:
         """The same CLIP, faster: see `Tower.folded`."""
         pool = None if self.pool is None else self.pool.folded()

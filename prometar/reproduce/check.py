@@ -55,7 +55,7 @@ def look(asked: Asked) -> Found:
     backbone = next(iter(asked.configs.values())).backbone
     clip = load_backbone(backbone.name, backbone.pretrained).clip
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
-    return Found(idle, missing, trained, sum(tensor.nbytes for tensor in clip.tensors()))
+    return Found(idle, missing, trained, clip.num_bytes)
 
 
 def _learns(config: Config, clip: Clip) -> bool:

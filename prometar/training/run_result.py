@@ -15,8 +15,8 @@ FILE = "result.json"
 EpochRecord = dict[str, int | float]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
-
 STRICT = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+"""Of records of figures: nothing is read as what it is not, and every number is finite."""
 HISTORY = TypeAdapter(tuple[EpochRecord, ...], config=STRICT)
 
 

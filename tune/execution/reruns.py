@@ -108,7 +108,7 @@ def _figures(path: Path) -> dict[str, Any]:
         last = read_result(path.parent).result
     except UserError:
         raise UserError(f"{path} is damaged: remove it, and run the same command again") from None
-    return {key: last[key] for key in _FIGURES if key in last}
+    return {key: float(last[key]) for key in _FIGURES if key in last}
 
 
 def _folder(job: Job, leg: Leg) -> Path:

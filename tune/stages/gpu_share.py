@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from ray.tune import Callback
 
 from prometar.distributed.placement import Node
@@ -66,13 +66,22 @@ def kinds_of_gpu(nodes: Sequence[Node]) -> list[str]:
     return sorted(name.removeprefix(_KIND) for name in names)
 
 
+class _Probe(BaseModel):
+    """What probe.json keeps: bytes, the kinds of GPU, a trial's share."""
+
+    used: int
+    total: int
+    gpus: list[str]
+    share: float
+
+
 def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Sequence[str]) -> float:
     """A trial's share of a GPU, measured once for a kind; a whole one where it cannot be measured."""
     path = folder / "probe.json"
-    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # measured anew
-        kept = json.loads(path.read_text("utf-8"))
-        if kept["gpus"] == list(gpus):
-            return float(kept["share"])
+    with suppress(OSError, ValidationError):  # measured anew
+        kept = _Probe.model_validate_json(path.read_bytes())
+        if kept.gpus == list(gpus):
+            return kept.share
     if len(gpus) > 1:
         means.console.print(f"GPUs of several kinds, {' and '.join(gpus)}: each trial gets a whole one")
         return 1.0
@@ -96,8 +105,8 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
     means.console.print(
         f"a trial uses {used / 2**30:.1f} of {total / 2**30:.1f} GiB of its GPU: {share:g} of one each"
     )
-    kept = {"used": used, "total": total, "gpus": list(gpus), "share": share}
-    write_atomically(path, json.dumps(kept).encode())
+    probe = _Probe(used=used, total=total, gpus=list(gpus), share=share)
+    write_atomically(path, probe.model_dump_json().encode())
     return share
 
 

@@ -72,8 +72,8 @@ def check(spec: StudySpec) -> Checked:
     contents |= {f"code of {top}": code for top, code in identities(spec.own).items()}
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))
-    budget, weights = budget_of(spec, steps), sum(tensor.nbytes for tensor in clip.tensors())
-    return Checked(num_classes, told, spec.identity | contents, budget, trained, weights)
+    budget = budget_of(spec, steps)
+    return Checked(num_classes, told, spec.identity | contents, budget, trained, clip.num_bytes)
 
 
 def _check_space(spec: StudySpec) -> None:

@@ -85,7 +85,7 @@ def _damage(archive: Path) -> Iterator[None]:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError) as error:
         raise WorkError(f"archive {archive} is damaged ({_line(error)}): delete it and run again") from None
-    # of a nameless member, a time beyond all clocks
+    # The latter three: what Python's readers raise over strange members, as of a time beyond all clocks.
     except (OSError, RuntimeError, ValueError, LookupError, OverflowError, struct.error) as error:
         raise WorkError(f"cannot unpack {archive}: {_line(error)}") from None
 
