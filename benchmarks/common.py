@@ -34,6 +34,9 @@ from prometar.bundled.suite import SUITE
 Figures = dict[str, Any]
 """What one run of a side gives: numbers by name, anything JSON can hold."""
 
+DEVELOPMENT = tuple(name for name, row in SUITE.items() if row.purpose == "development")
+"""Data sets that may be looked at while methods are made."""
+
 _TOLD = "FIGURES "
 
 
@@ -97,7 +100,7 @@ def require_development(names: Iterable[str], *, claim: bool) -> None:
     if closed and not claim:
         raise SystemExit(
             f"error: {', '.join(closed)} are kept for the last table: pass --claim to open them, or choose "
-            f"from {', '.join(name for name, row in SUITE.items() if row.purpose == 'development')}"
+            f"from {', '.join(DEVELOPMENT)}"
         )
 
 

@@ -6,22 +6,24 @@ import json
 import multiprocessing
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import machine, require_development
+from common import DEVELOPMENT, machine, require_development
 
 from prometar.analysis.alignment import Alignment, of_run
 from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import FOREIGN_NAMES, tokenize
-from prometar.config.settings import Config
+from prometar.config.settings import Config, DataConfig
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.stream import stream_local
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
@@ -99,11 +101,15 @@ def _run(wanted: Wanted) -> Record:
     started = time.perf_counter()
     run = replace(build_run(wanted.config, wanted.objective, fold=wanted.fold), every_epoch=False)
     scores: dict[str, Any] = {"base": None, "new": None, "objective": None}
-    reason, source, signals = "", kept(run.dataset.source), dict[str, float]()
+    reason, signals = "", dict[str, float]()
     with TemporaryDirectory() as name:
         folder = Path(name)
         watch = None if wanted.signals else Alignment(folder)
-        session = Session(run, folder, lambda plan, step: stream_local(plan, source, start_step=step), watch)
+
+        def stream(plan: Plan, step: int) -> Iterator[Batch]:
+            return stream_local(plan, kept(session.run.dataset.source), start_step=step)
+
+        session = Session(run, folder, stream, watch)
         try:
             while not session.finished:
                 session.epoch()
@@ -114,6 +120,7 @@ def _run(wanted: Wanted) -> Record:
                 signals = session.score()
                 session.run = replace(judge, foreign=on_words_of_imagenet(judge))
                 signals |= {f"imagenet {name}": value for name, value in session.score().items()}
+                signals |= on_other_sets(session, wanted.config)
         except WorkError as error:  # a diverged run is a result too
             reason = str(error)
         alignment = of_run(folder)
@@ -129,6 +136,25 @@ def _run(wanted: Wanted) -> Record:
         "seconds": round(time.perf_counter() - started, 1),
         "config": wanted.config.model_dump(mode="json"),
         "machine": machine(),
+    }
+
+
+_ELSEWHERE = 10  # validation images a class of another data set
+
+
+def on_other_sets(session: Session, config: Config) -> dict[str, float]:
+    """`elsewhere`: percent of validation images of other development sets classified rightly with the trained
+    prompts, the mean over sets; `elsewhere zero_shot`: with the frozen CLIP."""
+    found = []
+    for name in DEVELOPMENT:
+        if name == config.data.name:
+            continue
+        other = config.model_copy(update={"data": DataConfig(name=name)})
+        session.run = build_run(other, "drift", val_per_class=_ELSEWHERE)
+        found.append(session.score())
+    return {
+        "elsewhere": mean(each["base"] for each in found),
+        "elsewhere zero_shot": mean(each["zero_shot"] for each in found),
     }
 
 
