@@ -21,15 +21,15 @@ from prometar.analysis.alignment import Alignment, of_run
 from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import FOREIGN_NAMES, tokenize
 from prometar.config.settings import Config, DataConfig
-from prometar.data.datasets.dataset import Source
+from prometar.data.datasets.dataset import Source, classnames
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
-from prometar.step.prompted_clip import build_model, prompt_texts
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
-from prometar.training.train import Run, Session, build_run
+from prometar.training.train import Evaluation, Run, Session, build_run
 
 Record = dict[str, Any]
 """`base`, `new`, `H` in percent (None, and a `reason`, if it failed), `alignment`, and what made them."""
@@ -114,7 +114,9 @@ def _run(wanted: Wanted) -> Record:
             while not session.finished:
                 session.epoch()
             scores = session.history[-1]
-            if wanted.signals:
+            if wanted.signals and wanted.objective != "final":
+                signals = among_as_many(session)
+            elif wanted.signals:
                 judge = build_run(wanted.config, "drift")
                 session.run = judge  # the same prompts, seen as a search would see them
                 signals = session.score()
@@ -158,15 +160,33 @@ def on_other_sets(session: Session, config: Config) -> dict[str, float]:
     }
 
 
+def among_as_many(session: Session) -> dict[str, float]:
+    """`matched base`, `matched new`, `matched objective`: seen and unseen classes told apart among as many
+    names as the final test's base and new classes are, filled up with foreign ones."""
+    run, final = session.run, build_run(session.run.config, "final")
+    fill = foreign_names(run.dataset.classnames, run.backbone.vocabulary)
+
+    def among(name: str, evaluation: Evaluation) -> Evaluation:
+        own, size = classnames(evaluation.plan.items), len(classnames(final.evaluations[name].plan.items))
+        return replace(evaluation, model=model_of(run, (*own, *fill[: size - len(own)])))
+
+    session.run = replace(run, evaluations={name: among(name, e) for name, e in run.evaluations.items()})
+    return {f"matched {name}": value for name, value in session.score().items()}
+
+
+def model_of(run: Run, names: Sequence[str]) -> Model:
+    """The run's prompts with other class names."""
+    prompts = run.method.prompts
+    texts = prompt_texts(names, prompts, init=run.config.prompts.init, template=run.dataset.template)
+    return build_model(run.backbone.clip, prompts, tokenize(texts))
+
+
 def on_words_of_imagenet(run: Run) -> Foreign:
     """What drift is measured on, with names of ImageNet in place of the backbone's own."""
     names = foreign_names(run.dataset.classnames, FOREIGN_NAMES)
-    prompts, clip = run.method.prompts, run.backbone.clip
-    texts = prompt_texts(names, prompts, init=run.config.prompts.init, template=run.dataset.template)
-    frozen_VE = frozen_text(clip, tokenize, names, (TEMPLATE,))
-    model = build_model(clip, prompts, tokenize(texts))
+    frozen_VE = frozen_text(run.backbone.clip, tokenize, names, (TEMPLATE,))
     assert run.foreign is not None  # `drift` predicts new accuracy
-    return replace(run.foreign, model=model, frozen_text_VE=frozen_VE)
+    return replace(run.foreign, model=model_of(run, names), frozen_text_VE=frozen_VE)
 
 
 @dataclass
