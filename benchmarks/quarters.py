@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from prometar.data.datasets.catalog import open_dataset
@@ -14,8 +15,9 @@ FEWEST = 2  # classes held out: among fewer there is nothing to take one for ano
 
 
 def held_out(labels: Sequence[int], fold: int) -> tuple[int, ...]:
-    """Every fourth label, from the `fold`-th on; of few every third or second."""
-    return tuple(labels[fold :: min(FOLDS, len(labels) // FEWEST)])
+    """A quarter of the labels, at least two; the folds take turns through one random order."""
+    order, size = random.Random(0).sample(labels, len(labels)), max(FEWEST, round(len(labels) / FOLDS))
+    return tuple(sorted(order[(fold * size + k) % len(order)] for k in range(size)))
 
 
 def epochs_of(dataset: str, root: str | None, fold: int, epochs: int) -> int:
