@@ -19,7 +19,7 @@ from prometar.errors import UserError
 from prometar.io.stores import join
 from tune.results.goals import parse_bounds
 from tune.space.portfolio import SIZE, first_trials
-from tune.space.spaces import Space, load_space
+from tune.space.spaces import EPOCHS, Space, load_space
 
 if TYPE_CHECKING:
     from tune.results.schema import FinalTest
@@ -119,7 +119,7 @@ class Options:
             objective=self.objective,
             seed=self.seed,
             sampler=self.sampler,
-            pruner=self.pruner or ("none" if len(goals) > 1 else "hopeless"),
+            pruner=self.pruner or ("none" if len(goals) > 1 or EPOCHS in space.ranges else "hopeless"),
             goals=goals,
             bounds=parse_bounds(_many(self.at_least), _many(self.at_most)),
             val_per_class=self.val_per_class,

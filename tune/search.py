@@ -74,7 +74,9 @@ def search(
     pruner: Annotated[
         str | None,
         _option(
-            HOW, "hopeless, median, asha, hyperband or none [hopeless]; several goals: hopeless or [none]."
+            HOW,
+            "hopeless, median, asha, hyperband or none [hopeless]; several goals: hopeless or [none]; epochs "
+            "searched: none.",
         ),
     ] = None,
     seed: Annotated[int, _option(HOW, "Of the search, the images and their order.")] = Options.seed,

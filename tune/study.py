@@ -227,7 +227,7 @@ def _memory(
         sampler=spec.sampler,
         goals=spec.goals,
         bounds=spec.bounds,
-        epochs=spec.config.train.epochs,
+        epochs=spec.most_epochs,
         admit=partial(_claim, folder, identity, storage),
     )
 
@@ -265,7 +265,7 @@ def _search(
     progress = Progress(
         memory,
         spec.trials,
-        spec.config.train.epochs,
+        spec.most_epochs,
         console=console,
         numbers_of=searcher.numbers,
         reference=spec.reference(),

@@ -19,7 +19,7 @@ from tune.optimizer.samplers import own_sampler
 from tune.results.goals import Bound, Goal
 from tune.space.spaces import Choice, Space
 
-_OF_THE_STUDY = {"train.seed", "train.epochs", "data.name", "data.root"}
+_OF_THE_STUDY = {"train.seed", "data.name", "data.root"}
 FRESH_SEEDS_FROM = 1000  # seeds of the last round, beyond those of searches and final comparisons
 
 
@@ -121,6 +121,11 @@ class StudySpec:
         """Of every trial of the search."""
         first = self.config.train.seed
         return tuple(range(first, first + self.seeds_per_trial))
+
+    @property
+    def most_epochs(self) -> int:
+        """Of a trial."""
+        return self.space.most_epochs(self.config)
 
     @property
     def fresh_seeds(self) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ class Trials(Protocol):
 class _Running:
     """A running trial's last report; `first` is the epoch it had behind it when this process took it on."""
 
+    of_epochs: int
     first: int | None = None
     epoch: int = 0
     objective: float | None = None
@@ -45,7 +46,7 @@ class Progress(Unpickled, Callback):
     Args:
         memory: Whose trials are shown; it is asked for those that have ended, at most once a second.
         target: How many trials the study is to have.
-        epochs: Epochs of a whole trial.
+        epochs: Of a whole trial, the most.
         console: A live view where it is a terminal, else one line an ended trial.
         numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
         reference: The released settings; the best ones are shown by how they differ (default: nothing known).
@@ -87,7 +88,7 @@ class Progress(Unpickled, Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         for number in set(self._numbers_of(trial.trial_id)) - self._ended:
-            self._running.setdefault(number, _Running())
+            self._running.setdefault(number, _Running(self._epochs))
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         numbers, member = self._numbers_of(trial.trial_id), result.get("member", 0)
@@ -95,8 +96,13 @@ class Progress(Unpickled, Callback):
         self._due |= len(numbers) > 1  # Tune hears only of the end of all
         if epoch is None or objective is None or number in self._ended:
             return
-        first = self._running.get(number, _Running()).first
-        self._running[number] = _Running(epoch - 1 if first is None else first, epoch, float(objective))
+        first = self._running[number].first if number in self._running else None
+        self._running[number] = _Running(
+            result.get("of_epochs", self._epochs),
+            epoch - 1 if first is None else first,
+            epoch,
+            float(objective),
+        )
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._due = True
@@ -169,8 +175,8 @@ class Progress(Unpickled, Callback):
         if not here:
             return None
         running = self._running.values()
-        begun = sum((run.epoch - run.first) / self._epochs for run in running if run.first is not None)
-        left = self._target - len(self._ended) - sum(run.epoch / self._epochs for run in running)
+        begun = sum((run.epoch - run.first) / run.of_epochs for run in running if run.first is not None)
+        left = self._target - len(self._ended) - sum(run.epoch / run.of_epochs for run in running)
         return max(0.0, left) * (self._clock() - self._begin) / (here + begun)
 
     def _view(self) -> Group:
@@ -203,7 +209,7 @@ class Progress(Unpickled, Callback):
     def _running_line(self, number: int) -> str:
         run = self._running[number]
         value = "" if run.objective is None else f", objective {run.objective:.1f}"
-        return f"  trial {number}: epoch {run.epoch}/{self._epochs}{value}"
+        return f"  trial {number}: epoch {run.epoch}/{run.of_epochs}{value}"
 
 
 def _one_line(text: Any) -> str:

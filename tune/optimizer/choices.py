@@ -10,7 +10,7 @@ from prometar.errors import UserError
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
 from tune.optimizer.samplers import require_sampler
 from tune.results.goals import GOALS, Bound
-from tune.space.spaces import Space
+from tune.space.spaces import EPOCHS, Space
 
 
 def require_choices(
@@ -29,4 +29,9 @@ def require_choices(
     if len(goals) > 1 and prunes and pruner not in FRONT_PRUNERS:
         known = ", ".join(("none", *FRONT_PRUNERS))
         raise UserError(f"--pruner {pruner} judges by one goal: with several, use one of {known}")
+    if EPOCHS in space.ranges and prunes:
+        raise UserError(
+            f"--pruner {pruner} compares trials at the same epoch, and the space {space.name} searches "
+            f"{EPOCHS}: use --pruner none"
+        )
     require_sampler(sampler, space, num_goals=len(goals), bounded=bool(bounds))

@@ -155,7 +155,7 @@ def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
         goals=spec.goals,
         trials=spec.trials,
         max_hours=max_hours,
-        epochs=config.train.epochs,
+        epochs=spec.most_epochs,
         shots=config.data.shots,
         seed=spec.seed,
         seeds=spec.seeds,

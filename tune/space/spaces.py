@@ -148,6 +148,9 @@ class Choice(_Range):
         return " | ".join(map(str, self.choices))
 
 
+EPOCHS = "train.epochs"
+"""The setting that decides how long a trial is."""
+
 Range = FloatRange | IntRange | Choice
 _ENTRY: TypeAdapter[Range] = TypeAdapter(Annotated[Range, Field(discriminator="type")])
 
@@ -184,6 +187,11 @@ class Space:
     def conditional(self) -> bool:
         """Whether some settings are drawn only beside certain values of others."""
         return any(entry.when for entry in self.ranges.values())
+
+    def most_epochs(self, config: Config) -> int:
+        """Of a trial: this configuration's own, unless longer ones may be drawn."""
+        searched = self.ranges.get(EPOCHS)
+        return max([config.train.epochs, *(searched.ends if searched else ())])
 
     def values_of(self, config: Config) -> dict[str, Any]:
         """This configuration's own values of the searched settings.

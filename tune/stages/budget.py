@@ -17,6 +17,7 @@ from prometar.data.splits.objective import Problem, problem
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.methods.composition import build
+from tune.space.spaces import EPOCHS
 from tune.stages.sequential import ALONE, LOOKS
 from tune.study_spec import StudySpec
 
@@ -86,9 +87,10 @@ class Steps(NamedTuple):
 def headline(spec: StudySpec) -> str:
     """What a study is about, in a line."""
     config, num_runs = spec.config, _runs_per_seed(spec) * len(spec.seeds)
+    up_to = "up to " if EPOCHS in spec.space.ranges else ""
     of_runs = f", each the mean of {num_runs} runs" if num_runs > 1 else ""
     return (
-        f"{spec.trials} trials of {config.train.epochs} epochs{of_runs}, {config.method} on "
+        f"{spec.trials} trials of {up_to}{spec.most_epochs} epochs{of_runs}, {config.method} on "
         f"{' + '.join(spec.names)} with {config.backbone.name}, objective {spec.objective}, "
         f"space {spec.space.name}"
     )
@@ -142,7 +144,7 @@ def steps_of(config: Config, searched: list[Problem], final: Problem) -> Steps:
 
 def budget_of(spec: StudySpec, steps: Mapping[str, Steps]) -> Budget:
     """The budget, from the steps of an epoch on each data set."""
-    epochs = spec.config.train.epochs
+    epochs = spec.most_epochs
     search_steps = sum(each.search for each in steps.values())
     final_steps = sum(each.final for each in steps.values())
     num_seeds = len(spec.seeds)

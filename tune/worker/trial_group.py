@@ -127,6 +127,7 @@ class _Member:
         told = {
             "loss": mean(each.get("direct_ce", 0.0) for each in figures),
             "seconds": sum(each["seconds"] for each in figures),
+            "of_epochs": self._job.epochs,
             "runs": [
                 run.leg.name | {key: each[key] for key in _MEANS if key in each}
                 for run, each in zip(self._runs, figures, strict=True)

@@ -100,6 +100,15 @@ def test_running_trials_count_by_their_epochs() -> None:
     assert study.lines[0].endswith("1 of 4 done, 1:40 left")  # 60 s for 1.2 trials, 2 are left
 
 
+def test_each_trial_counts_by_its_own_epochs() -> None:
+    study = Study(target=4)
+    for number in (0, 1):
+        study.start(number)
+    study.result(1, epoch=1, objective=1.0, of_epochs=2)
+    study.end(trial(0, "COMPLETE", [60.0]), 60.0)
+    assert study.lines[0].endswith("1 of 4 done, 1:40 left")  # 60 s for 1.5 trials, 2.5 are left
+
+
 def test_the_memory_is_read_when_a_trial_ended_and_once_a_second_at_most() -> None:
     study = Study()
     before = study.reads

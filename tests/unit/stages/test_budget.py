@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prometar.config.settings import Config
+from prometar.errors import UserError
 from prometar.training.train import build_run
 from tests.support.driver import small_spec
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked
-from tune.stages.budget import Budget, Part, planned
+from tune.space.spaces import Space
+from tune.stages.budget import Budget, Part, headline, planned
 from tune.stages.sequential import LOOKS
 from tune.study_spec import StudySpec
 
@@ -68,6 +71,18 @@ def test_a_test_that_ends_when_it_is_decided() -> None:
     found = planned(auto)
     assert found.final_test.runs == 2 * LOOKS[-1].pairs
     assert "10 where that decides it, 3 where the released settings are kept" in str(found)
+
+
+def test_trials_of_different_lengths() -> None:
+    lengths = {"train.epochs": {"type": "int", "low": 1, "high": 6}}
+    spec = small_spec(epochs=2, trials=4, space=Space.of(lengths), final_seeds=(5,))
+    assert spec.search_job(Asked(0, {"train.epochs": 6}), "", Terms()).epochs == 6
+    assert spec.final_job({"train.epochs": 1}, spec.names[0], 5, "", Terms()).epochs == 1
+    assert spec.reference() == {"train.epochs": 2}
+    assert planned(spec).search.epochs == 4 * 6
+    assert "trials of up to 6 epochs" in headline(spec)
+    with pytest.raises(UserError, match=r"searches train\.epochs: use --pruner none"):
+        replace(spec, pruner="hopeless")
 
 
 def test_fewer_trials_than_the_last_round_takes() -> None:
