@@ -49,6 +49,8 @@ ARMS: Mapping[str, Sequence[str]] = {
     "TPE, base validation": ["--objective", "base_val", "--sampler", "tpe", *_PLAIN],
     "portfolio's best alone": ["--enqueue", "BEST", "--portfolio", "0", "--trials", "2", "--top", "0"],
 }
+EARLIER = "earlier default"
+"""The default as it was: leads of the last round alone, by what those of the best-scored had been worth."""
 PAIRS = 5
 FIGURES = ("H", "base", "new")
 DEVELOPMENT = (
@@ -128,7 +130,7 @@ def over_sets(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
 def results(rows: Sequence[dict[str, Any]]) -> str:
     """Mean gains with intervals over data sets, and how often a choice is worse."""
     lines = []
-    for arm in ARMS:
+    for arm in (*ARMS, EARLIER):
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
@@ -145,7 +147,7 @@ def beside(rows: Sequence[dict[str, Any]]) -> str:
     """The other kinds of search minus the default one, on the data sets and numbers that both have."""
     default = {(row["dataset"], row["search"]): row for row in rows if row["arm"] == "default"}
     lines = []
-    for arm in list(ARMS)[1:]:
+    for arm in (*list(ARMS)[1:], EARLIER):
         mine = [row for row in rows if row["arm"] == arm and (row["dataset"], row["search"]) in default]
         if not mine:
             continue
@@ -223,7 +225,7 @@ def show(doc: Path | None, plot: Path | None) -> None:
         parts += [DEVELOPMENT, results(development), beside(development)]
     publish("\n\n".join(parts), doc, "claim")
     if plot is not None:
-        draw(rows, list(ARMS), plot)
+        draw(rows, (*ARMS, EARLIER), plot)
     if (found := track_record(rows)) is not None and doc is not None:
         write_atomically(SHIPPED, (json.dumps(asdict(found), indent=1) + "\n").encode())
 

@@ -10,7 +10,7 @@ from typing import Any
 from prometar.io.files import write_atomically
 
 WIDTH, LEFT, RIGHT, TOP, ROW = 1050, 110, 20, 50, 60
-COLOURS = ("#0b6e99", "#6aa84f", "#b8860b", "#8a5a83", "#555555")
+COLOURS = ("#0b6e99", "#6aa84f", "#b8860b", "#8a5a83", "#555555", "#a0a0a0")
 
 
 def draw(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], path: Path) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from choosing import choices
 from common import DEVELOPMENT, describe, require_development, table
 from quarters import epochs_of
 from records import Record, Wanted, publish, read_all, run_all
@@ -184,7 +185,9 @@ def show(found: Evidence, doc: Path | None) -> None:
     )
     publish(f"{head}\n\n{results(tables)}\n\n{parts(tables)}", doc, "objectives")
     publish(gains(tables), doc, "portfolio")
-    if len(found.seeds) > 2:
+    if len(found.seeds) > 2 and len(tables) > 2:
+        settings = [settings_of(found.space, number) for number in range(1, found.settings + 1)]
+        publish(choices(tables, settings, load_space(found.space)), doc, "choices")
         for name in (DRIFT, "base validation accuracy"):
             print(f"{name}: {calibration(WAYS[name], tables)}")
 

@@ -20,7 +20,6 @@ from tune.stages.choice import Belief, Calibration
 Floats = NDArray[np.float64]
 BUDGET = 24  # settings that a search sees
 RESAMPLED = 400
-CONTENDERS = 5
 
 
 @dataclass(frozen=True)
@@ -171,20 +170,13 @@ def error_of(way: Callable[[Table], Floats], tables: Sequence[Table]) -> float:
 
 
 def calibration(way: Callable[[Table], Floats], tables: Sequence[Table]) -> tuple[Calibration, Belief]:
-    """How a contender's lead goes with its gain, and how such gains are spread.
+    """How a setting's lead goes with its gain, and how the gains of random draws are spread.
 
-    One seed chooses the best-scored settings, another measures their lead, a third tests them. Variances and
-    covariances are of different seeds, so that the noise of one is not in them.
+    Of all settings, not of the best-scored alone: what made those the best is in their scores already.
+    Variances and covariances are of different seeds, so that the noise of one is not in them.
     """
-    leads, gains = [], []
-    for found in tables:
-        scores, tests = way(found), found.tests
-        for seed in range(tests.shape[1]):
-            best = 1 + np.argsort(-scores[1:, seed])[:CONTENDERS]
-            others = [k for k in range(tests.shape[1]) if k != seed]
-            leads.append((scores[best] - scores[0])[:, others])
-            gains.append((tests[best] - tests[0])[:, others])
-    lead, gain = np.concatenate(leads), np.concatenate(gains)
+    lead = np.concatenate([(scores - scores[0])[1:] for scores in map(way, tables)])
+    gain = np.concatenate([(t.tests - t.tests[0])[1:] for t in tables])
     variance = _covariance(gain, gain)
     slope = _covariance(lead, gain) / variance
     spread = max(_covariance(lead, lead) - slope**2 * variance, 0.0)

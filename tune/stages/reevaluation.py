@@ -94,8 +94,7 @@ def _rows(
 def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialRecord]:
     """The released settings first, then the `top` others; the best alone where it is 0.
 
-    Those are the best-scored and, where it is known what a lead is worth, the ones with the highest expected
-    gains; else the others in the order of their scores.
+    Those have the highest expected gains where it is known what a lead is worth, else the highest scores.
     """
     found = by_score(trials, spec.bounds)
     released = [trial for trial in by_score(trials) if trial.reference]
@@ -104,13 +103,13 @@ def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialReco
     others = [trial for trial in found if not trial.reference]
     if released:
         promised = _gains(
-            {trial.number: [trial.score or 0.0] for trial in (*released, *others)},
+            {trial.number: _searched(trial.score or 0.0, spec) for trial in (*released, *others)},
             {trial.number: trial.settings for trial in others},
             released[0].number,
             spec,
         )
         if promised:
-            others[1:] = sorted(others[1:], key=lambda trial: -promised[trial.number].mean)
+            others.sort(key=lambda trial: -promised[trial.number].mean)
     return [*released, *others[: spec.top]]
 
 
@@ -141,6 +140,11 @@ def _gains(
     }
 
 
+def _searched(score: float, spec: StudySpec) -> list[float]:
+    """The search's score as so many blocks as it is the mean of."""
+    return [score] * len(spec.seeds)
+
+
 def _row(trial: TrialRecord, runs: tuple[Run, ...]) -> Reevaluated:
     whole = [run.objective for run in runs if run.objective is not None]
     same_seeds = len(whole) == len(runs)
@@ -156,11 +160,16 @@ def _row(trial: TrialRecord, runs: tuple[Run, ...]) -> Reevaluated:
 
 def _judged(rows: tuple[Reevaluated, ...], spec: StudySpec) -> tuple[tuple[Reevaluated, ...], bool]:
     """The rows with what their leads are worth, and whether that is known."""
-    whole = {row.number: list(map(mean, row.by_seed.values())) for row in rows if row.mean is not None}
-    released = next((row.number for row in rows if row.reference), None)
-    if released is None or released not in whole:
+    released = next((row for row in rows if row.reference and row.mean is not None), None)
+    if released is None:
         return rows, False
-    found = _gains(whole, {row.number: row.settings for row in rows}, released, spec)
+    blind = released.search is None  # it has failed in the search: no trial has a lead there
+    whole = {
+        row.number: [*([] if blind else _searched(row.search or 0.0, spec)), *map(mean, row.by_seed.values())]
+        for row in rows
+        if row.mean is not None
+    }
+    found = _gains(whole, {row.number: row.settings for row in rows}, released.number, spec)
     judged = tuple(
         replace(row, expected=found[row.number].mean, probability=found[row.number].probability)
         if row.number in found

@@ -70,7 +70,8 @@ def test_the_leads_that_the_documents_name_are_those_that_are_asked_for() -> Non
     known = [each.gains.values() for each in shipped().known]
     best = max((belief(list(gains), EMBEDDED) for gains in known), key=lambda each: each.probability)
     for before in (UNKNOWN, EMBEDDED, best):
-        assert f"{lead_needed(2, CALIBRATIONS['drift'], before):.1f} points" in text
+        needed = round(lead_needed(3, CALIBRATIONS["drift"], before), 1) + 0.0
+        assert f"{needed} points" in text
 
 
 def test_the_posterior_is_that_of_simulated_studies() -> None:

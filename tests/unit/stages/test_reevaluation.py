@@ -1,4 +1,4 @@
-"""Who gets into the last round: the best-scored, and what other data sets speak for."""
+"""Who gets into the last round, and what is expected of it then."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tune.results.schema import Reevaluated, Run, TrialRecord
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import shipped
 from tune.space.spaces import load_space
-from tune.stages.reevaluation import _chosen, contenders, run_last_round
+from tune.stages.choice import CALIBRATIONS, EMBEDDED, believed
+from tune.stages.reevaluation import _chosen, _judged, contenders, run_last_round
 from tune.study_spec import StudySpec
 
 KNOWN = shipped().choose(without=["shapes"])[0]
@@ -77,7 +78,7 @@ def test_without_a_last_round_the_best_is_alone(spec: StudySpec) -> None:
 
 
 def test_what_breaks_a_bound_gets_into_no_last_round(spec: StudySpec) -> None:
-    assert numbers(replace(spec, bounds=parse_bounds([], ["base=63"])), *TRIALS) == [0, 3, 1]
+    assert numbers(replace(spec, bounds=parse_bounds([], ["base=63"])), *TRIALS) == [0, 1, 3]
     assert numbers(replace(spec, bounds=parse_bounds(["base=63"], [])), *TRIALS) == [0, 2]
     assert numbers(replace(spec, bounds=parse_bounds(["base=70"], []), top=0), *TRIALS) == [0]
 
@@ -101,6 +102,39 @@ def test_what_breaks_a_bound_is_not_chosen(at_least: int, chosen: int) -> None:
     rows = [again(0, 65.0, None), again(1, 61.0, 0.9), again(2, 62.0, 0.5), again(3, 63.0, 0.85),
             again(4, 67.0, 0.3)]  # fmt: skip
     assert _chosen(rows, parse_bounds([f"base={at_least}"], ["seconds=0.5"]), judged=True) == chosen
+
+
+def fresh(number: int, searched: float | None, *scores: float) -> Reevaluated:
+    """A row of the last round: the search's score, and those of fresh seeds."""
+    runs = tuple(
+        Run("shapes", 1000 + k, base=x, new=x, objective=x, seconds=1.0) for k, x in enumerate(scores)
+    )
+    return Reevaluated(number, number == 0, drawn(number), searched, sum(scores) / len(scores), runs)
+
+
+def expected_of(spec: StudySpec, *rows: Reevaluated) -> list[float]:
+    judged, known = _judged(rows, spec)
+    assert known
+    return [row.expected for row in judged if row.expected is not None]
+
+
+def test_the_score_of_the_search_is_one_more_measurement(spec: StudySpec) -> None:
+    rows = [fresh(0, 60.0, 60.0, 60.0), fresh(1, 66.0, 62.0, 61.0), fresh(2, 63.0, 62.0, 61.0)]
+    more, less = expected_of(spec, *rows)
+    assert more > less
+    calibration = CALIBRATIONS["drift"]
+    assert more == pytest.approx(believed([6.0, 2.0, 1.0], calibration, EMBEDDED).mean)
+    three = replace(spec, seeds_per_trial=3)
+    assert expected_of(three, *rows)[0] == pytest.approx(
+        believed([6.0, 6.0, 6.0, 2.0, 1.0], calibration, EMBEDDED).mean
+    )
+
+
+def test_where_the_released_settings_failed_in_the_search_the_last_round_is_all_there_is(
+    spec: StudySpec,
+) -> None:
+    (only,) = expected_of(spec, fresh(0, None, 60.0, 60.0), fresh(1, 66.0, 62.0, 61.0))
+    assert only == pytest.approx(believed([2.0, 1.0], CALIBRATIONS["drift"], EMBEDDED).mean)
 
 
 def test_where_nothing_is_left_to_choose_one_line_says_so(spec: StudySpec, tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""Studies enacted from figures that are there: what each rule of choosing settings would have gained.
+
+A study on a development set sees one seed in its search and another in its last round; what it chooses is
+tested with those that are left. What a lead is worth, the portfolio and its gains are of the other sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from common import table
+from scoring import DRIFT, WAYS, Floats, Table, calibration
+
+from tune.space.portfolio import Known, Portfolio
+from tune.space.spaces import Space
+from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, belief, believed
+
+TOP = 3  # settings in the last round
+ENACTED = 50  # times that the settings of a smaller study are drawn
+
+
+@dataclass(frozen=True)
+class Study:
+    """Leads and gains of settings; what is known of them from elsewhere. Row 0 are the first draws.
+
+    Args:
+        searched: By setting, the lead in the search. again: In the last round. gain: On the test.
+        portfolio: Settings that are tried first, the best first. known: Their gains elsewhere, by setting.
+        points: Settings as points of the unit cube.
+    """
+
+    searched: Floats
+    again: Floats
+    gain: Floats
+    portfolio: Sequence[int]
+    known: Mapping[int, Sequence[float]]
+    calibration: Calibration
+    draws: Belief
+    points: Floats
+
+    def before(self, setting: int, *, elsewhere: bool) -> Belief:
+        """What is believed of it before it is trained."""
+        return belief(self.known[setting] if elsewhere and setting in self.portfolio else [], self.draws)
+
+
+Rule = Callable[[Study], int | None]
+"""The settings that are chosen, None for the released ones."""
+
+
+def highest(study: Study) -> int:
+    return int(study.searched.argmax())
+
+
+def highest_mean(study: Study) -> int:
+    """Of the best-scored, by both seeds."""
+    top = np.argsort(-study.searched)[:TOP]
+    return int(top[(study.searched + study.again)[top].argmax()])
+
+
+def best_elsewhere(study: Study) -> int:
+    return study.portfolio[0]
+
+
+def expected(
+    study: Study, *, own: bool = False, elsewhere: bool = True, search_counts: bool = True
+) -> int | None:
+    """The highest expected gain, if it is probably one.
+
+    Args:
+        own: Only settings that are not of the portfolio. elsewhere: Gains on other data sets are known.
+        search_counts: The score that picked settings for the last round is a measurement too.
+    """
+    tried = [k for k in range(len(study.gain)) if not own or k not in study.portfolio]
+    before = {k: study.before(k, elsewhere=elsewhere) for k in tried}
+    first = {k: believed([study.searched[k]], study.calibration, before[k]) for k in tried}
+    top = sorted(tried, key=lambda k: -first[k].mean)[:TOP]
+    last = {
+        k: believed(
+            [*([study.searched[k]] if search_counts else []), study.again[k]], study.calibration, before[k]
+        )
+        for k in top
+    }
+    best = max(top, key=lambda k: last[k].mean)
+    return best if last[best].probability >= KEEP_UNLESS else None
+
+
+def smooth(study: Study) -> int:
+    """The highest expected gain, where settings that are near each other gain alike (a Gaussian process)."""
+    known, c = study.draws, study.calibration
+    squares = ((study.points[:, None] - study.points[None]) ** 2).sum(axis=-1)
+    prior = known.sd**2 * (0.5 * np.exp(-squares / 2) + 0.5 * np.eye(len(squares)))
+    noise = np.full(len(squares), c.spread**2 + c.noise**2)
+    lead = study.searched.copy()
+    for _ in range(2):  # after the search, and after the last round
+        seen = c.slope**2 * prior + np.diag(noise)
+        gains = known.mean + c.slope * prior @ np.linalg.solve(seen, lead - c.offset - c.slope * known.mean)
+        top = np.argsort(-gains)[:TOP]
+        lead[top] = (study.searched[top] + study.again[top]) / 2
+        noise[top] = c.spread**2 + c.noise**2 / 2
+    return int(top[gains[top].argmax()])
+
+
+def race(study: Study, once: int, twice: int) -> float:
+    """The mean gain of the best of `once` settings, `twice` of which meet both seeds."""
+    rng, gains = np.random.default_rng(0), []
+    for _ in range(ENACTED):
+        tried = rng.permutation(len(study.gain))[:once]
+        top = tried[np.argsort(-study.searched[tried])[:twice]]
+        scores = study.searched[top] + (study.again[top] if twice > 1 else 0)
+        gains.append(study.gain[top[scores.argmax()]])
+    return float(np.mean(gains))
+
+
+RULES: dict[str, Rule] = {
+    "the highest score": highest,
+    "of the three best-scored, the highest mean of search and last round": highest_mean,
+    "the portfolio's best, without a search": best_elsewhere,
+    "expected gain, by the last round": lambda study: expected(study, search_counts=False),
+    "expected gain, by search and last round (the default)": expected,
+    "the same, of the search's own draws alone": lambda study: expected(study, own=True),
+    "the same, nothing known from elsewhere": lambda study: expected(study, elsewhere=False),
+    "the same, and settings near each other gain alike": smooth,
+    "the best there is": lambda study: int(study.gain.argmax()),
+}
+RACES = ((24, 1), (21, 3), (18, 6), (12, 12))
+"""24 runs each: settings that meet one seed, and how many of them meet a second one too."""
+
+
+def studies(
+    t: Table, others: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space
+) -> list[Study]:
+    """One for each way to hand out the seeds."""
+    worth, draws = calibration(WAYS[DRIFT], others)
+    gains = np.array([(o.tests - o.tests[0])[1:].mean(axis=1) for o in others]).T
+    names = [o.dataset for o in others]
+    known = tuple(
+        Known({"number": k}, dict(zip(names, map(float, row), strict=True))) for k, row in enumerate(gains)
+    )
+    portfolio = Portfolio(space.name, "", "", 0, 0, known).choose(without=())
+    points = np.array(
+        [
+            [entry.unit(each[key]) if key in each else 0.5 for key, entry in space.ranges.items()]
+            for each in settings
+        ]
+    )
+    lead, gain = (scores - scores[0] for scores in (WAYS[DRIFT](t), t.tests))
+    return [
+        Study(
+            lead[1:, a], lead[1:, b], gain[1:, rest].mean(axis=1),
+            [each["number"] for each in portfolio], dict(enumerate(map(list, gains))), worth, draws, points,
+        )
+        for a, b, *rest in permutations(range(t.tests.shape[1]))
+    ]  # fmt: skip
+
+
+def choices(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> str:
+    """What each rule gains on each set, and how often it does harm."""
+    enacted = {t.dataset: studies(t, [o for o in tables if o is not t], settings, space) for t in tables}
+    rows = []
+    for name, rule in RULES.items():
+        found = {
+            dataset: [0.0 if (k := rule(study)) is None else float(study.gain[k]) for study in of_set]
+            for dataset, of_set in enacted.items()
+        }
+        means = [mean(gains) for gains in found.values()]
+        worse = mean(gain < -0.5 for gains in found.values() for gain in gains)
+        rows.append((name, *(f"{gain:+.2f}" for gain in (*means, mean(means))), f"{100 * worse:.0f} %"))
+    for once, twice in RACES:
+        means = [mean(race(study, once, twice) for study in of_set) for of_set in enacted.values()]
+        title = f"{once} settings once" + (f", the best {twice} twice" if 1 < twice < once else "")
+        title = title.replace("once", "twice") if twice == once else title
+        rows.append((f"{title}: the highest mean", *(f"{gain:+.2f}" for gain in (*means, mean(means))), ""))
+    return table(("chosen", *enacted, "mean", "worse"), rows)
