@@ -1,13 +1,14 @@
 """How well ways of scoring settings without a test image rank them by what they test.
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 32] [--seeds 1 2] [--epochs 5]
-        [--holdout] [--space recipe] [--out DIR] [--jobs 2] [--keep] [--quick]
+        [--holdout cells ...] [--space recipe] [--out DIR] [--jobs 2] [--keep] [--quick]
     python benchmarks/objectives.py --show [--doc docs/objectives.md] [--portfolio FILE]
 
 The released settings and random draws of a space, each trained on all base classes and tested with several
 seeds; what a search could have seen of the same prompts (validation images of base classes, drift on foreign
-names, images of other data sets) is measured beside the test. `--holdout` scores each, with the first seed,
-on held-out base classes too: on each half, and on rotating quarters with the final run's steps.
+names, images of other data sets) is measured beside the test. `--holdout` scores each on these data sets,
+with the first seed, on held-out base classes too: on each half, and on rotating quarters with the final
+run's steps.
 A way of scoring sees one seed and is judged by the tests of the others. Standard errors are of a bootstrap
 over sets and settings. The same command goes on from the records in --out. Only development sets are read.
 The figures are kept (--keep) in benchmarks/objectives.json, which --show reads.
@@ -81,7 +82,7 @@ def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str]
             config = configure("prometar", values)
             name = f"{dataset}/{args.space}-{number:03d}-seed{seed}"
             found[number, seed, "final"] = Wanted(name, config, signals=True)
-            if not args.holdout or seed != args.seeds[0]:
+            if dataset not in args.holdout or seed != args.seeds[0]:
                 continue
             for fold in range(HALVES):
                 found[number, seed, f"half {fold}"] = Wanted(
@@ -184,6 +185,8 @@ def show(found: Evidence, doc: Path | None) -> None:
         f"{', '.join(map(str, found.seeds))}; picks of {min(BUDGET, found.settings + 1)}."
     )
     publish(f"{head}\n\n{results(tables)}\n\n{parts(tables)}", doc, "objectives")
+    if held_out := [t for t in tables if t.holdout]:
+        publish(f"{', '.join(t.dataset for t in held_out)}:\n\n{results(held_out)}", doc, "holdout")
     publish(gains(tables), doc, "portfolio")
     if len(found.seeds) > 2 and len(tables) > 2:
         settings = [settings_of(found.space, number) for number in range(1, found.settings + 1)]
@@ -210,7 +213,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--space", default="recipe")
-    parser.add_argument("--holdout", action="store_true", help="score on held-out base classes too")
+    parser.add_argument(
+        "--holdout", nargs="+", default=[], metavar="SET", help="score on held-out base classes too"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/objectives"), help="the records' folder")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--quick", action="store_true", help="two settings, one epoch")
