@@ -36,6 +36,7 @@ def _search(records: Records) -> SummaryTable:
 def _last_round(records: Records) -> SummaryTable | None:
     if records.lastround is None:
         return None
+    judged = records.lastround.keep_unless is not None
     rows = tuple(
         (
             ("released" if row.of.reference else f"trial {row.of.number}")
@@ -43,11 +44,13 @@ def _last_round(records: Records) -> SummaryTable | None:
             number(row.of.search),
             row.spread if row.of.mean is not None else "failed",
             signed(row.flattery),
+            *((signed(row.of.expected), number(row.of.probability)) if judged else ()),
         )
         for row in round_rows(records)
     )
     title = f"last round, the same images with fresh seeds {listed(records.lastround.seeds)}"
-    return SummaryTable(title, ("settings", "search", f"{records.score}, fresh", "fresh − search"), rows)
+    columns = ("settings", "search", f"{records.score}, fresh", "fresh − search")
+    return SummaryTable(title, columns + (("expected gain", "P(better)") if judged else ()), rows)
 
 
 def _final_test(records: Records) -> SummaryTable | None:

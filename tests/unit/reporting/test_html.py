@@ -27,6 +27,8 @@ from tests.support.report_study import (
 )
 from tune.reporting.html import TOP, build_report
 from tune.reporting.plots import style
+from tune.reporting.tables import summary_tables
+from tune.results.reader import read_records
 
 FASTER = {**RELEASED, "optim.lr": 0.0123}
 
@@ -185,7 +187,23 @@ def test_the_last_round_is_a_table(tmp_path: Path) -> None:
     assert "0 chosen released – 65.00 67.00 ± 0.00 2 of 2 +2.00" in found
     assert "1 optim.lr 0.0123 70.00 66.50 1 of 2 −3.50 failed: killed" in found
     assert "The released settings are the best found so far" in found
+    assert "The highest mean is chosen." in found
     assert "Last round" not in words(tmp_path / "without")
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_what_the_last_round_expects_stands_beside_what_it_measured(tmp_path: Path) -> None:
+    again = last_round(TRIALS) | {"chosen": 1, "keep_unless": 0.8}
+    ours, _ = again["rows"]
+    ours |= {"expected": 1.25, "probability": 0.91}
+    found = words(tmp_path, again=again)
+    assert "expected gain P(better)" in found
+    assert re.search(r"1 chosen optim\.lr 0\.0123 .* \+1\.25 0\.91", found)
+    assert "if there is one with a probability of 0.8 or more" in found
+    assert "The highest mean is chosen." not in found
+    (table,) = (t for t in summary_tables(read_records(tmp_path)) if t.title.startswith("last round"))
+    assert table.columns[-2:] == ("expected gain", "P(better)")
+    assert ("+1.25", "0.91") in [row[-2:] for row in table.rows]
 
 
 @pytest.mark.usefixtures("_no_library")
