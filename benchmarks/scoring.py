@@ -180,8 +180,7 @@ def calibration(way: Callable[[Table], Floats], tables: Sequence[Table]) -> tupl
     variance = _covariance(gain, gain)
     slope = _covariance(lead, gain) / variance
     spread = max(_covariance(lead, lead) - slope**2 * variance, 0.0)
-    noise, test_noise = lead.var(axis=1, ddof=1).mean(), gain.var(axis=1, ddof=1).mean()
-    print(f"test: a pair's noise {np.sqrt(test_noise):.2f}")
+    noise = lead.var(axis=1, ddof=1).mean()
     figures = (lead.mean() - slope * gain.mean(), slope, np.sqrt(spread), np.sqrt(noise))
     return (
         Calibration(*(round(float(x), 2) for x in figures)),
