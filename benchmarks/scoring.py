@@ -52,9 +52,9 @@ class Evidence:
     tables: tuple[Table, ...]
 
     def to_json(self) -> str:
-        """Text; figures with four digits."""
+        """Text; figures with six digits."""
         fields = {**vars(self), "tables": [vars(t) for t in self.tables]}
-        return json.dumps(fields, default=lambda values: np.round(values, 4).tolist()) + "\n"
+        return json.dumps(fields, default=lambda values: np.round(values, 6).tolist()) + "\n"
 
     @staticmethod
     def read(path: Path) -> Evidence:

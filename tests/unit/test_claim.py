@@ -1,19 +1,25 @@
-"""Benchmarks refuse the data sets that are kept for the last table, unless it is asked for."""
+"""Benchmarks keep the data sets of the last table closed, and what is shipped is what they found."""
 
 from __future__ import annotations
 
+import json
 import sys
+from importlib.resources import files
+from math import hypot
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
 from prometar.bundled.suite import SUITE
+from tune.stages.choice import CALIBRATIONS, EMBEDDED, Belief
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CLOSED = [name for name, rendered in SUITE.items() if rendered.purpose == "claim"]
 
 
 def test_closed_data_sets_need_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.syspath_prepend(BENCHMARKS)
     from common import require_development
 
     monkeypatch.delitem(sys.modules, "common")
@@ -22,3 +28,20 @@ def test_closed_data_sets_need_claim(monkeypatch: pytest.MonkeyPatch) -> None:
             require_development(["textures", name], claim=False)
         require_development([name], claim=True)
     require_development([*set(SUITE) - set(CLOSED), "dtd"], claim=False)
+
+
+def test_what_is_shipped_is_what_the_recorded_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a lead is worth, what a draw gains, and the portfolio."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import objectives
+    from scoring import DRIFT, WAYS, Evidence, calibration
+
+    found = Evidence.read(objectives.EVIDENCE)
+    worth, draws = calibration(WAYS[DRIFT], found.tables)
+    assert worth == CALIBRATIONS["drift"]
+    of_sets = [mean((t.tests - t.tests[0])[1:].mean(axis=1)) for t in found.tables]
+    assert Belief(round(draws.mean, 1), round(hypot(draws.sd, stdev(of_sets) / 2), 1)) == EMBEDDED
+    shipped = files("tune.space").joinpath("portfolio.json").read_text("utf-8")
+    assert objectives.portfolio(found) == json.loads(shipped)
+    for module in ("objectives", "scoring", "quarters", "choosing", "records", "common"):
+        monkeypatch.delitem(sys.modules, module)
