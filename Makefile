@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-fast fuzz check bench gpu scale chaos docs constraints dist clean
+.PHONY: install demo test suite test-fast fuzz check bench gpu scale chaos docs constraints dist clean
 
 install: $(STAMP)-dev
 
@@ -25,9 +25,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+test: check suite
+
 # Three files at a time, since tests that start clusters mostly wait; a thread each, since threads that share
 # a core wait for each other, and take up to sixteen times as long.
-test: check
+suite: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What needs neither a process nor a Ray: a unit a package, and recorded trajectories.
