@@ -86,11 +86,11 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def product_rate(dtype: str) -> float:
+def product_rate(dtype: str, side: int) -> float:
     """Operations a second of a large matrix product."""
-    a = torch.randn(2048, 2048).to(DEVICE, DTYPES[dtype])
+    a = torch.randn(side, side).to(DEVICE, DTYPES[dtype])
     seconds = [timed(lambda: a @ a) for _ in range(12)]
-    return 2 * 2048**3 / median(seconds[2:])
+    return 2 * side**3 / median(seconds[2:])
 
 
 def reset_peak() -> None:
@@ -106,7 +106,9 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def measure(side: str, classes: int, backbone: str, dtype: str, threads: int, limit_gb: float) -> Figures:
+def measure(
+    side: str, classes: int, backbone: str, dtype: str, threads: int, limit_gb: float, product: int
+) -> Figures:
     """Seconds of each counted iteration, operations, their rate and peak memory, where it fits."""
     torch.set_num_threads(threads)
     if DEVICE == "cpu":
@@ -114,10 +116,10 @@ def measure(side: str, classes: int, backbone: str, dtype: str, threads: int, li
     try:
         run = iteration(side, classes, backbone, dtype)
         run()
-        rates, seconds = [product_rate(dtype)], []
+        rates, seconds = [product_rate(dtype, product)], []
         for _ in range(COUNTED):
             seconds.append(timed(run))
-            rates.append(product_rate(dtype))
+            rates.append(product_rate(dtype, product))
         peak = peak_gb()
         with FlopCounterMode(display=False) as counter:
             run()
@@ -140,10 +142,13 @@ def main() -> None:
     args = arguments(__doc__, add, repeats=2)
     if args.side:
         return tell(measure(**args.side))
+    product = 2048
     if args.quick:
-        args.backbone, args.repeats, args.classes = "mini", 1, [24]
+        args.backbone, args.repeats, args.classes, product = "mini", 1, [24], 256
     rows, everything = [], []
-    common = {"backbone": args.backbone, "threads": args.threads, "limit_gb": args.limit_gb}
+    common = {
+        "backbone": args.backbone, "threads": args.threads, "limit_gb": args.limit_gb, "product": product
+    }  # fmt: skip
     for classes in args.classes:
         sides = [("released", "fp32"), *(("ours", dtype) for dtype in args.dtypes)]
         rounds = in_turn(

@@ -146,13 +146,14 @@ def main() -> None:
     args = arguments(__doc__, add)
     if args.side:
         return tell(measure(**args.side))
+    count = 600
     if args.quick:
-        args.repeats, args.epochs, args.workers = 1, 2, [1]
+        args.repeats, args.epochs, args.workers, args.size, count = 1, 2, [1], 64, 60
     with TemporaryDirectory() as folder:
         made, root = args.data_root is None, str(args.data_root or folder)
         if made:
-            print("600 generated JPEGs")
-            generated(Path(folder), 600)
+            print(f"{count} generated JPEGs")
+            generated(Path(folder), count)
         work = {"root": root, "made": made, "size": args.size, "epochs": args.epochs}
         kinds = [("in-process", 0)] + [(kind, n) for n in args.workers for kind in ("loader", "ray")]
         rounds = in_turn([{"kind": kind, "workers": n, **work} for kind, n in kinds], args)
