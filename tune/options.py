@@ -17,6 +17,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
 from prometar.io.stores import join
+from prometar.loading import nothing_collected
 from tune.results.goals import parse_bounds
 from tune.space.portfolio import SIZE, first_trials
 from tune.space.spaces import EPOCHS, Space, load_space
@@ -216,7 +217,8 @@ def options_of(given: Mapping[str, Any]) -> Options:
 def run(options: Options) -> FinalTest:
     """Run or continue the study; see `tune.study.run_study`."""
     configure_ray(local=options.address is None, verbose=options.verbose)
-    from tune.study import run_study
+    with nothing_collected():
+        from tune.study import run_study
 
     spec = options.spec()
     return run_study(spec, options.place(spec))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":  # as a study's own process does while it loads
+    gc.disable()
+
 import argparse
 import contextlib
 import io
@@ -254,6 +259,7 @@ def _spec(given: argparse.Namespace) -> StudySpec:
 
 
 def main(options: Sequence[str]) -> int:
+    gc.enable()
     given = _parse(options)
     # A shell starts its background jobs, and so their children, with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,12 +8,14 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
-from ray import tune
-
+from prometar.loading import nothing_collected
 from prometar.parts.sending import install
 from tune.jobs.spec import Job, unpack
 from tune.worker.watchdog import ATTEMPTS, num_hung, watchdog, why_hung
+
+with nothing_collected():
+    import ray
+    from ray import tune
 
 if TYPE_CHECKING:
     from tune.worker.trial_group import Crew
@@ -59,9 +61,10 @@ class TrialWorker(tune.Trainable):
         """What trains the jobs, or tells why they are not trained."""
         if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from those that have some
-        import torch  # here: a worker of another kind need not wait for torch
+        with nothing_collected():
+            import torch  # here: a worker of another kind need not wait for torch
 
-        from tune.worker.trial_group import Crew
+            from tune.worker.trial_group import Crew
 
         torch.set_num_threads(jobs[0].terms.threads)
         return Crew(jobs, failure)
