@@ -41,7 +41,7 @@ def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
         "1": "nan", "2": "missing", "3": "fail", "4": "crash", "5": "crash-always", "13": "bad"
     }  # fmt: skip
     spec = small_spec(trials=14, pruner="median", final_seeds=(1, 2, 3))
-    finals, text = run_fake(tmp_path, spec, behaviour=behaviour, max_concurrent=2)
+    finals, text = run_fake(tmp_path, spec, behaviour=behaviour)
     found = records(tmp_path)
     assert [r["number"] for r in found] == list(range(14))
     reasons = {r["number"]: r["reason"] for r in found if r["state"] == "FAIL"}
@@ -74,12 +74,18 @@ def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 def test_more_trials_extend_a_study_and_other_settings_are_refused(tmp_path: Path) -> None:
-    run_fake(tmp_path, small_spec(trials=2))
+    """Settings that are given come after the released ones, and once."""
+    starts = (("enqueued", [{"regularizer.text_weight": 7.0}]),)
+    run_fake(tmp_path, small_spec(trials=3), starts=starts)
     first = records(tmp_path)
-    finals, text = run_fake(tmp_path, small_spec(trials=5, final_seeds=(1,)))
-    assert records(tmp_path)[:2] == first
+    finals, text = run_fake(tmp_path, small_spec(trials=5, final_seeds=(1,)), starts=starts)
+    found = records(tmp_path)
+    assert found[:3] == first
+    assert [r["origin"] for r in found] == ["released", "enqueued", "sampled", "sampled", "sampled"]
+    assert found[1]["settings"]["regularizer.text_weight"] == 7.0
+    assert len(found[1]["settings"]) == 3, "what was left open is drawn"
     assert states(tmp_path) == {"COMPLETE": 5}
-    assert "going on: 2 trials are done, 0 were interrupted" in text
+    assert "going on: 3 trials are done, 0 were interrupted" in text
     assert finals["difference"] is None
     with pytest.raises(UserError, match=r"made with other settings \(.*train\.epochs: 3 then, 4 now"):
         run_fake(tmp_path, small_spec(trials=5, epochs=4))
@@ -208,18 +214,6 @@ def test_time_for_searching_ends_a_search_and_not_the_comparison(tmp_path: Path)
     before = len(records(tmp_path))
     run_fake(tmp_path, small_spec(trials=50, final_seeds=(1, 2)), max_hours=4 / 3600)
     assert len(records(tmp_path)) == before, "what earlier commands have searched counts"
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_given_settings_come_after_the_released_ones_and_once(tmp_path: Path) -> None:
-    mine = {"regularizer.text_weight": 7.0}
-    starts = (("enqueued", [mine]),)
-    run_fake(tmp_path, small_spec(trials=3), starts=starts)
-    run_fake(tmp_path, small_spec(trials=4), starts=starts)
-    found = records(tmp_path)
-    assert [r["origin"] for r in found] == ["released", "enqueued", "sampled", "sampled"]
-    assert found[1]["settings"]["regularizer.text_weight"] == 7.0
-    assert len(found[1]["settings"]) == 3, "what was left open is drawn"
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:

@@ -92,9 +92,8 @@ class FakeCrew:
         if behaviour.startswith("needs") and _share() < float(behaviour.removeprefix("needs")):
             with (self._folder / "shares.log").open("a") as log:
                 log.write(f"{_share():g}\n")
-            import torch  # no other trial here waits for it
-
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            # A driver goes by the words; torch itself would take longer to load than all else here.
+            raise RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.")
         if behaviour == "raise":
             raise RuntimeError("the disk is made of cheese")
         if behaviour == "fail":
