@@ -34,9 +34,17 @@ def once(out: Path) -> tuple[dict[str, Any] | None, str]:
         return None, str(error)
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path) -> None:
-    whole, _ = run_fake(tmp_path / "whole", SPEC)
+Whole = tuple[dict[str, Any], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What the study finds when nothing fails: its best trial, and its records."""
+    out = tmp_path_factory.mktemp("whole")
+    return run_fake(out, SPEC)[0]["best"], told(out)
+
+
+def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path, whole: Whole) -> None:
     failed, out = 0, tmp_path / "flaky"
     found: dict[str, Any] | None = None
     before: list[dict[str, Any]] = []
@@ -55,22 +63,20 @@ def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path) -> None:
         event.remove(Engine, "before_cursor_execute", fail)
     assert found is not None, f"no command in {MOST_COMMANDS} came to the end"
     assert failed
-    assert told(out) == told(tmp_path / "whole")
-    assert found["best"] == whole["best"]
+    assert (found["best"], told(out)) == whole
     states = {t.state.name for t in open_study(f"sqlite:///{out / NAME / 'study.db'}", NAME).trials}
     assert states == {"COMPLETE"}, "none is left running"
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_a_clock_that_is_set_back_by_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_back_by_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Whole
+) -> None:
     """Only a trial's moments are the clock's: all that is measured in seconds is not."""
-    whole, _ = run_fake(tmp_path / "whole", SPEC)
     monkeypatch.setattr(in_memory, "datetime", Back)
     monkeypatch.setattr(Back, "looks", 0)
     out = tmp_path / "back"
     found, text = run_fake(out, SPEC, max_hours=0.5)
-    assert told(out) == told(tmp_path / "whole")
-    assert found["best"] == whole["best"]
+    assert (found["best"], told(out)) == whole
     assert not re.search(r"\[-|-\d+:", text), "no negative times"
     moments = [(record["started"], record["ended"]) for record in records(out)]
     assert any(ended < started for started, ended in moments), "it was set back"
