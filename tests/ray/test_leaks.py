@@ -17,9 +17,11 @@ CLASSES = tuple("abcdefgh")  # the first four are base classes
 
 
 def arguments(root: Path, out: Path, objective: str) -> list[str]:
+    """Of a search; its last round reads what its trials do, so one objective's does for all."""
+    top = str(int(objective == SEARCH_OBJECTIVES[0]))
     return [
         *("--dataset", "dtd", "--data-root", str(root), "--backbone", "mini", "--objective", objective),
-        *("--trials", "2", "--epochs", "1", "--set", "data.shots=2", "--top", "1", "--top-seeds", "1"),
+        *("--trials", "2", "--epochs", "1", "--set", "data.shots=2", "--top", top, "--top-seeds", "1"),
         *("--final-seeds", "", "--out", str(out), "--cpus-per-trial", "1"),
         *("--max-concurrent", "1"),
     ]
@@ -54,5 +56,6 @@ def test_what_a_search_opens(tmp_path: Path, objective: str, capsys: pytest.Capt
         return
     assert status == 0, said.err
     assert [r["state"] for r in found] == ["COMPLETE"] * 2
-    lastround = json.loads((tmp_path / "out/dtd/lastround.json").read_text())
-    assert all(row["mean"] is not None for row in lastround["rows"])
+    if objective == SEARCH_OBJECTIVES[0]:
+        lastround = json.loads((tmp_path / "out/dtd/lastround.json").read_text())
+        assert all(row["mean"] is not None for row in lastround["rows"])
