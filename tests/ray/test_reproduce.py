@@ -157,15 +157,16 @@ def test_more_targets_are_tested_without_training_again(
 
 
 def test_a_killed_driver_goes_on(
-    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: str
 ) -> None:
     """Killed with -9 in the middle of a run: the same command ends where an uninterrupted one does."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     args = ["--datasets", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--epochs", "24"]
     command = [sys.executable, "-m", "prometar", "reproduce", "--data-root", str(copies), *TINY, *args]
     driver = subprocess.Popen(
-        [*command, "--out", str(killed)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*command, "--out", str(killed), "--address", ray_local],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     run = killed / "runs" / "final-dtd-2shots-coop-seed1"
     deadline = time.monotonic() + 300
     while not (run / "checkpoint.safetensors").exists():
