@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from prometar.cli.app import main as prometar_main
 from prometar.config.settings import load_config
+from tests.conftest import write_dtd
 from tune.search import main as search_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,13 +30,14 @@ SMALL = [
 
 
 def search(out: Path, *args: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "tune/search.py", "--out", str(out), *SMALL, *args]
+    """A process that runs it, a trial at a time: a second worker takes longer to start than its trials."""
+    command = [sys.executable, "tune/search.py", "--out", str(out), "--max-concurrent", "1", *SMALL, *args]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 def search_here(out: Path, *args: str) -> int:
-    """The same command in this process, on its Ray, a trial at a time. Returns the exit status."""
+    """The same command in this process, on its Ray. Returns the exit status."""
     return search_main(["--out", str(out), "--max-concurrent", "1", *SMALL, *args])
 
 
@@ -72,11 +74,18 @@ def assert_whole(study: Path, name: str, trials: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options for a folder of photographs-to-be, eight classes of 8 + 4 + 4."""
+    root = write_dtd(tmp_path_factory.mktemp("data"), classes=tuple("abcdefgh"))
+    return ["--dataset", "dtd", "--data-root", str(root), "--backbone", "mini"]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, data: list[str], ray_local: str) -> tuple[Path, str]:
     """A study whose driver was killed with -9 in the middle of a trial, and then finished; its output."""
     out = tmp_path_factory.mktemp("out")
-    study = out / "textures"
-    first = search(out)
+    study = out / "dtd"
+    first = search(out, *data, "--address", ray_local)
     wait_for(lambda: any(study.glob("trials/*/checkpoint.safetensors")), first)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
@@ -84,14 +93,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         states = [row[0] for row in database.execute("select state from trials")]
     assert "RUNNING" in states, "it was killed in the middle"
     before = {r["number"]: r["settings"] for r in records(study)}
-    text = finish(search(out))
+    text = finish(search(out, *data))  # with a Ray of its own
     assert {r["number"]: r["settings"] for r in records(study)}.items() >= before.items()
     return study, text
 
 
 def test_a_killed_study_finishes_with_nothing_lost(killed: tuple[Path, str]) -> None:
     study, text = killed
-    assert_whole(study, "textures", 3)
+    assert_whole(study, "dtd", 3)
     assert "were interrupted" in text
     assert "on the test images, trained on all base classes, seeds 1, 2" in text
     assert "so it is biased upwards, and not comparable with a test figure" in text
@@ -111,7 +120,7 @@ def test_the_released_settings_are_kept_unless_others_are_probably_better(killed
     assert finals["same"] == (not likely)
     assert max(r["objective"] for r in finished) >= released["objective"]
     for name in ("best", "released"):
-        runs = finals["datasets"]["textures"][name]
+        runs = finals["datasets"]["dtd"][name]
         assert [run["seed"] for run in runs] == [1, 2]
         assert all(0 <= run["objective"] <= 100 for run in runs)
         assert all(-1 <= run["alignment"] <= 1 for run in runs)
@@ -128,21 +137,21 @@ def test_best_yaml_is_taken_as_it_is(
     figures = capsys.readouterr().out.split(": ")[1].strip()
     assert figures in trained
     finals = json.loads((study / "finals.json").read_text())
-    seed_1 = finals["datasets"]["textures"]["best"][0]
+    seed_1 = finals["datasets"]["dtd"]["best"][0]
     assert figures == f"base {seed_1['base']:.2f} %, new {seed_1['new']:.2f} %, H {seed_1['objective']:.2f} %"
     assert load_config(run / "config.yaml") == load_config(study / "best.yaml")
 
 
 def test_more_trials_extend_it_and_other_settings_are_refused(
-    killed: tuple[Path, str], capsys: pytest.CaptureFixture[str], ray_local: str
+    killed: tuple[Path, str], data: list[str], capsys: pytest.CaptureFixture[str], ray_local: str
 ) -> None:
     study, _ = killed
     before = records(study)
-    assert search_here(study.parent, "--trials", "4") == 0
+    assert search_here(study.parent, *data, "--trials", "4") == 0
     assert capsys.readouterr().err == ""
-    assert_whole(study, "textures", 4)
+    assert_whole(study, "dtd", 4)
     assert records(study)[:3] == before
-    assert search_here(study.parent, "--epochs", "3") == 2
+    assert search_here(study.parent, *data, "--epochs", "3") == 2
     assert "was made with other settings (train.epochs: 2 then, 3 now)" in capsys.readouterr().err
 
 
@@ -158,7 +167,7 @@ def test_optuna_dashboard_opens_the_study(killed: tuple[Path, str]) -> None:
     body = b"".join(app(environment, lambda line, headers, *rest: status.append(line)))
     assert status == ["200 OK"]
     (shown,) = json.loads(body)["study_summaries"]
-    assert shown["study_name"] == "textures"
+    assert shown["study_name"] == "dtd"
 
 
 def test_the_report_says_what_was_found(killed: tuple[Path, str]) -> None:
