@@ -90,7 +90,7 @@ def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) ->
         assert str(second.value) == (
             f"the study {life.out / NAME} is being run by process {driver.process.pid}"
         )
-        stop(driver, signal.SIGINT)
+        stop(driver, signal.SIGTERM)
         time.sleep(1)
         misbehave(life.out, {})
         assert driver.wait() == INTERRUPTED, driver.errors()
@@ -122,25 +122,16 @@ def a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life: Life
         assert int((folder / "pid").read_text()) != killed
         assert (folder / "steps.log").read_text().split() == ["1", "2", "3"], "from its state on, and once"
         assert "failed" not in driver.said().replace("0 failed", "")
-        stop(driver, signal.SIGTERM)
-        assert driver.end(signal.SIGINT) == INTERRUPTED, driver.errors()
-    life.assert_waits(3)
-
-
-def sigterm_is_such_a_signal(life: Life) -> None:
-    with life.joined({"3": "hang"}) as driver:
-        driver.wait_until(lambda: life.hangs("trials/0003"))
-        stop(driver, signal.SIGTERM)
-        misbehave(life.out, {})
-        assert driver.wait() == INTERRUPTED, driver.errors()
-        assert "going on: 3 trials are done, 1 were interrupted" in driver.said()
+        stop(driver, signal.SIGINT)
+        assert driver.end(signal.SIGTERM) == INTERRUPTED, driver.errors()
     life.assert_waits(3)
 
 
 def killed_somewhere_in_the_search(life: Life) -> None:
     epochs, later = life.draw.randrange(num_epochs(life.out) + 1, 3 * TRIALS), life.draw.uniform(0, 0.2)
-    with life.driver({"all": "sleep0.2"}) as driver:
+    with life.joined({"all": "sleep0.2"}) as driver:
         driver.wait_until(lambda: num_epochs(life.out) >= epochs)
+        assert "going on: 3 trials are done, 1 were interrupted" in driver.said()
         time.sleep(later)
         assert driver.kill() == -signal.SIGKILL, f"{later:.3f} s after epoch {epochs}"
     life.witness.look()
@@ -173,7 +164,6 @@ def test_a_study_that_is_disturbed_again_and_again(
     a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life)
     killed_while_it_starts_or_soon_after(life)
     a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life)
-    sigterm_is_such_a_signal(life)
     killed_somewhere_in_the_search(life)
     killed_in_every_later_stage(life)
     forget_hanging(tmp_path)
