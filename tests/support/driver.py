@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
+from unittest import mock
 
 import optuna.storages._in_memory as in_memory
 from rich.console import Console
@@ -95,7 +96,9 @@ def _run(
     out: Path, spec: StudySpec, shown: TextIO, trainable: type[FakeTrial] = FakeTrial, **place: Any
 ) -> None:
     console = Console(file=shown, width=200, soft_wrap=True)
-    run_study(spec, Place(out=out, name=NAME, **place), trainable=trainable, console=console)
+    # No trial reads an image, and who keeps them for all is a process more.
+    with mock.patch("tune.study.shared_images", contextlib.nullcontext):
+        run_study(spec, Place(out=out, name=NAME, **place), trainable=trainable, console=console)
 
 
 def records(out: Path) -> list[dict[str, Any]]:
