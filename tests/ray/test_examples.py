@@ -49,7 +49,7 @@ def test_all_examples_are_searched_together(tmp_path: Path, ray_local: None) -> 
     trials = [json.loads(path.read_text()) for path in tmp_path.glob("it/trials/*/record.json")]
     assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2
     assert all(trial["objective"] == min(trial["base"], trial["new"]) for trial in trials)
-    assert "regularizer.args.delta" in trials[0]["settings"]
+    assert trials[0]["settings"].keys() == {"regularizer.text_weight", "regularizer.args.delta"}
 
 
 def forget(name: str) -> None:
