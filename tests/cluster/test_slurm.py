@@ -118,11 +118,15 @@ def test_bash_parses_it_and_directives_come_before_commands() -> None:
     assert "#SBATCH" not in after, "sbatch reads no directive behind the first command"
 
 
-def test_a_study_runs_and_the_next_job_finds_it(shared: Path) -> None:
-    done = run(shared, *STUDY)
+def test_a_study_runs_on_two_nodes_and_the_next_job_on_one_finds_it(shared: Path) -> None:
+    done = run(shared, *STUDY, cpus="1", nodes=2)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 trials at a time, each with 1 CPU" in done.stdout, "one on each node"
     assert "2 of 2 done" in done.stdout
-    assert "Stopped all" in done.stderr + done.stdout, "no Ray is left on the node"
+    assert "Stopped all" in done.stderr + done.stdout, "no Ray is left on a node"
+    assert (shared / "srun").read_text().split()[:4] == [
+        "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1"
+    ]  # fmt: skip
     assert (shared / "ray-token").stat().st_mode & 0o077 == 0, "the token is nobody else's to read"
     records = sorted((shared / "out/textures/trials").glob("*/record.json"))
     assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2
@@ -131,16 +135,6 @@ def test_a_study_runs_and_the_next_job_finds_it(shared: Path) -> None:
     assert "was made with other settings" in other.stdout + other.stderr
     assert other.returncode != 0, "a study's failure is the job's"
     assert not list(shared.glob("ended-*"))
-
-
-def test_two_nodes_are_one_cluster(shared: Path) -> None:
-    done = run(shared, *STUDY, cpus="1", nodes=2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 trials at a time, each with 1 CPU" in done.stdout, "one on each node"
-    assert "2 of 2 done" in done.stdout
-    assert (shared / "srun").read_text().split()[:4] == [
-        "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1"
-    ]  # fmt: skip
 
 
 def test_a_ray_that_does_not_start_is_a_failure(shared: Path) -> None:
