@@ -24,7 +24,7 @@ from tests.support.shipped import CLUSTERS, ROOT, study_options
 NODE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 ALONE = [*NODE, "--user", "--map-root-user"]
 STUDY = [
-    "--dataset", "textures", "--trials", "2", "--epochs", "1", "--set", "data.shots=1",
+    "--dataset", "cells", "--trials", "2", "--epochs", "1", "--set", "data.shots=1",
     "--val-per-class", "2", "--pruner", "none", "--top", "0", "--final-seeds", "",
 ]  # fmt: skip
 SRUN = f"""#!/bin/sh
@@ -128,7 +128,7 @@ def test_a_study_runs_on_two_nodes_and_the_next_job_on_one_finds_it(shared: Path
         "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1"
     ]  # fmt: skip
     assert (shared / "ray-token").stat().st_mode & 0o077 == 0, "the token is nobody else's to read"
-    records = sorted((shared / "out/textures/trials").glob("*/record.json"))
+    records = sorted((shared / "out/cells/trials").glob("*/record.json"))
     assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2
 
     other = run(shared, *STUDY, "--seed", "7")

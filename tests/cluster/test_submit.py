@@ -146,8 +146,8 @@ def test_a_stopped_study_goes_on_when_it_is_submitted_again(
     assert 0 < len(before) < 49, "stopped half-way"
     assert f"study {out}/textures" in cluster.log("first"), "the job's lines are followed"
 
-    # The same command, this time without the script around it; it need not take so long.
-    trials = len(before) + 2
+    # The same command, this time without the script around it; one more trial is enough.
+    trials = len(before) + 1
     again = cluster.ray(
         "job", "submit", "--submission-id", "second", "--working-dir", ".",
         "--runtime-env", "clusters/runtime-env.yaml", "--", *study, str(trials),
