@@ -21,7 +21,18 @@ ACCURACIES = {"embedded", "suite", "tuned", "precision", "objectives", "claim"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_claims.py reads its parts
 CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "records", "scoring", "quarters", "clocks", "nodes", "replay", "gpu_parts", "claim_plot"}
+SHARED = {
+    "common",
+    "records",
+    "scoring",
+    "quarters",
+    "choosing",
+    "clocks",
+    "nodes",
+    "replay",
+    "gpu_parts",
+    "claim_plot",
+}
 PICTURES = {"pictures"}  # of the README, with a browser
 SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"}  # a minute or more
 
