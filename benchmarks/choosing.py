@@ -21,12 +21,12 @@ from tune.space.spaces import Space
 from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, belief, believed
 
 TOP = 3  # settings in the last round
-ENACTED = 50  # times that the settings of a smaller study are drawn
+REDRAWN = 50  # times that the settings of a smaller study are drawn
 
 
 @dataclass(frozen=True)
-class Study:
-    """Leads and gains of settings; what is known of them from elsewhere. Row 0 are the first draws.
+class Enacted:
+    """Leads and gains of settings over the released ones, and what is known of them from elsewhere.
 
     Args:
         searched: By setting, the lead in the search. again: In the last round. gain: On the test.
@@ -48,26 +48,26 @@ class Study:
         return belief(self.known[setting] if elsewhere and setting in self.portfolio else [], self.draws)
 
 
-Rule = Callable[[Study], int | None]
+Rule = Callable[[Enacted], int | None]
 """The settings that are chosen, None for the released ones."""
 
 
-def highest(study: Study) -> int:
+def highest(study: Enacted) -> int:
     return int(study.searched.argmax())
 
 
-def highest_mean(study: Study) -> int:
+def highest_mean(study: Enacted) -> int:
     """Of the best-scored, by both seeds."""
     top = np.argsort(-study.searched)[:TOP]
     return int(top[(study.searched + study.again)[top].argmax()])
 
 
-def best_elsewhere(study: Study) -> int:
+def best_elsewhere(study: Enacted) -> int:
     return study.portfolio[0]
 
 
 def expected(
-    study: Study, *, own: bool = False, elsewhere: bool = True, search_counts: bool = True
+    study: Enacted, *, own: bool = False, elsewhere: bool = True, search_counts: bool = True
 ) -> int | None:
     """The highest expected gain, if it is probably one.
 
@@ -89,7 +89,7 @@ def expected(
     return best if last[best].probability >= KEEP_UNLESS else None
 
 
-def smooth(study: Study) -> int:
+def smooth(study: Enacted) -> int:
     """The highest expected gain, where settings that are near each other gain alike (a Gaussian process)."""
     known, c = study.draws, study.calibration
     squares = ((study.points[:, None] - study.points[None]) ** 2).sum(axis=-1)
@@ -105,10 +105,10 @@ def smooth(study: Study) -> int:
     return int(top[gains[top].argmax()])
 
 
-def race(study: Study, once: int, twice: int) -> float:
+def race(study: Enacted, once: int, twice: int) -> float:
     """The mean gain of the best of `once` settings, `twice` of which meet both seeds."""
     rng, gains = np.random.default_rng(0), []
-    for _ in range(ENACTED):
+    for _ in range(REDRAWN):
         tried = rng.permutation(len(study.gain))[:once]
         top = tried[np.argsort(-study.searched[tried])[:twice]]
         scores = study.searched[top] + (study.again[top] if twice > 1 else 0)
@@ -133,7 +133,7 @@ RACES = ((24, 1), (21, 3), (18, 6), (12, 12))
 
 def studies(
     t: Table, others: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space
-) -> list[Study]:
+) -> list[Enacted]:
     """One for each way to hand out the seeds."""
     worth, draws = calibration(WAYS[DRIFT], others)
     gains = np.array([(o.tests - o.tests[0])[1:].mean(axis=1) for o in others]).T
@@ -150,7 +150,7 @@ def studies(
     )
     lead, gain = (scores - scores[0] for scores in (WAYS[DRIFT](t), t.tests))
     return [
-        Study(
+        Enacted(
             lead[1:, a], lead[1:, b], gain[1:, rest].mean(axis=1),
             [each["number"] for each in portfolio], dict(enumerate(map(list, gains))), worth, draws, points,
         )
