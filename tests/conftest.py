@@ -30,7 +30,7 @@ CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
 _CACHE = tempfile.mkdtemp(prefix="prometar-tests-")
 os.environ["PROMETAR_CACHE"] = _CACHE  # never the user's own; before any process inherits it
 
-# The same examples each time; --hypothesis-profile=default looks at others. How long one takes decides nothing.
+# The same examples each time, however long one takes; --hypothesis-profile=default looks at others.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
