@@ -1,12 +1,12 @@
 """Whether a search learns to please its score: what its best-scored settings gain on the test.
 
-    python tune/search.py --dataset flags --trials 60 --portfolio 0 --pruner none --top 0 --final-seeds "" --study long-flags
-    python benchmarks/top.py out/long-flags [STUDY ...] [--top 5] [--seeds 1 2 3] [--out DIR] [--doc FILE]
+    python tune/search.py --dataset flags --trials 60 --portfolio 0 --top 0 --final-seeds "" --study long
+    python benchmarks/top.py out/long [STUDY ...] [--top 5] [--seeds 1 2 3] [--out DIR] [--doc FILE]
 
-The settings that a search has drawn and scored best are trained with fresh seeds, and tested. What their leads
-promise was measured on random settings: where a search exploits the score, they gain less than that. Only
-studies on development sets are read. The same command goes on from the records in --out.
-"""  # noqa: E501
+The settings that a search has drawn and scored best are trained with fresh seeds, and tested. What their
+leads promise was measured on random settings: where a search exploits the score, they gain less than that.
+Only studies on development sets are read. The same command goes on from the records in --out.
+"""
 
 from __future__ import annotations
 

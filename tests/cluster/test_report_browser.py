@@ -131,7 +131,7 @@ def test_ci_installs_a_browser_only_where_it_can(tmp_path: Path) -> None:
     bash = shutil.which("bash")
     assert bash is not None
     for name, script in {
-        "make": "echo make $1", "id": "echo 0", "apt-get": "exit 100", "timeout": 'shift; exec "$@"',
+        "make": "echo make $*", "id": "echo 0", "apt-get": "exit 100", "timeout": 'shift; exec "$@"',
         "dirname": "echo .ci",
     }.items():  # fmt: skip
         (tools / name).write_text(f"#!{bash}\n{script}\n")
@@ -142,5 +142,5 @@ def test_ci_installs_a_browser_only_where_it_can(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines() == [
         "no Chromium: the tests of reports in a browser are skipped",
-        "make test",
+        "make --jobs 2 test",
     ]
