@@ -234,7 +234,8 @@ def describe_plan(options: Options) -> str:
     from tune.stages.budget import headline, planned
 
     spec = options.spec()
-    return f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}\n{planned(spec)}"
+    budget = planned(spec)
+    return f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}\n{budget}"
 
 
 def final_seeds_of(given: str | int | Sequence[int], searched: Collection[int]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from tune.optimizer.choices import require_choices
 from tune.optimizer.pruners import own_pruner
 from tune.optimizer.samplers import own_sampler
 from tune.results.goals import Bound, Goal
-from tune.space.spaces import Choice, Space
+from tune.space.spaces import EPOCHS, Choice, Space
 
 _OF_THE_STUDY = {"train.seed", "data.name", "data.root"}
 FRESH_SEEDS_FROM = 1000  # seeds of the last round, beyond those of searches and final comparisons
@@ -124,8 +124,9 @@ class StudySpec:
 
     @property
     def most_epochs(self) -> int:
-        """Of a trial."""
-        return self.space.most_epochs(self.config)
+        """Of a trial: the reference's own, unless longer ones may be drawn."""
+        searched = self.space.ranges.get(EPOCHS)
+        return max([self.config.train.epochs, *(searched.ends if searched else ())])
 
     @property
     def fresh_seeds(self) -> tuple[int, ...]:

@@ -138,6 +138,27 @@ def test_a_space_beyond_a_settings_limits(tmp_path: Path, capsys: pytest.Capture
     )
 
 
+@pytest.mark.parametrize("plan", [["--plan"], []], ids=["plan", "run"])
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("train.epochs: {type: float, low: 1, high: 6}", "train.epochs: Input should be a valid integer"),
+        ("data.shots: {type: float, low: 1, high: 16}", "data.shots: Input should be a valid integer"),
+        ("train.epochs: {type: int, low: 0, high: 6}", "greater than or equal to 1 (found 0)"),
+        ("train.epochs: {type: choice, choices: [a, b]}", "train.epochs is 5, its range a | b"),
+        ("train.epochs: {type: int, low: 7, high: 9}", "train.epochs is 5, its range 7 .. 9"),
+    ],
+)
+def test_a_space_of_values_that_no_run_takes(
+    space: str, message: str, plan: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(space)
+    line = fails(capsys, search_main, ["--space", str(file), "--out", str(tmp_path / "out"), *plan])
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
 PROMETAR = [
     (["train", "--config", "none.yaml"], "cannot read none.yaml: No such file"),
     (["train", "--set", "prompts.depth=3"], "unknown setting 'prompts.depth'"),

@@ -105,6 +105,11 @@ class FloatRange(Numbers):
 
     type: Literal["float"]
 
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """The ends, and a value between, which a setting of whole numbers does not take."""
+        return *self.ends, self.between(1 / math.pi)
+
     def draw(self, name: str, draws: Draws) -> float:
         return draws.suggest_float(name, self.low, self.high, log=self.log)
 
@@ -119,6 +124,10 @@ class IntRange(Numbers):
     def draw(self, name: str, draws: Draws) -> int:
         return draws.suggest_int(name, self.low, self.high, log=self.log)
 
+    @property
+    def tried(self) -> tuple[float, ...]:
+        return self.ends
+
     def holds(self, value: Any) -> bool:
         return isinstance(value, int) and super().holds(value)
 
@@ -131,6 +140,10 @@ class Choice(_Range):
 
     @property
     def ends(self) -> tuple[Any, ...]:
+        return self.choices
+
+    @property
+    def tried(self) -> tuple[Any, ...]:
         return self.choices
 
     def draw(self, name: str, draws: Draws) -> Any:
@@ -187,11 +200,6 @@ class Space:
     def conditional(self) -> bool:
         """Whether some settings are drawn only beside certain values of others."""
         return any(entry.when for entry in self.ranges.values())
-
-    def most_epochs(self, config: Config) -> int:
-        """Of a trial: this configuration's own, unless longer ones may be drawn."""
-        searched = self.ranges.get(EPOCHS)
-        return max([config.train.epochs, *(searched.ends if searched else ())])
 
     def values_of(self, config: Config) -> dict[str, Any]:
         """This configuration's own values of the searched settings.

@@ -18,6 +18,7 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.methods.composition import build
 from tune.space.spaces import EPOCHS
+from tune.stages.searched import require_space
 from tune.stages.sequential import ALONE, LOOKS
 from tune.study_spec import StudySpec
 
@@ -100,9 +101,10 @@ def planned(spec: StudySpec) -> Budget:
     """The budget of a study, from its data sets' lists alone: no image is opened, and no weights are loaded.
 
     Raises:
-        UserError: a data set that is not there, or has too few classes; a backbone that is not supported, or
-            takes no prompts of the method.
+        UserError: a range that no run takes; a data set that is not there, or has too few classes; a
+            backbone that is not supported, or takes no prompts of the method.
     """
+    require_space(spec)
     _require_backbone(spec.config)
     steps = {}
     for name in spec.names:

@@ -9,16 +9,14 @@ from prometar.backbone.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import LEAKS
-from prometar.errors import UserError
 from prometar.inference.prompt_file import weights_digest
-from prometar.methods.composition import build
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
 from prometar.training.drift import drift_identity
 from tune.stages.budget import Budget, Steps, budget_of, problems, steps_of
+from tune.stages.searched import require_space
 from tune.study_spec import StudySpec
 
-_PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 _DIGITS = 12  # of a digest, in what users read
 
 
@@ -51,7 +49,7 @@ def check(spec: StudySpec) -> Checked:
     """
     config = spec.config
     spec.reference()
-    _check_space(spec)
+    require_space(spec)
     num_classes, steps = dict[str, int](), dict[str, Steps]()
     notes, contents, trained = list[str](), dict[str, str](), 0
     for name in spec.names:
@@ -74,17 +72,3 @@ def check(spec: StudySpec) -> Checked:
     told = tuple(dict.fromkeys(notes))
     budget = budget_of(spec, steps)
     return Checked(num_classes, told, spec.identity | contents, budget, trained, clip.num_bytes)
-
-
-def _check_space(spec: StudySpec) -> None:
-    """Every end of every range must be a setting that a run takes, and that the method uses."""
-    for key, entry in spec.space.ranges.items():
-        beside = {other: values[0] for other, values in entry.when.items()}
-        methods = [build(spec.config.override({**beside, key: value})) for value in entry.ends]
-        part = key.split(".")[0]
-        if part in _PARTS and len(methods) > 1 and all(method == methods[0] for method in methods):
-            name, method = spec.space.name, spec.config.method
-            raise UserError(
-                f"the space {name} searches {key}, which {method} does not use with these settings: "
-                "choose another --space"
-            )
