@@ -13,8 +13,8 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from common import table
-from scoring import DRIFT, WAYS, Floats, Table, calibration
+from common import WORSE, table
+from scoring import DRIFT, WAYS, Floats, Table, calibration, over_released
 
 from tune.space.portfolio import Known, Portfolio
 from tune.space.spaces import Space
@@ -127,7 +127,12 @@ RULES: dict[str, Rule] = {
     "the same, and settings near each other gain alike": smooth,
     "the best there is": lambda study: int(study.gain.argmax()),
 }
-RACES = ((24, 1), (21, 3), (18, 6), (12, 12))
+RACES = {
+    "24 settings once": (24, 1),
+    "21 settings once, the best 3 twice": (21, 3),
+    "18 settings once, the best 6 twice": (18, 6),
+    "12 settings twice": (12, 12),
+}
 """24 runs each: settings that meet one seed, and how many of them meet a second one too."""
 
 
@@ -136,7 +141,7 @@ def studies(
 ) -> list[Enacted]:
     """One for each way to hand out the seeds."""
     worth, draws = calibration(WAYS[DRIFT], others)
-    gains = np.array([(o.tests - o.tests[0])[1:].mean(axis=1) for o in others]).T
+    gains = np.array([o.gains.mean(axis=1) for o in others]).T
     names = [o.dataset for o in others]
     known = tuple(
         Known({"number": k}, dict(zip(names, map(float, row), strict=True))) for k, row in enumerate(gains)
@@ -148,10 +153,10 @@ def studies(
             for each in settings
         ]
     )
-    lead, gain = (scores - scores[0] for scores in (WAYS[DRIFT](t), t.tests))
+    lead, gain = over_released(WAYS[DRIFT](t)), t.gains
     return [
         Enacted(
-            lead[1:, a], lead[1:, b], gain[1:, rest].mean(axis=1),
+            lead[:, a], lead[:, b], gain[:, rest].mean(axis=1),
             [each["number"] for each in portfolio], dict(enumerate(map(list, gains))), worth, draws, points,
         )
         for a, b, *rest in permutations(range(t.tests.shape[1]))
@@ -168,11 +173,9 @@ def choices(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], spac
             for dataset, of_set in enacted.items()
         }
         means = [mean(gains) for gains in found.values()]
-        worse = mean(gain < -0.5 for gains in found.values() for gain in gains)
+        worse = mean(gain < WORSE for gains in found.values() for gain in gains)
         rows.append((name, *(f"{gain:+.2f}" for gain in (*means, mean(means))), f"{100 * worse:.0f} %"))
-    for once, twice in RACES:
+    for title, (once, twice) in RACES.items():
         means = [mean(race(study, once, twice) for study in of_set) for of_set in enacted.values()]
-        title = f"{once} settings once" + (f", the best {twice} twice" if 1 < twice < once else "")
-        title = title.replace("once", "twice") if twice == once else title
         rows.append((f"{title}: the highest mean", *(f"{gain:+.2f}" for gain in (*means, mean(means))), ""))
     return table(("chosen", *enacted, "mean", "worse"), rows)

@@ -27,7 +27,7 @@ from statistics import mean
 from typing import Any
 
 from claim_plot import draw
-from common import describe, machine, require_development, table
+from common import WORSE, describe, machine, require_development, table
 from records import mean_and_interval, publish
 
 from prometar.bundled.suite import SUITE
@@ -51,13 +51,13 @@ ARMS: Mapping[str, Sequence[str]] = {
 }
 EARLIER = "earlier default"
 """The default as it was: leads of the last round alone, by what those of the best-scored had been worth."""
+SHOWN = (*ARMS, EARLIER)
 PAIRS = 5
 FIGURES = ("H", "base", "new")
 DEVELOPMENT = (
     "On the development sets, each with the portfolio of the other three. What the default takes a lead to "
     "be worth was fitted on all four, so this is no claim:"
 )
-WORSE = -0.5  # points of H below the released settings, from which on a choice counts as worse
 GOAL = 1.0
 
 
@@ -130,7 +130,7 @@ def over_sets(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
 def results(rows: Sequence[dict[str, Any]]) -> str:
     """Mean gains with intervals over data sets, and how often a choice is worse."""
     lines = []
-    for arm in (*ARMS, EARLIER):
+    for arm in SHOWN:
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
@@ -144,10 +144,10 @@ def results(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def beside(rows: Sequence[dict[str, Any]]) -> str:
-    """The other kinds of search minus the default one, on the data sets and numbers that both have."""
+    """The other kinds of search minus the default one, where both have a data set and number; "" of none."""
     default = {(row["dataset"], row["search"]): row for row in rows if row["arm"] == "default"}
     lines = []
-    for arm in (*list(ARMS)[1:], EARLIER):
+    for arm in SHOWN[1:]:
         mine = [row for row in rows if row["arm"] == arm and (row["dataset"], row["search"]) in default]
         if not mine:
             continue
@@ -158,7 +158,7 @@ def beside(rows: Sequence[dict[str, Any]]) -> str:
         cells = (mean_and_interval(over_sets(minus, key), signed=True, digits=2) for key in FIGURES)
         each = " ".join(f"{row['dataset']} {row['H']:+.1f}" for row in minus)
         lines.append((arm, *cells, len({row["dataset"] for row in mine}), each))
-    return table(("minus the default search", *FIGURES, "sets", "H one by one"), lines)
+    return table(("minus the default search", *FIGURES, "sets", "H one by one"), lines) if lines else ""
 
 
 def known_before(row: Mapping[str, Any]) -> bool:
@@ -223,9 +223,9 @@ def show(doc: Path | None, plot: Path | None) -> None:
     parts = [head, results(rows), beside(rows), by_set(rows), goal(rows)]
     if development:
         parts += [DEVELOPMENT, results(development), beside(development)]
-    publish("\n\n".join(parts), doc, "claim")
+    publish("\n\n".join(filter(None, parts)), doc, "claim")
     if plot is not None:
-        draw(rows, (*ARMS, EARLIER), plot)
+        draw(rows, SHOWN, plot)
     if (found := track_record(rows)) is not None and doc is not None:
         write_atomically(SHIPPED, (json.dumps(asdict(found), indent=1) + "\n").encode())
 

@@ -37,6 +37,9 @@ Figures = dict[str, Any]
 DEVELOPMENT = tuple(name for name, row in SUITE.items() if row.purpose == "development")
 """Data sets that may be looked at while methods are made."""
 
+WORSE = -0.5
+"""Points of H below the released settings, from which on a choice counts as worse."""
+
 _TOLD = "FIGURES "
 
 

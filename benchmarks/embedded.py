@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, publish, read_all, run_all, values_of
+from records import (
+    Record,
+    Wanted,
+    mean_and_interval,
+    paired,
+    publish,
+    read_all,
+    run_all,
+    run_options,
+    values_of,
+)
 
 from prometar.config.recipes import NAMES
 from prometar.config.settings import configure
@@ -102,8 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
-    parser.add_argument("--out", type=Path, default=Path("out/embedded"), help="the records' folder")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    run_options(parser, out="out/embedded")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, into --out's folder quick")
     parser.add_argument("--tables", action="store_true", help="run nothing: the tables of what is there")
     parser.add_argument("--doc", type=Path, help="a document whose block `embedded` gets the tables")

@@ -1,6 +1,6 @@
 """How well ways of scoring settings without a test image rank them by what they test.
 
-    python benchmarks/objectives.py [--sets textures ...] [--settings 32] [--seeds 1 2] [--epochs 5]
+    python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
         [--holdout cells ...] [--space recipe] [--out DIR] [--jobs 2] [--keep] [--quick]
     python benchmarks/objectives.py --show [--doc docs/objectives.md] [--portfolio FILE]
 
@@ -30,7 +30,7 @@ import numpy as np
 from choosing import choices
 from common import DEVELOPMENT, describe, require_development, table
 from quarters import epochs_of
-from records import Record, Wanted, publish, read_all, run_all
+from records import Record, Wanted, among_as_many, publish, read_all, run_all, run_options, seen_by_a_search
 from scoring import BUDGET, DRIFT, WAYS, Evidence, Floats, Table, calibration, parts, results
 
 from prometar.config.settings import configure
@@ -81,7 +81,7 @@ def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str]
             }  # fmt: skip
             config = configure("prometar", values)
             name = f"{dataset}/{args.space}-{number:03d}-seed{seed}"
-            found[number, seed, "final"] = Wanted(name, config, signals=True)
+            found[number, seed, "final"] = Wanted(name, config, signals=seen_by_a_search)
             if dataset not in args.holdout or seed != args.seeds[0]:
                 continue
             for fold in range(HALVES):
@@ -92,7 +92,7 @@ def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str]
                 longer = epochs_of(dataset, args.data_root, fold, args.epochs)
                 config = configure("prometar", values | {"train.epochs": longer})
                 found[number, seed, f"quarter {fold}"] = Wanted(
-                    f"{name}-quarter{fold}", config, "quarters:QUARTERS", fold, signals=True
+                    f"{name}-quarter{fold}", config, "quarters:QUARTERS", fold, among_as_many
                 )
     return found
 
@@ -161,9 +161,7 @@ def portfolio(found: Evidence) -> dict[str, Any]:
     known = [
         {
             "settings": settings_of(found.space, number),
-            "gains": {
-                t.dataset: round(float((t.tests[number] - t.tests[0]).mean()), 2) for t in found.tables
-            },
+            "gains": {t.dataset: round(float(t.gains[number - 1].mean()), 2) for t in found.tables},
         }
         for number in range(1, found.settings + 1)
     ]
@@ -216,8 +214,7 @@ def main() -> None:
     parser.add_argument(
         "--holdout", nargs="+", default=[], metavar="SET", help="score on held-out base classes too"
     )
-    parser.add_argument("--out", type=Path, default=Path("out/objectives"), help="the records' folder")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    run_options(parser, out="out/objectives")
     parser.add_argument("--quick", action="store_true", help="two settings, one epoch")
     parser.add_argument("--keep", action="store_true", help=f"write the figures to {EVIDENCE.name}")
     parser.add_argument("--show", action="store_true", help=f"run nothing: the figures of {EVIDENCE.name}")

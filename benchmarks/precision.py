@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, run_all, values_of
+from records import Record, Wanted, mean_and_interval, paired, run_all, run_options, values_of
 
 from prometar.config.settings import configure
 from prometar.metrics import t_interval
@@ -76,8 +76,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--sets", nargs="+", default=["textures"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--out", type=Path, default=Path("out/precision"), help="the records' folder")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    run_options(parser, out="out/precision")
     parser.add_argument("--json", type=Path, help="a file for the differences in H")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, into --out's folder quick")
     args = parser.parse_args()

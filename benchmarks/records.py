@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,6 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.train import Evaluation, Run, Session, build_run
 
@@ -39,14 +39,20 @@ Record = dict[str, Any]
 class Wanted:
     """A run: the name of its record, and all that decides its figures.
 
-    `signals`: what can be seen of the trained prompts without a test image is measured too.
+    `signals`: measures what else is to be known of the trained prompts, by name (None: nothing).
     """
 
     name: str
     config: Config
     objective: str = "final"
     fold: int = 0
-    signals: bool = False
+    signals: Callable[[Session], dict[str, float]] | None = None
+
+
+def run_options(parser: argparse.ArgumentParser, *, out: str) -> None:
+    """Where records lie, and how many runs go on at a time."""
+    parser.add_argument("--out", type=Path, default=Path(out), help="the records' folder")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
 
 
 def run_all(wanted: Sequence[Wanted], out: Path, *, jobs: int, claim: bool = False) -> dict[str, Record]:
@@ -114,15 +120,8 @@ def _run(wanted: Wanted) -> Record:
             while not session.finished:
                 session.epoch()
             scores = session.history[-1]
-            if wanted.signals and wanted.objective != "final":
-                signals = among_as_many(session)
-            elif wanted.signals:
-                judge = build_run(wanted.config, "drift")
-                session.run = judge  # the same prompts, seen as a search would see them
-                signals = session.score()
-                session.run = replace(judge, foreign=on_words_of_imagenet(judge))
-                signals |= {f"imagenet {name}": value for name, value in session.score().items()}
-                signals |= on_other_sets(session, wanted.config)
+            if wanted.signals:
+                signals = wanted.signals(session)
         except WorkError as error:  # a diverged run is a result too
             reason = str(error)
         alignment = of_run(folder)
@@ -139,6 +138,17 @@ def _run(wanted: Wanted) -> Record:
         "config": wanted.config.model_dump(mode="json"),
         "machine": machine(),
     }
+
+
+def seen_by_a_search(session: Session) -> dict[str, float]:
+    """What drift says, also on ImageNet's names (`imagenet ...`), and `on_other_sets`."""
+    config = session.run.config
+    judge = build_run(config, "drift")
+    session.run = judge  # the same prompts, on other images
+    found = session.score()
+    session.run = replace(judge, foreign=on_words_of_imagenet(judge))
+    found |= {f"imagenet {name}": value for name, value in session.score().items()}
+    return found | on_other_sets(session, config)
 
 
 _ELSEWHERE = 10  # validation images a class of another data set
@@ -168,17 +178,10 @@ def among_as_many(session: Session) -> dict[str, float]:
 
     def among(name: str, evaluation: Evaluation) -> Evaluation:
         own, size = classnames(evaluation.plan.items), len(classnames(final.evaluations[name].plan.items))
-        return replace(evaluation, model=model_of(run, (*own, *fill[: size - len(own)])))
+        return replace(evaluation, model=run.model_of((*own, *fill[: size - len(own)])))
 
     session.run = replace(run, evaluations={name: among(name, e) for name, e in run.evaluations.items()})
     return {f"matched {name}": value for name, value in session.score().items()}
-
-
-def model_of(run: Run, names: Sequence[str]) -> Model:
-    """The run's prompts with other class names."""
-    prompts = run.method.prompts
-    texts = prompt_texts(names, prompts, init=run.config.prompts.init, template=run.dataset.template)
-    return build_model(run.backbone.clip, prompts, tokenize(texts))
 
 
 def on_words_of_imagenet(run: Run) -> Foreign:
@@ -186,7 +189,7 @@ def on_words_of_imagenet(run: Run) -> Foreign:
     names = foreign_names(run.dataset.classnames, FOREIGN_NAMES)
     frozen_VE = frozen_text(run.backbone.clip, tokenize, names, (TEMPLATE,))
     assert run.foreign is not None  # `drift` predicts new accuracy
-    return replace(run.foreign, model=model_of(run, names), frozen_text_VE=frozen_VE)
+    return replace(run.foreign, model=run.model_of(names), frozen_text_VE=frozen_VE)
 
 
 @dataclass

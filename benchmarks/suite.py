@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from common import describe, require_development, table
 from PIL import Image
-from records import Record, Wanted, mean_and_interval, publish, read_all, run_all, values_of
+from records import Record, Wanted, mean_and_interval, publish, read_all, run_all, run_options, values_of
 
 from prometar.bundled.suite import SUITE
 from prometar.config.settings import configure
@@ -71,8 +71,7 @@ def main() -> None:
     parser.add_argument("--claim", action="store_true", help="open the data sets kept for the last table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/suite"), help="the records' folder")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    run_options(parser, out="out/suite")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, into --out's folder quick")
     parser.add_argument("--tables", action="store_true", help="run nothing: the table of what is there")
     parser.add_argument("--doc", type=Path, help="a document whose block `suite` gets the table")

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 
 from common import describe, require_development, table
-from records import Record, Wanted, mean_and_interval, publish, run_all
+from records import Record, Wanted, mean_and_interval, publish, run_all, run_options
 
 from prometar.config.settings import Config
 from tune.results.reader import Records, read_records
@@ -60,8 +60,7 @@ def main() -> None:
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     parser.add_argument("--top", type=int, default=5, help="settings of each study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--out", type=Path, default=Path("out/top"), help="the records' folder")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    run_options(parser, out="out/top")
     parser.add_argument("--quick", action="store_true", help="one setting, one seed")
     parser.add_argument("--doc", type=Path, help="a document whose block `top` gets the table")
     args = parser.parse_args()
@@ -78,14 +77,7 @@ def main() -> None:
         for run in runs_of(study, trial, args.seeds)
     ]
     found = run_all(runs, args.out, jobs=args.jobs)
-    columns = (
-        "data set",
-        "trials",
-        "lead",
-        "promised",
-        "gain of the best-scored",
-        "one by one, the best first",
-    )
+    columns = ("data set", "trials", "lead", "promised", "gain of the best-scored", "one by one, best first")
     rows = [row(study, args.top, args.seeds, found) for study in studies]
     head = (
         f"{describe(threads=1)}. The {args.top} best-scored draws, seeds {', '.join(map(str, args.seeds))}."

@@ -21,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, publish, run_all, values_of
+from records import Record, Wanted, mean_and_interval, paired, publish, run_all, run_options, values_of
 
 from prometar.config.settings import configure
 from tune.space.portfolio import shipped
@@ -116,8 +116,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8, help="on each data set")
     parser.add_argument("--searches", type=int, default=2, help="seeds that a candidate is scored with")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/tuned"), help="the records' folder")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    run_options(parser, out="out/tuned")
     parser.add_argument("--quick", action="store_true", help="one data set, one search, one pair, one epoch")
     parser.add_argument("--doc", type=Path, help="a document whose block `tuned` gets the tables")
     args = parser.parse_args()

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,6 +88,10 @@ class Run:
     frozen_images: dict[int, Tensor] | None = None
     foreign: Foreign | None = None
 
+    def model_of(self, names: Sequence[str]) -> Model:
+        """Its prompts with other class names."""
+        return _model(self.config, self.method, self.backbone, self.dataset, names)
+
     @property
     def code(self) -> dict[str, str]:
         """What code the user's own parts are: see `prometar.parts.identity`."""
@@ -166,10 +170,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         fold=fold,
     )
 
-    def model_of(classes: tuple[str, ...], frozen: Tensor | None = None) -> Model:
-        texts = prompt_texts(classes, method.prompts, init=config.prompts.init, template=dataset.template)
-        return build_model(backbone.clip, method.prompts, backbone.tokenize(texts), frozen)
-
+    model_of = partial(_model, config, method, backbone, dataset)
     evaluations = {
         name: Evaluation(eval_plan(items, size=backbone.clip.image_size), model_of(classnames(items)))
         for name, items in split.evaluations.items()
@@ -193,6 +194,19 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
     )
 
 
+def _model(
+    config: Config,
+    method: Method,
+    backbone: Backbone,
+    dataset: Dataset,
+    names: Sequence[str],
+    frozen: Tensor | None = None,
+) -> Model:
+    """The method's prompts with these class names, worded as the data set's."""
+    texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
+    return build_model(backbone.clip, method.prompts, backbone.tokenize(texts), frozen)
+
+
 def _foreign(
     spec: tuple[str, str | None, str],
     config: Config,
@@ -203,9 +217,8 @@ def _foreign(
 ) -> Foreign:
     backbone = _backbone(*spec)
     names = foreign_names(dataset.classnames, backbone.vocabulary)
-    texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
     return Foreign(
-        build_model(backbone.clip, method.prompts, backbone.tokenize(texts)),
+        _model(config, method, backbone, dataset, names),
         _teacher(*spec, names, (TEMPLATE,)),
         _teacher(*spec, split.classnames, (TEMPLATE,)),
         _frozen_images(*spec, evaluations["base"].plan.digest, repr(dataset.source)),

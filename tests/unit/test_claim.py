@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from math import hypot
 from pathlib import Path
@@ -18,11 +19,18 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CLOSED = [name for name, rendered in SUITE.items() if rendered.purpose == "claim"]
 
 
-def test_closed_data_sets_need_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Its scripts can be imported meanwhile."""
     monkeypatch.syspath_prepend(BENCHMARKS)
+    yield
+    for path in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def test_closed_data_sets_need_claim() -> None:
     from common import require_development
 
-    monkeypatch.delitem(sys.modules, "common")
     for name in CLOSED:
         with pytest.raises(SystemExit, match=f"{name} are kept for the last table: pass --claim"):
             require_development(["textures", name], claim=False)
@@ -30,18 +38,15 @@ def test_closed_data_sets_need_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     require_development([*set(SUITE) - set(CLOSED), "dtd"], claim=False)
 
 
-def test_what_is_shipped_is_what_the_recorded_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_shipped_is_what_the_recorded_figures_say() -> None:
     """What a lead is worth, what a draw gains, and the portfolio."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
     import objectives
     from scoring import DRIFT, WAYS, Evidence, calibration
 
     found = Evidence.read(objectives.EVIDENCE)
     worth, draws = calibration(WAYS[DRIFT], found.tables)
     assert worth == CALIBRATIONS["drift"]
-    of_sets = [mean((t.tests - t.tests[0])[1:].mean(axis=1)) for t in found.tables]
+    of_sets = [mean(t.gains.mean(axis=1)) for t in found.tables]
     assert Belief(round(draws.mean, 1), round(hypot(draws.sd, stdev(of_sets) / 2), 1)) == EMBEDDED
     shipped = files("tune.space").joinpath("portfolio.json").read_text("utf-8")
     assert objectives.portfolio(found) == json.loads(shipped)
-    for module in ("objectives", "scoring", "quarters", "choosing", "records", "common"):
-        monkeypatch.delitem(sys.modules, module)

@@ -96,13 +96,9 @@ class Progress(Unpickled, Callback):
         self._due |= len(numbers) > 1  # Tune hears only of the end of all
         if epoch is None or objective is None or number in self._ended:
             return
-        first = self._running[number].first if number in self._running else None
-        self._running[number] = _Running(
-            result.get("of_epochs", self._epochs),
-            epoch - 1 if first is None else first,
-            epoch,
-            float(objective),
-        )
+        first = self._running.get(number, _Running(self._epochs)).first
+        before, of_epochs = epoch - 1 if first is None else first, result.get("of_epochs", self._epochs)
+        self._running[number] = _Running(of_epochs, before, epoch, float(objective))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._due = True

@@ -36,7 +36,7 @@ def _search(records: Records) -> SummaryTable:
 def _last_round(records: Records) -> SummaryTable | None:
     if records.lastround is None:
         return None
-    judged = records.lastround.keep_unless is not None
+    judged = records.lastround.judged
     rows = tuple(
         (
             ("released" if row.of.reference else f"trial {row.of.number}")

@@ -200,6 +200,11 @@ class Reevaluation(Versioned):
     cpus: float | None = None
     gpus: float | None = None
 
+    @property
+    def judged(self) -> bool:
+        """Whether what leads are worth decided, and not the highest mean."""
+        return self.keep_unless is not None
+
 
 @dataclass(frozen=True)
 class Tested:
