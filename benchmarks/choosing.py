@@ -16,6 +16,7 @@ import numpy as np
 from common import WORSE, table
 from scoring import DRIFT, WAYS, Floats, Table, calibration, over_released
 
+from tune.space.learned import Scored, promised
 from tune.space.portfolio import Known, Portfolio
 from tune.space.spaces import Space
 from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, belief, believed
@@ -32,6 +33,7 @@ class Enacted:
         searched: By setting, the lead in the search. again: In the last round. gain: On the test.
         portfolio: Settings that are tried first, the best first. known: Their gains elsewhere, by setting.
         points: Settings as points of the unit cube.
+        promised: What a linear model of the other sets' scores expects of them.
     """
 
     searched: Floats
@@ -42,6 +44,7 @@ class Enacted:
     calibration: Calibration
     draws: Belief
     points: Floats
+    promised: Floats
 
     def before(self, setting: int, *, elsewhere: bool) -> Belief:
         """What is believed of it before it is trained."""
@@ -64,6 +67,10 @@ def highest_mean(study: Enacted) -> int:
 
 def best_elsewhere(study: Enacted) -> int:
     return study.portfolio[0]
+
+
+def most_promising(study: Enacted) -> int:
+    return int(study.promised.argmax())
 
 
 def expected(
@@ -120,6 +127,7 @@ RULES: dict[str, Rule] = {
     "the highest score": highest,
     "of the three best-scored, the highest mean of search and last round": highest_mean,
     "the portfolio's best, without a search": best_elsewhere,
+    "what scores on the other sets promise most of, without a search": most_promising,
     "expected gain, by the last round": lambda study: expected(study, search_counts=False),
     "expected gain, by search and last round (the default)": expected,
     "the same, of the search's own draws alone": lambda study: expected(study, own=True),
@@ -154,18 +162,31 @@ def studies(
         ]
     )
     lead, gain = over_released(WAYS[DRIFT](t)), t.gains
+    scores = [WAYS[DRIFT](o)[1:] for o in others]
     return [
         Enacted(
             lead[:, a], lead[:, b], gain[:, rest].mean(axis=1),
             [each["number"] for each in portfolio], dict(enumerate(map(list, gains))), worth, draws, points,
+            promised(space, [Scored(settings, each[:, a], DRIFT) for each in scores], settings),
         )
         for a, b, *rest in permutations(range(t.tests.shape[1]))
     ]  # fmt: skip
 
 
-def choices(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> str:
-    """What each rule gains on each set, and how often it does harm."""
-    enacted = {t.dataset: studies(t, [o for o in tables if o is not t], settings, space) for t in tables}
+def choices(
+    tables: Sequence[Table],
+    settings: Sequence[Mapping[str, Any]],
+    space: Space,
+    elsewhere: Sequence[Table] = (),
+) -> str:
+    """What each rule gains on each set, and how often it does harm.
+
+    What is known on a set is of the other ones and of those `elsewhere`, which have no column.
+    """
+    enacted = {
+        t.dataset: studies(t, [o for o in (*tables, *elsewhere) if o is not t], settings, space)
+        for t in tables
+    }
     rows = []
     for name, rule in RULES.items():
         found = {

@@ -2,7 +2,7 @@
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
         [--holdout cells ...] [--space recipe] [--out DIR] [--jobs 2] [--keep] [--quick]
-    python benchmarks/objectives.py --show [--doc docs/objectives.md] [--portfolio FILE]
+    python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/objectives.md] [--portfolio FILE]
 
 The released settings and random draws of a space, each trained on all base classes and tested with several
 seeds; what a search could have seen of the same prompts (validation images of base classes, drift on foreign
@@ -11,7 +11,10 @@ with the first seed, on held-out base classes too: on each half, and on rotating
 run's steps.
 A way of scoring sees one seed and is judged by the tests of the others. Standard errors are of a bootstrap
 over sets and settings. The same command goes on from the records in --out. Only development sets are read.
-The figures are kept (--keep) in benchmarks/objectives.json, which --show reads.
+The figures are kept (--keep) in benchmarks/objectives.json, or the file that --evidence names, which --show
+reads. Photographs have their own, since nothing of them is in what is known before a search:
+
+    python benchmarks/objectives.py --sets dtd --data-root DIR --evidence benchmarks/photographs.json --keep
 """
 
 from __future__ import annotations
@@ -131,12 +134,10 @@ def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) 
 
 
 def gains(tables: Sequence[Table]) -> str:
-    """What the settings of the portfolio gained."""
+    """What the settings of the portfolio, which are the same draws, have gained."""
     known = shipped()
-    rows = []
-    for settings in known.choose(without=()):
-        (row,) = (each for each in known.known if dict(each.settings) == settings)
-        rows.append((brief(settings), *(f"{row.gains[t.dataset]:+.1f}" for t in tables)))
+    numbers = [[each.settings for each in known.known].index(s) for s in known.choose(without=())]
+    rows = [(brief(known.known[k].settings), *(f"{t.gains[k].mean():+.1f}" for t in tables)) for k in numbers]
     return table(("settings", *(t.dataset for t in tables)), rows)
 
 
@@ -176,21 +177,30 @@ def portfolio(found: Evidence) -> dict[str, Any]:
 
 
 def show(found: Evidence, doc: Path | None) -> None:
-    tables = found.tables
+    """What scores tell, what settings known from elsewhere gain, and what rules of choosing would have."""
+    of_suite = {t.dataset for t in found.tables} <= set(DEVELOPMENT)
+    others = () if of_suite else Evidence.read(EVIDENCE).tables
     head = (
-        f"{found.machine}. {', '.join(t.dataset for t in tables)}: the released settings and "
+        f"{found.machine}. {', '.join(t.dataset for t in found.tables)}: the released settings and "
         f"{found.settings} draws of `{found.space}`, {found.epochs} epochs, seeds "
         f"{', '.join(map(str, found.seeds))}; picks of {min(BUDGET, found.settings + 1)}."
     )
-    publish(f"{head}\n\n{results(tables)}\n\n{parts(tables)}", doc, "objectives")
-    if held_out := [t for t in tables if t.holdout]:
-        publish(f"{', '.join(t.dataset for t in held_out)}:\n\n{results(held_out)}", doc, "holdout")
-    publish(gains(tables), doc, "portfolio")
-    if len(found.seeds) > 2 and len(tables) > 2:
-        settings = [settings_of(found.space, number) for number in range(1, found.settings + 1)]
-        publish(choices(tables, settings, load_space(found.space)), doc, "choices")
-        for name in (DRIFT, "base validation accuracy"):
-            print(f"{name}: {calibration(WAYS[name], tables)}")
+    drawn = [settings_of(found.space, number) for number in range(found.settings + 1)]
+    free = np.array([each.get("regularizer.kind") == "none" for each in drawn])
+    blocks = {"objectives": f"{head}\n\n{results(found.tables, free)}\n\n{parts(found.tables)}"}
+    if held_out := [t for t in found.tables if t.holdout]:
+        blocks["holdout"] = f"{', '.join(t.dataset for t in held_out)}:\n\n{results(held_out, free)}"
+    if found.settings == len(shipped().known):
+        blocks["portfolio"] = gains(found.tables)
+    if len(found.seeds) > 2 and len((*found.tables, *others)) > 2:
+        blocks["choices"] = choices(found.tables, drawn[1:], load_space(found.space), others)
+    if of_suite:
+        for name, text in blocks.items():
+            publish(text, doc, name)
+    else:
+        publish("\n\n".join(blocks.values()), doc, "photographs")
+    for name in (DRIFT, "base validation accuracy"):
+        print(f"{name}: {calibration(WAYS[name], found.tables)}")
 
 
 def measured(args: argparse.Namespace) -> Evidence:
@@ -216,18 +226,19 @@ def main() -> None:
     )
     run_options(parser, out="out/objectives")
     parser.add_argument("--quick", action="store_true", help="two settings, one epoch")
-    parser.add_argument("--keep", action="store_true", help=f"write the figures to {EVIDENCE.name}")
-    parser.add_argument("--show", action="store_true", help=f"run nothing: the figures of {EVIDENCE.name}")
-    parser.add_argument("--doc", type=Path, help="a document whose block `objectives` gets the table")
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help=f"kept figures [{EVIDENCE.name}]")
+    parser.add_argument("--keep", action="store_true", help="write the figures there")
+    parser.add_argument("--show", action="store_true", help="run nothing: the figures that are there")
+    parser.add_argument("--doc", type=Path, help="a document whose blocks get the tables")
     parser.add_argument("--portfolio", type=Path, help="write what each setting gained, for first trials")
     args = parser.parse_args()
     if args.quick:
         args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"
     if args.quick and (args.doc or args.portfolio or args.keep):
         parser.error("--quick is no evidence: it writes neither --doc nor --portfolio, and is not kept")
-    found = Evidence.read(EVIDENCE) if args.show else measured(args)
+    found = Evidence.read(args.evidence) if args.show else measured(args)
     if args.keep:
-        write_atomically(EVIDENCE, found.to_json().encode())
+        write_atomically(args.evidence, found.to_json().encode())
     show(found, args.doc)
     if args.portfolio:
         args.portfolio.write_text(json.dumps(portfolio(found), indent=1) + "\n", "utf-8")

@@ -140,6 +140,11 @@ def _run(wanted: Wanted) -> Record:
     }
 
 
+def nothing_else(session: Session) -> dict[str, float]:
+    """Nothing but the test: no alignment is measured along the run either."""
+    return {}
+
+
 def seen_by_a_search(session: Session) -> dict[str, float]:
     """What drift says, also on ImageNet's names (`imagenet ...`), and `on_other_sets`."""
     config = session.run.config

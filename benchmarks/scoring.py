@@ -18,7 +18,8 @@ from prometar.training.drift import LOSS_PER_NAT
 from tune.stages.choice import Belief, Calibration
 
 Floats = NDArray[np.float64]
-BUDGET = 24  # settings that a search sees
+BUDGETS = (6, 12, 24)  # settings that a search sees
+BUDGET = BUDGETS[-1]
 RESAMPLED = 400
 
 
@@ -91,8 +92,10 @@ def _drift(t: Table, divergence: str, loss: float) -> Floats:
     return _both(t.signals["base"], t.signals["zero_shot"] * np.exp(-loss * t.signals[divergence]))
 
 
+Way = Callable[[Table], Floats]
+"""Scores, settings x seeds."""
 DRIFT = f"drift, {LOSS_PER_NAT} a nat"
-WAYS: dict[str, Callable[[Table], Floats]] = {
+WAYS: dict[str, Way] = {
     "base validation accuracy": lambda t: t.signals["base"],
     DRIFT: lambda t: _drift(t, "divergence", LOSS_PER_NAT),
     "drift, 0.02 a nat": lambda t: _drift(t, "divergence", 0.02),
@@ -110,14 +113,14 @@ WAYS: dict[str, Callable[[Table], Floats]] = {
         t.signals["base"], t.signals["zero_shot"] * t.signals["elsewhere"] / t.signals["elsewhere zero_shot"]
     ),
 }
-HELD_OUT: dict[str, Callable[[Table], Floats]] = {
+HELD_OUT: dict[str, Way] = {
     "one half held out": lambda t: t.holdout["half 0"],
     "both halves held out": lambda t: _mean_of(t, "half"),
     "one quarter held out": lambda t: t.holdout["quarter 0"],
     "quarters in turn": lambda t: _mean_of(t, "quarter"),
     "quarters in turn, among as many names": lambda t: _mean_of(t, "matched quarter"),
 }
-TEST: dict[str, Callable[[Table], Floats]] = {"the test itself, another seed": lambda t: t.tests}
+TEST: dict[str, Way] = {"the test itself, another seed": lambda t: t.tests}
 
 
 def _mean_of(t: Table, kind: str) -> Floats:
@@ -125,17 +128,26 @@ def _mean_of(t: Table, kind: str) -> Floats:
     return means
 
 
+def scores_of(way: Way, t: Table) -> Floats:
+    """Scores, settings x seeds; of what failed, lower than all."""
+    return _failed_last(way(t))
+
+
+def _failed_last(scores: Floats) -> Floats:
+    return np.nan_to_num(scores, nan=-1e9)
+
+
 def judge(scores: Floats, tests: Floats, seed: int) -> dict[str, float]:
-    """How the scores of one seed rank by the tests of the others."""
-    score, test = np.nan_to_num(scores[:, seed], nan=-1e9), _others(tests, seed)
+    """How the scores of one seed rank by the tests of the others, and what picks of each budget gain."""
+    score, test = scores[:, seed], _others(tests, seed)
     good = test >= np.median(test)
-    picks = _picks(score, test)
+    gains = {budget: test[_picked(score, budget)] - test[0] for budget in BUDGETS}
     return {
         "rank": float(spearmanr(score, test).statistic),
         "rank of good": float(spearmanr(score[good], test[good]).statistic),
-        "gain": float(np.mean(picks - test[0])),
-        "worse": float(np.mean(picks < test[0] + WORSE)),
-        "regret": float(test.max() - picks.mean()),
+        **{f"gain of {budget}": float(gain.mean()) for budget, gain in gains.items()},
+        "worse": float(np.mean(gains[BUDGET] < WORSE)),
+        "regret": float(test.max() - test[0] - gains[BUDGET].mean()),
     }
 
 
@@ -146,37 +158,55 @@ def _others(tests: Floats, seed: int) -> Floats:
     return means
 
 
-def _picks(score: Floats, test: Floats) -> Floats:
-    """What is tested of the best-scored of `BUDGET` settings, the released ones always among them."""
-    rng, size = np.random.default_rng(0), min(BUDGET, len(score))
+def _picked(score: Floats, budget: int) -> NDArray[np.intp]:
+    """The best-scored of `budget` settings, drawn time and again, the released ones always among them."""
+    rng, size = np.random.default_rng(0), min(budget, len(score))
     drawn = [np.r_[0, 1 + rng.permutation(len(score) - 1)[: size - 1]] for _ in range(RESAMPLED)]
-    return np.array([test[rows[np.argmax(score[rows])]] for rows in drawn])
+    return np.array([rows[np.argmax(score[rows])] for rows in drawn])
 
 
-def summary(way: Callable[[Table], Floats], tables: Sequence[Table]) -> dict[str, float]:
+def over_sets(way: Way, tables: Sequence[Table]) -> float:
+    """Rank correlation of leads over the released settings with gains, settings of all sets together."""
+    leads = np.concatenate([over_released(scores_of(way, t)) for t in tables])
+    gains = np.concatenate([t.gains for t in tables])
+    return float(
+        np.mean([spearmanr(lead, _others(gains, seed)).statistic for seed, lead in enumerate(leads.T)])
+    )
+
+
+def share_picked(way: Way, tables: Sequence[Table], which: NDArray[np.bool_]) -> float:
+    """How many of the picks are settings of a kind, over sets and seeds."""
+    picks = [_picked(score, BUDGET) for t in tables for score in scores_of(way, t).T]
+    return float(np.mean(which[picks]))
+
+
+def summary(way: Way, tables: Sequence[Table]) -> dict[str, float]:
     """Means over sets and seeds."""
     found = [
-        judge(scores, t.tests, seed) for t in tables for scores in [way(t)] for seed in range(scores.shape[1])
+        judge(scores, t.tests, seed)
+        for t in tables
+        for scores in [scores_of(way, t)]
+        for seed in range(scores.shape[1])
     ]
     return {key: float(np.nanmean([each[key] for each in found])) for key in found[0]}
 
 
-def error_of(way: Callable[[Table], Floats], tables: Sequence[Table]) -> float:
+def error_of(way: Way, tables: Sequence[Table]) -> float:
     """Standard error of the mean rank correlation: sets and settings drawn again."""
     rng, means = np.random.default_rng(1), []
     for _ in range(100):
         ranks = []
         for k in rng.integers(len(tables), size=len(tables)):
-            scores, tests = way(tables[k]), tables[k].tests
+            scores, tests = scores_of(way, tables[k]), tables[k].tests
             rows = rng.integers(len(tests), size=len(tests))
             for seed in range(scores.shape[1]):
                 others = _others(tests, seed)[rows]
-                ranks.append(spearmanr(np.nan_to_num(scores[rows, seed], nan=-1e9), others).statistic)
+                ranks.append(spearmanr(scores[rows, seed], others).statistic)
         means.append(np.nanmean(ranks))
     return float(np.std(means))
 
 
-def calibration(way: Callable[[Table], Floats], tables: Sequence[Table]) -> tuple[Calibration, Belief]:
+def calibration(way: Way, tables: Sequence[Table]) -> tuple[Calibration, Belief]:
     """How a setting's lead goes with its gain, and how the gains of random draws are spread.
 
     Of all settings, not of the best-scored alone: what made those the best is in their scores already.
@@ -202,18 +232,21 @@ def _covariance(one: Floats, other: Floats) -> float:
     return float(np.mean([(one[:, i] * other[:, j]).mean() for i, j in pairs]))
 
 
-def results(tables: Sequence[Table]) -> str:
-    """How well each way of scoring ranks; of held-out classes where all have been scored on some."""
+def results(tables: Sequence[Table], free: NDArray[np.bool_]) -> str:
+    """How well each way of scoring ranks; of held-out classes where all have been scored on some.
+
+    `free`: Which settings have no regularizer.
+    """
     rows = []
     for name, way in (WAYS | (HELD_OUT if all(t.holdout for t in tables) else {}) | TEST).items():
         s = summary(way, tables)
-        error = error_of(way, tables)
-        rows.append(
-            (name, f"{s['rank']:.2f} ± {error:.2f}", f"{s['rank of good']:.2f}", f"{s['gain']:+.2f}",
-             f"{100 * s['worse']:.0f} %", f"{s['regret']:.2f}")
-        )  # fmt: skip
-    columns = ("rank correlation", "among the better half", "pick - released", "worse", "regret")
-    return table(("way of scoring", *columns), rows)
+        ranks = (f"{s['rank']:.2f} ± {error_of(way, tables):.2f}", over_sets(way, tables), s["rank of good"])
+        gains = (f"{s[f'gain of {budget}']:+.2f}" for budget in BUDGETS)
+        worse, unregularized = (f"{100 * x:.0f} %" for x in (s["worse"], share_picked(way, tables, free)))
+        rows.append((name, *ranks, *gains, worse, f"{s['regret']:.2f}", unregularized))
+    picks = [f"pick of {budget}" for budget in BUDGETS]
+    ranks = ("rank correlation", "over sets", "among the better half")
+    return table(("way of scoring", *ranks, *picks, "worse", "regret", "no regularizer"), rows)
 
 
 def parts(tables: Sequence[Table]) -> str:
@@ -230,6 +263,7 @@ def parts(tables: Sequence[Table]) -> str:
     }
     rows = []
     for name, of in told.items():
-        ranks = [np.mean([judge(*of(t), seed)["rank"] for seed in range(t.new.shape[1])]) for t in tables]
+        pairs = [(_failed_last(scores), tests) for scores, tests in map(of, tables)]
+        ranks = [np.mean([judge(*pair, k)["rank"] for k in range(pair[1].shape[1])]) for pair in pairs]
         rows.append((name, *(f"{rank:.2f}" for rank in ranks)))
     return table(("rank correlation", *(t.dataset for t in tables)), rows)

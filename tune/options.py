@@ -180,7 +180,7 @@ class Options:
             trial_timeout=self.trial_timeout,
             starts=(
                 *(("enqueued", enqueued(path, spec.space)) for path in _many(self.enqueue)),
-                *(("warm start", warm(path, spec.space)) for path in _many(self.warm_start)),
+                ("warm start", warm(_many(self.warm_start), spec.space, self.seed)),
                 (
                     "portfolio",
                     first_trials(

@@ -64,7 +64,7 @@ def search(
         list[Path] | None, _option(WHAT, "YAML files of settings to run before any are drawn.")
     ] = None,
     warm_start: Annotated[
-        list[Path] | None, _option(WHAT, "Studies' folders, whose best settings are run first.")
+        list[Path] | None, _option(WHAT, "Studies' folders: what their trials promise most of is run first.")
     ] = None,
     portfolio: Annotated[
         int,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
 COUNTS = {"kernels", "backbones"}  # exact, no timing; tests/unit/training/test_counts.py holds them
-ACCURACIES = {"embedded", "suite", "tuned", "precision", "objectives", "claim", "top"}
+ACCURACIES = {"embedded", "suite", "tuned", "precision", "objectives", "claim", "top", "learned"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_claims.py reads its parts
 CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`

@@ -96,6 +96,11 @@ class Numbers(_Range):
             value, low, high = math.log(value), math.log(low), math.log(high)
         return float((value - low) / (high - low))
 
+    def features(self, value: Any) -> tuple[float, ...]:
+        """Numbers that a linear model sees of a value: its place about the middle; 0 of none."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return (self.unit(value) - 0.5 if is_number else 0.0,)
+
     def values(self) -> str:
         return f"{self.low:g} .. {self.high:g}{' (log)' if self.log else ''}"
 
@@ -156,6 +161,10 @@ class Choice(_Range):
         """Choices at equal distances in [0, 1]; what is none of them is with the first."""
         place = self.choices.index(value) if value in self.choices else 0
         return place / max(1, len(self.choices) - 1)
+
+    def features(self, value: Any) -> tuple[float, ...]:
+        """1 for the choice that it is; zeros of none."""
+        return tuple(float(value == choice) for choice in self.choices)
 
     def values(self) -> str:
         return " | ".join(map(str, self.choices))

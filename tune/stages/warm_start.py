@@ -1,7 +1,8 @@
-"""Settings that a study starts from: files of the user's, and the best of other studies."""
+"""Settings that a study starts from: files of the user's, and what other studies promise most of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from prometar.io.files import size_of
 from prometar.io.yamltext import read_yaml
 from tune.results.reader import read_records
 from tune.results.schema import by_score
+from tune.space.learned import Scored, propose
 from tune.space.spaces import Space
 
-WARM_TRIALS = 5  # of another study, that are run again here
+WARM_TRIALS = 5  # that other studies promise most of
+FEWEST_TRIALS = 4  # of a study, to learn from
 
 
 def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
@@ -44,31 +47,33 @@ def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
     return found
 
 
-def warm(folder: Path, space: Space) -> list[dict[str, Any]]:
-    """The best settings of another study that lie in this space, at most `WARM_TRIALS`, best first.
+def warm(folders: Sequence[Path], space: Space, seed: int) -> list[dict[str, Any]]:
+    """Settings of this space of which other studies' trials promise most, at most `WARM_TRIALS`.
 
-    They are run again here: figures of other data sets or objectives do not compare with this study's.
+    They are run here first: figures of other data sets or objectives do not compare with this study's.
 
     Raises:
-        UserError: the folder holds no study, or a damaged one, or no finished trial with settings of this
+        UserError: a folder holds no study, or a damaged one, or no finished trials with settings of this
             space, or its search has read the test images.
     """
+    studies = [_scored(folder, space) for folder in folders]
+    return propose(space, studies, WARM_TRIALS, seed) if studies else []
+
+
+def _scored(folder: Path, space: Space) -> Scored:
     try:
         records = read_records(folder)
     except UserError as error:
         raise UserError(f"--warm-start {error}") from None
     if records.leaking:
         raise UserError(f"--warm-start {folder}: its search has read the test images (objective oracle_test)")
-    finished = [trial for trial in records.complete if not trial.reference]
-    found: list[dict[str, Any]] = []
-    for trial in by_score(finished):
-        given = {key: value for key, value in trial.settings.items() if key in space.ranges}
-        try:
-            settings = space.checked(given, what=str(folder))
-        except UserError:
-            continue  # outside this space
-        if settings and settings not in found:
-            found.append(settings)
-    if not found:
-        raise UserError(f"--warm-start {folder}: no finished trial with settings of the space {space.name}")
-    return found[:WARM_TRIALS]
+    trials = [
+        trial for trial in by_score(records.complete) if not space.ranges.keys().isdisjoint(trial.settings)
+    ]
+    if len(trials) < FEWEST_TRIALS:
+        raise UserError(
+            f"--warm-start {folder}: finished trials with settings of the space {space.name}: {len(trials)}, "
+            f"{FEWEST_TRIALS} are the fewest that tell anything"
+        )
+    scores = [trial.score or 0.0 for trial in trials]
+    return Scored([trial.settings for trial in trials], scores, records.asked.objective)

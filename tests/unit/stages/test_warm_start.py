@@ -80,36 +80,44 @@ def study(folder: Path, *objectives: tuple[float, dict[str, Any]], **asked: Any)
     return write(folder, description(**asked), trials)
 
 
-def test_a_warm_start_takes_the_best_that_lie_in_the_space(tmp_path: Path) -> None:
-    found = warm(
-        study(
-            tmp_path,
-            (99.0, {"optim.lr": 0.0025}),  # the released ones are trial 0 of every study
-            (50.0, {"optim.lr": 0.01, "task.mixup_alpha": 3.0}),
-            (80.0, {"optim.lr": 0.02}),
-            (90.0, {"optim.lr": 7.0}),  # outside
-            *((40.0 - number, {"optim.lr": number / 100}) for number in range(4, 12)),
-        ),
-        SPACE,
+def test_a_warm_start_is_what_other_studies_promise(tmp_path: Path) -> None:
+    """High rates were ahead in both, one of which has another objective and another space."""
+    one = study(
+        tmp_path / "one",
+        (50.0, {"optim.lr": 0.0025}),  # the released ones are trial 0 of every study
+        *((60.0 + number, {"optim.lr": 10.0 ** (-number)}) for number in (2, 1)),
+        *((50.0 - number, {"optim.lr": 0.002 / number, "task.mixup_alpha": 3.0}) for number in range(1, 9)),
+        (90.0, {"optim.lr": 7.0}),  # beyond the range: as its end
     )
-    assert found[:3] == [{"optim.lr": 0.02}, {"optim.lr": 0.01}, {"optim.lr": 0.04}]
+    other = study(
+        tmp_path / "other",
+        *((number / 10, {"optim.lr": number / 10, "prompts.text_depth": 3}) for number in range(1, 9)),
+    )
+    found = warm([one, other], SPACE, seed=0)
     assert len(found) == WARM_TRIALS
+    assert found[0]["optim.lr"] > 0.5
+    assert found == warm([one, other], SPACE, seed=0)
+
+
+def test_without_other_studies_nothing_is_promised() -> None:
+    assert warm([], SPACE, seed=0) == []
 
 
 def test_a_search_that_has_read_the_test_images_is_no_start(tmp_path: Path) -> None:
     study(tmp_path, (50.0, {}), (50.0, {"optim.lr": 0.01}), objective="oracle_test")
     with pytest.raises(UserError, match="its search has read the test images"):
-        warm(tmp_path, SPACE)
+        warm([tmp_path], SPACE, seed=0)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no study: pass a folder OUT/STUDY"):
-        warm(tmp_path, SPACE)
+        warm([tmp_path], SPACE, seed=0)
     study(tmp_path, (50.0, {"optim.lr": 0.01}))
     with pytest.raises(
-        UserError, match=r"--warm-start .*: no finished trial with settings of the space mine"
+        UserError,
+        match=r"--warm-start .*: finished trials with settings of the space mine: 1, 4 are the fewest",
     ):
-        warm(tmp_path, SPACE)
+        warm([tmp_path], SPACE, seed=0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "name: s"])
@@ -117,4 +125,4 @@ def test_a_damaged_study_is_refused_in_one_line(tmp_path: Path, text: str) -> No
     study(tmp_path, (50.0, {}), (50.0, {"optim.lr": 0.01}))
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(UserError, match=r"study\.yaml (is damaged|has no version)"):
-        warm(tmp_path, SPACE)
+        warm([tmp_path], SPACE, seed=0)

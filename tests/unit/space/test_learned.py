@@ -1,0 +1,119 @@
+"""What other studies' trials promise of settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tune.space.learned import Scored, propose
+from tune.space.spaces import Space, load_space
+
+SPACE = Space.of(
+    {
+        "optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True},
+        "prompts.text_depth": {"type": "int", "low": 1, "high": 12},
+        "regularizer.kind": {"type": "choice", "choices": ["l1", "none"]},
+        "regularizer.text_weight": {
+            "type": "float", "low": 1.0, "high": 100.0, "when": {"regularizer.kind": "l1"},
+        },
+    }
+)  # fmt: skip
+
+
+def drawn(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
+    """Settings of `SPACE`."""
+    return [
+        {
+            "optim.lr": float(np.exp(rng.uniform(np.log(1e-4), np.log(0.1)))),
+            "prompts.text_depth": int(rng.integers(1, 13)),
+            "regularizer.kind": kind,
+            **({"regularizer.text_weight": float(rng.uniform(1, 100))} if kind == "l1" else {}),
+        }
+        for kind in rng.choice(["l1", "none"], number)
+    ]
+
+
+def scored(
+    settings: list[dict[str, Any]], rng: np.random.Generator, *, noise: float = 1.0, objective: str = "drift"
+) -> Scored:
+    """Deep prompts and no regularizer are better, by more than the noise."""
+    return Scored(
+        settings,
+        [
+            each["prompts.text_depth"] / 2 + 5 * (each["regularizer.kind"] == "none") + rng.normal(0, noise)
+            for each in settings
+        ],
+        objective,
+    )
+
+
+def test_what_was_ahead_on_other_data_sets_is_proposed() -> None:
+    rng = np.random.default_rng(0)
+    studies = [scored(drawn(rng, 24), rng) for _ in range(3)]
+    best, *others = propose(SPACE, studies, 5, seed=0)
+    assert best["regularizer.kind"] == "none"
+    assert best["prompts.text_depth"] >= 11
+    assert "regularizer.text_weight" not in best  # it has no effect there
+    assert len({str(each) for each in (best, *others)}) == 5
+
+
+def test_scales_of_objectives_do_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    one, other = (scored(drawn(rng, 24), rng, objective=name) for name in ("drift", "my:own"))
+    percent = Scored(other.settings, [50 + 100 * score for score in other.scores], other.objective)
+    assert propose(SPACE, [one, percent], 5, seed=0) == propose(SPACE, [one, other], 5, seed=0)
+
+
+def test_a_study_whose_settings_all_do_alike_does_not_outweigh_another() -> None:
+    """Its scores differ by noise alone, here by a thousandth of what the other's do, the other way round."""
+    rng = np.random.default_rng(3)
+    settings = drawn(rng, 24)
+    one = scored(settings, rng)
+    alike = Scored(settings, [-score / 1000 for score in one.scores], one.objective)
+    assert propose(SPACE, [one, alike], 1, seed=0)[0]["regularizer.kind"] == "none"
+
+
+def test_more_studies_find_a_small_effect_in_noise() -> None:
+    """One trial tells nothing of it, 96 do."""
+    found = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        studies = [scored(drawn(rng, 24), rng, noise=6.0) for _ in range(4)]
+        found.append(propose(SPACE, studies, 1, seed=0)[0])
+    assert np.mean([each["regularizer.kind"] == "none" for each in found]) >= 0.75
+    assert np.mean([each["prompts.text_depth"] for each in found]) > 8
+
+
+def test_equal_scores_promise_nothing_and_still_give_settings() -> None:
+    settings = drawn(np.random.default_rng(2), 6)
+    assert len(propose(SPACE, [Scored(settings, [1.0] * 6, "drift")], 5, seed=0)) == 5
+
+
+def test_a_space_with_less_than_is_asked_for_gives_what_it_has() -> None:
+    space = Space.of({"regularizer.kind": {"type": "choice", "choices": ["l1", "none"]}})
+    study = Scored([{"regularizer.kind": "l1"}, {"regularizer.kind": "none"}], [1.0, 2.0], "drift")
+    assert propose(space, [study], 5, seed=0) == [{"regularizer.kind": "none"}, {"regularizer.kind": "l1"}]
+
+
+@pytest.mark.parametrize("value", ["l2", True, None, [1]])
+def test_values_of_another_space_tell_nothing(value: Any) -> None:
+    """Of a study whose space had another kind of setting under the same name."""
+    settings = [{"optim.lr": value, "regularizer.kind": value}, {"optim.lr": 0.01}, {"optim.lr": 0.02}]
+    assert len(propose(SPACE, [Scored(settings, [1.0, 2.0, 3.0], "drift")], 2, seed=0)) == 2
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 1000), number=st.integers(1, 5), trials=st.integers(2, 12))
+def test_proposals_are_settings_of_the_space_and_the_same_each_time(
+    seed: int, number: int, trials: int
+) -> None:
+    space, rng = load_space("recipe"), np.random.default_rng(seed)
+    studies = [Scored(drawn(rng, trials), [float(x) for x in rng.normal(size=trials)], "drift")]
+    found = propose(space, studies, number, seed)
+    assert [space.checked(each, what="it") for each in found] == found
+    assert len({str(each) for each in found}) == number
+    assert found == propose(space, studies, number, seed)
