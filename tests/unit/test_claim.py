@@ -52,7 +52,7 @@ def test_what_is_shipped_is_what_the_recorded_figures_say() -> None:
     made = objectives.portfolio(found)
     for known, again in zip(shipped.pop("known"), made.pop("known"), strict=True):
         assert again["gains"] == known["gains"]
-        assert again["settings"] == pytest.approx(
-            known["settings"], rel=1e-12
-        )  # another machine's logarithms
+        assert again["settings"].keys() == known["settings"].keys()
+        for key, value in known["settings"].items():  # another machine has other logarithms
+            assert again["settings"][key] == (value if isinstance(value, str) else pytest.approx(value))
     assert made == shipped
