@@ -22,6 +22,12 @@ def test_full_is_the_two_others_together() -> None:
     assert full == {key: entry for part in parts for key, entry in part.items()}
 
 
+def test_lengths_is_recipe_and_three_lengths() -> None:
+    lengths, recipe = (load_space(name).ranges for name in ("lengths", "recipe"))
+    assert {key: entry for key, entry in lengths.items() if key in recipe} == recipe
+    assert lengths.keys() - recipe.keys() == {"train.epochs", "prompts.text_length", "prompts.vision_length"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
