@@ -49,7 +49,9 @@ def search(
     method: Annotated[
         str, _option(FIRST, "The method whose settings are searched, or FILE.yaml.")
     ] = Options.method,
-    space: Annotated[str, _option(FIRST, "recipe, lengths, full, regularizer, augmentation, or a YAML file.")] = SPACE,
+    space: Annotated[
+        str, _option(FIRST, "recipe, lengths, full, regularizer, augmentation, or a YAML file.")
+    ] = SPACE,
     trials: Annotated[int | None, _option(FIRST, "Trials in all [24 embedded, else 40].")] = None,
     epochs: Annotated[int | None, _option(FIRST, "Epochs a trial [5 embedded, else the method's].")] = None,
     max_hours: Annotated[float | None, _option(FIRST, "Begin no trial after so long a search.")] = None,
