@@ -19,7 +19,7 @@ from scoring import DRIFT, WAYS, Floats, Table, calibration, over_released
 from tune.space.learned import Scored, promised
 from tune.space.portfolio import Known, Portfolio
 from tune.space.spaces import Space
-from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, belief, believed
+from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, Promise, belief, believed
 
 TOP = 3  # settings in the last round
 REDRAWN = 50  # times that the settings of a smaller study are drawn
@@ -33,7 +33,7 @@ class Enacted:
         searched: By setting, the lead in the search. again: In the last round. gain: On the test.
         portfolio: Settings that are tried first, the best first. known: Their gains elsewhere, by setting.
         points: Settings as points of the unit cube.
-        promised: What a linear model of the other sets' scores expects of them.
+        promised: The gain that a linear model of the other sets' scores promises of each.
     """
 
     searched: Floats
@@ -44,11 +44,12 @@ class Enacted:
     calibration: Calibration
     draws: Belief
     points: Floats
-    promised: Floats
+    promised: Sequence[Belief]
 
-    def before(self, setting: int, *, elsewhere: bool) -> Belief:
+    def before(self, setting: int, *, elsewhere: bool, learned: bool) -> Belief:
         """What is believed of it before it is trained."""
-        return belief(self.known[setting] if elsewhere and setting in self.portfolio else [], self.draws)
+        known = self.known[setting] if elsewhere and setting in self.portfolio else []
+        return belief(known, self.promised[setting] if learned else self.draws)
 
 
 Rule = Callable[[Enacted], int | None]
@@ -70,20 +71,26 @@ def best_elsewhere(study: Enacted) -> int:
 
 
 def most_promising(study: Enacted) -> int:
-    return int(study.promised.argmax())
+    return max(range(len(study.gain)), key=lambda k: study.promised[k].mean)
 
 
 def expected(
-    study: Enacted, *, own: bool = False, elsewhere: bool = True, search_counts: bool = True
+    study: Enacted,
+    *,
+    own: bool = False,
+    elsewhere: bool = True,
+    learned: bool = False,
+    search_counts: bool = True,
 ) -> int | None:
     """The highest expected gain, if it is probably one.
 
     Args:
         own: Only settings that are not of the portfolio. elsewhere: Gains on other data sets are known.
+        learned: Scores on other data sets are.
         search_counts: The score that picked settings for the last round is a measurement too.
     """
     tried = [k for k in range(len(study.gain)) if not own or k not in study.portfolio]
-    before = {k: study.before(k, elsewhere=elsewhere) for k in tried}
+    before = {k: study.before(k, elsewhere=elsewhere, learned=learned) for k in tried}
     first = {k: believed([study.searched[k]], study.calibration, before[k]) for k in tried}
     top = sorted(tried, key=lambda k: -first[k].mean)[:TOP]
     last = {
@@ -132,6 +139,9 @@ RULES: dict[str, Rule] = {
     "expected gain, by search and last round (the default)": expected,
     "the same, of the search's own draws alone": lambda study: expected(study, own=True),
     "the same, nothing known from elsewhere": lambda study: expected(study, elsewhere=False),
+    "the same, after searches on the other sets": lambda study: expected(
+        study, elsewhere=False, learned=True
+    ),
     "the same, and settings near each other gain alike": smooth,
     "the best there is": lambda study: int(study.gain.argmax()),
 }
@@ -162,15 +172,48 @@ def studies(
         ]
     )
     lead, gain = over_released(WAYS[DRIFT](t)), t.gains
-    scores = [WAYS[DRIFT](o)[1:] for o in others]
+    worth_of_promises = promise(others, settings, space)
     return [
         Enacted(
             lead[:, a], lead[:, b], gain[:, rest].mean(axis=1),
             [each["number"] for each in portfolio], dict(enumerate(map(list, gains))), worth, draws, points,
-            promised(space, [Scored(settings, each[:, a], DRIFT) for each in scores], settings),
+            [
+                worth_of_promises.belief(lead)
+                for lead in promised(space, [searched(o, settings, a) for o in others], settings)
+            ],
         )
         for a, b, *rest in permutations(range(t.tests.shape[1]))
     ]  # fmt: skip
+
+
+def searched(
+    t: Table, settings: Sequence[Mapping[str, Any]], seed: int, which: Sequence[int] | None = None
+) -> Scored:
+    """What a search on a set has scored, of all settings or of `which`."""
+    found = range(len(settings)) if which is None else which
+    scores = WAYS[DRIFT](t)[1:, seed]
+    return Scored([settings[k] for k in found], [float(scores[k]) for k in found], DRIFT)
+
+
+def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> Promise:
+    """How gains on a set have gone with what the other sets' scores promise of settings not tried there.
+
+    Halves of the settings in turn: one is tried on the other sets, of the other one gains are foretold.
+    """
+    rng, pairs = np.random.default_rng(0), []
+    for turn in range(REDRAWN):
+        order = rng.permutation(len(settings)).tolist()
+        middle, seed = len(order) // 2, turn % tables[0].tests.shape[1]
+        for tried, asked in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
+            for t in tables:
+                others = [searched(o, settings, seed, tried) for o in tables if o is not t]
+                leads = promised(space, others, [settings[k] for k in asked])
+                gains = np.delete(t.gains, seed, axis=1)[asked].mean(axis=1)
+                pairs += zip(leads, gains, strict=True)
+    lead, gain = np.array(pairs).T
+    slope, offset = np.polyfit(lead, gain, 1)
+    sd = np.std(gain - offset - slope * lead)
+    return Promise(*(round(float(x), 2) for x in (offset, slope, sd)))
 
 
 def choices(

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from choosing import choices
+from choosing import choices, promise
 from common import DEVELOPMENT, describe, require_development, table
 from quarters import epochs_of
 from records import Record, Wanted, among_as_many, publish, read_all, run_all, run_options, seen_by_a_search
@@ -201,6 +201,8 @@ def show(found: Evidence, doc: Path | None) -> None:
         publish("\n\n".join(blocks.values()), doc, "photographs")
     for name in (DRIFT, "base validation accuracy"):
         print(f"{name}: {calibration(WAYS[name], found.tables)}")
+    if len(found.tables) > 2:
+        print(f"{DRIFT}: {promise(found.tables, drawn[1:], load_space(found.space))}")
 
 
 def measured(args: argparse.Namespace) -> Evidence:

@@ -162,9 +162,10 @@ class Options:
         Raises:
             UserError: a number that makes no sense, or a file to start from that is damaged.
         """
-        from tune.stages.warm_start import enqueued, warm
+        from tune.stages.warm_start import earlier_study, enqueued, warm
         from tune.study import Place
 
+        earlier = tuple(earlier_study(path, spec.space) for path in _many(self.warm_start))
         return Place(
             out=self.out,
             name=self.name,
@@ -180,7 +181,7 @@ class Options:
             trial_timeout=self.trial_timeout,
             starts=(
                 *(("enqueued", enqueued(path, spec.space)) for path in _many(self.enqueue)),
-                ("warm start", warm(_many(self.warm_start), spec.space, self.seed)),
+                ("warm start", warm(earlier, spec.space, self.seed)),
                 (
                     "portfolio",
                     first_trials(
@@ -188,6 +189,7 @@ class Options:
                     ),
                 ),
             ),
+            earlier=earlier,
             from_records=self.from_records,
             verbose=self.verbose,
             command=self.command,

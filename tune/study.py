@@ -36,7 +36,7 @@ from tune.optimizer.storage import GO_ON, reachable
 from tune.reporting.html import write_report
 from tune.reporting.terminal import print_summary
 from tune.results.reader import read_records
-from tune.results.schema import FinalTest, Tested
+from tune.results.schema import EarlierStudy, FinalTest, Tested
 from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
 from tune.stages.budget import Budget, headline
@@ -58,6 +58,7 @@ class Place:
 
     Args:
         starts: Settings to be run before any are drawn, by where they come from.
+        earlier: Other studies to learn from, if the study has not begun to learn from others.
         max_hours: Of searching, in all commands together; then no trial is begun.
         trial_timeout: Seconds without a result, after which a trial hangs.
         from_records: Make the study's database anew from the trials' records, if it has lost them.
@@ -76,6 +77,7 @@ class Place:
     max_hours: float | None = None
     trial_timeout: float | None = None
     starts: tuple[tuple[str, Sequence[Mapping[str, Any]]], ...] = ()
+    earlier: tuple[EarlierStudy, ...] = ()
     trackers: tuple[str, ...] = ()
     from_records: bool = False
     verbose: bool = False
@@ -119,10 +121,11 @@ def run_study(
         _planned(place, nodes, place.gpus_per_trial, needed)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
         folder.describe(spec, checked.identity, max_hours=place.max_hours, command=place.command)
+        learned = folder.learn(place.earlier)
         for origin, settings in place.starts:
             memory.enqueue(settings, origin)
         _introduce(console, folder, spec, memory, checked.budget)
-        for note in (*rebuilt, *checked.notes):
+        for note in (*rebuilt, *checked.notes, *([f"learning from {learned}"] if learned else [])):
             console.print(note)
         try:
             with shared_images():

@@ -13,7 +13,8 @@ from statistics import mean, stdev
 import pytest
 
 from prometar.bundled.suite import SUITE
-from tune.stages.choice import CALIBRATIONS, EMBEDDED, Belief
+from tune.space.spaces import load_space
+from tune.stages.choice import CALIBRATIONS, EMBEDDED, PROMISES, Belief
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CLOSED = [name for name, rendered in SUITE.items() if rendered.purpose == "claim"]
@@ -41,11 +42,14 @@ def test_closed_data_sets_need_claim() -> None:
 def test_what_is_shipped_is_what_the_recorded_figures_say() -> None:
     """What a lead is worth, what a draw gains, and the portfolio."""
     import objectives
+    from choosing import promise
     from scoring import DRIFT, WAYS, Evidence, calibration
 
     found = Evidence.read(objectives.EVIDENCE)
     worth, draws = calibration(WAYS[DRIFT], found.tables)
     assert worth == CALIBRATIONS["drift"]
+    settings = [objectives.settings_of(found.space, number) for number in range(1, found.settings + 1)]
+    assert promise(found.tables, settings, load_space(found.space)) == PROMISES["drift"]
     of_sets = [mean(t.gains.mean(axis=1)) for t in found.tables]
     assert Belief(round(draws.mean, 1), round(hypot(draws.sd, stdev(of_sets) / 2), 1)) == EMBEDDED
     shipped = json.loads(files("tune.space").joinpath("portfolio.json").read_text("utf-8"))

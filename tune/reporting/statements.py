@@ -137,7 +137,8 @@ def alignment(records: Records) -> str:
 
 def caveats(records: Records) -> list[str]:
     """What the figures do not show."""
-    lines = [*filter(None, [track_record(records)]), *_out_of_date(records), *_kept_bounds(records)]
+    known = [track_record(records), _learned(records)]
+    lines = [*filter(None, known), *_out_of_date(records), *_kept_bounds(records)]
     if records.leaking:
         lines.append("This objective reads the test images: the search leaks, its figures are no results.")
     if len(records.complete) > 1:
@@ -165,6 +166,16 @@ def caveats(records: Records) -> list[str]:
         behind = " by all goals together" if len(records.asked.goals) > 1 else ""
         lines.append(f"Pruned trials ({pruned}) were judged early{behind}: some might have recovered.")
     return lines
+
+
+def _learned(records: Records) -> str:
+    """What other studies had to say; "" where none was asked."""
+    if records.learned is None:
+        return ""
+    return (
+        f"Learned from {records.learned}: what they promise most of was tried first. How much a promise is "
+        "worth was measured on rendered data sets, as was what a lead is worth."
+    )
 
 
 def _kept_bounds(records: Records) -> list[str]:

@@ -13,12 +13,14 @@ from tune.results.consistency import require_final_test, require_reevaluation, r
 from tune.results.goals import SECONDS, Goal, keeps, loss
 from tune.results.schema import (
     FINAL_TEST,
+    LEARNED,
     REEVALUATION,
     STUDY,
     TRIAL,
     AskedFor,
     DatasetTest,
     FinalTest,
+    Learned,
     Reevaluation,
     Run,
     State,
@@ -42,6 +44,7 @@ class Records:
     trials: tuple[TrialRecord, ...]
     lastround: Reevaluation | None
     finals: FinalTest | None
+    learned: Learned | None = None
 
     @property
     def asked(self) -> AskedFor:
@@ -145,7 +148,18 @@ def read_records(study_dir: Path) -> Records:
         trials,
         again if again and again.rows else None,  # none was asked for
         tested,
+        read_learned(study_dir),
     )
+
+
+def read_learned(study_dir: Path) -> Learned | None:
+    """What a study learned from other ones; None of none.
+
+    Raises:
+        UserError: its learned.json is damaged.
+    """
+    file = study_dir / "learned.json"
+    return LEARNED.read(file) if file.exists() else None
 
 
 def read_study(study_dir: Path) -> StudyRecord:

@@ -207,6 +207,35 @@ class Reevaluation(Versioned):
 
 
 @dataclass(frozen=True)
+class EarlierTrial:
+    """A finished trial of another study; `score`: its objective."""
+
+    settings: Settings
+    score: Figure
+
+
+@dataclass(frozen=True)
+class EarlierStudy:
+    """What another study has measured; `folder`: where it lay."""
+
+    folder: str
+    datasets: tuple[str, ...]
+    objective: str
+    trials: tuple[EarlierTrial, ...]
+
+
+@dataclass(frozen=True)
+class Learned(Versioned):
+    """learned.json: what other studies had measured when this one began to learn from them."""
+
+    studies: tuple[EarlierStudy, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(" and ".join(study.datasets) for study in self.studies)
+        return f"{sum(len(study.trials) for study in self.studies)} trials on {names}"
+
+
+@dataclass(frozen=True)
 class Tested:
     """Settings of the final test: the number of their trial, 0 for the released ones."""
 
@@ -390,6 +419,7 @@ STUDY = File(StudyRecord, "restore it, or start another study")
 TRIAL = File(TrialRecord, _AGAIN)
 REEVALUATION = File(Reevaluation, _AGAIN)
 FINAL_TEST = File(FinalTest, _AGAIN)
+LEARNED = File(Learned, "restore it, or start another study")
 
 
 def _as_json(tree: Any) -> str:

@@ -19,13 +19,23 @@ from prometar.errors import UserError
 from prometar.io.files import resolved
 from prometar.io.lock import locked
 from prometar.io.stores import without_password
-from tune.results.reader import read_study
-from tune.results.schema import STUDY, TRIAL, AskedFor, SpaceRecord, StudyRecord, TrialRecord
+from tune.results.reader import read_learned, read_study
+from tune.results.schema import (
+    LEARNED,
+    STUDY,
+    TRIAL,
+    AskedFor,
+    EarlierStudy,
+    Learned,
+    SpaceRecord,
+    StudyRecord,
+    TrialRecord,
+)
 from tune.study_spec import StudySpec
 
 
 class StudyFolder:
-    """OUT/STUDY: study.yaml, study.db, trials/, finals/, best.yaml, report.html."""
+    """OUT/STUDY: study.yaml, study.db, learned.json, trials/, finals/, best.yaml, report.html."""
 
     def __init__(self, out: Path, name: str) -> None:
         if not re.fullmatch(r"\w[\w.-]*", name):
@@ -120,6 +130,14 @@ class StudyFolder:
             earlier_environments=tuple(earlier),
         )
         STUDY.write(path, record)
+
+    def learn(self, studies: Sequence[EarlierStudy]) -> Learned | None:
+        """What the study learns from: what it began with, else these studies, which are kept."""
+        learned = read_learned(self.path)
+        if learned is None and studies:
+            learned = Learned(tuple(studies))
+            LEARNED.write(self.path / "learned.json", learned)
+        return learned
 
     def write_record(self, trial: TrialRecord) -> None:
         """trials/NNNN/record.json of one trial."""

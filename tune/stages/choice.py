@@ -69,6 +69,29 @@ CALIBRATIONS: Mapping[str, Calibration] = {
 }
 """By objective. What is not here is not known, and the highest mean is chosen."""
 
+
+@dataclass(frozen=True)
+class Promise:
+    """How what other studies promise (`tune.space.learned`) has gone with gains on the development sets.
+
+    The gain of settings that they promise a lead of x standard deviations is N(offset + slope * x, sd^2).
+    """
+
+    offset: float
+    slope: float
+    sd: float
+
+    def belief(self, lead: float) -> Belief:
+        """The gain that a promised lead stands for."""
+        return Belief(self.offset + self.slope * lead, self.sd)
+
+
+PROMISES: Mapping[str, Promise] = {
+    # As above: of settings that none of the others had tried.
+    "drift": Promise(offset=0.54, slope=2.69, sd=3.82),
+}
+"""By objective."""
+
 EMBEDDED = Belief(0.6, 3.7)
 """Gains of random draws on the development sets of the embedded suite. The error of their mean over four
 sets is in the standard deviation."""

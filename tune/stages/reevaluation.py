@@ -6,7 +6,7 @@ selection, on the search's own images and with the same fresh seeds for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import mean
 from typing import Any
@@ -16,19 +16,31 @@ from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
 from tune.results.goals import Bound, in_words
-from tune.results.schema import REEVALUATION, Reevaluated, Reevaluation, Run, TrialRecord, by_score
+from tune.results.reader import read_learned
+from tune.results.schema import (
+    REEVALUATION,
+    Learned,
+    Reevaluated,
+    Reevaluation,
+    Run,
+    TrialRecord,
+    by_score,
+)
 from tune.results.writer import StudyFolder
+from tune.space.learned import promised
 from tune.space.portfolio import applies, known_gains
 from tune.stages.choice import (
     CALIBRATIONS,
     EMBEDDED,
     KEEP_UNLESS,
+    PROMISES,
     UNKNOWN,
     Belief,
     belief,
     believed,
     leads,
 )
+from tune.stages.warm_start import scored
 from tune.study_spec import StudySpec
 
 
@@ -43,7 +55,8 @@ def run_last_round(
     round (`top` 0) it is the search's own best. What breaks a bound is not chosen, unless nothing keeps it:
     then the released settings are.
     """
-    asked = contenders(trials, spec)
+    learned = read_learned(folder.path)
+    asked = contenders(trials, spec, learned)
     if not asked:
         raise WorkError(
             f"no finished trial keeps {in_words(spec.bounds)}, and the released settings have not finished: "
@@ -51,7 +64,7 @@ def run_last_round(
         )
     seeds = spec.fresh_seeds if len(asked) > 1 else ()  # one alone is compared with nothing
     rows = _rows(folder, spec, asked, seeds, means) if seeds else ()
-    rows, judged = _judged(rows, spec)
+    rows, judged = _judged(rows, spec, learned)
     found = Reevaluation(
         seeds,
         _chosen(rows, spec.bounds, judged=judged) if rows else asked[0].number,
@@ -91,7 +104,9 @@ def _rows(
     return tuple(rows)
 
 
-def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialRecord]:
+def contenders(
+    trials: Sequence[TrialRecord], spec: StudySpec, learned: Learned | None = None
+) -> list[TrialRecord]:
     """The released settings first, then the `top` others; the best alone where it is 0.
 
     Those have the highest expected gains where it is known what a lead is worth, else the highest scores.
@@ -107,20 +122,31 @@ def contenders(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialReco
             {trial.number: trial.settings for trial in others},
             released[0].number,
             spec,
+            learned,
         )
         if promised:
             others.sort(key=lambda trial: -promised[trial.number].mean)
     return [*released, *others[: spec.top]]
 
 
-def _beliefs(spec: StudySpec) -> Callable[[Mapping[str, Any]], Belief]:
-    """What is believed of settings' gain before anything is measured on these data sets.
-
-    Whether the portfolio tells anything is asked once, not for each of thousands of trials.
-    """
-    if not applies(spec.space, spec.config, spec.names):
-        return lambda settings: UNKNOWN
-    return lambda settings: belief(known_gains(settings, spec.names), EMBEDDED)
+def _beliefs(
+    settings: Mapping[int, Mapping[str, Any]], spec: StudySpec, learned: Learned | None
+) -> dict[int, Belief]:
+    """What is believed of settings' gain before anything is measured on these data sets, by number."""
+    known = applies(spec.space, spec.config, spec.names)
+    found = dict.fromkeys(settings, EMBEDDED if known else UNKNOWN)
+    if learned and spec.objective in PROMISES and settings:
+        leads = promised(spec.space, scored(learned.studies), list(settings.values()))
+        found = {
+            number: PROMISES[spec.objective].belief(float(lead))
+            for number, lead in zip(settings, leads, strict=True)
+        }
+    if known:
+        return {
+            number: belief(known_gains(settings[number], spec.names), before)
+            for number, before in found.items()
+        }
+    return found
 
 
 def _gains(
@@ -128,15 +154,16 @@ def _gains(
     settings: Mapping[int, Mapping[str, Any]],
     released: int,
     spec: StudySpec,
+    learned: Learned | None,
 ) -> dict[int, Belief]:
     """What is believed of settings with these scores (block by block), by number; empty if unknown."""
     calibration = CALIBRATIONS.get(spec.objective)
     if calibration is None:
         return {}
-    before = _beliefs(spec)
+    measured = leads(scores, released)
+    before = _beliefs({number: settings[number] for number in measured}, spec, learned)
     return {
-        number: believed(differences, calibration, before(settings[number]))
-        for number, differences in leads(scores, released).items()
+        number: believed(differences, calibration, before[number]) for number, differences in measured.items()
     }
 
 
@@ -158,7 +185,9 @@ def _row(trial: TrialRecord, runs: tuple[Run, ...]) -> Reevaluated:
     )
 
 
-def _judged(rows: tuple[Reevaluated, ...], spec: StudySpec) -> tuple[tuple[Reevaluated, ...], bool]:
+def _judged(
+    rows: tuple[Reevaluated, ...], spec: StudySpec, learned: Learned | None = None
+) -> tuple[tuple[Reevaluated, ...], bool]:
     """The rows with what their leads are worth, and whether that is known."""
     released = next((row for row in rows if row.reference and row.mean is not None), None)
     if released is None:
@@ -169,7 +198,7 @@ def _judged(rows: tuple[Reevaluated, ...], spec: StudySpec) -> tuple[tuple[Reeva
         for row in rows
         if row.mean is not None
     }
-    found = _gains(whole, {row.number: row.settings for row in rows}, released.number, spec)
+    found = _gains(whole, {row.number: row.settings for row in rows}, released.number, spec, learned)
     judged = tuple(
         replace(row, expected=found[row.number].mean, probability=found[row.number].probability)
         if row.number in found

@@ -11,7 +11,7 @@ from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.yamltext import read_yaml
 from tune.results.reader import read_records
-from tune.results.schema import by_score
+from tune.results.schema import EarlierStudy, EarlierTrial
 from tune.space.learned import Scored, propose
 from tune.space.spaces import Space
 
@@ -47,33 +47,47 @@ def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
     return found
 
 
-def warm(folders: Sequence[Path], space: Space, seed: int) -> list[dict[str, Any]]:
-    """Settings of this space of which other studies' trials promise most, at most `WARM_TRIALS`.
-
-    They are run here first: figures of other data sets or objectives do not compare with this study's.
+def earlier_study(folder: Path, space: Space) -> EarlierStudy:
+    """What another study has measured of settings of this space.
 
     Raises:
-        UserError: a folder holds no study, or a damaged one, or no finished trials with settings of this
-            space, or its search has read the test images.
+        UserError: the folder holds no study, or a damaged one, or too few finished trials with settings of
+            this space, or its search has read the test images.
     """
-    studies = [_scored(folder, space) for folder in folders]
-    return propose(space, studies, WARM_TRIALS, seed) if studies else []
-
-
-def _scored(folder: Path, space: Space) -> Scored:
     try:
         records = read_records(folder)
     except UserError as error:
         raise UserError(f"--warm-start {error}") from None
     if records.leaking:
         raise UserError(f"--warm-start {folder}: its search has read the test images (objective oracle_test)")
-    trials = [
-        trial for trial in by_score(records.complete) if not space.ranges.keys().isdisjoint(trial.settings)
-    ]
+    trials = tuple(
+        EarlierTrial(trial.settings, trial.score)
+        for trial in records.complete
+        if trial.score is not None and not space.ranges.keys().isdisjoint(trial.settings)
+    )
     if len(trials) < FEWEST_TRIALS:
         raise UserError(
             f"--warm-start {folder}: finished trials with settings of the space {space.name}: {len(trials)}, "
             f"{FEWEST_TRIALS} are the fewest that tell anything"
         )
-    scores = [trial.score or 0.0 for trial in trials]
-    return Scored([trial.settings for trial in trials], scores, records.asked.objective)
+    return EarlierStudy(str(folder), records.asked.datasets, records.asked.objective, trials)
+
+
+def warm(studies: Sequence[EarlierStudy], space: Space, seed: int) -> list[dict[str, Any]]:
+    """Settings of this space of which other studies promise most, `WARM_TRIALS` at most; none of no study.
+
+    They are run here first: figures of other data sets or objectives do not compare with this study's.
+    """
+    return propose(space, scored(studies), WARM_TRIALS, seed) if studies else []
+
+
+def scored(studies: Sequence[EarlierStudy]) -> list[Scored]:
+    """Studies as what is learned from."""
+    return [
+        Scored(
+            [trial.settings for trial in study.trials],
+            [trial.score for trial in study.trials],
+            study.objective,
+        )
+        for study in studies
+    ]

@@ -14,11 +14,11 @@ from prometar.config.settings import configure
 from prometar.errors import WorkError
 from tests.support.driver import small_spec
 from tune.results.goals import parse_bounds
-from tune.results.schema import Reevaluated, Run, TrialRecord
+from tune.results.schema import EarlierStudy, EarlierTrial, Learned, Reevaluated, Run, TrialRecord
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import shipped
 from tune.space.spaces import load_space
-from tune.stages.choice import CALIBRATIONS, EMBEDDED, believed
+from tune.stages.choice import CALIBRATIONS, EMBEDDED, UNKNOWN, believed
 from tune.stages.reevaluation import _chosen, _judged, contenders, run_last_round
 from tune.study_spec import StudySpec
 
@@ -128,6 +128,51 @@ def test_the_score_of_the_search_is_one_more_measurement(spec: StudySpec) -> Non
     assert expected_of(three, *rows)[0] == pytest.approx(
         believed([6.0, 6.0, 6.0, 2.0, 1.0], calibration, EMBEDDED).mean
     )
+
+
+def earlier(*studies: list[tuple[float, float]]) -> Learned:
+    """Other studies by learning rate and score."""
+    return Learned(
+        tuple(
+            EarlierStudy(
+                "out/other", ("other",), "drift", tuple(EarlierTrial({"optim.lr": x}, y) for x, y in pairs)
+            )
+            for pairs in studies
+        )
+    )
+
+
+def test_what_other_studies_promise_is_known_before(spec: StudySpec) -> None:
+    """Of two with the same scores, more is expected of the one whose rate was ahead elsewhere."""
+    spec = replace(spec, datasets=("dtd",))  # where the portfolio tells nothing
+    slow, fast = {**KNOWN, "optim.lr": 0.001}, {**KNOWN, "optim.lr": 0.02}
+    rows = [fresh(0, 60.0, 60.0, 60.0), fresh(1, 62.0, 62.0, 61.0), fresh(2, 62.0, 62.0, 61.0)]
+    rows = [replace(row, settings=each) for row, each in zip(rows, (slow, slow, fast), strict=True)]
+    rates = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016]
+    learned = earlier(*([(rate, 50 + 100 * rate) for rate in rates] for _ in range(8)))
+    judged, known = _judged(tuple(rows), spec, learned)
+    assert known
+    _, one, other = judged
+    assert (one.expected or 0.0) < (other.expected or 0.0)
+    assert (one.probability or 0.0) < (other.probability or 0.0)
+    without, _ = _judged(tuple(rows), spec)
+    assert without[1].expected == without[2].expected == pytest.approx(
+        believed([2.0, 2.0, 1.0], CALIBRATIONS["drift"], UNKNOWN).mean
+    )  # fmt: skip
+    assert without[1].expected < (other.expected or 0.0)
+
+
+def test_what_other_studies_promise_opens_the_last_round(spec: StudySpec) -> None:
+    rates = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016]
+    learned = earlier(*([(rate, 50 + 100 * rate) for rate in rates] for _ in range(8)))
+    spec = replace(spec, datasets=("dtd",), top=1)
+    trials = (
+        trial(0, 60.0, {**KNOWN, "optim.lr": 0.001}),
+        trial(1, 61.2, {**KNOWN, "optim.lr": 0.0005}),
+        trial(2, 61.0, {**KNOWN, "optim.lr": 0.02}),
+    )
+    assert [found.number for found in contenders(trials, spec)] == [0, 1]
+    assert [found.number for found in contenders(trials, spec, learned)] == [0, 2]
 
 
 def test_where_the_released_settings_failed_in_the_search_the_last_round_is_all_there_is(

@@ -10,8 +10,10 @@ import pytest
 from prometar.config.settings import Config, dump_config
 from prometar.errors import UserError
 from tests.support.report_study import description, trial, write
+from tune.results.reader import read_learned
+from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
-from tune.stages.warm_start import WARM_TRIALS, enqueued, warm
+from tune.stages.warm_start import WARM_TRIALS, earlier_study, enqueued, warm
 
 SPACE = parse_space(
     "mine",
@@ -93,10 +95,23 @@ def test_a_warm_start_is_what_other_studies_promise(tmp_path: Path) -> None:
         tmp_path / "other",
         *((number / 10, {"optim.lr": number / 10, "prompts.text_depth": 3}) for number in range(1, 9)),
     )
-    found = warm([one, other], SPACE, seed=0)
+    studies = [earlier_study(folder, SPACE) for folder in (one, other)]
+    found = warm(studies, SPACE, seed=0)
     assert len(found) == WARM_TRIALS
     assert found[0]["optim.lr"] > 0.5
-    assert found == warm([one, other], SPACE, seed=0)
+    assert found == warm(studies, SPACE, seed=0)
+
+
+def test_what_is_learned_is_kept_when_the_other_study_changes_or_is_gone(tmp_path: Path) -> None:
+    other = study(tmp_path / "other", *((50.0 + k, {"optim.lr": k / 100}) for k in range(1, 5)))
+    folder = StudyFolder(tmp_path, "mine")
+    folder.path.mkdir()
+    assert folder.learn([]) is None
+    first = folder.learn([earlier_study(other, SPACE)])
+    assert str(first) == "4 trials on dtd"
+    study(other, *((50.0 - k, {"optim.lr": k / 100}) for k in range(1, 9)))
+    assert folder.learn([earlier_study(other, SPACE)]) == first == folder.learn([])
+    assert read_learned(folder.path) == first
 
 
 def test_without_other_studies_nothing_is_promised() -> None:
@@ -106,18 +121,18 @@ def test_without_other_studies_nothing_is_promised() -> None:
 def test_a_search_that_has_read_the_test_images_is_no_start(tmp_path: Path) -> None:
     study(tmp_path, (50.0, {}), (50.0, {"optim.lr": 0.01}), objective="oracle_test")
     with pytest.raises(UserError, match="its search has read the test images"):
-        warm([tmp_path], SPACE, seed=0)
+        earlier_study(tmp_path, SPACE)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no study: pass a folder OUT/STUDY"):
-        warm([tmp_path], SPACE, seed=0)
+        earlier_study(tmp_path, SPACE)
     study(tmp_path, (50.0, {"optim.lr": 0.01}))
     with pytest.raises(
         UserError,
         match=r"--warm-start .*: finished trials with settings of the space mine: 1, 4 are the fewest",
     ):
-        warm([tmp_path], SPACE, seed=0)
+        earlier_study(tmp_path, SPACE)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "name: s"])
@@ -125,4 +140,4 @@ def test_a_damaged_study_is_refused_in_one_line(tmp_path: Path, text: str) -> No
     study(tmp_path, (50.0, {}), (50.0, {"optim.lr": 0.01}))
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(UserError, match=r"study\.yaml (is damaged|has no version)"):
-        warm([tmp_path], SPACE, seed=0)
+        earlier_study(tmp_path, SPACE)
