@@ -21,6 +21,20 @@ def signed(value: float | None) -> str:
     return NONE if value is None else f"{value:+.2f}".replace("-", "−")
 
 
+def chance(probability: float | None) -> str:
+    """Two decimals, but never a certainty that no measurement gives.
+
+    Example:
+        >>> chance(0.8), chance(0.999), chance(0.001)
+        ('0.80', '>0.99', '<0.01')
+    """
+    if probability is None:
+        return NONE
+    if not 0.01 <= probability <= 0.99:
+        return ">0.99" if probability > 0.5 else "<0.01"
+    return f"{probability:.2f}"
+
+
 def setting(value: object) -> str:
     """A setting's value, short."""
     if value is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
-from tune.reporting.formatting import interval, listed, number, shown, signed
+from tune.reporting.formatting import chance, interval, listed, number, shown, signed
 from tune.reporting.track_record import track_record
 from tune.results.goals import SECONDS, in_words
 from tune.results.reader import Records
@@ -63,7 +63,7 @@ def _kept(records: Records) -> str:
         return "Keep the released settings: no others have finished the last round."
     return (
         f"Keep the released settings: trial {best.number} comes nearest, and is better on the test with a "
-        f"probability of {best.probability:.2f} (expected {signed(best.expected)} points of H); "
+        f"probability of {chance(best.probability)} (expected {signed(best.expected)} points of H); "
         f"{again.keep_unless:g} is asked for."
     )
 
@@ -89,7 +89,7 @@ def expectation(records: Records) -> str:
     tested = f"; tested: {signed(finals.difference.mean)}" if finals and finals.difference else ""
     return (
         f"Expected of trial {row.number} before the test: {signed(row.expected)} points of H, better with a "
-        f"probability of {row.probability:.2f}{tested}."
+        f"probability of {chance(row.probability)}{tested}."
     )
 
 

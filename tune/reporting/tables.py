@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tune.reporting.formatting import bounds, listed, number, signed
+from tune.reporting.formatting import bounds, chance, listed, number, signed
 from tune.reporting.rows import final_rows, round_rows
 from tune.results.reader import Records
 
@@ -44,7 +44,7 @@ def _last_round(records: Records) -> SummaryTable | None:
             number(row.of.search),
             row.spread if row.of.mean is not None else "failed",
             signed(row.flattery),
-            *((signed(row.of.expected), number(row.of.probability)) if judged else ()),
+            *((signed(row.of.expected), chance(row.of.probability)) if judged else ()),
         )
         for row in round_rows(records)
     )
