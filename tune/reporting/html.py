@@ -50,7 +50,8 @@ def filled(template: str, **content: Any) -> str:
     environment.filters |= {
         "num": formatting.number, "signed": formatting.signed, "setting": formatting.setting,
         "chance": formatting.chance, "duration": formatting.duration, "hours": formatting.hours,
-        "bounds": formatting.bounds, "counted": formatting.counted, "listed": formatting.listed, "shown": formatting.shown,
+        "bounds": formatting.bounds, "counted": formatting.counted, "listed": formatting.listed,
+        "shown": formatting.shown,
     }  # fmt: skip
     return environment.get_template(template).render(**content)
 
