@@ -22,6 +22,7 @@ from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
 from tune.optimizer.storage import drive_study, open_study
 from tune.results.goals import parse_bounds
 from tune.results.writer import StudyFolder
+from tune.stages.warm_start import earlier_study, warm
 
 
 def steps(out: Path, number: int) -> list[int]:
@@ -214,6 +215,24 @@ def test_time_for_searching_ends_a_search_and_not_the_comparison(tmp_path: Path)
     before = len(records(tmp_path))
     run_fake(tmp_path, small_spec(trials=50, final_seeds=(1, 2)), max_hours=4 / 3600)
     assert len(records(tmp_path)) == before, "what earlier commands have searched counts"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_study_learns_from_another_one_and_keeps_what_it_learned(tmp_path: Path) -> None:
+    run_fake(tmp_path / "one", small_spec(trials=6))
+    spec = small_spec(trials=4, objective="drift", top=2, top_seeds=1)
+    earlier = (earlier_study(tmp_path / "one" / NAME, spec.space),)
+    starts = (("warm start", warm(earlier, spec.space, spec.seed)[:2]),)
+    _, text = run_fake(tmp_path, spec, starts=starts, earlier=earlier)
+    assert "learning from 6 trials on" in text
+    assert [r["origin"] for r in records(tmp_path)] == ["released", "warm start", "warm start", "sampled"]
+    last = json.loads((tmp_path / NAME / "lastround.json").read_text())
+    shutil.rmtree(tmp_path / "one")
+    (tmp_path / NAME / "lastround.json").unlink()
+    _, again = run_fake(tmp_path, spec)  # the other study is gone, and not named any more
+    assert "learning from 6 trials on" in again
+    assert json.loads((tmp_path / NAME / "lastround.json").read_text()) == last
+    assert all(row["reference"] or row["expected"] is not None for row in last["rows"])
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
