@@ -240,7 +240,8 @@ def results(tables: Sequence[Table], free: NDArray[np.bool_]) -> str:
     rows = []
     for name, way in (WAYS | (HELD_OUT if all(t.holdout for t in tables) else {}) | TEST).items():
         s = summary(way, tables)
-        ranks = (f"{s['rank']:.2f} ± {error_of(way, tables):.2f}", over_sets(way, tables), s["rank of good"])
+        within = f"{s['rank']:.2f} ± {error_of(way, tables):.2f}"
+        ranks = (within, *(f"{rank:.2f}" for rank in (over_sets(way, tables), s["rank of good"])))
         gains = (f"{s[f'gain of {budget}']:+.2f}" for budget in BUDGETS)
         worse, unregularized = (f"{100 * x:.0f} %" for x in (s["worse"], share_picked(way, tables, free)))
         rows.append((name, *ranks, *gains, worse, f"{s['regret']:.2f}", unregularized))
