@@ -42,7 +42,7 @@ from tests.fuzz.mutations import (
     mutated_zip,
 )
 from tests.support.report_study import rich_study
-from tune.results.schema import FINAL_TEST, REEVALUATION, STUDY, TRIAL, File
+from tune.results.schema import FINAL_TEST, LEARNED, REEVALUATION, STUDY, TRIAL, File
 from tune.search import main as search_main
 
 Main = Callable[[list[str]], int]
@@ -171,6 +171,7 @@ TARGETS: Sequence[Target] = (
     Target("record", "study/trials/*/record.json", mutated_json, report, 0.4, read_whole(TRIAL)),
     Target("last round", "study/lastround.json", mutated_json, report, 0.4, read_whole(REEVALUATION)),
     Target("finals", "study/finals.json", mutated_json, report, 0.4, read_whole(FINAL_TEST)),
+    Target("learned", "study/learned.json", mutated_json, report, 0.4, read_whole(LEARNED)),
     Target("description", "study/study.yaml", mutated_yaml, report, 0.4, read_whole(STUDY)),
     Target("comparison", "study/*.json", mutated_json,
            command(prometar_main, "report", "--compare", "{0}/study", "{0}/other", "--to", "{1}/x"), 0.4),

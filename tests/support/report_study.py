@@ -227,6 +227,18 @@ def last_round(trials: Sequence[Mapping[str, Any]], *, datasets: Sequence[str] =
     return {"version": VERSION, "seeds": [1001, 1002], "chosen": chosen, "rows": rows}
 
 
+def learned(*datasets: str, number: int = 4) -> dict[str, Any]:
+    """learned.json: `number` trials on each of the data sets."""
+    trials = [{"settings": settings_of(k), "score": 60.0 + k} for k in range(number)]
+    return {
+        "version": VERSION,
+        "studies": [
+            {"folder": f"out/{name}", "datasets": [name], "objective": "drift", "trials": trials}
+            for name in datasets or ("caltech101", "eurosat")
+        ],
+    }
+
+
 def rich_study(folder: Path, *, hostile: bool = False, **asked: Any) -> Path:
     """60 trials on two data sets with two goals, a conditional setting, failures, pruned trials, all rounds.
 
@@ -275,7 +287,14 @@ def rich_study(folder: Path, *, hostile: bool = False, **asked: Any) -> Path:
             **asked,
         }
     )
-    return write(folder, study, trials, lastround=again, finals=finals(best, entries))
+    return write(
+        folder,
+        study,
+        trials,
+        lastround=again,
+        finals=finals(best, entries),
+        learned=learned(f"food101{evil}"),
+    )
 
 
 def poor_study(folder: Path) -> Path:

@@ -161,7 +161,7 @@ def test_a_damaged_description_is_named(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["trials/0001/record.json", "finals.json", "lastround.json"])
+@pytest.mark.parametrize("name", ["trials/0001/record.json", "finals.json", "lastround.json", "learned.json"])
 @pytest.mark.parametrize("text", ["{", "[]", "{}", json.dumps("x")])
 def test_a_damaged_record_is_named(tmp_path: Path, name: str, text: str) -> None:
     folder = write(tmp_path, description(), [trial(0), trial(1)])

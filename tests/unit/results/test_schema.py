@@ -25,18 +25,27 @@ from rich.console import Console
 
 from prometar.errors import UserError
 from prometar.io.yamltext import read_yaml
-from tests.support.report_study import compared, description, final_runs, finals, last_round, trial, write
+from tests.support.report_study import (
+    compared,
+    description,
+    final_runs,
+    finals,
+    last_round,
+    learned,
+    trial,
+    write,
+)
 from tune.reporting.comparison import compare, print_comparison
 from tune.reporting.html import render
 from tune.reporting.plots import style
 from tune.reporting.statements import caveats
 from tune.reporting.terminal import print_summary
 from tune.results.reader import read_records
-from tune.results.schema import FINAL_TEST, REEVALUATION, STUDY, TRIAL, VERSION, File, Run
+from tune.results.schema import FINAL_TEST, LEARNED, REEVALUATION, STUDY, TRIAL, VERSION, File, Run
 
 FILES: dict[str, File] = {
     "study.yaml": STUDY, "trials/0001/record.json": TRIAL, "lastround.json": REEVALUATION,
-    "finals.json": FINAL_TEST,
+    "finals.json": FINAL_TEST, "learned.json": LEARNED,
 }  # fmt: skip
 SHOWN = 15  # files with a harmless damage, of each kind, of which everything is made
 DEEP: Any = json.loads("[" * 300 + "]" * 300)
@@ -53,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trials = [trial(0), trial(1), trial(2, "PRUNED"), trial(3, "FAIL", reason="the loss is nan")]
     ours, released = (final_runs(t["settings"], [1, 2, 3]) for t in (trials[1], trials[0]))
     tested = finals(trials[1], {"dtd": compared(ours, released, 70.4)})
-    write(folder, description(), trials, lastround=last_round(trials), finals=tested)
+    write(folder, description(), trials, lastround=last_round(trials), finals=tested, learned=learned())
     for name, file in FILES.items():
         file.write(folder / name, file.read(folder / name))
     return folder
