@@ -22,7 +22,8 @@ _QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # As Ray does by itself on a Mac: one machine, and every server on 127.0.0.1 instead of all its addresses.
 _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
-_TOO_SLOW = "timed out during startup"
+_TOO_SLOW = ("timed out during startup", "Failed to connect to GCS")
+LOCAL = "local"  # Ray's name for one of its own
 _TOKEN = "where it asks for a token: RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token"
 
 
@@ -53,22 +54,25 @@ def start_ray(
             _require_open_files()
         quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
-        _init(address=address or "local", **quiet, **local)
+        _init(address=address or LOCAL, **quiet, **local)
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def _init(address: str, **options: Any) -> None:
-    """`ray.init`, once more where a busy machine's node was not up within the 30 s that Ray gives it."""
+    """`ray.init`; of a Ray that is started here, once more where a busy machine was too slow for it."""
     import ray
 
+    refusals = (ConnectionError, ValueError, ray.exceptions.RayError)
     for last in (False, True):
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
-            reason = str(error).splitlines()[0].split(". ")[0]
-            raise WorkError(f"cannot join Ray at {address}: {reason} ({_TOKEN})") from None
         except Exception as error:
-            if _TOO_SLOW not in str(error):  # Ray has no class of its own for it
+            slow = address == LOCAL and any(sign in str(error) for sign in _TOO_SLOW)
+            if not slow and isinstance(error, refusals):
+                reason = str(error).splitlines()[0].split(". ")[0]
+                where = "has not started here" if address == LOCAL else f"cannot be joined at {address}"
+                raise WorkError(f"Ray {where}: {reason} ({_TOKEN})") from None
+            if not slow:  # Ray has no class of its own for it
                 raise
             ray.shutdown()
             if last:
@@ -102,4 +106,4 @@ def _require_server(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise WorkError(f"cannot join Ray at {address}: {error}") from None
+        raise WorkError(f"Ray cannot be joined at {address}: {error}") from None

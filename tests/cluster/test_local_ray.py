@@ -69,12 +69,19 @@ def test_nothing_listens_beyond_this_machine() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("Exception", "The current node timed out during startup. This could happen because ..."),
+        ("RaySystemError", "Failed to connect to GCS"),
+    ],
+)
 def test_a_node_that_starts_slowly_is_given_a_second_time(
-    monkeypatch: pytest.MonkeyPatch, times: int
+    monkeypatch: pytest.MonkeyPatch, times: int, kind: str, text: str
 ) -> None:
     import ray
 
-    error = Exception("The current node timed out during startup. This could happen because ...")
+    error = getattr(ray.exceptions, kind, Exception)(text)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", Mock())
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
@@ -88,5 +95,5 @@ def test_a_node_that_starts_slowly_is_given_a_second_time(
 
 
 def test_no_cluster_at_an_address_is_one_line() -> None:
-    with pytest.raises(WorkError, match=r"cannot join Ray at 127\.0\.0\.1:1: .*refused"):
+    with pytest.raises(WorkError, match=r"Ray cannot be joined at 127\.0\.0\.1:1: .*refused"):
         start_ray(address="127.0.0.1:1")

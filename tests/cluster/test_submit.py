@@ -220,8 +220,8 @@ def refused(cluster: Cluster) -> Iterator[dict[str, Refused]]:
     found = {
         name: start(name, *given)
         for name, *given in (
-            ("wrong", "token", "f" * 64, search, "cannot join Ray at "),
-            ("none", "token", "", search, "cannot join Ray at "),
+            ("wrong", "token", "f" * 64, search, "Ray cannot be joined at "),
+            ("none", "token", "", search, "Ray cannot be joined at "),
             ("none-wait", "token", "", wait, ""),
             ("off-wait", "disabled", "", wait, ""),
         )
