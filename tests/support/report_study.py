@@ -224,7 +224,9 @@ def last_round(trials: Sequence[Mapping[str, Any]], *, datasets: Sequence[str] =
              "search": t["objective"], "mean": mean(run["objective"] for run in runs), "runs": runs}
         )  # fmt: skip
     chosen = max(rows, key=lambda row: row["mean"])["number"]
-    return {"version": VERSION, "seeds": [1001, 1002], "chosen": chosen, "rows": rows}
+    return {
+        "version": VERSION, "seeds": [1001, 1002], "chosen": chosen, "rows": rows, "among": len(done)
+    }  # fmt: skip
 
 
 def learned(*datasets: str, number: int = 4) -> dict[str, Any]:

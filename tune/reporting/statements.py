@@ -236,7 +236,9 @@ def _out_of_date(records: Records) -> list[str]:
     again = "The same command goes on from there."
     if records.lastround and records.best and records.asked.goals == ("objective",):
         numbers = {row.number for row in records.lastround.rows}
-        if records.best.number not in numbers:
+        among = records.lastround.among
+        longer = among is not None and len(records.complete) > among
+        if longer and records.best.number not in numbers:
             lines.append(
                 f"The last round is out of date: trial {records.best.number} leads the search now, and "
                 f"was no part of it. {again}"

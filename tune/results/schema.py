@@ -191,12 +191,14 @@ class Reevaluation(Versioned):
     Args:
         keep_unless: The probability of being better from which on settings replace the released ones; None
             where the highest mean is chosen.
+        among: Finished trials that its rows were taken from; None in records that do not say.
     """
 
     seeds: tuple[int, ...]
     chosen: int | None
     rows: tuple[Reevaluated, ...]
     keep_unless: float | None = None
+    among: NonNegativeInt | None = None
     cpus: float | None = None
     gpus: float | None = None
 

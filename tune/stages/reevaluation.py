@@ -70,6 +70,7 @@ def run_last_round(
         _chosen(rows, spec.bounds, judged=judged) if rows else asked[0].number,
         rows,
         keep_unless=KEEP_UNLESS if judged else None,
+        among=len(by_score(trials)),
         cpus=means.plan.cpus_per_trial,
         gpus=means.plan.gpus_per_trial,
     )

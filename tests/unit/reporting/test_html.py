@@ -232,6 +232,9 @@ def test_rounds_that_a_longer_search_has_overtaken(tmp_path: Path) -> None:
     assert "The last round is out of date: trial 7 leads the search now" in found
     assert "final test is out of date" not in found
     assert "out of date" not in words(tmp_path / "fresh", tested=final_of())
+    again = last_round(longer)  # in which others were expected to gain more than the best-scored
+    again |= {"rows": [row for row in again["rows"] if row["number"] != 7], "chosen": 6}
+    assert "out of date" not in words(tmp_path / "judged", longer, again=again)
 
 
 @pytest.mark.usefixtures("_no_library")
