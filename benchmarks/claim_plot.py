@@ -9,8 +9,8 @@ from typing import Any
 
 from prometar.io.files import write_atomically
 
-WIDTH, LEFT, RIGHT, TOP, ROW = 1050, 110, 20, 50, 60
-COLOURS = ("#0b6e99", "#6aa84f", "#b8860b", "#8a5a83", "#555555", "#a0a0a0")
+WIDTH, LEFT, RIGHT, TOP, ROW = 1050, 110, 20, 72, 66
+COLOURS = ("#0b6e99", "#6aa84f", "#b8860b", "#8a5a83", "#555555", "#c0504d", "#d99694", "#a0a0a0")
 
 
 def draw(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], path: Path) -> None:
@@ -38,10 +38,16 @@ def draw(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], path: Path) -> 
         text((LEFT + WIDTH - RIGHT) / 2, bottom + 38, "chosen minus released, points of H on test images"),
         f'<path d="M{x(0):.1f} {TOP - 6} V{bottom}" stroke="#666" stroke-dasharray="4 3"/>',
     ]
-    at = float(LEFT)
+    at, line = float(LEFT), 20
     for arm, colour in zip(arms, COLOURS, strict=False):
-        parts += [f'<circle cx="{at}" cy="20" r="5" fill="{colour}"/>', text(at + 10, 24, arm, "start")]
-        at += 40 + 7.2 * len(arm)
+        wide = 40 + 7.2 * len(arm)
+        if at + wide > WIDTH:
+            at, line = float(LEFT), line + 22
+        parts += [
+            f'<circle cx="{at:.1f}" cy="{line}" r="5" fill="{colour}"/>',
+            text(at + 10, line + 4, arm, "start"),
+        ]
+        at += wide
     for k, name in enumerate(names):
         parts.append(text(LEFT - 12, TOP + ROW * (k + 0.5) + 4, name, "end"))
         for j, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
