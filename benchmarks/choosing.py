@@ -172,27 +172,32 @@ def studies(
         ]
     )
     lead, gain = over_released(WAYS[DRIFT](t)), t.gains
-    worth_of_promises = promise(others, settings, space)
+    worth_of_promises, scores = promise(others, settings, space), [scores_of(o) for o in others]
     return [
         Enacted(
             lead[:, a], lead[:, b], gain[:, rest].mean(axis=1),
             [each["number"] for each in portfolio], dict(enumerate(map(list, gains))), worth, draws, points,
             [
                 worth_of_promises.belief(lead)
-                for lead in promised(space, [searched(o, settings, a) for o in others], settings)
+                for lead in promised(space, [searched(o, settings, a) for o in scores], settings)
             ],
         )
         for a, b, *rest in permutations(range(t.tests.shape[1]))
     ]  # fmt: skip
 
 
+def scores_of(t: Table) -> Floats:
+    """Draws x seeds: what a search on a set scores."""
+    scores: Floats = WAYS[DRIFT](t)[1:]
+    return scores
+
+
 def searched(
-    t: Table, settings: Sequence[Mapping[str, Any]], seed: int, which: Sequence[int] | None = None
+    scores: Floats, settings: Sequence[Mapping[str, Any]], seed: int, which: Sequence[int] | None = None
 ) -> Scored:
-    """What a search on a set has scored, of all settings or of `which`."""
+    """A search that has scored all settings, or `which`."""
     found = range(len(settings)) if which is None else which
-    scores = WAYS[DRIFT](t)[1:, seed]
-    return Scored([settings[k] for k in found], [float(scores[k]) for k in found], DRIFT)
+    return Scored([settings[k] for k in found], [float(scores[k, seed]) for k in found], DRIFT)
 
 
 def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> Promise:
@@ -200,13 +205,13 @@ def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], spac
 
     Halves of the settings in turn: one is tried on the other sets, of the other one gains are foretold.
     """
-    rng, pairs = np.random.default_rng(0), []
+    rng, pairs, scores = np.random.default_rng(0), [], [scores_of(t) for t in tables]
     for turn in range(REDRAWN):
         order = rng.permutation(len(settings)).tolist()
         middle, seed = len(order) // 2, turn % tables[0].tests.shape[1]
         for tried, asked in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
-            for t in tables:
-                others = [searched(o, settings, seed, tried) for o in tables if o is not t]
+            for k, t in enumerate(tables):
+                others = [searched(each, settings, seed, tried) for each in (*scores[:k], *scores[k + 1 :])]
                 leads = promised(space, others, [settings[k] for k in asked])
                 gains = np.delete(t.gains, seed, axis=1)[asked].mean(axis=1)
                 pairs += zip(leads, gains, strict=True)

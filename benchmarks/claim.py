@@ -125,13 +125,17 @@ def portfolios_best(dataset: str, out: Path) -> list[Path]:
     return [file]
 
 
-@cache
 def searched_before(dataset: str, out: Path) -> list[Path]:
-    """Studies on `EARLIER` without the portfolio, a last round or a test; run where they have not ended."""
-    names = [name for name in EARLIER if name != dataset]
-    for name in names:
-        run(name, f"earlier-{name}", out, "--portfolio", "0", "--top", "0", "--final-seeds", "")
-    return [out / f"earlier-{name}" for name in names]
+    """Studies on `EARLIER`, but on this one."""
+    return [earlier(name, out) for name in EARLIER if name != dataset]
+
+
+@cache
+def earlier(dataset: str, out: Path) -> Path:
+    """A study without the portfolio, a last round or a test; run where it has not ended."""
+    name = f"earlier-{dataset}"
+    run(dataset, name, out, "--portfolio", "0", "--top", "0", "--final-seeds", "")
+    return out / name
 
 
 def commit() -> str:

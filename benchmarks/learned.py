@@ -15,37 +15,26 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
+from choosing import scores_of, searched
 from common import table
-from objectives import EVIDENCE, settings_of
-from records import Wanted, mean_and_interval, nothing_else, publish, read_all, run_all, run_options
-from scoring import DRIFT, WAYS, Evidence, Table
+from objectives import EVIDENCE, drawn
+from records import Wanted, mean_and_interval, nothing_else, on_mini, publish, read_all, run_all, run_options
+from scoring import Evidence, Table
 
-from prometar.config.settings import configure
-from tune.space.learned import Scored, propose
+from tune.space.learned import propose
 from tune.space.spaces import load_space
 
 
 def proposals(found: Evidence, dataset: Table, number: int) -> list[dict[str, object]]:
     """What the other sets' scores promise most of."""
-    settings = [settings_of(found.space, k) for k in range(1, found.settings + 1)]
-    others = [
-        Scored(settings, WAYS[DRIFT](t)[1:, 0].tolist(), DRIFT)
-        for t in found.tables
-        if t.dataset != dataset.dataset
-    ]
+    settings = drawn(found)
+    others = [searched(scores_of(t), settings, 0) for t in found.tables if t is not dataset]
     return propose(load_space(found.space), others, number, seed=0)
 
 
 def wanted(found: Evidence, dataset: str, settings: dict[str, object], place: int, seed: int) -> Wanted:
-    values = {
-        **settings,
-        "data.name": dataset,
-        "backbone.name": "mini",
-        "train.epochs": found.epochs,
-        "train.seed": seed,
-    }
-    name = f"{dataset}/proposal-{place}-seed{seed}"
-    return Wanted(name, configure("prometar", values), signals=nothing_else)
+    config = on_mini(settings, dataset, epochs=found.epochs, seed=seed)
+    return Wanted(f"{dataset}/proposal-{place}-seed{seed}", config, signals=nothing_else)
 
 
 def main() -> None:

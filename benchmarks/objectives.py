@@ -25,6 +25,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,19 @@ import numpy as np
 from choosing import choices, promise
 from common import DEVELOPMENT, describe, require_development, table
 from quarters import epochs_of
-from records import Record, Wanted, among_as_many, publish, read_all, run_all, run_options, seen_by_a_search
+from records import (
+    Record,
+    Wanted,
+    among_as_many,
+    on_mini,
+    publish,
+    read_all,
+    run_all,
+    run_options,
+    seen_by_a_search,
+)
 from scoring import BUDGET, DRIFT, WAYS, Evidence, Floats, Table, calibration, parts, results
 
-from prometar.config.settings import configure
 from prometar.io.files import write_atomically
 from tune.space.portfolio import shipped
 from tune.space.spaces import load_space
@@ -72,17 +82,18 @@ def settings_of(space: str, number: int) -> dict[str, Any]:
     return load_space(space).draw(RandomDraws(0, number)) if number else {}
 
 
+def drawn(found: Evidence) -> list[dict[str, Any]]:
+    """All settings but the released ones."""
+    return [settings_of(found.space, number) for number in range(1, found.settings + 1)]
+
+
 def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str], Wanted]:
     """By setting, seed and way (`final`, or a fold)."""
     found = {}
     for seed in args.seeds:
         for number in range(args.settings + 1):
-            values = {
-                **settings_of(args.space, number),
-                "data.name": dataset, "data.root": args.data_root, "backbone.name": "mini",
-                "train.epochs": args.epochs, "train.seed": seed,
-            }  # fmt: skip
-            config = configure("prometar", values)
+            here = partial(on_mini, settings_of(args.space, number), dataset, seed=seed, root=args.data_root)
+            config = here(epochs=args.epochs)
             name = f"{dataset}/{args.space}-{number:03d}-seed{seed}"
             found[number, seed, "final"] = Wanted(name, config, signals=seen_by_a_search)
             if dataset not in args.holdout or seed != args.seeds[0]:
@@ -93,7 +104,7 @@ def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str]
                 )
             for fold in range(QUARTERS):
                 longer = epochs_of(dataset, args.data_root, fold, args.epochs)
-                config = configure("prometar", values | {"train.epochs": longer})
+                config = here(epochs=longer)
                 found[number, seed, f"quarter {fold}"] = Wanted(
                     f"{name}-quarter{fold}", config, "quarters:QUARTERS", fold, among_as_many
                 )
@@ -161,10 +172,10 @@ def portfolio(found: Evidence) -> dict[str, Any]:
     """What `tune/space/portfolio.py` reads: each setting's mean gain by data set."""
     known = [
         {
-            "settings": settings_of(found.space, number),
-            "gains": {t.dataset: round(float(t.gains[number - 1].mean()), 2) for t in found.tables},
+            "settings": settings,
+            "gains": {t.dataset: round(float(t.gains[k].mean()), 2) for t in found.tables},
         }
-        for number in range(1, found.settings + 1)
+        for k, settings in enumerate(drawn(found))
     ]
     return {
         "space": found.space,
@@ -185,15 +196,15 @@ def show(found: Evidence, doc: Path | None) -> None:
         f"{found.settings} draws of `{found.space}`, {found.epochs} epochs, seeds "
         f"{', '.join(map(str, found.seeds))}; picks of {min(BUDGET, found.settings + 1)}."
     )
-    drawn = [settings_of(found.space, number) for number in range(found.settings + 1)]
-    free = np.array([each.get("regularizer.kind") == "none" for each in drawn])
+    settings, space = drawn(found), load_space(found.space)
+    free = np.array([each.get("regularizer.kind") == "none" for each in ({}, *settings)])
     blocks = {"objectives": f"{head}\n\n{results(found.tables, free)}\n\n{parts(found.tables)}"}
     if held_out := [t for t in found.tables if t.holdout]:
         blocks["holdout"] = f"{', '.join(t.dataset for t in held_out)}:\n\n{results(held_out, free)}"
     if found.settings == len(shipped().known):
         blocks["portfolio"] = gains(found.tables)
     if len(found.seeds) > 2 and len((*found.tables, *others)) > 2:
-        blocks["choices"] = choices(found.tables, drawn[1:], load_space(found.space), others)
+        blocks["choices"] = choices(found.tables, settings, space, others)
     if of_suite:
         for name, text in blocks.items():
             publish(text, doc, name)
@@ -202,7 +213,7 @@ def show(found: Evidence, doc: Path | None) -> None:
     for name in (DRIFT, "base validation accuracy"):
         print(f"{name}: {calibration(WAYS[name], found.tables)}")
     if len(found.tables) > 2:
-        print(f"{DRIFT}: {promise(found.tables, drawn[1:], load_space(found.space))}")
+        print(f"{DRIFT}: {promise(found.tables, settings, space)}")
 
 
 def measured(args: argparse.Namespace) -> Evidence:

@@ -21,7 +21,7 @@ from common import DEVELOPMENT, machine, require_development
 from prometar.analysis.alignment import Alignment, of_run
 from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import FOREIGN_NAMES, tokenize
-from prometar.config.settings import Config, DataConfig
+from prometar.config.settings import Config, DataConfig, configure
 from prometar.data.datasets.dataset import Source, classnames
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
@@ -47,6 +47,14 @@ class Wanted:
     objective: str = "final"
     fold: int = 0
     signals: Callable[[Session], dict[str, float]] | None = None
+
+
+def on_mini(
+    settings: Mapping[str, Any], dataset: str, *, epochs: int, seed: int, root: str | None = None
+) -> Config:
+    """ProMetaR's released settings but for these, on a data set."""
+    where = {"data.name": dataset, "data.root": root, "backbone.name": "mini"}
+    return configure("prometar", {**settings, **where, "train.epochs": epochs, "train.seed": seed})
 
 
 def run_options(parser: argparse.ArgumentParser, *, out: str) -> None:

@@ -21,9 +21,19 @@ from statistics import mean
 from typing import Any
 
 from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, publish, run_all, run_options, values_of
+from records import (
+    Record,
+    Wanted,
+    mean_and_interval,
+    on_mini,
+    paired,
+    publish,
+    run_all,
+    run_options,
+    seen_by_a_search,
+    values_of,
+)
 
-from prometar.config.settings import configure
 from tune.space.portfolio import shipped
 
 SCORES = ("base", "new", "H")
@@ -52,13 +62,10 @@ class Question:
 
     def run(self, candidate: int, seed: int) -> Wanted:
         """The composition's own setting wins over the candidate's."""
-        values = {
-            **self.candidates[candidate], **COMPOSITIONS[self.composition],
-            "data.name": self.dataset, "backbone.name": "mini",
-            "train.epochs": self.epochs, "train.seed": seed,
-        }  # fmt: skip
+        settings = {**self.candidates[candidate], **COMPOSITIONS[self.composition]}
+        config = on_mini(settings, self.dataset, epochs=self.epochs, seed=seed)
         name = f"{self.dataset}/{self.composition.replace(' ', '-')}-{candidate}-seed{seed}"
-        return Wanted(name, configure(BASELINE, values), signals=True)
+        return Wanted(name, config, signals=seen_by_a_search)
 
     def searched(self, searches: int) -> list[list[Wanted]]:
         """By candidate."""

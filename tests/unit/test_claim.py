@@ -48,8 +48,7 @@ def test_what_is_shipped_is_what_the_recorded_figures_say() -> None:
     found = Evidence.read(objectives.EVIDENCE)
     worth, draws = calibration(WAYS[DRIFT], found.tables)
     assert worth == CALIBRATIONS["drift"]
-    settings = [objectives.settings_of(found.space, number) for number in range(1, found.settings + 1)]
-    assert promise(found.tables, settings, load_space(found.space)) == PROMISES["drift"]
+    assert promise(found.tables, objectives.drawn(found), load_space(found.space)) == PROMISES["drift"]
     of_sets = [mean(t.gains.mean(axis=1)) for t in found.tables]
     assert Belief(round(draws.mean, 1), round(hypot(draws.sd, stdev(of_sets) / 2), 1)) == EMBEDDED
     shipped = json.loads(files("tune.space").joinpath("portfolio.json").read_text("utf-8"))
