@@ -162,10 +162,12 @@ class Options:
         Raises:
             UserError: a number that makes no sense, or a file to start from that is damaged.
         """
-        from tune.stages.warm_start import earlier_study, enqueued, warm
+        from tune.stages.warm_start import earlier_study, enqueued
         from tune.study import Place
 
-        earlier = tuple(earlier_study(path, spec.space) for path in _many(self.warm_start))
+        given = list[Mapping[str, Any]]()
+        for path in _many(self.enqueue):
+            given += [each for each in enqueued(path, spec.space) if each not in given]
         return Place(
             out=self.out,
             name=self.name,
@@ -179,17 +181,11 @@ class Options:
             lockstep=self.lockstep,
             max_hours=self.max_hours,
             trial_timeout=self.trial_timeout,
-            starts=(
-                *(("enqueued", enqueued(path, spec.space)) for path in _many(self.enqueue)),
-                ("warm start", warm(earlier, spec.space, self.seed)),
-                (
-                    "portfolio",
-                    first_trials(
-                        spec.space, spec.config, self.datasets, min(self.portfolio, spec.trials // 4)
-                    ),
-                ),
+            enqueued=given,
+            earlier=[earlier_study(path, spec.space) for path in _many(self.warm_start)],
+            portfolio=first_trials(
+                spec.space, spec.config, self.datasets, min(self.portfolio, spec.trials // 4)
             ),
-            earlier=earlier,
             from_records=self.from_records,
             verbose=self.verbose,
             command=self.command,

@@ -44,6 +44,7 @@ from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
 from tune.stages.validation import Checked, check
+from tune.stages.warm_start import warm
 from tune.study_spec import StudySpec
 from tune.tracking.callbacks import Trackers
 from tune.tracking.kinds import check_trackers
@@ -57,8 +58,9 @@ class Place:
     """Where a study lies, what it may use and where it starts; none of it is part of what was asked.
 
     Args:
-        starts: Settings to be run before any are drawn, by where they come from.
-        earlier: Other studies to learn from, if the study has not begun to learn from others.
+        enqueued: Settings to be run before any are drawn. portfolio: Others, that did well elsewhere.
+        earlier: Other studies to learn from, if the study has not begun to learn from others: settings that
+            they promise most of are run between the two.
         max_hours: Of searching, in all commands together; then no trial is begun.
         trial_timeout: Seconds without a result, after which a trial hangs.
         from_records: Make the study's database anew from the trials' records, if it has lost them.
@@ -76,8 +78,9 @@ class Place:
     lockstep: int = 1
     max_hours: float | None = None
     trial_timeout: float | None = None
-    starts: tuple[tuple[str, Sequence[Mapping[str, Any]]], ...] = ()
-    earlier: tuple[EarlierStudy, ...] = ()
+    enqueued: Sequence[Mapping[str, Any]] = ()
+    earlier: Sequence[EarlierStudy] = ()
+    portfolio: Sequence[Mapping[str, Any]] = ()
     trackers: tuple[str, ...] = ()
     from_records: bool = False
     verbose: bool = False
@@ -122,8 +125,9 @@ def run_study(
         memory = _memory(spec, place, folder, storage, checked.identity)
         folder.describe(spec, checked.identity, max_hours=place.max_hours, command=place.command)
         learned = folder.learn(place.earlier)
-        for origin, settings in place.starts:
-            memory.enqueue(settings, origin)
+        memory.enqueue(place.enqueued, "enqueued")
+        memory.enqueue(warm(learned.studies if learned else (), spec.space, spec.seed), "warm start")
+        memory.enqueue(place.portfolio, "portfolio")
         _introduce(console, folder, spec, memory, checked.budget)
         for note in (*rebuilt, *checked.notes, *([f"learning from {learned}"] if learned else [])):
             console.print(note)

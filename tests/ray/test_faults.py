@@ -22,7 +22,7 @@ from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
 from tune.optimizer.storage import drive_study, open_study
 from tune.results.goals import parse_bounds
 from tune.results.writer import StudyFolder
-from tune.stages.warm_start import earlier_study, warm
+from tune.stages.warm_start import earlier_study
 
 
 def steps(out: Path, number: int) -> list[int]:
@@ -76,10 +76,10 @@ def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_local")
 def test_more_trials_extend_a_study_and_other_settings_are_refused(tmp_path: Path) -> None:
     """Settings that are given come after the released ones, and once."""
-    starts = (("enqueued", [{"regularizer.text_weight": 7.0}]),)
-    run_fake(tmp_path, small_spec(trials=3), starts=starts)
+    given = [{"regularizer.text_weight": 7.0}]
+    run_fake(tmp_path, small_spec(trials=3), enqueued=given)
     first = records(tmp_path)
-    finals, text = run_fake(tmp_path, small_spec(trials=5, final_seeds=(1,)), starts=starts)
+    finals, text = run_fake(tmp_path, small_spec(trials=5, final_seeds=(1,)), enqueued=given)
     found = records(tmp_path)
     assert found[:3] == first
     assert [r["origin"] for r in found] == ["released", "enqueued", "sampled", "sampled", "sampled"]
@@ -220,17 +220,18 @@ def test_time_for_searching_ends_a_search_and_not_the_comparison(tmp_path: Path)
 @pytest.mark.usefixtures("ray_local")
 def test_a_study_learns_from_another_one_and_keeps_what_it_learned(tmp_path: Path) -> None:
     run_fake(tmp_path / "one", small_spec(trials=6))
-    spec = small_spec(trials=4, objective="drift", top=2, top_seeds=1)
+    spec = small_spec(trials=7, objective="drift", top=2, top_seeds=1)
     earlier = (earlier_study(tmp_path / "one" / NAME, spec.space),)
-    starts = (("warm start", warm(earlier, spec.space, spec.seed)[:2]),)
-    _, text = run_fake(tmp_path, spec, starts=starts, earlier=earlier)
+    _, text = run_fake(tmp_path, spec, earlier=earlier)
     assert "learning from 6 trials on" in text
-    assert [r["origin"] for r in records(tmp_path)] == ["released", "warm start", "warm start", "sampled"]
+    assert [r["origin"] for r in records(tmp_path)] == ["released", *["warm start"] * 5, "sampled"]
     last = json.loads((tmp_path / NAME / "lastround.json").read_text())
     shutil.rmtree(tmp_path / "one")
     (tmp_path / NAME / "lastround.json").unlink()
+    found = records(tmp_path)
     _, again = run_fake(tmp_path, spec)  # the other study is gone, and not named any more
     assert "learning from 6 trials on" in again
+    assert records(tmp_path) == found, "what it promises is run once"
     assert json.loads((tmp_path / NAME / "lastround.json").read_text()) == last
     assert all(row["reference"] or row["expected"] is not None for row in last["rows"])
 
@@ -247,11 +248,10 @@ def test_a_result_of_other_settings_is_no_result(tmp_path: Path) -> None:
     for lost in ("study.db", "study.yaml"):
         (tmp_path / NAME / lost).unlink()
     shutil.rmtree(tmp_path / NAME / "trials")
-    starts = (("enqueued", [{"regularizer.text_weight": 5.0, "regularizer.image_weight": 2.0}]),)
-    second, _ = run_fake(tmp_path, spec, starts=starts)
+    given = {"regularizer.text_weight": 5.0, "regularizer.image_weight": 2.0}
+    second, _ = run_fake(tmp_path, spec, enqueued=[given])
     assert second["best"]["number"] == first["best"]["number"] == 1
     runs = [each["datasets"]["textures"]["best"][0]["objective"] for each in (first, second)]
-    given = {"regularizer.text_weight": 5.0, "regularizer.image_weight": 2.0}
     assert runs[1] == pytest.approx(curve(given, 3) + 0.25), "they were run, not what had this number before"
     assert runs[0] != runs[1]
 

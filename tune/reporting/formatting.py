@@ -30,8 +30,10 @@ def chance(probability: float | None) -> str:
     """
     if probability is None:
         return NONE
-    if not 0.01 <= probability <= 0.99:
-        return ">0.99" if probability > 0.5 else "<0.01"
+    if probability > 0.99:
+        return ">0.99"
+    if probability < 0.01:
+        return "<0.01"
     return f"{probability:.2f}"
 
 

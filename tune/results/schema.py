@@ -223,14 +223,14 @@ class EarlierStudy:
     folder: str
     datasets: tuple[str, ...]
     objective: str
-    trials: tuple[EarlierTrial, ...]
+    trials: Annotated[tuple[EarlierTrial, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class Learned(Versioned):
     """learned.json: what other studies had measured when this one began to learn from them."""
 
-    studies: tuple[EarlierStudy, ...]
+    studies: Annotated[tuple[EarlierStudy, ...], Field(min_length=1)]
 
     def __str__(self) -> str:
         names = ", ".join(" and ".join(study.datasets) for study in self.studies)

@@ -118,15 +118,15 @@ def contenders(
         return [*found, *released][:1]
     others = [trial for trial in found if not trial.reference]
     if released:
-        promised = _gains(
+        expected = _gains(
             {trial.number: _searched(trial.score or 0.0, spec) for trial in (*released, *others)},
             {trial.number: trial.settings for trial in others},
             released[0].number,
             spec,
             learned,
         )
-        if promised:
-            others.sort(key=lambda trial: -promised[trial.number].mean)
+        if expected:
+            others.sort(key=lambda trial: -expected[trial.number].mean)
     return [*released, *others[: spec.top]]
 
 
@@ -134,20 +134,15 @@ def _beliefs(
     settings: Mapping[int, Mapping[str, Any]], spec: StudySpec, learned: Learned | None
 ) -> dict[int, Belief]:
     """What is believed of settings' gain before anything is measured on these data sets, by number."""
-    known = applies(spec.space, spec.config, spec.names)
-    found = dict.fromkeys(settings, EMBEDDED if known else UNKNOWN)
-    if learned and spec.objective in PROMISES and settings:
-        leads = promised(spec.space, scored(learned.studies), list(settings.values()))
-        found = {
-            number: PROMISES[spec.objective].belief(float(lead))
-            for number, lead in zip(settings, leads, strict=True)
-        }
-    if known:
-        return {
-            number: belief(known_gains(settings[number], spec.names), before)
-            for number, before in found.items()
-        }
-    return found
+    known, promise = applies(spec.space, spec.config, spec.names), PROMISES.get(spec.objective)
+    before = [EMBEDDED if known else UNKNOWN] * len(settings)
+    if learned and promise and settings:
+        ahead = promised(spec.space, scored(learned.studies), list(settings.values()))
+        before = [promise.belief(float(lead)) for lead in ahead]
+    return {
+        number: belief(known_gains(each, spec.names) if known else [], own)
+        for (number, each), own in zip(settings.items(), before, strict=True)
+    }
 
 
 def _gains(
