@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from math import isfinite
 from statistics import mean
 from typing import Any
 
@@ -16,10 +17,13 @@ import numpy as np
 from common import WORSE, table
 from scoring import DRIFT, WAYS, Floats, Table, calibration, over_released
 
-from tune.space.learned import Scored, promised
+from prometar.config.settings import configure
+from tune.results.schema import EarlierStudy, EarlierTrial
+from tune.space.learned import Promises
 from tune.space.portfolio import Known, Portfolio
 from tune.space.spaces import Space
-from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, Promise, belief, believed
+from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, belief, believed
+from tune.stages.warm_start import promised
 
 TOP = 3  # settings in the last round
 REDRAWN = 50  # times that the settings of a smaller study are drawn
@@ -172,53 +176,53 @@ def studies(
         ]
     )
     lead, gain = over_released(WAYS[DRIFT](t)), t.gains
-    worth_of_promises, scores = promise(others, settings, space), [scores_of(o) for o in others]
+    point = promise(others, settings, space)
     return [
         Enacted(
             lead[:, a], lead[:, b], gain[:, rest].mean(axis=1),
             [each["number"] for each in portfolio], dict(enumerate(map(list, gains))), worth, draws, points,
-            [
-                worth_of_promises.belief(lead)
-                for lead in promised(space, [searched(o, settings, a) for o in scores], settings)
-            ],
+            promised(
+                settings, [searched(o, settings, space, a) for o in others], space, worth=point,
+                calibration=worth, before=draws,
+            ),
         )
         for a, b, *rest in permutations(range(t.tests.shape[1]))
     ]  # fmt: skip
 
 
-def scores_of(t: Table) -> Floats:
-    """Draws x seeds: what a search on a set scores."""
-    scores: Floats = WAYS[DRIFT](t)[1:]
-    return scores
-
-
 def searched(
-    scores: Floats, settings: Sequence[Mapping[str, Any]], seed: int, which: Sequence[int] | None = None
-) -> Scored:
-    """A search that has scored all settings, or `which`."""
+    t: Table,
+    settings: Sequence[Mapping[str, Any]],
+    space: Space,
+    seed: int,
+    which: Sequence[int] | None = None,
+) -> EarlierStudy:
+    """A search on a set that has scored the released settings and all others, or `which`."""
+    score = WAYS[DRIFT](t)[:, seed]
+    released = (space.values_of(configure("prometar")), float(score[0]), True)
     found = range(len(settings)) if which is None else which
-    return Scored([settings[k] for k in found], [float(scores[k, seed]) for k in found], DRIFT)
+    trials = [released, *((settings[k], float(score[k + 1]), False) for k in found)]
+    whole = tuple(EarlierTrial(*each) for each in trials if isfinite(each[1]))
+    return EarlierStudy("", (t.dataset,), DRIFT, whole)
 
 
-def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> Promise:
-    """How gains on a set have gone with what the other sets' scores promise of settings not tried there.
+def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> float:
+    """Points gained on a set for a point that the other sets' scores promise, of settings not tried there.
 
     Halves of the settings in turn: one is tried on the other sets, of the other one gains are foretold.
     """
-    rng, pairs, scores = np.random.default_rng(0), [], [scores_of(t) for t in tables]
+    rng, pairs = np.random.default_rng(0), []
     for turn in range(REDRAWN):
         order = rng.permutation(len(settings)).tolist()
         middle, seed = len(order) // 2, turn % tables[0].tests.shape[1]
         for tried, asked in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
-            for k, t in enumerate(tables):
-                others = [searched(each, settings, seed, tried) for each in (*scores[:k], *scores[k + 1 :])]
-                leads = promised(space, others, [settings[k] for k in asked])
+            for t in tables:
+                others = [searched(o, settings, space, seed, tried) for o in tables if o is not t]
+                leads = Promises.of(space, [o.others for o in others]).leads([settings[k] for k in asked])
                 gains = np.delete(t.gains, seed, axis=1)[asked].mean(axis=1)
-                pairs += zip(leads, gains, strict=True)
+                pairs += [each for each in zip(leads, gains, strict=True) if isfinite(each[1])]
     lead, gain = np.array(pairs).T
-    slope, offset = np.polyfit(lead, gain, 1)
-    sd = np.std(gain - offset - slope * lead)
-    return Promise(*(round(float(x), 2) for x in (offset, slope, sd)))
+    return round(float(np.polyfit(lead, gain, 1)[0]), 2)
 
 
 def choices(

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-from choosing import scores_of, searched
+from choosing import searched
 from common import table
 from objectives import EVIDENCE, drawn
 from records import Wanted, mean_and_interval, nothing_else, on_mini, publish, read_all, run_all, run_options
@@ -27,9 +27,9 @@ from tune.space.spaces import load_space
 
 def proposals(found: Evidence, dataset: Table, number: int) -> list[dict[str, object]]:
     """What the other sets' scores promise most of."""
-    settings = drawn(found)
-    others = [searched(scores_of(t), settings, 0) for t in found.tables if t is not dataset]
-    return propose(load_space(found.space), others, number, seed=0)
+    settings, space = drawn(found), load_space(found.space)
+    others = [searched(t, settings, space, 0) for t in found.tables if t is not dataset]
+    return propose(space, [study.others for study in others], number, seed=0)
 
 
 def wanted(found: Evidence, dataset: str, settings: dict[str, object], place: int, seed: int) -> Wanted:
@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="run nothing: the table of what is there")
     parser.add_argument("--doc", type=Path, help="a document whose block `learned` gets the table")
     args = parser.parse_args()
+    if args.quick and args.doc:
+        parser.error("--quick is no evidence: it writes no --doc")
     found = Evidence.read(EVIDENCE)
     tables = found.tables
     if args.quick:
@@ -59,6 +61,8 @@ def main() -> None:
     }
     asked = list(runs.values())
     records = read_all(asked, args.out) if args.tables else run_all(asked, args.out, jobs=args.jobs)
+    if missing := [run.name for run in asked if run.name not in records]:
+        parser.error(f"{args.out} lacks {len(missing)} runs, {missing[0]} among them: leave --tables out")
     gains = {
         (t.dataset, place): [
             records[runs[t.dataset, place, seed].name]["H"] - t.tests[0, found.seeds.index(seed)]

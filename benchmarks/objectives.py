@@ -210,10 +210,10 @@ def show(found: Evidence, doc: Path | None) -> None:
             publish(text, doc, name)
     else:
         publish("\n\n".join(blocks.values()), doc, "photographs")
-    for name in (DRIFT, "base validation accuracy"):
-        print(f"{name}: {calibration(WAYS[name], found.tables)}")
     if len(found.tables) > 2:
-        print(f"{DRIFT}: {promise(found.tables, settings, space)}")
+        for name in (DRIFT, "base validation accuracy"):
+            print(f"{name}: {calibration(WAYS[name], found.tables)}")
+        print(f"{DRIFT}: {promise(found.tables, settings, space)} points for a promised one")
 
 
 def measured(args: argparse.Namespace) -> Evidence:

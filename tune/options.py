@@ -162,10 +162,11 @@ class Options:
         Raises:
             UserError: a number that makes no sense, or a file to start from that is damaged.
         """
-        from tune.stages.warm_start import earlier_study, enqueued
+        from tune.results.writer import StudyFolder
+        from tune.stages.warm_start import enqueued, learned_of
         from tune.study import Place
 
-        given = list[Mapping[str, Any]]()
+        folder, given = StudyFolder(self.out, self.name), list[Mapping[str, Any]]()
         for path in _many(self.enqueue):
             given += [each for each in enqueued(path, spec.space) if each not in given]
         return Place(
@@ -182,7 +183,7 @@ class Options:
             max_hours=self.max_hours,
             trial_timeout=self.trial_timeout,
             enqueued=given,
-            earlier=[earlier_study(path, spec.space) for path in _many(self.warm_start)],
+            learned=learned_of(folder, [*map(Path, _many(self.warm_start))], spec.space, self.seed),
             portfolio=first_trials(
                 spec.space, spec.config, self.datasets, min(self.portfolio, spec.trials // 4)
             ),

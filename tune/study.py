@@ -36,7 +36,7 @@ from tune.optimizer.storage import GO_ON, reachable
 from tune.reporting.html import write_report
 from tune.reporting.terminal import print_summary
 from tune.results.reader import read_records
-from tune.results.schema import EarlierStudy, FinalTest, Tested
+from tune.results.schema import FinalTest, Learned, Tested
 from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
 from tune.stages.budget import Budget, headline
@@ -44,7 +44,6 @@ from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
 from tune.stages.validation import Checked, check
-from tune.stages.warm_start import warm
 from tune.study_spec import StudySpec
 from tune.tracking.callbacks import Trackers
 from tune.tracking.kinds import check_trackers
@@ -59,8 +58,7 @@ class Place:
 
     Args:
         enqueued: Settings to be run before any are drawn. portfolio: Others, that did well elsewhere.
-        earlier: Other studies to learn from, if the study has not begun to learn from others: settings that
-            they promise most of are run between the two.
+        learned: What other studies have measured (`learned_of`): what they promise is run between the two.
         max_hours: Of searching, in all commands together; then no trial is begun.
         trial_timeout: Seconds without a result, after which a trial hangs.
         from_records: Make the study's database anew from the trials' records, if it has lost them.
@@ -79,7 +77,7 @@ class Place:
     max_hours: float | None = None
     trial_timeout: float | None = None
     enqueued: Sequence[Mapping[str, Any]] = ()
-    earlier: Sequence[EarlierStudy] = ()
+    learned: Learned | None = None
     portfolio: Sequence[Mapping[str, Any]] = ()
     trackers: tuple[str, ...] = ()
     from_records: bool = False
@@ -123,10 +121,11 @@ def run_study(
         needed = _needed(spec, place, checked, nodes)
         _planned(place, nodes, place.gpus_per_trial, needed)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
+        if learned := place.learned:
+            folder.keep(learned)  # before the study has begun
         folder.describe(spec, checked.identity, max_hours=place.max_hours, command=place.command)
-        learned = folder.learn(place.earlier)
         memory.enqueue(place.enqueued, "enqueued")
-        memory.enqueue(warm(learned.studies if learned else (), spec.space, spec.seed), "warm start")
+        memory.enqueue(learned.starts if learned else (), "warm start")
         memory.enqueue(place.portfolio, "portfolio")
         _introduce(console, folder, spec, memory, checked.budget)
         for note in (*rebuilt, *checked.notes, *([f"learning from {learned}"] if learned else [])):
@@ -135,7 +134,7 @@ def run_study(
             with shared_images():
                 means = _means(spec, place, folder, memory, nodes, needed, trainable, console)
                 _search(spec, folder, memory, means, place.lockstep, checked.budget)
-                lastround = run_last_round(folder, spec, memory.ended(), means)
+                lastround = run_last_round(folder, spec, memory.ended(), means, learned)
                 finals = _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes)
                 records = read_records(folder.path)
                 print_summary(console, records, folder.path, write_report(records, folder.path))

@@ -202,6 +202,7 @@ def _flat_asked(records: Records) -> dict[str, str]:
     flat = flatten(records.study.config)
     asked |= {f"released {key}": _shown(flat[key]) for key in flat if key not in _ASKED_BESIDES}
     asked["space"] = records.study.space.name
+    asked["learned from"] = str(records.learned or NONE)
     return asked | {f"range of {row.key}": row.range for row in settings_rows(records)}
 
 

@@ -137,7 +137,7 @@ def alignment(records: Records) -> str:
 
 def caveats(records: Records) -> list[str]:
     """What the figures do not show."""
-    known = [track_record(records), _learned(records)]
+    known = [track_record(records), _learned(records), _rough(records)]
     lines = [*filter(None, known), *_out_of_date(records), *_kept_bounds(records)]
     if records.leaking:
         lines.append("This objective reads the test images: the search leaks, its figures are no results.")
@@ -172,9 +172,21 @@ def _learned(records: Records) -> str:
     """What other studies had to say; "" where none was asked."""
     if records.learned is None:
         return ""
+    weighed = records.judged and records.learned.scored_by(
+        records.asked.objective, besides=records.asked.datasets
+    )
+    return f"Learned from {records.learned}: what they promise most of was tried first" + (
+        ", and what they promise is weighed in the choice." if weighed else "."
+    )
+
+
+def _rough(records: Records) -> str:
+    """Where a choice rests on what leads were worth with another backbone."""
+    if not records.judged or records.asked.backbone == "mini":
+        return ""
     return (
-        f"Learned from {records.learned}: what they promise most of was tried first. How much a promise is "
-        "worth was measured on rendered data sets, as was what a lead is worth."
+        "Expected gains and their probabilities rest on what leads were worth with the embedded backbone on "
+        "rendered data sets: here they are rough."
     )
 
 
@@ -237,7 +249,7 @@ def _out_of_date(records: Records) -> list[str]:
     if records.lastround and records.best and records.asked.goals == ("objective",):
         numbers = {row.number for row in records.lastround.rows}
         among = records.lastround.among
-        longer = among is not None and len(records.complete) > among
+        longer = among is None or len(records.complete) > among
         if longer and records.best.number not in numbers:
             lines.append(
                 f"The last round is out of date: trial {records.best.number} leads the search now, and "

@@ -51,6 +51,11 @@ class Records:
         return self.study.asked
 
     @property
+    def judged(self) -> bool:
+        """Whether what leads are worth decided the last round."""
+        return self.lastround is not None and self.lastround.judged
+
+    @property
     def ranges(self) -> Mapping[str, Range]:
         return self.study.space.ranges
 

@@ -7,8 +7,8 @@ file of another version is one line that names the file and the field.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -210,10 +210,15 @@ class Reevaluation(Versioned):
 
 @dataclass(frozen=True)
 class EarlierTrial:
-    """A finished trial of another study; `score`: its objective."""
+    """A finished trial of another study.
+
+    Args:
+        score: Its objective. reference: Whether its settings were that study's released ones.
+    """
 
     settings: Settings
     score: Figure
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,12 +230,45 @@ class EarlierStudy:
     objective: str
     trials: Annotated[tuple[EarlierTrial, ...], Field(min_length=1)]
 
+    @property
+    def released(self) -> float | None:
+        """What its released settings scored; None where they have not finished."""
+        return next((trial.score for trial in self.trials if trial.reference), None)
+
+    @property
+    def others(self) -> EarlierStudy:
+        """Without the released settings, which no draw is like."""
+        return replace(self, trials=tuple(trial for trial in self.trials if not trial.reference))
+
+    @property
+    def settings(self) -> list[Settings]:
+        return [trial.settings for trial in self.trials]
+
+    @property
+    def scores(self) -> list[float]:
+        return [trial.score for trial in self.trials]
+
 
 @dataclass(frozen=True)
 class Learned(Versioned):
-    """learned.json: what other studies had measured when this one began to learn from them."""
+    """learned.json: what other studies had measured when this one began, and what it starts with for that."""
 
     studies: Annotated[tuple[EarlierStudy, ...], Field(min_length=1)]
+    starts: tuple[Settings, ...] = ()
+
+    @property
+    def folders(self) -> str:
+        return ", ".join(study.folder for study in self.studies)
+
+    def scored_by(self, objective: str, *, besides: Collection[str]) -> list[EarlierStudy]:
+        """Those of one objective, on none of `besides`, that tell of more than released settings."""
+        return [
+            study
+            for study in self.studies
+            if study.objective == objective
+            and study.others.trials
+            and set(besides).isdisjoint(study.datasets)
+        ]
 
     def __str__(self) -> str:
         names = ", ".join(" and ".join(study.datasets) for study in self.studies)

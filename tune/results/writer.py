@@ -19,13 +19,12 @@ from prometar.errors import UserError
 from prometar.io.files import resolved
 from prometar.io.lock import locked
 from prometar.io.stores import without_password
-from tune.results.reader import read_learned, read_study
+from tune.results.reader import read_study
 from tune.results.schema import (
     LEARNED,
     STUDY,
     TRIAL,
     AskedFor,
-    EarlierStudy,
     Learned,
     SpaceRecord,
     StudyRecord,
@@ -77,13 +76,18 @@ class StudyFolder:
         """
         return locked(self.path, f"the study {self.path}")
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has been described: its trials may have begun."""
+        return (self.path / "study.yaml").exists()
+
     def check(self, identity: dict[str, Any]) -> None:
         """Compare with study.yaml, if there is one.
 
         Raises:
             UserError: the study was made with other settings; the message shows the difference.
         """
-        if (self.path / "study.yaml").exists():
+        if self.begun:
             self.compare(dict(read_study(self.path).identity), identity)
 
     def compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -131,13 +135,11 @@ class StudyFolder:
         )
         STUDY.write(path, record)
 
-    def learn(self, studies: Sequence[EarlierStudy]) -> Learned | None:
-        """What the study learns from: what it began with, else these studies, which are kept."""
-        learned = read_learned(self.path)
-        if learned is None and studies:
-            learned = Learned(tuple(studies))
-            LEARNED.write(self.path / "learned.json", learned)
-        return learned
+    def keep(self, learned: Learned) -> None:
+        """Write learned.json, if it is not there."""
+        path = self.path / "learned.json"
+        if not path.exists():
+            LEARNED.write(path, learned)
 
     def write_record(self, trial: TrialRecord) -> None:
         """trials/NNNN/record.json of one trial."""

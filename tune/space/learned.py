@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,26 +25,17 @@ DIGITS = 4
 """Of proposed numbers: what differs less is the same, on every machine."""
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(Protocol):
     """A study's trials: their settings and scores, higher is better; `objective`: what the scores are of."""
 
-    settings: Sequence[Mapping[str, Any]]
-    scores: Sequence[float]
-    objective: str
+    @property
+    def objective(self) -> str: ...
 
+    @property
+    def settings(self) -> Sequence[Mapping[str, Any]]: ...
 
-def _leads(studies: Sequence[Scored]) -> Floats:
-    """Scores above their study's mean, in standard deviations of their objective.
-
-    Not of their study: where all settings do alike, scores differ by noise.
-    """
-    ahead = [np.asarray(study.scores, np.float64) - np.mean(study.scores) for study in studies]
-    leads = []
-    for study, each in zip(studies, ahead, strict=True):
-        alike = [other for s, other in zip(studies, ahead, strict=True) if s.objective == study.objective]
-        leads.append(each / (np.concatenate(alike).std() or 1.0))
-    return np.concatenate(leads)
+    @property
+    def scores(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True)
@@ -71,47 +62,72 @@ def propose(space: Space, studies: Sequence[Scored], number: int, seed: int) -> 
     """Settings of the space to be tried first, different ones, each the most promising of its own draws.
 
     Example:
+        >>> from types import SimpleNamespace
         >>> space = Space.of({"optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True}})
         >>> rates = [{"optim.lr": 1e-4}, {"optim.lr": 1e-3}, {"optim.lr": 0.05}]
-        >>> study = Scored(rates, [50.0, 55.0, 60.0], "drift")
+        >>> study = SimpleNamespace(objective="drift", settings=rates, scores=[50.0, 55.0, 60.0])
         >>> propose(space, [study], 1, seed=0)[0]["optim.lr"] > 0.09
         True
     """
-    model, rng = _Model.of(space, studies), np.random.default_rng(seed)
+    leads = [each / spread for each, spread in zip(_ahead(studies), _spreads(studies), strict=True)]
+    model, rng = Promises.fitted(space, studies, leads), np.random.default_rng(seed)
     found = list[dict[str, Any]]()
     for _ in range(number):
         drawn = [_rounded(space, space.draw(_Uniform(rng))) for _ in range(TRIED)]
         fresh = [each for each in drawn if each not in found]
         if fresh:  # else there are no others
-            found.append(fresh[int(model.leads(_features(space, fresh)).argmax())])
+            found.append(fresh[int(model.leads(fresh).argmax())])
     return found
 
 
-def promised(space: Space, studies: Sequence[Scored], settings: Sequence[Mapping[str, Any]]) -> Floats:
-    """The leads that the model expects of these settings, in standard deviations of their objective."""
-    return _Model.of(space, studies).leads(_features(space, settings))
-
-
 @dataclass(frozen=True)
-class _Model:
-    """Weights of features with mean `centre` and standard deviation `scale`."""
+class Promises:
+    """What studies promise of settings: a score ahead of a draw of the space, linear in the settings.
 
-    centre: Floats
-    scale: Floats
+    Trials are compared with those of their own study alone.
+    """
+
+    space: Space
     weights: Floats
 
     @classmethod
-    def of(cls, space: Space, studies: Sequence[Scored]) -> _Model:
-        features = _features(space, [each for study in studies for each in study.settings])
-        centre, scale = features.mean(axis=0), features.std(axis=0)
-        scale[scale < 1e-9] = np.inf  # what has been the same everywhere tells nothing
-        seen = (features - centre) / scale
-        precision = seen.T @ seen + SHRINKAGE * np.eye(len(centre))
-        return cls(centre, scale, np.linalg.solve(precision, seen.T @ _leads(studies)))
+    def of(cls, space: Space, studies: Sequence[Scored]) -> Promises:
+        """In the points of the scores, which are all of one objective."""
+        return cls.fitted(space, studies, _ahead(studies))
 
-    def leads(self, features: Floats) -> Floats:
-        expected: Floats = (features - self.centre) / self.scale @ self.weights
+    @classmethod
+    def fitted(cls, space: Space, studies: Sequence[Scored], leads: Sequence[Floats]) -> Promises:
+        """By how far each study's trials are above its mean."""
+        features = [_features(space, study.settings) for study in studies]
+        seen = np.concatenate([each - each.mean(axis=0) for each in features])
+        precision = seen.T @ seen + SHRINKAGE * np.eye(seen.shape[1])
+        return cls(space, np.linalg.solve(precision, seen.T @ np.concatenate(leads)))
+
+    def leads(self, settings: Sequence[Mapping[str, Any]]) -> Floats:
+        """What is promised of each."""
+        expected: Floats = _features(self.space, settings) @ self.weights
         return expected
+
+    def of_a_draw(self, study: Scored) -> float:
+        """What a draw of the space would have scored in a study."""
+        return float(np.mean(np.asarray(study.scores, np.float64) - self.leads(study.settings)))
+
+
+def _ahead(studies: Sequence[Scored]) -> list[Floats]:
+    """Scores above their study's mean."""
+    return [np.asarray(study.scores, np.float64) - np.mean(study.scores) for study in studies]
+
+
+def _spreads(studies: Sequence[Scored]) -> list[float]:
+    """The standard deviation of each study's objective over all studies that have it.
+
+    Not of the study alone: where all settings do alike, scores differ by noise.
+    """
+    ahead = [(study.objective, each) for study, each in zip(studies, _ahead(studies), strict=True)]
+    return [
+        float(np.concatenate([each for name, each in ahead if name == study.objective]).std()) or 1.0
+        for study in studies
+    ]
 
 
 def _features(space: Space, settings: Sequence[Mapping[str, Any]]) -> Floats:

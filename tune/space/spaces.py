@@ -97,9 +97,9 @@ class Numbers(_Range):
         return float((value - low) / (high - low))
 
     def features(self, value: Any) -> tuple[float, ...]:
-        """Numbers that a linear model sees of a value: its place about the middle; 0 of none."""
+        """What a linear model sees of a value: its place, of mean 0 and variance 1 over draws; 0 of none."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return (self.unit(value) - 0.5 if is_number else 0.0,)
+        return ((self.unit(value) - 0.5) * math.sqrt(12) if is_number else 0.0,)
 
     def values(self) -> str:
         return f"{self.low:g} .. {self.high:g}{' (log)' if self.log else ''}"
@@ -163,8 +163,11 @@ class Choice(_Range):
         return place / max(1, len(self.choices) - 1)
 
     def features(self, value: Any) -> tuple[float, ...]:
-        """1 for the choice that it is; zeros of none."""
-        return tuple(float(value == choice) for choice in self.choices)
+        """What a linear model sees of a value: a number a choice, as of `Numbers`; zeros of none."""
+        share = 1 / len(self.choices)
+        if value not in self.choices or share == 1:
+            return (0.0,) * len(self.choices)
+        return tuple(((value == each) - share) / math.sqrt(share * (1 - share)) for each in self.choices)
 
     def values(self) -> str:
         return " | ".join(map(str, self.choices))

@@ -16,7 +16,6 @@ from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
 from tune.results.goals import Bound, in_words
-from tune.results.reader import read_learned
 from tune.results.schema import (
     REEVALUATION,
     Learned,
@@ -27,7 +26,6 @@ from tune.results.schema import (
     by_score,
 )
 from tune.results.writer import StudyFolder
-from tune.space.learned import promised
 from tune.space.portfolio import applies, known_gains
 from tune.stages.choice import (
     CALIBRATIONS,
@@ -40,12 +38,16 @@ from tune.stages.choice import (
     believed,
     leads,
 )
-from tune.stages.warm_start import scored
+from tune.stages.warm_start import promised
 from tune.study_spec import StudySpec
 
 
 def run_last_round(
-    folder: StudyFolder, spec: StudySpec, trials: Sequence[TrialRecord], means: Means
+    folder: StudyFolder,
+    spec: StudySpec,
+    trials: Sequence[TrialRecord],
+    means: Means,
+    learned: Learned | None = None,
 ) -> Reevaluation:
     """Run what has no result yet, and write lastround.json. Returns its content.
 
@@ -55,7 +57,6 @@ def run_last_round(
     round (`top` 0) it is the search's own best. What breaks a bound is not chosen, unless nothing keeps it:
     then the released settings are.
     """
-    learned = read_learned(folder.path)
     asked = contenders(trials, spec, learned)
     if not asked:
         raise WorkError(
@@ -134,14 +135,23 @@ def _beliefs(
     settings: Mapping[int, Mapping[str, Any]], spec: StudySpec, learned: Learned | None
 ) -> dict[int, Belief]:
     """What is believed of settings' gain before anything is measured on these data sets, by number."""
-    known, promise = applies(spec.space, spec.config, spec.names), PROMISES.get(spec.objective)
-    before = [EMBEDDED if known else UNKNOWN] * len(settings)
-    if learned and promise and settings:
-        ahead = promised(spec.space, scored(learned.studies), list(settings.values()))
-        before = [promise.belief(float(lead)) for lead in ahead]
+    known = applies(spec.space, spec.config, spec.names)
+    before = EMBEDDED if known else UNKNOWN
+    own = [before] * len(settings)
+    # The same images are not measured twice.
+    others = learned.scored_by(spec.objective, besides=spec.names) if learned else ()
+    if others and spec.objective in PROMISES:
+        own = promised(
+            list(settings.values()),
+            others,
+            spec.space,
+            worth=PROMISES[spec.objective],
+            calibration=CALIBRATIONS[spec.objective],
+            before=before,
+        )
     return {
-        number: belief(known_gains(each, spec.names) if known else [], own)
-        for (number, each), own in zip(settings.items(), before, strict=True)
+        number: belief(known_gains(each, spec.names) if known else [], mine)
+        for (number, each), mine in zip(settings.items(), own, strict=True)
     }
 
 

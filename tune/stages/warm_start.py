@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ from prometar.config.settings import as_number, flatten
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.yamltext import read_yaml
-from tune.results.reader import read_records
-from tune.results.schema import EarlierStudy, EarlierTrial
-from tune.space.learned import Scored, propose
+from tune.results.reader import read_learned, read_records
+from tune.results.schema import EarlierStudy, EarlierTrial, Learned
+from tune.results.writer import StudyFolder
+from tune.space.learned import Promises, propose
 from tune.space.spaces import Space
+from tune.stages.choice import Belief, Calibration, of_draws
 
 WARM_TRIALS = 5  # that other studies promise most of
 FEWEST_TRIALS = 4  # of a study, to learn from
@@ -47,6 +49,41 @@ def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
     return found
 
 
+def learned_of(folder: StudyFolder, paths: Sequence[Path], space: Space, seed: int) -> Learned | None:
+    """What a study learns: what it has kept, else what these studies have measured; None of none.
+
+    Settings that they promise most of are run first, `WARM_TRIALS` of them: figures of other data sets or
+    objectives do not compare with this study's.
+
+    Raises:
+        UserError: see `earlier_study`; the study has begun without them, or its learned.json is damaged.
+    """
+    kept, here = read_learned(folder.path), folder.path.resolve()
+    asked = list(dict.fromkeys(path.resolve() for path in paths))
+    if here in asked:
+        raise UserError(f"--warm-start {folder.path}: a study cannot learn from itself")
+    if kept is not None:
+        known = [Path(each.folder).resolve() for each in kept.studies]
+        if others := [path for path in asked if path not in known]:
+            raise UserError(
+                f"--warm-start {others[0]}: the study {folder.path} has learned from {kept.folders}: leave "
+                "--warm-start out to go on with that, or begin another with --study NAME"
+            )
+        for each in kept.starts:
+            space.checked(each, what=str(folder / "learned.json"))
+        return kept
+    if not asked:
+        return None
+    if folder.begun:
+        raise UserError(
+            f"--warm-start: the study {folder.path} has begun without it: leave it out, or begin another "
+            "with --study NAME"
+        )
+    studies = tuple(earlier_study(path, space) for path in dict.fromkeys(paths))
+    starts = propose(space, [study.others for study in studies], WARM_TRIALS, seed)
+    return Learned(studies, tuple(starts))
+
+
 def earlier_study(folder: Path, space: Space) -> EarlierStudy:
     """What another study has measured of settings of this space.
 
@@ -61,33 +98,37 @@ def earlier_study(folder: Path, space: Space) -> EarlierStudy:
     if records.leaking:
         raise UserError(f"--warm-start {folder}: its search has read the test images (objective oracle_test)")
     trials = tuple(
-        EarlierTrial(trial.settings, trial.score)
+        EarlierTrial(trial.settings, trial.score, trial.reference)
         for trial in records.complete
         if trial.score is not None and not space.ranges.keys().isdisjoint(trial.settings)
     )
-    if len(trials) < FEWEST_TRIALS:
+    found = EarlierStudy(str(folder), records.asked.datasets, records.asked.objective, trials)
+    if (number := len(found.others.trials)) < FEWEST_TRIALS:
         raise UserError(
-            f"--warm-start {folder}: finished trials with settings of the space {space.name}: {len(trials)}, "
-            f"{FEWEST_TRIALS} are the fewest that tell anything"
+            f"--warm-start {folder}: finished trials with settings of the space {space.name}, beside the "
+            f"released ones: {number}, {FEWEST_TRIALS} are the fewest that tell anything"
         )
-    return EarlierStudy(str(folder), records.asked.datasets, records.asked.objective, trials)
+    return found
 
 
-def warm(studies: Sequence[EarlierStudy], space: Space, seed: int) -> list[dict[str, Any]]:
-    """Settings of this space of which other studies promise most, `WARM_TRIALS` at most; none of no study.
+def promised(
+    settings: Sequence[Mapping[str, Any]],
+    studies: Sequence[EarlierStudy],
+    space: Space,
+    *,
+    worth: float,
+    calibration: Calibration,
+    before: Belief,
+) -> list[Belief]:
+    """What is believed of settings' gains for what other studies of one objective have scored.
 
-    They are run here first: figures of other data sets or objectives do not compare with this study's.
+    Args:
+        worth: Points of gain for a promised point (`tune.stages.choice.PROMISES`). calibration: Of leads.
+        before: What is believed of any draw of the space.
     """
-    return propose(space, scored(studies), WARM_TRIALS, seed) if studies else []
-
-
-def scored(studies: Sequence[EarlierStudy]) -> list[Scored]:
-    """Studies as what is learned from."""
-    return [
-        Scored(
-            [trial.settings for trial in study.trials],
-            [trial.score for trial in study.trials],
-            study.objective,
-        )
-        for study in studies
+    promises = Promises.of(space, [study.others for study in studies])
+    leads = [
+        promises.of_a_draw(study.others) - study.released for study in studies if study.released is not None
     ]
+    draws = of_draws(leads, calibration, before)
+    return [Belief(draws + worth * float(lead), before.sd) for lead in promises.leads(settings)]

@@ -207,6 +207,8 @@ def test_every_caveat_stands_on_the_page_in_the_terminal_and_in_a_comparison(
     shutil.copytree(whole, tmp_path / "study")
     path = tmp_path / "study" / "finals.json"
     put(path, content(path), ("tested",), [0, 1, 3])
+    path = tmp_path / "study" / "lastround.json"
+    put(path, content(path), ("keep_unless",), 0.8)
     records, said = read_records(tmp_path / "study"), io.StringIO()
     lines = caveats(records)
     assert (
@@ -214,6 +216,8 @@ def test_every_caveat_stands_on_the_page_in_the_terminal_and_in_a_comparison(
     )
     page = unescape(render(records))
     print_summary(Console(file=said, width=500), records, tmp_path, tmp_path)
+    assert "here they are rough" in " ".join(lines)
+    assert "<dt>learned from</dt><dd>8 trials on caltech101, eurosat</dd>" in page
     found = compare(tmp_path / "study", whole).caveats
     for line in lines:
         assert f"<li>{line}</li>" in page

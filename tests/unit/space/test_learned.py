@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune.space.learned import Scored, propose
+from tune.space.learned import Promises, propose
 from tune.space.spaces import Space, load_space
 
 SPACE = Space.of(
@@ -22,6 +23,15 @@ SPACE = Space.of(
         },
     }
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A study."""
+
+    settings: list[dict[str, Any]]
+    scores: list[float]
+    objective: str = "drift"
 
 
 def drawn(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
@@ -73,7 +83,7 @@ def test_a_study_whose_settings_all_do_alike_does_not_outweigh_another() -> None
     rng = np.random.default_rng(3)
     settings = drawn(rng, 24)
     one = scored(settings, rng)
-    alike = Scored(settings, [-score / 1000 for score in one.scores], one.objective)
+    alike = Scored(settings, [-score / 1000 for score in one.scores])
     assert propose(SPACE, [one, alike], 1, seed=0)[0]["regularizer.kind"] == "none"
 
 
@@ -88,14 +98,65 @@ def test_more_studies_find_a_small_effect_in_noise() -> None:
     assert np.mean([each["prompts.text_depth"] for each in found]) > 8
 
 
+RATES = [10.0 ** -(k / 8) for k in range(8, 33)]  # 0.1 to 0.0001
+
+
+def of_rates(rates: list[float], by_decade: float, *, level: float = 0.0) -> Scored:
+    """A study whose scores rise so much with each decade of the rate."""
+    return Scored([{"optim.lr": x} for x in rates], [level + by_decade * np.log10(x) for x in rates])
+
+
+def promised(studies: list[Scored], *rates: float) -> list[float]:
+    return [float(x) for x in Promises.of(SPACE, studies).leads([{"optim.lr": x} for x in rates])]
+
+
+def test_promises_are_points_above_a_draw_of_the_space() -> None:
+    """24 trials of the whole range tell most of a slope that 240 tell nearly all of."""
+    low, middle, high = promised([of_rates(RATES * 10, 2.0)], 1e-4, 10**-2.5, 0.1)
+    assert middle == pytest.approx(0.0, abs=1e-9)
+    assert high == pytest.approx(-low) == pytest.approx(3.0, rel=0.15)
+    assert 1.2 < promised([of_rates(RATES, 2.0)], 0.1)[0] < high
+
+
+def test_a_narrow_corner_promises_little_beyond_it() -> None:
+    """Noise among rates that hardly differ is no slope over three decades."""
+    rng = np.random.default_rng(0)
+    for width in (1e-10, 1e-3, 0.1):
+        rates = [float(0.002 * (1 + width * x)) for x in rng.uniform(size=24)]
+        noise = Scored([{"optim.lr": x} for x in rates], [float(x) for x in rng.normal(size=24)])
+        assert np.abs(promised([noise], 1e-4, 0.1)).max() < 0.5
+
+
+def test_a_study_elsewhere_in_the_space_or_without_a_setting_takes_nothing_away() -> None:
+    """Two that agree on the slope promise more of it together than each alone, whatever their levels."""
+    slow, fast = of_rates(RATES[12:], 2.0, level=70.0), of_rates(RATES[:12], 2.0, level=20.0)
+    (one,), (other,), (both,) = promised([slow], 0.1), promised([fast], 0.1), promised([slow, fast], 0.1)
+    assert 0 < min(one, other) <= max(one, other) < both < 3.0
+    silent = Scored([{"prompts.text_depth": k} for k in range(1, 13)], [0.0] * 12)
+    assert promised([slow, silent], 0.1) == pytest.approx([one])
+
+
+def test_one_trial_of_a_choice_promises_little() -> None:
+    """It leads by 3, 71 others by nothing."""
+    settings = [{"regularizer.kind": "none"}, *[{"regularizer.kind": "l1"}] * 71]
+    promises = Promises.of(SPACE, [Scored(settings, [3.0] + [0.0] * 71)])
+    assert 0 < promises.leads([{"regularizer.kind": "none"}])[0] < 0.5
+
+
+def test_what_a_draw_would_have_scored_is_told_where_all_trials_are_in_a_good_corner() -> None:
+    study = of_rates(RATES[:12] * 40, 2.0)  # 0.8 decades above the middle, in the mean
+    draw = Promises.of(SPACE, [study]).of_a_draw(study)
+    assert np.mean(study.scores) - draw == pytest.approx(2 * 0.8125, rel=0.3)
+
+
 def test_equal_scores_promise_nothing_and_still_give_settings() -> None:
     settings = drawn(np.random.default_rng(2), 6)
-    assert len(propose(SPACE, [Scored(settings, [1.0] * 6, "drift")], 5, seed=0)) == 5
+    assert len(propose(SPACE, [Scored(settings, [1.0] * 6)], 5, seed=0)) == 5
 
 
 def test_a_space_with_less_than_is_asked_for_gives_what_it_has() -> None:
     space = Space.of({"regularizer.kind": {"type": "choice", "choices": ["l1", "none"]}})
-    study = Scored([{"regularizer.kind": "l1"}, {"regularizer.kind": "none"}], [1.0, 2.0], "drift")
+    study = Scored([{"regularizer.kind": "l1"}, {"regularizer.kind": "none"}], [1.0, 2.0])
     assert propose(space, [study], 5, seed=0) == [{"regularizer.kind": "none"}, {"regularizer.kind": "l1"}]
 
 
@@ -103,7 +164,7 @@ def test_a_space_with_less_than_is_asked_for_gives_what_it_has() -> None:
 def test_values_of_another_space_tell_nothing(value: Any) -> None:
     """Of a study whose space had another kind of setting under the same name."""
     settings = [{"optim.lr": value, "regularizer.kind": value}, {"optim.lr": 0.01}, {"optim.lr": 0.02}]
-    assert len(propose(SPACE, [Scored(settings, [1.0, 2.0, 3.0], "drift")], 2, seed=0)) == 2
+    assert len(propose(SPACE, [Scored(settings, [1.0, 2.0, 3.0])], 2, seed=0)) == 2
 
 
 @settings(max_examples=5)
@@ -112,7 +173,7 @@ def test_proposals_are_settings_of_the_space_and_the_same_each_time(
     seed: int, number: int, trials: int
 ) -> None:
     space, rng = load_space("recipe"), np.random.default_rng(seed)
-    studies = [Scored(drawn(rng, trials), [float(x) for x in rng.normal(size=trials)], "drift")]
+    studies = [Scored(drawn(rng, trials), [float(x) for x in rng.normal(size=trials)])]
     found = propose(space, studies, number, seed)
     assert [space.checked(each, what="it") for each in found] == found
     assert len({str(each) for each in found}) == number

@@ -162,6 +162,18 @@ def test_what_other_studies_promise_is_known_before(spec: StudySpec) -> None:
     assert without[1].expected < (other.expected or 0.0)
 
 
+@pytest.mark.parametrize(("objective", "dataset"), [("class_holdout", "other"), ("drift", "dtd")])
+def test_studies_of_another_objective_or_of_the_same_images_are_not_weighed(
+    spec: StudySpec, objective: str, dataset: str
+) -> None:
+    spec = replace(spec, datasets=("dtd",))
+    rows = tuple(fresh(number, 60.0 + number, 60.0, 61.0) for number in range(3))
+    learned = earlier([(x, 50 + 1000 * x) for x in (0.0005, 0.001, 0.002, 0.004, 0.008)])
+    other = Learned((replace(learned.studies[0], objective=objective, datasets=(dataset,)),))
+    without, _ = _judged(rows, spec)
+    assert _judged(rows, spec, other)[0] == without != _judged(rows, spec, learned)[0]
+
+
 def test_what_other_studies_promise_opens_the_last_round(spec: StudySpec) -> None:
     rates = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016]
     learned = earlier(*([(rate, 50 + 100 * rate) for rate in rates] for _ in range(8)))

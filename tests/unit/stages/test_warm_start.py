@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ from prometar.config.settings import Config, dump_config
 from prometar.errors import UserError
 from tests.support.report_study import description, trial, write
 from tune.results.reader import read_learned
+from tune.results.schema import EarlierStudy, EarlierTrial
 from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
-from tune.stages.warm_start import WARM_TRIALS, earlier_study, enqueued, warm
+from tune.stages.choice import CALIBRATIONS, UNKNOWN
+from tune.stages.warm_start import WARM_TRIALS, earlier_study, enqueued, learned_of, promised
 
 SPACE = parse_space(
     "mine",
@@ -95,27 +99,98 @@ def test_a_warm_start_is_what_other_studies_promise(tmp_path: Path) -> None:
         tmp_path / "other",
         *((number / 10, {"optim.lr": number / 10, "prompts.text_depth": 3}) for number in range(1, 9)),
     )
-    studies = [earlier_study(folder, SPACE) for folder in (one, other)]
-    found = warm(studies, SPACE, seed=0)
-    assert len(found) == WARM_TRIALS
-    assert found[0]["optim.lr"] > 0.5
-    assert found == warm(studies, SPACE, seed=0)
+    found = learned_of(StudyFolder(tmp_path, "mine"), [one, other, one], SPACE, seed=0)
+    assert found is not None
+    assert str(found) == "20 trials on dtd, dtd"
+    assert len(found.starts) == WARM_TRIALS
+    assert found.starts[0]["optim.lr"] > 0.5
+    assert found == learned_of(StudyFolder(tmp_path, "mine"), [one, other], SPACE, seed=0)
+    assert [[t.reference for t in each.trials].count(True) for each in found.studies] == [1, 1]
 
 
-def test_what_is_learned_is_kept_when_the_other_study_changes_or_is_gone(tmp_path: Path) -> None:
-    other = study(tmp_path / "other", *((50.0 + k, {"optim.lr": k / 100}) for k in range(1, 5)))
-    folder = StudyFolder(tmp_path, "mine")
-    folder.path.mkdir()
-    assert folder.learn([]) is None
-    first = folder.learn([earlier_study(other, SPACE)])
-    assert str(first) == "4 trials on dtd"
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    return study(tmp_path / "other", *((50.0 + k, {"optim.lr": k / 100}) for k in range(1, 6)))
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path, "mine")
+
+
+def test_what_is_learned_is_kept_when_the_other_study_changes_or_is_gone(
+    mine: StudyFolder, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert learned_of(mine, [], SPACE, seed=0) is None
+    first = learned_of(mine, [other], SPACE, seed=0)
+    assert str(first) == "5 trials on dtd"
+    assert first is not None
+    mine.path.mkdir()
+    mine.keep(first)
     study(other, *((50.0 - k, {"optim.lr": k / 100}) for k in range(1, 9)))
-    assert folder.learn([earlier_study(other, SPACE)]) == first == folder.learn([])
-    assert read_learned(folder.path) == first
+    assert learned_of(mine, [other], SPACE, seed=0) == first == learned_of(mine, [], SPACE, seed=0)
+    rmtree(other)
+    monkeypatch.chdir(other.parent)
+    assert learned_of(mine, [Path("other")], SPACE, seed=0) == first
+    assert read_learned(mine.path) == first
 
 
-def test_without_other_studies_nothing_is_promised() -> None:
-    assert warm([], SPACE, seed=0) == []
+def test_other_studies_than_those_it_began_with_are_refused(mine: StudyFolder, other: Path) -> None:
+    study(mine.path, (50.0, {"optim.lr": 0.01}))
+    with pytest.raises(UserError, match=r"the study .*mine has begun without it: leave it out, or begin an"):
+        learned_of(mine, [other], SPACE, seed=0)
+    with pytest.raises(UserError, match=r"--warm-start .*mine: a study cannot learn from itself"):
+        learned_of(mine, [other, mine.path], SPACE, seed=0)
+    (mine.path / "study.yaml").unlink()
+    learned = learned_of(mine, [other], SPACE, seed=0)
+    assert learned is not None
+    mine.keep(learned)
+    with pytest.raises(UserError, match=r"--warm-start .*else: .* has learned from .*other: leave"):
+        learned_of(mine, [other, other.parent / "else"], SPACE, seed=0)
+
+
+def test_starts_outside_the_space_are_refused(mine: StudyFolder, other: Path) -> None:
+    learned = learned_of(mine, [other], SPACE, seed=0)
+    assert learned is not None
+    mine.path.mkdir()
+    mine.keep(replace(learned, starts=({"optim.lr": 7.0},)))
+    with pytest.raises(UserError, match=r"must hold .*learned.json: optim.lr is 7.0, its range 0.001 .. 1"):
+        learned_of(mine, [], SPACE, seed=0)
+
+
+DRIFT = CALIBRATIONS["drift"]
+
+
+def beliefs(*studies: tuple[float, list[float]]) -> list[float]:
+    """Means for rates 0.001 and 1.0, of studies by the scores of the released settings and of five rates."""
+    rates = (0.001, 0.01, 0.1, 0.5, 1.0)
+    found = [
+        EarlierStudy(
+            "out/other", ("other",), "drift",
+            (EarlierTrial({"optim.lr": 0.0025}, released, reference=True),
+             *(EarlierTrial({"optim.lr": x}, y) for x, y in zip(rates, scores, strict=True))),
+        )
+        for released, scores in studies
+    ]  # fmt: skip
+    asked = [{"optim.lr": 0.001}, {"optim.lr": 1.0}]
+    both = promised(asked, found, SPACE, worth=1.0, calibration=DRIFT, before=UNKNOWN)
+    assert {each.sd for each in both} == {UNKNOWN.sd}
+    return [each.mean for each in both]
+
+
+def test_where_the_released_settings_were_ahead_of_all_nothing_is_promised_above_them() -> None:
+    behind = [(70.0, [50.0, 52.0, 54.0, 56.0, 58.0])] * 3
+    low, high = beliefs(*behind)
+    assert low < high < -2
+    level_low, level_high = beliefs(*[(54.0, scores) for _, scores in behind])
+    assert level_low < -0.2 < 0.2 < level_high
+    ahead_low, ahead_high = beliefs(*[(44.0, scores) for _, scores in behind])
+    assert 0 < ahead_low < ahead_high
+
+
+def test_studies_whose_trials_all_score_alike_promise_next_to_nothing() -> None:
+    assert beliefs((60.0, [60.0] * 5)) == pytest.approx([0.0, 0.0], abs=0.2)
+    assert beliefs((60.0, [60.0, 60.01, 60.02, 60.03, 60.04])) == pytest.approx([0.0, 0.0], abs=0.2)
 
 
 def test_a_search_that_has_read_the_test_images_is_no_start(tmp_path: Path) -> None:
@@ -130,7 +205,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     study(tmp_path, (50.0, {"optim.lr": 0.01}))
     with pytest.raises(
         UserError,
-        match=r"--warm-start .*: finished trials with settings of the space mine: 1, 4 are the fewest",
+        match=r"--warm-start .*: finished trials with settings of the space mine, beside the released ones: 0, 4 are",
     ):
         earlier_study(tmp_path, SPACE)
 
