@@ -205,7 +205,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     study(tmp_path, (50.0, {"optim.lr": 0.01}))
     with pytest.raises(
         UserError,
-        match=r"--warm-start .*: finished trials with settings of the space mine, beside the released ones: 0, 4 are",
+        match=r"--warm-start .*: finished trials .* space mine, beside the released ones: 0, 4 are",
     ):
         earlier_study(tmp_path, SPACE)
 
