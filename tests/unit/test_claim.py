@@ -14,7 +14,7 @@ import pytest
 
 from prometar.bundled.suite import SUITE
 from tune.space.spaces import load_space
-from tune.stages.choice import CALIBRATIONS, EMBEDDED, PROMISES, Belief
+from tune.stages.choice import BETWEEN, CALIBRATIONS, EMBEDDED, PROMISES, Belief
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CLOSED = [name for name, rendered in SUITE.items() if rendered.purpose == "claim"]
@@ -50,6 +50,7 @@ def test_what_is_shipped_is_what_the_recorded_figures_say() -> None:
     assert worth == CALIBRATIONS["drift"]
     assert promise(found.tables, objectives.drawn(found), load_space(found.space)) == PROMISES["drift"]
     of_sets = [mean(t.gains.mean(axis=1)) for t in found.tables]
+    assert round(stdev(of_sets), 1) == BETWEEN
     assert Belief(round(draws.mean, 1), round(hypot(draws.sd, stdev(of_sets) / 2), 1)) == EMBEDDED
     shipped = json.loads(files("tune.space").joinpath("portfolio.json").read_text("utf-8"))
     made = objectives.portfolio(found)

@@ -59,15 +59,15 @@ def learned_of(folder: StudyFolder, paths: Sequence[Path], space: Space, seed: i
         UserError: see `earlier_study`; the study has begun without them, or its learned.json is damaged.
     """
     kept, here = read_learned(folder.path), folder.path.resolve()
-    asked = list(dict.fromkeys(path.resolve() for path in paths))
+    asked = {path.resolve(): path for path in paths}
     if here in asked:
         raise UserError(f"--warm-start {folder.path}: a study cannot learn from itself")
     if kept is not None:
         known = [Path(each.folder).resolve() for each in kept.studies]
-        if others := [path for path in asked if path not in known]:
+        if others := asked.keys() - known:
             raise UserError(
-                f"--warm-start {others[0]}: the study {folder.path} has learned from {kept.folders}: leave "
-                "--warm-start out to go on with that, or begin another with --study NAME"
+                f"--warm-start {asked[min(others)]}: the study {folder.path} has learned from "
+                f"{kept.folders}: leave it out to go on with that, or begin another with --study NAME"
             )
         for each in kept.starts:
             space.checked(each, what=str(folder / "learned.json"))
@@ -79,7 +79,7 @@ def learned_of(folder: StudyFolder, paths: Sequence[Path], space: Space, seed: i
             f"--warm-start: the study {folder.path} has begun without it: leave it out, or begin another "
             "with --study NAME"
         )
-    studies = tuple(earlier_study(path, space) for path in dict.fromkeys(paths))
+    studies = tuple(earlier_study(path, space) for path in asked.values())
     starts = propose(space, [study.others for study in studies], WARM_TRIALS, seed)
     return Learned(studies, tuple(starts))
 
