@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import isfinite
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from tune.results.schema import EarlierStudy, EarlierTrial
 from tune.space.learned import Promises
 from tune.space.portfolio import Known, Portfolio
 from tune.space.spaces import Space
-from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, belief, believed
+from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, Promise, belief, believed
 from tune.stages.warm_start import promised
 
 TOP = 3  # settings in the last round
@@ -206,23 +206,29 @@ def searched(
     return EarlierStudy("", (t.dataset,), DRIFT, whole)
 
 
-def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> float:
+def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> Promise:
     """Points gained on a set for a point that the other sets' scores promise, of settings not tried there.
 
-    Halves of the settings in turn: one is tried on the other sets, of the other one gains are foretold.
+    Halves of the settings in turn: one is tried on the other sets, of the other one gains are foretold. The
+    spread is over sets, noise of their slopes included.
     """
-    rng, pairs = np.random.default_rng(0), []
+    rng, pairs = np.random.default_rng(0), {t.dataset: list[tuple[float, float]]() for t in tables}
     for turn in range(REDRAWN):
         order = rng.permutation(len(settings)).tolist()
         middle, seed = len(order) // 2, turn % tables[0].tests.shape[1]
         for tried, asked in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
             for t in tables:
-                others = [searched(o, settings, space, seed, tried) for o in tables if o is not t]
-                leads = Promises.of(space, [o.others for o in others]).leads([settings[k] for k in asked])
+                others = [searched(o, settings, space, seed, tried).others for o in tables if o is not t]
+                leads = Promises.of(space, others).leads([settings[k] for k in asked])
                 gains = np.delete(t.gains, seed, axis=1)[asked].mean(axis=1)
-                pairs += [each for each in zip(leads, gains, strict=True) if isfinite(each[1])]
+                pairs[t.dataset] += [each for each in zip(leads, gains, strict=True) if isfinite(each[1])]
+    slope = _slope([pair for of_set in pairs.values() for pair in of_set])
+    return Promise(round(slope, 2), round(stdev(map(_slope, pairs.values())), 2))
+
+
+def _slope(pairs: Sequence[tuple[float, float]]) -> float:
     lead, gain = np.array(pairs).T
-    return round(float(np.polyfit(lead, gain, 1)[0]), 2)
+    return float(np.polyfit(lead, gain, 1)[0])
 
 
 def choices(

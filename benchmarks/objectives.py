@@ -213,7 +213,7 @@ def show(found: Evidence, doc: Path | None) -> None:
     if len(found.tables) > 2:
         for name in (DRIFT, "base validation accuracy"):
             print(f"{name}: {calibration(WAYS[name], found.tables)}")
-        print(f"{DRIFT}: {promise(found.tables, settings, space)} points for a promised one")
+        print(f"{DRIFT}: {promise(found.tables, settings, space)}")
 
 
 def measured(args: argparse.Namespace) -> Evidence:

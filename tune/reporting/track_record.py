@@ -49,7 +49,8 @@ def track_record(records: Records) -> str:
         "pruner": "hopeless", "trials": 24, "epochs": 5, "shots": 16, "top": 3,
     }  # fmt: skip
     alike = all(getattr(asked, key) == value for key, value in claimed.items())
-    if not alike or records.study.space.name != "recipe" or len(asked.datasets) > 1 or records.learned:
+    knew = any(trial.origin == "portfolio" for trial in records.trials)
+    if not alike or not knew or records.study.space.name != "recipe" or len(asked.datasets) > 1:
         return ""
     return (
         f"Of {found.searches} such searches on {found.sets} rendered data sets kept for this, chosen minus "

@@ -70,10 +70,29 @@ CALIBRATIONS: Mapping[str, Calibration] = {
 """By objective. What is not here is not known, and the highest mean is chosen."""
 
 
-PROMISES: Mapping[str, float] = {
-    # As above: points of gain for a point that other studies promise (`tune.space.learned`), of settings that
-    # none of them had tried.
-    "drift": 1.22,
+@dataclass(frozen=True)
+class Promise:
+    """Points of gain for a point that other studies promise (`tune.space.learned`), and their spread.
+
+    The slope is not the same on every data set: much is promised where little is known.
+    """
+
+    slope: float
+    spread: float
+
+    def belief(self, lead: float, draw: Belief) -> Belief:
+        """The gain that a promised lead over a draw stands for.
+
+        Example:
+            >>> Promise(1.0, 0.5).belief(6.0, Belief(1.0, 4.0))
+            Belief(mean=7.0, sd=5.0)
+        """
+        return Belief(draw.mean + self.slope * lead, math.hypot(draw.sd, self.spread * lead))
+
+
+PROMISES: Mapping[str, Promise] = {
+    # As above: of settings that none of the others had tried.
+    "drift": Promise(slope=1.22, spread=0.77),
 }
 """By objective."""
 
@@ -105,8 +124,8 @@ def belief(gains: Sequence[float], before: Belief) -> Belief:
     return Belief(own.mean, math.hypot(own.sd, math.sqrt(variance)))
 
 
-def of_draws(leads: Sequence[float], calibration: Calibration, before: Belief) -> float:
-    """The mean gain of draws of a space on a data set, by how far they were ahead on others.
+def of_draws(leads: Sequence[float], calibration: Calibration, before: Belief) -> Belief:
+    """What is believed of a draw of a space, by how far draws were ahead on other data sets.
 
     Args:
         leads: Of draws over the released settings, in the mean, one for each other study.
@@ -114,15 +133,16 @@ def of_draws(leads: Sequence[float], calibration: Calibration, before: Belief) -
 
     Example:
         >>> of_draws([], CALIBRATIONS["drift"], Belief(0.6, 3.7))
-        0.6
-        >>> of_draws([-10.0, -12.0], CALIBRATIONS["drift"], UNKNOWN) < -5
+        Belief(mean=0.6, sd=3.7)
+        >>> of_draws([-10.0, -12.0], CALIBRATIONS["drift"], UNKNOWN).mean < -5
         True
     """
     if not leads:
-        return before.mean
+        return before
     measured = [calibration.measured(lead, 1) for lead in leads]
     sd = math.hypot(BETWEEN, measured[0][1]) / math.sqrt(len(leads))
-    return Belief(before.mean, BETWEEN).given(mean(gain for gain, _ in measured), sd).mean
+    average = Belief(before.mean, BETWEEN).given(mean(gain for gain, _ in measured), sd)
+    return Belief(average.mean, before.sd)
 
 
 def believed(differences: Sequence[float], calibration: Calibration, before: Belief) -> Belief:

@@ -15,7 +15,7 @@ from tune.results.schema import EarlierStudy, EarlierTrial, Learned
 from tune.results.writer import StudyFolder
 from tune.space.learned import Promises, propose
 from tune.space.spaces import Space
-from tune.stages.choice import Belief, Calibration, of_draws
+from tune.stages.choice import Belief, Calibration, Promise, of_draws
 
 WARM_TRIALS = 5  # that other studies promise most of
 FEWEST_TRIALS = 4  # of a study, to learn from
@@ -116,14 +116,14 @@ def promised(
     studies: Sequence[EarlierStudy],
     space: Space,
     *,
-    worth: float,
+    worth: Promise,
     calibration: Calibration,
     before: Belief,
 ) -> list[Belief]:
     """What is believed of settings' gains for what other studies of one objective have scored.
 
     Args:
-        worth: Points of gain for a promised point (`tune.stages.choice.PROMISES`). calibration: Of leads.
+        worth: Of promises. calibration: Of leads.
         before: What is believed of any draw of the space.
     """
     promises = Promises.of(space, [study.others for study in studies])
@@ -131,4 +131,4 @@ def promised(
         promises.of_a_draw(study.others) - study.released for study in studies if study.released is not None
     ]
     draws = of_draws(leads, calibration, before)
-    return [Belief(draws + worth * float(lead), before.sd) for lead in promises.leads(settings)]
+    return [worth.belief(float(lead), draws) for lead in promises.leads(settings)]

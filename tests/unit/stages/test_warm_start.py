@@ -16,7 +16,7 @@ from tune.results.reader import read_learned
 from tune.results.schema import EarlierStudy, EarlierTrial
 from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
-from tune.stages.choice import CALIBRATIONS, UNKNOWN
+from tune.stages.choice import CALIBRATIONS, UNKNOWN, Promise
 from tune.stages.warm_start import WARM_TRIALS, earlier_study, enqueued, learned_of, promised
 
 SPACE = parse_space(
@@ -173,7 +173,7 @@ def beliefs(*studies: tuple[float, list[float]]) -> list[float]:
         for released, scores in studies
     ]  # fmt: skip
     asked = [{"optim.lr": 0.001}, {"optim.lr": 1.0}]
-    both = promised(asked, found, SPACE, worth=1.0, calibration=DRIFT, before=UNKNOWN)
+    both = promised(asked, found, SPACE, worth=Promise(1.0, 0.0), calibration=DRIFT, before=UNKNOWN)
     assert {each.sd for each in both} == {UNKNOWN.sd}
     return [each.mean for each in both]
 
