@@ -1,6 +1,7 @@
 """What a search is worth: chosen minus released settings on the test images of sets nobody has looked at.
 
     python benchmarks/claim.py --claim [--sets shapes ...] [--searches 5] [--arms ...] [--out DIR]
+    python benchmarks/claim.py --sets dtd --data-root DIR [--searches 2] [--arms ...]
     python benchmarks/claim.py --show [--doc docs/results.md] [--plot docs/claim.svg]
 
 Each search is `python tune/search.py` with its own seed, at its default budget, on one data set. Its choice
@@ -10,7 +11,7 @@ Tune with Optuna's TPE on base validation accuracy, where the highest score is t
 one setting of the portfolio that did best on the development sets, if it scores above the released ones; and
 the default without the portfolio that starts from what searches on three development sets have scored, as
 any user can who has searched before (no test image is read for that). The same command goes on with what is
-unfinished. Development sets need no --claim, and have a table of their own.
+unfinished. Development sets need no --claim, and have a table of their own, as have photographs.
 The outcomes are kept in benchmarks/claim.jsonl, one line a search, which --show reads.
 """
 
@@ -72,6 +73,10 @@ DEVELOPMENT = (
     "On the development sets, each with the portfolio of the other three. What the default takes a lead to "
     "be worth was fitted on all four, so this is no claim:"
 )
+PHOTOGRAPHS = (
+    "On photographs of ten classes of DTD, where nothing is known from elsewhere and the default has no "
+    "portfolio:"
+)
 GOAL = 1.0
 
 
@@ -80,8 +85,8 @@ def final_seeds(number: int) -> range:
     return range(1000 * (number + 1) + 1, 1000 * (number + 1) + 1 + PAIRS)
 
 
-def search(dataset: str, arm: str, number: int, out: Path) -> dict[str, Any]:
-    """Run a search to its end, and read what its choice is worth."""
+def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> dict[str, Any]:
+    """Run a search to its end, and read what its choice is worth; `root`: of photographs."""
     name = f"{dataset}-{list(ARMS).index(arm)}-{number}"
     stands_for = {"BEST": portfolios_best, "EARLIER": searched_before}
     options = [
@@ -91,6 +96,8 @@ def search(dataset: str, arm: str, number: int, out: Path) -> dict[str, Any]:
     ]
     started, code = time.perf_counter(), commit()
     seeds = " ".join(map(str, final_seeds(number)))
+    if root is not None:
+        options += ["--data-root", root]
     run(dataset, name, out, "--seed", str(100 * number), "--final-seeds", seeds, *options)
     finals = FINAL_TEST.read(out / name / "finals.json")
     runs = finals.datasets[dataset]
@@ -215,6 +222,21 @@ def by_set(rows: Sequence[dict[str, Any]]) -> str:
     return table(("data set", "mean", "searches"), lines)
 
 
+def each_search(rows: Sequence[dict[str, Any]]) -> str:
+    """Searches on one data set."""
+    lines = []
+    for arm in ARMS:
+        mine = [row for row in rows if row["arm"] == arm]
+        if mine:
+            each = (" ".join(f"{row[key]:+.1f}" for row in mine) for key in FIGURES)
+            lines.append((arm, *each, sum(row["kept"] for row in mine), len(mine)))
+    return table(("search", *FIGURES, "released kept", "searches"), lines)
+
+
+def purpose_of(dataset: str) -> str:
+    return SUITE[dataset].purpose if dataset in SUITE else "photographs"
+
+
 def goal(rows: Sequence[dict[str, Any]]) -> str:
     """Whether what was aimed at holds, in a sentence."""
     mine = [row for row in rows if row["arm"] == "default"]
@@ -245,9 +267,9 @@ def track_record(rows: Sequence[dict[str, Any]]) -> TrackRecord | None:
 
 
 def show(doc: Path | None, plot: Path | None) -> None:
-    rows, development = (
-        [row for row in read() if SUITE[row["dataset"]].purpose == purpose]
-        for purpose in ("claim", "development")
+    rows, development, photographs = (
+        [row for row in read() if purpose_of(row["dataset"]) == purpose]
+        for purpose in ("claim", "development", "photographs")
     )
     if not rows:
         raise SystemExit(f"error: {RECORDS.name} holds no search yet: run benchmarks/claim.py --claim")
@@ -260,6 +282,8 @@ def show(doc: Path | None, plot: Path | None) -> None:
     parts = [head, results(rows), beside(rows), by_set(rows), goal(rows)]
     if development:
         parts += [DEVELOPMENT, results(development), beside(development)]
+    if photographs:
+        parts += [PHOTOGRAPHS, each_search(photographs)]
     publish("\n\n".join(filter(None, parts)), doc, "claim")
     if plot is not None:
         draw(rows, PLOTTED, plot)
@@ -271,6 +295,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--sets", nargs="+", help="[all that are kept for this]")
+    parser.add_argument("--data-root", help="of photographs")
     parser.add_argument("--searches", type=int, default=5)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--out", type=Path, default=Path("out/claim"), help="the studies' folder")
@@ -292,7 +317,7 @@ def main() -> None:
             for arm in args.arms:
                 if (dataset, arm, number) in done:
                     continue
-                row = search(dataset, arm, number, args.out.resolve())
+                row = search(dataset, arm, number, args.out.resolve(), args.data_root)
                 with RECORDS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{dataset}, {arm}, search {number}: {row['H']:+.2f} ({row['seconds']} s)", flush=True)
