@@ -15,6 +15,7 @@ from tune.stages.choice import (
     CALIBRATIONS,
     EMBEDDED,
     KEEP_UNLESS,
+    PROMISES,
     UNKNOWN,
     Belief,
     Calibration,
@@ -95,3 +96,13 @@ def test_where_nothing_is_known_a_small_lead_is_no_reason_to_leave_the_released_
 def test_leads_are_taken_block_by_block() -> None:
     found = leads({0: [70.0, 60.0], 4: [71.0, 58.0]}, released=0)
     assert found == {4: pytest.approx([1.0, -2.0])}
+
+
+def test_a_large_promise_does_not_stand_against_leads_that_measure_nothing() -> None:
+    """Three seeds at the lead of what gains nothing. A modest promise and a lead that agree are enough."""
+    promise, calibration = PROMISES["drift"], CALIBRATIONS["drift"]
+    large, modest = promise.belief(4.0, UNKNOWN), promise.belief(1.5, UNKNOWN)
+    assert large.probability > KEEP_UNLESS
+    assert believed([calibration.offset] * 3, calibration, large).probability < KEEP_UNLESS
+    assert believed([1.4] * 3, calibration, modest).probability > KEEP_UNLESS
+    assert believed([1.4] * 3, calibration, UNKNOWN).probability < KEEP_UNLESS
