@@ -17,7 +17,6 @@ import numpy as np
 from common import WORSE, table
 from scoring import DRIFT, WAYS, Floats, Table, calibration, over_released
 
-from prometar.config.settings import configure
 from tune.results.schema import EarlierStudy, EarlierTrial
 from tune.space.learned import Promises
 from tune.space.portfolio import Known, Portfolio
@@ -182,7 +181,7 @@ def studies(
             lead[:, a], lead[:, b], gain[:, rest].mean(axis=1),
             [each["number"] for each in portfolio], dict(enumerate(map(list, gains))), worth, draws, points,
             promised(
-                settings, [searched(o, settings, space, a) for o in others], space, worth=point,
+                settings, [searched(o, settings, a) for o in others], space, worth=point,
                 calibration=worth, before=draws,
             ),
         )
@@ -193,17 +192,14 @@ def studies(
 def searched(
     t: Table,
     settings: Sequence[Mapping[str, Any]],
-    space: Space,
     seed: int,
     which: Sequence[int] | None = None,
 ) -> EarlierStudy:
     """A search on a set that has scored the released settings and all others, or `which`."""
-    score = WAYS[DRIFT](t)[:, seed]
-    released = (space.values_of(configure("prometar")), float(score[0]), True)
+    released, *scores = map(float, WAYS[DRIFT](t)[:, seed])
     found = range(len(settings)) if which is None else which
-    trials = [released, *((settings[k], float(score[k + 1]), False) for k in found)]
-    whole = tuple(EarlierTrial(*each) for each in trials if isfinite(each[1]))
-    return EarlierStudy("", (t.dataset,), DRIFT, whole)
+    trials = tuple(EarlierTrial(settings[k], scores[k]) for k in found if isfinite(scores[k]))
+    return EarlierStudy("", (t.dataset,), DRIFT, trials, released if isfinite(released) else None)
 
 
 def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], space: Space) -> Promise:
@@ -218,7 +214,7 @@ def promise(tables: Sequence[Table], settings: Sequence[Mapping[str, Any]], spac
         middle, seed = len(order) // 2, turn % tables[0].tests.shape[1]
         for tried, asked in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
             for t in tables:
-                others = [searched(o, settings, space, seed, tried).others for o in tables if o is not t]
+                others = [searched(o, settings, seed, tried) for o in tables if o is not t]
                 leads = Promises.of(space, others).leads([settings[k] for k in asked])
                 gains = np.delete(t.gains, seed, axis=1)[asked].mean(axis=1)
                 pairs[t.dataset] += [each for each in zip(leads, gains, strict=True) if isfinite(each[1])]

@@ -222,17 +222,6 @@ def by_set(rows: Sequence[dict[str, Any]]) -> str:
     return table(("data set", "mean", "searches"), lines)
 
 
-def each_search(rows: Sequence[dict[str, Any]]) -> str:
-    """Searches on one data set."""
-    lines = []
-    for arm in ARMS:
-        mine = [row for row in rows if row["arm"] == arm]
-        if mine:
-            each = (" ".join(f"{row[key]:+.1f}" for row in mine) for key in FIGURES)
-            lines.append((arm, *each, sum(row["kept"] for row in mine), len(mine)))
-    return table(("search", *FIGURES, "released kept", "searches"), lines)
-
-
 def purpose_of(dataset: str) -> str:
     return SUITE[dataset].purpose if dataset in SUITE else "photographs"
 
@@ -283,7 +272,7 @@ def show(doc: Path | None, plot: Path | None) -> None:
     if development:
         parts += [DEVELOPMENT, results(development), beside(development)]
     if photographs:
-        parts += [PHOTOGRAPHS, each_search(photographs)]
+        parts += [PHOTOGRAPHS, results(photographs)]
     publish("\n\n".join(filter(None, parts)), doc, "claim")
     if plot is not None:
         draw(rows, PLOTTED, plot)

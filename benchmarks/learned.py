@@ -27,9 +27,9 @@ from tune.space.spaces import load_space
 
 def proposals(found: Evidence, dataset: Table, number: int) -> list[dict[str, object]]:
     """What the other sets' scores promise most of."""
-    settings, space = drawn(found), load_space(found.space)
-    others = [searched(t, settings, space, 0) for t in found.tables if t is not dataset]
-    return propose(space, [study.others for study in others], number, seed=0)
+    settings = drawn(found)
+    others = [searched(t, settings, 0) for t in found.tables if t is not dataset]
+    return propose(load_space(found.space), others, number, seed=0)
 
 
 def wanted(found: Evidence, dataset: str, settings: dict[str, object], place: int, seed: int) -> Wanted:

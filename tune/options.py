@@ -183,7 +183,7 @@ class Options:
             max_hours=self.max_hours,
             trial_timeout=self.trial_timeout,
             enqueued=given,
-            learned=learned_of(folder, [*map(Path, _many(self.warm_start))], spec.space, self.seed),
+            learned=learned_of(folder, _many(self.warm_start), spec.space, self.seed),
             portfolio=first_trials(
                 spec.space, spec.config, self.datasets, min(self.portfolio, spec.trials // 4)
             ),

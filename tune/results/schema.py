@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -210,35 +210,26 @@ class Reevaluation(Versioned):
 
 @dataclass(frozen=True)
 class EarlierTrial:
-    """A finished trial of another study.
-
-    Args:
-        score: Its objective. reference: Whether its settings were that study's released ones.
-    """
+    """A finished trial of another study; `score`: its objective."""
 
     settings: Settings
     score: Figure
-    reference: bool = False
 
 
 @dataclass(frozen=True)
 class EarlierStudy:
-    """What another study has measured; `folder`: where it lay."""
+    """What another study has measured.
+
+    Args:
+        folder: Where it lay. trials: Without the released settings, which no draw of a space is like.
+        released: What those scored; None where they have not finished.
+    """
 
     folder: str
     datasets: tuple[str, ...]
     objective: str
     trials: Annotated[tuple[EarlierTrial, ...], Field(min_length=1)]
-
-    @property
-    def released(self) -> float | None:
-        """What its released settings scored; None where they have not finished."""
-        return next((trial.score for trial in self.trials if trial.reference), None)
-
-    @property
-    def others(self) -> EarlierStudy:
-        """Without the released settings, which no draw is like."""
-        return replace(self, trials=tuple(trial for trial in self.trials if not trial.reference))
+    released: Figure | None = None
 
     @property
     def settings(self) -> list[Settings]:
@@ -261,18 +252,17 @@ class Learned(Versioned):
         return ", ".join(study.folder for study in self.studies)
 
     def scored_by(self, objective: str, *, besides: Collection[str]) -> list[EarlierStudy]:
-        """Those of one objective, on none of `besides`, that tell of more than released settings."""
+        """The studies of one objective, on none of the data sets `besides`."""
         return [
             study
             for study in self.studies
-            if study.objective == objective
-            and study.others.trials
-            and set(besides).isdisjoint(study.datasets)
+            if study.objective == objective and set(besides).isdisjoint(study.datasets)
         ]
 
     def __str__(self) -> str:
         names = ", ".join(" and ".join(study.datasets) for study in self.studies)
-        return f"{sum(len(study.trials) for study in self.studies)} trials on {names}"
+        number = sum(len(study.trials) + (study.released is not None) for study in self.studies)
+        return f"{number} trials on {names}"
 
 
 @dataclass(frozen=True)

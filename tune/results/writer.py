@@ -119,7 +119,7 @@ class StudyFolder:
         """Write study.yaml; `command` is this process's own where none is given."""
         now = {**environment(), **_machine()}
         path, earlier = self.path / "study.yaml", list[dict[str, str]]()
-        if path.exists():
+        if self.begun:
             before = read_study(self.path)
             known = [*before.earlier_environments, before.environment]
             earlier = [dict(each) for each in known if each != now]

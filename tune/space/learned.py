@@ -69,8 +69,7 @@ def propose(space: Space, studies: Sequence[Scored], number: int, seed: int) -> 
         >>> propose(space, [study], 1, seed=0)[0]["optim.lr"] > 0.09
         True
     """
-    leads = [each / spread for each, spread in zip(_ahead(studies), _spreads(studies), strict=True)]
-    model, rng = Promises.fitted(space, studies, leads), np.random.default_rng(seed)
+    model, rng = Promises.fitted(space, studies, _in_spreads(studies)), np.random.default_rng(seed)
     found = list[dict[str, Any]]()
     for _ in range(number):
         drawn = [_rounded(space, space.draw(_Uniform(rng))) for _ in range(TRIED)]
@@ -118,16 +117,16 @@ def _ahead(studies: Sequence[Scored]) -> list[Floats]:
     return [np.asarray(study.scores, np.float64) - np.mean(study.scores) for study in studies]
 
 
-def _spreads(studies: Sequence[Scored]) -> list[float]:
-    """The standard deviation of each study's objective over all studies that have it.
+def _in_spreads(studies: Sequence[Scored]) -> list[Floats]:
+    """Scores above their study's mean, in standard deviations of their objective over all that have it.
 
-    Not of the study alone: where all settings do alike, scores differ by noise.
+    Not of their study: where all settings do alike, scores differ by noise.
     """
-    ahead = [(study.objective, each) for study, each in zip(studies, _ahead(studies), strict=True)]
-    return [
-        float(np.concatenate([each for name, each in ahead if name == study.objective]).std()) or 1.0
-        for study in studies
-    ]
+    ahead, leads = _ahead(studies), list[Floats]()
+    for study, each in zip(studies, ahead, strict=True):
+        alike = [other for s, other in zip(studies, ahead, strict=True) if s.objective == study.objective]
+        leads.append(each / (np.concatenate(alike).std() or 1.0))
+    return leads
 
 
 def _features(space: Space, settings: Sequence[Mapping[str, Any]]) -> Floats:

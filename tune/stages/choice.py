@@ -139,9 +139,8 @@ def of_draws(leads: Sequence[float], calibration: Calibration, before: Belief) -
     """
     if not leads:
         return before
-    measured = [calibration.measured(lead, 1) for lead in leads]
-    sd = math.hypot(BETWEEN, measured[0][1]) / math.sqrt(len(leads))
-    average = Belief(before.mean, BETWEEN).given(mean(gain for gain, _ in measured), sd)
+    gain, sd = calibration.measured(mean(leads), 1)
+    average = Belief(before.mean, BETWEEN).given(gain, math.hypot(BETWEEN, sd) / math.sqrt(len(leads)))
     return Belief(average.mean, before.sd)
 
 

@@ -80,8 +80,7 @@ def learned_of(folder: StudyFolder, paths: Sequence[Path], space: Space, seed: i
             "with --study NAME"
         )
     studies = tuple(earlier_study(path, space) for path in asked.values())
-    starts = propose(space, [study.others for study in studies], WARM_TRIALS, seed)
-    return Learned(studies, tuple(starts))
+    return Learned(studies, tuple(propose(space, studies, WARM_TRIALS, seed)))
 
 
 def earlier_study(folder: Path, space: Space) -> EarlierStudy:
@@ -98,17 +97,19 @@ def earlier_study(folder: Path, space: Space) -> EarlierStudy:
     if records.leaking:
         raise UserError(f"--warm-start {folder}: its search has read the test images (objective oracle_test)")
     trials = tuple(
-        EarlierTrial(trial.settings, trial.score, trial.reference)
+        EarlierTrial(trial.settings, trial.score)
         for trial in records.complete
-        if trial.score is not None and not space.ranges.keys().isdisjoint(trial.settings)
+        if trial.score is not None
+        and not trial.reference
+        and not space.ranges.keys().isdisjoint(trial.settings)
     )
-    found = EarlierStudy(str(folder), records.asked.datasets, records.asked.objective, trials)
-    if (number := len(found.others.trials)) < FEWEST_TRIALS:
+    if len(trials) < FEWEST_TRIALS:
         raise UserError(
             f"--warm-start {folder}: finished trials with settings of the space {space.name}, beside the "
-            f"released ones: {number}, {FEWEST_TRIALS} are the fewest that tell anything"
+            f"released ones: {len(trials)}, {FEWEST_TRIALS} are the fewest that tell anything"
         )
-    return found
+    released = next((trial.score for trial in records.complete if trial.reference), None)
+    return EarlierStudy(str(folder), records.asked.datasets, records.asked.objective, trials, released)
 
 
 def promised(
@@ -126,9 +127,7 @@ def promised(
         worth: Of promises. calibration: Of leads.
         before: What is believed of any draw of the space.
     """
-    promises = Promises.of(space, [study.others for study in studies])
-    leads = [
-        promises.of_a_draw(study.others) - study.released for study in studies if study.released is not None
-    ]
+    promises = Promises.of(space, studies)
+    leads = [promises.of_a_draw(study) - study.released for study in studies if study.released is not None]
     draws = of_draws(leads, calibration, before)
     return [worth.belief(float(lead), draws) for lead in promises.leads(settings)]

@@ -105,7 +105,7 @@ def test_a_warm_start_is_what_other_studies_promise(tmp_path: Path) -> None:
     assert len(found.starts) == WARM_TRIALS
     assert found.starts[0]["optim.lr"] > 0.5
     assert found == learned_of(StudyFolder(tmp_path, "mine"), [one, tmp_path / "." / "other"], SPACE, seed=0)
-    assert [[t.reference for t in each.trials].count(True) for each in found.studies] == [1, 1]
+    assert [(each.released, len(each.trials)) for each in found.studies] == [(50.0, 11), (0.1, 7)]
 
 
 @pytest.fixture
@@ -167,8 +167,7 @@ def beliefs(*studies: tuple[float, list[float]]) -> list[float]:
     found = [
         EarlierStudy(
             "out/other", ("other",), "drift",
-            (EarlierTrial({"optim.lr": 0.0025}, released, reference=True),
-             *(EarlierTrial({"optim.lr": x}, y) for x, y in zip(rates, scores, strict=True))),
+            tuple(EarlierTrial({"optim.lr": x}, y) for x, y in zip(rates, scores, strict=True)), released,
         )
         for released, scores in studies
     ]  # fmt: skip
