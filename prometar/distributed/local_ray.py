@@ -98,6 +98,22 @@ def _require_open_files() -> None:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
 
 
+def head_is_gone() -> bool:
+    """Whether the Ray that this process is part of has lost its head: nobody listens there any more."""
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # nobody knows: it may be far away
+        return False
+    return False
+
+
 def _require_server(address: str) -> None:
     """Ray itself would try for ten minutes before it says that nobody is there."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from prometar.errors import WorkError
-from prometar.interrupts import INTERRUPTED
+from prometar.interrupts import INTERRUPTED, MESSAGE
 from tests.support.driver import NAME, Driver, forget_hanging, misbehave, run_fake, spec_of
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
@@ -80,6 +80,16 @@ class Life:
         """Trials that have ended are kept, and the one that was interrupted waits."""
         self.witness.look()
         assert states(self.out) == {"COMPLETE": completed, "WAITING": 1}
+
+
+def a_signal_to_its_ray_too_ends_it_at_once(life: Life) -> None:
+    with life.driver({"1": "hang"}) as driver:
+        driver.wait_until(lambda: life.hangs("trials/0001"))
+        os.killpg(driver.process.pid, signal.SIGTERM)
+        assert driver.process.wait() == INTERRUPTED, driver.errors()
+        assert driver.said().splitlines()[-1] == f"Ray has been ended too; {MESSAGE}"
+        assert not driver.errors(), "Ray has had no time for a word of its own"
+    life.witness.look()
 
 
 def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) -> None:
@@ -161,6 +171,7 @@ def test_a_study_that_is_disturbed_again_and_again(
 ) -> None:
     """One study for all of it, and one Ray for most: starting them is what takes the time."""
     life = Life(tmp_path, Witness(tmp_path), random.Random(11), ray_local)
+    a_signal_to_its_ray_too_ends_it_at_once(life)
     a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life)
     killed_while_it_starts_or_soon_after(life)
     a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life)

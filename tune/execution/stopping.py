@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
+
+from prometar.distributed.local_ray import head_is_gone
+from prometar.interrupts import INTERRUPTED, MESSAGE
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,14 +49,20 @@ class Stopping:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks to stop after the running epochs; the second stops at once."""
+        """The first Ctrl-C or SIGTERM asks to stop after the running epochs; the second stops at once.
+
+        Where the same signal has ended Ray, as a batch system's does, no epoch will end: this process does.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        over = threading.Event()
+        threading.Thread(target=self._watch, args=(over,), daemon=True).start()
         try:
             yield
         finally:
+            over.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -63,3 +73,11 @@ class Stopping:
         self._console.print(
             "stopping when each running trial has ended its epoch; once more: now, and those epochs are lost"
         )
+
+    def _watch(self, over: threading.Event) -> None:
+        """Left to itself, Ray would look for its head for a minute and then abort."""
+        while not over.wait(1):
+            if self.asked and head_is_gone():
+                self._console.show_cursor()
+                self._console.print(f"Ray has been ended too; {MESSAGE}")
+                os._exit(INTERRUPTED)  # nothing of Ray can be closed any more; what was told is on disk
