@@ -24,6 +24,10 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # as `configure_ray` has it
 
+# Nobody reads the workers' logs; Ray would look for new ones ten times a second.
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "3600")
+
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
 
