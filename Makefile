@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 install: $(STAMP)-dev
 
 # Of a hundred packages few modules are ever imported: Python compiles those.
-PIP := $(BIN)/python -m pip install --quiet --no-compile
+PIP := $(BIN)/python -m pip install --quiet --quiet --no-compile
 
 # An older pip, as Python brings it, takes half as long again.
 $(BIN)/python:
