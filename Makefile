@@ -7,10 +7,9 @@ STAMP := .venv/.installed
 
 install: $(STAMP)-dev
 
-# Of a hundred packages few modules are ever imported: Python compiles those.
-PIP := $(BIN)/python -m pip install --quiet --quiet --no-compile
+PIP := $(BIN)/python -m pip install --quiet --quiet
 
-# An older pip, as Python brings it, takes half as long again.
+# An older pip, as Python brings it, takes longer.
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
