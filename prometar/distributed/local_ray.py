@@ -102,16 +102,20 @@ def head_is_gone() -> bool:
     """Whether the Ray that this process is part of has lost its head: nobody listens there any more."""
     import ray
 
-    if not ray.is_initialized():
-        return False
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        if ray.is_initialized():
+            host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+            _knock(host, port)
     except ConnectionRefusedError:
         return True
     except OSError:  # nobody knows: it may be far away
-        return False
+        pass
     return False
+
+
+def _knock(host: str, port: str) -> None:
+    """Raises OSError where nobody listens."""
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _require_server(address: str) -> None:
@@ -120,6 +124,6 @@ def _require_server(address: str) -> None:
     if not (host and port.isdigit()):
         return  # "auto" and the like: Ray knows where to look
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        _knock(host, port)
     except (OSError, OverflowError) as error:
         raise WorkError(f"Ray cannot be joined at {address}: {error}") from None

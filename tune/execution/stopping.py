@@ -77,7 +77,7 @@ class Stopping:
     def _watch(self, over: threading.Event) -> None:
         """Left to itself, Ray would look for its head for a minute and then abort."""
         while not over.wait(1):
-            if self.asked and head_is_gone():
+            if self.asked and head_is_gone() and not over.is_set():  # else it has just been closed
                 self._console.show_cursor()
                 self._console.print(f"Ray has been ended too; {MESSAGE}")
                 os._exit(INTERRUPTED)  # nothing of Ray can be closed any more; what was told is on disk
