@@ -20,10 +20,11 @@ from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError
 from prometar.runs import export_run, write_result
 from prometar.training.train import DTYPES, Session, build_run
+from tests.support.small import BACKBONE, NAME
 
 LOW = ["bf16", "fp16"]
 NAMES = ("banded", "polka-dotted", "sports_car")
-SMALL: dict[str, Any] = {"train.epochs": 2, "data.shots": 1, "inner.lr": 0.01, "inner.outer_weight": 0.1}
+SMALL: dict[str, Any] = {**BACKBONE, "train.epochs": 2, "data.shots": 1, "inner.lr": 0.01, "inner.outer_weight": 0.1}
 
 
 def session(folder: Path, precision: str, objective: str = "class_holdout", **data: str) -> Session:
@@ -62,7 +63,8 @@ def test_features_are_near_those_of_float32(precision: str) -> None:
 def test_what_is_learned_and_the_logit_scale_are_in_float32(precision: str, tmp_path: Path) -> None:
     run = train(tmp_path, precision)
     assert run.run.backbone.clip.dtype == DTYPES[precision]
-    assert torch.equal(run.run.backbone.clip.logit_scale, load_backbone("mini", None).clip.logit_scale)
+    exact = load_backbone(NAME, "random").clip
+    assert torch.equal(run.run.backbone.clip.logit_scale, exact.logit_scale)
     stored = session(tmp_path, precision).state.tensors()
     assert stored
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}

@@ -9,9 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from prometar.config.settings import Config
 from prometar.training.counts import Kernels, Memory, _Live, kernels_of, memory_of
 from prometar.training.rehearsal import rehearse
+from tests.support.small import NAME
 
 
-def config(backbone: str) -> Config:
+def config(backbone: str = NAME) -> Config:
     weights = None if backbone == "mini" else "random"
     return Config().override({"backbone.name": backbone, "backbone.pretrained": weights})
 
@@ -57,7 +58,7 @@ def test_the_peak_is_what_lives_at_one_time() -> None:
 
 def test_memory_grows_with_classes_and_configurations_and_falls_with_precision() -> None:
     def of(num_classes: int = 12, **settings: object) -> Memory:
-        return memory_of(config("mini"), num_classes=num_classes, **settings)  # type: ignore[arg-type]
+        return memory_of(config(), num_classes=num_classes, **settings)  # type: ignore[arg-type]
 
     one = of()
     assert 0 < one.before < one.peak

@@ -8,6 +8,7 @@ from prometar.config.settings import Config
 from prometar.training import process_memory as module
 from prometar.training.counts import memory_of
 from prometar.training.process_memory import PROCESSES, process_memory
+from tests.support.small import BACKBONE
 
 WEIGHTS = 200 * 2**20
 
@@ -18,12 +19,13 @@ def test_small_weights_stand_for_what_they_need(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_large_ones_are_counted_with_precision_and_lockstep() -> None:
+    small = Config().override(BACKBONE)
+
     def of(precision: str = "fp32", **kwargs: int) -> int:
-        config = Config().override({"backbone.name": "mini", "backbone.precision": precision})
+        config = small.override({"backbone.precision": precision})
         return process_memory(config, weights=WEIGHTS, num_classes=12, **kwargs) - PROCESSES
 
-    mini = Config().override({"backbone.name": "mini"})
-    assert of() == memory_of(mini, num_classes=12).peak
+    assert of() == memory_of(small, num_classes=12).peak
     assert of("bf16") < of() < of(configurations=2)
 
 

@@ -32,8 +32,11 @@ from prometar.training.train import (
     rates,
     train_epoch,
 )
+from tests.support.small import BACKBONE
 
-SMALL: dict[str, Any] = {"train.epochs": 3, "data.shots": 2, "inner.lr": 0.1, "inner.outer_weight": 0.5}
+SMALL: dict[str, Any] = {
+    **BACKBONE, "train.epochs": 3, "data.shots": 2, "inner.lr": 0.1, "inner.outer_weight": 0.5
+}  # fmt: skip
 
 
 def small_run(method: str = "prometar", objective: str = "class_holdout", **values: Any) -> Run:
@@ -260,7 +263,7 @@ def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     scale = replace(run.backbone.clip, logit_scale=torch.tensor(torch.inf))
     models = {name: replace(e, model=replace(e.model, clip=scale)) for name, e in run.evaluations.items()}
     session.run = replace(run, evaluations=models)
-    with pytest.raises(WorkError, match="logits of mini in float32 are not finite"):
+    with pytest.raises(WorkError, match="logits of small-for-tests in float32 are not finite"):
         session.score()
 
 
@@ -269,6 +272,6 @@ def test_text_features_that_are_not_finite_are_refused(monkeypatch: pytest.Monke
         "prometar.training.train.cached_text", lambda clip, *_: torch.full((1, clip.embed_dim), torch.nan)
     )
     _teacher.cache_clear()
-    with pytest.raises(UserError, match="the text features of mini in fp32 are not finite"):
+    with pytest.raises(UserError, match="the text features of small-for-tests in fp32 are not finite"):
         small_run()
     _teacher.cache_clear()
