@@ -24,7 +24,13 @@ from tests.support.small import BACKBONE, NAME
 
 LOW = ["bf16", "fp16"]
 NAMES = ("banded", "polka-dotted", "sports_car")
-SMALL: dict[str, Any] = {**BACKBONE, "train.epochs": 2, "data.shots": 1, "inner.lr": 0.01, "inner.outer_weight": 0.1}
+SMALL: dict[str, Any] = {
+    **BACKBONE,
+    "train.epochs": 2,
+    "data.shots": 1,
+    "inner.lr": 0.01,
+    "inner.outer_weight": 0.1,
+}
 
 
 def session(folder: Path, precision: str, objective: str = "class_holdout", **data: str) -> Session:

@@ -31,13 +31,16 @@ from prometar.training import train
 from prometar.training.checkpoint import load_checkpoint
 from prometar.training.train import Run, Session, build_run
 from tests.support.refusals import FAULTS, Fault, RefusingDisk
+from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
 from tune.jobs.spec import Job, Leg, Terms, pack
 from tune.worker import training_run
 from tune.worker.trainable import TrialWorker
 from tune.worker.trial_group import Crew
 
-CONFIG = Config().override({"train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0}).completed()
+CONFIG = (
+    Config().override({**BACKBONE, "train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0}).completed()
+)
 
 HALF = b"half a checkpoint"
 
