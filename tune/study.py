@@ -23,11 +23,12 @@ from prometar.io.stores import without_password
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from prometar.training.process_memory import process_memory
+from tune.execution.course import Batch, Course
 from tune.execution.estimate import Estimate
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
 from tune.execution.reruns import Means
-from tune.execution.runner import run_trials
+from tune.execution.runner import run_course
 from tune.execution.searcher import StudyScheduler, StudySearcher
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
@@ -133,9 +134,13 @@ def run_study(
         try:
             with shared_images():
                 means = _means(spec, place, folder, memory, nodes, needed, trainable, console)
-                _search(spec, folder, memory, means, place.lockstep, checked.budget)
-                lastround = run_last_round(folder, spec, memory.ended(), means, learned)
-                finals = _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes)
+                finals = run_course(
+                    _course(spec, place, folder, memory, means, checked),
+                    means.trainable,
+                    means.plan,
+                    stopping=means.stopping,
+                    verbose=means.verbose,
+                )
                 records = read_records(folder.path)
                 print_summary(console, records, folder.path, write_report(records, folder.path))
         finally:
@@ -144,6 +149,15 @@ def run_study(
         if failed:
             raise WorkError(f"{len(failed)} final runs have failed ({failed[0]}); {GO_ON}")
         return finals
+
+
+def _course(
+    spec: StudySpec, place: Place, folder: StudyFolder, memory: Memory, means: Means, checked: Checked
+) -> Course[FinalTest]:
+    """Search, last round and final comparison."""
+    yield from _search(spec, folder, memory, means, place.lockstep, checked.budget)
+    lastround = yield from run_last_round(folder, spec, memory.ended(), means, place.learned)
+    return (yield from _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes))
 
 
 def _means(
@@ -254,7 +268,7 @@ def _introduce(
 
 def _search(
     spec: StudySpec, folder: StudyFolder, memory: Memory, means: Means, lockstep: int, budget: Budget
-) -> None:
+) -> Course[None]:
     console, stopping = means.console, means.stopping
 
     def job_of(asked: Asked) -> Job:
@@ -291,15 +305,7 @@ def _search(
     if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
         scheduler = StudyScheduler(memory, searcher, stopping, means.room)
         try:
-            run_trials(
-                means.trainable,
-                searcher,
-                means.plan,
-                scheduler=scheduler,
-                stopping=stopping,
-                callbacks=callbacks,
-                verbose=means.verbose,
-            )
+            yield Batch(searcher, scheduler, callbacks)
         finally:
             progress.close()
             keeper.clock()
@@ -329,19 +335,21 @@ def _compare(
     means: Means,
     number: int | None,
     num_classes: Mapping[str, int],
-) -> FinalTest:
+) -> Course[FinalTest]:
     """Write best.yaml of trial `number`, and compare it with the released settings on the test images."""
     trial = next(t for t in memory.ended() if t.number == number)
     settings = dict(trial.settings)
     seed = (*spec.final_seeds, spec.seed)[0]
     best = spec.configured(settings, dataset=spec.names[0], seed=seed)
     write_atomically(folder / "best.yaml", dump_config(best).encode())
-    return run_finals(
-        folder,
-        spec,
-        Tested(0 if trial.reference else trial.number, settings),
-        means,
-        published={name: _published(spec, name, count) for name, count in num_classes.items()},
+    return (
+        yield from run_finals(
+            folder,
+            spec,
+            Tested(0 if trial.reference else trial.number, settings),
+            means,
+            published={name: _published(spec, name, count) for name, count in num_classes.items()},
+        )
     )
 
 

@@ -36,7 +36,6 @@ PACKAGES = (
     "prometar.doctor",
     "prometar.cli",
     "prometar.__main__",
-    "tune.unpickled",
     "tune.space",
     "tune.results.goals",
     "tune.results.schema",

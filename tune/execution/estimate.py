@@ -7,8 +7,6 @@ from typing import Any
 from ray.tune import Callback
 from rich.console import Console
 
-from tune.unpickled import Unpickled
-
 DAY = 24.0  # hours, from which on a user is warned
 ADVICE = (
     "warning: that is more than a day. Fewer --trials or --epochs, or --max-hours, make it shorter; so do a "
@@ -16,7 +14,7 @@ ADVICE = (
 )
 
 
-class Estimate(Unpickled, Callback):
+class Estimate(Callback):
     """Says how many hours are left at most, and what to do where they are more than a day.
 
     Args:

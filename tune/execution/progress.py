@@ -16,7 +16,6 @@ from rich.text import Text
 
 from tune.results.goals import Bound
 from tune.results.schema import State, TrialRecord, by_score
-from tune.unpickled import Unpickled
 
 READ_SECONDS = 1.0  # between two looks at the memory, which may be a database
 _VERBS: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
@@ -40,7 +39,7 @@ class _Running:
     objective: float | None = None
 
 
-class Progress(Unpickled, Callback):
+class Progress(Callback):
     """Shows how far a search is.
 
     Args:

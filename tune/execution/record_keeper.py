@@ -15,10 +15,9 @@ from tune.jobs.spec import Job
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.results.schema import TrialRecord
 from tune.results.writer import StudyFolder
-from tune.unpickled import Unpickled
 
 
-class RecordKeeper(Unpickled, Callback):
+class RecordKeeper(Callback):
     """Writes a trial's record when it ends, and how long the search has taken, also for a killed study."""
 
     def __init__(

@@ -15,14 +15,13 @@ from prometar.config.settings import load_config, parse
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import UserError, WorkError
 from prometar.training.run_result import FILE, read_result
-from tune.execution.runner import run_trials
+from tune.execution.course import Batch, Course
 from tune.execution.searcher import ListSearcher, StopScheduler, reason_of
 from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, unpack
 from tune.optimizer.storage import GO_ON
 from tune.results.schema import Run
-from tune.unpickled import Unpickled
 
 _FIGURES = ("base", "new", "objective", "seconds")
 
@@ -41,7 +40,9 @@ class Means:
     verbose: bool = False
 
 
-def run_missing(jobs: Sequence[Job], means: Means, *, what: str, required: bool = False) -> dict[str, str]:
+def run_missing(
+    jobs: Sequence[Job], means: Means, *, what: str, required: bool = False
+) -> Course[dict[str, str]]:
     """Run the jobs that have no result. Returns why jobs have failed, by their folder.
 
     Args:
@@ -53,15 +54,7 @@ def run_missing(jobs: Sequence[Job], means: Means, *, what: str, required: bool 
     searcher = ListSearcher(missing, means.stopping)
     told = _Told(means.console, len(missing), what, searcher)
     if missing:
-        run_trials(
-            means.trainable,
-            searcher,
-            means.plan,
-            scheduler=StopScheduler(means.stopping, means.room, searcher),
-            stopping=means.stopping,
-            callbacks=[told],
-            verbose=means.verbose,
-        )
+        yield Batch(searcher, StopScheduler(means.stopping, means.room, searcher), [told])
     for reason in told.died.values():
         if required:
             raise WorkError(f"a {what} has ended without a result: {reason}; {GO_ON}")
@@ -115,7 +108,7 @@ def _folder(job: Job, leg: Leg) -> Path:
     return Path(job.run_dir) / leg.folder
 
 
-class _Told(Unpickled, Callback):
+class _Told(Callback):
     """Says a line for each job that ends, and keeps why jobs failed, by their folder."""
 
     def __init__(self, console: Console, total: int, what: str, searcher: ListSearcher) -> None:

@@ -1,4 +1,4 @@
-"""Run jobs on Ray Tune: placement, concurrency, retries, reuse of actors; none of its own state is kept."""
+"""Run a course on Ray Tune: placement, concurrency, retries, reuse of workers; no state of its is kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
@@ -21,38 +20,54 @@ from ray.tune import (
     Tuner,
 )
 from ray.tune.error import TuneError
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 
 from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import WorkError
+from tune.execution.course import Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running, T
 from tune.execution.ray_private import (
     callbacks_are_not_counted,
     killed_for_memory_is_dead,
     workers_are_like_any_other,
 )
+from tune.execution.searcher import MAX_FAILURES
 from tune.execution.stopping import Stopping
 from tune.optimizer.storage import GO_ON
 
-MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes on from its own checkpoint
 
-
-def run_trials(
+def run_course(
+    course: Course[T],
     trainable: type[tune.Trainable],
-    searcher: Searcher,
     plan: ResourcePlan,
     *,
-    scheduler: TrialScheduler,
     stopping: Stopping,
-    callbacks: Sequence[Callback] = (),
     verbose: bool = False,
-) -> None:
-    """Run what `searcher` hands out until it is finished; results are taken in by searcher and callbacks.
+) -> T:
+    """Run the batches of a course, one after another. Returns what it has led to.
 
     Raises:
         KeyboardInterrupt: `stopping` was asked for, and the trials have ended with a result.
         WorkError: what a searcher, scheduler or callback raised.
     """
+    running = Running(course)
+    try:
+        if running.begin_next():
+            _fit(running, trainable, plan, stopping, verbose)
+    finally:
+        running.close()
+    if running.problem is not None:
+        raise running.problem
+    if not running.over:
+        raise KeyboardInterrupt
+    return running.result
+
+
+def _fit(
+    running: Running[T],
+    trainable: type[tune.Trainable],
+    plan: ResourcePlan,
+    stopping: Stopping,
+    verbose: bool,
+) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # records are the study's own
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else Ctrl-C would end the search, and the study go on
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # no snapshot of Tune's is ever read
@@ -64,13 +79,13 @@ def run_trials(
         tuner = Tuner(
             tune.with_resources(trainable, PlacementGroupFactory(plan.bundles(), strategy=STRATEGY)),
             tune_config=TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler,
+                search_alg=RelayedSearcher(running, stopping),
+                scheduler=RelayedScheduler(running),
                 num_samples=-1,
                 max_concurrent_trials=plan.max_concurrent,
                 reuse_actors=True,
             ),
-            run_config=_run_config(scratch, list(callbacks), verbose),
+            run_config=_run_config(scratch, RelayedCallback(running), verbose),
         )
         try:
             with (
@@ -82,8 +97,6 @@ def run_trials(
                 tuner.fit()
         except (TuneError, RuntimeError) as error:  # a searcher's, scheduler's or callback's, as text
             raise WorkError(f"the study has stopped: {last_error(str(error))}; {GO_ON}") from None
-    if stopping.asked:
-        raise KeyboardInterrupt
 
 
 def last_error(traceback: str) -> str:
@@ -99,10 +112,10 @@ def last_error(traceback: str) -> str:
     return re.sub(r"^prometar\.errors\.\w+: ", "", last)
 
 
-def _run_config(scratch: str, callbacks: list[Callback], verbose: bool) -> Any:
+def _run_config(scratch: str, callback: Callback, verbose: bool) -> Any:
     return RunConfig(
         storage_path=scratch,
-        callbacks=callbacks,
+        callbacks=[callback],
         verbose=1 if verbose else 0,
         # Silent here; the one that Tune takes in a notebook wipes out what the study has said.
         progress_reporter=None if verbose else CLIReporter(),

@@ -1,4 +1,4 @@
-"""Ray Tune's searcher and scheduler, as thin hands of the study's memory.
+"""What Ray Tune asks of a batch of jobs, as thin hands of the study's memory.
 
 The controller calls the scheduler before the searcher; so the scheduler reports each epoch and stops what
 the pruner prunes, and both only ever pass on what the memory decides.
@@ -13,19 +13,19 @@ from typing import Any
 
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from prometar.distributed.placement import STRATEGY, Room
 from prometar.errors import StorageError, UserError
 from prometar.io.files import is_refused_write
-from tune.execution.runner import MAX_FAILURES
 from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, pack
 from tune.optimizer.ask_tell import Asked, Memory
-from tune.unpickled import Unpickled
 from tune.worker.watchdog import forgive
+
+MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes on from its own checkpoint
 
 # torch on a GPU, Ray's watch over a machine's memory, torch on a CPU, Python.
 _OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exceptions.OutOfMemoryError",
@@ -34,8 +34,8 @@ _OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exception
 MakeJob = Callable[[Asked], Job]
 
 
-class _StatelessSearcher(Unpickled, Searcher):
-    """A searcher of whose state nothing is kept by Ray Tune: storage and folders hold all there is.
+class HandsOut:
+    """Hands out jobs to Tune's trials, until there are no more.
 
     A worker that dies while it is reset for its next trial is counted twice by Tune, which then gives that
     trial up at once. Such a trial has not begun: its jobs are handed out again, as another trial of Tune's.
@@ -48,7 +48,6 @@ class _StatelessSearcher(Unpickled, Searcher):
     """
 
     def __init__(self, stopping: Stopping) -> None:
-        super().__init__(metric=None, mode=None)
         self._stopping = stopping
         self.crews: dict[str, dict[int, Job]] = {}
         self.unbegun: set[str] = set()
@@ -59,6 +58,7 @@ class _StatelessSearcher(Unpickled, Searcher):
         self._times_again: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> Any:
+        """A trial's configuration; None where one may follow later, `Searcher.FINISHED` where none will."""
         if self._stopping.asked:
             return Searcher.FINISHED
         crew = self._again.pop() if self._again else self._fresh()
@@ -94,17 +94,12 @@ class _StatelessSearcher(Unpickled, Searcher):
             raise StorageError(reason.split(": ", 1)[-1])
         return reason
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        return True
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """A trial of Tune's has ended."""
+        raise NotImplementedError
 
 
-class StudySearcher(_StatelessSearcher):
+class StudySearcher(HandsOut):
     """Asks the memory until `target` trials have begun, interrupted ones first; `lockstep` a worker."""
 
     def __init__(
@@ -144,14 +139,13 @@ class StudySearcher(_StatelessSearcher):
             self._memory.fail(number, reason)
 
 
-class StopScheduler(Unpickled, FIFOScheduler):
+class StopScheduler:
     """Ends each trial with its next result once `stopping` is asked; its state has been kept by then.
 
     A trial that ran out of memory is tried again with a larger share of its machine.
     """
 
-    def __init__(self, stopping: Stopping, room: Room, searcher: _StatelessSearcher) -> None:
-        super().__init__()
+    def __init__(self, stopping: Stopping, room: Room, searcher: HandsOut) -> None:
         self._stopping, self._room, self._searcher = stopping, room, searcher
         self._order: dict[str, int] = {}
         self._farthest = Counter[tuple[str, int]]()  # epochs
@@ -172,6 +166,9 @@ class StopScheduler(Unpickled, FIFOScheduler):
             self._farthest[job] = epoch
             trial.run_metadata.num_failures = 0
         return TrialScheduler.STOP if self._stopping.asked else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        """A trial has ended by itself."""
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         # Called before a trial is tried again, where it is given up, and where it has not begun.
@@ -214,7 +211,7 @@ class StudyScheduler(StopScheduler):
         return number, self._memory.observe(number, {**result, **share})
 
 
-class ListSearcher(_StatelessSearcher):
+class ListSearcher(HandsOut):
     """Hands out a fixed list of jobs."""
 
     def __init__(self, jobs: list[Job], stopping: Stopping) -> None:

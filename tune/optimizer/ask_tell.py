@@ -36,7 +36,6 @@ from tune.results.goals import GOALS, SECONDS, Bound, Goal, loss
 from tune.results.schema import TrialRecord, by_score
 from tune.space.point_sets import Same, all_points, grid_points
 from tune.space.spaces import Space
-from tune.unpickled import Unpickled
 
 HOPELESS = 5  # failed trials, and none finished, after which a study stops
 REDRAWS = 20  # draws of settings already tried, after which one that has not been tried is looked for
@@ -64,7 +63,7 @@ class _Running:
     epochs: set[int] = field(default_factory=set)
 
 
-class Memory(Unpickled):
+class Memory:
     """Asks and tells one Optuna study, and survives the death of whoever does.
 
     Args:

@@ -9,6 +9,7 @@ from statistics import mean
 
 from prometar.analysis.alignment import of_run
 from prometar.metrics import Interval, t_interval
+from tune.execution.course import Course
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.spec import Job
 from tune.results.reader import paired
@@ -25,7 +26,7 @@ def run_finals(
     means: Means,
     *,
     published: Mapping[str, float | None],
-) -> FinalTest:
+) -> Course[FinalTest]:
     """Run what has no result yet, and write finals.json. Returns its content.
 
     With `spec.matters`, pairs are added until the comparison is decided (`tune.stages.sequential`).
@@ -37,7 +38,7 @@ def run_finals(
     released = Tested(0, spec.reference())
     for look in _looks(spec, same=best.number == 0):
         seeds = spec.final_seeds[: look.pairs]
-        runs = _runs(folder, spec, best, released, seeds, means)
+        runs = yield from _runs(folder, spec, best, released, seeds, means)
         found = verdict(_over_sets(runs, spec.names, seeds), look.alpha, matters=spec.matters or 0.0)
         if found is not None and found.decided and spec.matters is not None:
             break
@@ -86,7 +87,7 @@ def _looks(spec: StudySpec, *, same: bool) -> tuple[Look, ...]:
 
 def _runs(
     folder: StudyFolder, spec: StudySpec, best: Tested, released: Tested, seeds: Sequence[int], means: Means
-) -> _Runs:
+) -> Course[_Runs]:
     """The final runs of both sides with these seeds, by side, data set and seed."""
     jobs = {
         (side, dataset, seed): spec.final_job(
@@ -100,7 +101,7 @@ def _runs(
     shown = ", ".join(map(str, seeds))
     means.console.print(f"final comparison on the test images: {what}, seeds {shown}")
     unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
-    reasons = run_missing(list(unique.values()), means, what="final run")
+    reasons = yield from run_missing(list(unique.values()), means, what="final run")
     return {place: _run(job, reasons) for place, job in jobs.items()}
 
 

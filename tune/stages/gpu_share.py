@@ -14,13 +14,14 @@ from ray.tune import Callback
 
 from prometar.distributed.placement import Node
 from prometar.io.files import write_atomically
+from tune.execution.course import Batch, Course
 from tune.execution.reruns import Means
-from tune.execution.runner import run_trials
+from tune.execution.runner import run_course
 from tune.execution.searcher import ListSearcher, StopScheduler
 from tune.jobs.files import JobFiles
+from tune.jobs.spec import Job
 from tune.results.writer import StudyFolder
 from tune.study_spec import StudySpec
-from tune.unpickled import Unpickled
 from tune.worker.trainable import TrialWorker
 
 LEAST = 0.01  # of a GPU: hundreds of processes on one would wait for each other
@@ -87,20 +88,17 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
         return 1.0
     job = spec.rerun_job(spec.reference(), spec.seeds, str(folder / "probe" / "0000"), means.terms)
     JobFiles(job).drop_states()  # an epoch that lies there would be told, and nothing be trained
-    found, searcher = _Found(), ListSearcher([job], means.stopping)
-    run_trials(
+    memory = run_course(
+        _probe(job, means),
         ProbeWorker if means.trainable is TrialWorker else means.trainable,
-        searcher,
         replace(means.plan, max_concurrent=1),
-        scheduler=StopScheduler(means.stopping, means.room, searcher),
         stopping=means.stopping,
-        callbacks=[found],
         verbose=means.verbose,
     )
-    if not found.memory:
+    if not memory:
         means.console.print("the memory of a trial could not be measured: each gets a whole GPU")
         return 1.0
-    used, total = found.memory
+    used, total = memory
     share = share_of_gpu(used, total)
     means.console.print(
         f"a trial uses {used / 2**30:.1f} of {total / 2**30:.1f} GiB of its GPU: {share:g} of one each"
@@ -110,7 +108,13 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
     return share
 
 
-class _Found(Unpickled, Callback):
+def _probe(job: Job, means: Means) -> Course[list[int] | None]:
+    found, searcher = _Found(), ListSearcher([job], means.stopping)
+    yield Batch(searcher, StopScheduler(means.stopping, means.room, searcher), [found])
+    return found.memory
+
+
+class _Found(Callback):
     """Keeps what the probe has told."""
 
     def __init__(self) -> None:

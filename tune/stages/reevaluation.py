@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 from prometar.errors import WorkError
+from tune.execution.course import Course
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
@@ -48,7 +49,7 @@ def run_last_round(
     trials: Sequence[TrialRecord],
     means: Means,
     learned: Learned | None = None,
-) -> Reevaluation:
+) -> Course[Reevaluation]:
     """Run what has no result yet, and write lastround.json. Returns its content.
 
     Where it is known what a lead is worth (`tune.stages.choice`), `chosen` is the number of the settings that
@@ -64,7 +65,7 @@ def run_last_round(
             "begin another study with other bounds"
         )
     seeds = spec.fresh_seeds if len(asked) > 1 else ()  # one alone is compared with nothing
-    rows = _rows(folder, spec, asked, seeds, means) if seeds else ()
+    rows = (yield from _rows(folder, spec, asked, seeds, means)) if seeds else ()
     rows, judged = _judged(rows, spec, learned)
     found = Reevaluation(
         seeds,
@@ -85,7 +86,7 @@ def _rows(
     asked: Sequence[TrialRecord],
     seeds: Sequence[int],
     means: Means,
-) -> tuple[Reevaluated, ...]:
+) -> Course[tuple[Reevaluated, ...]]:
     names = ", ".join(str(trial.number) for trial in asked)
     shown = ", ".join(map(str, seeds))
     means.console.print(f"last round on the search's own images: trials {names}, fresh seeds {shown}")
@@ -96,7 +97,7 @@ def _rows(
         for seed in seeds
         for trial in asked
     }
-    reasons = run_missing(list(jobs.values()), means, what="last round", required=True)
+    reasons = yield from run_missing(list(jobs.values()), means, what="last round", required=True)
     for job in jobs.values():
         JobFiles(job).drop_states()  # their figures are all that is needed of them
     rows = []

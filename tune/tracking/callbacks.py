@@ -19,13 +19,12 @@ from tune.execution.progress import Trials
 from tune.jobs.spec import unpack
 from tune.results.schema import TrialRecord
 from tune.tracking.kinds import KINDS, Tracker, check_trackers
-from tune.unpickled import Unpickled
 
 LEDGER = "tracking.json"
 _FIGURES = ("objective", "base", "new", "loss", "seconds")
 
 
-class Trackers(Unpickled, Callback):
+class Trackers(Callback):
     """Tells every tracker each trial's settings, epochs and end, once, however often the study is resumed.
 
     What a tracker has missed, because it was asked for later or the driver died, it is told when the study

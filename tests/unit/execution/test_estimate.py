@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from typing import Any
 
 import pytest
@@ -42,7 +41,3 @@ def test_more_than_a_day_is_warned_of(steps: float, warned: bool) -> None:
 def test_a_failed_trial_tells_nothing() -> None:
     assert said(7200, {"epoch": 1, "failed": "the loss is nan"}) == []
     assert len(said(7200, {"epoch": 1, "failed": "the loss is nan"}, {"epoch": 1, "seconds": 5.0})) == 1
-
-
-def test_it_is_not_pickled_with_its_console() -> None:
-    assert pickle.loads(pickle.dumps(Estimate(1, 1, 1, console=Console())))

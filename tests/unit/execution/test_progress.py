@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,11 +126,6 @@ def test_what_only_the_end_tells_is_printed_then() -> None:
     study.known[0] = trial(0, "FAIL", [], reason="out of memory")
     study.progress.on_experiment_end([])
     assert study.lines[0].startswith("[00:00] trial 0 failed: out of memory")
-
-
-def test_pickles_as_nothing() -> None:
-    study = Study()
-    assert vars(pickle.loads(pickle.dumps(study.progress))) == {}
 
 
 def test_the_live_view() -> None:

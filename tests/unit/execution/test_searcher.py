@@ -17,8 +17,7 @@ from rich.console import Console
 from prometar.distributed.placement import Room
 from prometar.errors import StorageError
 from tests.support.driver import small_spec
-from tune.execution.runner import MAX_FAILURES
-from tune.execution.searcher import ListSearcher, StudyScheduler, StudySearcher
+from tune.execution.searcher import MAX_FAILURES, ListSearcher, StudyScheduler, StudySearcher
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, unpack
 from tune.optimizer.ask_tell import Asked, Memory

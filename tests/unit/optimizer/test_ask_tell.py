@@ -323,10 +323,6 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         memory(tmp_path, pruner="best")
 
 
-def test_the_memory_is_small_to_pickle(tmp_path: Path) -> None:
-    assert memory(tmp_path).__getstate__() == {}
-
-
 def test_a_study_where_everything_failed_is_run_again(tmp_path: Path) -> None:
     study = memory(tmp_path)
     for _ in range(3):

@@ -200,4 +200,4 @@ def test_where_nothing_is_left_to_choose_one_line_says_so(spec: StudySpec, tmp_p
     with pytest.raises(
         WorkError, match="no finished trial keeps base at least 99, and the released settings"
     ):
-        run_last_round(StudyFolder(tmp_path, "x"), bounded, trials, Mock())
+        next(run_last_round(StudyFolder(tmp_path, "x"), bounded, trials, Mock()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import pickle
 import socket
 import sqlite3
 import struct
@@ -222,7 +221,6 @@ def test_nothing_is_asked_for_nothing_is_written(tmp_path: Path) -> None:
     study.end(ended(0, "COMPLETE", [50.0]))
     study.trackers.close()
     assert list(tmp_path.iterdir()) == []
-    assert pickle.loads(pickle.dumps(study.trackers)).__dict__ == {}
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

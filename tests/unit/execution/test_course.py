@@ -1,0 +1,147 @@
+"""Batches one after another: none begins before the one before it has ended, and errors come out whole."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from ray.tune import Callback
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from prometar.distributed.placement import ResourcePlan, Room
+from prometar.errors import UserError
+from tune.execution.course import Batch, Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running
+from tune.execution.runner import run_course
+from tune.execution.searcher import ListSearcher, StopScheduler
+from tune.execution.stopping import Stopping
+from tune.jobs.spec import Job, Leg, unpack
+from tune.worker.trainable import TrialWorker
+
+PLAN = ResourcePlan(1, 1.0, 0.0)
+
+
+class Notes(Callback):
+    """What a batch's callback is told, in order."""
+
+    def __init__(self, name: str, said: list[str]) -> None:
+        self._name, self._said = name, said
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self._said.append(f"{self._name} begins")
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        self._said.append(f"{self._name} goes on")
+
+    def on_experiment_end(self, trials: list, **info: Any) -> None:
+        self._said.append(f"{self._name} ends")
+
+
+def batch(name: str, stopping: Stopping, *callbacks: Callback, jobs: int = 1) -> Batch:
+    searcher = ListSearcher([Job(f"/{name}{k}", (Leg({}),), "final") for k in range(jobs)], stopping)
+    return Batch(searcher, StopScheduler(stopping, Room(2, 0), searcher), callbacks)
+
+
+@pytest.fixture
+def stopping() -> Stopping:
+    return Stopping(Console())
+
+
+def folder(config: dict[str, Any]) -> str:
+    (job,) = unpack(config)
+    return job.run_dir
+
+
+def test_the_next_batch_begins_when_all_of_one_has_ended(stopping: Stopping) -> None:
+    said: list[str] = []
+
+    def course() -> Course[str]:
+        yield batch("a", stopping, Notes("a", said), jobs=2)
+        said.append("between")
+        yield batch("b", stopping, Notes("b", said))
+        return "result"
+
+    running = Running(course())
+    assert running.begin_next()
+    searcher, callback = RelayedSearcher(running, stopping), RelayedCallback(running)
+    assert [folder(searcher.suggest(name)) for name in ("w0", "w1")] == ["/a0", "/a1"]
+    callback.on_step_end(iteration=1, trials=[])
+    searcher.on_trial_complete("w0")
+    assert searcher.suggest("w2") is None, "the other one may come back"
+    searcher.on_trial_complete("w1")
+    assert said == ["a begins", "a goes on"]
+    assert folder(searcher.suggest("w2")) == "/b0"
+    assert said[2:] == ["a ends", "between", "b begins"]
+    searcher.on_trial_complete("w2")
+    assert searcher.suggest("w3") == Searcher.FINISHED
+    assert (running.over, running.result) == (True, "result")
+    assert searcher.suggest("w4") == Searcher.FINISHED
+
+
+def test_a_batch_in_which_nothing_is_left_is_passed_over(stopping: Stopping) -> None:
+    def course() -> Course[None]:
+        yield batch("a", stopping, jobs=0)
+        yield batch("b", stopping)
+
+    running = Running(course())
+    running.begin_next()
+    assert folder(RelayedSearcher(running, stopping).suggest("w0")) == "/b0"
+
+
+def test_what_is_asked_to_stop_begins_no_other_batch_and_tidies_up(stopping: Stopping) -> None:
+    tidied = []
+
+    def course() -> Course[None]:
+        try:
+            yield batch("a", stopping)
+        finally:
+            tidied.append("a")
+        raise AssertionError("it has gone on")
+
+    running = Running(course())
+    running.begin_next()
+    searcher = RelayedSearcher(running, stopping)
+    searcher.suggest("w0")
+    stopping.asked = True
+    searcher.on_trial_complete("w0")
+    assert searcher.suggest("w1") == Searcher.FINISHED
+    assert not running.over
+    running.close()
+    assert tidied == ["a"]
+
+
+def test_a_course_without_a_batch_needs_no_ray(stopping: Stopping) -> None:
+    def course(*batches: Batch) -> Course[int]:
+        yield from batches
+        return 3
+
+    assert run_course(course(), TrialWorker, PLAN, stopping=stopping) == 3
+
+
+def test_what_goes_wrong_between_two_batches_comes_out_as_it_is(stopping: Stopping) -> None:
+    def course() -> Course[None]:
+        yield batch("a", stopping, jobs=0)
+        raise UserError("damaged")
+
+    running = Running(course())
+    running.begin_next()
+    assert RelayedSearcher(running, stopping).suggest("w0") == Searcher.FINISHED
+    assert isinstance(running.problem, UserError)
+    with pytest.raises(UserError, match="damaged"):
+        run_course(_failing(), TrialWorker, PLAN, stopping=stopping)
+
+
+def _failing() -> Course[None]:
+    raise UserError("damaged")
+    yield
+
+
+def test_terminals_and_storages_are_not_pickled(stopping: Stopping) -> None:
+    def course() -> Course[None]:
+        yield batch("a", stopping)
+
+    running = Running(course())
+    running.begin_next()
+    for each in (RelayedSearcher(running, stopping), RelayedScheduler(running), RelayedCallback(running)):
+        assert vars(pickle.loads(pickle.dumps(each))) == {}

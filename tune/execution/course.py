@@ -1,0 +1,164 @@
+"""A study's course: batches of jobs, each made of what the ones before it have led to.
+
+Ray Tune runs all of them in one go, so that a worker that has loaded a backbone serves every stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from tune.execution.searcher import HandsOut, StopScheduler
+from tune.execution.stopping import Stopping
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that may run side by side: who hands them out, who decides on them, and who is told of them."""
+
+    searcher: HandsOut
+    scheduler: StopScheduler
+    callbacks: Sequence[Callback] = ()
+
+
+Course = Generator[Batch, None, T]
+"""Yields a batch, and goes on when that has ended. Returns what all of it has led to."""
+
+
+class Running(Generic[T]):
+    """A course that goes on.
+
+    Attributes:
+        batch: The one that is running; None before the first and after the last.
+        problem: What the course has raised, whole: Tune would keep its text alone.
+        over: Whether the course has come to its end, with a `result`.
+    """
+
+    result: T
+
+    def __init__(self, course: Course[T]) -> None:
+        self._course = course
+        self.batch: Batch | None = None
+        self.problem: Exception | None = None
+        self.over = False
+
+    def begin_next(self) -> bool:
+        """Begin the next batch. Returns whether there is one."""
+        for callback in self.batch.callbacks if self.batch else ():
+            callback.on_experiment_end(trials=[])
+        self.batch = None
+        try:
+            self.batch = next(self._course)
+        except StopIteration as end:
+            self.result, self.over = end.value, True
+            return False
+        except Exception as error:
+            self.problem = error
+            return False
+        for callback in self.batch.callbacks:
+            callback.setup()
+        return True
+
+    def close(self) -> None:
+        """Let the course tidy up, wherever it has been left."""
+        self._course.close()
+
+
+class _Unpickled:
+    """Pickled as nothing: terminals and connections cannot be, and a study's state lies elsewhere."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+
+class RelayedSearcher(_Unpickled, Searcher):
+    """Hands out what the running batch does; where that has ended, the next one begins."""
+
+    def __init__(self, running: Running[Any], stopping: Stopping) -> None:
+        super().__init__(metric=None, mode=None)
+        self._running, self._stopping = running, stopping
+
+    def suggest(self, trial_id: str) -> Any:
+        while self._running.batch is not None:
+            found = self._running.batch.searcher.suggest(trial_id)
+            if found != Searcher.FINISHED or self._stopping.asked:
+                return found
+            self._running.begin_next()
+        return Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        if self._running.batch is not None:
+            self._running.batch.searcher.on_trial_complete(trial_id, result, error)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: storage and folders hold all there is."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class RelayedScheduler(_Unpickled, FIFOScheduler):
+    """Decides as the running batch does."""
+
+    def __init__(self, running: Running[Any]) -> None:
+        super().__init__()
+        self._running = running
+
+    @property
+    def _own(self) -> StopScheduler:
+        assert self._running.batch is not None, "trials are those of a batch"
+        return self._running.batch.scheduler
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._own.on_trial_add(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        if self._running.batch is None:
+            return None
+        return self._own.choose_trial_to_run(tune_controller)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        return self._own.on_trial_result(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._own.on_trial_error(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        self._own.on_trial_complete(tune_controller, trial, result)
+
+
+class RelayedCallback(_Unpickled, Callback):
+    """Tells those whom the running batch tells."""
+
+    def __init__(self, running: Running[Any]) -> None:
+        self._running = running
+
+    def on_step_end(self, **info: Any) -> None:  # type: ignore[override]
+        self._each("on_step_end", info)
+
+    def on_trial_start(self, **info: Any) -> None:  # type: ignore[override]
+        self._each("on_trial_start", info)
+
+    def on_trial_result(self, **info: Any) -> None:  # type: ignore[override]
+        self._each("on_trial_result", info)
+
+    def on_trial_complete(self, **info: Any) -> None:  # type: ignore[override]
+        self._each("on_trial_complete", info)
+
+    def on_trial_error(self, **info: Any) -> None:  # type: ignore[override]
+        self._each("on_trial_error", info)
+
+    def _each(self, event: str, info: dict[str, Any]) -> None:
+        for callback in self._running.batch.callbacks if self._running.batch else ():
+            getattr(callback, event)(**info)
