@@ -9,7 +9,7 @@ from typing import Any
 
 from open_clip import factory
 
-NAME = "small-for-tests"
+NAME = "tiny-plain"
 
 factory._MODEL_CONFIGS[NAME] = {  # in this process alone
     "embed_dim": 24,

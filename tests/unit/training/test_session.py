@@ -263,7 +263,7 @@ def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     scale = replace(run.backbone.clip, logit_scale=torch.tensor(torch.inf))
     models = {name: replace(e, model=replace(e.model, clip=scale)) for name, e in run.evaluations.items()}
     session.run = replace(run, evaluations=models)
-    with pytest.raises(WorkError, match="logits of small-for-tests in float32 are not finite"):
+    with pytest.raises(WorkError, match="logits of tiny-plain in float32 are not finite"):
         session.score()
 
 
@@ -272,6 +272,6 @@ def test_text_features_that_are_not_finite_are_refused(monkeypatch: pytest.Monke
         "prometar.training.train.cached_text", lambda clip, *_: torch.full((1, clip.embed_dim), torch.nan)
     )
     _teacher.cache_clear()
-    with pytest.raises(UserError, match="the text features of small-for-tests in fp32 are not finite"):
+    with pytest.raises(UserError, match="the text features of tiny-plain in fp32 are not finite"):
         small_run()
     _teacher.cache_clear()
