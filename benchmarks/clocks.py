@@ -15,6 +15,7 @@ from optuna.samplers import TPESampler
 from ray.tune.execution.tune_controller import TuneController
 
 from tune import study
+from tune.execution.course import RelayedScheduler
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
 from tune.execution.searcher import StopScheduler, StudySearcher
@@ -27,7 +28,7 @@ _WATCHED: list[tuple[Any, str, str]] = [
     (ray, "get", "Ray: a result fetched"),
     (TuneController, "step", "Tune: the rest"),
     (TuneController, "checkpoint", "Tune: snapshots"),
-    (StopScheduler, "choose_trial_to_run", "Tune: next trial"),
+    (RelayedScheduler, "choose_trial_to_run", "Tune: next trial"),
     (StudySearcher, "suggest", "job"),
     (Memory, "next", ASK),
     (Memory, "observe", REPORT),

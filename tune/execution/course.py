@@ -38,6 +38,7 @@ class Running(Generic[T]):
 
     Attributes:
         batch: The one that is running; None before the first and after the last.
+        owners: The batch of each of Tune's trials: one that Tune tries again may outlive its batch.
         problem: What the course has raised, whole: Tune would keep its text alone.
         over: Whether the course has come to its end, with a `result`.
     """
@@ -47,6 +48,7 @@ class Running(Generic[T]):
     def __init__(self, course: Course[T]) -> None:
         self._course = course
         self.batch: Batch | None = None
+        self.owners: dict[str, Batch] = {}
         self.problem: Exception | None = None
         self.over = False
 
@@ -88,15 +90,18 @@ class RelayedSearcher(_Unpickled, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         while self._running.batch is not None:
-            found = self._running.batch.searcher.suggest(trial_id)
-            if found != Searcher.FINISHED or self._stopping.asked:
+            batch = self._running.batch
+            found = batch.searcher.suggest(trial_id)
+            if found is None or (found == Searcher.FINISHED and self._stopping.asked):
+                return found
+            if found != Searcher.FINISHED:
+                self._running.owners[trial_id] = batch
                 return found
             self._running.begin_next()
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        if self._running.batch is not None:
-            self._running.batch.searcher.on_trial_complete(trial_id, result, error)
+        self._running.owners[trial_id].searcher.on_trial_complete(trial_id, result, error)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
@@ -109,37 +114,36 @@ class RelayedSearcher(_Unpickled, Searcher):
 
 
 class RelayedScheduler(_Unpickled, FIFOScheduler):
-    """Decides as the running batch does."""
+    """Decides on a trial as its batch does; the first one that waits begins."""
 
     def __init__(self, running: Running[Any]) -> None:
         super().__init__()
         self._running = running
-
-    @property
-    def _own(self) -> StopScheduler:
-        assert self._running.batch is not None, "trials are those of a batch"
-        return self._running.batch.scheduler
+        self._order: dict[str, int] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        self._own.on_trial_add(tune_controller, trial)
+        self._order[trial.trial_id] = len(self._order)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        if self._running.batch is None:
-            return None
-        return self._own.choose_trial_to_run(tune_controller)
+        # Tune's own looks through all there ever were, each time.
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        return min(waiting, key=lambda trial: self._order[trial.trial_id], default=None)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        return self._own.on_trial_result(tune_controller, trial, result)
+        return self._of(trial).on_trial_result(tune_controller, trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._own.on_trial_error(tune_controller, trial)
+        self._of(trial).on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        self._own.on_trial_complete(tune_controller, trial, result)
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def _of(self, trial: Trial) -> StopScheduler:
+        return self._running.owners[trial.trial_id].scheduler
 
 
 class RelayedCallback(_Unpickled, Callback):
-    """Tells those whom the running batch tells."""
+    """Tells those whom a trial's batch tells; of what concerns no trial, those of the running batch."""
 
     def __init__(self, running: Running[Any]) -> None:
         self._running = running
@@ -160,5 +164,6 @@ class RelayedCallback(_Unpickled, Callback):
         self._each("on_trial_error", info)
 
     def _each(self, event: str, info: dict[str, Any]) -> None:
-        for callback in self._running.batch.callbacks if self._running.batch else ():
+        batch = self._running.owners[info["trial"].trial_id] if "trial" in info else self._running.batch
+        for callback in batch.callbacks if batch else ():
             getattr(callback, event)(**info)

@@ -147,16 +147,7 @@ class StopScheduler:
 
     def __init__(self, stopping: Stopping, room: Room, searcher: HandsOut) -> None:
         self._stopping, self._room, self._searcher = stopping, room, searcher
-        self._order: dict[str, int] = {}
         self._farthest = Counter[tuple[str, int]]()  # epochs
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        self._order[trial.trial_id] = len(self._order)
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        # Tune's own looks through all there ever were, each time.
-        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
-        return min(waiting, key=lambda trial: self._order[trial.trial_id], default=None)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         self._searcher.unbegun.discard(trial.trial_id)

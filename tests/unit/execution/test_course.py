@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,3 +146,47 @@ def test_terminals_and_storages_are_not_pickled(stopping: Stopping) -> None:
     running.begin_next()
     for each in (RelayedSearcher(running, stopping), RelayedScheduler(running), RelayedCallback(running)):
         assert vars(pickle.loads(pickle.dumps(each))) == {}
+
+
+def test_of_those_that_wait_the_first_one_begins() -> None:
+    def course() -> Course[None]:
+        yield from ()
+
+    scheduler = RelayedScheduler(Running(course()))
+    trials = [SimpleNamespace(trial_id=name, status="PENDING") for name in ("c", "a", "b")]
+    controller = SimpleNamespace(get_live_trials=lambda: {t.trial_id: t for t in trials[::-1]}.values())
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
+    begun = []
+    while (chosen := scheduler.choose_trial_to_run(controller)) is not None:
+        begun.append(chosen.trial_id)
+        chosen.status = "RUNNING"
+    assert begun == ["c", "a", "b"]
+
+
+def test_a_trial_that_outlives_its_batch_stays_its_own(stopping: Stopping) -> None:
+    """Tune tries one again whose end a callback could not be told."""
+    said: list[str] = []
+
+    class Complete(Callback):
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            said.append(f"{self._name} hears of {trial.trial_id}")
+
+    def course() -> Course[None]:
+        yield batch("a", stopping, Complete("a"))
+        yield batch("b", stopping, Complete("b"))
+
+    running = Running(course())
+    running.begin_next()
+    searcher, callback = RelayedSearcher(running, stopping), RelayedCallback(running)
+    searcher.suggest("w0")
+    searcher.on_trial_complete("w0")
+    assert folder(searcher.suggest("w1")) == "/b0"
+    callback.on_trial_complete(iteration=1, trials=[], trial=SimpleNamespace(trial_id="w0"))
+    searcher.on_trial_complete("w0")
+    assert searcher.suggest("w2") is None, "that of the second batch goes on"
+    callback.on_trial_complete(iteration=2, trials=[], trial=SimpleNamespace(trial_id="w1"))
+    assert said == ["a hears of w0", "b hears of w1"]

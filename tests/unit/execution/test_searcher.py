@@ -150,17 +150,3 @@ def test_deaths_count_until_an_epoch_is_done_that_was_not(memory: Memory, tmp_pa
         scheduler.on_trial_result(None, WORKER, result(0, epoch))  # type: ignore[arg-type]
         counts.append(WORKER.run_metadata.num_failures)
     assert counts == [0, 1, 0, 1, 1, 0]
-
-
-def test_of_those_that_wait_the_first_one_begins(memory: Memory, tmp_path: Path) -> None:
-    searcher = searcher_of(memory, tmp_path, 1)
-    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
-    trials = [SimpleNamespace(trial_id=name, status="PENDING") for name in ("c", "a", "b")]
-    controller = SimpleNamespace(get_live_trials=lambda: {t.trial_id: t for t in trials[::-1]}.values())
-    for trial in trials:
-        scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
-    begun = []
-    while (chosen := scheduler.choose_trial_to_run(controller)) is not None:
-        begun.append(chosen.trial_id)
-        chosen.status = "RUNNING"
-    assert begun == ["c", "a", "b"]
