@@ -1,6 +1,7 @@
 """A study's course: batches of jobs, each made of what the ones before it have led to.
 
-Ray Tune runs all of them in one go, so that a worker that has loaded a backbone serves every stage.
+Ray Tune runs all of them in one go: a worker that has loaded a backbone goes on with the next batch. Tune
+keeps one that way; with several places, the others are started anew.
 """
 
 from __future__ import annotations
@@ -150,6 +151,9 @@ class RelayedCallback(_Unpickled, Callback):
 
     def on_step_end(self, **info: Any) -> None:  # type: ignore[override]
         self._each("on_step_end", info)
+
+    def on_experiment_end(self, **info: Any) -> None:  # type: ignore[override]
+        self._each("on_experiment_end", info)  # of a batch that was left amid its trials
 
     def on_trial_start(self, **info: Any) -> None:  # type: ignore[override]
         self._each("on_trial_start", info)

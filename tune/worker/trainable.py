@@ -29,13 +29,15 @@ class TrialWorker(tune.Trainable):
     first tells the epochs it finds there again, since nobody may have heard of the last ones.
     """
 
+    _next: dict[str, Any] | None = None
+
     def setup(self, config: dict[str, Any]) -> None:
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
         self._keep_for_good()
-        self._start(new_config)
+        self._next = new_config  # for the first step: what fails while a worker is reset, Tune never lets go
         return True
 
     def _keep_for_good(self) -> None:
@@ -70,6 +72,9 @@ class TrialWorker(tune.Trainable):
         return Crew(jobs, failure)
 
     def step(self) -> dict[str, Any]:
+        if self._next is not None:
+            config, self._next = self._next, None
+            self._start(config)
         if not self._untold:
             with watchdog(self._watched, self._timeout):
                 self._untold.extend(self._crew.advance())
