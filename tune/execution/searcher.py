@@ -6,6 +6,7 @@ the pruner prunes, and both only ever pass on what the memory decides.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ _OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exception
 MakeJob = Callable[[Asked], Job]
 
 
-class HandsOut:
+class HandsOut(ABC):
     """Hands out jobs to Tune's trials, until there are no more.
 
     A worker that dies while it is reset for its next trial is counted twice by Tune, which then gives that
@@ -68,9 +69,9 @@ class HandsOut:
         self.crews[trial_id] = crew
         return pack(list(crew.values()))
 
+    @abstractmethod
     def _fresh(self) -> dict[int, Job]:
         """What has not been handed out yet; nothing where that is all."""
-        raise NotImplementedError
 
     def _comes_back(self, trial_id: str) -> bool:
         """Whether the jobs of a trial of Tune's that has ended are handed out again."""
@@ -94,9 +95,9 @@ class HandsOut:
             raise StorageError(reason.split(": ", 1)[-1])
         return reason
 
+    @abstractmethod
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """A trial of Tune's has ended."""
-        raise NotImplementedError
 
 
 class StudySearcher(HandsOut):
