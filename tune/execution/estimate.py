@@ -1,4 +1,4 @@
-"""How long a study still takes, said once: after the first epoch that a trial of it has behind it."""
+"""How long a whole study still takes, said once: after the first epoch that a trial of it has behind it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Estimate(Callback):
         step = seconds / (epoch * self._steps_per_epoch)  # a result's seconds are of all epochs so far
         hours = step * self._steps / 3600
         self._console.print(
-            f"at most about {_duration(hours)} are left on what is here: {step:.2g} s a step, "
-            f"{self._at_a_time} trials at a time"
+            f"the whole study, its final runs too, takes at most about {_duration(hours)} more: {step:.2g} s "
+            f"a step, {self._at_a_time} trials at a time"
         )
         if hours > DAY:
             self._console.print(ADVICE)
