@@ -6,8 +6,10 @@ import logging
 import os
 import resource
 import socket
+from contextlib import nullcontext
 from typing import Any
 
+from prometar.distributed.ray_private import without_helpers
 from prometar.errors import WorkError
 
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
@@ -54,7 +56,8 @@ def start_ray(
             _require_open_files()
         quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
-        _init(address=address or LOCAL, **quiet, **local)
+        with nullcontext() if address or verbose else without_helpers():
+            _init(address=address or LOCAL, **quiet, **local)
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 

@@ -1,4 +1,4 @@
-"""Private names of Ray and Optuna that are used: they are there, and in one file each."""
+"""Private names of Ray and Optuna that are used: they are there, and in a file for each use."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ import pytest
 from optuna.storages import RDBStorage, get_storage
 from optuna.trial import create_trial
 from ray.tune.execution import class_cache
+from ray.tune.utils.object_cache import _ObjectCache
 
+from prometar.distributed.ray_private import HELPERS
 from tests.support.fake_trial import FakeTrial
 from tests.unit.test_layers import FILES, ROOT, imports_of
-from tune.execution.ray_private import workers_are_like_any_other
+from tune.execution.ray_private import idle_workers_stay, workers_are_like_any_other
 from tune.optimizer.optuna_private import id_of, let_go
 
-RAY, OPTUNA = "tune/execution/ray_private.py", "tune/optimizer/optuna_private.py"
+START, RAY = "prometar/distributed/ray_private.py", "tune/execution/ray_private.py"
+OPTUNA = "tune/optimizer/optuna_private.py"
 NAMES = [
+    *((START, "ray._private.node", f"Node.{name}") for name in HELPERS),
     (RAY, "ray.air._internal.usage", "tag_callbacks"),
     (RAY, "ray.air.execution._internal.actor_manager", "RayActorManager._actor_task_failed"),
+    (RAY, "ray.tune.utils.object_cache", "_ObjectCache.cache_object"),
+    (RAY, "ray.tune.utils.object_cache", "_ObjectCache.flush_cached_objects"),
     (OPTUNA, "optuna.samplers", "TPESampler._sample"),
     (OPTUNA, "optuna.study", "Study._get_trials"),
 ]
@@ -44,6 +50,24 @@ def test_a_trial_s_worker_needs_no_environment_of_its_own(monkeypatch: pytest.Mo
         made: Any = class_cache._ActorClassCache().get(FakeTrial)
         assert not made._default_options["runtime_env"].get("env_vars"), f"ray {version('ray')}: {RAY}"
     assert before == class_cache.DEFAULT_ENV_VARS
+
+
+def test_idle_workers_stay_until_a_trial_waits_for_another_place() -> None:
+    cache = _ObjectCache(may_keep_one=True)
+    with idle_workers_stay():
+        assert all(cache.cache_object("small", worker) for worker in "abc")
+        assert list(cache.flush_cached_objects()) == []
+        cache.increase_max("small")
+        assert cache.pop_cached_object("small") == "a"
+        assert list(cache.flush_cached_objects()) == [], "others follow at once"
+        cache.increase_max("large")
+        assert not cache.cache_object("small", "d"), "another place is waited for"
+        cache.decrease_max("small")
+        assert list(cache.flush_cached_objects()) == ["b", "c"], "they make room for it"
+        cache.decrease_max("large")
+        assert cache.cache_object("small", "d")
+        assert list(cache.flush_cached_objects(force_all=True)) == ["d"]
+    assert [cache.cache_object("small", worker) for worker in "ab"] == [True, False], "as Tune has it"
 
 
 def test_what_optuna_s_objects_keep_to_themselves() -> None:
@@ -72,7 +96,7 @@ def _private_uses(source: str) -> set[str]:
     return found
 
 
-def test_private_names_are_used_in_one_file_each() -> None:
+def test_private_names_are_used_in_a_file_for_each_use() -> None:
     users = [path for path in FILES if {name.split(".")[0] for name in imports_of(path)} & {"ray", "optuna"}]
     found = {str(path.relative_to(ROOT)): _private_uses(path.read_text("utf-8")) for path in users}
-    assert {file for file, uses in found.items() if uses} == {RAY, OPTUNA}
+    assert {file for file, uses in found.items() if uses} == {START, RAY, OPTUNA}

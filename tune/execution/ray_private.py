@@ -10,6 +10,7 @@ from ray.air._internal import usage
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import class_cache
+from ray.tune.utils.object_cache import _ObjectCache
 
 
 @contextmanager
@@ -60,3 +61,38 @@ def workers_are_like_any_other() -> Iterator[None]:
         yield
     finally:
         variables.update(before)
+
+
+@contextmanager
+def idle_workers_stay() -> Iterator[None]:
+    """Keep every worker that has nothing to do between two batches of a study, where Tune keeps one.
+
+    A worker that is started anew loads its packages and a backbone. Where a trial waits for a place that none
+    of them has, they go as Tune has it.
+    """
+    cache_class: Any = _ObjectCache
+    keep, flush = cache_class.cache_object, cache_class.flush_cached_objects
+
+    def keep_more(cache: Any, place: Any, worker: Any) -> bool:
+        if keep(cache, place, worker):
+            return True
+        if _lacking(cache) - {place}:
+            return False
+        cache._cached_objects[place].append(worker)
+        cache._num_cached_objects += 1
+        return True
+
+    def flush_less(cache: Any, force_all: bool = False) -> Iterator[Any]:
+        return flush(cache, force_all) if force_all or _lacking(cache) else iter(())
+
+    cache_class.cache_object, cache_class.flush_cached_objects = keep_more, flush_less
+    try:
+        yield
+    finally:
+        cache_class.cache_object, cache_class.flush_cached_objects = keep, flush
+
+
+def _lacking(cache: Any) -> set[Any]:
+    """The places that trials wait for and no idle worker has."""
+    waited_for = {place for place, trials in cache._max_num_objects.items() if trials}
+    return {place for place in waited_for if not cache._cached_objects[place]}

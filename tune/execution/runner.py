@@ -26,6 +26,7 @@ from prometar.errors import WorkError
 from tune.execution.course import Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running, T
 from tune.execution.ray_private import (
     callbacks_are_not_counted,
+    idle_workers_stay,
     killed_for_memory_is_dead,
     workers_are_like_any_other,
 )
@@ -90,6 +91,7 @@ def _fit(
         try:
             with (
                 stopping.listening(),
+                idle_workers_stay(),
                 killed_for_memory_is_dead(),
                 callbacks_are_not_counted(),
                 workers_are_like_any_other(),
