@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ from hypothesis import settings
 from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+
+from prometar.distributed.ray_private import without_helpers
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -56,6 +59,8 @@ def _scripts(location: str) -> ScriptDirectory:
 # Optuna reads the history of its tables for each database that it opens: a tenth of a second.
 ScriptDirectory.from_config = lambda config: _scripts(config.get_main_option("script_location"))  # type: ignore[method-assign,assignment]
 
+gc.disable()  # until all modules are there: a fifth of what that takes
+
 TESTS = Path(__file__).parent
 
 # A file is one process's; what takes minutes begins first, so that none of it is left alone at the end.
@@ -87,6 +92,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What has been loaded by now is looked through by no later collection."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
 
@@ -108,14 +119,15 @@ def ray_local() -> Iterator[str]:
     for attempt in range(3):
         ray.shutdown()  # what a test has left running, or a start that broke off half-way
         try:
-            ray.init(
-                num_cpus=2,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=256 * 2**20,
-                _memory=8 * 2**30,  # of its plan: what is free beside other tests decides nothing
-            )
+            with without_helpers():
+                ray.init(
+                    num_cpus=2,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=256 * 2**20,
+                    _memory=8 * 2**30,  # of its plan: what is free beside other tests decides nothing
+                )
             break
         except Exception:  # on a machine that is busy with other clusters, a raylet may be late
             if attempt == 2:

@@ -64,7 +64,7 @@ ENTRANCES = {
     "optuna": {"tune/optimizer/"},
     "ray": {
         "prometar/data/streaming/raystream.py", "prometar/data/streaming/shared_images.py",
-        "prometar/distributed/local_ray.py", "prometar/reproduce/execute.py",
+        "prometar/distributed/", "prometar/reproduce/execute.py",
         "tune/worker/trainable.py", "tune/execution/", "tune/stages/gpu_share.py",
         "tune/study.py", "tune/tracking/callbacks.py",
     },
