@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from prometar.errors import UserError
 from prometar.io.files import resolved
-from prometar.io.stores import without_password
+from prometar.io.stores import masked
 from tune.options import Options, options_of, run
 from tune.reporting.display import Report
 from tune.results.reader import Records, read_records
@@ -76,7 +76,7 @@ class Study:
 
     def __init__(self, folder: str | Path, **options: Any) -> None:
         asked = ", ".join([repr(str(folder)), *(f"{key}={value!r}" for key, value in options.items())])
-        self._asked = without_password(asked)
+        self._asked = masked(asked)
         self.folder = resolved(Path(folder).expanduser())
         given = [name for name in _OF_THE_FOLDER if name in options]
         if given:

@@ -19,7 +19,7 @@ from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources, uses_gpu
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
-from prometar.io.stores import without_password
+from prometar.io.stores import masked
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from prometar.training.process_memory import process_memory
@@ -229,7 +229,7 @@ def _claim(folder: StudyFolder, asked: dict[str, Any], storage: str, memory: Mem
     folder.compare(identity, asked)
     if storage != folder.storage and found.rpartition(" on ")[0] != str(folder.path):
         raise UserError(
-            f"the study {folder.name} in {without_password(storage)} has its files in {found}: "
+            f"the study {folder.name} in {masked(storage)} has its files in {found}: "
             "go on with that --out, or start another with --study NAME"
         )
 

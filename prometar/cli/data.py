@@ -19,7 +19,7 @@ from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import place_of
 from prometar.data.datasets.hubname import is_hub
 from prometar.errors import UserError, WorkError
-from prometar.io.stores import shown
+from prometar.io.stores import masked
 
 if TYPE_CHECKING:
     from prometar.data.preparation.check import Listed
@@ -166,7 +166,7 @@ def data_prepare(
     with _bar(MofNCompleteColumn()) as progress:
         result = prepare(name, data_root, to, progress=progress)
     print(result)
-    print(f"use it with --data-root {shown(to)}")
+    print(f"use it with --data-root {masked(to)}")
 
 
 @contextmanager

@@ -25,10 +25,10 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(uri)
     except ValueError as error:
         raise UserError(
-            f"cannot open '{shown(uri)}': {reason(error)}; expected a folder, s3://... or gs://..."
+            f"cannot open '{masked(uri)}': {reason(error)}; expected a folder, s3://... or gs://..."
         ) from None
     except OSError as error:
-        raise WorkError(f"cannot open {shown(uri)}: {reason(error)}") from None
+        raise WorkError(f"cannot open {masked(uri)}: {reason(error)}") from None
 
 
 def join(root: str | Path, name: str) -> str:
@@ -44,26 +44,16 @@ def join(root: str | Path, name: str) -> str:
     return f"{path.rstrip('/')}/{name}{question}{options}"
 
 
-def shown(uri: str) -> str:
-    """A URI for messages: without the key and the secret that it may hold.
-
-    Example:
-        >>> shown("s3://key:secret@bucket/data")
-        's3://***@bucket/data'
-    """
-    return re.sub(r"//[^/@]+@", "//***@", uri)
-
-
 def reason(error: Exception) -> str:
     """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return masked(" ".join(str(error).split())) or type(error).__name__
 
 
-def without_password(text: str) -> str:
-    """Text with the passwords of its URLs hidden.
+def masked(text: str) -> str:
+    """Text with the passwords of its URLs hidden: those of databases, and the secret keys of stores.
 
     Example:
-        >>> without_password("postgresql://me:secret@host/db")
-        'postgresql://me:***@host/db'
+        >>> masked("postgresql://me:secret@host/db"), masked("s3://key:se/cret@bucket/data")
+        ('postgresql://me:***@host/db', 's3://key:***@bucket/data')
     """
     return re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)

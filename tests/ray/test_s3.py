@@ -158,6 +158,6 @@ def test_a_store_that_is_not_there_is_one_line(
     gone = bucket.replace(endpoint, "127.0.0.1:9")
     assert main(["data", "list", "--data-root", gone]) == 1
     error = capsys.readouterr().err
-    assert "cannot read s3://***@" in error
+    assert "cannot read s3://key:***@" in error
     assert "secret" not in error
     assert error.count("\n") == 1

@@ -1,7 +1,6 @@
 """A study's course: batches of jobs, each made of what the ones before it have led to.
 
-Ray Tune runs all of them in one go: a worker that has loaded a backbone goes on with the next batch. Tune
-keeps one that way; with several places, the others are started anew.
+Ray Tune runs all of them in one go: workers that have loaded a backbone go on with the next batch.
 """
 
 from __future__ import annotations

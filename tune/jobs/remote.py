@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from prometar.errors import StorageError, WorkError
 from prometar.io.files import write_atomically
-from prometar.io.stores import filesystem, join, reason, shown
+from prometar.io.stores import filesystem, join, masked, reason
 
 # Each of these vouches for the files before it: written after them, read before them.
 _LAST = ("checkpoint.safetensors", "result.json")
@@ -81,7 +81,9 @@ class Store:
     def _name(self, path: str) -> str:
         name = path.removeprefix(f"{self._root}/")
         if not is_inside(name):
-            raise WorkError(f"{shown(self._url)} holds a file named {name!r}, which no run has written there")
+            raise WorkError(
+                f"{masked(self._url)} holds a file named {name!r}, which no run has written there"
+            )
         return name
 
     def _path(self, name: str) -> str:
@@ -107,7 +109,7 @@ class Store:
         try:
             yield
         except (OSError, ValueError) as error:  # Arrow's own errors are one of both
-            where = shown(join(self._url, name) if name else self._url)
+            where = masked(join(self._url, name) if name else self._url)
             raise StorageError(f"cannot {verb} {where}: {reason(error)}") from None
 
 

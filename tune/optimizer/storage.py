@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from prometar.errors import StorageError, UserError, WorkError
-from prometar.io.stores import without_password
+from prometar.io.stores import masked
 from tune.optimizer.optuna_private import id_of, let_go
 
 GO_ON = "the same command goes on from here"
@@ -171,8 +171,8 @@ def opening(storage: str) -> Iterator[None]:
     except (SQLAlchemyError, ImportError, ValueError) as error:
         reason = f"cannot open the study storage {storage}: {str(error).splitlines()[0]}"
         if isinstance(error, SQLAlchemyError) and not isinstance(error, ArgumentError):
-            raise WorkError(f"{without_password(reason)}; when it answers again, {GO_ON}") from None
-        raise UserError(without_password(reason)) from None
+            raise WorkError(f"{masked(reason)}; when it answers again, {GO_ON}") from None
+        raise UserError(masked(reason)) from None
 
 
 @contextmanager
@@ -186,5 +186,5 @@ def reachable(storage: str) -> Iterator[None]:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ or error  # Optuna's own text speaks of invalid data, whatever the cause
-        reason = without_password(f"the study storage {storage} failed: {str(cause).splitlines()[0]}")
+        reason = masked(f"the study storage {storage} failed: {str(cause).splitlines()[0]}")
         raise WorkError(f"{reason}; {GO_ON}") from None

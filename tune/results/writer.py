@@ -18,7 +18,7 @@ from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.io.files import resolved
 from prometar.io.lock import locked
-from prometar.io.stores import without_password
+from prometar.io.stores import masked
 from tune.results.reader import read_study
 from tune.results.schema import (
     LEARNED,
@@ -125,7 +125,7 @@ class StudyFolder:
             earlier = [dict(each) for each in known if each != now]
         record = StudyRecord(
             name=self.name,
-            command=without_password(command or _own_command(sys.argv)),
+            command=masked(command or _own_command(sys.argv)),
             asked=_asked(spec, max_hours),
             space=SpaceRecord(spec.space.name, spec.space.ranges),
             identity=identity,

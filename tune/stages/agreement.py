@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prometar.errors import UserError
-from prometar.io.stores import without_password
+from prometar.io.stores import masked
 from tune.optimizer.rebuild import odd_records, rebuild
 from tune.results.reader import read_trials
 from tune.results.writer import StudyFolder
@@ -25,7 +25,7 @@ def require_agreement(
     odd = odd_records(storage, folder.name, records) if records else []
     if not odd:
         return ()
-    shown, own = without_password(storage), storage == folder.storage
+    shown, own = masked(storage), storage == folder.storage
     where = folder.path / "study.db" if own else shown
     lost = (
         f"the study {folder.path} has records of {len(records)} trials, and its database {where} "

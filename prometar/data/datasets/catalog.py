@@ -24,7 +24,7 @@ from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepar
 from prometar.data.datasets.sources import FolderSource, RenderedSource
 from prometar.errors import UserError
 from prometar.io.files import is_utf8
-from prometar.io.stores import join, shown
+from prometar.io.stores import join, masked
 from prometar.parts.building import make
 from prometar.parts.reference import failing, reference_of
 
@@ -154,11 +154,11 @@ def _open(name: str, root: Path | str | None) -> Dataset:
         return _open_rendered(SUITE[name])
     if is_hub(name):
         raise UserError(
-            f"there is no copy of {name} at {shown(uri)}: run `prometar data download '{name}' --to DIR`"
+            f"there is no copy of {name} at {masked(uri)}: run `prometar data download '{name}' --to DIR`"
         )
     if "://" in uri:
         raise UserError(
-            f"there is no prepared copy at {shown(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
+            f"there is no prepared copy at {masked(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
         )
     listing = ImageTree().read(Path(uri)) if name == FOLDER else _list(BENCHMARKS[name], Path(uri))
     train, val, test = (listing.splits.get(split, ()) for split in SPLITS)

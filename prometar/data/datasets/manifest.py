@@ -11,7 +11,7 @@ from typing import Any
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.datasets.sources import ParquetSource, read_index
 from prometar.errors import UserError, WorkError
-from prometar.io.stores import filesystem, join, shown
+from prometar.io.stores import filesystem, join, masked, reason
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -36,23 +36,23 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise WorkError(f"cannot read {shown(join(uri, MANIFEST))}: {' '.join(str(error).split())}") from None
+        raise WorkError(f"cannot read {masked(join(uri, MANIFEST))}: {reason(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {shown(join(uri, MANIFEST))}: it is not JSON ({error})") from None
+        raise UserError(f"cannot read {masked(join(uri, MANIFEST))}: it is not JSON ({error})") from None
     shards = tree.get("shards") if isinstance(tree, dict) else None
     if not isinstance(shards, list) or not all(isinstance(s, dict) and "file" in s for s in shards):
-        raise UserError(f"{shown(join(uri, MANIFEST))} is not a manifest: prepare the data set again")
+        raise UserError(f"{masked(join(uri, MANIFEST))} is not a manifest: prepare the data set again")
     if tree.get("format") != FORMAT:
         raise UserError(
-            f"{shown(join(uri, MANIFEST))} has format {tree.get('format')}, known is {FORMAT}: "
+            f"{masked(join(uri, MANIFEST))} has format {tree.get('format')}, known is {FORMAT}: "
             "prepare it again"
         )
     for shard in shards:
         if "/" in str(shard["file"]) or "\\" in str(shard["file"]):
-            raise UserError(f"{shown(join(uri, MANIFEST))}: shard '{shard['file']}' leaves the folder")
+            raise UserError(f"{masked(join(uri, MANIFEST))}: shard '{shard['file']}' leaves the folder")
         if not _SHARD.fullmatch(str(shard["file"])):
             raise UserError(
-                f"{shown(join(uri, MANIFEST))}: no shard is called {str(shard['file'])!a}: prepare it again"
+                f"{masked(join(uri, MANIFEST))}: no shard is called {str(shard['file'])!a}: prepare it again"
             )
     return tree
 
@@ -65,7 +65,7 @@ def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
         with system.open_input_stream(f"{folder}/{file}") as stream:
             found = hashlib.sha256(stream.read()).hexdigest()
         if found != shard.get("sha256"):
-            yield f"shard {shown(join(uri, file))} is not what {MANIFEST} says: prepare it again"
+            yield f"shard {masked(join(uri, file))} is not what {MANIFEST} says: prepare it again"
 
 
 def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, template: str) -> Dataset:
@@ -76,25 +76,25 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
         WorkError: a shard is missing or damaged.
     """
     if manifest.get("name") != name:
-        raise UserError(f"{shown(uri)} is a prepared copy of '{manifest.get('name')}', not of '{name}'")
+        raise UserError(f"{masked(uri)} is a prepared copy of '{manifest.get('name')}', not of '{name}'")
     shards = tuple(str(shard["file"]) for shard in manifest["shards"])
     splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for shard in shards:
         table, _ = read_index(uri, shard, INDEX_COLUMNS)
         if any(column.null_count for column in table.columns):
-            raise UserError(f"{shown(join(uri, shard))} has empty fields: prepare the data set again")
+            raise UserError(f"{masked(join(uri, shard))} has empty fields: prepare the data set again")
         columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
         for path, label, classname, split in zip(*columns, strict=True):
             if split not in splits:
                 raise UserError(
-                    f"{shown(join(uri, shard))} names a split '{split}': prepare the data set again"
+                    f"{masked(join(uri, shard))} names a split '{split}': prepare the data set again"
                 )
             splits[split].append(Item(path, label, classname))
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.get("counts") != counts:
         raise UserError(
-            f"{shown(uri)} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: prepare it again"
+            f"{masked(uri)} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: prepare it again"
         )
     train, val, test = (tuple(splits[split]) for split in ("train", "val", "test"))
     source, note = ParquetSource(uri, shards), str(manifest.get("note", ""))
-    return Dataset(name, title, train, val, test, source, template, f"prepared copy {shown(uri)}", note)
+    return Dataset(name, title, train, val, test, source, template, f"prepared copy {masked(uri)}", note)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from prometar.bundled.suite import SUITE
 from prometar.errors import UserError, WorkError
 from prometar.io.files import read_bytes
-from prometar.io.stores import filesystem, join, reason, shown
+from prometar.io.stores import filesystem, join, masked, reason
 
 SCHEMA = pa.schema(
     [
@@ -97,7 +97,7 @@ class ParquetSource:
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for k, path in enumerate(paths):
             if path not in index:
-                raise UserError(f"{shown(self.uri)} holds no image '{path}': prepare the data set again")
+                raise UserError(f"{masked(self.uri)} holds no image '{path}': prepare the data set again")
             shard, group, row = index[path]
             wanted.setdefault((shard, group), []).append((row, k))
         found: list[bytes] = [b""] * len(paths)
@@ -124,7 +124,7 @@ def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list
         WorkError: the shard is missing or damaged, or has other columns.
     """
     with _shard(uri, shard) as file:
-        _require_columns(file, shown(join(uri, shard)))
+        _require_columns(file, masked(join(uri, shard)))
         meta = file.metadata
         groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         table = file.read(columns=columns)
@@ -148,7 +148,7 @@ def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise WorkError(
-            f"cannot read shard {shown(join(uri, shard))}: {reason(error)}; prepare it again"
+            f"cannot read shard {masked(join(uri, shard))}: {reason(error)}; prepare it again"
         ) from None
 
 

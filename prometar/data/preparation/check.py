@@ -28,7 +28,7 @@ from prometar.data.datasets.sources import ParquetSource
 from prometar.data.preparation.digests import change_of, digest_of
 from prometar.data.streaming.transforms import decode
 from prometar.errors import UserError, WorkError
-from prometar.io.stores import shown
+from prometar.io.stores import masked
 
 READ_AT_ONCE = 16  # images
 SHOWN_NAMES = 12
@@ -140,8 +140,8 @@ def _where(name: str, root: Path | str | None) -> str:
     try:
         there = find_manifest(where) is not None if "://" in where else Path(where).is_dir()
     except UserError:
-        return shown(where)  # something is there, or the store does not answer: opening it says what
-    return shown(where) if there else ""
+        return masked(where)  # something is there, or the store does not answer: opening it says what
+    return masked(where) if there else ""
 
 
 def counts_of(dataset: Dataset) -> dict[str, int]:

@@ -27,7 +27,7 @@ from prometar.data.streaming.transforms import BrokenImage, decode
 from prometar.errors import UserError, WorkError
 from prometar.io.hub import SCHEME
 from prometar.io.lock import locked
-from prometar.io.stores import shown
+from prometar.io.stores import masked
 
 VAL_NAMES = ("validation", "val", "valid")
 Progress = Callable[[int, int], None]
@@ -66,7 +66,7 @@ def obtain(name: str, root: Path | str | None, progress: Progress | None = None)
         return None
     if remote:
         raise UserError(
-            f"there is no copy of {name} at {shown(place)}: `prometar data download` it to a "
+            f"there is no copy of {name} at {masked(place)}: `prometar data download` it to a "
             "folder, then `prometar data prepare` it from there"
         )
     target, repo = target_of(name, None, root), look_up(wanted.repo, wanted.revision)

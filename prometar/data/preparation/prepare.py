@@ -27,7 +27,7 @@ from prometar.data.datasets.sources import SCHEMA
 from prometar.data.preparation.check import CheckResult, counts_of, find_broken
 from prometar.errors import UserError, WorkError
 from prometar.io.files import resolved
-from prometar.io.stores import filesystem, shown
+from prometar.io.stores import filesystem, masked, reason
 
 SHARD_ROWS = 1024
 GROUP_ROWS = 16  # images read to get at one of them
@@ -110,9 +110,9 @@ def write_copy(
     try:
         return _write(dataset, rows, target, shard_rows, progress)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
+        where = masked(target)
         raise WorkError(
-            f"cannot write to {shown(target)}: {reason}; the same command goes on from here"
+            f"cannot write to {where}: {reason(error)}; the same command goes on from here"
         ) from None
 
 
@@ -124,7 +124,7 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
     earlier = find_manifest(target)
     if earlier is not None and earlier.get("name") != name:
         raise UserError(
-            f"{shown(target)} holds a prepared copy of '{earlier.get('name')}': choose another folder"
+            f"{masked(target)} holds a prepared copy of '{earlier.get('name')}': choose another folder"
         )
     system, path = filesystem(target)
     if not isinstance(system, fs.LocalFileSystem):
@@ -168,7 +168,7 @@ def _write(
         "shards": records,
     }
     _write_file(system, f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode(), keep=False)
-    return PrepareResult(dataset.name, shown(target), len(parts), kept, len(rows), size)
+    return PrepareResult(dataset.name, masked(target), len(parts), kept, len(rows), size)
 
 
 def _encode(part: list[tuple[Item, str]], source: Source) -> bytes:

@@ -21,7 +21,7 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
-from prometar.io.stores import join, shown
+from prometar.io.stores import join, masked
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -241,8 +241,11 @@ def test_a_shard_with_other_columns_is_named(
 
 
 def test_credentials_in_a_uri_are_not_shown() -> None:
-    assert shown("s3://key:se%2Fcret@bucket/a@b?region=x") == "s3://***@bucket/a@b?region=x"
-    assert shown("s3://bucket/a@b") == "s3://bucket/a@b"
+    assert masked("s3://key:se%2Fcret@bucket/a@b?region=x") == "s3://key:***@bucket/a@b?region=x"
+    assert masked("s3://bucket/a@b") == "s3://bucket/a@b"
+    with pytest.raises(UserError) as caught:
+        open_dataset("dtd", "nowhere://key:se/cret@bucket")
+    assert "cret" not in str(caught.value)
     assert join("s3://bucket/data/?region=x", "dtd") == "s3://bucket/data/dtd?region=x"
 
 
