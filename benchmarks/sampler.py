@@ -22,6 +22,7 @@ import sqlite3
 import time
 import tracemalloc
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,10 +45,10 @@ from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.pruners import PRUNERS
-from tune.optimizer.samplers import STARTUP_TRIALS, distributions
+from tune.optimizer.samplers import STARTUP_TRIALS
 from tune.optimizer.trial_schema import RESULT
 from tune.results.writer import StudyFolder
-from tune.space.spaces import Space, load_space
+from tune.space.spaces import Choice, Space, load_space
 from tune.study_spec import StudySpec
 
 CURVES = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
@@ -76,15 +77,13 @@ class Curves:
         return min(self._known, key=lambda known: math.dist(known[0], point))[1]
 
     def _point(self, settings: dict[str, Any]) -> list[float]:
-        """Settings as numbers in 0 .. 1."""
+        """Settings as numbers in 0 .. 1; what these do not have counts as in the middle."""
         point = []
         for name, entry in self._space.ranges.items():
-            if entry.type == "choice":
-                point += [float(settings[name] == choice) / math.sqrt(2) for choice in entry.choices]
+            if isinstance(entry, Choice):
+                point += [float(settings.get(name) == choice) / math.sqrt(2) for choice in entry.choices]
             else:
-                scale = math.log if entry.log else float
-                low, high, value = (scale(x) for x in (entry.low, entry.high, settings[name]))
-                point.append((value - low) / (high - low))
+                point.append(entry.unit(settings[name]) if name in settings else 0.5)
         return point
 
 
@@ -164,7 +163,11 @@ class Ours:
 
     def ask(self) -> tuple[SimpleNamespace, dict[str, Any]]:
         self._begun += 1
-        trial = SimpleNamespace(trial_id=f"{self._begun:08d}", placement_group_factory=self._place)
+        trial = SimpleNamespace(
+            trial_id=f"{self._begun:08d}",
+            placement_group_factory=self._place,
+            run_metadata=SimpleNamespace(),
+        )
         job = self._searcher.suggest(trial.trial_id)
         for callback in self._callbacks:
             callback.on_trial_start(self._begun, [], trial)
@@ -188,29 +191,26 @@ class Ours:
 class _Unwritten(RecordKeeper):
     """Records of the trials that were only put into the storage are not there, and not wanted."""
 
-    def __init__(self, folder: StudyFolder, memory: Memory) -> None:
-        self._folder, self._memory = folder, memory
+    def __init__(
+        self, folder: StudyFolder, memory: Memory, stopping: Stopping, job_of: Callable[[Asked], Job]
+    ) -> None:
+        self._folder, self._memory, self._stopping, self._job_of = folder, memory, stopping, job_of
         self._num_written = len(memory.ended())
 
 
 def random_trials(space: Space, count: int) -> list[FrozenTrial]:
     """Finished trials with random settings."""
-    rng, curves, ranges = random.Random(0), Curves(space), distributions(space)
+    rng, curves = random.Random(0), Curves(space)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trials = []
     for _ in range(count):
-        params = {}
-        for name, entry in space.ranges.items():
-            if entry.type == "choice":
-                params[name] = rng.choice(entry.choices)
-            elif entry.log:
-                params[name] = math.exp(rng.uniform(math.log(entry.low), math.log(entry.high)))
-            else:
-                params[name] = rng.uniform(entry.low, entry.high)
+        drawn = study.ask()
+        params = space.draw(drawn)
         curve = curves(params)
         values = {epoch: curve[epoch - 1] + rng.gauss(0, 0.5) for epoch in range(1, EPOCHS + 1)}
         attributes = {RESULT: {"epoch": EPOCHS, "objective": values[EPOCHS], "seconds": 5.0}}
         trials.append(
-            create_trial(params=params, distributions=ranges, value=values[EPOCHS],
+            create_trial(params=params, distributions=drawn.distributions, value=values[EPOCHS],
                          intermediate_values=values, user_attrs=attributes)
         )  # fmt: skip
     return trials
