@@ -138,13 +138,16 @@ class Memory:
     def enqueue(self, settings: Sequence[Mapping[str, Any]], origin: str) -> int:
         """Have these settings run before any are drawn; open ones are drawn. Returns how many are new.
 
-        Settings that the study has been given before, by an earlier command, are not taken again.
+        Settings that the study has been given before, by an earlier command, are not taken again, but those
+        that have failed and are forgiven.
         """
-        known = [t.system_attrs.get("fixed_params") for t in self._study.get_trials(deepcopy=False)]
+        forgiven = self._forgiven()
+        trials = [t for t in self._study.get_trials(deepcopy=False) if t.number not in forgiven]
+        known = [t.system_attrs.get("fixed_params") for t in trials]
         fresh = [dict(each) for each in settings if dict(each) not in known]
         for each in fresh:
             self._study.enqueue_trial(each, user_attrs={ORIGIN: origin})
-        self._count(self._study.user_attrs.get(FORGIVEN, []))
+        self._count(forgiven)
         return len(fresh)
 
     def _forgive(self) -> set[int]:
@@ -153,6 +156,9 @@ class Memory:
         failed = [t.number for t in trials if t.state is TrialState.FAIL]
         if failed and not any(t.state is TrialState.COMPLETE for t in trials):
             self._study.set_user_attr(FORGIVEN, failed)
+        return self._forgiven()
+
+    def _forgiven(self) -> set[int]:
         return set(self._study.user_attrs.get(FORGIVEN, []))
 
     def trials(self) -> list[FrozenTrial]:
@@ -169,6 +175,11 @@ class Memory:
     @property
     def num_interrupted(self) -> int:
         return len(self._interrupted)
+
+    @property
+    def num_forgiven(self) -> int:
+        """Failed trials that count for nothing, since their cause may have been mended."""
+        return len(self._forgiven())
 
     def next(self, target: int, *, fresh: bool = True) -> Asked | None:
         """An interrupted trial, else a new one while fewer than `target` trials exist, else None.

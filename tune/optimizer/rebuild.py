@@ -9,6 +9,7 @@ from typing import Any
 from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DatabaseError
 
 from prometar.errors import UserError, first_line
 from tune.optimizer.storage import open_study, opening
@@ -35,12 +36,17 @@ def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list
 
 
 def _kept(storage: str, name: str) -> Sequence[FrozenTrial]:
-    """A storage's trials; none is made where there is none."""
+    """A storage's trials; none is made where there is none, or its file is no database any more."""
     file = storage.removeprefix("sqlite:///")
     if file != storage and not Path(file).exists():
         return []
     with opening(storage):
-        studies = {study.study_name for study in get_storage(storage).get_all_studies()}
+        try:
+            studies = {study.study_name for study in get_storage(storage).get_all_studies()}
+        except DatabaseError as error:
+            if file == storage or type(error) is not DatabaseError:  # others pass, such as a locked file
+                raise
+            return []
     return open_study(storage, name).get_trials(deepcopy=False) if name in studies else []
 
 

@@ -336,6 +336,22 @@ def test_a_study_where_everything_failed_is_run_again(tmp_path: Path) -> None:
     assert states(memory(tmp_path))[3:] == [TrialState.COMPLETE] * 3
 
 
+def test_given_settings_that_failed_are_run_again_when_the_cause_is_mended(tmp_path: Path) -> None:
+    mine = [{"regularizer.text_weight": float(weight), "augment.jitter": 0.1} for weight in (1, 2)]
+    study = memory(tmp_path)
+    study.enqueue(mine, "enqueued")
+    for _ in range(3):
+        asked = study.next(3)
+        assert asked is not None
+        study.fail(asked.number, "no weights")
+    study.close()
+    again = memory(tmp_path)
+    assert again.num_forgiven == 3
+    assert again.enqueue(mine, "enqueued") == 2
+    assert [asked.settings for asked in run_all(again, 3)] == [REFERENCE, *mine]
+    assert memory(tmp_path).enqueue(mine, "enqueued") == 0, "once"
+
+
 def test_a_failed_reference_is_run_again(tmp_path: Path) -> None:
     study = memory(tmp_path)
     first = study.next(3)
