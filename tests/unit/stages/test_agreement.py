@@ -126,6 +126,19 @@ def test_a_lost_database_is_made_anew(study: tuple[StudyFolder, StudySpec]) -> N
     assert require_agreement(folder, folder.storage, spec, from_records=True) == ()
 
 
+def test_a_garbled_database_is_lost_too(study: tuple[StudyFolder, StudySpec]) -> None:
+    folder, spec = study
+    database = folder.path / "study.db"
+    database.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(UserError, match="restore the database, or rebuild it with --from-records"):
+        require_agreement(folder, folder.storage, spec, from_records=False)
+    (note,) = require_agreement(folder, folder.storage, spec, from_records=True)
+    assert note.endswith("what was there is now study.db.before-1")
+    after = memory_of(spec, folder)
+    assert len(after.ended()) == len(read_trials(folder.path))
+    after.close()
+
+
 def test_the_next_draws_are_the_same(study: tuple[StudyFolder, StudySpec]) -> None:
     folder, spec = study
     before = memory_of(spec, folder)
