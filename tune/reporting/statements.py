@@ -255,9 +255,10 @@ def _out_of_date(records: Records) -> list[str]:
                 f"The last round is out of date: trial {records.best.number} leads the search now, and "
                 f"was no part of it. {again}"
             )
-    if records.finals and records.chosen and records.finals.best.number != records.chosen.number:
+    chosen = records.chosen
+    if records.finals and chosen and records.finals.best.number != (0 if chosen.reference else chosen.number):
         lines.append(
             f"The final test is out of date: trial {records.finals.best.number} led when it was run, "
-            f"trial {records.chosen.number} does now. {again}"
+            f"trial {chosen.number} does now. {again}"
         )
     return lines

@@ -104,7 +104,8 @@ class Records:
 
     @cached_property
     def released(self) -> TrialRecord | None:
-        return next((t for t in self.trials if t.reference), None)
+        """Run again where it has failed: then the one that has finished."""
+        return next((t for t in (*self.complete, *self.trials) if t.reference), None)
 
     @cached_property
     def chosen(self) -> TrialRecord | None:

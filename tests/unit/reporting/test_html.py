@@ -216,6 +216,17 @@ def test_the_last_round_spreads_over_seeds_not_over_data_sets(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("_no_library")
+def test_released_settings_that_failed_at_first_are_those_that_finished_later(tmp_path: Path) -> None:
+    failed = {**trial(0), "state": "FAIL", "objective": None, "reason": "the worker died", "epochs": []}
+    later = [failed, *TRIALS[1:], {**TRIALS[0], "number": 9, "objective": 99.0}]
+    found = words(tmp_path, later, finals(TRIALS[0], {"dtd": UP}))
+    released = read_records(tmp_path).released
+    assert released is not None
+    assert (released.number, released.state) == (9, "COMPLETE")
+    assert "final test is out of date" not in found
+
+
+@pytest.mark.usefixtures("_no_library")
 def test_a_last_round_without_figures(tmp_path: Path) -> None:
     again = last_round(TRIALS)
     for row in again["rows"]:

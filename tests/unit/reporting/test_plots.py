@@ -73,7 +73,7 @@ def test_the_front_is_joined_and_the_others_are_faint() -> None:
     plot = goals.front(trials, [trials[0], trials[1]], trials[0], {"base": "b", "new": "n"})
     lines = [t for t in drawn(plot) if t.get("mode") == "lines" and t["name"] == "front"]
     assert [(line["x"], line["y"]) for line in lines] == [([70, 60], [60, 70])]
-    assert named(plot, "another is better in both")["opacity"] < 0.5
+    assert named(plot, "not on the front")["opacity"] < 0.5
     assert goals.front(trials, [], None, {"base": "b", "new": "n"}) is None
 
 
@@ -99,6 +99,10 @@ def test_the_surface_passes_near_the_trials_and_within_their_figures() -> None:
     assert surface["z"][0][-1] == pytest.approx(70, abs=0.1), "as far from one as from the other"
     assert (surface["x"][0], surface["x"][-1]) == pytest.approx((1e-4, 0.1))
     assert points["marker"]["color"] == [80.0, 60.0]
+    keys = ("inner.lr", "regularizer.text_weight")
+    common = {key: value for key, value in RELEASED.items() if key not in keys}
+    trials = [trial(number, settings={**common, key: 1.0}) for number, key in enumerate(keys)]
+    assert settings.contour(trials, RANGES, keys, score="H") is None, "no trial has both"
 
 
 def test_parallel_coordinates_have_a_place_for_what_was_not_drawn() -> None:

@@ -53,7 +53,7 @@ def front(
     if set(goals) == {"base", "new"}:
         _equal_h(figure, [*front, *others], swapped=first == "new")
     points(
-        figure, others, "another is better in both", figures(others, first), figures(others, second),
+        figure, others, "not on the front", figures(others, first), figures(others, second),
         "COMPLETE", opacity=0.3,
     )  # fmt: skip
     figure.add_scatter(

@@ -98,13 +98,17 @@ def slices(
 
 def contour(
     trials: Sequence[TrialRecord], ranges: Mapping[str, Range], keys: tuple[str, str], *, score: str
-) -> str:
+) -> str | None:
     """Objective over two numeric settings: the finished trials, and a surface interpolated between them.
+
+    None where no trial has both, because each is there only where the other is not.
 
     The surface is their inverse-distance weighted mean in unit coordinates (logarithms where the range has
     them): a guide for the eye, for all other settings vary too.
     """
     done = [t for t in complete(trials) if all(key in t.settings for key in keys)]
+    if not done:
+        return None
     spots = [[ranges[key].unit(t.settings[key]) for key in keys] for t in done]
     values = figures(done)
     grid = np.linspace(0.0, 1.0, _GRID)
