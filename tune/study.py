@@ -261,7 +261,7 @@ def _introduce(
 ) -> None:
     console.print(f"study {folder.path}: {headline(spec)}")
     console.print(str(budget))
-    ended = len(memory.ended())
+    ended = len(memory.ended()) - memory.num_forgiven
     if ended or memory.num_interrupted:
         console.print(f"going on: {ended} trials are done, {memory.num_interrupted} were interrupted")
 
@@ -284,7 +284,7 @@ def _search(
     keeper = RecordKeeper(folder, memory, stopping, job_of)
     progress = Progress(
         memory,
-        spec.trials,
+        spec.trials + memory.num_forgiven,
         spec.most_epochs,
         console=console,
         numbers_of=searcher.numbers,
@@ -299,18 +299,21 @@ def _search(
         numbers_of=searcher.numbers,
         console=console,
     )
-    left = budget.waited(means.plan.max_concurrent, done=len(memory.ended()) / spec.trials)
+    ended = len(memory.ended()) - memory.num_forgiven
+    left = budget.waited(means.plan.max_concurrent, done=ended / spec.trials)
     estimate = Estimate(left, budget.steps_per_epoch, means.plan.max_concurrent, console=console)
     callbacks: Sequence[Callback] = (progress, keeper, trackers, estimate)
-    if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
-        scheduler = StudyScheduler(memory, searcher, stopping, means.room)
-        try:
-            yield Batch(searcher, scheduler, callbacks)
-        finally:
-            progress.close()
-            keeper.clock()
-    trackers.catch_up()
-    trackers.close()
+    try:
+        if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
+            scheduler = StudyScheduler(memory, searcher, stopping, means.room)
+            try:
+                yield Batch(searcher, scheduler, callbacks)
+            finally:
+                progress.close()
+                keeper.clock()
+        trackers.catch_up()
+    finally:
+        trackers.close()
     keeper.catch_up()
     if memory.exhausted:
         console.print("the space is searched through: further draws only repeat settings")
