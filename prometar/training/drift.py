@@ -19,14 +19,19 @@ from torch import Tensor
 from prometar.backbone.frozen_features import frozen_image, readable
 from prometar.backbone.openclip import Backbone
 from prometar.backbone.vision import embed_images
+from prometar.data.datasets.dataset import Dataset
 from prometar.data.streaming.stream import Batch
+from prometar.errors import UserError
 from prometar.methods.regularizers import similarity
 from prometar.step.prompted_clip import Model
+from prometar.training.scoring import not_finite
 
 TEMPLATE = "a photo of a {}."
 """Of the frozen CLIP's texts that prompts are compared with: what most contexts start from."""
 LOSS_PER_NAT = 0.05
 """The share of new accuracy that is lost with each nat of divergence (docs/objectives.md)."""
+FEWEST = 20
+"""Foreign names that a measure of drift needs."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,22 @@ def foreign_names(known: Iterable[str], vocabulary: Sequence[str]) -> tuple[str,
     return tuple(name for name in vocabulary if words.isdisjoint(_words(name)))
 
 
+def foreign_to(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """The foreign names that drift is measured on for a data set.
+
+    Raises:
+        UserError: they are too few to tell anything, as for ImageNet, whose names these are.
+    """
+    names = foreign_names(dataset.classnames, vocabulary)
+    if len(names) < FEWEST:
+        raise UserError(
+            f"drift cannot be measured for {dataset.name}: of {len(vocabulary)} foreign names, {len(names)} "
+            f"share no word with its classes, and {FEWEST} are needed: choose the objective class_holdout or "
+            "base_val"
+        )
+    return names
+
+
 def _words(name: str) -> set[str]:
     return set(readable(name).lower().split())
 
@@ -124,6 +145,8 @@ class Foreign:
 
         Args:
             model: Of the base classes. leaves: Trained prompts. batches: Validation images of base classes.
+        Raises:
+            WorkError: a figure is not finite: such a model has no score.
         """
         prompts = model.prompts.tokens(dict(leaves))
         images, frozen, labels = [], [], []
@@ -142,8 +165,11 @@ class Foreign:
             frozen_text_VE=self.frozen_text_VE,
             scale=backbone.clip.logit_scale,
         )
+        text_CE = model.text_features(prompts, frozen_NE)
+        if not (math.isfinite(drift.divergence) and bool(similarity(image_NE, text_CE).isfinite().all())):
+            raise not_finite(backbone)
         zero_shot = _percent_right(frozen_NE, self.frozen_base_CE, labels_N)
-        base = _percent_right(image_NE, model.text_features(prompts, frozen_NE), labels_N)
+        base = _percent_right(image_NE, text_CE, labels_N)
         return {"base": base, "new": predicted_new(zero_shot, drift), "zero_shot": zero_shot} | vars(drift)
 
 

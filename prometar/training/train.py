@@ -41,7 +41,7 @@ from prometar.step.state import State
 from prometar.step.task_selection import Selection
 from prometar.step.vmapped import numbers_of, stack, step_all, unstack
 from prometar.training.checkpoint import damaged, load_checkpoint, require_state, save_checkpoint
-from prometar.training.drift import TEMPLATE, Foreign, foreign_names
+from prometar.training.drift import TEMPLATE, Foreign, foreign_to
 from prometar.training.scoring import accuracy
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -216,7 +216,7 @@ def _foreign(
     evaluations: Mapping[str, Evaluation],
 ) -> Foreign:
     backbone = _backbone(*spec)
-    names = foreign_names(dataset.classnames, backbone.vocabulary)
+    names = foreign_to(dataset, backbone.vocabulary)
     return Foreign(
         _model(config, method, backbone, dataset, names),
         _teacher(*spec, names, (TEMPLATE,)),

@@ -7,12 +7,13 @@ from typing import Any
 
 from prometar.backbone.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import LEAKS
 from prometar.inference.prompt_file import weights_digest
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
-from prometar.training.drift import drift_identity
+from prometar.training.drift import drift_identity, foreign_to
 from tune.stages.budget import Budget, Steps, budget_of, problems, steps_of
 from tune.stages.searched import require_space
 from tune.study_spec import StudySpec
@@ -51,10 +52,11 @@ def check(spec: StudySpec) -> Checked:
     spec.reference()
     require_space(spec)
     num_classes, steps = dict[str, int](), dict[str, Steps]()
-    notes, contents, trained = list[str](), dict[str, str](), 0
+    datasets, notes, contents, trained = list[Dataset](), list[str](), dict[str, str](), 0
     for name in spec.names:
         obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
+        datasets.append(dataset)
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
         searched, final = problems(spec, dataset)
@@ -67,6 +69,8 @@ def check(spec: StudySpec) -> Checked:
     contents["weights"] = weights_digest(clip)[:_DIGITS]
     if searched[-1].predicts_new:
         contents["drift"] = drift_identity(backbone)
+        for dataset in datasets:
+            foreign_to(dataset, backbone.vocabulary)
     contents |= {f"code of {top}": code for top, code in identities(spec.own).items()}
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))

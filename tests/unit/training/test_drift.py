@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from prometar.config.settings import Config
 from prometar.data.splits.objective import problem
 from prometar.data.streaming.stream import stream_local
-from prometar.training.drift import Drift, foreign_names, measure_drift, predicted_new
+from prometar.errors import UserError, WorkError
+from prometar.training.drift import Drift, foreign_names, foreign_to, measure_drift, predicted_new
 from prometar.training.train import Run, Session, build_run
 
 
@@ -73,6 +75,20 @@ def test_foreign_names_share_no_word_with_known_ones(run: Run) -> None:
     names = foreign_names(run.dataset.classnames, run.backbone.vocabulary)
     assert len(names) > 80
     assert not known & {word for name in names for word in name.lower().split()}
+
+
+def test_too_few_foreign_names_are_refused(run: Run) -> None:
+    names = [*run.dataset.classnames, "owl"]
+    with pytest.raises(UserError, match=r"of \d+ foreign names, 1 share no word.*choose the objective"):
+        foreign_to(run.dataset, names)
+
+
+def test_figures_that_are_not_finite_are_no_score(run: Run, tmp_path: Path) -> None:
+    session = session_of(run, tmp_path)
+    leaves = {name: torch.full_like(leaf, torch.nan) for name, leaf in session.state.prompts.items()}
+    session.state = replace(session.state, prompts=leaves)
+    with pytest.raises(WorkError, match="logits of mini in float32 are not finite"):
+        session.score()
 
 
 def test_the_prediction_falls_with_divergence() -> None:
