@@ -134,6 +134,7 @@ def _require_together(sessions: Sequence[Session]) -> None:
     for other in sessions[1:]:
         _require_same("backbone", first.run.config.backbone, other.run.config.backbone)
         _require_same("prompts.init", first.run.config.prompts.init, other.run.config.prompts.init)
+        _require_same("data set", first.run.config.data, other.run.config.data)
         _require_same("images and their order", first.run.plan.digest, other.run.plan.digest)
         _require_same("epoch", len(first.history), len(other.history))
 

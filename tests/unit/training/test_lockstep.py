@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,10 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Lockstep(sessions([small_run(), small_run(**values)], tmp_path))
+
+
+def test_two_data_sets_with_equal_lists_are_not_trained_together(tmp_path: Path) -> None:
+    run = small_run()
+    other = replace(run, config=run.config.override({"data.root": "elsewhere"}))
+    with pytest.raises(UserError, match="the same data set"):
+        Lockstep([*sessions([run], tmp_path / "one"), *sessions([other], tmp_path / "other")])
