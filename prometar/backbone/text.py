@@ -23,6 +23,7 @@ from prometar.backbone.language import Language
 from prometar.backbone.norm import Norm
 from prometar.backbone.text_packing import pack, summarise
 from prometar.backbone.tower import Pass, Prompts, Slots
+from prometar.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
 
     In a tree the context tokens are taken from the first sequence: they must be the same in all when no
     prompt replaces them.
+
+    Raises:
+        UserError: nothing of the class names is left behind the context.
     """
     num_start, tokens = clip.form.num_start, tokens_CT.tolist()
     if isinstance(clip.text, Language):
@@ -71,7 +75,11 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     assert clip.text_positions is not None
     start = num_start + num_context
     ends = [clip.form.end(ids) for ids in tokens]
-    assert min(ends) >= start, "EOT must follow the context"
+    if min(ends) < start + bool(num_context):
+        raise UserError(
+            f"prompts.text_length {num_context} leaves no room for class names: the backbone reads "
+            f"{len(tokens[0])} tokens"
+        )
     if not clip.form.causal:
         return TextInput(_whole(clip, tokens, ends), None, None, num_start, num_context)
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]

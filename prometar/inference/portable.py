@@ -50,12 +50,17 @@ class ImageClassifier(torch.nn.Module):
                 "program of the image tower and fixed classes does that; export them with --format prompts"
             )
         classifier = _in_float32(classifier)
-        self._backbone = classifier.backbone
         with torch.no_grad():
             tokens = classifier.prompts.tokens(dict(classifier.leaves))
         self._vision = layers(tokens, "vision")
         text_CE = torch.from_numpy(classifier.text_features())
-        size = classifier.backbone.clip.image_size
+        clip = classifier.backbone.clip
+        # No text is read from here on: its tower would be half of the memory.
+        clip = replace(
+            clip, text=replace(clip.vision, blocks=()), token_embedding=clip.token_embedding[:0].clone()
+        )
+        self._backbone = replace(classifier.backbone, clip=clip)
+        size = clip.image_size
         self.example: dict[str, Tensor] = {"images": torch.zeros(2, size, size, 3, dtype=torch.uint8)}
         self.axes = {"images": {0: Dim("batch")}}
         if classes_as_input:
@@ -69,9 +74,8 @@ class ImageClassifier(torch.nn.Module):
 
     @property
     def num_bytes(self) -> int:
-        """Of the image tower's blocks."""
-        blocks = self._backbone.clip.vision.blocks
-        return sum(tensor.nbytes for block in blocks for tensor in block if tensor is not None)
+        """Of the image tower."""
+        return self._backbone.clip.num_bytes
 
     @torch.no_grad()
     def forward(self, images: Tensor, text_features: Tensor | None = None) -> Tensor:

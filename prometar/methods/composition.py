@@ -94,30 +94,31 @@ def _part(kinds: Kinds, needs: type, section: Section, config: Config) -> Any:
 def _regularizer(config: Config) -> Regularizer:
     r = config.regularizer
     terms = REGULARIZERS[r.kind](config) if r.kind in REGULARIZERS else _own_terms(r)
-    used = {term: weight for term, weight in terms.items() if weight}
+    used = [(term, weight) for term, weight in terms if weight]
     if not used:
         return Regularizer()
     templates = TEMPLATES if r.teacher == "ensemble" else ()
-    return Regularizer(tuple(used), tuple(used.values()), templates, r.teacher)
+    held, weights = zip(*used, strict=True)
+    return Regularizer(held, weights, templates, r.teacher)
 
 
-Terms = dict[Term, float]
+Terms = list[tuple[Term, float]]
 
 
 def _held(distance: Distance, r: RegularizerConfig) -> Terms:
     """Both towers' features held by one distance, and the class probabilities."""
-    return {
-        TextDistance(distance): r.text_weight,
-        ImageDistance(distance): r.image_weight,
-        LogitsDivergence(): r.logits_weight,
-    }
+    return [
+        (TextDistance(distance), r.text_weight),
+        (ImageDistance(distance), r.image_weight),
+        (LogitsDivergence(), r.logits_weight),
+    ]
 
 
 def _own_terms(r: RegularizerConfig) -> Terms:
     """A part of one's own is a term, whose weight is its own matter, or a distance."""
     part = make(r.axis(), r.kind, r.args)
     if all(hasattr(part, name) for name in members(Term)):
-        return {part: 1.0, LogitsDivergence(): r.logits_weight}
+        return [(part, 1.0), (LogitsDivergence(), r.logits_weight)]
     with failing(r.kind):
         require_distance(r.kind, part)
     return _held(part, r)
@@ -169,7 +170,7 @@ PROMPTS: Kinds = {
     "conditional": _conditional,
 }
 REGULARIZERS: Kinds = {
-    "none": lambda config: {},
+    "none": lambda config: [],
     **{name: _holding(distance) for name, distance in DISTANCES.items()},
 }
 MODULATORS: Kinds = {

@@ -53,6 +53,7 @@ def probe(config: Config, clip: Clip) -> Method:
             _require_names(own["averager"], leaves if average else {}, average)
     if "task" in own:
         with calling("task"):
+            hash(method.augmentation)  # runs of equal ones share a draw
             mix = method.augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0))
         if mix is not None and mix.lam.shape != (_QUERY,):
             raise UserError(

@@ -17,6 +17,7 @@ from prometar.backbone.frozen_features import frozen_text, mean_text
 from prometar.backbone.openclip import TEMPLATES, tokenize
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.text_packing import Rows, pack
+from prometar.errors import UserError
 from tests.support.tiny import open_clip_model, towers
 from tests.unit.backbone.test_towers import EXACT, compare, plain_text, random_prompts
 
@@ -81,6 +82,13 @@ def test_rows_of_any_length_equal_the_plain_tower(row_length: int, layers: set[i
     compare(encode_text(clip, text, prompts), plain_text(model, ids, prompts), prompts)
     with torch.no_grad():
         torch.testing.assert_close(encode_text(clip, text, prompts), plain_text(model, ids, prompts), **EXACT)
+
+
+def test_a_context_that_leaves_no_room_for_names_is_refused() -> None:
+    clip = towers(open_clip_model())
+    ids = tokenize(TEXTS)
+    with pytest.raises(UserError, match=r"prompts.text_length \d+ leaves no room for class names"):
+        text_input(clip, ids, num_context=ids.shape[1] - 2)
 
 
 def test_the_second_derivative_through_several_rows(row_length: int) -> None:
