@@ -60,9 +60,10 @@ def train_run(
         UserError: whatever is wrong with the configuration, the data or the weights.
         WorkError: the folder holds another run, or the loss is not finite.
     """
+    described = dump_config(config).encode()
+    _require_free(folder, described)  # before much is fetched and loaded
     obtain(config.data.name, config.data.root)
-    run, described = build_run(config, objective), dump_config(config).encode()
-    _require_free(folder, described)
+    run = build_run(config, objective)
     with locked(folder, f"the run {folder}"):
         session = Session(run, folder, ray_stream(run), watch)
         write_atomically(folder / "config.yaml", described)

@@ -146,6 +146,7 @@ def read(path: Path) -> list[Record]:
         try:
             record = json.loads(line)
             assert isinstance(record["step"], int)
+            assert isinstance(record["epoch"], int)
             assert isinstance(record["cosine"], float)
             assert abs(record["cosine"]) < 1.01
             records.append(record)

@@ -96,12 +96,13 @@ def evaluate(
 ) -> None:
     """Test a finished run's prompts again, or on another data set."""
     from prometar.runs import evaluate_run, evaluate_run_on
+    from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
         raise UserError("--data-root belongs to --dataset: without it the run's own images are tested")
     if dataset is None:
         start_ray()
-        _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts))
+        _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
     else:
         root = absolute_root(data_root) if data_root else None
         accuracy = evaluate_run_on(run, dataset, root, trust_parts=trust_parts)
