@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ray import tune
 from ray.tune import Callback
@@ -183,6 +184,7 @@ def _means(
             str(folder.path),
             place.files,
             sources_of(spec.own),
+            uuid4().hex[:8],
         ),
         Stopping(console, max_seconds=_seconds_left(place, memory)),
         console,

@@ -24,7 +24,6 @@ from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, pack
 from tune.optimizer.ask_tell import Asked, Memory
-from tune.worker.watchdog import forgive
 
 MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes on from its own checkpoint
 
@@ -118,7 +117,6 @@ class StudySearcher(HandsOut):
                 self._memory.fail(asked.number, str(error))
         for job in crew.values():
             JobFiles(job).allow()
-            forgive(Path(job.run_dir))
         return crew
 
     def _next(self) -> Asked | None:
@@ -214,7 +212,6 @@ class ListSearcher(HandsOut):
         if not self._left:
             return {}
         number, job = self._left.pop()
-        forgive(Path(job.run_dir))
         return {number: job}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:

@@ -39,15 +39,20 @@ class JobFiles:
 
     def work_folder(self, leg: Leg) -> Path:
         """Where a worker has a run's files: the shared folder, or one of its own machine."""
+        return (self._folder if self._store is None else self._own) / leg.folder
+
+    @property
+    def own_disk(self) -> Path:
+        """The job's folder as this machine has it: the shared one, or one that only its workers know."""
         if self._store is None:
-            return self._folder / leg.folder
-        return self._own / leg.folder
+            return self._folder
+        digest = sha256(self._url.encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"prometar-{os.getuid()}" / digest
 
     @property
     def _own(self) -> Path:
         """This process's own: Tune may start a second worker of a trial, and drop it when it is there."""
-        digest = sha256(self._url.encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"prometar-{os.getuid()}" / f"{digest}-{os.getpid()}"
+        return self.own_disk / str(os.getpid())
 
     def clean(self) -> None:
         """Remove what a mirrored job has on this machine."""

@@ -45,6 +45,7 @@ class Terms:
         files: URL that stands for `root` where workers share no file system with the driver (default None:
             they share it).
         code: Of the user's own parts, so that workers have it wherever they are (default none).
+        session: Of the command that runs the jobs; another one's workers that hung do not count (default "").
     """
 
     threads: int = 1
@@ -53,6 +54,7 @@ class Terms:
     root: str = ""
     files: str | None = None
     code: tuple[Sent, ...] = ()
+    session: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import os
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometar.loading import nothing_collected
 from prometar.parts.sending import install
+from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, unpack
-from tune.worker.watchdog import ATTEMPTS, num_hung, watchdog, why_hung
+from tune.worker.watchdog import Watchdog
 
 with nothing_collected():
     import ray
@@ -53,10 +53,10 @@ class TrialWorker(tune.Trainable):
     def _start(self, config: dict[str, Any]) -> None:
         jobs = unpack(config)
         install(jobs[0].terms.code)
-        self._watched, self._timeout = Path(jobs[0].run_dir), jobs[0].terms.timeout_seconds
-        hung = self._timeout is not None and num_hung(self._watched) >= ATTEMPTS
-        with watchdog(self._watched, None if hung else self._timeout):
-            self._crew = self.open_crew(jobs, why_hung(self._watched, self._timeout or 0) if hung else "")
+        terms = jobs[0].terms
+        self._watchdog = Watchdog(JobFiles(jobs[0]).own_disk, terms.session, terms.timeout_seconds)
+        with self._watchdog.watching():
+            self._crew = self.open_crew(jobs, self._watchdog.verdict())
         self._untold = deque[dict[str, Any]]()
 
     def open_crew(self, jobs: list[Job], failure: str) -> Crew:
@@ -76,7 +76,7 @@ class TrialWorker(tune.Trainable):
             config, self._next = self._next, None
             self._start(config)
         if not self._untold:
-            with watchdog(self._watched, self._timeout):
+            with self._watchdog.watching():
                 self._untold.extend(self._crew.advance())
         result = self._untold.popleft() if self._untold else {}  # nothing where all have been told to stop
         return result | {"done": self._crew.over and not self._untold}

@@ -299,7 +299,9 @@ def test_a_file_where_a_folder_should_be(endpoint: str, tmp_path: Path) -> None:
 
 def test_a_store_that_is_down_is_one_line(endpoint: str, tmp_path: Path) -> None:
     down = Store(bucket(endpoint).replace(endpoint, "127.0.0.1:9"))
-    with pytest.raises(WorkError, match=r"^cannot read s3://\*\*\*@mirror-\d+/studies/run/x\?.*: ") as caught:
+    with pytest.raises(
+        WorkError, match=r"^cannot read s3://key:\*\*\*@mirror-\d+/studies/run/x\?.*: "
+    ) as caught:
         down.read("x")
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -310,7 +312,7 @@ def test_a_store_that_refuses_is_one_line(endpoint: str, tmp_path: Path) -> None
     write(tmp_path, {CHECKPOINT: b"1"})
     pushing = Mirror(gone, tmp_path)
     with pytest.raises(
-        WorkError, match=r"^cannot write s3://\*\*\*@nothing-.*checkpoint\.safetensors"
+        WorkError, match=r"^cannot write s3://key:\*\*\*@nothing-.*checkpoint\.safetensors"
     ) as caught:
         pushing.push()
     assert "\n" not in str(caught.value)
