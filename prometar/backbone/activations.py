@@ -105,4 +105,7 @@ class Activation:
         return self._function.first(t_K, self._x)
 
     def second(self, r: Tensor) -> Tensor:
-        return self._function.second(r, (self._g_K * self._t_K).sum(dim=0), self._x)
+        w = self._g_K[0] * self._t_K[0]
+        for g, t in zip(self._g_K[1:], self._t_K[1:], strict=True):
+            w = torch.addcmul(w, g, t)
+        return self._function.second(r, w, self._x)

@@ -24,7 +24,7 @@ class Attention:
     where a row's constant in p's cotangent does not get through the softmax, so that centred factors serve.
 
     Args:
-        mask: (B, 1, T, S), added to the scores; S = num_shared + T.
+        mask: (B, 1 or heads, T, S), added to the scores; S = num_shared + T.
         num_shared: The first tokens of row 0 are keys of all rows, before their own.
         scale: What queries are multiplied by, if their weights are not.
     """
@@ -49,7 +49,9 @@ class Attention:
 
     def forward(self, qkv_BTD: Tensor) -> Tensor:
         self._size = qkv_BTD.shape[:2]
-        heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if not self._num_shared:  # else keys and values are copied where the shared ones come before them
+            heads = heads.contiguous()
         q = heads[0, :, :, : self._num_queries].flatten(0, 1)
         self._q = q if self._scale == 1 else q * self._scale
         self._k, self._v = self._with_shared(heads[1:]).flatten(1, 2)
@@ -129,9 +131,8 @@ class Attention:
     def _without_shared(self, x_KBSHD: Tensor) -> Tensor:
         """The inverse of `_with_shared`, for cotangents."""
         shared, own = x_KBSHD.split([self._num_shared, self._size[1]], dim=2)
-        first = torch.cat([shared.sum(dim=1, keepdim=True), own[:, :1, self._num_shared :]], dim=2)
-        first[:, :, : self._num_shared] += own[:, :1, : self._num_shared]
-        return torch.cat([first, own[:, 1:]], dim=1)
+        own[:, 0, : self._num_shared].add_(shared.sum(dim=1))  # nobody else has these products
+        return own
 
 
 def _merged(x_BHTK: Tensor) -> Tensor:

@@ -136,6 +136,8 @@ def text_pass(clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = Fa
     assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
     tower = clip.text
     assert isinstance(tower, Tower)
+    if mask is not None and not fused:  # copied for all heads once, and not in every layer
+        mask = mask.expand(-1, tower.num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, tower.num_heads))
     *blocks, block = tower.blocks
     layers = [Layer(tower, each, mask=mask, num_shared=num_keys) for each in blocks]
     one = None if text.end_C is not None else 1
