@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, InstanceOf, ValidationError
 from pydantic.dataclasses import dataclass
 
-from prometar.bundled.suite import SUITE
+from prometar.bundled.suite import SUITE, default_backbone
 from prometar.cli.options import number_or_auto
 from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
 from prometar.data.datasets.catalog import file_name
@@ -140,21 +140,17 @@ class Options:
         chosen = dict(given) if isinstance(given, Mapping) else parse_assignments(list(_many(given)))
         if "data.name" in chosen:
             raise UserError("--set data.name: a search's data sets are given by --dataset")
-        backbone = self._backbone
+        backbone, pretrained = default_backbone(self.datasets, self.backbone, self.pretrained)
         asked = {
             "data.name": self.datasets[0],
             "data.root": absolute_root(str(self.data_root)) if self.data_root else None,
             "backbone.name": backbone,
-            "backbone.pretrained": self.pretrained or (None if backbone == "mini" else "openai"),
+            "backbone.pretrained": pretrained,
             "train.seed": self.seed,
         }
         if self.epochs is not None or self.embedded:
             asked["train.epochs"] = _first(self.epochs, EMBEDDED_EPOCHS)
         return {**asked, **chosen}
-
-    @property
-    def _backbone(self) -> str:
-        return self.backbone or ("mini" if self.embedded else "ViT-B-16-quickgelu")
 
     def place(self, spec: StudySpec) -> Place:
         """Where the study of `spec` lies, what it may use and where it starts.

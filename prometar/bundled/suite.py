@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometar.bundled.cells import CELLS
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.fabrics import FABRICS
@@ -16,3 +18,16 @@ from prometar.bundled.textures import TEXTURES
 SUITE: dict[str, RenderedSet] = {
     each.name: each for each in (TEXTURES, FLAGS, LEAVES, CELLS, SHAPES, FABRICS, PLOTS, TERRAIN, SKETCHES)
 }
+
+
+def default_backbone(
+    datasets: Iterable[str], backbone: str | None, pretrained: str | None
+) -> tuple[str, str | None]:
+    """The backbone and its weights, where they are not given: the embedded one if all data sets are embedded.
+
+    Example:
+        >>> default_backbone(["flags"], None, None), default_backbone(["flags", "dtd"], None, None)
+        (('mini', None), ('ViT-B-16-quickgelu', 'openai'))
+    """
+    name = backbone or ("mini" if SUITE.keys() >= set(datasets) else "ViT-B-16-quickgelu")
+    return name, pretrained or (None if name == "mini" else "openai")

@@ -25,14 +25,14 @@ def doctor(
 ) -> None:
     """What a study would find here, a line each; exit status 1 where it would be refused."""
     configure_ray(local=address is None)
+    from prometar.bundled.suite import default_backbone
     from prometar.doctor import Patient, Status, examine
 
     names = tuple(dataset or ["textures"])
-    backbone = backbone or ("mini" if names == ("textures",) else "ViT-B-16-quickgelu")
-    pretrained = pretrained or (None if backbone == "mini" else "openai")
     root = absolute_root(data_root) if data_root else None
+    patient = Patient(names, root, *default_backbone(names, backbone, pretrained), out, address)
     refused = 0
-    for finding in examine(Patient(names, root, backbone, pretrained, out, address)):
+    for finding in examine(patient):
         print(finding, flush=True)
         refused += finding.status is Status.REFUSED
     if refused:

@@ -67,7 +67,7 @@ def reproduce(
 ) -> None:
     """Run methods by a protocol of the field, and compare them in pairs. The same command goes on."""
     configure_ray(local=address is None, verbose=verbose)
-    from prometar.bundled.suite import SUITE
+    from prometar.bundled.suite import default_backbone
     from prometar.config.recipes import recipe
     from prometar.reproduce.grid import Asked
     from prometar.reproduce.protocols import protocol_of
@@ -77,12 +77,12 @@ def reproduce(
     chosen = protocol_of(protocol)
     names = tuple(datasets or chosen.datasets)
     trained_on = source or chosen.source
-    embedded = {*names, *([trained_on] if trained_on else [])} <= SUITE.keys()
-    backbone = backbone or ("mini" if embedded else "ViT-B-16-quickgelu")
+    used = (*names, trained_on) if trained_on else names
+    backbone, pretrained = default_backbone(used, backbone, pretrained)
     values: dict[str, Any] = {
         "data.root": absolute_root(data_root) if data_root else None,
         "backbone.name": backbone,
-        "backbone.pretrained": pretrained or (None if backbone == "mini" else "openai"),
+        "backbone.pretrained": pretrained,
         **({"train.epochs": epochs} if epochs is not None else {}),
         **_settings(settings or []),
     }
@@ -117,4 +117,6 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
     for key in values:
         if key in _OPTIONS:
             raise UserError(f"--set {key}: use {_OPTIONS[key]}")
+        if key.startswith("data.args"):
+            raise UserError(f"--set {key}: the data sets of a grid are opened without settings of their own")
     return values

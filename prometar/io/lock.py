@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Args:
         what: What the folder is, for messages ("the study out/dtd").
     Raises:
-        WorkError: another process holds it (says which).
+        WorkError: another process holds it (says which), or its file system has no locks.
         StorageError: the folder cannot be written.
     """
     try:
@@ -30,15 +31,17 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise WorkError(f"{what} is being run by process {holder}") from None
+        except OSError as error:
+            said = f"cannot lock {folder}: {error.strerror or error}"
+            raise WorkError(f"{said}: choose a folder on another file system") from None
+        holder = f"{os.getpid()} on {socket.gethostname()}"
         try:
             file.truncate(0)
-            os.write(
-                file.fileno(), str(os.getpid()).encode()
-            )  # past the buffer, which would fail again at close
+            os.write(file.fileno(), holder.encode())  # past the buffer, which would fail again at close
         except OSError as error:
             raise refused(folder, error) from None
         yield

@@ -55,12 +55,12 @@ def load(reference: str) -> Any:
         raise UserError(f"{reference}: a part needs a file of its own, which workers can be sent")
     if name not in sys.modules:
         invalidate_caches()  # its file may be younger than what Python remembers of its folder
-    try:
-        with failing(reference):
+    with failing(reference):
+        try:
             module = import_module(name)
-    except ModuleNotFoundError as error:
-        where = "is its folder on PYTHONPATH?" if error.name in _parents(name) else "its own import fails"
-        raise UserError(f"{reference}: there is no module '{error.name}': {where}") from None
+        except ModuleNotFoundError as error:
+            where = "is its folder on PYTHONPATH?" if error.name in _parents(name) else "its own import fails"
+            raise UserError(f"{reference}: there is no module '{error.name}': {where}") from None
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -77,7 +77,7 @@ def failing(reference: str) -> Iterator[None]:
     """Tell an error of a user's own code in one line, with its place; errors meant for users pass."""
     try:
         yield
-    except (UserError, ModuleNotFoundError):
+    except UserError:
         raise
     except Exception as error:
         last = extract_tb(error.__traceback__)[-1]

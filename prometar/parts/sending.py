@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
+from importlib.util import decode_source, spec_from_loader
 from types import ModuleType
 
 from prometar.errors import WorkError
@@ -25,7 +25,7 @@ class Sent:
 
     top: str
     code: str
-    files: Mapping[str, str]
+    files: Mapping[str, bytes]
 
 
 def sources_of(references: Iterable[str]) -> tuple[Sent, ...]:
@@ -35,13 +35,9 @@ def sources_of(references: Iterable[str]) -> tuple[Sent, ...]:
         UserError: a part that cannot be loaded.
     """
     return tuple(
-        Sent(top, identity(top, module), {} if installed_as(top) else _texts(files(top, module)))
+        Sent(top, identity(top, module), {} if installed_as(top) else files(top, module))
         for top, module in tops(references).items()
     )
-
-
-def _texts(found: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: content.decode() for name, content in found.items()}
 
 
 def install(sent: Sequence[Sent]) -> None:
@@ -57,7 +53,7 @@ def install(sent: Sequence[Sent]) -> None:
         loaders = [
             finder for finder in sys.meta_path if isinstance(finder, _Loader) and finder.top == each.top
         ]
-        content = {name: text.encode() for name, text in each.files.items()}
+        content = dict(each.files)
         if loaders and digest(loaders[0].files) == digest(content):
             continue
         for loader in loaders:
@@ -65,11 +61,6 @@ def install(sent: Sequence[Sent]) -> None:
         for name in [name for name in sys.modules if name == each.top or name.startswith(f"{each.top}.")]:
             del sys.modules[name]
         sys.meta_path.insert(0, _Loader(each.top, content))
-
-
-def is_sent(module: ModuleType) -> bool:
-    """Whether `install` has brought a module here."""
-    return isinstance(getattr(module, "__loader__", None), _Loader)
 
 
 def _require_version(sent: Sent) -> None:
@@ -97,4 +88,4 @@ class _Loader(MetaPathFinder, ExecutionLoader):
         return fullname.replace(".", "/") + ("/__init__.py" if self.is_package(fullname) else ".py")
 
     def get_source(self, fullname: str) -> str:
-        return self.files.get(self.get_filename(fullname), b"").decode()  # a folder without __init__.py
+        return decode_source(self.files.get(self.get_filename(fullname), b""))  # none of a bare folder

@@ -67,7 +67,7 @@ def _open(asked: Asked, name: str) -> int:
     """How many classes of a data set are trained on."""
     config = next(iter(asked.configs.values()))
     obtain(name, config.data.root)
-    dataset = open_dataset(name, config.data.root, config.data.args if name == config.data.name else {})
+    dataset = open_dataset(name, config.data.root)
     if name in asked.trained_on:
         seen = problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])
         return len(seen.classnames)

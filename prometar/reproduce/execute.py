@@ -59,8 +59,10 @@ class _Crew:
         self._plan = plan
         self._at: dict[Any, tuple[_Slot, Job | None]] = {}
 
-    def __len__(self) -> int:
-        return len(self._at)
+    @property
+    def working(self) -> bool:
+        """Whether any worker is at a job."""
+        return any(job for _, job in self._at.values())
 
     def hire(self) -> None:
         slot = _Slot.open(self._plan)
@@ -75,8 +77,7 @@ class _Crew:
         Raises:
             WorkError: no worker starts, or nothing can be kept.
         """
-        working = any(job for _, job in self._at.values())
-        done, _ = ray.wait(list(self._at), timeout=None if working else room_seconds)
+        done, _ = ray.wait(list(self._at), timeout=None if self.working else room_seconds)
         if not done:
             raise WorkError(
                 f"no worker has started in {room_seconds:.0f} s: Ray has no room for {self._plan.bundles()}"
@@ -114,7 +115,7 @@ def run_jobs(
     try:
         for _ in range(min(plan.max_concurrent, len(jobs))):
             crew.hire()
-        while len(crew):
+        while waiting or crew.working:  # a worker that is still to start may be left over
             slot, job, outcome = crew.hear(room_seconds)
             if isinstance(outcome, _Death):
                 slot.close()
@@ -128,6 +129,8 @@ def run_jobs(
                 continue
             if outcome is not None:
                 on_record(outcome)
+            if job is None:
+                del deaths[""]  # workers do start
             if waiting:
                 crew.tell(slot, waiting.popleft())
             else:

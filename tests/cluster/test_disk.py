@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -71,7 +72,7 @@ def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     refused("No space left on device")
     disk.free()
     with locked(disk.path / "s", "the study"):
-        assert (disk.path / "s/lock").read_text() == str(os.getpid())
+        assert (disk.path / "s/lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
     disk.protect()
     refused("Read-only file system")
     disk.unprotect()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,40 @@ def test_no_room_is_said(tmp_path: Path, ray_local: None) -> None:
     plan = ResourcePlan(max_concurrent=1, cpus_per_trial=64.0, gpus_per_trial=0.0)
     with pytest.raises(WorkError, match=r"no worker has started in 1 s: Ray has no room for \[\{'CPU': 32"):
         run_jobs(jobs(tmp_path, 1), plan, on_record=lambda record: None, room_seconds=1.0)
+
+
+def test_a_worker_that_is_still_to_start_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None
+) -> None:
+    class StartsOnce(FakeWorker):
+        def ready(self) -> None:
+            try:
+                (tmp_path / "started").touch(exist_ok=False)
+            except FileExistsError:
+                time.sleep(600)
+
+    monkeypatch.setattr(execute, "Worker", StartsOnce)
+    heard: list[Record] = []
+    run_jobs(jobs(tmp_path, 2), PLAN, on_record=heard.append, room_seconds=60.0)
+    assert len(heard) == 2
+
+
+def test_deaths_before_a_job_are_forgotten_when_a_worker_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None
+) -> None:
+    starts = tmp_path / "starts"
+
+    class StartsEachSecondTime(FakeWorker):
+        def ready(self) -> None:
+            with starts.open("ab") as file:
+                file.write(b"x")
+            if starts.stat().st_size % 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(execute, "Worker", StartsEachSecondTime)
+    monkeypatch.setattr(execute, "MAX_DEATHS", 2)
+    plan = ResourcePlan(max_concurrent=1, cpus_per_trial=0.5, gpus_per_trial=0.0)
+    work, heard = jobs(tmp_path, 1), list[Record]()
+    (work[0].folder / "kills").write_text("1")
+    run_jobs(work, plan, on_record=heard.append)
+    assert [record.reason for record in heard] == [""]

@@ -201,6 +201,7 @@ WRONG = [
     (["--protocol", "few-shot", "--source", "imagenet"], "--source belongs to protocols with one source"),
     (["--set", "train.seed=3"], "--set train.seed: use --seeds"),
     (["--set", "backbone.name=mini"], "--set backbone.name: use --backbone"),
+    (["--set", "data.args.side=8"], "--set data.args.side: the data sets of a grid are opened without"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate'"),
     (["--gpus-per-run", "half"], "--gpus-per-run 'half': expected a number, or auto"),
     ([], "there is nothing to train on: data set 'imagenet' needs its files: pass --data-root DIR, the "

@@ -30,6 +30,13 @@ def test_the_embedded_study_can_run(capsys: pytest.CaptureFixture[str], tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_all_of_the_embedded_suite_has_the_embedded_backbone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["doctor", "--dataset", "flags", "cells", "--out", str(tmp_path)]) == 0
+    assert "weights of mini: " in capsys.readouterr().out
+
+
 def test_everything_that_refuses_a_study_is_told_at_once(
     capsys: pytest.CaptureFixture[str], small_dtd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

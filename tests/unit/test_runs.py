@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from prometar.config.settings import Config, configure, dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.io.lock import locked
+
+HOLDER = f"{os.getpid()} on {socket.gethostname()}"
 
 
 @pytest.fixture
@@ -59,7 +64,19 @@ def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None
 def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Path) -> None:
     with (
         locked(tmp_path, "the first"),
-        pytest.raises(WorkError, match=f"the run {tmp_path} is being run by process {os.getpid()}"),
+        pytest.raises(WorkError, match=f"the run {tmp_path} is being run by process {HOLDER}$"),
     ):
         runs.train_run(config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_file_system_without_locks_is_not_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = f"^cannot lock {tmp_path}: No locks available: choose a folder on another file system$"
+    with pytest.raises(WorkError, match=said), locked(tmp_path, "the run"):
+        pytest.fail("the lock was taken")

@@ -58,14 +58,22 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
 
 
 def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
-    """The shards of a prepared folder whose bytes are not those that its manifest has the digest of."""
+    """The shards of a prepared folder whose bytes are not those that its manifest has the digest of.
+
+    Raises:
+        WorkError: one cannot be read, such as from a store that does not answer.
+    """
     system, folder = filesystem(uri)
     for shard in manifest["shards"]:
         file = str(shard["file"])
-        with system.open_input_stream(f"{folder}/{file}") as stream:
-            found = hashlib.sha256(stream.read()).hexdigest()
+        where = masked(join(uri, file))
+        try:
+            with system.open_input_stream(f"{folder}/{file}") as stream:
+                found = hashlib.sha256(stream.read()).hexdigest()
+        except OSError as error:
+            raise WorkError(f"cannot read shard {where}: {reason(error)}") from None
         if found != shard.get("sha256"):
-            yield f"shard {masked(join(uri, file))} is not what {MANIFEST} says: prepare it again"
+            yield f"shard {where} is not what {MANIFEST} says: delete this copy and make it again"
 
 
 def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, template: str) -> Dataset:

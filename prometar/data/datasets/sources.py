@@ -148,7 +148,8 @@ def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise WorkError(
-            f"cannot read shard {masked(join(uri, shard))}: {reason(error)}; prepare it again"
+            f"cannot read shard {masked(join(uri, shard))}: {reason(error)}; "
+            "if it is damaged, delete this copy and make it again"
         ) from None
 
 

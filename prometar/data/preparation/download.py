@@ -26,6 +26,7 @@ from prometar.data.preparation.http import Progress, fetch
 from prometar.data.preparation.splitfiles import get_split, make_official
 from prometar.errors import UserError, WorkError
 from prometar.io.files import require_utf8
+from prometar.io.lock import locked
 
 WORK = ".download"  # below the data root, so that moving into place is renaming
 
@@ -64,8 +65,9 @@ def download(
 ) -> DownloadResult:
     """Download, check, unpack and place a benchmark's images and its split: `<to>/<folder>/...`.
 
-    Archives and half-done work lie in `<to>/.download` and are removed when their folder is in place; folders
-    appear whole or not at all. A folder that is there is never touched. The same command goes on.
+    Archives and half-done work lie in `<to>/.download/<folder>` and are removed when their folder is in
+    place; folders appear whole or not at all. A folder that is there is never touched. The same command goes
+    on, and a second one at a time is refused.
 
     Args:
         name: A benchmark with public archives or a split file.
@@ -76,7 +78,7 @@ def download(
 
     Raises:
         UserError: unknown, nothing public to download, or `to` is no local folder.
-        WorkError: see `fetch` and `unpack`.
+        WorkError: see `fetch` and `unpack`, or another process downloads it.
     """
     if name not in BENCHMARKS:
         raise UserError(f"'{name}' is no benchmark: known are {', '.join(BENCHMARKS)}")
@@ -105,7 +107,7 @@ def download(
         if (folder / part).exists():
             kept.append(part)
             continue
-        with _working(root) as work:
+        with _working(root, row) as work:
             step(work, progress)
         placed.append(part)
     layout = layout_in(row, folder)
@@ -145,24 +147,27 @@ def _note_on_split(row: Benchmark, split: str) -> str:
 
 
 @contextmanager
-def _working(root: Path) -> Iterator[Path]:
-    """The folder for half-done work, which goes when nothing is left in it."""
-    work = root / WORK
+def _working(root: Path, row: Benchmark) -> Iterator[Path]:
+    """The folder for half-done work, held alone, which goes when nothing is left in it."""
+    work = root / WORK / row.folder
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        yield work
+        with locked(work, f"the download of {row.name}"):
+            try:
+                yield work
+            finally:
+                with suppress(OSError):  # unless it holds what the same command goes on from
+                    (work / "lock").unlink()
+                    work.rmdir()
+                    work.parent.rmdir()
     except OSError as error:
         raise WorkError(
             f"cannot write below {root}: {error.strerror or error}; the same command goes on"
         ) from None
-    finally:
-        with suppress(OSError):  # unless it holds what the same command goes on from
-            work.rmdir()
 
 
 def _place(archive: Archive, folder: Path, work: Path, progress: Progress) -> None:
-    file = work / f"{folder.name}-{archive.url.rsplit('/', 1)[-1]}"
-    unpacked = work / f"{folder.name}-{archive.key}"
+    file = work / archive.url.rsplit("/", 1)[-1]
+    unpacked = work / archive.key
     fetch(archive.url, file, md5=archive.md5, progress=progress)
     shutil.rmtree(unpacked, ignore_errors=True)  # of an interrupted run
     unpack(file, unpacked)

@@ -132,6 +132,14 @@ def test_a_module_that_fails_is_told_with_the_line(mine: Path) -> None:
         reference.load("mine:f")
 
 
+def test_a_module_that_a_part_lacks_when_it_is_called_is_told_with_the_line(mine: Path, clip: Clip) -> None:
+    mine.write_text("def lazy(a, b):\n    import nothere\n")
+    with pytest.raises(
+        UserError, match=r"mine:lazy fails: ModuleNotFoundError: .*'nothere' \(mine\.py, line 2\)"
+    ):
+        probe(configure("promptsrc", {"regularizer.kind": "mine:lazy"}), clip)
+
+
 def test_reading_a_configuration_imports_nothing(mine: Path) -> None:
     mine.write_text("raise SystemExit('imported')\n")
     tree = {"regularizer": {"kind": "mine:huber", "args": {"delta": 1}}}
@@ -196,18 +204,17 @@ WORKER = """
 import sys
 from prometar.parts import identity, sending
 from prometar.parts.reference import load
-sent = [sending.Sent("pack", "", {"pack/__init__.py": "", "pack/part.py": "from pack.help import X",
-                                  "pack/help.py": "X = 41"})]
+sent = [sending.Sent("pack", "", {"pack/__init__.py": b"", "pack/part.py": b"from pack.help import X",
+                                  "pack/help.py": b"X = 41"})]
 sending.install(sent)
 assert load("pack.part:X") == 41
 digest = identity.identities(["pack.part:X"])
 sending.install(sent)  # a worker that is used again
 assert "pack.part" in sys.modules
-sent[0].files["pack/help.py"] = "X = 42"
+sent[0].files["pack/help.py"] = b"X = 42"
 sending.install(sent)
 assert load("pack.part:X") == 42
 assert identity.identities(["pack.part:X"]) != digest
-assert sending.is_sent(sys.modules["pack.part"]) and not sending.is_sent(sys)
 """
 
 
@@ -216,13 +223,15 @@ def test_a_worker_imports_what_it_was_sent() -> None:
 
 
 def test_what_is_sent_has_the_identity_of_what_is_here(mine: Path) -> None:
+    mine.write_bytes(f"# coding: latin-1\n{mine.read_text()}\nNAME = 'Gr\u00fcn'\n".encode("latin-1"))
     (sent,) = sources_of(["mine:huber"])
-    assert sent.files == {"mine.py": mine.read_text()}
+    assert sent.files == {"mine.py": mine.read_bytes()}
     mine.unlink()
     try:
         install([sent])
         assert identity.identities(["mine:huber"]) == {"mine": sent.code}
         assert reference.load("mine:huber")(torch.ones(2, 3), torch.ones(2, 3)).shape == (2,)
+        assert reference.load("mine:NAME") == "Gr\u00fcn"
     finally:
         sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, sending._Loader)]
 

@@ -230,9 +230,30 @@ def test_a_run_stopped_while_unpacking_goes_on(
         with pytest.raises(KeyboardInterrupt):
             download("dtd", tmp_path / "root")
     assert not (tmp_path / "root/dtd").exists()
+    assert sorted(os.listdir(tmp_path / "root" / WORK / "dtd")) == ["dtd-r1.0.1.tar.gz", "images"]
     assert download("dtd", tmp_path / "root").placed[0] == "images"
+    assert os.listdir(tmp_path / "root") == ["dtd"]
     fetched = [path for path, _ in mirror.requests]
     assert fetched.count("/dtd/dtd-r1.0.1.tar.gz") == 1, "the archive was not fetched again"
+
+
+def test_a_second_process_is_refused_and_leaves_the_first_alone(
+    mirror: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+
+    def meanwhile(archive: Path, target: Path) -> None:
+        unpack(archive, target)
+        with pytest.raises(WorkError, match=f"the download of dtd is being run by process {os.getpid()} on "):
+            download("dtd", root)
+        assert download("eurosat", root).placed, "another benchmark may come at the same time"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prometar.data.preparation.download.unpack", meanwhile)
+        row = BENCHMARKS["eurosat"]
+        patch.setitem(BENCHMARKS, "eurosat", replace(row, archives=()))
+        assert download("dtd", root).placed[0] == "images"
+    assert sorted(os.listdir(root)) == ["dtd", "eurosat"]
 
 
 def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:

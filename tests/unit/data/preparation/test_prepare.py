@@ -13,6 +13,7 @@ import pytest
 
 from prometar.data.datasets import sources
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.manifest import damaged_shards
 from prometar.data.preparation import prepare as prepare_module
 from prometar.data.preparation.check import check, list_datasets
 from prometar.data.preparation.prepare import prepare
@@ -138,10 +139,22 @@ def test_a_lost_bit_is_no_other_picture(own_dtd: Path, tmp_path: Path) -> None:
     with shard.open("r+b") as file:
         file.seek(place)
         file.write(bytes([shard.read_bytes()[place] ^ 1]))
-    with pytest.raises(WorkError, match=r"cannot read shard .*prepare it again"):
+    with pytest.raises(WorkError, match=r"cannot read shard .*delete this copy and make it again"):
         dataset.source.read_many([path])
     problems = check("dtd", tmp_path).problems
-    assert problems == (f"shard {shard} is not what manifest.json says: prepare it again",)
+    said = f"shard {shard} is not what manifest.json says: delete this copy and make it again"
+    assert problems == (said,)
+    assert prepare("dtd", own_dtd, tmp_path).kept == 0, "what is damaged is written again"
+    assert check("dtd", tmp_path).problems == ()
+
+
+def test_a_shard_that_cannot_be_read_while_it_is_checked_is_one_line(small_dtd: Path, tmp_path: Path) -> None:
+    prepare("dtd", small_dtd, tmp_path)
+    copy = tmp_path / "dtd"
+    (shard,) = copy.glob("*.parquet")
+    shard.unlink()
+    with pytest.raises(WorkError, match=f"cannot read shard {shard}: "):
+        list(damaged_shards(str(copy), json.loads((copy / "manifest.json").read_text())))
 
 
 @pytest.mark.parametrize("column", ["path", "classname", "label"])
