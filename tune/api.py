@@ -11,6 +11,7 @@ from prometar.io.files import resolved
 from prometar.io.stores import masked
 from tune.options import Options, options_of, run
 from tune.reporting.display import Report
+from tune.reporting.html import write_report
 from tune.results.reader import Records, read_records
 from tune.results.schema import TrialRecord
 
@@ -126,7 +127,8 @@ class Study:
 
     def report(self) -> Report:
         """Write report.html anew from the records. Returns what a notebook shows of it, with its path."""
-        return Report.write(self.folder)
+        records = self.records
+        return Report(write_report(records, self.folder), records)
 
     def __repr__(self) -> str:
         return f"Study({self._asked})"

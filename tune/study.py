@@ -135,13 +135,7 @@ def run_study(
         try:
             with shared_images():
                 means = _means(spec, place, folder, memory, nodes, needed, trainable, console)
-                finals = run_course(
-                    _course(spec, place, folder, memory, means, checked),
-                    means.trainable,
-                    means.plan,
-                    stopping=means.stopping,
-                    verbose=means.verbose,
-                )
+                finals = run_course(_course(spec, place, folder, memory, means, checked), means)
                 records = read_records(folder.path)
                 print_summary(console, records, folder.path, write_report(records, folder.path))
         finally:

@@ -43,11 +43,9 @@ def _all_plus(a: list[Tensor], factor: float, b: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_add(a, b, alpha=factor))
 
 
-def _each_plus(a: list[Tensor], factor: float | Tensor, b: list[Tensor]) -> list[Tensor]:
+def _each_plus(a: list[Tensor], factor: Tensor, b: list[Tensor]) -> list[Tensor]:
     """a + factor * b in a kernel each: kernels of many tensors know no configurations side by side."""
-    if isinstance(factor, Tensor):
-        return [torch.addcmul(x, factor, y) for x, y in zip(a, b, strict=True)]
-    return [torch.add(x, y, alpha=factor) for x, y in zip(a, b, strict=True)]
+    return [torch.addcmul(x, factor, y) for x, y in zip(a, b, strict=True)]
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:

@@ -21,7 +21,7 @@ from ray.tune import (
 )
 from ray.tune.error import TuneError
 
-from prometar.distributed.placement import STRATEGY, ResourcePlan
+from prometar.distributed.placement import STRATEGY
 from prometar.errors import WorkError
 from tune.execution.course import Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running, T
 from tune.execution.ray_private import (
@@ -30,29 +30,22 @@ from tune.execution.ray_private import (
     killed_for_memory_is_dead,
     workers_are_like_any_other,
 )
+from tune.execution.reruns import Means
 from tune.execution.searcher import MAX_FAILURES
-from tune.execution.stopping import Stopping
 from tune.optimizer.storage import GO_ON
 
 
-def run_course(
-    course: Course[T],
-    trainable: type[tune.Trainable],
-    plan: ResourcePlan,
-    *,
-    stopping: Stopping,
-    verbose: bool = False,
-) -> T:
+def run_course(course: Course[T], means: Means) -> T:
     """Run the batches of a course, one after another. Returns what it has led to.
 
     Raises:
-        KeyboardInterrupt: `stopping` was asked for, and the trials have ended with a result.
+        KeyboardInterrupt: a stop was asked for, and the trials have ended with a result.
         WorkError: what a searcher, scheduler or callback raised.
     """
     running = Running(course)
     try:
         if running.begin_next():
-            _fit(running, trainable, plan, stopping, verbose)
+            _fit(running, means)
     finally:
         running.close()
     if running.problem is not None:
@@ -62,13 +55,8 @@ def run_course(
     return running.result
 
 
-def _fit(
-    running: Running[T],
-    trainable: type[tune.Trainable],
-    plan: ResourcePlan,
-    stopping: Stopping,
-    verbose: bool,
-) -> None:
+def _fit(running: Running[T], means: Means) -> None:
+    plan, stopping, verbose = means.plan, means.stopping, means.verbose
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # records are the study's own
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else Ctrl-C would end the search, and the study go on
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # no snapshot of Tune's is ever read
@@ -78,7 +66,7 @@ def _fit(
     # Everything worth keeping lies in the jobs' folders and the study's storage: Tune's files may go.
     with tempfile.TemporaryDirectory(prefix="prometar-") as scratch:
         tuner = Tuner(
-            tune.with_resources(trainable, PlacementGroupFactory(plan.bundles(), strategy=STRATEGY)),
+            tune.with_resources(means.trainable, PlacementGroupFactory(plan.bundles(), strategy=STRATEGY)),
             tune_config=TuneConfig(
                 search_alg=RelayedSearcher(running, stopping),
                 scheduler=RelayedScheduler(running),

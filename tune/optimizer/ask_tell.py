@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -34,7 +35,7 @@ from tune.optimizer.trial_schema import (
 )
 from tune.results.goals import GOALS, SECONDS, Bound, Goal, loss
 from tune.results.schema import TrialRecord, by_score
-from tune.space.point_sets import Same, all_points, grid_points
+from tune.space.point_sets import all_points, grid_points
 from tune.space.spaces import Space
 
 HOPELESS = 5  # failed trials, and none finished, after which a study stops
@@ -200,7 +201,7 @@ class Memory:
         """A new trial; None where it repeats settings, or (`exhausted`) where all have been tried."""
         if not self._sampler.enumerates and self._tally.repeats < REDRAWS:
             return self._begin(self._ask())
-        points = self._points()
+        points = self._points
         if points is None and self._tally.repeats < REDRAWS + RANDOM_REDRAWS:
             return self._begin(self._ask(SAMPLERS["random"].make))
         point = next((p for p in points or () if not self._tally.tried(self._in_order(p))), None)
@@ -209,11 +210,12 @@ class Memory:
             return None
         return self._begin(self._ask(lambda draw: PointSampler(point, draw.own_seed)))
 
+    @cached_property
     def _points(self) -> Sequence[Mapping[str, Any]] | None:
         """What there is to be tried; None where it cannot be counted."""
         if self._sampler.enumerates:
             return grid_points(self._space, self._seed)
-        return all_points(Same(self._space))
+        return all_points(self._space)
 
     def _in_order(self, settings: Mapping[str, Any]) -> Settings:
         return tuple(settings.get(name) for name in self._space.ranges)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune.reporting.html import filled, write_report
+from tune.reporting.html import filled
 from tune.reporting.statements import advice, caveats, expectation, verdict
 from tune.reporting.tables import summary_tables
-from tune.results.reader import Records, read_records
+from tune.results.reader import Records
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,6 @@ class Report:
 
     path: Path
     records: Records
-
-    @classmethod
-    def write(cls, study_dir: Path) -> Report:
-        """Write report.html from the records alone.
-
-        Raises:
-            UserError: the folder holds no study, or a damaged record.
-        """
-        records = read_records(study_dir)
-        return cls(write_report(records, study_dir), records)
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: no script in it, and all that records hold is escaped."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import mean
 
 from prometar.errors import UserError
-from tune.results.consistency import require_final_test, require_reevaluation, require_trial
 from tune.results.goals import SECONDS, Goal, keeps, loss
 from tune.results.schema import (
     FINAL_TEST,
@@ -144,10 +143,6 @@ def read_records(study_dir: Path) -> Records:
     finals, lastround = study_dir / "finals.json", study_dir / "lastround.json"
     again = REEVALUATION.read(lastround) if lastround.exists() else None
     tested = FINAL_TEST.read(finals) if finals.exists() else None
-    if again is not None:
-        require_reevaluation(lastround, again)
-    if tested is not None:
-        require_final_test(finals, tested)
     return Records(
         study_dir.resolve().name,
         study,
@@ -188,8 +183,10 @@ def read_trials(study_dir: Path) -> tuple[TrialRecord, ...]:
     """
     found = []
     for path in sorted(study_dir.glob("trials/*/record.json")):
-        found.append(TRIAL.read(path))
-        require_trial(path, found[-1])
+        found.append(trial := TRIAL.read(path))
+        if path.parent.name != f"{trial.number:04d}":
+            of = f"the record of trial {trial.number}"
+            raise UserError(f"{path} is {of}: move it out of the study, or back")
     return tuple(sorted(found, key=lambda t: t.number))
 
 

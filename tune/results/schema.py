@@ -7,7 +7,7 @@ file of another version is one line that names the file and the field.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -89,6 +90,18 @@ class Run:
         return self.objective is not None
 
 
+def _once(key: Callable[[Any], object]) -> AfterValidator:
+    def check(found: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(map(key, found))) < len(found):
+            raise ValueError("one stands there twice")
+        return found
+
+    return AfterValidator(check)
+
+
+Runs = Annotated[tuple[Run, ...], _once(lambda run: (run.dataset, run.seed, run.fold))]
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What a trial reported after an epoch (from 1 on)."""
@@ -119,7 +132,7 @@ class TrialRecord(Versioned):
     new: Figure | None
     epoch: NonNegativeInt
     epochs: tuple[Epoch, ...]
-    runs: tuple[Run, ...]
+    runs: Runs
     seconds: Seconds
     cpus: Seconds
     gpus: Seconds
@@ -161,7 +174,7 @@ class Reevaluated:
     settings: Settings
     search: Figure | None
     mean: Figure | None
-    runs: tuple[Run, ...]
+    runs: Runs
     expected: Figure | None = None
     probability: float | None = None
 
@@ -196,7 +209,7 @@ class Reevaluation(Versioned):
 
     seeds: tuple[int, ...]
     chosen: int | None
-    rows: tuple[Reevaluated, ...]
+    rows: Annotated[tuple[Reevaluated, ...], _once(lambda row: row.number)]
     keep_unless: float | None = None
     among: NonNegativeInt | None = None
     cpus: float | None = None
@@ -282,8 +295,8 @@ class DatasetTest:
         shown: Whether a difference is. published: The published H of the method, if there is one.
     """
 
-    best: tuple[Run, ...]
-    released: tuple[Run, ...]
+    best: Runs
+    released: Runs
     difference: Interval | None
     shown: bool
     published: Figure | None = None
@@ -406,8 +419,8 @@ class File(Generic[T]):
         kind: The record that it holds. mend: What a user can do when it is damaged.
     """
 
-    def __init__(self, kind: type[T], mend: str) -> None:
-        self._adapter = TypeAdapter(kind)
+    def __init__(self, kind: Any, mend: str) -> None:
+        self._adapter = TypeAdapter[T](kind)
         self._mend = mend
 
     def read(self, path: Path) -> T:
@@ -424,7 +437,7 @@ class File(Generic[T]):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-            raise UserError(f"{path} is damaged, {field}: {problem}; {self._mend}") from None
+            raise UserError(f"{path} is damaged, {field or 'as a whole'}: {problem}; {self._mend}") from None
         except (TypeError, ValueError, RecursionError):  # no JSON, nested too deep, YAML with dates
             raise UserError(f"{path} is damaged: {self._mend}") from None
 
@@ -444,12 +457,18 @@ class File(Generic[T]):
         write_atomically(path, content)
 
 
+def _of_its_rows(found: Reevaluation) -> Reevaluation:
+    if found.chosen is not None and found.rows and found.chosen not in {row.number for row in found.rows}:
+        raise ValueError(f"trial {found.chosen} is chosen, and not among its rows")
+    return found
+
+
 _AGAIN = "remove it, and run search.py again"
-STUDY = File(StudyRecord, "restore it, or start another study")
-TRIAL = File(TrialRecord, _AGAIN)
-REEVALUATION = File(Reevaluation, _AGAIN)
-FINAL_TEST = File(FinalTest, _AGAIN)
-LEARNED = File(Learned, "restore it, or start another study")
+STUDY = File[StudyRecord](StudyRecord, "restore it, or start another study")
+TRIAL = File[TrialRecord](TrialRecord, _AGAIN)
+REEVALUATION = File[Reevaluation](Annotated[Reevaluation, AfterValidator(_of_its_rows)], _AGAIN)
+FINAL_TEST = File[FinalTest](FinalTest, _AGAIN)
+LEARNED = File[Learned](Learned, "restore it, or start another study")
 
 
 def _as_json(tree: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -26,28 +25,21 @@ def grid_points(space: Space, seed: int) -> Sequence[Point]:
     Raises:
         UserError: more than `MOST_POINTS` combinations.
     """
-    return _grid_points(Same(space), seed)
+    points = list(islice(_combinations(list(space.ranges.items()), {}, levels), MOST_POINTS + 1))
+    if len(points) > MOST_POINTS:
+        raise UserError(
+            f"the grid of the space {space.name} has more than {MOST_POINTS:,} points: search fewer "
+            "settings, or list choices"
+        )
+    random.Random(seed).shuffle(points)
+    return points
 
 
-class Same:
-    """A space as a cache's key: spaces of equal content are the same."""
-
-    def __init__(self, space: Space) -> None:
-        self.space, self._key = space, repr(space)
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other._key == self._key
-
-
-@lru_cache(maxsize=2)
-def all_points(same: Same) -> Sequence[Point] | None:
+def all_points(space: Space) -> Sequence[Point] | None:
     """Every combination of a space of choices and whole numbers; None of more than `MOST_POINTS`."""
-    if any(isinstance(entry, FloatRange) for entry in same.space.ranges.values()):
+    if any(isinstance(entry, FloatRange) for entry in space.ranges.values()):
         return None
-    points = list(islice(_combinations(list(same.space.ranges.items()), {}, _every), MOST_POINTS + 1))
+    points = list(islice(_combinations(list(space.ranges.items()), {}, _every), MOST_POINTS + 1))
     return None if len(points) > MOST_POINTS else points
 
 
@@ -56,18 +48,6 @@ def _every(entry: Range) -> Sequence[Any]:
         return entry.choices
     assert isinstance(entry, IntRange)
     return range(entry.low, entry.high + 1)
-
-
-@lru_cache(maxsize=2)
-def _grid_points(same: Same, seed: int) -> Sequence[Point]:
-    points = list(islice(_combinations(list(same.space.ranges.items()), {}, levels), MOST_POINTS + 1))
-    if len(points) > MOST_POINTS:
-        raise UserError(
-            f"the grid of the space {same.space.name} has more than {MOST_POINTS:,} points: search fewer "
-            "settings, or list choices"
-        )
-    random.Random(seed).shuffle(points)
-    return points
 
 
 def _combinations(

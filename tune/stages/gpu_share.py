@@ -88,13 +88,9 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
         return 1.0
     job = spec.rerun_job(spec.reference(), spec.seeds, str(folder / "probe" / "0000"), means.terms)
     JobFiles(job).drop_states()  # an epoch that lies there would be told, and nothing be trained
-    memory = run_course(
-        _probe(job, means),
-        ProbeWorker if means.trainable is TrialWorker else means.trainable,
-        replace(means.plan, max_concurrent=1),
-        stopping=means.stopping,
-        verbose=means.verbose,
-    )
+    worker = ProbeWorker if means.trainable is TrialWorker else means.trainable
+    alone = replace(means, trainable=worker, plan=replace(means.plan, max_concurrent=1))
+    memory = run_course(_probe(job, means), alone)
     if not memory:
         means.console.print("the memory of a trial could not be measured: each gets a whole GPU")
         return 1.0

@@ -14,13 +14,16 @@ from rich.console import Console
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import UserError
 from tune.execution.course import Batch, Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running
+from tune.execution.reruns import Means
 from tune.execution.runner import run_course
 from tune.execution.searcher import ListSearcher, StopScheduler
 from tune.execution.stopping import Stopping
-from tune.jobs.spec import Job, Leg, unpack
+from tune.jobs.spec import Job, Leg, Terms, unpack
 from tune.worker.trainable import TrialWorker
 
-PLAN = ResourcePlan(1, 1.0, 0.0)
+
+def means(stopping: Stopping) -> Means:
+    return Means(TrialWorker, ResourcePlan(1, 1.0, 0.0), Room(2, 0), Terms(), stopping, Console())
 
 
 class Notes(Callback):
@@ -117,7 +120,7 @@ def test_a_course_without_a_batch_needs_no_ray(stopping: Stopping) -> None:
         yield from batches
         return 3
 
-    assert run_course(course(), TrialWorker, PLAN, stopping=stopping) == 3
+    assert run_course(course(), means(stopping)) == 3
 
 
 def test_what_goes_wrong_between_two_batches_comes_out_as_it_is(stopping: Stopping) -> None:
@@ -130,7 +133,7 @@ def test_what_goes_wrong_between_two_batches_comes_out_as_it_is(stopping: Stoppi
     assert RelayedSearcher(running, stopping).suggest("w0") == Searcher.FINISHED
     assert isinstance(running.problem, UserError)
     with pytest.raises(UserError, match="damaged"):
-        run_course(_failing(), TrialWorker, PLAN, stopping=stopping)
+        run_course(_failing(), means(stopping))
 
 
 def _failing() -> Course[None]:

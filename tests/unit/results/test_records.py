@@ -189,10 +189,10 @@ def test_records_that_contradict_each_other(tmp_path: Path) -> None:
             read_records(tmp_path)
         return str(caught.value)
 
-    assert "chosen: trial 77 is not among its rows" in said(lastround={**again, "chosen": 77})
+    assert "trial 77 is chosen, and not among its rows" in said(lastround={**again, "chosen": 77})
     assert "rows: one stands there twice" in said(lastround={**again, "rows": again["rows"][:1] * 2})
     doubled = {"dtd": {**tested["datasets"]["dtd"], "best": runs(70.0) * 2}}
-    assert "finals.json is damaged, runs: one stands there twice" in said(
+    assert "finals.json is damaged, datasets.dtd.best: one stands there twice" in said(
         finals={**tested, "datasets": doubled}
     )
     trials[0]["runs"] += trials[0]["runs"][:1]
