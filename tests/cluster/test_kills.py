@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) ->
         with pytest.raises(WorkError) as second:
             go_on(life.out)
         assert str(second.value) == (
-            f"the study {life.out / NAME} is being run by process {driver.process.pid}"
+            f"the study {life.out / NAME} is being run by process {driver.process.pid} on "
+            f"{socket.gethostname()}"
         )
         stop(driver, signal.SIGTERM)
         time.sleep(1)
