@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prometar.data.datasets.dataset import Dataset, Item
-from prometar.data.datasets.sources import ParquetSource, read_index
+from prometar.data.datasets.sources import AGAIN, ParquetSource, read_index
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import filesystem, join, masked, reason
 
@@ -29,31 +29,24 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
         WorkError: it cannot be read, such as from a store that does not answer.
     """
     system, folder = filesystem(uri)
-    path = f"{folder}/{MANIFEST}"
+    path, shown = f"{folder}/{MANIFEST}", masked(join(uri, MANIFEST))
     try:
         with system.open_input_stream(path) as stream:
             tree = json.loads(stream.read())
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise WorkError(f"cannot read {masked(join(uri, MANIFEST))}: {reason(error)}") from None
+        raise WorkError(f"cannot read {shown}: {reason(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {masked(join(uri, MANIFEST))}: it is not JSON ({error})") from None
+        raise UserError(f"cannot read {shown}: it is not JSON ({error})") from None
     shards = tree.get("shards") if isinstance(tree, dict) else None
     if not isinstance(shards, list) or not all(isinstance(s, dict) and "file" in s for s in shards):
-        raise UserError(f"{masked(join(uri, MANIFEST))} is not a manifest: prepare the data set again")
+        raise UserError(f"{shown} is not a manifest: {AGAIN}")
     if tree.get("format") != FORMAT:
-        raise UserError(
-            f"{masked(join(uri, MANIFEST))} has format {tree.get('format')}, known is {FORMAT}: "
-            "prepare it again"
-        )
+        raise UserError(f"{shown} has format {tree.get('format')}, known is {FORMAT}: {AGAIN}")
     for shard in shards:
-        if "/" in str(shard["file"]) or "\\" in str(shard["file"]):
-            raise UserError(f"{masked(join(uri, MANIFEST))}: shard '{shard['file']}' leaves the folder")
         if not _SHARD.fullmatch(str(shard["file"])):
-            raise UserError(
-                f"{masked(join(uri, MANIFEST))}: no shard is called {str(shard['file'])!a}: prepare it again"
-            )
+            raise UserError(f"{shown}: no shard is called {str(shard['file'])!a}: {AGAIN}")
     return tree
 
 
@@ -73,7 +66,7 @@ def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
         except OSError as error:
             raise WorkError(f"cannot read shard {where}: {reason(error)}") from None
         if found != shard.get("sha256"):
-            yield f"shard {where} is not what {MANIFEST} says: delete this copy and make it again"
+            yield f"shard {where} is not what {MANIFEST} says: {AGAIN}"
 
 
 def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, template: str) -> Dataset:
@@ -90,18 +83,16 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
     for shard in shards:
         table, _ = read_index(uri, shard, INDEX_COLUMNS)
         if any(column.null_count for column in table.columns):
-            raise UserError(f"{masked(join(uri, shard))} has empty fields: prepare the data set again")
+            raise UserError(f"{masked(join(uri, shard))} has empty fields: {AGAIN}")
         columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
         for path, label, classname, split in zip(*columns, strict=True):
             if split not in splits:
-                raise UserError(
-                    f"{masked(join(uri, shard))} names a split '{split}': prepare the data set again"
-                )
+                raise UserError(f"{masked(join(uri, shard))} names a split '{split}': {AGAIN}")
             splits[split].append(Item(path, label, classname))
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.get("counts") != counts:
         raise UserError(
-            f"{masked(uri)} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: prepare it again"
+            f"{masked(uri)} holds {counts}, its {MANIFEST} says {manifest.get('counts')}: {AGAIN}"
         )
     train, val, test = (tuple(splits[split]) for split in ("train", "val", "test"))
     source, note = ParquetSource(uri, shards), str(manifest.get("note", ""))

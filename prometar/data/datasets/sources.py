@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of a shard."""
+AGAIN = "delete this copy and make it again"  # what helps where a prepared copy is damaged
 READ_THREADS = 8  # an object store answers slowly but many at once
 
 
@@ -97,7 +98,7 @@ class ParquetSource:
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for k, path in enumerate(paths):
             if path not in index:
-                raise UserError(f"{masked(self.uri)} holds no image '{path}': prepare the data set again")
+                raise UserError(f"{masked(self.uri)} holds no image '{path}': {AGAIN}")
             shard, group, row = index[path]
             wanted.setdefault((shard, group), []).append((row, k))
         found: list[bytes] = [b""] * len(paths)
@@ -136,7 +137,7 @@ def _require_columns(file: pq.ParquetFile, where: str) -> None:
     found = file.schema_arrow
     for field in SCHEMA:
         if field.name not in found.names or found.field(field.name).type != field.type:
-            raise WorkError(f"shard {where} has no column '{field.name}' ({field.type}): prepare it again")
+            raise WorkError(f"shard {where} has no column '{field.name}' ({field.type}): {AGAIN}")
 
 
 @contextmanager
@@ -148,8 +149,7 @@ def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise WorkError(
-            f"cannot read shard {masked(join(uri, shard))}: {reason(error)}; "
-            "if it is damaged, delete this copy and make it again"
+            f"cannot read shard {masked(join(uri, shard))}: {reason(error)}; if it is damaged, {AGAIN}"
         ) from None
 
 

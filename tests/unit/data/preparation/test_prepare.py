@@ -166,7 +166,7 @@ def test_a_shard_with_empty_fields(own_dtd: Path, tmp_path: Path, column: str) -
     field = pa.field(column, table.schema.field(column).type)
     values = [None, *table.column(column).to_pylist()[1:]]
     pq.write_table(table.set_column(place, field, pa.array(values, field.type)), shard)
-    with pytest.raises(UserError, match=r"\.parquet has empty fields: prepare the data set again"):
+    with pytest.raises(UserError, match=r"\.parquet has empty fields: delete this copy and make it again"):
         open_dataset("dtd", tmp_path)
 
 
@@ -215,11 +215,11 @@ def test_a_shard_with_fewer_rows_than_it_says_is_damaged(
     [
         ({"format": 99}, "format 99"),
         ({"name": "other"}, "copy of 'other'"),
-        ({"shards": [{"file": "../x.parquet"}]}, "leaves the folder"),
+        ({"shards": [{"file": "../x.parquet"}]}, "no shard is called '../x.parquet'"),
         ({"shards": [{"file": "\ud800"}]}, "no shard is called"),
         ({"shards": [{"file": ""}]}, "no shard is called"),
         ({"shards": 3}, "not a manifest"),
-        ({"counts": {}}, "prepare it again"),
+        ({"counts": {}}, "delete this copy and make it again"),
     ],
     ids=str,
 )
