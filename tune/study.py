@@ -199,6 +199,7 @@ def _needed(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Nod
         spec.config,
         weights=checked.weights,
         num_classes=checked.trained,
+        images=checked.images,
         configurations=place.lockstep,
         on_gpu=uses_gpu(nodes, place.gpus_per_trial),
     )

@@ -12,10 +12,11 @@ from prometar.backbone.openclip import load_backbone
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.hubset import obtain
-from prometar.data.splits.objective import problem
+from prometar.data.splits.objective import Problem, problem
 from prometar.errors import UserError, one_line
 from prometar.methods.probing import probe
 from prometar.reproduce.grid import Asked
+from prometar.training.train import kept_bytes
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class Found:
         idle: Methods that have nothing to learn.
         missing: Data sets that cannot be used, and why.
         trained: The most classes that a run is trained on.
-        weights: Bytes of the backbone's tensors.
+        weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
     """
 
     idle: frozenset[str]
     missing: Mapping[str, str]
     trained: int
     weights: int
+    images: int
 
 
 def look(asked: Asked) -> Found:
@@ -42,10 +44,10 @@ def look(asked: Asked) -> Found:
         UserError: no data set to train on; settings that a method refuses; unknown or missing weights.
         WorkError: the weights cannot be fetched.
     """
-    missing, trained = dict[str, str](), 0
+    missing, splits = dict[str, str](), list[Problem]()
     for dataset in (*asked.trained_on, *asked.datasets):
         try:
-            trained = max(trained, _open(asked, dataset))
+            splits += _open(asked, dataset)
         except UserError as error:
             missing[dataset] = one_line(str(error))
     if missing.keys() >= set(asked.trained_on):
@@ -55,7 +57,8 @@ def look(asked: Asked) -> Found:
     backbone = next(iter(asked.configs.values())).backbone
     clip = load_backbone(backbone.name, backbone.pretrained).clip
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
-    return Found(idle, missing, trained, clip.num_bytes)
+    trained = max(len(split.classnames) for split in splits)
+    return Found(idle, missing, trained, clip.num_bytes, kept_bytes(splits, clip.image_size))
 
 
 def _learns(config: Config, clip: Clip) -> bool:
@@ -63,14 +66,13 @@ def _learns(config: Config, clip: Clip) -> bool:
     return bool(leaves)
 
 
-def _open(asked: Asked, name: str) -> int:
-    """How many classes of a data set are trained on."""
+def _open(asked: Asked, name: str) -> list[Problem]:
+    """What is trained and scored on a data set; nothing where it is only tested on."""
     config = next(iter(asked.configs.values()))
     obtain(name, config.data.root)
     dataset = open_dataset(name, config.data.root)
     if name in asked.trained_on:
-        seen = problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])
-        return len(seen.classnames)
+        return [problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])]
     if not dataset.test:
         raise UserError(f"{name} has no test images")
-    return 0
+    return []

@@ -80,7 +80,9 @@ def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, cons
     on_gpu = uses_gpu(nodes, place.gpus_per_run)
     configs = {entry.config.method: entry.config for entry in todo}
     memory = max(
-        process_memory(config, weights=found.weights, num_classes=found.trained, on_gpu=on_gpu)
+        process_memory(
+            config, weights=found.weights, num_classes=found.trained, images=found.images, on_gpu=on_gpu
+        )
         for config in configs.values()
     )
     plan = plan_resources(

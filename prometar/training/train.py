@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -488,7 +488,18 @@ class Session:
 
 
 def _num_bytes(plan: Plan) -> int:
-    return len(plan.items) * 3 * plan.transform.size**2
+    return _image_bytes(len(plan.items), plan.transform.size)
+
+
+def _image_bytes(count: int, size: int) -> int:
+    return count * 3 * size**2
+
+
+def kept_bytes(splits: Iterable[Problem], size: int) -> int:
+    """Bytes of the images that a process keeps when runs are scored on all of these; `size`: of one."""
+    sets = {items for split in splits for items in split.evaluations.values()}
+    each = (_image_bytes(len(items), size) for items in sets)
+    return min(_MOST_KEPT_BYTES, sum(number for number in each if 4 * number <= _MOST_KEPT_BYTES))
 
 
 def _kept_bytes(batches: Sequence[Batch]) -> int:

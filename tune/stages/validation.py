@@ -9,11 +9,12 @@ from prometar.backbone.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.hubset import obtain
-from prometar.data.splits.objective import LEAKS
+from prometar.data.splits.objective import LEAKS, Problem
 from prometar.inference.prompt_file import weights_digest
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
 from prometar.training.drift import drift_identity, foreign_to
+from prometar.training.train import kept_bytes
 from tune.stages.budget import Budget, Steps, budget_of, problems, steps_of
 from tune.stages.searched import require_space
 from tune.study_spec import StudySpec
@@ -31,7 +32,7 @@ class Checked:
         identity: What must not change while a study goes on: the spec's own, and digests of the data
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
         trained: The most classes that a run is trained on.
-        weights: Bytes of the backbone's tensors.
+        weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
     """
 
     num_classes: dict[str, int]
@@ -40,6 +41,7 @@ class Checked:
     budget: Budget
     trained: int
     weights: int
+    images: int
 
 
 def check(spec: StudySpec) -> Checked:
@@ -52,7 +54,8 @@ def check(spec: StudySpec) -> Checked:
     spec.reference()
     require_space(spec)
     num_classes, steps = dict[str, int](), dict[str, Steps]()
-    datasets, notes, contents, trained = list[Dataset](), list[str](), dict[str, str](), 0
+    splits, datasets = list[Problem](), list[Dataset]()
+    notes, contents, trained = list[str](), dict[str, str](), 0
     for name in spec.names:
         obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
@@ -60,6 +63,7 @@ def check(spec: StudySpec) -> Checked:
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
         searched, final = problems(spec, dataset)
+        splits += [*searched, final]
         trained = max(trained, *(len(each.classnames) for each in (*searched, final)))
         steps[name], note = steps_of(config, searched, final), searched[-1].note
         if note:
@@ -75,4 +79,5 @@ def check(spec: StudySpec) -> Checked:
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))
     budget = budget_of(spec, steps)
-    return Checked(num_classes, told, spec.identity | contents, budget, trained, clip.num_bytes)
+    images = kept_bytes(splits, clip.image_size)
+    return Checked(num_classes, told, spec.identity | contents, budget, trained, clip.num_bytes, images)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 
 from prometar.config.settings import Config
+from prometar.data.datasets.dataset import Item
+from prometar.data.splits.objective import Problem
 from prometar.training import process_memory as module
+from prometar.training import train
 from prometar.training.counts import memory_of
 from prometar.training.process_memory import PROCESSES, process_memory
+from prometar.training.train import kept_bytes
 from tests.support.small import BACKBONE
 
 WEIGHTS = 200 * 2**20
@@ -33,6 +37,16 @@ def test_on_a_gpu_the_machine_holds_the_weights_alone(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "memory_of", None)
     needed = process_memory(Config(), weights=WEIGHTS, num_classes=12, on_gpu=True)
     assert needed == PROCESSES + WEIGHTS
+    assert process_memory(Config(), weights=WEIGHTS, num_classes=12, images=7, on_gpu=True) == needed + 7
+
+
+def test_images_that_are_kept_are_counted_once_and_to_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ten, hundred = (tuple(Item(f"{k}.jpg", 0, "cat") for k in range(count)) for count in (10, 100))
+    split = Problem((), {"base": ten, "new": hundred}, every_epoch=True)
+    other = Problem((), {"base": ten}, every_epoch=False)
+    assert kept_bytes([split, other], 8) == 110 * 3 * 64
+    monkeypatch.setattr(train, "_MOST_KEPT_BYTES", 4 * 50 * 3 * 64)
+    assert kept_bytes([split, other], 8) == 10 * 3 * 64, "a set above a quarter of all is not kept"
 
 
 def test_what_cannot_be_counted_is_taken_from_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
