@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +23,8 @@ from torch import Tensor
 from prometar.backbone.clip import Clip
 from prometar.backbone.frozen_features import Tokenize, frozen_text
 from prometar.backbone.language import Language
+from prometar.errors import StorageError
+from prometar.io.files import write_atomically
 
 FORMAT = "prometar-text-features-1"
 """Changes whenever the same weights, names and templates would give other features."""
@@ -103,15 +104,9 @@ def _read(path: Path, name: str) -> Tensor | None:
 
 
 def _write(path: Path, name: str, features: Tensor) -> None:
-    """Put an entry in place whole; writers of the same entry do not meet."""
-    temporary = path.with_name(f".{name}.{uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save({"features": features}, _told(name, features)))
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+    """Put an entry in place whole, if the folder can be written."""
+    with suppress(StorageError):
+        write_atomically(path, save({"features": features}, _told(name, features)))
 
 
 def _told(name: str, features: Tensor) -> dict[str, str]:

@@ -77,7 +77,6 @@ def step_all(
         >>> scalars["direct_ce"].shape  # doctest: +SKIP
         torch.Size([4])
     """
-    require_one_structure(methods)
     if numbers is None:
         numbers = numbers_of(model, methods, rates)
     shared, own, put = _split(batches)
@@ -99,7 +98,12 @@ def step_all(
 
 
 def numbers_of(model: Model, methods: Sequence[Method], rates: Sequence[Rates]) -> Tensor:
-    """Every number that P configurations may differ in, (P, N), where the model is: once for many steps."""
+    """Every number that P configurations may differ in, (P, N), where the model is: once for many steps.
+
+    Raises:
+        UserError: methods that differ in more than numbers.
+    """
+    require_one_structure(methods)
     rows = [_numbers(each) for each in zip(methods, rates, strict=True)]
     return send(torch.tensor(rows, dtype=model.clip.working_dtype), model.clip.device)
 

@@ -30,21 +30,19 @@ class JobFiles:
     """
 
     def __init__(self, job: Job) -> None:
-        self._job, self._folder = job, Path(job.run_dir)
-        self._store: Store | None = None
+        self._job, self._folder, self._url = job, Path(job.run_dir), ""
         if job.terms.files is not None:
-            name = self._folder.relative_to(job.terms.root).as_posix()
-            self._url = join(job.terms.files, name)
-            self._store = Store(self._url)
+            self._url = join(job.terms.files, self._folder.relative_to(job.terms.root).as_posix())
+        self._store = Store(self._url or str(self._folder))
 
     def work_folder(self, leg: Leg) -> Path:
         """Where a worker has a run's files: the shared folder, or one of its own machine."""
-        return (self._folder if self._store is None else self._own) / leg.folder
+        return (self._own if self._url else self._folder) / leg.folder
 
     @property
     def own_disk(self) -> Path:
         """The job's folder as this machine has it: the shared one, or one that only its workers know."""
-        if self._store is None:
+        if not self._url:
             return self._folder
         digest = sha256(self._url.encode()).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"prometar-{os.getuid()}" / digest
@@ -56,38 +54,30 @@ class JobFiles:
 
     def clean(self) -> None:
         """Remove what a mirrored job has on this machine."""
-        if self._store is not None:
+        if self._url:
             shutil.rmtree(self._own, ignore_errors=True)
 
     def mirror(self, leg: Leg) -> Mirror | None:
         """What keeps that folder and the URL equal; None where the folder is shared."""
-        if self._store is None:
+        if not self._url:
             return None
         return Mirror(join(self._url, leg.folder) if leg.folder else self._url, self.work_folder(leg))
 
     def stop(self) -> None:
         """Have the job left out of its crew from the next epoch on; its worker looks for this file."""
-        if self._store is None:
-            write_atomically(self._folder / _STOPPED, b"")
-        else:
-            self._store.write(_STOPPED, b"")
+        self._store.write(_STOPPED, b"")
 
     def allow(self) -> None:
         """Undo `stop`."""
-        if self._store is None:
-            (self._folder / _STOPPED).unlink(missing_ok=True)
-        else:
-            self._store.delete(_STOPPED)
+        self._store.delete(_STOPPED)
 
     def stopped(self) -> bool:
         """Whether `stop` was called."""
-        if self._store is None:
-            return (self._folder / _STOPPED).exists()
         return self._store.exists(_STOPPED)
 
     def fetch(self) -> None:
         """Bring the results of runs that have ended into the job's folder, where the driver reads them."""
-        if self._store is None:
+        if not self._url:
             return
         for leg in self._job.legs:
             for name in _RESULTS:
@@ -99,7 +89,4 @@ class JobFiles:
         """Remove what is needed only to go on."""
         for leg in self._job.legs:
             for name in _STATES:
-                if self._store is None:
-                    (self._folder / leg.folder / name).unlink(missing_ok=True)
-                else:
-                    self._store.delete(f"{leg.folder}/{name}".lstrip("/"))
+                self._store.delete(f"{leg.folder}/{name}".lstrip("/"))
