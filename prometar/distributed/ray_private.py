@@ -10,6 +10,19 @@ HELPERS = ("start_monitor", "start_api_server", "start_log_monitor")
 
 
 @contextmanager
+def replaced(owner: Any, **parts: Any) -> Iterator[None]:
+    """Meanwhile, a module or a class has these parts instead of its own."""
+    before = {name: getattr(owner, name) for name in parts}
+    for name, part in parts.items():
+        setattr(owner, name, part)
+    try:
+        yield
+    finally:
+        for name, part in before.items():
+            setattr(owner, name, part)
+
+
+@contextmanager
 def without_helpers() -> Iterator[None]:
     """Start no process of Ray's that helps nobody where one machine is used for one command.
 
@@ -18,15 +31,8 @@ def without_helpers() -> Iterator[None]:
     """
     from ray._private.node import Node
 
-    node_class: Any = Node
-    before = {name: getattr(node_class, name) for name in HELPERS}
-    for name in HELPERS:
-        setattr(node_class, name, _nothing)
-    try:
+    with replaced(Node, **dict.fromkeys(HELPERS, _nothing)):
         yield
-    finally:
-        for name, method in before.items():
-            setattr(node_class, name, method)
 
 
 def _nothing(node: Any, **options: Any) -> None:

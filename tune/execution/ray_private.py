@@ -12,6 +12,8 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import class_cache
 from ray.tune.utils.object_cache import _ObjectCache
 
+from prometar.distributed.ray_private import replaced
+
 
 @contextmanager
 def killed_for_memory_is_dead() -> Iterator[None]:
@@ -28,23 +30,15 @@ def killed_for_memory_is_dead() -> Iterator[None]:
             exception = RayActorError(error_msg=f"ray.exceptions.OutOfMemoryError: {reason}")
         handle(manager, tracked_actor_task, exception)
 
-    manager_class._actor_task_failed = failed
-    try:
+    with replaced(manager_class, _actor_task_failed=failed):
         yield
-    finally:
-        manager_class._actor_task_failed = handle
 
 
 @contextmanager
 def callbacks_are_not_counted() -> Iterator[None]:
     """Tune counts what callbacks of other packages are used, and imports MLflow and W&B to know them."""
-    module: Any = usage
-    count = module.tag_callbacks
-    module.tag_callbacks = lambda callbacks: False
-    try:
+    with replaced(usage, tag_callbacks=lambda callbacks: False):
         yield
-    finally:
-        module.tag_callbacks = count
 
 
 @contextmanager
@@ -85,11 +79,8 @@ def idle_workers_stay() -> Iterator[None]:
     def flush_less(cache: Any, force_all: bool = False) -> Iterator[Any]:
         return flush(cache, force_all) if force_all or _lacking(cache) else iter(())
 
-    cache_class.cache_object, cache_class.flush_cached_objects = keep_more, flush_less
-    try:
+    with replaced(cache_class, cache_object=keep_more, flush_cached_objects=flush_less):
         yield
-    finally:
-        cache_class.cache_object, cache_class.flush_cached_objects = keep, flush
 
 
 def _lacking(cache: Any) -> set[Any]:
