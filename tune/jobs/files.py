@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -33,7 +34,10 @@ class JobFiles:
         self._job, self._folder, self._url = job, Path(job.run_dir), ""
         if job.terms.files is not None:
             self._url = join(job.terms.files, self._folder.relative_to(job.terms.root).as_posix())
-        self._store = Store(self._url or str(self._folder))
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self._url or str(self._folder))
 
     def work_folder(self, leg: Leg) -> Path:
         """Where a worker has a run's files: the shared folder, or one of its own machine."""
@@ -50,7 +54,7 @@ class JobFiles:
     @property
     def _own(self) -> Path:
         """This process's own: Tune may start a second worker of a trial, and drop it when it is there."""
-        return self.own_disk / str(os.getpid())
+        return self.own_disk.with_name(f"{self.own_disk.name}-{os.getpid()}")
 
     def clean(self) -> None:
         """Remove what a mirrored job has on this machine."""

@@ -59,9 +59,11 @@ class Watchdog:
 
     def verdict(self) -> str:
         """Why the job is given up: all its attempts have hung; "" where not."""
+        if self.timeout_seconds is None:
+            return ""
         files = self.folder / f"hung-{self.session}-*.txt"
         hung = [file for file in self.folder.glob(files.name) if file.stat().st_size]  # else at work, or done
-        if self.timeout_seconds is None or len(hung) < ATTEMPTS:
+        if len(hung) < ATTEMPTS:
             return ""
         return (
             f"{ATTEMPTS} workers hung: no result within {self.timeout_seconds:g} s (--trial-timeout); where "

@@ -83,7 +83,9 @@ def test_options_of_a_url_stay_at_its_end(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("tune.jobs.files.Store", opened.append)
     (job,) = jobs(tmp_path / "trials", {})
     terms = Terms(root=str(tmp_path), files="s3://bucket/study?region=eu-west-1")
-    JobFiles(replace(job, terms=terms))
+    files = JobFiles(replace(job, terms=terms))
+    assert not opened, "not before it is asked for anything"
+    _ = files._store
     assert opened == ["s3://bucket/study/trials/0000?region=eu-west-1"]
 
 
