@@ -165,13 +165,13 @@ class Foreign:
             frozen_text_VE=self.frozen_text_VE,
             scale=backbone.clip.logit_scale,
         )
-        text_CE = model.text_features(prompts, frozen_NE)
-        if not (math.isfinite(drift.divergence) and bool(similarity(image_NE, text_CE).isfinite().all())):
+        prompted_NC = similarity(image_NE, model.text_features(prompts, frozen_NE))
+        if not (math.isfinite(drift.divergence) and bool(prompted_NC.isfinite().all())):
             raise not_finite(backbone)
-        zero_shot = _percent_right(frozen_NE, self.frozen_base_CE, labels_N)
-        base = _percent_right(image_NE, text_CE, labels_N)
+        zero_shot = _percent_right(similarity(frozen_NE, self.frozen_base_CE), labels_N)
+        base = _percent_right(prompted_NC, labels_N)
         return {"base": base, "new": predicted_new(zero_shot, drift), "zero_shot": zero_shot} | vars(drift)
 
 
-def _percent_right(image_NE: Tensor, text_CE: Tensor, labels_N: Tensor) -> float:
-    return 100 * int((similarity(image_NE, text_CE).argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
+def _percent_right(similarity_NC: Tensor, labels_N: Tensor) -> float:
+    return 100 * int((similarity_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)

@@ -475,20 +475,17 @@ class Session:
         if key in _KEPT:
             yield from _KEPT[key]
             return
-        keep = 4 * _num_bytes(plan) <= _MOST_KEPT_BYTES
+        num_bytes = _image_bytes(len(plan.items), plan.transform.size)
+        keep = _is_kept(num_bytes)
         batches: list[Batch] = []
         for batch in self._stream(plan, 0):
             if keep:
                 batches.append(batch)
             yield batch
         if keep:
-            while sum(map(_kept_bytes, _KEPT.values())) + _num_bytes(plan) > _MOST_KEPT_BYTES:
+            while _held_bytes() + num_bytes > _MOST_KEPT_BYTES:
                 _KEPT.pop(next(iter(_KEPT)))
             _KEPT[key] = batches
-
-
-def _num_bytes(plan: Plan) -> int:
-    return _image_bytes(len(plan.items), plan.transform.size)
 
 
 def _image_bytes(count: int, size: int) -> int:
@@ -499,8 +496,12 @@ def kept_bytes(splits: Iterable[Problem], size: int) -> int:
     """Bytes of the images that a process keeps when runs are scored on all of these; `size`: of one."""
     sets = {items for split in splits for items in split.evaluations.values()}
     each = (_image_bytes(len(items), size) for items in sets)
-    return min(_MOST_KEPT_BYTES, sum(number for number in each if 4 * number <= _MOST_KEPT_BYTES))
+    return min(_MOST_KEPT_BYTES, sum(filter(_is_kept, each)))
 
 
-def _kept_bytes(batches: Sequence[Batch]) -> int:
-    return sum(batch.images.nbytes for batch in batches)
+def _is_kept(num_bytes: int) -> bool:
+    return 4 * num_bytes <= _MOST_KEPT_BYTES
+
+
+def _held_bytes() -> int:
+    return sum(batch.images.nbytes for batches in _KEPT.values() for batch in batches)
