@@ -22,7 +22,6 @@ import sqlite3
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +46,7 @@ from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.pruners import PRUNERS
 from tune.optimizer.samplers import STARTUP_TRIALS
 from tune.optimizer.trial_schema import RESULT
+from tune.results.schema import TrialRecord
 from tune.results.writer import StudyFolder
 from tune.space.spaces import Choice, Space, load_space
 from tune.study_spec import StudySpec
@@ -191,11 +191,15 @@ class Ours:
 class _Unwritten(RecordKeeper):
     """Records of the trials that were only put into the storage are not there, and not wanted."""
 
-    def __init__(
-        self, folder: StudyFolder, memory: Memory, stopping: Stopping, job_of: Callable[[Asked], Job]
-    ) -> None:
-        self._folder, self._memory, self._stopping, self._job_of = folder, memory, stopping, job_of
-        self._num_written = len(memory.ended())
+    _wanted = False
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._wanted = True
+
+    def _write(self, trial: TrialRecord) -> None:
+        if self._wanted:
+            super()._write(trial)
 
 
 def random_trials(space: Space, count: int) -> list[FrozenTrial]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -258,9 +259,9 @@ def _introduce(
 ) -> None:
     console.print(f"study {folder.path}: {headline(spec)}")
     console.print(str(budget))
-    ended = len(memory.ended()) - memory.num_forgiven
-    if ended or memory.num_interrupted:
-        console.print(f"going on: {ended} trials are done, {memory.num_interrupted} were interrupted")
+    done = memory.num_done
+    if done or memory.num_interrupted:
+        console.print(f"going on: {done} trials are done, {memory.num_interrupted} were interrupted")
 
 
 def _search(
@@ -296,11 +297,10 @@ def _search(
         numbers_of=searcher.numbers,
         console=console,
     )
-    ended = len(memory.ended()) - memory.num_forgiven
-    left = budget.waited(means.plan.max_concurrent, done=ended / spec.trials)
+    left = budget.waited(means.plan.max_concurrent, done=memory.num_done / spec.trials)
     estimate = Estimate(left, budget.steps_per_epoch, means.plan.max_concurrent, console=console)
     callbacks: Sequence[Callback] = (progress, keeper, trackers, estimate)
-    try:
+    with closing(trackers):
         if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
             scheduler = StudyScheduler(memory, searcher, stopping, means.room)
             try:
@@ -309,8 +309,6 @@ def _search(
                 progress.close()
                 keeper.clock()
         trackers.catch_up()
-    finally:
-        trackers.close()
     keeper.catch_up()
     if memory.exhausted:
         console.print("the space is searched through: further draws only repeat settings")
@@ -346,7 +344,7 @@ def _compare(
         yield from run_finals(
             folder,
             spec,
-            Tested(0 if trial.reference else trial.number, settings),
+            Tested(trial.tested_as, settings),
             means,
             published={name: _published(spec, name, count) for name, count in num_classes.items()},
         )

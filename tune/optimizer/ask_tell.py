@@ -182,6 +182,11 @@ class Memory:
         """Failed trials that count for nothing, since their cause may have been mended."""
         return len(self._forgiven())
 
+    @property
+    def num_done(self) -> int:
+        """Trials that have ended and count."""
+        return len(self._tally.ended) - self.num_forgiven
+
     def next(self, target: int, *, fresh: bool = True) -> Asked | None:
         """An interrupted trial, else a new one while fewer than `target` trials exist, else None.
 

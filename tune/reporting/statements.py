@@ -256,7 +256,7 @@ def _out_of_date(records: Records) -> list[str]:
                 f"was no part of it. {again}"
             )
     chosen = records.chosen
-    if records.finals and chosen and records.finals.best.number != (0 if chosen.reference else chosen.number):
+    if records.finals and chosen and records.finals.best.number != chosen.tested_as:
         lines.append(
             f"The final test is out of date: trial {records.finals.best.number} led when it was run, "
             f"trial {chosen.number} does now. {again}"

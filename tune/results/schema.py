@@ -147,6 +147,11 @@ class TrialRecord(Versioned):
         """The objective of a finished trial; None for others."""
         return self.objective if self.state == "COMPLETE" else None
 
+    @property
+    def tested_as(self) -> int:
+        """Its number in the final test: 0 for the released settings, also where they were run again."""
+        return 0 if self.reference else self.number
+
     def goal(self, name: Goal) -> float | None:
         """One of the figures that a search can optimise or bound."""
         figures = {"objective": self.objective, "base": self.base, "new": self.new, SECONDS: self.seconds}

@@ -55,7 +55,7 @@ def check(spec: StudySpec) -> Checked:
     require_space(spec)
     num_classes, steps = dict[str, int](), dict[str, Steps]()
     splits, datasets = list[Problem](), list[Dataset]()
-    notes, contents, trained = list[str](), dict[str, str](), 0
+    notes, contents = list[str](), dict[str, str]()
     for name in spec.names:
         obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
@@ -64,7 +64,6 @@ def check(spec: StudySpec) -> Checked:
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
         searched, final = problems(spec, dataset)
         splits += [*searched, final]
-        trained = max(trained, *(len(each.classnames) for each in (*searched, final)))
         steps[name], note = steps_of(config, searched, final), searched[-1].note
         if note:
             notes.append(note if note == LEAKS else f"{name}: {note}")
@@ -79,5 +78,6 @@ def check(spec: StudySpec) -> Checked:
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))
     budget = budget_of(spec, steps)
+    trained = max(len(split.classnames) for split in splits)
     images = kept_bytes(splits, clip.image_size)
     return Checked(num_classes, told, spec.identity | contents, budget, trained, clip.num_bytes, images)
