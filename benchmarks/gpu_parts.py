@@ -54,7 +54,13 @@ WAIT_SECONDS = 300  # for the others to be ready
 def run_of(precision: str, *, device: torch.device | None = None, **values: Any) -> Run:
     """`textures` with the embedded backbone, two epochs of two images a class."""
     device = device or torch.device("cuda", 0)
-    for cached in (train._backbone, train._text_digest, train._teacher, train._frozen_images):
+    for cached in (
+        train._backbone,
+        train._for_text_prompts,
+        train._text_digest,
+        train._teacher,
+        train._features,
+    ):
         cached.cache_clear()
     config = Config().override(
         {"train.epochs": 2, "data.shots": 2, "inner.lr": 0.1, "backbone.precision": precision, **values}

@@ -130,8 +130,8 @@ class Clip:
     `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
     `logit_scale` is exp of the learned log scale, a scalar tensor. None is what a family has not. `pool`: one
     block that makes an image's feature of all its tokens, the last LayerNorm included. `closed`: an image
-    tower that no prompt enters; then `vision` has no block. A `Language` has its positions, norms and
-    projection inside.
+    tower that no prompt can enter; then `vision` has no block. `image_prompts`: False where none will. A
+    `Language` has its positions, norms and projection inside.
     """
 
     text: Tower | Language
@@ -154,7 +154,13 @@ class Clip:
     vision_projection_bias: Tensor | None = None
     pool: Tower | None = None
     closed: Closed | None = None
+    image_prompts: bool = True
     form: Form = OPENAI
+
+    @property
+    def embeds_features(self) -> bool:
+        """Whether an image is embedded as its feature, since no prompt enters the image tower."""
+        return self.closed is not None or not self.image_prompts
 
     @property
     def embed_dim(self) -> int:

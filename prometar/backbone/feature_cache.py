@@ -32,7 +32,7 @@ FORMAT = "prometar-text-features-1"
 _OTHERS = (
     "text", "vision", "patch_weight", "class_embedding", "vision_positions", "ln_pre_weight", "ln_pre_bias",
     "ln_post_weight", "ln_post_bias", "vision_projection", "vision_projection_bias", "logit_scale", "pool",
-    "closed", "form",
+    "closed", "image_prompts", "form",
 )  # fmt: skip
 
 

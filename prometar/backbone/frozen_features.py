@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.text import encode_text, text_input
-from prometar.backbone.vision import encode_image
+from prometar.backbone.vision import embed_images, encode_image
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context length)."""
@@ -52,3 +53,37 @@ def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: 
 def frozen_image(clip: Clip, tokens_BTD: Tensor) -> Tensor:
     """Normalised frozen image features (B, E) of embedded images."""
     return F.normalize(encode_image(clip, tokens_BTD).to(clip.working_dtype), dim=-1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a process remembers of images that come again: the frozen CLIP's features, by batch.
+
+    Runs of one plan share it, since equal plans give equal pixels. features: None where they are too many.
+    """
+
+    features: dict[int, Tensor] | None = None
+
+    def suffices(self, clip: Clip, numbers: Iterable[int] = ()) -> bool:
+        """Whether nobody need see these batches' images again; with none, whether that can be."""
+        known = self.features
+        return clip.embeds_features and known is not None and all(number in known for number in numbers)
+
+    def embed(self, clip: Clip, number: int, images_B3HW: Tensor) -> Tensor:
+        """`embed_images` of a batch, remembered where these are features."""
+        if not clip.embeds_features:
+            return embed_images(clip, images_B3HW)
+        return self._once(number, lambda: embed_images(clip, images_B3HW))
+
+    def frozen(self, clip: Clip, number: int, tokens_BTD: Tensor) -> Tensor:
+        """`frozen_image` of a batch, remembered."""
+        if clip.embeds_features:
+            return frozen_image(clip, tokens_BTD)
+        return self._once(number, lambda: frozen_image(clip, tokens_BTD))
+
+    def _once(self, number: int, compute: Callable[[], Tensor]) -> Tensor:
+        if self.features is None:
+            return compute()
+        if number not in self.features:
+            self.features[number] = compute()
+        return self.features[number]

@@ -22,11 +22,17 @@ from prometar.backbone.tower import Pass, Prompts
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """CLS and patch tokens after `ln_pre`, (B, T, D): frozen, so once a batch serves every pass over it.
 
-    Images are normalised with the backbone's own mean and standard deviation. Of a closed image tower there
-    is one token, its feature.
+    Images are normalised with the backbone's own mean and standard deviation. Where no prompt enters the
+    tower there is one token, its un-normalised feature.
     """
     if clip.closed is not None:
         return clip.closed(images_B3HW)[:, None]
+    if clip.embeds_features:
+        return image_pass(clip, _tokens(clip, images_B3HW), {}, fused=True)[0][:, None]
+    return _tokens(clip, images_B3HW)
+
+
+def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     assert clip.patch_weight is not None
     assert clip.vision_positions is not None
     patches = F.conv2d(images_B3HW, clip.patch_weight, stride=clip.patch_weight.shape[-1])
@@ -47,6 +53,8 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
     before; a layer-0 prompt passes `ln_pre` like the patches. Their outputs are computed only where the
     next layer uses them.
     """
+    if clip.embeds_features:
+        return tokens_BTD[:, 0]
     return image_pass(clip, tokens_BTD, prompts or {}, fused=not torch.is_grad_enabled())[0]
 
 

@@ -124,7 +124,8 @@ class Classifier:
         logits = classify(self.backbone, self.model(names), self.leaves)
         batches = self._pixels(pictures, batch_size)
         there = (send(torch.from_numpy(batch), self.backbone.clip.device) for batch in batches)
-        parts = [fetch(logits(batch).float().softmax(dim=-1)).numpy() for batch in there]
+        found = (logits(batch, number) for number, batch in enumerate(there))
+        parts = [fetch(each.float().softmax(dim=-1)).numpy() for each in found]
         probabilities = np.concatenate(parts)
         if not np.isfinite(probabilities).all():
             raise not_finite(self.backbone)

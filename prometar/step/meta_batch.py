@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.clip import Clip
-from prometar.backbone.frozen_features import frozen_image
+from prometar.backbone.frozen_features import Seen
 from prometar.backbone.vision import embed_images
 from prometar.device import send
 from prometar.methods.composition import Method
@@ -78,7 +78,6 @@ def make_batch(
     labels: Tensor,
     draw: TaskDraw | None,
     *,
-    frozen: Tensor | None = None,
     static: bool = False,
 ) -> Batch:
     """Embed a batch of normalised images once for all passes of a step.
@@ -87,20 +86,18 @@ def make_batch(
         images_B3HW: In the backbone's precision and place.
         labels: (B,), on the CPU or there.
         draw: The meta task, None where the method or the batch has none.
-        frozen: The frozen CLIP's normalised features (B, E), if they are known already.
         static: Every part holds all B images, and there is a task even where the batch has none.
     """
-    whole = embed_batch(clip, images_B3HW, labels, frozen=frozen, teach=method.uses_images)
+    whole = embed_batch(clip, images_B3HW, labels, teach=method.uses_images)
     return Batch(whole, make_task(clip, method, images_B3HW, whole, draw, static=static))
 
 
 def embed_batch(
-    clip: Clip, images_B3HW: Tensor, labels: Tensor, *, frozen: Tensor | None = None, teach: bool = True
+    clip: Clip, images_B3HW: Tensor, labels: Tensor, *, seen: Seen = Seen(), step: int = 0, teach: bool = True
 ) -> Images:
-    """All images, embedded; `teach`: with the frozen CLIP's features."""
-    tokens, labels = embed_images(clip, images_B3HW), labels.to(images_B3HW.device)
-    if frozen is None and teach:
-        frozen = frozen_image(clip, tokens)
+    """All images, embedded; `teach`: with the frozen CLIP's features. `seen`: what is known of a step's."""
+    tokens, labels = seen.embed(clip, step, images_B3HW), labels.to(images_B3HW.device)
+    frozen = seen.frozen(clip, step, tokens) if teach else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
     return Images(tokens, labels, weights, frozen)
 

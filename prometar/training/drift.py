@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.frozen_features import frozen_image, readable
+from prometar.backbone.frozen_features import Seen, readable
 from prometar.backbone.openclip import Backbone
-from prometar.backbone.vision import embed_images
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.streaming.stream import Batch
 from prometar.errors import UserError
@@ -128,13 +127,13 @@ class Foreign:
     Args:
         model: Of the foreign names. frozen_text_VE: Their features under the frozen CLIP.
         frozen_base_CE: Of the base names, for the zero-shot accuracy.
-        frozen_images: Features of each batch of images, as far as this process has computed them.
+        seen: What is known of each batch of base images.
     """
 
     model: Model
     frozen_text_VE: Tensor
     frozen_base_CE: Tensor
-    frozen_images: dict[int, Tensor]
+    seen: Seen
 
     @torch.no_grad()
     def score(
@@ -151,10 +150,9 @@ class Foreign:
         prompts = model.prompts.tokens(dict(leaves))
         images, frozen, labels = [], [], []
         for batch in batches:
-            tokens = embed_images(backbone.clip, backbone.normalise(torch.from_numpy(batch.images)))
-            if batch.step not in self.frozen_images:
-                self.frozen_images[batch.step] = frozen_image(backbone.clip, tokens)
-            frozen.append(self.frozen_images[batch.step])
+            pixels = backbone.normalise(torch.from_numpy(batch.images))
+            tokens = self.seen.embed(backbone.clip, batch.step, pixels)
+            frozen.append(self.seen.frozen(backbone.clip, batch.step, tokens))
             images.append(F.normalize(model.image_features(prompts, tokens), dim=-1))
             labels.append(torch.from_numpy(batch.labels))
         image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)

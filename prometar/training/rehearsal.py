@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, Images, Query, Shares, Task, embed_batch
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.prompted_clip import Model, build_model, enter_images, prompt_texts
 from prometar.step.state import State
 from prometar.step.vmapped import stack, step_all
 
@@ -74,6 +74,7 @@ def rehearse(
     tokens = tokenizer_of(config.backbone.name)(texts)
     with (mode := FakeTensorMode()):
         clip = clip.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).folded()
+        clip = replace(clip, image_prompts=enter_images(method.prompts, clip))
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
         model = build_model(clip, method.prompts, tokens, frozen)
         generator = torch.Generator().manual_seed(0)

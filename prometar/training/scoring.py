@@ -7,49 +7,55 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from prometar.backbone.frozen_features import frozen_image
+from prometar.backbone.frozen_features import Seen
 from prometar.backbone.openclip import Backbone
-from prometar.backbone.vision import embed_images
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
 from prometar.step.prompted_clip import Model
 
 
-def classify(backbone: Backbone, model: Model, leaves: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function from uint8 images (B, H, W, 3) where the backbone is to logits (B, C).
+def classify(
+    backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], seen: Seen = Seen()
+) -> Callable[[Tensor, int], Tensor]:
+    """A function from uint8 images (B, H, W, 3), where the backbone is, and their batch's number to logits.
 
-    The classes are encoded once; once an image where the text sees it.
+    These are (B, C). Classes are encoded once; once an image where the text sees it. `seen`: what is known of
+    each batch.
     """
     with torch.no_grad():
         prompts = model.prompts.tokens(dict(leaves))
         text_CE = None if model.prompts.conditional else model.text_features(prompts)
 
     @torch.no_grad()
-    def logits(images: Tensor) -> Tensor:
-        tokens = embed_images(backbone.clip, backbone.normalise(images))
-        image_BE = model.image_features(prompts, tokens)
-        if text_CE is None:
-            return model.logits(image_BE, model.text_features(prompts, frozen_image(backbone.clip, tokens)))
-        return model.logits(image_BE, text_CE)
+    def logits(images: Tensor, number: int) -> Tensor:
+        tokens = seen.embed(backbone.clip, number, backbone.normalise(images))
+        image_BE, known_CE = model.image_features(prompts, tokens), text_CE
+        if known_CE is None:
+            known_CE = model.text_features(prompts, seen.frozen(backbone.clip, number, tokens))
+        return model.logits(image_BE, known_CE)
 
     return logits
 
 
 def accuracy(
-    backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], batches: Iterable[Batch]
+    backbone: Backbone,
+    model: Model,
+    leaves: Mapping[str, Tensor],
+    batches: Iterable[Batch],
+    seen: Seen = Seen(),
 ) -> float:
     """Percent of the batches' images whose most likely class of `model` is their label.
 
     Raises:
         WorkError: a logit is not finite: such a model has no score.
     """
-    logits, device, total = classify(backbone, model, leaves), backbone.clip.device, 0
+    logits, device, total = classify(backbone, model, leaves, seen), backbone.clip.device, 0
     correct = torch.zeros((), dtype=torch.long, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for batch in batches:
         images, labels = send((torch.from_numpy(batch.images), torch.from_numpy(batch.labels)), device)
-        found = logits(images)
+        found = logits(images, batch.step)
         correct += (found.argmax(dim=-1) == labels).sum()
         finite &= found.isfinite().all()
         total += len(batch.labels)

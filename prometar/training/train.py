@@ -14,15 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prometar.backbone.clip import Clip
 from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.feature_cache import cached_text, text_digest
+from prometar.backbone.frozen_features import Seen
 from prometar.backbone.openclip import Backbone, load_backbone
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.objective import Problem, figure_of, own_objective, problem
 from prometar.data.streaming.plan import Plan, eval_plan
-from prometar.data.streaming.stream import Batch
+from prometar.data.streaming.stream import Batch, without_pixels
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device, fetch, send
 from prometar.errors import UserError, WorkError
@@ -35,7 +37,7 @@ from prometar.step.cuda_graph import Graph
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
 from prometar.step.meta_batch import embed_batch, select_task, take
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.prompted_clip import Model, build_model, enter_images, prompt_texts
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.step.task_selection import Selection
@@ -61,19 +63,19 @@ class Diverged(WorkError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One set that accuracy is measured on: its plan, and the model of its classes."""
+    """A set that accuracy is measured on: its plan, the model of its classes, what is known of its images."""
 
     plan: Plan
     model: Model
+    seen: Seen
 
 
 @dataclass(frozen=True)
 class Run:
     """Everything that is fixed while a run trains.
 
-    `frozen_images`: the frozen CLIP's features of each step's images, as far as this process has computed
-    them; None where they are too many to be kept. Runs of one plan share them: equal plans give equal pixels.
-    `foreign`: what accuracy on new classes is predicted with, where the objective does so.
+    `backbone`: as its prompts need it. `seen`: what is known of each step's images. `foreign`: what accuracy
+    on new classes is predicted with, where the objective does so.
     """
 
     config: Config
@@ -85,8 +87,8 @@ class Run:
     plan: Plan
     evaluations: Mapping[str, Evaluation]
     every_epoch: bool
-    frozen_images: dict[int, Tensor] | None = None
-    foreign: Foreign | None = None
+    seen: Seen
+    foreign: Foreign | None
 
     def model_of(self, names: Sequence[str]) -> Model:
         """Its prompts with other class names."""
@@ -114,6 +116,12 @@ def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
     return load_backbone(name, pretrained, dtype=DTYPES[precision], device=default_device())
 
 
+@lru_cache(maxsize=2)
+def _for_text_prompts(name: str, pretrained: str | None, precision: str) -> Backbone:
+    backbone = _backbone(name, pretrained, precision)
+    return replace(backbone, clip=replace(backbone.clip, image_prompts=False))
+
+
 @lru_cache(maxsize=_MOST_RUNS)
 def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
     return open_dataset(name, root, json.loads(args))
@@ -136,14 +144,22 @@ def _teacher(
     return features
 
 
-@lru_cache(maxsize=_MOST_RUNS)
-def _frozen_images(
-    name: str, pretrained: str | None, precision: str, plan: str, source: str
-) -> dict[int, Tensor]:
+@lru_cache(maxsize=4 * _MOST_RUNS)  # what a run is trained on, and what it is scored on
+def _features(spec: tuple[str, str | None, str], embedded: bool, plan: str, source: str) -> dict[int, Tensor]:
     return {}
 
 
 _MOST_FROZEN_BYTES = 128 * 1024**2  # of features: 65,000 images of ViT-B/16 in float32
+
+
+def _seen(config: Config, clip: Clip, plan: Plan, dataset: Dataset) -> Seen:
+    if plan.num_rows * clip.embed_dim * 4 > _MOST_FROZEN_BYTES:
+        return Seen()
+    return Seen(_features(_spec(config), clip.embeds_features, plan.digest, repr(dataset.source)))
+
+
+def _spec(config: Config) -> tuple[str, str | None, str]:
+    return config.backbone.name, config.backbone.pretrained, config.backbone.precision
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: int = 0) -> Run:
@@ -155,10 +171,13 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
     method = build(config)
     code = identities([config.data.reference] if config.data.reference else [])
     dataset = _dataset(config.data.name, config.data.root, json.dumps(config.data.args), str(code))
-    spec = (config.backbone.name, config.backbone.pretrained, config.backbone.precision)
+    spec = _spec(config)
     backbone = _backbone(*spec)
     if config.own or backbone.clip.closed:
         probe(config, backbone.clip)
+    if not enter_images(method.prompts, backbone.clip):
+        backbone = _for_text_prompts(*spec)
+    clip = backbone.clip
     if config.train.cuda_graph and backbone.clip.device.type != "cuda":
         raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
     split = problem(
@@ -171,14 +190,14 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
     )
 
     model_of = partial(_model, config, method, backbone, dataset)
+    plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
-        name: Evaluation(eval_plan(items, size=backbone.clip.image_size), model_of(classnames(items)))
-        for name, items in split.evaluations.items()
+        name: Evaluation(each, model_of(classnames(each.items)), _seen(config, clip, each, dataset))
+        for name, each in plans.items()
     }
     templates = method.regularizer.templates or (dataset.wording(method.regularizer.wording),)
     frozen = _teacher(*spec, split.classnames, templates) if method.regularizer.uses_text else None
     plan = _train_plan(config, split, backbone)
-    keep = plan.num_rows * backbone.clip.embed_dim * 4 <= _MOST_FROZEN_BYTES
     return Run(
         config,
         objective,
@@ -189,8 +208,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         plan,
         evaluations,
         split.every_epoch,
-        _frozen_images(*spec, plan.digest, repr(dataset.source)) if keep else None,
-        _foreign(spec, config, method, dataset, split, evaluations) if split.predicts_new else None,
+        _seen(config, clip, plan, dataset),
+        _foreign(config, method, backbone, dataset, split, evaluations) if split.predicts_new else None,
     )
 
 
@@ -208,20 +227,20 @@ def _model(
 
 
 def _foreign(
-    spec: tuple[str, str | None, str],
     config: Config,
     method: Method,
+    backbone: Backbone,
     dataset: Dataset,
     split: Problem,
     evaluations: Mapping[str, Evaluation],
 ) -> Foreign:
-    backbone = _backbone(*spec)
+    spec = _spec(config)
     names = foreign_to(dataset, backbone.vocabulary)
     return Foreign(
         _model(config, method, backbone, dataset, names),
         _teacher(*spec, names, (TEMPLATE,)),
         _teacher(*spec, split.classnames, (TEMPLATE,)),
-        _frozen_images(*spec, evaluations["base"].plan.digest, repr(dataset.source)),
+        evaluations["base"].seen,
     )
 
 
@@ -357,11 +376,8 @@ def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) ->
         (torch.from_numpy(streamed.images), labels, list(selections.values())), clip.device
     )
     images = first.backbone.normalise(images)
-    known = {} if first.frozen_images is None else first.frozen_images
     teach = first.method.uses_images
-    whole = embed_batch(clip, images, labels, frozen=known.get(step) if teach else None, teach=teach)
-    if whole.frozen is not None:
-        known[step] = whole.frozen
+    whole = embed_batch(clip, images, labels, seen=first.seen, step=step, teach=teach)
     # One object for all that draw alike: nothing of it is stacked.
     tasks = {
         augmentation: selection
@@ -433,7 +449,10 @@ class Session:
     def batches(self) -> Iterator[Batch]:
         """The stream, from the state's step on."""
         if self._batches is None:
-            self._batches = self._stream(self.run.plan, self.state.step)
+            run, start = self.run, self.state.step
+            looked_at = self._watch is not None or run.method.augmentation.of_images
+            known = not looked_at and run.seen.suffices(run.backbone.clip, range(start, run.plan.num_steps))
+            self._batches = (without_pixels if known else self._stream)(run.plan, start)
         return self._batches
 
     def conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:
@@ -453,11 +472,11 @@ class Session:
         foreign, leaves, sets = self.run.foreign, self.state.tested, self.run.evaluations
         if foreign is not None:
             base = sets["base"]
-            figures = foreign.score(self.run.backbone, base.model, leaves, self._images(base.plan))
+            figures = foreign.score(self.run.backbone, base.model, leaves, self._images(base))
             scored = {"base": figures["base"], "new": figures["new"]}
             return {**figures, "objective": harmonic_mean(scored)}
         accuracies = {
-            name: accuracy(self.run.backbone, e.model, leaves, self._images(e.plan))
+            name: accuracy(self.run.backbone, e.model, leaves, self._images(e), e.seen)
             for name, e in sets.items()
         }
         return {**accuracies, "objective": figure_of(self.run.objective, accuracies)}
@@ -469,14 +488,18 @@ class Session:
             close()
         self._batches = None
 
-    def _images(self, plan: Plan) -> Iterator[Batch]:
-        """A plan's batches; images of small sets are kept in the process, since centre crops never change."""
+    def _images(self, scored: Evaluation) -> Iterator[Batch]:
+        """A set's batches; images of small sets are kept in the process, since centre crops never change."""
+        plan, seen, clip = scored.plan, scored.seen, self.run.backbone.clip
+        if seen.suffices(clip, range(plan.num_steps)):
+            yield from without_pixels(plan)
+            return
         key = (plan.digest, repr(self.run.dataset.source))
         if key in _KEPT:
             yield from _KEPT[key]
             return
         num_bytes = _image_bytes(len(plan.items), plan.transform.size)
-        keep = _is_kept(num_bytes)
+        keep = _is_kept(num_bytes) and not seen.suffices(clip)
         batches: list[Batch] = []
         for batch in self._stream(plan, 0):
             if keep:

@@ -73,6 +73,14 @@ def labels_of_plan(plan: Plan) -> NDArray[np.int64]:
     return np.array([item.label for item in plan.items], np.int64)
 
 
+def without_pixels(plan: Plan, start_step: int = 0) -> Iterator[Batch]:
+    """The plan's batches from `start_step` on, with images of no rows and columns: only labels are made."""
+    labels = labels_of_plan(plan)
+    for step in range(start_step, plan.num_steps):
+        rows = plan.rows(*plan.step_rows(step))
+        yield Batch(step, np.empty((len(rows.image), 0, 0, 3), np.uint8), labels[rows.image])
+
+
 def stream(
     plan: Plan, source: Source, *, start_step: int = 0, options: StreamOptions | None = None
 ) -> Iterator[Batch]:

@@ -36,16 +36,20 @@ USERS = ("prometar.training.train", "prometar.runs", "prometar.inference.classif
 
 
 def tiny(*args: object, dtype: torch.dtype, device: torch.device) -> Backbone:
-    """A backbone whose constants are where it is, as after its first image."""
-    backbone = Backbone("tiny", TINY.to(device=device, dtype=dtype))
-    backbone.normalise(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=device))
-    return backbone
+    return Backbone("tiny", TINY.to(device=device, dtype=dtype))
+
+
+def warm(run: Run) -> Run:
+    """The constants of its backbone are where that is, as after its first image."""
+    run.backbone.normalise(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=DEVICE))
+    return run
 
 
 def forget() -> None:
     """What the process keeps of a backbone, which is on one device."""
-    for kept in (train._backbone, train._text_digest, train._teacher, train._frozen_images):
-        kept.cache_clear()
+    kept = train._backbone, train._for_text_prompts, train._text_digest, train._teacher, train._features
+    for each in kept:
+        each.cache_clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,7 +111,7 @@ def count_epoch(session: Session, seen: Traffic) -> None:
 def test_an_epoch_copies_once_a_batch_and_waits_once(
     method: str, precision: str, seen: Traffic, tmp_path: Path
 ) -> None:
-    run = small_run(method, backbone__precision=precision, train__batch_size=6, **SMALL)
+    run = warm(small_run(method, backbone__precision=precision, train__batch_size=6, **SMALL))
     assert run.backbone.clip.device == DEVICE
     session = Session(run, tmp_path, local(run))
     count_epoch(session, seen)
@@ -117,7 +121,7 @@ def test_an_epoch_copies_once_a_batch_and_waits_once(
 
 def test_lockstep_copies_once_for_all(seen: Traffic, tmp_path: Path) -> None:
     values = ({}, {"inner__lr": 0.02, "task__mixup_alpha": 2.0}, {"optim__lr": 0.01})
-    runs = [small_run(**SMALL, **each) for each in values]
+    runs = [warm(small_run(**SMALL, **each)) for each in values]
     together = Lockstep([Session(run, tmp_path / str(k), local(run)) for k, run in enumerate(runs)])
     scored, sets = num_scored(runs[0]), len(runs[0].evaluations)
     numbers = 1  # once an epoch

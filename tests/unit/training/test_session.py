@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from prometar.backbone.frozen_features import Seen
 from prometar.config.settings import Config
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
@@ -174,14 +175,12 @@ def test_unknown_objectives_are_named() -> None:
 def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = small_run(data__shots=3), small_run(data__shots=3, inner__lr=0.02)
     train_epoch(first, initial_state(first), local(first)(first.plan, 0))
-    alone, _ = train_epoch(
-        replace(second, frozen_images=None), initial_state(second), local(second)(second.plan, 0)
-    )
+    alone, _ = train_epoch(replace(second, seen=Seen()), initial_state(second), local(second)(second.plan, 0))
 
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("prometar.step.meta_batch.frozen_image", never)
+    monkeypatch.setattr("prometar.backbone.frozen_features.frozen_image", never)
     state, _ = train_epoch(second, initial_state(second), local(second)(second.plan, 0))
     for name, tensor in alone.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name

@@ -1,0 +1,208 @@
+"""Where no prompt enters the image tower, an image is its feature: encoded once a step and a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prometar.backbone import vision
+from prometar.backbone.frozen_features import Seen
+from prometar.config.settings import Config
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, stream_local
+from prometar.step.prompted_clip import Model
+from prometar.step.state import State
+from prometar.training import train as train_module
+from prometar.training.scoring import accuracy
+from prometar.training.train import Run, Session, Stream, build_run, initial_state, train_epoch
+from tests.support.small import BACKBONE
+
+META = {"inner.kind": "sgd", "inner.lr": 0.1}
+TEXT_ALONE: dict[str, dict[str, Any]] = {
+    "coop": {},
+    "cocoop": {},
+    "kgcoop": {},
+    "prograd": {},
+    "coop with tasks": META | {"task.augmentation": "feature_mixup"},
+    "coop with tasks of mixed pixels": META | {"task.augmentation": "cutmix"},
+    "cocoop with tasks": META | {"task.augmentation": "feature_mixup"},
+}
+
+
+def small_run(name: str, objective: str = "class_holdout", **more: Any) -> Run:
+    config = Config(method=name.split()[0])
+    small = {**BACKBONE, "backbone.precision": "fp64", "train.epochs": 2, "data.shots": 3}
+    return build_run(config.override({**small, **TEXT_ALONE.get(name, {}), **more}), objective)
+
+
+def batches(run: Run, plan: Plan | None = None) -> Iterator[Batch]:
+    return stream_local(plan or run.plan, run.dataset.source)
+
+
+def local(run: Run) -> Stream:
+    return lambda plan, start: stream_local(plan, run.dataset.source, start_step=start)
+
+
+def train(session: Session) -> None:
+    while not session.finished:
+        session.epoch()
+    session.close()
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    train_module._features.cache_clear()
+    yield
+    train_module._features.cache_clear()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each pass of the image tower has had."""
+    counted, run = list[int](), vision.image_pass
+
+    def counting(clip: Any, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        counted.append(len(tokens))
+        return run(clip, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(vision, "image_pass", counting)
+    monkeypatch.setattr("prometar.step.prompted_clip.image_pass", counting)
+    return counted
+
+
+def as_if_prompts_came(run: Run) -> Run:
+    """The same run by the tower as it is where prompts enter it."""
+
+    def plain(model: Model) -> Model:
+        return replace(model, clip=replace(model.clip, image_prompts=True))
+
+    evaluations = {
+        name: replace(each, model=plain(each.model), seen=Seen()) for name, each in run.evaluations.items()
+    }
+    backbone = replace(run.backbone, clip=plain(run.model).clip)
+    return replace(run, backbone=backbone, model=plain(run.model), evaluations=evaluations, seen=Seen())
+
+
+@pytest.mark.parametrize("name", TEXT_ALONE)
+def test_it_is_the_same_training(name: str, passes: list[int]) -> None:
+    run = small_run(name)
+    plain = as_if_prompts_came(run)
+    expected, expected_losses = train_epoch(plain, initial_state(plain), batches(plain))
+    before = len(passes)
+    state, losses = train_epoch(run, initial_state(run), batches(run))
+    assert losses == pytest.approx(expected_losses, abs=1e-9)
+    for leaf, tensor in expected.tensors().items():
+        torch.testing.assert_close(state.tensors()[leaf], tensor, rtol=0, atol=1e-9, msg=leaf)
+    steps = run.plan.steps_per_epoch
+    assert steps <= len(passes) - before <= (2 * steps if "pixels" in name else steps)
+    assert name in ("coop", "kgcoop") or before > steps, "the plain tower runs once more for each use"
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop"])
+def test_what_one_run_has_encoded_no_other_does(name: str, passes: list[int]) -> None:
+    first, second = small_run(name), small_run(name, **{"optim.lr": 0.01})
+    train_epoch(first, initial_state(first), batches(first))
+    passes.clear()
+    known, _ = train_epoch(second, initial_state(second), batches(second))
+    assert not passes
+    forgetful = replace(second, seen=Seen())
+    alone, _ = train_epoch(forgetful, initial_state(forgetful), batches(second))
+    for leaf, tensor in alone.tensors().items():
+        assert torch.equal(known.tensors()[leaf], tensor), leaf
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "zero-shot"])
+def test_scored_images_are_encoded_once(name: str, passes: list[int]) -> None:
+    run = small_run(name)
+    leaves = initial_state(run).prompts
+    (each,) = [run.evaluations[name] for name in sorted(run.evaluations)][:1]
+    plain = as_if_prompts_came(run)
+
+    def score(of: Run, seen: Seen, model: Model) -> float:
+        return accuracy(of.backbone, model, leaves, batches(run, each.plan), seen)
+
+    figure = score(run, each.seen, each.model)
+    assert sum(passes) == len(each.plan.items)
+    passes.clear()
+    assert score(run, each.seen, each.model) == figure
+    assert not passes
+    assert score(plain, Seen(), replace(each.model, clip=plain.backbone.clip)) == figure
+
+
+def test_drift_encodes_an_image_once(passes: list[int]) -> None:
+    run = small_run("coop", "drift")
+    base, leaves = run.evaluations["base"], initial_state(run).prompts
+    score: Callable[[], Any] = lambda: run.foreign.score(  # type: ignore[union-attr]  # noqa: E731
+        run.backbone, base.model, leaves, batches(run, base.plan)
+    )
+    figures = score()
+    assert sum(passes) == len(base.plan.items)
+    passes.clear()
+    assert score() == figures
+    assert not passes
+
+
+def test_known_images_are_not_read_again(tmp_path: Path) -> None:
+    first, second = small_run("coop"), small_run("coop", **{"optim.lr": 0.01})
+    read = list[tuple[Plan, int]]()
+
+    def stream(plan: Plan, start: int) -> Iterator[Batch]:
+        read.append((plan, start))
+        return stream_local(plan, second.dataset.source, start_step=start)
+
+    train(Session(first, tmp_path / "first", stream))
+    assert {plan for plan, _ in read} == {first.plan, *(e.plan for e in first.evaluations.values())}
+    read.clear()
+    known = Session(second, tmp_path / "second", stream)
+    train(known)
+    assert read == []
+    train_module._features.cache_clear()
+    forgetful = small_run("coop", **{"optim.lr": 0.01})
+    alone = Session(forgetful, tmp_path / "alone", stream)
+    train(alone)
+    assert without_seconds(known) == without_seconds(alone)
+    for leaf, tensor in alone.state.tensors().items():
+        assert torch.equal(known.state.tensors()[leaf], tensor), leaf
+
+
+@pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
+def test_images_that_somebody_looks_at_are_read(name: str, tmp_path: Path) -> None:
+    run, looked = small_run(name), list[int]()
+    train(Session(run, tmp_path / "first", local(run)))
+
+    def watch(_: Run, __: State, batch: Batch) -> None:
+        looked.append(batch.images.size)
+
+    second = Session(run, tmp_path / "second", local(run), None if "pixels" in name else watch)
+    assert next(second.batches()).images.size
+    second.close()
+    second.epoch()
+    second.close()
+    assert all(looked)
+
+
+def test_a_run_that_goes_on_in_a_new_process_reads_what_is_left(tmp_path: Path) -> None:
+    first = small_run("coop")
+    session = Session(first, tmp_path, local(first))
+    session.epoch()
+    session.close()
+    train_module._features.cache_clear()
+    second = small_run("coop")
+    session = Session(second, tmp_path, local(second))
+    assert next(session.batches()).images.size
+    session.close()
+
+
+def without_seconds(session: Session) -> list[dict[str, Any]]:
+    return [{key: value for key, value in each.items() if key != "seconds"} for each in session.history]
+
+
+def test_prompts_in_the_image_tower_keep_it_open() -> None:
+    assert small_run("prometar").backbone.clip.image_prompts
+    assert not small_run("coop").backbone.clip.image_prompts
+    assert not small_run("prometar", **{"prompts.vision_depth": 0}).backbone.clip.image_prompts
