@@ -19,8 +19,9 @@ from prometar.errors import UserError
 from prometar.io.stores import join
 from prometar.loading import nothing_collected
 from tune.results.goals import parse_bounds
+from tune.space.fitting import fitted
 from tune.space.portfolio import SIZE, first_trials
-from tune.space.spaces import EPOCHS, Space, load_space
+from tune.space.spaces import EPOCHS, Space, known_spaces, load_space
 
 if TYPE_CHECKING:
     from tune.results.schema import FinalTest
@@ -112,7 +113,7 @@ class Options:
         from tune.study_spec import StudySpec
 
         goals = _many(self.goals) or ("objective",)
-        space = self.space if isinstance(self.space, Space) else load_space(self.space)
+        space = self._space()
         own = range(self.seed, self.seed + self.seeds_per_trial)
         return StudySpec(
             config=absolute_paths(configure(self.method, self._reference())),
@@ -134,12 +135,24 @@ class Options:
             matters=self.matters if _is_auto(self.final_seeds) else None,
         )
 
+    def _space(self) -> Space:
+        """The space; one that comes with the project only as far as the published method searches it."""
+        if isinstance(self.space, Space):
+            return self.space
+        space = load_space(self.space)
+        published = configure(self.method, self._defaults())
+        return fitted(space, published) if self.space in known_spaces() else space
+
     def _reference(self) -> dict[str, Any]:
         """The settings that all trials share, by dotted key."""
         given = self.settings
         chosen = dict(given) if isinstance(given, Mapping) else parse_assignments(list(_many(given)))
         if "data.name" in chosen:
             raise UserError("--set data.name: a search's data sets are given by --dataset")
+        return {**self._defaults(), **chosen}
+
+    def _defaults(self) -> dict[str, Any]:
+        """Those of them that options decide."""
         backbone, pretrained = default_backbone(self.datasets, self.backbone, self.pretrained)
         asked = {
             "data.name": self.datasets[0],
@@ -150,7 +163,7 @@ class Options:
         }
         if self.epochs is not None or self.embedded:
             asked["train.epochs"] = _first(self.epochs, EMBEDDED_EPOCHS)
-        return {**asked, **chosen}
+        return asked
 
     def place(self, spec: StudySpec) -> Place:
         """Where the study of `spec` lies, what it may use and where it starts.

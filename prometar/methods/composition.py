@@ -69,12 +69,14 @@ def build(config: Config) -> Method:
         >>> build(Config()).modulator
         Gate(reduction=8)
     """
+    inner = _part(INNER_LOOPS, InnerLoop, config.inner, config)
+    augmentation = _part(AUGMENTATIONS, Augmentation, config.task, config)
     return Method(
         build_prompts(config),
         _regularizer(config),
         _part(MODULATORS, Modulator, config.modulator, config),
-        _part(INNER_LOOPS, InnerLoop, config.inner, config),
-        _part(AUGMENTATIONS, Augmentation, config.task, config),
+        inner,
+        NoAugmentation() if inner is None else augmentation,  # without tasks there is nothing to augment
         _part(AVERAGERS, Averager, config.averager, config),
     )
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from prometar.errors import UserError
 from prometar.methods.composition import build
+from prometar.methods.prompts import NoPrompts
+from tune.space.fitting import is_used
 from tune.study_spec import StudySpec
-
-_PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 
 
 def require_space(spec: StudySpec) -> None:
     """Every range must hold the reference; its values must be settings that a run takes and the method uses.
 
     Raises:
-        UserError: one that does not.
+        UserError: one that does not; nothing is trained.
     """
+    config, space = spec.config, spec.space
+    if isinstance(build(config).prompts, NoPrompts):
+        raise UserError(f"{config.method} trains nothing, so there is nothing to search")
     spec.reference()
-    for key, entry in spec.space.ranges.items():
-        beside = {other: values[0] for other, values in entry.when.items()}
-        methods = [build(spec.config.override({**beside, key: value})) for value in entry.tried]
-        part = key.split(".")[0]
-        if part in _PARTS and len(methods) > 1 and all(method == methods[0] for method in methods):
-            name, method = spec.space.name, spec.config.method
+    for key, entry in space.ranges.items():
+        if not is_used(key, entry, config):
             raise UserError(
-                f"the space {name} searches {key}, which {method} does not use with these settings: "
-                "choose another --space"
+                f"the space {space.name} searches {key}, which {config.method} does not use with these "
+                "settings: choose another --space"
             )

@@ -116,7 +116,8 @@ def test_files_pictures_and_arrays_are_the_same_images(exported: Path, tmp_path:
     picture.save(path)
     classifier = prometar.load(exported)
     together = classifier.predict([path, str(path), picture, array]).probabilities
-    assert np.array_equal(together, np.repeat(together[:1], 4, axis=0))
+    # Where several threads share a product, its rows may differ in their last bit.
+    np.testing.assert_allclose(together, np.repeat(together[:1], 4, axis=0), rtol=1e-5)
     for alone in (path, picture, array):
         assert np.array_equal(
             classifier.predict(alone).probabilities, classifier.predict([path]).probabilities
