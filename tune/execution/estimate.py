@@ -1,8 +1,12 @@
-"""How long a whole study still takes, said once: after the first epoch that a trial of it has behind it."""
+"""How long a whole study still takes, said after the first epoch that a trial of it has behind it.
+
+A first epoch holds what is done once (the stream starts, images are read, texts encoded), so the next one,
+where it is faster, is said too.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.tune import Callback
 from rich.console import Console
@@ -12,6 +16,16 @@ ADVICE = (
     "warning: that is more than a day. Fewer --trials or --epochs, or --max-hours, make it shorter; so do a "
     "GPU (ViT-B/16 is slow on a CPU) and more machines (clusters/README.md)"
 )
+FASTER = 0.75
+"""Of the first pace: what is worth another line."""
+
+
+class _Epoch(NamedTuple):
+    """Who ended it, how many it has behind it, and the seconds of all of them."""
+
+    who: tuple[str, int]
+    number: int
+    seconds: float
 
 
 class Estimate(Callback):
@@ -26,18 +40,31 @@ class Estimate(Callback):
 
     def __init__(self, steps: float, steps_per_epoch: int, at_a_time: int, *, console: Console) -> None:
         self._steps, self._steps_per_epoch, self._at_a_time = steps, steps_per_epoch, at_a_time
-        self._console, self._said = console, False
+        self._console = console
+        self._first: _Epoch | None = None
+        self._over = False
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        seconds, epoch = result.get("seconds"), result.get("epoch")
-        if self._said or not seconds or not epoch:  # none where it has failed
+        seconds, number = result.get("seconds"), result.get("epoch")
+        if self._over or not seconds or not number:  # none where it has failed
             return
-        self._said = True
-        step = seconds / (epoch * self._steps_per_epoch)  # a result's seconds are of all epochs so far
+        epoch, first = _Epoch((trial.trial_id, result.get("member", 0)), number, seconds), self._first
+        if first is None:
+            self._first = epoch
+            self._say("the whole study, its final runs too, takes", seconds / number)
+        elif first.who == epoch.who and number > first.number:
+            self._over = True
+            pace = (seconds - first.seconds) / (number - first.number)
+            if pace < FASTER * first.seconds / first.number:
+                self._say("its first epoch held what is done once; the whole study takes", pace)
+
+    def _say(self, beginning: str, seconds: float) -> None:
+        """`seconds`: of an epoch."""
+        step = seconds / self._steps_per_epoch
         hours = step * self._steps / 3600
         self._console.print(
-            f"the whole study, its final runs too, takes at most about {_duration(hours)} more: {step:.2g} s "
-            f"a step, {self._at_a_time} trials at a time"
+            f"{beginning} at most about {_duration(hours)} more: {step:.2g} s a step, "
+            f"{self._at_a_time} trials at a time"
         )
         if hours > DAY:
             self._console.print(ADVICE)

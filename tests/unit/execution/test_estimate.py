@@ -1,8 +1,9 @@
-"""How long a study still takes: said once, from the first epoch of a trial."""
+"""How long a study still takes: said after a trial's first epoch, and its second if that was faster."""
 
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ def said(steps: float, *results: dict[str, Any], steps_per_epoch: int = 10, at_a
     out = io.StringIO()
     estimate = Estimate(steps, steps_per_epoch, at_a_time, console=Console(file=out, soft_wrap=True))
     for result in results:
-        estimate.on_trial_result(0, [], None, result)
+        trial = SimpleNamespace(trial_id=result.get("trial", "one"))
+        estimate.on_trial_result(0, [], trial, result)
     return out.getvalue().splitlines()
 
 
@@ -25,6 +27,24 @@ def test_it_is_said_once() -> None:
         "the whole study, its final runs too, takes at most about 30 minutes more: 0.5 s a step, "
         "2 trials at a time"
     ]
+
+
+def test_what_only_the_first_epoch_holds_is_taken_back() -> None:
+    first = {"epoch": 1, "seconds": 50.0}
+    lines = said(3600, first, {"epoch": 2, "seconds": 51.0}, {"epoch": 3, "seconds": 51.5})
+    assert lines[1:] == [
+        "its first epoch held what is done once; the whole study takes at most about 6 minutes more: "
+        "0.1 s a step, 2 trials at a time"
+    ]
+    assert len(said(3600, first, {"epoch": 2, "seconds": 90.0})) == 1, "as slow as the first"
+
+
+@pytest.mark.parametrize("other", [{"trial": "two"}, {"member": 1}, {"epoch": 1}])
+def test_only_the_same_trial_tells_of_its_second_epoch(other: dict[str, Any]) -> None:
+    second = {"epoch": 2, "seconds": 51.0}
+    first = {"epoch": 1, "seconds": 50.0}
+    assert len(said(3600, first, second | other)) == 1
+    assert len(said(3600, first, second | other, second)) == 2
 
 
 def test_seconds_are_of_all_epochs_so_far() -> None:
