@@ -1,12 +1,13 @@
 """Kernels, bytes and operations of one ProMetaR iteration, counted exactly on fake tensors.
 
     python benchmarks/kernels.py [--backbone ViT-B-16-quickgelu] [--classes 16] [--dtype fp32]
-        [--configurations 1 16] [--places] [--quick] [--json FILE]
+        [--configurations 1 16] [--places] [--methods] [--quick] [--json FILE]
 
 Nothing is computed: shapes run through the step's own code. A kernel is an ATen operation that torch
 dispatches and that is no view; its bytes are those of all its operands and results; operations are those of
 matrix products and convolutions. `eager` is the step of one configuration as it runs by default; `P = n` are
-n configurations in lockstep, with tasks of fixed shape.
+n configurations in lockstep, with tasks of fixed shape. `--methods`: one step of each method with its own
+batch, the first time and when the process knows what the frozen tower makes of these images.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ import torch
 from common import machine, table
 from torch.utils.flop_counter import FlopCounterMode
 
-from prometar.config.settings import Config
+from prometar.backbone.frozen_features import Seen
+from prometar.config.settings import Config, configure
+from prometar.methods.composition import METHODS
 from prometar.training.counts import Kernels, kernels_of, operator_name
-from prometar.training.rehearsal import rehearse
+from prometar.training.rehearsal import Rehearsal, rehearse
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,10 +45,31 @@ def place(_: object) -> str:
 
 def count(config: Config, *, places: bool = False, **settings: Any) -> tuple[Kernels, int]:
     """The kernels of an iteration, and its operations."""
-    rehearsal = rehearse(config, **settings)
+    return _count(rehearse(config, **settings), places=places)
+
+
+def _count(rehearsal: Rehearsal, *, places: bool = False) -> tuple[Kernels, int]:
     with rehearsal.mode, FlopCounterMode(display=False) as flops:
         rehearsal()
     return kernels_of(rehearsal, place if places else operator_name), flops.get_total_flops()
+
+
+def of_methods(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]:
+    """Of each method that learns: batch, kernels, GB and TFLOP, then GB and TFLOP of known images."""
+    rows = list[tuple[Any, ...]]()
+    for name in METHODS:
+        config = configure(name, values)
+        if config.prompts.kind == "none":
+            continue
+        first = rehearse(config, **settings)
+        new, flops = _count(first)
+        later = replace(first, seen=Seen({}))
+        with later.mode:
+            later()
+        known, fewer = _count(later)
+        row = [config.train.batch_size, new.kernels.total(), new.bytes.total() / 1e9, flops / 1e12]
+        rows.append((name, *row, known.bytes.total() / 1e9, fewer / 1e12))
+    return rows
 
 
 def main() -> None:
@@ -55,6 +80,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=16)
     parser.add_argument("--dtype", default="fp32", choices=DTYPES)
     parser.add_argument("--configurations", type=int, nargs="*", default=[1, 16], help="P, in lockstep")
+    parser.add_argument("--methods", action="store_true", help="a step of each method instead")
     parser.add_argument("--places", action="store_true", help="by place in our code, not by operator")
     parser.add_argument("--quick", action="store_true", help="mini, one configuration")
     parser.add_argument("--json", type=Path, help="write every figure here")
@@ -63,8 +89,15 @@ def main() -> None:
         args.backbone, args.configurations = "mini", [2]
     weights = None if args.backbone == "mini" else "random"
     config = Config().override({"backbone.name": args.backbone, "backbone.pretrained": weights})
+    if args.methods:
+        values = {"backbone.name": args.backbone, "backbone.pretrained": weights}
+        rows = of_methods(values, num_classes=args.classes, dtype=DTYPES[args.dtype])
+        print(f"{args.backbone}, {args.classes} classes, {args.dtype}")
+        print(table(("method", "batch", "kernels", "GB", "TFLOP", "GB known", "TFLOP known"), rows))
+        return
     sides = {"eager": None, **{f"P = {n}": n for n in args.configurations}}
-    figures, rows, groups = {}, [], []
+    figures, groups = {}, []
+    rows = list[tuple[Any, ...]]()
     for side, configurations in sides.items():
         settings = {
             "num_classes": args.classes,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from prometar.backbone.frozen_features import Seen
 from prometar.backbone.openclip import outline, tokenizer_of
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
@@ -24,9 +25,9 @@ RATES = Rates(2.5e-3, 1e-6)
 class Rehearsal:
     """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
 
-    `configurations`: how many are stepped in lockstep, with tasks of fixed shape; None: one, whose query is
-    half the batch, with one partner encoded beside it. All tensors are of `mode`, which is to be entered
-    around a call.
+    Where nothing is learned there is no phase. `configurations`: how many are stepped in lockstep, with tasks of fixed shape; None: one, whose query is
+    half the batch, with one partner encoded beside it. `seen`: what earlier calls have left. All tensors are
+    of `mode`, which is to be entered around a call.
     """
 
     mode: FakeTensorMode
@@ -36,10 +37,15 @@ class Rehearsal:
     pixels_B3HW: Tensor
     labels_B: Tensor
     configurations: int | None
+    seen: Seen = field(default_factory=Seen)
 
     def __call__(self) -> object:
         uses_images = self.method.uses_images
-        whole = embed_batch(self.model.clip, self.pixels_B3HW, self.labels_B, teach=uses_images)
+        whole = embed_batch(
+            self.model.clip, self.pixels_B3HW, self.labels_B, seen=self.seen, teach=uses_images
+        )
+        if not self.state.prompts:
+            return whole
         count = self.configurations
         batch = Batch(whole, self._task(whole, len(self.labels_B)))
         if count is None:
@@ -76,7 +82,10 @@ def rehearse(
         clip = clip.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).folded()
         clip = replace(clip, image_prompts=enter_images(method.prompts, clip))
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
-        model = build_model(clip, method.prompts, tokens, frozen)
+        if method.prompts.num_context:
+            model = build_model(clip, method.prompts, tokens, frozen)
+        else:  # texts that nothing enters are read, and here are none
+            model = Model(clip, method.prompts, frozen, frozen)
         generator = torch.Generator().manual_seed(0)
         prompts = method.prompts.init(clip, torch.arange(config.prompts.text_length), generator)
         gate = method.modulator.init(method.prompts.tokens(prompts), generator)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prometar.config.settings import Config
+from prometar.backbone.frozen_features import Seen
+from prometar.config.settings import Config, configure
 from prometar.training.counts import Kernels, Memory, _Live, kernels_of, memory_of
 from prometar.training.rehearsal import rehearse
 from tests.support.small import NAME
 
 
-def config(backbone: str = NAME) -> Config:
+def config(backbone: str = NAME, method: str = "prometar") -> Config:
     weights = None if backbone == "mini" else "random"
-    return Config().override({"backbone.name": backbone, "backbone.pretrained": weights})
+    return configure(method, {"backbone.name": backbone, "backbone.pretrained": weights})
 
 
 MOST: dict[tuple[str, int, int | None], tuple[int, int]] = {
@@ -66,3 +69,21 @@ def test_memory_grows_with_classes_and_configurations_and_falls_with_precision()
     assert of(dtype=torch.bfloat16).peak < one.peak
     several = [of(configurations=count).peak for count in (1, 2, 4)]
     assert several[2] - several[1] > several[1] - several[0] > 0
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "vpt", "cocoop", "maple"])
+def test_the_memory_of_other_methods_is_counted(method: str) -> None:
+    counted = memory_of(config(method=method), num_classes=3)
+    assert 0 < counted.before < counted.peak
+
+
+@pytest.mark.parametrize("method", ["coop", "prometar-coop"])
+def test_known_images_cost_nothing_where_no_prompt_enters_their_tower(method: str) -> None:
+    first = rehearse(config(method=method), num_classes=3)
+    later = replace(first, seen=Seen({}))
+    with later.mode:
+        later()
+    every, known = kernels_of(first), kernels_of(later)
+    assert every.kernels["convolution"] == 1
+    assert known.kernels["convolution"] == 0
+    assert known.bytes.total() < every.bytes.total()
