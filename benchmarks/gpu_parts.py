@@ -26,6 +26,7 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.device import fetch
 from prometar.step.cuda_graph import Graph
+from prometar.step.vmapped import numbers_of, stack, step_all
 from prometar.training import train
 from prometar.training.counts import memory_of
 from prometar.training.train import (
@@ -34,6 +35,7 @@ from prometar.training.train import (
     Session,
     build_run,
     initial_state,
+    prepare,
     rates,
     train_epoch,
     train_step,
@@ -126,12 +128,20 @@ def steps_a_second(run: Run, graph: Graph | None, ready: Callable[[], object] = 
     """Of the same step on the same batch, again and again; `ready` is called before they are counted."""
     pictures = next(iter(stream_local(run.plan, run.dataset.source)))
     start, now = initial_state(run), rates(run.config, 1)
+    together, numbers = stack([start]), numbers_of(run.model, [run.method], [now])
+
+    def one_step() -> None:
+        if graph is None:
+            train_step(run, start, pictures, now)
+            return
+        batches = prepare([run], pictures, start.step, static=True)
+        step_all(run.model, [run.method], together, batches, [now], graph=graph, numbers=numbers)
 
     def seconds(number: int) -> float:
         torch.cuda.synchronize()
         began = time.perf_counter()
         for _ in range(number):
-            train_step(run, start, pictures, now, graph)
+            one_step()
         torch.cuda.synchronize()
         return time.perf_counter() - began
 

@@ -19,7 +19,6 @@ from prometar.errors import UserError
 from prometar.io.stores import join
 from prometar.loading import nothing_collected
 from tune.results.goals import parse_bounds
-from tune.space.fitting import fitted
 from tune.space.portfolio import SIZE, first_trials
 from tune.space.spaces import EPOCHS, Space, known_spaces, load_space
 
@@ -140,8 +139,11 @@ class Options:
         if isinstance(self.space, Space):
             return self.space
         space = load_space(self.space)
-        published = configure(self.method, self._defaults())
-        return fitted(space, published) if self.space in known_spaces() else space
+        if self.space not in known_spaces():
+            return space
+        from tune.space.fitting import fitted
+
+        return fitted(space, configure(self.method, self._defaults()))
 
     def _reference(self) -> dict[str, Any]:
         """The settings that all trials share, by dotted key."""

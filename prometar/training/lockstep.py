@@ -11,8 +11,8 @@ from torch import Tensor
 from prometar.errors import StorageError, UserError
 from prometar.step.cuda_graph import Graph
 from prometar.step.state import State
-from prometar.step.vmapped import numbers_of, require_one_structure, stack, step_all, unstack
-from prometar.training.train import Run, Session, close_epoch, prepare, rates, read_epoch
+from prometar.step.vmapped import require_one_structure
+from prometar.training.train import Session, close_epoch, train_together
 
 
 class Lockstep:
@@ -47,7 +47,7 @@ class Lockstep:
             session.close()  # a stream of its own would stay behind
         started, runs = time.perf_counter(), [session.run for session in self.sessions]
         states = [session.state for session in self.sessions]
-        ended, logs, finite = _train_epoch(runs, states, self.sessions[0], self._graph)
+        ended, logs, finite = train_together(runs, states, self.sessions[0].batches(), self._graph)
         share = (time.perf_counter() - started) / len(runs)
         outcomes = [
             _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, fine, share)
@@ -80,27 +80,6 @@ def _conclude(
         raise
     except UserError as error:
         return error
-
-
-def _train_epoch(
-    runs: Sequence[Run], states: Sequence[State], leader: Session, graph: Graph
-) -> tuple[list[State], dict[str, Tensor], list[bool]]:
-    """The states after the rest of the epoch, each scalar by step and run, and which prompts are finite."""
-    per_epoch, batches = runs[0].plan.steps_per_epoch, leader.batches()
-    epoch = states[0].step // per_epoch
-    now = [rates(run.config, epoch) for run in runs]
-    methods = [run.method for run in runs]
-    numbers = numbers_of(runs[0].model, methods, now)
-    together, log = stack(states), dict[str, list[Tensor]]()
-    for _ in range((epoch + 1) * per_epoch - together.step):
-        prepared = prepare(runs, next(batches), together.step, static=True)
-        together, scalars = step_all(
-            runs[0].model, methods, together, prepared, now, graph=graph, numbers=numbers
-        )
-        for name, value in scalars.items():
-            log.setdefault(name, []).append(value)
-    ended = unstack(together)
-    return ended, *read_epoch(log, ended)
 
 
 def partition(sessions: Sequence[Session]) -> list[list[Session]]:

@@ -25,9 +25,9 @@ RATES = Rates(2.5e-3, 1e-6)
 class Rehearsal:
     """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
 
-    Where nothing is learned there is no phase. `configurations`: how many are stepped in lockstep, with tasks of fixed shape; None: one, whose query is
-    half the batch, with one partner encoded beside it. `seen`: what earlier calls have left. All tensors are
-    of `mode`, which is to be entered around a call.
+    Where nothing is learned there is no phase. `configurations`: how many are stepped in lockstep, with tasks
+    of fixed shape; None: one, whose query is half the batch, with one partner encoded beside it. `seen`: what
+    earlier calls have left. All tensors are of `mode`, which is to be entered around a call.
     """
 
     mode: FakeTensorMode

@@ -291,30 +291,59 @@ def train_epoch(
     Raises:
         Diverged: a loss that is not finite; names the first such step.
     """
-    per_epoch = run.plan.steps_per_epoch
-    epoch, first = state.step // per_epoch, state.step
-    now = rates(run.config, epoch)
-    numbers = None if graph is None else numbers_of(run.model, [run.method], [now])
-    log: dict[str, list[Tensor]] = {}
-    for _ in range((epoch + 1) * per_epoch - first):
+    per_epoch, first = run.plan.steps_per_epoch, state.step
+    if graph is not None:
+        ended, log, (finite,) = train_together([run], [state], batches, graph, watch)
+        return close_epoch(
+            run, ended[0], {n: values[:, 0] for n, values in log.items()}, first, finite=finite
+        )
+    now, scalars = rates(run.config, first // per_epoch), list[dict[str, Tensor]]()
+    while not scalars or state.step % per_epoch:
         batch = next(batches)
         if watch is not None:
             watch(run, state, batch)
-        state, scalars = train_step(run, state, batch, now, graph, numbers)
-        for name, value in scalars.items():
-            log.setdefault(name, []).append(value)
-    losses, (finite,) = read_epoch(log, [state])
+        state, each = train_step(run, state, batch, now)
+        scalars.append(each)
+    losses, (finite,) = _read(scalars, [state])
     return close_epoch(run, state, losses, first, finite=finite)
 
 
-def read_epoch(
-    log: Mapping[str, Sequence[Tensor]], states: Sequence[State]
+def train_together(
+    runs: Sequence[Run],
+    states: Sequence[State],
+    batches: Iterator[Batch],
+    graph: Graph,
+    watch: Watch | None = None,
+) -> tuple[list[State], dict[str, Tensor], list[bool]]:
+    """The states after the rest of the epoch, each scalar by step and run, and which prompts are finite.
+
+    The runs share backbone, images and their order, and a method's structure. `watch`: of the first.
+    """
+    first, per_epoch = runs[0], runs[0].plan.steps_per_epoch
+    now = [rates(run.config, states[0].step // per_epoch) for run in runs]
+    methods = [run.method for run in runs]
+    numbers = numbers_of(first.model, methods, now)
+    together, scalars = stack(states), list[dict[str, Tensor]]()
+    while not scalars or together.step % per_epoch:
+        batch = next(batches)
+        if watch is not None:
+            watch(first, unstack(together)[0], batch)
+        prepared = prepare(runs, batch, together.step, static=True)
+        together, each = step_all(first.model, methods, together, prepared, now, graph=graph, numbers=numbers)
+        scalars.append(each)
+    ended = unstack(together)
+    return ended, *_read(scalars, ended)
+
+
+def _read(
+    scalars: Sequence[Mapping[str, Tensor]], states: Sequence[State]
 ) -> tuple[dict[str, Tensor], list[bool]]:
     """An epoch's scalars on the host, by step, and whether each state's prompts are finite.
 
     The one wait for the device in an epoch's training.
     """
-    whole = {name: torch.stack(list(values)) for name, values in log.items()}
+    names = dict.fromkeys(name for each in scalars for name in each)
+    whole = {name: torch.stack([each[name] for each in scalars if name in each]) for name in names}
     finite = [[leaf.isfinite().all() for leaf in state.prompts.values()] for state in states]
     read, flags = fetch((whole, finite))
     return read, [all(map(bool, each)) for each in flags]
@@ -325,7 +354,7 @@ def close_epoch(
 ) -> tuple[State, dict[str, float]]:
     """The state with the epoch's prompts averaged in, and each scalar's mean over the steps since `first`.
 
-    `log`, `finite`: as of `read_epoch`.
+    `log`: each scalar by step. `finite`: whether its prompts are.
 
     Raises:
         Diverged: as `train_epoch`.
@@ -339,22 +368,10 @@ def close_epoch(
     return replace(state, average=average), means
 
 
-def train_step(
-    run: Run,
-    state: State,
-    batch: Batch,
-    now: Rates,
-    graph: Graph | None = None,
-    numbers: Tensor | None = None,
-) -> tuple[State, dict[str, Tensor]]:
-    """One step on a streamed batch; the meta task is drawn from (seed, step). `numbers`: as of `step_all`."""
-    (prepared,) = prepare([run], batch, state.step, static=graph is not None)
-    if graph is None:
-        return step(run.model, run.method, state, prepared, now)
-    stacked, scalars = step_all(
-        run.model, [run.method], stack([state]), [prepared], [now], graph=graph, numbers=numbers
-    )
-    return unstack(stacked)[0], {name: value[0] for name, value in scalars.items()}
+def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:
+    """One step on a streamed batch; the meta task is drawn from (seed, step)."""
+    (prepared,) = prepare([run], batch, state.step, static=False)
+    return step(run.model, run.method, state, prepared, now)
 
 
 def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) -> list[Embedded]:

@@ -42,7 +42,9 @@ def test_every_plan_of_a_run_gives_the_same_batches(
     name: str, on_ray: Callable[[Run, int], Stream], tmp_path: Path
 ) -> None:
     """So a run is the same too: all else that it depends on is its seed."""
-    train_module._KEPT.clear()  # else images that an earlier run has judged by are read no more
+    # Else images that an earlier run has judged by, or knows the features of, are read no more.
+    train_module._KEPT.clear()
+    train_module._features.cache_clear()
     run, plans = small_run(name, train__epochs=2), list[Plan]()
 
     def noted(plan: Plan, step: int) -> Iterator[Batch]:
