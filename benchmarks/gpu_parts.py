@@ -27,19 +27,10 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.device import fetch
 from prometar.step.cuda_graph import Graph
 from prometar.step.vmapped import numbers_of, stack, step_all
-from prometar.training import train
 from prometar.training.counts import memory_of
-from prometar.training.train import (
-    DTYPES,
-    Run,
-    Session,
-    build_run,
-    initial_state,
-    prepare,
-    rates,
-    train_epoch,
-    train_step,
-)
+from prometar.training.epoch import prepare, rates, train_epoch, train_step
+from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
+from prometar.training.session import Session
 
 Figures = dict[str, Any]
 Step = Callable[..., Any]
@@ -56,18 +47,11 @@ WAIT_SECONDS = 300  # for the others to be ready
 def run_of(precision: str, *, device: torch.device | None = None, **values: Any) -> Run:
     """`textures` with the embedded backbone, two epochs of two images a class."""
     device = device or torch.device("cuda", 0)
-    for cached in (
-        train._backbone,
-        train._for_text_prompts,
-        train._text_digest,
-        train._teacher,
-        train._features,
-    ):
-        cached.cache_clear()
+    forget()
     config = Config().override(
         {"train.epochs": 2, "data.shots": 2, "inner.lr": 0.1, "backbone.precision": precision, **values}
     )
-    with patch.object(train, "default_device", lambda: device):
+    with patch("prometar.training.run.default_device", lambda: device):
         return build_run(config, "all_classes")
 
 

@@ -20,7 +20,8 @@ from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
 from prometar.step.cuda_graph import Graph
 from prometar.step.vmapped import stack, step_all
-from prometar.training.train import build_run, initial_state, prepare, rates, train_step
+from prometar.training.epoch import prepare, rates, train_step
+from prometar.training.run import build_run, initial_state
 
 COUNTED = 3
 

@@ -29,7 +29,8 @@ from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
-from prometar.training.train import Evaluation, Run, Session, build_run
+from prometar.training.run import Evaluation, Run, build_run
+from prometar.training.session import Session
 
 Record = dict[str, Any]
 """`base`, `new`, `H` in percent (None, and a `reason`, if it failed), `alignment`, and what made them."""

@@ -39,7 +39,7 @@ class TimedWorker(TrialWorker):
 
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
         """Start a trial and train an epoch. Returns seconds by part, from `began` (time.time) on."""
-        import prometar.training.train
+        import prometar.training.epoch
         import tune.worker.training_run
 
         entered = time.time()
@@ -47,18 +47,18 @@ class TimedWorker(TrialWorker):
         build, session, step = (
             tune.worker.training_run.build_run,
             tune.worker.training_run.Session,
-            prometar.training.train.train_step,
+            prometar.training.epoch.train_step,
         )
         tune.worker.training_run.build_run = self._clocked("build_run", build)  # type: ignore[assignment]
         tune.worker.training_run.Session = self._clocked("session", session)  # type: ignore[assignment, misc]
-        prometar.training.train.train_step = self._first_step(step)  # type: ignore[assignment]
+        prometar.training.epoch.train_step = self._first_step(step)  # type: ignore[assignment]
         try:
             self.reset_config(config)
             self._started = time.time()
             self.step()
         finally:
             tune.worker.training_run.build_run, tune.worker.training_run.Session = build, session  # type: ignore[misc]
-            prometar.training.train.train_step = step
+            prometar.training.epoch.train_step = step
         spent = self._spent | {"total": self._stepped - began}
         return spent | {"rest": spent["total"] - sum(spent[name] for name in PARTS[:-1])}
 

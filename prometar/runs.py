@@ -30,9 +30,11 @@ from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts
 from prometar.parts.identity import require_same
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
+from prometar.training.epoch import Watch
+from prometar.training.run import DTYPES, Run, build_run
 from prometar.training.run_result import FILE, RunResult, read_result
 from prometar.training.scoring import accuracy
-from prometar.training.train import DTYPES, Run, Session, Stream, Watch, build_run
+from prometar.training.session import Session, Stream
 
 FINAL = "final"
 """The objective of a run outside a search: train on all base classes, test once at the end."""

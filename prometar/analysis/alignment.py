@@ -30,7 +30,7 @@ from prometar.methods.regularizers import Regularizer
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, Images, make_batch
 from prometar.step.state import State
-from prometar.training.train import Run
+from prometar.training.run import Run
 
 FILE = "alignment.jsonl"
 _STILL = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)

@@ -31,8 +31,8 @@ from prometar.methods.composition import build_prompts
 from prometar.methods.prompts import Prompts
 from prometar.parts.identity import require_same
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.training.run import DTYPES
 from prometar.training.scoring import classify, not_finite
-from prometar.training.train import DTYPES
 
 Picture = Image.Image | str | Path | NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ from prometar.data.splits.objective import Problem, problem
 from prometar.errors import UserError, one_line
 from prometar.methods.probing import probe
 from prometar.reproduce.grid import Asked
-from prometar.training.train import kept_bytes
+from prometar.training.session import kept_bytes
 
 
 @dataclass(frozen=True)

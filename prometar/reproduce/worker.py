@@ -17,7 +17,8 @@ from prometar.io.files import write_atomically
 from prometar.parts.sending import Sent, install
 from prometar.reproduce.grid import Entry, Record, read_record
 from prometar.runs import evaluate_on, ray_stream, write_result
-from prometar.training.train import Session, build_run
+from prometar.training.run import build_run
+from prometar.training.session import Session
 
 
 @dataclass(frozen=True)

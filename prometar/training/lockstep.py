@@ -12,7 +12,8 @@ from prometar.errors import StorageError, UserError
 from prometar.step.cuda_graph import Graph
 from prometar.step.state import State
 from prometar.step.vmapped import require_one_structure
-from prometar.training.train import Session, close_epoch, train_together
+from prometar.training.epoch import close_epoch, train_together
+from prometar.training.session import Session
 
 
 class Lockstep:

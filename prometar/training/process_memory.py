@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometar.config.settings import Config
 from prometar.training.counts import memory_of
-from prometar.training.train import DTYPES
+from prometar.training.run import DTYPES
 
 PROCESSES = 950 * 2**20
 """Bytes that a trainer and its stream's task hold before any tensor: Python, torch, Ray and open_clip."""

@@ -32,7 +32,8 @@ from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier
 from prometar.runs import export_run, write_result
-from prometar.training.train import Session, build_run
+from prometar.training.run import build_run
+from prometar.training.session import Session
 from tests.conftest import DTD_SPLIT, write_dtd
 from tests.fuzz.mutations import (
     mutated_bytes,

@@ -20,7 +20,7 @@ from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Scalars, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.state import State
-from prometar.training.train import rates
+from prometar.training.epoch import rates
 
 from .official import Official, load_official, official_files
 

@@ -14,7 +14,7 @@ import prometar
 from prometar.cli.app import main as prometar_main
 from prometar.errors import UserError
 from prometar.runs import export_run
-from prometar.training import train as train_module
+from prometar.training import session as session_module
 from tune.search import main as search
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -37,7 +37,7 @@ def _examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Their folder is on this process's path, and on no worker's: workers get what they are sent."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield
-    train_module._KEPT.clear()
+    session_module._IMAGES.clear()
 
 
 def test_all_examples_are_searched_together(tmp_path: Path, ray_local: None) -> None:

@@ -14,7 +14,7 @@ from prometar.inference.prompt_file import weights_digest
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
 from prometar.training.drift import drift_identity, foreign_to
-from prometar.training.train import kept_bytes
+from prometar.training.session import kept_bytes
 from tune.stages.budget import Budget, Steps, budget_of, problems, steps_of
 from tune.stages.searched import require_space
 from tune.study_spec import StudySpec

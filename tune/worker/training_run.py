@@ -11,7 +11,8 @@ from prometar.data.streaming.stream import StreamOptions
 from prometar.errors import WorkError
 from prometar.io.files import refused, write_atomically
 from prometar.runs import FINAL, ray_stream, write_result
-from prometar.training.train import Session, build_run
+from prometar.training.run import build_run
+from prometar.training.session import Session
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg
 

@@ -8,8 +8,9 @@ from statistics import mean
 from typing import Any
 
 from prometar.errors import StorageError, UserError
+from prometar.training.epoch import Diverged
 from prometar.training.lockstep import Lockstep, partition
-from prometar.training.train import Diverged, Session
+from prometar.training.session import Session
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job
 from tune.worker.training_run import LegRun

@@ -23,7 +23,8 @@ from prometar.methods.composition import METHODS
 from prometar.methods.meta_tasks import NoAugmentation, one_class_out, task_rng
 from prometar.step.prompted_clip import prompt_texts
 from prometar.step.state import State
-from prometar.training.train import Run, Session, initial_state
+from prometar.training.run import Run, initial_state
+from prometar.training.session import Session
 from tests.parity.released import Released
 from tests.unit.step.test_step import CLASSES, make
 from tests.unit.training.test_session import local, small_run, train, without_time

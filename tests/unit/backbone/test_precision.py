@@ -19,7 +19,8 @@ from prometar.config.settings import Config, dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError
 from prometar.runs import export_run, write_result
-from prometar.training.train import DTYPES, Session, build_run
+from prometar.training.run import DTYPES, build_run
+from prometar.training.session import Session
 from tests.support.small import BACKBONE, NAME
 
 LOW = ["bf16", "fp16"]

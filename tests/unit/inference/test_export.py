@@ -29,9 +29,10 @@ from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
 from prometar.methods.composition import METHODS
 from prometar.runs import export_run, write_result
-from prometar.training import train as train_module
+from prometar.training import session as session_module
+from prometar.training.run import build_run
 from prometar.training.run_result import RunResult
-from prometar.training.train import Session, build_run
+from prometar.training.session import Session
 from tests.conftest import write_dtd
 
 
@@ -50,7 +51,7 @@ def train(folder: Path, method: str, *, objective: str = "final", **settings: An
 def _images_are_dropped() -> Iterator[None]:
     """Kept test images would hide from other tests that they are read."""
     yield
-    train_module._KEPT.clear()
+    session_module._IMAGES.clear()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from prometar.inference import load
 from prometar.inference.hub import FILE, PromptRepo
 from prometar.inference.prompt_file import read_prompts
 from prometar.runs import export_run
-from prometar.training import train as train_module
+from prometar.training import session as session_module
 from tests.support.hub_models import READ_ONLY, TOKEN, Hub, Repo, serve_hub
 from tests.unit.inference.test_export import train
 
@@ -36,7 +36,7 @@ def prompts(small_dtd: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     train(folder, "coop", data__name="dtd", data__root=str(small_dtd))
     export_run(folder, folder / "mine.safetensors")
     yield folder / "mine.safetensors"
-    train_module._KEPT.clear()
+    session_module._IMAGES.clear()
 
 
 @pytest.fixture

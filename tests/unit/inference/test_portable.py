@@ -25,7 +25,7 @@ from prometar.config.settings import configure
 from prometar.inference.classifier import Classifier
 from prometar.methods.composition import METHODS, build_prompts
 from prometar.runs import trained
-from prometar.training import train as train_module
+from prometar.training import session as session_module
 from tests.unit.inference.test_export import train
 
 SIZE = 64
@@ -36,7 +36,7 @@ FIXED = [name for name in METHODS if not build_prompts(configure(name)).conditio
 @pytest.fixture(scope="module", autouse=True)
 def _images_are_dropped() -> Iterator[None]:
     yield
-    train_module._KEPT.clear()
+    session_module._IMAGES.clear()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from prometar.config.settings import Config
 from prometar.errors import UserError
-from prometar.training.train import build_run
+from prometar.training.run import build_run
 from tests.support.driver import small_spec
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked

@@ -9,7 +9,8 @@ STEP = """
 import sys
 from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
-from prometar.training.train import build_run, initial_state, rates, train_step
+from prometar.training.epoch import rates, train_step
+from prometar.training.run import build_run, initial_state
 run = build_run(Config().override({"data.shots": 2}), "all_classes")
 pictures = next(iter(stream_local(run.plan, run.dataset.source)))
 train_step(run, initial_state(run), pictures, rates(run.config, 1))

@@ -27,8 +27,8 @@ from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.training.run import build_run
 from prometar.training.scoring import classify
-from prometar.training.train import build_run
 from tests.support.plain import Plain
 from tests.support.plain_conditional import PlainConditional
 from tests.support.plain_meta import PlainMeta

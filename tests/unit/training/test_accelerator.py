@@ -22,9 +22,12 @@ from prometar.inference.prompt_file import read_prompts
 from prometar.runs import export_run, write_result
 from prometar.step import iteration
 from prometar.step.cuda_graph import Graph
-from prometar.training import train
+from prometar.training import epoch
+from prometar.training import run as run_module
+from prometar.training.epoch import train_epoch
 from prometar.training.lockstep import Lockstep
-from prometar.training.train import DTYPES, Run, Session, train_epoch
+from prometar.training.run import DTYPES, Run, forget
+from prometar.training.session import Session
 from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
 from tests.support.tiny import open_clip_model, towers
 from tests.unit.training.test_session import local, small_run, without_time
@@ -32,7 +35,7 @@ from tune.stages import gpu_share
 
 SMALL: dict[str, Any] = {"train__epochs": 2, "data__shots": 1}
 TINY = towers(open_clip_model(layers=2)).folded()
-USERS = ("prometar.training.train", "prometar.runs", "prometar.inference.classifier")
+USERS = ("prometar.training.run", "prometar.runs", "prometar.inference.classifier")
 
 
 def tiny(*args: object, dtype: torch.dtype, device: torch.device) -> Backbone:
@@ -43,13 +46,6 @@ def warm(run: Run) -> Run:
     """The constants of its backbone are where that is, as after its first image."""
     run.backbone.normalise(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=DEVICE))
     return run
-
-
-def forget() -> None:
-    """What the process keeps of a backbone, which is on one device."""
-    kept = train._backbone, train._for_text_prompts, train._text_digest, train._teacher, train._features
-    for each in kept:
-        each.cache_clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,11 +61,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
     with accelerator() as traffic:
         for user in USERS:
             monkeypatch.setattr(f"{user}.default_device", lambda: DEVICE)
-        monkeypatch.setattr(train, "load_backbone", tiny)
+        monkeypatch.setattr(run_module, "load_backbone", tiny)
         monkeypatch.setattr("prometar.runs.load_backbone", tiny)
         for name in ("step", "step_all"):
-            monkeypatch.setattr(train, name, quiet(getattr(train, name), traffic))
-        monkeypatch.setattr("prometar.training.lockstep.step_all", train.step_all)
+            monkeypatch.setattr(epoch, name, quiet(getattr(epoch, name), traffic))
         yield traffic
 
 
@@ -140,10 +135,10 @@ def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: p
             session.epoch()
         return session
 
-    monkeypatch.setattr(train, "load_backbone", tiny)
+    monkeypatch.setattr(run_module, "load_backbone", tiny)
     here = trained(tmp_path / "here")
     with accelerator():
-        monkeypatch.setattr(train, "default_device", lambda: DEVICE)
+        monkeypatch.setattr(run_module, "default_device", lambda: DEVICE)
         there = trained(tmp_path / "there")
         forget()
         assert there.finished
@@ -193,9 +188,9 @@ def test_what_a_gpu_would_wait_for_is_found_around_the_step(
     seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run(**SMALL)
-    embed = train.embed_batch
+    embed = epoch.embed_batch
     monkeypatch.setattr(
-        train, "embed_batch", lambda clip, images, labels, **more: embed(clip, images, labels.cpu(), **more)
+        epoch, "embed_batch", lambda clip, images, labels, **more: embed(clip, images, labels.cpu(), **more)
     )
     with pytest.raises(AssertionError):
         count_epoch(Session(run, tmp_path, local(run)), seen)

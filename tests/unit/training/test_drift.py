@@ -14,7 +14,8 @@ from prometar.data.splits.objective import problem
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.training.drift import Drift, foreign_names, foreign_to, measure_drift, predicted_new
-from prometar.training.train import Run, Session, build_run
+from prometar.training.run import Run, build_run
+from prometar.training.session import Session
 
 
 @pytest.fixture(scope="module")

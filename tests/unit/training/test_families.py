@@ -18,10 +18,11 @@ from prometar.config.settings import configure
 from prometar.data.streaming.stream import stream_local
 from prometar.inference.classifier import Classifier, load
 from prometar.inference.portable import ImageClassifier
-from prometar.training import train
 from prometar.training.counts import kernels_of
 from prometar.training.lockstep import Lockstep
 from prometar.training.rehearsal import rehearse
+from prometar.training.run import build_run
+from prometar.training.session import Session
 from tests.support import families
 
 
@@ -156,11 +157,11 @@ def test_configurations_in_lockstep_end_where_each_ends_alone(
          "train.epochs": 2},
     )  # fmt: skip
     configs = [config, config.override({"inner.lr": 0.02, "regularizer.text_weight": 5.0})]
-    built = [train.build_run(each, "base_val") for each in configs]
+    built = [build_run(each, "base_val") for each in configs]
 
-    def sessions(folder: Path) -> list[train.Session]:
+    def sessions(folder: Path) -> list[Session]:
         return [
-            train.Session(
+            Session(
                 run,
                 folder / str(k),
                 lambda plan, step: stream_local(plan, built[0].dataset.source, start_step=step),

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from prometar.errors import UserError
+from prometar.training.epoch import Diverged
 from prometar.training.lockstep import Lockstep
-from prometar.training.train import Diverged, Run, Session
+from prometar.training.run import Run
+from prometar.training.session import Session
 from tests.unit.training.test_session import local, small_run, train
 
 

@@ -8,10 +8,11 @@ from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item
 from prometar.data.splits.objective import Problem
 from prometar.training import process_memory as module
-from prometar.training import train
+from prometar.training import session
 from prometar.training.counts import memory_of
+from prometar.training.kept import Kept
 from prometar.training.process_memory import PROCESSES, process_memory
-from prometar.training.train import kept_bytes
+from prometar.training.session import kept_bytes
 from tests.support.small import BACKBONE
 
 WEIGHTS = 200 * 2**20
@@ -45,7 +46,8 @@ def test_images_that_are_kept_are_counted_once_and_to_their_limit(monkeypatch: p
     split = Problem((), {"base": ten, "new": hundred}, every_epoch=True)
     other = Problem((), {"base": ten}, every_epoch=False)
     assert kept_bytes([split, other], 8) == 110 * 3 * 64
-    monkeypatch.setattr(train, "_MOST_KEPT_BYTES", 4 * 50 * 3 * 64)
+    most = 50 * 3 * 64
+    monkeypatch.setattr(session, "_IMAGES", Kept(most=4 * most, most_each=most))
     assert kept_bytes([split, other], 8) == 10 * 3 * 64, "a set above a quarter of all is not kept"
 
 

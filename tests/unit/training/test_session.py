@@ -20,19 +20,12 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import METHODS
 from prometar.step.cuda_graph import Graph
-from prometar.training import train as train_module
+from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
-from prometar.training.train import (
-    Diverged,
-    Run,
-    Session,
-    Stream,
-    _teacher,
-    build_run,
-    initial_state,
-    rates,
-    train_epoch,
-)
+from prometar.training.epoch import Diverged, rates, train_epoch
+from prometar.training.kept import Kept
+from prometar.training.run import Run, _teacher, build_run, initial_state
+from prometar.training.session import Session, Stream
 from tests.support.small import BACKBONE
 
 SMALL: dict[str, Any] = {
@@ -89,7 +82,7 @@ def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:
 @pytest.fixture
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that another test has left in the process would not be opened again."""
-    monkeypatch.setattr(train_module, "_KEPT", {})
+    monkeypatch.setattr(session_module, "_IMAGES", Kept(most=2**30, most_each=2**28))
 
 
 @pytest.mark.usefixtures("_nothing_kept")
@@ -268,7 +261,7 @@ def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
 
 def test_text_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "prometar.training.train.cached_text", lambda clip, *_: torch.full((1, clip.embed_dim), torch.nan)
+        "prometar.training.run.cached_text", lambda clip, *_: torch.full((1, clip.embed_dim), torch.nan)
     )
     _teacher.cache_clear()
     with pytest.raises(UserError, match="the text features of tiny-plain in fp32 are not finite"):

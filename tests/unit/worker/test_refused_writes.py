@@ -27,9 +27,10 @@ from prometar.errors import StorageError
 from prometar.reproduce import worker as grid_worker
 from prometar.reproduce.grid import Entry
 from prometar.step.state import State
-from prometar.training import train
+from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
-from prometar.training.train import Run, Session, build_run
+from prometar.training.run import Run, build_run
+from prometar.training.session import Session
 from tests.support.refusals import FAULTS, Fault, RefusingDisk
 from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
@@ -128,7 +129,7 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "environment", dict)  # slow, and not to be compared
     monkeypatch.setattr(training_run, "Alignment", partial(Alignment, every=2))
     monkeypatch.setattr(alignment, "measure", lambda run, state, pictures: {"cosine": state.step / 8})
-    monkeypatch.setattr(train, "train_epoch", train_epoch)
+    monkeypatch.setattr(session_module, "train_epoch", train_epoch)
     monkeypatch.setattr(Session, "score", score)
 
 

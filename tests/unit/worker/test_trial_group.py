@@ -11,7 +11,7 @@ import pytest
 from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import WorkError
-from prometar.training.train import Run
+from prometar.training.run import Run
 from tests.support.small import BACKBONE
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, pack, unpack

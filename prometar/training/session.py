@@ -1,0 +1,147 @@
+"""A run being trained, epoch by epoch: it goes on from its checkpoint, and is scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prometar.data.splits.objective import Problem, figure_of
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, without_pixels
+from prometar.errors import WorkError
+from prometar.metrics import harmonic_mean
+from prometar.step.cuda_graph import Graph
+from prometar.step.state import State
+from prometar.training.checkpoint import damaged, load_checkpoint, require_state, save_checkpoint
+from prometar.training.epoch import Watch, train_epoch
+from prometar.training.kept import Kept
+from prometar.training.run import Evaluation, Run, initial_state
+from prometar.training.scoring import accuracy
+
+Stream = Callable[[Plan, int], Iterator[Batch]]
+"""Runs a plan from a step on: `data.stream.stream` on Ray Data, or `stream_local` in this process."""
+
+
+_IMAGES = Kept[Sequence[Batch]](most=2 * 1024**3, most_each=2 * 1024**3 // 4)
+"""Those of evaluation sets, by plan and source."""
+
+
+class Session:
+    """One run being trained, epoch by epoch, with its checkpoint in `folder`.
+
+    It goes on from the checkpoint it finds there, exactly as if it had never stopped. `history` holds one
+    record an epoch: epoch (1-based), seconds (so far), the mean of each loss, and after a scored epoch the
+    accuracies in percent and `objective`.
+
+    Raises:
+        WorkError: the checkpoint is damaged, or belongs to another run.
+    """
+
+    def __init__(self, run: Run, folder: Path, stream: Stream, watch: Watch | None = None) -> None:
+        self.run = run
+        self._watch = watch
+        self._graph = Graph() if run.config.train.cuda_graph else None
+        self.state = initial_state(run)
+        self.history: list[dict[str, Any]] = []
+        self._path = folder / "checkpoint.safetensors"
+        self._stream = stream
+        self._batches: Iterator[Batch] | None = None
+        found = load_checkpoint(self._path)
+        if found is not None:
+            if found.run != run.digest:
+                raise WorkError(f"{self._path} belongs to another configuration: use another folder")
+            require_state(self._path, found.state, self.state)
+            if len(found.history) > run.config.train.epochs:
+                raise damaged(self._path, f"it has done {len(found.history)} epochs")
+            self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) == self.run.config.train.epochs
+
+    def epoch(self) -> dict[str, Any]:
+        """Train one epoch, score it where the objective says so, write the checkpoint, return the record.
+
+        Raises:
+            Diverged, WorkError (a broken image, a full disk).
+        """
+        started = time.perf_counter()
+        state, losses = self.state, dict[str, float]()
+        if state.prompts:
+            state, losses = train_epoch(self.run, state, self.batches(), self._watch, self._graph)
+        return self.conclude(state, losses, started)
+
+    def batches(self) -> Iterator[Batch]:
+        """The stream, from the state's step on."""
+        if self._batches is None:
+            run, start = self.run, self.state.step
+            looked_at = self._watch is not None or run.method.augmentation.of_images
+            known = not looked_at and run.seen.suffices(run.backbone.clip, range(start, run.plan.num_steps))
+            self._batches = (without_pixels if known else self._stream)(run.plan, start)
+        return self._batches
+
+    def conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:
+        """End an epoch that was trained since `started` (`time.perf_counter`); otherwise as `epoch`."""
+        self.state = state
+        record: dict[str, Any] = {"epoch": len(self.history) + 1, **losses}
+        if self.run.every_epoch or record["epoch"] == self.run.config.train.epochs:
+            record |= self.score()
+        before = self.history[-1]["seconds"] if self.history else 0.0
+        record["seconds"] = round(before + time.perf_counter() - started, 3)
+        self.history.append(record)
+        save_checkpoint(self._path, self.state, self.history, run=self.run.digest)
+        return record
+
+    def score(self) -> dict[str, float]:
+        """Accuracies in percent by set, and `objective`, one number of them: mostly their harmonic mean."""
+        foreign, leaves, sets = self.run.foreign, self.state.tested, self.run.evaluations
+        if foreign is not None:
+            base = sets["base"]
+            figures = foreign.score(self.run.backbone, base.model, leaves, self._images(base))
+            scored = {"base": figures["base"], "new": figures["new"]}
+            return {**figures, "objective": harmonic_mean(scored)}
+        accuracies = {
+            name: accuracy(self.run.backbone, e.model, leaves, self._images(e), e.seen)
+            for name, e in sets.items()
+        }
+        return {**accuracies, "objective": figure_of(self.run.objective, accuracies)}
+
+    def close(self) -> None:
+        """End the stream."""
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+        self._batches = None
+
+    def _images(self, scored: Evaluation) -> Iterator[Batch]:
+        """A set's batches; images of small sets are kept in the process, since centre crops never change."""
+        plan, seen, clip = scored.plan, scored.seen, self.run.backbone.clip
+        if seen.suffices(clip, range(plan.num_steps)):
+            yield from without_pixels(plan)
+            return
+        key = (plan.digest, repr(self.run.dataset.source))
+        if (kept := _IMAGES.find(key)) is not None:
+            yield from kept
+            return
+        num_bytes = _image_bytes(len(plan.items), plan.transform.size)
+        keep = _IMAGES.takes(num_bytes) and not seen.suffices(clip)
+        batches: list[Batch] = []
+        for batch in self._stream(plan, 0):
+            if keep:
+                batches.append(batch)
+            yield batch
+        if keep:
+            _IMAGES.put(key, batches, num_bytes)
+
+
+def _image_bytes(count: int, size: int) -> int:
+    return count * 3 * size**2
+
+
+def kept_bytes(splits: Iterable[Problem], size: int) -> int:
+    """Bytes of the images that a process keeps when runs are scored on all of these; `size`: of one."""
+    sets = {items for split in splits for items in split.evaluations.values()}
+    each = (_image_bytes(len(items), size) for items in sets)
+    return min(_IMAGES.most, sum(filter(_IMAGES.takes, each)))
