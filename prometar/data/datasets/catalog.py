@@ -121,7 +121,7 @@ def _open_own(name: str, root: str | None, args: Mapping[str, Any]) -> Dataset:
         found = loader(root)
     if not isinstance(found, Dataset):
         raise UserError(f"{name} must return a Dataset, found {type(found).__name__} (docs/extending.md)")
-    strange = next((item for part in found.splits.values() for item in part if not _typed(item)), None)
+    strange = next((item for item in found.items if not _typed(item)), None)
     if strange is not None:
         raise UserError(
             f"{name} must return items of a path, a label and a class name, found {strange!a:.200}"
@@ -146,7 +146,8 @@ def _open(name: str, root: Path | str | None) -> Dataset:
             return _open_rendered(SUITE[name])
         raise UserError(f"data set '{name}' needs its files: pass --data-root DIR, {_what(name)}")
     uri = place_of(name, root)
-    template = _template_of(name)
+    row = BENCHMARKS.get(name) or SUITE.get(name)
+    template = row.template if row else TEMPLATE
     manifest = find_manifest(uri)
     if manifest is not None:
         return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
@@ -214,14 +215,6 @@ def _what(name: str) -> str:
     return f"{where}, or get it with `prometar data download {name}`" if name in BENCHMARKS else where
 
 
-def _template_of(name: str) -> str:
-    return (
-        TEMPLATE
-        if name == FOLDER or is_hub(name)
-        else (BENCHMARKS if name in BENCHMARKS else SUITE)[name].template
-    )
-
-
 def _open_rendered(row: RenderedSet) -> Dataset:
     label = {name: k for k, name in enumerate(row.classnames)}
 
@@ -251,22 +244,15 @@ def _require_parts(row: Benchmark, folder: Path) -> None:
 
 
 def _require_images(dataset: Dataset) -> None:
-    missing = missing_images(dataset)
+    if not isinstance(dataset.source, FolderSource):
+        return
+    missing = missing_below(Path(dataset.source.folder), dataset.items)
     if missing:
-        total = sum(map(len, dataset.splits.values()))
         raise UserError(
-            f"{len(missing)} of {total} images are missing, the first is {missing[0]}: unpack the archive "
-            "again, or point --data-root to a complete copy "
+            f"{len(missing)} of {len(dataset.items)} images are missing, the first is {missing[0]}: "
+            "unpack the archive again, or point --data-root to a complete copy "
             f"(`prometar data check {dataset.name}` lists all)"
         )
-
-
-def missing_images(dataset: Dataset) -> list[Path]:
-    """Listed images that do not exist."""
-    if not isinstance(dataset.source, FolderSource):
-        return []
-    items = (item for items in dataset.splits.values() for item in items)
-    return missing_below(Path(dataset.source.folder), items)
 
 
 def missing_below(images: Path, items: Iterable[Item]) -> list[Path]:

@@ -68,9 +68,19 @@ class Dataset:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
+    def items(self) -> tuple[Item, ...]:
+        """Those of all splits, in the same order."""
+        return (*self.train, *self.val, *self.test)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images a split."""
+        return {split: len(items) for split, items in self.splits.items()}
+
+    @property
     def classnames(self) -> tuple[str, ...]:
         """Class names in the order of their labels."""
-        return classnames((*self.train, *self.val, *self.test))
+        return classnames(self.items)
 
     @property
     def digest(self) -> str:

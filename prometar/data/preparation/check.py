@@ -59,11 +59,18 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """An image that is missing or cannot be decoded, and the line that says so."""
+class Seen:
+    """An image that was looked at.
+
+    Attributes:
+        path: The item's.
+        digest: Of what was read; empty where nothing could be.
+        message: Why it is broken, missing or not to be decoded; empty if it is whole.
+    """
 
     path: str
-    message: str
+    digest: bytes
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class CheckResult:
     Attributes:
         name, classes: The data set and its number of classes.
         counts: Images a split, all decoded but those in `broken`.
-        broken: Images that are missing or cannot be decoded.
+        broken: Images that are missing or cannot be decoded, with their messages.
         problems: What is wrong with the list: images listed twice, labels with two names, changed shards.
         notes: What is worth knowing: other sizes than published, equal class names, a split made here.
     """
@@ -81,7 +88,7 @@ class CheckResult:
     name: str
     counts: dict[str, int]
     classes: int
-    broken: tuple[Broken, ...]
+    broken: tuple[Seen, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -123,16 +130,8 @@ def _listed(name: str, root: Path | str | None) -> Listed:
         dataset = open_dataset(name, None if name in SUITE else root)
     except UserError as error:
         return Listed(name, title, where, {}, 0, str(error))
-    counts, classes = counts_of(dataset), len(dataset.classnames)
-    return Listed(
-        name,
-        title,
-        where,
-        counts,
-        classes,
-        differences=differences(name, classes, counts),
-        note=dataset.note,
-    )
+    counts, classes = dataset.counts, len(dataset.classnames)
+    return Listed(name, title, where, counts, classes, "", differences(name, classes, counts), dataset.note)
 
 
 def _where(name: str, root: Path | str | None) -> str:
@@ -142,11 +141,6 @@ def _where(name: str, root: Path | str | None) -> str:
     except UserError:
         return masked(where)  # something is there, or the store does not answer: opening it says what
     return masked(where) if there else ""
-
-
-def counts_of(dataset: Dataset) -> dict[str, int]:
-    """Images a split."""
-    return {split: len(items) for split, items in dataset.splits.items()}
 
 
 def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
@@ -170,16 +164,15 @@ def check(name: str, root: Path | str | None = None, *, threads: int | None = No
         UserError: the data set cannot be opened. Broken images and wrong lists are in the result, not raised.
     """
     dataset = open_unverified(name, root)
-    items = list({item.path: item for split in dataset.splits.values() for item in split}.values())
+    items = list({item.path: item for item in dataset.items}.values())
     seen = list(look(items, dataset.source, threads=threads))
-    broken = tuple(one.broken for one in seen if one.broken)
     classes = len({item.label for item in items})
     split_file = _split_file(name, root)
     return CheckResult(
         name,
-        counts_of(dataset),
+        dataset.counts,
         classes,
-        broken,
+        tuple(one for one in seen if one.message),
         (*problems_of(dataset), *_damaged(dataset), *filter(None, (change_of(*each) for each in split_file))),
         tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, split_file)),
     )
@@ -220,14 +213,14 @@ def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:
 def _notes(
     dataset: Dataset, classes: int, digests: Mapping[str, bytes], split_file: Sequence[tuple[Path, str]]
 ) -> Iterator[str]:
-    found = differences(dataset.name, classes, counts_of(dataset))
+    found = differences(dataset.name, classes, dataset.counts)
     if found:
         yield f"not the published sizes: {', '.join(found)}"
     else:
         yield from _another(dataset.name, split_file)
     if dataset.note:
         yield dataset.note
-    pairs = {(item.label, item.classname) for split in dataset.splits.values() for item in split}
+    pairs = {(item.label, item.classname) for item in dataset.items}
     shared = sorted(name for name, labels in Counter(name for _, name in pairs).items() if labels > 1)
     if shared:
         yield f"{len(shared)} class names stand for several labels: {', '.join(shared)}"
@@ -235,20 +228,6 @@ def _notes(
     names = [name for _, name in sorted(pairs)]
     shown = names if len(names) <= SHOWN_NAMES else [*names[: SHOWN_NAMES - 1], "...", names[-1]]
     yield f"class names: {', '.join(shown)}"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An image that was looked at: what is wrong with it, if anything, and the digest of what was read."""
-
-    path: str
-    broken: Broken | None
-    digest: bytes
-
-
-def find_broken(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Broken]:
-    """The missing and undecodable among `items`, in their order."""
-    return (seen.broken for seen in look(items, source, threads=threads) if seen.broken)
 
 
 def look(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Seen]:
@@ -268,7 +247,7 @@ def _look_at_group(items: Sequence[Item], source: Source) -> list[Seen]:
         files = source.read_many([item.path for item in items])
     except UserError as error:
         if len(items) == 1:
-            return [Seen(items[0].path, Broken(items[0].path, str(error)), b"")]
+            return [Seen(items[0].path, b"", str(error))]
         return [seen for item in items for seen in _look_at_group([item], source)]
     return [_look_at(item, file) for item, file in zip(items, files, strict=True)]
 
@@ -278,5 +257,5 @@ def _look_at(item: Item, file: bytes) -> Seen:
     try:
         decode(file, item.path)
     except UserError as error:
-        return Seen(item.path, Broken(item.path, str(error)), digest)
-    return Seen(item.path, None, digest)
+        return Seen(item.path, digest, str(error))
+    return Seen(item.path, digest)

@@ -24,7 +24,7 @@ from prometar.data.datasets.hubname import is_hub
 from prometar.data.datasets.listing import SPLITS
 from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
 from prometar.data.datasets.sources import SCHEMA
-from prometar.data.preparation.check import CheckResult, counts_of, find_broken
+from prometar.data.preparation.check import CheckResult, look
 from prometar.errors import UserError, WorkError
 from prometar.io.files import resolved
 from prometar.io.stores import filesystem, masked, reason
@@ -105,8 +105,9 @@ def write_copy(
     if shard_rows < 1:
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
-    broken = tuple(find_broken([item for item, _ in rows], dataset.source, threads=threads))
-    CheckResult(dataset.name, counts_of(dataset), len(dataset.classnames), broken).require_whole()
+    seen = look(dataset.items, dataset.source, threads=threads)
+    broken = tuple(one for one in seen if one.message)
+    CheckResult(dataset.name, dataset.counts, len(dataset.classnames), broken).require_whole()
     try:
         return _write(dataset, rows, target, shard_rows, progress)
     except (OSError, pa.ArrowException) as error:
@@ -162,7 +163,7 @@ def _write(
         "format": FORMAT,
         "name": dataset.name,
         "title": dataset.title,
-        "counts": counts_of(dataset),
+        "counts": dataset.counts,
         "classnames": list(dataset.classnames),
         "note": dataset.note,
         "shards": records,
