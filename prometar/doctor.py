@@ -14,7 +14,7 @@ import torch
 
 from prometar.backbone.openclip import has_cached, is_tag, load_clip
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.preparation.check import counts_of, differences
+from prometar.data.preparation.check import differences
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import plan_resources
 from prometar.environment import environment
@@ -45,27 +45,25 @@ class Finding:
         return f"{self.status.value:8}{self.what}: {self.says}"
 
 
-@dataclass(frozen=True)
-class Patient:
-    """The study that would be started: its data sets, backbone, folder and cluster."""
+def examine(
+    datasets: Sequence[str],
+    data_root: str | None,
+    backbone: str,
+    pretrained: str | None,
+    out: Path,
+    address: str | None = None,
+) -> Iterator[Finding]:
+    """Findings about the study that would be started, the fast ones first.
 
-    datasets: tuple[str, ...]
-    data_root: str | None
-    backbone: str
-    pretrained: str | None
-    out: Path
-    address: str | None = None
-
-
-def examine(patient: Patient) -> Iterator[Finding]:
-    """Findings, the fast ones first; nothing is trained, fetched or written."""
+    Nothing is trained, fetched or written.
+    """
     yield _versions()
     yield from gpus()
-    yield _disk(patient.out)
-    yield weights(patient.backbone, patient.pretrained)
-    for name in patient.datasets:
-        yield from _tried(f"data set {name}", partial(_dataset, name, patient.data_root))
-    yield from _tried("Ray", lambda: ray(start_ray(address=patient.address)))
+    yield _disk(out)
+    yield weights(backbone, pretrained)
+    for name in datasets:
+        yield from _tried(f"data set {name}", partial(_dataset, name, data_root))
+    yield from _tried("Ray", lambda: ray(start_ray(address=address)))
 
 
 def _tried(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
@@ -127,7 +125,7 @@ def weights(backbone: str, pretrained: str | None) -> Finding:
 
 def _dataset(name: str, root: str | None) -> list[Finding]:
     dataset = open_dataset(name, root)
-    classes, counts = len(dataset.classnames), counts_of(dataset)
+    classes, counts = len(dataset.classnames), dataset.counts
     other = differences(name, classes, counts)
     sizes = ", ".join(f"{split} {count}" for split, count in counts.items())
     notes = "; ".join(filter(None, (*other, dataset.note)))

@@ -26,13 +26,12 @@ def doctor(
     """What a study would find here, a line each; exit status 1 where it would be refused."""
     configure_ray(local=address is None)
     from prometar.bundled.suite import default_backbone
-    from prometar.doctor import Patient, Status, examine
+    from prometar.doctor import Status, examine
 
     names = tuple(dataset or ["textures"])
     root = absolute_root(data_root) if data_root else None
-    patient = Patient(names, root, *default_backbone(names, backbone, pretrained), out, address)
     refused = 0
-    for finding in examine(patient):
+    for finding in examine(names, root, *default_backbone(names, backbone, pretrained), out, address):
         print(finding, flush=True)
         refused += finding.status is Status.REFUSED
     if refused:

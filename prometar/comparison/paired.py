@@ -27,8 +27,6 @@ class Difference:
         by_dataset: The differences of each data set, one a seed that both have.
     """
 
-    method: str
-    column: str
     by_dataset: Mapping[str, tuple[float, ...]]
 
     @cached_property
@@ -135,12 +133,9 @@ def compare(results: Results, *, reference: str, columns: Sequence[str], title: 
 
 
 def _column(results: Results, reference: str, column: str) -> Column:
-    pairs = {
-        method: _pairs(results[method], results[reference], column)
-        for method in results
-        if method != reference
-    }
-    differences = {m: Difference(m, column, found) for m, found in pairs.items() if found}
+    others = (method for method in results if method != reference)
+    pairs = {method: _pairs(results[method], results[reference], column) for method in others}
+    differences = {method: Difference(found) for method, found in pairs.items() if found}
     tested = {m: p for m, d in differences.items() if (p := d.p) is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return Column(column, differences, corrected, _ranks(results, column))

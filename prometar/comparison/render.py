@@ -69,7 +69,7 @@ def over(difference: Difference) -> str:
     """How many of what a mean and its interval are over.
 
     Example:
-        >>> over(Difference("b", "H", {"dtd": (1.0, 2.0)}))
+        >>> over(Difference({"dtd": (1.0, 2.0)}))
         '2 seeds'
     """
     n = len(difference.singles)

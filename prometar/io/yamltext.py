@@ -40,7 +40,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _require_small(node)
+        _count(node, {}, set())
         return loader.construct_document(node)
     except RecursionError:
         raise UserError(f"{where} is not YAML that a person wrote: it is nested too deep") from None
@@ -49,17 +49,12 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise UserError(f"{where} is not YAML: {reason}") from None
 
 
-def _require_small(root: yaml.Node) -> None:
-    """
-    Raises:
-        ValueError: with its aliases written out the document has more than `_MOST_NODES` nodes, or no end; or
-            a number has more than `_MOST_DIGITS` characters.
-    """
-    sizes: dict[int, int] = {}
-    _count(root, sizes, set())
-
-
 def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
+    """The nodes below and with this one, their aliases written out.
+
+    Raises:
+        ValueError: more than `_MOST_NODES`, or no end; or a number of more than `_MOST_DIGITS` characters.
+    """
     if id(node) in inside:
         raise ValueError("an alias stands inside of what it means")
     if id(node) not in sizes:
