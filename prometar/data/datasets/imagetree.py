@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.datasets.listing import SPLITS, Items, Listing, class_folders, entries, image_files
+from prometar.data.datasets.listing import (
+    SPLITS,
+    Items,
+    Listing,
+    class_folders,
+    entries,
+    image_files,
+    labelled_images,
+)
 from prometar.errors import UserError
 
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
@@ -37,7 +45,7 @@ class ImageTree:
         folders, files = entries(folder)
         splits = [split for split in SPLITS if split in folders and entries(folder / split)[0]]
         if not splits:
-            return self._read_classes(folder)
+            return self._read_classes(folder, files)
         others = sorted(set(folders) - set(splits))
         if others:
             raise UserError(
@@ -51,10 +59,12 @@ class ImageTree:
         classes = {split: class_folders(folder / split) for split in splits}
         _require_same(folder, classes)
         names = _named(folder, classes[splits[0]])
-        items = {split: _items(folder, split, names) for split in splits}
+        items = {
+            split: labelled_images(folder, [f"{split}/{name}" for name in names], names) for split in splits
+        }
         return Listing(folder, items, f"folder {folder}", _left_out(folder, files, items))
 
-    def _read_classes(self, folder: Path) -> Listing:
+    def _read_classes(self, folder: Path, files: list[str]) -> Listing:
         names = _named(folder, class_folders(folder))
         split: dict[str, list[Item]] = {name: [] for name in SPLITS}
         for label, name in enumerate(names):
@@ -67,7 +77,6 @@ class ImageTree:
             for part, chosen in split_paths(paths).items():
                 split[part] += [Item(path, label, name) for path in chosen]
         items = {part: tuple(of_part) for part, of_part in split.items()}
-        _, files = entries(folder)
         note = "; ".join(filter(None, (SPLIT_NOTE, _left_out(folder, files, items))))
         return Listing(folder, items, f"folder {folder}", note)
 
@@ -83,14 +92,6 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     val = max(1, len(paths) * VAL_PERCENT // 100)
     parts = {"train": ranked[test + val :], "val": ranked[test : test + val], "test": ranked[:test]}
     return {split: sorted(part) for split, part in parts.items()}
-
-
-def _items(folder: Path, split: str, names: Sequence[str]) -> Items:
-    return tuple(
-        Item(f"{split}/{name}/{file}", label, name)
-        for label, name in enumerate(names)
-        for file in image_files(folder / split / name)
-    )
 
 
 def _require_same(folder: Path, classes: dict[str, list[str]]) -> None:

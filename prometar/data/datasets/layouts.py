@@ -13,7 +13,7 @@ from prometar.data.datasets.listing import (
     Items,
     Listing,
     class_folders,
-    image_files,
+    labelled_images,
     read_lines,
     read_text,
 )
@@ -178,16 +178,11 @@ class WnidFolders:
                     f"{images / first} and {images / below} hold different classes, such as {differing[0]}: "
                     "unpack both again"
                 )
-        splits = {split: self._items(images, below, found[below], names) for split, below in self.splits}
+        splits: dict[str, Items] = {}
+        for split, below in self.splits:
+            folders = [f"{PurePosixPath(below, wnid)}" for wnid in found[below]]
+            splits[split] = labelled_images(images, folders, [names[wnid] for wnid in found[below]])
         return Listing(images, splits, f"folder {images}")
-
-    def _items(self, images: Path, below: str, wnids: list[str], names: dict[str, str]) -> Items:
-        prefix = "" if below == "." else f"{below}/"
-        return tuple(
-            Item(f"{prefix}{wnid}/{file}", label, names[wnid])
-            for label, wnid in enumerate(wnids)
-            for file in image_files(images / below / wnid)
-        )
 
     def imagenet_labels(self, folder: Path) -> tuple[int, ...]:
         """(C,) ImageNet's label of each of this folder's: the rank of its wnid in classnames.txt."""
@@ -214,12 +209,8 @@ class NumberedFolders:
                 f"{images} must hold the folders 0 to {len(names) - 1}, one for each line of {CLASSNAMES}: "
                 f"{min(differing)} is missing or is no such folder"
             )
-        items = (
-            Item(f"{label}/{file}", label, name)
-            for label, name in enumerate(names)
-            for file in image_files(images / str(label))
-        )
-        return Listing(images, {"test": tuple(items)}, f"folder {images}")
+        items = labelled_images(images, map(str, range(len(names))), names)
+        return Listing(images, {"test": items}, f"folder {images}")
 
 
 def read_classnames(file: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def image_files(folder: Path) -> list[str]:
     if not images:
         raise UserError(f"class folder {folder} has no images ({', '.join(ENDINGS)})")
     return images
+
+
+def labelled_images(images: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
+    """The images of class folders below `images`: the k-th folder has the label k and the k-th name.
+
+    Raises:
+        UserError: see `image_files`.
+    """
+    return tuple(
+        Item(f"{folder}/{file}", label, name)
+        for label, (folder, name) in enumerate(zip(folders, names, strict=True))
+        for file in image_files(images / folder)
+    )
 
 
 def read_text(file: Path) -> str:

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.listing import Items
 from prometar.errors import UserError
 
 VAL_SHOTS = 4  # the field draws at most four validation images a class
 MIN_HOLDOUT_CLASSES = 4  # a half of one class would score 100 % whatever the method does
 HELD_OUT_PERCENT, HELD_OUT_MOST, HELD_OUT_SEED = 20, 50, 0  # of a class without validation images
-
-Items = tuple[Item, ...]
 
 
 def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
@@ -39,13 +38,18 @@ def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -
 
 
 def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> Items:
+    drawn: list[Item] = []
+    for group in by_label(items).values():
+        drawn += rng.sample(group, shots) if len(group) >= shots else group
+    return tuple(drawn)
+
+
+def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
+    """The items of each label, in the order of its first appearance."""
     groups: dict[int, list[Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
-    drawn: list[Item] = []
-    for group in groups.values():
-        drawn += rng.sample(group, shots) if len(group) >= shots else group
-    return tuple(drawn)
+    return groups
 
 
 class HeldOut(NamedTuple):
@@ -72,11 +76,8 @@ def val_of_train(train: Sequence[Item]) -> HeldOut:
         >>> len(held.train), len(held.val)
         (16, 4)
     """
-    groups: dict[int, list[Item]] = {}
-    for item in sorted(train, key=lambda item: item.path):
-        groups.setdefault(item.label, []).append(item)
     chosen: set[Item] = set()
-    for label, group in groups.items():
+    for label, group in by_label(sorted(train, key=lambda item: item.path)).items():
         if len(group) < 2:
             raise UserError(
                 f"class '{group[0].classname}' has one training image: there is no validation split, and "
@@ -98,13 +99,6 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
     return tuple(sorted({item.label for item in items}))
 
 
-def halves(labels: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The first ceil(n/2) of the sorted labels, and the rest."""
-    ordered = tuple(sorted(labels))
-    middle = (len(ordered) + 1) // 2
-    return ordered[:middle], ordered[middle:]
-
-
 def select(items: Iterable[Item], labels: Iterable[int]) -> Items:
     """The items of `labels`, in their order, relabelled from 0 in the order of the sorted labels."""
     rank = {label: i for i, label in enumerate(sorted(labels))}
@@ -116,7 +110,9 @@ def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, .
 
     Base are the first ceil(n/2) of the labels of the *first* split (pass train first), new the rest.
     """
-    base, new = halves(labels_of(splits[0]))
+    labels = labels_of(splits[0])
+    middle = (len(labels) + 1) // 2
+    base, new = labels[:middle], labels[middle:]
     return tuple(select(s, base) for s in splits), tuple(select(s, new) for s in splits)
 
 
@@ -128,14 +124,13 @@ def class_holdout(*splits: Sequence[Item], fold: int = 0) -> tuple[tuple[Items, 
     Raises:
         UserError: fewer than four classes.
     """
-    labels = labels_of(splits[0])
-    if len(labels) < MIN_HOLDOUT_CLASSES:
+    num_classes = len(labels_of(splits[0]))
+    if num_classes < MIN_HOLDOUT_CLASSES:
         raise UserError(
-            f"class_holdout needs at least {MIN_HOLDOUT_CLASSES} base classes, found {len(labels)}: "
+            f"class_holdout needs at least {MIN_HOLDOUT_CLASSES} base classes, found {num_classes}: "
             "use --objective base_val"
         )
     if fold not in (0, 1):
         raise UserError(f"class_holdout has folds 0 and 1, found {fold}")
-    parts = halves(labels)
-    seen, unseen = parts[fold], parts[1 - fold]
-    return tuple(select(s, seen) for s in splits), tuple(select(s, unseen) for s in splits)
+    first, others = base_new(*splits)
+    return (others, first) if fold else (first, others)

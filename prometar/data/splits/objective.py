@@ -14,13 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prometar.data.datasets.dataset import Dataset, Item, classnames
-from prometar.data.splits.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
+from prometar.data.datasets.listing import Items
+from prometar.data.splits.fewshot import (
+    base_new,
+    by_label,
+    class_holdout,
+    draw,
+    labels_of,
+    select,
+    val_of_train,
+)
 from prometar.errors import UserError
 from prometar.metrics import harmonic_mean
 from prometar.parts.building import own_part, own_reference
 from prometar.parts.reference import failing
-
-Items = tuple[Item, ...]
 
 LEAKS = "objective oracle_test reads the test images: the search leaks, and its figures are no results"
 
@@ -57,11 +64,8 @@ def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> t
 
 def _at_most(items: Sequence[Item], per_class: int) -> Items:
     """The same `per_class` images of each class whatever the run's seed, so that scores are comparable."""
-    groups: dict[int, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.label, []).append(item)
-    rng = random.Random(0)
-    kept = {item for group in groups.values() for item in rng.sample(group, min(per_class, len(group)))}
+    rng, groups = random.Random(0), by_label(items).values()
+    kept = {item for group in groups for item in rng.sample(group, min(per_class, len(group)))}
     return tuple(item for item in items if item in kept)
 
 

@@ -30,11 +30,10 @@ from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.decode import make_images
 from prometar.data.streaming.plan import Order, Plan
 from prometar.data.streaming.shared_images import Resident, files_of, resident
 from prometar.data.streaming.stream import Batch, StreamOptions, labels_of_plan
-from prometar.data.streaming.transforms import BrokenImage, TransformSpec
+from prometar.data.streaming.transforms import BrokenImage, TransformSpec, make_images
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.parts.identity import is_everywhere
 
@@ -149,7 +148,9 @@ def _checked(batches: Generator[Columns, None, None], ranges: list[Range]) -> Ge
     left = deque(ranges)
     try:
         for columns in batches:
-            _raise_error(columns)
+            name, _, message = str(columns["error"][0]).partition(":")
+            if name:
+                raise ERRORS[name](message)
             start, stop = left.popleft() if left else (0, 0)
             if not np.array_equal(columns["row"], np.arange(start, stop)):
                 raise WorkError(f"the data stream lost its order at row {start}: please report this")
@@ -194,7 +195,7 @@ def make_block(
     try:
         rows = order.rows(start, stop)
         paths, files = files_of(kept, rows.image, source)
-        images = make_images(rows, spec, paths, files)
+        images = make_images(spec, files, rows.seed, paths)
     except UserError as error:
         blank = np.zeros((1, spec.size, spec.size, 3), np.uint8)
         name = type(error).__name__ if type(error).__name__ in ERRORS else "WorkError"
@@ -217,13 +218,6 @@ def _placement(options: StreamOptions) -> dict[str, Any]:
         )
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     return {"scheduling_strategy": strategy}
-
-
-def _raise_error(columns: Columns) -> None:
-    text = str(columns["error"][0])
-    if text:
-        name, _, message = text.partition(":")
-        raise ERRORS[name](message)
 
 
 @contextmanager

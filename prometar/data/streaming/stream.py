@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.decode import make_images
 from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.transforms import make_images
 from prometar.errors import UserError
 
 RESIDENT_BYTES = 2**30  # encoded images up to 1 GiB are kept in the object store
@@ -116,5 +116,5 @@ def _local(plan: Plan, source: Source, start_step: int) -> Iterator[Batch]:
     for step in range(start_step, plan.num_steps):
         rows = plan.rows(*plan.step_rows(step))
         paths = [plan.items[k].path for k in rows.image]
-        images = make_images(rows, plan.transform, paths, source.read_many(paths))
+        images = make_images(plan.transform, source.read_many(paths), rows.seed, paths)
         yield Batch(step, images, labels[rows.image])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +122,16 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
     image = decode(encoded, path)
     result = _augment(spec, image, seed) if spec.train else _centre(image, spec.size)
     return np.asarray(result)
+
+
+def make_images(
+    spec: TransformSpec, files: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
+) -> NDArray[np.uint8]:
+    """uint8 (N, H, W, 3) of N encoded `files`: `apply` to each, which both streams and every worker run."""
+    images = np.empty((len(files), spec.size, spec.size, 3), np.uint8)
+    for k, (file, seed, path) in enumerate(zip(files, seeds, paths, strict=True)):
+        images[k] = apply(spec, file, int(seed), path=path)
+    return images
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:
