@@ -21,6 +21,8 @@ from prometar.data.datasets.layouts import (
 )
 from prometar.errors import UserError
 
+TEMPLATE = "a photo of a {}."
+
 
 class Sizes(NamedTuple):
     """Published number of images a split; 0 where there is no such split."""
@@ -64,9 +66,9 @@ class Benchmark:
         title: The name in tables.
         folder: Folder below the data root.
         layout: How it lists its images.
-        template: Zero-shot prompt.
-        wordings: Other templates that methods hold text to, where they differ from it (`WORDINGS`).
         classes, sizes: As published.
+        template: Zero-shot prompt (default `TEMPLATE`).
+        wordings: Other templates that methods hold text to, where they differ from it (`WORDINGS`).
         archives: Where the images can be downloaded.
         split: Where the layout's split file, CoOp's, can be downloaded.
         official: The data set's own lists, in its archive: another split than CoOp's.
@@ -78,9 +80,9 @@ class Benchmark:
     title: str
     folder: str
     layout: Layout
-    template: str
     classes: int
     sizes: Sizes
+    template: str = TEMPLATE
     archives: tuple[Archive, ...] = ()
     split: PublicFile | None = None
     official: ImageLists | None = None
@@ -93,7 +95,6 @@ WORDINGS = ("photo", "name_last")
 """What `Benchmark.wordings` may hold: "a photo of ..." (KgCoOp's), the class name at the end (ProGrad's)."""
 
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
-_PHOTO = "a photo of a {}."
 # CoOp's own files lie on Google Drive, which asks a browser to confirm. This is a paper's repository that has
 # copies, at one commit. A digest is given where the copy was looked at (it has the published sizes) and
 # another project's record of its files from CoOp agrees.
@@ -114,7 +115,6 @@ _ROWS = (
         title="ImageNet",
         folder="imagenet",
         layout=WnidFolders("images", (("train", "train"), ("test", "val"))),
-        template=_PHOTO,
         classes=1000,
         sizes=Sizes(1_281_167, 0, 50_000),
         by_hand="get ILSVRC 2012 from image-net.org and unpack it to a folder a wnid in train/ and val/",
@@ -124,7 +124,6 @@ _ROWS = (
         title="Caltech101",
         folder="caltech-101",
         layout=SplitFile("101_ObjectCategories", "split_zhou_Caltech101.json"),
-        template=_PHOTO,
         classes=100,
         sizes=Sizes(4_128, 1_649, 2_465),
         split=_split("Caltech101", "52ce83205ff8ff8a1a18119aad6376120ae35c36e783a984bc560cbf10e73fa5"),
@@ -152,7 +151,6 @@ _ROWS = (
         title="StanfordCars",
         folder="stanford_cars",
         layout=SplitFile(".", "split_zhou_StanfordCars.json"),
-        template=_PHOTO,
         classes=196,
         sizes=Sizes(6_509, 1_635, 8_041),
         split=_split("StanfordCars", "40acee7aa65c8e4727a32d90e884b7c3f8960b523422317e163f7af65432959d"),
@@ -212,7 +210,6 @@ _ROWS = (
         title="SUN397",
         folder="sun397",
         layout=SplitFile("SUN397", "split_zhou_SUN397.json"),
-        template=_PHOTO,
         classes=397,
         sizes=Sizes(15_880, 3_970, 19_850),
         split=_split("SUN397"),
@@ -277,7 +274,6 @@ _ROWS = (
         title="ImageNetV2",
         folder="imagenetv2",
         layout=NumberedFolders("imagenetv2-matched-frequency-format-val"),
-        template=_PHOTO,
         classes=1000,
         sizes=Sizes(0, 0, 10_000),
         by_hand="get the matched-frequency set of github.com/modestyachts/ImageNetV2",
@@ -288,7 +284,6 @@ _ROWS = (
         title="ImageNet-Sketch",
         folder="imagenet-sketch",
         layout=WnidFolders("images"),
-        template=_PHOTO,
         classes=1000,
         sizes=Sizes(0, 0, 50_889),
         by_hand="get it from github.com/HaohanWang/ImageNet-Sketch and call its folder of wnids images/",
@@ -299,7 +294,6 @@ _ROWS = (
         title="ImageNet-A",
         folder="imagenet-adversarial",
         layout=WnidFolders("imagenet-a"),
-        template=_PHOTO,
         classes=200,
         sizes=Sizes(0, 0, 7_500),
         by_hand="get it from github.com/hendrycks/natural-adv-examples",
@@ -310,7 +304,6 @@ _ROWS = (
         title="ImageNet-R",
         folder="imagenet-rendition",
         layout=WnidFolders("imagenet-r"),
-        template=_PHOTO,
         classes=200,
         sizes=Sizes(0, 0, 30_000),
         by_hand="get it from github.com/hendrycks/imagenet-r",

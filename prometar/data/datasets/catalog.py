@@ -14,7 +14,7 @@ from typing import Any
 
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
-from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, how_to_get, layout_in
+from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE, Benchmark, how_to_get, layout_in
 from prometar.data.datasets.dataset import Dataset, Item, flaw_of
 from prometar.data.datasets.hubname import hub_folder, is_hub, parse_hub
 from prometar.data.datasets.imagetree import ImageTree
@@ -29,7 +29,6 @@ from prometar.parts.building import make
 from prometar.parts.reference import failing, reference_of
 
 FOLDER = "folder"
-TEMPLATE = "a photo of a {}."
 
 
 def known() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from prometar.errors import WorkError
+from prometar.io.stores import reason
 
 # Photographs hardly shrink: what grows more than this was made to fill the disk.
 MAX_GROWTH, MAX_SLACK_BYTES = 10, 2**28
@@ -84,11 +85,7 @@ def _damage(archive: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError) as error:
-        raise WorkError(f"archive {archive} is damaged ({_line(error)}): delete it and run again") from None
+        raise WorkError(f"archive {archive} is damaged ({reason(error)}): delete it and run again") from None
     # The latter three: what Python's readers raise over strange members, as of a time beyond all clocks.
     except (OSError, RuntimeError, ValueError, LookupError, OverflowError, struct.error) as error:
-        raise WorkError(f"cannot unpack {archive}: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise WorkError(f"cannot unpack {archive}: {reason(error)}") from None

@@ -167,31 +167,29 @@ def check(name: str, root: Path | str | None = None, *, threads: int | None = No
     items = list({item.path: item for item in dataset.items}.values())
     seen = list(look(items, dataset.source, threads=threads))
     classes = len({item.label for item in items})
-    split_file = _split_file(name, root)
+    changed, another = _split_file(name, root)
     return CheckResult(
         name,
         dataset.counts,
         classes,
         tuple(one for one in seen if one.message),
-        (*problems_of(dataset), *_damaged(dataset), *filter(None, (change_of(*each) for each in split_file))),
-        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, split_file)),
+        (*problems_of(dataset), *_damaged(dataset), *changed),
+        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, another)),
     )
 
 
-def _split_file(name: str, root: Path | str | None) -> list[tuple[Path, str]]:
-    """CoOp's file and its digest, where a benchmark's folder has one."""
+def _split_file(name: str, root: Path | str | None) -> tuple[list[str], list[str]]:
+    """How CoOp's file in a benchmark's folder has changed, and a note where it is another one."""
     row = BENCHMARKS.get(name)
     if row is None or not isinstance(row.layout, SplitFile) or "://" in str(root):
-        return []
+        return [], []
     file = Path(place_of(name, str(root)), row.layout.file)
-    return [(file, digest_of(file))] if file.exists() else []
-
-
-def _another(name: str, split_file: Sequence[tuple[Path, str]]) -> Iterator[str]:
-    for file, digest in split_file:
-        row = BENCHMARKS[name]
-        if row.split and row.split.sha256 and digest != row.split.sha256:
-            yield f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
+    if not file.exists():
+        return [], []
+    digest = digest_of(file)
+    another = f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
+    is_another = row.split and row.split.sha256 not in (None, digest)
+    return [*filter(None, [change_of(file, digest)])], [another] if is_another else []
 
 
 def _damaged(dataset: Dataset) -> Iterator[str]:
@@ -211,13 +209,13 @@ def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:
 
 
 def _notes(
-    dataset: Dataset, classes: int, digests: Mapping[str, bytes], split_file: Sequence[tuple[Path, str]]
+    dataset: Dataset, classes: int, digests: Mapping[str, bytes], another: Sequence[str]
 ) -> Iterator[str]:
     found = differences(dataset.name, classes, dataset.counts)
     if found:
         yield f"not the published sizes: {', '.join(found)}"
     else:
-        yield from _another(dataset.name, split_file)
+        yield from another
     if dataset.note:
         yield dataset.note
     pairs = {(item.label, item.classname) for item in dataset.items}

@@ -22,7 +22,7 @@ from prometar.data.datasets.catalog import missing_below
 from prometar.data.datasets.layouts import SplitFile
 from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.digests import change_of
-from prometar.data.preparation.http import Progress, fetch
+from prometar.data.preparation.http import Progress, fetch, unwatched
 from prometar.data.preparation.splitfiles import get_split, make_official
 from prometar.errors import UserError, WorkError
 from prometar.io.files import require_utf8
@@ -36,15 +36,13 @@ class DownloadResult:
     """What `download` left behind.
 
     Attributes:
-        name: The data set.
-        folder: Its folder.
+        folder: The data set's.
         placed: Folders and files that were put there.
         kept: Those that were there already; nothing was downloaded for them.
         note: What is to be known about a split that was put there.
         missing: Lines: each part that must still be got by hand, and how.
     """
 
-    name: str
     folder: Path
     placed: tuple[str, ...]
     kept: tuple[str, ...]
@@ -61,7 +59,7 @@ def download(
     *,
     split: str = COOP,
     mirror: str | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = unwatched,
 ) -> DownloadResult:
     """Download, check, unpack and place a benchmark's images and its split: `<to>/<folder>/...`.
 
@@ -120,7 +118,7 @@ def download(
         if missing_below(listing.images, listing.splits["train"][:1]):
             lines = (f"{listing.images}: {row.by_hand}",)
     note = _note_on_split(row, split) if steps[-1][0] in placed else ""
-    return DownloadResult(name, folder, tuple(placed), tuple(kept), note, lines)
+    return DownloadResult(folder, tuple(placed), tuple(kept), note, lines)
 
 
 def _require_split(row: Benchmark, folder: Path, split: str, mirror: str | None) -> None:

@@ -22,7 +22,11 @@ PAUSE_SECONDS = 1.0  # before the second try; twice as long before each other
 CHUNK = 2**20
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes there, bytes in all; 0 if the server does not say)."""
+"""Called with what is done and what there is in all (0 if that is not known): bytes, or shards."""
+
+
+def unwatched(done: int, total: int) -> None:
+    """Progress that nobody wants to hear of."""
 
 
 def fetch(
@@ -31,7 +35,7 @@ def fetch(
     *,
     md5: str | None = None,
     sha256: str | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = unwatched,
 ) -> None:
     """Download `url` to `file`, through `<file>.part`; does nothing if `file` is there.
 

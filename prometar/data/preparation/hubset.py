@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from prometar.data.datasets.catalog import TEMPLATE, place_of, problems_of
+from prometar.data.datasets.benchmarks import TEMPLATE
+from prometar.data.datasets.catalog import place_of, problems_of
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.datasets.hubname import HubName, hub_folder, is_hub, parse_hub
 from prometar.data.datasets.listing import SPLITS, read_text
 from prometar.data.datasets.manifest import find_manifest
 from prometar.data.preparation.archives import MAX_FILES
 from prometar.data.preparation.download import WORK
-from prometar.data.preparation.http import require_space
+from prometar.data.preparation.http import Progress, require_space, unwatched
 from prometar.data.preparation.hub import HubFile, HubRepo, look_up
 from prometar.data.preparation.hubparquet import HubSource, ImageFile, forget
 from prometar.data.preparation.prepare import PrepareResult, target_of, write_copy
@@ -30,12 +31,11 @@ from prometar.io.lock import locked
 from prometar.io.stores import masked
 
 VAL_NAMES = ("validation", "val", "valid")
-Progress = Callable[[int, int], None]
 Files = dict[str, list[HubFile]]
 """Parquet files by split."""
 
 
-def obtain(name: str, root: Path | str | None, progress: Progress | None = None) -> PrepareResult | None:
+def obtain(name: str, root: Path | str | None, progress: Progress = unwatched) -> PrepareResult | None:
     """Have a data set of the hub lie below `root`; None if it does already, or is not of the hub.
 
     Its files are downloaded to `<root>/.download`, every image is decoded, and the copy is written as
@@ -90,7 +90,7 @@ def _to_come(files: Files, work: Path, target: Path) -> int:
     return 2 * sum(file.size for file in wanted) - sum(path.stat().st_size for path in left if path.exists())
 
 
-def _copy(dataset: Dataset, target: str, progress: Progress | None) -> PrepareResult:
+def _copy(dataset: Dataset, target: str, progress: Progress) -> PrepareResult:
     for problem in problems_of(dataset):
         raise UserError(problem)
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from prometar.data.datasets.listing import SPLITS
 from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
 from prometar.data.datasets.sources import SCHEMA
 from prometar.data.preparation.check import CheckResult, look
+from prometar.data.preparation.http import Progress, unwatched
 from prometar.errors import UserError, WorkError
 from prometar.io.files import resolved
 from prometar.io.stores import filesystem, masked, reason
@@ -32,8 +32,6 @@ from prometar.io.stores import filesystem, masked, reason
 SHARD_ROWS = 1024
 GROUP_ROWS = 16  # images read to get at one of them
 OWN_ENDINGS = (MANIFEST, ".parquet", ".tmp")  # what a target may hold already
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,8 @@ class PrepareResult:
     Attributes:
         name: The data set.
         where: Folder or URI that holds the shards and the manifest.
-        shards: Number of shards, `kept` of them from an earlier run.
-        kept: Shards that were already there.
-        images: Images in all shards.
-        bytes: Size of all shards.
+        shards, images, bytes: How many there are, and the size of all shards.
+        kept: Shards that were already there, from an earlier run.
     """
 
     name: str
@@ -70,7 +66,7 @@ def prepare(
     *,
     shard_rows: int = SHARD_ROWS,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> PrepareResult:
     """Write `<to>/<folder>/manifest.json` and shards; then `--data-root <to>` opens the copy.
 
@@ -99,7 +95,7 @@ def write_copy(
     shard_rows: int = SHARD_ROWS,
     *,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> PrepareResult:
     """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
     if shard_rows < 1:
@@ -141,7 +137,7 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
 
 
 def _write(
-    dataset: Dataset, rows: list[tuple[Item, str]], target: str, shard_rows: int, progress: Progress | None
+    dataset: Dataset, rows: list[tuple[Item, str]], target: str, shard_rows: int, progress: Progress
 ) -> PrepareResult:
     system, folder = filesystem(target)
     if isinstance(system, fs.LocalFileSystem):  # object stores have no folders
@@ -157,8 +153,7 @@ def _write(
         kept += _write_file(system, f"{folder}/{file}", data)
         size += len(data)
         records.append({"file": file, "rows": len(part), "bytes": len(data), "sha256": digest})
-        if progress is not None:
-            progress(k + 1, len(parts))
+        progress(k + 1, len(parts))
     manifest = {
         "format": FORMAT,
         "name": dataset.name,
@@ -174,14 +169,10 @@ def _write(
 
 def _encode(part: list[tuple[Item, str]], source: Source) -> bytes:
     images = source.read_many([item.path for item, _ in part])
-    columns = [
-        [item.path for item, _ in part],
-        [item.label for item, _ in part],
-        [item.classname for item, _ in part],
-        [split for _, split in part],
-        images,
+    rows = [
+        {"path": item.path, "label": item.label, "classname": item.classname, "split": split, "image": image}
+        for (item, split), image in zip(part, images, strict=True)
     ]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
     sink = pa.BufferOutputStream()
     # photographs are compressed already; statistics of their bytes would only swell the footer
     options: dict[str, Any] = {
@@ -190,12 +181,8 @@ def _encode(part: list[tuple[Item, str]], source: Source) -> bytes:
         "write_statistics": False,
         "write_page_checksum": True,
     }
-    pq.write_table(
-        pa.Table.from_arrays(arrays, schema=SCHEMA),
-        sink,
-        row_group_size=GROUP_ROWS,
-        **options,
-    )
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    pq.write_table(table, sink, row_group_size=GROUP_ROWS, **options)
     return sink.getvalue().to_pybytes()
 
 

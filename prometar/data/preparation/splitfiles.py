@@ -72,16 +72,13 @@ def _require_published(row: Benchmark, images: Path, file: Path) -> None:
         listing = SplitFile(".", file.name).read(file.parent)
     except UserError as error:
         raise WorkError(f"what was downloaded is no split file: {error}") from None
-    found = differences(row.name, *_sizes(listing))
+    items = _items(listing)
+    counts = {split: len(listing.splits.get(split, ())) for split in SPLITS}
+    found = differences(row.name, len({item.label for item in items}), counts)
     if found:
         raise WorkError(f"{file.name} is not the published split: it has {', '.join(found)}")
-    if len(missing_below(images, _items(listing))) < len(_items(listing)):  # else they are still to come
+    if len(missing_below(images, items)) < len(items):  # else they are still to come
         _require_images(listing, images)
-
-
-def _sizes(listing: Listing) -> tuple[int, dict[str, int]]:
-    counts = {split: len(listing.splits.get(split, ())) for split in SPLITS}
-    return len({item.label for item in _items(listing)}), counts
 
 
 def _items(listing: Listing) -> list[Item]:
