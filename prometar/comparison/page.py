@@ -16,7 +16,6 @@ KIND = "compare"
 """Of page, for `prometar.io.pages`."""
 
 _LEFT, _WIDTH, _TOP, _ROW = 190, 480, 34, 26  # of a plot, in SVG units
-_LETTERS = 26  # of a label that have room at its left
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,6 @@ class Dot:
     """A method's average rank, and where it lies in a plot."""
 
     method: str
-    label: str
     rank: float
     reference: bool
     x: float
@@ -59,17 +57,13 @@ def rank_plot(found: Comparison, column: Column) -> RankPlot | None:
         return round(_LEFT + 14 + (rank - 1) / (last - 1) * (_WIDTH - _LEFT - 70), 1)
 
     dots = [
-        Dot(m, _short(m), ranks[m], m == found.reference, place(ranks[m]), _TOP + _ROW * (row + 0.5))
+        Dot(m, ranks[m], m == found.reference, place(ranks[m]), _TOP + _ROW * (row + 0.5))
         for row, m in enumerate(sorted(ranks, key=ranks.__getitem__))
     ]
     ticks = {rank: place(rank) for rank in range(1, last + 1)}
     n = len(column.ranks.datasets)
     title = f"{column.name}: average rank over {n} data set{'' if n == 1 else 's'}, 1 is best"
     return RankPlot(title, tuple(dots), ticks, _WIDTH, _TOP + _ROW * len(dots) + 8)
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= _LETTERS else f"{label[: _LETTERS - 1]}…"
 
 
 def page(found: Comparison) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +55,7 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
 
 
 def _objective(runs: Sequence[TrainedRun]) -> str:
-    counts: dict[str, int] = {}
-    for run in runs:
-        counts[run.objective] = counts.get(run.objective, 0) + 1
+    counts = Counter(run.objective for run in runs)
     if len(counts) > 1:
         said = ", ".join(f"{name} ({count} runs)" for name, count in counts.items())
         raise UserError(f"the runs have several objectives, {said}: pass folders of one of them")

@@ -35,12 +35,10 @@ class _Slot:
         trainer = plan.bundles()[0]
         group = placement_group(plan.bundles(), strategy=STRATEGY)
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        options = {
-            "num_cpus": trainer["CPU"],
-            "num_gpus": trainer.get("GPU", 0),
-            "scheduling_strategy": place,
-        }
-        return _Slot(group, ray.remote(Worker).options(**options).remote())
+        worker = ray.remote(Worker).options(
+            num_cpus=trainer["CPU"], num_gpus=trainer.get("GPU", 0), scheduling_strategy=place
+        )
+        return _Slot(group, worker.remote())
 
     def close(self) -> None:
         ray.kill(self.actor)

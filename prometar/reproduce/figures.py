@@ -175,9 +175,9 @@ class _Cited:
     def on_average(self, datasets: Sequence[str], method: str) -> dict[str, float]:
         """By column; only over the very data sets of the published average."""
         whole = set(datasets) == self._whole and all(full_size(d, self._sizes.get(d, 0)) for d in datasets)
-        return (
-            self._of(self.series[method].figures.get(AVERAGE, {})) if whole and method in self.series else {}
-        )
+        if method not in self.series or not whole:
+            return {}
+        return self._of(self.series[method].figures.get(AVERAGE, {}))
 
     @staticmethod
     def _of(figures: Mapping[str, float]) -> dict[str, float]:

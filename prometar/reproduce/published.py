@@ -48,12 +48,6 @@ def _file() -> dict[str, Any]:
     return json.loads((resources.files("prometar.reproduce") / "published.json").read_text("utf-8"))
 
 
-def series_of(protocol: str, method: str) -> tuple[Series, ...]:
-    """The published series of a method here; none where none is known."""
-    rows = (Series(**row) for row in _file()["series"].get(protocol, ()))
-    return tuple(row for row in rows if row.method == method)
-
-
 def settings_of(protocol: str, method: str) -> Mapping[str, Any]:
     """What a method's authors set under a protocol besides its recipe; nothing where that is not known.
 
@@ -73,8 +67,9 @@ def beside(protocol: str, config: Config) -> Series | None:
     setting = (config.backbone.name, config.backbone.pretrained, config.data.shots)
     if setting != tuple(_file()["setting"][key] for key in ("backbone", "pretrained", "shots")):
         return None
-    for series in series_of(protocol, config.method):
-        if not changes(config, {**settings_of(protocol, config.method), **series.settings}):
+    own = settings_of(protocol, config.method)
+    for series in (Series(**row) for row in _file()["series"].get(protocol, ())):
+        if series.method == config.method and not changes(config, {**own, **series.settings}):
             return series
     return None
 

@@ -134,11 +134,9 @@ def _interval(figure: Figure | None) -> str:
 
 
 def _published(figure: Figure | None) -> str:
-    return (
-        ""
-        if figure is None or figure.published is None
-        else f"{figure.published:.2f} ({figure.difference:+.2f})"
-    )
+    if figure is None or figure.published is None:
+        return ""
+    return f"{figure.published:.2f} ({figure.difference:+.2f})"
 
 
 def _joined(values: Iterable[float | None], sign: str = "") -> str:

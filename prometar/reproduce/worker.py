@@ -90,16 +90,9 @@ def _run(job: Job) -> Record:
     )  # fmt: skip
     for target in entry.targets:
         if target not in record.tests:
-            record = _test(record, target, classifier, options)
+            tested = open_dataset(target, entry.config.data.root)
+            tests = {**record.tests, target: evaluate_on(classifier, tested, options=options)}
+            num_classes = {**record.num_classes, target: len(tested.classnames)}
+            record = replace(record, tests=tests, num_classes=num_classes)
             record.write(job.folder)
     return record
-
-
-def _test(record: Record, target: str, classifier: Classifier, options: StreamOptions) -> Record:
-    dataset = open_dataset(target, classifier.config.data.root)
-    accuracy = evaluate_on(classifier, dataset, options=options)
-    return replace(
-        record,
-        tests={**record.tests, target: accuracy},
-        num_classes={**record.num_classes, target: len(dataset.classnames)},
-    )

@@ -59,7 +59,10 @@ class SplitFile:
 
     def read(self, folder: Path) -> Listing:
         file = folder / self.file
-        tree = _read_json(file)
+        try:
+            tree = json.loads(read_text(file))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"split file {file} is not JSON: {error}") from None
         if not isinstance(tree, dict) or any(not isinstance(tree.get(split), list) for split in SPLITS):
             raise UserError(f"split file {file} must hold the lists {', '.join(SPLITS)}")
         splits = {
@@ -228,13 +231,6 @@ def read_classnames(file: Path) -> dict[str, str]:
             )
         names[wnid] = name
     return names
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"split file {file} is not JSON: {error}") from None
 
 
 def _item(row: Any, where: str) -> Item:
