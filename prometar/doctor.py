@@ -84,11 +84,8 @@ def gpus() -> list[Finding]:
     """The GPUs that torch sees in this process, and their free memory."""
     built = torch.version.cuda
     if not torch.cuda.is_available():
-        why = (
-            f"no GPU can be used (torch is built for CUDA {built})"
-            if built
-            else "torch is built without CUDA"
-        )
+        unusable = f"no GPU can be used (torch is built for CUDA {built})"
+        why = unusable if built else "torch is built without CUDA"
         return [Finding(Status.NOTE, "GPU", f"{why}: trials run on the CPU")]
     found = []
     for number in range(torch.cuda.device_count()):

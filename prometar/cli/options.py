@@ -55,15 +55,11 @@ def repeat(args: Sequence[str], lists: set[str]) -> list[str]:
     """
     given: list[str] = []
     current = None
-    num_values = 0
     for arg in args:
         if arg.startswith("--"):
             current = arg if arg in lists else None
-            num_values = 0
-        elif current is not None:
-            num_values += 1
-            if num_values > 1:
-                given.append(current)
+        elif current is not None and given[-1] != current:
+            given.append(current)
         given.append(arg)
     return given
 

@@ -144,12 +144,7 @@ def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:
 
 
 def _plain(card: dict[str, Any]) -> bool:
-    names, backbone = card["classnames"], card["backbone"]
-    return (
-        isinstance(names, list)
-        and bool(names)
-        and all(isinstance(name, str) for name in names)
-        and isinstance(card["template"], str)
-        and isinstance(backbone, dict)
-        and isinstance(backbone.get("digest"), str)
-    )
+    match card:
+        case {"classnames": [_, *_] as names, "template": str(), "backbone": {"digest": str()}}:
+            return all(isinstance(name, str) for name in names)
+    return False

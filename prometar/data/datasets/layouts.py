@@ -234,16 +234,10 @@ def read_classnames(file: Path) -> dict[str, str]:
 
 
 def _item(row: Any, where: str) -> Item:
-    if not (
-        isinstance(row, list)
-        and len(row) == 3
-        and isinstance(row[0], str)
-        and isinstance(row[1], int)
-        and not isinstance(row[1], bool)
-        and isinstance(row[2], str)
-    ):
-        raise UserError(f"{where}: expected [path, label, class name], found {str(row)[:80]}")
-    return Item(_inside(row[0], where), row[1], row[2])
+    match row:
+        case [str(path), int(label), str(classname)] if not isinstance(label, bool):
+            return Item(_inside(path, where), label, classname)
+    raise UserError(f"{where}: expected [path, label, class name], found {str(row)[:80]}")
 
 
 def _inside(path: str, where: str) -> str:

@@ -14,10 +14,9 @@ def digest_of(file: Path, kind: str = "sha256") -> str:
         return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
-def keep_digest(file: Path, digest: str) -> Path:
-    """Write `<file>.sha256`, as sha256sum writes it; returns its path. `file` need not be there yet."""
+def keep_digest(file: Path, digest: str) -> None:
+    """Write `<file>.sha256`, as sha256sum writes it; `file` need not be there yet."""
     write_atomically(_record(file), f"{digest}  {file.name}\n".encode())
-    return _record(file)
 
 
 def change_of(file: Path, digest: str | None = None) -> str:

@@ -92,11 +92,8 @@ def _require_columns(schema: pa.Schema, wanted: HubName) -> None:
         raise UserError(
             f"the column '{wanted.image}' of {wanted.repo} holds no images: it is {_shown(image)}"
         )
-    if (
-        not pa.types.is_integer(label)
-        and not pa.types.is_string(label)
-        and not pa.types.is_large_string(label)
-    ):
+    kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    if not any(is_kind(label) for is_kind in kinds):
         raise UserError(
             f"the column '{wanted.label}' of {wanted.repo} holds no labels: it is {_shown(label)}, "
             "and neither whole numbers nor text"

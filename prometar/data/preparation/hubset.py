@@ -142,8 +142,8 @@ def _splits(wanted: HubName, repo: HubRepo) -> Files:
             f"{wanted.repo} has no Parquet files{where}: "
             "try ?revision=refs/convert/parquet, the hub's own conversion"
         )
-    vals = [each for each in VAL_NAMES if each in found and each not in (wanted.train, wanted.test)]
-    asked = {"train": wanted.train, "val": wanted.val or next(iter(vals), ""), "test": wanted.test}
+    vals = (each for each in VAL_NAMES if each in found and each not in (wanted.train, wanted.test))
+    asked = {"train": wanted.train, "val": wanted.val or next(vals, ""), "test": wanted.test}
     chosen: Files = {}
     for split, called in asked.items():
         if called and called not in found:
