@@ -131,7 +131,8 @@ def _listed(name: str, root: Path | str | None) -> Listed:
     except UserError as error:
         return Listed(name, title, where, {}, 0, str(error))
     counts, classes = dataset.counts, len(dataset.classnames)
-    return Listed(name, title, where, counts, classes, "", differences(name, classes, counts), dataset.note)
+    others = differences(name, classes, counts)
+    return Listed(name, title, where, counts, classes, differences=others, note=dataset.note)
 
 
 def _where(name: str, root: Path | str | None) -> str:
@@ -245,7 +246,7 @@ def _look_at_group(items: Sequence[Item], source: Source) -> list[Seen]:
         files = source.read_many([item.path for item in items])
     except UserError as error:
         if len(items) == 1:
-            return [Seen(items[0].path, b"", str(error))]
+            return [Seen(items[0].path, b"", str(error) or type(error).__name__)]
         return [seen for item in items for seen in _look_at_group([item], source)]
     return [_look_at(item, file) for item, file in zip(items, files, strict=True)]
 
