@@ -12,7 +12,6 @@ from typing import Any
 from uuid import uuid4
 
 from ray import tune
-from ray.tune import Callback
 from rich.console import Console
 
 from prometar.config.settings import dump_config
@@ -272,13 +271,7 @@ def _search(
     def job_of(asked: Asked) -> Job:
         return spec.search_job(asked, str(folder.trial(asked.number)), means.terms)
 
-    searcher = StudySearcher(
-        memory,
-        job_of,
-        spec.trials,
-        stopping,
-        lockstep,
-    )
+    searcher = StudySearcher(memory, job_of, spec.trials, stopping, lockstep)
     keeper = RecordKeeper(folder, memory, stopping, job_of)
     progress = Progress(
         memory,
@@ -290,25 +283,21 @@ def _search(
         bounds=spec.bounds,
     )
     trackers = Trackers(
-        means.trackers,
-        folder.path,
-        folder.name,
-        memory,
-        numbers_of=searcher.numbers,
-        console=console,
+        means.trackers, folder.path, folder.name, memory, numbers_of=searcher.numbers, console=console
     )
     left = budget.waited(means.plan.max_concurrent, done=memory.num_done / spec.trials)
     estimate = Estimate(left, budget.steps_per_epoch, means.plan.max_concurrent, console=console)
-    callbacks: Sequence[Callback] = (progress, keeper, trackers, estimate)
     with closing(trackers):
+        trackers.catch_up()
         if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
             scheduler = StudyScheduler(memory, searcher, stopping, means.room)
+            progress.begin()
             try:
-                yield Batch(searcher, scheduler, callbacks)
+                yield Batch(searcher, scheduler, (progress, keeper, trackers, estimate))
             finally:
-                progress.close()
+                progress.end()
                 keeper.clock()
-        trackers.catch_up()
+            trackers.catch_up()
     keeper.catch_up()
     if memory.exhausted:
         console.print("the space is searched through: further draws only repeat settings")

@@ -54,8 +54,6 @@ class Running(Generic[T]):
 
     def begin_next(self) -> bool:
         """Begin the next batch. Returns whether there is one."""
-        for callback in self.batch.callbacks if self.batch else ():
-            callback.on_experiment_end(trials=[])
         self.batch = None
         try:
             self.batch = next(self._course)
@@ -65,8 +63,6 @@ class Running(Generic[T]):
         except Exception as error:
             self.problem = error
             return False
-        for callback in self.batch.callbacks:
-            callback.setup()
         return True
 
     def close(self) -> None:
@@ -150,9 +146,6 @@ class RelayedCallback(_Unpickled, Callback):
 
     def on_step_end(self, **info: Any) -> None:  # type: ignore[override]
         self._each("on_step_end", info)
-
-    def on_experiment_end(self, **info: Any) -> None:  # type: ignore[override]
-        self._each("on_experiment_end", info)  # of a batch that was left amid its trials
 
     def on_trial_start(self, **info: Any) -> None:  # type: ignore[override]
         self._each("on_trial_start", info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -78,12 +77,21 @@ class Progress(Callback):
         self._due = False  # a trial has ended, and its line is not out
         self._live: Live | None = None
 
-    def setup(self, *args: Any, **info: Any) -> None:
+    def begin(self) -> None:
+        """Show the search from now on, until `end`."""
         self._begin = self._clock()
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(self._view(), console=self._console, auto_refresh=False)
             self._live.start()
-            atexit.register(self.close)  # an interrupted fit never reaches on_experiment_end
+
+    def end(self) -> None:
+        """Show what has ended last, and give the terminal back. Safe to call twice."""
+        try:
+            self._catch_up()
+        finally:
+            if self._live:
+                self._live.stop()
+                self._live = None
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         for number in set(self._numbers_of(trial.trial_id)) - self._ended:
@@ -108,17 +116,6 @@ class Progress(Callback):
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if self._clock() - self._read >= READ_SECONDS and (self._due or self._live):
             self._catch_up()
-
-    def on_experiment_end(self, trials: list, **info: Any) -> None:
-        self._catch_up()
-        self.close()
-
-    def close(self) -> None:
-        """Give the terminal back. Safe to call twice."""
-        if self._live:
-            self._live.stop()
-            self._live = None
-            atexit.unregister(self.close)
 
     def _catch_up(self) -> None:
         """Ask the memory for what has ended since, and show it."""

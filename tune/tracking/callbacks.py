@@ -65,9 +65,6 @@ class Trackers(Callback):
             except Exception as error:  # whatever other people's code raises
                 self._drop(name, error)
 
-    def setup(self, *args: Any, **info: Any) -> None:
-        self.catch_up()
-
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         for number, job in zip(self._numbers_of(trial.trial_id), unpack(trial.config), strict=False):
             self._each(self._begin, number, job.settings)

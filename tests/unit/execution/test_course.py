@@ -32,14 +32,8 @@ class Notes(Callback):
     def __init__(self, name: str, said: list[str]) -> None:
         self._name, self._said = name, said
 
-    def setup(self, *args: Any, **info: Any) -> None:
-        self._said.append(f"{self._name} begins")
-
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self._said.append(f"{self._name} goes on")
-
-    def on_experiment_end(self, trials: list, **info: Any) -> None:
-        self._said.append(f"{self._name} ends")
 
 
 def batch(name: str, stopping: Stopping, *callbacks: Callback, jobs: int = 1) -> Batch:
@@ -61,8 +55,10 @@ def test_the_next_batch_begins_when_all_of_one_has_ended(stopping: Stopping) -> 
     said: list[str] = []
 
     def course() -> Course[str]:
+        said.append("a begins")
         yield batch("a", stopping, Notes("a", said), jobs=2)
-        said.append("between")
+        said.append("a ends")
+        said.append("b begins")
         yield batch("b", stopping, Notes("b", said))
         return "result"
 
@@ -76,7 +72,9 @@ def test_the_next_batch_begins_when_all_of_one_has_ended(stopping: Stopping) -> 
     searcher.on_trial_complete("w1")
     assert said == ["a begins", "a goes on"]
     assert folder(searcher.suggest("w2")) == "/b0"
-    assert said[2:] == ["a ends", "between", "b begins"]
+    assert said[2:] == ["a ends", "b begins"]
+    callback.on_step_end(iteration=2, trials=[])
+    assert said[4:] == ["b goes on"], "and nobody of the first batch is told any more"
     searcher.on_trial_complete("w2")
     assert searcher.suggest("w3") == Searcher.FINISHED
     assert (running.over, running.result) == (True, "result")

@@ -31,7 +31,7 @@ class Study:
             self, target, 5, console=console, numbers_of={f"t{i}": [i] for i in range(20)}.__getitem__,
             reference={"optim.lr": 0.0025}, clock=lambda: self.now,
         )  # fmt: skip
-        self.progress.setup(stop=None, num_samples=-1, total_num_samples=-1)
+        self.progress.begin()
 
     def ended(self, since: int = 0) -> list[TrialRecord]:
         self.reads += 1
@@ -66,7 +66,7 @@ def test_a_line_an_ended_trial() -> None:
     study.end(trial(1, "PRUNED", [40.0, 41.24]), 40.0)
     study.end(trial(2, "FAIL", [], reason="the loss is nan\nin [bold]step[/bold] 3"), 42.0, error=True)
     study.end(trial(3, "COMPLETE", [61.0]), 3700.0)
-    study.progress.on_experiment_end([])
+    study.progress.end()
     assert study.lines == [
         "[00:20] trial 0 finished, objective 58.3; best 58.3 (trial 0); 1 of 4 done, 1:00 left",
         "[00:40] trial 1 pruned at epoch 2/5, objective 41.2; best 58.3 (trial 0); 2 of 4 done, 0:40 left",
@@ -117,14 +117,14 @@ def test_the_memory_is_read_when_a_trial_ended_and_once_a_second_at_most() -> No
     study.end(trial(0, "COMPLETE", [60.0]), 5.0)
     study.end(trial(1, "COMPLETE", [61.0]), 5.5)
     assert study.reads == before + 1
-    study.progress.on_experiment_end([])
+    study.progress.end()
     assert [line.split()[2] for line in study.lines] == ["0", "1"]
 
 
 def test_what_only_the_end_tells_is_printed_then() -> None:
     study = Study()
     study.known[0] = trial(0, "FAIL", [], reason="out of memory")
-    study.progress.on_experiment_end([])
+    study.progress.end()
     assert study.lines[0].startswith("[00:00] trial 0 failed: out of memory")
 
 
@@ -137,8 +137,8 @@ def test_the_live_view() -> None:
     study.end(trial(3, "COMPLETE", [64.0], lr=0.012345), 30.0)
     study.end(trial(4, "FAIL", [], reason="the loss is nan"), 60.0)
     view = shown(study.progress)
-    study.progress.on_experiment_end([])
-    study.progress.close()
+    study.progress.end()
+    study.progress.end()
     assert view == [
         "3 of 8 trials done: 2 running, 0 pruned, 1 failed",
         "best 64.0 (trial 3): optim.lr 0.0123",
@@ -158,7 +158,7 @@ def test_the_live_view_of_a_study_that_begins_and_of_released_settings_that_lead
     ]
     study.end(trial(0, "COMPLETE", [60.0], reference=True), 30.0)
     assert shown(study.progress)[1] == "best 60.0 (trial 0), the released settings"
-    study.progress.close()
+    study.progress.end()
 
 
 def shown(progress: Progress) -> list[str]:

@@ -41,7 +41,7 @@ class Study:
             names, folder, "dtd", self, numbers_of=lambda tune_id: [int(n) for n in tune_id.split()],
             console=Console(file=self.out, width=300),
         )  # fmt: skip
-        self.trackers.setup()
+        self.trackers.catch_up()
 
     def ended(self, since: int = 0) -> list[TrialRecord]:
         return self.known[since:]
