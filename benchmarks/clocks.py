@@ -16,9 +16,9 @@ from ray.tune.execution.tune_controller import TuneController
 
 from tune import study
 from tune.execution.course import RelayedScheduler
+from tune.execution.jobs import Jobs, SearchJobs
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
-from tune.execution.searcher import StopScheduler, StudySearcher
 from tune.optimizer.ask_tell import Memory
 from tune.optimizer.storage import WriteThrough
 
@@ -29,7 +29,7 @@ _WATCHED: list[tuple[Any, str, str]] = [
     (TuneController, "step", "Tune: the rest"),
     (TuneController, "checkpoint", "Tune: snapshots"),
     (RelayedScheduler, "choose_trial_to_run", "Tune: next trial"),
-    (StudySearcher, "suggest", "job"),
+    (SearchJobs, "suggest", "job"),
     (Memory, "next", ASK),
     (Memory, "observe", REPORT),
     (optuna.Study, "tell", TELL),
@@ -37,7 +37,7 @@ _WATCHED: list[tuple[Any, str, str]] = [
     (TPESampler, "sample_relative", "sampler"),
     (RecordKeeper, "catch_up", "records"),
     (Progress, "on_step_end", "progress"),
-    (StopScheduler, "on_trial_error", RETRY),
+    (Jobs, "on_death", RETRY),
     (study, "write_report", PAGE),
     *((WriteThrough, name, "storage: write") for name in (
         "keep", "create_new_trial", "set_trial_param", "set_trial_intermediate_value", "set_trial_user_attr",

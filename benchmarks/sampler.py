@@ -37,9 +37,9 @@ from rich.console import Console
 
 from prometar.config.settings import configure
 from prometar.distributed.placement import ResourcePlan, Room
+from tune.execution.jobs import SearchJobs
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
-from tune.execution.searcher import StudyScheduler, StudySearcher
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked, Memory
@@ -147,17 +147,11 @@ class Ours:
         stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan.threads, plan.stream_cpus)
         memory = Memory(self._folder.storage, "s", spec.space, reference=spec.reference(),
                         seed=spec.seed, pruner=spec.pruner)  # fmt: skip
-        self._searcher = StudySearcher(
-            memory,
-            job_of,
-            spec.trials,
-            stopping,
-        )
+        self._jobs = SearchJobs(memory, job_of, spec.trials, stopping, Room(SLOTS, 0.0))
         self._place = PlacementGroupFactory(plan.bundles())
-        self._scheduler = StudyScheduler(memory, self._searcher, stopping, Room(SLOTS, 0.0))
         progress = Progress(
             memory, spec.trials, EPOCHS, console=Console(file=io.StringIO()),
-            numbers_of=self._searcher.numbers, reference=spec.reference(),
+            numbers_of=self._jobs.numbers, reference=spec.reference(),
         )  # fmt: skip
         self._callbacks = (progress, _Unwritten(self._folder, memory, stopping, job_of))
 
@@ -168,7 +162,7 @@ class Ours:
             placement_group_factory=self._place,
             run_metadata=SimpleNamespace(),
         )
-        job = self._searcher.suggest(trial.trial_id)
+        job = self._jobs.suggest(trial.trial_id)
         for callback in self._callbacks:
             callback.on_trial_start(self._begun, [], trial)
         return trial, job["jobs"][0]["settings"]
@@ -176,11 +170,11 @@ class Ours:
     def report(self, trial: SimpleNamespace, epoch: int, value: float) -> bool:
         result = {"epoch": epoch, "objective": value, "base": value, "new": value, "loss": 1.0,
                   "seconds": float(epoch), "failed": "", "finished": epoch == EPOCHS}  # fmt: skip
-        stop = self._scheduler.on_trial_result(None, trial, result) == "STOP"  # type: ignore[arg-type]
+        stop = self._jobs.on_result(trial, result) == "STOP"  # type: ignore[arg-type]
         for callback in self._callbacks:
             callback.on_trial_result(self._begun, [], trial, result)
         if stop:
-            self._searcher.on_trial_complete(trial.trial_id, result)
+            self._jobs.on_end(trial.trial_id, error=False)
             for callback in self._callbacks:
                 callback.on_trial_complete(self._begun, [], trial)
         for callback in self._callbacks:

@@ -26,11 +26,11 @@ from prometar.reproduce.published import published
 from prometar.training.process_memory import process_memory
 from tune.execution.course import Batch, Course
 from tune.execution.estimate import Estimate
+from tune.execution.jobs import SearchJobs
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
 from tune.execution.reruns import Means
 from tune.execution.runner import run_course
-from tune.execution.searcher import StudyScheduler, StudySearcher
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked, Memory
@@ -271,29 +271,28 @@ def _search(
     def job_of(asked: Asked) -> Job:
         return spec.search_job(asked, str(folder.trial(asked.number)), means.terms)
 
-    searcher = StudySearcher(memory, job_of, spec.trials, stopping, lockstep)
+    jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, lockstep)
     keeper = RecordKeeper(folder, memory, stopping, job_of)
     progress = Progress(
         memory,
         spec.trials + memory.num_forgiven,
         spec.most_epochs,
         console=console,
-        numbers_of=searcher.numbers,
+        numbers_of=jobs.numbers,
         reference=spec.reference(),
         bounds=spec.bounds,
     )
     trackers = Trackers(
-        means.trackers, folder.path, folder.name, memory, numbers_of=searcher.numbers, console=console
+        means.trackers, folder.path, folder.name, memory, numbers_of=jobs.numbers, console=console
     )
     left = budget.waited(means.plan.max_concurrent, done=memory.num_done / spec.trials)
     estimate = Estimate(left, budget.steps_per_epoch, means.plan.max_concurrent, console=console)
     with closing(trackers):
         trackers.catch_up()
         if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
-            scheduler = StudyScheduler(memory, searcher, stopping, means.room)
             progress.begin()
             try:
-                yield Batch(searcher, scheduler, (progress, keeper, trackers, estimate))
+                yield Batch(jobs, (progress, keeper, trackers, estimate))
             finally:
                 progress.end()
                 keeper.clock()

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from tune.execution.searcher import HandsOut, StopScheduler
+from tune.execution.jobs import Jobs
 from tune.execution.stopping import Stopping
 
 T = TypeVar("T")
@@ -22,10 +22,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs that may run side by side: who hands them out, who decides on them, and who is told of them."""
+    """Jobs that may run side by side, and who is told of them."""
 
-    searcher: HandsOut
-    scheduler: StopScheduler
+    jobs: Jobs
     callbacks: Sequence[Callback] = ()
 
 
@@ -87,7 +86,7 @@ class RelayedSearcher(_Unpickled, Searcher):
     def suggest(self, trial_id: str) -> Any:
         while self._running.batch is not None:
             batch = self._running.batch
-            found = batch.searcher.suggest(trial_id)
+            found = batch.jobs.suggest(trial_id)
             if found is None or (found == Searcher.FINISHED and self._stopping.asked):
                 return found
             if found != Searcher.FINISHED:
@@ -97,7 +96,7 @@ class RelayedSearcher(_Unpickled, Searcher):
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        self._running.owners[trial_id].searcher.on_trial_complete(trial_id, result, error)
+        self._running.owners[trial_id].jobs.on_end(trial_id, error=error)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
@@ -126,16 +125,16 @@ class RelayedScheduler(_Unpickled, FIFOScheduler):
         return min(waiting, key=lambda trial: self._order[trial.trial_id], default=None)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        return self._of(trial).on_trial_result(tune_controller, trial, result)
+        return self._of(trial).on_result(trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._of(trial).on_trial_error(tune_controller, trial)
+        self._of(trial).on_death(trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        self._of(trial).on_trial_complete(tune_controller, trial, result)
+        self._of(trial).on_last_result(trial, result)
 
-    def _of(self, trial: Trial) -> StopScheduler:
-        return self._running.owners[trial.trial_id].scheduler
+    def _of(self, trial: Trial) -> Jobs:
+        return self._running.owners[trial.trial_id].jobs
 
 
 class RelayedCallback(_Unpickled, Callback):

@@ -16,7 +16,7 @@ from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import UserError, WorkError
 from prometar.training.run_result import FILE, read_result
 from tune.execution.course import Batch, Course
-from tune.execution.searcher import ListSearcher, StopScheduler, reason_of
+from tune.execution.jobs import ListedJobs, reason_of
 from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, unpack
@@ -51,10 +51,10 @@ def run_missing(
         WorkError: a required job's worker has died, each time; or nothing can be kept any more.
     """
     missing = [job for job in jobs if not _has_result(job)]
-    searcher = ListSearcher(missing, means.stopping)
-    told = _Told(means.console, len(missing), what, searcher)
+    listed = ListedJobs(missing, means.stopping, means.room)
+    told = _Told(means.console, len(missing), what, listed)
     if missing:
-        yield Batch(searcher, StopScheduler(means.stopping, means.room, searcher), [told])
+        yield Batch(listed, [told])
     for reason in told.died.values():
         if required:
             raise WorkError(f"a {what} has ended without a result: {reason}; {GO_ON}")
@@ -111,9 +111,9 @@ def _folder(job: Job, leg: Leg) -> Path:
 class _Told(Callback):
     """Says a line for each job that ends, and keeps why jobs failed, by their folder."""
 
-    def __init__(self, console: Console, total: int, what: str, searcher: ListSearcher) -> None:
+    def __init__(self, console: Console, total: int, what: str, jobs: ListedJobs) -> None:
         self._console, self._total, self._what, self._ended = console, total, what, 0
-        self._searcher = searcher
+        self._jobs = jobs
         self.reasons: dict[str, str] = {}  # settings, data: it would fail again
         self.died: dict[str, str] = {}
 
@@ -125,7 +125,7 @@ class _Told(Callback):
             self._say(trial, f"objective {result['objective']:.2f}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if trial.status == trial.ERROR and trial.trial_id not in self._searcher.replaced:  # else tried again
+        if trial.status == trial.ERROR and trial.trial_id not in self._jobs.replaced:  # else tried again
             self._fail(trial, reason_of(trial), self.died)
 
     def _fail(self, trial: Any, reason: str, kept: dict[str, str]) -> None:

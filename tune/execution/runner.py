@@ -24,6 +24,7 @@ from ray.tune.error import TuneError
 from prometar.distributed.placement import STRATEGY
 from prometar.errors import WorkError
 from tune.execution.course import Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running, T
+from tune.execution.jobs import MAX_FAILURES
 from tune.execution.ray_private import (
     callbacks_are_not_counted,
     idle_workers_stay,
@@ -31,7 +32,6 @@ from tune.execution.ray_private import (
     workers_are_like_any_other,
 )
 from tune.execution.reruns import Means
-from tune.execution.searcher import MAX_FAILURES
 from tune.optimizer.storage import GO_ON
 
 

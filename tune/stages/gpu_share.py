@@ -15,9 +15,9 @@ from ray.tune import Callback
 from prometar.distributed.placement import Node
 from prometar.io.files import write_atomically
 from tune.execution.course import Batch, Course
+from tune.execution.jobs import ListedJobs
 from tune.execution.reruns import Means
 from tune.execution.runner import run_course
-from tune.execution.searcher import ListSearcher, StopScheduler
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job
 from tune.results.writer import StudyFolder
@@ -105,8 +105,8 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
 
 
 def _probe(job: Job, means: Means) -> Course[list[int] | None]:
-    found, searcher = _Found(), ListSearcher([job], means.stopping)
-    yield Batch(searcher, StopScheduler(means.stopping, means.room, searcher), [found])
+    found = _Found()
+    yield Batch(ListedJobs([job], means.stopping, means.room), [found])
     return found.memory
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import UserError
 from tune.execution.course import Batch, Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running
+from tune.execution.jobs import ListedJobs
 from tune.execution.reruns import Means
 from tune.execution.runner import run_course
-from tune.execution.searcher import ListSearcher, StopScheduler
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, Terms, unpack
 from tune.worker.trainable import TrialWorker
@@ -37,8 +37,8 @@ class Notes(Callback):
 
 
 def batch(name: str, stopping: Stopping, *callbacks: Callback, jobs: int = 1) -> Batch:
-    searcher = ListSearcher([Job(f"/{name}{k}", (Leg({}),), "final") for k in range(jobs)], stopping)
-    return Batch(searcher, StopScheduler(stopping, Room(2, 0), searcher), callbacks)
+    listed = [Job(f"/{name}{k}", (Leg({}),), "final") for k in range(jobs)]
+    return Batch(ListedJobs(listed, stopping, Room(2, 0)), callbacks)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""What Ray Tune asks of a batch of jobs, as thin hands of the study's memory.
+"""What Ray Tune asks of a batch of jobs, as its searcher and its scheduler: thin hands of the study's memory.
 
-The controller calls the scheduler before the searcher; so the scheduler reports each epoch and stops what
-the pruner prunes, and both only ever pass on what the memory decides.
+The controller calls the scheduler before the searcher; so with a result each epoch is reported, and stopped
+what the pruner prunes, and all of this only ever passes on what the memory decides.
 """
 
 from __future__ import annotations
@@ -31,11 +31,16 @@ MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes 
 _OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exceptions.OutOfMemoryError",
                   "can't allocate memory", "MemoryError")  # fmt: skip
 
+_NO_RESULT = "the worker ended without a result"
+
 MakeJob = Callable[[Asked], Job]
 
 
-class HandsOut(ABC):
-    """Hands out jobs to Tune's trials, until there are no more.
+class Jobs(ABC):
+    """Hands out jobs to Tune's trials, until there are no more, and decides on those trials.
+
+    Each ends with its next result once `stopping` is asked; its state has been kept by then. One that ran out
+    of memory is tried again with a larger share of its machine, as far as there is `room`.
 
     A worker that dies while it is reset for its next trial is counted twice by Tune, which then gives that
     trial up at once. Such a trial has not begun: its jobs are handed out again, as another trial of Tune's.
@@ -47,8 +52,8 @@ class HandsOut(ABC):
         reasons: What the workers of Tune's trials last died of, if they have told nothing since.
     """
 
-    def __init__(self, stopping: Stopping) -> None:
-        self._stopping = stopping
+    def __init__(self, stopping: Stopping, room: Room) -> None:
+        self._stopping, self._room = stopping, room
         self.crews: dict[str, dict[int, Job]] = {}
         self.unbegun: set[str] = set()
         self.replaced: set[str] = set()
@@ -56,6 +61,7 @@ class HandsOut(ABC):
         self._out: set[str] = set()  # Tune's trials that have not ended
         self._again: list[dict[int, Job]] = []
         self._times_again: Counter[int] = Counter()
+        self._farthest = Counter[tuple[str, int]]()  # epochs
 
     def suggest(self, trial_id: str) -> Any:
         """A trial's configuration; None where one may follow later, `Searcher.FINISHED` where none will."""
@@ -71,6 +77,39 @@ class HandsOut(ABC):
     @abstractmethod
     def _fresh(self) -> dict[int, Job]:
         """What has not been handed out yet; nothing where that is all."""
+
+    def on_result(self, trial: Trial, result: dict) -> str:
+        """Whether a trial goes on."""
+        self.unbegun.discard(trial.trial_id)
+        self.reasons.pop(trial.trial_id, None)
+        job, epoch = (trial.trial_id, result.get("member", 0)), result.get("epoch", 0)
+        if epoch > self._farthest[job]:  # a new worker tells again what an earlier one has done
+            self._farthest[job] = epoch
+            trial.run_metadata.num_failures = 0
+        return TrialScheduler.STOP if self._stopping.asked else TrialScheduler.CONTINUE
+
+    def on_last_result(self, trial: Trial, result: dict) -> None:  # noqa: B027
+        """A trial ends by itself: this result comes here alone."""
+
+    def on_death(self, trial: Trial) -> None:
+        """A worker has died: its trial is tried again, given up, or has not begun."""
+        if trial.status == trial.PENDING:
+            self.unbegun.add(trial.trial_id)
+        self.reasons[trial.trial_id] = reason_of(trial)
+        if out_of_memory(trial) and trial.status != trial.RUNNING:
+            larger = self._room.larger(_place_of(trial).bundles)
+            if larger is not None:
+                trial.update_resources(PlacementGroupFactory(larger, strategy=STRATEGY))
+
+    def on_end(self, trial_id: str, *, error: bool) -> None:
+        """A trial of Tune's has ended: what it has not told by now, it never will."""
+        if self._comes_back(trial_id) or (self._stopping.asked and not error):
+            return  # for another worker, or for the next command
+        self._fail(trial_id, self._reason(trial_id) if error else _NO_RESULT)
+
+    @abstractmethod
+    def _fail(self, trial_id: str, reason: str) -> None:
+        """Give up those of a trial's jobs that have not ended."""
 
     def _comes_back(self, trial_id: str) -> bool:
         """Whether the jobs of a trial of Tune's that has ended are handed out again."""
@@ -89,23 +128,28 @@ class HandsOut(ABC):
         Raises:
             StorageError: nothing can be kept: no trial is to blame, and the next command goes on with it.
         """
-        reason = self.reasons.get(trial_id, "the worker ended without a result")
+        reason = self.reasons.get(trial_id, _NO_RESULT)
         if is_refused_write(reason):
             raise StorageError(reason.split(": ", 1)[-1])
         return reason
 
-    @abstractmethod
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """A trial of Tune's has ended."""
 
+class SearchJobs(Jobs):
+    """Asks the memory until `target` trials have begun, interrupted ones first; `lockstep` a worker.
 
-class StudySearcher(HandsOut):
-    """Asks the memory until `target` trials have begun, interrupted ones first; `lockstep` a worker."""
+    Reports every epoch to the memory and stops what it says.
+    """
 
     def __init__(
-        self, memory: Memory, make_job: MakeJob, target: int, stopping: Stopping, lockstep: int = 1
+        self,
+        memory: Memory,
+        make_job: MakeJob,
+        target: int,
+        stopping: Stopping,
+        room: Room,
+        lockstep: int = 1,
     ) -> None:
-        super().__init__(stopping)
+        super().__init__(stopping, room)
         self._memory, self._make_job, self._target, self._lockstep = memory, make_job, target, lockstep
 
     def _fresh(self) -> dict[int, Job]:
@@ -126,62 +170,14 @@ class StudySearcher(HandsOut):
         """The study's numbers of what one worker trains, in the order of its jobs."""
         return list(self.crews[trial_id])
 
-    def number(self, trial_id: str, result: dict) -> int:
-        """The study's number of the trial that a result tells of."""
-        return self.numbers(trial_id)[result.get("member", 0)]
-
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        if self._comes_back(trial_id) or (self._stopping.asked and not error):
-            return  # for another worker, or for the next command
-        reason = self._reason(trial_id) if error else "the worker ended without a result"
-        for number in self.numbers(trial_id):
+    def _fail(self, trial_id: str, reason: str) -> None:
+        for number in self.crews[trial_id]:
             self._memory.fail(number, reason)
 
-
-class StopScheduler:
-    """Ends each trial with its next result once `stopping` is asked; its state has been kept by then.
-
-    A trial that ran out of memory is tried again with a larger share of its machine.
-    """
-
-    def __init__(self, stopping: Stopping, room: Room, searcher: HandsOut) -> None:
-        self._stopping, self._room, self._searcher = stopping, room, searcher
-        self._farthest = Counter[tuple[str, int]]()  # epochs
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        self._searcher.unbegun.discard(trial.trial_id)
-        self._searcher.reasons.pop(trial.trial_id, None)
-        job, epoch = (trial.trial_id, result.get("member", 0)), result.get("epoch", 0)
-        if epoch > self._farthest[job]:  # a new worker tells again what an earlier one has done
-            self._farthest[job] = epoch
-            trial.run_metadata.num_failures = 0
-        return TrialScheduler.STOP if self._stopping.asked else TrialScheduler.CONTINUE
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        """A trial has ended by itself."""
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        # Called before a trial is tried again, where it is given up, and where it has not begun.
-        if trial.status == trial.PENDING:
-            self._searcher.unbegun.add(trial.trial_id)
-        self._searcher.reasons[trial.trial_id] = reason_of(trial)
-        if out_of_memory(trial) and trial.status != trial.RUNNING:
-            larger = self._room.larger(_place_of(trial).bundles)
-            if larger is not None:
-                trial.update_resources(PlacementGroupFactory(larger, strategy=STRATEGY))
-
-
-class StudyScheduler(StopScheduler):
-    """Reports every epoch to the memory and stops what it says."""
-
-    def __init__(self, memory: Memory, searcher: StudySearcher, stopping: Stopping, room: Room) -> None:
-        super().__init__(stopping, room, searcher)
-        self._memory, self._study = memory, searcher
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        crew = self._study.crews[trial.trial_id]
+    def on_result(self, trial: Trial, result: dict) -> str:
+        crew = self.crews[trial.trial_id]
         number, ended = self._observe(trial, result)
-        if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
+        if super().on_result(trial, result) == TrialScheduler.STOP:
             return TrialScheduler.STOP
         if not ended:
             return TrialScheduler.CONTINUE
@@ -190,22 +186,22 @@ class StudyScheduler(StopScheduler):
         JobFiles(crew[number]).stop()
         return TrialScheduler.CONTINUE
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        if "epoch" in result:  # a worker's last result comes here alone
+    def on_last_result(self, trial: Trial, result: dict) -> None:
+        if "epoch" in result:
             self._observe(trial, result)
 
     def _observe(self, trial: Trial, result: dict) -> tuple[int, bool]:
         """The study's number of a result, and whether its trial is over."""
-        number = self._study.number(trial.trial_id, result)
-        share = share_of(trial, len(self._study.crews[trial.trial_id]))
-        return number, self._memory.observe(number, {**result, **share})
+        numbers = self.numbers(trial.trial_id)
+        number = numbers[result.get("member", 0)]
+        return number, self._memory.observe(number, {**result, **share_of(trial, len(numbers))})
 
 
-class ListSearcher(HandsOut):
+class ListedJobs(Jobs):
     """Hands out a fixed list of jobs."""
 
-    def __init__(self, jobs: list[Job], stopping: Stopping) -> None:
-        super().__init__(stopping)
+    def __init__(self, jobs: list[Job], stopping: Stopping, room: Room) -> None:
+        super().__init__(stopping, room)
         self._left = list(enumerate(jobs))[::-1]
 
     def _fresh(self) -> dict[int, Job]:
@@ -214,9 +210,8 @@ class ListSearcher(HandsOut):
         number, job = self._left.pop()
         return {number: job}
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        if not self._comes_back(trial_id) and error:  # else its result lies in the job's folder
-            self._reason(trial_id)
+    def _fail(self, trial_id: str, reason: str) -> None:
+        """Nothing to do: what there is of a result lies in the job's folder."""
 
 
 def share_of(trial: Trial, num_jobs: int) -> dict[str, float]:

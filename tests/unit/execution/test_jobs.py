@@ -1,4 +1,4 @@
-"""Tune's searcher and scheduler with several trials a worker."""
+"""What hands out jobs and decides on them, with several trials a worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from prometar.distributed.placement import Room
 from prometar.errors import StorageError
 from tests.support.driver import small_spec
-from tune.execution.searcher import MAX_FAILURES, ListSearcher, StudyScheduler, StudySearcher
+from tune.execution.jobs import MAX_FAILURES, ListedJobs, SearchJobs
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, unpack
 from tune.optimizer.ask_tell import Asked, Memory
@@ -35,12 +35,12 @@ def memory(tmp_path: Path) -> Memory:
     return Memory(storage, "s", spec.space, reference=spec.reference(), seed=1, pruner="none")
 
 
-def searcher_of(memory: Memory, folder: Path, lockstep: int) -> StudySearcher:
+def jobs_of(memory: Memory, folder: Path, lockstep: int) -> SearchJobs:
     def job(asked: Asked) -> Job:
         (folder / str(asked.number)).mkdir()
         return Job(str(folder / str(asked.number)), (Leg({}),), "class_holdout", asked.settings)
 
-    return StudySearcher(memory, job, 5, Stopping(Console()), lockstep)
+    return SearchJobs(memory, job, 5, Stopping(Console()), Room(2, 0), lockstep)
 
 
 def result(member: int, epoch: int, **more: Any) -> dict[str, Any]:
@@ -48,38 +48,37 @@ def result(member: int, epoch: int, **more: Any) -> dict[str, Any]:
 
 
 def test_a_worker_gets_as_many_as_there_are(memory: Memory, tmp_path: Path) -> None:
-    searcher = searcher_of(memory, tmp_path, 3)
-    counts = [len(unpack(searcher.suggest(name))) for name in ("w0", "w1")]
+    jobs = jobs_of(memory, tmp_path, 3)
+    counts = [len(unpack(jobs.suggest(name))) for name in ("w0", "w1")]
     assert counts == [3, 2]
-    assert searcher.numbers("w1") == [3, 4]
-    assert searcher.suggest("w2") is None, "one of them may come back"
+    assert jobs.numbers("w1") == [3, 4]
+    assert jobs.suggest("w2") is None, "one of them may come back"
     for name in ("w0", "w1"):
-        searcher.on_trial_complete(name)
-    assert searcher.suggest("w2") == Searcher.FINISHED
+        jobs.on_end(name, error=False)
+    assert jobs.suggest("w2") == Searcher.FINISHED
 
 
 def test_what_a_lost_worker_had_not_begun_is_handed_out_again_and_not_for_ever(
     memory: Memory, tmp_path: Path
 ) -> None:
-    searcher = searcher_of(memory, tmp_path, 2)
-    first = searcher.suggest("w0")
+    jobs = jobs_of(memory, tmp_path, 2)
+    first = jobs.suggest("w0")
     for times in range(MAX_FAILURES):
-        searcher.unbegun.add(f"w{times}")
-        searcher.on_trial_complete(f"w{times}", error=True)
-        assert searcher.suggest(f"w{times + 1}") == first
-    searcher.unbegun.add(f"w{MAX_FAILURES}")
-    searcher.on_trial_complete(f"w{MAX_FAILURES}", error=True)
+        jobs.unbegun.add(f"w{times}")
+        jobs.on_end(f"w{times}", error=True)
+        assert jobs.suggest(f"w{times + 1}") == first
+    jobs.unbegun.add(f"w{MAX_FAILURES}")
+    jobs.on_end(f"w{MAX_FAILURES}", error=True)
     assert [t.state for t in memory.ended()] == ["FAIL", "FAIL"]
-    assert searcher.suggest("next") != first
+    assert jobs.suggest("next") != first
 
 
 def test_it_ends_when_its_last_trial_has(memory: Memory, tmp_path: Path) -> None:
-    searcher = searcher_of(memory, tmp_path, 2)
-    searcher.suggest("w0")
-    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
+    jobs = jobs_of(memory, tmp_path, 2)
+    jobs.suggest("w0")
 
     def told(result: dict[str, Any]) -> str:
-        return scheduler.on_trial_result(None, WORKER, result)  # type: ignore[arg-type]
+        return jobs.on_result(WORKER, result)  # type: ignore[arg-type]
 
     assert told(result(0, 1)) == told(result(1, 1)) == TrialScheduler.CONTINUE
     assert told(result(1, 2, failed="the loss is nan", finished=True)) == TrialScheduler.CONTINUE
@@ -90,21 +89,20 @@ def test_it_ends_when_its_last_trial_has(memory: Memory, tmp_path: Path) -> None
 def test_a_pruned_one_is_told_to_its_worker(
     memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searcher = searcher_of(memory, tmp_path, 2)
-    searcher.suggest("w0")
+    jobs = jobs_of(memory, tmp_path, 2)
+    jobs.suggest("w0")
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda self: True)
-    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
-    told = scheduler.on_trial_result(None, WORKER, result(1, 1))  # type: ignore[arg-type]
+    told = jobs.on_result(WORKER, result(1, 1))  # type: ignore[arg-type]
     assert told == TrialScheduler.CONTINUE
     assert [(t.number, t.state) for t in memory.ended()] == [(1, "PRUNED")]
     assert [(tmp_path / name / "stopped").exists() for name in ("0", "1")] == [False, True]
 
 
 def test_a_lost_worker_fails_all_that_it_had(memory: Memory, tmp_path: Path) -> None:
-    searcher = searcher_of(memory, tmp_path, 2)
-    searcher.suggest("w0")
-    searcher.reasons["w0"] = "the worker died"
-    searcher.on_trial_complete("w0", error=True)
+    jobs = jobs_of(memory, tmp_path, 2)
+    jobs.suggest("w0")
+    jobs.reasons["w0"] = "the worker died"
+    jobs.on_end("w0", error=True)
     assert [(t.state, t.reason) for t in memory.ended()] == [("FAIL", "the worker died")] * 2
 
 
@@ -121,32 +119,30 @@ def test_a_lost_worker_fails_all_that_it_had(memory: Memory, tmp_path: Path) -> 
 def test_a_disk_that_refuses_ends_the_study_and_fails_no_trial(
     memory: Memory, tmp_path: Path, reason: str
 ) -> None:
-    jobs = [Job(str(tmp_path / "job"), (Leg({}),), "final")]
-    for searcher in (searcher_of(memory, tmp_path, 1), ListSearcher(jobs, Stopping(Console()))):
-        searcher.suggest("w0")
-        searcher.reasons["w0"] = reason
+    listed = [Job(str(tmp_path / "job"), (Leg({}),), "final")]
+    for jobs in (jobs_of(memory, tmp_path, 1), ListedJobs(listed, Stopping(Console()), Room(2, 0))):
+        jobs.suggest("w0")
+        jobs.reasons["w0"] = reason
         with pytest.raises(StorageError, match=re.escape(reason.split(": ", 1)[1])):
-            searcher.on_trial_complete("w0", error=True)
+            jobs.on_end("w0", error=True)
     assert not memory.ended()
 
 
 def test_what_a_second_try_has_got_over_is_forgotten(memory: Memory, tmp_path: Path) -> None:
-    searcher = searcher_of(memory, tmp_path, 1)
-    searcher.suggest("w0")
-    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
-    searcher.reasons["w0"] = "OSError: [Errno 28] No space left on device"
-    scheduler.on_trial_result(None, WORKER, result(0, 1, finished=True))  # type: ignore[arg-type]
-    searcher.on_trial_complete("w0")
+    jobs = jobs_of(memory, tmp_path, 1)
+    jobs.suggest("w0")
+    jobs.reasons["w0"] = "OSError: [Errno 28] No space left on device"
+    jobs.on_result(WORKER, result(0, 1, finished=True))  # type: ignore[arg-type]
+    jobs.on_end("w0", error=False)
     assert [trial.state for trial in memory.ended()] == ["COMPLETE"]
 
 
 def test_deaths_count_until_an_epoch_is_done_that_was_not(memory: Memory, tmp_path: Path) -> None:
-    searcher = searcher_of(memory, tmp_path, 1)
-    searcher.suggest("w0")
-    scheduler = StudyScheduler(memory, searcher, Stopping(Console()), Room(2, 0))
+    jobs = jobs_of(memory, tmp_path, 1)
+    jobs.suggest("w0")
     counts = []
     for epoch in (1, 1, 2, 1, 2, 3):  # a new worker tells again what the one before it had done
         WORKER.run_metadata.num_failures = 1
-        scheduler.on_trial_result(None, WORKER, result(0, epoch))  # type: ignore[arg-type]
+        jobs.on_result(WORKER, result(0, epoch))  # type: ignore[arg-type]
         counts.append(WORKER.run_metadata.num_failures)
     assert counts == [0, 1, 0, 1, 1, 0]
