@@ -143,7 +143,7 @@ def trial(number: int, state: str = "COMPLETE", **changes: Any) -> dict[str, Any
     settings = changes.pop("settings", None) or settings_of(number)
     datasets = changes.pop("datasets", ["dtd"])
     noise = random.Random(1000 + number)
-    epochs = {"COMPLETE": 5, "PRUNED": 2, "FAIL": 1, "RUNNING": 3}[state]
+    epochs = {"COMPLETE": 5, "PRUNED": 2, "FAIL": 1}[state]
     runs = [
         {"dataset": name, "seed": seed, "fold": 0, **figures(settings, noise, -6.0 * place)}
         for place, name in enumerate(datasets)

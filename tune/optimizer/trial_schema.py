@@ -24,10 +24,10 @@ _STATES: dict[TrialState, State] = {
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:
-    """A trial as it is recorded."""
+    """A trial that has ended, as it is recorded."""
     marks = trial.user_attrs
     last: dict[str, Any] = marks.get(RESULT, {})
-    state, reference = _STATES.get(trial.state, "RUNNING"), bool(marks.get(REFERENCE, False))
+    state, reference = _STATES[trial.state], bool(marks.get(REFERENCE, False))
     return TrialRecord(
         number=trial.number,
         state=state,

@@ -16,7 +16,7 @@ from tune.results.reader import STATES, Records
 
 def print_summary(console: Console, records: Records, folder: Path, report: Path) -> None:
     """All comparisons, what they do not show, and where the files are."""
-    counts = [f"{len(records.in_state(state))} {title}" for state, title in STATES.items()][:3]
+    counts = [f"{len(records.in_state(state))} {title}" for state, title in STATES.items()]
     console.print(f"\nsearch: {', '.join(counts)} trials")
     for table in summary_tables(records):
         print_table(console, table.title, table.columns, table.rows)

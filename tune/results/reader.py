@@ -27,11 +27,9 @@ from tune.results.schema import (
     TrialRecord,
     by_score,
 )
-from tune.space.spaces import Choice, Range
+from tune.space.spaces import Choice, Range, is_number
 
-STATES: dict[State, str] = {
-    "COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"
-}  # fmt: skip
+STATES: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ def read_trials(study_dir: Path) -> tuple[TrialRecord, ...]:
 def _require_numbers(trial: TrialRecord, ranges: Mapping[str, Range], study_dir: Path) -> None:
     for key, entry in ranges.items():
         value = trial.settings.get(key, 0)
-        if not isinstance(entry, Choice) and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if not isinstance(entry, Choice) and not is_number(value):
             raise UserError(
                 f"the record of trial {trial.number} in {study_dir} is damaged, settings.{key}: {value!r} is "
                 f"no number, and study.yaml has its range as {entry.values()}"

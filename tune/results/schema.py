@@ -37,7 +37,7 @@ VERSION: Literal[1] = 1
 """Of all files; one more whenever a field is removed, gets another meaning, or is added without a default."""
 _MOST_CHARACTERS = 10_000_000  # of study.yaml as plain data: aliases make a large tree of a small file
 
-State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+State = Literal["COMPLETE", "PRUNED", "FAIL"]
 Figure = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Percent, or what an objective is measured in."""
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
@@ -154,8 +154,8 @@ class TrialRecord(Versioned):
 
     def goal(self, name: Goal) -> float | None:
         """One of the figures that a search can optimise or bound."""
-        figures = {"objective": self.objective, "base": self.base, "new": self.new, SECONDS: self.seconds}
-        return figures[name]
+        figure: float | None = getattr(self, name)
+        return figure
 
 
 def by_score(trials: Iterable[TrialRecord], bounds: Sequence[Bound] = ()) -> list[TrialRecord]:

@@ -78,9 +78,13 @@ class Numbers(_Range):
     def ends(self) -> tuple[float, ...]:
         return self.low, self.high
 
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """Values that tell whether a run takes the range."""
+        return self.ends
+
     def holds(self, value: Any) -> bool:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and self.low <= value <= self.high
+        return is_number(value) and self.low <= value <= self.high
 
     def between(self, u: float) -> float:
         """The value at 0 <= u <= 1 of the range."""
@@ -98,8 +102,7 @@ class Numbers(_Range):
 
     def features(self, value: Any) -> tuple[float, ...]:
         """What a linear model sees of a value: its place, of mean 0 and variance 1 over draws; 0 of none."""
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return ((self.unit(value) - 0.5) * math.sqrt(12) if is_number else 0.0,)
+        return ((self.unit(value) - 0.5) * math.sqrt(12) if is_number(value) else 0.0,)
 
     def values(self) -> str:
         return f"{self.low:g} .. {self.high:g}{' (log)' if self.log else ''}"
@@ -128,10 +131,6 @@ class IntRange(Numbers):
 
     def draw(self, name: str, draws: Draws) -> int:
         return draws.suggest_int(name, self.low, self.high, log=self.log)
-
-    @property
-    def tried(self) -> tuple[float, ...]:
-        return self.ends
 
     def holds(self, value: Any) -> bool:
         return isinstance(value, int) and super().holds(value)
@@ -171,6 +170,11 @@ class Choice(_Range):
 
     def values(self) -> str:
         return " | ".join(map(str, self.choices))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting's value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 EPOCHS = "train.epochs"

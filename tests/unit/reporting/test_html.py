@@ -377,10 +377,10 @@ def test_a_study_that_has_not_ended(tmp_path: Path) -> None:
     "trials",
     [
         [], [trial(0)], [trial(0, "FAIL")], [trial(0, objective=0.0, base=0.0, new=0.0)],
-        [trial(0, "RUNNING")], [trial(n, "FAIL") for n in range(12)], [trial(0, "PRUNED")],
+        [trial(n, "FAIL") for n in range(12)], [trial(0, "PRUNED")],
         [trial(n, objective=50.0, settings=RELEASED) for n in range(12)],
     ],
-    ids=["none", "one", "failed", "zero", "running", "all failed", "pruned", "equal"],
+    ids=["none", "one", "failed", "zero", "all failed", "pruned", "equal"],
 )  # fmt: skip
 @pytest.mark.parametrize("goals", [["objective"], ["objective", "seconds"], ["base", "new"]])
 def test_few_trials(tmp_path: Path, trials: list[dict[str, Any]], goals: list[str]) -> None:

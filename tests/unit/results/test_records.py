@@ -62,7 +62,7 @@ def test_a_last_round_that_was_not_asked_for_chooses_nothing(tmp_path: Path) -> 
     assert records.chosen.number == 4
 
 
-@pytest.mark.parametrize("state", ["FAIL", "RUNNING", "PRUNED"])
+@pytest.mark.parametrize("state", ["FAIL", "PRUNED"])
 def test_nothing_has_finished(tmp_path: Path, state: str) -> None:
     records = read_records(write(tmp_path, description(), [trial(0, state)]))
     assert records.best is None
@@ -106,9 +106,9 @@ def test_span_is_from_the_first_start_to_the_last_end(tmp_path: Path) -> None:
 def test_ranking_puts_finished_trials_first() -> None:
     trials = [
         trial(0, objective=65.0), trial(1, objective=70.0), trial(2, "PRUNED", objective=95.0, epoch=1),
-        trial(3, "FAIL"), trial(4, "PRUNED", objective=90.0, epoch=2), trial(5, "RUNNING"),
+        trial(3, "FAIL"), trial(4, "PRUNED", objective=90.0, epoch=2),
     ]  # fmt: skip
-    assert [t.number for t in ranking(map(record, trials))] == [1, 0, 4, 2, 3, 5]
+    assert [t.number for t in ranking(map(record, trials))] == [1, 0, 4, 2, 3]
 
 
 def front_of(points: list[tuple[float | None, float]], goals: list[str]) -> list[int]:

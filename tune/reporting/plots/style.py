@@ -15,8 +15,8 @@ from tune.results.goals import Goal
 from tune.results.schema import TrialRecord
 
 BEST, RELEASED, FAILED = "#c05621", "#2d3748", "#c53030"
-COLOURS = {"COMPLETE": "#2b6cb0", "PRUNED": "#7b8794", "RUNNING": "#d69e2e", "FAIL": FAILED}
-STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "RUNNING": "running"}
+COLOURS = {"COMPLETE": "#2b6cb0", "PRUNED": "#7b8794", "FAIL": FAILED}
+STATES = {"COMPLETE": "finished", "PRUNED": "pruned"}
 SCALE = [[0.0, "#dbe9f6"], [0.35, "#9ecae1"], [0.7, "#3182bd"], [1.0, "#08306b"]]  # more is darker
 LINES = [[0.0, "#c3d7ea"], [0.5, "#6ba3d0"], [1.0, "#08306b"]]  # the same for thin lines
 EDGE = {"color": "white", "width": 1}
