@@ -78,18 +78,17 @@ class _SpaceCmaEs(CmaEsSampler):
     """
 
     def __init__(self, space: Space, seed: int) -> None:
-        numbers = {
-            name: distribution
-            for name, distribution in distributions(space).items()
-            if not isinstance(distribution, CategoricalDistribution)
-        }
         super().__init__(
             n_startup_trials=1,
             independent_sampler=RandomSampler(seed),
             warn_independent_sampling=False,
             seed=seed,
         )
-        self._distributions = numbers
+        self._distributions = {
+            name: each
+            for name, each in distributions(space).items()
+            if not isinstance(each, CategoricalDistribution)
+        }
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
         return self._distributions
@@ -145,27 +144,24 @@ class Sampler:
 
     Args:
         make: Optuna's sampler of a draw.
-        stateless: Whether it looks at no results: it draws the same however many trials run at a time.
         enumerates: Whether it takes the grid's points one after the other.
         plain: Whether it knows one goal alone, and no bounds.
     """
 
     make: MakeSampler
-    stateless: bool = False
     enumerates: bool = False
     plain: bool = False
 
 
 SAMPLERS: dict[str, Sampler] = {
     "tpe": Sampler(lambda draw: SpaceTPE(draw.space, draw.own_seed)),
-    "random": Sampler(lambda draw: RandomSampler(draw.own_seed), stateless=True),
+    "random": Sampler(lambda draw: RandomSampler(draw.own_seed)),
     "gp": Sampler(lambda draw: _SpaceGP(draw.space, draw.own_seed)),
     "cmaes": Sampler(lambda draw: _SpaceCmaEs(draw.space, draw.own_seed), plain=True),
     # Its sampler draws what a given start leaves open.
-    "grid": Sampler(lambda draw: RandomSampler(draw.own_seed), stateless=True, enumerates=True),
+    "grid": Sampler(lambda draw: RandomSampler(draw.own_seed), enumerates=True),
     "quasirandom": Sampler(
-        lambda draw: PointSampler(quasirandom_point(draw.space, draw.seed, draw.number), draw.own_seed),
-        stateless=True,
+        lambda draw: PointSampler(quasirandom_point(draw.space, draw.seed, draw.number), draw.own_seed)
     ),
 }
 
