@@ -18,7 +18,7 @@ from prometar.io.files import write_atomically
 from tune.execution.progress import Trials
 from tune.jobs.spec import unpack
 from tune.results.schema import TrialRecord
-from tune.tracking.kinds import KINDS, Tracker, check_trackers
+from tune.tracking.kinds import KINDS, Tracker
 
 LEDGER = "tracking.json"
 _FIGURES = ("objective", "base", "new", "loss", "seconds")
@@ -31,14 +31,14 @@ class Trackers(Callback):
     goes on: of trials that have ended, the objectives by epoch and the last epoch's figures.
 
     Args:
-        names: Keys of `tracker_kinds.KINDS`.
+        names: Of trackers that can be had (`check_trackers`).
         folder: OUT/STUDY, where local trackers have their files.
         study: Its name, under which trials are shown.
         memory: Whose trials are shown.
         numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
         console: Where a tracker that fails is named; it is off from then on.
     Raises:
-        UserError: as `check_trackers`; tracking.json is damaged.
+        UserError: tracking.json is damaged.
     """
 
     def __init__(
@@ -51,7 +51,6 @@ class Trackers(Callback):
         numbers_of: Callable[[str], Sequence[int]],
         console: Console,
     ) -> None:
-        check_trackers(tuple(names))
         self._memory, self._numbers_of, self._console = memory, numbers_of, console
         self._num_ended = 0
         self._begun: dict[str, set[int]] = {name: set() for name in names}
@@ -98,7 +97,7 @@ class Trackers(Callback):
         """An epoch that the tracker may have; it is told anew of those that a worker tells again."""
         if values and number in self._begun[name] and epoch > self._ledger.epoch(name, number):
             self._trackers[name].log(number, epoch, values)
-            self._ledger.log(name, number, epoch)
+            self._ledger.note(name, number, epoch=epoch)
 
     def _end(self, name: str, trial: TrialRecord) -> None:
         number = trial.number
@@ -109,7 +108,7 @@ class Trackers(Callback):
             figures = vars(trial) if told.epoch == trial.epoch else vars(told)
             self._log(name, number, told.epoch, _finite(figures))
         self._trackers[name].end(number, trial.state, trial.score)
-        self._ledger.end(name, number)
+        self._ledger.note(name, number, ended=True)
         self._begun[name].discard(number)
 
     def _each(self, act: Callable[..., None], *args: Any) -> None:
@@ -167,18 +166,11 @@ class Ledger:
         """Whether the tracker knows how a trial has ended."""
         return bool(self._entry(tracker, number).get("ended"))
 
-    def log(self, tracker: str, number: int, epoch: int) -> None:
-        """Note an epoch."""
-        self._note(tracker, number, epoch=epoch)
-
-    def end(self, tracker: str, number: int) -> None:
-        """Note an end."""
-        self._note(tracker, number, ended=True)
-
     def _entry(self, tracker: str, number: int) -> dict[str, int | bool]:
         return self._told.get(tracker, {}).get(str(number), {})
 
-    def _note(self, tracker: str, number: int, **news: Any) -> None:
+    def note(self, tracker: str, number: int, **news: int | bool) -> None:
+        """Keep what a tracker has been told of a trial: its last `epoch`, or that it has `ended`."""
         self._told.setdefault(tracker, {}).setdefault(str(number), {}).update(news)
         self._write()
 
