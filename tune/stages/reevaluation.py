@@ -17,15 +17,7 @@ from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
 from tune.results.goals import Bound, in_words
-from tune.results.schema import (
-    REEVALUATION,
-    Learned,
-    Reevaluated,
-    Reevaluation,
-    Run,
-    TrialRecord,
-    by_score,
-)
+from tune.results.schema import REEVALUATION, Learned, Reevaluated, Reevaluation, Run, TrialRecord, by_score
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import applies, known_gains
 from tune.stages.choice import (
@@ -199,9 +191,8 @@ def _judged(
     released = next((row for row in rows if row.reference and row.mean is not None), None)
     if released is None:
         return rows, False
-    blind = released.search is None  # it has failed in the search: no trial has a lead there
     whole = {
-        row.number: [*([] if blind else _searched(row.search or 0.0, spec)), *map(mean, row.by_seed.values())]
+        row.number: [*_searched(row.search or 0.0, spec), *map(mean, row.by_seed.values())]
         for row in rows
         if row.mean is not None
     }

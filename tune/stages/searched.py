@@ -18,7 +18,7 @@ def require_space(spec: StudySpec) -> None:
     config, space = spec.config, spec.space
     if isinstance(build(config).prompts, NoPrompts):
         raise UserError(f"{config.method} trains nothing, so there is nothing to search")
-    spec.reference()
+    spec.reference()  # raises for a value outside its range
     for key, entry in space.ranges.items():
         if not is_used(key, entry, config):
             raise UserError(

@@ -51,7 +51,6 @@ def check(spec: StudySpec) -> Checked:
         UserError, WorkError: see the builders.
     """
     config = spec.config
-    spec.reference()
     require_space(spec)
     num_classes, steps = dict[str, int](), dict[str, Steps]()
     splits, datasets = list[Problem](), list[Dataset]()
