@@ -190,17 +190,12 @@ class StudySpec:
             )
             for dataset, seed, fold in keys
         )
-        return self._job(legs, settings, self.objective, folder, terms)
+        return Job(folder, legs, self.objective, settings, self.val_per_class, terms)
 
     def final_job(self, settings: dict[str, Any], dataset: str, seed: int, folder: str, terms: Terms) -> Job:
         """The last comparison's run of these settings on a data set with a seed."""
         config = self.configured(settings, dataset=dataset, seed=seed).model_dump(mode="json")
-        return self._job((Leg(config),), settings, "final", folder, terms)
-
-    def _job(
-        self, legs: tuple[Leg, ...], settings: dict[str, Any], objective: str, folder: str, terms: Terms
-    ) -> Job:
-        return Job(folder, legs, objective, settings, self.val_per_class, terms)
+        return Job(folder, (Leg(config),), "final", settings, self.val_per_class, terms)
 
 
 def _is_seed(number: int) -> bool:

@@ -51,18 +51,15 @@ class Running(Generic[T]):
         self.problem: Exception | None = None
         self.over = False
 
-    def begin_next(self) -> bool:
-        """Begin the next batch. Returns whether there is one."""
+    def begin_next(self) -> None:
+        """Begin the next batch, if there is one."""
         self.batch = None
         try:
             self.batch = next(self._course)
         except StopIteration as end:
             self.result, self.over = end.value, True
-            return False
         except Exception as error:
             self.problem = error
-            return False
-        return True
 
     def close(self) -> None:
         """Let the course tidy up, wherever it has been left."""

@@ -24,11 +24,11 @@ class RecordKeeper(Callback):
         self, folder: StudyFolder, memory: Memory, stopping: Stopping, job_of: Callable[[Asked], Job]
     ) -> None:
         self._folder, self._memory, self._stopping, self._job_of = folder, memory, stopping, job_of
-        self._num_written = 0
-        for trial in memory.ended():
+        before = memory.ended()
+        for trial in before:
             if not folder.record(trial.number).exists():  # killed between a trial's end and its record
                 self._write(trial)
-            self._num_written += 1
+        self._num_written = len(before)
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.catch_up()

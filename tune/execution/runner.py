@@ -44,7 +44,8 @@ def run_course(course: Course[T], means: Means) -> T:
     """
     running = Running(course)
     try:
-        if running.begin_next():
+        running.begin_next()
+        if running.batch is not None:
             _fit(running, means)
     finally:
         running.close()

@@ -15,11 +15,7 @@ from tune.jobs.remote import Mirror, Store
 from tune.jobs.spec import Job, Leg
 
 _STOPPED = "stopped"
-_RESULTS = (
-    "result.json",
-    "alignment.jsonl",
-    "config.yaml",
-)  # what a driver reads of a run, in a few kilobytes
+_RESULTS = ("result.json", "alignment.jsonl", "config.yaml")  # what a driver reads, in a few kilobytes
 _STATES = ("checkpoint.safetensors", "checkpoint.set-aside.safetensors")
 
 

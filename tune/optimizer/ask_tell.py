@@ -81,6 +81,10 @@ class Memory:
             time is stopped.
         epochs: Of a whole trial.
         admit: Called before anything is written; may `claim` the study, and refuses it by raising.
+
+    Attributes:
+        exhausted: Whether every setting of the space has been tried.
+        seconds_searched: How long earlier processes have searched.
     Raises:
         UserError: unknown pruner, sampler or goal, or ones that do not go together. WorkError: the storage
             cannot be reached.
@@ -112,8 +116,8 @@ class Memory:
         self._end_repeats()
         self._require_reference()
         self._running: dict[int, _Running] = {}
-        self._exhausted = False
-        self._searched_before = float(self._study.user_attrs.get(SEARCHED, 0.0))
+        self.exhausted = False
+        self.seconds_searched = float(self._study.user_attrs.get(SEARCHED, 0.0))
         self._count(self._forgive())
 
     def _count(self, forgiven: Collection[int]) -> None:
@@ -211,7 +215,7 @@ class Memory:
             return self._begin(self._ask(SAMPLERS["random"].make))
         point = next((p for p in points or () if not self._tally.tried(self._in_order(p))), None)
         if point is None:
-            self._exhausted = True
+            self.exhausted = True
             return None
         return self._begin(self._ask(lambda draw: PointSampler(point, draw.own_seed)))
 
@@ -242,11 +246,6 @@ class Memory:
     def num_waiting(self) -> int:
         """Settings that have been enqueued, and not begun."""
         return len(self._waiting)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether every setting of the space has been tried."""
-        return self._exhausted
 
     def _ask(self, sampler: MakeSampler | None = None) -> _Running:
         if self._waiting:
@@ -283,12 +282,7 @@ class Memory:
 
     def searched(self, seconds: float) -> None:
         """Keep that this process has searched for so long."""
-        self._study.set_user_attr(SEARCHED, self._searched_before + seconds)
-
-    @property
-    def seconds_searched(self) -> float:
-        """How long earlier processes have searched."""
-        return self._searched_before
+        self._study.set_user_attr(SEARCHED, self.seconds_searched + seconds)
 
     def _begin(self, running: _Running) -> Asked | None:
         """A trial to run; None where its settings are an earlier trial's."""

@@ -63,7 +63,8 @@ def test_the_next_batch_begins_when_all_of_one_has_ended(stopping: Stopping) -> 
         return "result"
 
     running = Running(course())
-    assert running.begin_next()
+    running.begin_next()
+    assert running.batch is not None
     searcher, callback = RelayedSearcher(running, stopping), RelayedCallback(running)
     assert [folder(searcher.suggest(name)) for name in ("w0", "w1")] == ["/a0", "/a1"]
     callback.on_step_end(iteration=1, trials=[])

@@ -24,8 +24,6 @@ def trade_off(
         group = [t for t in both if t.state == state]
         points(figure, group, title, figures(group, "base"), figures(group, "new"), state)
     _marks(figure, both, best, "base", "new")
-    figure.update_xaxes(range=padded(figures(both, "base")))
-    figure.update_yaxes(range=padded(figures(both, "new")))
     return fragment(figure, "trade-off", x=titles["base"], y=titles["new"], height=440)
 
 
@@ -78,7 +76,8 @@ def _marks(
 
 def _equal_h(figure: go.Figure, trials: Sequence[TrialRecord], *, swapped: bool = False) -> None:
     """Lines of equal harmonic mean: new = H base / (2 base - H), the same with base and new swapped."""
-    low, high = padded(figures(trials, "new" if swapped else "base"))
+    axes: tuple[Goal, Goal] = ("new", "base") if swapped else ("base", "new")
+    low, high = padded(figures(trials, axes[0]))
     for count, level in enumerate(_levels(trials)):
         bases = [low + (high - low) * i / 60 for i in range(61)]
         bases = [base for base in bases if 2 * base - level > 1e-6]
@@ -87,8 +86,7 @@ def _equal_h(figure: go.Figure, trials: Sequence[TrialRecord], *, swapped: bool 
             hoverinfo="skip", line={"color": "#cbd5e0", "dash": "dot", "width": 1}, name="equal H",
             legendgroup="equal H", showlegend=count == 0,
         )  # fmt: skip
-    axes: tuple[Goal, Goal] = ("new", "base") if swapped else ("base", "new")
-    figure.update_xaxes(range=padded(figures(trials, axes[0])))
+    figure.update_xaxes(range=[low, high])
     figure.update_yaxes(range=padded(figures(trials, axes[1])))
 
 
