@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -120,8 +120,14 @@ def run_study(
         folder.check(checked.identity)
         rebuilt = require_agreement(folder, storage, spec, from_records=place.from_records)
         nodes = start_ray(address=place.address, verbose=place.verbose)
-        needed = _needed(spec, place, checked, nodes)
-        _planned(place, nodes, place.gpus_per_trial, needed)  # what cannot run claims nothing
+        planned = partial(
+            plan_resources,
+            nodes,
+            max_concurrent=place.max_concurrent,
+            cpus_per_trial=place.cpus_per_trial,
+            memory=_needed(spec, place, checked, nodes),
+        )
+        planned(gpus_per_trial=place.gpus_per_trial)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
         if learned := place.learned:
             folder.keep(learned)  # before the study has begun
@@ -134,7 +140,7 @@ def run_study(
             console.print(note)
         try:
             with shared_images():
-                means = _means(spec, place, folder, memory, nodes, needed, trainable, console)
+                means = _means(spec, place, folder, memory, nodes, planned, trainable, console)
                 finals = run_course(_course(spec, place, folder, memory, means, checked), means)
                 records = read_records(folder.path)
                 print_summary(console, records, folder.path, write_report(records, folder.path))
@@ -150,7 +156,7 @@ def _course(
     spec: StudySpec, place: Place, folder: StudyFolder, memory: Memory, means: Means, checked: Checked
 ) -> Course[FinalTest]:
     """Search, last round and final comparison."""
-    yield from _search(spec, folder, memory, means, place.lockstep, checked.budget)
+    yield from _search(spec, place, folder, memory, means, checked.budget)
     lastround = yield from run_last_round(folder, spec, memory.ended(), means, place.learned)
     return (yield from _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes))
 
@@ -161,12 +167,13 @@ def _means(
     folder: StudyFolder,
     memory: Memory,
     nodes: Sequence[Node],
-    needed: int,
+    planned: Callable[..., ResourcePlan],
     trainable: type[tune.Trainable],
     console: Console,
 ) -> Means:
     """What the jobs are run with; the resource plan is told."""
-    plan = _planned(place, nodes, place.gpus_per_trial, needed)
+    plan = planned(gpus_per_trial=place.gpus_per_trial)
+    left = None if place.max_hours is None else 3600 * place.max_hours - memory.seconds_searched
     means = Means(
         trainable,
         plan,
@@ -180,14 +187,13 @@ def _means(
             sources_of(spec.own),
             uuid4().hex[:8],
         ),
-        Stopping(console, max_seconds=_seconds_left(place, memory)),
+        Stopping(console, max_seconds=left),
         console,
-        place.trackers,
         place.verbose,
     )
     if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
         share = measured_share(folder, spec, means, kinds_of_gpu(nodes))
-        means = replace(means, plan=_planned(place, nodes, share, needed))
+        means = replace(means, plan=planned(gpus_per_trial=share))
     together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
     console.print(means.plan.describe(nodes) + together)
     return means
@@ -202,16 +208,6 @@ def _needed(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Nod
         images=checked.images,
         configurations=place.lockstep,
         on_gpu=uses_gpu(nodes, place.gpus_per_trial),
-    )
-
-
-def _planned(place: Place, nodes: Sequence[Node], gpus: float | None, needed: int) -> ResourcePlan:
-    return plan_resources(
-        nodes,
-        max_concurrent=place.max_concurrent,
-        cpus_per_trial=place.cpus_per_trial,
-        gpus_per_trial=gpus,
-        memory=needed,
     )
 
 
@@ -249,10 +245,6 @@ def _memory(
     )
 
 
-def _seconds_left(place: Place, memory: Memory) -> float | None:
-    return None if place.max_hours is None else 3600 * place.max_hours - memory.seconds_searched
-
-
 def _introduce(
     console: Console, folder: StudyFolder, spec: StudySpec, memory: Memory, budget: Budget
 ) -> None:
@@ -264,14 +256,14 @@ def _introduce(
 
 
 def _search(
-    spec: StudySpec, folder: StudyFolder, memory: Memory, means: Means, lockstep: int, budget: Budget
+    spec: StudySpec, place: Place, folder: StudyFolder, memory: Memory, means: Means, budget: Budget
 ) -> Course[None]:
     console, stopping = means.console, means.stopping
 
     def job_of(asked: Asked) -> Job:
         return spec.search_job(asked, str(folder.trial(asked.number)), means.terms)
 
-    jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, lockstep)
+    jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, place.lockstep)
     keeper = RecordKeeper(folder, memory, stopping, job_of)
     progress = Progress(
         memory,
@@ -283,7 +275,7 @@ def _search(
         bounds=spec.bounds,
     )
     trackers = Trackers(
-        means.trackers, folder.path, folder.name, memory, numbers_of=jobs.numbers, console=console
+        place.trackers, folder.path, folder.name, memory, numbers_of=jobs.numbers, console=console
     )
     left = budget.waited(means.plan.max_concurrent, done=memory.num_done / spec.trials)
     estimate = Estimate(left, budget.steps_per_epoch, means.plan.max_concurrent, console=console)

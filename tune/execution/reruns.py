@@ -36,7 +36,6 @@ class Means:
     terms: Terms
     stopping: Stopping
     console: Console
-    trackers: tuple[str, ...] = ()
     verbose: bool = False
 
 
