@@ -61,10 +61,6 @@ class Running(Generic[T]):
         except Exception as error:
             self.problem = error
 
-    def close(self) -> None:
-        """Let the course tidy up, wherever it has been left."""
-        self._course.close()
-
 
 class _Unpickled:
     """Pickled as nothing: terminals and connections cannot be, and a study's state lies elsewhere."""

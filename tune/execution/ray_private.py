@@ -48,13 +48,8 @@ def workers_are_like_any_other() -> Iterator[None]:
     So it takes none of those that Ray has started before, and each new one has to start Python's imports
     twice: seconds before a trial begins. Where it must hand on keys of AWS, it still does.
     """
-    variables = class_cache.DEFAULT_ENV_VARS
-    before = dict(variables)
-    variables.clear()
-    try:
+    with replaced(class_cache, DEFAULT_ENV_VARS={}):
         yield
-    finally:
-        variables.update(before)
 
 
 @contextmanager

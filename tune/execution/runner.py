@@ -6,11 +6,10 @@ import logging
 import os
 import re
 import tempfile
-from typing import Any
+from contextlib import closing
 
 from ray import tune
 from ray.tune import (
-    Callback,
     CheckpointConfig,
     CLIReporter,
     FailureConfig,
@@ -43,12 +42,10 @@ def run_course(course: Course[T], means: Means) -> T:
         WorkError: what a searcher, scheduler or callback raised.
     """
     running = Running(course)
-    try:
+    with closing(course):  # it tidies up, wherever it has been left
         running.begin_next()
         if running.batch is not None:
             _fit(running, means)
-    finally:
-        running.close()
     if running.problem is not None:
         raise running.problem
     if not running.over:
@@ -75,7 +72,15 @@ def _fit(running: Running[T], means: Means) -> None:
                 max_concurrent_trials=plan.max_concurrent,
                 reuse_actors=True,
             ),
-            run_config=_run_config(scratch, RelayedCallback(running), verbose),
+            run_config=RunConfig(
+                storage_path=scratch,
+                callbacks=[RelayedCallback(running)],
+                verbose=1 if verbose else 0,
+                # Silent here; the one that Tune takes in a notebook wipes out what the study has said.
+                progress_reporter=None if verbose else CLIReporter(),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+            ),
         )
         try:
             with (
@@ -101,15 +106,3 @@ def last_error(traceback: str) -> str:
     telling = [line for line in named if "StorageInternalError" not in line]  # Optuna's, about any cause
     last = str((telling or named)[-1]) if named else traceback.strip().splitlines()[-1]
     return re.sub(r"^prometar\.errors\.\w+: ", "", last)
-
-
-def _run_config(scratch: str, callback: Callback, verbose: bool) -> Any:
-    return RunConfig(
-        storage_path=scratch,
-        callbacks=[callback],
-        verbose=1 if verbose else 0,
-        # Silent here; the one that Tune takes in a notebook wipes out what the study has said.
-        progress_reporter=None if verbose else CLIReporter(),
-        failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
-    )

@@ -102,7 +102,8 @@ def test_what_is_asked_to_stop_begins_no_other_batch_and_tidies_up(stopping: Sto
             tidied.append("a")
         raise AssertionError("it has gone on")
 
-    running = Running(course())
+    left = course()
+    running = Running(left)
     running.begin_next()
     searcher = RelayedSearcher(running, stopping)
     searcher.suggest("w0")
@@ -110,7 +111,7 @@ def test_what_is_asked_to_stop_begins_no_other_batch_and_tidies_up(stopping: Sto
     searcher.on_trial_complete("w0")
     assert searcher.suggest("w1") == Searcher.FINISHED
     assert not running.over
-    running.close()
+    left.close()
     assert tidied == ["a"]
 
 
