@@ -192,9 +192,10 @@ class SearchJobs(Jobs):
 
     def _observe(self, trial: Trial, result: dict) -> tuple[int, bool]:
         """The study's number of a result, and whether its trial is over."""
-        numbers = self.numbers(trial.trial_id)
+        numbers, held = self.numbers(trial.trial_id), _place_of(trial).required_resources
         number = numbers[result.get("member", 0)]
-        return number, self._memory.observe(number, {**result, **share_of(trial, len(numbers))})
+        share = {"cpus": held.get("CPU", 0.0) / len(numbers), "gpus": held.get("GPU", 0.0) / len(numbers)}
+        return number, self._memory.observe(number, {**result, **share})
 
 
 class ListedJobs(Jobs):
@@ -212,12 +213,6 @@ class ListedJobs(Jobs):
 
     def _fail(self, trial_id: str, reason: str) -> None:
         """Nothing to do: what there is of a result lies in the job's folder."""
-
-
-def share_of(trial: Trial, num_jobs: int) -> dict[str, float]:
-    """What each of a worker's jobs holds of the machine."""
-    held = _place_of(trial).required_resources
-    return {"cpus": held.get("CPU", 0.0) / num_jobs, "gpus": held.get("GPU", 0.0) / num_jobs}
 
 
 def _place_of(trial: Trial) -> PlacementGroupFactory:

@@ -19,7 +19,6 @@ from tune.results.goals import GOALS, Bound, Goal
 from tune.results.schema import Run, TrialRecord
 from tune.space.spaces import Space
 
-DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
 NOT_RECORDED = "its record is not there"
 
 
@@ -74,7 +73,7 @@ def rebuild(
     ]
     with opening(storage):
         backend = get_storage(storage)
-        study = backend.create_new_study([DIRECTIONS[GOALS[goal]] for goal in goals], name)
+        study = backend.create_new_study([StudyDirection[GOALS[goal].upper()] for goal in goals], name)
         for trial in trials:
             backend.create_new_trial(study, trial)
 

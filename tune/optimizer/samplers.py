@@ -41,8 +41,7 @@ class SpaceTPE(RememberingTPE):
     """
 
     def __init__(self, space: Space, seed: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             super().__init__(
                 seed=seed,
                 multivariate=True,
@@ -62,8 +61,7 @@ class _SpaceGP(GPSampler):
     """A Gaussian process over the settings that every trial has; those with conditions come at random."""
 
     def __init__(self, space: Space, seed: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             super().__init__(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
         self._distributions = distributions(space)
 
@@ -109,11 +107,7 @@ class PointSampler(BaseSampler):
         return {}
 
     def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         if param_name in self._point:
             return self._point[param_name]

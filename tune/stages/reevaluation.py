@@ -17,7 +17,7 @@ from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
 from tune.results.goals import Bound, in_words
-from tune.results.schema import REEVALUATION, Learned, Reevaluated, Reevaluation, Run, TrialRecord, by_score
+from tune.results.schema import REEVALUATION, Learned, Reevaluated, Reevaluation, TrialRecord, by_score
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import applies, known_gains
 from tune.stages.choice import (
@@ -95,7 +95,19 @@ def _rows(
     rows = []
     for trial in asked:
         own = [job for (number, _), job in jobs.items() if number == trial.number]
-        rows.append(_row(trial, tuple(run for job in own for run in runs_of(job, reasons))))
+        runs = tuple(run for job in own for run in runs_of(job, reasons))
+        whole = [run.objective for run in runs if run.objective is not None]
+        same_seeds = len(whole) == len(runs)
+        rows.append(
+            Reevaluated(
+                trial.number,
+                trial.reference,
+                trial.settings,
+                search=trial.score,
+                mean=mean(whole) if same_seeds else None,
+                runs=runs,
+            )
+        )
     return tuple(rows)
 
 
@@ -169,19 +181,6 @@ def _gains(
 def _searched(score: float, spec: StudySpec) -> list[float]:
     """The search's score as so many blocks as it is the mean of."""
     return [score] * len(spec.seeds)
-
-
-def _row(trial: TrialRecord, runs: tuple[Run, ...]) -> Reevaluated:
-    whole = [run.objective for run in runs if run.objective is not None]
-    same_seeds = len(whole) == len(runs)
-    return Reevaluated(
-        trial.number,
-        trial.reference,
-        trial.settings,
-        search=trial.score,
-        mean=mean(whole) if same_seeds else None,
-        runs=runs,
-    )
 
 
 def _judged(

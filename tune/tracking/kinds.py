@@ -113,15 +113,12 @@ class MLflow:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in mine.items())
         found = self._client.search_runs([self._experiment], filter_string=query)
         if found:
-            self._take(number, found[0])
-            self._client.update_run(self._runs[number], status="RUNNING")
-            return
-        run = self._client.create_run(self._experiment, run_name=f"{self._study} {number}", tags=mine)
-        self._take(number, run)
-        params = [self._entities.Param(key, str(value)) for key, value in settings.items()]
-        self._client.log_batch(run.info.run_id, params=params)
-
-    def _take(self, number: int, run: Any) -> None:
+            run = found[0]
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = self._client.create_run(self._experiment, run_name=f"{self._study} {number}", tags=mine)
+            params = [self._entities.Param(key, str(value)) for key, value in settings.items()]
+            self._client.log_batch(run.info.run_id, params=params)
         self._runs[number], self._started[number] = run.info.run_id, run.info.start_time
 
     def log(self, number: int, epoch: int, values: Mapping[str, float]) -> None:
