@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +65,71 @@ class Comparison:
     a: Records
     b: Records
     names: tuple[str, str]
-    asked: list[Line]
-    settings: list[Line]
-    search: list[Line]
-    search_differs: list[str]
-    rounds: list[Line]
     pairs: list[Pair]
-    overall: Interval | None
     reason: str
-    costs: list[Line]
+
+    @property
+    def overall(self) -> Interval | None:
+        """The one data set's difference; over several, the interval of their mean differences."""
+        found = [pair.difference for pair in self.pairs]
+        return found[0] if len(found) == 1 else t_interval([each.mean for each in found if each])
+
+    @property
+    def asked(self) -> list[Line]:
+        """Everything that either was asked, what differs first; the ranges of the spaces too."""
+        left, right = _flat_asked(self.a), _flat_asked(self.b)
+        lines = [Line(key, left.get(key, NONE), right.get(key, NONE)) for key in left | right]
+        return sorted(lines, key=lambda line: not line.differs)
+
+    @property
+    def settings(self) -> list[Line]:
+        """The best ones, what differs first."""
+        left, right = _best(self.a), _best(self.b)
+        lines = [Line(key, setting(left.get(key)), setting(right.get(key))) for key in {**left, **right}]
+        return sorted(lines, key=lambda line: not line.differs)
+
+    @property
+    def search(self) -> list[Line]:
+        return [
+            self._line("score", lambda r: r.score),
+            self._line("trials finished", lambda r: f"{len(r.complete)} of {len(r.trials)}"),
+            self._line("released settings", lambda r: number(r.released.objective) if r.released else NONE),
+            self._line(
+                "best settings",
+                lambda r: f"{number(r.chosen.objective)} (trial {r.chosen.number})" if r.chosen else NONE,
+            ),
+        ]
+
+    @property
+    def search_differs(self) -> list[str]:
+        """What keeps the searches' own figures from being compared."""
+        return [key for key in _SEARCH if getattr(self.a.asked, key) != getattr(self.b.asked, key)]
+
+    @property
+    def rounds(self) -> list[Line]:
+        if not (self.a.lastround or self.b.lastround):
+            return []
+        return [
+            self._line(
+                "released, fresh seeds",
+                lambda r: next((row.spread for row in round_rows(r) if row.of.reference), NONE),
+            ),
+            self._line(
+                "chosen, fresh seeds",
+                lambda r: next((row.spread for row in round_rows(r) if row.chosen), NONE),
+            ),
+        ]
+
+    @property
+    def costs(self) -> list[Line]:
+        return [
+            self._line("hours of runs", lambda r: hours(costs(r)[-1].seconds / 3600)),
+            self._line("CPU hours", lambda r: hours(costs(r)[-1].cpu_hours)),
+            self._line("GPU hours", lambda r: hours(costs(r)[-1].gpu_hours)),
+        ]
+
+    def _line(self, name: str, of: Callable[[Records], str]) -> Line:
+        return Line(name, of(self.a), of(self.b))
 
     @property
     def caveats(self) -> list[str]:
@@ -107,21 +163,7 @@ def compare(a: Path, b: Path) -> Comparison:
         raise UserError(f"--compare takes two studies, and both are {a}")
     first, second = read_records(a), read_records(b)
     pairs, reason = _pairs(first, second)
-    overall = pairs[0].difference if len(pairs) == 1 else _over(p.difference for p in pairs)
-    return Comparison(
-        first,
-        second,
-        _names(a, b),
-        _asked(first, second),
-        _settings(first, second),
-        _search(first, second),
-        [key for key in _SEARCH if getattr(first.asked, key) != getattr(second.asked, key)],
-        _rounds(first, second),
-        pairs,
-        overall,
-        reason,
-        _costs(first, second),
-    )
+    return Comparison(first, second, _names(a, b), pairs, reason)
 
 
 def build_comparison(a: Path, b: Path, to: Path) -> Comparison:
@@ -187,13 +229,6 @@ def _names(a: Path, b: Path) -> tuple[str, str]:
     return "/".join(ours[-length:]), "/".join(theirs[-length:])
 
 
-def _asked(a: Records, b: Records) -> list[Line]:
-    """Everything that either was asked, what differs first; the ranges of the spaces too."""
-    left, right = _flat_asked(a), _flat_asked(b)
-    lines = [Line(key, left.get(key, NONE), right.get(key, NONE)) for key in left | right]
-    return sorted(lines, key=lambda line: not line.differs)
-
-
 _ASKED_BESIDES = {"method", "data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained"}
 
 
@@ -210,57 +245,11 @@ def _shown(value: object) -> str:
     return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else setting(value)
 
 
-def _settings(a: Records, b: Records) -> list[Line]:
-    left, right = _best(a), _best(b)
-    lines = [Line(key, setting(left.get(key)), setting(right.get(key))) for key in {**left, **right}]
-    return sorted(lines, key=lambda line: not line.differs)
-
-
 def _best(records: Records) -> Settings:
     """The settings that were tested in the end; before that, those that lead."""
     if records.finals:
         return records.finals.best.settings
     return records.chosen.settings if records.chosen else {}
-
-
-def _search(a: Records, b: Records) -> list[Line]:
-    def line(name: str, of: Callable[[Records], str]) -> Line:
-        return Line(name, of(a), of(b))
-
-    return [
-        line("score", lambda r: r.score),
-        line("trials finished", lambda r: f"{len(r.complete)} of {len(r.trials)}"),
-        line("released settings", lambda r: number(r.released.objective) if r.released else NONE),
-        line(
-            "best settings",
-            lambda r: f"{number(r.chosen.objective)} (trial {r.chosen.number})" if r.chosen else NONE,
-        ),
-    ]
-
-
-def _rounds(a: Records, b: Records) -> list[Line]:
-    if not (a.lastround or b.lastround):
-        return []
-
-    def released(records: Records) -> str:
-        return next((row.spread for row in round_rows(records) if row.of.reference), NONE)
-
-    def chosen(records: Records) -> str:
-        return next((row.spread for row in round_rows(records) if row.chosen), NONE)
-
-    return [
-        Line("released, fresh seeds", released(a), released(b)),
-        Line("chosen, fresh seeds", chosen(a), chosen(b)),
-    ]
-
-
-def _costs(a: Records, b: Records) -> list[Line]:
-    left, right = costs(a)[-1], costs(b)[-1]
-    return [
-        Line("hours of runs", hours(left.seconds / 3600), hours(right.seconds / 3600)),
-        Line("CPU hours", hours(left.cpu_hours), hours(right.cpu_hours)),
-        Line("GPU hours", hours(left.gpu_hours), hours(right.gpu_hours)),
-    ]
 
 
 def _pairs(a: Records, b: Records) -> tuple[list[Pair], str]:
@@ -291,8 +280,3 @@ def _pair(name: str, ours: tuple[Run, ...], theirs: tuple[Run, ...]) -> Pair:
     elif found is None:
         reason = "fewer than two seeds were finished by both"
     return Pair(name, figures_of(ours), figures_of(theirs), singles, found, reason)
-
-
-def _over(differences: Iterable[Interval | None]) -> Interval | None:
-    """The interval over data sets, of their mean differences."""
-    return t_interval([d.mean for d in differences if d])
