@@ -190,8 +190,9 @@ def _judged(
     released = next((row for row in rows if row.reference and row.mean is not None), None)
     if released is None:
         return rows, False
+    blind = released.search is None  # it has failed in the search: no trial has a lead there
     whole = {
-        row.number: [*_searched(row.search or 0.0, spec), *map(mean, row.by_seed.values())]
+        row.number: [*([] if blind else _searched(row.search or 0.0, spec)), *map(mean, row.by_seed.values())]
         for row in rows
         if row.mean is not None
     }
