@@ -181,12 +181,13 @@ def _learned(records: Records) -> str:
 
 
 def _rough(records: Records) -> str:
-    """Where a choice rests on what leads were worth with another backbone."""
-    if not records.judged or records.asked.backbone == "mini":
+    """Where a choice rests on what leads were worth with another method or backbone."""
+    asked = records.asked
+    if not records.judged or (asked.method, asked.backbone) == ("prometar", "mini"):
         return ""
     return (
-        "Expected gains and their probabilities rest on what leads were worth with the embedded backbone on "
-        "rendered data sets: here they are rough."
+        "Expected gains and their probabilities rest on what leads of prometar were worth with the embedded "
+        "backbone on rendered data sets: here they are rough."
     )
 
 
