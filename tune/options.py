@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from prometar.bundled.suite import SUITE, default_backbone
 from prometar.cli.options import number_or_auto
-from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
+from prometar.config.settings import Config, absolute_paths, absolute_root, configure, parse_assignments
 from prometar.data.datasets.catalog import file_name
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
@@ -112,10 +112,11 @@ class Options:
         from tune.study_spec import StudySpec
 
         goals = _many(self.goals) or ("objective",)
-        space = self._space()
+        config = absolute_paths(configure(self.method, self._reference()))
+        space = self._space(config)
         own = range(self.seed, self.seed + self.seeds_per_trial)
         return StudySpec(
-            config=absolute_paths(configure(self.method, self._reference())),
+            config=config,
             space=space,
             objective=self.objective,
             seed=self.seed,
@@ -134,8 +135,8 @@ class Options:
             matters=self.matters if _is_auto(self.final_seeds) else None,
         )
 
-    def _space(self) -> Space:
-        """The space; one that comes with the project only as far as the published method searches it."""
+    def _space(self, config: Config) -> Space:
+        """The space; one that comes with the project only as far as the method searches it."""
         if isinstance(self.space, Space):
             return self.space
         space = load_space(self.space)
@@ -143,18 +144,18 @@ class Options:
             return space
         from tune.space.fitting import fitted
 
-        return fitted(space, configure(self.method, self._defaults()))
+        return fitted(space, config, self._chosen())
 
-    def _reference(self) -> dict[str, Any]:
-        """The settings that all trials share, by dotted key."""
+    def _chosen(self) -> dict[str, Any]:
+        """The settings that are given one by one, by dotted key."""
         given = self.settings
         chosen = dict(given) if isinstance(given, Mapping) else parse_assignments(list(_many(given)))
         if "data.name" in chosen:
             raise UserError("--set data.name: a search's data sets are given by --dataset")
-        return {**self._defaults(), **chosen}
+        return chosen
 
-    def _defaults(self) -> dict[str, Any]:
-        """Those of them that options decide."""
+    def _reference(self) -> dict[str, Any]:
+        """The settings that all trials share, by dotted key."""
         backbone, pretrained = default_backbone(self.datasets, self.backbone, self.pretrained)
         asked = {
             "data.name": self.datasets[0],
@@ -165,7 +166,7 @@ class Options:
         }
         if self.epochs is not None or self.embedded:
             asked["train.epochs"] = _first(self.epochs, EMBEDDED_EPOCHS)
-        return asked
+        return {**asked, **self._chosen()}
 
     def place(self, spec: StudySpec) -> Place:
         """Where the study of `spec` lies, what it may use and where it starts.

@@ -54,6 +54,7 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
     next layer uses them.
     """
     if clip.embeds_features:
+        assert not prompts, "prompts enter an image tower that was said to have none"
         return tokens_BTD[:, 0]
     return image_pass(clip, tokens_BTD, prompts or {}, fused=not torch.is_grad_enabled())[0]
 

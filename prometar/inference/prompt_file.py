@@ -45,6 +45,8 @@ def weights_digest(clip: Clip) -> str:
         state.update(np.ascontiguousarray(array, dtype="<f4").data)
 
     for field in fields(clip):
+        if field.name == "image_prompts":  # how it is used, and not what it is
+            continue
         value = getattr(clip, field.name)
         if isinstance(value, Tower):
             state.update(f"{value.num_heads} {value.activation}".encode())

@@ -29,6 +29,7 @@ class ConditionalPrompts:
     reduction: int = 16
     templates: tuple[str, ...] = ()
     conditional: bool = True
+    enters_images: bool = False
 
     @property
     def num_context(self) -> int:

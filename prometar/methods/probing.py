@@ -16,6 +16,7 @@ from prometar.backbone.clip import Clip
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.methods.composition import Method, build
+from prometar.methods.prompts import Prompts, enters_images
 from prometar.methods.regularizers import Term, Views
 from prometar.parts.reference import failing
 
@@ -38,7 +39,7 @@ def probe(config: Config, clip: Clip) -> Method:
         leaves = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
         tokens = method.prompts.tokens(leaves)
     if "prompts" in own and not method.prompts.conditional:
-        _require_tokens(own["prompts"], tokens, clip, method.prompts.num_context)
+        _require_tokens(own["prompts"], tokens, clip, method.prompts)
     with calling("modulator"):
         gate = method.modulator.init(tokens, generator)
     if "modulator" in own and method.modulator.constant is None:
@@ -65,7 +66,7 @@ def probe(config: Config, clip: Clip) -> Method:
     return method
 
 
-def _require_tokens(name: str, tokens: Mapping[str, Tensor], clip: Clip, num_context: int) -> None:
+def _require_tokens(name: str, tokens: Mapping[str, Tensor], clip: Clip, prompts: Prompts) -> None:
     towers = {"text": clip.text, "vision": clip.vision}
     for key, token in tokens.items():
         tower, _, layer = key.partition(".")
@@ -73,6 +74,9 @@ def _require_tokens(name: str, tokens: Mapping[str, Tensor], clip: Clip, num_con
             raise UserError(f"{name}: '{key}' is no layer of this backbone: write text.0, vision.11, ...")
         if token.dim() != 2 or token.shape[1] != towers[tower].width:
             raise UserError(f"{name}: {key} must be (P, {towers[tower].width}), found {tuple(token.shape)}")
+    if not enters_images(prompts) and any(key.startswith("vision.") for key in tokens):
+        raise UserError(f"{name}: enters_images is False, and there are tokens for the image tower")
+    num_context = prompts.num_context
     found = len(tokens["text.0"]) if "text.0" in tokens else 0
     if found != num_context:
         raise UserError(f"{name}: num_context is {num_context}, and text.0 has {found} tokens")

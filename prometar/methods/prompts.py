@@ -51,6 +51,14 @@ class Prompts(Protocol):
         ...
 
 
+def enters_images(prompts: Prompts) -> bool:
+    """Whether a prompt may enter the image tower; where none does, that runs once an image.
+
+    A prompt type of one's own may say so, by `enters_images = False`.
+    """
+    return bool(getattr(prompts, "enters_images", True))
+
+
 def layers(tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
     """The tokens of one tower ("text" or "vision") by layer."""
     return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
@@ -63,6 +71,7 @@ class NoPrompts:
     templates: tuple[str, ...] = ()
     num_context: int = 0
     conditional: bool = False
+    enters_images: bool = False
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         return {}
@@ -103,6 +112,10 @@ class IndependentPrompts:
     @property
     def num_context(self) -> int:
         return self.text_length if self.text_depth else 0
+
+    @property
+    def enters_images(self) -> bool:
+        return self.vision_depth > 0
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         leaves: Leaves = {}

@@ -98,6 +98,8 @@ def published(
     dataset: str, *, method: str, backbone: str, pretrained: str | None, shots: int, num_classes: int
 ) -> float | None:
     """A method's published harmonic mean where ours may stand beside it, else None."""
+    if is_file(method):
+        return None
     settings = {"backbone.name": backbone, "backbone.pretrained": pretrained, "data.shots": shots}
     series = beside("base-to-new", Config(method=method).override(settings))
     if series is None or not full_size(dataset, num_classes):

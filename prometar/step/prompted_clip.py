@@ -100,16 +100,6 @@ class Model:
         return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 
-def enter_images(prompts: Prompts, clip: Clip) -> bool:
-    """Whether any of the prompts enters the image tower.
-
-    Raises:
-        UserError: they would, and cannot.
-    """
-    leaves = prompts.init(clip, torch.zeros(0, dtype=torch.long), torch.Generator().manual_seed(0))
-    return bool(layers(prompts.tokens(leaves), "vision"))
-
-
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
     """One text a class, "<init> <name>.", where a context is learned.
 

@@ -12,9 +12,10 @@ from prometar.backbone.frozen_features import Seen
 from prometar.backbone.openclip import outline, tokenizer_of
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
+from prometar.methods.prompts import enters_images
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, Images, Query, Shares, Task, embed_batch
-from prometar.step.prompted_clip import Model, build_model, enter_images, prompt_texts
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.step.vmapped import stack, step_all
 
@@ -80,7 +81,7 @@ def rehearse(
     tokens = tokenizer_of(config.backbone.name)(texts)
     with (mode := FakeTensorMode()):
         clip = clip.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).folded()
-        clip = replace(clip, image_prompts=enter_images(method.prompts, clip))
+        clip = replace(clip, image_prompts=enters_images(method.prompts))
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
         if method.prompts.num_context:
             model = build_model(clip, method.prompts, tokens, frozen)

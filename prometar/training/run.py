@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.expected_tensors import all_finite
-from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.frozen_features import Seen
 from prometar.backbone.openclip import Backbone, load_backbone
 from prometar.config.settings import Config
@@ -26,22 +23,27 @@ from prometar.device import default_device
 from prometar.errors import UserError
 from prometar.methods.composition import Method, build
 from prometar.methods.probing import probe
+from prometar.methods.prompts import enters_images
 from prometar.parts.identity import identities
-from prometar.step.prompted_clip import Model, build_model, enter_images, prompt_texts
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import TEMPLATE, Foreign, foreign_to
-from prometar.training.kept import Kept
+from prometar.training.loaded import Loaded
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A set that accuracy is measured on: its plan, the model of its classes, what is known of its images."""
+    """A set that accuracy is measured on: its plan, the model of its classes, what is known of its images.
+
+    source: Tells its images from those of other data sets.
+    """
 
     plan: Plan
     model: Model
     seen: Seen
+    source: tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,9 @@ _MOST_RUNS = 16  # of one trial (data sets, seeds, folds) whose data are kept in
 
 
 @lru_cache(maxsize=2)
-def _backbone(name: str, pretrained: str | None, precision: str) -> Backbone:
-    return load_backbone(name, pretrained, dtype=DTYPES[precision], device=default_device())
-
-
-@lru_cache(maxsize=2)
-def _for_text_prompts(name: str, pretrained: str | None, precision: str) -> Backbone:
-    backbone = _backbone(name, pretrained, precision)
-    return replace(backbone, clip=replace(backbone.clip, image_prompts=False))
+def _loaded(name: str, pretrained: str | None, precision: str) -> Loaded:
+    dtype = DTYPES[precision]
+    return Loaded(load_backbone(name, pretrained, dtype=dtype, device=default_device()), precision)
 
 
 @lru_cache(maxsize=_MOST_RUNS)
@@ -101,45 +98,10 @@ def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
     return open_dataset(name, root, json.loads(args))
 
 
-@lru_cache(maxsize=2)
-def _text_digest(name: str, pretrained: str | None, precision: str) -> str:
-    return text_digest(_backbone(name, pretrained, precision).clip)
-
-
-@lru_cache(maxsize=_MOST_RUNS)
-def _teacher(
-    name: str, pretrained: str | None, precision: str, classes: tuple[str, ...], templates: tuple[str, ...]
-) -> Tensor:
-    spec = (name, pretrained, precision)
-    backbone = _backbone(*spec)
-    features = cached_text(backbone.clip, _text_digest(*spec), backbone.tokenize, classes, templates)
-    if not all_finite(features):
-        raise UserError(f"the text features of {name} in {precision} are not finite: take another precision")
-    return features
-
-
-_FEATURES = Kept[dict[int, Tensor]](most=256 * 1024**2, most_each=128 * 1024**2)
-"""What is known of plans' images; 65,000 of ViT-B/16 in float32 are the most of one."""
-
-
-def _seen(config: Config, clip: Clip, plan: Plan, dataset: Dataset) -> Seen:
-    num_bytes = plan.num_rows * clip.embed_dim * 4
-    if not _FEATURES.takes(num_bytes):
-        return Seen()
-    key = (_spec(config), clip.embeds_features, plan.digest, repr(dataset.source))
-    known = _FEATURES.find(key)
-    return Seen(_FEATURES.put(key, {}, num_bytes) if known is None else known)
-
-
 def forget() -> None:
-    """Keep nothing of backbones, data sets and their features in this process."""
-    for cache in (_backbone, _for_text_prompts, _dataset, _text_digest, _teacher):
-        cache.cache_clear()
-    _FEATURES.clear()
-
-
-def _spec(config: Config) -> tuple[str, str | None, str]:
-    return config.backbone.name, config.backbone.pretrained, config.backbone.precision
+    """Keep no backbone, data set and feature in this process."""
+    _loaded.cache_clear()
+    _dataset.cache_clear()
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: int = 0) -> Run:
@@ -150,14 +112,14 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
     """
     method = build(config)
     code = identities([config.data.reference] if config.data.reference else [])
-    dataset = _dataset(config.data.name, config.data.root, json.dumps(config.data.args), str(code))
-    spec = _spec(config)
-    backbone = _backbone(*spec)
-    if config.own or backbone.clip.closed:
-        probe(config, backbone.clip)
-    if not enter_images(method.prompts, backbone.clip):
-        backbone = _for_text_prompts(*spec)
+    data = (config.data.name, config.data.root, json.dumps(config.data.args), str(code))
+    dataset = _dataset(*data)
+    loaded = _loaded(config.backbone.name, config.backbone.pretrained, config.backbone.precision)
+    if config.own or loaded.backbone.clip.closed:
+        probe(config, loaded.backbone.clip)
+    backbone = loaded.backbone if enters_images(method.prompts) else loaded.for_text_prompts
     clip = backbone.clip
+    source = (*data, repr(dataset.source))
     if config.train.cuda_graph and backbone.clip.device.type != "cuda":
         raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
     split = problem(
@@ -172,11 +134,16 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
     model_of = partial(_model, config, method, backbone, dataset)
     plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
-        name: Evaluation(each, model_of(classnames(each.items)), _seen(config, clip, each, dataset))
+        name: Evaluation(
+            each,
+            model_of(classnames(each.items)),
+            loaded.seen(loaded.scored, each, clip.embeds_features, *source),
+            source,
+        )
         for name, each in plans.items()
     }
     templates = method.regularizer.templates or (dataset.wording(method.regularizer.wording),)
-    frozen = _teacher(*spec, split.classnames, templates) if method.regularizer.uses_text else None
+    frozen = loaded.teacher(split.classnames, templates) if method.regularizer.uses_text else None
     plan = _train_plan(config, split, backbone)
     return Run(
         config,
@@ -188,8 +155,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         plan,
         evaluations,
         split.every_epoch,
-        _seen(config, clip, plan, dataset),
-        _foreign(config, method, backbone, dataset, split, evaluations) if split.predicts_new else None,
+        loaded.seen(loaded.trained, plan, clip.embeds_features, *source),
+        _foreign(loaded, model_of, dataset, split, evaluations["base"].seen) if split.predicts_new else None,
     )
 
 
@@ -207,21 +174,11 @@ def _model(
 
 
 def _foreign(
-    config: Config,
-    method: Method,
-    backbone: Backbone,
-    dataset: Dataset,
-    split: Problem,
-    evaluations: Mapping[str, Evaluation],
+    loaded: Loaded, model_of: Callable[[Sequence[str]], Model], dataset: Dataset, split: Problem, seen: Seen
 ) -> Foreign:
-    spec = _spec(config)
-    names = foreign_to(dataset, backbone.vocabulary)
-    return Foreign(
-        _model(config, method, backbone, dataset, names),
-        _teacher(*spec, names, (TEMPLATE,)),
-        _teacher(*spec, split.classnames, (TEMPLATE,)),
-        evaluations["base"].seen,
-    )
+    names = foreign_to(dataset, loaded.backbone.vocabulary)
+    base = loaded.teacher(split.classnames, (TEMPLATE,))
+    return Foreign(model_of(names), loaded.teacher(names, (TEMPLATE,)), base, seen)
 
 
 def _train_plan(config: Config, split: Problem, backbone: Backbone) -> Plan:

@@ -121,7 +121,7 @@ class Session:
         if seen.suffices(clip, range(plan.num_steps)):
             yield from without_pixels(plan)
             return
-        key = (plan.digest, repr(self.run.dataset.source))
+        key = (plan.digest, *scored.source)
         if (kept := _IMAGES.find(key)) is not None:
             yield from kept
             return

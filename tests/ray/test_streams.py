@@ -13,9 +13,8 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, StreamOptions
 from prometar.methods.composition import METHODS
 from prometar.runs import ray_stream
-from prometar.training import run as run_module
 from prometar.training import session as session_module
-from prometar.training.run import Run
+from prometar.training.run import Run, forget
 from prometar.training.session import Session, Stream
 from tests.unit.training.test_session import local, small_run, train, without_time
 
@@ -46,7 +45,7 @@ def test_every_plan_of_a_run_gives_the_same_batches(
     """So a run is the same too: all else that it depends on is its seed."""
     # Else images that an earlier run has judged by, or knows the features of, are read no more.
     session_module._IMAGES.clear()
-    run_module._FEATURES.clear()
+    forget()
     run, plans = small_run(name, train__epochs=2), list[Plan]()
 
     def noted(plan: Plan, step: int) -> Iterator[Batch]:

@@ -1,12 +1,13 @@
 """How long a whole study still takes, said after the first epoch that a trial of it has behind it.
 
-A first epoch holds what is done once (the stream starts, images are read, texts encoded), so the next one,
-where it is faster, is said too.
+A first epoch holds what is done once (the stream starts, images are read, texts encoded), so what the first
+whole trial tells is said too, where it is less.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from ray.tune import Callback
 from rich.console import Console
@@ -18,14 +19,6 @@ ADVICE = (
 )
 FASTER = 0.75
 """Of the first pace: what is worth another line."""
-
-
-class _Epoch(NamedTuple):
-    """Who ended it, how many it has behind it, and the seconds of all of them."""
-
-    who: tuple[str, int]
-    number: int
-    seconds: float
 
 
 class Estimate(Callback):
@@ -41,22 +34,27 @@ class Estimate(Callback):
     def __init__(self, steps: float, steps_per_epoch: int, at_a_time: int, *, console: Console) -> None:
         self._steps, self._steps_per_epoch, self._at_a_time = steps, steps_per_epoch, at_a_time
         self._console = console
-        self._first: _Epoch | None = None
+        self._first: float | None = None
         self._over = False
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        self._look(result)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._look(trial.last_result or {})  # the last one comes here alone
+
+    def _look(self, result: Mapping[str, Any]) -> None:
         seconds, number = result.get("seconds"), result.get("epoch")
         if self._over or not seconds or not number:  # none where it has failed
             return
-        epoch, first = _Epoch((trial.trial_id, result.get("member", 0)), number, seconds), self._first
-        if first is None:
-            self._first = epoch
-            self._say("the whole study, its final runs too, takes", seconds / number)
-        elif first.who == epoch.who and number > first.number:
+        pace = seconds / number  # a result's seconds are of all epochs so far
+        if self._first is None:
+            self._first = pace
+            self._say("the whole study, its final runs too, takes", pace)
+        if result.get("finished"):
             self._over = True
-            pace = (seconds - first.seconds) / (number - first.number)
-            if pace < FASTER * first.seconds / first.number:
-                self._say("its first epoch held what is done once; the whole study takes", pace)
+            if pace < FASTER * self._first:
+                self._say("by its first whole trial, the study takes", pace)
 
     def _say(self, beginning: str, seconds: float) -> None:
         """`seconds`: of an epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from prometar.config.settings import Config
@@ -22,12 +23,13 @@ def is_used(key: str, entry: Range, config: Config) -> bool:
     return key.split(".")[0] not in _PARTS or len(methods) == 1 or any(m != methods[0] for m in methods)
 
 
-def fitted(space: Space, config: Config) -> Space:
+def fitted(space: Space, config: Config, given: Collection[str]) -> Space:
     """The space without what the method does not use, and without ranges that its own values lie outside.
 
     So a space serves methods that it was not written for: CoOp has no prompts in the image tower, and a depth
     of 1 to 12 there is not searched. What is drawn beside a setting that is left out is drawn where the
-    method's own value allows it.
+    method's own value allows it. `given`: settings that are the user's: a range that does not hold one of
+    them stays, and is refused.
     """
     own, kept = config.flat(), dict[str, Range]()
     for key, entry in space.ranges.items():
@@ -35,7 +37,8 @@ def fitted(space: Space, config: Config) -> Space:
             continue
         when = {other: held for other, held in entry.when.items() if other in kept}
         beside_its_own = all(own[other] in held for other, held in when.items())
-        if is_used(key, entry, config) and (entry.holds(own[key]) or not beside_its_own):
+        outside = beside_its_own and key not in given and not entry.holds(own[key])
+        if not outside and is_used(key, entry, config):
             kept[key] = entry.model_copy(update={"when": when})
     if len(kept) == len(space.ranges):
         return space

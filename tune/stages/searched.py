@@ -18,6 +18,8 @@ def require_space(spec: StudySpec) -> None:
     config, space = spec.config, spec.space
     if isinstance(build(config).prompts, NoPrompts):
         raise UserError(f"{config.method} trains nothing, so there is nothing to search")
+    if not space.ranges:
+        raise UserError(f"the space {space.name} has nothing that the method uses: choose another --space")
     spec.reference()  # raises for a value outside its range
     for key, entry in space.ranges.items():
         if not is_used(key, entry, config):

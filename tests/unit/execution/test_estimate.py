@@ -1,4 +1,4 @@
-"""How long a study still takes: said after a trial's first epoch, and its second if that was faster."""
+"""How long a study still takes: said after a first epoch, and after a whole trial that was faster."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ def said(steps: float, *results: dict[str, Any], steps_per_epoch: int = 10, at_a
     out = io.StringIO()
     estimate = Estimate(steps, steps_per_epoch, at_a_time, console=Console(file=out, soft_wrap=True))
     for result in results:
-        trial = SimpleNamespace(trial_id=result.get("trial", "one"))
-        estimate.on_trial_result(0, [], trial, result)
+        if result.get("finished"):  # Tune tells it so where it is a worker's last
+            estimate.on_trial_complete(0, [], SimpleNamespace(last_result=result))
+        else:
+            estimate.on_trial_result(0, [], None, result)
     return out.getvalue().splitlines()
+
+
+FIRST = {"epoch": 1, "seconds": 50.0}
 
 
 def test_it_is_said_once() -> None:
@@ -30,21 +35,27 @@ def test_it_is_said_once() -> None:
 
 
 def test_what_only_the_first_epoch_holds_is_taken_back() -> None:
-    first = {"epoch": 1, "seconds": 50.0}
-    lines = said(3600, first, {"epoch": 2, "seconds": 51.0}, {"epoch": 3, "seconds": 51.5})
+    lines = said(
+        3600, FIRST, {"epoch": 4, "seconds": 53.0}, {"epoch": 5, "seconds": 55.0, "finished": True}, FIRST
+    )
     assert lines[1:] == [
-        "its first epoch held what is done once; the whole study takes at most about 6 minutes more: "
-        "0.1 s a step, 2 trials at a time"
+        "by its first whole trial, the study takes at most about 1.1 hours more: 1.1 s a step, "
+        "2 trials at a time"
     ]
-    assert len(said(3600, first, {"epoch": 2, "seconds": 90.0})) == 1, "as slow as the first"
 
 
-@pytest.mark.parametrize("other", [{"trial": "two"}, {"member": 1}, {"epoch": 1}])
-def test_only_the_same_trial_tells_of_its_second_epoch(other: dict[str, Any]) -> None:
-    second = {"epoch": 2, "seconds": 51.0}
-    first = {"epoch": 1, "seconds": 50.0}
-    assert len(said(3600, first, second | other)) == 1
-    assert len(said(3600, first, second | other, second)) == 2
+@pytest.mark.parametrize("seconds", [240.0, 190.0])
+def test_a_whole_trial_that_is_as_slow_says_nothing(seconds: float) -> None:
+    assert len(said(3600, FIRST, {"epoch": 5, "seconds": seconds, "finished": True})) == 1
+
+
+def test_one_of_one_epoch_says_it_once() -> None:
+    assert len(said(3600, {**FIRST, "finished": True}, {"epoch": 1, "seconds": 1.0, "finished": True})) == 1
+
+
+def test_a_trial_that_started_over_takes_nothing_back() -> None:
+    again = [{"epoch": 1, "seconds": 60.0}, {"epoch": 2, "seconds": 61.0}]
+    assert len(said(3600, FIRST, *again)) == 1
 
 
 def test_seconds_are_of_all_epochs_so_far() -> None:

@@ -18,7 +18,7 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step.prompted_clip import Model
 from prometar.step.state import State
 from prometar.training.epoch import train_epoch
-from prometar.training.run import _FEATURES, Run, build_run, initial_state
+from prometar.training.run import Run, build_run, forget, initial_state
 from prometar.training.scoring import accuracy
 from prometar.training.session import _IMAGES, Session, Stream
 from tests.support.small import BACKBONE
@@ -58,9 +58,9 @@ def train(session: Session) -> None:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """No images are known, and none are known to other tests."""
-    _FEATURES.clear(), _IMAGES.clear()
+    forget(), _IMAGES.clear()
     yield
-    _FEATURES.clear(), _IMAGES.clear()
+    forget(), _IMAGES.clear()
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_known_images_are_not_read_again(tmp_path: Path) -> None:
     known = Session(second, tmp_path / "second", stream)
     train(known)
     assert read == []
-    _FEATURES.clear()
+    forget()
     forgetful = small_run("coop", **{"optim.lr": 0.01})
     alone = Session(forgetful, tmp_path / "alone", stream)
     train(alone)
@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_in_a_new_process_reads_what_is_left(tmp_path: Path) 
     session = Session(first, tmp_path, local(first))
     session.epoch()
     session.close()
-    _FEATURES.clear()
+    forget()
     second = small_run("coop")
     session = Session(second, tmp_path, local(second))
     assert next(session.batches()).images.size

@@ -24,7 +24,7 @@ from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
 from prometar.training.epoch import Diverged, rates, train_epoch
 from prometar.training.kept import Kept
-from prometar.training.run import Run, _teacher, build_run, initial_state
+from prometar.training.run import Run, build_run, forget, initial_state
 from prometar.training.session import Session, Stream
 from tests.support.small import BACKBONE
 
@@ -261,9 +261,9 @@ def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
 
 def test_text_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "prometar.training.run.cached_text", lambda clip, *_: torch.full((1, clip.embed_dim), torch.nan)
+        "prometar.training.loaded.cached_text", lambda clip, *_: torch.full((1, clip.embed_dim), torch.nan)
     )
-    _teacher.cache_clear()
+    forget()
     with pytest.raises(UserError, match="the text features of tiny-plain in fp32 are not finite"):
         small_run()
-    _teacher.cache_clear()
+    forget()
