@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from prometar.bundled.canvas import Field, fractal, noise
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.figures import Frame, Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
@@ -123,21 +124,18 @@ _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5
 _STANCE = Stance(reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
 
 
-def _drawing(depth: Callable[[Frame], Stain]) -> Draw:
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, _STANCE)
-        stain = near(rng, _STAINS[rng.integers(4)], 0.1)
-        field = near(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
-        body, dark = depth(frame)
-        blur = rng.uniform(2.0, 5.0)  # out of focus
-        grains = 0.75 + 0.15 * noise(rng, size, 12)
-        image = blend(field, 0.5 * stain + 0.45, frame.ink(body, blur) * grains)
-        image = blend(image, 0.8 * stain, frame.ink(dark, blur) * 0.9)
-        radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
-        image = image * (1.0 - 0.25 * rng.random() * radius**2)[:, :, None]
-        return quantise(image + 0.03 * rng.standard_normal((size, size, 1)))
-
-    return draw
+def _draw(depth: Callable[[Frame], Stain], rng: np.random.Generator, size: int) -> Pixels:
+    frame = place(rng, size, _STANCE)
+    stain = near(rng, _STAINS[rng.integers(4)], 0.1)
+    field = near(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
+    body, dark = depth(frame)
+    blur = rng.uniform(2.0, 5.0)  # out of focus
+    grains = 0.75 + 0.15 * noise(rng, size, 12)
+    image = blend(field, 0.5 * stain + 0.45, frame.ink(body, blur) * grains)
+    image = blend(image, 0.8 * stain, frame.ink(dark, blur) * 0.9)
+    radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
+    image = image * (1.0 - 0.25 * rng.random() * radius**2)[:, :, None]
+    return quantise(image + 0.03 * rng.standard_normal((size, size, 1)))
 
 
 CELLS = RenderedSet(
@@ -145,7 +143,7 @@ CELLS = RenderedSet(
     title="Cells (embedded)",
     template="a microscope image of a {}.",
     purpose="development",
-    drawings={name: _drawing(depth) for name, depth in CELLS_DRAWN.items()},
+    drawings={name: partial(_draw, depth) for name, depth in CELLS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 120},
     families={
         "bacterial": ("bacillus", "coccus", "spirillum"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from prometar.bundled.canvas import Canvas, Field, centred, edge, make_canvas, noise
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.paint import Pixels, blend, lit, near
 from prometar.bundled.patterns import TAU, lines
 
@@ -114,16 +115,13 @@ FABRICS_DRAWN: dict[str, Callable[[Canvas], Field]] = {
 _DYES = ((0.2, 0.3, 0.55), (0.6, 0.15, 0.2), (0.25, 0.4, 0.25), (0.4, 0.3, 0.2), (0.35, 0.35, 0.4))
 
 
-def _drawing(pattern: Callable[[Canvas], Field]) -> Draw:
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        canvas = make_canvas(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
-        dye, plain = near(rng, _DYES[rng.integers(5)], 0.15), near(rng, (0.8, 0.78, 0.72), 0.18)
-        ground, colour = (dye, plain) if rng.random() < 0.5 else (plain, dye)
-        threads = 0.06 * (np.sin(TAU * canvas.x * 5) + np.sin(TAU * canvas.y * 5))
-        image = blend(ground, colour, pattern(canvas)) * (1.0 + threads[:, :, None])
-        return lit(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
-
-    return draw
+def _draw(pattern: Callable[[Canvas], Field], rng: np.random.Generator, size: int) -> Pixels:
+    canvas = make_canvas(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
+    dye, plain = near(rng, _DYES[rng.integers(5)], 0.15), near(rng, (0.8, 0.78, 0.72), 0.18)
+    ground, colour = (dye, plain) if rng.random() < 0.5 else (plain, dye)
+    threads = 0.06 * (np.sin(TAU * canvas.x * 5) + np.sin(TAU * canvas.y * 5))
+    image = blend(ground, colour, pattern(canvas)) * (1.0 + threads[:, :, None])
+    return lit(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
 
 
 FABRICS = RenderedSet(
@@ -131,7 +129,7 @@ FABRICS = RenderedSet(
     title="Fabrics (embedded)",
     template="a photo of {} fabric.",
     purpose="claim",
-    drawings={name: _drawing(pattern) for name, pattern in FABRICS_DRAWN.items()},
+    drawings={name: partial(_draw, pattern) for name, pattern in FABRICS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 90},
     families={
         "checked": ("argyle", "gingham", "houndstooth", "tartan"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from prometar.bundled.canvas import Field, centred, noise
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.figures import Frame, Stance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
@@ -19,29 +20,9 @@ def _band(value: Field, half: float) -> Field:
     return half - np.abs(value)
 
 
-def _barry(f: Frame) -> Field:
-    return 0.25 - np.abs(centred(f.y * f.rng.integers(2, 4)))
-
-
-def _bend(f: Frame) -> Field:
-    return _band((f.x - f.y) * 0.7, f.rng.uniform(0.15, 0.28))
-
-
-def _bordure(f: Frame) -> Field:
-    return np.maximum(np.abs(f.x), np.abs(f.y)) - f.rng.uniform(0.62, 0.78)
-
-
-def _canton(f: Frame) -> Field:
-    return np.minimum(-f.x - f.rng.uniform(-0.05, 0.2), -f.y - f.rng.uniform(-0.05, 0.2))
-
-
 def _chequy(f: Frame) -> Field:
     count = f.rng.integers(2, 4)
     return np.sin(np.pi * f.x * count) * np.sin(np.pi * f.y * count) * 0.2
-
-
-def _chevron(f: Frame) -> Field:
-    return _band((f.y - np.abs(f.x) * 0.8 + 0.35) * 0.8, f.rng.uniform(0.14, 0.24))
 
 
 def _cross(f: Frame) -> Field:
@@ -49,21 +30,9 @@ def _cross(f: Frame) -> Field:
     return np.maximum(_band(f.x + f.rng.uniform(0.0, 0.3), half), _band(f.y, half))
 
 
-def _fess(f: Frame) -> Field:
-    return _band(f.y, f.rng.uniform(0.18, 0.36))
-
-
-def _gyronny(f: Frame) -> Field:
-    return np.sin(4.0 * np.arctan2(f.y, f.x)) * np.hypot(f.x, f.y) * 0.25
-
-
 def _lozengy(f: Frame) -> Field:
     count = f.rng.integers(2, 4)
     return np.sin(np.pi * (f.x + f.y * 0.6) * count) * np.sin(np.pi * (f.x - f.y * 0.6) * count) * 0.2
-
-
-def _pale(f: Frame) -> Field:
-    return _band(f.x, f.rng.uniform(0.18, 0.36))
 
 
 def _pall(f: Frame) -> Field:
@@ -72,48 +41,45 @@ def _pall(f: Frame) -> Field:
     return np.maximum(np.minimum(arms, 0.1 - f.x), np.minimum(_band(f.y, half), f.x))
 
 
-def _pile(f: Frame) -> Field:
-    return (f.rng.uniform(0.1, 0.7) - f.x - 1.6 * np.abs(f.y)) * 0.5
-
-
-def _quarterly(f: Frame) -> Field:
-    return np.where(f.x * f.y > 0, 1.0, -1.0) * np.minimum(np.abs(f.x), np.abs(f.y))
-
-
-def _roundel(f: Frame) -> Field:
-    return f.rng.uniform(0.35, 0.6) - np.hypot(f.x, f.y)
-
-
 def _saltire(f: Frame) -> Field:
     half = f.rng.uniform(0.1, 0.2)
     return np.maximum(_band((f.x - f.y) * 0.7, half), _band((f.x + f.y) * 0.7, half))
 
 
 FLAGS_DRAWN: dict[str, Callable[[Frame], Field]] = {
-    "barry": _barry, "bend": _bend, "bordure": _bordure, "canton": _canton, "chequy": _chequy,
-    "chevron": _chevron, "cross": _cross, "fess": _fess, "gyronny": _gyronny, "lozengy": _lozengy,
-    "pale": _pale, "pall": _pall, "pile": _pile, "quarterly": _quarterly, "roundel": _roundel,
+    "barry": lambda f: 0.25 - np.abs(centred(f.y * f.rng.integers(2, 4))),
+    "bend": lambda f: _band((f.x - f.y) * 0.7, f.rng.uniform(0.15, 0.28)),
+    "bordure": lambda f: np.maximum(np.abs(f.x), np.abs(f.y)) - f.rng.uniform(0.62, 0.78),
+    "canton": lambda f: np.minimum(-f.x - f.rng.uniform(-0.05, 0.2), -f.y - f.rng.uniform(-0.05, 0.2)),
+    "chequy": _chequy,
+    "chevron": lambda f: _band((f.y - np.abs(f.x) * 0.8 + 0.35) * 0.8, f.rng.uniform(0.14, 0.24)),
+    "cross": _cross,
+    "fess": lambda f: _band(f.y, f.rng.uniform(0.18, 0.36)),
+    "gyronny": lambda f: np.sin(4.0 * np.arctan2(f.y, f.x)) * np.hypot(f.x, f.y) * 0.25,
+    "lozengy": _lozengy,
+    "pale": lambda f: _band(f.x, f.rng.uniform(0.18, 0.36)),
+    "pall": _pall,
+    "pile": lambda f: (f.rng.uniform(0.1, 0.7) - f.x - 1.6 * np.abs(f.y)) * 0.5,
+    "quarterly": lambda f: np.where(f.x * f.y > 0, 1.0, -1.0) * np.minimum(np.abs(f.x), np.abs(f.y)),
+    "roundel": lambda f: f.rng.uniform(0.35, 0.6) - np.hypot(f.x, f.y),
     "saltire": _saltire,
-}  # fmt: skip
+}
 
 
 _OWN = Stance(reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
 _WILD = Stance(reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
 
 
-def _drawing(depth: Callable[[Frame], Field], stance: Stance) -> Draw:
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, stance)
-        dark, light = near(rng, _DARK[rng.integers(5)]), near(rng, _LIGHT[rng.integers(4)], 0.05)
-        ground, colour = (dark, light) if rng.random() < 0.5 else (light, dark)
-        cloth = blend(ground, colour, frame.ink(depth(frame), 2.0))
-        folds = 1.0 + 0.12 * np.sin(frame.x * rng.uniform(3.0, 6.0) + noise(rng, size, 1.5))
-        sky = near(rng, (0.6, 0.7, 0.8), 0.2)
-        out = frame.ink(np.maximum(np.abs(frame.x), np.abs(frame.y)) - 1.0)
-        image = blend(cloth * folds[:, :, None], sky, out)
-        return quantise(image + 0.03 * rng.standard_normal((size, size, 1)))
-
-    return draw
+def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Generator, size: int) -> Pixels:
+    frame = place(rng, size, stance)
+    dark, light = near(rng, _DARK[rng.integers(5)]), near(rng, _LIGHT[rng.integers(4)], 0.05)
+    ground, colour = (dark, light) if rng.random() < 0.5 else (light, dark)
+    cloth = blend(ground, colour, frame.ink(depth(frame), 2.0))
+    folds = 1.0 + 0.12 * np.sin(frame.x * rng.uniform(3.0, 6.0) + noise(rng, size, 1.5))
+    sky = near(rng, (0.6, 0.7, 0.8), 0.2)
+    out = frame.ink(np.maximum(np.abs(frame.x), np.abs(frame.y)) - 1.0)
+    image = blend(cloth * folds[:, :, None], sky, out)
+    return quantise(image + 0.03 * rng.standard_normal((size, size, 1)))
 
 
 FLAGS = RenderedSet(
@@ -121,8 +87,8 @@ FLAGS = RenderedSet(
     title="Flags (embedded)",
     template="a photo of a {}, on a flag.",
     purpose="development",
-    drawings={name: _drawing(depth, _OWN) for name, depth in FLAGS_DRAWN.items()},
-    wild={name: _drawing(depth, _WILD) for name, depth in FLAGS_DRAWN.items()},
+    drawings={name: partial(_draw, depth, _OWN) for name, depth in FLAGS_DRAWN.items()},
+    wild={name: partial(_draw, depth, _WILD) for name, depth in FLAGS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 80},
     families={
         "stripy": ("barry", "bend", "fess", "pale"),

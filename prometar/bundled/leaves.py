@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from prometar.bundled.canvas import Field, fractal, noise
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.figures import Frame, Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, lit, near
 
@@ -21,10 +22,6 @@ def _blade(f: Frame, wide: float, belly: float = 0.0) -> Field:
     """A leaf along y, `wide` at its widest, which lies towards the stem for belly > 0."""
     t = np.clip((f.y + 0.95) / 1.7, 0.0, 1.0)
     return wide * np.sin(np.pi * t ** (1.0 + belly)) - np.abs(f.x)
-
-
-def _birch(f: Frame) -> Field:
-    return _blade(f, 0.62, 0.4) + 0.05 * np.sin(f.y * 28.0)
 
 
 def _clover(f: Frame) -> Field:
@@ -44,10 +41,6 @@ def _ginkgo(f: Frame) -> Field:
     return np.minimum(fan, np.hypot(f.x * 2.2, f.y + 0.75) - 0.3)
 
 
-def _holly(f: Frame) -> Field:
-    return _blade(f, 0.42) + 0.16 * np.abs(np.sin(f.y * 6.5)) - 0.06
-
-
 def _ivy(f: Frame) -> Field:
     radius, angle = _polar(f, 0.1)
     return 0.62 + 0.16 * np.cos(angle * 5.0) + 0.1 * np.cos(angle) - radius
@@ -65,10 +58,6 @@ def _maple(f: Frame) -> Field:
     return 0.4 + 0.55 * np.clip(lobe, 0, 1) ** 1.2 * np.cos(angle * 0.42) + 0.04 * np.cos(angle * 30) - radius
 
 
-def _oak(f: Frame) -> Field:
-    return _blade(f, 0.5, -0.2) + 0.13 * np.cos((f.y + 0.1 * np.sign(f.x)) * 11.0)
-
-
 def _palm(f: Frame) -> Field:
     radius, angle = _polar(f, 0.5)
     blades = np.cos(angle * 13.0) * 0.14 * np.minimum(radius, 1.0)
@@ -83,14 +72,20 @@ def _pine(f: Frame) -> Field:
     return 0.035 - distance(f, root, tips)
 
 
-def _willow(f: Frame) -> Field:
-    return _blade(f, 0.2, 0.1) + 0.01 * np.sin(f.y * 40.0)
-
-
 LEAVES_DRAWN: dict[str, Callable[[Frame], Field]] = {
-    "birch": _birch, "clover": _clover, "fern": _fern, "ginkgo": _ginkgo, "holly": _holly, "ivy": _ivy,
-    "lotus": _lotus, "maple": _maple, "oak": _oak, "palm": _palm, "pine": _pine, "willow": _willow,
-}  # fmt: skip
+    "birch": lambda f: _blade(f, 0.62, 0.4) + 0.05 * np.sin(f.y * 28.0),
+    "clover": _clover,
+    "fern": _fern,
+    "ginkgo": _ginkgo,
+    "holly": lambda f: _blade(f, 0.42) + 0.16 * np.abs(np.sin(f.y * 6.5)) - 0.06,
+    "ivy": _ivy,
+    "lotus": _lotus,
+    "maple": _maple,
+    "oak": lambda f: _blade(f, 0.5, -0.2) + 0.13 * np.cos((f.y + 0.1 * np.sign(f.x)) * 11.0),
+    "palm": _palm,
+    "pine": _pine,
+    "willow": lambda f: _blade(f, 0.2, 0.1) + 0.01 * np.sin(f.y * 40.0),
+}
 _SEASONS = ((0.2, 0.5, 0.15), (0.35, 0.6, 0.2), (0.75, 0.6, 0.15), (0.7, 0.3, 0.12), (0.15, 0.35, 0.2))
 
 
@@ -98,22 +93,17 @@ _OWN = Stance(reach=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03, clutter=0.3)
 _WILD = Stance(reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
 
 
-def _drawing(depth: Callable[[Frame], Field], stance: Stance) -> Draw:
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, stance)
-        earth = (
-            near(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * stance.clutter * fractal(rng, size, 5.0)[:, :, None]
-        )
-        leaf = near(rng, _SEASONS[rng.integers(5)], 0.1) * (1.0 + 0.12 * noise(rng, size, 3)[:, :, None])
-        inside = depth(frame)
-        stem = np.minimum(0.035 - np.abs(frame.x), np.minimum(1.15 - frame.y, frame.y - 0.3))
-        image = blend(earth, earth * 0.6, frame.ink(inside + 0.08, 5.0) * 0.6)  # its shadow
-        image = blend(image, leaf, frame.ink(np.maximum(inside, stem), 2.0))
-        rib = np.minimum(0.03 - np.abs(frame.x), inside)
-        image = blend(image, np.clip(leaf * 1.3, 0, 1), frame.ink(rib) * 0.7)
-        return lit(rng, image)
-
-    return draw
+def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Generator, size: int) -> Pixels:
+    frame = place(rng, size, stance)
+    earth = near(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * stance.clutter * fractal(rng, size, 5.0)[:, :, None]
+    leaf = near(rng, _SEASONS[rng.integers(5)], 0.1) * (1.0 + 0.12 * noise(rng, size, 3)[:, :, None])
+    inside = depth(frame)
+    stem = np.minimum(0.035 - np.abs(frame.x), np.minimum(1.15 - frame.y, frame.y - 0.3))
+    image = blend(earth, earth * 0.6, frame.ink(inside + 0.08, 5.0) * 0.6)  # its shadow
+    image = blend(image, leaf, frame.ink(np.maximum(inside, stem), 2.0))
+    rib = np.minimum(0.03 - np.abs(frame.x), inside)
+    image = blend(image, np.clip(leaf * 1.3, 0, 1), frame.ink(rib) * 0.7)
+    return lit(rng, image)
 
 
 LEAVES = RenderedSet(
@@ -121,8 +111,8 @@ LEAVES = RenderedSet(
     title="Leaves (embedded)",
     template="a photo of a {} leaf.",
     purpose="development",
-    drawings={name: _drawing(depth, _OWN) for name, depth in LEAVES_DRAWN.items()},
-    wild={name: _drawing(depth, _WILD) for name, depth in LEAVES_DRAWN.items()},
+    drawings={name: partial(_draw, depth, _OWN) for name, depth in LEAVES_DRAWN.items()},
+    wild={name: partial(_draw, depth, _WILD) for name, depth in LEAVES_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 100},
     families={
         "lobed": ("holly", "ivy", "maple", "oak"),

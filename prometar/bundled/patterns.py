@@ -50,10 +50,6 @@ def _levels(c: Canvas, value: Field, thickness: tuple[float, float], softness: f
     return ink
 
 
-def banded(c: Canvas) -> Field:
-    return _levels(c, c.x, (0.6, 1.4), 2.0 * c.pixel)
-
-
 def blotchy(c: Canvas) -> Field:
     return 0.7 * edge(fractal(c.rng, c.size, c.cells * 0.45), 0.8) + 0.3 * edge(noise(c.rng, c.size, 3), 2.0)
 
@@ -84,10 +80,6 @@ def bubbly(c: Canvas) -> Field:
 def bumpy(c: Canvas) -> Field:
     near, _, _ = cells(c, jitter=0.3)
     return relief(c, 0.45 * np.exp(-((near / 0.38) ** 2)))
-
-
-def chequered(c: Canvas) -> Field:
-    return edge(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 5.0 * c.pixel)
 
 
 def cobwebbed(c: Canvas) -> Field:
@@ -171,10 +163,6 @@ def honeycombed(c: Canvas) -> Field:
     return edge(rest - c.rng.uniform(0.4, 0.44), 1.5 * c.pixel)
 
 
-def lined(c: Canvas) -> Field:
-    return lines(c.x + 0.12 * np.sin(c.x * 1.7), c.rng.uniform(0.06, 0.11), c.pixel)
-
-
 def marbled(c: Canvas) -> Field:
     flow = c.x * 0.35 + 0.55 * fractal(c.rng, c.size, 1.5, 4)
     return 0.75 * np.abs(np.sin(np.pi * flow)) ** 0.6 + 0.25 * edge(noise(c.rng, c.size, 3), 2.0)
@@ -217,10 +205,6 @@ def stratified(c: Canvas) -> Field:
     return _levels(c, c.y + 0.35 * fractal(c.rng, c.size, 1.5), (0.15, 0.6), 2.5 * c.pixel)
 
 
-def striped(c: Canvas) -> Field:
-    return edge(np.sin(TAU * c.x * 0.7), 5.0 * c.pixel)
-
-
 def studded(c: Canvas) -> Field:
     distance = np.hypot(centred(c.x), centred(c.y)) / 0.36
     dome = np.sqrt(np.clip(1.0 - distance**2, 0.0, 1.0))
@@ -254,17 +238,13 @@ def wrinkled(c: Canvas) -> Field:
     return relief(c, -0.7 * folds, 0.8)
 
 
-def zigzagged(c: Canvas) -> Field:
-    return edge(np.sin(TAU * (0.8 * c.x + np.abs(centred(c.y)))), 6.0 * c.pixel)
-
-
 PATTERNS: dict[str, Pattern] = {
-    "banded": Pattern(banded),
+    "banded": Pattern(lambda c: _levels(c, c.x, (0.6, 1.4), 2.0 * c.pixel)),
     "blotchy": Pattern(blotchy),
     "braided": Pattern(braided, (2.5, 4.5)),
     "bubbly": Pattern(bubbly, (3.0, 5.0)),
     "bumpy": Pattern(bumpy, (3.5, 6.0)),
-    "chequered": Pattern(chequered),
+    "chequered": Pattern(lambda c: edge(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 5.0 * c.pixel)),
     "cobwebbed": Pattern(cobwebbed),
     "cracked": Pattern(cracked, warp=0.15),
     "crosshatched": Pattern(crosshatched, (4.0, 7.0)),
@@ -276,7 +256,7 @@ PATTERNS: dict[str, Pattern] = {
     "grid": Pattern(grid),
     "grooved": Pattern(grooved),
     "honeycombed": Pattern(honeycombed),
-    "lined": Pattern(lined),
+    "lined": Pattern(lambda c: lines(c.x + 0.12 * np.sin(c.x * 1.7), c.rng.uniform(0.06, 0.11), c.pixel)),
     "marbled": Pattern(marbled),
     "pitted": Pattern(pitted, (3.5, 6.0)),
     "polka-dotted": Pattern(polka_dotted, (3.0, 5.5)),
@@ -284,11 +264,11 @@ PATTERNS: dict[str, Pattern] = {
     "scaly": Pattern(scaly, (3.0, 5.5), turn=0.6),
     "spiralled": Pattern(spiralled),
     "stratified": Pattern(stratified, turn=0.4),
-    "striped": Pattern(striped),
+    "striped": Pattern(lambda c: edge(np.sin(TAU * c.x * 0.7), 5.0 * c.pixel)),
     "studded": Pattern(studded, (3.5, 6.5)),
     "veined": Pattern(veined),
     "waffled": Pattern(waffled, (3.5, 6.5)),
     "woven": Pattern(woven),
     "wrinkled": Pattern(wrinkled),
-    "zigzagged": Pattern(zigzagged),
+    "zigzagged": Pattern(lambda c: edge(np.sin(TAU * (0.8 * c.x + np.abs(centred(c.y)))), 6.0 * c.pixel)),
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from prometar.bundled.canvas import Field, centred, edge
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.figures import Frame, Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
@@ -48,14 +49,6 @@ def _line(rng: np.random.Generator, t: Field) -> Field:
 def _logarithm(rng: np.random.Generator, t: Field) -> Field:
     rate = rng.uniform(15.0, 60.0)
     return np.log1p(rate * t) / np.log1p(rate)
-
-
-def _parabola(rng: np.random.Generator, t: Field) -> Field:
-    return 0.05 + rng.uniform(3.0, 4.0) * (t - rng.uniform(0.45, 0.55)) ** 2
-
-
-def _sawtooth(rng: np.random.Generator, t: Field) -> Field:
-    return 0.5 + 0.7 * centred(t * rng.uniform(2.0, 4.0) + rng.random())
 
 
 def _sine(rng: np.random.Generator, t: Field) -> Field:
@@ -99,9 +92,9 @@ PLOTS_DRAWN: dict[str, Callable[[Frame], Field]] = {
     "hyperbola": _graph(_hyperbola),
     "line": _graph(_line),
     "logarithm": _graph(_logarithm),
-    "parabola": _graph(_parabola),
+    "parabola": _graph(lambda rng, t: 0.05 + rng.uniform(3.0, 4.0) * (t - rng.uniform(0.45, 0.55)) ** 2),
     "pie": _pie,
-    "sawtooth": _graph(_sawtooth),
+    "sawtooth": _graph(lambda rng, t: 0.5 + 0.7 * centred(t * rng.uniform(2.0, 4.0) + rng.random())),
     "scatter": _scatter,
     "sine": _graph(_sine),
     "staircase": _graph(_staircase),
@@ -111,20 +104,17 @@ PLOTS_DRAWN: dict[str, Callable[[Frame], Field]] = {
 _STANCE = Stance(reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
 
 
-def _drawing(depth: Callable[[Frame], Field]) -> Draw:
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        f = place(rng, size, _STANCE)
-        paper, ink = near(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
-        axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
-        ruled = np.maximum(
-            edge(0.05 - np.abs(centred(f.x * 2.5)), 0.05), edge(0.05 - np.abs(centred(f.y * 2.5)), 0.05)
-        )
-        image = blend(paper, near(rng, (0.7, 0.75, 0.8), 0.1), ruled * rng.choice((0.0, 0.6)))
-        image = blend(image, np.array((0.15, 0.15, 0.15)), f.ink(axes) * 0.9)
-        image = blend(image, ink, f.ink(depth(f)))
-        return quantise(image + 0.02 * rng.standard_normal((size, size, 1)))
-
-    return draw
+def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int) -> Pixels:
+    f = place(rng, size, _STANCE)
+    paper, ink = near(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
+    axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
+    ruled = np.maximum(
+        edge(0.05 - np.abs(centred(f.x * 2.5)), 0.05), edge(0.05 - np.abs(centred(f.y * 2.5)), 0.05)
+    )
+    image = blend(paper, near(rng, (0.7, 0.75, 0.8), 0.1), ruled * rng.choice((0.0, 0.6)))
+    image = blend(image, np.array((0.15, 0.15, 0.15)), f.ink(axes) * 0.9)
+    image = blend(image, ink, f.ink(depth(f)))
+    return quantise(image + 0.02 * rng.standard_normal((size, size, 1)))
 
 
 PLOTS = RenderedSet(
@@ -132,7 +122,7 @@ PLOTS = RenderedSet(
     title="Plots (embedded)",
     template="a plot of a {}.",
     purpose="claim",
-    drawings={name: _drawing(depth) for name, depth in PLOTS_DRAWN.items()},
+    drawings={name: partial(_draw, depth) for name, depth in PLOTS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 100},
     families={
         "curved": ("exponential", "hyperbola", "logarithm", "parabola"),

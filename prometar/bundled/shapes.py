@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from prometar.bundled.canvas import Field, edge, fractal
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.figures import Frame, Stance, place, polygon, regular, star
 from prometar.bundled.paint import Pixels, blend, contrasting, lit
 
@@ -20,25 +21,13 @@ def _box(wide: float, high: float) -> Field:
     return np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)])
 
 
-def _circle(f: Frame) -> Field:
-    return 0.9 - np.hypot(f.x, f.y)
-
-
 def _ellipse(f: Frame) -> Field:
     flat = f.rng.uniform(0.45, 0.65)
     return (1.0 - np.hypot(f.x, f.y / flat)) * flat
 
 
-def _ring(f: Frame) -> Field:
-    return f.rng.uniform(0.15, 0.25) - np.abs(np.hypot(f.x, f.y) - 0.7)
-
-
 def _crescent(f: Frame) -> Field:
     return np.minimum(0.95 - np.hypot(f.x, f.y), np.hypot(f.x - f.rng.uniform(0.35, 0.5), f.y) - 0.75)
-
-
-def _semicircle(f: Frame) -> Field:
-    return np.minimum(0.95 - np.hypot(f.x, f.y - 0.4), 0.4 - f.y)
 
 
 def _heart(f: Frame) -> Field:
@@ -57,7 +46,7 @@ SHAPES_DRAWN: dict[str, Callable[[Frame], Field]] = {
     "arrow": _corners(
         np.array([(-0.95, -0.2), (0.1, -0.2), (0.1, -0.6), (0.95, 0), (0.1, 0.6), (0.1, 0.2), (-0.95, 0.2)])
     ),
-    "circle": _circle,
+    "circle": lambda f: 0.9 - np.hypot(f.x, f.y),
     "crescent": _crescent,
     "cross": _corners(_CROSS),
     "diamond": _corners(np.array([(0, -1.0), (0.65, 0), (0, 1.0), (-0.65, 0)])),
@@ -67,8 +56,8 @@ SHAPES_DRAWN: dict[str, Callable[[Frame], Field]] = {
     "octagon": _corners(regular(8, np.pi / 8)),
     "pentagon": _corners(regular(5)),
     "rectangle": _corners(_box(0.95, 0.5)),
-    "ring": _ring,
-    "semicircle": _semicircle,
+    "ring": lambda f: f.rng.uniform(0.15, 0.25) - np.abs(np.hypot(f.x, f.y) - 0.7),
+    "semicircle": lambda f: np.minimum(0.95 - np.hypot(f.x, f.y - 0.4), 0.4 - f.y),
     "square": _corners(_box(0.75, 0.75)),
     "star": _corners(star(5, 0.45)),
     "triangle": _corners(regular(3)),
@@ -79,18 +68,15 @@ _OWN = Stance(reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02, clutter=0.2)
 _WILD = Stance(reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
 
 
-def _drawing(depth: Callable[[Frame], Field], stance: Stance) -> Draw:
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, stance)
-        inside = depth(frame)
-        ground, colour = contrasting(rng)
-        clouds = edge(fractal(rng, size, rng.uniform(1.5, 4.0)), 1.5)[:, :, None]
-        back = ground + 0.35 * stance.clutter * clouds * (rng.uniform(0.0, 1.0, 3) - ground)
-        outline = rng.random() < 0.4 * stance.clutter
-        ink = frame.ink(0.09 - np.abs(inside)) if outline else frame.ink(inside)
-        return lit(rng, blend(back, colour, ink))
-
-    return draw
+def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Generator, size: int) -> Pixels:
+    frame = place(rng, size, stance)
+    inside = depth(frame)
+    ground, colour = contrasting(rng)
+    clouds = edge(fractal(rng, size, rng.uniform(1.5, 4.0)), 1.5)[:, :, None]
+    back = ground + 0.35 * stance.clutter * clouds * (rng.uniform(0.0, 1.0, 3) - ground)
+    outline = rng.random() < 0.4 * stance.clutter
+    ink = frame.ink(0.09 - np.abs(inside)) if outline else frame.ink(inside)
+    return lit(rng, blend(back, colour, ink))
 
 
 SHAPES = RenderedSet(
@@ -98,8 +84,8 @@ SHAPES = RenderedSet(
     title="Shapes (embedded)",
     template="a photo of a {}.",
     purpose="claim",
-    drawings={name: _drawing(depth, _OWN) for name, depth in SHAPES_DRAWN.items()},
-    wild={name: _drawing(depth, _WILD) for name, depth in SHAPES_DRAWN.items()},
+    drawings={name: partial(_draw, depth, _OWN) for name, depth in SHAPES_DRAWN.items()},
+    wild={name: partial(_draw, depth, _WILD) for name, depth in SHAPES_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 80},
     families={
         "rounded": ("circle", "crescent", "ellipse", "heart", "ring", "semicircle"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from prometar.bundled.canvas import Canvas, Field, cells, centred, edge, fractal, make_canvas, noise
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 _GRASS, _SOIL, _SAND, _WATER = (0.35, 0.45, 0.25), (0.5, 0.42, 0.32), (0.75, 0.66, 0.5), (0.12, 0.22, 0.3)
@@ -112,18 +113,13 @@ TERRAIN_DRAWN: dict[str, Callable[[Canvas], Field]] = {
 }  # fmt: skip
 
 
-def _drawing(scene: Callable[[Canvas], Field]) -> Draw:
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        canvas = make_canvas(rng, size, float(np.exp(rng.uniform(1.7, 2.2))), turn=np.pi, warp=0.1)
-        image = scene(canvas)
-        haze = rng.uniform(0.0, 0.35)  # of the air between
-        image = image * (1.0 - haze) + haze * np.array((0.62, 0.66, 0.72))
-        light = 1.0 + 0.06 * noise(rng, size, 2)[:, :, None]
-        return quantise(
-            image * light * rng.uniform(0.85, 1.15) + 0.025 * rng.standard_normal((size, size, 1))
-        )
-
-    return draw
+def _draw(scene: Callable[[Canvas], Field], rng: np.random.Generator, size: int) -> Pixels:
+    canvas = make_canvas(rng, size, float(np.exp(rng.uniform(1.7, 2.2))), turn=np.pi, warp=0.1)
+    image = scene(canvas)
+    haze = rng.uniform(0.0, 0.35)  # of the air between
+    image = image * (1.0 - haze) + haze * np.array((0.62, 0.66, 0.72))
+    light = 1.0 + 0.06 * noise(rng, size, 2)[:, :, None]
+    return quantise(image * light * rng.uniform(0.85, 1.15) + 0.025 * rng.standard_normal((size, size, 1)))
 
 
 TERRAIN = RenderedSet(
@@ -131,7 +127,7 @@ TERRAIN = RenderedSet(
     title="Terrain (embedded)",
     template="a satellite photo of a {}.",
     purpose="claim",
-    drawings={name: _drawing(scene) for name, scene in TERRAIN_DRAWN.items()},
+    drawings={name: partial(_draw, scene) for name, scene in TERRAIN_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 120},
     families={
         "rural": ("cropland", "desert", "forest", "orchard", "pasture"),

@@ -6,22 +6,21 @@ stratified, woven and waffled).
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from prometar.bundled.canvas import make_canvas
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.paint import Pixels, two_tone
 from prometar.bundled.patterns import PATTERNS, Pattern
 
 
-def _drawing(pattern: Pattern) -> Draw:
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        low, high = pattern.scale
-        across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        canvas = make_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp)
-        return two_tone(rng, pattern.draw(canvas))
-
-    return draw
+def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
+    low, high = pattern.scale
+    across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    canvas = make_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp)
+    return two_tone(rng, pattern.draw(canvas))
 
 
 TEXTURES = RenderedSet(
@@ -29,7 +28,7 @@ TEXTURES = RenderedSet(
     title="Textures (embedded)",
     template="a photo of a {}.",
     purpose="development",
-    drawings={name: _drawing(pattern) for name, pattern in PATTERNS.items()},
+    drawings={name: partial(_draw, pattern) for name, pattern in PATTERNS.items()},
     counts={"train": 32, "val": 20, "test": 50},
     families={
         "linear": (
