@@ -272,7 +272,8 @@ class Config(PlainData):
         method = values.pop("method", self.method)
         if method != self.method:
             kept = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
-            start = parse(_whole(recipe(method).complete(kept)), where=f"method {method}")
+            empty: dict[str, Any] = {name: {} for name in Config.model_fields if name != "method"}
+            start = parse(empty | recipe(method).complete(kept), where=f"method {method}")
         tree = start.model_dump(mode="json")
         for key in sorted(values, key=_is_arg):  # another part first, then its settings
             if _is_arg(key):
@@ -329,11 +330,6 @@ def _sections(config: Config) -> list[tuple[str, Section]]:
     return [(name, section) for name, section in config if isinstance(section, Section)]
 
 
-def _whole(tree: dict[str, Any]) -> dict[str, Any]:
-    """With every section, be it empty."""
-    return {name: {} for name in Config.model_fields if name != "method"} | tree
-
-
 def _is_arg(key: str) -> bool:
     return key.split(".")[1:2] == ["args"]
 
@@ -383,12 +379,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 @cache
 def choosers() -> Mapping[str, str]:
     """The settings that choose parts, by section: {"regularizer": "regularizer.kind", ...}."""
-    types = {name: field.annotation for name, field in Config.model_fields.items()}
-    return {
-        name: f"{name}.{kind.CHOOSER}"
-        for name, kind in types.items()
-        if isinstance(kind, type) and issubclass(kind, Section)
-    }
+    return {name: f"{name}.{section.CHOOSER}" for name, section in _sections(Config())}
 
 
 def parse(tree: Any, *, where: str) -> Config:

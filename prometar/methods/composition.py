@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prometar.backbone.openclip import TEMPLATES
 from prometar.config.recipes import NAMES
-from prometar.config.settings import Config, RegularizerConfig, Section
+from prometar.config.settings import Config, PromptsConfig, RegularizerConfig, Section
 from prometar.methods.averagers import Averager, Gaussian, Last
 from prometar.methods.conditional import ConditionalPrompts
 from prometar.methods.coupled import CoupledPrompts
@@ -69,33 +70,32 @@ def build(config: Config) -> Method:
         >>> build(Config()).modulator
         Gate(reduction=8)
     """
-    inner = _part(INNER_LOOPS, InnerLoop, config.inner, config)
-    augmentation = _part(AUGMENTATIONS, Augmentation, config.task, config)
+    inner = _part(INNER_LOOPS, InnerLoop, config.inner)
+    augmentation = _part(AUGMENTATIONS, Augmentation, config.task)
     return Method(
         build_prompts(config),
-        _regularizer(config),
-        _part(MODULATORS, Modulator, config.modulator, config),
+        _regularizer(config.regularizer),
+        _part(MODULATORS, Modulator, config.modulator),
         inner,
         NoAugmentation() if inner is None else augmentation,  # without tasks there is nothing to augment
-        _part(AVERAGERS, Averager, config.averager, config),
+        _part(AVERAGERS, Averager, config.averager),
     )
 
 
 def build_prompts(config: Config) -> Prompts:
     """The prompts of a configuration alone: all that is needed where nothing is trained."""
-    prompts: Prompts = _part(PROMPTS, Prompts, config.prompts, config)
+    prompts: Prompts = _part(PROMPTS, Prompts, config.prompts)
     return prompts
 
 
-def _part(kinds: Kinds, needs: type, section: Section, config: Config) -> Any:
+def _part(kinds: Kinds, needs: type, section: Section) -> Any:
     if section.chosen in kinds:
-        return kinds[section.chosen](config)
+        return kinds[section.chosen](section)
     return make(section.axis(), section.chosen, section.args, needs=needs)
 
 
-def _regularizer(config: Config) -> Regularizer:
-    r = config.regularizer
-    terms = REGULARIZERS[r.kind](config) if r.kind in REGULARIZERS else _own_terms(r)
+def _regularizer(r: RegularizerConfig) -> Regularizer:
+    terms = REGULARIZERS[r.kind](r) if r.kind in REGULARIZERS else _own_terms(r)
     used = [(term, weight) for term, weight in terms if weight]
     if not used:
         return Regularizer()
@@ -126,69 +126,42 @@ def _own_terms(r: RegularizerConfig) -> Terms:
     return _held(part, r)
 
 
-def _templates(config: Config) -> tuple[str, ...]:
-    p = config.prompts
+def _templates(p: PromptsConfig) -> tuple[str, ...]:
     return {"template": (), "init": (f"{p.init} {{}}.",), "ensemble": TEMPLATES}[p.frozen_text]
 
 
-def _independent(config: Config) -> Prompts:
-    p = config.prompts
+def _independent(p: PromptsConfig) -> Prompts:
     lengths = (p.text_length, p.text_depth, p.vision_length, p.vision_depth)
-    return IndependentPrompts(
-        *lengths, p.init_std, () if p.text_depth else _templates(config), p.init_padding
-    )
+    return IndependentPrompts(*lengths, p.init_std, () if p.text_depth else _templates(p), p.init_padding)
 
 
-def _coupled(config: Config) -> Prompts:
-    p = config.prompts
-    return CoupledPrompts(p.text_length, p.text_depth, p.init_std)
-
-
-def _conditional(config: Config) -> Prompts:
-    p = config.prompts
-    return ConditionalPrompts(p.text_length, p.init_std, p.reduction)
-
-
-def _inner_sgd(config: Config) -> InnerLoop:
-    i = config.inner
-    return InnerSGD(i.lr, i.outer_weight, i.order == "second")
-
-
-def _mixing(mix: Callable[[float, float], Augmentation]) -> Callable[[Config], Augmentation]:
-    return lambda config: mix(config.task.mixup_alpha, config.task.mixup_beta)
-
-
-def _holding(distance: Distance) -> Callable[[Config], Terms]:
-    return lambda config: _held(distance, config.regularizer)
-
-
-Kinds = Mapping[str, Callable[[Config], Any]]
-"""An axis: what a section's kind is made with. A row more here, and a name more in `config.settings`."""
+Kinds = Mapping[str, Callable[[Any], Any]]
+"""An axis: each kind, made of its section. A row more here, and a name more in `config.settings`."""
 
 PROMPTS: Kinds = {
-    "none": lambda config: NoPrompts(_templates(config)),
+    "none": lambda p: NoPrompts(_templates(p)),
     "independent": _independent,
-    "coupled": _coupled,
-    "conditional": _conditional,
+    "coupled": lambda p: CoupledPrompts(p.text_length, p.text_depth, p.init_std),
+    "conditional": lambda p: ConditionalPrompts(p.text_length, p.init_std, p.reduction),
 }
 REGULARIZERS: Kinds = {
-    "none": lambda config: [],
-    **{name: _holding(distance) for name, distance in DISTANCES.items()},
+    "none": lambda r: [],
+    **{name: partial(_held, distance) for name, distance in DISTANCES.items()},
 }
 MODULATORS: Kinds = {
-    "add": lambda config: Constant(1.0),
-    "constant": lambda config: Constant(config.modulator.value),
-    "gate": lambda config: Gate(config.modulator.reduction),
-    "projection": lambda config: Projection(config.modulator.share),
+    "add": lambda m: Constant(1.0),
+    "constant": lambda m: Constant(m.value),
+    "gate": lambda m: Gate(m.reduction),
+    "projection": lambda m: Projection(m.share),
 }
-INNER_LOOPS: Kinds = {"none": lambda config: None, "sgd": _inner_sgd}
+INNER_LOOPS: Kinds = {
+    "none": lambda i: None,
+    "sgd": lambda i: InnerSGD(i.lr, i.outer_weight, i.order == "second"),
+}
 AUGMENTATIONS: Kinds = {
-    "none": lambda config: NoAugmentation(),
-    "feature_mixup": _mixing(FeatureMixup),
-    "input_mixup": _mixing(InputMixup),
-    "cutmix": _mixing(CutMix),
+    "none": lambda t: NoAugmentation(),
+    "feature_mixup": lambda t: FeatureMixup(t.mixup_alpha, t.mixup_beta),
+    "input_mixup": lambda t: InputMixup(t.mixup_alpha, t.mixup_beta),
+    "cutmix": lambda t: CutMix(t.mixup_alpha, t.mixup_beta),
 }
-AVERAGERS: Kinds = {
-    "last": lambda config: Last(),
-    "gaussian": lambda config: Gaussian(config.averager.mean, config.averager.std),
-}
+AVERAGERS: Kinds = {"last": lambda a: Last(), "gaussian": lambda a: Gaussian(a.mean, a.std)}

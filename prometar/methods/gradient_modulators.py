@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -64,10 +64,7 @@ class Gate:
     """
 
     reduction: int = 8
-
-    @property
-    def constant(self) -> float | None:
-        return None
+    constant: ClassVar[None] = None
 
     def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
         gate: Leaves = {}
@@ -107,10 +104,7 @@ class Projection:
     """
 
     share: float = 1.0
-
-    @property
-    def constant(self) -> float | None:
-        return None
+    constant: ClassVar[None] = None
 
     def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
         return {}

@@ -12,18 +12,13 @@ from prometar.methods.meta_tasks import FeatureMixup, Mix
 
 
 @dataclass(frozen=True)
-class InputMixup:
+class InputMixup(FeatureMixup):
     """x = lam x_query + (1 - lam) x_support, lam ~ Beta(alpha, beta).
 
     Source: "mixup", ICLR 2018; here between query and support, and with the same draws as `FeatureMixup`.
     """
 
-    alpha: float = 0.5
-    beta: float = 0.5
     of_images: bool = True
-
-    def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> Mix:
-        return FeatureMixup(self.alpha, self.beta).draw(num_query, num_support, rng)
 
     def mixed_images(self, query_Q3HW: Tensor, partners_Q3HW: Tensor, mix: Mix) -> Tensor:
         lam = mix.lam.to(query_Q3HW)[:, None, None, None]
@@ -31,7 +26,7 @@ class InputMixup:
 
 
 @dataclass(frozen=True)
-class CutMix:
+class CutMix(FeatureMixup):
     """A box of a support image in each query image; lam is the share of the image that the box leaves.
 
     The box's sides are sqrt(1 - l) of the image's, l ~ Beta(alpha, beta), its centre is uniform, and what
@@ -41,12 +36,10 @@ class CutMix:
     Source: "CutMix", ICCV 2019; here between query and support.
     """
 
-    alpha: float = 0.5
-    beta: float = 0.5
     of_images: bool = True
 
     def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> Mix:
-        mix = FeatureMixup(self.alpha, self.beta).draw(num_query, num_support, rng)
+        mix = super().draw(num_query, num_support, rng)
         half = (1 - mix.lam.double()).sqrt() / 2
         down, right = torch.from_numpy(rng.random((2, num_query)))
         edges = [down - half, down + half, right - half, right + half]
