@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +36,9 @@ def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     return torch.add(_silu_first(r, x), torch.ops.aten.sigmoid_backward(bent, s), alpha=2)
 
 
-def _gelu_first(g: Tensor, x: Tensor) -> Tensor:
+def _gelu_first(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
     # In float32 on a CPU it takes operands of one shape alone.
-    pulled: Tensor = torch.ops.aten.gelu_backward(g, x.expand_as(g))
+    pulled: Tensor = torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate=approximate)
     return pulled
 
 
@@ -48,15 +49,6 @@ def _gelu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     return torch.add(_gelu_first(r, x), (2 - square) * bell, alpha=(2 * math.pi) ** -0.5)
 
 
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-def _gelu_tanh_first(g: Tensor, x: Tensor) -> Tensor:
-    pulled: Tensor = torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate="tanh")
-    return pulled
-
-
 def _gelu_tanh_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     """a'' = (1 - h^2) (u' - x h u'^2 + x u'' / 2), with u = sqrt(2 / pi) (x + c x^3), h = tanh(u)."""
     root, c = (2 / math.pi) ** 0.5, 0.044715
@@ -64,7 +56,7 @@ def _gelu_tanh_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     h = torch.tanh(root * x * (1 + c * square))
     slope = root * (1 + 3 * c * square)
     bent = slope - x * h * slope * slope + 3 * root * c * square
-    return torch.addcmul(_gelu_tanh_first(r, x), (1 - h * h) * bent, w)
+    return torch.addcmul(_gelu_first(r, x, approximate="tanh"), (1 - h * h) * bent, w)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -75,7 +67,9 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Function] = {
     "silu": Function(F.silu, _silu_first, _silu_second),
     "gelu": Function(F.gelu, _gelu_first, _gelu_second),
-    "gelu_tanh": Function(_gelu_tanh, _gelu_tanh_first, _gelu_tanh_second),
+    "gelu_tanh": Function(
+        partial(F.gelu, approximate="tanh"), partial(_gelu_first, approximate="tanh"), _gelu_tanh_second
+    ),
     "quick_gelu": Function(
         quick_gelu,
         lambda g, x: _silu_first(g, QUICK * x),

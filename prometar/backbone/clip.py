@@ -96,19 +96,16 @@ def _folded(block: Block, scale: float, quick: float) -> Block:
     c_fc_weight, c_fc_bias = _behind_norm(
         block.c_fc_weight, block.c_fc_bias, block.ln_2_weight, block.ln_2_bias
     )
-    return Block(
+    return block._replace(
         ln_1_weight=None,
         ln_1_bias=None,
         in_proj_weight=in_proj_weight * query[:, None],
         in_proj_bias=in_proj_bias * query,
-        out_proj_weight=block.out_proj_weight,
-        out_proj_bias=block.out_proj_bias,
         ln_2_weight=None,
         ln_2_bias=None,
         c_fc_weight=c_fc_weight * quick,
         c_fc_bias=c_fc_bias * quick,
         c_proj_weight=block.c_proj_weight / quick,
-        c_proj_bias=block.c_proj_bias,
     )
 
 

@@ -281,18 +281,13 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
     form = arch.form
     if config["text_cfg"].get("hf_tokenizer_name"):
         form = replace(form, num_start=_num_start(tokenizer_of(name)))
-    image = None
-    if arch.closed:
-        with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
-            network = image_network(config)
-        own = {key.removeprefix("visual."): tensor for key, tensor in state.items()}
-        image = closed(network, own, arch.closed)
-    text = None
-    if arch.language:
-        with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
-            network = language_network(name, config)
-        own = {key.removeprefix("text."): tensor for key, tensor in state.items() if key.startswith("text.")}
-        text = language(network, own)
+
+    def own(tower: str) -> dict[str, Tensor]:
+        return {key.removeprefix(tower): tensor for key, tensor in state.items() if key.startswith(tower)}
+
+    with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
+        image = closed(image_network(config), own("visual."), arch.closed) if arch.closed else None
+        text = language(language_network(name, config), own("text.")) if arch.language else None
     clip = from_state_dict(
         in_our_names(arch, state),
         text_heads=arch.text_heads,
@@ -354,8 +349,7 @@ def _config(name: str) -> dict[str, Any]:
 
 def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:
     """Compare what the file says of itself with the model's configuration."""
-    found = weights.describe()
-    for key, value in found.items():
+    for key, value in weights.describe().items():
         wanted = getattr(expected, key)
         if str(wanted) != str(value):
             hint = ""

@@ -28,11 +28,6 @@ class CaptionSettings:
     plain_share: float = 0.3
 
 
-def phrase(word: int, colour: int) -> str:
-    """The words of a caption, without context: "red grid"; colour -1 is none."""
-    return WORDS[word] if colour < 0 else f"{COLOURS[colour]} {WORDS[word]}"
-
-
 def draw_words(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """(B,) index into `WORDS` for each image: its class, a look-alike, or its family."""
     chance = rng.random(len(labels))
@@ -84,9 +79,7 @@ def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tenso
 
     names = [*PLAIN, *(context for context in dict.fromkeys(templates) if context not in PLAIN)]
     before, after = (pieces([name.split("{}")[side].strip() for name in names]) for side in (0, 1))
-    phrases = [
-        pieces([phrase(word, colour) for colour in range(-1, len(COLOURS))]) for word in range(len(WORDS))
-    ]
+    phrases = [pieces([word, *(f"{colour} {word}" for colour in COLOURS)]) for word in WORDS]
     first, last = 49406, 49407  # start and end of text
     parts = [*before, *after, *(p for row in phrases for p in row)]
     # 0 is what stands after the end, where nothing is read

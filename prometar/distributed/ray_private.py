@@ -31,9 +31,5 @@ def without_helpers() -> Iterator[None]:
     """
     from ray._private.node import Node
 
-    with replaced(Node, **dict.fromkeys(HELPERS, _nothing)):
+    with replaced(Node, **dict.fromkeys(HELPERS, lambda node, **options: None)):
         yield
-
-
-def _nothing(node: Any, **options: Any) -> None:
-    """In place of a start."""

@@ -59,17 +59,13 @@ def load(reference: str) -> Any:
         try:
             module = import_module(name)
         except ModuleNotFoundError as error:
-            where = "is its folder on PYTHONPATH?" if error.name in _parents(name) else "its own import fails"
+            ours = f"{name}.".startswith(f"{error.name}.")  # it, or a package that it is in
+            where = "is its folder on PYTHONPATH?" if ours else "its own import fails"
             raise UserError(f"{reference}: there is no module '{error.name}': {where}") from None
     try:
         return getattr(module, attribute)
     except AttributeError:
         raise UserError(f"{reference}: {module.__file__ or name} has no '{attribute}'") from None
-
-
-def _parents(name: str) -> list[str]:
-    words = name.split(".")
-    return [".".join(words[:count]) for count in range(1, len(words) + 1)]
 
 
 @contextmanager

@@ -86,15 +86,11 @@ def memory_of(
         True
     """
     rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, configurations=configurations)
+    inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
     with rehearsal.mode, _Live() as live:
-        before = live.note(_tensors(rehearsal))
+        before = live.note([*rehearsal.state.tensors().values(), *inputs, *rehearsal.model.clip.tensors()])
         rehearsal()
     return Memory(before, live.peak)
-
-
-def _tensors(rehearsal: Rehearsal) -> list[Tensor]:
-    inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
-    return [*rehearsal.state.tensors().values(), *inputs, *rehearsal.model.clip.tensors()]
 
 
 @dataclass
@@ -116,9 +112,8 @@ class _Live(TorchDispatchMode):
             if reference not in self._bytes:
                 self._bytes[reference] = storage.nbytes()
                 self._total += storage.nbytes()
-        if (
-            self._total > self.peak
-        ):  # looked at only where it could be a new peak: what died counts until then
+        # Looked at only where it could be a new peak: what died counts until then.
+        if self._total > self.peak:
             self._bytes = {each: size for each, size in self._bytes.items() if not each.expired()}
             self._total = sum(self._bytes.values())
             self.peak = max(self.peak, self._total)
