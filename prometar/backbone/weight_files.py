@@ -95,7 +95,6 @@ def _read_torchscript(path: Path) -> WeightsFile:
     tensors = read_torchscript(path)
     for key in ("input_resolution", "context_length", "vocab_size"):
         tensors.pop(key, None)
-    weights = WeightsFile(path, tensors, {})
-    found = weights.describe()
+    found = WeightsFile(path, tensors, {}).describe()
     heads = {f"{t}_heads": str(int(found[f"{t}_width"]) // 64) for t in ("text", "vision")}
     return WeightsFile(path, tensors, {"activation": "quick_gelu", **heads})

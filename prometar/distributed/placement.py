@@ -78,10 +78,7 @@ class Room:
     @staticmethod
     def of(nodes: Sequence[Node]) -> Room:
         """The room that these machines have."""
-        return Room(
-            max((node.get("CPU", 0.0) for node in nodes), default=0.0),
-            max((node.get("GPU", 0.0) for node in nodes), default=0.0),
-        )
+        return Room(_largest(nodes, "CPU"), _largest(nodes, "GPU"))
 
     def larger(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
         """Bundles of twice the share, as far as there is room; None where there is none.
@@ -170,8 +167,13 @@ def uses_gpu(nodes: Sequence[Node], gpus_per_trial: float | None) -> bool:
     return bool(total(nodes, "GPU") if gpus_per_trial is None else gpus_per_trial)
 
 
+def _largest(nodes: Sequence[Node], kind: str) -> float:
+    """The most that one machine has of a kind."""
+    return max((node.get(kind, 0.0) for node in nodes), default=0.0)
+
+
 def _require(kind: str, each: float, nodes: Sequence[Node], noun: str) -> None:
-    most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+    most = _largest(nodes, kind)
     if each > most + 1e-9:
         option = f"--{kind.lower()}s-per-{noun}"
         where = " on its largest machine" if len(nodes) > 1 else ""

@@ -81,17 +81,14 @@ def step_all(
         numbers = numbers_of(model, methods, rates)
     shared, own, put = _split(batches)
 
-    def one(numbers: Tensor, tensors: Leaves, batch: Batch) -> tuple[Leaves, Scalars]:
-        values = iter(numbers.unbind())
-        method, now = _map((methods[0], rates[0]), lambda _: next(values))
-        state, scalars = step(model, method, State.from_tensors(tensors, 0), batch, now, functional)
-        return state.tensors(), scalars
-
     def mapped(numbers: Tensor, tensors: Leaves, own: list[Tensor], shared: list[Any]) -> Any:
-        def inner(numbers: Tensor, tensors: Leaves, own: list[Tensor]) -> tuple[Leaves, Scalars]:
-            return one(numbers, tensors, put(shared, own))
+        def one(numbers: Tensor, tensors: Leaves, own: list[Tensor]) -> tuple[Leaves, Scalars]:
+            values, batch = iter(numbers.unbind()), put(shared, own)
+            method, now = _map((methods[0], rates[0]), lambda _: next(values))
+            state, scalars = step(model, method, State.from_tensors(tensors, 0), batch, now, functional)
+            return state.tensors(), scalars
 
-        return torch.vmap(inner)(numbers, tensors, own)
+        return torch.vmap(one)(numbers, tensors, own)
 
     tensors, scalars = (graph or Graph())(mapped, numbers, stacked.tensors(), own, shared)
     return State.from_tensors(tensors, stacked.step + 1), scalars
