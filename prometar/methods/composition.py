@@ -22,7 +22,7 @@ from prometar.methods.gradient_modulators import Constant, Gate, Modulator, Proj
 from prometar.methods.inner_loop import InnerLoop, InnerSGD
 from prometar.methods.meta_tasks import Augmentation, FeatureMixup, NoAugmentation
 from prometar.methods.pixelmixes import CutMix, InputMixup
-from prometar.methods.prompts import IndependentPrompts, NoPrompts, Prompts
+from prometar.methods.prompts import IndependentPrompts, NoPrompts, Prompts, enters_images
 from prometar.methods.regularizers import (
     DISTANCES,
     Distance,
@@ -72,9 +72,10 @@ def build(config: Config) -> Method:
     """
     inner = _part(INNER_LOOPS, InnerLoop, config.inner)
     augmentation = _part(AUGMENTATIONS, Augmentation, config.task)
+    prompts = build_prompts(config)
     return Method(
-        build_prompts(config),
-        _regularizer(config.regularizer),
+        prompts,
+        _regularizer(config.regularizer, prompts),
         _part(MODULATORS, Modulator, config.modulator),
         inner,
         NoAugmentation() if inner is None else augmentation,  # without tasks there is nothing to augment
@@ -94,14 +95,21 @@ def _part(kinds: Kinds, needs: type, section: Section) -> Any:
     return make(section.axis(), section.chosen, section.args, needs=needs)
 
 
-def _regularizer(r: RegularizerConfig) -> Regularizer:
+def _regularizer(r: RegularizerConfig, prompts: Prompts) -> Regularizer:
     terms = REGULARIZERS[r.kind](r) if r.kind in REGULARIZERS else _own_terms(r)
-    used = [(term, weight) for term, weight in terms if weight]
+    used = [(term, weight) for term, weight in terms if weight and _is_felt(term, prompts)]
     if not used:
         return Regularizer()
     templates = TEMPLATES if r.teacher == "ensemble" else ()
     held, weights = zip(*used, strict=True)
     return Regularizer(held, weights, templates, r.teacher)
+
+
+def _is_felt(term: Term, prompts: Prompts) -> bool:
+    """Whether a term can have a gradient: features of a tower without prompts stay where they are."""
+    if isinstance(term, TextDistance):
+        return prompts.num_context > 0
+    return enters_images(prompts) or not isinstance(term, ImageDistance)
 
 
 Terms = list[tuple[Term, float]]
@@ -131,8 +139,10 @@ def _templates(p: PromptsConfig) -> tuple[str, ...]:
 
 
 def _independent(p: PromptsConfig) -> Prompts:
-    lengths = (p.text_length, p.text_depth, p.vision_length, p.vision_depth)
-    return IndependentPrompts(*lengths, p.init_std, () if p.text_depth else _templates(p), p.init_padding)
+    text = (p.text_length, p.text_depth) if p.text_depth else (0, 0)
+    vision = (p.vision_length, p.vision_depth) if p.vision_depth else (0, 0)
+    templates = () if p.text_depth else _templates(p)
+    return IndependentPrompts(*text, *vision, p.init_std, templates, p.init_padding)
 
 
 Kinds = Mapping[str, Callable[[Any], Any]]

@@ -21,7 +21,7 @@ from prometar.training.run import Evaluation, Run, initial_state
 from prometar.training.scoring import accuracy
 
 Stream = Callable[[Plan, int], Iterator[Batch]]
-"""Runs a plan from a step on: `data.stream.stream` on Ray Data, or `stream_local` in this process."""
+"""Runs a plan from a step on: `data.streaming.stream.stream` on Ray Data, or `stream_local` here."""
 
 
 _IMAGES = Kept[Sequence[Batch]](most=2 * 1024**3, most_each=2 * 1024**3 // 4)

@@ -77,7 +77,6 @@ SEARCHES = [
     (["--data-root", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
     (["--study", "a?b"], "--study 'a?b' is no folder name"),
     (["--method", "zero-shot"], "zero-shot trains nothing, so there is nothing to search"),
-    (["--set", "inner.kind=none"], "the space recipe searches inner.lr, which prometar does not use"),
     (["--set", "prompts.text_length=100"], "prompts.text_length: Input should be less than or equal to 64"),
     (["--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
     (["--val-per-class", "0"], "--val-per-class must be at least 1"),

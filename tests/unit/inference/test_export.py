@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import prometar
+from prometar.backbone.openclip import load_clip
 from prometar.bundled.weights import load_mini
 from prometar.cli.app import main
 from prometar.config.settings import Config, dump_config
@@ -27,6 +28,7 @@ from prometar.data.splits.fewshot import base_new
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
+from prometar.inference.prompt_file import weights_digest
 from prometar.methods.composition import METHODS
 from prometar.runs import export_run, write_result
 from prometar.training import session as session_module
@@ -107,6 +109,13 @@ def test_every_method_comes_back_as_it_was(method: str, small_dtd: Path, tmp_pat
         assert np.allclose(predicted.probabilities.sum(axis=1), 1, atol=1e-5)
     assert classifier.card["method"] == method
     assert classifier.classnames == classnames(base)
+
+
+def test_the_digest_of_weights_is_what_it_was() -> None:
+    """Prompt files and studies name it: a field more of a backbone must not change it."""
+    assert weights_digest(load_clip("mini", None).map(torch.ones_like)) == (
+        "cda29207b1b3fa415b25ac6dd84b45b1c68708427685ac166fc9202ea0f230d8"
+    )
 
 
 def test_files_pictures_and_arrays_are_the_same_images(exported: Path, tmp_path: Path) -> None:

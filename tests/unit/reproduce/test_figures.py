@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometar.metrics import harmonic_mean, t_interval
 from prometar.reproduce.figures import Row, Table, build_table
 from prometar.reproduce.grid import Entry, Record
-from prometar.reproduce.published import settings_of
+from prometar.reproduce.published import published, settings_of
 from tests.support.reproductions import ask, fill
 
 percents = st.floats(0.01, 100)
@@ -92,6 +92,12 @@ def test_shots_are_columns_and_what_learns_nothing_is_in_all_of_them() -> None:
 
 def half(entry: Entry, name: str) -> float:
     return 50.0
+
+
+def test_a_recipe_of_one_s_own_has_no_published_figure() -> None:
+    asked: dict[str, Any] = {"backbone": "ViT-B-16-quickgelu", "pretrained": "openai", "shots": 16}
+    assert published("dtd", method="prometar", num_classes=47, **asked) is not None
+    assert published("dtd", method="mine.yaml", num_classes=47, **asked) is None
 
 
 def test_published_figures_stand_beside_the_same_setting_only() -> None:

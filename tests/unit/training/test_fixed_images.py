@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prometar.backbone import vision
 from prometar.backbone.frozen_features import Seen
 from prometar.config.settings import Config
+from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
+from prometar.errors import UserError
+from prometar.inference.prompt_file import weights_digest
+from prometar.methods.prompts import IndependentPrompts, Leaves
 from prometar.step.prompted_clip import Model
 from prometar.step.state import State
+from prometar.training import run as run_module
 from prometar.training.epoch import train_epoch
 from prometar.training.run import Run, build_run, forget, initial_state
 from prometar.training.scoring import accuracy
@@ -202,6 +210,96 @@ def test_a_run_that_goes_on_in_a_new_process_reads_what_is_left(tmp_path: Path) 
 
 def without_seconds(session: Session) -> list[dict[str, Any]]:
     return [{key: value for key, value in each.items() if key != "seconds"} for each in session.history]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An own data set whose images are drawn from a seed that its source does not show."""
+
+    seed: int = 0
+
+    def __call__(self, root: str | None) -> Dataset:
+        train, val, test = (
+            tuple(Item(f"{split}{k}-{n}", n, f"class {n}") for n in range(8) for k in range(4))
+            for split in ("train", "val", "test")
+        )
+        return Dataset("noise", "Noise", train, val, test, _Drawn(self.seed), "a photo of a {}.")
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    seed: int = field(repr=False)
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        return [self._drawn(path) for path in paths]
+
+    def _drawn(self, path: str) -> bytes:
+        file, rng = io.BytesIO(), np.random.default_rng([self.seed, *path.encode()])
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "png")
+        return file.getvalue()
+
+
+def test_images_are_not_taken_for_those_of_a_set_with_other_settings(tmp_path: Path) -> None:
+    name = f"{__name__}:Noise"
+    assert repr(_Drawn(0)) == repr(_Drawn(1))
+    alone = list[Session]()
+    for seed in (0, 1):
+        forget(), _IMAGES.clear()
+        run = small_run("coop", **{"data.name": name, "data.args.seed": seed})
+        alone.append(Session(run, tmp_path / f"alone {seed}", local(run)))
+        train(alone[-1])
+    assert without_seconds(alone[0]) != without_seconds(alone[1])
+    forget(), _IMAGES.clear()
+    for seed in (0, 1):
+        run = small_run("coop", **{"data.name": name, "data.args.seed": seed})
+        session = Session(run, tmp_path / f"in turn {seed}", local(run))
+        train(session)
+        assert without_seconds(session) == without_seconds(alone[seed])
+
+
+def test_features_go_with_the_weights_that_made_them(passes: list[int]) -> None:
+    first = small_run("coop")
+    train_epoch(first, initial_state(first), batches(first))
+    run_module._loaded.cache_clear()  # as where two other backbones have been loaded since
+    second = small_run("coop")
+    passes.clear()
+    train_epoch(second, initial_state(second), batches(second))
+    assert sum(passes) == second.plan.rows_per_epoch
+
+
+def test_both_kinds_of_prompts_share_the_weights() -> None:
+    text, whole = small_run("coop").backbone.clip, small_run("prometar").backbone.clip
+    for one, other in zip(text.tensors(), whole.tensors(), strict=True):
+        assert one.data_ptr() == other.data_ptr()
+    assert weights_digest(text) == weights_digest(whole)
+
+
+@dataclass(frozen=True)
+class Late(IndependentPrompts):
+    """Own prompts, whose token in the image tower comes when another has grown."""
+
+    says = True
+
+    @property
+    def enters_images(self) -> bool:
+        return self.says
+
+    def tokens(self, leaves: Leaves) -> Leaves:
+        grown = leaves["text.0"].sum() > 9
+        return {name: leaf for name, leaf in leaves.items() if grown or "vision" not in name}
+
+
+class Wrong(Late):
+    says = False
+
+    def tokens(self, leaves: Leaves) -> Leaves:
+        return leaves
+
+
+def test_own_prompts_keep_the_image_tower_open_unless_they_say_that_none_enters_it() -> None:
+    assert small_run("coop", **{"prompts.kind": f"{__name__}:Late"}).backbone.clip.image_prompts
+    with pytest.raises(UserError, match="enters_images is False, and there are tokens for the image tower"):
+        small_run("coop", **{"prompts.kind": f"{__name__}:Wrong"})
 
 
 def test_prompts_in_the_image_tower_keep_it_open() -> None:
