@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
-from prometar.data.splits.fewshot import halves, labels_of, select
+from prometar.data.splits.fewshot import base_new, labels_of, select
 from prometar.data.splits.objective import Objective, Problem, problem
 
 FOLDS = 4
@@ -22,7 +22,8 @@ def held_out(labels: Sequence[int], fold: int) -> tuple[int, ...]:
 
 def epochs_of(dataset: str, root: str | None, fold: int, epochs: int) -> int:
     """As many as have the steps of `epochs` on all base classes."""
-    base, _ = halves(labels_of(open_dataset(dataset, root).train))
+    (train,), _ = base_new(open_dataset(dataset, root).train)
+    base = labels_of(train)
     return round(epochs * len(base) / (len(base) - len(held_out(base, fold))))
 
 

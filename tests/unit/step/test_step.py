@@ -102,7 +102,7 @@ def assert_all_move(method: Method, model: Model, start: State) -> None:
 def has_regularizer_gradient(method: Method, gate_leaf: str) -> bool:
     """A gate learns where its modality has a regularizer."""
     regularizer = method.regularizer
-    return regularizer.uses_text if gate_leaf.startswith("text") else regularizer.uses_images
+    return regularizer.uses_images if gate_leaf.startswith("vision") else regularizer.uses_text
 
 
 def test_state_round_trip() -> None:
