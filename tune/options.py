@@ -112,8 +112,9 @@ class Options:
         from tune.study_spec import StudySpec
 
         goals = _many(self.goals) or ("objective",)
-        config = absolute_paths(configure(self.method, self._reference()))
-        space = self._space(config)
+        chosen = self._chosen()
+        config = absolute_paths(configure(self.method, {**self._defaults(), **chosen}))
+        space = self._space(config, chosen)
         own = range(self.seed, self.seed + self.seeds_per_trial)
         return StudySpec(
             config=config,
@@ -135,7 +136,7 @@ class Options:
             matters=self.matters if _is_auto(self.final_seeds) else None,
         )
 
-    def _space(self, config: Config) -> Space:
+    def _space(self, config: Config, chosen: Mapping[str, Any]) -> Space:
         """The space; one that comes with the project only as far as the method searches it."""
         if isinstance(self.space, Space):
             return self.space
@@ -144,7 +145,7 @@ class Options:
             return space
         from tune.space.fitting import fitted
 
-        return fitted(space, config, self._chosen())
+        return fitted(space, config, chosen)
 
     def _chosen(self) -> dict[str, Any]:
         """The settings that are given one by one, by dotted key."""
@@ -154,8 +155,8 @@ class Options:
             raise UserError("--set data.name: a search's data sets are given by --dataset")
         return chosen
 
-    def _reference(self) -> dict[str, Any]:
-        """The settings that all trials share, by dotted key."""
+    def _defaults(self) -> dict[str, Any]:
+        """The settings that other options decide, unless they are given."""
         backbone, pretrained = default_backbone(self.datasets, self.backbone, self.pretrained)
         asked = {
             "data.name": self.datasets[0],
@@ -166,7 +167,7 @@ class Options:
         }
         if self.epochs is not None or self.embedded:
             asked["train.epochs"] = _first(self.epochs, EMBEDDED_EPOCHS)
-        return {**asked, **self._chosen()}
+        return asked
 
     def place(self, spec: StudySpec) -> Place:
         """Where the study of `spec` lies, what it may use and where it starts.

@@ -40,7 +40,9 @@ class Kept(Generic[T]):
         return self._values[key][0]
 
     def put(self, key: Hashable, value: T, num_bytes: int) -> T:
-        """Keep a value that this `takes`; returns it."""
+        """Keep a value if this `takes` it; returns it."""
+        if not self.takes(num_bytes):
+            return value
         while self._values and sum(size for _, size in self._values.values()) + num_bytes > self.most:
             del self._values[next(iter(self._values))]
         self._values[key] = value, num_bytes

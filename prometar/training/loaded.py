@@ -60,8 +60,7 @@ class Loaded:
                 f"the text features of {self.backbone.name} in {self.precision} are not finite: take another "
                 "precision"
             )
-        takes = self.teachers.takes(features.nbytes)
-        return self.teachers.put((classes, templates), features, features.nbytes) if takes else features
+        return self.teachers.put((classes, templates), features, features.nbytes)
 
     def seen(self, kept: Features, plan: Plan, *key: Hashable) -> Seen:
         """What is known of a plan's images; `key` is all that tells them from those of equal plans."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.plan import Plan, Rows
 from prometar.data.streaming.transforms import make_images
 from prometar.errors import UserError
 
@@ -75,10 +75,16 @@ def labels_of_plan(plan: Plan) -> NDArray[np.int64]:
 
 def without_pixels(plan: Plan, start_step: int = 0) -> Iterator[Batch]:
     """The plan's batches from `start_step` on, with images of no rows and columns: only labels are made."""
+    for step, _, labels in _steps(plan, start_step):
+        yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
+
+
+def _steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Rows, NDArray[np.int64]]]:
+    """Each step's number, its rows and their labels, from `start_step` on."""
     labels = labels_of_plan(plan)
     for step in range(start_step, plan.num_steps):
         rows = plan.rows(*plan.step_rows(step))
-        yield Batch(step, np.empty((len(rows.image), 0, 0, 3), np.uint8), labels[rows.image])
+        yield step, rows, labels[rows.image]
 
 
 def stream(
@@ -112,9 +118,7 @@ def stream_local(plan: Plan, source: Source, *, start_step: int = 0) -> Iterator
 
 
 def _local(plan: Plan, source: Source, start_step: int) -> Iterator[Batch]:
-    labels = labels_of_plan(plan)
-    for step in range(start_step, plan.num_steps):
-        rows = plan.rows(*plan.step_rows(step))
+    for step, rows, labels in _steps(plan, start_step):
         paths = [plan.items[k].path for k in rows.image]
         images = make_images(plan.transform, source.read_many(paths), rows.seed, paths)
-        yield Batch(step, images, labels[rows.image])
+        yield Batch(step, images, labels)
