@@ -175,11 +175,10 @@ class Options:
         Raises:
             UserError: a number that makes no sense, or a file to start from that is damaged.
         """
-        from tune.results.writer import StudyFolder
-        from tune.stages.warm_start import enqueued, learned_of
+        from tune.stages.warm_start import enqueued
         from tune.study import Place
 
-        folder, given = StudyFolder(self.out, self.name), list[Mapping[str, Any]]()
+        given = list[Mapping[str, Any]]()
         for path in _many(self.enqueue):
             given += [each for each in enqueued(path, spec.space) if each not in given]
         return Place(
@@ -196,7 +195,7 @@ class Options:
             max_hours=self.max_hours,
             trial_timeout=self.trial_timeout,
             enqueued=given,
-            learned=learned_of(folder, _many(self.warm_start), spec.space, self.seed),
+            warm_start=tuple(map(Path, _many(self.warm_start))),
             portfolio=first_trials(
                 spec.space, spec.config, self.datasets, min(self.portfolio, spec.trials // 4)
             ),
@@ -237,7 +236,7 @@ def run(options: Options) -> FinalTest:
 
 
 def describe_plan(options: Options) -> str:
-    """What the study would be, and how much it would train; nothing is run, and nothing is written.
+    """What the study would be, search and train at most; nothing is run, and nothing is written.
 
     Raises:
         UserError: it is asked for wrongly, or a data set is not there.
@@ -247,7 +246,17 @@ def describe_plan(options: Options) -> str:
 
     spec = options.spec()
     budget = planned(spec)
-    return f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}\n{budget}"
+    ranges = [f"  {key}: {values}" for key, values in spec.space.describe().items()]
+    study = f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}"
+    return "\n".join([study, str(budget), "searched:", *ranges, *_left_out(options, spec)])
+
+
+def _left_out(options: Options, spec: StudySpec) -> list[str]:
+    """A line, where the method does not search all of a space that comes with the project."""
+    if not isinstance(options.space, str):
+        return []
+    left = [key for key in load_space(options.space).ranges if key not in spec.space.ranges]
+    return [f"{spec.config.method} does not search: {', '.join(left)}"] if left else []
 
 
 def final_seeds_of(given: str | int | Sequence[int], searched: Collection[int]) -> tuple[int, ...]:

@@ -46,6 +46,7 @@ from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
 from tune.stages.validation import Checked, check
+from tune.stages.warm_start import learned_of
 from tune.study_spec import StudySpec
 from tune.tracking.callbacks import Trackers
 from tune.tracking.kinds import check_trackers
@@ -60,7 +61,7 @@ class Place:
 
     Args:
         enqueued: Settings to be run before any are drawn. portfolio: Others, that did well elsewhere.
-        learned: What other studies have measured (`learned_of`): what they promise is run between the two.
+        warm_start: Folders of other studies to learn from: what they promise most of is run between the two.
         max_hours: Of searching, in all commands together; then no trial is begun.
         trial_timeout: Seconds without a result, after which a trial hangs.
         from_records: Make the study's database anew from the trials' records, if it has lost them.
@@ -79,7 +80,7 @@ class Place:
     max_hours: float | None = None
     trial_timeout: float | None = None
     enqueued: Sequence[Mapping[str, Any]] = ()
-    learned: Learned | None = None
+    warm_start: tuple[Path, ...] = ()
     portfolio: Sequence[Mapping[str, Any]] = ()
     trackers: tuple[str, ...] = ()
     from_records: bool = False
@@ -118,6 +119,7 @@ def run_study(
     storage = place.storage or folder.storage
     with folder.locked(), reachable(storage):
         folder.check(checked.identity)
+        learned = learned_of(folder, place.warm_start, spec.space, spec.seed)
         rebuilt = require_agreement(folder, storage, spec, from_records=place.from_records)
         nodes = start_ray(address=place.address, verbose=place.verbose)
         planned = partial(
@@ -129,7 +131,7 @@ def run_study(
         )
         planned(gpus_per_trial=place.gpus_per_trial)  # what cannot run claims nothing
         memory = _memory(spec, place, folder, storage, checked.identity)
-        if learned := place.learned:
+        if learned:
             folder.keep(learned)  # before the study has begun
         folder.describe(spec, checked.identity, max_hours=place.max_hours, command=place.command)
         memory.enqueue(place.enqueued, "enqueued")
@@ -141,7 +143,7 @@ def run_study(
         try:
             with shared_images():
                 means = _means(spec, place, folder, memory, nodes, planned, trainable, console)
-                finals = run_course(_course(spec, place, folder, memory, means, checked), means)
+                finals = run_course(_course(spec, place, folder, memory, means, checked, learned), means)
                 records = read_records(folder.path)
                 print_summary(console, records, folder.path, write_report(records, folder.path))
         finally:
@@ -153,11 +155,17 @@ def run_study(
 
 
 def _course(
-    spec: StudySpec, place: Place, folder: StudyFolder, memory: Memory, means: Means, checked: Checked
+    spec: StudySpec,
+    place: Place,
+    folder: StudyFolder,
+    memory: Memory,
+    means: Means,
+    checked: Checked,
+    learned: Learned | None,
 ) -> Course[FinalTest]:
     """Search, last round and final comparison."""
     yield from _search(spec, place, folder, memory, means, checked.budget)
-    lastround = yield from run_last_round(folder, spec, memory.ended(), means, place.learned)
+    lastround = yield from run_last_round(folder, spec, memory.ended(), means, learned)
     return (yield from _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes))
 
 

@@ -22,7 +22,6 @@ from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
 from tune.optimizer.storage import drive_study, open_study
 from tune.results.goals import parse_bounds
 from tune.results.writer import StudyFolder
-from tune.stages.warm_start import learned_of
 
 
 def steps(out: Path, number: int) -> list[int]:
@@ -229,16 +228,14 @@ def test_time_for_searching_ends_a_search_and_not_the_comparison(tmp_path: Path)
 def test_a_study_learns_from_another_one_and_keeps_what_it_learned(tmp_path: Path) -> None:
     run_fake(tmp_path / "one", small_spec(trials=6))
     spec = small_spec(trials=7, objective="drift", top=2, top_seeds=1)
-    learned = learned_of(StudyFolder(tmp_path, NAME), [tmp_path / "one" / NAME], spec.space, spec.seed)
-    _, text = run_fake(tmp_path, spec, learned=learned)
+    _, text = run_fake(tmp_path, spec, warm_start=(tmp_path / "one" / NAME,))
     assert "learning from 6 trials on" in text
     assert [r["origin"] for r in records(tmp_path)] == ["released", *["warm start"] * 5, "sampled"]
     last = json.loads((tmp_path / NAME / "lastround.json").read_text())
     shutil.rmtree(tmp_path / "one")
     (tmp_path / NAME / "lastround.json").unlink()
     found = records(tmp_path)
-    kept = learned_of(StudyFolder(tmp_path, NAME), [], spec.space, spec.seed)
-    _, again = run_fake(tmp_path, spec, learned=kept)  # the other study is gone, and not named any more
+    _, again = run_fake(tmp_path, spec)  # the other study is gone, and not named any more
     assert "learning from 6 trials on" in again
     assert records(tmp_path) == found, "what it promises is run once"
     assert json.loads((tmp_path / NAME / "lastround.json").read_text()) == last

@@ -93,8 +93,20 @@ def test_a_plan_runs_and_writes_nothing(
     assert "search: 7 runs, 35 epochs, " in said
     assert "last round" not in said
     assert "at most: 11 runs, 55 epochs, " in said
+    assert "\n  inner.lr: 0.0001 .. 0.1 (log)\n" in said
+    assert "does not search" not in said
     assert not asked
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_says_what_of_a_space_the_method_does_not_search(
+    asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--plan", "--dataset", "cells", "--method", "coop", "--space", "augmentation"]) == 0
+    searched, left = capsys.readouterr().out.rsplit("searched:\n", 1)[1].split("coop does not search: ")
+    assert "augment.crop_scale_min" in searched
+    assert "task.augmentation" in left.split(", ")[0]
+    assert "task." not in searched
 
 
 def test_a_plan_of_what_is_not_there_is_one_line(

@@ -249,7 +249,7 @@ class Space:
             if not entry.holds(given[key]):
                 raise UserError(
                     f"the space {self.name} must hold {what}: {key} is {given[key]!r}, its range "
-                    f"{entry.values()}"
+                    f"{entry.values()}; take a value in it, or a --space FILE with a wider one"
                 )
             values[key] = given[key]
         return values

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from tune.reporting.formatting import setting
@@ -21,6 +22,22 @@ SCALE = [[0.0, "#dbe9f6"], [0.35, "#9ecae1"], [0.7, "#3182bd"], [1.0, "#08306b"]
 LINES = [[0.0, "#c3d7ea"], [0.5, "#6ba3d0"], [1.0, "#08306b"]]  # the same for thin lines
 EDGE = {"color": "white", "width": 1}
 _GRID = "#e6eaef"
+_AXIS = {
+    "gridcolor": _GRID,
+    "linecolor": "#a3adba",
+    "zeroline": False,
+    "ticks": "outside",
+    "tickcolor": _GRID,
+}
+_LAYOUT: dict[str, Any] = {
+    "template": {},
+    "hovermode": "closest",
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#2d3748"},
+    "paper_bgcolor": "white",
+    "plot_bgcolor": "white",
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    "hoverlabel": {"align": "left", "bgcolor": "white"},
+}
 
 
 def library() -> str:
@@ -134,29 +151,21 @@ def fragment(
 
     Margins grow with the labels unless they are given.
     """
-    axis = {
-        "gridcolor": _GRID,
-        "linecolor": "#a3adba",
-        "zeroline": False,
-        "ticks": "outside",
-        "tickcolor": _GRID,
-        "automargin": margin is None,
+    drawn = figure.to_dict()  # what all plots share is merged in: plotly.py takes ten times as long to set it
+    layout = drawn["layout"]
+    for axis, title, more in (("xaxis", x, {"dtick": 1} if whole_x else {}), ("yaxis", y, {})):
+        layout.setdefault(axis, {})
+        for each in (held for key, held in layout.items() if key.startswith(axis)):
+            each |= _AXIS | {"automargin": margin is None} | more
+            if title:
+                each["title"] = each.get("title", {}) | {"text": label(title)}
+    traces = sum(trace.get("showlegend", True) for trace in drawn["data"])
+    layout |= _LAYOUT | {
+        "height": height,
+        "margin": margin or {"l": 60, "r": 24, "t": 36, "b": 50},
+        "showlegend": traces > 1,
     }
-    figure.update_xaxes(**axis, **({"dtick": 1} if whole_x else {}))
-    figure.update_yaxes(**axis)
-    if x:
-        figure.update_xaxes(title=label(x))
-    if y:
-        figure.update_yaxes(title=label(y))
-    traces = sum(getattr(trace, "showlegend", False) is not False for trace in figure.data)
-    figure.update_layout(
-        template="none", height=height, margin=margin or {"l": 60, "r": 24, "t": 36, "b": 50},
-        hovermode="closest",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#2d3748"}, paper_bgcolor="white",
-        plot_bgcolor="white", legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hoverlabel={"align": "left", "bgcolor": "white"}, showlegend=traces > 1,
-    )  # fmt: skip
-    return figure.to_html(
-        full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", default_width="100%",
-        default_height=f"{height}px", config={"displayModeBar": False, "responsive": True},
+    return to_html(
+        drawn, full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", default_width="100%",
+        default_height=f"{height}px", config={"displayModeBar": False, "responsive": True}, validate=False,
     )  # fmt: skip
