@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
-COUNTS = {"kernels", "backbones"}  # exact, no timing; tests/unit/training/test_counts.py holds them
+COUNTS = {"kernels", "backbones"}  # exact, no timing; tests/contracts/training/test_counts.py holds them
 ACCURACIES = {"embedded", "suite", "tuned", "precision", "objectives", "claim", "top", "learned"}
-GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_claims.py reads its parts
+GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
 SHARED = {

@@ -16,7 +16,7 @@ from prometar.runs import ray_stream
 from prometar.training import session as session_module
 from prometar.training.run import Run, forget
 from prometar.training.session import Session, Stream
-from tests.unit.training.test_session import local, small_run, train, without_time
+from tests.contracts.training.test_session import local, small_run, train, without_time
 
 OPTIONS = (StreamOptions(block_rows=8, max_tasks=1), StreamOptions(block_rows=16, max_tasks=2))
 

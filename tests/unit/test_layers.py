@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -81,9 +82,10 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path, *, at_start: bool = False) -> set[str]:
+@cache
+def imports_of(path: Path, *, at_start: bool = False) -> frozenset[str]:
     """What a file imports; `at_start`: without what its functions import when they are called."""
-    found = set()
+    found = set[str]()
     tree = ast.parse(path.read_text("utf-8"))
     for node in tree.body if at_start else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -93,7 +95,7 @@ def imports_of(path: Path, *, at_start: bool = False) -> set[str]:
             module = str(node.module)
             submodules = {f"{module}.{alias.name}" for alias in node.names} & MODULES
             found |= submodules or {module}
-    return found
+    return frozenset(found)
 
 
 MODULES = {module_of(path) for path in FILES}

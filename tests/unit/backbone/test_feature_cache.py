@@ -174,7 +174,7 @@ from pathlib import Path
 import sys
 features = torch.arange(60000.0).view(3, -1)
 path = Path(sys.argv[1])
-for _ in range(60):
+for _ in range(30):
     feature_cache._write(path, "n", features)
     found = feature_cache._read(path, "n")
     assert found is not None and torch.equal(found, features)

@@ -72,7 +72,7 @@ def write(study: optuna.Study, storage: WriteThrough, what: str, *given: Any) ->
             study.tell(number, value if state is TrialState.COMPLETE else None, state=state)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(writes=WRITES)
 def test_a_driver_sees_what_others_read(writes: list[tuple[Any, ...]]) -> None:
     with TemporaryDirectory() as folder:

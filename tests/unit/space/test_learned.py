@@ -167,7 +167,7 @@ def test_values_of_another_space_tell_nothing(value: Any) -> None:
     assert len(propose(SPACE, [Scored(settings, [1.0, 2.0, 3.0])], 2, seed=0)) == 2
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 1000), number=st.integers(1, 2), trials=st.integers(2, 12))
 def test_proposals_are_settings_of_the_space_and_the_same_each_time(
     seed: int, number: int, trials: int

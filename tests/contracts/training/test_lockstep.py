@@ -13,7 +13,7 @@ from prometar.training.epoch import Diverged
 from prometar.training.lockstep import Lockstep
 from prometar.training.run import Run
 from prometar.training.session import Session
-from tests.unit.training.test_session import local, small_run, train
+from tests.contracts.training.test_session import local, small_run, train
 
 
 def three() -> list[Run]:

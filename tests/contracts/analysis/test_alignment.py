@@ -25,9 +25,9 @@ from prometar.step.prompted_clip import prompt_texts
 from prometar.step.state import State
 from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
+from tests.contracts.step.test_step import CLASSES, make
+from tests.contracts.training.test_session import local, small_run, train, without_time
 from tests.parity.released import Released
-from tests.unit.step.test_step import CLASSES, make
-from tests.unit.training.test_session import local, small_run, train, without_time
 
 
 def pictures(run: Run, labels: tuple[int, ...], step: int = 0) -> Batch:

@@ -28,9 +28,9 @@ from prometar.training.epoch import train_epoch
 from prometar.training.lockstep import Lockstep
 from prometar.training.run import DTYPES, Run, forget
 from prometar.training.session import Session
+from tests.contracts.training.test_session import local, small_run, without_time
 from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
 from tests.support.tiny import open_clip_model, towers
-from tests.unit.training.test_session import local, small_run, without_time
 from tune.stages import gpu_share
 
 SMALL: dict[str, Any] = {"train__epochs": 2, "data__shots": 1}

@@ -17,7 +17,7 @@ from prometar.step.meta_batch import Batch, embed_batch, make_task
 from prometar.step.prompted_clip import Model
 from prometar.step.state import State
 from prometar.step.vmapped import _split, stack, step_all, unstack
-from tests.unit.step.test_step import VARIANTS, make
+from tests.contracts.step.test_step import VARIANTS, make
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS if not name.startswith("zero-shot")},

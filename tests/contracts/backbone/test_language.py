@@ -16,9 +16,9 @@ from prometar.backbone import feature_cache, openclip
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.vision import embed_images, encode_image
 from prometar.errors import UserError, WorkError
+from tests.contracts.backbone.test_families import TEXTS, compare, images, loaded
 from tests.support import families
 from tests.support.plain_towers import plain_language
-from tests.unit.backbone.test_families import TEXTS, compare, images, loaded
 from tests.unit.backbone.test_towers import random_prompts
 
 pytest.importorskip("transformers")

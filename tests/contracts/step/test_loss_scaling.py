@@ -21,8 +21,8 @@ from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 from prometar.step.vmapped import stack, step_all, unstack
-from tests.unit.step.test_step import make
-from tests.unit.step.test_vmapped import NUMBERS, RATES, batches_for, numbers_of
+from tests.contracts.step.test_step import make
+from tests.contracts.step.test_vmapped import NUMBERS, RATES, batches_for, numbers_of
 
 LEARNING = [name for name in METHODS if not name.startswith("zero-shot")]
 NAMES = [f"class number {k}" for k in range(6)]

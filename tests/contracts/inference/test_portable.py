@@ -26,7 +26,7 @@ from prometar.inference.classifier import Classifier
 from prometar.methods.composition import METHODS, build_prompts
 from prometar.runs import trained
 from prometar.training import session as session_module
-from tests.unit.inference.test_export import train
+from tests.contracts.inference.test_export import train
 
 SIZE = 64
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ import pytest
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import StorageError
 from prometar.training.run import Run
-from tests.unit.worker.test_trial_group import GENTLE, figures, finish, jobs
+from tests.contracts.worker.test_trial_group import GENTLE, figures, finish, jobs
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Terms
 from tune.worker import training_run

@@ -24,8 +24,8 @@ from prometar.inference.hub import FILE, PromptRepo
 from prometar.inference.prompt_file import read_prompts
 from prometar.runs import export_run
 from prometar.training import session as session_module
+from tests.contracts.inference.test_export import train
 from tests.support.hub_models import READ_ONLY, TOKEN, Hub, Repo, serve_hub
-from tests.unit.inference.test_export import train
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (4, 70, 90, 3), dtype=np.uint8))
 

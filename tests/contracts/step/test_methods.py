@@ -29,11 +29,11 @@ from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.run import build_run
 from prometar.training.scoring import classify
+from tests.contracts.step.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
 from tests.support.plain import Plain
 from tests.support.plain_conditional import PlainConditional
 from tests.support.plain_meta import PlainMeta
 from tests.support.tiny import backbone
-from tests.unit.step.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
 
 LEARNING = tuple(name for name in METHODS if not name.startswith("zero-shot"))
 META = tuple(name for name in METHODS if name.startswith("prometar"))
