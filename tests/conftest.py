@@ -121,6 +121,7 @@ def ray_local() -> Iterator[str]:
         try:
             with without_helpers():
                 ray.init(
+                    address="local",  # never one that runs already
                     num_cpus=2,
                     include_dashboard=False,
                     log_to_driver=False,

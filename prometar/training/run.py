@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -75,11 +75,13 @@ class Run:
         """What code the user's own parts are: see `prometar.parts.identity`."""
         return identities([*self.config.own.values(), *own_objective(self.objective)])
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the configuration, the objective, all plans and own parts: a checkpoint's owner."""
-        parts = [self.config.model_dump_json(), self.objective, self.plan.digest]
-        parts += [f"{name} {e.plan.digest}" for name, e in sorted(self.evaluations.items())]
+        """sha256 (hex) of the configuration, objective, plans, texts and own parts: a checkpoint's owner."""
+        plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
+        parts = [self.config.model_dump_json(), self.objective, self.dataset.template]
+        parts += [f"{name} {wording}" for name, wording in sorted(self.dataset.wordings.items())]
+        parts += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
         parts += [f"{name} {code}" for name, code in self.code.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -6,7 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,36 @@ def test_a_missing_image_is_told_to_all_and_may_be_mended(source: Counted) -> No
                 ray.get(worker.ask.remote(ITEMS, source))
         (Path(source.folder) / "e").rename(Path(source.folder) / "d")
         assert ray.get(workers(1)[0].ask.remote(ITEMS, source)) is not None
+
+
+@dataclass(frozen=True)
+class Told:
+    """It shows less of itself than its images depend on."""
+
+    size: int
+    colour: int = field(repr=False)
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        return [bytes([self.colour]) for _ in paths]
+
+
+def test_sources_that_look_alike_have_their_own_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    made: list[Any] = [Told(8, 1), Told(8, 2)]
+    for name in ("alike_circles", "alike_squares"):  # a copy of a loader with another picture in it
+        (tmp_path / f"{name}.py").write_text(
+            "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Told:\n    size: int\n"
+            f"    def read_many(self, paths):\n        return [{name!r}.encode() for _ in paths]\n"
+        )
+        made.append(import_module(name).Told(8))
+    assert repr(made[2]) == repr(made[3])
+    kept = [resident(ITEMS, source, 2**20) for source in made]
+    rows = np.array([2, 0])
+    read = [files_of(each, rows, source)[1] for each, source in zip(kept, made, strict=True)]
+    assert read == [[b"\1"] * 2, [b"\2"] * 2, [b"alike_circles"] * 2, [b"alike_squares"] * 2]
+    assert resident(ITEMS, Told(8, 1), 2**20) == kept[0], "an equal one shares them"
 
 
 def until_lost(kept: Resident) -> None:

@@ -148,18 +148,18 @@ class Mirror:
         self._known = {name: _digest(content) for name, content in fetched.items()}
 
     def push(self) -> None:
-        """Upload what has changed since the last time, the checkpoint last, and delete what has gone."""
+        """Delete what has gone, and upload what has changed since the last time, the checkpoint last."""
         with self._usable():
             here = _ordered(_files(self._folder))
+        for name in set(self._known).difference(here):
+            self._store.delete(name)
+            del self._known[name]
         for name in here:
             with self._usable():
                 content = (self._folder / name).read_bytes()
             if self._known.get(name) != (digest := _digest(content)):
                 self._store.write(name, content)
                 self._known[name] = digest
-        for name in set(self._known).difference(here):
-            self._store.delete(name)
-            del self._known[name]
 
     @contextmanager
     def _usable(self) -> Iterator[None]:

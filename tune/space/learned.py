@@ -131,12 +131,11 @@ def _in_spreads(studies: Sequence[Scored]) -> list[Floats]:
 
 def _features(space: Space, settings: Sequence[Mapping[str, Any]]) -> Floats:
     """A row for each."""
-    return np.array(
-        [
-            [x for key, entry in space.ranges.items() for x in entry.features(each.get(key))]
-            for each in settings
-        ]
-    )
+    rows = [
+        [x for key, entry in space.ranges.items() for x in entry.features(each.get(key))] for each in settings
+    ]
+    width = sum(len(entry.features(None)) for entry in space.ranges.values())
+    return np.array(rows, np.float64).reshape(len(settings), width)
 
 
 def _rounded(space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:

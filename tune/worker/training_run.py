@@ -8,10 +8,11 @@ from typing import Any
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
 from prometar.data.streaming.stream import StreamOptions
-from prometar.errors import WorkError
+from prometar.errors import UserError, WorkError
 from prometar.io.files import refused, write_atomically
 from prometar.runs import FINAL, ray_stream, write_result
 from prometar.training.run import build_run
+from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg
@@ -47,6 +48,7 @@ class LegRun:
             self.note = f"started over: {error}"
             _set_aside(folder)
             self.session = Session(run, folder, stream, watch)
+        _drop_result(folder, unless=run.digest)  # beside this configuration it would be taken for its result
         write_atomically(folder / "config.yaml", dump_config(config).encode())
 
     def figures(self, num_epochs: int) -> dict[str, Any]:
@@ -62,6 +64,20 @@ class LegRun:
         """Write result.json."""
         write_result(self._folder, self.session)
         self.keep()
+
+
+def _drop_result(folder: Path, *, unless: str) -> None:
+    """Remove another run's result."""
+    path = folder / FILE
+    try:
+        if path.exists() and read_result(folder).run == unless:
+            return
+    except UserError:  # it is damaged
+        pass
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise refused(path, error) from None
 
 
 def _set_aside(folder: Path) -> None:

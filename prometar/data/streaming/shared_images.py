@@ -8,6 +8,7 @@ Where there is no such actor, each process keeps its own.
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray import cloudpickle
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prometar.data.datasets.dataset import Item, Source
 from prometar.errors import UserError
+from prometar.parts.identity import identity, is_everywhere
 
 SAMPLE = 32  # images read to estimate the size of a data set
 READ_AT_ONCE = 256
@@ -48,8 +51,8 @@ def resident(items: Sequence[Item], source: Source, resident_bytes: int) -> Resi
         UserError: an image is missing.
     """
     paths = [item.path for item in items]
-    state = hashlib.sha256(repr((source, resident_bytes)).encode())
-    state.update("\0".join(paths).encode())
+    state = hashlib.sha256("\0".join([str(resident_bytes), *paths]).encode())
+    state.update(_identity(source))
     context = ray.get_runtime_context()
     key = (context.get_node_id(), context.get_job_id(), state.hexdigest())  # a new ray.init has a new node
     if key in _cache and (images := _cache[key][0].images) is not None and _held(images) is None:
@@ -64,6 +67,18 @@ def resident(items: Sequence[Item], source: Source, resident_bytes: int) -> Resi
             _cache.popitem(last=False)
     _cache.move_to_end(key)
     return _cache[key][0]
+
+
+def _identity(source: Source) -> bytes:
+    """What tells a source from all others: its code and all that it holds, whatever it shows of itself."""
+    module = type(source).__module__
+    top = module.partition(".")[0]
+    try:
+        code = "" if is_everywhere(top) else identity(top, module)
+        return code.encode() + pickle.dumps(source)
+    except (UserError, pickle.PicklingError, AttributeError, TypeError):  # it was made in a notebook's cell
+        held: bytes = cloudpickle.dumps(source)
+        return held
 
 
 def files_of(kept: Resident, rows: NDArray[Any], source: Source) -> tuple[list[str], list[bytes]]:

@@ -67,6 +67,22 @@ def test_another_machine_goes_on_and_the_driver_reads_the_result(tmp_path: Path,
     assert (stored / "result.json").exists()
 
 
+def test_the_result_of_an_earlier_study_at_the_url_is_not_taken_for_this_ones(
+    tmp_path: Path, machines: Any
+) -> None:
+    (old,) = jobs(tmp_path / "driver" / "trials", {**GENTLE, "optim.lr": 0.0})
+    job = at_url(tmp_path)
+    machines("one")
+    finish(Crew([replace(old, terms=job.terms)]))
+    stored = tmp_path / "store/study/trials/0000"
+    assert (stored / "result.json").exists()
+    new = Crew([job])
+    new.advance()  # and is interrupted: what lies at the URL now is of the new configuration
+    new.close()
+    assert not (stored / "result.json").exists()
+    assert (stored / "checkpoint.safetensors").exists()
+
+
 def test_a_job_is_stopped_by_a_file_at_the_url(tmp_path: Path, machines: Any) -> None:
     job = at_url(tmp_path)
     machines("one")

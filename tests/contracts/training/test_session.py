@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from prometar.backbone.frozen_features import Seen
 from prometar.config.settings import Config
+from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
@@ -120,6 +121,23 @@ def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:
     run = small_run(optim__lr=1e30, optim__warmup_lr=1e30)
     with pytest.raises(Diverged, match=r"at step \d+|after step \d+"):
         train(Session(run, tmp_path, local(run)))
+
+
+def test_a_run_is_another_one_with_other_class_names_or_words_around_them(tmp_path: Path) -> None:
+    run = small_run()
+
+    def renamed(items: Sequence[Item]) -> tuple[Item, ...]:
+        return tuple(replace(item, classname=f"my {item.classname}") for item in items)
+
+    names = replace(run.plan, items=renamed(run.plan.items))
+    words = replace(run.dataset, template="nothing {}")
+    others = [replace(run, plan=names), replace(run, dataset=words)]
+    assert names.digest == run.plan.digest, "the same images"
+    assert len({each.digest for each in (run, *others, replace(run))}) == 3
+    Session(run, tmp_path, local(run)).epoch()
+    for other in others:
+        with pytest.raises(WorkError, match="belongs to another configuration"):
+            Session(other, tmp_path, local(other))
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -201,3 +201,11 @@ def test_where_nothing_is_left_to_choose_one_line_says_so(spec: StudySpec, tmp_p
         WorkError, match="no finished trial keeps base at least 99, and the released settings"
     ):
         next(run_last_round(StudyFolder(tmp_path, "x"), bounded, trials, Mock()))
+
+
+def test_with_nobody_beside_the_released_settings_there_is_nobody_to_weigh(spec: StudySpec) -> None:
+    learned = earlier([(x, 50 + 1000 * x) for x in (0.0005, 0.001, 0.002, 0.004, 0.008)])
+    high = replace(spec, datasets=("dtd",), bounds=parse_bounds(["base=95"], []))
+    assert [found.number for found in contenders(TRIALS, high, learned)] == [0]
+    only = _judged((fresh(0, 60.0, 60.0, 60.0),), high, learned)
+    assert only == ((fresh(0, 60.0, 60.0, 60.0),), True)
