@@ -114,7 +114,7 @@ class Options:
         goals = _many(self.goals) or ("objective",)
         chosen = self._chosen()
         config = absolute_paths(configure(self.method, {**self._defaults(), **chosen}))
-        space = self._space(config, chosen)
+        space = self._space(config, chosen.keys() | ({EPOCHS} if self.epochs is not None else set()))
         own = range(self.seed, self.seed + self.seeds_per_trial)
         return StudySpec(
             config=config,
@@ -136,7 +136,7 @@ class Options:
             matters=self.matters if _is_auto(self.final_seeds) else None,
         )
 
-    def _space(self, config: Config, chosen: Mapping[str, Any]) -> Space:
+    def _space(self, config: Config, chosen: Collection[str]) -> Space:
         """The space; one that comes with the project only as far as the method searches it."""
         if isinstance(self.space, Space):
             return self.space
@@ -243,20 +243,23 @@ def describe_plan(options: Options) -> str:
     """
     from tune.results.writer import StudyFolder
     from tune.stages.budget import headline, planned
+    from tune.stages.warm_start import learned_of
 
-    spec = options.spec()
+    spec, folder = options.spec(), StudyFolder(options.out, options.name)
     budget = planned(spec)
+    learned_of(folder, options.place(spec).warm_start, spec.space, spec.seed)
     ranges = [f"  {key}: {values}" for key, values in spec.space.describe().items()]
-    study = f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}"
+    study = f"study {folder.path}: {headline(spec)}"
     return "\n".join([study, str(budget), "searched:", *ranges, *_left_out(options, spec)])
 
 
 def _left_out(options: Options, spec: StudySpec) -> list[str]:
-    """A line, where the method does not search all of a space that comes with the project."""
+    """A line, where the method searches a part of a space that comes with the project."""
     if not isinstance(options.space, str):
         return []
     left = [key for key in load_space(options.space).ranges if key not in spec.space.ranges]
-    return [f"{spec.config.method} does not search: {', '.join(left)}"] if left else []
+    why = f"without effect, or {spec.config.method}'s own value is outside the range"
+    return [f"left out ({why}): {', '.join(left)}"] if left else []
 
 
 def final_seeds_of(given: str | int | Sequence[int], searched: Collection[int]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from tune.optimizer.samplers import own_sampler
 from tune.results.goals import Bound, Goal
 from tune.space.spaces import EPOCHS, Choice, Space
 
-_OF_THE_STUDY = {"train.seed", "data.name", "data.root"}
+_OF_THE_STUDY = {"method", "train.seed", "data.name", "data.root"}
 FRESH_SEEDS_FROM = 1000  # seeds of the last round, beyond those of searches and final comparisons
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 from prometar.config.settings import Config
-from prometar.methods.composition import build
-from tune.space.spaces import Range, Space
+from prometar.methods.composition import Method, build
+from tune.space.spaces import Choice, Range, Space
 
 _PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
+Run = tuple[Method, dict[str, Any]]
+"""What of a configuration decides a run: its method, and every setting that no part is made of."""
 
 
-def is_used(key: str, entry: Range, config: Config) -> bool:
-    """Whether values of a setting make different methods of a configuration, or are no part of methods.
+def is_used(key: str, entry: Range, ranges: Mapping[str, Range], config: Config) -> bool:
+    """Whether values of a setting make different runs of a configuration, under any condition of theirs.
 
     Raises:
         UserError: a value that no run takes.
     """
-    beside = {other: values[0] for other, values in entry.when.items()}
-    methods = [build(config.override({**beside, key: value})) for value in entry.tried]
-    return key.split(".")[0] not in _PARTS or len(methods) == 1 or any(m != methods[0] for m in methods)
+    first, *others = _runs(key, entry, ranges, config)
+    return not others or any(other != first for other in others)
 
 
 def fitted(space: Space, config: Config, given: Collection[str]) -> Space:
@@ -28,18 +30,57 @@ def fitted(space: Space, config: Config, given: Collection[str]) -> Space:
 
     So a space serves methods that it was not written for: CoOp has no prompts in the image tower, and a depth
     of 1 to 12 there is not searched. What is drawn beside a setting that is left out is drawn where the
-    method's own value allows it. `given`: settings that are the user's: a range that does not hold one of
-    them stays, and is refused.
+    method's own value allows it; of choices that are one to the method, one is drawn. `given`: settings that
+    are the user's: a range that does not hold one of them stays, and is refused.
     """
     own, kept = config.flat(), dict[str, Range]()
     for key, entry in space.ranges.items():
         if any(own[other] not in held for other, held in entry.when.items() if other not in kept):
             continue
-        when = {other: held for other, held in entry.when.items() if other in kept}
+        conditions = {other: held for other, held in entry.when.items() if other in kept}
+        when = {other: tuple(v for v in held if kept[other].holds(v)) for other, held in conditions.items()}
+        entry = entry.model_copy(update={"when": when})
         beside_its_own = all(own[other] in held for other, held in when.items())
         outside = beside_its_own and key not in given and not entry.holds(own[key])
-        if not outside and is_used(key, entry, config):
-            kept[key] = entry.model_copy(update={"when": when})
-    if len(kept) == len(space.ranges):
+        if not outside and is_used(key, entry, kept, config):
+            kept[key] = _distinct(key, entry, kept, config) if isinstance(entry, Choice) else entry
+    if {key: entry.values() for key, entry in kept.items()} == {
+        key: entry.values() for key, entry in space.ranges.items()
+    }:
         return space
     return replace(space, name=f"{space.name} for {config.method}", ranges=kept)
+
+
+def _distinct(key: str, entry: Choice, ranges: Mapping[str, Range], config: Config) -> Choice:
+    """One of each group of choices that make the same run: the configuration's own, where it is in it."""
+    runs = dict(zip(entry.choices, _runs(key, entry, ranges, config), strict=True))
+    kept = list[Any]()
+    for choice in sorted(runs, key=lambda choice: choice != config.flat()[key]):
+        if all(runs[choice] != runs[other] for other in kept):
+            kept.append(choice)
+    return entry.model_copy(update={"choices": tuple(choice for choice in entry.choices if choice in kept)})
+
+
+def _runs(key: str, entry: Range, ranges: Mapping[str, Range], config: Config) -> list[list[Run]]:
+    """What each value that tells makes of a configuration, under each of its conditions."""
+    conditions = _conditions(entry, ranges)
+    return [[_run(config.override({**each, key: value})) for each in conditions] for value in entry.tried]
+
+
+def _conditions(entry: Range, ranges: Mapping[str, Range]) -> list[dict[str, Any]]:
+    """Values of other settings with which one is drawn, those that the others need themselves among them."""
+    found: list[dict[str, Any]] = [{}]
+    for other, held in entry.when.items():
+        needed = _conditions(ranges[other], ranges) if other in ranges else [{}]
+        found = [{**each, **more, other: value} for each in found for more in needed for value in held]
+    return found
+
+
+def _run(config: Config) -> Run:
+    method = build(config)
+    others = {key: value for key, value in config.flat().items() if key.partition(".")[0] not in _PARTS}
+    if method.prompts.num_context:
+        others["prompts.init"] = config.prompts.init
+    if method.inner is None:  # a gate stays at its start
+        others = {key: value for key, value in others.items() if not key.startswith("optim.gate_")}
+    return method, others

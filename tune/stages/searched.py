@@ -22,7 +22,7 @@ def require_space(spec: StudySpec) -> None:
         raise UserError(f"the space {space.name} has nothing that the method uses: choose another --space")
     spec.reference()  # raises for a value outside its range
     for key, entry in space.ranges.items():
-        if not is_used(key, entry, config):
+        if not is_used(key, entry, space.ranges, config):
             raise UserError(
                 f"the space {space.name} searches {key}, which {config.method} does not use with these "
                 "settings: choose another --space"

@@ -90,6 +90,61 @@ def test_what_has_no_effect_is_left_out(method: str, space: str, setting: str) -
     assert setting not in Options(method=method, space=space).spec().space.ranges
 
 
+def test_what_the_meta_phase_alone_moves_is_left_out_without_one() -> None:
+    for method, has_one in (("ivlp", False), ("prometar-coop", True)):
+        ranges = Options(method=method, space="regularizer").spec().space.ranges
+        assert ("optim.gate_schedule" in ranges) == ("optim.gate_lr" in ranges) == has_one
+
+
+def test_of_choices_that_are_one_to_the_method_one_is_drawn() -> None:
+    """ProGrad's distances weigh nothing: it has its own way to keep what CLIP knows."""
+    for space in ("regularizer", "recipe"):
+        kind = Options(method="prograd", space=space).spec().space.ranges["regularizer.kind"]
+        own = configure("prograd").regularizer.kind
+        assert own in kind.tried
+        assert len(kind.tried) == 2
+
+
+def test_epochs_that_are_asked_for_count_as_given() -> None:
+    with pytest.raises(UserError, match=r"must hold the reference settings: train\.epochs is 1"):
+        require_space(Options(space="lengths", epochs=1).spec())
+
+
+CHAIN = """
+inner.kind: {type: choice, choices: [none, sgd]}
+task.augmentation: {type: choice, choices: [none, feature_mixup], when: {inner.kind: sgd}}
+task.mixup_alpha: {type: float, low: 0.1, high: 2.0, when: {task.augmentation: feature_mixup}}
+"""
+BESIDE = """
+regularizer.kind: {type: choice, choices: [none, l1]}
+regularizer.text_weight: {type: float, low: 0.5, high: 50, when: {regularizer.kind: [none, l1]}}
+"""
+
+
+@pytest.mark.parametrize(("method", "text"), [("ivlp", CHAIN), ("prometar", CHAIN), ("ivlp", BESIDE)])
+def test_a_setting_is_used_where_any_of_its_conditions_lets_it_be(
+    method: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    require_space(Options(method=method, space=str(tmp_path / "own.yaml")).spec())
+
+
+def test_the_words_that_a_context_begins_with_are_searched_where_one_is_learned(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "prompts.init: {type: choice, choices: [a photo of a, a bad view of a]}"
+    )
+    require_space(Options(space=str(tmp_path / "own.yaml")).spec())
+    with pytest.raises(UserError, match=r"searches prompts\.init, which vpt does not use"):
+        template = {"prompts.frozen_text": "template"}
+        require_space(Options(method="vpt", space=str(tmp_path / "own.yaml"), settings=template).spec())
+
+
+def test_the_method_is_the_study_s(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("method: {type: choice, choices: [prometar, coop]}")
+    with pytest.raises(UserError, match="searches method, which the study itself sets"):
+        Options(space=str(tmp_path / "own.yaml")).spec()
+
+
 def test_a_space_of_which_nothing_is_used_is_refused() -> None:
     spec = Options(method="coop", space="regularizer").spec()
     with pytest.raises(UserError, match="the space regularizer has nothing that the method uses"):
