@@ -342,8 +342,8 @@ def _config(name: str) -> dict[str, Any]:
     config: dict[str, Any] | None = open_clip.get_model_config(name)
     if config is None:
         close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])][:6]
-        hint = f"did you mean {', '.join(close)}" if close else "known are mini and open_clip's models"
-        raise UserError(f"unknown backbone '{name}': {hint}?")
+        hint = f"did you mean {', '.join(close)}?" if close else "known are mini and open_clip's models"
+        raise UserError(f"unknown backbone '{name}': {hint}")
     return config
 
 

@@ -61,10 +61,12 @@ def train(
     """Train one run on all base classes and test it on base and new ones. The same command goes on."""
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
-    if dataset is not None:
-        values["data.name"] = dataset
-    if data_root is not None:
-        values["data.root"] = absolute_root(data_root)
+    root = None if data_root is None else absolute_root(data_root)
+    for key, option, given in (("data.name", "--dataset", dataset), ("data.root", "--data-root", root)):
+        if given is not None:
+            if key in values:
+                raise UserError(f"--set {key}: {option} gives it too; leave one of them out")
+            values[key] = given
     chosen = chosen.override({"method": method, **values} if method else values).completed()
     from prometar.analysis.alignment import Alignment
     from prometar.data.datasets.catalog import file_name

@@ -13,6 +13,7 @@ from prometar.io.files import read_bytes, size_of
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 500_000  # 1 MB without aliases holds no more
 _MOST_DIGITS = 300
+_MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
@@ -62,6 +63,7 @@ def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
         children = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
+            _require_once(node)
         elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
             raise ValueError(f"a number has {len(node.value)} characters")
         sizes[id(node)] = 1 + sum(_count(child, sizes, inside) for child in children)
@@ -69,3 +71,16 @@ def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
         if sizes[id(node)] > _MOST_NODES:
             raise ValueError(f"its aliases stand for more than {_MOST_NODES:,} values")
     return sizes[id(node)]
+
+
+def _require_once(node: yaml.MappingNode) -> None:
+    """
+    Raises:
+        ValueError: a key is given twice, of which YAML would take the last one.
+    """
+    seen = set[tuple[str, str]]()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+            if (key.tag, key.value) in seen:
+                raise ValueError(f"'{key.value}' is given twice, again in line {key.start_mark.line + 1}")
+            seen.add((key.tag, key.value))

@@ -56,8 +56,12 @@ def _kept(records: Records) -> str:
     others = [row for row in again.rows if not row.reference and row.keeps(bounds)] if again else []
     if bounds and again and not others:
         return f"Keep the released settings: no others keep {in_words(bounds)} in the last round."
-    if again is None or again.keep_unless is None or not others:
+    if all(trial.reference for trial in records.complete):
+        return "Keep the released settings: no others have finished the search."
+    if again is None or not others:
         return "No searched settings beat the released ones on the search's own images."
+    if again.keep_unless is None:
+        return "Keep the released settings: no others beat them in the last round."
     best = max(others, key=lambda row: row.probability or 0.0)
     if best.probability is None:
         return "Keep the released settings: no others have finished the last round."
@@ -141,7 +145,7 @@ def caveats(records: Records) -> list[str]:
     lines = [*filter(None, known), *_out_of_date(records), *_kept_bounds(records)]
     if records.leaking:
         lines.append("This objective reads the test images: the search leaks, its figures are no results.")
-    if len(records.complete) > 1:
+    if len(records.complete) > 1 and records.chosen is not None and not records.chosen.reference:
         lines.append(
             f"The search's best figure is the highest of {len(records.complete)}, so it is biased upwards, "
             "and not comparable with a test figure. "
@@ -226,7 +230,7 @@ def _about_the_test(records: Records) -> list[str]:
             "says nothing about another data set, backbone, or number of shots, nor about what a second "
             "search would have picked."
         )
-    if several:
+    if several and any(entry.difference for entry in finals.datasets.values()):
         lines.append("Each data set's interval stands alone: of twenty such, one misses by chance.")
     shared = sorted(set(records.asked.seeds) & set(finals.seeds))
     if shared:

@@ -100,6 +100,7 @@ def write_copy(
     """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
     if shard_rows < 1:
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
+    _require_own(dataset, target)
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
     seen = look(dataset.items, dataset.source, threads=threads)
     broken = tuple(one for one in seen if one.message)
@@ -134,6 +135,17 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
         if strange:
             raise UserError(f"{target} holds other files (such as {min(strange)}): choose another --to")
     return target
+
+
+def _require_own(dataset: Dataset, target: str) -> None:
+    """A copy of other images under the same name, such as of another image tree, stays as it is."""
+    earlier = find_manifest(target)
+    mine = {"counts": dataset.counts, "classnames": list(dataset.classnames)}
+    if earlier is not None and any(earlier.get(key) != value for key, value in mine.items()):
+        raise UserError(
+            f"{masked(target)} holds a prepared copy of other images that are called '{dataset.name}' too: "
+            "choose another --to, or remove it"
+        )
 
 
 def _write(

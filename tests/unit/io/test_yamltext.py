@@ -34,6 +34,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 1\n--- \nb: 2", "is not YAML"),
         ("[" * 100_000, "is nested too deep"),
         ("\x00", "is not YAML"),
+        ("train: {epochs: 1}\ntrain: {seed: 3}", "'train' is given twice, again in line 2"),
+        ("a: {b: 1, c: 2, b: 1}", "'b' is given twice, again in line 1"),
     ],
 )
 def test_hostile_text_is_one_line(text: str, message: str) -> None:
@@ -51,6 +53,7 @@ def test_hostile_text_is_one_line(text: str, message: str) -> None:
         ("a: &x {b: 1}\nc: *x", {"a": {"b": 1}, "c": {"b": 1}}),
         ("[1, 2.5, yes, null, 2001-02-03]", [1, 2.5, True, None, date(2001, 2, 3)]),
         ("a: {<<: {b: 1}, c: 2}", {"a": {"b": 1, "c": 2}}),
+        ("a: {<<: {b: 1}, <<: {c: 1}, b: 2}", {"a": {"b": 2, "c": 1}}),
     ],
 )
 def test_what_people_write_is_read(text: str, value: Any) -> None:

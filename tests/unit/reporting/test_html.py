@@ -307,6 +307,9 @@ def test_two_goals_have_a_front(tmp_path: Path) -> None:
     assert "seconds: the fewer the better" in html
     assert 'id="plot-trade-off"' in html
     assert "Front of the two goals" not in page(rich_study(tmp_path, goals=["objective"]))
+    three = page(rich_study(tmp_path, goals=["base", "new", "seconds"]))
+    assert "Front of the three goals" in three, "as a table: no picture shows three"
+    assert 'id="plot-front"' not in three
 
 
 @pytest.mark.usefixtures("_no_library")
@@ -421,6 +424,7 @@ def test_what_keeps_the_bounds_is_said(tmp_path: Path) -> None:
     text = " ".join(Text(page(rich_study(tmp_path, bounds=bounds))).words.split())
     assert re.search(r"0 of \d+ finished trials keep base at least 99; the released settings do not\.", text)
     assert "In the final test the chosen settings break base at least 99: " in text
+    assert "bounds base at least 99" in text
     bounds[0]["limit"] = 1.0
     text = " ".join(Text(page(rich_study(tmp_path, bounds=bounds))).words.split())
     assert re.search(r"(\d+) of \1 finished trials keep base at least 1; the released settings do\.", text)

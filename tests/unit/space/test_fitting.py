@@ -134,9 +134,10 @@ def test_the_words_that_a_context_begins_with_are_searched_where_one_is_learned(
         "prompts.init: {type: choice, choices: [a photo of a, a bad view of a]}"
     )
     require_space(Options(space=str(tmp_path / "own.yaml")).spec())
+    settings = {"prompts.frozen_text": "template"}
+    vpt = Options(method="vpt", space=str(tmp_path / "own.yaml"), settings=settings).spec()
     with pytest.raises(UserError, match=r"searches prompts\.init, which vpt does not use"):
-        template = {"prompts.frozen_text": "template"}
-        require_space(Options(method="vpt", space=str(tmp_path / "own.yaml"), settings=template).spec())
+        require_space(vpt)
 
 
 def test_the_method_is_the_study_s(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import join, masked
+from tests.support.copies import write_tree
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -126,6 +127,18 @@ def test_never_writes_into_the_users_data(own_dtd: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"holds other files \(such as thesis.txt\)"):
         prepare("dtd", own_dtd, tmp_path / "other")
     assert tree(own_dtd) == before
+
+
+def test_a_copy_of_other_images_under_the_same_name_stays(tmp_path: Path) -> None:
+    for tree_name, classes in (("one", ("oak", "yew")), ("other", ("cat", "dog"))):
+        write_tree(tmp_path / tree_name, [f"{name}/{k}.png" for name in classes for k in range(6)])
+    copy = tmp_path / "copy"
+    prepare("folder", tmp_path / "one", copy)
+    before = tree(copy)
+    with pytest.raises(UserError, match="holds a prepared copy of other images that are called 'folder' too"):
+        prepare("folder", tmp_path / "other", copy)
+    assert tree(copy) == before
+    assert prepare("folder", tmp_path / "one", copy).kept == 1, "the same again is no other"
 
 
 def test_a_lost_bit_is_no_other_picture(own_dtd: Path, tmp_path: Path) -> None:
