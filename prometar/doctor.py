@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,9 @@ def gpus() -> list[Finding]:
 
 
 def _disk(out: Path) -> Finding:
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return Finding(Status.REFUSED, "disk", f"nothing can be written into {there}: choose another --out")
     free = shutil.disk_usage(there).free
     status = Status.OK if free > LITTLE_DISK else Status.NOTE
     return Finding(status, "disk", f"{free / GIB:.1f} GiB free in {there}")

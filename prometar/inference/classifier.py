@@ -212,9 +212,7 @@ def _names(classnames: Sequence[str]) -> tuple[str, ...]:
 
 
 def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
-    if isinstance(images, str | Path | Image.Image) or (
-        isinstance(images, np.ndarray) and images.ndim in (0, 3)
-    ):
+    if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]
     if not hasattr(images, "__len__") or isinstance(images, Mapping | Set):
         raise UserError(f"images must be one or a sequence of them, found {type(images).__name__}")

@@ -96,8 +96,11 @@ def _require_names(name: str, given: Iterable[str], found: Mapping[str, Tensor])
 
 
 def _require_numbers(name: str, terms: Iterable[Term], clip: Clip) -> None:
-    views = _views(clip)
+    views, taken = _views(clip), ["ce"]
     for term in terms:
+        if term.name in taken:
+            raise UserError(f"{name}: a term cannot be called '{term.name}', as another loss is: rename it")
+        taken.append(term.name)
         found = term(views)
         if not isinstance(found, Tensor) or found.shape != ():
             what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

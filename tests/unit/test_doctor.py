@@ -51,6 +51,14 @@ def test_everything_that_refuses_a_study_is_told_at_once(
     assert told.err.strip().endswith("a study would be refused here for 3 of these")
 
 
+def test_a_file_where_the_studies_are_to_be_refuses_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--out", str(tmp_path / "file")]) == 1
+    assert f"nothing can be written into {tmp_path}/file: choose another --out" in capsys.readouterr().out
+
+
 def test_gpus_and_their_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 from prometar.errors import UserError, first_line
+from prometar.io.stores import masked
 from tune.optimizer.storage import open_study, opening
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import CURVE, KEPT, ORIGIN, REASON, REFERENCE, RESULT
@@ -64,7 +66,8 @@ def rebuild(
     A number below `at_least` or the last record's that has none is taken by a trial that counts for nothing.
 
     Raises:
-        UserError: a record's settings are not of this space. WorkError: the storage cannot be reached.
+        UserError: a record's settings are not of this space, or the storage still holds a study of this name.
+        WorkError: the storage cannot be reached.
     """
     by_number = {record.number: record for record in records}
     trials = [
@@ -73,7 +76,13 @@ def rebuild(
     ]
     with opening(storage):
         backend = get_storage(storage)
-        study = backend.create_new_study([StudyDirection[GOALS[goal].upper()] for goal in goals], name)
+        try:
+            study = backend.create_new_study([StudyDirection[GOALS[goal].upper()] for goal in goals], name)
+        except DuplicatedStudyError:
+            raise UserError(
+                f"{masked(storage)} still holds a study {name}, with other trials: remove it there (`optuna "
+                f"delete-study --study-name {name}`), and repeat the command"
+            ) from None
         for trial in trials:
             backend.create_new_trial(study, trial)
 

@@ -105,7 +105,7 @@ class Numbers(_Range):
         return ((self.unit(value) - 0.5) * math.sqrt(12) if is_number(value) else 0.0,)
 
     def values(self) -> str:
-        return f"{self.low:g} .. {self.high:g}{' (log)' if self.log else ''}"
+        return f"{self.low:.12g} .. {self.high:.12g}{' (log)' if self.log else ''}"
 
 
 class FloatRange(Numbers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import NamedTuple
 
@@ -127,11 +128,14 @@ def problems(spec: StudySpec, dataset: Dataset) -> tuple[list[Problem], Problem]
     Raises:
         UserError: see `problem`.
     """
-    shots, seed = spec.config.data.shots, spec.config.train.seed
-    searched = [
-        problem(spec.objective, dataset, shots=shots, seed=seed, fold=fold) for fold in range(spec.folds)
-    ]
-    return searched, problem("final", dataset, shots=shots, seed=seed)
+    drawn = partial(
+        problem,
+        dataset=dataset,
+        shots=spec.config.data.shots,
+        seed=spec.config.train.seed,
+        val_per_class=spec.val_per_class,
+    )
+    return [drawn(spec.objective, fold=fold) for fold in range(spec.folds)], drawn("final")
 
 
 def steps_of(config: Config, searched: list[Problem], final: Problem) -> Steps:

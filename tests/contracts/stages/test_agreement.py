@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna import delete_study
 
 from prometar.errors import UserError
 from tests.support.driver import NAME, small_spec
 from tests.support.fake_trial import curve
 from tune.optimizer.ask_tell import Asked, Memory
+from tune.optimizer.rebuild import rebuild
 from tune.optimizer.samplers import STARTUP_TRIALS
+from tune.optimizer.storage import open_study
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import record_of
 from tune.results.goals import parse_bounds
@@ -155,6 +158,24 @@ def test_the_next_draws_are_the_same(study: tuple[StudyFolder, StudySpec]) -> No
     after = memory_of(spec, folder)
     assert [after.next(100) for _ in range(3)] == expected
     after.close()
+
+
+def test_what_a_shared_storage_still_holds_is_not_replaced(
+    study: tuple[StudyFolder, StudySpec], tmp_path: Path
+) -> None:
+    """As after an older backup was restored."""
+    folder, spec = study
+    shared = f"sqlite:///{tmp_path}/shared.db"
+    memory = memory_of(spec, folder)
+    kept = memory.ended()
+    memory.close()
+    rebuild(shared, folder.name, kept[:1], space=spec.space, goals=spec.goals, at_least=1)
+    with pytest.raises(UserError, match=f"still holds a study {folder.name}, with other trials: remove it"):
+        require_agreement(folder, shared, spec, from_records=True)
+    assert len(open_study(shared, folder.name).trials) == 1
+    delete_study(study_name=folder.name, storage=shared)
+    require_agreement(folder, shared, spec, from_records=True)
+    assert require_agreement(folder, shared, spec, from_records=False) == ()
 
 
 def test_another_studys_database_is_refused_and_put_aside(

@@ -103,6 +103,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "the args of regularizer mine:Spread: weight: true is no number",
     ),
     ({"regularizer.kind": "mine:Spread"}, "the args of regularizer mine:Spread: weight: a value is needed"),
+    (
+        {"regularizer.kind": "mine:Spread", "regularizer.args.weight": 1, "regularizer.args.name": "ce"},
+        "mine:Spread: a term cannot be called 'ce', as another loss is: rename it",
+    ),
+    (
+        {"regularizer.kind": "mine:Spread", "regularizer.args.weight": 1,
+         "regularizer.args.name": "logits", "regularizer.logits_weight": 1.0},
+        "mine:Spread: a term cannot be called 'logits', as another loss is: rename it",
+    ),
     ({"regularizer.args.delta": 1}, "args are settings of a part of your own, and l1 is built in"),
     ({"regularizer.kind": "mine:huber", "regularizer.args.delta": 1}, "delta: it has no such setting"),
     ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": "x"}, "delta: Input should be a valid"),
