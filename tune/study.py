@@ -261,6 +261,10 @@ def _introduce(
     done = memory.num_done
     if done or memory.num_interrupted:
         console.print(f"going on: {done} trials are done, {memory.num_interrupted} were interrupted")
+    if done > spec.trials:
+        console.print(
+            f"--trials {spec.trials} is less than what is done: nothing is searched, and all of it counts"
+        )
 
 
 def _search(

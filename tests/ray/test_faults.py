@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,9 @@ def test_a_study_learns_from_another_one_and_keeps_what_it_learned(tmp_path: Pat
     assert records(tmp_path) == found, "what it promises is run once"
     assert json.loads((tmp_path / NAME / "lastround.json").read_text()) == last
     assert all(row["reference"] or row["expected"] is not None for row in last["rows"])
+    _, fewer = run_fake(tmp_path, replace(spec, trials=3))
+    assert "--trials 3 is less than what is done: nothing is searched, and all of it counts" in fewer
+    assert records(tmp_path) == found
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:

@@ -142,6 +142,13 @@ class Choice(_Range):
     type: Literal["choice"]
     choices: tuple[bool | int | float | str, ...] = Field(min_length=1)
 
+    @field_validator("choices")
+    @classmethod
+    def _different(cls, choices: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(choices)) < len(choices):
+            raise ValueError("a choice is there twice")
+        return choices
+
     @property
     def ends(self) -> tuple[Any, ...]:
         return self.choices
@@ -297,6 +304,13 @@ def parse_space(name: str, text: str) -> Space:
     return space_of(name, parse_yaml(text, where=f"space {name}"))
 
 
+_PROBLEMS = {
+    "union_tag_not_found": "its `type` is missing: float, int or choice",
+    "tuple_type": "expected a list, [a, b]",
+}
+"""Where pydantic's words speak of its own insides."""
+
+
 def space_of(name: str, tree: Any) -> Space:
     """A space from plain data; see `load_space`."""
     if not isinstance(tree, dict) or not tree:
@@ -308,7 +322,7 @@ def space_of(name: str, tree: Any) -> Space:
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in first["loc"][1:])
-            problem = first["msg"].removeprefix("Value error, ")
+            problem = _PROBLEMS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
             raise UserError(f"space {name}, {key}: {where}{problem}") from None
         if key in ranges:
             raise UserError(f"space {name}: {key} is there twice")

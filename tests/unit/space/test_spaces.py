@@ -102,6 +102,19 @@ def test_settings_nest_and_have_conditions() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a: {choices: [x]}", "space mine, a: its `type` is missing: float, int or choice"),
+        ("a: {type: choice, choices: x}", r"choices: expected a list, \[a, b\]"),
+        ("a: {type: choice, choices: [x, x]}", "choices: a choice is there twice"),
+    ],
+)
+def test_an_entry_that_is_no_range_is_one_plain_line(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_space("mine", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         (NESTED, "its condition 'modulator.kind' must be a setting above it"),
         (
             "a: {type: choice, choices: [x]}\nb: {type: int, low: 1, high: 2, when: {a: y}}",
