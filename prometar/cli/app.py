@@ -41,7 +41,11 @@ def train(
         Path | None, typer.Option(help="A YAML configuration, such as a study's best.yaml.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="A method, or a recipe FILE.yaml of your own [prometar].")
+        str | None,
+        typer.Option(
+            help="A method, or a recipe FILE.yaml of your own [prometar]. Where --config has another, its "
+            "data, backbone and seed stay, and nothing else of it."
+        ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set [textures].")] = None,
     out: Annotated[
