@@ -133,7 +133,14 @@ def run_study(
         memory = _memory(spec, place, folder, storage, checked.identity)
         if learned:
             folder.keep(learned)  # before the study has begun
-        folder.describe(spec, checked.identity, max_hours=place.max_hours, command=place.command)
+        folder.describe(
+            spec,
+            checked.identity,
+            max_hours=place.max_hours,
+            command=place.command,
+            forgiven=memory.forgiven,
+            seconds_searched=memory.seconds_searched,
+        )
         memory.enqueue(place.enqueued, "enqueued")
         memory.enqueue(learned.starts if learned else (), "warm start")
         memory.enqueue(place.portfolio, "portfolio")
@@ -279,7 +286,7 @@ def _search(
     keeper = RecordKeeper(folder, memory, stopping, job_of)
     progress = Progress(
         memory,
-        spec.trials + memory.num_forgiven,
+        spec.trials + len(memory.forgiven),
         spec.most_epochs,
         console=console,
         numbers_of=jobs.numbers,

@@ -23,12 +23,14 @@ from tune.optimizer.storage import drive_study
 from tune.optimizer.trial_counts import REPEAT, Settings, Tally
 from tune.optimizer.trial_schema import (
     CURVE,
+    FORGIVEN,
     KEPT,
     LOSSES,
     ORIGIN,
     REASON,
     REFERENCE,
     RESULT,
+    SEARCHED,
     curve_of,
     interrupted,
     record_of,
@@ -44,8 +46,6 @@ RANDOM_REDRAWS = 100  # then, where settings cannot be counted, as many at rando
 
 IDENTITY = "identity"  # user attributes of the study
 OWNER = "owner"
-FORGIVEN = "forgiven"
-SEARCHED = "seconds_searched"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Memory:
         Settings that the study has been given before, by an earlier command, are not taken again, but those
         that have failed and are forgiven.
         """
-        forgiven = self._forgiven()
+        forgiven = self.forgiven
         trials = [t for t in self._study.get_trials(deepcopy=False) if t.number not in forgiven]
         known = [t.system_attrs.get("fixed_params") for t in trials]
         fresh = [dict(each) for each in settings if dict(each) not in known]
@@ -161,10 +161,7 @@ class Memory:
         failed = [t.number for t in trials if t.state is TrialState.FAIL]
         if failed and not any(t.state is TrialState.COMPLETE for t in trials):
             self._study.set_user_attr(FORGIVEN, failed)
-        return self._forgiven()
-
-    def _forgiven(self) -> set[int]:
-        return set(self._study.user_attrs.get(FORGIVEN, []))
+        return self.forgiven
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial that counts, by number."""
@@ -182,14 +179,14 @@ class Memory:
         return len(self._interrupted)
 
     @property
-    def num_forgiven(self) -> int:
+    def forgiven(self) -> set[int]:
         """Failed trials that count for nothing, since their cause may have been mended."""
-        return len(self._forgiven())
+        return set(self._study.user_attrs.get(FORGIVEN, []))
 
     @property
     def num_done(self) -> int:
         """Trials that have ended and count."""
-        return len(self._tally.ended) - self.num_forgiven
+        return len(self._tally.ended) - len(self.forgiven)
 
     def next(self, target: int, *, fresh: bool = True) -> Asked | None:
         """An interrupted trial, else a new one while fewer than `target` trials exist, else None.

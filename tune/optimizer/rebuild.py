@@ -16,7 +16,16 @@ from prometar.errors import UserError, first_line
 from prometar.io.stores import masked
 from tune.optimizer.storage import open_study, opening
 from tune.optimizer.trial_counts import REPEAT
-from tune.optimizer.trial_schema import CURVE, KEPT, ORIGIN, REASON, REFERENCE, RESULT
+from tune.optimizer.trial_schema import (
+    CURVE,
+    FORGIVEN,
+    KEPT,
+    ORIGIN,
+    REASON,
+    REFERENCE,
+    RESULT,
+    SEARCHED,
+)
 from tune.results.goals import GOALS, Bound, Goal
 from tune.results.schema import Run, TrialRecord
 from tune.space.spaces import Space
@@ -60,10 +69,13 @@ def rebuild(
     goals: Sequence[Goal],
     bounds: Sequence[Bound] = (),
     at_least: int,
+    forgiven: Sequence[int] = (),
+    seconds_searched: float = 0.0,
 ) -> None:
     """Write the trials of `records` into a storage that does not have the study yet, under their numbers.
 
     A number below `at_least` or the last record's that has none is taken by a trial that counts for nothing.
+    `forgiven`: failed ones that count for nothing either (`StudyRecord`).
 
     Raises:
         UserError: a record's settings are not of this space, or the storage still holds a study of this name.
@@ -83,6 +95,8 @@ def rebuild(
                 f"{masked(storage)} still holds a study {name}, with other trials: remove it there (`optuna "
                 f"delete-study --study-name {name}`), and repeat the command"
             ) from None
+        for key, value in ((FORGIVEN, list(forgiven)), (SEARCHED, seconds_searched)):
+            backend.set_study_user_attr(study, key, value)
         for trial in trials:
             backend.create_new_trial(study, trial)
 

@@ -16,6 +16,9 @@ ORIGIN = "origin"
 CURVE = "curve"
 LOSSES = "losses"
 
+FORGIVEN = "forgiven"  # user attributes of an Optuna study
+SEARCHED = "seconds_searched"
+
 KEPT = ("epoch", "objective", "base", "new", "loss", "seconds", "runs", "notes", "cpus", "gpus")
 """Figures of a trial's last result that are kept with it."""
 _STATES: dict[TrialState, State] = {

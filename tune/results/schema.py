@@ -402,6 +402,7 @@ class StudyRecord(Versioned):
         config: The released settings, complete.
         environment: Versions and machine of the last command; `earlier_environments` of those before it
             that differ.
+        forgiven: Failed trials that count for nothing. seconds_searched: In the commands before the last one.
     """
 
     name: str
@@ -412,6 +413,8 @@ class StudyRecord(Versioned):
     config: Mapping[str, JsonValue]
     environment: Mapping[str, str]
     earlier_environments: tuple[Mapping[str, str], ...] = ()
+    forgiven: tuple[int, ...] = ()
+    seconds_searched: float = 0.0
 
 
 T = TypeVar("T", bound=Versioned)

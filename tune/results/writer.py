@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,10 @@ class StudyFolder:
         *,
         max_hours: float | None = None,
         command: str | None = None,
+        forgiven: Collection[int] = (),
+        seconds_searched: float = 0.0,
     ) -> None:
-        """Write study.yaml; `command` is this process's own where none is given."""
+        """Write study.yaml (`StudyRecord`); `command` is this process's own where none is given."""
         now = {**environment(), **_machine()}
         path, earlier = self.path / "study.yaml", list[dict[str, str]]()
         if self.begun:
@@ -132,6 +134,8 @@ class StudyFolder:
             config=spec.config.model_dump(mode="json"),
             environment=now,
             earlier_environments=tuple(earlier),
+            forgiven=tuple(sorted(forgiven)),
+            seconds_searched=seconds_searched,
         )
         STUDY.write(path, record)
 

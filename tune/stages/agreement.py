@@ -7,7 +7,7 @@ from pathlib import Path
 from prometar.errors import UserError
 from prometar.io.stores import masked
 from tune.optimizer.rebuild import odd_records, rebuild
-from tune.results.reader import read_trials
+from tune.results.reader import read_study, read_trials
 from tune.results.writer import StudyFolder
 from tune.study_spec import StudySpec
 
@@ -34,6 +34,7 @@ def require_agreement(
     if not from_records:
         raise UserError(f"{lost}: restore the database, or rebuild it with --from-records")
     aside = _put_aside(folder.path / "study.db") if own else None
+    before = read_study(folder.path) if folder.begun else None
     rebuild(
         storage,
         folder.name,
@@ -43,6 +44,8 @@ def require_agreement(
         bounds=spec.bounds,
         at_least=1
         + max(int(path.name) for path in (folder.path / "trials").iterdir() if path.name.isdecimal()),
+        forgiven=before.forgiven if before else (),
+        seconds_searched=before.seconds_searched if before else 0.0,
     )
     kept = f"; what was there is now {aside.name}" if aside else ""
     return (f"the database has been rebuilt from {len(records)} records{kept}",)

@@ -160,6 +160,36 @@ def test_the_next_draws_are_the_same(study: tuple[StudyFolder, StudySpec]) -> No
     after.close()
 
 
+def test_what_was_forgiven_and_how_long_was_searched_is_known_again(tmp_path: Path) -> None:
+    """As where a first command failed for a cause that was then mended."""
+    spec, folder = small_spec(epochs=EPOCHS), StudyFolder(tmp_path, NAME)
+    folder.path.mkdir()
+    first = memory_of(spec, folder)
+    for _ in range(3):
+        asked = first.next(10)
+        assert asked is not None
+        first.fail(asked.number, "no luck")
+    first.searched(600.0)
+    first.close()
+    second = memory_of(spec, folder)
+    folder.describe(spec, {}, forgiven=second.forgiven, seconds_searched=second.seconds_searched)
+    for _ in range(2):
+        asked = second.next(10)
+        assert asked is not None
+        run(second, asked)
+    for trial in second.ended():
+        folder.trial(trial.number).mkdir(parents=True)
+        folder.write_record(trial)
+    second.close()
+    (folder.path / "study.db").unlink()
+    require_agreement(folder, folder.storage, spec, from_records=True)
+    again = memory_of(spec, folder)
+    assert again.forgiven == second.forgiven == {0, 1, 2}
+    assert again.num_done == 2
+    assert again.seconds_searched == 600.0
+    again.close()
+
+
 def test_what_a_shared_storage_still_holds_is_not_replaced(
     study: tuple[StudyFolder, StudySpec], tmp_path: Path
 ) -> None:

@@ -346,7 +346,7 @@ def test_given_settings_that_failed_are_run_again_when_the_cause_is_mended(tmp_p
         study.fail(asked.number, "no weights")
     study.close()
     again = memory(tmp_path)
-    assert again.num_forgiven == 3
+    assert len(again.forgiven) == 3
     assert again.enqueue(mine, "enqueued") == 2
     assert [asked.settings for asked in run_all(again, 3)] == [REFERENCE, *mine]
     assert memory(tmp_path).enqueue(mine, "enqueued") == 0, "once"
