@@ -175,10 +175,12 @@ class Options:
         Raises:
             UserError: a number that makes no sense, or a file to start from that is damaged.
         """
-        from tune.stages.warm_start import enqueued
+        from tune.results.writer import StudyFolder
+        from tune.stages.warm_start import enqueued, to_learn_from
         from tune.study import Place
 
-        given = list[Mapping[str, Any]]()
+        given, learned_from = list[Mapping[str, Any]](), tuple(map(Path, _many(self.warm_start)))
+        to_learn_from(StudyFolder(self.out, self.name), learned_from, spec.space)  # before a folder is made
         for path in _many(self.enqueue):
             given += [each for each in enqueued(path, spec.space) if each not in given]
         return Place(
@@ -195,7 +197,7 @@ class Options:
             max_hours=self.max_hours,
             trial_timeout=self.trial_timeout,
             enqueued=given,
-            warm_start=tuple(map(Path, _many(self.warm_start))),
+            warm_start=learned_from,
             portfolio=first_trials(
                 spec.space, spec.config, self.datasets, min(self.portfolio, spec.trials // 4)
             ),
@@ -243,13 +245,12 @@ def describe_plan(options: Options) -> str:
     """
     from tune.results.writer import StudyFolder
     from tune.stages.budget import headline, planned
-    from tune.stages.warm_start import learned_of
 
-    spec, folder = options.spec(), StudyFolder(options.out, options.name)
+    spec = options.spec()
     budget = planned(spec)
-    learned_of(folder, options.place(spec).warm_start, spec.space, spec.seed)
+    options.place(spec)  # what is wrong with it
     ranges = [f"  {key}: {values}" for key, values in spec.space.describe().items()]
-    study = f"study {folder.path}: {headline(spec)}"
+    study = f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}"
     return "\n".join([study, str(budget), "searched:", *ranges, *_left_out(options, spec)])
 
 

@@ -141,6 +141,7 @@ def test_ci_installs_a_browser_only_where_it_can(tmp_path: Path) -> None:
         command, cwd=root, env={"PATH": str(tools)}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [
+        "make install",
         "no Chromium: the tests of reports in a browser are skipped",
         "make --jobs 2 test",
     ]

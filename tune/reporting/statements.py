@@ -145,7 +145,7 @@ def caveats(records: Records) -> list[str]:
     lines = [*filter(None, known), *_out_of_date(records), *_kept_bounds(records)]
     if records.leaking:
         lines.append("This objective reads the test images: the search leaks, its figures are no results.")
-    if len(records.complete) > 1 and records.chosen is not None and not records.chosen.reference:
+    if len(records.complete) > 1 and records.keeping:  # else no figure is called the best
         lines.append(
             f"The search's best figure is the highest of {len(records.complete)}, so it is biased upwards, "
             "and not comparable with a test figure. "

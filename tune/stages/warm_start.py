@@ -56,6 +56,20 @@ def learned_of(folder: StudyFolder, paths: Sequence[Path], space: Space, seed: i
     objectives do not compare with this study's.
 
     Raises:
+        UserError: see `to_learn_from`.
+    """
+    found = to_learn_from(folder, paths, space)
+    if isinstance(found, Learned):
+        return found
+    return Learned(found, tuple(propose(space, found, WARM_TRIALS, seed))) if found else None
+
+
+def to_learn_from(
+    folder: StudyFolder, paths: Sequence[Path], space: Space
+) -> Learned | tuple[EarlierStudy, ...]:
+    """What a study has kept of others, else what these have measured.
+
+    Raises:
         UserError: see `earlier_study`; the study has begun without them, or its learned.json is damaged.
     """
     kept, here = read_learned(folder.path), folder.path.resolve()
@@ -72,15 +86,12 @@ def learned_of(folder: StudyFolder, paths: Sequence[Path], space: Space, seed: i
         for each in kept.starts:
             space.checked(each, what=str(folder / "learned.json"))
         return kept
-    if not asked:
-        return None
-    if folder.begun:
+    if asked and folder.begun:
         raise UserError(
             f"--warm-start: the study {folder.path} has begun without it: leave it out, or begin another "
             "with --study NAME"
         )
-    studies = tuple(earlier_study(path, space) for path in asked.values())
-    return Learned(studies, tuple(propose(space, studies, WARM_TRIALS, seed)))
+    return tuple(earlier_study(path, space) for path in asked.values())
 
 
 def earlier_study(folder: Path, space: Space) -> EarlierStudy:
