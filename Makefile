@@ -38,7 +38,7 @@ test: check suite
 suite: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-# A unit a package, and recorded trajectories: no table is gone through whole, no process started, no Ray.
+# A unit a package, and recorded trajectories: no table is gone through whole, and no Ray started.
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/parity
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,11 @@ def is_used(key: str, entry: Range, ranges: Mapping[str, Range], config: Config)
     Raises:
         UserError: a value that no run takes.
     """
-    first, *others = _runs(key, entry, ranges, config)
+    return _differ(_runs(key, entry, ranges, config))
+
+
+def _differ(runs: Sequence[list[Run]]) -> bool:
+    first, *others = runs
     return not others or any(other != first for other in others)
 
 
@@ -42,21 +46,18 @@ def fitted(space: Space, config: Config, given: Collection[str]) -> Space:
         entry = entry.model_copy(update={"when": when})
         beside_its_own = all(own[other] in held for other, held in when.items())
         outside = beside_its_own and key not in given and not entry.holds(own[key])
-        if not outside and is_used(key, entry, kept, config):
-            kept[key] = _distinct(key, entry, kept, config) if isinstance(entry, Choice) else entry
-    if {key: entry.values() for key, entry in kept.items()} == {
-        key: entry.values() for key, entry in space.ranges.items()
-    }:
+        if not outside and _differ(runs := _runs(key, entry, kept, config)):
+            kept[key] = _distinct(entry, runs, own[key]) if isinstance(entry, Choice) else entry
+    if kept == dict(space.ranges):
         return space
     return replace(space, name=f"{space.name} for {config.method}", ranges=kept)
 
 
-def _distinct(key: str, entry: Choice, ranges: Mapping[str, Range], config: Config) -> Choice:
-    """One of each group of choices that make the same run: the configuration's own, where it is in it."""
-    runs = dict(zip(entry.choices, _runs(key, entry, ranges, config), strict=True))
-    kept = list[Any]()
-    for choice in sorted(runs, key=lambda choice: choice != config.flat()[key]):
-        if all(runs[choice] != runs[other] for other in kept):
+def _distinct(entry: Choice, runs: Sequence[list[Run]], own: Any) -> Choice:
+    """One of each group of choices that make the same run: the method's own, where it is in it."""
+    made, kept = dict(zip(entry.choices, runs, strict=True)), list[Any]()
+    for choice in sorted(made, key=lambda choice: choice != own):
+        if all(made[choice] != made[other] for other in kept):
             kept.append(choice)
     return entry.model_copy(update={"choices": tuple(choice for choice in entry.choices if choice in kept)})
 

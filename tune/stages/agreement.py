@@ -33,8 +33,8 @@ def require_agreement(
     )
     if not from_records:
         raise UserError(f"{lost}: restore the database, or rebuild it with --from-records")
-    aside = _put_aside(folder.path / "study.db") if own else None
     before = read_study(folder.path) if folder.begun else None
+    aside = _put_aside(folder.path / "study.db") if own else None
     rebuild(
         storage,
         folder.name,

@@ -76,7 +76,7 @@ def _identity(source: Source) -> bytes:
     try:
         code = "" if is_everywhere(top) else identity(top, module)
         return code.encode() + pickle.dumps(source)
-    except (UserError, pickle.PicklingError, AttributeError, TypeError):  # it was made in a notebook's cell
+    except (UserError, LookupError, pickle.PicklingError, AttributeError, TypeError):  # no module is its home
         held: bytes = cloudpickle.dumps(source)
         return held
 
