@@ -1,7 +1,7 @@
 """How long a whole study still takes, said after the first epoch that a trial of it has behind it.
 
-A first epoch holds what is done once (the stream starts, images are read, texts encoded), so what the first
-whole trial tells is said too, where it is less.
+A first epoch holds what is done once (the stream starts, images are read, texts encoded), so what the next
+one of its trial took is said too, where it is less.
 """
 
 from __future__ import annotations
@@ -34,27 +34,30 @@ class Estimate(Callback):
     def __init__(self, steps: float, steps_per_epoch: int, at_a_time: int, *, console: Console) -> None:
         self._steps, self._steps_per_epoch, self._at_a_time = steps, steps_per_epoch, at_a_time
         self._console = console
+        self._earlier: dict[str, tuple[int, float]] = {}  # of each trial: epochs, and seconds for them
         self._first: float | None = None
         self._over = False
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        self._look(result)
+        self._look(trial.trial_id, result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._look(trial.last_result or {})  # the last one comes here alone
+        self._look(trial.trial_id, trial.last_result or {})  # the last one comes here alone
 
-    def _look(self, result: Mapping[str, Any]) -> None:
+    def _look(self, trial_id: str, result: Mapping[str, Any]) -> None:
         seconds, number = result.get("seconds"), result.get("epoch")
         if self._over or not seconds or not number:  # none where it has failed
             return
-        pace = seconds / number  # a result's seconds are of all epochs so far
         if self._first is None:
-            self._first = pace
-            self._say("the whole study, its final runs too, takes", pace)
-        if result.get("finished"):
+            self._first = seconds / number  # a result's seconds are of all epochs so far
+            self._say("the whole study, its final runs too, takes", self._first)
+        epochs_before, seconds_before = self._earlier.get(trial_id, (number, seconds))
+        self._earlier[trial_id] = number, seconds
+        if number > epochs_before:
             self._over = True
-            if pace < FASTER * self._first:
-                self._say("by its first whole trial, the study takes", pace)
+            pace = (seconds - seconds_before) / (number - epochs_before)
+            if 0 < pace < FASTER * self._first:
+                self._say("by a later epoch, the study takes", pace)
 
     def _say(self, beginning: str, seconds: float) -> None:
         """`seconds`: of an epoch."""
@@ -62,10 +65,14 @@ class Estimate(Callback):
         hours = step * self._steps / 3600
         self._console.print(
             f"{beginning} at most about {_duration(hours)} more: {step:.2g} s a step, "
-            f"{self._at_a_time} trials at a time"
+            f"{_trials(self._at_a_time)} at a time"
         )
         if hours > DAY:
             self._console.print(ADVICE)
+
+
+def _trials(number: int) -> str:
+    return "one trial" if number == 1 else f"{number} trials"
 
 
 def _duration(hours: float) -> str:

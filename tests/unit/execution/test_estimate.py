@@ -1,4 +1,4 @@
-"""How long a study still takes: said after a first epoch, and after a whole trial that was faster."""
+"""How long a study still takes: said after a first epoch, and after a later one that was faster."""
 
 from __future__ import annotations
 
@@ -13,49 +13,54 @@ from tune.execution.estimate import ADVICE, Estimate
 
 
 def said(steps: float, *results: dict[str, Any], steps_per_epoch: int = 10, at_a_time: int = 2) -> list[str]:
+    """The lines that these results bring; of trial "a" where it is not told."""
     out = io.StringIO()
     estimate = Estimate(steps, steps_per_epoch, at_a_time, console=Console(file=out, soft_wrap=True))
     for result in results:
+        trial = SimpleNamespace(trial_id=result.get("trial", "a"), last_result=result)
         if result.get("finished"):  # Tune tells it so where it is a worker's last
-            estimate.on_trial_complete(0, [], SimpleNamespace(last_result=result))
+            estimate.on_trial_complete(0, [], trial)
         else:
-            estimate.on_trial_result(0, [], None, result)
+            estimate.on_trial_result(0, [], trial, result)
     return out.getvalue().splitlines()
 
 
 FIRST = {"epoch": 1, "seconds": 50.0}
 
 
-def test_it_is_said_once() -> None:
+def test_an_epoch_as_slow_as_the_first_says_nothing() -> None:
     first = {"epoch": 1, "seconds": 5.0}  # 10 steps, half a second each
-    assert said(3600, first, {"epoch": 2, "seconds": 50.0}) == [
+    assert said(3600, first, {"epoch": 2, "seconds": 10.0}, {"epoch": 3, "seconds": 11.0}) == [
         "the whole study, its final runs too, takes at most about 30 minutes more: 0.5 s a step, "
         "2 trials at a time"
     ]
 
 
-def test_what_only_the_first_epoch_holds_is_taken_back() -> None:
-    lines = said(
-        3600, FIRST, {"epoch": 4, "seconds": 53.0}, {"epoch": 5, "seconds": 55.0, "finished": True}, FIRST
-    )
+@pytest.mark.parametrize("last", [False, True])
+def test_what_only_the_first_epoch_holds_is_taken_back_by_the_next(last: bool) -> None:
+    lines = said(3600, FIRST, {"epoch": 3, "seconds": 72.0, "finished": last}, {"epoch": 4, "seconds": 73.0})
     assert lines[1:] == [
-        "by its first whole trial, the study takes at most about 1.1 hours more: 1.1 s a step, "
-        "2 trials at a time"
+        "by a later epoch, the study takes at most about 1.1 hours more: 1.1 s a step, 2 trials at a time"
     ]
 
 
-@pytest.mark.parametrize("seconds", [240.0, 190.0])
-def test_a_whole_trial_that_is_as_slow_says_nothing(seconds: float) -> None:
-    assert len(said(3600, FIRST, {"epoch": 5, "seconds": seconds, "finished": True})) == 1
+def test_epochs_of_different_trials_are_not_mixed() -> None:
+    others = [{"epoch": 2, "seconds": 51.0, "trial": "b"}, {"epoch": 1, "seconds": 50.5, "trial": "c"}]
+    assert len(said(3600, FIRST, *others)) == 1
+    assert len(said(3600, FIRST, *others, {"epoch": 3, "seconds": 53.0, "trial": "b"})) == 2
 
 
-def test_one_of_one_epoch_says_it_once() -> None:
-    assert len(said(3600, {**FIRST, "finished": True}, {"epoch": 1, "seconds": 1.0, "finished": True})) == 1
+def test_trials_of_one_epoch_say_it_once() -> None:
+    whole = {"epoch": 1, "finished": True}
+    assert len(said(3600, {**whole, "seconds": 50.0}, {**whole, "seconds": 1.0, "trial": "b"})) == 1
 
 
-def test_a_trial_that_started_over_takes_nothing_back() -> None:
-    again = [{"epoch": 1, "seconds": 60.0}, {"epoch": 2, "seconds": 61.0}]
-    assert len(said(3600, FIRST, *again)) == 1
+def test_one_trial_at_a_time() -> None:
+    assert said(3600, FIRST, at_a_time=1)[0].endswith("5 s a step, one trial at a time")
+
+
+def test_a_trial_that_started_over_says_nothing_about_time() -> None:
+    assert len(said(3600, {"epoch": 2, "seconds": 50.0}, {"epoch": 1, "seconds": 20.0})) == 1
 
 
 def test_seconds_are_of_all_epochs_so_far() -> None:
