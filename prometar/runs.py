@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prometar.backbone.openclip import load_backbone, load_clip
+from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
@@ -24,7 +25,7 @@ from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.portable import require_program_target, write_program
-from prometar.inference.prompt_file import require_prompts_target, weights_digest, write_prompts
+from prometar.inference.prompt_file import require_prompts_target, write_prompts
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts

@@ -26,6 +26,7 @@ from prometar.backbone.language import language, language_network, require_trans
 from prometar.backbone.trunks import image_network
 from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
+from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
 from prometar.errors import UserError, WorkError
 from prometar.io.files import size_of
@@ -91,6 +92,11 @@ class Backbone:
         images = images_BHW3.to(self.clip.device).to(self.clip.working_dtype).permute(0, 3, 1, 2) / 255
         mean, std = self._constants
         return ((images - mean) / std).to(self.clip.dtype)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the weights: a second for ViT-B/16, once."""
+        return weights_digest(self.clip)
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.openclip import Backbone, load_clip, ready
+from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config, parse
 from prometar.data.datasets.dataset import flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
@@ -24,7 +25,7 @@ from prometar.device import default_device, fetch, send
 from prometar.errors import UserError
 from prometar.inference.hub import PromptRepo
 from prometar.inference.hub import fetch as fetch_prompts
-from prometar.inference.prompt_file import read_prompts, weights_digest
+from prometar.inference.prompt_file import read_prompts
 from prometar.io.files import read_bytes
 from prometar.io.hub import SCHEME
 from prometar.methods.composition import build_prompts

@@ -6,25 +6,16 @@ wrote it; the weights of the backbone are named by their digest.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from prometar.backbone.clip import Clip, Tower
-from prometar.backbone.form import OPENAI
-from prometar.backbone.frozen import Frozen
-from prometar.backbone.language import Language
-from prometar.backbone.norm import EPS
 from prometar.device import fetch
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
@@ -33,40 +24,6 @@ from prometar.methods.prompts import Leaves
 _FAMILY = "prometar-prompts-"
 FORMAT = f"{_FAMILY}1"
 _KEYS = {"method", "config", "data", "classnames", "template", "backbone", "figures", "versions"}
-
-
-def weights_digest(clip: Clip) -> str:
-    """sha256 (hex) of a backbone's weights in float32, in the order of its fields, and of its shape."""
-    state = hashlib.sha256()
-
-    def add(tensor: Tensor) -> None:
-        array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
-        state.update(str(array.shape).encode())
-        state.update(np.ascontiguousarray(array, dtype="<f4").data)
-
-    for field in fields(clip):
-        if field.name == "image_prompts":  # how it is used, and not what it is
-            continue
-        value = getattr(clip, field.name)
-        if isinstance(value, Tower):
-            state.update(f"{value.num_heads} {value.activation}".encode())
-            if value.eps != EPS:
-                state.update(f" {value.eps}".encode())
-            for block in value.blocks:
-                for tensor in block:
-                    if tensor is not None:
-                        add(tensor)
-        elif isinstance(value, Tensor):
-            add(value)
-        elif isinstance(value, Frozen):
-            if isinstance(value, Language):
-                state.update(value.description.encode())
-            for name, tensor in sorted(value.tensors.items()):
-                state.update(name.encode())
-                add(tensor)
-        elif value is not None and value != OPENAI:
-            state.update(repr(value).encode())
-    return state.hexdigest()
 
 
 def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:

@@ -9,12 +9,15 @@ import socket
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from prometar import runs
+from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config, configure, dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.io.lock import locked
+from prometar.training.run import forget
 
 HOLDER = f"{os.getpid()} on {socket.gethostname()}"
 
@@ -59,6 +62,17 @@ def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None
     assert runs.train_run(config, tmp_path) == first
     (tmp_path / "checkpoint.safetensors").unlink()
     assert runs.train_run(config, tmp_path)["base"] == first["base"]
+
+
+def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_path: Path) -> None:
+    weights, state = tmp_path / "weights.safetensors", load_mini()[1]
+    save_file(state, weights)
+    config = config.override({"backbone.pretrained": str(weights)})
+    runs.train_run(config, tmp_path / "run")
+    forget()
+    save_file({name: tensor + 0.001 for name, tensor in state.items()}, weights)
+    with pytest.raises(WorkError, match="belongs to a run with other settings, data or weights"):
+        runs.train_run(config, tmp_path / "run")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Path) -> None:

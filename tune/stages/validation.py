@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from prometar.backbone.openclip import load_backbone
+from prometar.backbone.weights_digest import weights_digest
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import LEAKS, Problem
-from prometar.inference.prompt_file import weights_digest
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
 from prometar.training.drift import drift_identity, foreign_to

@@ -16,8 +16,8 @@ from prometar.backbone.clip import Clip
 from prometar.backbone.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
 from prometar.backbone.text import encode_text, text_input, text_pass
 from prometar.backbone.vision import embed_images, encode_image, image_pass
+from prometar.backbone.weights_digest import weights_digest
 from prometar.errors import UserError
-from prometar.inference.prompt_file import weights_digest
 from tests.support import families
 from tests.support.plain_towers import plain_image, plain_text
 from tests.unit.backbone.test_derivatives import require_derivatives

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import prometar
 from prometar.backbone.openclip import load_clip
+from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import load_mini
 from prometar.cli.app import main
 from prometar.config.settings import Config, dump_config
@@ -28,7 +29,6 @@ from prometar.data.splits.fewshot import base_new
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
-from prometar.inference.prompt_file import weights_digest
 from prometar.methods.composition import METHODS
 from prometar.runs import export_run, write_result
 from prometar.training import session as session_module

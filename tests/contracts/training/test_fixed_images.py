@@ -15,12 +15,12 @@ from PIL import Image
 
 from prometar.backbone import vision
 from prometar.backbone.frozen_features import Seen
+from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError
-from prometar.inference.prompt_file import weights_digest
 from prometar.methods.prompts import IndependentPrompts, Leaves
 from prometar.step.prompted_clip import Model
 from prometar.step.state import State
