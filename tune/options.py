@@ -259,7 +259,7 @@ def _left_out(options: Options, spec: StudySpec) -> list[str]:
     if not isinstance(options.space, str):
         return []
     left = [key for key in load_space(options.space).ranges if key not in spec.space.ranges]
-    why = f"without effect, or {spec.config.method}'s own value is outside the range"
+    why = f"without effect, or {spec.config.method}'s own value, or yours, is outside the range"
     return [f"left out ({why}): {', '.join(left)}"] if left else []
 
 

@@ -35,22 +35,25 @@ def fitted(space: Space, config: Config, given: Collection[str]) -> Space:
     So a space serves methods that it was not written for: CoOp has no prompts in the image tower, and a depth
     of 1 to 12 there is not searched. What is drawn beside a setting that is left out is drawn where the
     method's own value allows it; of choices that are one to the method, one is drawn. `given`: settings that
-    are the user's: a range that does not hold one of them stays, and is refused.
+    are the user's: what they put outside a range is named in the space's name.
     """
-    own, kept = config.flat(), dict[str, Range]()
+    own, kept, fixed = config.flat(), dict[str, Range](), list[str]()
     for key, entry in space.ranges.items():
-        if any(own[other] not in held for other, held in entry.when.items() if other not in kept):
+        gone = {other: held for other, held in entry.when.items() if other not in {*kept, *fixed}}
+        if any(own[other] not in held for other, held in gone.items()):
             continue
         conditions = {other: held for other, held in entry.when.items() if other in kept}
         when = {other: tuple(v for v in held if kept[other].holds(v)) for other, held in conditions.items()}
         entry = entry.model_copy(update={"when": when})
-        beside_its_own = all(own[other] in held for other, held in when.items())
-        outside = beside_its_own and key not in given and not entry.holds(own[key])
-        if not outside and _differ(runs := _runs(key, entry, kept, config)):
+        if all(own[other] in held for other, held in when.items()) and not entry.holds(own[key]):
+            fixed += [key] if key in given else []
+        elif _differ(runs := _runs(key, entry, kept, config)):
             kept[key] = _distinct(entry, runs, own[key]) if isinstance(entry, Choice) else entry
     if kept == dict(space.ranges):
         return space
-    return replace(space, name=f"{space.name} for {config.method}", ranges=kept)
+    by_method = f" for {config.method}" if len(kept) + len(fixed) < len(space.ranges) else ""
+    without = f" without {', '.join(fixed)}" if fixed else ""
+    return replace(space, name=f"{space.name}{by_method}{without}", ranges=kept)
 
 
 def _distinct(entry: Choice, runs: Sequence[list[Run]], own: Any) -> Choice:

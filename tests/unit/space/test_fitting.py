@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,8 +63,9 @@ def test_own_spaces_and_own_settings_are_taken_as_they_are(tmp_path: Path) -> No
     path.write_text("inner.lr: {type: float, low: 0.0001, high: 0.1}\n")
     with pytest.raises(UserError, match=r"searches inner\.lr, which coop does not use"):
         require_space(Options(method="coop", space=str(path)).spec())
+    path.write_text("optim.lr: {type: float, low: 0.0001, high: 0.1}\n")
     with pytest.raises(UserError, match=r"must hold the reference settings: optim\.lr is 0\.5"):
-        require_space(Options(method="coop", settings={"optim.lr": 0.5}).spec())
+        require_space(Options(space=str(path), settings={"optim.lr": 0.5}).spec())
 
 
 def test_a_setting_that_is_given_counts() -> None:
@@ -105,9 +107,34 @@ def test_of_choices_that_are_one_to_the_method_one_is_drawn() -> None:
         assert len(kind.tried) == 2
 
 
+OUTSIDE = [
+    ("modulator.kind", "projection"),
+    ("task.augmentation", "input_mixup"),
+    ("task.augmentation", "cutmix"),
+    ("regularizer.kind", "l2"),
+    ("regularizer.kind", "examples.huber:huber"),
+    ("regularizer.image_weight", 0),
+    ("regularizer.text_weight", 0),
+    ("prompts.vision_depth", 0),
+    ("prompts.text_depth", 0),
+    ("optim.lr", 0.5),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), OUTSIDE)
+def test_what_is_set_outside_a_range_is_not_searched_which_is_said(key: str, value: Any) -> None:
+    """Whatever docs/methods.md switches off or on, and parts of one's own: a search takes it."""
+    spec = Options(settings={key: value}).spec()
+    require_space(spec)
+    assert key not in spec.space.ranges
+    assert spec.space.name.endswith(f" without {key}")
+
+
 def test_epochs_that_are_asked_for_count_as_given() -> None:
-    with pytest.raises(UserError, match=r"must hold the reference settings: train\.epochs is 1"):
-        require_space(Options(space="lengths", epochs=1).spec())
+    assert Options(space="lengths", epochs=1).spec().space.name == "lengths without train.epochs"
+    assert Options(space="lengths", epochs=1, method="coop").spec().space.name == (
+        "lengths for coop without train.epochs"
+    )
 
 
 CHAIN = """
