@@ -10,6 +10,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import Distribution, distribution, packages_distributions
 from pathlib import Path
+from types import ModuleType
 
 from prometar.errors import UserError
 from prometar.parts.reference import load
@@ -22,12 +23,12 @@ Files = dict[str, bytes]
 
 
 def identities(references: Iterable[str]) -> dict[str, str]:
-    """What code the parts are, by top-level module: {"mine": "sha256 3f.."} or {"theirs": "theirs 1.2"}.
+    """What code the parts are, by piece of code: {"mine": "sha256 3f.."} or {"theirs": "theirs 1.2"}.
 
     Raises:
         UserError: a part that cannot be loaded, or whose module has no file.
     """
-    return {top: identity(top, module) for top, module in tops(references).items()}
+    return {piece: identity(piece) for piece in pieces(references)}
 
 
 def require_same(where: str, references: Iterable[str], recorded: object) -> None:
@@ -37,54 +38,78 @@ def require_same(where: str, references: Iterable[str], recorded: object) -> Non
         UserError: a part has changed since, or cannot be loaded.
     """
     known = recorded if isinstance(recorded, Mapping) else {}
-    for top, code in identities(references).items():
-        if known.get(top, code) != code:
-            raise UserError(f"{where} was made with another {top} ({known[top]}) than this one ({code})")
+    for piece, code in identities(references).items():
+        if known.get(piece, code) != code:
+            raise UserError(f"{where} was made with another {piece} ({known[piece]}) than this one ({code})")
 
 
-def tops(references: Iterable[str]) -> dict[str, str]:
-    """The top-level modules that parts are in, sorted, each with one of the modules asked for.
+def pieces(references: Iterable[str]) -> list[str]:
+    """The modules and packages that parts are in, sorted: each is told apart, and sent, as a whole.
 
     Parts that come with this project have its version, and are everywhere.
     """
-    found: dict[str, str] = {}
-    for reference in sorted(references):
+    found = set()
+    for reference in references:
         load(reference)
-        name = reference.partition(":")[0]
-        found.setdefault(name.partition(".")[0], name)
-    return {top: name for top, name in found.items() if top not in _OURS}
+        found.add(piece_of(reference.partition(":")[0]))
+    return sorted(piece for piece in found if _top(piece) not in _OURS)
 
 
-def identity(top: str, module: str) -> str:
-    """The version of the distribution that `top` was installed with, or the digest of its files."""
-    installed = installed_as(top)
+def piece_of(module: str) -> str:
+    """The outermost package around an imported module; without any `__init__.py`, the module alone.
+
+    All of a distribution is one piece.
+    """
+    if installed_as(_top(module)):
+        return _top(module)
+    ends = [k for k, letter in enumerate(f"{module}.") if letter == "."]
+    return next((module[:end] for end in ends if _is_file(module[:end])), module)
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _is_file(module: str) -> bool:
+    found = sys.modules[module]
+    file, sent = getattr(found, "__file__", None), _sent(found)
+    return file is not None and (sent is None or file in sent)
+
+
+def _sent(module: ModuleType) -> Mapping[str, bytes] | None:
+    """The files that a module was made of, if it was sent to this worker."""
+    held = getattr(getattr(module, "__loader__", None), "files", None)
+    return held if isinstance(held, Mapping) else None
+
+
+def identity(piece: str) -> str:
+    """The version of the distribution that a piece was installed with, or the digest of its files."""
+    installed = installed_as(_top(piece))
     if installed is not None:
         return f"{installed.name} {installed.version}"
-    return f"sha256 {digest(files(top, module))[:_DIGITS]}"
+    return f"sha256 {digest(files(piece))[:_DIGITS]}"
 
 
-def files(top: str, module: str) -> Files:
-    """All Python files of a package; of a module, or of a package without __init__.py, the one asked for.
+def files(piece: str) -> Files:
+    """All Python files of a package, or a module's.
 
     Raises:
         UserError: the module has no file.
     """
-    held = getattr(getattr(sys.modules[top], "__loader__", None), "files", None)
-    if isinstance(held, Mapping):  # sent to this worker
+    module, path = sys.modules[piece], piece.replace(".", "/")
+    held, file = _sent(module), module.__file__
+    if held is not None:
         return dict(held)
-    file = sys.modules[top].__file__
-    if file is not None and Path(file).name == "__init__.py":
+    if file is None or not file.endswith(".py"):
+        raise UserError(f"{piece} is no Python file: a part's code must be one, to be kept and sent")
+    if Path(file).name == "__init__.py":
         folder = Path(file).parent
-        paths = {f"{top}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*.py")}
+        paths = {f"{path}/{each.relative_to(folder).as_posix()}": each for each in folder.rglob("*.py")}
     else:
-        file = sys.modules[module].__file__
-        if file is None or not file.endswith(".py"):
-            raise UserError(f"{module} is no Python file: a part's code must be one, to be kept and sent")
-        last = "/__init__.py" if Path(file).name == "__init__.py" else ".py"
-        paths = {module.replace(".", "/") + last: Path(file)}
-    if sum(path.stat().st_size for path in paths.values()) > _MOST_BYTES:
-        raise UserError(f"{top} has more than 4 MB of Python files: install it, here and where workers run")
-    return {name: path.read_bytes() for name, path in sorted(paths.items())}
+        paths = {f"{path}.py": Path(file)}
+    if sum(each.stat().st_size for each in paths.values()) > _MOST_BYTES:
+        raise UserError(f"{piece} has more than 4 MB of Python files: install it, here and where workers run")
+    return {name: each.read_bytes() for name, each in sorted(paths.items())}
 
 
 def digest(files: Files) -> str:
@@ -95,9 +120,9 @@ def digest(files: Files) -> str:
     return state.hexdigest()
 
 
-def is_everywhere(top: str) -> bool:
-    """Whether a top-level module is this project's, or installed: workers have it."""
-    return top in _OURS or installed_as(top) is not None
+def is_everywhere(module: str) -> bool:
+    """Whether a module is this project's, or installed: workers have it."""
+    return _top(module) in _OURS or installed_as(_top(module)) is not None
 
 
 @cache

@@ -11,7 +11,7 @@ from importlib.util import decode_source, spec_from_loader
 from types import ModuleType
 
 from prometar.errors import WorkError
-from prometar.parts.identity import digest, files, identity, installed_as, tops
+from prometar.parts.identity import digest, files, identity, installed_as, is_everywhere, pieces
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Sent:
     """A module or package as it is where a study was begun.
 
     Args:
-        top: Its top-level name. code: Its identity. files: Its sources by path; none of an installed
+        piece: Its name. code: Its identity. files: Its sources by path; none of an installed
             distribution, which every machine has to have.
     """
 
-    top: str
+    piece: str
     code: str
     files: Mapping[str, bytes]
 
@@ -35,8 +35,8 @@ def sources_of(references: Iterable[str]) -> tuple[Sent, ...]:
         UserError: a part that cannot be loaded.
     """
     return tuple(
-        Sent(top, identity(top, module), {} if installed_as(top) else files(top, module))
-        for top, module in tops(references).items()
+        Sent(piece, identity(piece), {} if is_everywhere(piece) else files(piece))
+        for piece in pieces(references)
     )
 
 
@@ -50,31 +50,30 @@ def install(sent: Sequence[Sent]) -> None:
         if not each.files:
             _require_version(each)
             continue
-        loaders = [
-            finder for finder in sys.meta_path if isinstance(finder, _Loader) and finder.top == each.top
-        ]
+        name = each.piece
+        loaders = [finder for finder in sys.meta_path if isinstance(finder, _Loader) and finder.piece == name]
         content = dict(each.files)
         if loaders and digest(loaders[0].files) == digest(content):
             continue
         for loader in loaders:
             sys.meta_path.remove(loader)
-        for name in [name for name in sys.modules if name == each.top or name.startswith(f"{each.top}.")]:
-            del sys.modules[name]
-        sys.meta_path.insert(0, _Loader(each.top, content))
+        for module in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+            del sys.modules[module]
+        sys.meta_path.insert(0, _Loader(name, content))
 
 
 def _require_version(sent: Sent) -> None:
-    found = installed_as(sent.top)
-    here = f"{found.name} {found.version}" if found else f"no distribution of {sent.top}"
+    found = installed_as(sent.piece)
+    here = f"{found.name} {found.version}" if found else f"no distribution of {sent.piece}"
     if here != sent.code:
         raise WorkError(f"the study has {sent.code}, and a worker's machine {here}: install the same there")
 
 
 class _Loader(MetaPathFinder, ExecutionLoader):
-    """Imports one top-level module from sources in memory."""
+    """Imports a piece of code from sources in memory."""
 
-    def __init__(self, top: str, files: dict[str, bytes]) -> None:
-        self.top, self.files = top, files
+    def __init__(self, piece: str, files: dict[str, bytes]) -> None:
+        self.piece, self.files = piece, files
 
     def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
         stem = name.replace(".", "/")

@@ -107,7 +107,7 @@ def test_a_plan_says_what_of_a_space_the_method_does_not_search(
         capsys.readouterr().out.rsplit("searched:\n", 1)[1].split("left out (without effect, or ")
     )
     assert "augment.crop_scale_min" in searched
-    assert "coop's own value is outside the range): task.augmentation, task.mixup_alpha" in left
+    assert "coop's own value, or yours, is outside the range): task.augmentation, task.mixup_alpha" in left
     assert "task." not in searched
 
 

@@ -86,7 +86,7 @@ def _blocks(
 def _send_by_value(source: Source) -> None:
     """A class of the user's own code goes to the tasks as this code: their machines need not have it."""
     module = sys.modules[type(source).__module__]
-    if not is_everywhere(module.__name__.partition(".")[0]):
+    if not is_everywhere(module.__name__):
         cloudpickle.register_pickle_by_value(module)
 
 

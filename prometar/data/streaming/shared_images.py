@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prometar.data.datasets.dataset import Item, Source
 from prometar.errors import UserError
-from prometar.parts.identity import identity, is_everywhere
+from prometar.parts.identity import identity, is_everywhere, piece_of
 
 SAMPLE = 32  # images read to estimate the size of a data set
 READ_AT_ONCE = 256
@@ -72,9 +72,8 @@ def resident(items: Sequence[Item], source: Source, resident_bytes: int) -> Resi
 def _identity(source: Source) -> bytes:
     """What tells a source from all others: its code and all that it holds, whatever it shows of itself."""
     module = type(source).__module__
-    top = module.partition(".")[0]
     try:
-        code = "" if is_everywhere(top) else identity(top, module)
+        code = "" if is_everywhere(module) else identity(piece_of(module))
         return code.encode() + pickle.dumps(source)
     except (UserError, LookupError, pickle.PicklingError, AttributeError, TypeError):  # no module is its home
         held: bytes = cloudpickle.dumps(source)

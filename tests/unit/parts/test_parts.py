@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,32 @@ def test_a_package_is_told_apart_by_all_its_files(tmp_path: Path, monkeypatch: p
     assert set(sent.files) == {"pack/__init__.py", "pack/deep/help.py", "pack/deep/parts.py"}
     for name in [name for name in sys.modules if name.partition(".")[0] == "pack"]:
         del sys.modules[name]
+
+
+def test_modules_of_a_bare_folder_are_told_apart_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `__init__.py` nothing says what belongs together; a package in it does."""
+    references = ["bare.one:f", "bare.two:f", "bare.pack.three:f"]
+    (tmp_path / "bare" / "pack").mkdir(parents=True)
+    for name in ("one", "two", "pack/three"):
+        (tmp_path / "bare" / f"{name}.py").write_text("def f(a, b):\n    return 1\n")
+    (tmp_path / "bare" / "pack" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = identity.identities(references)
+    assert list(before) == ["bare.one", "bare.pack", "bare.two"]
+    (tmp_path / "bare" / "two.py").write_text("def f(a, b):\n    return 2\n")
+    assert {k for k, v in identity.identities(references).items() if before[k] != v} == {"bare.two"}
+    sent = sources_of(references)
+    shutil.rmtree(tmp_path / "bare")
+    try:
+        install(sent)
+        assert [reference.load(each)(0, 0) for each in references] == [1, 2, 1]
+        assert identity.identities(references) == {each.piece: each.code for each in sent}
+    finally:
+        sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, sending._Loader)]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "bare"]:
+            del sys.modules[name]
 
 
 WORKER = """
