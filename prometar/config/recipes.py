@@ -93,6 +93,8 @@ def _published(name: str) -> Recipe:
     return Recipe(name, **parse_yaml(text, where=f"recipe {name}"))
 
 
+_NO_METHODS = {"data", "backbone", "train.seed"}
+"""What a recipe has none of: a method is compared on the same images with the same backbone."""
 _OPTIONAL = tuple(field.name for field in fields(Recipe) if field.name not in {"name", "settings"})
 
 
@@ -107,5 +109,8 @@ def _own(path: Path) -> Recipe:
     for section, settings in tree["settings"].items():
         if not isinstance(settings, dict):
             raise UserError(f"{path}: settings.{section} must be a mapping of settings, found {settings!r}")
+        beside = sorted(_NO_METHODS & {section, *(f"{section}.{key}" for key in settings)})
+        if beside:
+            raise UserError(f"{path}: {beside[0]} is no part of a method: give it to the command (--set)")
     about = dict.fromkeys(_OPTIONAL, "") | {"title": path.stem}
     return Recipe(path.name, **{**about, **tree})

@@ -118,3 +118,14 @@ def test_a_file_that_names_a_method_starts_from_its_recipe(tmp_path: Path) -> No
     path.write_text("method: [coop]\n")
     with pytest.raises(UserError, match="method: Input should be a valid string"):
         load_config(path)
+
+
+OF_NO_METHOD = [("data", "shots: 4"), ("backbone", "name: ViT-B-32"), ("train.seed", "seed: 3, epochs: 2")]
+
+
+@pytest.mark.parametrize(("named", "text"), OF_NO_METHOD)
+def test_an_own_recipe_does_not_choose_images_backbone_or_seed(named: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"settings:\n  {named.partition('.')[0]}: {{{text}}}\n")
+    with pytest.raises(UserError, match=rf"mine\.yaml: {named} is no part of a method"):
+        recipe(str(path))
