@@ -6,10 +6,11 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from prometar.config.settings import absolute_root
 from prometar.errors import UserError
 from prometar.io.files import resolved
 from prometar.io.stores import masked
-from tune.options import Options, options_of, run
+from tune.options import Options, options_of, plan_of, run
 from tune.reporting.display import Report
 from tune.reporting.html import write_report
 from tune.results.reader import Records, read_records
@@ -76,13 +77,17 @@ class Study:
     __signature__: ClassVar[Signature]  # what notebooks complete
 
     def __init__(self, folder: str | Path, **options: Any) -> None:
-        asked = ", ".join([repr(str(folder)), *(f"{key}={value!r}" for key, value in options.items())])
-        self._asked = masked(asked)
+        asked = [repr(str(folder)), *(f"{key}={_shown(value)!r}" for key, value in options.items())]
+        self._asked = masked(", ".join(asked))
         self.folder = resolved(Path(folder).expanduser())
+        if not self.folder.name:
+            raise UserError(f"a study has a folder of its own, OUT/STUDY: found {folder}")
+        if options.get("data_root"):
+            options["data_root"] = absolute_root(str(options["data_root"]))  # of now, as the folder
         given = [name for name in _OF_THE_FOLDER if name in options]
         if given:
             raise UserError(f"Study takes no '{given[0]}': its first argument is the folder OUT/STUDY")
-        place = {"out": self.folder.parent, "study": self.folder.name, "command": repr(self)}
+        place = {"out": self.folder.parent, "study": self.folder.name, "command": f"{self!r}.run()"}
         self.options = options_of({**options, **place})
 
     def run(self) -> Study:
@@ -102,9 +107,7 @@ class Study:
         Raises:
             UserError: it is asked for wrongly, or a data set is not there.
         """
-        from tune.stages.budget import planned  # here: what needs Optuna is no part of reading a study
-
-        return planned(self.options.spec())
+        return plan_of(self.options)[1]
 
     @property
     def records(self) -> Records:
@@ -132,6 +135,10 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self._asked})"
+
+
+def _shown(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
 
 
 Study.__signature__ = Signature(

@@ -24,6 +24,7 @@ from tune.space.spaces import EPOCHS, Space, known_spaces, load_space
 
 if TYPE_CHECKING:
     from tune.results.schema import FinalTest
+    from tune.stages.budget import Budget
     from tune.study import Place
     from tune.study_spec import StudySpec
 
@@ -151,8 +152,12 @@ class Options:
         """The settings that are given one by one, by dotted key."""
         given = self.settings
         chosen = dict(given) if isinstance(given, Mapping) else parse_assignments(list(_many(given)))
-        if "data.name" in chosen:
-            raise UserError("--set data.name: a search's data sets are given by --dataset")
+        for key, said in (
+            ("data.name", "data sets are given by --dataset"),
+            ("train.seed", "seed by --seed"),
+        ):
+            if key in chosen:
+                raise UserError(f"--set {key}: a search's {said}")
         return chosen
 
     def _defaults(self) -> dict[str, Any]:
@@ -237,18 +242,26 @@ def run(options: Options) -> FinalTest:
     return run_study(spec, options.place(spec))
 
 
-def describe_plan(options: Options) -> str:
-    """What the study would be, search and train at most; nothing is run, and nothing is written.
+def plan_of(options: Options) -> tuple[StudySpec, Budget]:
+    """What the study would search, and train at most; nothing is run, and nothing is written.
 
     Raises:
         UserError: it is asked for wrongly, or a data set is not there.
     """
-    from tune.results.writer import StudyFolder
-    from tune.stages.budget import headline, planned
+    from tune.stages.budget import planned
 
     spec = options.spec()
     budget = planned(spec)
     options.place(spec)  # what is wrong with it
+    return spec, budget
+
+
+def describe_plan(options: Options) -> str:
+    """`plan_of` in words; raises as it does."""
+    from tune.results.writer import StudyFolder
+    from tune.stages.budget import headline
+
+    spec, budget = plan_of(options)
     ranges = [f"  {key}: {values}" for key, values in spec.space.describe().items()]
     study = f"study {StudyFolder(options.out, options.name).path}: {headline(spec)}"
     return "\n".join([study, str(budget), "searched:", *ranges, *_left_out(options, spec)])

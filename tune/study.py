@@ -17,10 +17,17 @@ from rich.console import Console
 from prometar.config.settings import dump_config
 from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.local_ray import start_ray
-from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources, uses_gpu
+from prometar.distributed.placement import (
+    Node,
+    ResourcePlan,
+    Room,
+    plan_resources,
+    require_shares,
+    uses_gpu,
+)
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
-from prometar.io.stores import masked
+from prometar.io.stores import filesystem, masked
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from prometar.training.process_memory import process_memory
@@ -90,8 +97,10 @@ class Place:
     def __post_init__(self) -> None:
         if self.lockstep < 1:
             raise UserError(f"--lockstep must be at least 1, found {self.lockstep}")
-        if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise UserError(f"--max-concurrent must be at least 1, found {self.max_concurrent}")
+        require_shares(self.max_concurrent, self.cpus_per_trial, self.gpus_per_trial, noun="trial")
+        check_trackers(self.trackers)
+        if self.files is not None:
+            filesystem(self.files)
         for option, value in (("max-hours", self.max_hours), ("trial-timeout", self.trial_timeout)):
             if value is not None and not 0 < value <= _MOST:
                 raise UserError(f"--{option} must be above 0 and at most {_MOST:,.0f}, found {value:g}")
@@ -113,7 +122,6 @@ def run_study(
     """
     # In a notebook too: lines as they come, not a display each.
     console = console or Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False)
-    check_trackers(place.trackers)
     checked = check(spec)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage

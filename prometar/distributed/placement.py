@@ -99,6 +99,22 @@ class Room:
         return [{**trainer, kind: share}, *others]
 
 
+def require_shares(max_concurrent: int | None, cpus: float, gpus: float | None, *, noun: str) -> None:
+    """What can be told of `plan_resources`' numbers without any machine.
+
+    Raises:
+        UserError: one that makes no sense.
+    """
+    if not 0.1 <= cpus < math.inf:
+        raise UserError(f"--cpus-per-{noun} must be at least 0.1, found {cpus:g}")
+    if max_concurrent is not None and max_concurrent < 1:
+        raise UserError(f"--max-concurrent must be at least 1, found {max_concurrent}")
+    if gpus and not 0.01 <= gpus < math.inf:
+        raise UserError(f"--gpus-per-{noun} must be 0 or at least 0.01, found {gpus:g}")
+    if gpus and gpus > 1 and gpus != round(gpus):
+        raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, found {gpus:g}")
+
+
 def plan_resources(
     nodes: Sequence[Node],
     *,
@@ -125,15 +141,8 @@ def plan_resources(
         >>> plan_resources([{"CPU": 3.0}, {"CPU": 3.0}], cpus_per_trial=2.0).max_concurrent
         2
     """
-    if not 0.1 <= cpus_per_trial < math.inf:
-        raise UserError(f"--cpus-per-{noun} must be at least 0.1, found {cpus_per_trial:g}")
-    if max_concurrent is not None and max_concurrent < 1:
-        raise UserError(f"--max-concurrent must be at least 1, found {max_concurrent}")
+    require_shares(max_concurrent, cpus_per_trial, gpus_per_trial, noun=noun)
     gpus = float(uses_gpu(nodes, None)) if gpus_per_trial is None else gpus_per_trial
-    if gpus != 0 and not 0.01 <= gpus < math.inf:
-        raise UserError(f"--gpus-per-{noun} must be 0 or at least 0.01, found {gpus:g}")
-    if gpus > 1 and gpus != round(gpus):
-        raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, found {gpus:g}")
     if not total(nodes, "CPU"):
         raise UserError(
             f"Ray has no CPUs for a {noun} yet: wait until a worker has joined it (clusters/wait.py does)"

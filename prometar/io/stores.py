@@ -40,8 +40,9 @@ def join(root: str | Path, name: str) -> str:
     """
     if "://" not in f"{root}":
         return str(Path(root, name))
-    path, question, options = f"{root}".partition("?")
-    return f"{path.rstrip('/')}/{name}{question}{options}"
+    scheme, _, path = f"{root}".partition("://")
+    path, question, options = path.partition("?")
+    return f"{scheme}://{path.rstrip('/')}/{name}{question}{options}"
 
 
 def reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -168,3 +169,32 @@ def test_a_study_is_read_without_the_machinery_that_made_it(small: Path) -> None
     best = Study(small).best
     assert best is not None
     assert done.stdout.splitlines()[-1] == f"[] 3 {best.number} []"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"enqueue": "none.yaml"}, "--enqueue none.yaml: no such file"),
+        ({"gpus_per_trial": "x"}, "--gpus-per-trial 'x': expected a number"),
+        ({"gpus_per_trial": float("nan")}, "--gpus-per-trial must be 0 or at least 0.01"),
+        ({"cpus_per_trial": 0}, "--cpus-per-trial must be at least 0.1"),
+        ({"lockstep": 0}, "--lockstep must be at least 1"),
+        ({"track": "nosuch"}, "unknown tracker 'nosuch'"),
+        ({"files": "s3://"}, "cannot open 's3:///it': Missing bucket name"),
+        ({"settings": {"train.seed": 3}}, "--set train.seed: a search's seed by --seed"),
+    ],
+)
+def test_a_plan_refuses_what_the_study_would(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        Study(tmp_path / "it", dataset="leaves", **options).plan()
+
+
+def test_a_study_means_the_same_from_every_folder(asked: Asked, tmp_path: Path) -> None:
+    mine = Study("out/mine", dataset="dtd", data_root=Path("data"), trials=3)
+    (tmp_path / "elsewhere").mkdir()
+    os.chdir(tmp_path / "elsewhere")
+    spec = mine.run().options.spec()
+    assert spec.config.data.root == str(tmp_path / "data")
+    assert eval(repr(mine)).folder.name == "mine"  # what a page says to run
+    with pytest.raises(UserError, match=r"a study has a folder of its own, OUT/STUDY: found /"):
+        Study("/")

@@ -23,6 +23,7 @@ from tune.optimizer.storage import drive_study
 from tune.optimizer.trial_counts import REPEAT, Settings, Tally
 from tune.optimizer.trial_schema import (
     CURVE,
+    ENQUEUED,
     FORGIVEN,
     KEPT,
     LOSSES,
@@ -148,7 +149,7 @@ class Memory:
         """
         forgiven = self.forgiven
         trials = [t for t in self._study.get_trials(deepcopy=False) if t.number not in forgiven]
-        known = [t.system_attrs.get("fixed_params") for t in trials]
+        known = [t.system_attrs.get(ENQUEUED) for t in trials]
         fresh = [dict(each) for each in settings if dict(each) not in known]
         for each in fresh:
             self._study.enqueue_trial(each, user_attrs={ORIGIN: origin})

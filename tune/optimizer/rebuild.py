@@ -18,6 +18,7 @@ from tune.optimizer.storage import open_study, opening
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import (
     CURVE,
+    ENQUEUED,
     FORGIVEN,
     KEPT,
     ORIGIN,
@@ -136,7 +137,7 @@ def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Seq
         distributions=fixed.distributions,
         user_attrs=marks,
         # So that the same --enqueue and --warm-start are known to have been taken.
-        system_attrs={} if record.origin == "sampled" else {"fixed_params": settings},
+        system_attrs={ENQUEUED: {key: settings[key] for key in record.given}} if record.given else {},
         intermediate_values=curve if one else {},
     )
     for bound in bounds if state is not TrialState.FAIL else ():

@@ -15,6 +15,7 @@ RESULT = "result"
 ORIGIN = "origin"
 CURVE = "curve"
 LOSSES = "losses"
+ENQUEUED = "fixed_params"  # a system attribute, Optuna's own: settings that a trial was enqueued with
 
 FORGIVEN = "forgiven"  # user attributes of an Optuna study
 SEARCHED = "seconds_searched"
@@ -37,6 +38,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         reference=reference,
         origin=marks.get(ORIGIN, "released" if reference else "sampled"),
         settings=dict(trial.params),
+        given=tuple(key for key in trial.params if key in trial.system_attrs.get(ENQUEUED, {})),
         objective=last.get("objective"),
         base=last.get("base"),
         new=last.get("new"),

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from prometar.config.settings import load_config, parse
 from prometar.errors import UserError
 from prometar.io.stores import masked
+from prometar.training.run_result import FILE, read_result
+from tune.jobs.spec import Terms
 from tune.optimizer.rebuild import odd_records, rebuild
 from tune.results.reader import read_study, read_trials
+from tune.results.schema import TrialRecord
 from tune.results.writer import StudyFolder
 from tune.study_spec import StudySpec
+
+_MOST_BEGUN = 256  # trials without a record behind the last that has one
+_UNCHECKED = (
+    "study.yaml was missing too: whether sampler, pruner, goals, bounds and --val-per-class were the same, "
+    "nothing tells"
+)
 
 
 def require_agreement(
@@ -34,6 +45,8 @@ def require_agreement(
     if not from_records:
         raise UserError(f"{lost}: restore the database, or rebuild it with --from-records")
     before = read_study(folder.path) if folder.begun else None
+    if before is None:
+        _require_settings(folder, spec, records)
     aside = _put_aside(folder.path / "study.db") if own else None
     rebuild(
         storage,
@@ -42,13 +55,37 @@ def require_agreement(
         space=spec.space,
         goals=spec.goals,
         bounds=spec.bounds,
-        at_least=1
-        + max(int(path.name) for path in (folder.path / "trials").iterdir() if path.name.isdecimal()),
+        at_least=1 + _last_begun(folder, records[-1].number),
         forgiven=before.forgiven if before else (),
         seconds_searched=before.seconds_searched if before else 0.0,
     )
     kept = f"; what was there is now {aside.name}" if aside else ""
-    return (f"the database has been rebuilt from {len(records)} records{kept}",)
+    notes = [f"the database has been rebuilt from {len(records)} records{kept}"]
+    return (*notes, _UNCHECKED) if before is None else tuple(notes)
+
+
+def _require_settings(folder: StudyFolder, spec: StudySpec, records: Sequence[TrialRecord]) -> None:
+    """Where study.yaml is missing, what lies beside the records has to be of the settings asked for now.
+
+    Raises:
+        UserError: it is of others; with the difference.
+    """
+    for record in records:
+        job = spec.rerun_job(dict(record.settings), spec.seeds, str(folder.trial(record.number)), Terms())
+        for leg in job.legs:
+            path = Path(job.run_dir, leg.folder)
+            if not (path / "config.yaml").exists():
+                continue
+            then, now = load_config(path / "config.yaml").flat(), parse(leg.config, where="settings").flat()
+            if (path / FILE).exists():
+                then["objective"], now["objective"] = read_result(path).objective, job.objective
+            folder.compare(then, now)
+
+
+def _last_begun(folder: StudyFolder, recorded: int) -> int:
+    """The highest number of a begun trial; a folder far beyond the recorded ones is no trial's."""
+    names = (path.name for path in (folder.path / "trials").iterdir() if path.name.isdecimal())
+    return max(number for number in map(int, names) if number <= recorded + _MOST_BEGUN)
 
 
 def _put_aside(database: Path) -> Path | None:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from optuna import delete_study
 
+from prometar.config.settings import dump_config, parse
 from prometar.errors import UserError
 from tests.support.driver import NAME, small_spec
 from tests.support.fake_trial import curve
+from tune.jobs.spec import Terms
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.rebuild import rebuild
 from tune.optimizer.samplers import STARTUP_TRIALS
@@ -115,6 +117,8 @@ def test_a_lost_database_is_made_anew(study: tuple[StudyFolder, StudySpec]) -> N
         require_agreement(folder, folder.storage, spec, from_records=False)
     assert not (folder.path / "study.db").exists(), "a refusal writes nothing"
 
+    folder.describe(spec, {})
+    (folder.path / "trials" / "20261128").mkdir()  # a copy that somebody has put there
     notes = require_agreement(folder, folder.storage, spec, from_records=True)
     assert notes == (f"the database has been rebuilt from {len(trials)} records",)
     after = memory_of(spec, folder)
@@ -135,7 +139,7 @@ def test_a_garbled_database_is_lost_too(study: tuple[StudyFolder, StudySpec]) ->
     database.write_bytes(b"no database at all" * 1000)
     with pytest.raises(UserError, match="restore the database, or rebuild it with --from-records"):
         require_agreement(folder, folder.storage, spec, from_records=False)
-    (note,) = require_agreement(folder, folder.storage, spec, from_records=True)
+    note, *_ = require_agreement(folder, folder.storage, spec, from_records=True)
     assert note.endswith("what was there is now study.db.before-1")
     after = memory_of(spec, folder)
     assert len(after.ended()) == len(read_trials(folder.path))
@@ -158,6 +162,43 @@ def test_the_next_draws_are_the_same(study: tuple[StudyFolder, StudySpec]) -> No
     after = memory_of(spec, folder)
     assert [after.next(100) for _ in range(3)] == expected
     after.close()
+
+
+def test_without_a_description_what_lies_beside_the_records_decides(
+    study: tuple[StudyFolder, StudySpec],
+) -> None:
+    folder, spec = study
+    (folder.path / "study.db").unlink()
+    first = read_trials(folder.path)[0]
+    (leg,) = spec.rerun_job(dict(first.settings), spec.seeds, "", Terms()).legs
+    config = folder.trial(0) / "config.yaml"
+    config.write_text(dump_config(parse(leg.config, where="").override({"data.shots": 2})))
+    with pytest.raises(UserError, match=r"made with other settings \(data\.shots: 2 then, \d+ now\)"):
+        require_agreement(folder, folder.storage, spec, from_records=True)
+    assert not (folder.path / "study.db").exists()
+    config.write_text(dump_config(parse(leg.config, where="")))
+    _, note = require_agreement(folder, folder.storage, spec, from_records=True)
+    assert note.startswith("study.yaml was missing too")
+
+
+def test_what_was_enqueued_in_part_is_known_again(tmp_path: Path) -> None:
+    spec, folder = small_spec(epochs=EPOCHS), StudyFolder(tmp_path, NAME)
+    folder.path.mkdir()
+    given = [{"regularizer.kind": "l2"}]
+    memory = memory_of(spec, folder)
+    memory.enqueue(given, "enqueued")
+    for _ in range(2):
+        asked = memory.next(10)
+        assert asked is not None
+        run(memory, asked)
+    for trial in memory.ended():
+        folder.write_record(trial)
+    memory.close()
+    (folder.path / "study.db").unlink()
+    require_agreement(folder, folder.storage, spec, from_records=True)
+    rebuilt = memory_of(spec, folder)
+    assert rebuilt.enqueue(given, "enqueued") == 0
+    rebuilt.close()
 
 
 def test_what_was_forgiven_and_how_long_was_searched_is_known_again(tmp_path: Path) -> None:
@@ -226,7 +267,7 @@ def test_another_studys_database_is_refused_and_put_aside(
     with pytest.raises(UserError, match="or has others in their place"):
         require_agreement(folder, folder.storage, spec, from_records=False)
     assert database.read_bytes() == content
-    (note,) = require_agreement(folder, folder.storage, spec, from_records=True)
+    note, *_ = require_agreement(folder, folder.storage, spec, from_records=True)
     assert note.endswith("what was there is now study.db.before-1")
     assert (folder.path / "study.db.before-1").read_bytes() == content
     assert require_agreement(folder, folder.storage, spec, from_records=False) == ()

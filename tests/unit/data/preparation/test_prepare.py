@@ -273,6 +273,8 @@ def test_credentials_in_a_uri_are_not_shown() -> None:
         open_dataset("dtd", "nowhere://key:se/cret@bucket")
     assert "cret" not in str(caught.value)
     assert join("s3://bucket/data/?region=x", "dtd") == "s3://bucket/data/dtd?region=x"
+    assert join("file:///", "dtd") == "file:///dtd"
+    assert join("s3://", "dtd") == "s3:///dtd"  # no bucket: refused, and no folder here
 
 
 def test_unknown_places_are_refused(small_dtd: Path) -> None:
