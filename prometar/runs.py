@@ -108,6 +108,8 @@ def write_result(folder: Path, session: Session) -> RunResult:
         classnames=classnames(run.plan.items),
         template=run.dataset.template,
         run=run.digest,
+        data=run.dataset.digest,
+        weights=run.backbone.digest,
         environment=environment(),
         code=run.code,
     )
@@ -152,6 +154,9 @@ def _trained(folder: Path, trust_parts: bool) -> tuple[Classifier, RunResult]:
         dtype=DTYPES[config.backbone.precision],
         device=default_device(),
     )
+    if result.weights not in {"", backbone.digest}:
+        pretrained = config.backbone.pretrained or config.backbone.name
+        raise UserError(f"the run in {folder} was trained with other weights than {pretrained} now holds")
     state = checkpoint.state.to(backbone.clip.device)
     prompts = build_prompts(config)
     require_prompts(folder / "checkpoint.safetensors", backbone, prompts, state.tested)

@@ -22,6 +22,7 @@ class TrainedRun:
         figures: Percent by column: base, new and H, or accuracy.
         classes: Names of those that it was trained on.
         trains: False where it had nothing to learn: its figures are those of every seed.
+        data, weights: Digests of the data set's splits and of the backbone; "" where they were not kept.
     """
 
     folder: Path
@@ -30,6 +31,8 @@ class TrainedRun:
     figures: Mapping[str, float]
     classes: tuple[str, ...]
     trains: bool
+    data: str = ""
+    weights: str = ""
 
     @property
     def seed(self) -> int:
@@ -70,7 +73,9 @@ def _read(folder: Path) -> TrainedRun | None:
         return None
     result = read_result(folder)
     figures, trains = _figures(result.accuracies), "direct_ce" in result.result
-    return TrainedRun(folder, config, result.objective, figures, result.classnames, trains)
+    return TrainedRun(
+        folder, config, result.objective, figures, result.classnames, trains, result.data, result.weights
+    )
 
 
 def _figures(accuracies: Mapping[str, float]) -> dict[str, float]:

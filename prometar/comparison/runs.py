@@ -36,6 +36,8 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
     if not runs:
         raise UserError(f"there is no run in {where}: pass folders that `prometar train` wrote")
     objective = _objective(runs)
+    weights = [f"weights ({run.config.backbone.pretrained or run.config.backbone.name})" for run in runs]
+    _require_alike(runs, weights, [run.weights for run in runs])
     names, meanings = labels([run.config for run in runs])
     methods = dict(zip(names, (run.config.method for run in runs), strict=True))
     if len(methods) == 1:
@@ -48,7 +50,7 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
     found = compare(results, reference=reference, columns=columns, title=title)
     if not found.differences:
         raise UserError(f"nothing can be paired with {reference}: {_there(results)}")
-    remarks = [*_about(objective), *meanings]
+    remarks = [*_about(objective), *meanings, *_unlike(names, runs)]
     if unfinished:
         remarks.append(f"not finished, and left out: {_listed(unfinished)}")
     return replace(found, remarks=(*remarks, *found.remarks))
@@ -112,16 +114,45 @@ def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
     kinds: dict[str, set[object]] = {}
     for run in runs:
         kinds.setdefault(run.config.data.name, set()).add((run.classes, _place(run)))
-    found, first = [], dict[str, TrainedRun]()
+    found = []
     for run in runs:
         data = run.config.data
         several = len(kinds[data.name]) > 1
         label = one_line(f"{data.name} {_place(run) or data.root or ''}".strip() if several else data.name)
-        other = first.setdefault(label, run)
-        if other.classes != run.classes:
-            raise UserError(f"{other.folder} and {run.folder} differ in their classes of {label}: pass one")
         found.append(label)
+    _require_alike(runs, [f"classes of {label}" for label in found], [run.classes for run in runs])
+    _require_alike(runs, [f"splits of {label}" for label in found], [run.data for run in runs])
     return found
+
+
+def _require_alike(runs: Sequence[TrainedRun], called: Sequence[str], values: Sequence[object]) -> None:
+    """What is called the same has to be the same, where it is known.
+
+    Raises:
+        UserError: two runs that differ in it.
+    """
+    first = dict[str, tuple[Path, object]]()
+    for run, name, value in zip(runs, called, values, strict=True):
+        folder, other = first.setdefault(name, (run.folder, value)) if value else (run.folder, value)
+        if other != value:
+            raise UserError(f"{folder} and {run.folder} differ in their {name}: pass one")
+
+
+_TRAINED_WITH = ("data.shots", "train.epochs", "train.batch_size")
+_BACKBONE = ("backbone.name", "backbone.pretrained", "backbone.precision")
+
+
+def _unlike(names: Sequence[str], runs: Sequence[TrainedRun]) -> list[str]:
+    """What methods may differ in besides, a remark each: settings that are no method's alone."""
+    said = []
+    for key in (*_TRAINED_WITH, *_BACKBONE):
+        had: dict[str, str] = {}
+        for name, run in zip(names, runs, strict=True):
+            if run.trains or key in _BACKBONE:
+                had.setdefault(name, str(run.config.flat()[key]))
+        if len(set(had.values())) > 1:
+            said.append(one_line(f"{key} differ: {', '.join(f'{name} {had[name]}' for name in had)}"))
+    return said
 
 
 def _place(run: TrainedRun) -> str:

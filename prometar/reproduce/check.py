@@ -9,13 +9,15 @@ import torch
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.openclip import load_backbone
+from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import Problem, problem
 from prometar.errors import UserError, one_line
 from prometar.methods.probing import probe
-from prometar.reproduce.grid import Asked
+from prometar.reproduce.grid import WEIGHTS, Asked
+from prometar.training.run import DTYPES
 from prometar.training.session import kept_bytes
 
 
@@ -28,6 +30,7 @@ class Found:
         missing: Data sets that cannot be used, and why.
         trained: The most classes that a run is trained on.
         weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
+        contents: Digests of the data sets' splits by name, and of the weights (`Outcome.contents`).
     """
 
     idle: frozenset[str]
@@ -35,6 +38,7 @@ class Found:
     trained: int
     weights: int
     images: int
+    contents: Mapping[str, str]
 
 
 def look(asked: Asked) -> Found:
@@ -44,10 +48,10 @@ def look(asked: Asked) -> Found:
         UserError: no data set to train on; settings that a method refuses; unknown or missing weights.
         WorkError: the weights cannot be fetched.
     """
-    missing, splits = dict[str, str](), list[Problem]()
+    missing, splits, contents = dict[str, str](), list[Problem](), dict[str, str]()
     for dataset in (*asked.trained_on, *asked.datasets):
         try:
-            splits += _open(asked, dataset)
+            splits += _open(asked, dataset, contents)
         except UserError as error:
             missing[dataset] = one_line(str(error))
     if missing.keys() >= set(asked.trained_on):
@@ -56,9 +60,10 @@ def look(asked: Asked) -> Found:
         raise UserError(f"there is nothing to train on: {first}{more}")
     backbone = next(iter(asked.configs.values())).backbone
     clip = load_backbone(backbone.name, backbone.pretrained).clip
+    contents[WEIGHTS] = weights_digest(clip.to(dtype=DTYPES[backbone.precision]))
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
     trained = max(len(split.classnames) for split in splits)
-    return Found(idle, missing, trained, clip.num_bytes, kept_bytes(splits, clip.image_size))
+    return Found(idle, missing, trained, clip.num_bytes, kept_bytes(splits, clip.image_size), contents)
 
 
 def _learns(config: Config, clip: Clip) -> bool:
@@ -66,11 +71,12 @@ def _learns(config: Config, clip: Clip) -> bool:
     return bool(leaves)
 
 
-def _open(asked: Asked, name: str) -> list[Problem]:
+def _open(asked: Asked, name: str, contents: dict[str, str]) -> list[Problem]:
     """What is trained and scored on a data set; nothing where it is only tested on."""
     config = next(iter(asked.configs.values()))
     obtain(name, config.data.root)
     dataset = open_dataset(name, config.data.root)
+    contents[name] = dataset.digest
     if name in asked.trained_on:
         return [problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])]
     if not dataset.test:

@@ -18,6 +18,9 @@ from prometar.parts.identity import require_same
 from prometar.reproduce.protocols import Protocol
 from prometar.training.run_result import FILE, STRICT, Percent, read_result
 
+WEIGHTS = "the weights"
+"""Among `Outcome.contents`; no data set has a name with a space."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -142,6 +145,7 @@ class Outcome:
         tests: Percent by target. num_classes: Of the data sets that were tested.
         seconds: Of training and its own test. reason: Why it failed; "" where it has finished.
         environment: Versions and machine.
+        contents: Digests of the splits of what it was trained and tested on, by data set, and of the weights.
     """
 
     accuracies: dict[str, Percent] = field(default_factory=dict)
@@ -150,6 +154,7 @@ class Outcome:
     seconds: float = 0.0
     reason: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 _OUTCOME = TypeAdapter(Outcome)
@@ -199,8 +204,8 @@ class GridFolder:
         """The run's folder."""
         return self.path / "runs" / entry.name
 
-    def require_same(self, wanted: list[Entry]) -> None:
-        """Refuse to go on with runs that were made with other settings.
+    def require_same(self, wanted: list[Entry], contents: Mapping[str, str]) -> None:
+        """Refuse to go on with runs that were made with other settings, images or weights.
 
         Raises:
             UserError: with the difference.
@@ -221,6 +226,14 @@ class GridFolder:
                     f"the run {path.parent} was made with other settings ({'; '.join(changed[:6])}{more}): "
                     "repeat them, or choose another --out"
                 )
+            record = self.record(entry)
+            made_with = record.contents if record else {}
+            other = [name for name, digest in made_with.items() if contents.get(name, digest) != digest]
+            if other:
+                raise UserError(
+                    f"the run {path.parent} was made with {_called(other[0])} than now: restore them, or "
+                    "choose another --out"
+                )
             if entry.config.own and size_of(path.parent / FILE) is not None:
                 require_same(str(path.parent), entry.config.own.values(), _code(path.parent))
 
@@ -234,6 +247,10 @@ class GridFolder:
         if record is None or record.reason or not set(entry.targets) <= set(record.tests):
             return None
         return record
+
+
+def _called(name: str) -> str:
+    return "other weights" if name == WEIGHTS else f"other splits of {name}"
 
 
 def _code(folder: Path) -> Mapping[str, str]:

@@ -47,7 +47,7 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
     found = look(asked)
     wanted = entries(asked, found.idle, found.missing)
     folder = GridFolder(place.out)
-    folder.require_same(wanted)
+    folder.require_same(wanted, found.contents)
     with locked(folder.path, f"the grid {folder.path}"):
         todo = [entry for entry in wanted if folder.finished(entry) is None]
         console.print(f"{asked.protocol.name} in {folder.path}: {asked.protocol.about}")

@@ -15,7 +15,7 @@ from prometar.errors import StorageError, UserError, one_line
 from prometar.inference.classifier import Classifier
 from prometar.io.files import write_atomically
 from prometar.parts.sending import Sent, install
-from prometar.reproduce.grid import Entry, Record, read_record
+from prometar.reproduce.grid import WEIGHTS, Entry, Record, read_record
 from prometar.runs import evaluate_on, ray_stream, write_result
 from prometar.training.run import build_run
 from prometar.training.session import Session
@@ -77,12 +77,14 @@ def _run(job: Job) -> Record:
         num_classes={dataset.name: len(dataset.classnames)},
         seconds=session.history[-1]["seconds"],
         environment=environment(),
+        contents={dataset.name: dataset.digest, WEIGHTS: result.weights},
         entry=entry,
     )
     before = read_record(entry, job.folder)
     if before is not None:  # killed between two targets, or new ones are asked for
         num_classes = {**before.num_classes, **record.num_classes}
-        record = replace(record, tests=before.tests, num_classes=num_classes)
+        contents = {**before.contents, **record.contents}
+        record = replace(record, tests=before.tests, num_classes=num_classes, contents=contents)
     record.write(job.folder)
     classifier = Classifier(
         run.backbone, run.method.prompts, session.state.tested, entry.config, result.classnames,
@@ -93,6 +95,7 @@ def _run(job: Job) -> Record:
             tested = open_dataset(target, entry.config.data.root)
             tests = {**record.tests, target: evaluate_on(classifier, tested, options=options)}
             num_classes = {**record.num_classes, target: len(tested.classnames)}
-            record = replace(record, tests=tests, num_classes=num_classes)
+            contents = {**record.contents, target: tested.digest}
+            record = replace(record, tests=tests, num_classes=num_classes, contents=contents)
             record.write(job.folder)
     return record

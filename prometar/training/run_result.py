@@ -28,7 +28,8 @@ class RunResult(BaseModel):
         accuracies: Percent by set of classes. images: How many each was measured on.
         objective: What the run trained on and was scored by.
         classnames: What it was trained on, by label. template: Around the names.
-        run: The digest of everything that decides its outcome.
+        run: The digest of everything that decides its outcome. data, weights: Those of the data set's splits,
+            and of the backbone as it ran.
         environment: Versions of what it ran on. code: Identities of parts that are not prometar's.
     """
 
@@ -42,6 +43,8 @@ class RunResult(BaseModel):
     classnames: tuple[str, ...]
     template: str
     run: str
+    data: str = ""
+    weights: str = ""
     environment: dict[str, str]
     code: dict[str, str] = Field(default_factory=dict)
 

@@ -73,6 +73,10 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     save_file({name: tensor + 0.001 for name, tensor in state.items()}, weights)
     with pytest.raises(WorkError, match="belongs to a run with other settings, data or weights"):
         runs.train_run(config, tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"run was trained with other weights than .*weights\.safetensors now"
+    ):
+        runs.trained(tmp_path / "run")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 from unicodedata import category
 
@@ -82,7 +83,7 @@ class Dataset:
         """Class names in the order of their labels."""
         return classnames(self.items)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 (hex) of each split's paths, labels and class names; the images themselves are not read."""
         state = hashlib.sha256()

@@ -18,14 +18,22 @@ from prometar.metrics import harmonic_mean
 HOSTILE = "<script>alert(1)</script>\x1b[31m\n${7*7}{{7*7}}"
 
 
-def write(folder: Path, config: Config, *, objective: str = "final", **accuracies: float) -> Path:
+def write(
+    folder: Path,
+    config: Config,
+    *,
+    objective: str = "final",
+    data: str = "",
+    weights: str = "",
+    **accuracies: float,
+) -> Path:
     """A finished run's folder, as far as a comparison reads it."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
     result = {
         "result": {"epoch": 1, "direct_ce": 0.5}, "accuracies": accuracies, "history": [],
         "objective": objective, "classnames": ["banded", "dotted"], "template": "a photo of a {}.",
-        "run": "0" * 64, "environment": {},
+        "run": "0" * 64, "environment": {}, "data": data, "weights": weights,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -268,3 +276,27 @@ def test_folders_of_other_images_are_other_data_sets(said: Any, tmp_path: Path) 
     assert status == 2
     assert "folder /A" in error
     assert "folder /B" in error
+
+
+@pytest.mark.parametrize(("of", "said_of"), [("data", "splits of dtd"), ("weights", "weights (mini)")])
+def test_one_name_for_two_things_is_refused(of: str, said_of: str, said: Any, tmp_path: Path) -> None:
+    for method, digest in (
+        ("vpt", ""),
+        ("coop", "a"),
+        ("prometar", "b"),
+    ):  # vpt's record is of an older version
+        write(tmp_path / method, config_of(method), base=60.0, new=50.0, **{of: digest})
+    expected = f"coop and {tmp_path}/prometar differ in their {said_of}: pass one"
+    assert expected in refused(said, tmp_path)
+
+
+def test_what_methods_differ_in_besides_is_said(said: Any, tmp_path: Path) -> None:
+    for method, settings in (("vpt", {"data.shots": 4}), ("prometar", {"backbone.name": "ViT-B-32"})):
+        for seed in (1, 2):
+            write(
+                tmp_path / f"{method}{seed}", config_of(method, seed, **settings), base=60.0 + seed, new=50.0
+            )
+    _, text, _ = said(tmp_path)
+    assert "data.shots differ: prometar 16, vpt 4" in text
+    assert "backbone.name differ: prometar ViT-B-32, vpt mini" in text
+    assert "train.batch_size differ" not in text

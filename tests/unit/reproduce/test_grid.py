@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometar.config.settings import dump_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError, one_line
-from prometar.reproduce.grid import Entry, GridFolder, Record, entries, read_record
+from prometar.reproduce.grid import WEIGHTS, Entry, GridFolder, Record, entries, read_record
 from prometar.reproduce.protocols import PROTOCOLS
 from tests.support.reproductions import IDLE, ask
 
@@ -111,14 +111,25 @@ def test_what_is_finished(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     folder, run = GridFolder(tmp_path), entry()
-    folder.require_same([run])
+    folder.require_same([run], {})
     folder.run(run).mkdir(parents=True)
     (folder.run(run) / "config.yaml").write_text(dump_config(run.config))
-    folder.require_same([run])
+    folder.require_same([run], {})
     with pytest.raises(
         UserError, match=r"other settings \(optim\.lr: 0\.0026 then, 0\.1 now\): repeat them, or"
     ):
-        folder.require_same([entry(**{"optim.lr": 0.1})])
+        folder.require_same([entry(**{"optim.lr": 0.1})], {})
+
+
+def test_other_images_or_weights_are_refused(tmp_path: Path) -> None:
+    folder, run = GridFolder(tmp_path), entry()
+    folder.run(run).mkdir(parents=True)
+    (folder.run(run) / "config.yaml").write_text(dump_config(run.config))
+    Record({"all": 1.0}, contents={"dtd": "a", WEIGHTS: "b"}, entry=run).write(folder.run(run))
+    folder.require_same([run], {"dtd": "a", WEIGHTS: "b", "eurosat": "c"})
+    for now, said in (({"dtd": "x"}, "other splits of dtd"), ({WEIGHTS: "x"}, "other weights")):
+        with pytest.raises(UserError, match=f"was made with {said} than now: restore them, or choose"):
+            folder.require_same([run], now)
 
 
 @given(st.text())
