@@ -32,6 +32,7 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # 
 # Nobody reads the workers' logs; Ray would look for new ones ten times a second.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "3600")
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "3600000")  # nor what its processes take
 
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
