@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from prometar.bundled.suite import SUITE
 from prometar.comparison.folders import TrainedRun, read_runs
 from prometar.comparison.labels import labels
 from prometar.comparison.paired import EVERY_SEED, Comparison, compare, default_reference, seeds_text
-from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.hubname import is_hub
+from prometar.data.datasets.catalog import place_beside
 from prometar.data.splits.objective import OBJECTIVES
 from prometar.errors import UserError, one_line
 
@@ -156,12 +154,8 @@ def _unlike(names: Sequence[str], runs: Sequence[TrainedRun]) -> list[str]:
 
 
 def _place(run: TrainedRun) -> str:
-    """What tells data sets of one name apart; "" of a benchmark, whose copies are the same images."""
     data = run.config.data
-    if data.name in BENCHMARKS or data.name in SUITE or is_hub(data.name):
-        return ""
-    args = [f"{key}={value}" for key, value in sorted(data.args.items())]
-    return " ".join([data.root or "", *args]).strip()
+    return place_beside(data.name, data.root, data.args)
 
 
 def _there(results: Table) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from rich.console import Console
 
 from prometar.config.settings import flatten
+from prometar.data.datasets.catalog import place_beside
 from prometar.errors import UserError
 from prometar.io.files import resolved, write_atomically
 from prometar.io.pages import mark, require_page_target
@@ -264,13 +265,28 @@ def _pairs(a: Records, b: Records) -> tuple[list[Pair], str]:
     differing = [key for key in _FINAL if getattr(a.asked, key) != getattr(b.asked, key)]
     if differing:
         return [], f"their {listed(differing)} differ, so a seed is not the same training images in both"
-    pairs = [_pair(name, left[name].best, right[name].best) for name in both]
+    pairs = [_pair(name, left[name].best, right[name].best, _unlike(name, a, b)) for name in both]
     if any(pair.difference for pair in pairs):
         return pairs, ""
     return pairs, listed(dict.fromkeys(pair.reason for pair in pairs))
 
 
-def _pair(name: str, ours: tuple[Run, ...], theirs: tuple[Run, ...]) -> Pair:
+def _unlike(name: str, a: Records, b: Records) -> str:
+    """Why a seed of a data set is not the same images in both studies; "" where nothing says so."""
+    splits, places = [], []
+    for study in (a.study, b.study):
+        splits.append(study.identity.get(f"split of {name}"))
+        data = flatten(study.config)
+        args = {key: value for key, value in data.items() if key.startswith("data.args.")}
+        places.append(place_beside(name, data.get("data.root"), args))
+    if all(splits) and splits[0] != splits[1]:
+        return f"their splits of {name} differ"
+    return f"their {name} lies in {listed(places)}" if places[0] != places[1] else ""
+
+
+def _pair(name: str, ours: tuple[Run, ...], theirs: tuple[Run, ...], unlike: str) -> Pair:
+    if unlike:
+        return Pair(name, figures_of(ours), figures_of(theirs), (), None, unlike)
     singles = tuple(paired(ours, theirs).values())
     found = t_interval(singles)
     seeds, others = ([run.seed for run in runs] for runs in (ours, theirs))

@@ -70,6 +70,13 @@ def require_name(name: str) -> None:
         )
 
 
+def place_beside(name: str, root: str | None, args: Mapping[str, Any]) -> str:
+    """What tells data sets of one name apart; "" of a benchmark, whose copies are the same images."""
+    if name in BENCHMARKS or name in SUITE or is_hub(name):
+        return ""
+    return " ".join([root or "", *(f"{key}={value}" for key, value in sorted(args.items()))]).strip()
+
+
 def place_of(name: str, root: Path | str) -> str:
     """Folder or URI of a data set below a root; `folder` is the root itself."""
     if name == FOLDER:

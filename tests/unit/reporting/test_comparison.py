@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from prometar.cli.app import main
@@ -85,6 +86,28 @@ def test_one_data_set_of_two_has_an_interval(tmp_path: Path) -> None:
 
 
 SHIFTED = [{**run, "seed": run["seed"] + 10} for run in runs(71, 72, 73)]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "root", "reason"),
+    [
+        ("dtd", "other", "/A", "their splits of dtd differ"),
+        ("dtd", None, "/B", ""),
+        ("folder", "this", "/B", "their folder lies in /A and /B"),
+    ],
+)
+def test_one_name_for_other_images_is_not_paired(
+    tmp_path: Path, name: str, split: str | None, root: str, reason: str
+) -> None:
+    folders = [study(tmp_path / k, {name: runs(73, 72, 75)}) for k in ("a", "b")]
+    for folder, its_split, its_root in zip(folders, ("this", split), ("/A", root), strict=True):
+        tree = yaml.safe_load((folder / "study.yaml").read_text())
+        tree["identity"] = {f"split of {name}": its_split}
+        tree["config"].setdefault("data", {})["root"] = its_root
+        (folder / "study.yaml").write_text(yaml.safe_dump(tree))
+    found = compare(*folders)
+    assert (found.overall is None) == bool(reason)
+    assert not reason or found.verdict == f"The two can't be compared on test images: {reason}."
 
 
 @pytest.mark.parametrize(
