@@ -118,14 +118,21 @@ def require_one_structure(methods: Sequence[Method]) -> None:
 
 
 def _map(value: Any, change: Callable[[float], Any]) -> Any:
-    """The same composition with every number changed, in the order of its fields."""
+    """The same composition with every number of our parts changed, in the order of its fields.
+
+    Parts of the user's own keep theirs: they may do with a number what no tensor takes.
+    """
     if isinstance(value, float):
         return change(value)
     if isinstance(value, tuple):
         return tuple(_map(each, change) for each in value)
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value) and not isinstance(value, type) and _is_ours(value):
         return replace(value, **{f.name: _map(getattr(value, f.name), change) for f in fields(value)})
     return value
+
+
+def _is_ours(part: object) -> bool:
+    return type(part).__module__.startswith("prometar.")
 
 
 def _numbers(value: Any) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,23 @@ def test_everything_that_refuses_a_study_is_told_at_once(
         "weights of ViT-B-16-quickgelu", "data set eurosat", "Ray"
     ]  # fmt: skip
     assert told.err.strip().endswith("a study would be refused here for 3 of these")
+
+
+def test_a_data_set_that_cannot_be_tested_on_is_refused(
+    capsys: pytest.CaptureFixture[str], small_dtd: Path, tmp_path: Path
+) -> None:
+    (split,) = small_dtd.glob("dtd/split_zhou_*.json")
+    tree = json.loads(split.read_text())
+    last = max(label for _, label, _ in tree["test"])
+    tree["test"] = [row for row in tree["test"] if row[1] != last]
+    (tmp_path / "dtd").mkdir()
+    (tmp_path / "dtd" / split.name).write_text(json.dumps(tree))
+    (tmp_path / "dtd" / "images").symlink_to(small_dtd / "dtd" / "images")
+    assert main(["doctor", "--dataset", "dtd", "--data-root", str(tmp_path), "--backbone", "mini"]) == 1
+    assert re.search(
+        r"refused +data set dtd: dtd: 1 classes have no test images, the first is 'woven': every class needs",
+        capsys.readouterr().out,
+    )
 
 
 def test_a_file_where_the_studies_are_to_be_refuses_them(

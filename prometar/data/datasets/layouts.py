@@ -233,9 +233,14 @@ def read_classnames(file: Path) -> dict[str, str]:
     return names
 
 
+_MOST_LABEL = 10**9
+
+
 def _item(row: Any, where: str) -> Item:
     match row:
         case [str(path), int(label), str(classname)] if not isinstance(label, bool):
+            if not -_MOST_LABEL <= label <= _MOST_LABEL:
+                raise UserError(f"{where}: label {label} is beyond {_MOST_LABEL:,}")
             return Item(_inside(path, where), label, classname)
     raise UserError(f"{where}: expected [path, label, class name], found {str(row)[:80]}")
 

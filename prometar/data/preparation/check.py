@@ -246,7 +246,8 @@ def _look_at_group(items: Sequence[Item], source: Source) -> list[Seen]:
         files = source.read_many([item.path for item in items])
     except UserError as error:
         if len(items) == 1:
-            return [Seen(items[0].path, b"", str(error) or type(error).__name__)]
+            path, says = items[0].path, str(error) or type(error).__name__
+            return [Seen(path, b"", says if path in says else f"{path}: {says}")]
         return [seen for item in items for seen in _look_at_group([item], source)]
     return [_look_at(item, file) for item, file in zip(items, files, strict=True)]
 

@@ -105,14 +105,19 @@ def select(items: Iterable[Item], labels: Iterable[int]) -> Items:
     return tuple(Item(i.path, rank[i.label], i.classname) for i in items if i.label in rank)
 
 
+def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
+    """The first ceil(n/2) of the labels that occur."""
+    labels = labels_of(items)
+    return labels[: (len(labels) + 1) // 2]
+
+
 def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Each split's base items, and each split's new items; both relabelled from 0.
 
     Base are the first ceil(n/2) of the labels of the *first* split (pass train first), new the rest.
     """
-    labels = labels_of(splits[0])
-    middle = (len(labels) + 1) // 2
-    base, new = labels[:middle], labels[middle:]
+    base = base_labels(splits[0])
+    new = set(labels_of(splits[0])) - set(base)
     return tuple(select(s, base) for s in splits), tuple(select(s, new) for s in splits)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from prometar.data.datasets.dataset import Dataset, Item, classnames
 from prometar.data.datasets.listing import Items
 from prometar.data.splits.fewshot import (
+    base_labels,
     base_new,
     by_label,
     class_holdout,
@@ -58,8 +59,29 @@ def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> t
     if not val:
         whole, val, note = val_of_train(whole)
     train, _ = draw(whole, val, shots=shots, seed=seed)
+    _require_images(dataset, val, base_labels(whole), "validation")
     (train, val), _ = base_new(train, val)
     return train, _at_most(val, per_class), note
+
+
+def _require_tested(dataset: Dataset) -> None:
+    """What is trained is tested, and the other way round: else a name would be too few to choose among."""
+    _require_images(dataset, dataset.test, labels_of(dataset.train), "test")
+    _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
+
+
+def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what: str) -> None:
+    """
+    Raises:
+        UserError: some of the classes have no such images.
+    """
+    missing = sorted(set(labels) - set(labels_of(items)))
+    if missing:
+        names = {item.label: item.classname for item in dataset.items}
+        raise UserError(
+            f"{dataset.name}: {len(missing)} classes have no {what} images, the first is "
+            f"'{names[missing[0]]}': every class needs some in each split"
+        )
 
 
 def _at_most(items: Sequence[Item], per_class: int) -> Items:
@@ -91,14 +113,16 @@ def _oracle_test(dataset: Dataset, shots: int, seed: int, per_class: int) -> Pro
 def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
     (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
-    if not (test_base and test_new):
-        raise UserError(f"{dataset.name} has no test images of {'new' if test_base else 'base'} classes")
+    _require_tested(dataset)
+    if not test_new:
+        raise UserError(f"{dataset.name} has one class: new ones take two at least")
     return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
 
 
 def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
-    labels = labels_of((*dataset.train, *dataset.test))
+    _require_tested(dataset)
+    labels = labels_of(dataset.train)
     return Problem(select(train, labels), {"all": select(dataset.test, labels)}, every_epoch=False)
 
 
@@ -205,11 +229,11 @@ def _require_every_class(name: str, found: Problem) -> None:
     new = found.evaluations.get("new", ())
     trained = {"training": found.train, **{k: v for k, v in found.evaluations.items() if k != "new"}}
     for group in (trained, {"new": new} if new else {}):
-        names = {item.label: item.classname for items in group.values() for item in items}
+        count = 1 + max((item.label for items in group.values() for item in items), default=-1)
         for what, items in group.items():
-            missing = sorted(set(range(max(names) + 1)) - set(labels_of(items)))
+            missing = sorted(set(range(count)) - set(labels_of(items)))
             if missing:
                 raise UserError(
-                    f"{name}: {len(missing)} classes have no {what} images, the first is "
-                    f"'{names.get(missing[0], missing[0])}': every class needs some in each split"
+                    f"{name}: {len(missing)} classes have no {what} images, the first is number "
+                    f"{missing[0] + 1} of them: every class needs some in each split"
                 )

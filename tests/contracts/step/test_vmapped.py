@@ -16,7 +16,7 @@ from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, embed_batch, make_task
 from prometar.step.prompted_clip import Model
 from prometar.step.state import State
-from prometar.step.vmapped import _split, stack, step_all, unstack
+from prometar.step.vmapped import _split, require_one_structure, stack, step_all, unstack
 from tests.contracts.step.test_step import VARIANTS, make
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"prometar, {name}": ("prometar", values) for name, values in VARIANTS.items() if values},
     **{f"prometar, {kind}": ("prometar", {"task.augmentation": kind}) for kind in ("input_mixup", "cutmix")},
 }
+CASES["prometar, an own distance"] = ("prometar", {"regularizer.kind": "examples.huber:Huber"})
 NUMBERS: list[dict[str, Any]] = [
     {},
     {"inner.lr": 0.1, "regularizer.text_weight": 5.0, "task.mixup_alpha": 2.0},
@@ -86,6 +87,13 @@ def test_images_that_all_see_are_encoded_unstacked() -> None:
     shared, own, put = _split([batch, batch])
     assert not own
     assert put(shared, own).images.tokens is batch.images.tokens
+
+
+def test_own_parts_with_other_settings_are_other_structures() -> None:
+    """What they do with a number is theirs: nothing says that it may be a tensor of many."""
+    widths = ({"regularizer.kind": "examples.huber:Huber", "regularizer.args.delta": d} for d in (0.1, 0.2))
+    with pytest.raises(UserError, match="not in their regularizer"):
+        require_one_structure([make(values)[1] for values in widths])
 
 
 def test_other_structures_are_refused() -> None:

@@ -88,6 +88,7 @@ def test_missing_parts_name_themselves(own_dtd: Path) -> None:
         ("[]", "must hold the lists train, val, test"),
         ('{"train": [], "val": []}', "must hold the lists"),
         ('{"train": [], "val": [], "test": []}', "no training images"),
+        ('{"train": [["a.jpg", 9223372036854775808, "a"]], "val": [], "test": []}', "entry 0: label 9223"),
         ('{"train": [["a.jpg", "0", "a"]], "val": [], "test": []}', "train entry 0"),
         ('{"train": [["a.jpg", 0]], "val": [], "test": []}', "expected [path, label, class name]"),
         ('{"train": [["../a.jpg", 0, "a"]], "val": [], "test": []}', "leaves the image folder"),

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from prometar.data.splits.objective import figure_of, objective_of
+from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.sources import FolderSource
+from prometar.data.splits.objective import figure_of, objective_of, problem
 from prometar.errors import UserError
 
 MINE = """
@@ -51,3 +53,44 @@ def test_its_errors_are_told_with_their_place() -> None:
         UserError, match=r"own_objective:later fails: KeyError: 70\.0 \(own_objective\.py, line 8\)"
     ):
         figure_of("own_objective:later", {"base": 70.0, "new": 30.0})
+
+
+NAMES = ("ant", "bee", "cat", "dog", "eel")
+
+
+def dataset(**without: str) -> Dataset:
+    """Five classes of four images in each split; of one of them none in a split, SPLIT=NAME."""
+    splits = {
+        split: tuple(
+            Item(f"{split}/{name}{k}.jpg", label, name)
+            for label, name in enumerate(NAMES)
+            for k in range(4)
+            if name != without.get(split)
+        )
+        for split in ("train", "val", "test")
+    }
+    return Dataset("animals", "Animals", **splits, source=FolderSource("/nowhere"), template="a {}.")
+
+
+@pytest.mark.parametrize(
+    ("objective", "split", "name"),
+    [
+        ("final", "test", "eel"),  # the last one: nobody would miss its label
+        ("final", "test", "ant"),
+        ("final", "train", "eel"),
+        ("all_classes", "test", "eel"),
+        ("all_classes", "train", "bee"),
+        ("drift", "val", "cat"),
+        ("base_val", "val", "ant"),
+        ("class_holdout", "val", "cat"),
+    ],
+)
+def test_a_class_without_images_is_named(objective: str, split: str, name: str) -> None:
+    what = {"train": "training", "val": "validation", "test": "test"}[split]
+    with pytest.raises(UserError, match=f"animals: 1 classes have no {what} images, the first is '{name}'"):
+        problem(objective, dataset(**{split: name}), shots=1, seed=1)
+
+
+def test_new_classes_need_no_validation_images() -> None:
+    found = problem("drift", dataset(val="eel"), shots=1, seed=1)
+    assert found.classnames == NAMES[:3]
