@@ -327,8 +327,10 @@ def _search(
     if not reason and memory.best() is None and stopping.out_of_time():
         raise WorkError(f"no trial of the study {folder.path} has finished within --max-hours: allow it more")
     if reason or memory.best() is None:
+        failed = [trial.reason for trial in memory.ended() if trial.reason]
         raise WorkError(
-            f"the study {folder.path} has stopped, its trials fail: {reason or 'see its records'}; "
+            f"the study {folder.path} has stopped, its trials fail: "
+            f"{reason or next(reversed(failed), 'see its records')}; "
             "the same command goes on when the cause is mended"
         )
 

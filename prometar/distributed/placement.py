@@ -61,8 +61,9 @@ class ResourcePlan:
         store = total(nodes, "object_store_memory") / 2**30
         machines = f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''}"
         memory = f", about {self.memory / 2**30:.1f} GiB of memory{self.note}" if self.memory else ""
+        runs = f"one {self.noun}" if self.max_concurrent == 1 else f"{self.max_concurrent} {self.noun}s"
         return (
-            f"{self.max_concurrent} {self.noun}s at a time, each with {self.cpus_per_trial:g} CPU (half for "
+            f"{runs} at a time, each with {self.cpus_per_trial:g} CPU (half for "
             f"its stream){gpus}{memory}, of {total(nodes, 'CPU'):g} CPUs and "
             f"{total(nodes, 'GPU'):g} GPUs on {machines}, object store {store:.1f} GiB"
         )

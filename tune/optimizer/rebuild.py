@@ -47,18 +47,22 @@ def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list
 
 
 def _kept(storage: str, name: str) -> Sequence[FrozenTrial]:
-    """A storage's trials; none is made where there is none, or its file is no database any more."""
+    """A study's trials in a storage."""
+    return open_study(storage, name).get_trials(deepcopy=False) if name in kept_names(storage) else []
+
+
+def kept_names(storage: str) -> set[str]:
+    """A storage's studies; none is made where there is none, or its file is no database any more."""
     file = storage.removeprefix("sqlite:///")
     if file != storage and not Path(file).exists():
-        return []
+        return set()
     with opening(storage):
         try:
-            studies = {study.study_name for study in get_storage(storage).get_all_studies()}
+            return {study.study_name for study in get_storage(storage).get_all_studies()}
         except DatabaseError as error:
             if file == storage or type(error) is not DatabaseError:  # others pass, such as a locked file
                 raise
-            return []
-    return open_study(storage, name).get_trials(deepcopy=False) if name in studies else []
+            return set()
 
 
 def rebuild(

@@ -142,7 +142,13 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the comparison shows, in a sentence."""
+        """What the comparison shows, in a sentence or two."""
+        leaking = [name for name, r in zip(self.names, (self.a, self.b), strict=True) if r.leaking]
+        warning = f"Leaking: the search of {listed(leaking)} read the test images. " if leaking else ""
+        return warning + self._verdict
+
+    @property
+    def _verdict(self) -> str:
         if self.reason:
             return f"The two can't be compared on test images: {self.reason}."
         first, second = self.names

@@ -10,7 +10,7 @@ from prometar.errors import UserError
 from prometar.io.stores import masked
 from prometar.training.run_result import FILE, read_result
 from tune.jobs.spec import Terms
-from tune.optimizer.rebuild import odd_records, rebuild
+from tune.optimizer.rebuild import kept_names, odd_records, rebuild
 from tune.results.reader import read_study, read_trials
 from tune.results.schema import TrialRecord
 from tune.results.writer import StudyFolder
@@ -37,6 +37,11 @@ def require_agreement(
     if not odd:
         return ()
     shown, own = masked(storage), storage == folder.storage
+    held = kept_names(storage) if own else set()
+    if held and folder.name not in held:
+        raise UserError(
+            f"{folder.path / 'study.db'} holds the study {', '.join(sorted(held))}: give the folder this name"
+        )
     where = folder.path / "study.db" if own else shown
     lost = (
         f"the study {folder.path} has records of {len(records)} trials, and its database {where} "

@@ -133,6 +133,17 @@ def test_a_lost_database_is_made_anew(study: tuple[StudyFolder, StudySpec]) -> N
     assert require_agreement(folder, folder.storage, spec, from_records=True) == ()
 
 
+def test_a_folder_that_was_renamed_is_told_its_name(study: tuple[StudyFolder, StudySpec]) -> None:
+    folder, spec = study
+    renamed = StudyFolder(folder.path.parent, "other")
+    folder.path.rename(renamed.path)
+    for from_records in (False, True):
+        with pytest.raises(
+            UserError, match=f"other/study.db holds the study {NAME}: give the folder this name"
+        ):
+            require_agreement(renamed, renamed.storage, spec, from_records=from_records)
+
+
 def test_a_garbled_database_is_lost_too(study: tuple[StudyFolder, StudySpec]) -> None:
     folder, spec = study
     database = folder.path / "study.db"

@@ -67,6 +67,12 @@ def test_a_difference_that_is_shown_names_the_better(tmp_path: Path) -> None:
     assert compare(b, a).verdict.startswith("The best of a is better: best of b − best of a")
 
 
+def test_a_search_that_read_the_test_images_is_named(tmp_path: Path) -> None:
+    a = study(tmp_path / "a", {"dtd": runs(73, 72, 75)}, objective="oracle_test")
+    found = compare(a, study(tmp_path / "b", {"dtd": runs(71, 72, 73)}))
+    assert found.verdict.startswith("Leaking: the search of a read the test images. ")
+
+
 def test_over_data_sets_the_interval_is_of_their_means(tmp_path: Path) -> None:
     a = study(tmp_path / "a", {"dtd": runs(73, 74), "eurosat": runs(80, 81), "pets": runs(90, 91)})
     b = study(tmp_path / "b", {"eurosat": runs(79, 80), "dtd": runs(71, 72), "cars": runs(60, 61)})
