@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,10 @@ def read_weights(path: Path) -> WeightsFile:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of, it also refuses
             loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors: nothing of it is run; save its state dict alone"
+        ) from None
     except Exception as error:  # over a damaged pickle, its reader raises whatever it stumbles on
         raise UserError(f"{path} is not a plain file of tensors: {first_line(error)}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):

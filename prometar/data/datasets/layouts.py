@@ -60,7 +60,7 @@ class SplitFile:
     def read(self, folder: Path) -> Listing:
         file = folder / self.file
         try:
-            tree = json.loads(read_text(file))
+            tree = json.loads(read_text(file).removeprefix("\ufeff"))  # as some editors begin a file
         except (ValueError, RecursionError) as error:
             raise UserError(f"split file {file} is not JSON: {error}") from None
         if not isinstance(tree, dict) or any(not isinstance(tree.get(split), list) for split in SPLITS):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -220,13 +222,19 @@ def _notes(
     if dataset.note:
         yield dataset.note
     pairs = {(item.label, item.classname) for item in dataset.items}
-    shared = sorted(name for name, labels in Counter(name for _, name in pairs).items() if labels > 1)
+    texts = Counter(_as_read(name) for _, name in pairs)
+    shared = sorted({name for _, name in pairs if texts[_as_read(name)] > 1})
     if shared:
-        yield f"{len(shared)} class names stand for several labels: {', '.join(shared)}"
+        yield f"{len(shared)} class names stand for several labels, or are one text: {', '.join(shared)}"
     yield from _repeated(dataset, digests)
     names = [name for _, name in sorted(pairs)]
     shown = names if len(names) <= SHOWN_NAMES else [*names[: SHOWN_NAMES - 1], "...", names[-1]]
     yield f"class names: {', '.join(shown)}"
+
+
+def _as_read(name: str) -> str:
+    """A class name as CLIP's tokenizer cleans it, nearly: names that are equal then are one to it."""
+    return " ".join(html.unescape(unicodedata.normalize("NFC", name)).replace("_", " ").lower().split())
 
 
 def look(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Seen]:
