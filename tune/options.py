@@ -225,11 +225,13 @@ def options_of(given: Mapping[str, Any]) -> Options:
     try:
         return Options(**given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first, *others = error.errors(include_url=False)
         name = str(first["loc"][0])
+        kinds = [each["msg"].removeprefix("Input should be ") for each in others if each["loc"][0] == name]
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"a study has no option '{name}': `tune/search.py --help` lists them") from None
-        raise UserError(f"{name}: {first['msg']} (found {given[name]!r})") from None
+        wanted = ", or ".join([first["msg"], *dict.fromkeys(kinds)])  # of a union, each kind that it may be
+        raise UserError(f"{name}: {wanted} (found {given[name]!r})") from None
 
 
 def run(options: Options) -> FinalTest:

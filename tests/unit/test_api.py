@@ -96,6 +96,10 @@ def test_a_space_of_ones_own(asked: Asked) -> None:
         ({"trials": "many"}, "trials: Input should be a valid integer"),
         ({"out": "there"}, "Study takes no 'out': its first argument is the folder"),
         ({"space": 3}, "space: Input should be a valid string"),
+        (
+            {"final_seeds": {1, 2}},
+            "final_seeds: Input should be a valid string, or a valid integer, or an instance of Sequence",
+        ),
     ],
 )
 def test_what_is_no_option_is_one_line(options: dict[str, Any], says: str) -> None:

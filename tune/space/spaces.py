@@ -314,7 +314,7 @@ _PROBLEMS = {
 def space_of(name: str, tree: Any) -> Space:
     """A space from plain data; see `load_space`."""
     if not isinstance(tree, dict) or not tree:
-        raise UserError(f"space {name}: expected a mapping of settings to ranges")
+        raise UserError(f"space {name}: expected a mapping of settings to ranges, one at least")
     ranges: dict[str, Range] = {}
     for key, entry in _flat(tree):
         try:
