@@ -132,13 +132,14 @@ def _dataset(name: str, root: str | None) -> list[Finding]:
         UserError: it cannot be opened, or not be searched and tested on.
     """
     dataset = open_dataset(name, root)
-    for objective in OBJECTIVES:
+    for objective in OBJECTIVES if dataset.train else ():
         problem(objective, dataset, shots=1, seed=1)
     classes, counts = len(dataset.classnames), dataset.counts
     other = differences(name, classes, counts)
     sizes = ", ".join(f"{split} {count}" for split, count in counts.items())
-    notes = "; ".join(filter(None, (*other, dataset.note)))
-    status = Status.NOTE if other else Status.OK
+    alone = "" if dataset.train else "for testing alone"
+    notes = "; ".join(filter(None, (alone, *other, dataset.note)))
+    status = Status.NOTE if other or alone else Status.OK
     return [
         Finding(status, f"data set {name}", f"{classes} classes, {sizes}" + (f" ({notes})" if notes else ""))
     ]

@@ -138,6 +138,9 @@ class Study:
 
 
 def _shown(value: object) -> object:
+    """Without paths, whose names need an import."""
+    if isinstance(value, list | tuple):
+        return [_shown(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 

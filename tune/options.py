@@ -154,7 +154,7 @@ class Options:
         chosen = dict(given) if isinstance(given, Mapping) else parse_assignments(list(_many(given)))
         for key, said in (
             ("data.name", "data sets are given by --dataset"),
-            ("train.seed", "seed by --seed"),
+            ("train.seed", "seed is given by --seed"),
         ):
             if key in chosen:
                 raise UserError(f"--set {key}: a search's {said}")

@@ -27,7 +27,7 @@ from prometar.distributed.placement import (
 )
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
-from prometar.io.stores import filesystem, masked
+from prometar.io.stores import filesystem, masked, require_bucket
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from prometar.training.process_memory import process_memory
@@ -100,7 +100,7 @@ class Place:
         require_shares(self.max_concurrent, self.cpus_per_trial, self.gpus_per_trial, noun="trial")
         check_trackers(self.trackers)
         if self.files is not None:
-            filesystem(self.files)
+            require_bucket(self.files)
         for option, value in (("max-hours", self.max_hours), ("trial-timeout", self.trial_timeout)):
             if value is not None and not 0 < value <= _MOST:
                 raise UserError(f"--{option} must be above 0 and at most {_MOST:,.0f}, found {value:g}")
@@ -125,6 +125,8 @@ def run_study(
     checked = check(spec)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage
+    if place.files is not None:
+        filesystem(place.files)  # a store that cannot be reached is told before anything is run
     with folder.locked(), reachable(storage):
         folder.check(checked.identity)
         learned = learned_of(folder, place.warm_start, spec.space, spec.seed)

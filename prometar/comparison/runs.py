@@ -34,7 +34,8 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
     if not runs:
         raise UserError(f"there is no run in {where}: pass folders that `prometar train` wrote")
     objective = _objective(runs)
-    weights = [f"weights ({run.config.backbone.pretrained or run.config.backbone.name})" for run in runs]
+    used = [run.config.backbone for run in runs]
+    weights = [f"weights ({b.name} {b.pretrained or ''}, {b.precision})".replace(" ,", ",") for b in used]
     _require_alike(runs, weights, [run.weights for run in runs])
     names, meanings = labels([run.config for run in runs])
     methods = dict(zip(names, (run.config.method for run in runs), strict=True))

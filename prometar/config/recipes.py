@@ -111,6 +111,6 @@ def _own(path: Path) -> Recipe:
             raise UserError(f"{path}: settings.{section} must be a mapping of settings, found {settings!r}")
         beside = sorted(_NO_METHODS & {section, *(f"{section}.{key}" for key in settings)})
         if beside:
-            raise UserError(f"{path}: {beside[0]} is no part of a method: give it to the command (--set)")
+            raise UserError(f"{path}: {beside[0]} is no part of a method: give it to the command")
     about = dict.fromkeys(_OPTIONAL, "") | {"title": path.stem}
     return Recipe(path.name, **{**about, **tree})

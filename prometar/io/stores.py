@@ -10,6 +10,8 @@ from pyarrow import fs
 from prometar.errors import UserError, WorkError
 from prometar.io.files import require_utf8
 
+_BUCKETS = {"s3", "gs", "gcs", "abfs", "abfss"}
+
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow file system of a local path or URI, and the path in it.
@@ -29,6 +31,17 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         ) from None
     except OSError as error:
         raise WorkError(f"cannot open {masked(uri)}: {reason(error)}") from None
+
+
+def require_bucket(uri: str) -> None:
+    """What can be told of a URI without asking anybody.
+
+    Raises:
+        UserError: it names no bucket where there must be one.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme in _BUCKETS and not rest.partition("/")[0].partition("?")[0]:
+        raise UserError(f"cannot open '{masked(uri)}': it names no bucket")
 
 
 def join(root: str | Path, name: str) -> str:

@@ -77,9 +77,9 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of settings, weights, objective, plans, texts and own parts: a checkpoint's owner."""
+        """sha256 (hex) of settings, objective, plans, texts and own parts: a checkpoint's owner."""
         plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
-        parts = [self.config.model_dump_json(), self.backbone.digest, self.objective, self.dataset.template]
+        parts = [self.config.model_dump_json(), self.objective, self.dataset.template]
         parts += [f"{name} {wording}" for name, wording in sorted(self.dataset.wordings.items())]
         parts += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
         parts += [f"{name} {code}" for name, code in self.code.items()]

@@ -46,15 +46,14 @@ class Session:
         self.state = initial_state(run)
         self.history: list[dict[str, Any]] = []
         self._path = folder / "checkpoint.safetensors"
-        self._owner = run.digest  # before the first step: it reads the weights
+        self._owner = {"run": run.digest, "weights": run.backbone.digest}  # read now: no step waits for it
         self._stream = stream
         self._batches: Iterator[Batch] | None = None
         found = load_checkpoint(self._path)
         if found is not None:
-            if found.run != self._owner:
-                raise WorkError(
-                    f"{self._path} belongs to a run with other settings, data or weights: use another folder"
-                )
+            if found.run != run.digest or found.weights not in {"", run.backbone.digest}:
+                other = "settings or data" if found.run != run.digest else "weights"
+                raise WorkError(f"{self._path} belongs to a run with other {other}: use another folder")
             require_state(self._path, found.state, self.state)
             if len(found.history) > run.config.train.epochs:
                 raise damaged(self._path, f"it has done {len(found.history)} epochs")
@@ -94,7 +93,7 @@ class Session:
         before = self.history[-1]["seconds"] if self.history else 0.0
         record["seconds"] = round(before + time.perf_counter() - started, 3)
         self.history.append(record)
-        save_checkpoint(self._path, self.state, self.history, run=self._owner)
+        save_checkpoint(self._path, self.state, self.history, **self._owner)
         return record
 
     def score(self) -> dict[str, float]:

@@ -123,7 +123,7 @@ def test_what_could_not_be_run_is_said_and_made_up_for(
     rows = table(out, "base-to-new")
     assert [rows[name, "zero-shot", "H"]["n"] for name in names] == ["0", "1", "0", "0"]
     assert "\x1b" not in text.out
-    assert "the first is 'a|b [31m & 100% $x_1$ <script> \\end{tabular}'" in text.out
+    assert "no test images of 'a|b [31m & 100% $x_1$ <script> \\end{tabular}'" in text.out
     markdown, latex = ((out / "base-to-new" / f"table.{kind}").read_text() for kind in ("md", "tex"))
     assert "ucf101 was left out" in markdown
     assert "has failed" in markdown

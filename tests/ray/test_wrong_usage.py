@@ -52,7 +52,7 @@ SEARCHES = [
     (["--trials", "many"], "Invalid value for '--trials'"),
     (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found 0)"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate': optim has lr, "),
-    (["--set", "train.seed=3"], "--set train.seed: a search's seed by --seed"),
+    (["--set", "train.seed=3"], "--set train.seed: a search's seed is given by --seed"),
     (["--set", "data.name=dtd"], "--set data.name: a search's data sets are given by --dataset"),
     (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
     (["--set", "optim.lr=fast"], "optim.lr: Input should be a valid number"),

@@ -71,7 +71,7 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     runs.train_run(config, tmp_path / "run")
     forget()
     save_file({name: tensor + 0.001 for name, tensor in state.items()}, weights)
-    with pytest.raises(WorkError, match="belongs to a run with other settings, data or weights"):
+    with pytest.raises(WorkError, match="belongs to a run with other weights"):
         runs.train_run(config, tmp_path / "run")
     with pytest.raises(
         UserError, match=r"run was trained with other weights than .*weights\.safetensors now"

@@ -34,7 +34,9 @@ class Estimate(Callback):
     def __init__(self, steps: float, steps_per_epoch: int, at_a_time: int, *, console: Console) -> None:
         self._steps, self._steps_per_epoch, self._at_a_time = steps, steps_per_epoch, at_a_time
         self._console = console
-        self._earlier: dict[str, tuple[int, float]] = {}  # of each trial: epochs, and seconds for them
+        self._earlier: dict[
+            tuple[str, int], tuple[int, float]
+        ] = {}  # of each trial: epochs, and seconds for them
         self._first: float | None = None
         self._over = False
 
@@ -51,8 +53,9 @@ class Estimate(Callback):
         if self._first is None:
             self._first = seconds / number  # a result's seconds are of all epochs so far
             self._say("the whole study, its final runs too, takes", self._first)
-        epochs_before, seconds_before = self._earlier.get(trial_id, (number, seconds))
-        self._earlier[trial_id] = number, seconds
+        key = trial_id, result.get("member", 0)  # of those that share a place
+        epochs_before, seconds_before = self._earlier.get(key, (number, seconds))
+        self._earlier[key] = number, seconds
         if number > epochs_before:
             self._over = True
             pace = (seconds - seconds_before) / (number - epochs_before)

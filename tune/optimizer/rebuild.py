@@ -125,6 +125,9 @@ def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Seq
     if record.epoch:
         last = vars(record) | {"runs": [_plain(run) for run in record.runs]}
         marks[RESULT] = {key: last[key] for key in KEPT if last[key] is not None}
+    given = record.given
+    if given is None:
+        given = () if record.origin == "sampled" else tuple(settings)
     if record.reference:
         marks[REFERENCE] = True
     if record.reason:
@@ -141,7 +144,7 @@ def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Seq
         distributions=fixed.distributions,
         user_attrs=marks,
         # So that the same --enqueue and --warm-start are known to have been taken.
-        system_attrs={ENQUEUED: {key: settings[key] for key in record.given}} if record.given else {},
+        system_attrs={ENQUEUED: {key: settings[key] for key in given}} if given else {},
         intermediate_values=curve if one else {},
     )
     for bound in bounds if state is not TrialState.FAIL else ():

@@ -287,7 +287,11 @@ def _unlike(name: str, a: Records, b: Records) -> str:
         places.append(place_beside(name, data.get("data.root"), args))
     if all(splits) and splits[0] != splits[1]:
         return f"their splits of {name} differ"
-    return f"their {name} lies in {listed(places)}" if places[0] != places[1] else ""
+    return (
+        f"their {name} lies in {listed([place or 'no folder' for place in places])}"
+        if places[0] != places[1]
+        else ""
+    )
 
 
 def _pair(name: str, ours: tuple[Run, ...], theirs: tuple[Run, ...], unlike: str) -> Pair:

@@ -116,7 +116,7 @@ class TrialRecord(Versioned):
 
     Args:
         reference: Whether its settings are the released ones. origin: Where its settings come from.
-        given: The settings that it was enqueued with; the others were drawn.
+        given: The settings that it was enqueued with, the others were drawn; None of an earlier version.
         objective, base, new: Percent in its last epoch, the mean over its runs.
         epoch: The last one. epochs: The objective by epoch.
         seconds: Of training, all runs together. cpus, gpus: Held while it ran.
@@ -142,7 +142,7 @@ class TrialRecord(Versioned):
     started: NaiveDatetime | None
     ended: NaiveDatetime | None
     loss: float | None = None
-    given: tuple[str, ...] = ()
+    given: tuple[str, ...] | None = None
 
     @property
     def score(self) -> float | None:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from tune.space.spaces import Choice, Range, Space
@@ -80,11 +82,21 @@ def _conditions(entry: Range, ranges: Mapping[str, Range]) -> list[dict[str, Any
     return found
 
 
+def _moves_a_gate(method: Method, config: Config) -> bool:
+    """Whether the modulator learns something, and a meta phase is there to teach it."""
+    if method.inner is None or method.modulator.constant is not None:
+        return False
+    if "modulator" in config.own:
+        return True
+    tokens = {"text.0": torch.zeros(1, config.modulator.reduction)}  # as small as a gate takes them
+    return bool(method.modulator.init(tokens, torch.Generator()))
+
+
 def _run(config: Config) -> Run:
     method = build(config)
     others = {key: value for key, value in config.flat().items() if key.partition(".")[0] not in _PARTS}
     if method.prompts.num_context:
         others["prompts.init"] = config.prompts.init
-    if method.inner is None:  # a gate stays at its start
+    if not _moves_a_gate(method, config):
         others = {key: value for key, value in others.items() if not key.startswith("optim.gate_")}
     return method, others

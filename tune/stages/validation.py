@@ -73,7 +73,7 @@ def check(spec: StudySpec) -> Checked:
         contents["drift"] = drift_identity(backbone)
         for dataset in datasets:
             foreign_to(dataset, backbone.vocabulary)
-    contents |= {f"code of {top}": code for top, code in identities(spec.own).items()}
+    contents |= {f"code of {piece}": code for piece, code in identities(spec.own).items()}
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))
     budget = budget_of(spec, steps)

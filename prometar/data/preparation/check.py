@@ -222,6 +222,11 @@ def _notes(
     if dataset.note:
         yield dataset.note
     pairs = {(item.label, item.classname) for item in dataset.items}
+    for split in ("train", "test"):
+        there = {item.label for item in dataset.splits[split]}
+        without = [name for label, name in sorted(pairs) if label not in there]
+        if there and without:
+            yield f"no {split} images of {len(without)} classes: {', '.join(without[:SHOWN_NAMES])}"
     texts = Counter(_as_read(name) for _, name in pairs)
     shared = sorted({name for _, name in pairs if texts[_as_read(name)] > 1})
     if shared:

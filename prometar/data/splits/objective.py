@@ -64,12 +64,6 @@ def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> t
     return train, _at_most(val, per_class), note
 
 
-def _require_tested(dataset: Dataset) -> None:
-    """What is trained is tested, and the other way round: else a name would be too few to choose among."""
-    _require_images(dataset, dataset.test, labels_of(dataset.train), "test")
-    _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
-
-
 def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what: str) -> None:
     """
     Raises:
@@ -78,9 +72,9 @@ def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what:
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{dataset.name}: {len(missing)} classes have no {what} images, the first is "
-            f"'{names[missing[0]]}': every class needs some in each split"
+            f"{dataset.name} has no {what} images of '{names[missing[0]]}'{more}: every class needs some"
         )
 
 
@@ -113,7 +107,8 @@ def _oracle_test(dataset: Dataset, shots: int, seed: int, per_class: int) -> Pro
 def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
     (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
-    _require_tested(dataset)
+    # Else one name too few is chosen among. Classes that are only tested are left out, as the field does.
+    _require_images(dataset, dataset.test, labels_of(dataset.train), "test")
     if not test_new:
         raise UserError(f"{dataset.name} has one class: new ones take two at least")
     return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
@@ -121,8 +116,9 @@ def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
 
 def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
-    _require_tested(dataset)
     labels = labels_of(dataset.train)
+    _require_images(dataset, dataset.test, labels, "test")
+    _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
     return Problem(select(train, labels), {"all": select(dataset.test, labels)}, every_epoch=False)
 
 

@@ -136,7 +136,7 @@ def test_a_run_is_another_one_with_other_class_names_or_words_around_them(tmp_pa
     assert len({each.digest for each in (run, *others, replace(run))}) == 3
     Session(run, tmp_path, local(run)).epoch()
     for other in others:
-        with pytest.raises(WorkError, match="belongs to a run with other settings, data or weights"):
+        with pytest.raises(WorkError, match="belongs to a run with other settings or data"):
             Session(other, tmp_path, local(other))
 
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run = small_run()
     Session(run, tmp_path, local(run)).epoch()
     other = small_run(optim__lr=0.01)
-    with pytest.raises(WorkError, match="belongs to a run with other settings, data or weights"):
+    with pytest.raises(WorkError, match="belongs to a run with other settings or data"):
         Session(other, tmp_path, local(other))
 
 

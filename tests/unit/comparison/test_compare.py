@@ -278,7 +278,7 @@ def test_folders_of_other_images_are_other_data_sets(said: Any, tmp_path: Path) 
     assert "folder /B" in error
 
 
-@pytest.mark.parametrize(("of", "said_of"), [("data", "splits of dtd"), ("weights", "weights (mini)")])
+@pytest.mark.parametrize(("of", "said_of"), [("data", "splits of dtd"), ("weights", "weights (mini, fp32)")])
 def test_one_name_for_two_things_is_refused(of: str, said_of: str, said: Any, tmp_path: Path) -> None:
     for method, digest in (
         ("vpt", ""),

@@ -13,7 +13,7 @@ from prometar.config.settings import configure
 from prometar.errors import UserError
 from prometar.methods.composition import METHODS
 from tune.options import Options
-from tune.space.fitting import fitted
+from tune.space.fitting import fitted, is_used
 from tune.space.spaces import Space, known_spaces, load_space
 from tune.stages.searched import require_space
 
@@ -128,6 +128,18 @@ def test_what_is_set_outside_a_range_is_not_searched_which_is_said(key: str, val
     require_space(spec)
     assert key not in spec.space.ranges
     assert spec.space.name.endswith(f" without {key}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "searched"), [("gate", True), ("projection", False), ("constant", False), ("add", False)]
+)
+def test_rates_of_a_gate_are_searched_where_one_learns(kind: str, searched: bool) -> None:
+    config, ranges = configure("prometar", {"modulator.kind": kind}), load_space("full").ranges
+    for key in ("optim.gate_lr", "optim.gate_schedule"):
+        alone = ranges[key].model_copy(update={"when": {}})
+        assert is_used(key, alone, {}, config) == searched
+    without = Options(space="full", settings={"modulator.kind": "projection"}).spec().space.ranges
+    assert not {"optim.gate_lr", "optim.gate_schedule"} & without.keys()
 
 
 def test_epochs_that_are_asked_for_count_as_given() -> None:
