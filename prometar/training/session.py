@@ -14,7 +14,7 @@ from prometar.errors import WorkError
 from prometar.metrics import harmonic_mean
 from prometar.step.cuda_graph import Graph
 from prometar.step.state import State
-from prometar.training.checkpoint import damaged, load_checkpoint, require_state, save_checkpoint
+from prometar.training.checkpoint import Checkpoint, damaged, load_checkpoint, require_state, save_checkpoint
 from prometar.training.epoch import Watch, train_epoch
 from prometar.training.kept import Kept
 from prometar.training.run import Evaluation, Run, initial_state
@@ -51,13 +51,18 @@ class Session:
         self._batches: Iterator[Batch] | None = None
         found = load_checkpoint(self._path)
         if found is not None:
-            if found.run != run.digest or found.weights not in {"", run.backbone.digest}:
-                other = "settings or data" if found.run != run.digest else "weights"
-                raise WorkError(f"{self._path} belongs to a run with other {other}: use another folder")
-            require_state(self._path, found.state, self.state)
-            if len(found.history) > run.config.train.epochs:
-                raise damaged(self._path, f"it has done {len(found.history)} epochs")
-            self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
+            self._go_on_from(found)
+
+    def _go_on_from(self, found: Checkpoint) -> None:
+        run, path = self.run, self._path
+        if found.run != self._owner["run"]:
+            raise WorkError(f"{path} belongs to a run with other settings or data: use another folder")
+        if found.weights not in {"", self._owner["weights"]}:
+            raise WorkError(f"{path} belongs to a run with other weights: use another folder")
+        require_state(path, found.state, self.state)
+        if len(found.history) > run.config.train.epochs:
+            raise damaged(path, f"it has done {len(found.history)} epochs")
+        self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
 
     @property
     def finished(self) -> bool:

@@ -83,7 +83,6 @@ SEARCHES = [
     (["--val-per-class", "0"], "--val-per-class must be at least 1"),
     (["--set", "train.seed=2001-99-99"], "is not YAML"),
     (["--nonsense"], "No such option"),
-    (["--set", "optim.lr=99"], "optim.lr is 99.0, its range 0.0005 .. 0.02 (log)"),
 ]  # fmt: skip
 
 

@@ -40,15 +40,13 @@ def fitted(space: Space, config: Config, given: Collection[str]) -> Space:
     are the user's: what they put outside a range is named in the space's name.
     """
     own, kept, fixed = config.flat(), dict[str, Range](), list[str]()
-    for key, entry in space.ranges.items():
-        gone = {other: held for other, held in entry.when.items() if other not in {*kept, *fixed}}
-        if any(own[other] not in held for other, held in gone.items()):
+    for key, whole in space.ranges.items():
+        entry = _beside(whole, kept, fixed, own)
+        if entry is None:
             continue
-        conditions = {other: held for other, held in entry.when.items() if other in kept}
-        when = {other: tuple(v for v in held if kept[other].holds(v)) for other, held in conditions.items()}
-        entry = entry.model_copy(update={"when": when})
-        if all(own[other] in held for other, held in when.items()) and not entry.holds(own[key]):
-            fixed += [key] if key in given else []
+        if entry.active(own) and not entry.holds(own[key]):
+            if key in given:
+                fixed.append(key)
         elif _differ(runs := _runs(key, entry, kept, config)):
             kept[key] = _distinct(entry, runs, own[key]) if isinstance(entry, Choice) else entry
     if kept == dict(space.ranges):
@@ -56,6 +54,19 @@ def fitted(space: Space, config: Config, given: Collection[str]) -> Space:
     by_method = f" for {config.method}" if len(kept) + len(fixed) < len(space.ranges) else ""
     without = f" without {', '.join(fixed)}" if fixed else ""
     return replace(space, name=f"{space.name}{by_method}{without}", ranges=kept)
+
+
+def _beside(
+    entry: Range, kept: Mapping[str, Range], fixed: Collection[str], own: Mapping[str, Any]
+) -> Range | None:
+    """A range with conditions on what is searched alone; None where the method never draws it."""
+    when = {}
+    for other, held in entry.when.items():
+        if other in kept:
+            when[other] = tuple(value for value in held if kept[other].holds(value))
+        elif other not in fixed and own[other] not in held:
+            return None
+    return entry.model_copy(update={"when": when})
 
 
 def _distinct(entry: Choice, runs: Sequence[list[Run]], own: Any) -> Choice:
