@@ -10,6 +10,7 @@ from pathlib import Path
 from prometar.comparison.folders import TrainedRun, read_runs
 from prometar.comparison.labels import labels
 from prometar.comparison.paired import EVERY_SEED, Comparison, compare, default_reference, seeds_text
+from prometar.config.settings import BackboneConfig
 from prometar.data.datasets.catalog import place_beside
 from prometar.data.splits.objective import OBJECTIVES
 from prometar.errors import UserError, one_line
@@ -34,9 +35,7 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
     if not runs:
         raise UserError(f"there is no run in {where}: pass folders that `prometar train` wrote")
     objective = _objective(runs)
-    used = [run.config.backbone for run in runs]
-    weights = [f"weights ({b.name} {b.pretrained or ''}, {b.precision})".replace(" ,", ",") for b in used]
-    _require_alike(runs, weights, [run.weights for run in runs])
+    _require_alike(runs, [_weights(run.config.backbone) for run in runs], [run.weights for run in runs])
     names, meanings = labels([run.config for run in runs])
     methods = dict(zip(names, (run.config.method for run in runs), strict=True))
     if len(methods) == 1:
@@ -132,9 +131,16 @@ def _require_alike(runs: Sequence[TrainedRun], called: Sequence[str], values: Se
     """
     first = dict[str, tuple[Path, object]]()
     for run, name, value in zip(runs, called, values, strict=True):
-        folder, other = first.setdefault(name, (run.folder, value)) if value else (run.folder, value)
+        if not value:
+            continue
+        folder, other = first.setdefault(name, (run.folder, value))
         if other != value:
             raise UserError(f"{folder} and {run.folder} differ in their {name}: pass one")
+
+
+def _weights(backbone: BackboneConfig) -> str:
+    """What they are called: a tag or a file is of one model, and what runs is in one precision."""
+    return f"weights ({' '.join(filter(None, (backbone.name, backbone.pretrained)))}, {backbone.precision})"
 
 
 _TRAINED_WITH = ("data.shots", "train.epochs", "train.batch_size")

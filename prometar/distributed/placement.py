@@ -61,12 +61,20 @@ class ResourcePlan:
         store = total(nodes, "object_store_memory") / 2**30
         machines = f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''}"
         memory = f", about {self.memory / 2**30:.1f} GiB of memory{self.note}" if self.memory else ""
-        runs = f"one {self.noun}" if self.max_concurrent == 1 else f"{self.max_concurrent} {self.noun}s"
         return (
-            f"{runs} at a time, each with {self.cpus_per_trial:g} CPU (half for "
+            f"{at_a_time(self.max_concurrent, self.noun)}, each with {self.cpus_per_trial:g} CPU (half for "
             f"its stream){gpus}{memory}, of {total(nodes, 'CPU'):g} CPUs and "
             f"{total(nodes, 'GPU'):g} GPUs on {machines}, object store {store:.1f} GiB"
         )
+
+
+def at_a_time(number: int, noun: str) -> str:
+    """
+    Example:
+        >>> at_a_time(1, "trial"), at_a_time(2, "run")
+        ('one trial at a time', '2 runs at a time')
+    """
+    return f"{f'one {noun}' if number == 1 else f'{number} {noun}s'} at a time"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 from ray.tune import Callback
 from rich.console import Console
 
+from prometar.distributed.placement import at_a_time
+
 DAY = 24.0  # hours, from which on a user is warned
 ADVICE = (
     "warning: that is more than a day. Fewer --trials or --epochs, or --max-hours, make it shorter; so do a "
@@ -34,9 +36,7 @@ class Estimate(Callback):
     def __init__(self, steps: float, steps_per_epoch: int, at_a_time: int, *, console: Console) -> None:
         self._steps, self._steps_per_epoch, self._at_a_time = steps, steps_per_epoch, at_a_time
         self._console = console
-        self._earlier: dict[
-            tuple[str, int], tuple[int, float]
-        ] = {}  # of each trial: epochs, and seconds for them
+        self._earlier = dict[tuple[str, int], tuple[int, float]]()  # epochs of each trial, and their seconds
         self._first: float | None = None
         self._over = False
 
@@ -68,14 +68,10 @@ class Estimate(Callback):
         hours = step * self._steps / 3600
         self._console.print(
             f"{beginning} at most about {_duration(hours)} more: {step:.2g} s a step, "
-            f"{_trials(self._at_a_time)} at a time"
+            f"{at_a_time(self._at_a_time, 'trial')}"
         )
         if hours > DAY:
             self._console.print(ADVICE)
-
-
-def _trials(number: int) -> str:
-    return "one trial" if number == 1 else f"{number} trials"
 
 
 def _duration(hours: float) -> str:

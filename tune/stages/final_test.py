@@ -98,9 +98,8 @@ def _runs(
         for side, tested in zip(_SIDES, (best, released), strict=True)
     }
     what = f"trial {best.number} and the released settings" if best.number else "the released settings"
-    shown = ", ".join(map(str, seeds))
-    said = f"final comparison on the test images: {what}, seeds {shown}" if seeds else "no final comparison"
-    means.console.print(said)
+    shown = f"final comparison on the test images: {what}, seeds {', '.join(map(str, seeds))}"
+    means.console.print(shown if seeds else "no final comparison")
     unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
     reasons = yield from run_missing(list(unique.values()), means, what="final run")
     return {place: _run(job, reasons) for place, job in jobs.items()}

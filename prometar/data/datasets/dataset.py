@@ -94,6 +94,11 @@ class Dataset:
         return state.hexdigest()
 
 
+def as_read(name: str) -> str:
+    """A class name as CLIP reads it: lower case, and _ as a space."""
+    return " ".join(name.replace("_", " ").lower().split())
+
+
 def classnames(items: Iterable[Item]) -> tuple[str, ...]:
     """Class names of `items` in the order of their labels.
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.dataset import Item, as_read
 from prometar.data.datasets.listing import (
     SPLITS,
     Items,
@@ -107,12 +107,12 @@ def _require_same(folder: Path, classes: dict[str, list[str]]) -> None:
 
 
 def _named(folder: Path, names: list[str]) -> list[str]:
-    """The class folders, if CLIP can tell their names apart (it reads lower case, and _ as a space)."""
+    """The class folders, if CLIP can tell their names apart."""
     if len(names) < 2:
         raise UserError(f"{folder} has one class folder ({names[0]}): at least two are needed")
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(" ".join(name.replace("_", " ").lower().split()), name)
+        other = seen.setdefault(as_read(name), name)
         if other != name:
             raise UserError(f"{folder}: the folders '{other}' and '{name}' name the same class: rename one")
     return names

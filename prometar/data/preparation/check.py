@@ -23,7 +23,7 @@ from prometar.data.datasets.catalog import (
     problems_of,
     title_of,
 )
-from prometar.data.datasets.dataset import Dataset, Item, Source
+from prometar.data.datasets.dataset import Dataset, Item, Source, as_read
 from prometar.data.datasets.layouts import SplitFile
 from prometar.data.datasets.manifest import damaged_shards, find_manifest
 from prometar.data.datasets.sources import ParquetSource
@@ -227,8 +227,8 @@ def _notes(
         without = [name for label, name in sorted(pairs) if label not in there]
         if there and without:
             yield f"no {split} images of {len(without)} classes: {', '.join(without[:SHOWN_NAMES])}"
-    texts = Counter(_as_read(name) for _, name in pairs)
-    shared = sorted({name for _, name in pairs if texts[_as_read(name)] > 1})
+    texts = Counter(_cleaned(name) for _, name in pairs)
+    shared = sorted({name for _, name in pairs if texts[_cleaned(name)] > 1})
     if shared:
         yield f"{len(shared)} class names stand for several labels, or are one text: {', '.join(shared)}"
     yield from _repeated(dataset, digests)
@@ -237,9 +237,9 @@ def _notes(
     yield f"class names: {', '.join(shown)}"
 
 
-def _as_read(name: str) -> str:
+def _cleaned(name: str) -> str:
     """A class name as CLIP's tokenizer cleans it, nearly: names that are equal then are one to it."""
-    return " ".join(html.unescape(unicodedata.normalize("NFC", name)).replace("_", " ").lower().split())
+    return as_read(html.unescape(unicodedata.normalize("NFC", name)))
 
 
 def look(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Seen]:

@@ -52,6 +52,17 @@ def run(memory: Memory, asked: Asked, *, failing: bool = False) -> None:
             return
 
 
+def recorded(memory: Memory, folder: StudyFolder, *, trials: int) -> None:
+    """Trials that are run to their ends and written; the database is closed."""
+    for _ in range(trials):
+        asked = memory.next(100)
+        assert asked is not None
+        run(memory, asked)
+    for trial in memory.ended():
+        folder.write_record(trial)
+    memory.close()
+
+
 @pytest.fixture(scope="module", params=["one goal", "two goals", "pruned", "bounded"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudySpec]:
     """A study of trials: one failed, two were enqueued, one was interrupted; and their records."""
@@ -198,13 +209,7 @@ def test_what_was_enqueued_in_part_is_known_again(tmp_path: Path) -> None:
     given = [{"regularizer.kind": "l2"}]
     memory = memory_of(spec, folder)
     memory.enqueue(given, "enqueued")
-    for _ in range(2):
-        asked = memory.next(10)
-        assert asked is not None
-        run(memory, asked)
-    for trial in memory.ended():
-        folder.write_record(trial)
-    memory.close()
+    recorded(memory, folder, trials=2)
     (folder.path / "study.db").unlink()
     require_agreement(folder, folder.storage, spec, from_records=True)
     rebuilt = memory_of(spec, folder)
@@ -297,13 +302,7 @@ def test_repeats_leave_gaps_that_count_for_nothing(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path, NAME)
     folder.path.mkdir()
     memory = memory_of(spec, folder)
-    for _ in range(3):
-        asked = memory.next(100)
-        assert asked is not None
-        run(memory, asked)
-    for trial in memory.ended():
-        folder.write_record(trial)
-    memory.close()
+    recorded(memory, folder, trials=3)
     shutil.rmtree(folder.trial(1))  # as where trial 1 only repeated settings, and was not run
     (folder.path / "study.db").unlink()
     require_agreement(folder, folder.storage, spec, from_records=True)

@@ -23,8 +23,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS if not name.startswith("zero-shot")},
     **{f"prometar, {name}": ("prometar", values) for name, values in VARIANTS.items() if values},
     **{f"prometar, {kind}": ("prometar", {"task.augmentation": kind}) for kind in ("input_mixup", "cutmix")},
+    "prometar, an own distance": ("prometar", {"regularizer.kind": "examples.huber:Huber"}),
 }
-CASES["prometar, an own distance"] = ("prometar", {"regularizer.kind": "examples.huber:Huber"})
 NUMBERS: list[dict[str, Any]] = [
     {},
     {"inner.lr": 0.1, "regularizer.text_weight": 5.0, "task.mixup_alpha": 2.0},
