@@ -16,13 +16,17 @@ from prometar.backbone.openclip import TEMPLATES
 from prometar.config.recipes import NAMES
 from prometar.config.settings import Config, PromptsConfig, RegularizerConfig, Section
 from prometar.methods.averagers import Averager, Gaussian, Last
-from prometar.methods.conditional import ConditionalPrompts
-from prometar.methods.coupled import CoupledPrompts
 from prometar.methods.gradient_modulators import Constant, Gate, Modulator, Projection
 from prometar.methods.inner_loop import InnerLoop, InnerSGD
-from prometar.methods.meta_tasks import Augmentation, FeatureMixup, NoAugmentation
-from prometar.methods.pixelmixes import CutMix, InputMixup
-from prometar.methods.prompts import IndependentPrompts, NoPrompts, Prompts, enters_images
+from prometar.methods.meta_tasks import Augmentation, CutMix, FeatureMixup, InputMixup, NoAugmentation
+from prometar.methods.prompts import (
+    ConditionalPrompts,
+    CoupledPrompts,
+    IndependentPrompts,
+    NoPrompts,
+    Prompts,
+    enters_images,
+)
 from prometar.methods.regularizers import (
     DISTANCES,
     Distance,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from prometar.errors import UserError
-from prometar.methods.initial import linear
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Leaves, linear
 
 
 class Modulator(Protocol):

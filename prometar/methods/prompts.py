@@ -64,6 +64,16 @@ def layers(tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
     return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
 
 
+def linear(shape: tuple[int, ...], num_in: int, *, like: Tensor, generator: torch.Generator) -> Tensor:
+    """U(-1/sqrt(num_in), 1/sqrt(num_in)), the default of torch.nn.Linear for its weight and its bias.
+
+    Drawn in float64 on the CPU: the same start whatever the precision and the device, which are those of
+    `like`.
+    """
+    draw = torch.rand(*shape, dtype=torch.float64, generator=generator) * 2 - 1
+    return (draw * num_in**-0.5).to(dtype=like.dtype, device=like.device)
+
+
 @dataclass(frozen=True)
 class NoPrompts:
     """Identity: the frozen CLIP itself."""
@@ -143,3 +153,100 @@ class IndependentPrompts:
 
     def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
         return tokens
+
+
+@dataclass(frozen=True)
+class CoupledPrompts:
+    """v_l = t_l W_l^T + b_l in each of the first `depth` layers: leaves `text.l`, `vision.l.weight`
+    (D_vision, D_text) and `vision.l.bias`.
+
+    The text's tokens start as those of `IndependentPrompts`; the maps as a torch.nn.Linear, the first layer's
+    as one and all deeper ones' as copies of another. The depth stops at the shallower tower's last layer.
+
+    Raises:
+        UserError: depth 0.
+
+    Source: "MaPLe", CVPR 2023 (released: 2 tokens, depth 9).
+    """
+
+    length: int = 2
+    depth: int = 9
+    std: float = 0.02
+    templates: tuple[str, ...] = ()
+    conditional: bool = False
+
+    def __post_init__(self) -> None:
+        if self.depth == 0:
+            raise UserError("prompts.text_depth is 0: coupled prompts start in the text tower")
+
+    @property
+    def num_context(self) -> int:
+        return self.length
+
+    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
+        clip.require_open()
+        depth = min(self.depth, len(clip.text.blocks), len(clip.vision.blocks))
+        text = IndependentPrompts(self.length, depth, vision_depth=0, std=self.std)
+        leaves = text.init(clip, init_tokens, generator)
+        width, like = clip.text.width, leaves["text.0"]
+        shapes = {"weight": (clip.vision.width, width), "bias": (clip.vision.width,)}
+        for layer in range(depth):
+            for name, shape in shapes.items():
+                leaf = f"vision.{layer}.{name}"
+                if layer < 2:
+                    leaves[leaf] = linear(shape, width, like=like, generator=generator)
+                else:
+                    leaves[leaf] = leaves[f"vision.1.{name}"].clone()
+        return leaves
+
+    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+        return tokens
+
+    def tokens(self, leaves: Leaves) -> Leaves:
+        tokens = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
+        for name, token in list(tokens.items()):
+            layer = f"vision.{name.removeprefix('text.')}"
+            tokens[layer] = token @ leaves[f"{layer}.weight"].T + leaves[f"{layer}.bias"]
+        return tokens
+
+
+@dataclass(frozen=True)
+class ConditionalPrompts:
+    """t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out for every token t of the context, in the first layer.
+
+    f0(x) are the frozen CLIP's normalised features of the image; the hidden layer has E / `reduction` units.
+    Leaves: `text.0`, and `shift.in` and `shift.out` with `.weight` and `.bias`. The context starts as that of
+    `IndependentPrompts`, the net as two torch.nn.Linear.
+
+    Source: "Conditional Prompt Learning for Vision-Language Models" (CoCoOp), CVPR 2022 (released: 4 tokens,
+    reduction 16).
+    """
+
+    length: int = 4
+    std: float = 0.02
+    reduction: int = 16
+    templates: tuple[str, ...] = ()
+    conditional: bool = True
+    enters_images: bool = False
+
+    @property
+    def num_context(self) -> int:
+        return self.length
+
+    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
+        text = IndependentPrompts(self.length, 1, vision_depth=0, std=self.std)
+        leaves = text.init(clip, init_tokens, generator)
+        widths = (clip.embed_dim, max(1, clip.embed_dim // self.reduction), clip.text.width)
+        for name, num_in, num_out in zip(("in", "out"), widths, widths[1:], strict=False):
+            for kind, shape in (("weight", (num_out, num_in)), ("bias", (num_out,))):
+                leaf = linear(shape, num_in, like=leaves["text.0"], generator=generator)
+                leaves[f"shift.{name}.{kind}"] = leaf
+        return leaves
+
+    def tokens(self, leaves: Leaves) -> Leaves:
+        return leaves
+
+    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+        hidden = (frozen_BE @ tokens["shift.in.weight"].T + tokens["shift.in.bias"]).relu()
+        shift_BD = hidden @ tokens["shift.out.weight"].T + tokens["shift.out.bias"]
+        return {"text.0": tokens["text.0"] + shift_BD[:, None]}

@@ -14,11 +14,17 @@ from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import METHODS, build
-from prometar.methods.coupled import CoupledPrompts
 from prometar.methods.gradient_modulators import Constant, Gate, Projection
-from prometar.methods.meta_tasks import FeatureMixup, Mix, NoAugmentation, one_class_out, task_rng
-from prometar.methods.pixelmixes import CutMix, InputMixup
-from prometar.methods.prompts import IndependentPrompts
+from prometar.methods.meta_tasks import (
+    CutMix,
+    FeatureMixup,
+    InputMixup,
+    Mix,
+    NoAugmentation,
+    one_class_out,
+    task_rng,
+)
+from prometar.methods.prompts import CoupledPrompts, IndependentPrompts
 from prometar.methods.regularizers import (
     DISTANCES,
     ImageDistance,
