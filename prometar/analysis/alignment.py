@@ -10,7 +10,7 @@ Source: ProMetaR (CVPR 2024), its analysis; there as an argument, here as a meas
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,13 @@ def _cosines(support: Leaves, query: Leaves) -> Record:
     return found | {"support_norm": float(_flat(support).norm()), "query_norm": float(_flat(query).norm())}
 
 
-def _cosine(a: Leaves, b: Mapping[str, Tensor]) -> float:
+def _cosine(a: Leaves, b: Leaves) -> float:
     one, other = _flat(a), _flat({name: b[name] for name in a})
     product = one.norm() * other.norm()
     return float((one @ other / product).clamp(-1, 1)) if product > 0 else 0.0
 
 
-def _flat(leaves: Mapping[str, Tensor]) -> Tensor:
+def _flat(leaves: Leaves) -> Tensor:
     return torch.cat([leaf.flatten() for leaf in leaves.values()]).double()
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
 
 from prometar.errors import UserError
 from prometar.methods.prompts import Leaves, linear
@@ -21,13 +19,11 @@ class Modulator(Protocol):
         """m where it is one known number: both gradients are then one pass; None if it is computed."""
         ...
 
-    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+    def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
         """The modulator's own learnable leaves."""
         ...
 
-    def __call__(
-        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]: ...
+    def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves: ...
 
 
 @dataclass(frozen=True)
@@ -40,12 +36,10 @@ class Constant:
     def constant(self) -> float | None:
         return self.value
 
-    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+    def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
         return {}
 
-    def __call__(
-        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
         return {name: task[name] + self.value * regularizer[name] for name in task}
 
 
@@ -65,7 +59,7 @@ class Gate:
     reduction: int = 8
     constant: ClassVar[None] = None
 
-    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+    def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
         gate: Leaves = {}
         for name, leaf in tokens.items():
             size = leaf.numel()
@@ -78,9 +72,7 @@ class Gate:
             gate[f"{name}.out"] = linear((hidden, hidden), hidden, like=leaf, generator=generator)
         return gate
 
-    def __call__(
-        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
         modulated = {}
         for name, g_task in task.items():
             g_reg = regularizer[name]
@@ -105,12 +97,10 @@ class Projection:
     share: float = 1.0
     constant: ClassVar[None] = None
 
-    def init(self, tokens: Mapping[str, Tensor], generator: torch.Generator) -> Leaves:
+    def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
         return {}
 
-    def __call__(
-        self, gate: Mapping[str, Tensor], task: Mapping[str, Tensor], regularizer: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
         modulated = {}
         for name, g_task in task.items():
             g_reg = regularizer[name]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+
+from prometar.methods.prompts import Leaves
 
 
 class InnerLoop(Protocol):
@@ -28,9 +28,7 @@ class InnerLoop(Protocol):
         """Weight of the query loss in the outer loss."""
         ...
 
-    def __call__(
-        self, prompts: Mapping[str, Tensor], gradient: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]: ...
+    def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class InnerSGD:
     outer_weight: float = 5e-4
     second_order: bool = True
 
-    def __call__(self, prompts: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves:
         if isinstance(self.lr, float):
             return {name: torch.add(leaf, gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
         return {name: leaf - self.lr * gradient[name] for name, leaf in prompts.items()}  # mapped over rates

@@ -5,7 +5,7 @@ Built-in parts are not called: their tests have done so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -16,7 +16,7 @@ from prometar.backbone.clip import Clip
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.methods.composition import Method, build
-from prometar.methods.prompts import Prompts, enters_images
+from prometar.methods.prompts import Leaves, Prompts, enters_images
 from prometar.methods.regularizers import Term, Views
 from prometar.parts.reference import failing
 
@@ -66,7 +66,7 @@ def probe(config: Config, clip: Clip) -> Method:
     return method
 
 
-def _require_tokens(name: str, tokens: Mapping[str, Tensor], clip: Clip, prompts: Prompts) -> None:
+def _require_tokens(name: str, tokens: Leaves, clip: Clip, prompts: Prompts) -> None:
     towers = {"text": clip.text, "vision": clip.vision}
     for key, token in tokens.items():
         tower, _, layer = key.partition(".")
@@ -82,14 +82,14 @@ def _require_tokens(name: str, tokens: Mapping[str, Tensor], clip: Clip, prompts
         raise UserError(f"{name}: num_context is {num_context}, and text.0 has {found} tokens")
 
 
-def _require_same(name: str, given: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _require_same(name: str, given: Leaves, found: Leaves) -> None:
     _require_names(name, given, found)
     for key, tensor in given.items():
         if found[key].shape != tensor.shape:
             raise UserError(f"{name}: {key} must be {tuple(tensor.shape)}, found {tuple(found[key].shape)}")
 
 
-def _require_names(name: str, given: Iterable[str], found: Mapping[str, Tensor]) -> None:
+def _require_names(name: str, given: Iterable[str], found: Leaves) -> None:
     if set(given) != set(found):
         odd = min(set(given) ^ set(found))
         raise UserError(f"{name} must return the tensors that it is given: '{odd}' is in one of both alone")

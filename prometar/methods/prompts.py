@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,7 +58,7 @@ def enters_images(prompts: Prompts) -> bool:
     return bool(getattr(prompts, "enters_images", True))
 
 
-def layers(tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
+def layers(tokens: Leaves, tower: str) -> dict[int, Tensor]:
     """The tokens of one tower ("text" or "vision") by layer."""
     return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ class Model:
     text: TextInput | Tensor
     frozen_text_CE: Tensor | None = None
 
-    def text_features(self, tokens: Mapping[str, Tensor], frozen_BE: Tensor | None = None) -> Tensor:
+    def text_features(self, tokens: Leaves, frozen_BE: Tensor | None = None) -> Tensor:
         """Normalised text features (C, E) with the tokens that `prompts.tokens` made.
 
         frozen_BE: images' frozen features; where prompts are conditional each has its own text, (B, C, E).
@@ -49,7 +49,7 @@ class Model:
             features = encode_text(self.clip, text, self._layers(tokens, "text"))
         return F.normalize(features.to(self.clip.working_dtype), dim=-1)
 
-    def _text_of_each(self, text: TextInput, tokens: Mapping[str, Tensor], frozen_BE: Tensor) -> Tensor:
+    def _text_of_each(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor) -> Tensor:
         """Un-normalised text features (B, C, E) as each image's tokens make them."""
         seen = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
         at_once = max(1, _MOST_ROWS // len(text.embedded_RTD))
@@ -57,15 +57,13 @@ class Model:
             features: Tensor = torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=at_once)(seen)
         return features
 
-    def image_features(self, tokens: Mapping[str, Tensor], images_BTD: Tensor) -> Tensor:
+    def image_features(self, tokens: Leaves, images_BTD: Tensor) -> Tensor:
         """Un-normalised image features (B, E) of embedded images (`backbone.vision.embed_images`)."""
         features = encode_image(self.clip, images_BTD, self._layers(tokens, "vision"))
         return features.to(self.clip.working_dtype)
 
     @torch.no_grad()
-    def run(
-        self, tokens: Mapping[str, Tensor], images_BTD: Tensor, frozen_BE: Tensor | None = None
-    ) -> Towers:
+    def run(self, tokens: Leaves, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> Towers:
         """Features of both towers with what their derivatives need; no graph is recorded."""
         text, working, runs = self.text, self.clip.working_dtype, dict[str, Run]()
         features, text_CE, image_BE = Leaves(), None, None
@@ -91,7 +89,7 @@ class Model:
         features = {tower: value.to(working) for tower, value in features.items()}
         return Towers(self.clip.dtype, runs, features, text_CE, image_BE)
 
-    def _layers(self, tokens: Mapping[str, Tensor], tower: str) -> dict[int, Tensor]:
+    def _layers(self, tokens: Leaves, tower: str) -> dict[int, Tensor]:
         """Towers run in the precision of their weights."""
         return {layer: token.to(self.clip.dtype) for layer, token in layers(tokens, tower).items()}
 

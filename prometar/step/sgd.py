@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from prometar.methods.prompts import Leaves
 
 
 def sgd(
-    leaves: Mapping[str, Tensor],
-    momenta: Mapping[str, Tensor],
+    leaves: Leaves,
+    momenta: Leaves,
     gradient: Leaves,
     *,
     lr: float,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +45,7 @@ class State:
         return State.from_tensors(moved, self.step)
 
     @staticmethod
-    def from_tensors(tensors: Mapping[str, Tensor], step: int) -> State:
+    def from_tensors(tensors: Leaves, step: int) -> State:
         """The inverse of `tensors`."""
         groups: dict[str, Leaves] = {group: {} for group in _GROUPS}
         for key, value in tensors.items():

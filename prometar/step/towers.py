@@ -21,7 +21,7 @@ class Derived:
     It sees the images, (B, C, E), or is a network of others, (C, E).
     """
 
-    def __init__(self, function: Callable[[Leaves], Tensor], tokens: Mapping[str, Tensor]) -> None:
+    def __init__(self, function: Callable[[Leaves], Tensor], tokens: Leaves) -> None:
         self._function, self._tokens = function, dict(tokens)
         self.features, self._pullback = vjp(function, self._tokens)  # type: ignore[misc]
 
