@@ -16,26 +16,39 @@ Field = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """What a pattern draws on.
+class Frame:
+    """What is drawn in.
 
     Attributes:
         rng: The image's own generator.
-        x, y: (H, W) rotated, shifted and slightly warped coordinates, in pattern cells.
-        pixel: Width of one pixel, in pattern cells.
-        cells: Pattern cells across the image.
+        x, y: (H, W) coordinates, y downwards: of a figure, about -1..1 across it.
+        pixel: Width of one pixel in them.
     """
 
     rng: np.random.Generator
     x: Field
     y: Field
     pixel: float
-    cells: float
 
     @property
     def size(self) -> int:
         """Side of the image in pixels."""
         return self.x.shape[0]
+
+    def ink(self, depth: Field, softness: float = 1.5) -> Field:
+        """1 where `depth` is above 0, with an edge of `softness` pixels."""
+        return edge(depth, softness * self.pixel)
+
+
+@dataclass(frozen=True)
+class Canvas(Frame):
+    """What a pattern draws on: its coordinates are rotated, shifted and slightly warped, in pattern cells.
+
+    Attributes:
+        cells: Pattern cells across the image.
+    """
+
+    cells: float
 
 
 def make_canvas(rng: np.random.Generator, size: int, cells: float, *, turn: float, warp: float) -> Canvas:

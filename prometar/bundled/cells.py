@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, fractal, noise
+from prometar.bundled.canvas import Field, Frame, fractal, noise
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Frame, Stance, distance, place
+from prometar.bundled.figures import Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 Stain = tuple[Field, Field]

@@ -14,7 +14,7 @@ from prometar.bundled.patterns import TAU, lines
 
 
 def _argyle(c: Canvas) -> Field:
-    diamonds = edge(np.sin(np.pi * (c.x + 0.6 * c.y)) * np.sin(np.pi * (c.x - 0.6 * c.y)), 4 * c.pixel)
+    diamonds = c.ink(np.sin(np.pi * (c.x + 0.6 * c.y)) * np.sin(np.pi * (c.x - 0.6 * c.y)), 4)
     thin = np.maximum(
         lines(c.x + 0.6 * c.y + 0.5, 0.05, c.pixel), lines(c.x - 0.6 * c.y + 0.5, 0.05, c.pixel)
     )
@@ -22,7 +22,7 @@ def _argyle(c: Canvas) -> Field:
 
 
 def _basketweave(c: Canvas) -> Field:
-    over = edge(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 2 * c.pixel)
+    over = c.ink(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 2)
     return over * np.abs(np.sin(3 * np.pi * c.x)) + (1 - over) * np.abs(np.sin(3 * np.pi * c.y)) * 0.8
 
 
@@ -32,18 +32,18 @@ def _corduroy(c: Canvas) -> Field:
 
 
 def _denim(c: Canvas) -> Field:
-    twill = edge(np.sin(TAU * (c.x * 1.3 + c.y * 0.8)), 8 * c.pixel)
+    twill = c.ink(np.sin(TAU * (c.x * 1.3 + c.y * 0.8)), 8)
     return np.clip(0.55 * twill + 0.25 * noise(c.rng, c.size, 8) * np.cos(TAU * c.y * 0.2) + 0.2, 0, 1)
 
 
 def _gingham(c: Canvas) -> Field:
-    across, down = edge(np.sin(np.pi * c.x), 3 * c.pixel), edge(np.sin(np.pi * c.y), 3 * c.pixel)
+    across, down = c.ink(np.sin(np.pi * c.x), 3), c.ink(np.sin(np.pi * c.y), 3)
     return 0.5 * across + 0.5 * down
 
 
 def _herringbone(c: Canvas) -> Field:
     side = np.where(np.floor(c.x) % 2 == 0, 1.0, -1.0)
-    return edge(np.sin(TAU * (c.y * 1.3 + side * centred(c.x - 0.5))), 8 * c.pixel)
+    return c.ink(np.sin(TAU * (c.y * 1.3 + side * centred(c.x - 0.5))), 8)
 
 
 def _houndstooth(c: Canvas) -> Field:
@@ -65,15 +65,13 @@ def _knit(c: Canvas) -> Field:
 def _lace(c: Canvas) -> Field:
     net = np.maximum(lines((c.x + c.y) * 1.5, 0.09, c.pixel), lines((c.x - c.y) * 1.5, 0.09, c.pixel))
     angle = np.arctan2(centred(c.y * 0.6), centred(c.x * 0.6))
-    flower = edge(
-        0.3 + 0.1 * np.cos(6 * angle) - np.hypot(centred(c.x * 0.6), centred(c.y * 0.6)), 3 * c.pixel
-    )
+    flower = c.ink(0.3 + 0.1 * np.cos(6 * angle) - np.hypot(centred(c.x * 0.6), centred(c.y * 0.6)), 3)
     return np.clip(np.maximum(0.7 * net, flower * (0.7 + 0.3 * np.cos(6 * angle))), 0, 1)
 
 
 def _mesh(c: Canvas) -> Field:
     hole = np.minimum(np.hypot(centred(c.x), centred(c.y)), np.hypot(centred(c.x + 0.5), centred(c.y + 0.5)))
-    return edge(hole - c.rng.uniform(0.2, 0.26), 3 * c.pixel)
+    return c.ink(hole - c.rng.uniform(0.2, 0.26), 3)
 
 
 def _pinstripe(c: Canvas) -> Field:
@@ -81,7 +79,7 @@ def _pinstripe(c: Canvas) -> Field:
 
 
 def _seersucker(c: Canvas) -> Field:
-    stripe = edge(np.sin(TAU * c.x * 0.6), 5 * c.pixel)
+    stripe = c.ink(np.sin(TAU * c.x * 0.6), 5)
     pucker = np.abs(np.sin(TAU * (c.y * 0.9 + 0.3 * noise(c.rng, c.size, 6))))
     return stripe * (0.45 + 0.55 * pucker)
 
@@ -90,18 +88,18 @@ def _tartan(c: Canvas) -> Field:
     widths = c.rng.uniform(0.05, 0.25, 3)
 
     def bands(v: Field) -> Field:
-        first = edge(widths[0] + 0.1 - np.abs(centred(v * 0.5)), 2 * c.pixel)
-        second = edge(0.05 - np.abs(centred(v * 0.5 + 0.5)), 2 * c.pixel)
-        third = edge(0.04 - np.abs(centred(v * 0.5 + 0.36)), 2 * c.pixel)
+        first = c.ink(widths[0] + 0.1 - np.abs(centred(v * 0.5)), 2)
+        second = c.ink(0.05 - np.abs(centred(v * 0.5 + 0.5)), 2)
+        third = c.ink(0.04 - np.abs(centred(v * 0.5 + 0.36)), 2)
         return np.maximum(np.maximum(first, second), 0.7 * third)
 
-    twill = edge(np.sin(TAU * (c.x + c.y) * 2), 8 * c.pixel)
+    twill = c.ink(np.sin(TAU * (c.x + c.y) * 2), 8)
     return np.clip(bands(c.x) * (0.35 + 0.3 * twill) + bands(c.y) * (0.65 - 0.3 * twill), 0, 1)
 
 
 def _tweed(c: Canvas) -> Field:
     side = np.where(np.floor(c.x * 0.6) % 2 == 0, 1.0, -1.0)
-    faint = edge(np.sin(TAU * (c.y + side * c.x * 0.7)), 10 * c.pixel)
+    faint = c.ink(np.sin(TAU * (c.y + side * c.x * 0.7)), 10)
     nubs = edge(np.abs(noise(c.rng, c.size, 14)) - 1.3, 0.6)
     return np.clip(0.3 * faint + 0.3 + 0.3 * noise(c.rng, c.size, 16) + 0.5 * nubs, 0, 1)
 

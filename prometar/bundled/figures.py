@@ -9,32 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, edge, noise
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a figure is drawn in.
-
-    Attributes:
-        rng: The image's own generator.
-        x, y: (H, W) the figure's coordinates, about -1..1 across it, y downwards.
-        pixel: Width of one pixel in them.
-    """
-
-    rng: np.random.Generator
-    x: Field
-    y: Field
-    pixel: float
-
-    @property
-    def size(self) -> int:
-        """Side of the image in pixels."""
-        return self.x.shape[0]
-
-    def ink(self, depth: Field, softness: float = 1.5) -> Field:
-        """1 where `depth` is above 0, with an edge of `softness` pixels."""
-        return edge(depth, softness * self.pixel)
+from prometar.bundled.canvas import Field, Frame, noise
 
 
 @dataclass(frozen=True)

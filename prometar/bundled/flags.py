@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, centred, noise
+from prometar.bundled.canvas import Field, Frame, centred, noise
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Frame, Stance, place
+from prometar.bundled.figures import Stance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 _DARK = ((0.75, 0.08, 0.12), (0.05, 0.15, 0.5), (0.0, 0.42, 0.2), (0.1, 0.1, 0.1), (0.4, 0.1, 0.4))

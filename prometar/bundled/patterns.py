@@ -35,7 +35,7 @@ def spots(
     for px, py in zip(*scatter(c, spacing, jitter), strict=True):
         wanted, r = c.rng.random() < keep, c.rng.uniform(*radius)
         if wanted:
-            ink = np.maximum(ink, edge(r - np.hypot(c.x - px, c.y - py), 1.5 * c.pixel))
+            ink = np.maximum(ink, c.ink(r - np.hypot(c.x - px, c.y - py)))
     return ink
 
 
@@ -68,11 +68,9 @@ def bubbly(c: Canvas) -> Field:
     for px, py in zip(*scatter(c, 1.0, 0.35), strict=True):
         radius = c.rng.uniform(0.25, 0.6)
         distance = np.hypot(c.x - px, c.y - py)
-        shell = edge(0.06 - np.abs(distance - radius), 2.0 * c.pixel)
-        glint = edge(
-            0.3 * radius - np.hypot(c.x - px + 0.35 * radius, c.y - py + 0.35 * radius), 2.0 * c.pixel
-        )
-        inside = edge(radius - distance, 2.0 * c.pixel)
+        shell = c.ink(0.06 - np.abs(distance - radius), 2.0)
+        glint = c.ink(0.3 * radius - np.hypot(c.x - px + 0.35 * radius, c.y - py + 0.35 * radius), 2.0)
+        inside = c.ink(radius - distance, 2.0)
         ink = ink * (1.0 - 0.8 * inside) + np.maximum(shell, np.maximum(glint, 0.2 * inside))
     return ink
 
@@ -88,14 +86,14 @@ def cobwebbed(c: Canvas) -> Field:
     turn = np.arctan2(dy, dx) / TAU * spokes
     radius = np.hypot(dx, dy)
     web = lines(radius * (1.0 + 0.5 * centred(turn) ** 2) * 1.3, 0.1, c.pixel)
-    spoke = edge(0.06 - np.abs(centred(turn)) * radius * TAU / spokes, 1.5 * c.pixel)
+    spoke = c.ink(0.06 - np.abs(centred(turn)) * radius * TAU / spokes)
     return np.maximum(0.8 * web, spoke)
 
 
 def cracked(c: Canvas) -> Field:
     near, second, owner = cells(c, spacing=1.3, jitter=0.5)
     width = 0.05 + 0.05 * np.abs(noise(c.rng, c.size, 3))
-    return edge(width - (second - near), 1.5 * c.pixel) * 0.85 + 0.15 * c.rng.random(owner.max() + 1)[owner]
+    return c.ink(width - (second - near)) * 0.85 + 0.15 * c.rng.random(owner.max() + 1)[owner]
 
 
 def crosshatched(c: Canvas) -> Field:
@@ -115,7 +113,7 @@ def crystalline(c: Canvas) -> Field:
 
 def dotted(c: Canvas) -> Field:
     radius = c.rng.uniform(0.13, 0.2)
-    return edge(radius - np.hypot(centred(c.x), centred(c.y)), 1.5 * c.pixel)
+    return c.ink(radius - np.hypot(centred(c.x), centred(c.y)))
 
 
 def fibrous(c: Canvas) -> Field:
@@ -134,7 +132,7 @@ def flecked(c: Canvas) -> Field:
     for px, py in zip(*scatter(c, 0.9, 0.45), strict=True):
         angle, dx, dy = c.rng.uniform(0.0, TAU), c.x - px, c.y - py
         along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
-        ink = np.maximum(ink, edge(0.32 - np.hypot(along, across * 3.2), 2.0 * c.pixel))
+        ink = np.maximum(ink, c.ink(0.32 - np.hypot(along, across * 3.2), 2.0))
     return ink
 
 
@@ -160,7 +158,7 @@ def honeycombed(c: Canvas) -> Field:
     for shift in (0.0, 0.5):
         dx, dy = np.abs(centred(c.x + shift)), np.abs(centred(c.y / root + shift)) * root
         rest = np.minimum(rest, np.maximum(dx, 0.5 * dx + 0.5 * root * dy))
-    return edge(rest - c.rng.uniform(0.4, 0.44), 1.5 * c.pixel)
+    return c.ink(rest - c.rng.uniform(0.4, 0.44))
 
 
 def marbled(c: Canvas) -> Field:
@@ -177,7 +175,7 @@ def polka_dotted(c: Canvas) -> Field:
     radius = c.rng.uniform(0.27, 0.34)
     straight = np.hypot(centred(c.x), centred(c.y))
     staggered = np.hypot(centred(c.x + 0.5), centred(c.y + 0.5))
-    return edge(radius - np.minimum(straight, staggered), 1.5 * c.pixel)
+    return c.ink(radius - np.minimum(straight, staggered))
 
 
 def porous(c: Canvas) -> Field:
@@ -191,14 +189,14 @@ def scaly(c: Canvas) -> Field:
         line = row + 1.0 - back
         dx, dy = centred(c.x + 0.5 * (line % 2.0)), c.y - line * 0.5
         distance = np.hypot(dx, dy + 0.05)
-        ink = np.where((distance < 0.56) & (dy > -0.5), 1.0 - edge(distance - 0.44, 3.0 * c.pixel), ink)
+        ink = np.where((distance < 0.56) & (dy > -0.5), 1.0 - c.ink(distance - 0.44, 3.0), ink)
     return ink * (0.7 + 0.3 * (c.y * 2.0 - row))
 
 
 def spiralled(c: Canvas) -> Field:
     dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
     arms, hand = c.rng.integers(1, 3), c.rng.choice((-1.0, 1.0))
-    return edge(np.sin(np.hypot(dx, dy) * TAU * 0.8 + hand * arms * np.arctan2(dy, dx)), 6.0 * c.pixel)
+    return c.ink(np.sin(np.hypot(dx, dy) * TAU * 0.8 + hand * arms * np.arctan2(dy, dx)), 6.0)
 
 
 def stratified(c: Canvas) -> Field:
@@ -208,7 +206,7 @@ def stratified(c: Canvas) -> Field:
 def studded(c: Canvas) -> Field:
     distance = np.hypot(centred(c.x), centred(c.y)) / 0.36
     dome = np.sqrt(np.clip(1.0 - distance**2, 0.0, 1.0))
-    return 0.6 * relief(c, 0.5 * dome, 0.5) + 0.4 * edge(1.0 - distance, 3.0 * c.pixel)
+    return 0.6 * relief(c, 0.5 * dome, 0.5) + 0.4 * c.ink(1.0 - distance, 3.0)
 
 
 def veined(c: Canvas) -> Field:
@@ -244,7 +242,7 @@ PATTERNS: dict[str, Pattern] = {
     "braided": Pattern(braided, (2.5, 4.5)),
     "bubbly": Pattern(bubbly, (3.0, 5.0)),
     "bumpy": Pattern(bumpy, (3.5, 6.0)),
-    "chequered": Pattern(lambda c: edge(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 5.0 * c.pixel)),
+    "chequered": Pattern(lambda c: c.ink(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 5.0)),
     "cobwebbed": Pattern(cobwebbed),
     "cracked": Pattern(cracked, warp=0.15),
     "crosshatched": Pattern(crosshatched, (4.0, 7.0)),
@@ -264,11 +262,11 @@ PATTERNS: dict[str, Pattern] = {
     "scaly": Pattern(scaly, (3.0, 5.5), turn=0.6),
     "spiralled": Pattern(spiralled),
     "stratified": Pattern(stratified, turn=0.4),
-    "striped": Pattern(lambda c: edge(np.sin(TAU * c.x * 0.7), 5.0 * c.pixel)),
+    "striped": Pattern(lambda c: c.ink(np.sin(TAU * c.x * 0.7), 5.0)),
     "studded": Pattern(studded, (3.5, 6.5)),
     "veined": Pattern(veined),
     "waffled": Pattern(waffled, (3.5, 6.5)),
     "woven": Pattern(woven),
     "wrinkled": Pattern(wrinkled),
-    "zigzagged": Pattern(lambda c: edge(np.sin(TAU * (0.8 * c.x + np.abs(centred(c.y)))), 6.0 * c.pixel)),
+    "zigzagged": Pattern(lambda c: c.ink(np.sin(TAU * (0.8 * c.x + np.abs(centred(c.y)))), 6.0)),
 }

@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, edge, fractal
+from prometar.bundled.canvas import Field, Frame, edge, fractal
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Frame, Stance, place, polygon, regular, star
+from prometar.bundled.figures import Stance, place, polygon, regular, star
 from prometar.bundled.paint import Pixels, blend, contrasting, lit
 
 

@@ -51,7 +51,7 @@ def _roofs(c: Canvas, spacing: float, half: tuple[float, float], keep: float) ->
     inside = np.minimum(
         wide - np.abs(c.x - (column + 0.5) * spacing), high - np.abs(c.y - (row + 0.5) * spacing)
     )
-    return edge(inside, 1.5 * c.pixel) * (draw[..., 2] < keep)
+    return c.ink(inside) * (draw[..., 2] < keep)
 
 
 def _factory(c: Canvas) -> Field:
@@ -67,7 +67,7 @@ def _forest(c: Canvas) -> Field:
 
 def _highway(c: Canvas) -> Field:
     bend = c.x - c.x.mean() + c.rng.uniform(-0.06, 0.06) * (c.y - c.y.mean()) ** 2
-    lanes = edge(0.5 - np.abs(bend), 1.5 * c.pixel) * edge(np.abs(bend) - 0.07, 1.5 * c.pixel)
+    lanes = c.ink(0.5 - np.abs(bend)) * c.ink(np.abs(bend) - 0.07)
     return blend(_fields(c), near(c.rng, (0.62, 0.61, 0.6)), lanes)
 
 
