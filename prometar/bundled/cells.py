@@ -140,7 +140,6 @@ def _draw(depth: Callable[[Frame], Stain], rng: np.random.Generator, size: int) 
 
 CELLS = RenderedSet(
     name="cells",
-    title="Cells (embedded)",
     template="a microscope image of a {}.",
     purpose="development",
     drawings={name: partial(_draw, depth) for name, depth in CELLS_DRAWN.items()},
@@ -150,5 +149,4 @@ CELLS = RenderedSet(
         "blood": ("erythrocyte", "lymphocyte", "neutrophil"),
         "microbe": ("amoeba", "diatom", "neuron", "yeast"),
     },
-    salt="cells/",
 )

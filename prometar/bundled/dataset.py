@@ -37,25 +37,33 @@ class RenderedSet:
 
     Args:
         name: What `--dataset` takes.
-        title: The name in tables.
         template: Zero-shot prompt.
         purpose: `development`: may be looked at while methods are made; `claim`: kept for the last table.
         drawings: How each class is drawn, by its name.
         counts: Images a class, by split.
         wild: How classes are drawn in pre-training, where that is harder: anywhere, turned, bent, cluttered.
         families: Broad words, each with the classes that it is used for; pre-training's captions use them.
-        salt: Enters every seed, so that classes of one name in two sets differ.
+        salted: See `salt`.
     """
 
     name: str
-    title: str
     template: str
     purpose: Purpose
     drawings: Mapping[str, Draw]
     counts: Mapping[str, int]
     wild: Mapping[str, Draw] = field(default_factory=dict)
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    salt: str = ""
+    salted: bool = True
+
+    @property
+    def title(self) -> str:
+        """The name in tables."""
+        return f"{self.name.capitalize()} (embedded)"
+
+    @property
+    def salt(self) -> str:
+        """Enters every seed, so that classes of one name in two sets differ; empty for the first set."""
+        return f"{self.name}/" if self.salted else ""
 
     @property
     def classnames(self) -> tuple[str, ...]:

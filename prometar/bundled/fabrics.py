@@ -124,7 +124,6 @@ def _draw(pattern: Callable[[Canvas], Field], rng: np.random.Generator, size: in
 
 FABRICS = RenderedSet(
     name="fabrics",
-    title="Fabrics (embedded)",
     template="a photo of {} fabric.",
     purpose="claim",
     drawings={name: partial(_draw, pattern) for name, pattern in FABRICS_DRAWN.items()},
@@ -135,5 +134,4 @@ FABRICS = RenderedSet(
         "twilled": ("denim", "herringbone", "tweed"),
         "knotted": ("basketweave", "knit", "lace", "mesh"),
     },
-    salt="fabrics/",
 )

@@ -84,7 +84,6 @@ def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Genera
 
 FLAGS = RenderedSet(
     name="flags",
-    title="Flags (embedded)",
     template="a photo of a {}, on a flag.",
     purpose="development",
     drawings={name: partial(_draw, depth, _OWN) for name, depth in FLAGS_DRAWN.items()},
@@ -96,5 +95,4 @@ FLAGS = RenderedSet(
         "crossed": ("chevron", "cross", "pall", "saltire"),
         "charged": ("bordure", "canton", "roundel"),
     },
-    salt="flags/",
 )

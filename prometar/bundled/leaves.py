@@ -108,7 +108,6 @@ def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Genera
 
 LEAVES = RenderedSet(
     name="leaves",
-    title="Leaves (embedded)",
     template="a photo of a {} leaf.",
     purpose="development",
     drawings={name: partial(_draw, depth, _OWN) for name, depth in LEAVES_DRAWN.items()},
@@ -119,5 +118,4 @@ LEAVES = RenderedSet(
         "narrow": ("fern", "palm", "pine", "willow"),
         "broad": ("birch", "clover", "ginkgo", "lotus"),
     },
-    salt="leaves/",
 )

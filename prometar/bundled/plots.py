@@ -119,7 +119,6 @@ def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int) 
 
 PLOTS = RenderedSet(
     name="plots",
-    title="Plots (embedded)",
     template="a plot of a {}.",
     purpose="claim",
     drawings={name: partial(_draw, depth) for name, depth in PLOTS_DRAWN.items()},
@@ -129,5 +128,4 @@ PLOTS = RenderedSet(
         "wavy": ("gaussian", "sawtooth", "sine"),
         "chart": ("bars", "line", "pie", "scatter", "staircase"),
     },
-    salt="plots/",
 )

@@ -81,7 +81,6 @@ def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Genera
 
 SHAPES = RenderedSet(
     name="shapes",
-    title="Shapes (embedded)",
     template="a photo of a {}.",
     purpose="claim",
     drawings={name: partial(_draw, depth, _OWN) for name, depth in SHAPES_DRAWN.items()},
@@ -92,5 +91,4 @@ SHAPES = RenderedSet(
         "angular": ("diamond", "hexagon", "octagon", "pentagon", "rectangle", "square", "triangle"),
         "pointed": ("arrow", "cross", "star"),
     },
-    salt="shapes/",
 )

@@ -110,7 +110,6 @@ def _drawing(strokes: str, stance: Stance) -> Draw:
 
 SKETCHES = RenderedSet(
     name="sketches",
-    title="Sketches (embedded)",
     template="a sketch of a {}.",
     purpose="claim",
     drawings={name: _drawing(strokes, _OWN) for name, strokes in STROKES.items()},
@@ -128,5 +127,4 @@ SKETCHES = RenderedSet(
         ),
         "weather": ("cloud", "lightning", "mountain", "sun"),
     },
-    salt="sketches/",
 )  # fmt: skip

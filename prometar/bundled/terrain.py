@@ -124,7 +124,6 @@ def _draw(scene: Callable[[Canvas], Field], rng: np.random.Generator, size: int)
 
 TERRAIN = RenderedSet(
     name="terrain",
-    title="Terrain (embedded)",
     template="a satellite photo of a {}.",
     purpose="claim",
     drawings={name: partial(_draw, scene) for name, scene in TERRAIN_DRAWN.items()},
@@ -134,5 +133,4 @@ TERRAIN = RenderedSet(
         "water": ("lake", "river"),
         "urban": ("factory", "highway", "village"),
     },
-    salt="terrain/",
 )

@@ -25,7 +25,6 @@ def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
 
 TEXTURES = RenderedSet(
     name="textures",
-    title="Textures (embedded)",
     template="a photo of a {}.",
     purpose="development",
     drawings={name: partial(_draw, pattern) for name, pattern in PATTERNS.items()},
@@ -41,4 +40,5 @@ TEXTURES = RenderedSet(
         "regular": ("braided", "chequered", "grid", "waffled", "woven"),
         "uneven": ("bubbly", "bumpy", "marbled", "spiralled", "wrinkled"),
     },
+    salted=False,
 )  # fmt: skip

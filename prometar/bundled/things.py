@@ -47,11 +47,9 @@ def _drawing(noun: str) -> Draw:
 
 THINGS = RenderedSet(
     name="things",
-    title="Things (pre-training)",
     template="a photo of a {}.",
     purpose="development",
     drawings={noun: _drawing(noun) for noun in MINI_VOCABULARY},
     counts={},
     families={"object": MINI_VOCABULARY},
-    salt="things/",
 )
