@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prometar.bundled.captions import PLAIN, CaptionSettings, Corpus, draw_words
-from prometar.bundled.pretrain_vision import Images, batches, normalise, rate
+from prometar.bundled.pretrain_vision import Images, batches, normalise, optimiser_of, rate
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,6 @@ def image_features(visual: nn.Module, images: Images, batch: int = 512) -> Tenso
     return torch.cat([F.normalize(visual(normalise(part)), dim=-1) for part in images.pixels.split(batch)])
 
 
-def _parameters(model: Any, rows: Tensor, decay: float) -> list[dict[str, object]]:
-    """Parameter groups: decay on matrices, none on vectors, the token table and the scale."""
-    tower = [*model.transformer.parameters(), *model.ln_final.parameters()]
-    decayed = [*(p for p in tower if p.ndim >= 2), model.text_projection]
-    plain = [*(p for p in tower if p.ndim < 2), model.positional_embedding, model.logit_scale, rows]
-    return [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
-
-
 def train_text(
     model: Any,
     features: Tensor,
@@ -73,7 +65,9 @@ def train_text(
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = nn.Parameter(model.token_embedding.weight.detach()[corpus.used].clone())
     model.logit_scale.data.fill_(math.log(settings.first_scale))
-    optimiser = torch.optim.AdamW(_parameters(model, rows, settings.weight_decay), betas=(0.9, 0.98))
+    tower = [*model.transformer.parameters(), *model.ln_final.parameters(), model.text_projection]
+    undecayed = [model.positional_embedding, model.logit_scale, rows]
+    optimiser = optimiser_of(tower, settings.weight_decay, undecayed)
     for step, index in enumerate(batches(len(features), settings.batch, settings.steps, generator)):
         for group in optimiser.param_groups:
             group["lr"] = rate(step, settings.steps, settings.lr)

@@ -8,7 +8,7 @@ Shape legend: B = batch, C = classes, D = embedding, H, W = image side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from prometar.bundled.world import CLASSES
 
@@ -111,30 +112,25 @@ def rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def optimiser_of(parameters: Sequence[Tensor], decay: float, undecayed: Sequence[Tensor] = ()) -> AdamW:
+    """AdamW with decay on matrices, none on vectors and the `undecayed`; each step sets its rate anew."""
+    decayed = [p for p in parameters if p.ndim >= 2]
+    plain = [*(p for p in parameters if p.ndim < 2), *undecayed]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+    return AdamW(groups, betas=(0.9, 0.98))
+
+
+@torch.random.fork_rng(devices=[])  # open_clip drops patches by the global generator
 def train_vision(
     visual: Any, images: Images, settings: VisionSettings, seed: int, log: Callable[[str], None]
 ) -> None:
     """Train `visual` in place; the anchors are thrown away, and `visual.patch_dropout` is off afterwards."""
-    with torch.random.fork_rng(devices=[]):  # open_clip drops patches by the global generator
-        torch.manual_seed(seed)
-        _train(visual, images, settings, seed, log)
-    visual.eval()
-
-
-def _train(
-    visual: Any, images: Images, settings: VisionSettings, seed: int, log: Callable[[str], None]
-) -> None:
+    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     width = len(CLASSES) + len(COLOURS)
     anchors = nn.Parameter(torch.randn(width, visual.output_dim, generator=generator))
     parameters = [*visual.parameters(), anchors]
-    decayed = [p for p in parameters if p.ndim >= 2]
-    plain = [p for p in parameters if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
+    optimiser = optimiser_of(parameters, settings.weight_decay)
     visual.train()
     for step, index in enumerate(batches(len(images.labels), settings.batch, settings.steps, generator)):
         for group in optimiser.param_groups:
@@ -158,3 +154,4 @@ def _train(
             log(
                 f"vision step {step + 1} class {class_loss:.3f} colour {colour_loss:.3f} accuracy {right:.3f}"
             )
+    visual.eval()
