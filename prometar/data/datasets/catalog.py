@@ -17,7 +17,7 @@ from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE, Benchmark, how_to_get, layout_in
 from prometar.data.datasets.dataset import Dataset, Item, flaw_of
 from prometar.data.datasets.hubname import hub_folder, is_hub, parse_hub
-from prometar.data.datasets.imagetree import ImageTree
+from prometar.data.datasets.imagetree import read_tree
 from prometar.data.datasets.layouts import WnidFolders
 from prometar.data.datasets.listing import SPLITS, Items, Listing
 from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
@@ -167,7 +167,7 @@ def _open(name: str, root: Path | str | None) -> Dataset:
         raise UserError(
             f"there is no prepared copy at {masked(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
         )
-    listing = ImageTree().read(Path(uri)) if name == FOLDER else _list(BENCHMARKS[name], Path(uri))
+    listing = read_tree(Path(uri)) if name == FOLDER else _list(BENCHMARKS[name], Path(uri))
     train, val, test = (listing.splits.get(split, ()) for split in SPLITS)
     source = FolderSource(str(listing.images))
     return Dataset(name, title_of(name), train, val, test, source, template, listing.origin, listing.note)

@@ -27,58 +27,51 @@ SPLIT_NOTE = (
 )
 
 
-class ImageTree:
-    """DIR/train|val|test/<class>/<image>, or DIR/<class>/<image>; a class is called as its folder.
+def read_tree(folder: Path) -> Listing:
+    """The images of DIR/train|val|test/<class>/<image>, or DIR/<class>/<image>; folders name classes.
 
     With split folders, `train` and `test` belong together, `val` may be missing (a search then holds images
     of `train` out), and `test` alone is a set to evaluate on. All splits have the same classes.
+
+    Raises:
+        UserError: no class folder, one class, an empty class, splits that do not belong together.
     """
+    folders, files = entries(folder)
+    splits = [split for split in SPLITS if split in folders and entries(folder / split)[0]]
+    if not splits:
+        return _read_classes(folder, files)
+    others = sorted(set(folders) - set(splits))
+    if others:
+        raise UserError(
+            f"{folder} has {' and '.join(f'{s}/' for s in splits)}, and {folder / others[0]} is no split "
+            f"with class folders: a tree of splits has {', '.join(SPLITS)} and nothing else"
+        )
+    if "train" in splits and "test" not in splits:
+        raise UserError(f"{folder} has train/ but no test/: add it, or have DIR/<class>/ split here")
+    if "val" in splits and "train" not in splits:
+        raise UserError(f"{folder} has val/ but no train/: add it, or rename val/ to test/")
+    classes = {split: class_folders(folder / split) for split in splits}
+    _require_same(folder, classes)
+    names = _named(folder, classes[splits[0]])
+    items = {split: labelled_images(folder, [f"{split}/{name}" for name in names], names) for split in splits}
+    return Listing(folder, items, f"folder {folder}", _left_out(folder, files, items))
 
-    parts: tuple[str, ...] = ()
 
-    def read(self, folder: Path) -> Listing:
-        """The images of `folder`.
-
-        Raises:
-            UserError: no class folder, one class, an empty class, splits that do not belong together.
-        """
-        folders, files = entries(folder)
-        splits = [split for split in SPLITS if split in folders and entries(folder / split)[0]]
-        if not splits:
-            return self._read_classes(folder, files)
-        others = sorted(set(folders) - set(splits))
-        if others:
+def _read_classes(folder: Path, files: list[str]) -> Listing:
+    names = _named(folder, class_folders(folder))
+    split: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    for label, name in enumerate(names):
+        paths = [f"{name}/{file}" for file in image_files(folder / name)]
+        if len(paths) < MIN_TO_SPLIT:
             raise UserError(
-                f"{folder} has {' and '.join(f'{s}/' for s in splits)}, and {folder / others[0]} is no split "
-                f"with class folders: a tree of splits has {', '.join(SPLITS)} and nothing else"
+                f"{folder / name} has {len(paths)} images: at least {MIN_TO_SPLIT} are needed to split "
+                "them into train, val and test; add images, or make the splits yourself"
             )
-        if "train" in splits and "test" not in splits:
-            raise UserError(f"{folder} has train/ but no test/: add it, or have DIR/<class>/ split here")
-        if "val" in splits and "train" not in splits:
-            raise UserError(f"{folder} has val/ but no train/: add it, or rename val/ to test/")
-        classes = {split: class_folders(folder / split) for split in splits}
-        _require_same(folder, classes)
-        names = _named(folder, classes[splits[0]])
-        items = {
-            split: labelled_images(folder, [f"{split}/{name}" for name in names], names) for split in splits
-        }
-        return Listing(folder, items, f"folder {folder}", _left_out(folder, files, items))
-
-    def _read_classes(self, folder: Path, files: list[str]) -> Listing:
-        names = _named(folder, class_folders(folder))
-        split: dict[str, list[Item]] = {name: [] for name in SPLITS}
-        for label, name in enumerate(names):
-            paths = [f"{name}/{file}" for file in image_files(folder / name)]
-            if len(paths) < MIN_TO_SPLIT:
-                raise UserError(
-                    f"{folder / name} has {len(paths)} images: at least {MIN_TO_SPLIT} are needed to split "
-                    "them into train, val and test; add images, or make the splits yourself"
-                )
-            for part, chosen in split_paths(paths).items():
-                split[part] += [Item(path, label, name) for path in chosen]
-        items = {part: tuple(of_part) for part, of_part in split.items()}
-        note = "; ".join(filter(None, (SPLIT_NOTE, _left_out(folder, files, items))))
-        return Listing(folder, items, f"folder {folder}", note)
+        for part, chosen in split_paths(paths).items():
+            split[part] += [Item(path, label, name) for path in chosen]
+    items = {part: tuple(of_part) for part, of_part in split.items()}
+    note = "; ".join(filter(None, (SPLIT_NOTE, _left_out(folder, files, items))))
+    return Listing(folder, items, f"folder {folder}", note)
 
 
 def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
