@@ -12,26 +12,24 @@ from torch import Tensor
 
 
 class Part(Protocol):
-    """Like `prometar.backbone.norm.Norm`."""
+    """Like `prometar.backbone.norm.Norm`. Those below are linear: cotangents are pulled as `second` does."""
 
     def forward(self, x: Tensor) -> Tensor: ...
 
-    def pull(self, g_K: Tensor, *, again: bool) -> Tensor: ...
+    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
+        return self.second(g_K)
 
     def push(self, t_K: Tensor) -> Tensor: ...
 
     def second(self, r: Tensor) -> Tensor: ...
 
 
-class Rows:
+class Rows(Part):
     """(..., B, T, D) to (..., B T, D): the tokens that are left are the features."""
 
     def forward(self, x: Tensor) -> Tensor:
         self._size = x.shape[:-1]
         return x.flatten(0, -2)
-
-    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
-        return g_K.unflatten(-2, self._size)
 
     def push(self, t_K: Tensor) -> Tensor:
         return t_K.flatten(1, -2)
@@ -40,7 +38,7 @@ class Rows:
         return r.unflatten(-2, self._size)
 
 
-class Mean:
+class Mean(Part):
     """(..., B, T, D) to (..., B, D): the mean of the tokens behind the first `start`."""
 
     def __init__(self, start: int) -> None:
@@ -50,9 +48,6 @@ class Mean:
         self._num = x.shape[-2] - self._start
         return self.push(x)
 
-    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
-        return self.second(g_K)
-
     def push(self, t_K: Tensor) -> Tensor:
         return t_K[..., self._start :, :].mean(dim=-2)
 
@@ -61,7 +56,7 @@ class Mean:
         return F.pad(each, (0, 0, self._start, 0)) if self._start else each
 
 
-class Projection:
+class Projection(Part):
     """x W + b."""
 
     def __init__(self, weight_DE: Tensor, bias_E: Tensor | None) -> None:
@@ -70,9 +65,6 @@ class Projection:
     def forward(self, x: Tensor) -> Tensor:
         y = x @ self._weight_DE
         return y if self._bias_E is None else y + self._bias_E
-
-    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
-        return g_K @ self._weight_DE.T
 
     def push(self, t_K: Tensor) -> Tensor:
         return t_K @ self._weight_DE
