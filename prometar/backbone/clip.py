@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.activations import ACTIVATIONS, QUICK
-from prometar.backbone.closed import Closed
 from prometar.backbone.form import OPENAI, Form
-from prometar.backbone.frozen import Frozen
+from prometar.backbone.frozen import Closed, Frozen
 from prometar.backbone.language import Language
 from prometar.backbone.norm import EPS, layer_norm
 from prometar.errors import UserError

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,23 @@ def tensors_of(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     found = {**dict(network.named_buffers()), **{name: state[name].detach() for name in names(network)}}
     # Counts of batches are for training alone.
     return {name: tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")}
+
+
+@dataclass(frozen=True)
+class Closed(Frozen):
+    """An image tower that no prompt enters: any network from images to features.
+
+    why: what it is, as a reason why no prompt enters it ("its image tower is a ResNet").
+    """
+
+    why: str
+
+    def __call__(self, images_B3HW: Tensor) -> Tensor:
+        """Un-normalised features (B, E)."""
+        features: Tensor = functional_call(self.network, dict(self.tensors), (images_B3HW,))
+        return features
+
+
+def closed(network: nn.Module, state: Mapping[str, Tensor], why: str) -> Closed:
+    """`network` with the tensors of its state dict, and the buffers that no file holds."""
+    return Closed(network.eval().requires_grad_(False), tensors_of(network, state), why)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, from_state_dict
-from prometar.backbone.closed import closed
 from prometar.backbone.expected_tensors import Architecture, expected_shapes, in_our_names, require_tensors
 from prometar.backbone.families import architecture, with_shapes
+from prometar.backbone.frozen import closed
 from prometar.backbone.frozen_features import Tokenize
 from prometar.backbone.language import language, language_network, require_transformers, unfetched
 from prometar.backbone.trunks import image_network
