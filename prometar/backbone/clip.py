@@ -265,18 +265,9 @@ def from_state_dict(
         if each not in ACTIVATIONS:
             raise UserError(f"unknown activation '{each}': expected {' or '.join(ACTIVATIONS)}")
 
-    def get(name: str) -> Tensor:
-        if name not in state:
-            raise UserError(
-                f"the backbone's weights have no '{name}': not a CLIP with a ViT and a text transformer"
-            )
-        return state[name].detach()
-
-    def maybe(name: str) -> Tensor | None:
-        return state[name].detach() if name in state else None
-
-    text = _Reader(state, get, maybe, text_heads, text_activation or activation, text_eps)
-    vision = _Reader(state, get, maybe, vision_heads, activation, vision_eps)
+    text = _Reader(state, text_heads, text_activation or activation, text_eps)
+    vision = _Reader(state, vision_heads, activation, vision_eps)
+    get, maybe = text.get, text.maybe
     find = get if closed is None else maybe
     positions, pool = find("visual.positional_embedding"), None
     if (patch_bias := maybe("visual.conv1.bias")) is not None and positions is not None:
@@ -319,23 +310,29 @@ def from_state_dict(
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes the blocks of a tower."""
+    """Tensors by name, and the blocks of a tower that are made of them."""
 
     state: Mapping[str, Tensor]
-    get: Callable[[str], Tensor]
-    maybe: Callable[[str], Tensor | None]
     num_heads: int
     activation: str
     eps: float
+
+    def get(self, name: str) -> Tensor:
+        if name not in self.state:
+            raise UserError(
+                f"the backbone's weights have no '{name}': not a CLIP with a ViT and a text transformer"
+            )
+        return self.state[name].detach()
+
+    def maybe(self, name: str) -> Tensor | None:
+        return self.state[name].detach() if name in self.state else None
 
     def tower(self, prefix: str) -> Tower:
         stem = f"{prefix}.resblocks."
         numbers = (int(k[len(stem) :].split(".")[0]) for k in self.state if k.startswith(stem))
         blocks = tuple(self._block(f"{stem}{i}.") for i in range(1 + max(numbers, default=-1)))
         if not blocks:
-            raise UserError(
-                f"the backbone's weights have no '{stem}0': not a CLIP with a ViT and a text transformer"
-            )
+            self.get(f"{stem}0")  # which is not there
         return self._tower(prefix, blocks)
 
     def attention_pool(self, prefix: str, norm: str) -> Tower:
