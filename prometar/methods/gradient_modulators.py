@@ -20,14 +20,14 @@ class Modulator(Protocol):
         ...
 
     def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
-        """The modulator's own learnable leaves."""
-        ...
+        """The modulator's own learnable leaves: none by default."""
+        return {}
 
     def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves: ...
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Modulator):
     """m = value for every scalar. 1 is the identity: the plain gradient of task + regularizer."""
 
     value: float = 1.0
@@ -35,9 +35,6 @@ class Constant:
     @property
     def constant(self) -> float | None:
         return self.value
-
-    def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
-        return {}
 
     def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
         return {name: task[name] + self.value * regularizer[name] for name in task}
@@ -84,7 +81,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Projection:
+class Projection(Modulator):
     """ProGrad: g_task, without `share` of its part along g_reg where the two conflict.
 
     m = max(0, -share <g_task, g_reg> / |g_reg|^2), one number for a layer's prompt: where the product is not
@@ -96,9 +93,6 @@ class Projection:
 
     share: float = 1.0
     constant: ClassVar[None] = None
-
-    def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
-        return {}
 
     def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
         modulated = {}

@@ -44,11 +44,11 @@ class Augmentation(Protocol):
 
     def mixed_images(self, query_Q3HW: Tensor, partners_Q3HW: Tensor, mix: Mix) -> Tensor:
         """Query images with their partners mixed in; only where `of_images`."""
-        ...
+        return query_Q3HW
 
 
 @dataclass(frozen=True)
-class NoAugmentation:
+class NoAugmentation(Augmentation):
     """Identity: the query images as they are."""
 
     of_images: bool = False
@@ -56,12 +56,9 @@ class NoAugmentation:
     def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> None:
         return None
 
-    def mixed_images(self, query_Q3HW: Tensor, partners_Q3HW: Tensor, mix: Mix) -> Tensor:
-        return query_Q3HW
-
 
 @dataclass(frozen=True)
-class FeatureMixup:
+class FeatureMixup(Augmentation):
     """Mixed feature lam f(query) + (1 - lam) f(support), lam ~ Beta(alpha, beta), on un-normalised features.
 
     Source: ProMetaR (released: 0.5, 0.5), after MetaMix, ICML 2021.
@@ -74,9 +71,6 @@ class FeatureMixup:
     def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> Mix:
         lam = torch.from_numpy(rng.beta(self.alpha, self.beta, size=num_query).astype(np.float32))
         return Mix(lam, torch.from_numpy(rng.integers(num_support, size=num_query)))
-
-    def mixed_images(self, query_Q3HW: Tensor, partners_Q3HW: Tensor, mix: Mix) -> Tensor:
-        return query_Q3HW
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Prompts(Protocol):
 
     def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
         """The text's tokens for each image (B, P, D), by its frozen features; only where `conditional`."""
-        ...
+        return tokens
 
 
 def enters_images(prompts: Prompts) -> bool:
@@ -74,7 +74,7 @@ def linear(shape: tuple[int, ...], num_in: int, *, like: Tensor, generator: torc
 
 
 @dataclass(frozen=True)
-class NoPrompts:
+class NoPrompts(Prompts):
     """Identity: the frozen CLIP itself."""
 
     templates: tuple[str, ...] = ()
@@ -88,12 +88,9 @@ class NoPrompts:
     def tokens(self, leaves: Leaves) -> Leaves:
         return {}
 
-    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
-        return tokens
-
 
 @dataclass(frozen=True)
-class IndependentPrompts:
+class IndependentPrompts(Prompts):
     """Independent text and vision prompts (IVLP): leaves `text.<layer>` and `vision.<layer>`.
 
     Layer 0 of the text starts from the embeddings of the initial words where there are enough of them (with
@@ -150,12 +147,9 @@ class IndependentPrompts:
     def tokens(self, leaves: Leaves) -> Leaves:
         return leaves
 
-    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
-        return tokens
-
 
 @dataclass(frozen=True)
-class CoupledPrompts:
+class CoupledPrompts(Prompts):
     """v_l = t_l W_l^T + b_l in each of the first `depth` layers: leaves `text.l`, `vision.l.weight`
     (D_vision, D_text) and `vision.l.bias`.
 
@@ -197,9 +191,6 @@ class CoupledPrompts:
                 else:
                     leaves[leaf] = leaves[f"vision.1.{name}"].clone()
         return leaves
-
-    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
-        return tokens
 
     def tokens(self, leaves: Leaves) -> Leaves:
         tokens = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
