@@ -28,7 +28,7 @@ from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
-from prometar.errors import UserError, WorkError
+from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import size_of
 from prometar.logs import warnings_unlogged
 
@@ -384,9 +384,8 @@ def _fetch(name: str, tag: str) -> dict[str, Tensor]:
     try:
         model = open_clip.create_model(name, pretrained=tag, pretrained_text=False)
     except Exception as error:  # the hub's client raises errors of many libraries
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WorkError(
-            f"cannot fetch the weights '{tag}' of {name} ({reason[:160]}): download them on a machine with a "
-            "network and pass the file with --pretrained FILE"
+            f"cannot fetch the weights '{tag}' of {name} ({first_line(error)}): download them on a machine "
+            "with a network and pass the file with --pretrained FILE"
         ) from None
     return dict(model.state_dict())

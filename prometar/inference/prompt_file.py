@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prometar.device import fetch
-from prometar.errors import UserError
+from prometar.errors import UserError, first_line
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
 from prometar.methods.prompts import Leaves
 
@@ -90,7 +90,7 @@ def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:
             metadata = file.metadata() or {}
             leaves = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0][:160]}") from None
+        raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from None
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} holds no prompts that `prometar export` of this version wrote")
     try:
