@@ -29,7 +29,7 @@ class Source(Protocol):
         """Encoded images (JPEG, PNG, ...), one a path, in the order of `paths`.
 
         Raises:
-            UserError: an image is missing; the message names it.
+            UserError: an image is missing or unreadable; the message names it.
         """
         ...
 

@@ -38,11 +38,6 @@ class FolderSource:
     folder: str
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """The files' bytes.
-
-        Raises:
-            UserError: a file is missing or unreadable; the message names it.
-        """
         return [self._read(path) for path in paths]
 
     def _read(self, path: str) -> bytes:
@@ -58,20 +53,11 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class RenderedSource:
-    """A data set of the embedded suite: images are rendered when they are read.
-
-    Args:
-        name: The data set's.
-    """
+    """The data set `name` of the embedded suite: images are rendered when they are read, as PNG files."""
 
     name: str
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """PNG bytes.
-
-        Raises:
-            UserError: not a path of this data set.
-        """
         return [SUITE[self.name].encode(path) for path in paths]
 
 
@@ -104,7 +90,8 @@ class ParquetSource:
         found: list[bytes] = [b""] * len(paths)
 
         def fetch(place: tuple[int, int]) -> None:
-            column = _read_group(self.uri, self.shards[place[0]], place[1])
+            with _shard(self.uri, self.shards[place[0]]) as file:
+                column = read_group(file, place[1], "image")
             for row, k in wanted[place]:
                 found[k] = column[row].as_py()
 
@@ -173,12 +160,7 @@ def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, 
     return index
 
 
-def _read_group(uri: str, shard: str, group: int) -> pa.ChunkedArray:
-    with _shard(uri, shard) as file:
-        return read_group(file, group, "image").column("image")
-
-
-def read_group(file: pq.ParquetFile, number: int, column: str) -> pa.Table:
+def read_group(file: pq.ParquetFile, number: int, column: str) -> pa.ChunkedArray:
     """A column of a row group, whole.
 
     Raises:
@@ -186,7 +168,7 @@ def read_group(file: pq.ParquetFile, number: int, column: str) -> pa.Table:
     """
     table = file.read_row_group(number, columns=[column])
     require_rows(table, file.metadata.row_group(number).num_rows)
-    return table
+    return table.column(0)
 
 
 def require_rows(table: pa.Table, promised: int) -> None:

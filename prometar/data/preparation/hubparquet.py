@@ -159,10 +159,6 @@ class HubSource:
         return cls(column, groups)
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """
-        Raises:
-            UserError: an image whose bytes are not in the files.
-        """
         return [self._read(path) for path in paths]
 
     def _read(self, path: str) -> bytes:
@@ -184,7 +180,7 @@ _ONE_AT_A_TIME = Lock()  # else several threads would read the same row group, e
 def _read_group(file: str, number: int, column: str) -> pa.ChunkedArray:
     with _damage(file):
         table = pq.ParquetFile(file)
-        found = read_group(table, number, _leaf(table, column)).column(column)
+        found = read_group(table, number, _leaf(table, column))
     return pc.struct_field(found, "bytes") if pa.types.is_struct(found.type) else found
 
 
