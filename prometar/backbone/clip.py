@@ -174,10 +174,7 @@ class Clip:
         return grid * self.patch_weight.shape[-1]
 
     def require_open(self) -> None:
-        """
-        Raises:
-            UserError: no prompt can enter the image tower.
-        """
+        """Raises a UserError where no prompt can enter the image tower."""
         if self.closed is not None:
             raise UserError(
                 "the method has prompts in the image tower, and the backbone's takes none "

@@ -230,10 +230,7 @@ def _in_trunk(arch: Architecture, entry: Entry) -> Entry:
 
 
 def require_tensors(arch: Architecture, state: Mapping[str, Tensor], *, where: str) -> None:
-    """
-    Raises:
-        UserError: a tensor is missing, of another shape, of whole numbers, or holds NaN or infinity.
-    """
+    """Raises a UserError where a tensor is missing, of another shape, of whole numbers, or not finite."""
     for name, shape in (expected_shapes(arch) | {"logit_scale": ()}).items():
         tensor = state.get(name)
         if tensor is None:

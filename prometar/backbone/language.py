@@ -153,10 +153,7 @@ def language_network(name: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def require_transformers(name: str, config: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        UserError: a model reads texts with what is not ours, and `transformers` is not installed.
-    """
+    """Raises a UserError where texts are read with what `transformers` has, and it is not installed."""
     text = config["text_cfg"]
     theirs = text.get("hf_model_name") or text.get("hf_tokenizer_name")
     if theirs and find_spec("transformers") is None:

@@ -222,10 +222,7 @@ def _is_file(name: str, pretrained: str) -> bool:
 
 
 def _require_tag(name: str, config: dict[str, Any], tag: str) -> None:
-    """
-    Raises:
-        UserError: open_clip knows no such weights of a model, or they have another activation.
-    """
+    """Raises a UserError where open_clip knows no such weights, or they have another activation."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)

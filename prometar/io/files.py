@@ -37,10 +37,7 @@ def is_utf8(path: Path | str) -> bool:
 
 
 def require_utf8(path: Path | str) -> None:
-    """
-    Raises:
-        UserError: not `is_utf8`.
-    """
+    """Raises a UserError where it is not `is_utf8`."""
     if not is_utf8(path):
         raise UserError(f"the path {str(path)!a} is not UTF-8, or holds a null character: take another name")
 

@@ -74,10 +74,7 @@ def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
 
 
 def _require_once(node: yaml.MappingNode) -> None:
-    """
-    Raises:
-        ValueError: a key is given twice, of which YAML would take the last one.
-    """
+    """Raises a ValueError where a key is given twice, of which YAML would take the last one."""
     seen = set[tuple[str, str]]()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:

@@ -59,10 +59,7 @@ DISTANCES: dict[str, Distance] = {"l1": l1, "l2": l2, "cosine": cosine}
 
 
 def require_distance(name: str, distance: Distance) -> None:
-    """
-    Raises:
-        UserError: it gives something else than (N,) of two (N, E) tensors.
-    """
+    """Raises a UserError where it gives something else than (N,) of two (N, E) tensors."""
     if not callable(distance):
         raise UserError(f"{name} is no distance and no Term: it cannot be called (docs/extending.md)")
     rows = torch.eye(2, 3)

@@ -57,10 +57,7 @@ def file_name(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """
-    Raises:
-        UserError: neither a known data set nor one of the user's own; nothing is imported for that.
-    """
+    """Raises a UserError of neither a known data set nor the user's own; nothing is imported for that."""
     if is_hub(name):
         parse_hub(name)
     elif name not in known() and reference_of("data", name) is None:

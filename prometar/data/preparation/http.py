@@ -134,10 +134,7 @@ def _tag(part: Path) -> Path:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """
-    Raises:
-        WorkError: fewer than `needed` bytes are free there.
-    """
+    """Raises a WorkError where fewer than `needed` bytes are free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise WorkError(

@@ -65,10 +65,7 @@ def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> t
 
 
 def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what: str) -> None:
-    """
-    Raises:
-        UserError: some of the classes have no such images.
-    """
+    """Raises a UserError where some of the classes have no such images."""
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
