@@ -25,8 +25,7 @@ class Function:
 
 
 def _silu_first(g: Tensor, x: Tensor) -> Tensor:
-    pulled: Tensor = torch.ops.aten.silu_backward(g, x)
-    return pulled
+    return torch.ops.aten.silu_backward(g, x)
 
 
 def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
@@ -38,8 +37,7 @@ def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
 
 def _gelu_first(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
     # In float32 on a CPU it takes operands of one shape alone.
-    pulled: Tensor = torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate=approximate)
-    return pulled
+    return torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate=approximate)
 
 
 def _gelu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:

@@ -50,8 +50,7 @@ class Closed(Frozen):
 
     def __call__(self, images_B3HW: Tensor) -> Tensor:
         """Un-normalised features (B, E)."""
-        features: Tensor = functional_call(self.network, dict(self.tensors), (images_B3HW,))
-        return features
+        return functional_call(self.network, dict(self.tensors), (images_B3HW,))
 
 
 def closed(network: nn.Module, state: Mapping[str, Tensor], why: str) -> Closed:

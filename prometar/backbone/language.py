@@ -64,8 +64,7 @@ class _Prompted(nn.Module):
 
                 hooks.callback(layers[number].register_forward_pre_hook(enter).remove)
             out = transformer(inputs_embeds=x_CTD, attention_mask=mask)
-        features: Tensor = self.encoder.proj(self.encoder.pooler(out, seen_CT.to(x_CTD.dtype)))
-        return features
+        return self.encoder.proj(self.encoder.pooler(out, seen_CT.to(x_CTD.dtype)))
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ class Language(Frozen):
     ) -> Tensor:
         """Un-normalised features (C, E) of embedded tokens, with prompts in place of some."""
         given = embedded_CTD, seen_CT, prompts, put
-        features: Tensor = functional_call(self.network, dict(self.tensors), given)
-        return features
+        return functional_call(self.network, dict(self.tensors), given)
 
     def folded(self) -> Language:
         return self
@@ -148,8 +146,7 @@ def language_network(name: str, config: Mapping[str, Any]) -> nn.Module:
         raise unfetched(f"the description of {theirs}, the language model of {name}", error) from None
     network.transformer.set_attn_implementation("eager")  # fused kernels have no second derivative
     network.transformer.config.use_cache = False
-    tower: nn.Module = network
-    return tower
+    return network
 
 
 def require_transformers(name: str, config: Mapping[str, Any]) -> None:

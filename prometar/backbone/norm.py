@@ -59,8 +59,7 @@ class Norm:
 
     def _jacobian(self, g: Tensor) -> Tensor:
         stated = self._x, self._x.shape[-1:], self._mean, self._rstd, None, None, [True, False, False]
-        pulled: Tensor = torch.ops.aten.native_layer_norm_backward(g, *stated)[0]
-        return pulled
+        return torch.ops.aten.native_layer_norm_backward(g, *stated)[0]
 
     def _weighted(self, x: Tensor) -> Tensor:
         return x if self._weight is None else x * self._weight

@@ -57,8 +57,7 @@ OPENAI_STD = _module("constants").OPENAI_DATASET_STD
 
 def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
     """CLIP's token ids (N, context length): SOS, text, EOT (the largest id), zeros; long texts are cut."""
-    ids: Tensor = _module("tokenizer").tokenize(list(texts), context_length)
-    return ids
+    return _module("tokenizer").tokenize(list(texts), context_length)
 
 
 @dataclass(frozen=True)

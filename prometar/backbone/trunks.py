@@ -60,17 +60,15 @@ def image_network(config: Mapping[str, Any]) -> nn.Module:
     if vision.get("timm_model_name"):
         given = {"pool": "timm_pool", "proj": "timm_proj", "proj_bias": "timm_proj_bias"}
         found = {key: vision[name] for key, name in given.items() if name in vision}
-        timm: nn.Module = TimmModel(vision["timm_model_name"], embed_dim=embed_dim, **found)
-        return timm
+        return TimmModel(vision["timm_model_name"], embed_dim=embed_dim, **found)
     width = vision["width"]
-    resnet: nn.Module = ModifiedResNet(
+    return ModifiedResNet(
         layers=vision["layers"],
         output_dim=embed_dim,
         heads=width * 32 // vision.get("head_width", 64),
         image_size=vision.get("image_size", 224),
         width=width,
     )
-    return resnet
 
 
 def _require_plain(trunk: Any) -> str:

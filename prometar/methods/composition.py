@@ -89,8 +89,7 @@ def build(config: Config) -> Method:
 
 def build_prompts(config: Config) -> Prompts:
     """The prompts of a configuration alone: all that is needed where nothing is trained."""
-    prompts: Prompts = _part(PROMPTS, Prompts, config.prompts)
-    return prompts
+    return _part(PROMPTS, Prompts, config.prompts)
 
 
 def _part(kinds: Kinds, needs: type, section: Section) -> Any:

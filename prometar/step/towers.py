@@ -34,8 +34,7 @@ class Derived:
         self._t_K = [{name: tangents[name][k] for name in self._tokens} for k in range(len(self._g_K))]
 
         def transposed(g: Tensor) -> Leaves:
-            pulled: Leaves = vjp(self._function, self._tokens)[1](g)[0]
-            return pulled
+            return vjp(self._function, self._tokens)[1](g)[0]
 
         _, push = vjp(transposed, torch.zeros_like(self.features))  # type: ignore[misc]
         return torch.stack([push(t)[0] for t in self._t_K])
@@ -48,8 +47,7 @@ class Derived:
                 total = total + sum((t[name] * pulled).sum() for name, pulled in pullback(g)[0].items())
             return total
 
-        bent: Leaves = grad(whole)(self._tokens)
-        return bent
+        return grad(whole)(self._tokens)
 
 
 Run = Pass | Derived

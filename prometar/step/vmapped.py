@@ -161,7 +161,6 @@ def _split(
     def put(shared: list[Any], own: list[Tensor]) -> Batch:
         rest = iter(own)
         leaves = [next(rest) if differs else leaf for leaf, differs in zip(shared, is_own, strict=True)]
-        batch: Batch = tree_unflatten(leaves, spec)
-        return batch
+        return tree_unflatten(leaves, spec)
 
     return shared, own, put

@@ -76,8 +76,7 @@ def _identity(source: Source) -> bytes:
         code = "" if is_everywhere(module) else identity(piece_of(module))
         return code.encode() + pickle.dumps(source)
     except (UserError, LookupError, pickle.PicklingError, AttributeError, TypeError):  # no module is its home
-        held: bytes = cloudpickle.dumps(source)
-        return held
+        return cloudpickle.dumps(source)
 
 
 def files_of(kept: Resident, rows: NDArray[Any], source: Source) -> tuple[list[str], list[bytes]]:
