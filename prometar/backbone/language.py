@@ -96,8 +96,7 @@ class Language(Frozen):
         self, embedded_CTD: Tensor, seen_CT: Tensor, prompts: Mapping[int, Tensor], put: Put
     ) -> Tensor:
         """Un-normalised features (C, E) of embedded tokens, with prompts in place of some."""
-        given = embedded_CTD, seen_CT, prompts, put
-        return functional_call(self.network, dict(self.tensors), given)
+        return functional_call(self.network, dict(self.tensors), (embedded_CTD, seen_CT, prompts, put))
 
     def folded(self) -> Language:
         return self

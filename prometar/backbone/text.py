@@ -45,11 +45,6 @@ class TextInput:
     seen_CT: Tensor | None = None
 
     @property
-    def num_keys_of_all(self) -> int:
-        """How many keys of row 0 all rows have before their own."""
-        return 0 if self.mask_R1TS is None else self.mask_R1TS.shape[-1] - self.mask_R1TS.shape[-2]
-
-    @property
     def slots(self) -> Slots:
         """Where prompts stand."""
         if self.seen_CT is not None:
@@ -132,7 +127,9 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
 
 def text_pass(clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = False) -> tuple[Tensor, Pass]:
     """`encode_text` of a tower of blocks, and the pass that gives its derivatives."""
-    num, mask, num_keys = text.num_context, text.mask_R1TS, text.num_keys_of_all
+    num, mask = text.num_context, text.mask_R1TS
+    # Keys of row 0 that all rows have before their own.
+    num_keys = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
     assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
     tower = clip.text
     assert isinstance(tower, Tower)

@@ -54,8 +54,7 @@ class Model:
         seen = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
         at_once = max(1, _MOST_ROWS // len(text.embedded_RTD))
         with torch.enable_grad():  # without, attention is a fused kernel, which cannot be mapped
-            features: Tensor = torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=at_once)(seen)
-        return features
+            return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=at_once)(seen)
 
     def image_features(self, tokens: Leaves, images_BTD: Tensor) -> Tensor:
         """Un-normalised image features (B, E) of embedded images (`backbone.vision.embed_images`)."""
