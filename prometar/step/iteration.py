@@ -86,17 +86,8 @@ def _where(condition: Tensor, yes: State, no: State) -> State:
     return State.from_tensors(chosen, yes.step)
 
 
-@dataclass(frozen=True)
-class _Gradients:
-    """Gradients at the tokens, each (K, P, D): of the task's and of the regularizer's loss, or of one sum.
-
-    `second`: (u (K, P, D) by token) to the gradient of sum_k <u_k, g_k> at the tokens; None where that was
-    not asked for.
-    """
-
-    each: Leaves
-    losses: Scalars
-    second: Callable[[Leaves], Leaves] | None
+Second = Callable[[Leaves], Leaves]
+"""u (K, P, D) by token to the gradient of sum_k <u_k, g_k> at the tokens, for gradients g_k there."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +105,8 @@ class _Compute:
     def direct(self, state: State, images: Images) -> tuple[Leaves, Scalars]:
         """The modulated gradient of the prompts on images, and the losses."""
         tokens, _, to_leaves = self._tokens(state.prompts)
-        found = self._gradients(tokens, images, again=False)
-        return to_leaves(self._modulated(state.gate, found.each)), found.losses
+        each, losses, _ = self._gradients(tokens, images, again=False)
+        return to_leaves(self._modulated(state.gate, each)), losses
 
     def outer(self, inner: InnerLoop, state: State, task: Task) -> tuple[Leaves, Leaves, Scalars]:
         """Gradients of outer_weight * query loss after the inner step, for the prompts and for the gate.
@@ -125,7 +116,7 @@ class _Compute:
         """
         again = inner.second_order
         tokens, _, to_leaves = self._tokens(state.prompts)
-        support = self._gradients(tokens, task.support, again=again)
+        support, losses, second = self._gradients(tokens, task.support, again=again)
 
         def adapt(values: Leaves) -> tuple[Leaves, Leaves]:
             prompts, gate, each = (_group(values, name) for name in ("prompts", "gate", "gradient"))
@@ -135,18 +126,18 @@ class _Compute:
             gradient = to_leaves(self._modulated(gate, each), connected=True)
             return self.method.prompts.tokens(inner(prompts, gradient)), {}
 
-        parts = {"prompts": state.prompts, "gate": state.gate, "gradient": support.each}
+        parts = {"prompts": state.prompts, "gate": state.gate, "gradient": support}
         values = {f"{name}/{key}": leaf for name, part in parts.items() for key, leaf in part.items()}
         adapted, _, back = self.differentiate(adapt, values)
         query, query_loss = self._query(adapted, task.query, inner)
         outer = back(query)
         prompts = _group(outer, "prompts")
-        if support.second is not None:
+        if second is not None:
             rate = factor(self.model.clip.dtype, inner.lr)
-            bent = support.second(_times(_group(outer, "gradient"), rate))
+            bent = second(_times(_group(outer, "gradient"), rate))
             bent = to_leaves(_times(bent, 1 / rate))
             prompts = {name: leaf + bent[name] for name, leaf in prompts.items()}
-        scalars = {f"support_{name}": loss for name, loss in support.losses.items()}
+        scalars = {f"support_{name}": loss for name, loss in losses.items()}
         return prompts, _group(outer, "gate"), scalars | {"query_loss": query_loss}
 
     def _tokens(self, prompts: Leaves, *, again: bool = False) -> tuple[Leaves, Leaves, Pull]:
@@ -161,7 +152,10 @@ class _Compute:
         task, regularizer = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
         return self.method.modulator(gate, task, regularizer)
 
-    def _gradients(self, tokens: Leaves, images: Images, *, again: bool) -> _Gradients:
+    def _gradients(
+        self, tokens: Leaves, images: Images, *, again: bool
+    ) -> tuple[Leaves, Scalars, Second | None]:
+        """(K, P, D) at each token: of the task's and of the regularizer's loss, or of one sum; the losses."""
         towers = self.model.run(tokens, images.tokens, images.frozen)
 
         def at_features(features: Leaves) -> tuple[Leaves, Scalars]:
@@ -179,10 +173,10 @@ class _Compute:
 
         if not again:
             cotangents, losses = at_features(towers.features)
-            return _Gradients(towers.pull(cotangents), losses, None)
+            return towers.pull(cotangents), losses, None
         cotangents, losses, bend = self.differentiate(at_features, towers.features)
         each = towers.pull(cotangents, again=True)
-        return _Gradients(each, losses, lambda u: towers.second(bend(towers.push(u))))
+        return each, losses, lambda u: towers.second(bend(towers.push(u)))
 
     def _losses(self, towers: Towers, features: Leaves, images: Images) -> tuple[Leaves, Scalars]:
         model, (text_CE, image_BE) = self.model, towers.both(features)
