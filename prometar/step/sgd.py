@@ -26,25 +26,21 @@ def sgd(
     """
     if not leaves:
         return {}, {}
-    plus = _each_plus if isinstance(lr, Tensor) else _all_plus  # of several configurations, or of one
     old = [leaf.detach() for leaf in leaves.values()]
     # Autograd may hand out transposed layouts. A state has one layout, else a resumed run, whose state
     # comes from a file, would sum in another order than one that never stopped.
     velocities = [gradient.pop(name).detach().contiguous() for name in leaves]
-    velocities = plus(velocities, momentum, [momenta[name] for name in leaves])
-    velocities = plus(velocities, weight_decay, old)
-    new = plus(old, -lr, velocities)
+    velocities = _plus(velocities, momentum, [momenta[name] for name in leaves])
+    velocities = _plus(velocities, weight_decay, old)
+    new = _plus(old, -lr, velocities)
     return dict(zip(leaves, new, strict=True)), dict(zip(leaves, velocities, strict=True))
 
 
-def _all_plus(a: list[Tensor], factor: float, b: list[Tensor]) -> list[Tensor]:
+def _plus(a: list[Tensor], factor: float | Tensor, b: list[Tensor]) -> list[Tensor]:
     """a + factor * b, all of them in one kernel."""
+    if isinstance(factor, Tensor):  # kernels of many tensors know no configurations side by side
+        return [torch.addcmul(x, factor, y) for x, y in zip(a, b, strict=True)]
     return list(torch._foreach_add(a, b, alpha=factor))
-
-
-def _each_plus(a: list[Tensor], factor: Tensor, b: list[Tensor]) -> list[Tensor]:
-    """a + factor * b in a kernel each: kernels of many tensors know no configurations side by side."""
-    return [torch.addcmul(x, factor, y) for x, y in zip(a, b, strict=True)]
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
