@@ -144,13 +144,12 @@ def read(path: Path) -> list[Record]:
     records: list[Record] = []
     for number, line in enumerate(lines):
         try:
-            record = json.loads(line)
-            assert isinstance(record["step"], int)
-            assert isinstance(record["epoch"], int)
-            assert isinstance(record["cosine"], float)
-            assert abs(record["cosine"]) < 1.01
-            records.append(record)
-        except (ValueError, LookupError, TypeError, AssertionError, RecursionError):
+            match json.loads(line):
+                case {"step": int(), "epoch": int(), "cosine": float(cosine)} as found if abs(cosine) < 1.01:
+                    records.append(found)
+                case other:
+                    raise ValueError(other)
+        except (ValueError, RecursionError):
             if number < len(lines) - 1:
                 raise UserError(f"{path}, line {number + 1}, is no record of an alignment") from None
     return records
