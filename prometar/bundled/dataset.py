@@ -106,18 +106,16 @@ class RenderedSet:
             UserError: not a path of this data set.
         """
         match = _PATH.fullmatch(path)
-        if match is None or match["name"] not in self.drawings or match["split"] not in FIRST_SEED:
-            example = item_path(self.classnames[0], "train", 3)
-            raise UserError(f"{self.name} has no image {path!r}; its paths look like '{example}'")
-        index = int(match["index"])
-        if item_path(match["name"], match["split"], index) != path:
-            raise UserError(
-                f"{self.name} has no image {path!r}; an index has leading zeros up to four digits only"
-            )
-        if index >= self.counts.get(match["split"], 1_000_000):
-            end = self.counts[match["split"]] - 1
-            raise UserError(f"{self.name} has no image {path!r}; {match['split']} ends at {end}")
-        return match["name"], FIRST_SEED[match["split"]] + index
+        name, split, index = (match["name"], match["split"], int(match["index"])) if match else ("", "", 0)
+        if name not in self.drawings or split not in FIRST_SEED:
+            why = f"its paths look like '{item_path(self.classnames[0], 'train', 3)}'"
+        elif item_path(name, split, index) != path:
+            why = "an index has leading zeros up to four digits only"
+        elif index >= self.counts.get(split, 1_000_000):
+            why = f"{split} ends at {self.counts[split] - 1}"
+        else:
+            return name, FIRST_SEED[split] + index
+        raise UserError(f"{self.name} has no image {path!r}; {why}")
 
     def render_path(self, path: str, size: int = SIZE) -> Pixels:
         """(size, size, 3) uint8 pixels of an item."""

@@ -62,6 +62,7 @@ def model_card(card: Mapping[str, Any], config: Config, name: PromptRepo, *, lic
         "Weights' sha256": card["backbone"]["digest"],
     }
     scores = list(_scores(card))
+    table = _table(("images", "accuracy, %", "n", "95 % interval"), scores)
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
@@ -70,11 +71,7 @@ def model_card(card: Mapping[str, Any], config: Config, name: PromptRepo, *, lic
             *_table(("", ""), facts.items()),
             f"## Use\n\n```python\n{_usage(card, config, name)}\n```\n",
             "## Scores\n",
-            *(
-                _table(("images", "accuracy, %", "n", "95 % interval"), scores)
-                if scores
-                else ["None is known.\n"]
-            ),
+            *(table if scores else ["None is known.\n"]),
             "Of one run with one seed. An interval (Wilson's) says what n test images tell; other seeds and "
             "other training images differ too.\n",
             f"## Classes\n\n{_block(card['classnames'])}",
