@@ -41,9 +41,9 @@ class Prompts(Protocol):
     def tokens(self, leaves: Leaves) -> Leaves:
         """What the leaves put into the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
 
-        Where they are conditional, also what `seeing` makes the text's of.
+        Where they are conditional, also what `seeing` makes the text's of. By default the leaves themselves.
         """
-        ...
+        return leaves
 
     def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
         """The text's tokens for each image (B, P, D), by its frozen features; only where `conditional`."""
@@ -144,9 +144,6 @@ class IndependentPrompts(Prompts):
         draw = torch.randn(length, width, dtype=torch.float64, generator=generator) * self.std
         return draw.to(dtype=clip.working_dtype, device=clip.device)
 
-    def tokens(self, leaves: Leaves) -> Leaves:
-        return leaves
-
 
 @dataclass(frozen=True)
 class CoupledPrompts(Prompts):
@@ -201,7 +198,7 @@ class CoupledPrompts(Prompts):
 
 
 @dataclass(frozen=True)
-class ConditionalPrompts:
+class ConditionalPrompts(Prompts):
     """t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out for every token t of the context, in the first layer.
 
     f0(x) are the frozen CLIP's normalised features of the image; the hidden layer has E / `reduction` units.
@@ -231,9 +228,6 @@ class ConditionalPrompts:
             for kind, shape in (("weight", (num_out, num_in)), ("bias", (num_out,))):
                 leaf = linear(shape, num_in, like=leaves["text.0"], generator=generator)
                 leaves[f"shift.{name}.{kind}"] = leaf
-        return leaves
-
-    def tokens(self, leaves: Leaves) -> Leaves:
         return leaves
 
     def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
