@@ -15,8 +15,6 @@ from prometar.bundled.paint import Pixels, blend, near, quantise
 Stain = tuple[Field, Field]
 """(H, W) depth in the body, and in what is dark in it (nucleus, walls)."""
 
-_NOTHING = -1.0
-
 
 def _at(f: Frame, count: int, spread: float = 0.85) -> Field:
     """(N, 2) places, kept apart by a coarse grid."""
@@ -98,7 +96,7 @@ def _neuron(f: Frame) -> Stain:
 
 def _spirillum(f: Frame) -> Stain:
     waves, swing = f.rng.uniform(9, 13), f.rng.uniform(0.09, 0.14)
-    body = np.full(f.x.shape, _NOTHING)
+    body = np.full(f.x.shape, -1.0)
     for shift in (-0.55, 0.0, 0.55)[: f.rng.integers(2, 4)]:
         line = np.abs(f.y - shift - swing * np.sin(f.x * waves + shift * 9)) * 0.8
         body = np.maximum(body, np.minimum(0.055 - line, 0.75 - np.abs(f.x + shift * 0.3)))

@@ -26,8 +26,6 @@ FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pret
 Draw = Callable[[np.random.Generator, int], Pixels]
 """Draws an image of a class: (generator, side) -> (side, side, 3) pixels."""
 
-Purpose = Literal["development", "claim"]
-
 _PATH = re.compile(r"(?P<name>[a-z-]+)/(?P<split>[a-z]+)_(?P<index>\d{4,6})\.png")
 
 
@@ -48,7 +46,7 @@ class RenderedSet:
 
     name: str
     template: str
-    purpose: Purpose
+    purpose: Literal["development", "claim"]
     drawings: Mapping[str, Draw]
     counts: Mapping[str, int]
     wild: Mapping[str, Draw] = field(default_factory=dict)

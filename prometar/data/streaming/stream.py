@@ -15,8 +15,6 @@ from prometar.data.streaming.plan import Plan, Rows
 from prometar.data.streaming.transforms import make_images
 from prometar.errors import UserError
 
-RESIDENT_BYTES = 2**30  # encoded images up to 1 GiB are kept in the object store
-
 
 class Batch(NamedTuple):
     """One step's images.
@@ -52,7 +50,7 @@ class StreamOptions:
     block_rows: int = 128
     in_placement_group: bool = False
     memory_bytes: int = 2**27
-    resident_bytes: int = RESIDENT_BYTES
+    resident_bytes: int = 2**30
 
     @classmethod
     def in_bundle(cls, cpus: float) -> StreamOptions:
