@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 
@@ -16,8 +16,8 @@ class Modulator(Protocol):
 
     @property
     def constant(self) -> float | None:
-        """m where it is one known number: both gradients are then one pass; None if it is computed."""
-        ...
+        """m where it is one known number: both gradients are then one pass. None, if it is computed."""
+        return None
 
     def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
         """The modulator's own learnable leaves: none by default."""
@@ -41,7 +41,7 @@ class Constant(Modulator):
 
 
 @dataclass(frozen=True)
-class Gate:
+class Gate(Modulator):
     """ProMetaR's meta-regularizer: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
 
     One pair of matrices a layer's prompt (P x D scalars, row by row): W_in is (P*D/reduction, 2*P*D), W_out
@@ -54,7 +54,6 @@ class Gate:
     """
 
     reduction: int = 8
-    constant: ClassVar[None] = None
 
     def init(self, tokens: Leaves, generator: torch.Generator) -> Leaves:
         gate: Leaves = {}
@@ -92,7 +91,6 @@ class Projection(Modulator):
     """
 
     share: float = 1.0
-    constant: ClassVar[None] = None
 
     def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
         modulated = {}
