@@ -126,7 +126,7 @@ class StudySpec:
     def most_epochs(self) -> int:
         """Of a trial: the reference's own, unless longer ones may be drawn."""
         searched = self.space.ranges.get(EPOCHS)
-        return max([self.config.train.epochs, *(searched.ends if searched else ())])
+        return max([self.config.train.epochs, *(searched.tried if searched else ())])
 
     @property
     def fresh_seeds(self) -> tuple[int, ...]:

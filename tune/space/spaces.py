@@ -75,13 +75,9 @@ class Numbers(_Range):
         return self
 
     @property
-    def ends(self) -> tuple[float, ...]:
-        return self.low, self.high
-
-    @property
     def tried(self) -> tuple[float, ...]:
-        """Values that tell whether a run takes the range."""
-        return self.ends
+        """Values that tell whether a run takes the range, its ends among them."""
+        return self.low, self.high
 
     def holds(self, value: Any) -> bool:
         return is_number(value) and self.low <= value <= self.high
@@ -116,7 +112,7 @@ class FloatRange(Numbers):
     @property
     def tried(self) -> tuple[float, ...]:
         """The ends, and a value between, which a setting of whole numbers does not take."""
-        return *self.ends, self.between(1 / math.pi)
+        return self.low, self.high, self.between(1 / math.pi)
 
     def draw(self, name: str, draws: Draws) -> float:
         return draws.suggest_float(name, self.low, self.high, log=self.log)
@@ -148,10 +144,6 @@ class Choice(_Range):
         if len(set(choices)) < len(choices):
             raise ValueError("a choice is there twice")
         return choices
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        return self.choices
 
     @property
     def tried(self) -> tuple[Any, ...]:

@@ -273,7 +273,8 @@ def test_points_lie_in_their_range(entry: Any, u: float) -> None:
     assert entry.holds(at(entry, u))
     assert all(map(entry.holds, levels(entry)))
     assert len(set(levels(entry))) == len(levels(entry))
-    assert {entry.ends[0], entry.ends[-1]} <= set(levels(entry))
+    ends = entry.choices if isinstance(entry, Choice) else (entry.low, entry.high)
+    assert set(ends) <= set(levels(entry))
 
 
 @settings(max_examples=20)
