@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partialmethod
 from typing import Any, Generic, TypeVar
 
 from ray.tune import Callback
@@ -136,22 +137,13 @@ class RelayedCallback(_Unpickled, Callback):
     def __init__(self, running: Running[Any]) -> None:
         self._running = running
 
-    def on_step_end(self, **info: Any) -> None:  # type: ignore[override]
-        self._each("on_step_end", info)
-
-    def on_trial_start(self, **info: Any) -> None:  # type: ignore[override]
-        self._each("on_trial_start", info)
-
-    def on_trial_result(self, **info: Any) -> None:  # type: ignore[override]
-        self._each("on_trial_result", info)
-
-    def on_trial_complete(self, **info: Any) -> None:  # type: ignore[override]
-        self._each("on_trial_complete", info)
-
-    def on_trial_error(self, **info: Any) -> None:  # type: ignore[override]
-        self._each("on_trial_error", info)
-
-    def _each(self, event: str, info: dict[str, Any]) -> None:
+    def _tell(self, event: str, **info: Any) -> None:
         batch = self._running.owners[info["trial"].trial_id] if "trial" in info else self._running.batch
         for callback in batch.callbacks if batch else ():
             getattr(callback, event)(**info)
+
+    on_step_end = partialmethod(_tell, "on_step_end")
+    on_trial_start = partialmethod(_tell, "on_trial_start")
+    on_trial_result = partialmethod(_tell, "on_trial_result")
+    on_trial_complete = partialmethod(_tell, "on_trial_complete")
+    on_trial_error = partialmethod(_tell, "on_trial_error")
