@@ -6,26 +6,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ray.tune import Callback
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from tune.optimizer.ask_tell import Memory
 from tune.results.goals import Bound
+from tune.results.reader import STATES
 from tune.results.schema import State, TrialRecord, by_score
 
 READ_SECONDS = 1.0  # between two looks at the memory, which may be a database
-_VERBS: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
-
-
-class Trials(Protocol):
-    """The part of `tune.optimizer.ask_tell.Memory` that callbacks use."""
-
-    def ended(self, since: int = 0) -> list[TrialRecord]:
-        """The trials that have ended, in that order, without the first `since` of them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class Progress(Callback):
 
     def __init__(
         self,
-        memory: Trials,
+        memory: Memory,
         target: int,
         epochs: int,
         *,
@@ -110,8 +103,7 @@ class Progress(Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._due = True
 
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._due = True
+    on_trial_error = on_trial_complete
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if self._clock() - self._read >= READ_SECONDS and (self._due or self._live):
@@ -141,7 +133,7 @@ class Progress(Callback):
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _ending(self, trial: TrialRecord) -> str:
-        text = f"trial {trial.number} {_VERBS[trial.state]}"
+        text = f"trial {trial.number} {STATES[trial.state]}"
         if trial.state == "FAIL":
             return f"{text}: {_one_line(trial.reason or 'no reason recorded')}"
         last = trial.epochs[-1] if trial.epochs else None

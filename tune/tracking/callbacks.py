@@ -15,8 +15,8 @@ from rich.console import Console
 
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
-from tune.execution.progress import Trials
 from tune.jobs.spec import unpack
+from tune.optimizer.ask_tell import Memory
 from tune.results.schema import TrialRecord
 from tune.tracking.kinds import KINDS, Tracker
 
@@ -46,7 +46,7 @@ class Trackers(Callback):
         names: Sequence[str],
         folder: Path,
         study: str,
-        memory: Trials,
+        memory: Memory,
         *,
         numbers_of: Callable[[str], Sequence[int]],
         console: Console,
