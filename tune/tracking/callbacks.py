@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ class Trackers(Callback):
         self._ledger = Ledger(folder / LEDGER)
         for name in names:
             try:
-                self._trackers[name] = KINDS[name][0](folder, study, self._ledger.token)
+                self._trackers[name] = KINDS[name][0](folder, study, self._ledger.kept.token)
             except Exception as error:  # whatever other people's code raises
                 self._drop(name, error)
 
@@ -129,13 +128,11 @@ class Trackers(Callback):
         )
 
 
-_Told = dict[str, dict[str, dict[str, int | bool]]]
-"""By tracker and trial: its last epoch, and whether it has ended."""
-
-
 class _Kept(BaseModel):
+    """`told`: by tracker and trial, its last epoch, and whether it has ended."""
+
     token: str
-    told: _Told
+    told: dict[str, dict[str, dict[str, int | bool]]]
 
 
 class Ledger:
@@ -146,17 +143,14 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._told: _Told = {}
-        self.token = uuid4().hex[:12]
+        self._path, self.kept = path, _Kept(token=uuid4().hex[:12], told={})
         if not path.exists():
             self._write()  # before any run is made under this name
             return
         try:
-            kept = _Kept.model_validate_json(path.read_bytes())
+            self.kept = _Kept.model_validate_json(path.read_bytes())
         except (OSError, ValueError):
             raise UserError(f"{path} is damaged: remove it to show the trials anew") from None
-        self.token, self._told = kept.token, kept.told
 
     def epoch(self, tracker: str, number: int) -> int:
         """The last epoch that the tracker has of a trial; 0 before the first."""
@@ -167,16 +161,15 @@ class Ledger:
         return bool(self._entry(tracker, number).get("ended"))
 
     def _entry(self, tracker: str, number: int) -> dict[str, int | bool]:
-        return self._told.get(tracker, {}).get(str(number), {})
+        return self.kept.told.get(tracker, {}).get(str(number), {})
 
     def note(self, tracker: str, number: int, **news: int | bool) -> None:
         """Keep what a tracker has been told of a trial: its last `epoch`, or that it has `ended`."""
-        self._told.setdefault(tracker, {}).setdefault(str(number), {}).update(news)
+        self.kept.told.setdefault(tracker, {}).setdefault(str(number), {}).update(news)
         self._write()
 
     def _write(self) -> None:
-        content = {"token": self.token, "told": self._told}
-        write_atomically(self._path, json.dumps(content, indent=1).encode())
+        write_atomically(self._path, self.kept.model_dump_json(indent=1).encode())
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
