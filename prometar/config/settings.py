@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
 from prometar.io.files import require_utf8, resolved
-from prometar.io.plain_data import PlainData, problem_of
+from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.parts import building
 from prometar.parts.reference import reference_of
@@ -395,14 +395,7 @@ def parse(tree: Any, *, where: str) -> Config:
     except UnicodeEncodeError:  # half a surrogate pair, which YAML can write as an escape
         raise UserError(f"{where}: the text of a setting is not UTF-8") from None
     except ValidationError as error:
-        problems = (
-            ": ".join(filter(None, (".".join(map(str, e["loc"])), _problem(e)))) for e in error.errors()
-        )
-        raise UserError(f"{where}: {'; '.join(problems)}") from None
-
-
-def _problem(error: Any) -> str:
-    return "unknown key" if error["type"] == "extra_forbidden" else problem_of(error)
+        raise UserError(f"{where}: {problems_of(error)}") from None
 
 
 def load_config(path: Path) -> Config:

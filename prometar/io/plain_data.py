@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 
 class PlainData(BaseModel):
@@ -43,8 +43,15 @@ def no_truth(value: Any) -> Any:
     return value
 
 
-def problem_of(error: Any) -> str:
-    """What is wrong with a field, of one of a ValidationError's errors."""
+def problems_of(error: ValidationError, *, unknown: str = "unknown key") -> str:
+    """All fields that are wrong, and why; `unknown`: what is said of one that does not exist."""
+    said = {"extra_forbidden": unknown, "missing": "a value is needed"}
+    places = (".".join(map(str, each["loc"])) for each in error.errors())
+    problems = (said.get(each["type"]) or _problem(each) for each in error.errors())
+    return "; ".join(": ".join(filter(None, each)) for each in zip(places, problems, strict=True))
+
+
+def _problem(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{error['msg']} (found {reprlib.repr(error['input'])})"

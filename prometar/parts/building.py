@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from prometar.errors import UserError
-from prometar.io.plain_data import PlainData, problem_of
+from prometar.io.plain_data import PlainData, problems_of
 from prometar.parts.reference import failing, load, reference_of
 
 
@@ -108,16 +108,8 @@ def _checked(reference: str, part: Any, args: Mapping[str, Any], axis: str) -> _
     try:
         return _model(reference, part).model_validate(dict(args))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {_problem(e)}" for e in error.errors())
+        problems = problems_of(error, unknown="it has no such setting")
         raise UserError(f"the args of {axis} {reference}: {problems}") from None
-
-
-def _problem(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "it has no such setting"
-    if error["type"] == "missing":
-        return "a value is needed"
-    return problem_of(error)
 
 
 def _model(reference: str, part: Any) -> type[_Args]:
