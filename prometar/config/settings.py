@@ -359,6 +359,22 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings in which two flat mappings differ, six at most; "" where they are the same.
+
+    Example:
+        >>> differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
+        'b: 2 then, 3 now'
+    """
+    changed = [
+        f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    more = [f"and {len(changed) - 6} more"] if len(changed) > 6 else []
+    return "; ".join(changed[:6] + more)
+
+
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     node, parts = tree, key.split(".")
     for depth, part in enumerate(parts):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError, with_config
 
-from prometar.config.settings import Config, load_config
+from prometar.config.settings import Config, differences, load_config
 from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
@@ -214,17 +214,10 @@ class GridFolder:
             path = self.run(entry) / "config.yaml"
             if not path.exists():
                 continue
-            old, new = load_config(path).flat(), entry.config.flat()
-            changed = [
-                f"{key}: {old.get(key)} then, {new.get(key)} now"
-                for key in sorted(old.keys() | new.keys())
-                if old.get(key) != new.get(key)
-            ]
-            if changed:
-                more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
+            if changed := differences(load_config(path).flat(), entry.config.flat()):
                 raise UserError(
-                    f"the run {path.parent} was made with other settings ({'; '.join(changed[:6])}{more}): "
-                    "repeat them, or choose another --out"
+                    f"the run {path.parent} was made with other settings ({changed}): repeat them, or choose "
+                    "another --out"
                 )
             record = self.record(entry)
             made_with = record.contents if record else {}

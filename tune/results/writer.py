@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from prometar.config.settings import differences
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import objective_of
 from prometar.environment import environment
@@ -96,15 +97,9 @@ class StudyFolder:
         Raises:
             UserError: with the difference.
         """
-        changed = [
-            f"{key}: {old.get(key, 'absent')} then, {new.get(key, 'absent')} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
-            shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
+        if changed := differences(old, new):
             raise UserError(
-                f"the study {self.path} was made with other settings ({shown}): "
+                f"the study {self.path} was made with other settings ({changed}): "
                 "repeat them, or start another with --study NAME"
             )
 
