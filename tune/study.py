@@ -180,10 +180,16 @@ def _course(
     checked: Checked,
     learned: Learned | None,
 ) -> Course[FinalTest]:
-    """Search, last round and final comparison."""
+    """Search, last round, and best.yaml compared with the released settings on the test images."""
     yield from _search(spec, place, folder, memory, means, checked.budget)
     lastround = yield from run_last_round(folder, spec, memory.ended(), means, learned)
-    return (yield from _compare(spec, folder, memory, means, lastround.chosen, checked.num_classes))
+    trial = next(t for t in memory.ended() if t.number == lastround.chosen)
+    settings = dict(trial.settings)
+    seed = (*spec.final_seeds, spec.seed)[0]
+    best = spec.configured(settings, dataset=spec.names[0], seed=seed)
+    write_atomically(folder / "best.yaml", dump_config(best).encode())
+    known = {name: published(name, spec.config, count) for name, count in checked.num_classes.items()}
+    return (yield from run_finals(folder, spec, Tested(trial.tested_as, settings), means, published=known))
 
 
 def _means(
@@ -335,40 +341,3 @@ def _search(
             f"{reason or next(reversed(failed), 'see its records')}; "
             "the same command goes on when the cause is mended"
         )
-
-
-def _compare(
-    spec: StudySpec,
-    folder: StudyFolder,
-    memory: Memory,
-    means: Means,
-    number: int | None,
-    num_classes: Mapping[str, int],
-) -> Course[FinalTest]:
-    """Write best.yaml of trial `number`, and compare it with the released settings on the test images."""
-    trial = next(t for t in memory.ended() if t.number == number)
-    settings = dict(trial.settings)
-    seed = (*spec.final_seeds, spec.seed)[0]
-    best = spec.configured(settings, dataset=spec.names[0], seed=seed)
-    write_atomically(folder / "best.yaml", dump_config(best).encode())
-    return (
-        yield from run_finals(
-            folder,
-            spec,
-            Tested(trial.tested_as, settings),
-            means,
-            published={name: _published(spec, name, count) for name, count in num_classes.items()},
-        )
-    )
-
-
-def _published(spec: StudySpec, dataset: str, num_classes: int) -> float | None:
-    config = spec.config
-    return published(
-        dataset,
-        method=config.method,
-        backbone=config.backbone.name,
-        pretrained=config.backbone.pretrained,
-        shots=config.data.shots,
-        num_classes=num_classes,
-    )

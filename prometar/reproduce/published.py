@@ -94,14 +94,16 @@ def full_size(dataset: str, num_classes: int) -> bool:
     return dataset in BENCHMARKS and BENCHMARKS[dataset].classes == num_classes
 
 
-def published(
-    dataset: str, *, method: str, backbone: str, pretrained: str | None, shots: int, num_classes: int
-) -> float | None:
-    """A method's published harmonic mean where ours may stand beside it, else None."""
-    if is_file(method):
+def published(dataset: str, config: Config, num_classes: int) -> float | None:
+    """The published harmonic mean of a configuration's method where ours may stand beside it, else None.
+
+    Of the configuration's own settings, backbone and shots alone must be the published ones.
+    """
+    if is_file(config.method):
         return None
-    settings = {"backbone.name": backbone, "backbone.pretrained": pretrained, "data.shots": shots}
-    series = beside("base-to-new", Config(method=method).override(settings))
+    given = config.flat()
+    settings = {key: given[key] for key in ("backbone.name", "backbone.pretrained", "data.shots")}
+    series = beside("base-to-new", Config(method=config.method).override(settings))
     if series is None or not full_size(dataset, num_classes):
         return None
     return harmonic(series.figures.get(dataset, {}))

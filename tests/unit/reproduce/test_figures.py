@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prometar.config.settings import Config
 from prometar.metrics import harmonic_mean, t_interval
 from prometar.reproduce.figures import Row, Table, build_table
 from prometar.reproduce.grid import Entry, Record
@@ -95,9 +96,10 @@ def half(entry: Entry, name: str) -> float:
 
 
 def test_a_recipe_of_one_s_own_has_no_published_figure() -> None:
-    asked: dict[str, Any] = {"backbone": "ViT-B-16-quickgelu", "pretrained": "openai", "shots": 16}
-    assert published("dtd", method="prometar", num_classes=47, **asked) is not None
-    assert published("dtd", method="mine.yaml", num_classes=47, **asked) is None
+    backbone = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
+    asked = Config().override({**backbone, "data.shots": 16})
+    assert published("dtd", asked, 47) is not None
+    assert published("dtd", asked.model_copy(update={"method": "mine.yaml"}), 47) is None
 
 
 def test_published_figures_stand_beside_the_same_setting_only() -> None:
