@@ -355,7 +355,7 @@ class Memory:
         if self._bounds:
             self._constrain(trial)
         self._study.tell(trial, values, state=state)
-        self._tally.succeed(number)
+        self._tally.end(number)
 
     def _constrain(self, trial: Trial) -> None:
         """Keep by how much a trial breaks each bound; an earlier driver may have died just behind this."""
@@ -370,7 +370,7 @@ class Memory:
         if running is not None:
             running.trial.set_user_attr(REASON, reason)
             self._study.tell(running.trial, state=TrialState.FAIL)
-            self._tally.fail(number, reason)
+            self._tally.end(number, failed=reason)
 
     def is_running(self, number: int) -> bool:
         """Whether a trial was begun by this process and has not ended."""

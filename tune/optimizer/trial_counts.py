@@ -63,14 +63,11 @@ class Tally:
         """Whether a trial has these settings."""
         return settings in self._first
 
-    def succeed(self, number: int) -> None:
-        """A trial has ended, finished or pruned."""
+    def end(self, number: int, *, failed: str | None = None) -> None:
+        """A trial has ended. Where it has failed, its settings would fail again with the same seeds."""
         self.ended.append(number)
-
-    def fail(self, number: int, reason: str) -> None:
-        """A trial has failed. Its settings have been tried: with the same seeds they would fail again."""
-        self.ended.append(number)
-        self._reasons.append(reason)
+        if failed is not None:
+            self._reasons.append(failed)
 
     def hopeless(self, most: int) -> str | None:
         """The last reason, where `most` trials have failed and none has ended otherwise.
