@@ -86,7 +86,7 @@ def slices(
             if trial and key in trial.settings:
                 name = "released" if trial.reference else "best"
                 mark(figure, trial, name, _position(trial, key, entry), trial.objective, showlegend=False)
-        _value_axis(figure, entry)
+        figure.update_xaxes(**_axis(entry))
         figure.update_yaxes(range=y_range)
         some = "" if len(group) == len(done) else f"<br>in {len(group)} of {len(done)} trials"
         figure.update_xaxes(title=f"{label(short(key, 34))}{some}")
@@ -140,12 +140,8 @@ def contour(
         hoverinfo="text", hovertext=[hover(t) for t in done], showlegend=False,
     )  # fmt: skip
     for axis, key in ((figure.update_xaxes, x_key), (figure.update_yaxes, y_key)):
-        axis(showgrid=False, **_log_axis(ranges[key]))
+        axis(showgrid=False, **_axis(ranges[key]))
     return fragment(figure, "contour", x=x_key, y=y_key, height=460)
-
-
-def _log_axis(entry: Range) -> dict[str, Any]:
-    return {} if isinstance(entry, Choice) or not entry.log else log_ticks(entry.low, entry.high)
 
 
 def parallel(trials: Sequence[TrialRecord], ranges: Mapping[str, Range], *, score: str) -> str | None:
@@ -212,12 +208,9 @@ def _position(trial: TrialRecord, key: str, entry: Range) -> Any:
     return place + (trial.number * 0.618 % 1 - 0.5) * 0.4
 
 
-def _value_axis(figure: go.Figure, entry: Range) -> None:
-    if isinstance(entry, Choice):
-        choices = entry.choices
-        figure.update_xaxes(
-            tickvals=list(range(len(choices))), ticktext=[label(short(c, 14)) for c in choices],
-            range=[-0.5, len(choices) - 0.5],
-        )  # fmt: skip
-    else:
-        figure.update_xaxes(**_log_axis(entry))
+def _axis(entry: Range) -> dict[str, Any]:
+    """What tells an axis of these values from plotly's own."""
+    if not isinstance(entry, Choice):
+        return log_ticks(entry.low, entry.high) if entry.log else {}
+    ticks, texts = list(range(len(entry.choices))), [label(short(each, 14)) for each in entry.choices]
+    return {"tickvals": ticks, "ticktext": texts, "range": [-0.5, len(ticks) - 0.5]}
