@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["Space", "Study"]
+_PLACES = {"Space": "tune.space.spaces", "Study": "tune.api"}
 
 if TYPE_CHECKING:
     from tune.api import Study
@@ -13,12 +15,6 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """`tune.Study` and `tune.Space`, imported when they are first used: this package's tools load little."""
-    if name == "Study":
-        from tune.api import Study
-
-        return Study
-    if name == "Space":
-        from tune.space.spaces import Space
-
-        return Space
-    raise AttributeError(f"module 'tune' has no attribute '{name}'")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'tune' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)
