@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,11 +23,8 @@ from prometar.step.task_selection import Selection
 from prometar.step.vmapped import numbers_of, stack, step_all, unstack
 from prometar.training.run import Run
 
-
-class Watch(Protocol):
-    """Sees a run's state and the batch that it is about to be trained on, and changes neither."""
-
-    def __call__(self, run: Run, state: State, batch: Batch, /) -> None: ...
+Watch = Callable[[Run, State, Batch], None]
+"""Sees a run's state and the batch that it is about to be trained on, and changes neither."""
 
 
 class Diverged(WorkError):
