@@ -64,11 +64,6 @@ class Lockstep:
             stream.close()
         return outcomes
 
-    def close(self) -> None:
-        """End the stream."""
-        for session in self.sessions:
-            session.close()
-
 
 def _conclude(
     session: Session, state: State, log: dict[str, Tensor], finite: bool, seconds: float
