@@ -16,7 +16,7 @@ import torch
 from prometar.backbone.openclip import has_cached, is_tag, load_clip
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import differences
-from prometar.data.splits.objective import problem
+from prometar.data.splits.objective import DEFAULT_OBJECTIVE, problem
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import plan_resources
 from prometar.environment import environment
@@ -24,8 +24,6 @@ from prometar.errors import UserError
 
 GIB = 2**30
 LITTLE_DISK = 2 * GIB  # a study of hundreds of trials keeps some MB of each
-OBJECTIVES = ("drift", "final")
-"""What a study searches by if nothing is said, and what it tests."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -132,7 +130,7 @@ def _dataset(name: str, root: str | None) -> list[Finding]:
         UserError: it cannot be opened, or not be searched and tested on.
     """
     dataset = open_dataset(name, root)
-    for objective in OBJECTIVES if dataset.train else ():
+    for objective in (DEFAULT_OBJECTIVE, "final") if dataset.train else ():
         problem(objective, dataset, shots=1, seed=1)
     classes, counts = len(dataset.classnames), dataset.counts
     other = differences(name, classes, counts)

@@ -14,6 +14,7 @@ from prometar.bundled.suite import SUITE, default_backbone
 from prometar.cli.options import number_or_auto
 from prometar.config.settings import Config, absolute_paths, absolute_root, configure, parse_assignments
 from prometar.data.datasets.catalog import file_name
+from prometar.data.splits.objective import DEFAULT_OBJECTIVE
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
 from prometar.io.stores import join
@@ -53,7 +54,7 @@ class Options:
     trials: int | None = None
     epochs: int | None = None
     space: str | InstanceOf[Space] = SPACE
-    objective: str = "drift"
+    objective: str = DEFAULT_OBJECTIVE
     goals: str | Sequence[str] | None = None
     at_least: str | Sequence[str] | None = None
     at_most: str | Sequence[str] | None = None
