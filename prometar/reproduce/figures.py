@@ -67,7 +67,8 @@ def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str]
         notes: What could not be run, and why.
     """
     columns = asked.protocol.columns(asked.shots)
-    scores = {(d, m): scores_of(asked, records, d, m) for d in _datasets(asked) for m in asked.configs}
+    datasets = (*asked.trained_on, *asked.datasets) if asked.source else asked.datasets
+    scores = {(d, m): scores_of(asked, records, d, m) for d in datasets for m in asked.configs}
     averaged = [d for d in asked.datasets if any(scores[d, m] for m in asked.configs)]
     cited = _Cited(asked, records)
     rows = [
@@ -82,10 +83,6 @@ def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str]
             rows.append(Row(label, method, _figures(found, columns, cited.on_average(averaged, method))))
     explained = _explain(asked, records, rows, cited)
     return Table(asked.protocol.name, _title(asked), columns, tuple(rows), (*explained, *notes))
-
-
-def _datasets(asked: Asked) -> tuple[str, ...]:
-    return (*asked.trained_on, *asked.datasets) if asked.source else asked.datasets
 
 
 def scores_of(asked: Asked, records: Sequence[Record], dataset: str, method: str) -> Scores:

@@ -223,9 +223,10 @@ class GridFolder:
             made_with = record.contents if record else {}
             other = [name for name, digest in made_with.items() if contents.get(name, digest) != digest]
             if other:
+                what = "weights" if other[0] == WEIGHTS else f"splits of {other[0]}"
                 raise UserError(
-                    f"the run {path.parent} was made with {_called(other[0])} than now: restore them, or "
-                    "choose another --out"
+                    f"the run {path.parent} was made with other {what} than now: restore them, or choose "
+                    "another --out"
                 )
             if entry.config.own and size_of(path.parent / FILE) is not None:
                 require_same(str(path.parent), entry.config.own.values(), _code(path.parent))
@@ -240,10 +241,6 @@ class GridFolder:
         if record is None or record.reason or not set(entry.targets) <= set(record.tests):
             return None
         return record
-
-
-def _called(name: str) -> str:
-    return "other weights" if name == WEIGHTS else f"other splits of {name}"
 
 
 def _code(folder: Path) -> Mapping[str, str]:

@@ -154,7 +154,10 @@ class SearchJobs(Jobs):
 
     def _fresh(self) -> dict[int, Job]:
         crew: dict[int, Job] = {}
-        while len(crew) < self._lockstep and (asked := self._next()) is not None:
+        while len(crew) < self._lockstep:
+            asked = self._memory.next(self._target, fresh=not self._stopping.out_of_time())
+            if asked is None:
+                break
             try:
                 crew[asked.number] = self._make_job(asked)
             except UserError as error:  # settings that a run refuses together
@@ -162,9 +165,6 @@ class SearchJobs(Jobs):
         for job in crew.values():
             JobFiles(job).allow()
         return crew
-
-    def _next(self) -> Asked | None:
-        return self._memory.next(self._target, fresh=not self._stopping.out_of_time())
 
     def numbers(self, trial_id: str) -> list[int]:
         """The study's numbers of what one worker trains, in the order of its jobs."""

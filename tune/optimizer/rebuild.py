@@ -36,7 +36,8 @@ NOT_RECORDED = "its record is not there"
 
 def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list[int]:
     """Numbers of the recorded trials that a storage lacks, or has with other settings or in another state."""
-    kept = {trial.number: trial for trial in _kept(storage, name)}
+    trials = open_study(storage, name).get_trials(deepcopy=False) if name in kept_names(storage) else []
+    kept = {trial.number: trial for trial in trials}
     return [
         record.number
         for record in records
@@ -44,11 +45,6 @@ def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list
         or trial.state.name != record.state
         or trial.params != record.settings
     ]
-
-
-def _kept(storage: str, name: str) -> Sequence[FrozenTrial]:
-    """A study's trials in a storage."""
-    return open_study(storage, name).get_trials(deepcopy=False) if name in kept_names(storage) else []
 
 
 def kept_names(storage: str) -> set[str]:
@@ -87,8 +83,9 @@ def rebuild(
         WorkError: the storage cannot be reached.
     """
     by_number = {record.number: record for record in records}
+    gap = create_trial(state=TrialState.FAIL, user_attrs={REPEAT: -1, REASON: NOT_RECORDED})
     trials = [
-        _trial(by_number[number], space, goals, bounds) if number in by_number else _gap()
+        _trial(by_number[number], space, goals, bounds) if number in by_number else gap
         for number in range(max([at_least, *(number + 1 for number in by_number)]))
     ]
     with opening(storage):
@@ -104,10 +101,6 @@ def rebuild(
             backend.set_study_user_attr(study, key, value)
         for trial in trials:
             backend.create_new_trial(study, trial)
-
-
-def _gap() -> FrozenTrial:
-    return create_trial(state=TrialState.FAIL, user_attrs={REPEAT: -1, REASON: NOT_RECORDED})
 
 
 def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Sequence[Bound]) -> FrozenTrial:
