@@ -105,8 +105,6 @@ class Numbers(_Range):
 
 
 class FloatRange(Numbers):
-    """low <= value <= high, uniform, or uniform in the logarithm."""
-
     type: Literal["float"]
 
     @property
@@ -222,11 +220,12 @@ class Space:
         Raises:
             UserError: a setting that does not exist, or a value outside its range.
         """
-        tree = config.model_dump(mode="json")
-        given: dict[str, Any] = {}
+        own, given = config.flat(), dict[str, Any]()
         for key, entry in self.ranges.items():
             if entry.active(given) or ".args." not in key:  # args are those of the chosen part alone
-                given[key] = _get(tree, key, self.name)
+                if key not in own:
+                    raise UserError(f"the space {self.name} searches '{key}', which is no setting of a run")
+                given[key] = own[key]
         return self.checked(given, what="the reference settings")
 
     def checked(self, given: Mapping[str, Any], *, what: str) -> dict[str, Any]:
@@ -261,15 +260,6 @@ class Space:
 def _conditions(entry: Range) -> str:
     texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in entry.when.items()]
     return f" where {' and '.join(texts)}" if texts else ""
-
-
-def _get(tree: Any, key: str, space: str) -> Any:
-    node = tree
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            raise UserError(f"the space {space} searches '{key}', which is no setting of a run")
-        node = node[part]
-    return node
 
 
 def known_spaces() -> list[str]:
