@@ -45,11 +45,6 @@ class _Slot:
         remove_placement_group(self.group)
 
 
-@dataclass(frozen=True)
-class _Death:
-    reason: str
-
-
 class _Crew:
     """Workers, and the job that each is at; None: it has been asked whether it is there."""
 
@@ -69,8 +64,8 @@ class _Crew:
     def tell(self, slot: _Slot, job: Job) -> None:
         self._at[slot.actor.run.remote(job)] = slot, job
 
-    def hear(self, room_seconds: float) -> tuple[_Slot, Job | None, Record | _Death | None]:
-        """The next worker that has something to say.
+    def hear(self, room_seconds: float) -> tuple[_Slot, Job | None, Record | RayError | None]:
+        """The next worker that has something to say, or (`RayError`) has died.
 
         Raises:
             WorkError: no worker starts, or nothing can be kept.
@@ -89,7 +84,7 @@ class _Crew:
                 raise WorkError(f"{reason.split(': ', 1)[-1]}; the same command goes on") from None
             return slot, job, job.failed(reason) if job else None
         except RayError as error:
-            return slot, job, _Death(_last_line(error))
+            return slot, job, error
 
     def close(self) -> None:
         for slot, _ in self._at.values():
@@ -115,7 +110,7 @@ def run_jobs(
             crew.hire()
         while waiting or crew.working:  # a worker that is still to start may be left over
             slot, job, outcome = crew.hear(room_seconds)
-            if isinstance(outcome, _Death):
+            if isinstance(outcome, RayError):
                 slot.close()
                 again = _after_death(job, outcome, deaths)
                 if isinstance(again, Job):
@@ -137,15 +132,15 @@ def run_jobs(
         crew.close()
 
 
-def _after_death(job: Job | None, death: _Death, deaths: Counter[str]) -> Job | Record | None:
+def _after_death(job: Job | None, death: RayError, deaths: Counter[str]) -> Job | Record | None:
     """The job to be done again, or the record of its failure; counts the deaths over each."""
     name = job.entry.name if job else ""
     deaths[name] += 1
     if deaths[name] < MAX_DEATHS:
         return job
     if job is None:
-        raise WorkError(f"workers do not start: {death.reason}")
-    return job.failed(f"its worker died {MAX_DEATHS} times, at last: {death.reason}")
+        raise WorkError(f"workers do not start: {_last_line(death)}")
+    return job.failed(f"its worker died {MAX_DEATHS} times, at last: {_last_line(death)}")
 
 
 def _last_line(error: Exception) -> str:
