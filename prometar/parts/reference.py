@@ -20,19 +20,14 @@ GROUP = "prometar.parts"
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
-def is_reference(kind: str) -> bool:
-    """Whether this is written as `package.module:Name`.
+def reference_of(axis: str, kind: str) -> str | None:
+    """`package.module:Name`, given as such or by an installed package's name for it; None of neither.
 
     Example:
-        >>> is_reference("mine:Huber"), is_reference("l1"), is_reference("a/b.py:Huber")
-        (True, False, False)
+        >>> [reference_of("regularizer", kind) for kind in ("mine:Huber", "l1", "a/b.py:Huber")]
+        ['mine:Huber', None, None]
     """
-    return _REFERENCE.fullmatch(kind) is not None
-
-
-def reference_of(axis: str, kind: str) -> str | None:
-    """`package.module:Name`, given as such or by an installed package's name for it; None of neither."""
-    return kind if is_reference(kind) else _installed().get(f"{axis}.{kind}")
+    return kind if _REFERENCE.fullmatch(kind) else _installed().get(f"{axis}.{kind}")
 
 
 @cache
