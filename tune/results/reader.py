@@ -106,14 +106,13 @@ class Records:
 
     @cached_property
     def chosen(self) -> TrialRecord | None:
-        """The trial whose settings the study ends with: the last round's choice, or the search's best."""
-        number = self.lastround.chosen if self.lastround else None
-        return next((t for t in self.trials if t.number == number), self.best or self._fallback)
+        """The trial whose settings the study ends with: the last round's choice, or the search's best.
 
-    @property
-    def _fallback(self) -> TrialRecord | None:
-        """The released settings, where trials have finished and none keeps the bounds."""
-        return self.released if self.complete else None
+        The released settings, where trials have finished and none keeps the bounds.
+        """
+        number = self.lastround.chosen if self.lastround else None
+        leading = self.best or (self.released if self.complete else None)
+        return next((t for t in self.trials if t.number == number), leading)
 
     @property
     def tests(self) -> Mapping[str, DatasetTest]:
