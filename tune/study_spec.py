@@ -11,11 +11,12 @@ from prometar.config.settings import Config
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of, own_objective
 from prometar.errors import UserError
+from prometar.parts.building import own_reference
 from tune.jobs.spec import Job, Leg, Terms
 from tune.optimizer.ask_tell import Asked
 from tune.optimizer.choices import require_choices
-from tune.optimizer.pruners import own_pruner
-from tune.optimizer.samplers import own_sampler
+from tune.optimizer.pruners import PRUNERS
+from tune.optimizer.samplers import SAMPLERS
 from tune.results.goals import Bound, Goal
 from tune.space.spaces import EPOCHS, Choice, Space
 
@@ -170,8 +171,12 @@ class StudySpec:
             if isinstance(entry, Choice):
                 beside = {other: values[0] for other, values in entry.when.items()}
                 configs += [self.config.override({**beside, key: value}) for value in entry.choices]
-        chosen = [*own_objective(self.objective), *own_sampler(self.sampler), *own_pruner(self.pruner)]
-        return {*chosen, *(reference for config in configs for reference in config.own.values())}
+        return {
+            *own_objective(self.objective),
+            *own_reference("sampler", self.sampler, SAMPLERS),
+            *own_reference("pruner", self.pruner, PRUNERS),
+            *(reference for config in configs for reference in config.own.values()),
+        }
 
     def search_job(self, asked: Asked, folder: str, terms: Terms) -> Job:
         """A trial of the search: a run for each data set, seed and fold."""

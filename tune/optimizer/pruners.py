@@ -15,7 +15,7 @@ from optuna.pruners import (
 )
 
 from prometar.errors import UserError
-from prometar.parts.building import own_part, own_reference
+from prometar.parts.building import own_part
 from prometar.parts.reference import failing
 
 # None is judged by its first epoch, which trains at the warm-up rate alone.
@@ -76,8 +76,3 @@ def pruner_of(name: str, epochs: int) -> BasePruner:
             f"{name} must make an Optuna pruner of a number of epochs, found {type(made).__name__}"
         )
     return made
-
-
-def own_pruner(name: str) -> list[str]:
-    """`package.module:Name` of the user's own pruner, in a list; empty for a built-in one."""
-    return own_reference("pruner", name, PRUNERS)

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from prometar.errors import UserError
-from prometar.parts.building import own_part, own_reference
+from prometar.parts.building import own_part
 from prometar.parts.reference import failing
 from tune.optimizer.optuna_private import RememberingTPE
 from tune.space.point_sets import Point, grid_points, quasirandom_point
@@ -172,11 +172,6 @@ def sampler_of(name: str) -> Sampler:
     return found if isinstance(found, Sampler) else Sampler(found)
 
 
-def own_sampler(name: str) -> list[str]:
-    """`package.module:Name` of the user's own sampler, in a list; empty for a built-in one."""
-    return own_reference("sampler", name, SAMPLERS)
-
-
 def require_sampler(name: str, space: Space, *, num_goals: int, bounded: bool) -> None:
     """
     Raises:
@@ -189,7 +184,7 @@ def require_sampler(name: str, space: Space, *, num_goals: int, bounded: bool) -
         raise UserError(f"--sampler {name} knows no bounds: choose another for --at-least and --at-most")
     if sampler.enumerates:
         grid_points(space, 0)
-    if own_sampler(name):
+    if name not in SAMPLERS:
         with failing(name):
             made = sampler.make(Draw(space, 0, 0))
         if not isinstance(made, BaseSampler):
