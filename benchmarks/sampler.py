@@ -142,7 +142,7 @@ class Ours:
         spec, plan = self._request, ResourcePlan(SLOTS, 1.0, 0.0)
 
         def job_of(asked: Asked) -> Job:
-            return spec.search_job(asked, str(self._folder.trial(asked.number)), terms)
+            return spec.search_job(asked.settings, spec.seeds, str(self._folder.trial(asked.number)), terms)
 
         stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan.threads, plan.stream_cpus)
         memory = Memory(self._folder.storage, "s", spec.space, reference=spec.reference(),

@@ -296,7 +296,7 @@ def _search(
     console, stopping = means.console, means.stopping
 
     def job_of(asked: Asked) -> Job:
-        return spec.search_job(asked, str(folder.trial(asked.number)), means.terms)
+        return spec.search_job(asked.settings, spec.seeds, str(folder.trial(asked.number)), means.terms)
 
     jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, place.lockstep)
     keeper = RecordKeeper(folder, memory, stopping, job_of)

@@ -13,7 +13,6 @@ from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of, own_
 from prometar.errors import UserError
 from prometar.parts.building import own_reference
 from tune.jobs.spec import Job, Leg, Terms
-from tune.optimizer.ask_tell import Asked
 from tune.optimizer.choices import require_choices
 from tune.optimizer.pruners import PRUNERS
 from tune.optimizer.samplers import SAMPLERS
@@ -178,12 +177,8 @@ class StudySpec:
             *(reference for config in configs for reference in config.own.values()),
         }
 
-    def search_job(self, asked: Asked, folder: str, terms: Terms) -> Job:
-        """A trial of the search: a run for each data set, seed and fold."""
-        return self.rerun_job(asked.settings, self.seeds, folder, terms)
-
-    def rerun_job(self, settings: dict[str, Any], seeds: tuple[int, ...], folder: str, terms: Terms) -> Job:
-        """Settings on the search's own objective, with these seeds."""
+    def search_job(self, settings: dict[str, Any], seeds: tuple[int, ...], folder: str, terms: Terms) -> Job:
+        """Settings on the search's own objective: a run for each data set, seed and fold."""
         keys = [
             (dataset, seed, fold) for dataset in self.names for seed in seeds for fold in range(self.folds)
         ]

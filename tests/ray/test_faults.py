@@ -19,7 +19,7 @@ from prometar.errors import UserError, WorkError
 from tests.support.driver import NAME, misbehave, records, run_fake, small_spec
 from tests.support.fake_trial import curve
 from tune.jobs.spec import Terms
-from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
+from tune.optimizer.ask_tell import HOPELESS, Memory
 from tune.optimizer.storage import drive_study, open_study
 from tune.results.goals import parse_bounds
 from tune.results.writer import StudyFolder
@@ -180,10 +180,10 @@ def test_a_trial_has_a_run_for_each_data_set_and_seed() -> None:
     spec = small_spec(
         trials=2, datasets=("textures", "folder"), seeds_per_trial=2, final_seeds=(1, 2), top=1, top_seeds=1
     )
-    assert [leg.name for leg in spec.rerun_job({}, (7,), "x", Terms()).legs] == [
+    assert [leg.name for leg in spec.search_job({}, (7,), "x", Terms()).legs] == [
         {"dataset": name, "seed": 7, "fold": 0} for name in ("textures", "folder")
     ]
-    assert len(spec.search_job(Asked(0, {}), "x", Terms()).legs) == 4
+    assert len(spec.search_job({}, spec.seeds, "x", Terms()).legs) == 4
 
 
 @pytest.mark.usefixtures("ray_local")

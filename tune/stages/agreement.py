@@ -76,7 +76,7 @@ def _require_settings(folder: StudyFolder, spec: StudySpec, records: Sequence[Tr
         UserError: it is of others; with the difference.
     """
     for record in records:
-        job = spec.rerun_job(dict(record.settings), spec.seeds, str(folder.trial(record.number)), Terms())
+        job = spec.search_job(dict(record.settings), spec.seeds, str(folder.trial(record.number)), Terms())
         for leg in job.legs:
             path = Path(job.run_dir, leg.folder)
             if not (path / "config.yaml").exists():

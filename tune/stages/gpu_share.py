@@ -86,7 +86,7 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
     if len(gpus) > 1:
         means.console.print(f"GPUs of several kinds, {' and '.join(gpus)}: each trial gets a whole one")
         return 1.0
-    job = spec.rerun_job(spec.reference(), spec.seeds, str(folder / "probe" / "0000"), means.terms)
+    job = spec.search_job(spec.reference(), spec.seeds, str(folder / "probe" / "0000"), means.terms)
     JobFiles(job).drop_states()  # an epoch that lies there would be told, and nothing be trained
     worker = ProbeWorker if means.trainable is TrialWorker else means.trainable
     alone = replace(means, trainable=worker, plan=replace(means.plan, max_concurrent=1))

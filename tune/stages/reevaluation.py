@@ -83,7 +83,7 @@ def _rows(
     shown = ", ".join(map(str, seeds))
     means.console.print(f"last round on the search's own images: trials {names}, fresh seeds {shown}")
     jobs = {
-        (trial.number, seed): spec.rerun_job(
+        (trial.number, seed): spec.search_job(
             dict(trial.settings), (seed,), str(folder.rerun(trial.number, seed)), means.terms
         )
         for seed in seeds

@@ -192,7 +192,7 @@ def test_without_a_description_what_lies_beside_the_records_decides(
     folder, spec = study
     (folder.path / "study.db").unlink()
     first = read_trials(folder.path)[0]
-    (leg,) = spec.rerun_job(dict(first.settings), spec.seeds, "", Terms()).legs
+    (leg,) = spec.search_job(dict(first.settings), spec.seeds, "", Terms()).legs
     config = folder.trial(0) / "config.yaml"
     config.write_text(dump_config(parse(leg.config, where="").override({"data.shots": 2})))
     with pytest.raises(UserError, match=r"made with other settings \(data\.shots: 2 then, \d+ now\)"):

@@ -12,7 +12,6 @@ from prometar.errors import UserError
 from prometar.training.run import build_run
 from tests.support.driver import small_spec
 from tune.jobs.spec import Job, Terms
-from tune.optimizer.ask_tell import Asked
 from tune.space.spaces import Space
 from tune.stages.budget import Budget, Part, headline, planned
 from tune.stages.sequential import LOOKS
@@ -40,8 +39,8 @@ def spec(small_dtd: Path) -> StudySpec:
 
 def test_it_counts_what_is_trained(spec: StudySpec) -> None:
     found, settings = planned(spec), spec.reference()
-    trial = spec.search_job(Asked(0, settings), "", Terms())
-    again = spec.rerun_job(settings, spec.fresh_seeds, "", Terms())
+    trial = spec.search_job(settings, spec.seeds, "", Terms())
+    again = spec.search_job(settings, spec.fresh_seeds, "", Terms())
     finals = [
         spec.final_job(settings, name, seed, "", Terms()) for name in spec.names for seed in spec.final_seeds
     ]
@@ -62,7 +61,7 @@ def test_folds_are_counted_with_their_own_classes() -> None:
     config = Config().override({"data.name": "leaves", "train.epochs": 1})
     one, both = (small_spec(config=config, folds=folds, top=0, final_seeds=(1,)) for folds in (1, 2))
     assert planned(both).search.runs == 2 * planned(one).search.runs
-    trial = both.search_job(Asked(0, both.reference()), "", Terms())
+    trial = both.search_job(both.reference(), both.seeds, "", Terms())
     assert planned(both).steps_per_epoch == steps_of(trial)
 
 
@@ -76,7 +75,7 @@ def test_a_test_that_ends_when_it_is_decided() -> None:
 def test_trials_of_different_lengths() -> None:
     lengths = {"train.epochs": {"type": "int", "low": 1, "high": 6}}
     spec = small_spec(epochs=2, trials=4, space=Space.of(lengths), final_seeds=(5,))
-    assert spec.search_job(Asked(0, {"train.epochs": 6}), "", Terms()).epochs == 6
+    assert spec.search_job({"train.epochs": 6}, spec.seeds, "", Terms()).epochs == 6
     assert spec.final_job({"train.epochs": 1}, spec.names[0], 5, "", Terms()).epochs == 1
     assert spec.reference() == {"train.epochs": 2}
     assert planned(spec).search.epochs == 4 * 6
