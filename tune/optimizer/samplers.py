@@ -22,7 +22,7 @@ from prometar.parts.building import own_part
 from prometar.parts.reference import failing
 from tune.optimizer.optuna_private import RememberingTPE
 from tune.space.point_sets import Point, grid_points, quasirandom_point
-from tune.space.spaces import Space
+from tune.space.spaces import Choice, IntRange, Range, Space
 
 STARTUP_TRIALS = 6  # random draws before a model is used
 Distributions = dict[str, BaseDistribution]
@@ -193,19 +193,13 @@ def require_sampler(name: str, space: Space, *, num_goals: int, bounded: bool) -
 
 def distributions(space: Space) -> Distributions:
     """Optuna's distributions of the settings that every trial has and that have more than one value."""
-    always = Space(space.name, {key: entry for key, entry in space.ranges.items() if not entry.when})
-    drawn = always.draw(_Distributions())
-    return {name: drawn[name] for name in sorted(drawn) if not drawn[name].single()}
+    found = {key: _distribution(entry) for key, entry in sorted(space.ranges.items()) if not entry.when}
+    return {key: each for key, each in found.items() if not each.single()}
 
 
-class _Distributions:
-    """Draws a setting's distribution instead of a value."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> Any:
-        return FloatDistribution(low, high, log=log)
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> Any:
-        return IntDistribution(low, high, log=log)
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return CategoricalDistribution(choices)
+def _distribution(entry: Range) -> BaseDistribution:
+    if isinstance(entry, Choice):
+        return CategoricalDistribution(entry.choices)
+    if isinstance(entry, IntRange):
+        return IntDistribution(entry.low, entry.high, log=entry.log)
+    return FloatDistribution(entry.low, entry.high, log=entry.log)
