@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -82,21 +83,14 @@ def partition(sessions: Sequence[Session]) -> list[list[Session]]:
     """The sessions in groups that can be trained in lockstep, in their order."""
     groups: list[list[Session]] = []
     for session in sessions:
-        fitting = (group for group in groups if _fit(group[0], session))
-        group = next(fitting, None)
-        if group is None:
-            groups.append([session])
+        for group in groups:
+            with suppress(UserError):
+                _require_together([group[0], session])
+                group.append(session)
+                break
         else:
-            group.append(session)
+            groups.append([session])
     return groups
-
-
-def _fit(one: Session, other: Session) -> bool:
-    try:
-        _require_together([one, other])
-    except UserError:
-        return False
-    return True
 
 
 def _require_together(sessions: Sequence[Session]) -> None:
