@@ -145,7 +145,7 @@ class Mirror:
             _clear(self._folder, keep=set(fetched))
         for name in _ordered(fetched):
             write_atomically(self._folder / name, fetched[name])
-        self._known = {name: _digest(content) for name, content in fetched.items()}
+        self._known = {name: sha256(content).hexdigest() for name, content in fetched.items()}
 
     def push(self) -> None:
         """Delete what has gone, and upload what has changed since the last time, the checkpoint last."""
@@ -157,7 +157,7 @@ class Mirror:
         for name in here:
             with self._usable():
                 content = (self._folder / name).read_bytes()
-            if self._known.get(name) != (digest := _digest(content)):
+            if self._known.get(name) != (digest := sha256(content).hexdigest()):
                 self._store.write(name, content)
                 self._known[name] = digest
 
@@ -207,7 +207,3 @@ def _clear(folder: Path, keep: set[str]) -> None:
                 path.rmdir()
         elif path.is_symlink() or name not in keep:
             path.unlink()
-
-
-def _digest(content: bytes) -> str:
-    return sha256(content).hexdigest()
