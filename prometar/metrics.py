@@ -49,6 +49,13 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | No
     return Interval(middle, middle - half, middle + half, n)
 
 
+def over_all(differences: Sequence[Interval | None], *, level: float = 0.95) -> Interval | None:
+    """The one data set's difference; of several, the interval over their mean differences."""
+    if len(differences) == 1:
+        return differences[0]
+    return t_interval([each.mean for each in differences if each], level=level)
+
+
 def is_percent(value: object) -> bool:
     """Whether something read from a file is a finite number from 0 to 100.
 

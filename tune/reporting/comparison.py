@@ -14,7 +14,7 @@ from prometar.data.datasets.catalog import place_beside
 from prometar.errors import UserError
 from prometar.io.files import resolved, write_atomically
 from prometar.io.pages import mark, require_page_target
-from prometar.metrics import Interval, t_interval
+from prometar.metrics import Interval, over_all, t_interval
 from tune.reporting.formatting import NONE, bounds, hours, interval, listed, number, setting, shown
 from tune.reporting.html import page
 from tune.reporting.plots.finals import Row, forest
@@ -72,8 +72,7 @@ class Comparison:
     @property
     def overall(self) -> Interval | None:
         """The one data set's difference; over several, the interval of their mean differences."""
-        found = [pair.difference for pair in self.pairs]
-        return found[0] if len(found) == 1 else t_interval([each.mean for each in found if each])
+        return over_all([pair.difference for pair in self.pairs])
 
     @property
     def asked(self) -> list[Line]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from prometar.analysis.alignment import of_run
-from prometar.metrics import Interval, t_interval
+from prometar.metrics import over_all, t_interval
 from tune.execution.course import Course
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.spec import Job
@@ -51,7 +51,8 @@ def run_finals(
         )
         for dataset in spec.names
     }
-    difference, several = _over_all(datasets, level=1 - look.alpha), len(datasets) > 1
+    difference = over_all([each.difference for each in datasets.values()], level=1 - look.alpha)
+    several = len(datasets) > 1
     tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
     record = FinalTest(
         seeds=seeds,
@@ -128,14 +129,6 @@ def _run(job: Job, reasons: Mapping[str, str]) -> Run:
     (run,) = runs_of(job, reasons)
     alignment = None if run.failed else of_run(Path(job.run_dir))
     return replace(run, alignment=alignment.mean if alignment else None)
-
-
-def _over_all(datasets: Mapping[str, DatasetTest], *, level: float) -> Interval | None:
-    """The one data set's difference; of several, the interval over their mean differences."""
-    found = [each.difference for each in datasets.values()]
-    if len(found) == 1:
-        return found[0]
-    return t_interval([each.mean for each in found if each], level=level)
 
 
 def failed_runs(finals: FinalTest) -> list[str]:
