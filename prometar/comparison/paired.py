@@ -186,17 +186,12 @@ def _missing(results: Results, columns: Sequence[str]) -> list[str]:
         for dataset, seeds in whole.items():
             scores = scores_of.get(dataset, {})
             has = set.intersection(*(set(scores.get(column, {})) for column in columns))
-            if wanted := _lacking(seeds, has):
+            wanted = seeds - has - ({EVERY_SEED} if has else set())
+            if wanted and EVERY_SEED not in has:
                 lacking.append(f"{dataset} {seeds_text(wanted)}".strip())
         if lacking:
             lines.append(f"not paired, for want of runs of {method}: {', '.join(lacking)}")
     return lines
-
-
-def _lacking(seeds: set[int], has: set[int]) -> set[int]:
-    if EVERY_SEED in has:
-        return set()
-    return seeds - has - ({EVERY_SEED} if has else set())
 
 
 def seeds_text(seeds: Collection[int]) -> str:
