@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,32 +11,30 @@ from prometar.config.settings import Config, load_config
 from prometar.errors import UserError
 from prometar.io.files import resolved, size_of
 from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean
-from prometar.training.run_result import FILE, read_result
+from prometar.training.run_result import FILE, RunResult, read_result
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run.
-
-    Args:
-        figures: Percent by column: base, new and H, or accuracy.
-        classes: Names of those that it was trained on.
-        trains: False where it had nothing to learn: its figures are those of every seed.
-        data, weights: Digests of the data set's splits and of the backbone; "" where they were not kept.
-    """
+    """A finished run."""
 
     folder: Path
     config: Config
-    objective: str
-    figures: Mapping[str, float]
-    classes: tuple[str, ...]
-    trains: bool
-    data: str = ""
-    weights: str = ""
+    result: RunResult
 
     @property
-    def seed(self) -> int:
-        return self.config.train.seed
+    def trains(self) -> bool:
+        """False where it had nothing to learn: its figures are those of every seed."""
+        return "direct_ce" in self.result.result
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Percent by column: base, new and H, or accuracy."""
+        accuracies = self.result.accuracies
+        figures = {ACCURACY if name == "all" else name: value for name, value in accuracies.items()}
+        if {"base", "new"} <= figures.keys():
+            figures[HARMONIC] = harmonic_mean({name: figures[name] for name in ("base", "new")})
+        return figures
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[TrainedRun], list[Path]]:
@@ -69,17 +67,4 @@ def _refuse(error: OSError) -> None:
 
 def _read(folder: Path) -> TrainedRun | None:
     config = load_config(folder / "config.yaml")
-    if size_of(folder / FILE) is None:
-        return None
-    result = read_result(folder)
-    figures, trains = _figures(result.accuracies), "direct_ce" in result.result
-    return TrainedRun(
-        folder, config, result.objective, figures, result.classnames, trains, result.data, result.weights
-    )
-
-
-def _figures(accuracies: Mapping[str, float]) -> dict[str, float]:
-    figures = {ACCURACY if name == "all" else name: value for name, value in accuracies.items()}
-    if {"base", "new"} <= figures.keys():
-        figures[HARMONIC] = harmonic_mean({name: figures[name] for name in ("base", "new")})
-    return figures
+    return None if size_of(folder / FILE) is None else TrainedRun(folder, config, read_result(folder))

@@ -35,7 +35,9 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
     if not runs:
         raise UserError(f"there is no run in {where}: pass folders that `prometar train` wrote")
     objective = _objective(runs)
-    _require_alike(runs, [_weights(run.config.backbone) for run in runs], [run.weights for run in runs])
+    _require_alike(
+        runs, [_weights(run.config.backbone) for run in runs], [run.result.weights for run in runs]
+    )
     names, meanings = labels([run.config for run in runs])
     methods = dict(zip(names, (run.config.method for run in runs), strict=True))
     if len(methods) == 1:
@@ -55,11 +57,11 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
 
 
 def _objective(runs: Sequence[TrainedRun]) -> str:
-    counts = Counter(run.objective for run in runs)
+    counts = Counter(run.result.objective for run in runs)
     if len(counts) > 1:
         said = ", ".join(f"{name} ({count} runs)" for name, count in counts.items())
         raise UserError(f"the runs have several objectives, {said}: pass folders of one of them")
-    return runs[0].objective
+    return runs[0].result.objective
 
 
 def _about(objective: str) -> list[str]:
@@ -92,7 +94,7 @@ def _results(names: Sequence[str], runs: Sequence[TrainedRun]) -> Table:
     held: dict[tuple[str, str, int], Path] = {}
     results: Table = {name: {} for name in names}
     for name, dataset, run in zip(names, _datasets(runs), runs, strict=True):
-        seed = run.seed if run.trains else EVERY_SEED
+        seed = run.config.train.seed if run.trains else EVERY_SEED
         first = held.setdefault((name, dataset, seed), run.folder)
         if first != run.folder and run.trains:
             what = f"{name} on {dataset} with seed {seed}"
@@ -111,15 +113,15 @@ def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
     """
     kinds: dict[str, set[object]] = {}
     for run in runs:
-        kinds.setdefault(run.config.data.name, set()).add((run.classes, _place(run)))
+        kinds.setdefault(run.config.data.name, set()).add((run.result.classnames, _place(run)))
     found = []
     for run in runs:
         data = run.config.data
         several = len(kinds[data.name]) > 1
         label = one_line(f"{data.name} {_place(run) or data.root or ''}".strip() if several else data.name)
         found.append(label)
-    _require_alike(runs, [f"classes of {label}" for label in found], [run.classes for run in runs])
-    _require_alike(runs, [f"splits of {label}" for label in found], [run.data for run in runs])
+    _require_alike(runs, [f"classes of {label}" for label in found], [run.result.classnames for run in runs])
+    _require_alike(runs, [f"splits of {label}" for label in found], [run.result.data for run in runs])
     return found
 
 
