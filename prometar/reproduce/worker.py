@@ -72,19 +72,17 @@ def _run(job: Job) -> Record:
     finally:
         session.close()
     result, dataset = write_result(job.folder, session), run.dataset
-    record = Record(
-        result.accuracies,
-        num_classes={dataset.name: len(dataset.classnames)},
+    # There is one where it was killed between two targets, or new ones are asked for.
+    before = read_record(entry, job.folder) or Record(entry=entry)
+    record = replace(
+        before,
+        accuracies=result.accuracies,
+        num_classes={**before.num_classes, dataset.name: len(dataset.classnames)},
         seconds=session.history[-1]["seconds"],
+        reason="",
         environment=environment(),
-        contents={dataset.name: dataset.digest, WEIGHTS: result.weights},
-        entry=entry,
+        contents={**before.contents, dataset.name: dataset.digest, WEIGHTS: result.weights},
     )
-    before = read_record(entry, job.folder)
-    if before is not None:  # killed between two targets, or new ones are asked for
-        num_classes = {**before.num_classes, **record.num_classes}
-        contents = {**before.contents, **record.contents}
-        record = replace(record, tests=before.tests, num_classes=num_classes, contents=contents)
     record.write(job.folder)
     classifier = Classifier(
         run.backbone, run.method.prompts, session.state.tested, entry.config, result.classnames,
