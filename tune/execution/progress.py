@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from prometar.errors import one_line
 from tune.optimizer.ask_tell import Memory
 from tune.results.goals import Bound
 from tune.results.reader import STATES
@@ -128,14 +129,15 @@ class Progress(Callback):
 
     def _print(self, trial: TrialRecord) -> None:
         elapsed = _clock_text(self._clock() - self._begin, minutes=2)
-        parts = [f"[{elapsed}] {self._ending(trial)}", self._best_text(), self._left_text()]
+        done = f"{len(self._ended)} of {self._target} done{self._left_text()}"
+        parts = [f"[{elapsed}] {self._ending(trial)}", self._best_text(), done]
         line = "; ".join(part for part in parts if part)
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _ending(self, trial: TrialRecord) -> str:
         text = f"trial {trial.number} {STATES[trial.state]}"
         if trial.state == "FAIL":
-            return f"{text}: {_one_line(trial.reason or 'no reason recorded')}"
+            return f"{text}: {one_line(trial.reason or 'no reason recorded')}"
         last = trial.epochs[-1] if trial.epochs else None
         if trial.state == "PRUNED":
             text += f" at epoch {last.epoch if last else 0}/{self._epochs}"
@@ -147,8 +149,7 @@ class Progress(Callback):
 
     def _left_text(self) -> str:
         seconds = self._seconds_left()
-        left = f", {_clock_text(seconds)} left" if seconds else ""
-        return f"{len(self._ended)} of {self._target} done{left}"
+        return f", {_clock_text(seconds)} left" if seconds else ""
 
     def _seconds_left(self) -> float | None:
         """Elapsed time, scaled from the trials' worth done by this process to what is left; None if unknown.
@@ -165,14 +166,14 @@ class Progress(Callback):
 
     def _view(self) -> Group:
         """The live view: counts, best, pace, and a line a running trial."""
-        lines = [self._counts(), *self._best_lines(), self._pace()]
-        lines += [self._running_line(number) for number in sorted(self._running)]
-        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
-
-    def _counts(self) -> str:
         failed, pruned = self._states["FAIL"], self._states["PRUNED"]
+        counts = f"{len(self._running)} running, {pruned} pruned, {failed} failed"
         done = f"{len(self._ended)} of {self._target} trials done"
-        return f"{done}: {len(self._running)} running, {pruned} pruned, {failed} failed"
+        lines = [f"{done}: {counts}", *self._best_lines(), self._pace()]
+        for number, run in sorted(self._running.items()):
+            value = "" if run.objective is None else f", objective {run.objective:.1f}"
+            lines.append(f"  trial {number}: epoch {run.epoch}/{run.of_epochs}{value}")
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
     def _best_lines(self) -> list[str]:
         if self._best is None:
@@ -185,23 +186,13 @@ class Progress(Callback):
 
     def _pace(self) -> str:
         elapsed = self._clock() - self._begin
-        here, seconds = len(self._ended) - self._ended_before, self._seconds_left()
+        here = len(self._ended) - self._ended_before
         pace = f", {60 * here / elapsed:.1f} trials a minute" if here and elapsed > 0 else ""
-        left = f", {_clock_text(seconds)} left" if seconds else ""
-        return f"{_clock_text(elapsed)} gone{pace}{left}"
-
-    def _running_line(self, number: int) -> str:
-        run = self._running[number]
-        value = "" if run.objective is None else f", objective {run.objective:.1f}"
-        return f"  trial {number}: epoch {run.epoch}/{run.of_epochs}{value}"
-
-
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())
+        return f"{_clock_text(elapsed)} gone{pace}{self._left_text()}"
 
 
 def _setting(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else _one_line(value)
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def _clock_text(seconds: float, *, minutes: int = 1) -> str:
