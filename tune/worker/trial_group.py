@@ -63,8 +63,9 @@ class Crew:
         try:
             if len(sessions) > 1:
                 key = tuple(map(id, sessions))
-                if key not in self._together:
-                    self._together = {key: Lockstep(sessions)} | self._still(sessions)
+                if key not in self._together:  # it ends those that have any of its sessions
+                    others = {k: each for k, each in self._together.items() if set(key).isdisjoint(k)}
+                    self._together = {key: Lockstep(sessions), **others}
                 together = self._together[key]
                 return [each if isinstance(each, UserError) else None for each in together.epoch()]
             sessions[0].epoch()
@@ -73,11 +74,6 @@ class Crew:
         except UserError as error:
             return [error] * len(sessions)
         return [None]
-
-    def _still(self, changed: list[Session]) -> dict[tuple[int, ...], Lockstep]:
-        """Those in lockstep that have none of the changed group's sessions."""
-        gone = set(map(id, changed))
-        return {key: each for key, each in self._together.items() if not gone & set(key)}
 
     def close(self) -> None:
         """End the streams."""
