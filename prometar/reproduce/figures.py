@@ -72,15 +72,17 @@ def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str]
     averaged = [d for d in asked.datasets if any(scores[d, m] for m in asked.configs)]
     cited = _Cited(asked, records)
     rows = [
-        Row(dataset, method, _figures(found, columns, cited.on(dataset, method)))
+        Row(dataset, method, _figures(found, columns, cited.of(method, dataset, [dataset])))
         for (dataset, method), found in scores.items()
     ]
     if len(averaged) > 1:
         all_there = len(averaged) == len(asked.datasets)
         label = AVERAGE if all_there else f"{AVERAGE} of {len(averaged)}"
+        comparable = set(averaged) == set(asked.protocol.datasets)  # those of the published average
         for method in asked.configs:
             found = _average([scores[dataset, method] for dataset in averaged])
-            rows.append(Row(label, method, _figures(found, columns, cited.on_average(averaged, method))))
+            published = cited.of(method, AVERAGE, averaged) if comparable else {}
+            rows.append(Row(label, method, _figures(found, columns, published)))
     explained = _explain(asked, records, rows, cited)
     return Table(asked.protocol.name, _title(asked), columns, tuple(rows), (*explained, *notes))
 
@@ -157,27 +159,16 @@ class _Cited:
     """The published figures that may stand beside the asked ones."""
 
     def __init__(self, asked: Asked, records: Sequence[Record]) -> None:
-        self._whole = set(asked.protocol.datasets)
         self._sizes = {name: size for record in records for name, size in record.num_classes.items()}
         shots = {"data.shots": asked.shots[0]}
         found = {m: beside(asked.protocol.name, c.override(shots)) for m, c in asked.configs.items()}
         self.series: dict[str, Series] = {method: one for method, one in found.items() if one}
 
-    def on(self, dataset: str, method: str) -> dict[str, float]:
-        """By column; only where the data set has all of its benchmark's classes."""
-        if method not in self.series or not full_size(dataset, self._sizes.get(dataset, 0)):
+    def of(self, method: str, row: str, datasets: Sequence[str]) -> dict[str, float]:
+        """A row's figures by column; only where its data sets have all of their benchmarks' classes."""
+        if method not in self.series or not all(full_size(d, self._sizes.get(d, 0)) for d in datasets):
             return {}
-        return self._of(self.series[method].figures.get(dataset, {}))
-
-    def on_average(self, datasets: Sequence[str], method: str) -> dict[str, float]:
-        """By column; only over the very data sets of the published average."""
-        whole = set(datasets) == self._whole and all(full_size(d, self._sizes.get(d, 0)) for d in datasets)
-        if method not in self.series or not whole:
-            return {}
-        return self._of(self.series[method].figures.get(AVERAGE, {}))
-
-    @staticmethod
-    def _of(figures: Mapping[str, float]) -> dict[str, float]:
+        figures = self.series[method].figures.get(row, {})
         h = harmonic(figures)
         return {**figures, **({HARMONIC: h} if h is not None else {})}
 
