@@ -194,21 +194,45 @@ def _require_image(path: str, source: HubSource, wanted: HubName) -> None:
 
 
 def _class_names(wanted: HubName, tables: Sequence[ImageFile]) -> tuple[str, ...]:
-    """Class names by label: of the file of names, of the column's description, or the texts themselves.
+    """Class names by label: of the file of names, of the columns' descriptions, or the texts themselves.
 
     Raises:
-        UserError: numbers without names.
+        UserError: numbers without names, or files that disagree about what a label means.
     """
+    kinds = {
+        isinstance(one, str): table.path for table in tables for one in table.labels() if one is not None
+    }
+    if len(kinds) > 1:
+        raise UserError(
+            f"the labels are text in {kinds[True]} and numbers in {kinds[False]}: choose other files or "
+            "another column with ?folder=NAME or ?label=NAME"
+        )
     if wanted.names:
-        return tuple(line.strip() for line in read_text(Path(wanted.names)).splitlines() if line.strip())
-    texts = {label for table in tables for label in table.labels() if isinstance(label, str)}
-    names = tuple(sorted(texts)) or tables[0].classnames()
-    if not names:
+        return _names_in(Path(wanted.names))
+    if True in kinds:
+        return tuple(sorted({one for table in tables for one in table.labels() if isinstance(one, str)}))
+    named = {names: table.path for table in tables if (names := table.classnames())}
+    if len(named) > 1:
+        first, second, *_ = named.values()
+        raise UserError(
+            f"{first} and {second} call the labels by other names, or in another order: if numbers mean "
+            "the same in both, pass ?names=FILE, a text file with a class name a line"
+        )
+    if not named:
         raise UserError(
             f"the labels of {wanted.repo} are numbers, and its files do not say what they mean: pass "
             "?names=FILE, a text file with a class name a line"
         )
-    return names
+    return next(iter(named))
+
+
+def _names_in(file: Path) -> tuple[str, ...]:
+    names = [line.strip() for line in read_text(file).rstrip().splitlines()]
+    if "" in names:
+        raise UserError(
+            f"{file}: line {names.index('') + 1} is blank: a line names a class, in the order of the labels"
+        )
+    return tuple(names)
 
 
 def _items(

@@ -116,6 +116,9 @@ def test_plain_numbers_take_their_names_from_a_file(hub: FakeHub, tmp_path: Path
     name = f"hf://someone/numbers?names={tmp_path}/names.txt"
     hubset.obtain(name, tmp_path)
     assert open_dataset(name, tmp_path).classnames == ("one", "two", "three", "four")
+    (tmp_path / "names.txt").write_text("one\n\ntwo\nthree\nfour\n")
+    with pytest.raises(UserError, match=r"names.txt: line 2 is blank"):
+        hubset.obtain(name, tmp_path / "again")
 
 
 def _replace_train(hub: FakeHub, content: bytes) -> None:
@@ -178,6 +181,19 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
         lambda hub: _replace_train(hub, table([0, -1])),
         2,
         "image 1 of train has the label -1",
+    ),
+    "names in another order": (
+        NAME,
+        lambda hub: _replace_train(hub, table(TRAIN, names=NAMES[::-1])),
+        2,
+        "test.parquet call the labels by other names, or in another order",
+    ),
+    "fewer names": (NAME, lambda hub: _replace_train(hub, table([0, 1], names=NAMES[:2])), 2, "other names"),
+    "text and numbers": (
+        NAME,
+        lambda hub: _replace_train(hub, table(["oak", "ash"], names=None)),
+        2,
+        "train.parquet and numbers in",
     ),
     "no images": (NAME, lambda hub: _replace_train(hub, table([])), 2, "holds no labels"),
     "no Parquet inside": (NAME, lambda hub: _replace_train(hub, b"PAR1 not"), 1, "cannot read train.parquet"),
