@@ -35,7 +35,7 @@ class ImageFile:
     def open(cls, path: Path, file: HubFile, wanted: HubName) -> ImageFile:
         """
         Raises:
-            UserError: a missing column, or one of another kind.
+            UserError: a missing column, one that is there twice, or of another kind.
             WorkError: the file is damaged.
         """
         with _damage(file.path):
@@ -82,10 +82,11 @@ class ImageFile:
 
 def _require_columns(schema: pa.Schema, wanted: HubName) -> None:
     for option, column in (("image", wanted.image), ("label", wanted.label)):
-        if column not in schema.names:
+        if (count := schema.names.count(column)) != 1:
             has = ", ".join(f"{field.name} ({_shown(field.type)})" for field in schema)
             raise UserError(
-                f"{wanted.repo} has no column '{column}', but {has}: choose one with ?{option}=NAME"
+                f"{wanted.repo} has {count or 'no'} columns '{column}' among {has}: "
+                f"choose one with ?{option}=NAME"
             )
     image, label = schema.field(wanted.image).type, schema.field(wanted.label).type
     if not _is_bytes(image) and not _has_bytes(image):

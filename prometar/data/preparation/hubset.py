@@ -130,7 +130,7 @@ def _splits(wanted: HubName, repo: HubRepo) -> Files:
     """The Parquet files of each split.
 
     Raises:
-        UserError: none of a split, or of several folders.
+        UserError: none of a split, not all of one, or of several folders.
     """
     found: Files = {}
     for file in repo.files:
@@ -158,9 +158,27 @@ def _splits(wanted: HubName, repo: HubRepo) -> Files:
     folders = sorted({_folder_of(file.path) for part in chosen.values() for file in part})
     if len(folders) > 1:
         raise UserError(f"{wanted.repo} has files in {', '.join(folders)}: choose one with ?folder=NAME")
+    for part in chosen.values():
+        _require_whole(wanted, part)
     return chosen
 
 
+def _require_whole(wanted: HubName, part: Sequence[HubFile]) -> None:
+    """Raises a UserError where files say how many there are of a split, and one is missing."""
+    numbers: dict[int, set[int]] = {}
+    for file in part:
+        if matched := _OF.search(PurePosixPath(file.path).name):
+            numbers.setdefault(int(matched[2]), set()).add(int(matched[1]))
+    for total, found in numbers.items():
+        if len(found) < total:
+            lacking = next(k for k in range(total) if k not in found)
+            raise UserError(
+                f"{wanted.repo}: number {lacking} of {total} is missing beside {part[0].path}: "
+                "choose another with ?revision=NAME"
+            )
+
+
+_OF = re.compile(r"(\d{1,9})-of-(\d{1,9})")
 _PART = re.compile(r"(.+?)([-_.]\d+(-of-\d+(-[0-9a-f]+)?)?)?\.parquet")
 
 

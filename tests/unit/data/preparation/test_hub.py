@@ -144,6 +144,13 @@ def _links(hub: FakeHub) -> None:
     )
 
 
+def _two_labels(hub: FakeHub) -> None:
+    found = pa.table([[png(0, 0)], [0], [1]], names=["image", "label", "label"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(found, sink)
+    _replace_train(hub, sink.getvalue().to_pybytes())
+
+
 def _lying(hub: FakeHub) -> None:
     hub.lie = True
 
@@ -170,7 +177,13 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
     ),
     "one split twice": (f"{NAME}?test=train", None, 2, "must be three splits"),
     "no Parquet": (f"{NAME}?folder=other", None, 2, "has no Parquet files in other/"),
-    "no such column": (f"{NAME}?image=img", None, 2, "no column 'img', but image (struct<bytes"),
+    "no such column": (f"{NAME}?image=img", None, 2, "no columns 'img' among image (struct<bytes"),
+    "a column twice": (
+        NAME,
+        _two_labels,
+        2,
+        "has 2 columns 'label' among image (binary), label (int64), label",
+    ),
     "labels that are none": (f"{NAME}?label=image", None, 2, "'image' of someone/leaves holds no labels"),
     "text for images": (NAME, _text_images, 2, "'image' of someone/leaves holds no images: it is string"),
     "bytes that are no images": (NAME, _no_images, 1, "holds no images: broken image train/0000000"),
@@ -194,6 +207,12 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
         lambda hub: _replace_train(hub, table(["oak", "ash"], names=None)),
         2,
         "train.parquet and numbers in",
+    ),
+    "a part that is missing": (
+        NAME,
+        lambda hub: hub.files["someone/leaves"].pop("data/train-00000-of-00002.parquet"),
+        2,
+        "someone/leaves: number 0 of 2 is missing beside data/train-00001-of-00002.parquet",
     ),
     "no images": (NAME, lambda hub: _replace_train(hub, table([])), 2, "holds no labels"),
     "no Parquet inside": (NAME, lambda hub: _replace_train(hub, b"PAR1 not"), 1, "cannot read train.parquet"),
