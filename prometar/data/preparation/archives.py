@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import stat
 import struct
 import tarfile
@@ -11,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
-from prometar.errors import WorkError
-from prometar.io.stores import reason
+from prometar.errors import WorkError, first_line
 
 # Photographs hardly shrink: what grows more than this was made to fill the disk.
 MAX_GROWTH, MAX_SLACK_BYTES = 10, 2**28
 MAX_FILES = 2_000_000
+MAX_HEADER_BYTES = 2**20  # long names, and maps of sparse files, are read as a whole
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -65,10 +67,30 @@ class _Budget:
 
 
 def _untar(archive: Path, target: Path, budget: _Budget) -> None:
-    with tarfile.open(archive, "r:*") as tar:
-        for member in tar:
-            budget.admit(member.name, plain=member.isfile() or member.isdir(), size=member.size)
-            tar.extract(member, target, filter="data")
+    with archive.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    with (gzip.open if zipped else open)(archive, "rb") as file:
+        metered = _Metered(cast(IO[bytes], file), archive)
+        with tarfile.open(fileobj=cast(IO[bytes], metered), mode="r:") as tar:
+            for member in tar:
+                budget.admit(member.name, plain=member.isfile() or member.isdir(), size=member.size)
+                metered.room = member.size
+                tar.extract(member, target, filter="data")
+                metered.room = MAX_HEADER_BYTES
+
+
+class _Metered:
+    """A file of which no more than `room` bytes are read: between two files only what leads to the next."""
+
+    def __init__(self, file: IO[bytes], archive: Path) -> None:
+        self._file, self._archive, self.room = file, archive, MAX_HEADER_BYTES
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        self.room -= size
+        if self.room < 0:
+            raise WorkError(f"archive {self._archive} is not unpacked: it has a header of too many bytes")
+        return self._file.read(size)
 
 
 def _unzip(archive: Path, target: Path, budget: _Budget) -> None:
@@ -84,8 +106,9 @@ def _unzip(archive: Path, target: Path, budget: _Budget) -> None:
 def _damage(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError) as error:
-        raise WorkError(f"archive {archive} is damaged ({reason(error)}): delete it and run again") from None
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, LZMAError, EOFError) as error:
+        said = first_line(error)
+        raise WorkError(f"archive {archive} is damaged ({said}): delete it and run again") from None
     # The latter three: what Python's readers raise over strange members, as of a time beyond all clocks.
     except (OSError, RuntimeError, ValueError, LookupError, OverflowError, struct.error) as error:
-        raise WorkError(f"cannot unpack {archive}: {reason(error)}") from None
+        raise WorkError(f"cannot unpack {archive}: {first_line(error)}") from None

@@ -332,6 +332,37 @@ def test_a_time_beyond_all_clocks_is_one_line(tmp_path: Path) -> None:
         unpack(tmp_path / "x.tar", tmp_path / "out")
 
 
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1"}
+LONG_HEADERS = {
+    "a name": (tarfile.GNU_FORMAT, member("a" * 9000)),
+    "a comment": (tarfile.PAX_FORMAT, member("a.jpg", pax_headers={"comment": "a" * 9000})),
+    "a sparse file's map": (
+        tarfile.PAX_FORMAT,
+        member("a.jpg", b"4000\n" + b"0\n" * 8000, pax_headers=SPARSE),
+    ),
+}
+
+
+@pytest.mark.parametrize(("form", "entry"), LONG_HEADERS.values(), ids=LONG_HEADERS.keys())
+def test_a_header_never_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: int, entry: tuple[tarfile.TarInfo, bytes]
+) -> None:
+    with tarfile.open(tmp_path / "x.tgz", "w:gz", format=form) as tar:
+        tar.addfile(entry[0], io.BytesIO(entry[1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "MAX_HEADER_BYTES", 2**13)
+        with pytest.raises(WorkError, match="it has a header of too many bytes"):
+            unpack(tmp_path / "x.tgz", tmp_path / "out")
+
+
+def test_a_long_name_makes_no_long_message(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a" * 9000))
+    with pytest.raises(WorkError, match="cannot unpack") as caught:
+        unpack(tmp_path / "x.tar", tmp_path / "out")
+    assert len(str(caught.value)) < 160 + len(str(tmp_path)) + 40
+
+
 @pytest.mark.parametrize("kind", ["tar", "zip", "many files"])
 def test_a_bomb_is_refused_before_it_fills_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
