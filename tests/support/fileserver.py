@@ -21,6 +21,7 @@ class Served:
         status: Statuses to answer the coming requests with.
         ranges: Whether Range is understood.
         tag: ETag; a request with another If-Range gets the whole file.
+        length: What is said for the Content-Length; "": the truth.
         requests: (path, Range header) of each request.
     """
 
@@ -29,6 +30,7 @@ class Served:
     status: list[int] = field(default_factory=list)
     ranges: bool = True
     tag: str = '"one"'
+    length: str = ""
     requests: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -71,7 +73,7 @@ def _answer(handler: BaseHTTPRequestHandler, served: Served) -> None:
     else:
         handler.send_response(200)
     handler.send_header("ETag", served.tag)
-    handler.send_header("Content-Length", str(len(content) - start))
+    handler.send_header("Content-Length", served.length or str(len(content) - start))
     handler.end_headers()
     body = content[start:]
     if served.break_at:

@@ -8,13 +8,13 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from typing import cast
 from urllib.error import HTTPError
 
 from prometar.data.preparation.digests import digest_of
-from prometar.errors import UserError, WorkError
+from prometar.errors import UserError, WorkError, first_line
 
 TRIES = 4
 TIMEOUT_SECONDS = 60
@@ -49,7 +49,7 @@ def fetch(
         progress: See `Progress`.
 
     Raises:
-        UserError: another kind of URL.
+        UserError: another kind of URL, or none.
         WorkError: the server refuses or keeps breaking off, no space, or the digest differs; what came is
             kept unless it is wrong.
     """
@@ -71,6 +71,10 @@ def fetch(
                     f"cannot download {url}: the server says {error.code} {error.reason}"
                 ) from None
             reason = f"{error.code} {error.reason}"
+        except (ValueError, InvalidURL) as error:
+            raise UserError(
+                f"cannot download {url}: it is no URL ({first_line(error)}); write other characters as %XX"
+            ) from None
         except (OSError, HTTPException) as error:
             cause = getattr(error, "reason", error)
             reason = " ".join(str(cause).split()) or type(error).__name__
@@ -114,7 +118,7 @@ def _receive(response: HTTPResponse, part: Path, size: int, progress: Progress) 
             raise ConnectionError("the server sent another range than was asked for")
         total = int(match[2])
     else:
-        size, total = 0, int(response.headers.get("Content-Length") or 0)
+        size, total = 0, response.length or 0
         etag = response.headers.get("ETag", "")
         strong = etag if etag.startswith('"') else ""
         _tag(part).write_text(strong or response.headers.get("Last-Modified", ""), "utf-8")

@@ -136,6 +136,18 @@ def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
         fetch("file:///etc/passwd", tmp_path / "file")
 
 
+@pytest.mark.parametrize("url", ["http://[bad", "http://127.0.0.1:9/\u00fc", "http://127.0.0.1:x/"])
+def test_what_is_no_url_is_one_line(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match=r"cannot download http://.*: it is no URL \("):
+        fetch(url, tmp_path / "file")
+
+
+def test_a_length_that_is_no_number_is_not_known(server: Served, tmp_path: Path) -> None:
+    server.length = "abc"
+    fetch(f"{server.url}/file.bin", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
 def test_a_full_disk_is_told_before(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http.shutil, "disk_usage", lambda folder: _Usage)
     with pytest.raises(WorkError, match=r"has 0.0 GB free, 0.0 GB are to come: make room"):
