@@ -13,6 +13,7 @@ from torch import Tensor
 from prometar.backbone.clip import Clip
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.vision import embed_images, encode_image
+from prometar.errors import UserError
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context length)."""
@@ -23,6 +24,20 @@ def readable(classname: str) -> str:
     return classname.replace("_", " ")
 
 
+def filled(template: str, classname: str) -> str:
+    """A template with the class name for its "{}"; other braces are text.
+
+    Example:
+        >>> filled("a photo of a {}.", "polka_dotted")
+        'a photo of a polka dotted.'
+    Raises:
+        UserError: the template has no "{}", or several.
+    """
+    if template.count("{}") != 1:
+        raise UserError(f"the template {template[:80]!a} must hold {{}} once, where a class's name goes")
+    return template.replace("{}", readable(classname))
+
+
 def frozen_text(
     clip: Clip, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
@@ -30,7 +45,7 @@ def frozen_text(
 
     Source: the released code's teacher (60 ImageNet templates).
     """
-    texts = [template.format(readable(name)) for name in classnames for template in templates]
+    texts = [filled(template, name) for name in classnames for template in templates]
     return mean_text(clip, tokenize(texts), len(templates))
 
 

@@ -104,6 +104,6 @@ def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:
 
 def _plain(card: dict[str, Any]) -> bool:
     match card:
-        case {"classnames": [_, *_] as names, "template": str(), "backbone": {"digest": str()}}:
-            return all(isinstance(name, str) for name in names)
+        case {"classnames": [_, *_] as names, "template": str() as template, "backbone": {"digest": str()}}:
+            return template.count("{}") == 1 and all(isinstance(name, str) for name in names)
     return False

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.clip import Clip
-from prometar.backbone.frozen_features import mean_text, readable
+from prometar.backbone.frozen_features import filled, mean_text, readable
 from prometar.backbone.language import Language
 from prometar.backbone.text import TextInput, encode_text, text_input, text_pass
 from prometar.backbone.vision import encode_image, image_pass
@@ -104,12 +104,14 @@ def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, temp
 
     Where more context tokens are learned than `init` has words, a placeholder word stands for each, as in
     the released code.
+
+    Raises:
+        UserError: a template does not hold {} once.
     """
-    names = [readable(name) for name in classnames]
     if not prompts.num_context:
-        return [each.format(name) for name in names for each in prompts.templates or (template,)]
+        return [filled(each, name) for name in classnames for each in prompts.templates or (template,)]
     prefix = init if prompts.num_context <= len(init.split()) else " ".join(["X"] * prompts.num_context)
-    return [f"{prefix} {name}." for name in names]
+    return [f"{prefix} {readable(name)}." for name in classnames]
 
 
 def build_model(

@@ -129,6 +129,11 @@ def _open_own(name: str, root: str | None, args: Mapping[str, Any]) -> Dataset:
         raise UserError(
             f"{name} must return items of a path, a label and a class name, found {strange!a:.200}"
         )
+    for template in (found.template, *found.wordings.values()):
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise UserError(
+                f"{name} must return a template with one {{}} for the class's name, found {template!a:.80}"
+            )
     return replace(found, name=name)
 
 

@@ -235,11 +235,12 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     save_file(leaves, path)
     with pytest.raises(UserError, match="holds no prompts"):
         prometar.load(path)
-    for damaged in ("{}", "[" * 5000, '{"method": 1}', "null"):
+    card = json.loads(metadata["card"])
+    formats = [json.dumps({**card, "template": each}) for each in ("a photo.", "{:>100000000}", "{} {}")]
+    for damaged in ("{}", "[" * 5000, '{"method": 1}', "null", *formats):
         save_file(leaves, path, {**metadata, "card": damaged})
         with pytest.raises(UserError, match="its card is damaged"):
             prometar.load(path)
-    card = json.loads(metadata["card"])
     save_file(
         leaves, path, {**metadata, "card": json.dumps({**card, "config": {"method": "prometar", "x": 1}})}
     )

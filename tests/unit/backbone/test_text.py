@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prometar.backbone import text_packing
-from prometar.backbone.frozen_features import frozen_text, mean_text
+from prometar.backbone.frozen_features import filled, frozen_text, mean_text
 from prometar.backbone.openclip import TEMPLATES, tokenize
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.text_packing import Rows, pack
@@ -131,3 +131,10 @@ def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batc
     ours = mean_text(towers(model), ids, len(templates), batch_size=batch_size)
     torch.testing.assert_close(ours, F.normalize(plain, dim=-1), **EXACT)
     torch.testing.assert_close(frozen_text(towers(model), tokenize, NAMES, templates), ours, **EXACT)
+
+
+def test_braces_of_a_template_are_text() -> None:
+    assert filled("{:>9} {0.__class__} {} {", "a_{}") == "{:>9} {0.__class__} a {} {"
+    for template in ("a photo.", "{} {}", "{:>100000000}"):
+        with pytest.raises(UserError, match=r"must hold \{\} once, where a class's name goes"):
+            filled(template, "a")

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,15 @@ def test_a_loader_of_ones_own_returns_items(item: Item, monkeypatch: pytest.Monk
     found = Dataset("own", "own", (item,), (), (), FolderSource("."), "a {}.")
     monkeypatch.setattr(catalog, "make", lambda *_: lambda root: found)
     assert "own:Loader must return items of a path, a label and a class name, found " in fails(
+        "own:Loader", None
+    )
+
+
+@pytest.mark.parametrize("template", ["a photo.", "{} {}", "{0}", None])
+def test_a_loader_of_ones_own_returns_a_template(template: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Dataset("own", "own", (), (), (), FolderSource("."), "a {}.", wordings={"photo": template})
+    monkeypatch.setattr(catalog, "make", lambda *_: lambda root: found)
+    assert "own:Loader must return a template with one {} for the class's name, found " in fails(
         "own:Loader", None
     )
 
