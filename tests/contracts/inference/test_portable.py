@@ -135,14 +135,17 @@ def test_the_program_of_the_docs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """docs/deploy.md, as it stands there: for wide and tall pictures it prints what `predict` says."""
+    """docs/deploy.md, as it stands there, prints what `predict` says of wide, tall and 16-bit pictures."""
     text = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text("utf-8")
     code = next(part.split("```")[0] for part in text.split("```python\n") if "onnxruntime" in part[:99])
     monkeypatch.chdir(tmp_path)
     shutil.copy(onnx, tmp_path / "model.onnx")
     classifier = trained(run)
-    for shape in ((90, 171, 3), (133, 80, 3)):
-        Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)).save("a.jpg")
+    wide, tall = (
+        np.random.default_rng(1).integers(0, 256, shape, np.uint8) for shape in ((90, 171, 3), (133, 80, 3))
+    )
+    for pixels, format in ((wide, "JPEG"), (tall, "JPEG"), (tall[..., 0].astype(np.uint16) * 256, "PNG")):
+        Image.fromarray(pixels).save("a.jpg", format)
         capsys.readouterr()
         values: dict[str, Any] = {}
         exec(code, values)
