@@ -20,9 +20,9 @@ from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config, parse
 from prometar.data.datasets.dataset import flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
-from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
+from prometar.data.streaming.transforms import BrokenImage, TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, send
-from prometar.errors import UserError
+from prometar.errors import UserError, first_line
 from prometar.inference.hub import PromptRepo
 from prometar.inference.hub import fetch as fetch_prompts
 from prometar.inference.prompt_file import read_prompts
@@ -242,6 +242,9 @@ def _encoded(picture: Picture) -> bytes:
         to_rgb(picture).save(file, "PPM")
     except ValueError as error:
         raise UserError(f"an image cannot be classified: {error}") from None
+    except Exception as error:  # its file is read only now: see `transforms.decode`
+        where = getattr(picture, "filename", "") or "given as pixels"
+        raise BrokenImage(f"broken image {where}: {first_line(error)}") from None
     return file.getvalue()
 
 

@@ -184,6 +184,10 @@ def test_a_broken_image_is_named(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(WorkError, match=r"broken\.png"):
         prometar.load(exported).predict(tmp_path / "broken.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "cut.bmp")
+    (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:900])
+    with Image.open(tmp_path / "cut.bmp") as cut, pytest.raises(WorkError, match=r"cut\.bmp: .* truncated"):
+        prometar.load(exported).predict(cut)
     with pytest.raises(UserError, match="no images"):
         prometar.load(exported).predict([])
 
