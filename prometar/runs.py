@@ -159,7 +159,7 @@ def _trained(folder: Path, trust_parts: bool) -> tuple[Classifier, RunResult]:
         raise UserError(f"the run in {folder} was trained with other weights than {pretrained} now holds")
     state = checkpoint.state.to(backbone.clip.device)
     prompts = build_prompts(config)
-    require_prompts(folder / "checkpoint.safetensors", backbone, prompts, state.tested)
+    require_prompts(folder / "checkpoint.safetensors", backbone.clip, prompts, state.tested)
     names, known = result.classnames, result.described()
     return Classifier(backbone, prompts, state.tested, config, names, result.template, known), result
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from prometar.backbone.clip import Clip
 from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.openclip import Backbone, load_clip, ready
 from prometar.backbone.weights_digest import weights_digest
@@ -177,18 +178,18 @@ def load(
     clip = clip.folded().to(device=device or default_device(), dtype=DTYPES[config.backbone.precision])
     backbone = ready(config.backbone.name, given, clip)
     prompts = build_prompts(config)
-    require_prompts(path, backbone, prompts, leaves)
+    require_prompts(path, clip, prompts, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
     return Classifier(backbone, prompts, leaves, config, tuple(card["classnames"]), card["template"], card)
 
 
-def require_prompts(path: Path, backbone: Backbone, prompts: Prompts, leaves: Mapping[str, Tensor]) -> None:
+def require_prompts(path: Path, clip: Clip, prompts: Prompts, leaves: Mapping[str, Tensor]) -> None:
     """
     Raises:
-        UserError: the leaves of the file at `path` are not the method's on this backbone, or not finite.
+        UserError: the leaves of the file at `path` are not the method's on this CLIP, or not finite.
     """
     nothing = torch.zeros(0, dtype=torch.long)
-    expected = prompts.init(backbone.clip, nothing, torch.Generator().manual_seed(0))
+    expected = prompts.init(clip, nothing, torch.Generator().manual_seed(0))
     found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     wanted = {name: tuple(leaf.shape) for name, leaf in expected.items()}
     if found != wanted:
@@ -196,6 +197,11 @@ def require_prompts(path: Path, backbone: Backbone, prompts: Prompts, leaves: Ma
         raise UserError(
             f"{path}: {odd[0]} is {found.get(odd[0], 'missing')}, the method has {wanted.get(odd[0], 'none')}"
         )
+    require_finite(path, leaves)
+
+
+def require_finite(path: Path, leaves: Mapping[str, Tensor]) -> None:
+    """Raises a UserError where the leaves of the file at `path` are not finite numbers."""
     for name, leaf in leaves.items():
         if not leaf.is_floating_point() or not all_finite(leaf):
             raise UserError(f"{path}: the prompts {name} are not finite numbers: train and export them again")

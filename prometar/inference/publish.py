@@ -11,11 +11,14 @@ from typing import Any
 
 import yaml
 
+from prometar.backbone.openclip import outline
 from prometar.config.settings import Config, parse
 from prometar.errors import UserError
+from prometar.inference.classifier import require_finite, require_prompts
 from prometar.inference.hub import PromptRepo, push
 from prometar.inference.prompt_file import read_prompts
 from prometar.io.files import read_bytes
+from prometar.methods.composition import build_prompts
 from prometar.metrics import is_percent, wilson_interval
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
@@ -29,15 +32,20 @@ def publish(path: Path, name: PromptRepo, *, public: bool = False, license: str 
         public: Whether everybody may read it (default: it is private).
         license: The licence's identifier in the hub's list (default "unknown").
     Raises:
-        UserError: no prompt file, a revision in the name, no licence's identifier; see `hub.push`.
+        UserError: no prompt file, prompts that `load` would refuse, a revision in the name, no licence's
+            identifier; see `hub.push`.
         WorkError: no network.
     """
     if name.revision:
         raise UserError(f"{name}: a push is a new revision by itself; leave @{name.revision} out")
     if not _LICENSE.fullmatch(license):
         raise UserError(f"--license '{license}': expected an identifier such as mit, cc-by-4.0 or other")
-    _, card = read_prompts(path)
+    leaves, card = read_prompts(path)
     config = parse(card["config"], where=f"{path}: its card")
+    if config.prompts.reference:  # code of one's own, which a push does not run
+        require_finite(path, leaves)
+    else:
+        require_prompts(path, outline(config.backbone.name), build_prompts(config), leaves)
     return push(name, read_bytes(path), model_card(card, config, name, license=license), public=public)
 
 
@@ -95,7 +103,7 @@ def _scores(card: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
         if not is_percent(value):
             continue
         n = images.get(key) if isinstance(images, dict) else None
-        if isinstance(n, int) and n > 0:
+        if isinstance(n, int) and 0 < n < 2**63:
             interval = wilson_interval(value, n)
             yield key, f"{value:.2f}", n, f"{interval.low:.1f} to {interval.high:.1f}"
         else:

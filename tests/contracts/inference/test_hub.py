@@ -22,6 +22,7 @@ from prometar.errors import UserError, WorkError
 from prometar.inference import load
 from prometar.inference.hub import FILE, PromptRepo
 from prometar.inference.prompt_file import read_prompts
+from prometar.inference.publish import publish
 from prometar.runs import export_run
 from prometar.training import session as session_module
 from tests.contracts.inference.test_export import train
@@ -133,7 +134,12 @@ def test_a_hostile_card_is_text_in_the_readme(hub: Hub, prompts: Path, tmp_path:
     config = {**card["config"], "data": {**card["config"]["data"], "name": evil}}
     path = tmp_path / "evil.safetensors"
     path.write_bytes(
-        with_card(prompts, classnames=[evil, "y"], config=config, figures={evil: 50.0, "base": "<b>"})
+        with_card(
+            prompts,
+            classnames=[evil, "y"],
+            config=config,
+            figures={evil: 50.0, "base": "<b>"},
+        )
     )
     assert main(["push", str(path), "me/evil"]) == 0
     repo = hub.repos["me/evil"]
@@ -144,6 +150,34 @@ def test_a_hostile_card_is_text_in_the_readme(hub: Hub, prompts: Path, tmp_path:
     assert "<" not in outside
     assert "[a]" not in outside
     assert "50.00" in outside
+
+
+def test_what_load_refuses_is_not_pushed(hub: Hub, prompts: Path, tmp_path: Path) -> None:
+    leaves, _ = read_prompts(prompts)
+    name, leaf = next(iter(leaves.items()))
+    with safe_open(prompts, framework="pt") as file:
+        metadata = file.metadata()
+    path = tmp_path / "bad.safetensors"
+    for bad in (
+        {},
+        {**leaves, "more": leaf.clone()},
+        {**leaves, name: leaf * float("nan")},
+        {**leaves, name: leaf.int()},
+    ):
+        save_file(bad, path, metadata)
+        messages = []
+        for use in (load, lambda path: publish(path, PromptRepo.parse("me/bad"))):
+            with pytest.raises(UserError) as caught:
+                use(path)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+    assert not hub.requests
+
+
+def test_a_number_of_images_beyond_all_is_not_known(hub: Hub, prompts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(with_card(prompts, images={"base": 10**400}))
+    assert main(["push", str(path), "me/many"]) == 0
 
 
 def test_a_prompt_file_of_a_hub_is_a_strangers(hub: Hub, prompts: Path) -> None:
