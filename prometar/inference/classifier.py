@@ -19,7 +19,7 @@ from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.openclip import Backbone, load_clip, ready
 from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config, parse
-from prometar.data.datasets.dataset import flaw_of
+from prometar.data.datasets.dataset import as_read, flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, send
@@ -210,11 +210,11 @@ def require_finite(path: Path, leaves: Mapping[str, Tensor]) -> None:
 def _names(classnames: Sequence[str]) -> tuple[str, ...]:
     try:
         names = () if isinstance(classnames, str) else tuple(classnames)
-        usable = bool(names) and len(set(names)) == len(names) and not any(map(flaw_of, names))
+        usable = bool(names) and len(set(map(as_read, names))) == len(names) and not any(map(flaw_of, names))
     except (TypeError, AttributeError):  # no sequence, or not of texts
         usable = False
     if not usable:
-        raise UserError(f"classnames must be different names, at least one, found {classnames!r:.200}")
+        raise UserError(f"classnames must be different names as CLIP reads them, found {classnames!r:.200}")
     return names
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from prometar.data.datasets.dataset import flaw_of
 from prometar.device import fetch
 from prometar.errors import UserError, first_line
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
@@ -105,5 +106,6 @@ def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:
 def _plain(card: dict[str, Any]) -> bool:
     match card:
         case {"classnames": [_, *_] as names, "template": str() as template, "backbone": {"digest": str()}}:
-            return template.count("{}") == 1 and all(isinstance(name, str) for name in names)
+            named = all(isinstance(name, str) and not flaw_of(name) for name in names)
+            return named and template.count("{}") == 1
     return False

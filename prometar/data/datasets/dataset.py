@@ -116,6 +116,9 @@ def classnames(items: Iterable[Item]) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted(names))
 
 
+MAX_NAME = 1000  # characters; a text of CLIP has 77 tokens
+
+
 def flaw_of(classname: str) -> str:
     """Why a prompt cannot name a class so; "" where it can.
 
@@ -123,6 +126,8 @@ def flaw_of(classname: str) -> str:
         >>> flaw_of("zigzagged"), flaw_of(" ")
         ('', 'names nothing')
     """
+    if len(classname) > MAX_NAME:
+        return f"is longer than {MAX_NAME} characters"
     kinds = [category(character) for character in classname.replace("_", " ")]  # as prompts read it
     if {"Cc", "Cs"} & set(kinds):
         return "holds control characters, or is not UTF-8"

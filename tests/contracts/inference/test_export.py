@@ -154,6 +154,7 @@ def test_other_classes(exported: Path, root: Path) -> None:
         ["a", " "],
         ["a", "\ud800"],
         ["a", "\n"],
+        ["a_b", "A  b"],
     ):
         with pytest.raises(UserError, match="classnames must be different names"):
             classifier.predict(pictures, classnames=wrong)  # type: ignore[arg-type]
@@ -241,7 +242,10 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
         prometar.load(path)
     card = json.loads(metadata["card"])
     formats = [json.dumps({**card, "template": each}) for each in ("a photo.", "{:>100000000}", "{} {}")]
-    for damaged in ("{}", "[" * 5000, '{"method": 1}', "null", *formats):
+    flaws = [
+        json.dumps({**card, "classnames": ["a", each]}) for each in (" ", "\x1b[2J", "\ud800", "b" * 2000)
+    ]
+    for damaged in ("{}", "[" * 5000, '{"method": 1}', "null", *formats, *flaws):
         save_file(leaves, path, {**metadata, "card": damaged})
         with pytest.raises(UserError, match="its card is damaged"):
             prometar.load(path)

@@ -136,7 +136,7 @@ def test_a_hostile_card_is_text_in_the_readme(hub: Hub, prompts: Path, tmp_path:
     path.write_bytes(
         with_card(
             prompts,
-            classnames=[evil, "y"],
+            classnames=[evil.replace("\n", " "), "y"],
             config=config,
             figures={evil: 50.0, "base": "<b>"},
         )
