@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,14 @@ from prometar.backbone.openclip import load_backbone
 from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Item
 from prometar.data.preparation.hubset import obtain
+from prometar.data.splits.fewshot import by_label
 from prometar.data.splits.objective import Problem, problem
 from prometar.errors import UserError, one_line
 from prometar.methods.probing import probe
 from prometar.reproduce.grid import WEIGHTS, Asked
+from prometar.reproduce.protocols import shots_column
 from prometar.training.run import DTYPES
 from prometar.training.session import kept_bytes
 
@@ -30,6 +33,7 @@ class Found:
         missing: Data sets that cannot be used, and why.
         trained: The most classes that a run is trained on.
         weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
+        notes: What the data sets are too small for.
         contents: Digests of the data sets' splits by name, and of the weights (`Outcome.contents`).
     """
 
@@ -38,6 +42,7 @@ class Found:
     trained: int
     weights: int
     images: int
+    notes: tuple[str, ...]
     contents: Mapping[str, str]
 
 
@@ -48,10 +53,10 @@ def look(asked: Asked) -> Found:
         UserError: no data set to train on; settings that a method refuses; unknown or missing weights.
         WorkError: the weights cannot be fetched.
     """
-    missing, splits, contents = dict[str, str](), list[Problem](), dict[str, str]()
+    missing, splits, notes, contents = dict[str, str](), list[Problem](), list[str](), dict[str, str]()
     for dataset in (*asked.trained_on, *asked.datasets):
         try:
-            splits += _open(asked, dataset, contents)
+            splits += _open(asked, dataset, contents, notes)
         except UserError as error:
             missing[dataset] = one_line(str(error))
     if missing.keys() >= set(asked.trained_on):
@@ -63,7 +68,8 @@ def look(asked: Asked) -> Found:
     contents[WEIGHTS] = weights_digest(clip.to(dtype=DTYPES[backbone.precision]))
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
     trained = max(len(split.classnames) for split in splits)
-    return Found(idle, missing, trained, clip.num_bytes, kept_bytes(splits, clip.image_size), contents)
+    images = kept_bytes(splits, clip.image_size)
+    return Found(idle, missing, trained, clip.num_bytes, images, tuple(notes), contents)
 
 
 def _learns(config: Config, clip: Clip) -> bool:
@@ -71,14 +77,32 @@ def _learns(config: Config, clip: Clip) -> bool:
     return bool(leaves)
 
 
-def _open(asked: Asked, name: str, contents: dict[str, str]) -> list[Problem]:
+def _open(asked: Asked, name: str, contents: dict[str, str], notes: list[str]) -> list[Problem]:
     """What is trained and scored on a data set; nothing where it is only tested on."""
     config = next(iter(asked.configs.values()))
     obtain(name, config.data.root)
     dataset = open_dataset(name, config.data.root)
     contents[name] = dataset.digest
     if name in asked.trained_on:
+        notes += too_few(name, dataset.train, asked.shots)
         return [problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])]
     if not dataset.test:
         raise UserError(f"{name} has no test images")
     return []
+
+
+def too_few(name: str, train: Sequence[Item], shots: Sequence[int]) -> list[str]:
+    """What is to be said where no class of a data set has so many training images.
+
+    Raises:
+        UserError: several numbers of shots would draw the same images.
+    """
+    most = max(map(len, by_label(train).values()), default=0)
+    more = [k for k in sorted(shots) if k > most]
+    if not more:
+        return []
+    said = f"{name} has at most {most} training images a class"
+    alike = [k for k in sorted(shots) if k >= most]
+    if len(alike) > 1:
+        raise UserError(f"{said}: --shots {alike[0]} and {alike[1]} would be the same images, leave one out")
+    return [f"{said}: {shots_column(more[0])} are all of them"]

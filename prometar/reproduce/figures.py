@@ -64,7 +64,7 @@ def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str]
     """The table of what was asked, from the records that there are.
 
     Args:
-        notes: What could not be run, and why.
+        notes: What the data sets are too small for, and what could not be run, and why.
     """
     columns = asked.protocol.columns(asked.shots)
     datasets = (*asked.trained_on, *asked.datasets) if asked.source else asked.datasets

@@ -54,11 +54,13 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         console.print(f"{len(wanted)} runs, {len(wanted) - len(todo)} are done")
         for reason in found.missing.values():
             console.print(f"left out: {reason}")
+        for note in found.notes:
+            console.print(note)
         if todo:
             _run(todo, found, folder, place, console)
         records = [record for entry in wanted if (record := folder.record(entry)) is not None]
         problems = _problems(found.missing, records)
-        table = build_table(asked, records, notes=problems)
+        table = build_table(asked, records, notes=(*found.notes, *problems))
         console.print()
         print_table(table, console)
         paths = write_tables(table, folder.path / asked.protocol.name)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from prometar.config.settings import dump_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.dataset import Item
 from prometar.errors import UserError, one_line
+from prometar.reproduce.check import too_few
 from prometar.reproduce.grid import WEIGHTS, Entry, GridFolder, Record, entries, read_record
 from prometar.reproduce.protocols import PROTOCOLS
 from tests.support.reproductions import IDLE, ask
@@ -81,6 +83,17 @@ def test_a_source_is_no_target() -> None:
 
 def entry(**settings: Any) -> Entry:
     return entries(ask("cross-dataset", ("maple",), seeds=(1,), settings=settings), IDLE)[0]
+
+
+def test_more_shots_than_there_are_images_are_said() -> None:
+    train = [Item(f"{k}.jpg", k % 3, f"class {k % 3}") for k in range(11)]  # 4, 4 and 3 of a class
+    assert too_few("a", train, (1, 2, 4)) == []
+    assert too_few("a", train, (1, 16)) == [
+        "a has at most 4 training images a class: 16 shots are all of them"
+    ]
+    for shots in ((1, 4, 16), (8, 16)):
+        with pytest.raises(UserError, match=rf"--shots {shots[-2]} and 16 would be the same images"):
+            too_few("a", train, shots)
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:
