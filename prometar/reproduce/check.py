@@ -54,7 +54,7 @@ def look(asked: Asked) -> Found:
         WorkError: the weights cannot be fetched.
     """
     missing, splits, notes, contents = dict[str, str](), list[Problem](), list[str](), dict[str, str]()
-    for dataset in (*asked.trained_on, *asked.datasets):
+    for dataset in dict.fromkeys((*asked.trained_on, *asked.datasets)):
         try:
             splits += _open(asked, dataset, contents, notes)
         except UserError as error:

@@ -54,8 +54,8 @@ RUNS = [
      {("dtd", "H"): 2, ("average", "H"): 2}),
     ("domain-generalisation", ["--seeds", "1", "--shots", "1"], 2,
      {(name, "accuracy"): 1 for name in ("imagenet", *VARIANTS, "average")}),
-    ("few-shot", ["--datasets", "dtd", "--seeds", "1", "2", "--shots", "1", "4"], 5,
-     {("dtd", "1 shot"): 2, ("dtd", "4 shots"): 2}),
+    ("few-shot", ["--datasets", "dtd", "--seeds", "1", "2", "--shots", "1", "8"], 5,
+     {("dtd", "1 shot"): 2, ("dtd", "8 shots"): 2}),
 ]  # fmt: skip
 
 
@@ -69,6 +69,7 @@ def test_a_protocol_from_end_to_end(
     assert reproduce(protocol, copies, tmp_path, *args) == 0
     first = capsys.readouterr()
     assert f"{num_runs} runs, 0 are done" in first.out
+    assert first.out.count("dtd has at most 4 training images a class") == 2 * (protocol == "few-shot")
     assert "about 1.1 GiB of memory, of 2 CPUs" in first.out
     assert f"{num_runs} of {num_runs} done" in first.out
     assert len(records(tmp_path)) == num_runs
