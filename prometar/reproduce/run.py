@@ -53,14 +53,16 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         console.print(f"{asked.protocol.name} in {folder.path}: {asked.protocol.about}")
         console.print(f"{len(wanted)} runs, {len(wanted) - len(todo)} are done")
         for reason in found.missing.values():
-            console.print(f"left out: {reason}")
+            console.print(f"cannot be used now: {reason}")
         for note in found.notes:
             console.print(note)
         if todo:
             _run(todo, found, folder, place, console)
         records = [record for entry in wanted if (record := folder.record(entry)) is not None]
-        problems = _problems(found.missing, records)
-        table = build_table(asked, records, notes=(*found.notes, *problems))
+        earlier = _of_earlier_runs(found.missing, records)
+        left_out = {name: reason for name, reason in found.missing.items() if name not in earlier}
+        problems = _problems(left_out, records)
+        table = build_table(asked, records, notes=(*found.notes, *earlier.values(), *problems))
         console.print()
         print_table(table, console)
         paths = write_tables(table, folder.path / asked.protocol.name)
@@ -113,6 +115,15 @@ def _outcome(record: Record) -> str:
         return f"failed: {record.reason}"
     figures = {**record.accuracies, **record.tests}
     return f"{', '.join(f'{name} {value:.2f}' for name, value in figures.items())} ({record.seconds:.0f} s)"
+
+
+def _of_earlier_runs(missing: Mapping[str, str], records: Sequence[Record]) -> dict[str, str]:
+    """What is said of data sets that cannot be used now, but that every run was tested on before."""
+    return {
+        dataset: f"{dataset} cannot be used now, its figures are of an earlier run: {reason}"
+        for dataset, reason in missing.items()
+        if records and all(dataset in record.tests for record in records)
+    }
 
 
 def _problems(missing: Mapping[str, str], records: Sequence[Record]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_what_could_not_be_run_is_said_and_made_up_for(
     assert reproduce("base-to-new", root, out, *args) == 1
     text = capsys.readouterr()
     assert text.err == ("error: 3 of what was asked could not be run, see above; the same command goes on\n")
-    assert f"left out: data set folder {root / 'ucf101'} is missing" in text.out
+    assert f"cannot be used now: data set folder {root / 'ucf101'} is missing" in text.out
     assert "dtd, zero-shot, 1 shots, seed 1: failed: " in text.out
     assert "tests/0_0.jpg" in records(out)["final-dtd-1shots-zero-shot-seed1"]["reason"]
     rows = table(out, "base-to-new")
@@ -155,6 +156,24 @@ def test_more_targets_are_tested_without_training_again(
     assert set(record["tests"]) == {"imagenetv2", "eurosat"}
     assert main(["evaluate", str(run), "--dataset", "eurosat", "--data-root", str(copies)]) == 0
     assert capsys.readouterr().out.endswith(f"on eurosat: {record['tests']['eurosat']:.2f} %\n")
+
+
+def test_a_target_that_is_gone_keeps_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    for name in ("dtd", "eurosat"):
+        write_copy(name, root)
+    args = ["--source", "dtd", "--methods", "zero-shot", "--shots", "1", "--datasets", "eurosat"]
+    assert reproduce("cross-dataset", root, out, *args) == 0
+    before = table(out, "cross-dataset")
+    shutil.rmtree(root / "eurosat")
+    capsys.readouterr()
+    assert reproduce("cross-dataset", root, out, *args) == 0
+    said = capsys.readouterr().out
+    assert "eurosat cannot be used now, its figures are of an earlier run: data set folder" in said
+    assert "left out" not in said
+    assert table(out, "cross-dataset") == before
 
 
 def test_a_killed_driver_goes_on(
