@@ -76,9 +76,12 @@ def train(
     from prometar.data.datasets.catalog import file_name
     from prometar.data.splits.objective import objective_of
     from prometar.methods.composition import build
+    from prometar.methods.prompts import enters_images
     from prometar.runs import train_run  # after the configuration is known to be right: torch loads slowly
 
-    build(chosen)  # before Ray starts
+    prompts = build(chosen).prompts  # before Ray starts
+    if alignment_every is not None and not (prompts.num_context or enters_images(prompts)):
+        raise UserError(f"--alignment-every: {chosen.method} learns nothing, leave the option out")
     objective_of(objective)
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = out or Path("out/train") / name
