@@ -39,6 +39,7 @@ from tune.execution.record_keeper import RecordKeeper
 from tune.execution.reruns import Means
 from tune.execution.runner import run_course
 from tune.execution.stopping import Stopping
+from tune.jobs.ownership import require_own, take
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.storage import GO_ON, reachable
@@ -140,6 +141,8 @@ def run_study(
             memory=_needed(spec, place, checked, nodes),
         )
         planned(gpus_per_trial=place.gpus_per_trial)  # what cannot run claims nothing
+        if place.files is not None:
+            require_own(place.files, folder.key, begun=folder.begun)
         memory = _memory(spec, place, folder, storage, checked.identity)
         if learned:
             folder.keep(learned)  # before the study has begun
@@ -151,6 +154,8 @@ def run_study(
             forgiven=memory.forgiven,
             seconds_searched=memory.seconds_searched,
         )
+        if place.files is not None:
+            take(place.files, folder.key)
         memory.enqueue(place.enqueued, "enqueued")
         memory.enqueue(learned.starts if learned else (), "warm start")
         memory.enqueue(place.portfolio, "portfolio")
@@ -246,12 +251,14 @@ def _claim(folder: StudyFolder, asked: dict[str, Any], storage: str, memory: Mem
     """Make a storage's study this one's, or refuse it: a storage may be shared.
 
     Raises:
-        UserError: it was asked for something else, or another folder has its trials' files.
+        UserError: it was asked for something else, or another folder has its trials' files: also one of the
+            same name on another machine. A disk that has come to this one brings study.yaml with it.
     """
     owner = f"{folder.path} on {socket.gethostname()}"
     identity, found = memory.claim(asked, owner)
     folder.compare(identity, asked)
-    if storage != folder.storage and found.rpartition(" on ")[0] != str(folder.path):
+    here = found == owner or (folder.begun and found.rpartition(" on ")[0] == str(folder.path))
+    if storage != folder.storage and not here:
         raise UserError(
             f"the study {folder.name} in {masked(storage)} has its files in {found}: "
             "go on with that --out, or start another with --study NAME"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -278,12 +279,31 @@ def test_a_choice_waits_for_a_worker_that_died_in_the_last_round(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_study_in_a_shared_storage_belongs_to_one_folder(tmp_path: Path) -> None:
+def test_a_study_in_a_shared_storage_belongs_to_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     run_fake(tmp_path / "one", small_spec(trials=1), storage=storage)
-    with pytest.raises(UserError, match=r"has its files in .*/one/fake on .*: go on with that --out"):
+    theirs = r"has its files in .*/one/fake on .*: go on with that --out"
+    with pytest.raises(UserError, match=theirs):
         run_fake(tmp_path / "two", small_spec(trials=1), storage=storage)
     assert not (tmp_path / "two" / NAME / "study.yaml").exists()
+    monkeypatch.setattr(socket, "gethostname", lambda: "other")
+    run_fake(tmp_path / "one", small_spec(trials=1), storage=storage)  # its disk has come to another machine
+    (tmp_path / "one").rename(tmp_path / "away")
+    with pytest.raises(UserError, match=theirs):  # which has a disk of its own, and folders of the same names
+        run_fake(tmp_path / "one", small_spec(trials=1), storage=storage)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_files_at_a_url_belong_to_one_study(tmp_path: Path) -> None:
+    files = f"file://{tmp_path}/store/{NAME}"
+    run_fake(tmp_path / "one", small_spec(trials=1), files=files)
+    with pytest.raises(UserError, match=f"{files} holds the files of another study"):
+        run_fake(tmp_path / "two", small_spec(trials=1), files=files)
+    assert not (tmp_path / "two" / NAME / "study.yaml").exists()
+    run_fake(tmp_path / "one", small_spec(trials=2), files=files)
+    assert [r["state"] for r in records(tmp_path / "one")] == ["COMPLETE"] * 2
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -405,6 +405,7 @@ class StudyRecord(Versioned):
         environment: Versions and machine of the last command; `earlier_environments` of those before it
             that differ.
         forgiven: Failed trials that count for nothing. seconds_searched: In the commands before the last one.
+        key: A random name, no other study's: its files at a URL are told from theirs by it.
     """
 
     name: str
@@ -417,6 +418,7 @@ class StudyRecord(Versioned):
     earlier_environments: tuple[Mapping[str, str], ...] = ()
     forgiven: tuple[int, ...] = ()
     seconds_searched: float = 0.0
+    key: str = ""
 
 
 T = TypeVar("T", bound=Versioned)

@@ -9,8 +9,10 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from prometar.config.settings import differences
 from prometar.data.datasets.catalog import file_name
@@ -82,6 +84,11 @@ class StudyFolder:
         """Whether it has been described: its trials may have begun."""
         return (self.path / "study.yaml").exists()
 
+    @cached_property
+    def key(self) -> str:
+        """A name that no other study has; studies of earlier versions get one when they go on."""
+        return (read_study(self.path).key if self.begun else "") or uuid4().hex
+
     def check(self, identity: dict[str, Any]) -> None:
         """Compare with study.yaml, if there is one.
 
@@ -122,6 +129,7 @@ class StudyFolder:
             earlier = [dict(each) for each in known if each != now]
         record = StudyRecord(
             name=self.name,
+            key=self.key,
             command=masked(command or _own_command(sys.argv)),
             asked=_asked(spec, max_hours),
             space=SpaceRecord(spec.space.name, spec.space.ranges),

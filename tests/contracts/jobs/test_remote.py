@@ -21,6 +21,7 @@ from pyarrow import fs
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import join
 from tune.jobs import remote
+from tune.jobs.ownership import require_own, take
 from tune.jobs.remote import Mirror, Store, is_inside
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -326,3 +327,20 @@ def test_a_local_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "here").write_bytes(b"")
     with pytest.raises(WorkError, match=r"cannot use .*here: "):
         Mirror(join(tmp_path, "store"), tmp_path / "here").pull()
+
+
+def test_the_files_at_a_url_are_one_studys(url: str) -> None:
+    require_own(url, "a", begun=False)
+    take(url, "a")
+    take(url, "a")  # when it goes on
+    for begun in (False, True):
+        with pytest.raises(UserError, match=r"holds the files of another study: go on with that one's --out"):
+            require_own(url, "b", begun=begun)
+
+
+def test_files_of_a_study_that_had_no_key_are_its_own_when_it_goes_on(url: str) -> None:
+    Store(url).write("trials/0000/result.json", b"{}")
+    with pytest.raises(UserError, match="holds the files of another study"):
+        require_own(url, "a", begun=False)
+    take(url, "a")
+    require_own(url, "a", begun=False)
