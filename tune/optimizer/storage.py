@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, InMemoryStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
@@ -180,11 +181,20 @@ def reachable(storage: str) -> Iterator[None]:
     """While a study's storage is used: its loss is one line, not a traceback.
 
     Raises:
-        WorkError: the storage failed.
+        WorkError: the storage failed, or another process writes the same study.
     """
     try:
         yield
+    except UpdateFinishedTrialError:
+        raise WorkError(
+            f"another process writes this study in {masked(storage)} too: end one of them; then {GO_ON}"
+        ) from None
     except (SQLAlchemyError, StorageInternalError) as error:
+        file = storage.removeprefix("sqlite:///")
+        if file != storage and not os.path.exists(file):
+            raise WorkError(
+                f"{file} has been moved or removed meanwhile: put it back; then {GO_ON}"
+            ) from None
         cause = error.__cause__ or error  # Optuna's own text speaks of invalid data, whatever the cause
         reason = masked(f"the study storage {storage} failed: {str(cause).splitlines()[0]}")
         raise WorkError(f"{reason}; {GO_ON}") from None

@@ -14,8 +14,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
+from prometar.errors import WorkError
 from tests.support.databases import new_database
-from tune.optimizer.storage import WriteThrough, drive_study, open_study
+from tune.optimizer.storage import WriteThrough, drive_study, open_study, reachable
 
 SPACE = {
     "weight": FloatDistribution(0.1, 10.0, log=True),
@@ -137,3 +138,22 @@ def test_a_tuple_is_read_as_the_next_driver_reads_it(tmp_path: Path) -> None:
     number = study.ask().number
     storage.set_trial_user_attr(number, "seeds", (1, 2))
     assert study.trials[number].user_attrs == {"seeds": [1, 2]}
+
+
+def test_what_another_process_ends_is_one_line(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    study, storage = drive_study(url, "s")
+    trial = study.ask(SPACE)
+    storage.keep()
+    open_study(url, "s").tell(0, 1.0)
+    with pytest.raises(WorkError, match=r"another process writes this study in .*: end one"), reachable(url):
+        storage.set_trial_state_values(trial.number, TrialState.WAITING)
+
+
+def test_a_database_that_was_moved_is_said_to_be(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    file = Path(url.removeprefix("sqlite:///"))
+    study, _ = drive_study(url, "s")
+    file.rename(tmp_path / "elsewhere")
+    with pytest.raises(WorkError, match=f"{file} has been moved or removed meanwhile: put"), reachable(url):
+        study.set_user_attr("key", 1)
