@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
 import socket
 from contextlib import nullcontext
 from typing import Any
 
 from prometar.distributed.ray_private import without_helpers
-from prometar.errors import WorkError
+from prometar.errors import UserError, WorkError, first_line, one_line
 
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
 # And a call after `ray.shutdown`, such as that of a stream that is closed late, would start a Ray of its own,
@@ -26,7 +27,7 @@ _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 _TOO_SLOW = ("timed out during startup", "Failed to connect to GCS")
 LOCAL = "local"  # Ray's name for one of its own
-_TOKEN = "where it asks for a token: RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token"
+_TOKEN = " (where it asks for a token: RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token)"
 
 
 def configure_ray(*, local: bool = True, verbose: bool = False) -> None:
@@ -44,7 +45,7 @@ def start_ray(
     A Ray that is started here listens on 127.0.0.1 alone, if nothing had imported ray before `configure_ray`.
 
     Raises:
-        WorkError: no cluster at `address`, or it does not let this process in.
+        UserError: no such address. WorkError: no cluster there, or it does not let this process in.
     """
     configure_ray(local=address is None, verbose=verbose)
     if address is not None:
@@ -65,23 +66,36 @@ def _init(address: str, **options: Any) -> None:
     """`ray.init`; of a Ray that is started here, once more where a busy machine was too slow for it."""
     import ray
 
-    refusals = (ConnectionError, ValueError, ray.exceptions.RayError)
     for last in (False, True):
         try:
             ray.init(address=address, **options)
         except Exception as error:
             slow = address == LOCAL and any(sign in str(error) for sign in _TOO_SLOW)
-            if not slow and isinstance(error, refusals):
-                reason = str(error).splitlines()[0].split(". ")[0]
+            if not slow and (reason := _refusal(error)):
                 where = "has not started here" if address == LOCAL else f"cannot be joined at {address}"
-                raise WorkError(f"Ray {where}: {reason} ({_TOKEN})") from None
-            if not slow:  # Ray has no class of its own for it
+                raise WorkError(f"Ray {where}: {reason}") from None
+            if not slow:
                 raise
             ray.shutdown()
             if last:
                 raise WorkError("Ray has not started, twice: this machine is too busy") from None
         else:
             return
+
+
+def _refusal(error: Exception) -> str:
+    """Why Ray lets nobody in, in one line; empty where that is not what the error says."""
+    import ray
+
+    if isinstance(error, RuntimeError) and str(error).startswith(
+        "Version mismatch"
+    ):  # it has no class for it
+        return f"{one_line(str(error)).rstrip('.')}; both sides must have the same versions"
+    if not isinstance(error, (ConnectionError, ValueError, ray.exceptions.RayError)):
+        return ""
+    # Of a wrong token it says no more than the second.
+    hint = _TOKEN if re.search("token|auth|failed to connect", str(error), flags=re.IGNORECASE) else ""
+    return first_line(error).split(". ")[0] + hint
 
 
 _FEWEST_FILES = 512  # that Ray's processes have open on a small machine; a raylet that has no more just dies
@@ -118,14 +132,21 @@ def head_is_gone() -> bool:
 
 def _knock(host: str, port: str) -> None:
     """Raises OSError where nobody listens."""
-    socket.create_connection((host, int(port)), timeout=10).close()
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _require_server(address: str) -> None:
     """Ray itself would try for ten minutes before it says that nobody is there."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return  # Ray knows where to look
+    if "://" in address:
+        raise UserError(
+            f"--address {address}: a study is no client of Ray's; start it on a machine of the cluster "
+            "(--address auto), or submit it (clusters/submit.py)"
+        )
     if not (host and port.isdigit()):
-        return  # "auto" and the like: Ray knows where to look
+        raise UserError(f"--address {address}: it is auto, or HOST:PORT of the cluster's head")
     try:
         _knock(host, port)
     except (OSError, OverflowError) as error:

@@ -9,7 +9,7 @@ import pytest
 
 from prometar.distributed import local_ray
 from prometar.distributed.local_ray import configure_ray, start_ray
-from prometar.errors import WorkError
+from prometar.errors import UserError, WorkError
 
 
 def test_too_few_open_files_are_said_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +43,61 @@ def test_a_call_after_rays_end_starts_no_other_ray(monkeypatch: pytest.MonkeyPat
     configure_ray()
     assert os.environ["RAY_ENABLE_AUTO_CONNECT"] == "0"
     monkeypatch.delenv("RAY_ENABLE_AUTO_CONNECT")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("ray://head:10001", "a study is no client of Ray's"),
+        ("head", "it is auto, or HOST:PORT"),
+        ("local", "it is auto"),
+    ],
+)
+def test_addresses_that_no_study_can_join(address: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"--address {address}: {says}"):
+        start_ray(address=address)
+
+
+def test_an_address_of_six_groups_is_knocked_at_without_its_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    knocked = []
+
+    def refuse(where: tuple[str, int], timeout: float) -> None:
+        knocked.append(where)
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    with pytest.raises(WorkError, match=r"cannot be joined at \[::1\]:6379: refused"):
+        start_ray(address="[::1]:6379")
+    assert knocked == [("::1", 6379)]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError(
+                "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n"
+            ),
+            "Version mismatch: The cluster was started with: Ray: 2.59.0 Python: 3.11.7; both sides must "
+            "have the same versions",
+        ),
+        (ConnectionError("invalid token. Then much more"), "invalid token (where it asks for a token: "),
+        (
+            ConnectionError("Failed to connect to Ray cluster at h:1"),
+            "Failed to connect to Ray cluster at h:1 (where",
+        ),
+        (ConnectionError("nobody there. Then much more"), "nobody there"),
+        (ConnectionError(), "ConnectionError"),
+    ],
+)
+def test_why_a_cluster_cannot_be_joined_is_one_line(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(WorkError) as raised:
+        local_ray._init("auto")
+    assert str(raised.value).startswith(f"Ray cannot be joined at auto: {says}")
+    assert "token" in str(raised.value) or "token" not in says
