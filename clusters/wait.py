@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 import time
 from typing import NoReturn
@@ -59,12 +60,18 @@ def main() -> NoReturn:
     from ray.exceptions import AuthenticationError
 
     asked = parse(sys.argv[1:])
+    if shutil.which(asked.command[0]) is None:
+        sys.exit(f"error: no command '{asked.command[0]}' on this machine")  # before machines are asked for
     wanted = {kind: count for kind, count in (("CPU", asked.cpus), ("GPU", asked.gpus)) if count > 0}
     try:
         wait(wanted, asked.minutes)
     except (TimeoutError, ConnectionError, AuthenticationError) as error:
         hint = " (has this process the cluster's token?)" if not isinstance(error, TimeoutError) else ""
         sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
+    except RuntimeError as error:  # the cluster's Ray or Python is of another version
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     os.execvp(asked.command[0], asked.command)
 
 

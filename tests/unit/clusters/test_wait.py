@@ -1,0 +1,42 @@
+"""clusters/wait.py before it becomes the command: what cannot work ends it with a line."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.support.shipped import script
+
+MISMATCH = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException) -> object:
+    """What wait.py ends with for a command, where its waiting raises so."""
+    module = script("wait")
+
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(module, "wait", fail)
+    monkeypatch.setattr(sys, "argv", ["wait.py", "--cpus", "1", "--", command])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    return ended.value.code
+
+
+def test_a_command_that_is_not_there_waits_for_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = AssertionError("machines were asked for")
+    assert asked(monkeypatch, "nosuchcommand", never) == "error: no command 'nosuchcommand' on this machine"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (MISMATCH, "error: Version mismatch: The cluster was started with: Ray: 2.59.0"),
+        (KeyboardInterrupt(), 130),
+        (TimeoutError("the cluster has 0 of 1 CPUs"), "error: the cluster has 0 of 1 CPUs"),
+    ],
+)
+def test_waiting_in_vain(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: object) -> None:
+    assert asked(monkeypatch, "python", raised) == code
