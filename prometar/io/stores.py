@@ -10,6 +10,9 @@ from pyarrow import fs
 from prometar.errors import UserError, WorkError
 from prometar.io.files import require_utf8
 
+_SECRET = (
+    "password|passwd|pwd|secret|account_key|token|sig(?=\\b|nature)"  # of a URL's options, which hold one
+)
 _BUCKETS = {"s3", "gs", "gcs", "abfs", "abfss"}
 
 
@@ -69,5 +72,8 @@ def masked(text: str) -> str:
     Example:
         >>> masked("postgresql://me:secret@host/db"), masked("s3://key:se/cret@bucket/data")
         ('postgresql://me:***@host/db', 's3://key:***@bucket/data')
+        >>> masked("postgresql://me@host/db?password=secret&sslmode=require")
+        'postgresql://me@host/db?password=***&sslmode=require'
     """
-    return re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
+    text = re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
+    return re.sub(rf"([?&][\w.-]*(?:{_SECRET})[\w.-]*=)[^&\s'\"]+", r"\1***", text, flags=re.IGNORECASE)
