@@ -79,7 +79,7 @@ class Study:
     def __init__(self, folder: str | Path, **options: Any) -> None:
         asked = [repr(str(folder)), *(f"{key}={_shown(value)!r}" for key, value in options.items())]
         self._asked = masked(", ".join(asked))
-        self.folder = resolved(Path(folder).expanduser())
+        self.folder = resolved(folder)
         if not self.folder.name:
             raise UserError(f"a study has a folder of its own, OUT/STUDY: found {folder}")
         if options.get("data_root"):

@@ -43,14 +43,14 @@ def require_utf8(path: Path | str) -> None:
 
 
 def resolved(path: Path | str) -> Path:
-    """A path from the root on, links followed.
+    """A path from the root on, links followed, and a leading ~ as the home that it is: `--out=~/x` keeps it.
 
     Raises:
         UserError: not `is_utf8`, or links in a circle.
     """
     require_utf8(path)
     try:
-        found = Path(path).resolve()
+        found = Path(os.path.expanduser(path)).resolve()
     except (OSError, RuntimeError):  # which of them depends on Python's version
         raise UserError(f"cannot follow {path}: Too many levels of symbolic links") from None
     require_utf8(found)

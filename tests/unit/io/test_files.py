@@ -12,7 +12,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.sources import FolderSource
 from prometar.errors import UserError
 from prometar.inference.prompt_file import read_prompts
-from prometar.io.files import read_bytes, size_of
+from prometar.io.files import read_bytes, resolved, size_of
 from prometar.io.yamltext import read_yaml
 from prometar.training.checkpoint import load_checkpoint
 from tests.conftest import DTD_SPLIT
@@ -75,3 +75,10 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert size_of(tmp_path / "none") is None
     assert size_of(tmp_path / "file" / "none") is None
     assert read_bytes(tmp_path / "file") == b"abc"
+
+
+def test_a_home_is_known_where_the_shell_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does after `=`: --out=~/study."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolved("~/study") == tmp_path.resolve() / "study"
+    assert resolved(tmp_path / "~nobody") == tmp_path.resolve() / "~nobody"
