@@ -17,7 +17,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import DEFAULT_OBJECTIVE
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
-from prometar.io.stores import join
+from prometar.io.stores import join, require_bucket
 from prometar.loading import nothing_collected
 from tune.results.goals import parse_bounds
 from tune.space.portfolio import SIZE, first_trials
@@ -185,6 +185,8 @@ class Options:
         from tune.stages.warm_start import enqueued, to_learn_from
         from tune.study import Place
 
+        if self.files:
+            require_bucket(self.files)
         given, learned_from = list[Mapping[str, Any]](), tuple(map(Path, _many(self.warm_start)))
         to_learn_from(StudyFolder(self.out, self.name), learned_from, spec.space)  # before a folder is made
         for path in _many(self.enqueue):

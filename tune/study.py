@@ -27,7 +27,7 @@ from prometar.distributed.placement import (
 )
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
-from prometar.io.stores import filesystem, masked, require_bucket
+from prometar.io.stores import filesystem, masked
 from prometar.parts.sending import sources_of
 from prometar.reproduce.published import published
 from prometar.training.process_memory import process_memory
@@ -100,8 +100,6 @@ class Place:
             raise UserError(f"--lockstep must be at least 1, found {self.lockstep}")
         require_shares(self.max_concurrent, self.cpus_per_trial, self.gpus_per_trial, noun="trial")
         check_trackers(self.trackers)
-        if self.files is not None:
-            require_bucket(self.files)
         for option, value in (("max-hours", self.max_hours), ("trial-timeout", self.trial_timeout)):
             if value is not None and not 0 < value <= _MOST:
                 raise UserError(f"--{option} must be above 0 and at most {_MOST:,.0f}, found {value:g}")
