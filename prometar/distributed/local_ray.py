@@ -87,9 +87,7 @@ def _refusal(error: Exception) -> str:
     """Why Ray lets nobody in, in one line; empty where that is not what the error says."""
     import ray
 
-    if isinstance(error, RuntimeError) and str(error).startswith(
-        "Version mismatch"
-    ):  # it has no class for it
+    if str(error).startswith("Version mismatch"):  # a RuntimeError like any other
         return f"{one_line(str(error)).rstrip('.')}; both sides must have the same versions"
     if not isinstance(error, (ConnectionError, ValueError, ray.exceptions.RayError)):
         return ""

@@ -10,9 +10,7 @@ from pyarrow import fs
 from prometar.errors import UserError, WorkError
 from prometar.io.files import require_utf8
 
-_SECRET = (
-    "password|passwd|pwd|secret|account_key|token|sig(?=\\b|nature)"  # of a URL's options, which hold one
-)
+_SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of a URL's options
 _BUCKETS = {"s3", "gs", "gcs", "abfs", "abfss"}
 
 
