@@ -339,15 +339,20 @@ class _Reader:
             self.get(f"{prefix}.q.weight"),
             self.maybe(f"{prefix}.q.bias"),
         )[0]
-        keys, bias = self._pair(f"{prefix}.kv")
+        keys, bias = self.get(f"{prefix}.kv.weight"), self.get(f"{prefix}.kv.bias")
         block = Block(
-            *self._pair(norm),
-            torch.cat([torch.zeros_like(keys[: len(ask)]), keys]),
-            torch.cat([ask, bias]),
-            *self._pair(f"{prefix}.proj"),
-            *self._pair(f"{prefix}.norm"),
-            *self._pair(f"{prefix}.mlp.fc1"),
-            *self._pair(f"{prefix}.mlp.fc2"),
+            ln_1_weight=self.get(f"{norm}.weight"),
+            ln_1_bias=self.get(f"{norm}.bias"),
+            in_proj_weight=torch.cat([torch.zeros_like(keys[: len(ask)]), keys]),
+            in_proj_bias=torch.cat([ask, bias]),
+            out_proj_weight=self.get(f"{prefix}.proj.weight"),
+            out_proj_bias=self.get(f"{prefix}.proj.bias"),
+            ln_2_weight=self.get(f"{prefix}.norm.weight"),
+            ln_2_bias=self.get(f"{prefix}.norm.bias"),
+            c_fc_weight=self.get(f"{prefix}.mlp.fc1.weight"),
+            c_fc_bias=self.get(f"{prefix}.mlp.fc1.bias"),
+            c_proj_weight=self.get(f"{prefix}.mlp.fc2.weight"),
+            c_proj_bias=self.get(f"{prefix}.mlp.fc2.bias"),
         )
         return replace(self._tower(prefix, (block,)), residual=False)
 
@@ -359,13 +364,16 @@ class _Reader:
         else:
             query, key, value = (self.get(f"{stem}.{part}_proj_weight") for part in "qkv")
         bias = self.get(f"{stem}.in_proj_bias")
-        asked = layer_norm(self.get(f"{prefix}.query")[:1], *self._pair(f"{prefix}.ln_q"), self.eps)
+        norm = self.get(f"{prefix}.ln_q.weight"), self.get(f"{prefix}.ln_q.bias")
+        asked = layer_norm(self.get(f"{prefix}.query")[:1], *norm, self.eps)
         ask = F.linear(asked, query, bias[: len(query)])[0]
         block = Block(
-            *self._pair(f"{prefix}.ln_k"),
-            torch.cat([torch.zeros_like(key), key, value]),
-            torch.cat([ask, bias[len(query) :]]),
-            *self._pair(f"{stem}.out_proj"),
+            ln_1_weight=self.get(f"{prefix}.ln_k.weight"),
+            ln_1_bias=self.get(f"{prefix}.ln_k.bias"),
+            in_proj_weight=torch.cat([torch.zeros_like(key), key, value]),
+            in_proj_bias=torch.cat([ask, bias[len(query) :]]),
+            out_proj_weight=self.get(f"{stem}.out_proj.weight"),
+            out_proj_bias=self.get(f"{stem}.out_proj.bias"),
             ln_2_weight=None,
             ln_2_bias=None,
             c_fc_weight=query[:0],
@@ -374,10 +382,6 @@ class _Reader:
             c_proj_bias=torch.zeros_like(ask),
         )
         return replace(self._tower(prefix, (block,)), residual=False)
-
-    def _pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias, which stand in this order in a `Block`."""
-        return self.get(f"{name}.weight"), self.get(f"{name}.bias")
 
     def _block(self, stem: str) -> Block:
         """Scales of a layer are in the weights of the products before them."""
