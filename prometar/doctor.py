@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from prometar.backbone.openclip import has_cached, is_tag, load_clip
+from prometar.config.settings import DEFAULT_OBJECTIVE
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import differences
-from prometar.data.splits.objective import DEFAULT_OBJECTIVE, problem
+from prometar.data.splits.objective import problem
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import plan_resources
 from prometar.environment import environment

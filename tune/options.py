@@ -12,9 +12,15 @@ from pydantic.dataclasses import dataclass
 
 from prometar.bundled.suite import SUITE, default_backbone
 from prometar.cli.options import number_or_auto
-from prometar.config.settings import Config, absolute_paths, absolute_root, configure, parse_assignments
+from prometar.config.settings import (
+    DEFAULT_OBJECTIVE,
+    Config,
+    absolute_paths,
+    absolute_root,
+    configure,
+    parse_assignments,
+)
 from prometar.data.datasets.catalog import file_name
-from prometar.data.splits.objective import DEFAULT_OBJECTIVE
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
 from prometar.io.stores import join, require_bucket

@@ -24,6 +24,9 @@ from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.parts import building
 from prometar.parts.reference import reference_of
 
+DEFAULT_OBJECTIVE = "drift"
+"""What a search uses if nothing is said."""
+
 
 class Section(PlainData):
     """A section that chooses a part: one of `KINDS`, or `package.module:Name` of one's own, with its `args`.

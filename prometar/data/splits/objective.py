@@ -150,8 +150,6 @@ OBJECTIVES: dict[str, Objective] = {
 }
 SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.searches)
 """The objectives that a search may use."""
-DEFAULT_OBJECTIVE = "drift"
-"""What a search uses if nothing is said."""
 
 
 def objective_of(name: str) -> Objective:
