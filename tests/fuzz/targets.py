@@ -239,7 +239,8 @@ def furnish(folder: Path) -> None:
 
 
 def _trained(folder: Path) -> None:
-    config = Config().override({"train.epochs": 1, "data.shots": 1})
+    data = {"data.name": "dtd", "data.root": str(folder / "data"), "data.shots": 1}  # a dozen images to score
+    config = Config().override({**data, "train.epochs": 1})
     run = build_run(config, "final")
     session = Session(
         run, folder / "run", lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
