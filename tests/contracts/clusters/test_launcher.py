@@ -153,7 +153,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
         yield {
             "YOUR_REGION": "us-west-2",
             "YOUR_ZONES": "us-west-2a",
-            "YOUR_IMAGE": ec2.describe_images()["Images"][0]["ImageId"],
+            "YOUR_IMAGE": ec2.describe_images(ImageIds=["ami-03cf127a"])["Images"][0]["ImageId"],
             "YOUR_GROUP": group["GroupId"],
             "YOUR_SUBNET": subnet["Subnet"]["SubnetId"],
         }

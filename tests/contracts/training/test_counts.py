@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -60,8 +61,8 @@ def test_the_peak_is_what_lives_at_one_time() -> None:
 
 
 def test_memory_grows_with_classes_and_configurations_and_falls_with_precision() -> None:
-    def of(num_classes: int = 12, **settings: object) -> Memory:
-        return memory_of(config(), num_classes=num_classes, **settings)  # type: ignore[arg-type]
+    def of(num_classes: int = 12, method: str = "coop", **settings: object) -> Memory:
+        return memory_of(config(method=method), num_classes=num_classes, **settings)  # type: ignore[arg-type]
 
     one = of()
     assert 0 < one.before < one.peak
@@ -69,6 +70,8 @@ def test_memory_grows_with_classes_and_configurations_and_falls_with_precision()
     assert of(dtype=torch.bfloat16).peak < one.peak
     several = [of(configurations=count).peak for count in (1, 2, 4)]
     assert several[2] - several[1] > several[1] - several[0] > 0
+    meta = partial(of, method="prometar")
+    assert meta(configurations=2).peak > meta().peak > max(meta(dtype=torch.bfloat16).peak, one.peak)
 
 
 @pytest.mark.parametrize("method", ["zero-shot", "vpt", "cocoop", "maple"])

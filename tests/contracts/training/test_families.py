@@ -117,7 +117,7 @@ def unwritten(classifier: Classifier, run: Path) -> NDArray[np.float32]:
         ("tiny-eva", "prometar", unwritten),
         ("tiny-resnet", "coop", written),
         ("tiny-coca", "prometar", unwritten),
-        ("tiny-roberta", "prometar", written),
+        ("tiny-roberta", "prometar", unwritten),
     ],
 )
 def test_a_program_says_what_the_prompts_say(

@@ -46,7 +46,9 @@ TEXT_ALONE: dict[str, dict[str, Any]] = {
 def small_run(name: str, objective: str = "class_holdout", **more: Any) -> Run:
     config = Config(method=name.split()[0])
     small = {**BACKBONE, "backbone.precision": "fp64", "train.epochs": 2, "data.shots": 3}
-    return build_run(config.override({**small, **TEXT_ALONE.get(name, {}), **more}), objective)
+    return build_run(
+        config.override({**small, **TEXT_ALONE.get(name, {}), **more}), objective, val_per_class=4
+    )
 
 
 def batches(run: Run, plan: Plan | None = None) -> Iterator[Batch]:

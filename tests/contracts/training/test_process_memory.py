@@ -9,9 +9,10 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.splits.objective import Problem
 from prometar.training import process_memory as module
 from prometar.training import session
-from prometar.training.counts import memory_of
+from prometar.training.counts import Memory, memory_of
 from prometar.training.kept import Kept
 from prometar.training.process_memory import PROCESSES, process_memory
+from prometar.training.run import DTYPES
 from prometar.training.session import kept_bytes
 from tests.support.small import BACKBONE
 
@@ -23,15 +24,28 @@ def test_small_weights_stand_for_what_they_need(monkeypatch: pytest.MonkeyPatch)
     assert process_memory(Config(), weights=2**20, num_classes=12) == PROCESSES + 5 * 2**20
 
 
-def test_large_ones_are_counted_with_precision_and_lockstep() -> None:
-    small = Config().override(BACKBONE)
+def test_large_ones_are_counted() -> None:
+    small = Config().override({**BACKBONE, "method": "coop"})
+    needed = process_memory(small, weights=WEIGHTS, num_classes=12)
+    assert needed == PROCESSES + memory_of(small, num_classes=12).peak
 
-    def of(precision: str = "fp32", **kwargs: int) -> int:
-        config = small.override({"backbone.precision": precision})
-        return process_memory(config, weights=WEIGHTS, num_classes=12, **kwargs) - PROCESSES
 
-    assert of() == memory_of(small, num_classes=12).peak
-    assert of("bf16") < of() < of(configurations=2)
+@pytest.mark.parametrize(("precision", "configurations"), [("fp32", 1), ("bf16", 1), ("fp64", 2)])
+def test_they_are_counted_with_precision_and_lockstep(
+    precision: str, configurations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, counted = Config().override({"backbone.precision": precision}), list[object]()
+
+    def memory_of(of: Config, **named: object) -> Memory:
+        counted.append((of, named))
+        return Memory(1, 1000)
+
+    monkeypatch.setattr(module, "memory_of", memory_of)
+    needed = process_memory(config, weights=WEIGHTS, num_classes=12, configurations=configurations)
+    assert needed == PROCESSES + 1000
+    together = None if configurations == 1 else configurations
+    named = {"num_classes": 12, "dtype": DTYPES[precision], "configurations": together}
+    assert counted == [(config, named)]
 
 
 def test_on_a_gpu_the_machine_holds_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
