@@ -22,7 +22,7 @@ from prometar.analysis import alignment
 from prometar.analysis.alignment import Alignment
 from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.openclip import tokenize
-from prometar.config.settings import Config
+from prometar.config.settings import Config, dump_config
 from prometar.errors import StorageError
 from prometar.reproduce import worker as grid_worker
 from prometar.reproduce.grid import Entry
@@ -43,6 +43,7 @@ CONFIG = (
     Config().override({**BACKBONE, "train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0}).completed()
 )
 
+DESCRIBED = dump_config(CONFIG)
 HALF = b"half a checkpoint"
 
 
@@ -108,6 +109,12 @@ def run() -> Run:
     return build_run(CONFIG, runs.FINAL)
 
 
+def described(config: Config) -> str:
+    """As `dump_config`, which takes longer than all else of a run here."""
+    assert config == CONFIG
+    return DESCRIBED
+
+
 @pytest.fixture
 def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def train_epoch(run: Run, state: State, batches: object, watch: Any, graph: object) -> Any:
@@ -125,6 +132,7 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (training_run, grid_worker, runs):
         monkeypatch.setattr(module, "build_run", lambda *_, **__: run)
         monkeypatch.setattr(module, "ray_stream", lambda *_: lambda plan, step: iter(()))
+        monkeypatch.setattr(module, "dump_config", described)
     for module in (grid_worker, runs):
         monkeypatch.setattr(module, "environment", dict)  # slow, and not to be compared
     monkeypatch.setattr(training_run, "Alignment", partial(Alignment, every=2))
