@@ -19,9 +19,13 @@ import sys
 from pathlib import Path
 import ray
 from prometar.distributed.local_ray import configure_ray
+from prometar.distributed.ray_private import without_helpers
 configure_ray()
 kinds = {"accelerator_type:L4": 1, "accelerator_type:A10G": 1}
-ray.init(num_cpus=2, num_gpus=1, resources=kinds, include_dashboard=False, log_to_driver=False)
+with without_helpers():
+    ray.init(
+        address="local", num_cpus=2, num_gpus=1, resources=kinds, include_dashboard=False, log_to_driver=False
+    )
 from tests.support.driver import run_fake, small_spec
 from tune import study
 start = study.start_ray

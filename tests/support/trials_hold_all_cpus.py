@@ -22,6 +22,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import StreamOptions, stream, stream_local
 from prometar.data.streaming.transforms import TransformSpec
+from prometar.distributed.ray_private import without_helpers
 
 
 def plan_of(root: str) -> tuple[Plan, Any]:
@@ -89,7 +90,10 @@ def fit(root: str, out: str, *, cpus: float, trials: int, concurrent: int) -> di
 
 
 def main(root: str, out: str) -> None:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with without_helpers():
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     halves = fit(root, out, cpus=0.5, trials=3, concurrent=2)
     wholes = fit(root, out, cpus=1, trials=1, concurrent=1)
