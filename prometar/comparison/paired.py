@@ -60,6 +60,12 @@ class Difference:
         return signed_rank(self.means) if len(self.means) > 1 else None
 
     @property
+    def num_counted(self) -> int:
+        """Data sets that the test counts: those whose difference is not 0."""
+        wins, _, losses = self.wins_ties_losses
+        return wins + losses
+
+    @property
     def wins_ties_losses(self) -> tuple[int, int, int]:
         """Data sets on which the method is above, equal to and below the reference."""
         signs = [(d > 0) - (d < 0) for d in map(rounded, self.means)]

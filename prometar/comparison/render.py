@@ -108,17 +108,37 @@ def notes(found: Comparison) -> list[str]:
 
 def _tests(found: Comparison) -> list[str]:
     """What p-values are of, and what they cannot show."""
-    tested = [len(d.means) for d in found.differences if d.p is not None]
-    if not tested:
+    if all(d.p is None for d in found.differences):
         return ["p: none, the signed-rank test is over data sets and needs more than one"]
-    lines = [
+    return [
         "p: exact two-sided signed-rank test (Wilcoxon) over data sets; "
-        "Holm: corrected for the methods compared in the column"
+        "Holm: corrected for the methods compared in the column",
+        *(
+            f"p cannot be below {_least_p(n):.4g} with {_range([n])} whose difference is not 0: "
+            f"{', '.join(methods)}"
+            for n, methods in sorted(_too_few(found).items(), reverse=True)
+        ),
     ]
-    least = 2 / 2 ** max(tested)
-    if least > 0.05:
-        lines.append(f"with {max(tested)} data sets p cannot be below {least:.4g}, whatever the differences")
-    return lines
+
+
+def _too_few(found: Comparison) -> dict[int, list[str]]:
+    """The methods whose p cannot reach 0.05, by the number of data sets that their test counts."""
+    columns: dict[tuple[int, str], list[str]] = {}
+    for column in found.columns:
+        for method, difference in column.differences.items():
+            counted = difference.num_counted
+            if difference.p is not None and _least_p(counted) > 0.05:
+                columns.setdefault((counted, method), []).append(column.name)
+    methods: dict[int, list[str]] = {}
+    for (counted, method), names in columns.items():
+        where = "" if len(names) == len(found.columns) else f" ({', '.join(names)})"
+        methods.setdefault(counted, []).append(method + where)
+    return methods
+
+
+def _least_p(num_counted: int) -> float:
+    """What the signed-rank test gives at least."""
+    return min(1.0, 2 / 2**num_counted)
 
 
 def _range(counts: list[int]) -> str:

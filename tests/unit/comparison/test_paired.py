@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from prometar.comparison.paired import Column, Results, compare
+from prometar.comparison.render import notes
 
 Nested = dict[str, dict[str, dict[str, dict[int, float]]]]
 
@@ -55,6 +56,22 @@ def test_a_lone_data_set_is_over_seeds() -> None:
     assert (b.interval.low, b.interval.high) == pytest.approx(tuple(expected.confidence_interval()))
     (alone,) = one(results_of(a={"dtd": {1: 60.0}}, b={"dtd": {1: 61.0}})).differences.values()
     assert (alone.mean, alone.interval) == (1.0, None)
+
+
+def test_methods_whose_p_cannot_reach_a_twentieth_are_named() -> None:
+    gains = {"a": (0,) * 6, "whole": (1,) * 6, "tied": (0, 1, 1, 1, 1, 1), "few": (1, 1, 1)}
+    results = {
+        method: {
+            name: {"H": {1: float(gain)}, "base": {1: float(method != "a")}}
+            for name, gain in zip("uvwxyz", own, strict=False)
+        }
+        for method, own in gains.items()
+    }
+    found = notes(compare(results, reference="a", columns=["H", "base"]))
+    assert [line for line in found if line.startswith("p cannot")] == [
+        "p cannot be below 0.0625 with 5 data sets whose difference is not 0: tied (H)",
+        "p cannot be below 0.25 with 3 data sets whose difference is not 0: few",
+    ]
 
 
 def test_only_pairs_count() -> None:

@@ -91,7 +91,7 @@ def test_the_terminal_shows_every_figure_whole() -> None:
         coop = ["coop", "-4.00", "[-4.00,", "-4.00]", "2", "data", "sets", "0.500", "1.000", "0–0–2", "2.00"]
         assert lines.count(coop) == 3
         assert ["prometar", "reference", "1.00"] in lines
-        assert "with 2 data sets p cannot be below 0.5" in text
+        assert "p cannot be below 0.5 with 2 data sets whose difference is not 0" in text
     long = Comparison(found.title, "prometar", found.methods, found.columns, ())
     assert max(map(len, printed(long, 80).split("\n- ")[0].splitlines())) <= 80
 
