@@ -290,9 +290,18 @@ def _introduce(
     if done or memory.num_interrupted:
         console.print(f"going on: {done} trials are done, {memory.num_interrupted} were interrupted")
     if done > spec.trials:
-        console.print(
-            f"--trials {spec.trials} is less than what is done: nothing is searched, and all of it counts"
-        )
+        console.print(_all_counts(spec.trials, memory))
+
+
+def _all_counts(trials: int, memory: Memory) -> str:
+    """What is said of `trials` that are fewer than what is done: then the reference alone may be wanted."""
+    again = [
+        *(["the released settings, which have failed"] if memory.wants(trials) else []),
+        *(["what was interrupted"] if memory.num_interrupted else []),
+    ]
+    nothing = "nothing new" if again else "nothing"
+    said = f"--trials {trials} is less than what is done: {nothing} is searched, and all of it counts"
+    return f"{said}; run again: {' and '.join(again)}" if again else said
 
 
 def _search(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import open_clip
 import pytest
@@ -51,6 +52,19 @@ def test_several_data_sets_make_one_study(asked: list[Any]) -> None:
     assert spec.seeds == (4, 5)
     assert place.name == "dtd-eurosat"
     assert spec.config.backbone.name == "ViT-B-16-quickgelu"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "interrupted", "said"),
+    [
+        (False, 0, "nothing is searched, and all of it counts"),
+        (True, 0, "nothing new is searched, and all of it counts; run again: the released settings"),
+        (False, 1, "nothing new is searched, and all of it counts; run again: what was interrupted"),
+    ],
+)
+def test_fewer_trials_than_are_done(wanted: bool, interrupted: int, said: str) -> None:
+    memory = Mock(wants=lambda trials: wanted, num_interrupted=interrupted)
+    assert study._all_counts(2, memory).startswith(f"--trials 2 is less than what is done: {said}")
 
 
 def test_several_goals_are_not_pruned(asked: list[Any]) -> None:

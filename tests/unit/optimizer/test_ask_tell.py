@@ -358,9 +358,11 @@ def test_a_failed_reference_is_run_again(tmp_path: Path) -> None:
     assert first is not None
     study.fail(first.number, "the worker died")
     run_all(study, 3)
+    assert memory(tmp_path).wants(1), "whatever else is asked for"
     again = run_all(memory(tmp_path), 3)
     assert [a.settings for a in again] == [REFERENCE]
     assert run_all(memory(tmp_path), 3) == []
+    assert not memory(tmp_path).wants(1)
 
 
 def test_a_kill_between_an_epoch_and_its_figures(tmp_path: Path) -> None:
