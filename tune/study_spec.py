@@ -8,7 +8,7 @@ from itertools import count, islice
 from typing import Any
 
 from prometar.config.settings import Config
-from prometar.data.datasets.catalog import file_name
+from prometar.data.datasets.catalog import file_name, require_different
 from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of, own_objective
 from prometar.errors import UserError
 from prometar.parts.building import own_reference
@@ -91,8 +91,7 @@ class StudySpec:
         )
         if fixed:
             raise UserError(f"the space {self.space.name} searches {fixed[0]}, which the study itself sets")
-        if len(set(self.names)) != len(self.names):
-            raise UserError(f"--dataset names one twice: {' '.join(self.names)}")
+        require_different(self.names)
         objective = objective_of(self.objective)
         if not objective.searches:
             known = ", ".join(SEARCH_OBJECTIVES)

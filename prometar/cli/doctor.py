@@ -26,9 +26,11 @@ def doctor(
     """What a study would find here, a line each; exit status 1 where it would be refused."""
     configure_ray(local=address is None)
     from prometar.bundled.suite import default_backbone
+    from prometar.data.datasets.catalog import require_different
     from prometar.doctor import Status, examine
 
     names = tuple(dataset or ["textures"])
+    require_different(names)
     root = absolute_root(data_root) if data_root else None
     refused = 0
     for finding in examine(names, root, *default_backbone(names, backbone, pretrained), out, address):

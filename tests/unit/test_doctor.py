@@ -53,6 +53,11 @@ def test_everything_that_refuses_a_study_is_told_at_once(
     assert told.err.strip().endswith("a study would be refused here for 3 of these")
 
 
+def test_a_data_set_named_twice_is_refused_as_by_a_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--dataset", "textures", "textures"]) == 2
+    assert capsys.readouterr().err == "error: --dataset names one twice: textures textures\n"
+
+
 def test_a_data_set_that_cannot_be_tested_on_is_refused(
     capsys: pytest.CaptureFixture[str], small_dtd: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ rule that is stated with it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,12 @@ def require_name(name: str) -> None:
             f"unknown data set '{name}': known are {', '.join(known())}, hf://owner/name "
             "of the hub, and package.module:Name of your own"
         )
+
+
+def require_different(names: Sequence[str]) -> None:
+    """Raises a UserError where a study's data sets name one twice."""
+    if len(set(names)) < len(names):
+        raise UserError(f"--dataset names one twice: {' '.join(names)}")
 
 
 def place_beside(name: str, root: str | None, args: Mapping[str, Any]) -> str:
