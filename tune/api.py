@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -67,7 +68,7 @@ class Study:
         options: Those of `tune/search.py` by name, with `_` for `-` (`tune.options.Options`); to
             read a study, none.
     Raises:
-        UserError: an option that does not exist, or a value of another kind.
+        UserError: no folder, an option that does not exist, or a value of another kind.
 
     Example:
         >>> study = Study("out/mine", dataset="textures", trials=40, settings={"data.shots": 4})
@@ -77,6 +78,8 @@ class Study:
     __signature__: ClassVar[Signature]  # what notebooks complete
 
     def __init__(self, folder: str | Path, **options: Any) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise UserError(f"a study has a folder of its own, OUT/STUDY: found {folder!r}")
         asked = [repr(str(folder)), *(f"{key}={_shown(value)!r}" for key, value in options.items())]
         self._asked = masked(", ".join(asked))
         self.folder = resolved(folder)

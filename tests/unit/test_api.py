@@ -108,6 +108,12 @@ def test_what_is_no_option_is_one_line(options: dict[str, Any], says: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("folder", [None, 5, b"out/it"])
+def test_what_is_no_folder_is_one_line(folder: Any) -> None:
+    with pytest.raises(UserError, match=f"^a study has a folder of its own, OUT/STUDY: found {folder!r}$"):
+        Study(folder)
+
+
 def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no study"):
         _ = Study(tmp_path / "nowhere").trials

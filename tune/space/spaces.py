@@ -193,13 +193,13 @@ class Space:
         """A space from plain data, as a YAML file of one holds it.
 
         Raises:
-            UserError: an entry that is no range.
+            UserError: no mapping, or an entry that is no range.
 
         Example:
             >>> Space.of({"optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True}}).ranges.keys()
             dict_keys(['optim.lr'])
         """
-        return cls(name, space_of(name, dict(ranges)).ranges)
+        return cls(name, space_of(name, dict(ranges) if isinstance(ranges, Mapping) else ranges).ranges)
 
     def draw(self, draws: Draws) -> dict[str, Any]:
         """One value a setting, in the space's order; settings whose conditions do not hold are left out."""

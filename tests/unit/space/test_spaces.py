@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from prometar.config.settings import Config
 from prometar.errors import UserError
-from tune.space.spaces import known_spaces, load_space, parse_space
+from tune.space.spaces import Space, known_spaces, load_space, parse_space
 
 
 @pytest.mark.parametrize("name", known_spaces())
@@ -48,6 +50,12 @@ def test_lengths_is_recipe_and_three_lengths() -> None:
 def test_a_wrong_space_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         parse_space("mine", text)
+
+
+@pytest.mark.parametrize("ranges", [None, "x", 5, []])
+def test_what_is_no_mapping_is_no_space(ranges: Any) -> None:
+    with pytest.raises(UserError, match="space own: expected a mapping of settings to ranges"):
+        Space.of(ranges)
 
 
 def test_a_reference_outside_is_refused() -> None:
