@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, overload
 
 from prometar.config.settings import absolute_root
 from prometar.errors import UserError
@@ -39,6 +39,17 @@ _COLUMNS = (
 
 class TrialRecords(tuple[TrialRecord, ...]):
     """A study's trials that have ended, by number."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> TrialRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice, /) -> TrialRecords: ...
+
+    def __getitem__(self, index: SupportsIndex | slice, /) -> TrialRecord | TrialRecords:
+        if isinstance(index, slice):
+            return TrialRecords(super().__getitem__(index))
+        return super().__getitem__(index)
 
     def to_frame(self) -> DataFrame:
         """A pandas table: a row a trial, with its figures and its settings by dotted name.

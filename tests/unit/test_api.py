@@ -134,6 +134,7 @@ def test_trials_as_a_table(small: Path) -> None:
     assert list(frame.index) == [0, 1, 2]
     assert list(frame["state"]) == ["COMPLETE", "COMPLETE", "PRUNED"]
     assert list(frame["optim.lr"]) == [each.settings["optim.lr"] for each in trials]
+    assert list(trials[1:].to_frame().index) == [1, 2]
     assert Study(write(small.parent / "empty", description(), [])).trials.to_frame().empty
 
 
