@@ -11,7 +11,7 @@ from prometar.config.settings import absolute_root
 from prometar.errors import UserError
 from prometar.io.files import resolved
 from prometar.io.stores import masked
-from tune.options import Options, options_of, plan_of, run
+from tune.options import Options, options_of, plain, plan_of, run
 from tune.reporting.display import Report
 from tune.reporting.html import write_report
 from tune.results.reader import Records, read_records
@@ -152,10 +152,9 @@ class Study:
 
 
 def _shown(value: object) -> object:
-    """Without paths, whose names need an import."""
-    if isinstance(value, list | tuple):
-        return [_shown(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
+    """Without paths and arrays, whose names need an import."""
+    value = plain(value)
+    return [_shown(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 Study.__signature__ = Signature(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, InstanceOf, ValidationError
+from pydantic import ConfigDict, Field, InstanceOf, ValidationError, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from prometar.bundled.suite import SUITE, default_backbone
@@ -40,14 +41,15 @@ SPACE = "recipe"
 EMBEDDED = "textures"
 EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
 TRIALS = 40
+_SWITCHES = ("from_records", "verbose")
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Options:
     """The options of `tune/search.py`, which explains each (`--help`), with `_` for `-`.
 
-    Where an option takes several values, one alone need not be in a list. None is a default that depends on
-    other options.
+    Where an option takes several values, one alone need not be in a list; a path is as good as its text, an
+    array as a list. None is a default that depends on other options.
 
     Args:
         space: As `--space`, or a `Space`. settings: `{"optim.lr": 0.01}`, or texts as `--set` takes them.
@@ -79,7 +81,7 @@ class Options:
     matters: float = 1.0
     sampler: str = "tpe"
     pruner: str | None = None
-    portfolio: int = SIZE
+    portfolio: Annotated[int, Field(ge=0)] = SIZE
     enqueue: Path | Sequence[Path] | None = None
     warm_start: Path | Sequence[Path] | None = None
     val_per_class: int = 20
@@ -96,6 +98,16 @@ class Options:
     from_records: bool = False
     verbose: bool = False
     command: str | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, given: Any, info: ValidationInfo) -> Any:
+        """Python counts true as 1, which nobody means."""
+        given = plain(given)
+        several = given if isinstance(given, list | tuple) else [given]
+        if info.field_name not in _SWITCHES and any(isinstance(each, bool) for each in several):
+            raise ValueError("Input should be neither true nor false")
+        return given
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -239,7 +251,8 @@ def options_of(given: Mapping[str, Any]) -> Options:
         kinds = [each["msg"].removeprefix("Input should be ") for each in others if each["loc"][0] == name]
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"a study has no option '{name}': `tune/search.py --help` lists them") from None
-        wanted = ", or ".join([first["msg"], *dict.fromkeys(kinds)])  # of a union, each kind that it may be
+        said = first["msg"].removeprefix("Value error, ")
+        wanted = ", or ".join([said, *dict.fromkeys(kinds)])  # of a union, each kind that it may be
         raise UserError(f"{name}: {wanted} (found {given[name]!r})") from None
 
 
@@ -307,6 +320,18 @@ def final_seeds_of(given: str | int | Sequence[int], searched: Collection[int]) 
         return tuple(int(word) for word in given.replace(",", " ").split())
     except ValueError:
         raise UserError(f"--final-seeds '{given}': expected auto, or numbers such as '1 2 3'") from None
+
+
+def plain(given: Any) -> Any:
+    """A path as its text, an array as its numbers.
+
+    Example:
+        >>> plain(Path("mine.yaml")), plain(3)
+        ('mine.yaml', 3)
+    """
+    if isinstance(given, os.PathLike):
+        return os.fspath(given)
+    return given.tolist() if hasattr(given, "tolist") else given
 
 
 def _is_auto(given: Any) -> bool:

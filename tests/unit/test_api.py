@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prometar.errors import UserError
@@ -95,6 +96,12 @@ def test_a_space_of_ones_own(asked: Asked) -> None:
         ({"trails": 4}, "a study has no option 'trails'"),
         ({"trials": "many"}, "trials: Input should be a valid integer"),
         ({"out": "there"}, "Study takes no 'out': its first argument is the folder"),
+        *(
+            ({name: given}, f"^{name}: Input should be neither true nor false .found ")
+            for name in ("trials", "top_seeds", "final_seeds", "max_hours")
+            for given in (True, [1, True], np.array([False]))
+        ),
+        ({"portfolio": -3}, "portfolio: Input should be greater than or equal to 0 .found -3"),
         ({"space": 3}, "space: Input should be a valid string"),
         (
             {"final_seeds": {1, 2}},
@@ -112,6 +119,16 @@ def test_what_is_no_option_is_one_line(options: dict[str, Any], says: str) -> No
 def test_what_is_no_folder_is_one_line(folder: Any) -> None:
     with pytest.raises(UserError, match=f"^a study has a folder of its own, OUT/STUDY: found {folder!r}$"):
         Study(folder)
+
+
+def test_paths_and_arrays_are_texts_and_lists(asked: Asked) -> None:
+    Path("mine.yaml").write_text("optim.lr: {type: float, low: 0.001, high: 0.1}")
+    for space, seeds in (("mine.yaml", [0, 1]), (Path("mine.yaml"), np.arange(2)), ("mine.yaml", range(2))):
+        Study("out/it", space=space, seed=5, trials=np.int64(3), final_seeds=seeds, verbose=True).run()
+    first, *others = (spec for spec, _ in asked)
+    assert first.final_seeds == (0, 1)
+    assert all(each == first for each in others)
+    assert repr(Study("it", final_seeds=np.arange(2))) == "Study('it', final_seeds=[0, 1])"
 
 
 def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:
