@@ -77,6 +77,7 @@ def size_of(path: Path) -> int | None:
 _TO_DO = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
+    errno.EISDIR: "move that folder away",
 }
 
 

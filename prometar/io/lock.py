@@ -26,6 +26,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
+    except IsADirectoryError as error:
+        raise refused(folder / "lock", error) from None
     except OSError as error:
         raise refused(folder, error) from None
     with file:

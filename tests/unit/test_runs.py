@@ -88,6 +88,13 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
+def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    said = f"^cannot write {tmp_path}/lock: Is a directory: move that folder away$"
+    with pytest.raises(WorkError, match=said), locked(tmp_path, "the run"):
+        pytest.fail("the lock was taken")
+
+
 def test_a_file_system_without_locks_is_not_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
