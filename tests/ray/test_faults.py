@@ -175,6 +175,9 @@ def test_the_last_round_decides_by_fresh_seeds_and_goes_on(tmp_path: Path) -> No
     again, text = run_fake(tmp_path, spec, behaviour={"all": "raise"})
     assert again == finals
     assert "failed: " not in text, "no run is run twice"
+    more, text = run_fake(tmp_path, replace(spec, final_seeds=(1, 2, 3)), behaviour={})
+    assert more["looks"] == [[lastround["chosen"], 2]]
+    assert "The same settings were looked at before, after 2 pairs" in text
 
 
 def test_a_trial_has_a_run_for_each_data_set_and_seed() -> None:

@@ -253,7 +253,7 @@ def _shown(value: object) -> str:
 
 def _best(records: Records) -> Settings:
     """The settings that were tested in the end; before that, those that lead."""
-    if records.finals:
+    if records.finals and not records.overtaken:
         return records.finals.best.settings
     return records.chosen.settings if records.chosen else {}
 
@@ -263,6 +263,8 @@ def _pairs(a: Records, b: Records) -> tuple[list[Pair], str]:
     missing = [r.folder for r in (a, b) if not r.finals or not r.finals.seeds]
     if missing:
         return [], f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} no final test"
+    if overtaken := [r.folder for r in (a, b) if r.overtaken]:
+        return [], f"the final test of {listed(overtaken)} is of an earlier choice: the same command goes on"
     left, right = a.tests, b.tests
     both = [name for name in left if name in right]
     if not both:

@@ -26,6 +26,11 @@ def _verdict(records: Records) -> str:
             f"The study has not ended. So far trial {chosen.number} leads on the search's own images, "
             f"{records.score} {number(chosen.objective)}; nothing has been tested yet."
         )
+    if records.overtaken:
+        return (
+            f"The study has not ended: its final test is of an earlier choice, {_named(finals.best.number)}; "
+            f"now it is {_named(chosen.tested_as)}. The same command goes on from there."
+        )
     if finals.same:
         return _kept(records)
     if not finals.seeds:
@@ -37,7 +42,7 @@ def _verdict(records: Records) -> str:
             return "No difference shown over the data sets: fewer than two of them can be compared."
         return "The final test shows nothing: fewer than two seeds were finished by both settings."
     measured = "best − released " + interval(
-        difference, "data set" if several else "paired seed", finals.level
+        difference, "data set" if several else "paired seed", finals.overall_level
     ).replace(",", " points of H,", 1)
     if not finals.shown:
         found = f"No difference shown: {measured}; the interval holds 0.{_what_it_excludes(finals)}"
@@ -45,6 +50,10 @@ def _verdict(records: Records) -> str:
         word = "better" if difference.mean > 0 else "worse"
         found = f"The best settings found test {word} than the released ones: {measured}."
     return f"{found} {_by_dataset(finals)}" if several else found
+
+
+def _named(tested_as: int) -> str:
+    return f"trial {tested_as}" if tested_as else "the released settings"
 
 
 def _kept(records: Records) -> str:
@@ -74,14 +83,12 @@ def _kept(records: Records) -> str:
 
 def _what_it_excludes(finals: FinalTest) -> str:
     """What the test could have shown, where that is known."""
-    if finals.detectable is None:
+    if finals.detectable is None or finals.difference is None:
         return ""
-    pairs = f"{len(finals.seeds)} pairs"
+    pairs = f"{finals.difference.n} pairs"
     excluded = f" Differences of {finals.matters:g} and more are excluded." if finals.excluded else ""
-    seen = number(finals.detectable)
-    return (
-        f" With {pairs}, a true difference of {seen} would have been shown in four of five tests.{excluded}"
-    )
+    seen = f"a true difference of about {number(finals.detectable)}"
+    return f" With {pairs}, {seen} would have been shown in four of five tests.{excluded}"
 
 
 def expectation(records: Records) -> str:
@@ -90,7 +97,8 @@ def expectation(records: Records) -> str:
     row = next((row for row in again.rows if row.number == again.chosen), None) if again else None
     if row is None or row.expected is None or row.probability is None:
         return ""
-    tested = f"; tested: {signed(finals.difference.mean)}" if finals and finals.difference else ""
+    difference = finals.difference if finals and not records.overtaken else None
+    tested = f"; tested: {signed(difference.mean)}" if difference else ""
     return (
         f"Expected of trial {row.number} before the test: {signed(row.expected)} points of H, better with a "
         f"probability of {chance(row.probability)}{tested}."
@@ -109,7 +117,7 @@ def advice(records: Records) -> str:
     chosen, finals = records.chosen, records.finals
     if chosen is None:
         return ""
-    if finals is None:
+    if finals is None or records.overtaken:
         return "Until the final test has been run, the released settings are the ones to use."
     if finals.same:
         return "Use the released settings."
@@ -162,7 +170,10 @@ def caveats(records: Records) -> list[str]:
             "not with published ones."
         )
     elif any(entry.published is not None for entry in records.tests.values()):
-        lines.append("Published figures are cited, not run here: their seeds, images and epochs may differ.")
+        lines.append(
+            "Published figures are cited, not run here: their seeds, images and epochs may differ, and their "
+            "H is that of mean accuracies, not the mean of each run's."
+        )
     else:
         lines.append("No published figure stands beside these: none is known for this very setting.")
     pruned = len(records.in_state("PRUNED"))
@@ -231,12 +242,18 @@ def _about_the_test(records: Records) -> list[str]:
             "search would have picked."
         )
     if several and any(entry.difference for entry in finals.datasets.values()):
-        lines.append("Each data set's interval stands alone: of twenty such, one misses by chance.")
+        such = round(1 / finals.alpha)
+        lines.append(f"Each data set's interval stands alone: of {such} such, one misses by chance.")
     shared = sorted(set(records.asked.seeds) & set(finals.seeds))
     if shared:
         lines.append(
             f"Final {'seed' if len(shared) == 1 else 'seeds'} {listed(shared)} also served the search: the "
             "settings were chosen on training images of the same draw."
+        )
+    if finals.looked_before:
+        lines.append(
+            f"The same settings were looked at before, after {listed(finals.looked_before)} pairs: an "
+            "interval that is looked at until it shows something is wrong more often than it says."
         )
     searched = [n for n in finals.tested if n]
     if len(searched) > 1:
@@ -261,7 +278,7 @@ def _out_of_date(records: Records) -> list[str]:
                 f"was no part of it. {again}"
             )
     chosen = records.chosen
-    if records.finals and chosen and records.finals.best.number != chosen.tested_as:
+    if records.finals and chosen and records.overtaken:
         lines.append(
             f"The final test is out of date: trial {records.finals.best.number} led when it was run, "
             f"trial {chosen.number} does now. {again}"

@@ -115,6 +115,11 @@ class Records:
         return next((t for t in self.trials if t.number == number), leading)
 
     @property
+    def overtaken(self) -> bool:
+        """Whether the final test is of an earlier choice: since then the search has gone on."""
+        return bool(self.finals and self.chosen and self.finals.best.number != self.chosen.tested_as)
+
+    @property
     def tests(self) -> Mapping[str, DatasetTest]:
         """The final test by data set; empty where there is none."""
         return self.finals.datasets if self.finals else {}

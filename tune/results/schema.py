@@ -317,7 +317,9 @@ class FinalTest(Versioned):
         same: Whether the chosen settings are the released ones, so that all runs are both sides.
         difference: The one data set's; over several, the interval of their mean differences.
         tested: Numbers of all trials whose settings have ever been tested, 0 for the released ones.
-        alpha: How often the intervals may be wrong.
+        alpha: How often a data set's interval may be wrong.
+        alpha_over_sets: How often that over several data sets may be; None where it is as often.
+        looks: Trial and pairs of the tests before this one, of other trials or with other seeds.
         matters: The smallest difference that matters, where pairs were added until it was decided.
         excluded: Whether a difference that matters is excluded.
         detectable: The smallest true difference that would have been shown in four of five such tests.
@@ -332,6 +334,8 @@ class FinalTest(Versioned):
     shown: bool
     tested: tuple[int, ...] = ()
     alpha: float = 0.05
+    alpha_over_sets: float | None = None
+    looks: tuple[tuple[int, int], ...] = ()
     matters: Figure | None = None
     excluded: bool = False
     detectable: Figure | None = None
@@ -340,8 +344,18 @@ class FinalTest(Versioned):
 
     @property
     def level(self) -> str:
-        """How often an interval holds the true difference, in percent."""
+        """How often a data set's interval holds the true difference, in percent."""
         return f"{100 * (1 - self.alpha):g}"
+
+    @property
+    def overall_level(self) -> str:
+        """How often that of `difference` does."""
+        return self.level if self.alpha_over_sets is None else f"{100 * (1 - self.alpha_over_sets):g}"
+
+    @property
+    def looked_before(self) -> tuple[int, ...]:
+        """Pairs after which the same settings were compared before."""
+        return tuple(pairs for number, pairs in self.looks if number == self.best.number)
 
     def sides(self, dataset: str) -> dict[str, tuple[Run, ...]]:
         """A data set's runs by side; those that are both sides count once."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from prometar.analysis.alignment import of_run
+from prometar.errors import UserError
 from prometar.metrics import over_all, t_interval
 from tune.execution.course import Course
 from tune.execution.reruns import Means, run_missing, runs_of
@@ -51,8 +52,10 @@ def run_finals(
         )
         for dataset in spec.names
     }
-    difference = over_all([each.difference for each in datasets.values()], level=1 - look.alpha)
     several = len(datasets) > 1
+    # Pairs are added for what seeds show on these data sets: over data sets it is looked at once.
+    alpha = _OVER_SETS if several else look.alpha
+    difference = over_all([each.difference for each in datasets.values()], level=1 - alpha)
     tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
     record = FinalTest(
         seeds=seeds,
@@ -64,6 +67,8 @@ def run_finals(
         shown=bool(difference and difference.excludes_zero),
         tested=tuple(sorted(tested)),
         alpha=look.alpha,
+        alpha_over_sets=alpha if several else None,
+        looks=_looks_before(folder, best, seeds),
         matters=spec.matters,
         # Of training seeds alone: with several data sets the difference shown is over those.
         excluded=bool(found and found.excluded and spec.matters is not None and not several),
@@ -75,6 +80,7 @@ def run_finals(
     return record
 
 
+_OVER_SETS = 0.05
 _SIDES = ("best", "released")
 _Runs = Mapping[tuple[str, str, int], Run]
 
@@ -84,6 +90,18 @@ def _looks(spec: StudySpec, *, same: bool) -> tuple[Look, ...]:
     if spec.matters is None:
         return (Look(len(spec.final_seeds), 0.05),)
     return (Look(ALONE, 0.05),) if same else LOOKS
+
+
+def _looks_before(folder: StudyFolder, best: Tested, seeds: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """What finals.json has told so far: whoever has seen it may have asked for more because of it."""
+    try:
+        before = FINAL_TEST.read(folder / "finals.json")
+    except UserError:  # there is none, or nobody can read it
+        return ()
+    again = (before.best.number, before.seeds) == (best.number, tuple(seeds))
+    if again or before.same or not before.seeds:
+        return before.looks
+    return (*before.looks, (before.best.number, len(before.seeds)))
 
 
 def _runs(

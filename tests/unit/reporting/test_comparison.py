@@ -23,11 +23,11 @@ from tests.support.report_study import (
     trial,
     write,
 )
-from tests.unit.reporting.test_html import Text, runs
+from tests.unit.reporting.test_html import UP, Text, runs
 from tune.reporting.comparison import build_comparison, compare, print_comparison
 from tune.reporting.plots import style
 
-TRIALS = [trial(0), trial(1, settings={**RELEASED, "optim.lr": 0.0123})]
+TRIALS = [trial(0), trial(1, objective=90.0, settings={**RELEASED, "optim.lr": 0.0123})]
 
 
 @pytest.fixture(autouse=True)
@@ -160,8 +160,10 @@ def test_other_ranges_and_released_settings_are_differences(tmp_path: Path) -> N
 
 def test_the_page_holds_all_parts(tmp_path: Path) -> None:
     a, b = study(tmp_path / "a", {"dtd": runs(73, 74)}), study(tmp_path / "b", {"dtd": runs(71, 71)}, seed=8)
-    (b / "lastround.json").write_text((write(tmp_path / "x", description(), TRIALS, lastround=last_round(
-        TRIALS)) / "lastround.json").read_text())  # fmt: skip
+    again = last_round(TRIALS) | {"chosen": 1}
+    (b / "lastround.json").write_text(
+        (write(tmp_path / "x", description(), TRIALS, lastround=again) / "lastround.json").read_text()
+    )
     build_comparison(a, b, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     text = " ".join(Text(html).words.split())
@@ -271,3 +273,10 @@ def test_wrong_usage_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_test_of_an_earlier_choice_is_not_compared(tmp_path: Path) -> None:
+    a, b = (study(tmp_path / name, {"dtd": runs(73, 74)}) for name in "ab")
+    write(b, description(), [*TRIALS, trial(2, objective=95.0)], finals=finals(TRIALS[1], {"dtd": UP}))
+    assert compare(a, b).verdict.startswith("The two can't be compared on test images: the final test of ")
+    assert "is of an earlier choice" in compare(a, b).verdict

@@ -429,3 +429,40 @@ def test_what_keeps_the_bounds_is_said(tmp_path: Path) -> None:
     text = " ".join(Text(page(rich_study(tmp_path, bounds=bounds))).words.split())
     assert re.search(r"(\d+) of \1 finished trials keep base at least 1; the released settings do\.", text)
     assert "settings break" not in text
+
+
+LOOKED = (
+    "The same settings were looked at before, after 3 and 6 pairs: an interval that is looked at until it"
+)
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_a_test_that_was_looked_at_before_says_so(tmp_path: Path) -> None:
+    looks = [[1, 3], [2, 5], [1, 6]]
+    assert LOOKED in words(tmp_path / "again", tested=final_of(looks=looks))
+    assert "looked at before" not in words(tmp_path / "others", tested=final_of(looks=[[2, 5]]))
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_a_test_of_an_earlier_choice_speaks_for_no_other(tmp_path: Path) -> None:
+    """best.yaml holds the new choice by then."""
+    longer = [*TRIALS, trial(4, objective=90.0)]
+    again = last_round(longer) | {"chosen": 4}
+    again["rows"] = [{**row, "expected": 3.0, "probability": 0.9} for row in again["rows"]]
+    found = words(tmp_path, longer, final_of(), again=again)
+    assert "its final test is of an earlier choice, trial 1; now it is trial 4. The same command" in found
+    assert (
+        "Expected of trial 4 before the test: +3.00 points of H, better with a probability of 0.90." in found
+    )
+    assert "Until the final test has been run, the released settings are the ones to use." in found
+    assert "Use trial" not in found
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_the_interval_over_data_sets_has_a_level_of_its_own(tmp_path: Path) -> None:
+    tested = finals(TRIALS[1], {"dtd": UP, "pets": UP}, alpha=0.005, alpha_over_sets=0.05)
+    found = words(tmp_path, tested=tested)
+    assert "points of H, 95 % interval" in found
+    assert "over data sets (95 % interval)" in found
+    assert "difference (99.5 % interval)" in found
+    assert "of 200 such, one misses by chance" in found

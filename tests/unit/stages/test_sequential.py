@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
-from tune.stages.sequential import LOOKS, verdict
+from tune.stages.sequential import LOOKS, detectable, verdict
 
 
 def study(rng: np.random.Generator, gain: float, spread: float = 1.1) -> tuple[int, bool, bool]:
@@ -49,3 +50,13 @@ def test_no_difference_ends_when_what_matters_is_excluded() -> None:
 
 def test_a_single_pair_shows_nothing() -> None:
     assert verdict([3.0], 0.05, matters=1.0) is None
+
+
+@pytest.mark.parametrize(("pairs", "alpha"), [(3, 0.05), (5, 0.005), (15, 0.02)])
+def test_what_is_called_detectable_is_shown_in_four_of_five_tests(pairs: int, alpha: float) -> None:
+    unit = np.random.default_rng(0).normal(size=pairs)
+    unit = unit / np.std(unit, ddof=1)
+    true = detectable(list(unit), alpha)
+    drawn = true + np.random.default_rng(1).normal(size=(20_000, pairs))
+    half = stdtrit(pairs - 1, 1 - alpha / 2) * drawn.std(axis=1, ddof=1) / pairs**0.5
+    assert np.mean(drawn.mean(axis=1) > half) == pytest.approx(0.8, abs=0.01)
