@@ -16,7 +16,7 @@ from rich.console import Console
 
 from prometar.config.settings import dump_config
 from prometar.data.streaming.shared_images import shared_images
-from prometar.distributed.local_ray import start_ray
+from prometar.distributed.local_ray import require_address, start_ray
 from prometar.distributed.placement import (
     Node,
     ResourcePlan,
@@ -100,6 +100,8 @@ class Place:
             raise UserError(f"--lockstep must be at least 1, found {self.lockstep}")
         require_shares(self.max_concurrent, self.cpus_per_trial, self.gpus_per_trial, noun="trial")
         check_trackers(self.trackers)
+        if self.address is not None:
+            require_address(self.address)
         for option, value in (("max-hours", self.max_hours), ("trial-timeout", self.trial_timeout)):
             if value is not None and not 0 < value <= _MOST:
                 raise UserError(f"--{option} must be above 0 and at most {_MOST:,.0f}, found {value:g}")

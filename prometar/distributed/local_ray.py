@@ -133,18 +133,27 @@ def _knock(host: str, port: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _require_server(address: str) -> None:
-    """Ray itself would try for ten minutes before it says that nobody is there."""
+def require_address(address: str) -> None:
+    """
+    Raises:
+        UserError: it is none that Ray can be joined at.
+    """
     host, _, port = address.rpartition(":")
-    if address == "auto":
-        return  # Ray knows where to look
     if "://" in address:
         raise UserError(
             f"--address {address}: a study is no client of Ray's; start it on a machine of the cluster "
             "(--address auto), or submit it (clusters/submit.py)"
         )
-    if not (host and port.isdigit()):
+    if address != "auto" and not (host and port.isdigit()):
         raise UserError(f"--address {address}: it is auto, or HOST:PORT of the cluster's head")
+
+
+def _require_server(address: str) -> None:
+    """Ray itself would try for ten minutes before it says that nobody is there."""
+    require_address(address)
+    if address == "auto":
+        return  # Ray knows where to look
+    host, _, port = address.rpartition(":")
     try:
         _knock(host, port)
     except (OSError, OverflowError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prometar.comparison.render import print_comparison
-from prometar.distributed.local_ray import start_ray
+from prometar.distributed.local_ray import require_address, start_ray
 from prometar.distributed.placement import plan_resources, uses_gpu
 from prometar.errors import WorkError
 from prometar.io.lock import locked
@@ -34,6 +34,10 @@ class Place:
     cpus_per_run: float = 1.0
     gpus_per_run: float | None = None
     verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.address is not None:
+            require_address(self.address)
 
 
 def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> Table:

@@ -42,6 +42,8 @@ SEARCHES = [
     (["--max-hours", "0"], "--max-hours must be above 0"),
     (["--trial-timeout", "inf"], "--trial-timeout must be above 0 and at most 1,000,000, found inf"),
     (["--track", "diary"], "diary"),
+    (["--address", "ray://head:10001"], "--address ray://head:10001: a study is no client of Ray's"),
+    (["--address", "head"], "--address head: it is auto, or HOST:PORT of the cluster's head"),
     (["--dataset", "imagenet21k"], "unknown data set 'imagenet21k': known are imagenet, "),
     (["--dataset", "dtd", "--backbone", "mini"], "data set 'dtd' needs its files: pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
