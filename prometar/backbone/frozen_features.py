@@ -13,29 +13,10 @@ from torch import Tensor
 from prometar.backbone.clip import Clip
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.vision import embed_images, encode_image
-from prometar.errors import UserError
+from prometar.backbone.wording import filled
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context length)."""
-
-
-def readable(classname: str) -> str:
-    """The class name as it stands in a prompt: underscores become spaces."""
-    return classname.replace("_", " ")
-
-
-def filled(template: str, classname: str) -> str:
-    """A template with the class name for its "{}"; other braces are text.
-
-    Example:
-        >>> filled("a photo of a {}.", "polka_dotted")
-        'a photo of a polka dotted.'
-    Raises:
-        UserError: the template has no "{}", or several.
-    """
-    if template.count("{}") != 1:
-        raise UserError(f"the template {template[:80]!a} must hold {{}} once, where a class's name goes")
-    return template.replace("{}", readable(classname))
 
 
 def frozen_text(

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from prometar.backbone.wording import is_template
 from prometar.data.datasets.dataset import flaw_of
 from prometar.device import fetch
 from prometar.errors import UserError, first_line
@@ -107,5 +108,5 @@ def _plain(card: dict[str, Any]) -> bool:
     match card:
         case {"classnames": [_, *_] as names, "template": str() as template, "backbone": {"digest": str()}}:
             named = all(isinstance(name, str) and not flaw_of(name) for name in names)
-            return named and template.count("{}") == 1
+            return named and is_template(template)
     return False

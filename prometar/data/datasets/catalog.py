@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prometar.backbone.wording import is_template
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE, Benchmark, how_to_get, layout_in
@@ -136,7 +137,7 @@ def _open_own(name: str, root: str | None, args: Mapping[str, Any]) -> Dataset:
             f"{name} must return items of a path, a label and a class name, found {strange!a:.200}"
         )
     for template in (found.template, *found.wordings.values()):
-        if not isinstance(template, str) or template.count("{}") != 1:
+        if not is_template(template):
             raise UserError(
                 f"{name} must return a template with one {{}} for the class's name, found {template!a:.80}"
             )

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Protocol
 from unicodedata import category
 
+from prometar.backbone.wording import readable
 from prometar.errors import UserError
 
 
@@ -96,7 +97,7 @@ class Dataset:
 
 def as_read(name: str) -> str:
     """A class name as CLIP reads it: lower case, and _ as a space."""
-    return " ".join(name.replace("_", " ").lower().split())
+    return " ".join(readable(name).lower().split())
 
 
 def classnames(items: Iterable[Item]) -> tuple[str, ...]:

@@ -217,9 +217,8 @@ def _class_names(wanted: HubName, tables: Sequence[ImageFile]) -> tuple[str, ...
     Raises:
         UserError: numbers without names, or files that disagree about what a label means.
     """
-    kinds = {
-        isinstance(one, str): table.path for table in tables for one in table.labels() if one is not None
-    }
+    labels = {table.path: set(table.labels()) - {None} for table in tables}
+    kinds = {isinstance(one, str): path for path, found in labels.items() for one in found}
     if len(kinds) > 1:
         raise UserError(
             f"the labels are text in {kinds[True]} and numbers in {kinds[False]}: choose other files or "
@@ -228,7 +227,7 @@ def _class_names(wanted: HubName, tables: Sequence[ImageFile]) -> tuple[str, ...
     if wanted.names:
         return _names_in(Path(wanted.names))
     if True in kinds:
-        return tuple(sorted({one for table in tables for one in table.labels() if isinstance(one, str)}))
+        return tuple(sorted(map(str, set().union(*labels.values()))))
     named = {names: table.path for table in tables if (names := table.classnames())}
     if len(named) > 1:
         first, second, *_ = named.values()
