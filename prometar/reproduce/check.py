@@ -62,7 +62,7 @@ def look(asked: Asked) -> Found:
     if missing.keys() >= set(asked.trained_on):
         first, *others = missing.values()
         more = f" ({len(others)} more data sets cannot be used either)" if others else ""
-        raise UserError(f"there is nothing to train on: {first}{more}")
+        raise UserError(f"no data set can be trained on: {first}{more}")
     backbone = next(iter(asked.configs.values())).backbone
     clip = load_backbone(backbone.name, backbone.pretrained).clip
     contents[WEIGHTS] = weights_digest(clip.to(dtype=DTYPES[backbone.precision]))

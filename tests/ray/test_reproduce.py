@@ -224,10 +224,10 @@ WRONG = [
     (["--set", "data.args.side=8"], "--set data.args.side: the data sets of a grid are opened without"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate'"),
     (["--gpus-per-run", "half"], "--gpus-per-run 'half': expected a number, or auto"),
-    ([], "there is nothing to train on: data set 'imagenet' needs its files: pass --data-root DIR, the "
+    ([], "no data set can be trained on: data set 'imagenet' needs its files: pass --data-root DIR, the "
      "folder that holds imagenet/, or get it with `prometar data download imagenet` (10 more data sets "
      "cannot be used either)"),
-    (["--protocol", "cross-dataset"], "there is nothing to train on: data set 'imagenet' needs its files"),
+    (["--protocol", "cross-dataset"], "no data set can be trained on: data set 'imagenet' needs its files"),
     (["--datasets", "textures", "--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--datasets", "textures", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
 ]  # fmt: skip
