@@ -60,7 +60,10 @@ def main(arguments: list[str]) -> int:
         return 1
     ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
     code = ["--working-dir", str(ROOT), "--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]
-    return subprocess.run([*ray, *code, *arguments]).returncode
+    try:
+        return subprocess.run([*ray, *code, *arguments]).returncode
+    except KeyboardInterrupt:  # it ends the following; the job goes on
+        return 130
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -121,8 +122,11 @@ def run_study(
         WorkError: another process runs the study, or all its trials fail.
         KeyboardInterrupt: a signal asked to stop; the same command goes on.
     """
-    # In a notebook too: lines as they come, not a display each.
-    console = console or Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False)
+    # In a notebook too: lines as they come, not a display each; its kernel asks for colours by FORCE_COLOR.
+    terminal = bool(sys.stdout and sys.stdout.isatty())
+    console = console or Console(
+        highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=terminal
+    )
     checked = check(spec)
     folder = StudyFolder(place.out, place.name)
     storage = place.storage or folder.storage
@@ -346,7 +350,8 @@ def _search(
     elif memory.wants(spec.trials) and stopping.out_of_time():
         console.print("the time for searching is used up: no more trials are begun (--max-hours)")
     if memory.num_waiting:
-        console.print(f"{memory.num_waiting} enqueued settings wait for a larger --trials")
+        more = "larger --trials" if not memory.wants(spec.trials) else "longer --max-hours"
+        console.print(f"{memory.num_waiting} enqueued settings wait for a {more}")
     reason = memory.hopeless()
     if not reason and memory.best() is None and stopping.out_of_time():
         raise WorkError(f"no trial of the study {folder.path} has finished within --max-hours: allow it more")

@@ -70,11 +70,11 @@ def _unforeseen(error: Exception) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    print(f"error: {_printable(message)}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return status
 
 
-def _printable(message: str) -> str:
+def printable(message: str) -> str:
     """One line in which a stranger's file name can neither move the cursor nor colour the terminal."""
     line = " ".join(message.encode("utf-8", "backslashreplace").decode().split("\n"))
     return "".join(c if category(c) != "Cc" else c.encode("unicode_escape").decode() for c in line)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from prometar.cli.console import printable
 from prometar.cli.options import PLAIN, RootOption
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import place_of
@@ -56,7 +57,7 @@ def data_list(data_root: RootOption = None) -> None:
     for row in rows:
         lines = [*row.differences, *filter(None, (row.problem, row.note))]
         if row.where and lines:
-            print(f"{row.name}: {'; '.join(lines)}")
+            print(printable(f"{row.name}: {'; '.join(lines)}"))
 
 
 def _sizes(row: Listed, root: str | None) -> tuple[str, ...]:
@@ -93,10 +94,10 @@ def data_check(
     _obtain(name, data_root)
     found = check(name, data_root)
     for line in (*found.problems, *(broken.message for broken in found.broken)):
-        print(line, file=sys.stderr)
-    print(found)
+        print(printable(line), file=sys.stderr)
+    print(printable(str(found)))
     for note in found.notes:
-        print(f"  {note}")
+        print(f"  {printable(note)}")
     wrong = [f"{len(found.broken)} images are missing or broken"] if found.broken else []
     wrong += [f"{len(found.problems)} entries of the list are wrong"] if found.problems else []
     if wrong:
@@ -133,7 +134,7 @@ def data_download(
         for key in result.kept:
             print(f"there already: {result.folder / key}")
         if result.note:
-            print(result.note)
+            print(printable(result.note))
         for line in result.missing:
             print(f"still to get by hand: {line}")
         if result.missing:

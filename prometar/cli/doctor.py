@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from prometar.cli.console import printable
 from prometar.cli.options import RootOption
 from prometar.config.settings import absolute_root
 from prometar.distributed.local_ray import configure_ray
@@ -34,7 +35,7 @@ def doctor(
     root = absolute_root(data_root) if data_root else None
     refused = 0
     for finding in examine(names, root, *default_backbone(names, backbone, pretrained), out, address):
-        print(finding, flush=True)
+        print(printable(str(finding)), flush=True)
         refused += finding.status is Status.REFUSED
     if refused:
         raise WorkError(f"a study would be refused here for {refused} of these")

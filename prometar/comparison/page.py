@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import mean
 
@@ -16,6 +17,7 @@ KIND = "compare"
 """Of page, for `prometar.io.pages`."""
 
 _LEFT, _WIDTH, _TOP, _ROW = 190, 480, 34, 26  # of a plot, in SVG units
+_MOST_TICKS = 10  # that fit beside each other
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def rank_plot(found: Comparison, column: Column) -> RankPlot | None:
         Dot(m, ranks[m], m == found.reference, place(ranks[m]), _TOP + _ROW * (row + 0.5))
         for row, m in enumerate(sorted(ranks, key=ranks.__getitem__))
     ]
-    ticks = {rank: place(rank) for rank in range(1, last + 1)}
+    every = math.ceil(last / _MOST_TICKS)
+    ticks = {rank: place(rank) for rank in range(1, last + 1, every)}
     n = len(column.ranks.datasets)
     title = f"{column.name}: average rank over {n} data set{'' if n == 1 else 's'}, 1 is best"
     return RankPlot(title, tuple(dots), ticks, _WIDTH, _TOP + _ROW * len(dots) + 8)

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import socket
+import sys
 from contextlib import nullcontext
 from typing import Any
 
@@ -55,6 +56,7 @@ def start_ray(
     if not ray.is_initialized():
         if address is None:
             _require_open_files()
+            _require_docstrings()
         quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
         with nullcontext() if address or verbose else without_helpers():
@@ -113,6 +115,15 @@ def _require_open_files() -> None:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
 
 
+def _require_docstrings() -> None:
+    """
+    Raises:
+        WorkError: Python leaves them out, without which Ray's own processes end.
+    """
+    if sys.flags.optimize > 1:
+        raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")
+
+
 def head_is_gone() -> bool:
     """Whether the Ray that this process is part of has lost its head: nobody listens there any more."""
     import ray
@@ -126,6 +137,16 @@ def head_is_gone() -> bool:
     except OSError:  # nobody knows: it may be far away
         pass
     return False
+
+
+def own_node_is_gone() -> bool:
+    """Whether Ray's head holds the part of Ray on this machine for dead: nothing is run here any more."""
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
 
 
 def _knock(host: str, port: str) -> None:

@@ -64,11 +64,11 @@ def load(reference: str) -> Any:
 
 
 @contextmanager
-def failing(reference: str) -> Iterator[None]:
-    """Tell an error of a user's own code in one line, with its place; errors meant for users pass."""
+def failing(reference: str, *, but: tuple[type[Exception], ...] = (UserError,)) -> Iterator[None]:
+    """Tell an error of a user's own code in one line, with its place; `but` kinds that are meant to pass."""
     try:
         yield
-    except UserError:
+    except but:
         raise
     except Exception as error:
         last = extract_tb(error.__traceback__)[-1]

@@ -8,13 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import FrameType
 
 from rich.console import Console
 
-from prometar.distributed.local_ray import head_is_gone
+from prometar.distributed.local_ray import head_is_gone, own_node_is_gone
+from prometar.errors import WorkError
 from prometar.interrupts import INTERRUPTED, MESSAGE
+from tune.optimizer.storage import GO_ON
 
+_LOOK = 10  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -75,9 +79,18 @@ class Stopping:
         )
 
     def _watch(self, over: threading.Event) -> None:
-        """Left to itself, Ray would look for its head for a minute and then abort."""
-        while not over.wait(1):
-            if self.asked and head_is_gone() and not over.is_set():  # else it has just been closed
-                self._console.show_cursor()
-                self._console.print(f"Ray has been ended too; {MESSAGE}")
-                os._exit(INTERRUPTED)  # nothing of Ray can be closed any more; what was told is on disk
+        """Left to itself, Ray would look for its head for a minute and then abort; for its node it waits."""
+        for second in count():
+            if over.wait(1):
+                return
+            gone = (self.asked or second % _LOOK == 0) and head_is_gone()
+            if self.asked and gone and not over.is_set():  # else it has just been closed
+                self._end(f"Ray has been ended too; {MESSAGE}", INTERRUPTED)
+            if second % _LOOK == 0 and not gone and own_node_is_gone() and not over.is_set():
+                self._end(f"Ray has died on this machine; {GO_ON}", WorkError.exit_code)
+
+    def _end(self, message: str, status: int) -> None:
+        """Nothing of Ray can be closed any more; what was told is on disk."""
+        self._console.show_cursor()
+        self._console.print(message)
+        os._exit(status)

@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from prometar.errors import UserError
+from prometar.parts.reference import failing, reference_of
 from tune.optimizer.choices import require_choices
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
 from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, PointSampler, sampler_of
-from tune.optimizer.storage import drive_study
+from tune.optimizer.storage import LOST, drive_study
 from tune.optimizer.trial_counts import REPEAT, Settings, Tally
 from tune.optimizer.trial_schema import (
     CURVE,
@@ -109,6 +112,7 @@ class Memory:
         require_choices(space, sampler=sampler, pruner=pruner, goals=goals, bounds=bounds)
         self._space, self._seed, self._reference = space, seed, reference
         self._sampler, self._goals, self._bounds = sampler_of(sampler), tuple(goals), tuple(bounds)
+        self._drawing, self._pruning = _own("sampler", sampler), _own("pruner", pruner)
         self._front = FRONT_PRUNERS.get(pruner) if len(goals) > 1 else None
         directions = [GOALS[goal] for goal in goals]
         chosen = pruner_of(pruner, epochs)
@@ -252,8 +256,9 @@ class Memory:
             number = self._tally.created
             self._tally.created += 1
             self._tally.begun += 1
-        self._seed_draw(number, sampler)
-        return _Running(self._study.ask())
+        with self._drawing():
+            self._seed_draw(number, sampler)
+            return _Running(self._study.ask())
 
     def _resume(self, number: int) -> _Running:
         self._seed_draw(number)  # it may have died in the draw
@@ -285,7 +290,8 @@ class Memory:
     def _begin(self, running: _Running) -> Asked | None:
         """A trial to run; None where its settings are an earlier trial's."""
         number = running.trial.number
-        asked = Asked(number, self._space.draw(running.trial))
+        with self._drawing():
+            asked = Asked(number, self._space.draw(running.trial))
         first = self._tally.first(number, self._in_order(asked.settings))
         if first == number:
             self._storage.keep()
@@ -331,7 +337,8 @@ class Memory:
 
     def _prunes(self, trial: Trial, epoch: int) -> bool:
         if len(self._goals) == 1:
-            return trial.should_prune()
+            with self._pruning():
+                return trial.should_prune()
         own = trial.user_attrs.get(LOSSES, {}).get(str(epoch))
         if self._front is None or own is None:
             return False
@@ -390,6 +397,11 @@ class Memory:
     def best(self) -> TrialRecord | None:
         """The finished trial with the highest objective, whatever it breaks; the earliest of equals."""
         return next(iter(by_score(self.ended())), None)
+
+
+def _own(axis: str, name: str) -> Callable[[], AbstractContextManager[None]]:
+    """While a sampler or a pruner works: an error of a user's own is told as that."""
+    return partial(failing, name, but=(UserError, *LOST)) if reference_of(axis, name) else nullcontext
 
 
 def failure(result: Mapping[str, Any], goals: Sequence[str] = ()) -> str:

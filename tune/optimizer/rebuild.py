@@ -10,11 +10,10 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import DatabaseError
 
 from prometar.errors import UserError, first_line
 from prometar.io.stores import masked
-from tune.optimizer.storage import open_study, opening
+from tune.optimizer.storage import DamagedError, file_of, open_study, opening
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import (
     CURVE,
@@ -36,8 +35,7 @@ NOT_RECORDED = "its record is not there"
 
 def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list[int]:
     """Numbers of the recorded trials that a storage lacks, or has with other settings or in another state."""
-    trials = open_study(storage, name).get_trials(deepcopy=False) if name in kept_names(storage) else []
-    kept = {trial.number: trial for trial in trials}
+    kept = {trial.number: trial for trial in _kept_trials(storage, name)}
     return [
         record.number
         for record in records
@@ -47,18 +45,27 @@ def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list
     ]
 
 
+def _kept_trials(storage: str, name: str) -> list[FrozenTrial]:
+    """None where the storage does not have the study, or its file is damaged."""
+    if name not in kept_names(storage):
+        return []
+    try:
+        with opening(storage):
+            return open_study(storage, name).get_trials(deepcopy=False)
+    except DamagedError:
+        return []
+
+
 def kept_names(storage: str) -> set[str]:
-    """A storage's studies; none is made where there is none, or its file is no database any more."""
-    file = storage.removeprefix("sqlite:///")
-    if file != storage and not Path(file).exists():
+    """A storage's studies; none is made where there is none, or its file is damaged."""
+    file = file_of(storage)
+    if file is not None and not Path(file).exists():
         return set()
-    with opening(storage):
-        try:
+    try:
+        with opening(storage):
             return {study.study_name for study in get_storage(storage).get_all_studies()}
-        except DatabaseError as error:
-            if file == storage or type(error) is not DatabaseError:  # others pass, such as a locked file
-                raise
-            return set()
+    except DamagedError:
+        return set()
 
 
 def rebuild(

@@ -14,12 +14,13 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, InMemoryStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.stores import masked
 from tune.optimizer.optuna_private import id_of, let_go
 
+LOST = SQLAlchemyError, StorageInternalError  # what a storage raises that has failed
 GO_ON = "the same command goes on from here"
 Directions = Sequence[Literal["minimize", "maximize"]]
 
@@ -159,6 +160,29 @@ def drive_study(
         return optuna.load_study(storage=kept, study_name=name, pruner=pruner), kept
 
 
+def file_of(storage: str) -> str | None:
+    """The file of an SQLite storage."""
+    return storage.removeprefix("sqlite:///") if storage.startswith("sqlite:///") else None
+
+
+class DamagedError(WorkError):
+    """The storage's file is no database any more, or only in part."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(
+            f"{file} is damaged: move it away; then the same command begins it anew, or with --from-records "
+            "from the records of trials, where there are any"
+        )
+
+
+def _require_whole(storage: str, error: Exception) -> None:
+    """Raises a DamagedError where that is what an error says."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    file = file_of(storage)
+    if file is not None and (type(cause) is DatabaseError or os.path.isdir(file)):  # else e.g. a locked one
+        raise DamagedError(file) from None
+
+
 @contextmanager
 def opening(storage: str) -> Iterator[None]:
     """While a storage is opened: what is wrong with it is one line.
@@ -169,9 +193,10 @@ def opening(storage: str) -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield
-    except (SQLAlchemyError, ImportError, ValueError) as error:
+    except (*LOST, ImportError, ValueError) as error:
+        _require_whole(storage, error)
         reason = f"cannot open the study storage {storage}: {str(error).splitlines()[0]}"
-        if isinstance(error, SQLAlchemyError) and not isinstance(error, ArgumentError):
+        if isinstance(error, LOST) and not isinstance(error, ArgumentError):
             raise WorkError(f"{masked(reason)}; when it answers again, {GO_ON}") from None
         raise UserError(masked(reason)) from None
 
@@ -189,12 +214,12 @@ def reachable(storage: str) -> Iterator[None]:
         raise WorkError(
             f"another process writes this study in {masked(storage)} too: end one of them; then {GO_ON}"
         ) from None
-    except (SQLAlchemyError, StorageInternalError) as error:
-        file = storage.removeprefix("sqlite:///")
-        if file != storage and not os.path.exists(file):
+    except LOST as error:
+        if (file := file_of(storage)) is not None and not os.path.exists(file):
             raise WorkError(
                 f"{file} has been moved or removed meanwhile: put it back; then {GO_ON}"
             ) from None
+        _require_whole(storage, error)
         cause = error.__cause__ or error  # Optuna's own text speaks of invalid data, whatever the cause
         reason = masked(f"the study storage {storage} failed: {str(cause).splitlines()[0]}")
         raise WorkError(f"{reason}; {GO_ON}") from None

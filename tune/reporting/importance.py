@@ -84,9 +84,6 @@ def _density(values: Sequence[object], entry: Range) -> Density:
     """How often each choice, or each cell of the range, is drawn: with one more draw that is uniform."""
     if isinstance(entry, Choice):
         counts = np.array([sum(value == choice for value in values) for choice in entry.choices], float)
-        # Each draw tells a little of the other choices too, as it does of the cells beside its own.
-        told = 1 / (np.count_nonzero(counts) + 1)
-        counts = (counts + told * counts.sum()) / (1 + told * counts.size)
         return (counts + 1 / counts.size) / (len(values) + 1)
     places = np.array([entry.unit(value) for value in values])
     cells = np.arange(min(_CELLS, entry.high - entry.low + 1) if isinstance(entry.low, int) else _CELLS)

@@ -7,8 +7,8 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,24 @@ class StudyFolder:
         """The folder of a final run of trial `number`'s settings."""
         return self.path / "finals" / f"trial-{number:04d}-{file_name(dataset)}-seed{seed}"
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Hold the study alone.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the study alone. Folders made for it go again where an error leaves nothing in them.
 
         Raises:
             WorkError: another process holds it (says which), or the folder cannot be written.
         """
-        return locked(self.path, f"the study {self.path}")
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        with locked(self.path, f"the study {self.path}"):
+            try:
+                yield
+            except BaseException:
+                if made and os.listdir(self.path) == ["lock"]:
+                    with suppress(OSError):
+                        (self.path / "lock").unlink()
+                        for path in made:
+                            path.rmdir()
+                raise
 
     @property
     def begun(self) -> bool:

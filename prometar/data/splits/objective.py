@@ -106,8 +106,12 @@ def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
     # Else one name too few is chosen among. Classes that are only tested are left out, as the field does.
     _require_images(dataset, dataset.test, labels_of(dataset.train), "test")
-    if not test_new:
-        raise UserError(f"{dataset.name} has one class: new ones take two at least")
+    if min(len(set(labels_of(items))) for items in (train_base, test_new)) < 2:
+        number = len(set(labels_of(dataset.train)))
+        raise UserError(
+            f"{dataset.name} has too few classes, {number}: base and new ones are two each at least, since "
+            "among one name all is right"
+        )
     return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
 
 

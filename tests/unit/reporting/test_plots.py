@@ -20,7 +20,7 @@ from tune.reporting.importance import MIN_COMPLETE, TOP, importances
 from tune.reporting.plots import course, goals, settings
 from tune.reporting.plots.finals import Row, forest
 from tune.results.schema import TrialRecord
-from tune.space.spaces import Space
+from tune.space.spaces import Choice, Space
 
 RANGES = ranges_of()
 
@@ -172,19 +172,40 @@ def test_importance_finds_the_setting_that_matters() -> None:
 
 
 def test_importance_is_close_to_optuna_s() -> None:
-    """The same measure, with another estimate of the densities."""
+    """The same measure, with another estimate of the densities; Optuna's evens out those of choices more."""
+    numbers = {k: entry for k, entry in RANGES.items() if not (isinstance(entry, Choice) or entry.when)}
     done = [t for t in TRIALS if t.state == "COMPLETE"]
     study = optuna.create_study(direction="maximize")
     for one in done:
-        fixed = FixedTrial(dict(one.settings))
-        Space("a space", RANGES).draw(fixed)
+        fixed = FixedTrial({key: one.settings[key] for key in numbers})
+        Space("a space", numbers).draw(fixed)
         params, distributions = fixed.params, fixed.distributions
         study.add_trial(create_trial(value=one.objective, params=params, distributions=distributions))
     theirs = PedAnovaImportanceEvaluator(target_quantile=TOP).evaluate(study)
-    ours = importances(TRIALS, RANGES).shares
+    ours = importances(TRIALS, numbers).shares
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         assert ours[key] == pytest.approx(value / sum(theirs.values()), abs=0.05), key
+
+
+def test_a_choice_that_decides_all_is_found_as_a_number_is() -> None:
+    """Each is ranked first of two in most studies of 24 trials, and neither is where nothing matters."""
+    kinds = Choice(type="choice", choices=["a", "b", "c"])
+    ranges = {"optim.lr": RANGES["optim.lr"], "regularizer.kind": kinds}
+    first = dict[str, list[str]]()
+    for deciding in ("optim.lr", "regularizer.kind", "nothing"):
+        for seed in range(40):
+            rng, trials = random.Random(seed), []
+            for number in range(24):
+                rate, kind = rng.random(), rng.randrange(3)
+                worth = {"optim.lr": 3 * rate, "regularizer.kind": 1.5 * kind, "nothing": 0}[deciding]
+                settings = {"optim.lr": 1e-4 * 1000**rate, "regularizer.kind": "abc"[kind]}
+                value = 50 + worth + rng.gauss(0, 0.5)
+                trials.append(trial(number, objective=value, settings={**RELEASED, **settings}))
+            first.setdefault(deciding, []).append(importances(trials, ranges).ranked[0])
+    assert first["optim.lr"].count("optim.lr") >= 34
+    assert first["regularizer.kind"].count("regularizer.kind") >= 34
+    assert 8 <= first["nothing"].count("regularizer.kind") <= 32
 
 
 def test_importance_judges_conditional_settings_by_the_trials_that_have_them() -> None:
