@@ -267,3 +267,12 @@ def test_a_large_upload_is_refused_before_it_is_packed(tmp_path: Path) -> None:
     (tmp_path / ".rayignore").write_text("/data\n")
     assert refusal(tmp_path, limit_mib=2) is None
     assert not refusal(ROOT)
+
+
+def test_ctrl_c_ends_the_following_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    submit = script("submit")
+    monkeypatch.setattr(submit.subprocess, "run", interrupted)
+    assert submit.main(["--", "python", "tune/search.py"]) == 130

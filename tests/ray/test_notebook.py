@@ -31,6 +31,7 @@ def test_the_notebook_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     cells = {cell.id: cell for cell in notebook.cells}
     assert "search: 2 runs, 2 epochs, " in shown(cells["budget"], "text")
     said = shown(cells["search"], "text") + shown(cells["search"], "text/plain")
+    assert "\x1b[" not in said, "lines as they come: no terminal is there to move a cursor in"
     assert "2 trials of 1 epochs, prometar on cells with mini" in said
     assert "the whole study, its final runs too, takes at most" in said
     study = Study(tmp_path / "out" / "notebook")

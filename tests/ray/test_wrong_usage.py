@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from prometar.cli.app import main as prometar_main
@@ -284,3 +285,27 @@ def test_nothing_is_written_into_the_data_folder(own_dtd: Path, tmp_path: Path, 
     args = ["train", "--set", "data.name=dtd", "--data-root", str(own_dtd), "--out", str(tmp_path / "run")]
     assert prometar_main([*args, "--set", "train.epochs=1"]) == 0
     assert sorted(own_dtd.rglob("*")) == before
+
+
+def test_what_no_machine_has_is_refused_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, ray_local: None
+) -> None:
+    out = tmp_path / "not" / "yet"
+    line = fails(capsys, search_main, ["--cpus-per-trial", "64", "--out", str(out)])
+    assert "a trial asks for 64 CPU, Ray has 2: lower --cpus-per-trial" in line
+    assert not any(tmp_path.iterdir())
+
+
+def test_strangers_names_cannot_paint_the_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("a\x1b[31mX", "b", "c"):
+        for split in ("train", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    (tmp_path / "train" / "b" / "br\x1b[2Joken\n.jpg").touch()
+    assert prometar_main(["data", "check", "folder", "--data-root", str(tmp_path)]) == 1
+    assert prometar_main(["data", "list", "--data-root", str(tmp_path)]) == 0
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said
+    assert "br\\x1b[2Joken .jpg: an empty file" in said

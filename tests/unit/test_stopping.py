@@ -5,21 +5,23 @@ from __future__ import annotations
 import io
 import os
 import signal
+import threading
 
 import pytest
 from rich.console import Console
 
+from tune.execution import stopping
 from tune.execution.stopping import Stopping
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals) -> None:
     said = io.StringIO()
-    stopping = Stopping(Console(file=said, width=200))
+    stop = Stopping(Console(file=said, width=200))
     before = signal.getsignal(number)
-    with stopping.listening():
+    with stop.listening():
         os.kill(os.getpid(), number)
-        assert stopping.asked
+        assert stop.asked
         assert "stopping when each running trial has ended its epoch" in said.getvalue()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
@@ -28,11 +30,22 @@ def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals) -> N
 
 def test_time_runs_out() -> None:
     now = 10.0
-    stopping = Stopping(Console(file=io.StringIO()), max_seconds=5.0, clock=lambda: now)
-    assert not stopping.out_of_time()
+    stop = Stopping(Console(file=io.StringIO()), max_seconds=5.0, clock=lambda: now)
+    assert not stop.out_of_time()
     now = 14.9
-    assert not stopping.out_of_time()
+    assert not stop.out_of_time()
     now = 15.0
-    assert stopping.out_of_time()
-    assert stopping.elapsed == 5.0
+    assert stop.out_of_time()
+    assert stop.elapsed == 5.0
     assert not Stopping(Console(file=io.StringIO())).out_of_time()
+
+
+def test_nobody_waits_for_a_ray_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a signal: no epoch would ever end."""
+    said, ended = io.StringIO(), threading.Event()
+    monkeypatch.setattr(stopping, "head_is_gone", lambda: False)
+    monkeypatch.setattr(stopping, "own_node_is_gone", lambda: True)
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set() if status == 1 else None)
+    with Stopping(Console(file=said, width=200)).listening():
+        assert ended.wait(30)
+    assert "Ray has died on this machine; the same command goes on from here" in said.getvalue()

@@ -171,7 +171,13 @@ class SearchJobs(Jobs):
         return list(self.crews[trial_id])
 
     def _fail(self, trial_id: str, reason: str) -> None:
-        for number in self.crews[trial_id]:
+        """Of a crew, which one is to blame shows where each is trained alone."""
+        crew = self.crews[trial_id]
+        running = {number: job for number, job in crew.items() if self._memory.is_running(number)}
+        if len(crew) > 1:
+            self._again += [{number: job.alone()} for number, job in reversed(running.items())]
+            return
+        for number in running:
             self._memory.fail(number, reason)
 
     def on_result(self, trial: Trial, result: dict) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prometar.parts.sending import Sent
@@ -75,6 +75,10 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)
     val_per_class: int = 20
     terms: Terms = Terms()
+
+    def alone(self) -> Job:
+        """The same for a worker of its own: what hung in a crew does not count."""
+        return replace(self, terms=replace(self.terms, session=f"{self.terms.session}-alone"))
 
     @property
     def epochs(self) -> int:

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from prometar.errors import WorkError
 from prometar.loading import nothing_collected
 from prometar.parts.sending import install
 from tune.jobs.files import JobFiles
@@ -56,7 +57,10 @@ class TrialWorker(tune.Trainable):
         terms = jobs[0].terms
         self._watchdog = Watchdog(JobFiles(jobs[0]).own_disk, terms.session, terms.timeout_seconds)
         with self._watchdog.watching():
-            self._crew = self.open_crew(jobs, self._watchdog.verdict())
+            verdict = self._watchdog.verdict()
+            if verdict and len(jobs) > 1:
+                raise WorkError(verdict)  # one of them may be to blame: each is tried alone
+            self._crew = self.open_crew(jobs, verdict)
         self._untold = deque[dict[str, Any]]()
 
     def open_crew(self, jobs: list[Job], failure: str) -> Crew:

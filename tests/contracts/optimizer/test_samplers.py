@@ -322,3 +322,43 @@ def test_tpe_draws_from_what_it_remembers(
     monkeypatch.setattr("tune.optimizer.optuna_private.BEST", 3)
     run(memory(tmp_path, "tpe", space), TARGET)
     assert max(seen) == 4 + 3
+
+
+OWN = """
+from optuna.pruners import BasePruner
+from optuna.samplers import RandomSampler
+
+
+class Sampler(RandomSampler):
+    def sample_independent(self, study, trial, name, distribution):
+        if trial.number == 2:
+            return float("nan") if name == "optim.lr" else 1 / 0
+        return super().sample_independent(study, trial, name, distribution)
+
+
+class Pruner(BasePruner):
+    def prune(self, study, trial):
+        raise IndexError("no curve")
+
+
+def sampler(draw):
+    return Sampler(draw.own_seed)
+
+
+def pruner(epochs):
+    return Pruner()
+"""
+
+
+def test_own_samplers_and_pruners_that_fail_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_choices.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    study = memory(tmp_path, "own_choices:sampler", "plain", pruner="own_choices:pruner", epochs=9)
+    with pytest.raises(UserError, match=r"own_choices:sampler fails: (ZeroDivision|Value)Error: "):
+        [study.next(9) for _ in range(3)]
+    told = {"epoch": 1, "objective": 50.0, "finished": False}
+    assert not study.observe(0, told), "the released settings are never pruned"
+    with pytest.raises(UserError, match=r"own_choices:pruner fails: IndexError: no curve \(own_choices.py"):
+        study.observe(1, told)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 from optuna import delete_study
 
 from prometar.config.settings import dump_config, parse
-from prometar.errors import UserError
+from prometar.errors import UserError, WorkError
 from tests.support.driver import NAME, small_spec
 from tests.support.fake_trial import curve
 from tune.jobs.spec import Terms
@@ -155,10 +158,35 @@ def test_a_folder_that_was_renamed_is_told_its_name(study: tuple[StudyFolder, St
             require_agreement(renamed, renamed.storage, spec, from_records=from_records)
 
 
-def test_a_garbled_database_is_lost_too(study: tuple[StudyFolder, StudySpec]) -> None:
-    folder, spec = study
-    database = folder.path / "study.db"
+def _garble(database: Path) -> None:
     database.write_bytes(b"no database at all" * 1000)
+
+
+def _garble_trials(database: Path) -> None:
+    """The pages of trials, as a disk does it: the list of studies can still be read."""
+    with closing(sqlite3.connect(database)) as connection:
+        query = "SELECT rootpage FROM sqlite_master WHERE name LIKE 'trial%' AND rootpage > 0"
+        pages = [page for (page,) in connection.execute(query)]
+        [size] = connection.execute("PRAGMA page_size").fetchone()
+    with database.open("r+b") as file:
+        for page in pages:
+            file.seek((page - 1) * size)
+            file.write(b"Z" * size)
+
+
+def _replace_by_folder(database: Path) -> None:
+    database.unlink()
+    database.mkdir()
+
+
+@pytest.mark.parametrize("damage", [_garble, _garble_trials, _replace_by_folder])
+def test_a_damaged_database_is_lost_too(
+    study: tuple[StudyFolder, StudySpec], damage: Callable[[Path], None]
+) -> None:
+    folder, spec = study
+    damage(folder.path / "study.db")
+    with pytest.raises(WorkError, match=r"study\.db is damaged: move it away"):
+        memory_of(spec, folder)
     with pytest.raises(UserError, match="restore the database, or rebuild it with --from-records"):
         require_agreement(folder, folder.storage, spec, from_records=False)
     note, *_ = require_agreement(folder, folder.storage, spec, from_records=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,3 +103,19 @@ def test_why_a_cluster_cannot_be_joined_is_one_line(
         local_ray._init("auto")
     assert str(raised.value).startswith(f"Ray cannot be joined at auto: {says}")
     assert "token" in str(raised.value) or "token" not in says
+
+
+def test_python_without_docstrings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(optimize=2))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(WorkError, match="Ray does not start with PYTHONOPTIMIZE=2: unset it"):
+        start_ray()
+
+
+@pytest.mark.parametrize(("own", "gone"), [("a", False), ("b", True), ("c", False)])
+def test_whether_the_own_part_of_ray_has_died(own: str, gone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": False}]
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: own))
+    assert local_ray.own_node_is_gone() is gone

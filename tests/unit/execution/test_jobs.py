@@ -23,9 +23,14 @@ from tune.jobs.spec import Job, Leg, unpack
 from tune.optimizer.ask_tell import Asked, Memory
 
 PLACE = PlacementGroupFactory([{"CPU": 0.5}, {"CPU": 0.5}])
-WORKER = SimpleNamespace(
-    trial_id="w0", placement_group_factory=PLACE, run_metadata=SimpleNamespace(num_failures=0)
-)
+
+
+def tune_trial(name: str) -> Any:
+    counts = SimpleNamespace(num_failures=0)
+    return SimpleNamespace(trial_id=name, placement_group_factory=PLACE, run_metadata=counts)
+
+
+WORKER = tune_trial("w0")
 
 
 @pytest.fixture
@@ -55,13 +60,16 @@ def test_a_worker_gets_as_many_as_there_are(memory: Memory, tmp_path: Path) -> N
     assert jobs.suggest("w2") is None, "one of them may come back"
     for name in ("w0", "w1"):
         jobs.on_end(name, error=False)
-    assert jobs.suggest("w2") == Searcher.FINISHED
+    for name in ("w2", "w3", "w4", "w5", "w6"):
+        assert len(unpack(jobs.suggest(name))) == 1
+        jobs.on_end(name, error=False)
+    assert jobs.suggest("w7") == Searcher.FINISHED
 
 
 def test_what_a_lost_worker_had_not_begun_is_handed_out_again_and_not_for_ever(
     memory: Memory, tmp_path: Path
 ) -> None:
-    jobs = jobs_of(memory, tmp_path, 2)
+    jobs = jobs_of(memory, tmp_path, 1)
     first = jobs.suggest("w0")
     for times in range(MAX_FAILURES):
         jobs.unbegun.add(f"w{times}")
@@ -69,7 +77,7 @@ def test_what_a_lost_worker_had_not_begun_is_handed_out_again_and_not_for_ever(
         assert jobs.suggest(f"w{times + 1}") == first
     jobs.unbegun.add(f"w{MAX_FAILURES}")
     jobs.on_end(f"w{MAX_FAILURES}", error=True)
-    assert [t.state for t in memory.ended()] == ["FAIL", "FAIL"]
+    assert [t.state for t in memory.ended()] == ["FAIL"]
     assert jobs.suggest("next") != first
 
 
@@ -78,7 +86,7 @@ def test_it_ends_when_its_last_trial_has(memory: Memory, tmp_path: Path) -> None
     jobs.suggest("w0")
 
     def told(result: dict[str, Any]) -> str:
-        return jobs.on_result(WORKER, result)  # type: ignore[arg-type]
+        return jobs.on_result(WORKER, result)
 
     assert told(result(0, 1)) == told(result(1, 1)) == TrialScheduler.CONTINUE
     assert told(result(1, 2, failed="the loss is nan", finished=True)) == TrialScheduler.CONTINUE
@@ -92,18 +100,29 @@ def test_a_pruned_one_is_told_to_its_worker(
     jobs = jobs_of(memory, tmp_path, 2)
     jobs.suggest("w0")
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda self: True)
-    told = jobs.on_result(WORKER, result(1, 1))  # type: ignore[arg-type]
+    told = jobs.on_result(WORKER, result(1, 1))
     assert told == TrialScheduler.CONTINUE
     assert [(t.number, t.state) for t in memory.ended()] == [(1, "PRUNED")]
     assert [(tmp_path / name / "stopped").exists() for name in ("0", "1")] == [False, True]
 
 
-def test_a_lost_worker_fails_all_that_it_had(memory: Memory, tmp_path: Path) -> None:
-    jobs = jobs_of(memory, tmp_path, 2)
-    jobs.suggest("w0")
+def test_of_a_lost_crew_that_one_fails_which_is_lost_alone_too(memory: Memory, tmp_path: Path) -> None:
+    jobs = jobs_of(memory, tmp_path, 3)
+    crew = unpack(jobs.suggest("w0"))
+    jobs.on_result(tune_trial("w0"), result(2, 1, finished=True))
     jobs.reasons["w0"] = "the worker died"
     jobs.on_end("w0", error=True)
-    assert [(t.state, t.reason) for t in memory.ended()] == [("FAIL", "the worker died")] * 2
+    assert [t.state for t in memory.ended()] == ["COMPLETE"], "nobody knows which was to blame"
+
+    alone = [unpack(jobs.suggest(name)) for name in ("w1", "w2")]
+    assert [job.run_dir for [job] in alone] == [job.run_dir for job in crew[:2]]
+    assert crew[0].terms.session not in {job.terms.session for [job] in alone}, "what hung before counts not"
+    jobs.reasons["w1"] = "the worker died again"
+    jobs.on_end("w1", error=True)
+    jobs.on_result(tune_trial("w2"), result(0, 1, finished=True))
+    jobs.on_end("w2", error=False)
+    ended = {t.number: (t.state, t.reason) for t in memory.ended()}
+    assert ended == {0: ("FAIL", "the worker died again"), 1: ("COMPLETE", ""), 2: ("COMPLETE", "")}
 
 
 @pytest.mark.parametrize(

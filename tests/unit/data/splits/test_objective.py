@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,14 @@ def test_classes_that_are_only_tested_are_left_out() -> None:
 def test_new_classes_need_no_validation_images() -> None:
     found = problem("drift", dataset(val="eel"), shots=1, seed=1)
     assert found.classnames == NAMES[:3]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_halves_of_one_class_are_refused(number: int) -> None:
+    """Among one name all is right: 100 % whatever was learned."""
+    whole = dataset()
+    few = replace(whole, **{
+        split: tuple(item for item in whole.splits[split] if item.label < number) for split in whole.splits
+    })  # fmt: skip
+    with pytest.raises(UserError, match=f"animals has too few classes, {number}: base and new ones are two"):
+        problem("final", few, shots=1, seed=1)
