@@ -96,10 +96,13 @@ def _results(names: Sequence[str], runs: Sequence[TrainedRun]) -> Table:
     for name, dataset, run in zip(names, _datasets(runs), runs, strict=True):
         seed = run.config.train.seed if run.trains else EVERY_SEED
         first = held.setdefault((name, dataset, seed), run.folder)
-        if first != run.folder and run.trains:
-            what = f"{name} on {dataset} with seed {seed}"
-            raise UserError(f"{first} and {run.folder} are both {what}: pass one of them")
         scores = results[name].setdefault(dataset, {})
+        unlike = any(
+            scores.get(column, {}).get(seed, value) != value for column, value in run.figures.items()
+        )
+        if first != run.folder and (run.trains or unlike):
+            what = f"{name} on {dataset} with {f'seed {seed}' if run.trains else 'other figures'}"
+            raise UserError(f"{first} and {run.folder} are both {what}: pass one of them")
         for column, value in run.figures.items():
             scores.setdefault(column, {})[seed] = value
     return results

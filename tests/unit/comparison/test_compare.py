@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,27 @@ def test_what_learns_nothing_counts_for_every_seed(said: Any, tmp_path: Path) ->
     path.write_text(json.dumps(json.loads(path.read_text()) | {"result": {"epoch": 1}}))
     lines = [line.split() for line in said(out)[1].splitlines()]
     assert ["zero-shot", "-19.50", "[-51.27,", "+12.27]", "2", "seeds", "–", "–", "0–0–1", "3.00"] in lines
+
+    again = write(tmp_path / "again", config_of("zero-shot", 2), base=50.0, new=40.0) / "result.json"
+    again.write_text(path.read_text())
+    assert said(out, again.parent)[0] == 0, "the same, whichever is taken"
+    again.write_text(path.read_text().replace("40.0", "45.0"))
+    same = f"{path.parent} and {again.parent} are both zero-shot on dtd with other figures"
+    assert same in refused(said, out, again.parent)
+
+
+def test_ranks_of_many_methods_can_be_read(said: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in range(24):
+        for seed in (1, 2):
+            config = config_of("coop", seed, **{"optim.lr": 0.01 * (number + 1)})
+            write(out / f"{number}-{seed}", config, base=50.0 + number + seed, new=60.0)
+    page = tmp_path / "page.html"
+    write(out / "reference", config_of("prometar"), base=60.0, new=60.0)
+    write(out / "reference-2", config_of("prometar", 2), base=61.0, new=60.0)
+    assert said(out, "--html", page)[0] == 0
+    ticks = re.findall(r'text-anchor="middle"[^>]*>(\d+)<', page.read_text())
+    assert ticks[:9] == ["1", "4", "7", "10", "13", "16", "19", "22", "25"]
 
 
 def test_runs_that_do_not_stand_beside_each_other(said: Any, tmp_path: Path) -> None:
