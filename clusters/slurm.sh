@@ -26,7 +26,11 @@ export RAY_AUTH_MODE=token
 : "${RAY_AUTH_TOKEN_PATH:=$SHARED/ray-token}"
 export RAY_AUTH_TOKEN_PATH
 if ! test -s "$RAY_AUTH_TOKEN_PATH"; then
-  (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
+  # Written beside its place: of two first jobs the second one takes the first one's.
+  own=$RAY_AUTH_TOKEN_PATH.$SLURM_JOB_ID
+  (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$own")
+  mv -n "$own" "$RAY_AUTH_TOKEN_PATH"
+  rm -f "$own"
 fi
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
 export RAY_idle_worker_killing_time_threshold_ms=600000

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import shutil
 import sys
@@ -52,7 +53,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("command", nargs="+", metavar="-- COMMAND")
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    if not (min(asked.cpus, asked.gpus) >= 0 <= asked.minutes < math.inf):
+        parser.error("--cpus, --gpus and --minutes are numbers from 0 on")
+    return asked
 
 
 def main() -> NoReturn:

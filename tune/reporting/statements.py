@@ -153,6 +153,12 @@ def caveats(records: Records) -> list[str]:
     lines = [*filter(None, known), *_out_of_date(records), *_kept_bounds(records)]
     if records.leaking:
         lines.append("This objective reads the test images: the search leaks, its figures are no results.")
+    released = records.released
+    if records.complete and released is not None and released.state == "FAIL":
+        lines.append(
+            f"The released settings have failed (trial {released.number}): the search has no figure to set "
+            "beside its best. The same command tries them again."
+        )
     if len(records.complete) > 1 and records.keeping:  # else no figure is called the best
         lines.append(
             f"The search's best figure is the highest of {len(records.complete)}, so it is biased upwards, "

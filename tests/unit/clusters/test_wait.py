@@ -40,3 +40,10 @@ def test_a_command_that_is_not_there_waits_for_no_machine(monkeypatch: pytest.Mo
 )
 def test_waiting_in_vain(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: object) -> None:
     assert asked(monkeypatch, "python", raised) == code
+
+
+@pytest.mark.parametrize("option", ["--cpus=-1", "--gpus=-1", "--minutes=nan", "--minutes=inf"])
+def test_numbers_that_are_none_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script("wait").parse([option, "--", "python"])
+    assert "--cpus, --gpus and --minutes are numbers from 0 on" in capsys.readouterr().err

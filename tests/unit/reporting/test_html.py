@@ -227,6 +227,13 @@ def test_released_settings_that_failed_at_first_are_those_that_finished_later(tm
 
 
 @pytest.mark.usefixtures("_no_library")
+def test_released_settings_that_failed_are_missed(tmp_path: Path) -> None:
+    failed = "The released settings have failed (trial 0): the search has no figure to set beside its best."
+    first = {**trial(0), "state": "FAIL", "objective": None, "reason": "the worker died", "epochs": []}
+    assert failed in words(tmp_path / "failed", [first, *TRIALS[1:]])
+    assert failed not in words(tmp_path / "again", [first, *TRIALS[1:], {**TRIALS[0], "number": 9}])
+
+
 def test_a_last_round_without_figures(tmp_path: Path) -> None:
     again = last_round(TRIALS)
     for row in again["rows"]:
