@@ -123,7 +123,7 @@ def run_study(
         KeyboardInterrupt: a signal asked to stop; the same command goes on.
     """
     # In a notebook too: lines as they come, not a display each; its kernel asks for colours by FORCE_COLOR.
-    terminal = bool(sys.stdout and sys.stdout.isatty())
+    terminal = None if sys.stdout and sys.stdout.isatty() else False
     console = console or Console(
         highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=terminal
     )

@@ -116,9 +116,10 @@ def _require_open_files() -> None:
 
 
 def _require_docstrings() -> None:
-    """
+    """Ray's own processes end where Python leaves docstrings out.
+
     Raises:
-        WorkError: Python leaves them out, without which Ray's own processes end.
+        WorkError: it does.
     """
     if sys.flags.optimize > 1:
         raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")

@@ -174,11 +174,16 @@ class SearchJobs(Jobs):
         """Of a crew, which one is to blame shows where each is trained alone."""
         crew = self.crews[trial_id]
         running = {number: job for number, job in crew.items() if self._memory.is_running(number)}
-        if len(crew) > 1:
+        if len(crew) > 1 and not self._memory.hopeless():
             self._again += [{number: job.alone()} for number, job in reversed(running.items())]
+            self._times_again.pop(next(iter(crew)), None)
             return
         for number in running:
             self._memory.fail(number, reason)
+        if self._memory.hopeless():  # what waits would only be lost too
+            for number in (number for crew in self._again for number in crew):
+                self._memory.fail(number, reason)
+            self._again.clear()
 
     def on_result(self, trial: Trial, result: dict) -> str:
         crew = self.crews[trial.trial_id]

@@ -104,7 +104,10 @@ class Progress(Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._due = True
 
-    on_trial_error = on_trial_complete
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._due = True
+        for number in self._numbers_of(trial.trial_id):
+            self._running.pop(number, None)  # of a crew, each waits to be tried alone
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if self._clock() - self._read >= READ_SECONDS and (self._due or self._live):

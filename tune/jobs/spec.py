@@ -78,7 +78,7 @@ class Job:
 
     def alone(self) -> Job:
         """The same for a worker of its own: what hung in a crew does not count."""
-        return replace(self, terms=replace(self.terms, session=f"{self.terms.session}-alone"))
+        return replace(self, terms=replace(self.terms, session=f"alone-{self.terms.session}"))
 
     @property
     def epochs(self) -> int:

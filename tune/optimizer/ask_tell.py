@@ -401,7 +401,9 @@ class Memory:
 
 def _own(axis: str, name: str) -> Callable[[], AbstractContextManager[None]]:
     """While a sampler or a pruner works: an error of a user's own is told as that."""
-    return partial(failing, name, but=(UserError, *LOST)) if reference_of(axis, name) else nullcontext
+    if not reference_of(axis, name):
+        return nullcontext
+    return partial(failing, name, but=(UserError, *LOST))
 
 
 def failure(result: Mapping[str, Any], goals: Sequence[str] = ()) -> str:

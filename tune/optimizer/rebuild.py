@@ -46,7 +46,7 @@ def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list
 
 
 def _kept_trials(storage: str, name: str) -> list[FrozenTrial]:
-    """None where the storage does not have the study, or its file is damaged."""
+    """Nothing where the storage does not have the study, or its file is damaged."""
     if name not in kept_names(storage):
         return []
     try:

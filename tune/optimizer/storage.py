@@ -20,7 +20,7 @@ from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.stores import masked
 from tune.optimizer.optuna_private import id_of, let_go
 
-LOST = SQLAlchemyError, StorageInternalError  # what a storage raises that has failed
+LOST = SQLAlchemyError, StorageInternalError, UpdateFinishedTrialError  # what is no fault of its user
 GO_ON = "the same command goes on from here"
 Directions = Sequence[Literal["minimize", "maximize"]]
 
@@ -170,8 +170,8 @@ class DamagedError(WorkError):
 
     def __init__(self, file: str) -> None:
         super().__init__(
-            f"{file} is damaged: move it away; then the same command begins it anew, or with --from-records "
-            "from the records of trials, where there are any"
+            f"{file} is damaged: move it away; then the same command makes a new one, with --from-records "
+            "where there are records of trials"
         )
 
 
@@ -179,7 +179,11 @@ def _require_whole(storage: str, error: Exception) -> None:
     """Raises a DamagedError where that is what an error says."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     file = file_of(storage)
-    if file is not None and (type(cause) is DatabaseError or os.path.isdir(file)):  # else e.g. a locked one
+    if file is None:
+        return
+    # Of other types are those of a file that is locked, or cannot be written.
+    damaged = type(cause) is DatabaseError or "unsupported file format" in str(cause)
+    if damaged or os.path.isdir(file):
         raise DamagedError(file) from None
 
 

@@ -81,10 +81,14 @@ def _divergence(top: Sequence[TrialRecord], having: Sequence[TrialRecord], key: 
 
 
 def _density(values: Sequence[object], entry: Range) -> Density:
-    """How often each choice, or each cell of the range, is drawn: with one more draw that is uniform."""
+    """How often each choice, or each cell of the range, is drawn: with a few more draws that are uniform.
+
+    One of a range, two of each choice: then choices are found where they matter, and where nothing does, they
+    come first about as often as ranges do.
+    """
     if isinstance(entry, Choice):
         counts = np.array([sum(value == choice for value in values) for choice in entry.choices], float)
-        return (counts + 1 / counts.size) / (len(values) + 1)
+        return (counts + 2) / (len(values) + 2 * counts.size)
     places = np.array([entry.unit(value) for value in values])
     cells = np.arange(min(_CELLS, entry.high - entry.low + 1) if isinstance(entry.low, int) else _CELLS)
     cells = cells / (cells.size - 1)

@@ -78,13 +78,13 @@ class StudyFolder:
         Raises:
             WorkError: another process holds it (says which), or the folder cannot be written.
         """
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        made = [path for path in (self.path, *self.path.parents) if not os.path.exists(path)]
         with locked(self.path, f"the study {self.path}"):
             try:
                 yield
             except BaseException:
-                if made and os.listdir(self.path) == ["lock"]:
-                    with suppress(OSError):
+                with suppress(OSError):
+                    if made and os.listdir(self.path) == ["lock"]:
                         (self.path / "lock").unlink()
                         for path in made:
                             path.rmdir()

@@ -56,10 +56,10 @@ class TrialWorker(tune.Trainable):
         install(jobs[0].terms.code)
         terms = jobs[0].terms
         self._watchdog = Watchdog(JobFiles(jobs[0]).own_disk, terms.session, terms.timeout_seconds)
+        verdict = self._watchdog.verdict()
+        if verdict and len(jobs) > 1:
+            raise WorkError(verdict)  # one of them may be to blame: each is tried alone
         with self._watchdog.watching():
-            verdict = self._watchdog.verdict()
-            if verdict and len(jobs) > 1:
-                raise WorkError(verdict)  # one of them may be to blame: each is tried alone
             self._crew = self.open_crew(jobs, verdict)
         self._untold = deque[dict[str, Any]]()
 

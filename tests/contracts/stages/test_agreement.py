@@ -162,6 +162,12 @@ def _garble(database: Path) -> None:
     database.write_bytes(b"no database at all" * 1000)
 
 
+def _garble_header(database: Path) -> None:
+    with database.open("r+b") as file:
+        file.seek(40)
+        file.write(b"Z" * 60)
+
+
 def _garble_trials(database: Path) -> None:
     """The pages of trials, as a disk does it: the list of studies can still be read."""
     with closing(sqlite3.connect(database)) as connection:
@@ -179,7 +185,7 @@ def _replace_by_folder(database: Path) -> None:
     database.mkdir()
 
 
-@pytest.mark.parametrize("damage", [_garble, _garble_trials, _replace_by_folder])
+@pytest.mark.parametrize("damage", [_garble, _garble_header, _garble_trials, _replace_by_folder])
 def test_a_damaged_database_is_lost_too(
     study: tuple[StudyFolder, StudySpec], damage: Callable[[Path], None]
 ) -> None:

@@ -17,10 +17,10 @@ from rich.console import Console
 from prometar.distributed.placement import Room
 from prometar.errors import StorageError
 from tests.support.driver import small_spec
-from tune.execution.jobs import MAX_FAILURES, ListedJobs, SearchJobs
+from tune.execution.jobs import MAX_FAILURES, ListedJobs, MakeJob, SearchJobs
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, unpack
-from tune.optimizer.ask_tell import Asked, Memory
+from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
 
 PLACE = PlacementGroupFactory([{"CPU": 0.5}, {"CPU": 0.5}])
 
@@ -40,12 +40,16 @@ def memory(tmp_path: Path) -> Memory:
     return Memory(storage, "s", spec.space, reference=spec.reference(), seed=1, pruner="none")
 
 
-def jobs_of(memory: Memory, folder: Path, lockstep: int) -> SearchJobs:
+def job_in(folder: Path) -> MakeJob:
     def job(asked: Asked) -> Job:
         (folder / str(asked.number)).mkdir()
         return Job(str(folder / str(asked.number)), (Leg({}),), "class_holdout", asked.settings)
 
-    return SearchJobs(memory, job, 5, Stopping(Console()), Room(2, 0), lockstep)
+    return job
+
+
+def jobs_of(memory: Memory, folder: Path, lockstep: int) -> SearchJobs:
+    return SearchJobs(memory, job_in(folder), 5, Stopping(Console()), Room(2, 0), lockstep)
 
 
 def result(member: int, epoch: int, **more: Any) -> dict[str, Any]:
@@ -123,6 +127,19 @@ def test_of_a_lost_crew_that_one_fails_which_is_lost_alone_too(memory: Memory, t
     jobs.on_end("w2", error=False)
     ended = {t.number: (t.state, t.reason) for t in memory.ended()}
     assert ended == {0: ("FAIL", "the worker died again"), 1: ("COMPLETE", ""), 2: ("COMPLETE", "")}
+
+
+def test_alone_no_more_are_lost_than_tell_that_it_is_hopeless(memory: Memory, tmp_path: Path) -> None:
+    jobs = SearchJobs(memory, job_in(tmp_path), 16, Stopping(Console()), Room(2, 0), 16)
+    jobs.suggest("w0")
+    jobs.reasons["w0"] = "the worker died"
+    jobs.on_end("w0", error=True)
+    tried = 0
+    while jobs.suggest(f"alone-{tried}") != Searcher.FINISHED:
+        jobs.on_end(f"alone-{tried}", error=True)
+        tried += 1
+    assert tried == HOPELESS
+    assert [t.state for t in memory.ended()] == ["FAIL"] * 16
 
 
 @pytest.mark.parametrize(
