@@ -19,8 +19,11 @@ def test_a_run_on_ones_own_images(
     write_tree(tmp_path / "tree", FLAT)
     args = ["train", "--data-root", str(tmp_path / "tree"), "--out", str(tmp_path / "run")]
     settings = ["data.name=folder", "method=ivlp", "train.epochs=1", "data.shots=4"]
-    assert main([*args, *(word for setting in settings for word in ("--set", setting))]) == 0
-    assert "ivlp on folder, seed 1: base " in capsys.readouterr().out
+    args += [word for setting in settings for word in ("--set", setting)]
+    assert main(args) == 2
+    assert "folder has too few classes, 3: base and new ones are two each at least" in capsys.readouterr().err
+    assert main([*args, "--objective", "all_classes"]) == 0
+    assert "ivlp on folder, seed 1: all " in capsys.readouterr().out
 
 
 def test_a_run_on_a_data_set_of_the_hub(

@@ -110,7 +110,7 @@ def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
         number = len(set(labels_of(dataset.train)))
         raise UserError(
             f"{dataset.name} has too few classes, {number}: base and new ones are two each at least, since "
-            "among one name all is right"
+            "among one name all is right; add classes, or `prometar train --objective all_classes`"
         )
     return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
 
