@@ -54,7 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("command", nargs="+", metavar="-- COMMAND")
     asked = parser.parse_args(arguments)
-    if not (min(asked.cpus, asked.gpus) >= 0 <= asked.minutes < math.inf):
+    if min(asked.cpus, asked.gpus, asked.minutes) < 0 or not math.isfinite(asked.minutes):
         parser.error("--cpus, --gpus and --minutes are numbers from 0 on")
     return asked
 

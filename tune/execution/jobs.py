@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ class SearchJobs(Jobs):
         for number in running:
             self._memory.fail(number, reason)
         if self._memory.hopeless():  # what waits would only be lost too
-            for number in (number for crew in self._again for number in crew):
+            for number in chain.from_iterable(self._again):
                 self._memory.fail(number, reason)
             self._again.clear()
 

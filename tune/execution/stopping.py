@@ -83,10 +83,11 @@ class Stopping:
         for second in count():
             if over.wait(1):
                 return
-            gone = (self.asked or second % _LOOK == 0) and head_is_gone()
+            look = second % _LOOK == 0
+            gone = (self.asked or look) and head_is_gone()
             if self.asked and gone and not over.is_set():  # else it has just been closed
                 self._end(f"Ray has been ended too; {MESSAGE}", INTERRUPTED)
-            if second % _LOOK == 0 and not gone and own_node_is_gone() and not over.is_set():
+            if look and not gone and own_node_is_gone() and not over.is_set():
                 self._end(f"Ray has died on this machine; {GO_ON}", WorkError.exit_code)
 
     def _end(self, message: str, status: int) -> None:

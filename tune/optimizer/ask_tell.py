@@ -256,8 +256,8 @@ class Memory:
             number = self._tally.created
             self._tally.created += 1
             self._tally.begun += 1
+        self._seed_draw(number, sampler)
         with self._drawing():
-            self._seed_draw(number, sampler)
             return _Running(self._study.ask())
 
     def _resume(self, number: int) -> _Running:
@@ -269,7 +269,8 @@ class Memory:
 
     def _seed_draw(self, number: int, sampler: MakeSampler | None = None) -> None:
         make = sampler or self._sampler.make
-        self._study.sampler = make(Draw(self._space, self._seed, number))
+        with self._drawing():
+            self._study.sampler = make(Draw(self._space, self._seed, number))
 
     def release(self) -> None:
         """Let go of the trials that this process has begun: they wait for the next one, and do not run."""

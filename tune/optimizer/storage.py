@@ -20,7 +20,8 @@ from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.stores import masked
 from tune.optimizer.optuna_private import id_of, let_go
 
-LOST = SQLAlchemyError, StorageInternalError, UpdateFinishedTrialError  # what is no fault of its user
+# Of a storage that fails, or that another process writes too.
+LOST = SQLAlchemyError, StorageInternalError, UpdateFinishedTrialError
 GO_ON = "the same command goes on from here"
 Directions = Sequence[Literal["minimize", "maximize"]]
 

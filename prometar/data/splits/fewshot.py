@@ -14,7 +14,7 @@ from prometar.data.datasets.listing import Items
 from prometar.errors import UserError
 
 VAL_SHOTS = 4  # the field draws at most four validation images a class
-MIN_HOLDOUT_CLASSES = 4  # a half of one class would score 100 % whatever the method does
+MIN_HALVED = 4  # classes: a half of one class would score 100 % whatever the method does
 HELD_OUT_PERCENT, HELD_OUT_MOST, HELD_OUT_SEED = 20, 50, 0  # of a class without validation images
 
 
@@ -130,9 +130,9 @@ def class_holdout(*splits: Sequence[Item], fold: int = 0) -> tuple[tuple[Items, 
         UserError: fewer than four classes.
     """
     num_classes = len(labels_of(splits[0]))
-    if num_classes < MIN_HOLDOUT_CLASSES:
+    if num_classes < MIN_HALVED:
         raise UserError(
-            f"class_holdout needs at least {MIN_HOLDOUT_CLASSES} base classes, found {num_classes}: "
+            f"class_holdout needs at least {MIN_HALVED} base classes, found {num_classes}: "
             "use --objective base_val"
         )
     if fold not in (0, 1):

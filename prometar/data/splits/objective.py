@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from prometar.data.datasets.dataset import Dataset, Item, classnames
 from prometar.data.datasets.listing import Items
 from prometar.data.splits.fewshot import (
+    MIN_HALVED,
     base_labels,
     base_new,
     by_label,
@@ -105,12 +106,12 @@ def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
     (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
     # Else one name too few is chosen among. Classes that are only tested are left out, as the field does.
-    _require_images(dataset, dataset.test, labels_of(dataset.train), "test")
-    if min(len(set(labels_of(items))) for items in (train_base, test_new)) < 2:
-        number = len(set(labels_of(dataset.train)))
+    labels = labels_of(dataset.train)
+    _require_images(dataset, dataset.test, labels, "test")
+    if len(labels) < MIN_HALVED:
         raise UserError(
-            f"{dataset.name} has too few classes, {number}: base and new ones are two each at least, since "
-            "among one name all is right; add classes, or `prometar train --objective all_classes`"
+            f"{dataset.name} has too few classes, {len(labels)}: base and new ones are two each at least, "
+            "since among one name all is right; add classes, or `prometar train --objective all_classes`"
         )
     return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
 
