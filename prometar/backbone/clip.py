@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.activations import ACTIVATIONS, QUICK
+from prometar.backbone.activations import QUICK
+from prometar.backbone.expected_tensors import Architecture
 from prometar.backbone.form import OPENAI, Form
 from prometar.backbone.frozen import Closed, Frozen
 from prometar.backbone.language import Language
@@ -233,17 +234,10 @@ class Clip:
 
 def from_state_dict(
     state: Mapping[str, Tensor],
+    arch: Architecture,
     *,
-    text_heads: int,
-    vision_heads: int,
-    pool_heads: int | None = None,
-    activation: str = "quick_gelu",
-    text_activation: str | None = None,
-    text_eps: float = EPS,
-    vision_eps: float = EPS,
     language: tuple[Language, Tensor] | None = None,
     closed: Closed | None = None,
-    form: Form = OPENAI,
 ) -> Clip:
     """A `Clip` from tensors under OpenAI's names (open_clip's CLIP class uses the same).
 
@@ -251,19 +245,14 @@ def from_state_dict(
     bias of the patches or of a projection, an attention pool. What is there is used.
 
     Args:
-        activation: Of both towers, or, where a `text_activation` is given, of the vision tower.
-        pool_heads: Of open_clip's own attention pool, where there is one.
+        arch: Read for what tensors do not tell: heads, activations, eps and form.
         language: The text tower and its table of tokens, where it is none of blocks.
         closed: The image tower, where it is none of blocks.
     Raises:
         UserError: a name is missing, or a width is not a multiple of its number of heads.
     """
-    for each in filter(None, (activation, text_activation)):
-        if each not in ACTIVATIONS:
-            raise UserError(f"unknown activation '{each}': expected {' or '.join(ACTIVATIONS)}")
-
-    text = _Reader(state, text_heads, text_activation or activation, text_eps)
-    vision = _Reader(state, vision_heads, activation, vision_eps)
+    text = _Reader(state, arch.text_heads, arch.text_activation or arch.activation, arch.text_eps)
+    vision = _Reader(state, arch.vision_heads, arch.activation, arch.vision_eps)
     get, maybe = text.get, text.maybe
     find = get if closed is None else maybe
     positions, pool = find("visual.positional_embedding"), None
@@ -274,15 +263,15 @@ def from_state_dict(
     if "visual.attn_pool.latent" in state:
         pool = vision.attention_pool("visual.attn_pool", "visual.ln_post")
     if "visual.attn_pool.query" in state:
-        assert pool_heads is not None
-        pool = replace(vision, num_heads=pool_heads).query_pool("visual.attn_pool")
+        assert arch.pool_heads is not None
+        pool = replace(vision, num_heads=arch.pool_heads).query_pool("visual.attn_pool")
     own = get if language is None else maybe
     table = get("token_embedding.weight") if language is None else language[1]
     if (summary := maybe("cls_emb")) is not None:
         table = torch.cat([table, summary[None]])
     return Clip(
         text=text.tower("transformer") if language is None else language[0],
-        vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, activation, 1.0),
+        vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, arch.activation, 1.0),
         token_embedding=table,
         text_positions=own("positional_embedding"),
         ln_final_weight=own("ln_final.weight"),
@@ -301,7 +290,7 @@ def from_state_dict(
         vision_projection_bias=maybe("visual.proj_bias"),
         pool=pool,
         closed=closed,
-        form=form,
+        form=arch.form,
     )
 
 

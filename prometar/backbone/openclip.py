@@ -280,9 +280,8 @@ def _clip(name: str, state: dict[str, Tensor], *, where: str) -> Clip:
 
 def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
     config, arch = _known(name)
-    form = arch.form
     if config["text_cfg"].get("hf_tokenizer_name"):
-        form = replace(form, num_start=_num_start(tokenizer_of(name)))
+        arch = replace(arch, form=replace(arch.form, num_start=_num_start(tokenizer_of(name))))
 
     def own(tower: str) -> dict[str, Tensor]:
         return {key.removeprefix(tower): tensor for key, tensor in state.items() if key.startswith(tower)}
@@ -290,19 +289,7 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
     with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
         image = closed(image_network(config), own("visual."), arch.closed) if arch.closed else None
         text = language(language_network(name, config), own("text.")) if arch.language else None
-    clip = from_state_dict(
-        in_our_names(arch, state),
-        text_heads=arch.text_heads,
-        vision_heads=arch.vision_heads,
-        pool_heads=arch.pool_heads,
-        activation=arch.activation,
-        text_activation=arch.text_activation,
-        text_eps=arch.text_eps,
-        vision_eps=arch.vision_eps,
-        language=text,
-        closed=image,
-        form=form,
-    )
+    clip = from_state_dict(in_our_names(arch, state), arch, language=text, closed=image)
     return clip.to(clip.working_dtype)  # files in float16 are exact in float32, products of theirs are not
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.clip import Clip, from_state_dict
+from prometar.backbone.families import architecture
 from prometar.backbone.openclip import tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
@@ -113,11 +114,20 @@ def frozen_clip(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype
     rows = torch.from_numpy(arrays["token_rows/values"]).to(dtype)
     embedding = torch.zeros(arch["vocab_size"], rows.shape[1], dtype=dtype)
     embedding[torch.from_numpy(arrays["token_rows/ids"])] = rows
-    return from_state_dict(
-        state | {"token_embedding.weight": embedding},
-        text_heads=arch["transformer_width"] // 64,
-        vision_heads=arch["vision_width"] // 64,
-    )
+    return from_state_dict(state | {"token_embedding.weight": embedding}, architecture(_described(arch)))
+
+
+def _described(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """As open_clip describes it; heads are 64 wide."""
+    text = {"width": arch["transformer_width"], "layers": arch["transformer_layers"]}
+    vision = {"width": arch["vision_width"], "layers": arch["vision_layers"]}
+    return {
+        "embed_dim": arch["embed_dim"],
+        "quick_gelu": True,
+        "text_cfg": text | {"heads": text["width"] // 64},
+        "vision_cfg": vision
+        | {"image_size": arch["image_resolution"], "patch_size": arch["vision_patch_size"]},
+    }
 
 
 def _prompt_name(recorded: str) -> str:

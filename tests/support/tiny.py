@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIP
 
 from prometar.backbone.clip import Clip, from_state_dict
+from prometar.backbone.families import architecture
 from prometar.backbone.openclip import Backbone
+
+
+def config(*, layers: int = 3, quick_gelu: bool = True) -> dict[str, Any]:
+    """As open_clip writes it."""
+    return {
+        "embed_dim": 24,
+        "vision_cfg": {"layers": layers, "width": 32, "head_width": 8, "image_size": 16, "patch_size": 8},
+        "text_cfg": {"width": 16, "heads": 2, "layers": layers},
+        "quick_gelu": quick_gelu,
+    }
 
 
 def open_clip_model(*, layers: int = 3, quick_gelu: bool = True, seed: int = 0) -> CLIP:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = CLIP(
-            embed_dim=24,
-            vision_cfg=CLIPVisionCfg(layers=layers, width=32, head_width=8, image_size=16, patch_size=8),
-            text_cfg=CLIPTextCfg(width=16, heads=2, layers=layers),
-            quick_gelu=quick_gelu,
-        )
+        model = CLIP(**config(layers=layers, quick_gelu=quick_gelu))
         with torch.no_grad():  # biases start at zero: give every weight something to do
             for parameter in model.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
@@ -25,8 +33,7 @@ def open_clip_model(*, layers: int = 3, quick_gelu: bool = True, seed: int = 0) 
 
 
 def towers(model: CLIP, *, quick_gelu: bool = True) -> Clip:
-    activation = "quick_gelu" if quick_gelu else "gelu"
-    return from_state_dict(model.state_dict(), text_heads=2, vision_heads=4, activation=activation)
+    return from_state_dict(model.state_dict(), architecture(config(quick_gelu=quick_gelu)))
 
 
 def backbone(dtype: torch.dtype = torch.float32) -> Backbone:
