@@ -19,7 +19,7 @@ from prometar.backbone.expected_tensors import Architecture
 from prometar.backbone.form import OPENAI, Form
 from prometar.backbone.frozen import Closed, Frozen
 from prometar.backbone.language import Language
-from prometar.backbone.norm import EPS, layer_norm
+from prometar.backbone.norm import EPS, Norm
 from prometar.errors import UserError
 
 
@@ -353,8 +353,8 @@ class _Reader:
         else:
             query, key, value = (self.get(f"{stem}.{part}_proj_weight") for part in "qkv")
         bias = self.get(f"{stem}.in_proj_bias")
-        norm = self.get(f"{prefix}.ln_q.weight"), self.get(f"{prefix}.ln_q.bias")
-        asked = layer_norm(self.get(f"{prefix}.query")[:1], *norm, self.eps)
+        norm = Norm(self.get(f"{prefix}.ln_q.weight"), self.get(f"{prefix}.ln_q.bias"), self.eps)
+        asked = norm.forward(self.get(f"{prefix}.query")[:1], keep=False)
         ask = F.linear(asked, query, bias[: len(query)])[0]
         block = Block(
             ln_1_weight=self.get(f"{prefix}.ln_k.weight"),

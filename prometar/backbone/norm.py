@@ -65,11 +65,6 @@ class Norm:
         return x if self._weight is None else x * self._weight
 
 
-def layer_norm(x_TD: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> Tensor:
-    """LayerNorm over the last dimension, (..., D), in and out in the precision of x."""
-    return Norm(weight, bias, eps).forward(x_TD, keep=False)
-
-
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=-1, keepdim=True)
 

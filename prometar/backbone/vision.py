@@ -14,7 +14,7 @@ from torch import Tensor
 from prometar.backbone.block import Layer
 from prometar.backbone.clip import Clip
 from prometar.backbone.head import Mean, Part, Rows, projection
-from prometar.backbone.norm import Norm, layer_norm
+from prometar.backbone.norm import Norm
 from prometar.backbone.tower import Pass, Prompts
 
 
@@ -43,7 +43,7 @@ def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     tokens = tokens + clip.vision_positions
     if clip.ln_pre_weight is None:
         return tokens
-    return layer_norm(tokens, clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps)
+    return Norm(clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps).forward(tokens, keep=False)
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None) -> Tensor:
@@ -64,11 +64,8 @@ def image_pass(
 ) -> tuple[Tensor, Pass]:
     """`encode_image`, and the pass that gives its derivatives."""
     tower, num_own = clip.vision, tokens_BTD.shape[1]
-    num_out: list[int | None] = [
-        num_own if number in prompts else None for number in range(len(tower.blocks))
-    ]
-    last = num_own if clip.pool or clip.form.average else 1
-    num_out = [*num_out[1:], last] if num_out else []
+    num_out = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
+    num_out.append(num_own if clip.pool or clip.form.average else 1)
     layers = [Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, num_out, strict=True)]
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))

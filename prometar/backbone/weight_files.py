@@ -27,10 +27,8 @@ class WeightsFile:
     def describe(self) -> dict[str, int | str]:
         """The architecture as far as shapes and metadata tell it (keys of `Architecture`)."""
         try:
-            patch, vision_positions = (
-                self.tensors["visual.conv1.weight"],
-                self.tensors["visual.positional_embedding"],
-            )
+            patch = self.tensors["visual.conv1.weight"]
+            vision_positions = self.tensors["visual.positional_embedding"]
             projection, text_positions = self.tensors["text_projection"], self.tensors["positional_embedding"]
         except KeyError as error:
             raise UserError(f"{self.path} holds no CLIP with a ViT: it has no {error}") from None
@@ -88,9 +86,8 @@ def read_weights(path: Path) -> WeightsFile:
 def _read_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, framework="pt") as file:
-            return WeightsFile(
-                path, {key: file.get_tensor(key) for key in file.offset_keys()}, file.metadata() or {}
-            )
+            tensors = {key: file.get_tensor(key) for key in file.offset_keys()}
+            return WeightsFile(path, tensors, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from None
 

@@ -42,8 +42,7 @@ def probe(config: Config, clip: Clip) -> Method:
         _require_tokens(own["prompts"], tokens, clip, method.prompts)
     with calling("modulator"):
         gate = method.modulator.init(tokens, generator)
-    if "modulator" in own and method.modulator.constant is None:
-        with calling("modulator"):
+        if "modulator" in own and method.modulator.constant is None:
             _require_same(own["modulator"], tokens, method.modulator(gate, tokens, tokens))
     if "inner" in own and method.inner is not None:
         with calling("inner"):

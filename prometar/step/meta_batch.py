@@ -89,7 +89,11 @@ def make_batch(
         static: Every part holds all B images, and there is a task even where the batch has none.
     """
     whole = embed_batch(clip, images_B3HW, labels, teach=method.uses_images)
-    return Batch(whole, make_task(clip, method, images_B3HW, whole, draw, static=static))
+    selection = select_task(clip, method, len(labels), draw, static=static)
+    if selection is None:
+        return Batch(whole, None)
+    selection = send(selection, whole.tokens.device)
+    return Batch(whole, take(clip, method, images_B3HW, whole, selection))
 
 
 def embed_batch(
@@ -100,15 +104,6 @@ def embed_batch(
     frozen = seen.frozen(clip, step, tokens) if teach else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
     return Images(tokens, labels, weights, frozen)
-
-
-def make_task(
-    clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, draw: TaskDraw | None, *, static: bool
-) -> Task | None:
-    """The method's meta task on embedded images; arguments as of `make_batch`."""
-    selection = select_task(clip, method, len(whole.labels), draw, static=static)
-    selection = send(selection, whole.tokens.device)
-    return None if selection is None else take(clip, method, images_B3HW, whole, selection)
 
 
 def select_task(

@@ -58,10 +58,9 @@ def train_epoch(
     """
     per_epoch, first = run.plan.steps_per_epoch, state.step
     if graph is not None:
-        ended, log, (finite,) = train_together([run], [state], batches, graph, watch)
-        return close_epoch(
-            run, ended[0], {n: values[:, 0] for n, values in log.items()}, first, finite=finite
-        )
+        (ended,), log, (finite,) = train_together([run], [state], batches, graph, watch)
+        own = {name: values[:, 0] for name, values in log.items()}
+        return close_epoch(run, ended, own, first, finite=finite)
     now, scalars = rates(run.config, first // per_epoch), list[dict[str, Tensor]]()
     while not scalars or state.step % per_epoch:
         batch = next(batches)
@@ -124,11 +123,15 @@ def close_epoch(
     Raises:
         Diverged: as `train_epoch`.
     """
-    _require_finite(log, state, first, finite=finite)
-    epochs = run.config.train.epochs
-    average = run.method.averager(
-        state.average, state.prompts, (state.step - 1) // run.plan.steps_per_epoch, epochs
-    )
+    # Looked at once an epoch: asking after every step would make a GPU wait for the answer.
+    losses = log["direct_ce"]
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise Diverged(f"the loss is {float(losses[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
+    if not finite:
+        raise Diverged(f"a prompt is not finite after step {state.step}")
+    epoch = (state.step - 1) // run.plan.steps_per_epoch
+    average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
     means = {name: float(values.nanmean()) for name, values in log.items() if not values.isnan().all()}
     return replace(state, average=average), means
 
@@ -167,13 +170,3 @@ def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) ->
         for augmentation, selection in zip(selections, chosen, strict=True)
     }
     return [Embedded(whole, tasks[run.method.augmentation]) for run in runs]
-
-
-def _require_finite(log: Mapping[str, Tensor], state: State, first: int, *, finite: bool) -> None:
-    # Looked at once an epoch: asking after every step would make a GPU wait for the answer.
-    losses = log["direct_ce"]
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        raise Diverged(f"the loss is {float(losses[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
-    if not finite:
-        raise Diverged(f"a prompt is not finite after step {state.step}")

@@ -13,7 +13,7 @@ from prometar.errors import UserError
 from prometar.methods.composition import METHODS, Method
 from prometar.methods.meta_tasks import one_class_out, task_rng
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import Batch, embed_batch, make_task
+from prometar.step.meta_batch import Batch, embed_batch, select_task, take
 from prometar.step.prompted_clip import Model
 from prometar.step.state import State
 from prometar.step.vmapped import _split, require_one_structure, stack, step_all, unstack
@@ -55,7 +55,9 @@ def batches_for(model: Model, methods: list[Method], number: int, *, static: boo
         draw = None
         if method.inner is not None:
             draw = one_class_out(labels, method.augmentation, task_rng(0, number))
-        found.append(Batch(whole, make_task(model.clip, method, images, whole, draw, static=static)))
+        selection = select_task(model.clip, method, len(labels), draw, static=static)
+        task = None if selection is None else take(model.clip, method, images, whole, selection)
+        found.append(Batch(whole, task))
     return found
 
 
