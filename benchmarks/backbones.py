@@ -38,11 +38,11 @@ from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
-from prometar.training.counts import Kernels
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.parity.released import Leaves, Released
 from tests.support import families
+from tests.support.kernels import Kernels
 from tests.support.plain_towers import plain_image, plain_language, plain_text
 
 WIDER, DEEPER, LARGER = 8, 4, 4

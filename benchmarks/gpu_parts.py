@@ -27,8 +27,8 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.device import fetch
 from prometar.step.cuda_graph import Graph
 from prometar.step.vmapped import numbers_of, stack, step_all
-from prometar.training.counts import memory_of
 from prometar.training.epoch import prepare, rates, train_epoch, train_step
+from prometar.training.process_memory import memory_of
 from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
 from prometar.training.session import Session
 

@@ -27,8 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from prometar.backbone.frozen_features import Seen
 from prometar.config.settings import Config, configure
 from prometar.methods.composition import METHODS
-from prometar.training.counts import Kernels, kernels_of, operator_name
 from prometar.training.rehearsal import Rehearsal, rehearse
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.support.kernels import Kernels, kernels_of, operator_name
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prometar.backbone.frozen_features import Seen
 from prometar.config.settings import Config, configure
-from prometar.training.counts import Kernels, Memory, _Live, kernels_of, memory_of
+from prometar.training.process_memory import Memory, _Live, memory_of
 from prometar.training.rehearsal import rehearse
+from tests.support.kernels import Kernels, kernels_of
 from tests.support.small import NAME
 
 

@@ -18,12 +18,12 @@ from prometar.config.settings import configure
 from prometar.data.streaming.stream import stream_local
 from prometar.inference.classifier import Classifier, load
 from prometar.inference.portable import ImageClassifier
-from prometar.training.counts import kernels_of
 from prometar.training.lockstep import Lockstep
 from prometar.training.rehearsal import rehearse
 from prometar.training.run import build_run
 from prometar.training.session import Session
 from tests.support import families
+from tests.support.kernels import kernels_of
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,8 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.splits.objective import Problem
 from prometar.training import process_memory as module
 from prometar.training import session
-from prometar.training.counts import Memory, memory_of
 from prometar.training.kept import Kept
-from prometar.training.process_memory import PROCESSES, process_memory
+from prometar.training.process_memory import PROCESSES, Memory, memory_of, process_memory
 from prometar.training.run import DTYPES
 from prometar.training.session import kept_bytes
 from tests.support.small import BACKBONE
