@@ -53,18 +53,12 @@ class RunResult(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def write(self, folder: Path) -> None:
-        """
-        Raises:
-            WorkError: nothing can be written.
-        """
+        """Raises a WorkError where nothing can be written."""
         write_atomically(folder / FILE, json.dumps(self.described(), indent=1).encode())
 
 
 def read_result(folder: Path) -> RunResult:
-    """
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Raises a UserError where it is missing or damaged."""
     path = folder / FILE
     try:
         return RunResult.model_validate_json(read_bytes(path))
