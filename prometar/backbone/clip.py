@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.activations import QUICK
-from prometar.backbone.expected_tensors import Architecture
-from prometar.backbone.form import OPENAI, Form
+from prometar.backbone.architecture import OPENAI, Architecture, Form
 from prometar.backbone.frozen import Closed, Frozen
 from prometar.backbone.language import Language
 from prometar.backbone.norm import EPS, Norm

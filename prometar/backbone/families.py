@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from prometar.backbone.expected_tensors import Architecture
-from prometar.backbone.form import Form
+from prometar.backbone.architecture import Architecture, Form, Unlike
 from prometar.backbone.frozen import names
 from prometar.backbone.language import language_network
 from prometar.backbone.norm import EPS
 from prometar.backbone.trunks import image_network, trunk_parts
-from prometar.backbone.unlike import Unlike
 
 _OWN_ATTENTION = (
     "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn",
@@ -28,10 +26,7 @@ _SUMMARISED = {"causal": True, "text_pool": "argmax", "eos_id": 2, "summary": Tr
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """
-    Raises:
-        Unlike: the model is no ViT with a text transformer as the towers compute them; says why.
-    """
+    """Raises Unlike (says why) where it is no ViT with a text transformer as the towers compute them."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     for key in ("correct_cls_mask", *_OWN_ATTENTION):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from prometar.backbone.architecture import Unlike
 from prometar.backbone.frozen import Frozen, tensors_of
-from prometar.backbone.unlike import Unlike
 from prometar.errors import UserError, WorkError, first_line
 
 Put = Callable[[Tensor, Tensor], Tensor]

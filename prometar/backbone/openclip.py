@@ -17,20 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prometar.backbone.architecture import Architecture, Unlike
 from prometar.backbone.clip import Clip, from_state_dict
-from prometar.backbone.expected_tensors import Architecture, expected_shapes, in_our_names, require_tensors
+from prometar.backbone.expected_tensors import expected_shapes, in_our_names, require_tensors
 from prometar.backbone.families import architecture, with_shapes
 from prometar.backbone.frozen import closed
 from prometar.backbone.frozen_features import Tokenize
 from prometar.backbone.language import language, language_network, require_transformers, unfetched
 from prometar.backbone.trunks import image_network
-from prometar.backbone.unlike import Unlike
 from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
 from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import size_of
 from prometar.logs import warnings_unlogged
+
+
+def _open_clip() -> Any:
+    import open_clip
+
+    return open_clip
 
 
 @cache
@@ -123,11 +129,9 @@ def tokenizer_of(name: str) -> Tokenize:
 
 @cache
 def _hub_tokenizer(name: str) -> Tokenize:
-    import open_clip
-
     try:
         with warnings_unlogged():
-            read: Any = open_clip.get_tokenizer(name, trust_remote_code=False)
+            read: Any = _open_clip().get_tokenizer(name, trust_remote_code=False)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise unfetched(f"the tokenizer of {name}", error) from None
     return lambda texts: read(list(texts))
@@ -161,11 +165,9 @@ def ready(name: str, pretrained: str | None, clip: Clip) -> Backbone:
 
 def _normalisation(name: str, pretrained: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of a tag's weights; for a file, that of the model's tags where they agree, else OpenAI's."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags = _open_clip().list_pretrained_tags_by_model(name)
     tags = [pretrained] if pretrained in tags else tags
-    known = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    known = [_open_clip().get_pretrained_cfg(name, tag) for tag in tags]
     found = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in known}
     return found.pop() if len(found) == 1 else (OPENAI_MEAN, OPENAI_STD)
 
@@ -222,14 +224,12 @@ def _is_file(name: str, pretrained: str) -> bool:
 
 def _require_tag(name: str, config: dict[str, Any], tag: str) -> None:
     """Raises a UserError where open_clip knows no such weights, or they have another activation."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags = _open_clip().list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise UserError(
             f"no weights '{tag}' for {name}: it is no file, and open_clip knows {', '.join(tags) or 'none'}"
         )
-    weights_are_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    weights_are_quick = bool(_open_clip().get_pretrained_cfg(name, tag).get("quick_gelu", False))
     if weights_are_quick != bool(config.get("quick_gelu")):
         theirs = "quick_gelu" if weights_are_quick else "gelu"
         better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
@@ -240,17 +240,14 @@ def _require_tag(name: str, config: dict[str, Any], tag: str) -> None:
 
 def is_tag(name: str, pretrained: str) -> bool:
     """Whether open_clip knows weights of a model by this tag."""
-    import open_clip
-
-    return pretrained in open_clip.list_pretrained_tags_by_model(name)
+    return pretrained in _open_clip().list_pretrained_tags_by_model(name)
 
 
 def has_cached(name: str, tag: str) -> bool:
     """Whether a tag's weights lie where open_clip looks before it fetches them."""
-    import open_clip
     from huggingface_hub import try_to_load_from_cache
 
-    known = open_clip.get_pretrained_cfg(name, tag)
+    known = _open_clip().get_pretrained_cfg(name, tag)
     url, hub = str(known.get("url") or ""), str(known.get("hf_hub") or "")
     repo, _, file = hub.rpartition("/")
     usual = (
@@ -326,11 +323,9 @@ def _supported(name: str) -> Iterator[None]:
 def _config(name: str) -> dict[str, Any]:
     if ":" in name:  # open_clip would read the model from wherever such a name says
         raise UserError(f"unknown backbone '{name}': names of hubs and folders are not taken")
-    import open_clip
-
-    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    config: dict[str, Any] | None = _open_clip().get_model_config(name)
     if config is None:
-        close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])][:6]
+        close = [m for m in _open_clip().list_models() if m.lower().startswith(name.lower()[:5])][:6]
         hint = f"did you mean {', '.join(close)}?" if close else "known are mini and open_clip's models"
         raise UserError(f"unknown backbone '{name}': {hint}")
     return config
@@ -354,18 +349,14 @@ def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:
 def _random_state(name: str) -> dict[str, Tensor]:
     if name == "mini":
         return load_mini()[1]
-    import open_clip
-
     with torch.random.fork_rng(devices=[]), warnings_unlogged():
         torch.manual_seed(0)
-        return dict(open_clip.create_model(name, pretrained=None, pretrained_text=False).state_dict())
+        return dict(_open_clip().create_model(name, pretrained=None, pretrained_text=False).state_dict())
 
 
 def _fetch(name: str, tag: str) -> dict[str, Tensor]:
-    import open_clip
-
     try:
-        model = open_clip.create_model(name, pretrained=tag, pretrained_text=False)
+        model = _open_clip().create_model(name, pretrained=tag, pretrained_text=False)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise WorkError(
             f"cannot fetch the weights '{tag}' of {name} ({first_line(error)}): download them on a machine "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prometar.backbone.unlike import Unlike
+from prometar.backbone.architecture import Unlike
 
 
 def trunk_parts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prometar.backbone.architecture import OPENAI
 from prometar.backbone.clip import Clip, Tower
-from prometar.backbone.form import OPENAI
 from prometar.backbone.frozen import Frozen
 from prometar.backbone.language import Language
 from prometar.backbone.norm import EPS

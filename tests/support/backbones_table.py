@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import open_clip
 
-from prometar.backbone.expected_tensors import Architecture
+from prometar.backbone.architecture import Architecture, Unlike
 from prometar.backbone.families import architecture
-from prometar.backbone.unlike import Unlike
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 START, END = "<!-- table -->\n", "<!-- end of table -->\n"
