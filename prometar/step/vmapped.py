@@ -126,13 +126,10 @@ def _map(value: Any, change: Callable[[float], Any]) -> Any:
         return change(value)
     if isinstance(value, tuple):
         return tuple(_map(each, change) for each in value)
-    if is_dataclass(value) and not isinstance(value, type) and _is_ours(value):
+    ours = type(value).__module__.startswith("prometar.")
+    if ours and is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _map(getattr(value, f.name), change) for f in fields(value)})
     return value
-
-
-def _is_ours(part: object) -> bool:
-    return type(part).__module__.startswith("prometar.")
 
 
 def _numbers(value: Any) -> list[float]:
