@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from prometar.metrics import t_interval
 from tune.results.schema import VERSION, Run, TrialRecord
-from tune.space.spaces import Range, space_of
+from tune.space.spaces import Range, Space
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
@@ -40,7 +40,7 @@ RELEASED: dict[str, Any] = {
 
 def ranges_of(tree: Mapping[str, Any] = RANGES) -> Mapping[str, Range]:
     """Ranges as a space has them."""
-    return space_of("a space", dict(tree)).ranges
+    return Space.of(tree).ranges
 
 
 def record(content: Mapping[str, Any]) -> TrialRecord:

@@ -21,7 +21,7 @@ from prometar.errors import UserError
 from prometar.parts.reference import failing, reference_of
 from tune.optimizer.choices import require_choices
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
-from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, PointSampler, sampler_of
+from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, point_sampler, sampler_of
 from tune.optimizer.storage import LOST, drive_study
 from tune.optimizer.trial_counts import REPEAT, Settings, Tally
 from tune.optimizer.trial_schema import (
@@ -219,7 +219,7 @@ class Memory:
         if point is None:
             self.exhausted = True
             return None
-        return self._begin(self._ask(lambda draw: PointSampler(point, draw.own_seed)))
+        return self._begin(self._ask(lambda draw: point_sampler(point, draw.own_seed)))
 
     @cached_property
     def _points(self) -> Sequence[Mapping[str, Any]] | None:

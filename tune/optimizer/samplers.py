@@ -8,13 +8,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from prometar.errors import UserError
@@ -92,26 +91,10 @@ class _SpaceCmaEs(CmaEsSampler):
         return self._distributions
 
 
-class PointSampler(BaseSampler):
+def point_sampler(point: Point, seed: int) -> BaseSampler:
     """Takes each setting from a point that is already there; what the point lacks is drawn at random."""
-
-    def __init__(self, point: Point, seed: int) -> None:
-        self._point, self._random = point, RandomSampler(seed)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        if param_name in self._point:
-            return self._point[param_name]
-        return self._random.sample_independent(study, trial, param_name, param_distribution)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        return PartialFixedSampler(dict(point), RandomSampler(seed))
 
 
 @dataclass(frozen=True)
@@ -155,7 +138,7 @@ SAMPLERS: dict[str, Sampler] = {
     # Its sampler draws what a given start leaves open.
     "grid": Sampler(lambda draw: RandomSampler(draw.own_seed), enumerates=True),
     "quasirandom": Sampler(
-        lambda draw: PointSampler(quasirandom_point(draw.space, draw.seed, draw.number), draw.own_seed)
+        lambda draw: point_sampler(quasirandom_point(draw.space, draw.seed, draw.number), draw.own_seed)
     ),
 }
 

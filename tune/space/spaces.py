@@ -199,7 +199,22 @@ class Space:
             >>> Space.of({"optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True}}).ranges.keys()
             dict_keys(['optim.lr'])
         """
-        return cls(name, space_of(name, dict(ranges) if isinstance(ranges, Mapping) else ranges).ranges)
+        if not isinstance(ranges, Mapping) or not ranges:
+            raise UserError(f"space {name}: expected a mapping of settings to ranges, one at least")
+        found: dict[str, Range] = {}
+        for key, tree in _flat(ranges):
+            try:
+                entry = _ENTRY.validate_python(tree)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = "".join(f"{part}: " for part in first["loc"][1:])
+                problem = _PROBLEMS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+                raise UserError(f"space {name}, {key}: {where}{problem}") from None
+            if key in found:
+                raise UserError(f"space {name}: {key} is there twice")
+            _require_conditions(name, key, entry, found)
+            found[key] = entry
+        return cls(name, found)
 
     def draw(self, draws: Draws) -> dict[str, Any]:
         """One value a setting, in the space's order; settings whose conditions do not hold are left out."""
@@ -278,12 +293,12 @@ def load_space(name: str) -> Space:
     path = Path(name)
     if size_of(path) is None:
         raise UserError(f"unknown space '{name}': no such file, and known are {', '.join(known_spaces())}")
-    return space_of(name, read_yaml(path))
+    return Space.of(read_yaml(path), name=name)
 
 
 def parse_space(name: str, text: str) -> Space:
     """A space from YAML text; see `load_space`."""
-    return space_of(name, parse_yaml(text, where=f"space {name}"))
+    return Space.of(parse_yaml(text, where=f"space {name}"), name=name)
 
 
 _PROBLEMS = {
@@ -293,37 +308,14 @@ _PROBLEMS = {
 """Where pydantic's words speak of its own insides."""
 
 
-def space_of(name: str, tree: Any) -> Space:
-    """A space from plain data; see `load_space`."""
-    if not isinstance(tree, dict) or not tree:
-        raise UserError(f"space {name}: expected a mapping of settings to ranges, one at least")
-    ranges: dict[str, Range] = {}
-    for key, entry in _flat(tree):
-        try:
-            found = _ENTRY.validate_python(entry)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = "".join(f"{part}: " for part in first["loc"][1:])
-            problem = _PROBLEMS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-            raise UserError(f"space {name}, {key}: {where}{problem}") from None
-        if key in ranges:
-            raise UserError(f"space {name}: {key} is there twice")
-        _require_conditions(name, key, found, ranges)
-        ranges[key] = found
-    return Space(name, ranges)
-
-
 def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Entries by dotted setting: a mapping without a `type` holds settings of its own."""
     for key, entry in tree.items():
-        if isinstance(entry, dict) and entry and "type" not in entry and _holds_entries(entry):
+        is_group = isinstance(entry, dict) and entry and "type" not in entry
+        if is_group and all(isinstance(value, dict) for value in entry.values()):
             yield from _flat(entry, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", entry
-
-
-def _holds_entries(entry: Mapping[Any, Any]) -> bool:
-    return all(isinstance(value, dict) for value in entry.values())
 
 
 def _require_conditions(name: str, key: str, entry: Range, before: Mapping[str, Range]) -> None:
