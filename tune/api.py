@@ -12,8 +12,7 @@ from prometar.errors import UserError
 from prometar.io.files import resolved
 from prometar.io.stores import masked
 from tune.options import Options, options_of, plain, plan_of, run
-from tune.reporting.display import Report
-from tune.reporting.html import write_report
+from tune.reporting.html import Report, write_report
 from tune.results.reader import Records, read_records
 from tune.results.schema import TrialRecord
 

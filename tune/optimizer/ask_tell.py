@@ -23,7 +23,7 @@ from tune.optimizer.choices import require_choices
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
 from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, point_sampler, sampler_of
 from tune.optimizer.storage import LOST, drive_study
-from tune.optimizer.trial_counts import REPEAT, Settings, Tally
+from tune.optimizer.trial_counts import REPEAT, Tally
 from tune.optimizer.trial_schema import (
     CURVE,
     ENQUEUED,
@@ -215,7 +215,7 @@ class Memory:
         points = self._points
         if points is None and self._tally.repeats < REDRAWS + RANDOM_REDRAWS:
             return self._begin(self._ask(SAMPLERS["random"].make))
-        point = next((p for p in points or () if not self._tally.tried(self._in_order(p))), None)
+        point = next((p for p in points or () if not self._tally.tried(p)), None)
         if point is None:
             self.exhausted = True
             return None
@@ -227,9 +227,6 @@ class Memory:
         if self._sampler.enumerates:
             return grid_points(self._space, self._seed)
         return all_points(self._space)
-
-    def _in_order(self, settings: Mapping[str, Any]) -> Settings:
-        return tuple(settings.get(name) for name in self._space.ranges)
 
     def wants(self, target: int) -> bool:
         """Whether new trials are to be begun: until `target` have been, and the reference is among them.
@@ -272,16 +269,11 @@ class Memory:
         with self._drawing():
             self._study.sampler = make(Draw(self._space, self._seed, number))
 
-    def release(self) -> None:
-        """Let go of the trials that this process has begun: they wait for the next one, and do not run."""
-        for number in sorted(self._running):
-            trial = self._running.pop(number).trial
-            self._storage.set_trial_state_values(trial.number, TrialState.WAITING)
-            self._interrupted.append(number)
-
     def close(self) -> None:
-        """Let go of the trials and of the storage."""
-        self.release()
+        """Let go of the storage, and of the trials begun here: they wait for the next process."""
+        for number in sorted(self._running):
+            self._storage.set_trial_state_values(number, TrialState.WAITING)
+        self._running.clear()
         self._storage.close()
 
     def searched(self, seconds: float) -> None:
@@ -293,7 +285,7 @@ class Memory:
         number = running.trial.number
         with self._drawing():
             asked = Asked(number, self._space.draw(running.trial))
-        first = self._tally.first(number, self._in_order(asked.settings))
+        first = self._tally.first(number, asked.settings)
         if first == number:
             self._storage.keep()
             self._running[number] = running

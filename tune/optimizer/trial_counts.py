@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 REPEAT = "repeat_of"  # user attribute of a trial that counts for nothing: its settings are an earlier one's
-
-Settings = tuple[Hashable, ...]
-"""The values of a trial's settings, in the space's order."""
 
 
 class Tally:
@@ -34,22 +32,23 @@ class Tally:
         forgiven: Collection[int],
         again: Collection[int],
     ) -> None:
+        self._names = names
         counted = [t for t in trials if REPEAT not in t.user_attrs]
         self.created = len(trials)
         self.begun = len({t.number for t in counted} - set(forgiven))
         self.ended = [t.number for t in counted if t.state.is_finished()]
         self._last = max((t.number for t in counted), default=-1)
-        self._first: dict[Settings, int] = {}
+        self._first: dict[tuple[Hashable, ...], int] = {}  # by the values of settings
         excused = {*forgiven, *again}
         for trial in counted:
             if trial.state is not TrialState.FAIL or trial.number not in excused:
-                self.first(trial.number, tuple(trial.params.get(name) for name in names))
+                self.first(trial.number, trial.params)
         self._ended_before = len(self.ended)
         self._reasons: list[str] = []
 
-    def first(self, number: int, settings: Settings) -> int:
+    def first(self, number: int, settings: Mapping[str, Any]) -> int:
         """Take in a trial's settings; the number of the earliest trial that has them."""
-        first = min(number, self._first.setdefault(settings, number))
+        first = min(number, self._first.setdefault(self._values(settings), number))
         if first == number:
             self._last = max(self._last, number)
         return first
@@ -59,9 +58,12 @@ class Tally:
         """How many of the latest draws only repeated settings."""
         return self.created - 1 - self._last
 
-    def tried(self, settings: Settings) -> bool:
+    def tried(self, settings: Mapping[str, Any]) -> bool:
         """Whether a trial has these settings."""
-        return settings in self._first
+        return self._values(settings) in self._first
+
+    def _values(self, settings: Mapping[str, Any]) -> tuple[Hashable, ...]:
+        return tuple(settings.get(name) for name in self._names)
 
     def end(self, number: int, *, failed: str | None = None) -> None:
         """A trial has ended. Where it has failed, its settings would fail again with the same seeds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,16 +22,13 @@ SEARCHED = "seconds_searched"
 
 KEPT = ("epoch", "objective", "base", "new", "loss", "seconds", "runs", "notes", "cpus", "gpus")
 """Figures of a trial's last result that are kept with it."""
-_STATES: dict[TrialState, State] = {
-    TrialState.COMPLETE: "COMPLETE", TrialState.PRUNED: "PRUNED", TrialState.FAIL: "FAIL"
-}  # fmt: skip
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:
     """A trial that has ended, as it is recorded."""
     marks = trial.user_attrs
     last: dict[str, Any] = marks.get(RESULT, {})
-    state, reference = _STATES[trial.state], bool(marks.get(REFERENCE, False))
+    state, reference = cast(State, trial.state.name), bool(marks.get(REFERENCE, False))
     return TrialRecord(
         number=trial.number,
         state=state,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from prometar.metrics import Interval, over_all, t_interval
 from tune.reporting.formatting import NONE, bounds, hours, interval, listed, number, setting, shown
 from tune.reporting.html import page
 from tune.reporting.plots.finals import Row, forest
-from tune.reporting.rows import figures_of, round_rows, settings_rows
 from tune.reporting.statements import caveats
+from tune.reporting.tables import figures_of, round_rows, settings_rows
 from tune.reporting.terminal import print_table
 from tune.results.costs import costs
 from tune.results.reader import Records, paired, read_records
-from tune.results.schema import Run, Settings
+from tune.results.schema import Run
 
 KIND = "report --compare"
 """Of page, for `prometar.io.pages`."""
@@ -77,16 +77,12 @@ class Comparison:
     @property
     def asked(self) -> list[Line]:
         """Everything that either was asked, what differs first; the ranges of the spaces too."""
-        left, right = _flat_asked(self.a), _flat_asked(self.b)
-        lines = [Line(key, left.get(key, NONE), right.get(key, NONE)) for key in left | right]
-        return sorted(lines, key=lambda line: not line.differs)
+        return _beside(_flat_asked(self.a), _flat_asked(self.b))
 
     @property
     def settings(self) -> list[Line]:
         """The best ones, what differs first."""
-        left, right = _best(self.a), _best(self.b)
-        lines = [Line(key, setting(left.get(key)), setting(right.get(key))) for key in {**left, **right}]
-        return sorted(lines, key=lambda line: not line.differs)
+        return _beside(_best(self.a), _best(self.b))
 
     @property
     def search(self) -> list[Line]:
@@ -251,11 +247,15 @@ def _shown(value: object) -> str:
     return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else setting(value)
 
 
-def _best(records: Records) -> Settings:
+def _best(records: Records) -> dict[str, str]:
     """The settings that were tested in the end; before that, those that lead."""
-    if records.finals and not records.overtaken:
-        return records.finals.best.settings
-    return records.chosen.settings if records.chosen else {}
+    best = records.finals.best if records.finals and not records.overtaken else records.chosen
+    return {key: setting(value) for key, value in best.settings.items()} if best else {}
+
+
+def _beside(left: Mapping[str, str], right: Mapping[str, str]) -> list[Line]:
+    lines = [Line(key, left.get(key, NONE), right.get(key, NONE)) for key in {**left, **right}]
+    return sorted(lines, key=lambda line: not line.differs)
 
 
 def _pairs(a: Records, b: Records) -> tuple[list[Pair], str]:
@@ -288,11 +288,9 @@ def _unlike(name: str, a: Records, b: Records) -> str:
         places.append(place_beside(name, data.get("data.root"), args))
     if all(splits) and splits[0] != splits[1]:
         return f"their splits of {name} differ"
-    return (
-        f"their {name} lies in {listed([place or 'no folder' for place in places])}"
-        if places[0] != places[1]
-        else ""
-    )
+    if places[0] != places[1]:
+        return f"their {name} lies in {listed([place or 'no folder' for place in places])}"
+    return ""
 
 
 def _pair(name: str, ours: tuple[Run, ...], theirs: tuple[Run, ...], unlike: str) -> Pair:

@@ -1,7 +1,8 @@
-"""A study's report: one self-contained HTML file, a pure function of the records in the study's folder."""
+"""A study's report: a self-contained HTML file and what a notebook shows, pure functions of its records."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from markupsafe import Markup
 
 from prometar.io.files import write_atomically
 from prometar.io.pages import templates
-from tune.reporting import formatting, rows, statements
+from tune.reporting import formatting, statements, tables
 from tune.reporting.importance import MIN_COMPLETE, Importances, importances
 from tune.reporting.plots import course, goals, settings, style
 from tune.reporting.plots.finals import Row, forest
@@ -21,6 +22,24 @@ from tune.results.schema import StudyRecord, TrialRecord
 from tune.space.spaces import Choice
 
 TOP = 20  # trials on the leaderboard; the others are folded away
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's report. `path`: of the whole page, report.html."""
+
+    path: Path
+    records: Records
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: no script in it, and all that records hold is escaped."""
+        shown = tables.summary_tables(self.records)
+        return filled(
+            "summary.html.jinja", path=self.path, records=self.records, says=statements, tables=shown
+        )
+
+    def __repr__(self) -> str:
+        return f"{statements.verdict(self.records)} The report: {self.path}"
 
 
 def build_report(study_dir: Path) -> Path:
@@ -67,9 +86,9 @@ def render(records: Records) -> str:
         "report.html.jinja",
         records=records,
         says=statements,
-        settings_rows=rows.settings_rows(records),
-        round_rows=rows.round_rows(records),
-        final_rows=rows.final_rows(records),
+        settings_rows=tables.settings_rows(records),
+        round_rows=tables.round_rows(records),
+        final_rows=tables.final_rows(records),
         ranking=ranking(records.trials),
         top=TOP,
         states=STATES,

@@ -1,12 +1,50 @@
-"""A study's three comparisons as small tables: the same in the terminal and in a notebook."""
+"""What a study's records say, as rows of tables, and as three small tables for terminal and notebook."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import mean, stdev
 
-from tune.reporting.formatting import bounds, chance, listed, number, signed
-from tune.reporting.rows import final_rows, round_rows
+from prometar.metrics import Interval
+from tune.reporting.formatting import NONE, bounds, chance, listed, number, range_of, signed, spread
 from tune.results.reader import Records
+from tune.results.schema import Reevaluated, Run, Setting
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """A searched setting: its range, and its released and its best value."""
+
+    key: str
+    range: str
+    released: Setting
+    best: Setting
+    changed: bool
+
+
+@dataclass(frozen=True)
+class FinalRow:
+    """One data set and side of the final test; the difference stands beside the best's."""
+
+    dataset: str
+    side: str
+    base: str
+    new: str
+    objective: str
+    runs: str
+    difference: Interval | None = None
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """Settings of the last round; `flattery` is how far the fresh figure is from the search's."""
+
+    of: Reevaluated
+    chosen: bool
+    spread: str
+    finished: str
+    flattery: float | None
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -16,6 +54,75 @@ class SummaryTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def settings_rows(records: Records) -> list[SettingRow]:
+    """A row a searched setting, those that the study changes first."""
+    released = records.released.settings if records.released else {}
+    best = records.chosen.settings if records.chosen else {}
+    rows = [
+        SettingRow(
+            key,
+            range_of(entry),
+            released.get(key),
+            best.get(key),
+            changed=bool(best and released) and best.get(key) != released.get(key),
+        )
+        for key, entry in records.ranges.items()
+    ]
+    return sorted(rows, key=lambda row: not row.changed)
+
+
+def final_rows(records: Records) -> list[FinalRow]:
+    """A row a data set and side of the final test, and the published figures."""
+    rows: list[FinalRow] = []
+    for name, entry in records.tests.items():
+        assert records.finals is not None
+        for side, runs in records.finals.sides(name).items():
+            done = [run for run in runs if run.done]
+            figures = (
+                spread([value for value in values if value is not None])
+                for values in zip(*((run.base, run.new, run.objective) for run in done), strict=True)
+            )
+            base, new, objective = figures if done else (NONE,) * 3
+            difference = entry.difference if side == "best" else None
+            rows.append(FinalRow(name, side, base, new, objective, f"{len(done)} of {len(runs)}", difference))
+        if entry.published is not None:
+            cited = number(entry.published)
+            rows.append(FinalRow(name, "published, cited", NONE, NONE, cited, NONE))
+    return rows
+
+
+def round_rows(records: Records) -> list[RoundRow]:
+    """The last round's rows, the highest mean first."""
+    if records.lastround is None:
+        return []
+    found = [
+        RoundRow(
+            row,
+            chosen=row.number == records.lastround.chosen,
+            spread=_over_seeds(row),
+            finished=f"{sum(run.done for run in row.runs)} of {len(row.runs)}",
+            flattery=None if row.search is None or row.mean is None else row.mean - row.search,
+            reasons=tuple(run.failed for run in row.runs if run.failed),
+        )
+        for row in records.lastround.rows
+    ]
+    return sorted(found, key=lambda row: -row.of.mean if row.of.mean is not None else 1.0)
+
+
+def _over_seeds(row: Reevaluated) -> str:
+    """The mean, with the standard deviation over seeds of their means over data sets and folds."""
+    found = row.by_seed.values()
+    most = max(map(len, found), default=0)  # a seed with a failed run has another mean
+    means = [mean(values) for values in found if len(values) == most]
+    spread_ = f" ± {stdev(means):.2f}" if len(means) > 1 else ""
+    return number(row.mean) + spread_ if row.mean is not None else spread(means)
+
+
+def figures_of(runs: tuple[Run, ...]) -> str:
+    """Mean and standard deviation of the runs' H."""
+    return spread([run.objective for run in runs if run.objective is not None])
 
 
 def summary_tables(records: Records) -> list[SummaryTable]:

@@ -59,7 +59,7 @@ class Trackers(Callback):
         self._ledger = Ledger(folder / LEDGER)
         for name in names:
             try:
-                self._trackers[name] = KINDS[name][0](folder, study, self._ledger.kept.token)
+                self._trackers[name] = KINDS[name](folder, study, self._ledger.kept.token)
             except Exception as error:  # whatever other people's code raises
                 self._drop(name, error)
 

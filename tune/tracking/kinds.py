@@ -60,7 +60,7 @@ class TensorBoard:
     def _open(self, number: int, purge_step: int | None = None) -> Any:
         writer = self._module.SummaryWriter(str(self._folder / f"{number:04d}"), purge_step=purge_step)
         self._writers[number] = writer
-        for summary in self._summaries.hparams(_plain(self._settings[number]), {"objective": 0.0}):
+        for summary in self._summaries.hparams(dict(self._settings[number]), {"objective": 0.0}):
             writer.file_writer.add_summary(summary)
         return writer
 
@@ -74,12 +74,6 @@ class TensorBoard:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()
-    }
 
 
 _MLFLOW_STATES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
@@ -199,11 +193,11 @@ def _chosen_online() -> bool:
     return False
 
 
-# What it is opened with, and the package without which it is not there.
-KINDS: dict[str, tuple[Callable[[Path, str, str], Tracker], str]] = {
-    "tensorboard": (TensorBoard, "tensorboard"),
-    "mlflow": (MLflow, "mlflow"),
-    "wandb": (WandB, "wandb"),
+# By the package without which it is not there: what it is opened with.
+KINDS: dict[str, Callable[[Path, str, str], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
 }
 
 
@@ -216,5 +210,5 @@ def check_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in KINDS:
             raise UserError(f"unknown tracker '{name}': choose one of {', '.join(KINDS)}")
-        if find_spec(KINDS[name][1]) is None:
+        if find_spec(name) is None:
             raise UserError(f"{name} is not installed: pip install '.[{name}]'")

@@ -103,8 +103,8 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> type[Notes]:
         told = Fresh.told
         tokens = Fresh.tokens
 
-    monkeypatch.setitem(tracker_kinds.KINDS, "notes", (Fresh, "json"))
-    monkeypatch.setitem(tracker_kinds.KINDS, "more", (More, "json"))
+    monkeypatch.setitem(tracker_kinds.KINDS, "notes", Fresh)
+    monkeypatch.setitem(tracker_kinds.KINDS, "more", More)
     return Fresh
 
 
@@ -226,10 +226,10 @@ def test_nothing_is_asked_for_nothing_is_written(tmp_path: Path) -> None:
 def test_wrong_usage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"unknown tracker 'x': choose one of tensorboard, mlflow, wandb"):
         check_trackers(("x",))
-    monkeypatch.setitem(tracker_kinds.KINDS, "mlflow", (tracker_kinds.MLflow, "surely_not_there"))
+    monkeypatch.setattr(tracker_kinds, "find_spec", {"tensorboard": "its spec"}.get)
     with pytest.raises(UserError, match=r"^mlflow is not installed: pip install '\.\[mlflow\]'$"):
         check_trackers(("mlflow",))
-    monkeypatch.setitem(tracker_kinds.KINDS, "tensorboard", (tracker_kinds.TensorBoard, "json"))
+    check_trackers(("tensorboard",))
     for damaged in ('{"token": 1}', '{"token": "x", "told": {"mlflow": [3]}}', "[" * 100_000):
         (tmp_path / LEDGER).write_text(damaged)
         with pytest.raises(UserError, match=r"tracking\.json is damaged: remove it"):
