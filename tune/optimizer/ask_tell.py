@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -58,14 +58,6 @@ class Asked:
 
     number: int
     settings: dict[str, Any]
-
-
-@dataclass
-class _Running:
-    """A trial that has not been told, and the epochs that the storage has of it."""
-
-    trial: Trial
-    epochs: set[int] = field(default_factory=set)
 
 
 class Memory:
@@ -120,7 +112,7 @@ class Memory:
         admit(self)
         self._end_repeats()
         self._require_reference()
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Trial] = {}
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SEARCHED, 0.0))
         self._count(self._forgive())
@@ -246,7 +238,7 @@ class Memory:
         """Settings that have been enqueued, and not begun."""
         return len(self._waiting)
 
-    def _ask(self, sampler: MakeSampler | None = None) -> _Running:
+    def _ask(self, sampler: MakeSampler | None = None) -> Trial:
         if self._waiting:
             number = self._waiting.popleft()
         else:
@@ -255,14 +247,13 @@ class Memory:
             self._tally.begun += 1
         self._seed_draw(number, sampler)
         with self._drawing():
-            return _Running(self._study.ask())
+            return self._study.ask()
 
-    def _resume(self, number: int) -> _Running:
+    def _resume(self, number: int) -> Trial:
         self._seed_draw(number)  # it may have died in the draw
-        found = self._trial(number)
-        if found.state is TrialState.WAITING:
+        if self._trial(number).state is TrialState.WAITING:
             self._storage.set_trial_state_values(number, TrialState.RUNNING)
-        return _Running(Trial(self._study, number), epochs=set(curve_of(found)))
+        return Trial(self._study, number)
 
     def _seed_draw(self, number: int, sampler: MakeSampler | None = None) -> None:
         make = sampler or self._sampler.make
@@ -280,21 +271,21 @@ class Memory:
         """Keep that this process has searched for so long."""
         self._study.set_user_attr(SEARCHED, self.seconds_searched + seconds)
 
-    def _begin(self, running: _Running) -> Asked | None:
+    def _begin(self, trial: Trial) -> Asked | None:
         """A trial to run; None where its settings are an earlier trial's."""
-        number = running.trial.number
+        number = trial.number
         with self._drawing():
-            asked = Asked(number, self._space.draw(running.trial))
+            asked = Asked(number, self._space.draw(trial))
         first = self._tally.first(number, asked.settings)
         if first == number:
             self._storage.keep()
-            self._running[number] = running
+            self._running[number] = trial
             return asked
         # It stays in the storage, so that the next number draws anew, and counts for nothing.
         self._tally.begun -= 1
-        running.trial.set_user_attr(REPEAT, first)
-        running.trial.set_user_attr(REASON, f"the same settings as trial {first}")
-        self._study.tell(running.trial, state=TrialState.FAIL)
+        trial.set_user_attr(REPEAT, first)
+        trial.set_user_attr(REASON, f"the same settings as trial {first}")
+        self._study.tell(trial, state=TrialState.FAIL)
         return None
 
     def observe(self, number: int, result: Mapping[str, Any]) -> bool:
@@ -302,17 +293,16 @@ class Memory:
 
         A result that failed, lacks its objective, or is not finite ends the trial as FAIL with the reason.
         """
-        running = self._running.get(number)
-        if running is None:
+        trial = self._running.get(number)
+        if trial is None:
             return True
         reason = failure(result, self._goals)
         if reason:
             self.fail(number, reason)
             return True
-        trial, epoch = running.trial, int(result["epoch"])
-        if epoch not in running.epochs:
+        epoch = int(result["epoch"])
+        if epoch not in curve_of(self._trial(number)):
             self._report(trial, result, epoch)
-            running.epochs.add(epoch)
         if epoch >= trial.user_attrs.get(RESULT, {}).get("epoch", 0):  # also after a kill between the two
             trial.set_user_attr(RESULT, {k: result[k] for k in KEPT if k in result})
         if result.get("finished"):
@@ -351,7 +341,7 @@ class Memory:
             trial.set_user_attr(LOSSES, {**trial.user_attrs.get(LOSSES, {}), str(epoch): losses})
 
     def _succeed(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
-        trial = self._running.pop(number).trial
+        trial = self._running.pop(number)
         if self._bounds:
             self._constrain(trial)
         self._study.tell(trial, values, state=state)
@@ -366,10 +356,10 @@ class Memory:
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial whose worker is gone for good. Does nothing if it has ended."""
-        running = self._running.pop(number, None)
-        if running is not None:
-            running.trial.set_user_attr(REASON, reason)
-            self._study.tell(running.trial, state=TrialState.FAIL)
+        trial = self._running.pop(number, None)
+        if trial is not None:
+            trial.set_user_attr(REASON, reason)
+            self._study.tell(trial, state=TrialState.FAIL)
             self._tally.end(number, failed=reason)
 
     def is_running(self, number: int) -> bool:
@@ -403,11 +393,11 @@ def failure(result: Mapping[str, Any], goals: Sequence[str] = ()) -> str:
     """Why a result counts as a failure, or ""."""
     if result.get("failed"):
         return str(result["failed"])
-    needed = ["objective", "epoch", *(goals if result.get("finished") else ())]
-    missing = [key for key in dict.fromkeys(needed) if key not in result]
+    needed = dict.fromkeys(["objective", "epoch", *(goals if result.get("finished") else ())])
+    missing = [key for key in needed if key not in result]
     if missing:
         return f"the trial reported no {' and no '.join(missing)}"
-    for key in dict.fromkeys(needed):
+    for key in needed:
         if not math.isfinite(float(result[key])):
             what = "the objective" if key == "objective" else f"the figure '{key}'"
             return f"{what} is {result[key]} in epoch {result['epoch']}"

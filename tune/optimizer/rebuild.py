@@ -30,8 +30,6 @@ from tune.results.goals import GOALS, Bound, Goal
 from tune.results.schema import Run, TrialRecord
 from tune.space.spaces import Space
 
-NOT_RECORDED = "its record is not there"
-
 
 def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list[int]:
     """Numbers of the recorded trials that a storage lacks, or has with other settings or in another state."""
@@ -90,7 +88,7 @@ def rebuild(
         WorkError: the storage cannot be reached.
     """
     by_number = {record.number: record for record in records}
-    gap = create_trial(state=TrialState.FAIL, user_attrs={REPEAT: -1, REASON: NOT_RECORDED})
+    gap = create_trial(state=TrialState.FAIL, user_attrs={REPEAT: -1, REASON: "its record is not there"})
     trials = [
         _trial(by_number[number], space, goals, bounds) if number in by_number else gap
         for number in range(max([at_least, *(number + 1 for number in by_number)]))

@@ -169,12 +169,6 @@ def file_of(storage: str) -> str | None:
 class DamagedError(WorkError):
     """The storage's file is no database any more, or only in part."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__(
-            f"{file} is damaged: move it away; then the same command makes a new one, with --from-records "
-            "where there are records of trials"
-        )
-
 
 def _require_whole(storage: str, error: Exception) -> None:
     """Raises a DamagedError where that is what an error says."""
@@ -185,7 +179,10 @@ def _require_whole(storage: str, error: Exception) -> None:
     # Of other types are those of a file that is locked, or cannot be written.
     damaged = type(cause) is DatabaseError or "unsupported file format" in str(cause)
     if damaged or os.path.isdir(file):
-        raise DamagedError(file) from None
+        raise DamagedError(
+            f"{file} is damaged: move it away; then the same command makes a new one, with --from-records "
+            "where there are records of trials"
+        ) from None
 
 
 @contextmanager

@@ -30,8 +30,6 @@ KIND = "report --compare"
 
 # What must be alike for two searches' figures to stand beside each other.
 _SEARCH = ("datasets", "data_root", "objective", "shots", "seeds", "folds", "val_per_class")
-# What decides a final run's images beside its seed.
-_FINAL = ("shots",)
 
 
 @dataclass(frozen=True)
@@ -269,9 +267,8 @@ def _pairs(a: Records, b: Records) -> tuple[list[Pair], str]:
     both = [name for name in left if name in right]
     if not both:
         return [], f"one was tested on {listed(left)}, the other on {listed(right)}"
-    differing = [key for key in _FINAL if getattr(a.asked, key) != getattr(b.asked, key)]
-    if differing:
-        return [], f"their {listed(differing)} differ, so a seed is not the same training images in both"
+    if a.asked.shots != b.asked.shots:
+        return [], "their shots differ, so a seed is not the same training images in both"
     pairs = [_pair(name, left[name].best, right[name].best, _unlike(name, a, b)) for name in both]
     if any(pair.difference for pair in pairs):
         return pairs, ""

@@ -75,9 +75,6 @@ def filled(template: str, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-BOTH: tuple[Goal, Goal] = ("base", "new")
-
-
 def render(records: Records) -> str:
     """The page."""
     shares, several_goals = importances(records.trials, records.ranges), len(records.asked.goals) > 1
@@ -129,7 +126,7 @@ def _plots(records: Records, shares: Importances, front: list[TrialRecord]) -> d
         "front": goals.front(trials, front, best, titles) if len(titles) == 2 else None,
         "trade_off": None  # the front shows the same
         if set(titles) == {"base", "new"}
-        else goals.trade_off(trials, best, {key: records.goal_title(key) for key in BOTH}),
+        else goals.trade_off(trials, best, {key: records.goal_title(key) for key in ("base", "new")}),
         "forest": forest(_forest_rows(records), title="best − released, points of H"),
     }
     panels = settings.slices(trials, ranges, best, score=score)

@@ -29,10 +29,6 @@ class Importances:
     num_trials: int = 0
 
     @property
-    def known(self) -> bool:
-        return any(self.shares.values())
-
-    @property
     def ranked(self) -> list[str]:
         """Settings that have a share, the most important first."""
         return sorted((k for k, share in self.shares.items() if share), key=lambda k: -self.shares[k])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Literal
 
 from prometar.metrics import Interval
 from tune.reporting.formatting import NONE, bounds, chance, listed, number, range_of, signed, spread
@@ -80,11 +82,7 @@ def final_rows(records: Records) -> list[FinalRow]:
         assert records.finals is not None
         for side, runs in records.finals.sides(name).items():
             done = [run for run in runs if run.done]
-            figures = (
-                spread([value for value in values if value is not None])
-                for values in zip(*((run.base, run.new, run.objective) for run in done), strict=True)
-            )
-            base, new, objective = figures if done else (NONE,) * 3
+            base, new, objective = (figures_of(done, figure) for figure in ("base", "new", "objective"))
             difference = entry.difference if side == "best" else None
             rows.append(FinalRow(name, side, base, new, objective, f"{len(done)} of {len(runs)}", difference))
         if entry.published is not None:
@@ -120,9 +118,10 @@ def _over_seeds(row: Reevaluated) -> str:
     return number(row.mean) + spread_ if row.mean is not None else spread(means)
 
 
-def figures_of(runs: tuple[Run, ...]) -> str:
-    """Mean and standard deviation of the runs' H."""
-    return spread([run.objective for run in runs if run.objective is not None])
+def figures_of(runs: Iterable[Run], figure: Literal["base", "new", "objective"] = "objective") -> str:
+    """Mean and standard deviation of one of the runs' figures, their H."""
+    values = (getattr(run, figure) for run in runs)
+    return spread([value for value in values if value is not None])
 
 
 def summary_tables(records: Records) -> list[SummaryTable]:

@@ -142,27 +142,16 @@ def read_records(study_dir: Path) -> Records:
     study, trials = read_study(study_dir), read_trials(study_dir)
     for trial in trials:
         _require_numbers(trial, study.space.ranges, study_dir)
-    finals, lastround = study_dir / "finals.json", study_dir / "lastround.json"
-    again = REEVALUATION.read(lastround) if lastround.exists() else None
-    tested = FINAL_TEST.read(finals) if finals.exists() else None
+    again = REEVALUATION.find(study_dir / "lastround.json")
+    tested = FINAL_TEST.find(study_dir / "finals.json")
     return Records(
         study_dir.resolve().name,
         study,
         trials,
         again if again and again.rows else None,  # none was asked for
         tested,
-        read_learned(study_dir),
+        LEARNED.find(study_dir / "learned.json"),
     )
-
-
-def read_learned(study_dir: Path) -> Learned | None:
-    """What a study learned from other ones; None of none.
-
-    Raises:
-        UserError: its learned.json is damaged.
-    """
-    file = study_dir / "learned.json"
-    return LEARNED.read(file) if file.exists() else None
 
 
 def read_study(study_dir: Path) -> StudyRecord:
@@ -187,8 +176,9 @@ def read_trials(study_dir: Path) -> tuple[TrialRecord, ...]:
     for path in sorted(study_dir.glob("trials/*/record.json")):
         found.append(trial := TRIAL.read(path))
         if path.parent.name != f"{trial.number:04d}":
-            of = f"the record of trial {trial.number}"
-            raise UserError(f"{path} is {of}: move it out of the study, or back")
+            raise UserError(
+                f"{path} is the record of trial {trial.number}: move it out of the study, or back"
+            )
     return tuple(sorted(found, key=lambda t: t.number))
 
 

@@ -467,6 +467,10 @@ class File(Generic[T]):
         except (TypeError, ValueError, RecursionError):  # no JSON, nested too deep, YAML with dates
             raise UserError(f"{path} is damaged: {self._mend}") from None
 
+    def find(self, path: Path) -> T | None:
+        """What `read` returns; None where there is no such file."""
+        return self.read(path) if path.exists() else None
+
     def plain(self, record: T) -> Any:
         """The record as plain data, as its file holds it."""
         return self._adapter.dump_python(record, mode="json")

@@ -10,8 +10,8 @@ from prometar.config.settings import as_number, flatten
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.yamltext import read_yaml
-from tune.results.reader import read_learned, read_records
-from tune.results.schema import EarlierStudy, EarlierTrial, Learned
+from tune.results.reader import read_records
+from tune.results.schema import LEARNED, EarlierStudy, EarlierTrial, Learned
 from tune.results.writer import StudyFolder
 from tune.space.learned import Promises, propose
 from tune.space.spaces import Space
@@ -72,7 +72,7 @@ def to_learn_from(
     Raises:
         UserError: see `earlier_study`; the study has begun without them, or its learned.json is damaged.
     """
-    kept, here = read_learned(folder.path), folder.path.resolve()
+    kept, here = LEARNED.find(folder / "learned.json"), folder.path.resolve()
     asked = {path.resolve(): path for path in paths}
     if here in asked:
         raise UserError(f"--warm-start {folder.path}: a study cannot learn from itself")

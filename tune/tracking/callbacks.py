@@ -88,19 +88,20 @@ class Trackers(Callback):
         self._trackers.clear()
 
     def _begin(self, name: str, number: int, settings: Mapping[str, Any]) -> None:
-        if number not in self._begun[name] and not self._ledger.has_ended(name, number):
+        if number not in self._begun[name] and not self._ledger.told(name, number).get("ended"):
             self._trackers[name].begin(number, settings)
             self._begun[name].add(number)
 
     def _log(self, name: str, number: int, epoch: int, values: Mapping[str, float]) -> None:
         """An epoch that the tracker may have; it is told anew of those that a worker tells again."""
-        if values and number in self._begun[name] and epoch > self._ledger.epoch(name, number):
+        last = self._ledger.told(name, number).get("epoch", 0)
+        if values and number in self._begun[name] and epoch > last:
             self._trackers[name].log(number, epoch, values)
             self._ledger.note(name, number, epoch=epoch)
 
     def _end(self, name: str, trial: TrialRecord) -> None:
         number = trial.number
-        if self._ledger.has_ended(name, number):
+        if self._ledger.told(name, number).get("ended"):
             return
         self._begin(name, number, trial.settings)
         for told in trial.epochs:
@@ -152,15 +153,8 @@ class Ledger:
         except (OSError, ValueError):
             raise UserError(f"{path} is damaged: remove it to show the trials anew") from None
 
-    def epoch(self, tracker: str, number: int) -> int:
-        """The last epoch that the tracker has of a trial; 0 before the first."""
-        return self._entry(tracker, number).get("epoch", 0)
-
-    def has_ended(self, tracker: str, number: int) -> bool:
-        """Whether the tracker knows how a trial has ended."""
-        return bool(self._entry(tracker, number).get("ended"))
-
-    def _entry(self, tracker: str, number: int) -> dict[str, int | bool]:
+    def told(self, tracker: str, number: int) -> Mapping[str, int | bool]:
+        """What a tracker has been told of a trial, as noted; empty before the first epoch."""
         return self.kept.told.get(tracker, {}).get(str(number), {})
 
     def note(self, tracker: str, number: int, **news: int | bool) -> None:

@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 
 from prometar.errors import UserError
 
-PROJECT = "prometar"
-
 
 class Tracker(Protocol):
     """Shows trials somewhere; any of its methods may raise anything.
@@ -94,11 +92,8 @@ class MLflow:
         self._client = tracking.MlflowClient(tracking_uri=elsewhere or f"sqlite:///{folder / 'mlflow.db'}")
         artifacts = None if elsewhere else (folder / "mlflow-artifacts").as_uri()
         found = self._client.get_experiment_by_name(study)
-        self._experiment = (
-            found.experiment_id
-            if found
-            else self._client.create_experiment(study, artifact_location=artifacts)
-        )
+        create = self._client.create_experiment
+        self._experiment = found.experiment_id if found else create(study, artifact_location=artifacts)
         self._runs: dict[int, str] = {}
         self._started: dict[int, int] = {}
 
@@ -156,7 +151,7 @@ class WandB:
 
     def begin(self, number: int, settings: Mapping[str, Any]) -> None:
         self._runs[number] = self._wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            project=os.environ.get("WANDB_PROJECT", "prometar"),
             group=self._study,
             name=f"{self._study} {number}",
             id=f"{self._token}-{number:04d}",

@@ -370,7 +370,7 @@ def test_a_kill_between_an_epoch_and_its_figures(tmp_path: Path) -> None:
     asked = study.next(1)
     assert asked is not None
     study.observe(asked.number, result(asked, 1))
-    study._running[asked.number].trial.report(70.0, 3)  # killed before the figures of epoch 3 are stored
+    study._running[asked.number].report(70.0, 3)  # killed before the figures of epoch 3 are stored
     again = memory(tmp_path)
     again.next(1)
     assert again.observe(asked.number, result(asked, 3, objective=70.0))

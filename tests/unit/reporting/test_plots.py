@@ -167,7 +167,7 @@ def test_importance_finds_the_setting_that_matters() -> None:
     assert found.ranked[0] == "prompts.text_depth"
     assert sum(found.shares.values()) == pytest.approx(1.0)
     assert (found.left_out, found.num_trials) == ((), 26)
-    assert not importances(trials[:7], RANGES).known
+    assert not importances(trials[:7], RANGES).ranked
     assert settings.importance(importances(trials[:7], RANGES).shares) is None
 
 
@@ -229,4 +229,4 @@ def test_importance_leaves_out_what_is_outside_the_range() -> None:
 
 
 def test_equal_trials_have_no_importance() -> None:
-    assert not importances([trial(n, objective=50.0, settings=RELEASED) for n in range(12)], RANGES).known
+    assert not importances([trial(n, objective=50.0, settings=RELEASED) for n in range(12)], RANGES).ranked

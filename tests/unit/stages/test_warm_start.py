@@ -12,8 +12,7 @@ import pytest
 from prometar.config.settings import Config, dump_config
 from prometar.errors import UserError
 from tests.support.report_study import description, trial, write
-from tune.results.reader import read_learned
-from tune.results.schema import EarlierStudy, EarlierTrial
+from tune.results.schema import LEARNED, EarlierStudy, EarlierTrial
 from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
 from tune.stages.choice import CALIBRATIONS, UNKNOWN, Promise
@@ -132,7 +131,7 @@ def test_what_is_learned_is_kept_when_the_other_study_changes_or_is_gone(
     rmtree(other)
     monkeypatch.chdir(other.parent)
     assert learned_of(mine, [Path("other")], SPACE, seed=0) == first
-    assert read_learned(mine.path) == first
+    assert LEARNED.find(mine / "learned.json") == first
 
 
 def test_other_studies_than_those_it_began_with_are_refused(mine: StudyFolder, other: Path) -> None:
