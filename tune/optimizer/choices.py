@@ -1,15 +1,18 @@
-"""What a study's pruner and goals may be, and which of them go together."""
+"""What a study's sampler, pruner and goals may be, and which of them go together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from optuna.pruners import NopPruner
+from optuna.samplers import BaseSampler
 
 from prometar.errors import UserError
+from prometar.parts.reference import failing
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
-from tune.optimizer.samplers import require_sampler
+from tune.optimizer.samplers import SAMPLERS, Draw, sampler_of
 from tune.results.goals import GOALS, Bound
+from tune.space.point_sets import grid_points
 from tune.space.spaces import EPOCHS, Space
 
 
@@ -18,7 +21,8 @@ def require_choices(
 ) -> None:
     """
     Raises:
-        UserError: unknown sampler, pruner or goal, or ones that do not go together.
+        UserError: unknown sampler, pruner or goal, ones that do not go together, or a space that the sampler
+            cannot draw from.
     """
     prunes = not isinstance(pruner_of(pruner, 1), NopPruner)
     unknown = [goal for goal in goals if goal not in GOALS]
@@ -34,4 +38,15 @@ def require_choices(
             f"--pruner {pruner} compares trials at the same epoch, and the space {space.name} searches "
             f"{EPOCHS}: use --pruner none"
         )
-    require_sampler(sampler, space, num_goals=len(goals), bounded=bool(bounds))
+    drawing = sampler_of(sampler)
+    if len(goals) > 1 and drawing.plain:
+        raise UserError(f"--sampler {sampler} has one goal: choose another for {len(goals)} of them")
+    if bounds and drawing.plain:
+        raise UserError(f"--sampler {sampler} knows no bounds: choose another for --at-least and --at-most")
+    if drawing.enumerates:
+        grid_points(space, 0)
+    if sampler not in SAMPLERS:
+        with failing(sampler):
+            made = drawing.make(Draw(space, 0, 0))
+        if not isinstance(made, BaseSampler):
+            raise UserError(f"{sampler} must make an Optuna sampler of a Draw, found {type(made).__name__}")

@@ -16,11 +16,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
-from prometar.errors import UserError
 from prometar.parts.building import own_part
-from prometar.parts.reference import failing
 from tune.optimizer.optuna_private import RememberingTPE
-from tune.space.point_sets import Point, grid_points, quasirandom_point
+from tune.space.point_sets import Point, quasirandom_point
 from tune.space.spaces import Choice, IntRange, Range, Space
 
 STARTUP_TRIALS = 6  # random draws before a model is used
@@ -153,25 +151,6 @@ def sampler_of(name: str) -> Sampler:
         return SAMPLERS[name]
     found = own_part("sampler", name, SAMPLERS)
     return found if isinstance(found, Sampler) else Sampler(found)
-
-
-def require_sampler(name: str, space: Space, *, num_goals: int, bounded: bool) -> None:
-    """
-    Raises:
-        UserError: unknown sampler, one that cannot serve so many goals, or a space it cannot draw from.
-    """
-    sampler = sampler_of(name)
-    if num_goals > 1 and sampler.plain:
-        raise UserError(f"--sampler {name} has one goal: choose another for {num_goals} of them")
-    if bounded and sampler.plain:
-        raise UserError(f"--sampler {name} knows no bounds: choose another for --at-least and --at-most")
-    if sampler.enumerates:
-        grid_points(space, 0)
-    if name not in SAMPLERS:
-        with failing(name):
-            made = sampler.make(Draw(space, 0, 0))
-        if not isinstance(made, BaseSampler):
-            raise UserError(f"{name} must make an Optuna sampler of a Draw, found {type(made).__name__}")
 
 
 def distributions(space: Space) -> Distributions:

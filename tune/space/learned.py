@@ -69,7 +69,7 @@ def propose(space: Space, studies: Sequence[Scored], number: int, seed: int) -> 
         >>> propose(space, [study], 1, seed=0)[0]["optim.lr"] > 0.09
         True
     """
-    model, rng = Promises.fitted(space, studies, _in_spreads(studies)), np.random.default_rng(seed)
+    model, rng = Promises.of(space, studies, _in_spreads(studies)), np.random.default_rng(seed)
     found = list[dict[str, Any]]()
     for _ in range(number):
         drawn = [_rounded(space, space.draw(_Uniform(rng))) for _ in range(TRIED)]
@@ -90,17 +90,12 @@ class Promises:
     weights: Floats
 
     @classmethod
-    def of(cls, space: Space, studies: Sequence[Scored]) -> Promises:
-        """In the points of the scores, which are all of one objective."""
-        return cls.fitted(space, studies, _ahead(studies))
-
-    @classmethod
-    def fitted(cls, space: Space, studies: Sequence[Scored], leads: Sequence[Floats]) -> Promises:
-        """By how far each study's trials are above its mean."""
+    def of(cls, space: Space, studies: Sequence[Scored], leads: Sequence[Floats] | None = None) -> Promises:
+        """`leads`: how far each study's trials are above its mean (default: in points, of one objective)."""
         features = [_features(space, study.settings) for study in studies]
         seen = np.concatenate([each - each.mean(axis=0) for each in features])
         precision = seen.T @ seen + SHRINKAGE * np.eye(seen.shape[1])
-        return cls(space, np.linalg.solve(precision, seen.T @ np.concatenate(leads)))
+        return cls(space, np.linalg.solve(precision, seen.T @ np.concatenate(leads or _ahead(studies))))
 
     def leads(self, settings: Sequence[Mapping[str, Any]]) -> Floats:
         """What is promised of each."""
