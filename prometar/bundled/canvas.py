@@ -1,4 +1,4 @@
-"""Drawing primitives of the embedded textures: coordinates, edges, noise, cells and relief (numpy, Pillow).
+"""Drawing primitives of the embedded textures: coordinates, edges, noise and cells (numpy, Pillow).
 
 Everything is float64 with soft edges: a last-digit difference of a machine's sine does not flip a pixel.
 Shape legend: H, W = image side in pixels; N = points. Coordinates are in pattern cells (see `Canvas`).
@@ -124,11 +124,3 @@ def cells(
         first = np.where(nearer, squared, first)
         owner[nearer] = index
     return np.sqrt(first), np.sqrt(second), owner
-
-
-def relief(canvas: Canvas, height: Field, strength: float = 0.6) -> Field:
-    """(H, W) brightness in 0..1 of a surface of that height (in cells), lit from a random side."""
-    angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
-    down, right = np.gradient(height, canvas.pixel)
-    slope = right * np.cos(angle) + down * np.sin(angle)
-    return 0.5 + 0.5 * slope * strength / np.sqrt(1.0 + (slope * strength) ** 2)

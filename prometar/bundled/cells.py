@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -111,14 +110,7 @@ def _yeast(f: Frame) -> Stain:
     return body, np.maximum(_discs(f, places, radius * 0.35), 0.025 - np.abs(body - 0.02))
 
 
-CELLS_DRAWN: dict[str, Callable[[Frame], Stain]] = {
-    "amoeba": _amoeba, "bacillus": _bacillus, "coccus": _coccus, "diatom": _diatom,
-    "erythrocyte": _erythrocyte, "lymphocyte": _lymphocyte, "neuron": _neuron, "neutrophil": _neutrophil,
-    "spirillum": _spirillum, "yeast": _yeast,
-}  # fmt: skip
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
-
-
 _STANCE = Stance(reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
 
 
@@ -140,11 +132,11 @@ CELLS = RenderedSet(
     name="cells",
     template="a microscope image of a {}.",
     purpose="development",
-    drawings={name: partial(_draw, depth) for name, depth in CELLS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 120},
+    draw=_draw,
     families={
-        "bacterial": ("bacillus", "coccus", "spirillum"),
-        "blood": ("erythrocyte", "lymphocyte", "neutrophil"),
-        "microbe": ("amoeba", "diatom", "neuron", "yeast"),
+        "bacterial": {"bacillus": _bacillus, "coccus": _coccus, "spirillum": _spirillum},
+        "blood": {"erythrocyte": _erythrocyte, "lymphocyte": _lymphocyte, "neutrophil": _neutrophil},
+        "microbe": {"amoeba": _amoeba, "diatom": _diatom, "neuron": _neuron, "yeast": _yeast},
     },
 )

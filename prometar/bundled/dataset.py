@@ -10,8 +10,9 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -23,34 +24,34 @@ SIZE = 64  # pixels
 FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
 """A split's images use seeds FIRST_SEED[split] + index. `pretrain` has no end, so it comes last."""
 
-Draw = Callable[[np.random.Generator, int], Pixels]
-"""Draws an image of a class: (generator, side) -> (side, side, 3) pixels."""
+T = TypeVar("T")
+"""What draws a class, as its data set keeps it: a function, strokes, a name."""
 
 _PATH = re.compile(r"(?P<name>[a-z-]+)/(?P<split>[a-z]+)_(?P<index>\d{4,6})\.png")
 
 
 @dataclass(frozen=True)
-class RenderedSet:
+class RenderedSet(Generic[T]):
     """A rendered data set.
 
     Args:
         name: What `--dataset` takes.
         template: Zero-shot prompt.
         purpose: `development`: may be looked at while methods are made; `claim`: kept for the last table.
-        drawings: How each class is drawn, by its name.
         counts: Images a class, by split.
-        wild: How classes are drawn in pre-training, where that is harder: anywhere, turned, bent, cluttered.
-        families: Broad words, each with the classes that it is used for; pre-training's captions use them.
+        draw: Draws an image: (what draws the class, generator, side) -> (side, side, 3) pixels.
+        families: The classes and what draws each, by broad words for them that pre-training's captions use.
+        wild: `draw` in pre-training, where that is harder: anywhere, turned, bent, cluttered.
         salted: See `salt`.
     """
 
     name: str
     template: str
     purpose: Literal["development", "claim"]
-    drawings: Mapping[str, Draw]
     counts: Mapping[str, int]
-    wild: Mapping[str, Draw] = field(default_factory=dict)
-    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    draw: Callable[[T, np.random.Generator, int], Pixels]
+    families: Mapping[str, Mapping[str, T]]
+    wild: Callable[[T, np.random.Generator, int], Pixels] | None = None
     salted: bool = True
 
     @property
@@ -62,6 +63,11 @@ class RenderedSet:
     def salt(self) -> str:
         """Enters every seed, so that classes of one name in two sets differ; empty for the first set."""
         return f"{self.name}/" if self.salted else ""
+
+    @cached_property
+    def drawings(self) -> dict[str, T]:
+        """What draws each class, by its name."""
+        return {name: drawing for members in self.families.values() for name, drawing in members.items()}
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -83,12 +89,13 @@ class RenderedSet:
         Raises:
             UserError: unknown class.
         """
-        draw = (self.wild if wild and self.wild else self.drawings).get(classname)
-        if draw is None:
+        if classname not in self.drawings:
             raise UserError(f"{self.name} has no class {classname!r}; it has {', '.join(self.classnames)}")
         # the name, not its position, enters the seed: a further class leaves the others as they are
         word = zlib.crc32((self.salt + classname).encode())
-        return draw(np.random.Generator(np.random.PCG64([word, seed])), size)
+        rng = np.random.Generator(np.random.PCG64([word, seed]))
+        draw = self.wild if wild and self.wild else self.draw
+        return draw(self.drawings[classname], rng, size)
 
     def paths(self, split: str) -> tuple[str, ...]:
         """Every path of a split ("train", "val", "test"), class by class."""
@@ -115,14 +122,10 @@ class RenderedSet:
             return name, FIRST_SEED[split] + index
         raise UserError(f"{self.name} has no image {path!r}; {why}")
 
-    def render_path(self, path: str, size: int = SIZE) -> Pixels:
-        """(size, size, 3) uint8 pixels of an item."""
-        return self.render(*self.locate(path), size)
-
     def encode(self, path: str) -> bytes:
         """An item as a PNG file; the bytes depend on the zlib in use, the pixels do not."""
         buffer = io.BytesIO()
-        Image.fromarray(self.render_path(path)).save(buffer, format="PNG", compress_level=1)
+        Image.fromarray(self.render(*self.locate(path))).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from math import tau
 
 import numpy as np
 
 from prometar.bundled.canvas import Canvas, Field, centred, edge, make_canvas, noise
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.paint import Pixels, blend, lit, near
-from prometar.bundled.patterns import TAU, lines
+from prometar.bundled.textures import lines
 
 
 def _argyle(c: Canvas) -> Field:
@@ -28,12 +28,12 @@ def _basketweave(c: Canvas) -> Field:
 
 def _corduroy(c: Canvas) -> Field:
     ribs = np.abs(np.sin(np.pi * c.x * 1.6)) ** 0.7
-    return ribs * (0.8 + 0.2 * np.sin(TAU * c.y * 2.2 + noise(c.rng, c.size, 5)))
+    return ribs * (0.8 + 0.2 * np.sin(tau * c.y * 2.2 + noise(c.rng, c.size, 5)))
 
 
 def _denim(c: Canvas) -> Field:
-    twill = c.ink(np.sin(TAU * (c.x * 1.3 + c.y * 0.8)), 8)
-    return np.clip(0.55 * twill + 0.25 * noise(c.rng, c.size, 8) * np.cos(TAU * c.y * 0.2) + 0.2, 0, 1)
+    twill = c.ink(np.sin(tau * (c.x * 1.3 + c.y * 0.8)), 8)
+    return np.clip(0.55 * twill + 0.25 * noise(c.rng, c.size, 8) * np.cos(tau * c.y * 0.2) + 0.2, 0, 1)
 
 
 def _gingham(c: Canvas) -> Field:
@@ -43,7 +43,7 @@ def _gingham(c: Canvas) -> Field:
 
 def _herringbone(c: Canvas) -> Field:
     side = np.where(np.floor(c.x) % 2 == 0, 1.0, -1.0)
-    return c.ink(np.sin(TAU * (c.y * 1.3 + side * centred(c.x - 0.5))), 8)
+    return c.ink(np.sin(tau * (c.y * 1.3 + side * centred(c.x - 0.5))), 8)
 
 
 def _houndstooth(c: Canvas) -> Field:
@@ -58,7 +58,7 @@ def _knit(c: Canvas) -> Field:
     x = centred(c.x)
     slope = c.y * 1.4 - np.abs(x) * 1.4
     return np.clip(
-        np.abs(np.sin(np.pi * slope)) ** 0.8 * (0.35 + 0.65 * np.sin(TAU * np.abs(x)) ** 0.5), 0, 1
+        np.abs(np.sin(np.pi * slope)) ** 0.8 * (0.35 + 0.65 * np.sin(tau * np.abs(x)) ** 0.5), 0, 1
     )
 
 
@@ -79,8 +79,8 @@ def _pinstripe(c: Canvas) -> Field:
 
 
 def _seersucker(c: Canvas) -> Field:
-    stripe = c.ink(np.sin(TAU * c.x * 0.6), 5)
-    pucker = np.abs(np.sin(TAU * (c.y * 0.9 + 0.3 * noise(c.rng, c.size, 6))))
+    stripe = c.ink(np.sin(tau * c.x * 0.6), 5)
+    pucker = np.abs(np.sin(tau * (c.y * 0.9 + 0.3 * noise(c.rng, c.size, 6))))
     return stripe * (0.45 + 0.55 * pucker)
 
 
@@ -93,23 +93,17 @@ def _tartan(c: Canvas) -> Field:
         third = c.ink(0.04 - np.abs(centred(v * 0.5 + 0.36)), 2)
         return np.maximum(np.maximum(first, second), 0.7 * third)
 
-    twill = c.ink(np.sin(TAU * (c.x + c.y) * 2), 8)
+    twill = c.ink(np.sin(tau * (c.x + c.y) * 2), 8)
     return np.clip(bands(c.x) * (0.35 + 0.3 * twill) + bands(c.y) * (0.65 - 0.3 * twill), 0, 1)
 
 
 def _tweed(c: Canvas) -> Field:
     side = np.where(np.floor(c.x * 0.6) % 2 == 0, 1.0, -1.0)
-    faint = c.ink(np.sin(TAU * (c.y + side * c.x * 0.7)), 10)
+    faint = c.ink(np.sin(tau * (c.y + side * c.x * 0.7)), 10)
     nubs = edge(np.abs(noise(c.rng, c.size, 14)) - 1.3, 0.6)
     return np.clip(0.3 * faint + 0.3 + 0.3 * noise(c.rng, c.size, 16) + 0.5 * nubs, 0, 1)
 
 
-FABRICS_DRAWN: dict[str, Callable[[Canvas], Field]] = {
-    "argyle": _argyle, "basketweave": _basketweave, "corduroy": _corduroy, "denim": _denim,
-    "gingham": _gingham, "herringbone": _herringbone, "houndstooth": _houndstooth, "knit": _knit,
-    "lace": _lace, "mesh": _mesh, "pinstripe": _pinstripe, "seersucker": _seersucker, "tartan": _tartan,
-    "tweed": _tweed,
-}  # fmt: skip
 _DYES = ((0.2, 0.3, 0.55), (0.6, 0.15, 0.2), (0.25, 0.4, 0.25), (0.4, 0.3, 0.2), (0.35, 0.35, 0.4))
 
 
@@ -117,7 +111,7 @@ def _draw(pattern: Callable[[Canvas], Field], rng: np.random.Generator, size: in
     canvas = make_canvas(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
     dye, plain = near(rng, _DYES[rng.integers(5)], 0.15), near(rng, (0.8, 0.78, 0.72), 0.18)
     ground, colour = (dye, plain) if rng.random() < 0.5 else (plain, dye)
-    threads = 0.06 * (np.sin(TAU * canvas.x * 5) + np.sin(TAU * canvas.y * 5))
+    threads = 0.06 * (np.sin(tau * canvas.x * 5) + np.sin(tau * canvas.y * 5))
     image = blend(ground, colour, pattern(canvas)) * (1.0 + threads[:, :, None])
     return lit(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
 
@@ -126,12 +120,12 @@ FABRICS = RenderedSet(
     name="fabrics",
     template="a photo of {} fabric.",
     purpose="claim",
-    drawings={name: partial(_draw, pattern) for name, pattern in FABRICS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 90},
+    draw=_draw,
     families={
-        "checked": ("argyle", "gingham", "houndstooth", "tartan"),
-        "ribbed": ("corduroy", "pinstripe", "seersucker"),
-        "twilled": ("denim", "herringbone", "tweed"),
-        "knotted": ("basketweave", "knit", "lace", "mesh"),
+        "checked": {"argyle": _argyle, "gingham": _gingham, "houndstooth": _houndstooth, "tartan": _tartan},
+        "ribbed": {"corduroy": _corduroy, "pinstripe": _pinstripe, "seersucker": _seersucker},
+        "twilled": {"denim": _denim, "herringbone": _herringbone, "tweed": _tweed},
+        "knotted": {"basketweave": _basketweave, "knit": _knit, "lace": _lace, "mesh": _mesh},
     },
 )

@@ -46,31 +46,11 @@ def _saltire(f: Frame) -> Field:
     return np.maximum(_band((f.x - f.y) * 0.7, half), _band((f.x + f.y) * 0.7, half))
 
 
-FLAGS_DRAWN: dict[str, Callable[[Frame], Field]] = {
-    "barry": lambda f: 0.25 - np.abs(centred(f.y * f.rng.integers(2, 4))),
-    "bend": lambda f: _band((f.x - f.y) * 0.7, f.rng.uniform(0.15, 0.28)),
-    "bordure": lambda f: np.maximum(np.abs(f.x), np.abs(f.y)) - f.rng.uniform(0.62, 0.78),
-    "canton": lambda f: np.minimum(-f.x - f.rng.uniform(-0.05, 0.2), -f.y - f.rng.uniform(-0.05, 0.2)),
-    "chequy": _chequy,
-    "chevron": lambda f: _band((f.y - np.abs(f.x) * 0.8 + 0.35) * 0.8, f.rng.uniform(0.14, 0.24)),
-    "cross": _cross,
-    "fess": lambda f: _band(f.y, f.rng.uniform(0.18, 0.36)),
-    "gyronny": lambda f: np.sin(4.0 * np.arctan2(f.y, f.x)) * np.hypot(f.x, f.y) * 0.25,
-    "lozengy": _lozengy,
-    "pale": lambda f: _band(f.x, f.rng.uniform(0.18, 0.36)),
-    "pall": _pall,
-    "pile": lambda f: (f.rng.uniform(0.1, 0.7) - f.x - 1.6 * np.abs(f.y)) * 0.5,
-    "quarterly": lambda f: np.where(f.x * f.y > 0, 1.0, -1.0) * np.minimum(np.abs(f.x), np.abs(f.y)),
-    "roundel": lambda f: f.rng.uniform(0.35, 0.6) - np.hypot(f.x, f.y),
-    "saltire": _saltire,
-}
-
-
 _OWN = Stance(reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
 _WILD = Stance(reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
 
 
-def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Generator, size: int) -> Pixels:
+def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
     frame = place(rng, size, stance)
     dark, light = near(rng, _DARK[rng.integers(5)]), near(rng, _LIGHT[rng.integers(4)], 0.05)
     ground, colour = (dark, light) if rng.random() < 0.5 else (light, dark)
@@ -86,13 +66,35 @@ FLAGS = RenderedSet(
     name="flags",
     template="a photo of a {}, on a flag.",
     purpose="development",
-    drawings={name: partial(_draw, depth, _OWN) for name, depth in FLAGS_DRAWN.items()},
-    wild={name: partial(_draw, depth, _WILD) for name, depth in FLAGS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 80},
+    draw=partial(_draw, stance=_OWN),
+    wild=partial(_draw, stance=_WILD),
     families={
-        "stripy": ("barry", "bend", "fess", "pale"),
-        "divided": ("chequy", "gyronny", "lozengy", "pile", "quarterly"),
-        "crossed": ("chevron", "cross", "pall", "saltire"),
-        "charged": ("bordure", "canton", "roundel"),
+        "stripy": {
+            "barry": lambda f: 0.25 - np.abs(centred(f.y * f.rng.integers(2, 4))),
+            "bend": lambda f: _band((f.x - f.y) * 0.7, f.rng.uniform(0.15, 0.28)),
+            "fess": lambda f: _band(f.y, f.rng.uniform(0.18, 0.36)),
+            "pale": lambda f: _band(f.x, f.rng.uniform(0.18, 0.36)),
+        },
+        "divided": {
+            "chequy": _chequy,
+            "gyronny": lambda f: np.sin(4.0 * np.arctan2(f.y, f.x)) * np.hypot(f.x, f.y) * 0.25,
+            "lozengy": _lozengy,
+            "pile": lambda f: (f.rng.uniform(0.1, 0.7) - f.x - 1.6 * np.abs(f.y)) * 0.5,
+            "quarterly": lambda f: np.where(f.x * f.y > 0, 1.0, -1.0) * np.minimum(np.abs(f.x), np.abs(f.y)),
+        },
+        "crossed": {
+            "chevron": lambda f: _band((f.y - np.abs(f.x) * 0.8 + 0.35) * 0.8, f.rng.uniform(0.14, 0.24)),
+            "cross": _cross,
+            "pall": _pall,
+            "saltire": _saltire,
+        },
+        "charged": {
+            "bordure": lambda f: np.maximum(np.abs(f.x), np.abs(f.y)) - f.rng.uniform(0.62, 0.78),
+            "canton": lambda f: np.minimum(
+                -f.x - f.rng.uniform(-0.05, 0.2), -f.y - f.rng.uniform(-0.05, 0.2)
+            ),
+            "roundel": lambda f: f.rng.uniform(0.35, 0.6) - np.hypot(f.x, f.y),
+        },
     },
 )

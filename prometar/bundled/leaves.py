@@ -72,28 +72,12 @@ def _pine(f: Frame) -> Field:
     return 0.035 - distance(f, root, tips)
 
 
-LEAVES_DRAWN: dict[str, Callable[[Frame], Field]] = {
-    "birch": lambda f: _blade(f, 0.62, 0.4) + 0.05 * np.sin(f.y * 28.0),
-    "clover": _clover,
-    "fern": _fern,
-    "ginkgo": _ginkgo,
-    "holly": lambda f: _blade(f, 0.42) + 0.16 * np.abs(np.sin(f.y * 6.5)) - 0.06,
-    "ivy": _ivy,
-    "lotus": _lotus,
-    "maple": _maple,
-    "oak": lambda f: _blade(f, 0.5, -0.2) + 0.13 * np.cos((f.y + 0.1 * np.sign(f.x)) * 11.0),
-    "palm": _palm,
-    "pine": _pine,
-    "willow": lambda f: _blade(f, 0.2, 0.1) + 0.01 * np.sin(f.y * 40.0),
-}
 _SEASONS = ((0.2, 0.5, 0.15), (0.35, 0.6, 0.2), (0.75, 0.6, 0.15), (0.7, 0.3, 0.12), (0.15, 0.35, 0.2))
-
-
 _OWN = Stance(reach=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03, clutter=0.3)
 _WILD = Stance(reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
 
 
-def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Generator, size: int) -> Pixels:
+def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
     frame = place(rng, size, stance)
     earth = near(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * stance.clutter * fractal(rng, size, 5.0)[:, :, None]
     leaf = near(rng, _SEASONS[rng.integers(5)], 0.1) * (1.0 + 0.12 * noise(rng, size, 3)[:, :, None])
@@ -110,12 +94,27 @@ LEAVES = RenderedSet(
     name="leaves",
     template="a photo of a {} leaf.",
     purpose="development",
-    drawings={name: partial(_draw, depth, _OWN) for name, depth in LEAVES_DRAWN.items()},
-    wild={name: partial(_draw, depth, _WILD) for name, depth in LEAVES_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 100},
+    draw=partial(_draw, stance=_OWN),
+    wild=partial(_draw, stance=_WILD),
     families={
-        "lobed": ("holly", "ivy", "maple", "oak"),
-        "narrow": ("fern", "palm", "pine", "willow"),
-        "broad": ("birch", "clover", "ginkgo", "lotus"),
+        "lobed": {
+            "holly": lambda f: _blade(f, 0.42) + 0.16 * np.abs(np.sin(f.y * 6.5)) - 0.06,
+            "ivy": _ivy,
+            "maple": _maple,
+            "oak": lambda f: _blade(f, 0.5, -0.2) + 0.13 * np.cos((f.y + 0.1 * np.sign(f.x)) * 11.0),
+        },
+        "narrow": {
+            "fern": _fern,
+            "palm": _palm,
+            "pine": _pine,
+            "willow": lambda f: _blade(f, 0.2, 0.1) + 0.01 * np.sin(f.y * 40.0),
+        },
+        "broad": {
+            "birch": lambda f: _blade(f, 0.62, 0.4) + 0.05 * np.sin(f.y * 28.0),
+            "clover": _clover,
+            "ginkgo": _ginkgo,
+            "lotus": _lotus,
+        },
     },
 )

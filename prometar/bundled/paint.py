@@ -28,12 +28,6 @@ def blend(ground: Field, colour: Field, ink: Field) -> Field:
     return ground + np.clip(ink, 0.0, 1.0)[:, :, None] * (colour - ground)
 
 
-def two_tone(rng: np.random.Generator, ink: Field) -> Pixels:
-    """(H, W, 3) pixels: ink in two colours, under uneven light, with grain."""
-    ground, colour = contrasting(rng)
-    return lit(rng, blend(ground, colour, ink))
-
-
 def lit(rng: np.random.Generator, image: Field) -> Pixels:
     """(H, W, 3) pixels of coloured matter under uneven light, with grain."""
     size = image.shape[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -85,22 +84,6 @@ def _scatter(f: Frame) -> Field:
     return f.rng.uniform(0.05, 0.08) - near_
 
 
-PLOTS_DRAWN: dict[str, Callable[[Frame], Field]] = {
-    "bars": _bars,
-    "exponential": _graph(_exponential),
-    "gaussian": _graph(_gaussian),
-    "hyperbola": _graph(_hyperbola),
-    "line": _graph(_line),
-    "logarithm": _graph(_logarithm),
-    "parabola": _graph(lambda rng, t: 0.05 + rng.uniform(3.0, 4.0) * (t - rng.uniform(0.45, 0.55)) ** 2),
-    "pie": _pie,
-    "sawtooth": _graph(lambda rng, t: 0.5 + 0.7 * centred(t * rng.uniform(2.0, 4.0) + rng.random())),
-    "scatter": _scatter,
-    "sine": _graph(_sine),
-    "staircase": _graph(_staircase),
-}
-
-
 _STANCE = Stance(reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
 
 
@@ -121,11 +104,28 @@ PLOTS = RenderedSet(
     name="plots",
     template="a plot of a {}.",
     purpose="claim",
-    drawings={name: partial(_draw, depth) for name, depth in PLOTS_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 100},
+    draw=_draw,
     families={
-        "curved": ("exponential", "hyperbola", "logarithm", "parabola"),
-        "wavy": ("gaussian", "sawtooth", "sine"),
-        "chart": ("bars", "line", "pie", "scatter", "staircase"),
+        "curved": {
+            "exponential": _graph(_exponential),
+            "hyperbola": _graph(_hyperbola),
+            "logarithm": _graph(_logarithm),
+            "parabola": _graph(
+                lambda rng, t: 0.05 + rng.uniform(3.0, 4.0) * (t - rng.uniform(0.45, 0.55)) ** 2
+            ),
+        },
+        "wavy": {
+            "gaussian": _graph(_gaussian),
+            "sawtooth": _graph(lambda rng, t: 0.5 + 0.7 * centred(t * rng.uniform(2.0, 4.0) + rng.random())),
+            "sine": _graph(_sine),
+        },
+        "chart": {
+            "bars": _bars,
+            "line": _graph(_line),
+            "pie": _pie,
+            "scatter": _scatter,
+            "staircase": _graph(_staircase),
+        },
     },
 )

@@ -37,38 +37,16 @@ def _heart(f: Frame) -> Field:
     return np.maximum(lobe, tip)
 
 
+_ARROW = np.array([(-0.95, -0.2), (0.1, -0.2), (0.1, -0.6), (0.95, 0), (0.1, 0.6), (0.1, 0.2), (-0.95, 0.2)])
 _CROSS = np.array([
     (-0.28, -0.9), (0.28, -0.9), (0.28, -0.28), (0.9, -0.28), (0.9, 0.28), (0.28, 0.28),
     (0.28, 0.9), (-0.28, 0.9), (-0.28, 0.28), (-0.9, 0.28), (-0.9, -0.28), (-0.28, -0.28),
 ])  # fmt: skip
-
-SHAPES_DRAWN: dict[str, Callable[[Frame], Field]] = {
-    "arrow": _corners(
-        np.array([(-0.95, -0.2), (0.1, -0.2), (0.1, -0.6), (0.95, 0), (0.1, 0.6), (0.1, 0.2), (-0.95, 0.2)])
-    ),
-    "circle": lambda f: 0.9 - np.hypot(f.x, f.y),
-    "crescent": _crescent,
-    "cross": _corners(_CROSS),
-    "diamond": _corners(np.array([(0, -1.0), (0.65, 0), (0, 1.0), (-0.65, 0)])),
-    "ellipse": _ellipse,
-    "heart": _heart,
-    "hexagon": _corners(regular(6)),
-    "octagon": _corners(regular(8, np.pi / 8)),
-    "pentagon": _corners(regular(5)),
-    "rectangle": _corners(_box(0.95, 0.5)),
-    "ring": lambda f: f.rng.uniform(0.15, 0.25) - np.abs(np.hypot(f.x, f.y) - 0.7),
-    "semicircle": lambda f: np.minimum(0.95 - np.hypot(f.x, f.y - 0.4), 0.4 - f.y),
-    "square": _corners(_box(0.75, 0.75)),
-    "star": _corners(star(5, 0.45)),
-    "triangle": _corners(regular(3)),
-}
-
-
 _OWN = Stance(reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02, clutter=0.2)
 _WILD = Stance(reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
 
 
-def _draw(depth: Callable[[Frame], Field], stance: Stance, rng: np.random.Generator, size: int) -> Pixels:
+def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
     frame = place(rng, size, stance)
     inside = depth(frame)
     ground, colour = contrasting(rng)
@@ -83,12 +61,31 @@ SHAPES = RenderedSet(
     name="shapes",
     template="a photo of a {}.",
     purpose="claim",
-    drawings={name: partial(_draw, depth, _OWN) for name, depth in SHAPES_DRAWN.items()},
-    wild={name: partial(_draw, depth, _WILD) for name, depth in SHAPES_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 80},
+    draw=partial(_draw, stance=_OWN),
+    wild=partial(_draw, stance=_WILD),
     families={
-        "rounded": ("circle", "crescent", "ellipse", "heart", "ring", "semicircle"),
-        "angular": ("diamond", "hexagon", "octagon", "pentagon", "rectangle", "square", "triangle"),
-        "pointed": ("arrow", "cross", "star"),
+        "rounded": {
+            "circle": lambda f: 0.9 - np.hypot(f.x, f.y),
+            "crescent": _crescent,
+            "ellipse": _ellipse,
+            "heart": _heart,
+            "ring": lambda f: f.rng.uniform(0.15, 0.25) - np.abs(np.hypot(f.x, f.y) - 0.7),
+            "semicircle": lambda f: np.minimum(0.95 - np.hypot(f.x, f.y - 0.4), 0.4 - f.y),
+        },
+        "angular": {
+            "diamond": _corners(np.array([(0, -1.0), (0.65, 0), (0, 1.0), (-0.65, 0)])),
+            "hexagon": _corners(regular(6)),
+            "octagon": _corners(regular(8, np.pi / 8)),
+            "pentagon": _corners(regular(5)),
+            "rectangle": _corners(_box(0.95, 0.5)),
+            "square": _corners(_box(0.75, 0.75)),
+            "triangle": _corners(regular(3)),
+        },
+        "pointed": {
+            "arrow": _corners(_ARROW),
+            "cross": _corners(_CROSS),
+            "star": _corners(star(5, 0.45)),
+        },
     },
 )

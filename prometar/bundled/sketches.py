@@ -2,67 +2,84 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
 
 from prometar.bundled.canvas import Field, noise
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.figures import Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 # On a grid of 20 by 20, y downwards. A stroke is a polyline "x y x y ...", a circle "o x y radius", or an arc
 # "a x y radius from to" in degrees, clockwise from the right.
-STROKES: dict[str, str] = {
-    "anchor": "10 5 10 17|6 8 14 8|o 10 3.5 1.5|a 10 11 6 20 160",
-    "axe": "7 3 7 18|7 4 13 3 15 7 13 10 7 9",
-    "balloon": "o 10 7 5|10 12 9 15 11 17 10 19",
-    "bell": "4 15 16 15 14 12 14 8 12 5 8 5 6 8 6 12 4 15|o 10 17 1.3",
-    "bird": "o 6 7 2.5|3.5 7 1.5 8 4 8.5|8 9 16 11 19 9 15 15 9 15 6 9.5|10 15 10 18|12 15 12 18",
-    "boat": "2 13 18 13 15 17 5 17 2 13|10 13 10 3|10 3 16 11 10 11",
-    "book": "10 5 10 16|10 5 3 4 3 15 10 16|10 5 17 4 17 15 10 16",
-    "bottle": "8 2 12 2 12 7 14 10 14 18 6 18 6 10 8 7 8 2|6 12 14 12",
-    "bridge": "1 13 19 13|a 10 13 6 180 360|4 13 4 17|16 13 16 17|7 13 7 9|13 13 13 9",
-    "butterfly": "10 5 10 16|10 9 4 3 2 8 10 11|10 9 16 3 18 8 10 11|10 11 4 17 10 14|10 11 16 17 10 14",
-    "cactus": "8 18 8 5 10 3 12 5 12 18|8 12 4 12 4 8|12 10 16 10 16 6|5 18 15 18",
-    "candle": "8 9 12 9 12 18 8 18 8 9|10 9 10 7|10 2 8 5 10 7 12 5 10 2",
-    "car": "2 14 2 11 5 10 7 6 13 6 16 10 18 11 18 14 2 14|o 6 15 2|o 14 15 2|7 10 13 10",
-    "cat": "5 9 5 3 8 6 12 6 15 3 15 9 13 14 7 14 5 9|o 8 9 0.7|o 12 9 0.7|2 10 7 11|18 10 13 11",
-    "chair": "6 2 6 18|6 10 14 10 14 18|6 3 8 3 8 10",
-    "clock": "o 10 10 7.5|10 10 10 5|10 10 14 12",
-    "cloud": "a 6 12 3.5 90 270|a 9 8 4 180 320|a 14 9 3.5 250 400|a 15 12.5 3 -60 90|6 15.5 15 15.5",
-    "crown": "3 16 3 6 7 11 10 4 13 11 17 6 17 16 3 16|3 13 17 13",
-    "cup": "4 5 14 5 13 16 5 16 4 5|a 14 10 3.5 -80 80",
-    "envelope": "2 5 18 5 18 15 2 15 2 5|2 5 10 11 18 5",
-    "fish": "a 9 16 10 225 315|a 9 4 10 45 135|16 9 19 6 19 14 16 11|o 5 9 0.7",
-    "fork": "10 9 10 19|6 2 6 7 8 9 12 9 14 7 14 2|10 2 10 9",
-    "glasses": "o 5.5 10 3.5|o 14.5 10 3.5|9 10 11 10|2 9 1 6|18 9 19 6",
-    "guitar": "o 7 14 4|o 10 10.5 2.8|11 9 18 2|16 2 18 4",
-    "hammer": "9 8 9 19 11 19 11 8|4 3 15 3 17 6 15 8 4 8 4 3",
-    "hat": "2 14 18 14|5 14 6 5 14 5 15 14|5.5 11 14.5 11",
-    "house": "3 10 10 3 17 10|5 9 5 18 15 18 15 9|8 18 8 13 12 13 12 18",
-    "key": "o 5 10 3.5|8.5 10 18 10 18 13|15 10 15 13",
-    "kite": "10 2 16 8 10 14 4 8 10 2|10 2 10 14|4 8 16 8|10 14 12 16 9 17 11 19",
-    "knife": "4 18 9 11|9 11 16 2 17 7 11 13 9 11",
-    "ladder": "6 2 6 18|14 2 14 18|6 5 14 5|6 9 14 9|6 13 14 13|6 16 14 16",
-    "lamp": "7 3 13 3 16 10 4 10 7 3|10 10 10 18|6 18 14 18",
-    "lightning": "11 1 5 11 10 11 8 19 15 8 10 8 13 1 11 1",
-    "mountain": "1 17 7 5 11 13 14 8 19 17 1 17|5 9 7 10 9 9",
-    "mushroom": "a 10 10 7 180 360|3 10 17 10|8 10 8 18 12 18 12 10",
-    "rabbit": "o 10 13 4.5|8 9 6 2 9 3 9.5 8.5|10.5 8.5 12 2 14 3 12 9|o 8.5 12 0.5|o 11.5 12 0.5",
-    "rocket": "7 15 7 7 10 1 13 7 13 15 7 15|7 11 4 17 7 15|13 11 16 17 13 15|o 10 8 1.3",
-    "scissors": "o 6 16 2.3|o 14 16 2.3|7 14 14 2|13 14 6 2",
-    "snail": "o 12 10 5|o 12 10 2.5|2 16 18 16 16 13|4 16 3 10 5 6|3 10 1 6",
-    "spoon": "o 10 5 3.3|10 8.5 10 19",
-    "sun": "o 10 10 4|10 1 10 4|10 16 10 19|1 10 4 10|16 10 19 10|3.5 3.5 5.7 5.7|14.3 14.3 16.5 16.5|"
-    "16.5 3.5 14.3 5.7|5.7 14.3 3.5 16.5",
-    "sword": "10 1 8.7 3 8.7 14|10 1 11.3 3 11.3 14|6 14 14 14|10 14 10 19",
-    "table": "2 7 18 7 18 9 2 9 2 7|4 9 4 17|16 9 16 17",
-    "tent": "10 3 1 17 19 17 10 3|10 3 7 17|10 3 13 17",
-    "tree": "9 18 9 12|11 12 11 18|o 10 7 5.5",
-    "umbrella": "a 10 10 8 180 360|2 10 18 10|10 10 10 17 8 18 7 16",
-    "wheel": "o 10 10 8|o 10 10 1.5|10 2 10 18|2 10 18 10|4.3 4.3 15.7 15.7|15.7 4.3 4.3 15.7",
-    "windmill": "8 18 9 9 11 9 12 18 8 18|10 8 4 3|10 8 16 3|10 8 4 13|10 8 16 13",
+STROKES: dict[str, dict[str, str]] = {
+    "animal": {
+        "bird": "o 6 7 2.5|3.5 7 1.5 8 4 8.5|8 9 16 11 19 9 15 15 9 15 6 9.5|10 15 10 18|12 15 12 18",
+        "butterfly": "10 5 10 16|10 9 4 3 2 8 10 11|10 9 16 3 18 8 10 11|10 11 4 17 10 14|10 11 16 17 10 14",
+        "cat": "5 9 5 3 8 6 12 6 15 3 15 9 13 14 7 14 5 9|o 8 9 0.7|o 12 9 0.7|2 10 7 11|18 10 13 11",
+        "fish": "a 9 16 10 225 315|a 9 4 10 45 135|16 9 19 6 19 14 16 11|o 5 9 0.7",
+        "rabbit": "o 10 13 4.5|8 9 6 2 9 3 9.5 8.5|10.5 8.5 12 2 14 3 12 9|o 8.5 12 0.5|o 11.5 12 0.5",
+        "snail": "o 12 10 5|o 12 10 2.5|2 16 18 16 16 13|4 16 3 10 5 6|3 10 1 6",
+    },
+    "tool": {
+        "anchor": "10 5 10 17|6 8 14 8|o 10 3.5 1.5|a 10 11 6 20 160",
+        "axe": "7 3 7 18|7 4 13 3 15 7 13 10 7 9",
+        "fork": "10 9 10 19|6 2 6 7 8 9 12 9 14 7 14 2|10 2 10 9",
+        "hammer": "9 8 9 19 11 19 11 8|4 3 15 3 17 6 15 8 4 8 4 3",
+        "key": "o 5 10 3.5|8.5 10 18 10 18 13|15 10 15 13",
+        "knife": "4 18 9 11|9 11 16 2 17 7 11 13 9 11",
+        "ladder": "6 2 6 18|14 2 14 18|6 5 14 5|6 9 14 9|6 13 14 13|6 16 14 16",
+        "scissors": "o 6 16 2.3|o 14 16 2.3|7 14 14 2|13 14 6 2",
+        "spoon": "o 10 5 3.3|10 8.5 10 19",
+        "sword": "10 1 8.7 3 8.7 14|10 1 11.3 3 11.3 14|6 14 14 14|10 14 10 19",
+    },
+    "vehicle": {
+        "balloon": "o 10 7 5|10 12 9 15 11 17 10 19",
+        "boat": "2 13 18 13 15 17 5 17 2 13|10 13 10 3|10 3 16 11 10 11",
+        "car": "2 14 2 11 5 10 7 6 13 6 16 10 18 11 18 14 2 14|o 6 15 2|o 14 15 2|7 10 13 10",
+        "kite": "10 2 16 8 10 14 4 8 10 2|10 2 10 14|4 8 16 8|10 14 12 16 9 17 11 19",
+        "rocket": "7 15 7 7 10 1 13 7 13 15 7 15|7 11 4 17 7 15|13 11 16 17 13 15|o 10 8 1.3",
+        "wheel": "o 10 10 8|o 10 10 1.5|10 2 10 18|2 10 18 10|4.3 4.3 15.7 15.7|15.7 4.3 4.3 15.7",
+    },
+    "plant": {
+        "cactus": "8 18 8 5 10 3 12 5 12 18|8 12 4 12 4 8|12 10 16 10 16 6|5 18 15 18",
+        "mushroom": "a 10 10 7 180 360|3 10 17 10|8 10 8 18 12 18 12 10",
+        "tree": "9 18 9 12|11 12 11 18|o 10 7 5.5",
+    },
+    "building": {
+        "bridge": "1 13 19 13|a 10 13 6 180 360|4 13 4 17|16 13 16 17|7 13 7 9|13 13 13 9",
+        "house": "3 10 10 3 17 10|5 9 5 18 15 18 15 9|8 18 8 13 12 13 12 18",
+        "tent": "10 3 1 17 19 17 10 3|10 3 7 17|10 3 13 17",
+        "windmill": "8 18 9 9 11 9 12 18 8 18|10 8 4 3|10 8 16 3|10 8 4 13|10 8 16 13",
+    },
+    "furniture": {
+        "candle": "8 9 12 9 12 18 8 18 8 9|10 9 10 7|10 2 8 5 10 7 12 5 10 2",
+        "chair": "6 2 6 18|6 10 14 10 14 18|6 3 8 3 8 10",
+        "clock": "o 10 10 7.5|10 10 10 5|10 10 14 12",
+        "lamp": "7 3 13 3 16 10 4 10 7 3|10 10 10 18|6 18 14 18",
+        "table": "2 7 18 7 18 9 2 9 2 7|4 9 4 17|16 9 16 17",
+    },
+    "belonging": {
+        "bell": "4 15 16 15 14 12 14 8 12 5 8 5 6 8 6 12 4 15|o 10 17 1.3",
+        "book": "10 5 10 16|10 5 3 4 3 15 10 16|10 5 17 4 17 15 10 16",
+        "bottle": "8 2 12 2 12 7 14 10 14 18 6 18 6 10 8 7 8 2|6 12 14 12",
+        "crown": "3 16 3 6 7 11 10 4 13 11 17 6 17 16 3 16|3 13 17 13",
+        "cup": "4 5 14 5 13 16 5 16 4 5|a 14 10 3.5 -80 80",
+        "envelope": "2 5 18 5 18 15 2 15 2 5|2 5 10 11 18 5",
+        "glasses": "o 5.5 10 3.5|o 14.5 10 3.5|9 10 11 10|2 9 1 6|18 9 19 6",
+        "guitar": "o 7 14 4|o 10 10.5 2.8|11 9 18 2|16 2 18 4",
+        "hat": "2 14 18 14|5 14 6 5 14 5 15 14|5.5 11 14.5 11",
+        "umbrella": "a 10 10 8 180 360|2 10 18 10|10 10 10 17 8 18 7 16",
+    },
+    "weather": {
+        "cloud": "a 6 12 3.5 90 270|a 9 8 4 180 320|a 14 9 3.5 250 400|a 15 12.5 3 -60 90|6 15.5 15 15.5",
+        "lightning": "11 1 5 11 10 11 8 19 15 8 10 8 13 1 11 1",
+        "mountain": "1 17 7 5 11 13 14 8 19 17 1 17|5 9 7 10 9 9",
+        "sun": "o 10 10 4|10 1 10 4|10 16 10 19|1 10 4 10|16 10 19 10|3.5 3.5 5.7 5.7|14.3 14.3 16.5 16.5|"
+        "16.5 3.5 14.3 5.7|5.7 14.3 3.5 16.5",
+    },
 }
 
 
@@ -79,6 +96,7 @@ def _points(stroke: str) -> Field:
     return points / 10.0 - 1.0
 
 
+@cache
 def _segments(strokes: str) -> tuple[Field, Field]:
     """(N, 2), (N, 2) starts and ends of all segments."""
     pairs = [pair for stroke in strokes.split("|") for pair in pairwise(_points(stroke))]
@@ -89,42 +107,27 @@ _OWN = Stance(reach=(0.85, 0.95), turn=0.06, shift=0.04, warp=0.02, clutter=0.3)
 _WILD = Stance(reach=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
 
 
-def _drawing(strokes: str, stance: Stance) -> Draw:
+def _draw(strokes: str, rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
+    frame = place(rng, size, stance)
+    # both ends of a segment move alike where they are the same point: the shake is a function of place
+    shake = rng.normal(0.0, 0.045, (6, 2)) * stance.clutter
+    waves = np.array([(2, 0), (0, 2), (4, 1), (1, 4), (5, 3), (3, 5)], dtype=np.float64)
     starts, ends = _segments(strokes)
-
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, stance)
-        # both ends of a segment move alike where they are the same point: the shake is a function of place
-        shake = rng.normal(0.0, 0.045, (6, 2)) * stance.clutter
-        waves = np.array([(2, 0), (0, 2), (4, 1), (1, 4), (5, 3), (3, 5)], dtype=np.float64)
-        a, b = (ends_ + np.sin(ends_ @ waves.T + shake[:, 0] * 40.0) @ shake for ends_ in (starts, ends))
-        width = rng.uniform(0.035, 0.09)
-        pressure = np.clip(0.85 + 0.25 * noise(rng, size, 4), 0.3, 1.0)
-        paper, pencil = near(rng, (0.9, 0.88, 0.82), 0.1), near(rng, (0.25, 0.25, 0.3), 0.2)
-        image = blend(paper, pencil, frame.ink(width - distance(frame, a, b), 2.0) * pressure)
-        light = 1.0 + 0.06 * noise(rng, size, 2)[:, :, None]
-        return quantise(image * light + 0.04 * rng.standard_normal((size, size, 1)))
-
-    return draw
+    a, b = (ends_ + np.sin(ends_ @ waves.T + shake[:, 0] * 40.0) @ shake for ends_ in (starts, ends))
+    width = rng.uniform(0.035, 0.09)
+    pressure = np.clip(0.85 + 0.25 * noise(rng, size, 4), 0.3, 1.0)
+    paper, pencil = near(rng, (0.9, 0.88, 0.82), 0.1), near(rng, (0.25, 0.25, 0.3), 0.2)
+    image = blend(paper, pencil, frame.ink(width - distance(frame, a, b), 2.0) * pressure)
+    light = 1.0 + 0.06 * noise(rng, size, 2)[:, :, None]
+    return quantise(image * light + 0.04 * rng.standard_normal((size, size, 1)))
 
 
 SKETCHES = RenderedSet(
     name="sketches",
     template="a sketch of a {}.",
     purpose="claim",
-    drawings={name: _drawing(strokes, _OWN) for name, strokes in STROKES.items()},
-    wild={name: _drawing(strokes, _WILD) for name, strokes in STROKES.items()},
     counts={"train": 20, "val": 10, "test": 30},
-    families={
-        "animal": ("bird", "butterfly", "cat", "fish", "rabbit", "snail"),
-        "tool": ("anchor", "axe", "fork", "hammer", "key", "knife", "ladder", "scissors", "spoon", "sword"),
-        "vehicle": ("balloon", "boat", "car", "kite", "rocket", "wheel"),
-        "plant": ("cactus", "mushroom", "tree"),
-        "building": ("bridge", "house", "tent", "windmill"),
-        "furniture": ("candle", "chair", "clock", "lamp", "table"),
-        "belonging": (
-            "bell", "book", "bottle", "crown", "cup", "envelope", "glasses", "guitar", "hat", "umbrella",
-        ),
-        "weather": ("cloud", "lightning", "mountain", "sun"),
-    },
-)  # fmt: skip
+    draw=partial(_draw, stance=_OWN),
+    wild=partial(_draw, stance=_WILD),
+    families=STROKES,
+)

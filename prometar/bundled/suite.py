@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from prometar.bundled.cells import CELLS
 from prometar.bundled.dataset import RenderedSet
@@ -15,7 +16,7 @@ from prometar.bundled.sketches import SKETCHES
 from prometar.bundled.terrain import TERRAIN
 from prometar.bundled.textures import TEXTURES
 
-SUITE: dict[str, RenderedSet] = {
+SUITE: dict[str, RenderedSet[Any]] = {
     each.name: each for each in (TEXTURES, FLAGS, LEAVES, CELLS, SHAPES, FABRICS, PLOTS, TERRAIN, SKETCHES)
 }
 

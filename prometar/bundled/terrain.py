@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -107,12 +106,6 @@ def _village(c: Canvas) -> Field:
     )
 
 
-TERRAIN_DRAWN: dict[str, Callable[[Canvas], Field]] = {
-    "cropland": _cropland, "desert": _desert, "factory": _factory, "forest": _forest, "highway": _highway,
-    "lake": _lake, "orchard": _orchard, "pasture": _pasture, "river": _river, "village": _village,
-}  # fmt: skip
-
-
 def _draw(scene: Callable[[Canvas], Field], rng: np.random.Generator, size: int) -> Pixels:
     canvas = make_canvas(rng, size, float(np.exp(rng.uniform(1.7, 2.2))), turn=np.pi, warp=0.1)
     image = scene(canvas)
@@ -126,11 +119,17 @@ TERRAIN = RenderedSet(
     name="terrain",
     template="a satellite photo of a {}.",
     purpose="claim",
-    drawings={name: partial(_draw, scene) for name, scene in TERRAIN_DRAWN.items()},
     counts={"train": 32, "val": 20, "test": 120},
+    draw=_draw,
     families={
-        "rural": ("cropland", "desert", "forest", "orchard", "pasture"),
-        "water": ("lake", "river"),
-        "urban": ("factory", "highway", "village"),
+        "rural": {
+            "cropland": _cropland,
+            "desert": _desert,
+            "forest": _forest,
+            "orchard": _orchard,
+            "pasture": _pasture,
+        },
+        "water": {"lake": _lake, "river": _river},
+        "urban": {"factory": _factory, "highway": _highway, "village": _village},
     },
 )

@@ -1,44 +1,313 @@
 """`textures`: 32 texture classes named in words, near to what `mini` has seen.
 
 Both halves hold look-alikes (dotted, freckled and flecked, cracked and cobwebbed; lined, striped and
-stratified, woven and waffled).
+stratified, woven and waffled). A pattern is an ink field (H, W), about 0..1, on a canvas in pattern cells.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import tau
 
 import numpy as np
 
-from prometar.bundled.canvas import make_canvas
+from prometar.bundled.canvas import Canvas, Field, cells, centred, edge, fractal, make_canvas, noise, scatter
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, two_tone
-from prometar.bundled.patterns import PATTERNS, Pattern
+from prometar.bundled.paint import Pixels, blend, contrasting, lit
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How a class is drawn: function, cells across the image (low, high), turn (radians), warp (cells)."""
+
+    draw: Callable[[Canvas], Field]
+    scale: tuple[float, float] = (4.0, 8.0)
+    turn: float = np.pi
+    warp: float = 0.05
+
+
+def lines(value: Field, half: float, pixel: float) -> Field:
+    """Lines of half width `half` at every whole number of `value`."""
+    return edge(half - np.abs(centred(value)), 1.5 * pixel)
+
+
+def spots(
+    c: Canvas, radius: tuple[float, float], *, spacing: float, jitter: float, keep: float = 1.0
+) -> Field:
+    """Round spots with radii from `radius`, on a jittered grid of which the share `keep` is used."""
+    ink = np.zeros(c.x.shape)
+    for px, py in zip(*scatter(c, spacing, jitter), strict=True):
+        wanted, r = c.rng.random() < keep, c.rng.uniform(*radius)
+        if wanted:
+            ink = np.maximum(ink, c.ink(r - np.hypot(c.x - px, c.y - py)))
+    return ink
+
+
+def relief(canvas: Canvas, height: Field, strength: float = 0.6) -> Field:
+    """(H, W) brightness in 0..1 of a surface of that height (in cells), lit from a random side."""
+    angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
+    down, right = np.gradient(height, canvas.pixel)
+    slope = right * np.cos(angle) + down * np.sin(angle)
+    return 0.5 + 0.5 * slope * strength / np.sqrt(1.0 + (slope * strength) ** 2)
+
+
+def _levels(c: Canvas, value: Field, thickness: tuple[float, float], softness: float) -> Field:
+    """Layers of random thickness along `value`, each with its own tone."""
+    ink = np.full(value.shape, 0.5)
+    at, tone = float(value.min()), 0.5
+    while at < value.max():
+        new = (tone + c.rng.uniform(0.3, 0.7)) % 1.0
+        ink = ink + (new - tone) * edge(value - at, softness)
+        at, tone = at + c.rng.uniform(*thickness), new
+    return ink
+
+
+def blotchy(c: Canvas) -> Field:
+    return 0.7 * edge(fractal(c.rng, c.size, c.cells * 0.45), 0.8) + 0.3 * edge(noise(c.rng, c.size, 3), 2.0)
+
+
+def braided(c: Canvas) -> Field:
+    across, ink = centred(c.x), np.zeros(c.x.shape)
+    for strand in range(3):
+        phase = tau * (c.y * 0.6 + strand / 3.0)
+        body = np.clip(1.0 - ((across - 0.28 * np.sin(phase)) / 0.2) ** 2, 0.0, 1.0)
+        ink = np.maximum(ink, np.sqrt(body) * (0.65 + 0.35 * np.cos(phase * 2.0)))
+    return ink
+
+
+def bubbly(c: Canvas) -> Field:
+    ink = np.zeros(c.x.shape)
+    for px, py in zip(*scatter(c, 1.0, 0.35), strict=True):
+        radius = c.rng.uniform(0.25, 0.6)
+        distance = np.hypot(c.x - px, c.y - py)
+        shell = c.ink(0.06 - np.abs(distance - radius), 2.0)
+        glint = c.ink(0.3 * radius - np.hypot(c.x - px + 0.35 * radius, c.y - py + 0.35 * radius), 2.0)
+        inside = c.ink(radius - distance, 2.0)
+        ink = ink * (1.0 - 0.8 * inside) + np.maximum(shell, np.maximum(glint, 0.2 * inside))
+    return ink
+
+
+def bumpy(c: Canvas) -> Field:
+    near, _, _ = cells(c, jitter=0.3)
+    return relief(c, 0.45 * np.exp(-((near / 0.38) ** 2)))
+
+
+def cobwebbed(c: Canvas) -> Field:
+    dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
+    spokes = c.rng.integers(8, 14)
+    turn = np.arctan2(dy, dx) / tau * spokes
+    radius = np.hypot(dx, dy)
+    web = lines(radius * (1.0 + 0.5 * centred(turn) ** 2) * 1.3, 0.1, c.pixel)
+    spoke = c.ink(0.06 - np.abs(centred(turn)) * radius * tau / spokes)
+    return np.maximum(0.8 * web, spoke)
+
+
+def cracked(c: Canvas) -> Field:
+    near, second, owner = cells(c, spacing=1.3, jitter=0.5)
+    width = 0.05 + 0.05 * np.abs(noise(c.rng, c.size, 3))
+    return c.ink(width - (second - near)) * 0.85 + 0.15 * c.rng.random(owner.max() + 1)[owner]
+
+
+def crosshatched(c: Canvas) -> Field:
+    lean = c.rng.uniform(0.7, 1.2)
+    first = lines((c.x + c.y * 0.1) * 1.6, 0.15, c.pixel) * edge(noise(c.rng, c.size, 5) + 0.9, 0.8)
+    second = lines((c.x * np.cos(lean) + c.y * np.sin(lean)) * 1.6, 0.15, c.pixel)
+    return np.maximum(first, second * edge(noise(c.rng, c.size, 5) + 0.9, 0.8))
+
+
+def crystalline(c: Canvas) -> Field:
+    _, _, owner = cells(c, spacing=1.0, jitter=0.5)
+    count = owner.max() + 1
+    angle = c.rng.uniform(0.0, tau, count)[owner]
+    facet = centred((c.x * np.cos(angle) + c.y * np.sin(angle)) * 0.6)
+    return np.clip(c.rng.random(count)[owner] * 0.6 + 0.2 + facet * 0.8, 0.0, 1.0)
+
+
+def dotted(c: Canvas) -> Field:
+    radius = c.rng.uniform(0.13, 0.2)
+    return c.ink(radius - np.hypot(centred(c.x), centred(c.y)))
+
+
+def fibrous(c: Canvas) -> Field:
+    ink = np.zeros(c.x.shape)
+    for strength in (1.0, 0.8, 0.6):
+        lean = c.rng.uniform(-0.25, 0.25)
+        wave = (c.x + lean * c.y) * c.rng.uniform(1.5, 2.6) + 0.5 * noise(c.rng, c.size, 2.5)
+        ink = np.maximum(
+            ink, strength * edge(np.sin(tau * wave) - 0.6, 0.7) * (0.6 + 0.4 * noise(c.rng, c.size, 4))
+        )
+    return np.clip(ink, 0.0, 1.0)
+
+
+def flecked(c: Canvas) -> Field:
+    ink = np.zeros(c.x.shape)
+    for px, py in zip(*scatter(c, 0.9, 0.45), strict=True):
+        angle, dx, dy = c.rng.uniform(0.0, tau), c.x - px, c.y - py
+        along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+        ink = np.maximum(ink, c.ink(0.32 - np.hypot(along, across * 3.2), 2.0))
+    return ink
+
+
+def freckled(c: Canvas) -> Field:
+    return spots(c, (0.06, 0.24), spacing=0.75, jitter=0.5, keep=0.75) * (
+        0.75 + 0.12 * noise(c.rng, c.size, 4)
+    )
+
+
+def grid(c: Canvas) -> Field:
+    half = c.rng.uniform(0.06, 0.1)
+    return np.maximum(lines(c.x, half, c.pixel), lines(c.y, half, c.pixel))
+
+
+def grooved(c: Canvas) -> Field:
+    profile = np.abs(np.sin(np.pi * c.x)) ** 0.5
+    return 0.6 * relief(c, 0.3 * profile, 1.0) + 0.4 * profile
+
+
+def honeycombed(c: Canvas) -> Field:
+    root = np.sqrt(3.0)
+    rest = np.full(c.x.shape, 1e9)
+    for shift in (0.0, 0.5):
+        dx, dy = np.abs(centred(c.x + shift)), np.abs(centred(c.y / root + shift)) * root
+        rest = np.minimum(rest, np.maximum(dx, 0.5 * dx + 0.5 * root * dy))
+    return c.ink(rest - c.rng.uniform(0.4, 0.44))
+
+
+def marbled(c: Canvas) -> Field:
+    flow = c.x * 0.35 + 0.55 * fractal(c.rng, c.size, 1.5, 4)
+    return 0.75 * np.abs(np.sin(np.pi * flow)) ** 0.6 + 0.25 * edge(noise(c.rng, c.size, 3), 2.0)
+
+
+def pitted(c: Canvas) -> Field:
+    pits = spots(c, (0.1, 0.22), spacing=1.0, jitter=0.45, keep=0.8)
+    return 0.75 * relief(c, -0.25 * pits, 0.7) + 0.25 * (1.0 - pits)
+
+
+def polka_dotted(c: Canvas) -> Field:
+    radius = c.rng.uniform(0.27, 0.34)
+    straight = np.hypot(centred(c.x), centred(c.y))
+    staggered = np.hypot(centred(c.x + 0.5), centred(c.y + 0.5))
+    return c.ink(radius - np.minimum(straight, staggered))
+
+
+def porous(c: Canvas) -> Field:
+    return edge(0.75 - fractal(c.rng, c.size, c.cells * 1.1, 2), 0.5) * (0.9 + 0.1 * noise(c.rng, c.size, 4))
+
+
+def scaly(c: Canvas) -> Field:
+    ink = np.zeros(c.x.shape)
+    row = np.floor(c.y * 2.0)
+    for back in (2.0, 1.0, 0.0):  # later rows lie on top
+        line = row + 1.0 - back
+        dx, dy = centred(c.x + 0.5 * (line % 2.0)), c.y - line * 0.5
+        distance = np.hypot(dx, dy + 0.05)
+        ink = np.where((distance < 0.56) & (dy > -0.5), 1.0 - c.ink(distance - 0.44, 3.0), ink)
+    return ink * (0.7 + 0.3 * (c.y * 2.0 - row))
+
+
+def spiralled(c: Canvas) -> Field:
+    dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
+    arms, hand = c.rng.integers(1, 3), c.rng.choice((-1.0, 1.0))
+    return c.ink(np.sin(np.hypot(dx, dy) * tau * 0.8 + hand * arms * np.arctan2(dy, dx)), 6.0)
+
+
+def stratified(c: Canvas) -> Field:
+    return _levels(c, c.y + 0.35 * fractal(c.rng, c.size, 1.5), (0.15, 0.6), 2.5 * c.pixel)
+
+
+def studded(c: Canvas) -> Field:
+    distance = np.hypot(centred(c.x), centred(c.y)) / 0.36
+    dome = np.sqrt(np.clip(1.0 - distance**2, 0.0, 1.0))
+    return 0.6 * relief(c, 0.5 * dome, 0.5) + 0.4 * c.ink(1.0 - distance, 3.0)
+
+
+def veined(c: Canvas) -> Field:
+    main = edge(0.14 - np.abs(noise(c.rng, c.size, c.cells * 0.3)), 0.15)
+    fine = edge(0.13 - np.abs(noise(c.rng, c.size, c.cells * 0.6)), 0.2)
+    return np.maximum(main, 0.6 * fine)
+
+
+def waffled(c: Canvas) -> Field:
+    inside = np.maximum(np.abs(centred(c.x)), np.abs(centred(c.y)))
+    ridge = edge(inside - 0.33, 0.2)
+    return 0.7 * relief(c, 0.35 * ridge, 0.8) + 0.3 * ridge
+
+
+def woven(c: Canvas) -> Field:
+    over = np.sin(np.pi * c.x) * np.sin(np.pi * c.y) > 0.0
+    across = np.where(over, centred(c.x - 0.5), centred(c.y - 0.5))
+    along = np.where(over, centred(c.y - 0.5), centred(c.x - 0.5))
+    thread = np.sqrt(np.clip(1.0 - (across / 0.46) ** 2, 0.0, 1.0))
+    return thread * (0.55 + 0.45 * np.cos(np.pi * along)) * np.where(over, 1.0, 0.65)
+
+
+def wrinkled(c: Canvas) -> Field:
+    folds = np.abs(noise(c.rng, c.size, c.cells * 0.5, 1.8)) + 0.5 * np.abs(
+        noise(c.rng, c.size, c.cells, 1.8)
+    )
+    return relief(c, -0.7 * folds, 0.8)
 
 
 def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     low, high = pattern.scale
     across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    canvas = make_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp)
-    return two_tone(rng, pattern.draw(canvas))
+    ink = pattern.draw(make_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp))
+    ground, colour = contrasting(rng)
+    return lit(rng, blend(ground, colour, ink))
 
 
 TEXTURES = RenderedSet(
     name="textures",
     template="a photo of a {}.",
     purpose="development",
-    drawings={name: partial(_draw, pattern) for name, pattern in PATTERNS.items()},
     counts={"train": 32, "val": 20, "test": 50},
+    draw=_draw,
     families={
-        "linear": (
-            "banded", "crosshatched", "fibrous", "grooved", "lined", "stratified", "striped", "zigzagged",
-        ),
-        "spotted": (
-            "blotchy", "dotted", "flecked", "freckled", "pitted", "polka-dotted", "porous", "studded",
-        ),
-        "netted": ("cobwebbed", "cracked", "crystalline", "honeycombed", "scaly", "veined"),
-        "regular": ("braided", "chequered", "grid", "waffled", "woven"),
-        "uneven": ("bubbly", "bumpy", "marbled", "spiralled", "wrinkled"),
+        "linear": {
+            "banded": Pattern(lambda c: _levels(c, c.x, (0.6, 1.4), 2.0 * c.pixel)),
+            "crosshatched": Pattern(crosshatched, (4.0, 7.0)),
+            "fibrous": Pattern(fibrous),
+            "grooved": Pattern(grooved),
+            "lined": Pattern(
+                lambda c: lines(c.x + 0.12 * np.sin(c.x * 1.7), c.rng.uniform(0.06, 0.11), c.pixel)
+            ),
+            "stratified": Pattern(stratified, turn=0.4),
+            "striped": Pattern(lambda c: c.ink(np.sin(tau * c.x * 0.7), 5.0)),
+            "zigzagged": Pattern(lambda c: c.ink(np.sin(tau * (0.8 * c.x + np.abs(centred(c.y)))), 6.0)),
+        },
+        "spotted": {
+            "blotchy": Pattern(blotchy),
+            "dotted": Pattern(dotted),
+            "flecked": Pattern(flecked, (4.0, 6.0)),
+            "freckled": Pattern(freckled, (3.5, 5.5)),
+            "pitted": Pattern(pitted, (3.5, 6.0)),
+            "polka-dotted": Pattern(polka_dotted, (3.0, 5.5)),
+            "porous": Pattern(porous),
+            "studded": Pattern(studded, (3.5, 6.5)),
+        },
+        "netted": {
+            "cobwebbed": Pattern(cobwebbed),
+            "cracked": Pattern(cracked, warp=0.15),
+            "crystalline": Pattern(crystalline, (3.5, 6.0)),
+            "honeycombed": Pattern(honeycombed),
+            "scaly": Pattern(scaly, (3.0, 5.5), turn=0.6),
+            "veined": Pattern(veined),
+        },
+        "regular": {
+            "braided": Pattern(braided, (2.5, 4.5)),
+            "chequered": Pattern(lambda c: c.ink(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 5.0)),
+            "grid": Pattern(grid),
+            "waffled": Pattern(waffled, (3.5, 6.5)),
+            "woven": Pattern(woven),
+        },
+        "uneven": {
+            "bubbly": Pattern(bubbly, (3.0, 5.0)),
+            "bumpy": Pattern(bumpy, (3.5, 6.0)),
+            "marbled": Pattern(marbled),
+            "spiralled": Pattern(spiralled),
+            "wrinkled": Pattern(wrinkled),
+        },
     },
     salted=False,
-)  # fmt: skip
+)

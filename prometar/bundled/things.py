@@ -11,45 +11,43 @@ import zlib
 import numpy as np
 
 from prometar.bundled.canvas import make_canvas, noise
-from prometar.bundled.dataset import Draw, RenderedSet
+from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.figures import Stance, place
 from prometar.bundled.paint import Pixels, blend, lit, near
-from prometar.bundled.patterns import PATTERNS
+from prometar.bundled.textures import TEXTURES
 from prometar.bundled.weights import MINI_VOCABULARY
 
 _STANCE = Stance(reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
 
 
-def _drawing(noun: str) -> Draw:
+def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
     own = np.random.Generator(np.random.PCG64(zlib.crc32(noun.encode())))  # what all its images share
     size_, phase = own.normal(0.0, 0.16, 5) / np.arange(1, 6) ** 0.3, own.uniform(0, 2 * np.pi, 5)
     flat = own.uniform(0.6, 1.0)
-    fill, ground = (PATTERNS[name] for name in own.choice(sorted(PATTERNS), 2, replace=False))
+    patterns = own.choice(TEXTURES.classnames, 2, replace=False)
+    fill, ground = (TEXTURES.drawings[name] for name in patterns)
     colours = own.uniform(0.1, 0.9, (3, 3))
 
-    def draw(rng: np.random.Generator, size: int) -> Pixels:
-        frame = place(rng, size, _STANCE)
-        angle, radius = np.arctan2(frame.y, frame.x), np.hypot(frame.x, frame.y / flat)
-        edge_ = 0.8 + sum(
-            s * np.cos((k + 1) * angle + p) for k, (s, p) in enumerate(zip(size_, phase, strict=True))
-        )
-        inside = frame.ink(edge_ - radius)
-        first, second, third = (near(rng, tuple(colour), 0.12) for colour in colours)
-        inner = fill.draw(make_canvas(rng, size, rng.uniform(4, 8), turn=np.pi, warp=fill.warp))
-        outer = noise(rng, size, 3)
-        if rng.random() < 0.3:
-            outer = ground.draw(make_canvas(rng, size, rng.uniform(3, 6), turn=np.pi, warp=ground.warp))
-        back = blend(third, near(rng, tuple(colours[2]), 0.4), 0.6 * outer)
-        return lit(rng, blend(back, blend(first, second, inner), inside))
-
-    return draw
+    frame = place(rng, size, _STANCE)
+    angle, radius = np.arctan2(frame.y, frame.x), np.hypot(frame.x, frame.y / flat)
+    edge_ = 0.8 + sum(
+        s * np.cos((k + 1) * angle + p) for k, (s, p) in enumerate(zip(size_, phase, strict=True))
+    )
+    inside = frame.ink(edge_ - radius)
+    first, second, third = (near(rng, tuple(colour), 0.12) for colour in colours)
+    inner = fill.draw(make_canvas(rng, size, rng.uniform(4, 8), turn=np.pi, warp=fill.warp))
+    outer = noise(rng, size, 3)
+    if rng.random() < 0.3:
+        outer = ground.draw(make_canvas(rng, size, rng.uniform(3, 6), turn=np.pi, warp=ground.warp))
+    back = blend(third, near(rng, tuple(colours[2]), 0.4), 0.6 * outer)
+    return lit(rng, blend(back, blend(first, second, inner), inside))
 
 
 THINGS = RenderedSet(
     name="things",
     template="a photo of a {}.",
     purpose="development",
-    drawings={noun: _drawing(noun) for noun in MINI_VOCABULARY},
     counts={},
-    families={"object": MINI_VOCABULARY},
+    draw=_draw,
+    families={"object": {noun: noun for noun in MINI_VOCABULARY}},
 )

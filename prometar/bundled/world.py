@@ -6,6 +6,7 @@ How far a data set is from it is a matter of how many images of it there are, an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Kind:
         named, mistaken: Shares of captions with the class name, and with a look-alike's.
     """
 
-    rendered: RenderedSet
+    rendered: RenderedSet[Any]
     images: int
     recoloured: bool = True
     named: float = 0.03

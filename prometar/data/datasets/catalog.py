@@ -230,7 +230,7 @@ def _what(name: str) -> str:
     return f"{where}, or get it with `prometar data download {name}`" if name in BENCHMARKS else where
 
 
-def _open_rendered(row: RenderedSet) -> Dataset:
+def _open_rendered(row: RenderedSet[Any]) -> Dataset:
     label = {name: k for k, name in enumerate(row.classnames)}
 
     def items(split: str) -> Items:

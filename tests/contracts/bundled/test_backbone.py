@@ -68,7 +68,8 @@ def test_zero_shot_is_clearly_above_chance(mini: Any, name: str) -> None:
     classes, half = rendered.classnames, len(rendered.classnames) // 2
     right, expected = 0, 0.0
     for names in (classes[:half], classes[half:]):
-        images = [rendered.render_path(item_path(c, "val", k)) for c in names for k in range(per_class)]
+        paths = [item_path(c, "val", k) for c in names for k in range(per_class)]
+        images = [rendered.render(*rendered.locate(path)) for path in paths]
         tokens = open_clip.get_tokenizer("ViT-B-16")([rendered.template.format(c) for c in names])
         pixels = pretrain_vision.normalise(torch.from_numpy(np.stack(images)))
         guess = (
