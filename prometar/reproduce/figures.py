@@ -1,4 +1,4 @@
-"""A table's figures, a pure function of the records: means and spreads over seeds, published ones beside."""
+"""What a grid's records say: a table with published figures beside, and the methods in pairs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from prometar.comparison.paired import EVERY_SEED, Comparison, compare, default_reference
 from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean, t_interval
 from prometar.reproduce.grid import Asked, Record
 from prometar.reproduce.protocols import shots_column
@@ -68,7 +69,7 @@ def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str]
     """
     columns = asked.protocol.columns(asked.shots)
     datasets = (*asked.trained_on, *asked.datasets) if asked.source else asked.datasets
-    scores = {(d, m): scores_of(asked, records, d, m) for d in datasets for m in asked.configs}
+    scores = {(d, m): _scores_of(asked, records, d, m) for d in datasets for m in asked.configs}
     averaged = [d for d in asked.datasets if any(scores[d, m] for m in asked.configs)]
     cited = _Cited(asked, records)
     rows = [
@@ -87,7 +88,7 @@ def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str]
     return Table(asked.protocol.name, _title(asked), columns, tuple(rows), (*explained, *notes))
 
 
-def scores_of(asked: Asked, records: Sequence[Record], dataset: str, method: str) -> Scores:
+def _scores_of(asked: Asked, records: Sequence[Record], dataset: str, method: str) -> Scores:
     """What the runs of a method have on a data set, by the table's columns; H not yet."""
     found: Scores = {}
     for record in records:
@@ -113,7 +114,7 @@ def _own(asked: Asked, record: Record) -> dict[str, float]:
     return {shots_column(k): accuracy for k in shots}
 
 
-def with_harmonic(scores: Scores) -> Scores:
+def _with_harmonic(scores: Scores) -> Scores:
     """With H of each seed, where there are base and new."""
     if not {"base", "new"} <= scores.keys():
         return scores
@@ -134,7 +135,7 @@ def _average(scores: Sequence[Scores]) -> Scores:
 
 def _figures(scores: Scores, columns: Sequence[str], published: Mapping[str, float]) -> dict[str, Figure]:
     """A figure for each column that has values."""
-    scores = with_harmonic(scores)
+    scores = _with_harmonic(scores)
     figures: dict[str, Figure] = {}
     for column in columns:
         values = list(scores.get(column, {}).values())
@@ -153,6 +154,26 @@ def _figures(scores: Scores, columns: Sequence[str], published: Mapping[str, flo
             published=published.get(column),
         )
     return figures
+
+
+def pair_methods(asked: Asked, records: Sequence[Record], *, title: str = "") -> Comparison:
+    """Each method minus the reference, over the data sets of the table's average: without the source."""
+    idle = {record.entry.config.method for record in records if not record.entry.trains}
+    results: dict[str, dict[str, Scores]] = {}
+    for method in asked.configs:
+        found = {d: _with_harmonic(_scores_of(asked, records, d, method)) for d in asked.datasets}
+        results[method] = {
+            dataset: _for_every_seed(scores) if method in idle else scores
+            for dataset, scores in found.items()
+            if scores
+        }
+    reference = asked.compared_to or default_reference(list(asked.configs))
+    return compare(results, reference=reference, columns=asked.protocol.columns(asked.shots), title=title)
+
+
+def _for_every_seed(scores: Scores) -> Scores:
+    """Of what learns nothing: its one run is that of every seed."""
+    return {column: {EVERY_SEED: value} for column, found in scores.items() for value in found.values()}
 
 
 class _Cited:

@@ -1,4 +1,4 @@
-"""A table for the terminal, and as CSV, Markdown and LaTeX."""
+"""A table for the terminal, and as CSV, Markdown and LaTeX; the files of methods in pairs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
+from prometar.comparison.page import page
+from prometar.comparison.paired import Comparison
+from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.io.files import write_atomically
 from prometar.reproduce.figures import Figure, Row, Table
 
@@ -24,9 +27,13 @@ _CELL = 18  # columns of "[100.00, 100.00]", the widest that is usual, and a gap
 _PUBLISHED = "   published"
 
 
-def write_tables(table: Table, folder: Path) -> list[Path]:
-    """FOLDER/table.csv, table.md and table.tex."""
+def write_tables(table: Table, pairs: Comparison, folder: Path) -> list[Path]:
+    """FOLDER/table.csv, table.md and table.tex, and pairs.csv and pairs.html where anything is paired."""
     made = {"table.csv": as_csv(table), "table.md": as_markdown(table), "table.tex": as_latex(table)}
+    if pairs.differences:
+        made |= {"pairs.csv": pairs_as_csv(pairs), "pairs.html": page(pairs)}
+    for name in {"pairs.csv", "pairs.html"} - made.keys():  # of an earlier request
+        (folder / name).unlink(missing_ok=True)
     for name, text in made.items():
         write_atomically(folder / name, text.encode())
     return [folder / name for name in made]

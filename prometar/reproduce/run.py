@@ -16,9 +16,8 @@ from prometar.io.lock import locked
 from prometar.parts.sending import sources_of
 from prometar.reproduce.check import Found, look
 from prometar.reproduce.execute import run_jobs
-from prometar.reproduce.figures import Table, build_table
+from prometar.reproduce.figures import Table, build_table, pair_methods
 from prometar.reproduce.grid import Asked, Entry, GridFolder, Record, entries
-from prometar.reproduce.pairs import pair_methods, write_pairs
 from prometar.reproduce.render import print_table, write_tables
 from prometar.reproduce.worker import Job
 from prometar.training.process_memory import process_memory
@@ -69,12 +68,11 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         table = build_table(asked, records, notes=(*found.notes, *earlier.values(), *problems))
         console.print()
         print_table(table, console)
-        paths = write_tables(table, folder.path / asked.protocol.name)
         pairs = pair_methods(asked, records, title=f"in pairs: {table.title}")
         if pairs.differences:
             console.print()
             print_comparison(pairs, console)
-        paths += write_pairs(pairs, folder.path / asked.protocol.name)
+        paths = write_tables(table, pairs, folder.path / asked.protocol.name)
     console.print(f"\nwritten: {', '.join(map(str, paths))}")
     if problems:
         raise WorkError(

@@ -15,8 +15,9 @@ from prometar.comparison.paired import Comparison
 from prometar.comparison.render import print_comparison
 from prometar.errors import UserError
 from prometar.metrics import harmonic_mean
+from prometar.reproduce.figures import build_table, pair_methods
 from prometar.reproduce.grid import Asked, Entry
-from prometar.reproduce.pairs import pair_methods, write_pairs
+from prometar.reproduce.render import write_tables
 from tests.support.reproductions import ask, fill
 
 METHODS = ("zero-shot", "coop", "prometar")
@@ -31,6 +32,13 @@ def value(entry: Entry, name: str) -> float:
 
 def pairs_of(asked: Asked) -> Comparison:
     return pair_methods(asked, fill(asked, value), title="the title")
+
+
+def write(asked: Asked, folder: Path) -> list[Path]:
+    """The files of pairs among those that are written."""
+    table = build_table(asked, fill(asked, value))
+    paths = write_tables(table, pairs_of(asked), folder / "base-to-new")
+    return [path for path in paths if path.stem == "pairs"]
 
 
 def printed(found: Comparison, width: int = 100) -> str:
@@ -111,8 +119,7 @@ class Page(HTMLParser):
 
 
 def test_files_are_written(tmp_path: Path) -> None:
-    found = pairs_of(ask("base-to-new", METHODS, seeds=(1, 2), datasets=("dtd", "eurosat")))
-    table, html = write_pairs(found, tmp_path / "base-to-new")
+    table, html = write(ask("base-to-new", METHODS, seeds=(1, 2), datasets=("dtd", "eurosat")), tmp_path)
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
     assert len(rows) == 3 * (1 + 2 * (1 + 2)), "columns x (reference + others x (all + each data set))"
     (row,) = [r for r in rows if (r["column"], r["method"], r["dataset"]) == ("base", "coop", "")]
@@ -133,6 +140,6 @@ def test_files_are_written(tmp_path: Path) -> None:
 
 
 def test_pairs_of_an_earlier_request_go_where_nothing_is_paired(tmp_path: Path) -> None:
-    write_pairs(pairs_of(ask("base-to-new", METHODS, seeds=(1, 2), datasets=("dtd", "eurosat"))), tmp_path)
-    assert write_pairs(pairs_of(ask("base-to-new", ("coop",), seeds=(1,), datasets=("dtd",))), tmp_path) == []
-    assert not list(tmp_path.iterdir())
+    assert len(write(ask("base-to-new", METHODS, seeds=(1, 2), datasets=("dtd", "eurosat")), tmp_path)) == 2
+    assert write(ask("base-to-new", ("coop",), seeds=(1,), datasets=("dtd",)), tmp_path) == []
+    assert not list(tmp_path.glob("*/pairs.*"))

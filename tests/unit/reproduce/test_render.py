@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from prometar.reproduce.figures import Figure, Row, Table, build_table
+from prometar.reproduce.figures import Figure, Row, Table, build_table, pair_methods
 from prometar.reproduce.protocols import PROTOCOLS
 from prometar.reproduce.render import as_csv, as_latex, as_markdown, print_table, write_tables
 from tests.support.reproductions import ask, fill
@@ -87,8 +87,10 @@ def test_latex_keeps_its_cells() -> None:
 
 
 def test_files_are_written(tmp_path: Path) -> None:
-    paths = write_tables(table_of("few-shot"), tmp_path / "few-shot")
-    assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex"]
+    asked = ask("few-shot", METHODS)
+    pairs = pair_methods(asked, fill(asked, lambda e, name: 50.0))
+    paths = write_tables(table_of("few-shot"), pairs, tmp_path / "few-shot")
+    assert [p.name for p in paths] == ["table.csv", "table.md", "table.tex", "pairs.csv", "pairs.html"]
     assert all(path.stat().st_size for path in paths)
 
 
