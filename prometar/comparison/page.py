@@ -50,7 +50,7 @@ class RankPlot:
 
 def rank_plot(found: Comparison, column: Column) -> RankPlot | None:
     """The column's plot; None where nothing is ranked."""
-    ranks = column.ranks.average
+    ranks = column.ranks
     if not ranks:
         return None
     last = max(2, len(ranks))
@@ -64,7 +64,7 @@ def rank_plot(found: Comparison, column: Column) -> RankPlot | None:
     ]
     every = math.ceil(last / _MOST_TICKS)
     ticks = {rank: place(rank) for rank in range(1, last + 1, every)}
-    n = len(column.ranks.datasets)
+    n = len(column.ranked)
     title = f"{column.name}: average rank over {n} data set{'' if n == 1 else 's'}, 1 is best"
     return RankPlot(title, tuple(dots), ticks, _WIDTH, _TOP + _ROW * len(dots) + 8)
 

@@ -60,12 +60,6 @@ class Difference:
         return signed_rank(self.means) if len(self.means) > 1 else None
 
     @property
-    def num_counted(self) -> int:
-        """Data sets that the test counts: those whose difference is not 0."""
-        wins, _, losses = self.wins_ties_losses
-        return wins + losses
-
-    @property
     def wins_ties_losses(self) -> tuple[int, int, int]:
         """Data sets on which the method is above, equal to and below the reference."""
         signs = [(d > 0) - (d < 0) for d in map(rounded, self.means)]
@@ -73,26 +67,20 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Average places of methods in a column: 1 is best, equal ones share theirs.
+class Column:
+    """One column, by method.
 
     Args:
-        datasets: Those on which all methods have a seed in common.
-        average: By method, over these data sets.
+        differences: To the reference. holm: Their p-values with Holm's correction.
+        ranked: Data sets on which all methods have a seed in common.
+        ranks: Average places over these: 1 is best, equal ones share theirs.
     """
-
-    datasets: tuple[str, ...]
-    average: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column's differences to the reference, their p-values with Holm's correction, and its ranks."""
 
     name: str
     differences: Mapping[str, Difference]
     holm: Mapping[str, float]
-    ranks: Ranks
+    ranked: tuple[str, ...]
+    ranks: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -144,7 +132,7 @@ def _column(results: Results, reference: str, column: str) -> Column:
     differences = {method: Difference(found) for method, found in pairs.items() if found}
     tested = {m: p for m, d in differences.items() if (p := d.p) is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return Column(column, differences, corrected, _ranks(results, column))
+    return Column(column, differences, corrected, *_ranks(results, column))
 
 
 def _pairs(
@@ -168,7 +156,7 @@ def _at(by_seed: Mapping[int, float], seed: int) -> float:
     return by_seed[seed] if seed in by_seed else by_seed[EVERY_SEED]
 
 
-def _ranks(results: Results, column: str) -> Ranks:
+def _ranks(results: Results, column: str) -> tuple[tuple[str, ...], dict[str, float]]:
     """A method without any figure in the column has no rank, and keeps no data set from being ranked."""
     methods = [m for m in results if any(s.get(column) for s in results[m].values())]
     ranks: dict[str, list[float]] = {}
@@ -177,7 +165,7 @@ def _ranks(results: Results, column: str) -> Ranks:
         if common := _in_common(*scores):
             ranks[dataset] = midranks([-mean(_at(s, seed) for seed in common) for s in scores])
     places = zip(*ranks.values(), strict=True)
-    return Ranks(tuple(ranks), dict(zip(methods, map(mean, places), strict=True)) if ranks else {})
+    return tuple(ranks), dict(zip(methods, map(mean, places), strict=True)) if ranks else {}
 
 
 def _missing(results: Results, columns: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ def cells(found: Comparison, column: Column) -> list[tuple[str, ...]]:
 
 
 def _row(found: Comparison, column: Column, method: str) -> tuple[str, ...]:
-    rank = f"{column.ranks.average[method]:.2f}" if method in column.ranks.average else NONE
+    rank = f"{column.ranks[method]:.2f}" if method in column.ranks else NONE
     if method == found.reference:
         return method, REFERENCE, "", "", "", "", rank
     if method not in column.differences:
@@ -99,7 +99,7 @@ def notes(found: Comparison) -> list[str]:
     lines.append(
         f"w–t–l: data sets on which the method's mean is above, equal to and below {found.reference}'s"
     )
-    ranked = sorted({len(column.ranks.datasets) for column in found.columns})
+    ranked = sorted({len(column.ranked) for column in found.columns})
     lines.append(
         f"rank: the method's place, 1 is best, averaged over {_range(ranked)}, those that all methods have"
     )
@@ -126,7 +126,8 @@ def _too_few(found: Comparison) -> dict[int, list[str]]:
     columns: dict[tuple[int, str], list[str]] = {}
     for column in found.columns:
         for method, difference in column.differences.items():
-            counted = difference.num_counted
+            wins, _, losses = difference.wins_ties_losses
+            counted = wins + losses  # a difference of 0 tells the test nothing
             if difference.p is not None and _least_p(counted) > 0.05:
                 columns.setdefault((counted, method), []).append(column.name)
     methods: dict[int, list[str]] = {}
@@ -136,9 +137,9 @@ def _too_few(found: Comparison) -> dict[int, list[str]]:
     return methods
 
 
-def _least_p(num_counted: int) -> float:
+def _least_p(counted: int) -> float:
     """What the signed-rank test gives at least."""
-    return min(1.0, 2 / 2**num_counted)
+    return min(1.0, 2 / 2**counted)
 
 
 def _range(counts: list[int]) -> str:
@@ -166,8 +167,7 @@ def as_csv(found: Comparison) -> str:
     writer.writerow(CSV_HEAD)
     for column in found.columns:
         for method in found.methods:
-            rank = column.ranks.average.get(method)
-            ranked = (_number(rank), len(column.ranks.datasets))
+            ranked = (_number(column.ranks.get(method)), len(column.ranked))
             names = (column.name, method, found.reference)
             if method not in column.differences:
                 writer.writerow((*names, "", "", 0, *[""] * 8, *ranked))

@@ -43,7 +43,7 @@ def test_over_data_sets_by_hand() -> None:
     expected = ttest_rel([71.0, 95.5, 71.5], [61.0, 90.5, 70.5]).confidence_interval()
     assert interval is not None
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
-    assert found.ranks.average == {
+    assert found.ranks == {
         "a": pytest.approx((3 + 2.5 + 2) / 3), "b": pytest.approx((2 + 2.5 + 3) / 3), "c": 1.0
     }  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_only_pairs_count() -> None:
     found = compare(results, reference="a", columns=["H"])
     (column,) = found.columns
     assert column.differences["b"].by_dataset == {"dtd": (1.0,), "ucf": (2.0,)}
-    assert column.ranks.datasets == ("dtd", "ucf")
+    assert column.ranked == ("dtd", "ucf")
     assert found.remarks == (
         "not paired, for want of runs of a: dtd seed 3, pets seed 2",
         "not paired, for want of runs of b: dtd seed 2, pets seed 1",
@@ -94,7 +94,7 @@ def test_a_method_without_runs_is_said_and_ranks_stay() -> None:
         results_of(a={"dtd": {1: 60.0}}, b={"dtd": {1: 61.0}}, c={}), reference="a", columns=["H"]
     )
     assert list(found.columns[0].differences) == ["b"]
-    assert found.columns[0].ranks.average == {"a": 2.0, "b": 1.0}
+    assert found.columns[0].ranks == {"a": 2.0, "b": 1.0}
     assert found.remarks == ("not paired, for want of runs of c: dtd seed 1",)
 
 
@@ -103,7 +103,7 @@ def test_what_learns_nothing_is_paired_with_every_seed_and_counts_once() -> None
     found = compare(results, reference="a", columns=["H"])
     assert not found.remarks
     assert found.columns[0].differences["zero"].singles == (-10.0, -12.0)
-    assert found.columns[0].ranks.average == {"a": 1.0, "more": 2.0, "zero": 3.0}
+    assert found.columns[0].ranks == {"a": 1.0, "more": 2.0, "zero": 3.0}
     more = one(results, "zero").differences["more"]
     assert (more.singles, more.interval) == ((1.0,), None), "no spread from one figure, however many seeds"
     other = results_of(zero={"dtd": {-1: 50.0}}, b={"pets": {1: 60.0}})
@@ -144,7 +144,7 @@ def test_a_method_against_itself_differs_in_nothing(results: Nested) -> None:
     assert set(again.singles) == {0.0}
     assert again.wins_ties_losses == (0, len(results["a"]), 0)
     assert again.p in (1.0, None)
-    assert set(found.ranks.average.values()) == {1.5}
+    assert set(found.ranks.values()) == {1.5}
 
 
 @given(tables)
@@ -160,6 +160,7 @@ def test_the_other_way_round_signs_are_swapped(results: Nested) -> None:
     if b.interval and a.interval:
         assert (b.interval.low, b.interval.high) == pytest.approx((-a.interval.high, -a.interval.low))
     assert one(results, "a").ranks == one(results, "b").ranks
+    assert one(results, "a").ranked == one(results, "b").ranked
 
 
 @given(tables, st.lists(percents, min_size=8, max_size=8))
@@ -175,11 +176,11 @@ def test_what_a_data_set_and_seed_give_to_all_methods_cancels(results: Nested, s
         other = after.differences[method]
         assert other.means == pytest.approx(difference.means, abs=1e-9)
         assert (other.p, other.wins_ties_losses) == (difference.p, difference.wins_ties_losses)
-    assert after.ranks.average == before.ranks.average
+    assert after.ranks == before.ranks
 
 
 @given(tables)
 def test_ranks_share_out_all_places(results: Nested) -> None:
-    ranks = one(results).ranks
-    if ranks.datasets:
-        assert mean(ranks.average.values()) == pytest.approx((1 + len(ranks.average)) / 2)
+    found = one(results)
+    if found.ranked:
+        assert mean(found.ranks.values()) == pytest.approx((1 + len(found.ranks)) / 2)

@@ -58,7 +58,7 @@ def test_methods_are_paired_by_data_set_and_seed() -> None:
     )
     assert base.differences["zero-shot"].by_dataset["dtd"] == (-9.0, -10.0), "one run, for every seed"
     assert base.differences["coop"].wins_ties_losses == (0, 0, 2)
-    assert base.ranks.average == {"zero-shot": 3.0, "coop": 2.0, "prometar": 1.0}
+    assert base.ranks == {"zero-shot": 3.0, "coop": 2.0, "prometar": 1.0}
     assert not found.remarks
 
 
