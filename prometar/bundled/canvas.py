@@ -94,14 +94,13 @@ def centred(value: Field) -> Field:
 
 def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Field, Field]:
     """(N,), (N,): points of a jittered grid of `spacing` cells that covers the canvas."""
-    step = spacing
-    left, top = canvas.x.min() - step, canvas.y.min() - step
-    columns = np.arange(left, canvas.x.max() + step, step)
-    rows = np.arange(top, canvas.y.max() + step, step)
+    left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
+    columns = np.arange(left, canvas.x.max() + spacing, spacing)
+    rows = np.arange(top, canvas.y.max() + spacing, spacing)
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
-    px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * step
-    py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * step
-    margin = 0.75 * step  # turned canvases have empty corners: drop the points that no pixel is near
+    px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
+    py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
+    margin = 0.75 * spacing  # turned canvases have empty corners: drop the points that no pixel is near
     corner_x, corner_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     near = ((corner_x[:, None] - px) ** 2 + (corner_y[:, None] - py) ** 2).min(0) < (
         margin + 7 * canvas.pixel

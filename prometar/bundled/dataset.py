@@ -75,17 +75,12 @@ class RenderedSet(Generic[T]):
         return tuple(sorted(self.drawings))
 
     def render(self, classname: str, seed: int, size: int = SIZE, *, wild: bool = False) -> Pixels:
-        """Draw one image of a class.
+        """Draw one image of a class: uint8 (size, size, 3).
 
         Args:
-            classname: One of `classnames`.
             seed: Decides colours, scale, rotation, lighting and all else that varies.
             size: Side in pixels (default 64).
             wild: As in pre-training.
-
-        Returns:
-            uint8 array (size, size, 3).
-
         Raises:
             UserError: unknown class.
         """

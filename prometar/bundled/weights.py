@@ -15,10 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-PACKAGE = "prometar.bundled"
-MINI_VOCABULARY: tuple[str, ...] = tuple(
-    (resources.files(PACKAGE) / "foreign.txt").read_text(encoding="utf-8").split()
-)
+_FILES = resources.files("prometar.bundled")
+MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "foreign.txt").read_text(encoding="utf-8").split())
 """A hundred nouns that `mini` has learned, and that name nothing in the embedded suite."""
 
 TOKEN_TABLE = "token_embedding.weight"
@@ -33,7 +31,7 @@ def initial_token_table(vocabulary: int, width: int) -> Tensor:
 
 def load_config() -> dict[str, Any]:
     """The open_clip model config of `mini`."""
-    return json.loads((resources.files(PACKAGE) / "mini.json").read_text(encoding="utf-8"))
+    return json.loads((_FILES / "mini.json").read_text(encoding="utf-8"))
 
 
 def pack(state: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
@@ -59,5 +57,5 @@ def unpack(stored: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
 def load_mini() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config of `mini` and its full float32 state dict (open_clip's names; fits strictly)."""
     config = load_config()
-    stored = safetensors.torch.load((resources.files(PACKAGE) / "mini.safetensors").read_bytes())
+    stored = safetensors.torch.load((_FILES / "mini.safetensors").read_bytes())
     return config, unpack(stored, config["text_cfg"]["vocab_size"])

@@ -9,7 +9,7 @@ from statistics import mean
 from markupsafe import Markup
 
 from prometar.comparison.paired import Column, Comparison
-from prometar.comparison.render import HEAD, NONE, bounds, cells, notes
+from prometar.comparison.render import HEAD, NONE, bounds, cells, notes, num_datasets
 from prometar.io.pages import mark, templates
 from prometar.metrics import t_interval
 
@@ -64,8 +64,7 @@ def rank_plot(found: Comparison, column: Column) -> RankPlot | None:
     ]
     every = math.ceil(last / _MOST_TICKS)
     ticks = {rank: place(rank) for rank in range(1, last + 1, every)}
-    n = len(column.ranked)
-    title = f"{column.name}: average rank over {n} data set{'' if n == 1 else 's'}, 1 is best"
+    title = f"{column.name}: average rank over {num_datasets([len(column.ranked)])}, 1 is best"
     return RankPlot(title, tuple(dots), ticks, _WIDTH, _TOP + _ROW * len(dots) + 8)
 
 

@@ -99,10 +99,8 @@ def notes(found: Comparison) -> list[str]:
     lines.append(
         f"w–t–l: data sets on which the method's mean is above, equal to and below {found.reference}'s"
     )
-    ranked = sorted({len(column.ranked) for column in found.columns})
-    lines.append(
-        f"rank: the method's place, 1 is best, averaged over {_range(ranked)}, those that all methods have"
-    )
+    ranked = num_datasets(sorted({len(column.ranked) for column in found.columns}))
+    lines.append(f"rank: the method's place, 1 is best, averaged over {ranked}, those that all methods have")
     return lines + list(found.remarks)
 
 
@@ -114,7 +112,7 @@ def _tests(found: Comparison) -> list[str]:
         "p: exact two-sided signed-rank test (Wilcoxon) over data sets; "
         "Holm: corrected for the methods compared in the column",
         *(
-            f"p cannot be below {_least_p(n):.4g} with {_range([n])} whose difference is not 0: "
+            f"p cannot be below {_least_p(n):.4g} with {num_datasets([n])} whose difference is not 0: "
             f"{', '.join(methods)}"
             for n, methods in sorted(_too_few(found).items(), reverse=True)
         ),
@@ -142,10 +140,10 @@ def _least_p(counted: int) -> float:
     return min(1.0, 2 / 2**counted)
 
 
-def _range(counts: list[int]) -> str:
+def num_datasets(counts: list[int]) -> str:
     """
     Example:
-        >>> _range([1]), _range([2, 4])
+        >>> num_datasets([1]), num_datasets([2, 4])
         ('1 data set', '2–4 data sets')
     """
     return f"{'–'.join(map(str, counts[:1] + counts[1:][-1:]))} data set{'' if counts[-1] == 1 else 's'}"

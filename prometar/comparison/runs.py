@@ -86,11 +86,7 @@ def _reference(methods: Mapping[str, str], to: str | None) -> str:
 
 
 def _results(names: Sequence[str], runs: Sequence[TrainedRun]) -> Table:
-    """Figures by label, data set, column and seed.
-
-    Raises:
-        UserError: two folders hold one run, or a data set is not the same in all.
-    """
+    """Figures by label, data set, column and seed; refuses two folders of one run."""
     held: dict[tuple[str, str, int], Path] = {}
     results: Table = {name: {} for name in names}
     for name, dataset, run in zip(names, _datasets(runs), runs, strict=True):
@@ -109,11 +105,7 @@ def _results(names: Sequence[str], runs: Sequence[TrainedRun]) -> Table:
 
 
 def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
-    """Each run's data set; with its place where a name stands for several, as `folder` and a user's own may.
-
-    Raises:
-        UserError: runs on one data set have other classes.
-    """
+    """Each run's data set; with its place where a name stands for several, as `folder` may."""
     kinds: dict[str, set[object]] = {}
     for run in runs:
         kinds.setdefault(run.config.data.name, set()).add((run.result.classnames, _place(run)))
@@ -129,11 +121,7 @@ def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
 
 
 def _require_alike(runs: Sequence[TrainedRun], called: Sequence[str], values: Sequence[object]) -> None:
-    """What is called the same has to be the same, where it is known.
-
-    Raises:
-        UserError: two runs that differ in it.
-    """
+    """What is called the same has to be the same, where it is known."""
     first = dict[str, tuple[Path, object]]()
     for run, name, value in zip(runs, called, values, strict=True):
         if not value:

@@ -63,12 +63,10 @@ class ImageClassifier(torch.nn.Module):
         size = clip.image_size
         self.example: dict[str, Tensor] = {"images": torch.zeros(2, size, size, 3, dtype=torch.uint8)}
         self.axes = {"images": {0: Dim("batch")}}
+        self._text_CE = None if classes_as_input else text_CE
         if classes_as_input:
-            self._text_CE = None
             self.example["text_features"] = text_CE[:1].repeat(3, 1)
             self.axes["text_features"] = {0: Dim("classes")}
-        else:
-            self._text_CE = text_CE
         self.eval()  # nothing here differs in training; the exporters warn
         self(**self.example)  # keeps the backbone's constants: those of a trace would be no numbers
 

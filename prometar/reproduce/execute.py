@@ -30,16 +30,6 @@ class _Slot:
     group: PlacementGroup
     actor: Any
 
-    @staticmethod
-    def open(plan: ResourcePlan) -> _Slot:
-        trainer = plan.bundles()[0]
-        group = placement_group(plan.bundles(), strategy=STRATEGY)
-        place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        worker = ray.remote(Worker).options(
-            num_cpus=trainer["CPU"], num_gpus=trainer.get("GPU", 0), scheduling_strategy=place
-        )
-        return _Slot(group, worker.remote())
-
     def close(self) -> None:
         ray.kill(self.actor)
         remove_placement_group(self.group)
@@ -58,7 +48,13 @@ class _Crew:
         return any(job for _, job in self._at.values())
 
     def hire(self) -> None:
-        slot = _Slot.open(self._plan)
+        bundles = self._plan.bundles()
+        group = placement_group(bundles, strategy=STRATEGY)
+        place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        worker = ray.remote(Worker).options(
+            num_cpus=bundles[0]["CPU"], num_gpus=bundles[0].get("GPU", 0), scheduling_strategy=place
+        )
+        slot = _Slot(group, worker.remote())
         self._at[slot.actor.ready.remote()] = slot, None
 
     def tell(self, slot: _Slot, job: Job) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from prometar.config.recipes import is_file
 from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.metrics import harmonic_mean
 
 AVERAGE = "average"
 # What may differ from a published run: which images and seeds, and how numbers are held.
@@ -118,4 +119,4 @@ def harmonic(figures: Mapping[str, float]) -> float | None:
     """
     if "H" in figures or not {"base", "new"} <= figures.keys():
         return figures.get("H")
-    return round(2 / (1 / figures["base"] + 1 / figures["new"]), 2)
+    return round(harmonic_mean({key: figures[key] for key in ("base", "new")}), 2)
