@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,21 +123,17 @@ class Classifier:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size must be a number of at least 1, found {batch_size!r:.80}")
         pictures = _several(images)
-        logits = classify(self.backbone, self.model(names), self.leaves)
-        batches = self._pixels(pictures, batch_size)
-        there = (send(torch.from_numpy(batch), self.backbone.clip.device) for batch in batches)
-        found = (logits(batch, number) for number, batch in enumerate(there))
-        parts = [fetch(each.float().softmax(dim=-1)).numpy() for each in found]
+        logits, clip = classify(self.backbone, self.model(names), self.leaves), self.backbone.clip
+        spec, parts = TransformSpec(size=clip.image_size, train=False), []
+        for start in range(0, len(pictures), batch_size):
+            chunk = pictures[start : start + batch_size]
+            pixels = np.stack([apply(spec, _encoded(picture), 0, path=_name(picture)) for picture in chunk])
+            found = logits(send(torch.from_numpy(pixels), clip.device), start)
+            parts.append(fetch(found.float().softmax(dim=-1)).numpy())
         probabilities = np.concatenate(parts)
         if not np.isfinite(probabilities).all():
             raise not_finite(self.backbone)
         return Predictions(tuple(names[k] for k in probabilities.argmax(axis=1)), probabilities, names)
-
-    def _pixels(self, pictures: Sequence[Picture], batch_size: int) -> Iterator[NDArray[np.uint8]]:
-        spec = TransformSpec(size=self.backbone.clip.image_size, train=False)
-        for start in range(0, len(pictures), batch_size):
-            chunk = pictures[start : start + batch_size]
-            yield np.stack([apply(spec, _encoded(picture), 0, path=_name(picture)) for picture in chunk])
 
 
 def load(
