@@ -39,14 +39,11 @@ def _amoeba(f: Frame) -> Stain:
     return body, _discs(f, f.rng.uniform(-0.25, 0.25, (1, 2)), f.rng.uniform(0.15, 0.2, 1))
 
 
-def _rods(f: Frame, count: int, length: float) -> tuple[Field, Field]:
-    places, angle = _at(f, count), f.rng.uniform(0, np.pi, count)
-    half = length * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return places - half, places + half
-
-
 def _bacillus(f: Frame) -> Stain:
-    body = f.rng.uniform(0.07, 0.1) - distance(f, *_rods(f, int(f.rng.integers(6, 13)), 0.2))
+    width, count = f.rng.uniform(0.07, 0.1), int(f.rng.integers(6, 13))
+    places, angle = _at(f, count), f.rng.uniform(0, np.pi, count)
+    half = 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    body = width - distance(f, places - half, places + half)
     return body, body - 0.04
 
 

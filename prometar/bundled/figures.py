@@ -69,9 +69,3 @@ def regular(corners: int, turn: float = 0.0) -> Field:
     """(N, 2) corners of a regular polygon of radius 1, the first at the top."""
     angle = np.arange(corners) * 2.0 * np.pi / corners + turn - np.pi / 2.0
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
-
-
-def star(points: int, inner: float) -> Field:
-    """(2 * points, 2) corners of a star of radius 1."""
-    radius = np.where(np.arange(2 * points) % 2 == 0, 1.0, inner)
-    return regular(2 * points) * radius[:, None]

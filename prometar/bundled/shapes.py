@@ -9,7 +9,7 @@ import numpy as np
 
 from prometar.bundled.canvas import Field, Frame, edge, fractal
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Stance, place, polygon, regular, star
+from prometar.bundled.figures import Stance, place, polygon, regular
 from prometar.bundled.paint import Pixels, blend, contrasting, lit
 
 
@@ -42,6 +42,7 @@ _CROSS = np.array([
     (-0.28, -0.9), (0.28, -0.9), (0.28, -0.28), (0.9, -0.28), (0.9, 0.28), (0.28, 0.28),
     (0.28, 0.9), (-0.28, 0.9), (-0.28, 0.28), (-0.9, 0.28), (-0.9, -0.28), (-0.28, -0.28),
 ])  # fmt: skip
+_STAR = regular(10) * np.array([(1.0,), (0.45,)] * 5)
 _OWN = Stance(reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02, clutter=0.2)
 _WILD = Stance(reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
 
@@ -85,7 +86,7 @@ SHAPES = RenderedSet(
         "pointed": {
             "arrow": _corners(_ARROW),
             "cross": _corners(_CROSS),
-            "star": _corners(star(5, 0.45)),
+            "star": _corners(_STAR),
         },
     },
 )

@@ -61,11 +61,7 @@ class _Crew:
         self._at[slot.actor.run.remote(job)] = slot, job
 
     def hear(self, room_seconds: float) -> tuple[_Slot, Job | None, Record | RayError | None]:
-        """The next worker that has something to say, or (`RayError`) has died.
-
-        Raises:
-            WorkError: no worker starts, or nothing can be kept.
-        """
+        """The next worker that has something to say, or (`RayError`) has died."""
         done, _ = ray.wait(list(self._at), timeout=None if self.working else room_seconds)
         if not done:
             raise WorkError(

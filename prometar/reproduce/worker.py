@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,11 +67,9 @@ def _run(job: Job) -> Record:
     run = build_run(entry.config, entry.objective)
     session = Session(run, job.folder, ray_stream(run, options))
     write_atomically(job.folder / "config.yaml", dump_config(entry.config).encode())
-    try:
+    with closing(session):
         while not session.finished:
             session.epoch()
-    finally:
-        session.close()
     result, dataset = write_result(job.folder, session), run.dataset
     # There is one where it was killed between two targets, or new ones are asked for.
     before = read_record(entry, job.folder) or Record(entry=entry)
