@@ -42,14 +42,6 @@ class Recipe:
     settings: Mapping[str, Mapping[str, Any]]
     unverified: str = ""
 
-    @property
-    def command(self) -> str:
-        """How it is run in the published setting, for one data set and seed."""
-        return (
-            f"prometar train --method {self.name} --data-root DIR --set data.name=dtd "
-            "--set backbone.name=ViT-B-16-quickgelu --set backbone.pretrained=openai --set train.seed=1"
-        )
-
     def complete(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """A configuration's plain data with this recipe's settings where `tree` has none of its own."""
         whole = {**tree, "method": self.name}

@@ -92,14 +92,8 @@ class RelayedSearcher(_Unpickled, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         self._running.owners[trial_id].jobs.on_end(trial_id, error=error)
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        return True
-
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: storage and folders hold all there is."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
 
 
 class RelayedScheduler(_Unpickled, FIFOScheduler):
