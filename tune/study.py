@@ -40,7 +40,7 @@ from tune.execution.record_keeper import RecordKeeper
 from tune.execution.reruns import Means
 from tune.execution.runner import run_course
 from tune.execution.stopping import Stopping
-from tune.jobs.ownership import require_own, take
+from tune.jobs.files import require_own, take
 from tune.jobs.spec import Job, Terms
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.storage import GO_ON, reachable

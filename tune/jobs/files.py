@@ -1,4 +1,7 @@
-"""Where a job's files lie: in its folder, which all machines share, or at a URL, mirrored where it works."""
+"""Where a job's files lie: in its folder, which all machines share, or at a URL, mirrored where it works.
+
+Files at a URL are one study's, as a name says that its study.yaml and the URL both hold.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
+from prometar.errors import UserError
 from prometar.io.files import write_atomically
-from prometar.io.stores import join
+from prometar.io.stores import join, masked
 from tune.jobs.remote import Mirror, Store
 from tune.jobs.spec import Job, Leg
 
+_OWNER = "owner"
 _STOPPED = "stopped"
 _RESULTS = ("result.json", "alignment.jsonl", "config.yaml")  # what a driver reads, in a few kilobytes
 _STATES = ("checkpoint.safetensors", "checkpoint.set-aside.safetensors")
@@ -90,3 +95,32 @@ class JobFiles:
         for leg in self._job.legs:
             for name in _STATES:
                 self._store.delete(f"{leg.folder}/{name}".lstrip("/"))
+
+
+def require_own(url: str, key: str, *, begun: bool) -> None:
+    """See that the files at `url` are the study's.
+
+    Args:
+        key: The study's. begun: Whether files may lie there that are older than their study's key.
+    Raises:
+        UserError: they are another study's. WorkError: the store cannot be reached.
+    """
+    store = Store(url)
+    found = store.read(_OWNER)
+    if found == key.encode() or (found is None and (begun or not store.names())):
+        return
+    raise UserError(
+        f"{masked(url)} holds the files of another study: go on with that one's --out; "
+        "or choose another --study NAME or --files; or delete them there"
+    )
+
+
+def take(url: str, key: str) -> None:
+    """Make the files at `url` the study's.
+
+    Raises:
+        UserError: another study has taken them at the same moment. WorkError: the store cannot be reached.
+    """
+    require_own(url, key, begun=True)
+    Store(url).write(_OWNER, key.encode())
+    require_own(url, key, begun=False)

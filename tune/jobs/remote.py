@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
@@ -126,12 +125,8 @@ class Mirror:
     """
 
     def __init__(self, url: str, folder: Path) -> None:
-        self._url, self._folder = url, folder
+        self._store, self._folder = Store(url), folder
         self._known: dict[str, str] = {}  # what lies at the URL: a file's digest
-
-    @cached_property
-    def _store(self) -> Store:
-        return Store(self._url)
 
     def pull(self) -> None:
         """Make the folder what lies at the URL; what an earlier run has left in it goes."""

@@ -17,9 +17,11 @@ from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.transforms import TransformSpec
+from prometar.errors import UserError
 from prometar.methods.composition import build
+from prometar.methods.prompts import NoPrompts
+from tune.space.fitting import is_used
 from tune.space.spaces import EPOCHS
-from tune.stages.searched import require_space
 from tune.stages.sequential import ALONE, LOOKS
 from tune.study_spec import StudySpec
 
@@ -112,6 +114,26 @@ def planned(spec: StudySpec) -> Budget:
         dataset = open_dataset(name, spec.config.data.root, spec.data_args(name))
         steps[name] = steps_of(spec.config, *problems(spec, dataset))
     return budget_of(spec, steps)
+
+
+def require_space(spec: StudySpec) -> None:
+    """Every range must hold the reference; its values must be settings that a run takes and the method uses.
+
+    Raises:
+        UserError: one that does not; nothing is trained.
+    """
+    config, space = spec.config, spec.space
+    if isinstance(build(config).prompts, NoPrompts):
+        raise UserError(f"{config.method} trains nothing, so there is nothing to search")
+    if not space.ranges:
+        raise UserError(f"the space {space.name} has nothing that the method uses: choose another --space")
+    spec.reference()  # raises for a value outside its range
+    for key, entry in space.ranges.items():
+        if not is_used(key, entry, space.ranges, config):
+            raise UserError(
+                f"the space {space.name} searches {key}, which {config.method} does not use with these "
+                "settings: choose another --space"
+            )
 
 
 def _require_backbone(config: Config) -> None:

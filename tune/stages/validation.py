@@ -15,8 +15,7 @@ from prometar.methods.probing import probe
 from prometar.parts.identity import identities
 from prometar.training.drift import drift_identity, foreign_to
 from prometar.training.session import kept_bytes
-from tune.stages.budget import Budget, Steps, budget_of, problems, steps_of
-from tune.stages.searched import require_space
+from tune.stages.budget import Budget, Steps, budget_of, problems, require_space, steps_of
 from tune.study_spec import StudySpec
 
 _DIGITS = 12  # of a digest, in what users read

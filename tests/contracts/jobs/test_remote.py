@@ -22,7 +22,7 @@ from prometar.errors import UserError, WorkError
 from prometar.io.stores import join
 from tests.support.texts import ANY
 from tune.jobs import remote
-from tune.jobs.ownership import require_own, take
+from tune.jobs.files import require_own, take
 from tune.jobs.remote import Mirror, Store, is_inside
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -15,7 +15,7 @@ from prometar.methods.composition import METHODS
 from tune.options import Options
 from tune.space.fitting import fitted, is_used
 from tune.space.spaces import Space, known_spaces, load_space
-from tune.stages.searched import require_space
+from tune.stages.budget import require_space
 
 LEARNING = [method for method in METHODS if not method.startswith("zero-shot")]
 
