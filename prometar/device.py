@@ -7,8 +7,8 @@ host, packed, and sent from pinned memory; and what the host must know is packed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Collection
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,10 +37,7 @@ def send(values: T, device: torch.device) -> T:
         return values
     leaves, spec = tree_flatten(values)
     tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
-    offsets, size = _offsets(list(tensors.values()))
-    parcel = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    for tensor, offset in zip(tensors.values(), offsets, strict=True):
-        _part(parcel, tensor, offset).copy_(tensor)
+    parcel, offsets = _packed(tensors.values(), pin_memory=True)
     there = parcel.to(device, non_blocking=True)
     moved = {
         key: _part(there, tensor, offset)
@@ -61,10 +58,7 @@ def fetch(values: T) -> T:
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     away = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.device.type != "cpu"]
     if away:
-        offsets, size = _offsets(away)
-        parcel = torch.empty(size, dtype=torch.uint8, device=away[0].device)
-        for tensor, offset in zip(away, offsets, strict=True):
-            _part(parcel, tensor, offset).copy_(tensor)
+        parcel, offsets = _packed(away, device=away[0].device)
         here = parcel.cpu()
         found = {id(t): _part(here, t, offset).clone() for t, offset in zip(away, offsets, strict=True)}
         leaves = [found.get(id(leaf), leaf) for leaf in leaves]
@@ -72,13 +66,16 @@ def fetch(values: T) -> T:
     return fetched
 
 
-def _offsets(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
-    """Where each tensor's bytes begin in a parcel of all, and the parcel's size."""
+def _packed(tensors: Collection[Tensor], **where: Any) -> tuple[Tensor, list[int]]:
+    """A parcel of all tensors' bytes, and where those of each begin."""
     offsets, size = [], 0
     for tensor in tensors:
         offsets.append(size)
         size += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
-    return offsets, size
+    parcel = torch.empty(size, dtype=torch.uint8, **where)
+    for tensor, offset in zip(tensors, offsets, strict=True):
+        _part(parcel, tensor, offset).copy_(tensor)
+    return parcel, offsets
 
 
 def _part(parcel: Tensor, like: Tensor, offset: int) -> Tensor:

@@ -83,11 +83,14 @@ def _sent(module: ModuleType) -> Mapping[str, bytes] | None:
 
 
 def identity(piece: str) -> str:
-    """The version of the distribution that a piece was installed with, or the digest of its files."""
+    """The version of the distribution that a piece was installed with, or a digest of its files and names."""
     installed = installed_as(_top(piece))
     if installed is not None:
         return f"{installed.name} {installed.version}"
-    return f"sha256 {digest(files(piece))[:_DIGITS]}"
+    state = hashlib.sha256()
+    for name, content in sorted(files(piece).items()):
+        state.update(f"{name} {len(content)}\n".encode() + content)
+    return f"sha256 {state.hexdigest()[:_DIGITS]}"
 
 
 def files(piece: str) -> Files:
@@ -110,14 +113,6 @@ def files(piece: str) -> Files:
     if sum(each.stat().st_size for each in paths.values()) > _MOST_BYTES:
         raise UserError(f"{piece} has more than 4 MB of Python files: install it, here and where workers run")
     return {name: each.read_bytes() for name, each in sorted(paths.items())}
-
-
-def digest(files: Files) -> str:
-    """sha256 (hex) of files and their names."""
-    state = hashlib.sha256()
-    for name, content in sorted(files.items()):
-        state.update(f"{name} {len(content)}\n".encode() + content)
-    return state.hexdigest()
 
 
 def is_everywhere(module: str) -> bool:

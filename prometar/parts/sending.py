@@ -11,7 +11,7 @@ from importlib.util import decode_source, spec_from_loader
 from types import ModuleType
 
 from prometar.errors import WorkError
-from prometar.parts.identity import digest, files, identity, installed_as, is_everywhere, pieces
+from prometar.parts.identity import files, identity, installed_as, is_everywhere, pieces
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def install(sent: Sequence[Sent]) -> None:
         name = each.piece
         loaders = [finder for finder in sys.meta_path if isinstance(finder, _Loader) and finder.piece == name]
         content = dict(each.files)
-        if loaders and digest(loaders[0].files) == digest(content):
+        if loaders and loaders[0].files == content:
             continue
         for loader in loaders:
             sys.meta_path.remove(loader)

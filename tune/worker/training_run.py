@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
@@ -50,10 +49,6 @@ class LegRun:
             self.session = Session(run, folder, stream, watch)
         _drop_result(folder, unless=run.digest)  # beside this configuration it would be taken for its result
         write_atomically(folder / "config.yaml", dump_config(config).encode())
-
-    def figures(self, num_epochs: int) -> dict[str, Any]:
-        """The record of its epoch `num_epochs` (1-based)."""
-        return self.session.history[num_epochs - 1]
 
     def keep(self) -> None:
         """Bring an epoch's state to where any worker finds it, if that is not this folder."""

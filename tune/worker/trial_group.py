@@ -41,11 +41,10 @@ class Crew:
 
     def advance(self) -> list[dict[str, Any]]:
         """The results of the next epoch."""
-        here = [member for member in self._members if not member.over]
-        for member in here:
-            if member.stopped():
+        for member in self._members:
+            if not member.over and member.files.stopped():
                 member.close()
-        here = [member for member in here if not member.over]
+        here = [member for member in self._members if not member.over]
         if not any(member.untold for member in here):
             self._train(here)
         return [member.tell() for member in here if member.untold]
@@ -85,10 +84,10 @@ class _Member:
     """One job: its runs while they go on, and how much of them has been told."""
 
     def __init__(self, number: int, job: Job, failure: str) -> None:
-        self._number, self._job, self._files = number, job, JobFiles(job)
+        self._number, self._job, self.files = number, job, JobFiles(job)
         self._num_told, self._failure = 0, failure
         self._runs: list[LegRun] = []
-        self.over = self.stopped()
+        self.over = self.files.stopped()
         if self.over or failure:
             return
         try:
@@ -97,9 +96,6 @@ class _Member:
             raise
         except UserError as error:  # no retry would help
             self._failure = str(error)
-
-    def stopped(self) -> bool:
-        return self._files.stopped()
 
     def unfinished(self) -> list[Session]:
         return [run.session for run in self._runs if not run.session.finished]
@@ -119,7 +115,7 @@ class _Member:
         if self._failure:
             self.close()
             return common | {"finished": True}
-        figures = [run.figures(self._num_told) for run in self._runs]
+        figures = [run.session.history[self._num_told - 1] for run in self._runs]
         finished = not self.unfinished() and self._num_told == self._num_done()
         told = {
             "loss": mean(each.get("direct_ce", 0.0) for each in figures),
@@ -161,4 +157,4 @@ class _Member:
         for run in self._runs:
             run.session.close()
         self._runs, self.over = [], True
-        self._files.clean()
+        self.files.clean()
