@@ -126,10 +126,7 @@ def weights(backbone: str, pretrained: str | None) -> Finding:
 
 
 def _dataset(name: str, root: str | None) -> list[Finding]:
-    """
-    Raises:
-        UserError: it cannot be opened, or not be searched and tested on.
-    """
+    """Raises a UserError where it cannot be opened, or not be searched and tested on."""
     dataset = open_dataset(name, root)
     for objective in (DEFAULT_OBJECTIVE, "final") if dataset.train else ():
         problem(objective, dataset, shots=1, seed=1)

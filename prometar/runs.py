@@ -78,11 +78,7 @@ def train_run(
 
 
 def _require_free(folder: Path, described: bytes) -> None:
-    """Refuse a folder whose files a run without a checkpoint would replace.
-
-    Raises:
-        UserError: it holds a study, or another configuration or result.
-    """
+    """Raises a UserError where it holds a study, or files that a run without a checkpoint would replace."""
     if size_of(folder / "study.yaml") is not None:
         raise UserError(f"{folder} holds a study: name another folder with --out")
     if size_of(folder / "checkpoint.safetensors") is not None:

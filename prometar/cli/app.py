@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,9 +88,8 @@ def train(
     folder = out or Path("out/train") / name
     watch = None if alignment_every is None else Alignment(folder, alignment_every)
     start_ray()
-    result = train_run(
-        chosen, folder, objective=objective, on_epoch=_print_epoch(chosen.train.epochs), watch=watch
-    )
+    show = partial(_print_epoch, chosen.train.epochs)
+    result = train_run(chosen, folder, objective=objective, on_epoch=show, watch=watch)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
     print(f"prompts and records: {folder}")
 
@@ -118,15 +118,12 @@ def evaluate(
         print(f"{run} on {dataset}: {accuracy:.2f} %")
 
 
-def _print_epoch(epochs: int) -> Any:
-    def show(record: dict[str, Any]) -> None:
-        loss = f", loss {record['direct_ce']:.3f}" if "direct_ce" in record else ""
-        print(f"epoch {record['epoch']}/{epochs}{loss}, {record['seconds']:.0f} s", flush=True)
-
-    return show
+def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
+    loss = f", loss {record['direct_ce']:.3f}" if "direct_ce" in record else ""
+    print(f"epoch {record['epoch']}/{epochs}{loss}, {record['seconds']:.0f} s", flush=True)
 
 
-def _print_accuracies(title: str, result: dict[str, Any], objective: str = "final") -> None:
+def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
     from prometar.data.splits.objective import objective_of
 
     names = {"all": "all classes", "base": "base", "new": "new"}

@@ -385,14 +385,12 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             here = ".".join(parts[:depth]) or "the configuration"
             known = ", ".join(node) if isinstance(node, dict) else "no keys"
             raise UserError(f"unknown setting '{key}': {here} has {known}")
-        if depth == len(parts) - 1:
-            if isinstance(node[part], dict):
-                raise UserError(f"'{key}' is a group of settings: set one of {', '.join(node[part])}")
-            if node[part] != value and key in choosers().values():
-                node.pop("args", None)  # another part has other settings
-            node[part] = value
-        else:
-            node = node[part]
+        group, node = node, node[part]
+    if isinstance(node, dict):
+        raise UserError(f"'{key}' is a group of settings: set one of {', '.join(node)}")
+    if node != value and key in choosers().values():
+        group.pop("args", None)  # another part has other settings
+    group[part] = value
 
 
 @cache

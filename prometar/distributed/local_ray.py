@@ -56,7 +56,8 @@ def start_ray(
     if not ray.is_initialized():
         if address is None:
             _require_open_files()
-            _require_docstrings()
+            if sys.flags.optimize > 1:  # Ray's own processes end where Python leaves docstrings out
+                raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")
         quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
         with nullcontext() if address or verbose else without_helpers():
@@ -102,11 +103,7 @@ _FEWEST_FILES = 512  # that Ray's processes have open on a small machine; a rayl
 
 
 def _require_open_files() -> None:
-    """Let this process open as many files as it may, which Ray's processes inherit.
-
-    Raises:
-        WorkError: they are too few for Ray.
-    """
+    """Open as many files as may be, for Ray's processes too; raises a WorkError where those are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 2**20 if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -115,24 +112,13 @@ def _require_open_files() -> None:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
 
 
-def _require_docstrings() -> None:
-    """Ray's own processes end where Python leaves docstrings out.
-
-    Raises:
-        WorkError: it does.
-    """
-    if sys.flags.optimize > 1:
-        raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")
-
-
 def head_is_gone() -> bool:
     """Whether the Ray that this process is part of has lost its head: nobody listens there any more."""
     import ray
 
     try:
         if ray.is_initialized():
-            host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-            _knock(host, port)
+            _knock(ray.get_runtime_context().gcs_address)
     except ConnectionRefusedError:
         return True
     except OSError:  # nobody knows: it may be far away
@@ -150,8 +136,9 @@ def own_node_is_gone() -> bool:
     return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
 
 
-def _knock(host: str, port: str) -> None:
+def _knock(address: str) -> None:
     """Raises OSError where nobody listens."""
+    host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
@@ -175,8 +162,7 @@ def _require_server(address: str) -> None:
     require_address(address)
     if address == "auto":
         return  # Ray knows where to look
-    host, _, port = address.rpartition(":")
     try:
-        _knock(host, port)
+        _knock(address)
     except (OSError, OverflowError) as error:
         raise WorkError(f"Ray cannot be joined at {address}: {error}") from None

@@ -36,13 +36,11 @@ def require_agreement(
     odd = odd_records(storage, folder.name, records) if records else []
     if not odd:
         return ()
-    shown, own = masked(storage), storage == folder.storage
+    own, database = storage == folder.storage, folder.path / "study.db"
     held = kept_names(storage) if own else set()
     if held and folder.name not in held:
-        raise UserError(
-            f"{folder.path / 'study.db'} holds the study {', '.join(sorted(held))}: give the folder this name"
-        )
-    where = folder.path / "study.db" if own else shown
+        raise UserError(f"{database} holds the study {', '.join(sorted(held))}: give the folder this name")
+    where = database if own else masked(storage)
     lost = (
         f"the study {folder.path} has records of {len(records)} trials, and its database {where} "
         f"lacks {len(odd)} of them or has others in their place (trial {odd[0]})"
@@ -52,7 +50,7 @@ def require_agreement(
     before = read_study(folder.path) if folder.begun else None
     if before is None:
         _require_settings(folder, spec, records)
-    aside = _put_aside(folder.path / "study.db") if own else None
+    aside = _put_aside(database) if own else None
     rebuild(
         storage,
         folder.name,
@@ -70,11 +68,7 @@ def require_agreement(
 
 
 def _require_settings(folder: StudyFolder, spec: StudySpec, records: Sequence[TrialRecord]) -> None:
-    """Where study.yaml is missing, what lies beside the records has to be of the settings asked for now.
-
-    Raises:
-        UserError: it is of others; with the difference.
-    """
+    """Raises a UserError where, without study.yaml, what lies beside the records is of other settings."""
     for record in records:
         job = spec.search_job(dict(record.settings), spec.seeds, str(folder.trial(record.number)), Terms())
         for leg in job.legs:

@@ -58,9 +58,8 @@ class Calibration:
 
     def measured(self, lead: float, pairs: int) -> tuple[float, float]:
         """The gain that a lead stands for, and its standard deviation."""
-        return (lead - self.offset) / self.slope, math.hypot(
-            self.spread, self.noise / math.sqrt(pairs)
-        ) / abs(self.slope)
+        sd = math.hypot(self.spread, self.noise / math.sqrt(pairs)) / abs(self.slope)
+        return (lead - self.offset) / self.slope, sd
 
 
 CALIBRATIONS: Mapping[str, Calibration] = {
