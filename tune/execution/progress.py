@@ -41,7 +41,7 @@ class Progress(Callback):
         epochs: Of a whole trial, the most.
         console: A live view where it is a terminal, else one line an ended trial.
         numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
-        reference: The released settings; the best ones are shown by how they differ (default: nothing known).
+        reference: The released settings; the best ones are shown by how they differ.
         clock: Seconds (default time.monotonic).
     """
 
@@ -53,13 +53,13 @@ class Progress(Callback):
         *,
         console: Console,
         numbers_of: Callable[[str], Sequence[int]],
-        reference: Mapping[str, Any] | None = None,
+        reference: Mapping[str, Any],
         bounds: Sequence[Bound] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory, self._target, self._epochs = memory, target, epochs
         self._console, self._numbers_of, self._clock = console, numbers_of, clock
-        self._reference, self._bounds = reference or {}, bounds
+        self._reference, self._bounds = reference, bounds
         self._begin = self._read = clock()
         self._ended: set[int] = set()
         self._states: Counter[State] = Counter()
@@ -183,9 +183,9 @@ class Progress(Callback):
             return ["no trial has finished yet"]
         if self._best.reference:
             return [f"{self._best_text()}, the released settings"]
-        known = self._reference
-        changed = {key: value for key, value in self._best.settings.items() if known.get(key) != value}
-        return [f"{self._best_text()}: " + ", ".join(f"{k} {_setting(v)}" for k, v in changed.items())]
+        settings, known = self._best.settings, self._reference
+        changed = [f"{key} {_setting(v)}" for key, v in settings.items() if known.get(key) != v]
+        return [f"{self._best_text()}: {', '.join(changed)}"]
 
     def _pace(self) -> str:
         elapsed = self._clock() - self._begin

@@ -63,8 +63,8 @@ def require_agreement(
         seconds_searched=before.seconds_searched if before else 0.0,
     )
     kept = f"; what was there is now {aside.name}" if aside else ""
-    notes = [f"the database has been rebuilt from {len(records)} records{kept}"]
-    return (*notes, _UNCHECKED) if before is None else tuple(notes)
+    note = f"the database has been rebuilt from {len(records)} records{kept}"
+    return (note, _UNCHECKED) if before is None else (note,)
 
 
 def _require_settings(folder: StudyFolder, spec: StudySpec, records: Sequence[TrialRecord]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from prometar.analysis.alignment import Alignment
@@ -64,11 +65,9 @@ class LegRun:
 def _drop_result(folder: Path, *, unless: str) -> None:
     """Remove another run's result."""
     path = folder / FILE
-    try:
+    with suppress(UserError):  # it is damaged
         if path.exists() and read_result(folder).run == unless:
             return
-    except UserError:  # it is damaged
-        pass
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
