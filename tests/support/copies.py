@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, PublicFile, Sizes
+from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, Sizes
 from prometar.data.datasets.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
 from tests.support.fileserver import Served
 
@@ -54,9 +54,9 @@ def with_split(served: Served, row: Benchmark, folder: Path) -> Benchmark:
     assert isinstance(row.layout, SplitFile)
     content = (folder / row.layout.file).read_bytes()
     served.files[f"/splits/{row.layout.file}"] = content
-    url, digest = f"{served.url}/splits/{row.layout.file}", hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     sizes = Sizes(*(CLASSES * count for count in COUNTS.values()))
-    return replace(row, split=PublicFile(url, digest), classes=CLASSES, sizes=sizes)
+    return replace(row, split_sha256=digest, classes=CLASSES, sizes=sizes)
 
 
 def _write_split_file(layout: SplitFile, folder: Path) -> None:

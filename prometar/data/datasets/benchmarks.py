@@ -50,14 +50,6 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class PublicFile:
-    """A file of a public source; `sha256` is None where its digest is not known."""
-
-    url: str
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
 class Benchmark:
     """A row of the table: $DATA/<folder>/... in a layout.
 
@@ -70,7 +62,7 @@ class Benchmark:
         template: Zero-shot prompt (default `TEMPLATE`).
         wordings: Other templates that methods hold text to, where they differ from it (`WORDINGS`).
         archives: Where the images can be downloaded.
-        split: Where the layout's split file, CoOp's, can be downloaded.
+        split_sha256: Of the layout's split file, CoOp's; None where its digest is not known.
         official: The data set's own lists, in its archive: another split than CoOp's.
         by_hand: Where the images come from if there is no archive.
         variant_of: The benchmark whose classes it tests under another distribution.
@@ -84,7 +76,7 @@ class Benchmark:
     sizes: Sizes
     template: str = TEMPLATE
     archives: tuple[Archive, ...] = ()
-    split: PublicFile | None = None
+    split_sha256: str | None = None
     official: ImageLists | None = None
     by_hand: str = ""
     wordings: Mapping[str, str] = field(default_factory=dict)
@@ -95,20 +87,10 @@ WORDINGS = ("photo", "name_last")
 """What `Benchmark.wordings` may hold: "a photo of ..." (KgCoOp's), the class name at the end (ProGrad's)."""
 
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
-# CoOp's own files lie on Google Drive, which asks a browser to confirm. This is a paper's repository that has
-# copies, at one commit. A digest is given where the copy was looked at (it has the published sizes) and
-# another project's record of its files from CoOp agrees.
-_SPLITS = (
-    "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
-    "ac9077ee4e422f768c9b9109551468605e33ec9a/splits"
-)
-
-
-def _split(title: str, sha256: str | None = None) -> PublicFile:
-    return PublicFile(f"{_SPLITS}/split_zhou_{title}.json", sha256)
-
 
 # md5: the class of the same name in torchvision.datasets (0.28); EuroSAT's is that of the mirror's equal file
+# split_sha256: where the copy (`splitfiles.PUBLIC_SPLITS`) was looked at (it has the published sizes) and
+# another project's record of its files from CoOp agrees
 _ROWS = (
     Benchmark(
         name="imagenet",
@@ -126,7 +108,7 @@ _ROWS = (
         layout=SplitFile("101_ObjectCategories", "split_zhou_Caltech101.json"),
         classes=100,
         sizes=Sizes(4_128, 1_649, 2_465),
-        split=_split("Caltech101", "52ce83205ff8ff8a1a18119aad6376120ae35c36e783a984bc560cbf10e73fa5"),
+        split_sha256="52ce83205ff8ff8a1a18119aad6376120ae35c36e783a984bc560cbf10e73fa5",
         by_hand="get caltech-101.zip from data.caltech.edu/records/mzrjq-6wc02 and unpack the archive in it",
     ),
     Benchmark(
@@ -137,7 +119,7 @@ _ROWS = (
         template="a photo of a {}, a type of pet.",
         classes=37,
         sizes=Sizes(2_944, 736, 3_669),
-        split=_split("OxfordPets", "d7f3ffe65b3919f95132e51422894ae18686b83c331fd8c0adcdc3dc2de6301e"),
+        split_sha256="d7f3ffe65b3919f95132e51422894ae18686b83c331fd8c0adcdc3dc2de6301e",
         wordings={"name_last": "a type of pet, a photo of a {}."},
         archives=(
             Archive(f"{_VGG}/pets/data/images.tar.gz", "images", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
@@ -153,7 +135,7 @@ _ROWS = (
         layout=SplitFile(".", "split_zhou_StanfordCars.json"),
         classes=196,
         sizes=Sizes(6_509, 1_635, 8_041),
-        split=_split("StanfordCars", "40acee7aa65c8e4727a32d90e884b7c3f8960b523422317e163f7af65432959d"),
+        split_sha256="40acee7aa65c8e4727a32d90e884b7c3f8960b523422317e163f7af65432959d",
         by_hand="its own links are dead: get cars_train/ and cars_test/ from a mirror of the benchmarks",
     ),
     Benchmark(
@@ -164,7 +146,7 @@ _ROWS = (
         template="a photo of a {}, a type of flower.",
         classes=102,
         sizes=Sizes(4_093, 1_633, 2_463),
-        split=_split("OxfordFlowers", "2f50c42fc1a17ca13c271cb4269b1347bdb43d2be672e34f74a4e4cbfbcca794"),
+        split_sha256="2f50c42fc1a17ca13c271cb4269b1347bdb43d2be672e34f74a4e4cbfbcca794",
         wordings={"name_last": "a type of flower, a photo of a {}."},
         archives=(Archive(f"{_VGG}/flowers/102/102flowers.tgz", "jpg", "52808999861908f626f3c1f4e79d11fa"),),
     ),
@@ -176,7 +158,6 @@ _ROWS = (
         template="a photo of {}, a type of food.",
         classes=101,
         sizes=Sizes(50_500, 20_200, 30_300),
-        split=_split("Food101"),
         official=ImageLists("images", "meta/train.txt", "", "meta/test.txt", ending=".jpg"),
         wordings={"name_last": "a type of food, a photo of {}."},
         archives=(
@@ -212,7 +193,6 @@ _ROWS = (
         layout=SplitFile("SUN397", "split_zhou_SUN397.json"),
         classes=397,
         sizes=Sizes(15_880, 3_970, 19_850),
-        split=_split("SUN397"),
         archives=(
             Archive(
                 "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
@@ -229,9 +209,7 @@ _ROWS = (
         template="{} texture.",
         classes=47,
         sizes=Sizes(2_820, 1_128, 1_692),
-        split=_split(
-            "DescribableTextures", "f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38"
-        ),
+        split_sha256="f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38",
         official=ImageLists("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"),
         wordings={"photo": "a photo of a {}, a type of texture.", "name_last": "a texture of {}."},
         archives=(
@@ -251,7 +229,7 @@ _ROWS = (
         template="a centered satellite photo of {}.",
         classes=10,
         sizes=Sizes(13_500, 5_400, 8_100),
-        split=_split("EuroSAT", "541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2"),
+        split_sha256="541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2",
         archives=(
             Archive(
                 "http://madm.dfki.de/files/sentinel/EuroSAT.zip", "2750", "c8fa014336c82ac7804f0398fcb19387"
@@ -266,7 +244,7 @@ _ROWS = (
         template="a photo of a person doing {}.",
         classes=101,
         sizes=Sizes(7_639, 1_898, 3_783),
-        split=_split("UCF101", "d78cb834f7c5792ceaff2c5ee2d7c76a9e4086e48a3a6b01232989d29cbefdd8"),
+        split_sha256="d78cb834f7c5792ceaff2c5ee2d7c76a9e4086e48a3a6b01232989d29cbefdd8",
         by_hand="get UCF-101-midframes.zip, the middle frame of each video, from a mirror of the benchmarks",
     ),
     Benchmark(

@@ -191,7 +191,7 @@ def _split_file(name: str, root: Path | str | None) -> tuple[list[str], list[str
         return [], []
     digest = digest_of(file)
     another = f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
-    is_another = row.split and row.split.sha256 not in (None, digest)
+    is_another = row.split_sha256 not in (None, digest)
     return [*filter(None, [change_of(file, digest)])], [another] if is_another else []
 
 

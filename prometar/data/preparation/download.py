@@ -91,7 +91,7 @@ def download(
         raise UserError(f"--to {to} is a file: choose a folder")
     folder = root / row.folder
     _require_split(row, folder, split, mirror)
-    if not row.archives and not row.split:
+    if not row.archives and not isinstance(row.layout, SplitFile):
         parts = ", ".join(row.layout.parts)
         raise UserError(f"{row.title} has no public archive: {row.by_hand}; {folder} must then hold {parts}")
     steps: list[tuple[str, Callable[[Path, Progress], None]]]
@@ -126,7 +126,7 @@ def _require_split(row: Benchmark, folder: Path, split: str, mirror: str | None)
         raise UserError(f"--split '{split}': choose {COOP} or {OFFICIAL}")
     if split == OFFICIAL and row.official is None:
         raise UserError(f"{row.title} comes without lists that make a split: leave --split out")
-    if mirror is not None and (split == OFFICIAL or row.split is None):
+    if mirror is not None and (split == OFFICIAL or not isinstance(row.layout, SplitFile)):
         raise UserError(f"--mirror is a source of CoOp's split files, and none is to be got for {row.title}")
     if isinstance(row.layout, SplitFile):
         other = folder / (row.layout.file if split == OFFICIAL else OFFICIAL_SPLIT)
@@ -137,7 +137,7 @@ def _require_split(row: Benchmark, folder: Path, split: str, mirror: str | None)
 def _note_on_split(row: Benchmark, split: str) -> str:
     if split == OFFICIAL:
         return OFFICIAL_NOTE
-    if row.split is None or row.split.sha256:
+    if not isinstance(row.layout, SplitFile) or row.split_sha256:
         return ""
     return (
         "the split file has the published sizes; its digest was not known, and is kept beside it from now on"

@@ -20,6 +20,13 @@ from prometar.data.preparation.hub import look_up
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 
+# CoOp's own files lie on Google Drive, which asks a browser to confirm. This is a paper's repository that has
+# copies, at one commit.
+PUBLIC_SPLITS = (
+    "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
+    "ac9077ee4e422f768c9b9109551468605e33ec9a/splits"
+)
+
 
 def get_split(row: Benchmark, folder: Path, mirror: str | None, work: Path, progress: Progress) -> None:
     """Put the split file of `row` into its folder, if it proves to be the published one.
@@ -29,21 +36,20 @@ def get_split(row: Benchmark, folder: Path, mirror: str | None, work: Path, prog
     `data check` finds a change.
 
     Args:
-        mirror: Where to get it instead of `row.split`: a URL, to which the file's name is added, or
+        mirror: Where to get it instead of `PUBLIC_SPLITS`: a URL, to which the file's name is added, or
             hf://owner/name?folder=...
     Raises:
         UserError: a mirror that is neither.
         WorkError: it cannot be had, or is another file.
     """
     assert isinstance(row.layout, SplitFile)
-    assert row.split is not None
     file = work / row.layout.file
     try:
         if mirror is not None and is_hub(mirror):
-            _get_from_hub(mirror, file, row.split.sha256)
+            _get_from_hub(mirror, file, row.split_sha256)
         else:
-            url = row.split.url if mirror is None else f"{mirror.rstrip('/')}/{file.name}"
-            fetch(url, file, sha256=row.split.sha256, progress=progress)
+            place = PUBLIC_SPLITS if mirror is None else mirror.rstrip("/")
+            fetch(f"{place}/{file.name}", file, sha256=row.split_sha256, progress=progress)
         _require_published(row, folder / row.layout.images, file)
     except WorkError as error:
         file.unlink(missing_ok=True)

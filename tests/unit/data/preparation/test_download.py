@@ -18,7 +18,7 @@ from prometar.cli.app import main
 from prometar.data.datasets.benchmarks import BENCHMARKS, Archive
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.layouts import SplitFile
-from prometar.data.preparation import archives, http
+from prometar.data.preparation import archives, http, splitfiles
 from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.download import WORK, download
 from prometar.data.preparation.http import fetch
@@ -177,6 +177,7 @@ def zip_of(folder: Path, top: str) -> bytes:
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A server with the archives and split files of every benchmark that has any, made from small copies."""
     with serve({}) as served:
+        monkeypatch.setattr(splitfiles, "PUBLIC_SPLITS", f"{served.url}/splits")
         for name in WITH_ARCHIVES:
             row, folder = BENCHMARKS[name], write_copy(name, tmp_path / "origin")
             (folder / "annotations").mkdir(exist_ok=True)
@@ -192,7 +193,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
                 served.files[path] = packed
                 md5 = archive.md5 and hashlib.md5(packed).hexdigest()
                 ours.append(replace(archive, url=served.url + path, md5=md5))
-            if row.split:
+            if isinstance(row.layout, SplitFile):
                 row = with_split(served, row, folder)
             monkeypatch.setitem(BENCHMARKS, name, replace(row, archives=tuple(ours)))
         yield served
