@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.listing import Items
@@ -52,28 +51,22 @@ def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
     return groups
 
 
-class HeldOut(NamedTuple):
-    """`train` without the images held out, those images, and a line that says what was done."""
-
-    train: Items
-    val: Items
-    message: str
-
-
-def val_of_train(train: Sequence[Item]) -> HeldOut:
+def val_of_train(train: Sequence[Item]) -> tuple[Items, Items, str]:
     """A validation split for a data set that has none: images of `train`, which then go without them.
 
     Of each class min(floor(n / 5), 50) images, at least one: the same for every run, whatever the order of
     `train`. Draw few-shot images from the `train` that is returned, never from the whole one: then a search
     is scored on no image that any of its runs learns from.
 
+    Returns:
+        `train` without the images held out, those images, and a line that says what was done.
     Raises:
         UserError: a class with one image.
 
     Example:
         >>> items = [Item(f"{k}.jpg", k % 2, f"class {k % 2}") for k in range(20)]
-        >>> held = val_of_train(items)
-        >>> len(held.train), len(held.val)
+        >>> rest, held_out, _ = val_of_train(items)
+        >>> len(rest), len(held_out)
         (16, 4)
     """
     chosen: set[Item] = set()
@@ -91,7 +84,7 @@ def val_of_train(train: Sequence[Item]) -> HeldOut:
         f"images ({HELD_OUT_PERCENT} % of each class, {HELD_OUT_MOST} at most, seed {HELD_OUT_SEED}) and "
         "trains on others"
     )
-    return HeldOut(tuple(item for item in train if item not in chosen), val, message)
+    return tuple(item for item in train if item not in chosen), val, message
 
 
 def labels_of(items: Iterable[Item]) -> tuple[int, ...]:

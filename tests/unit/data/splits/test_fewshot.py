@@ -87,19 +87,20 @@ def test_held_out_images_are_a_fifth_of_each_class_and_never_drawn(
     assert not {*drawn} & {*val}
     assert {*drawn_val} <= {*val}
     shuffled = random.Random(seed).sample(items, len(items))
-    assert {*val_of_train(shuffled).val} == {*val}
+    assert {*val_of_train(shuffled)[1]} == {*val}
     assert f"{len(val)} of the {len(items)} training images" in message
 
 
 def test_at_most_fifty_images_of_a_class_are_held_out() -> None:
-    assert len(val_of_train(_items([3] * 1300)).val) == 50
+    _, val, _ = val_of_train(_items([3] * 1300))
+    assert len(val) == 50
     with pytest.raises(UserError, match="class 'class 1' has one training image"):
         val_of_train(_items([0, 0, 1]))
 
 
 def test_held_out_images_are_the_same_for_ever() -> None:
-    held = val_of_train(_items([0, 1] * 12))
-    assert [item.path for item in held.val] == ["1/13.jpg", "1/15.jpg", "0/16.jpg", "0/18.jpg"]
+    _, val, _ = val_of_train(_items([0, 1] * 12))
+    assert [item.path for item in val] == ["1/13.jpg", "1/15.jpg", "0/16.jpg", "0/18.jpg"]
 
 
 def test_base_new_halves_the_sorted_labels_of_the_first_split() -> None:
