@@ -24,11 +24,8 @@ class PlainData(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if any(isinstance(each, bool) for each in (value if isinstance(value, list | tuple) else [value])):
-            kinds = list(_kinds(cls.model_fields[str(info.field_name)].annotation))
-            if bool not in kinds and (int in kinds or float in kinds):
-                return no_truth(value)
-        return value
+        kinds = list(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        return no_truth(value) if bool not in kinds and (int in kinds or float in kinds) else value
 
 
 def no_truth(value: Any) -> Any:
