@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 
 from prometar.data.datasets.benchmarks import OFFICIAL_SPLIT, Benchmark
 from prometar.data.datasets.catalog import missing_below
-from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.hubname import is_hub, parse_hub
 from prometar.data.datasets.layouts import SplitFile
 from prometar.data.datasets.listing import SPLITS, Listing
@@ -78,7 +78,7 @@ def _require_published(row: Benchmark, images: Path, file: Path) -> None:
         listing = SplitFile(".", file.name).read(file.parent)
     except UserError as error:
         raise WorkError(f"what was downloaded is no split file: {error}") from None
-    items = _items(listing)
+    items = list(chain(*listing.splits.values()))
     counts = {split: len(listing.splits.get(split, ())) for split in SPLITS}
     found = differences(row.name, len({item.label for item in items}), counts)
     if found:
@@ -87,12 +87,8 @@ def _require_published(row: Benchmark, images: Path, file: Path) -> None:
         _require_images(listing, images)
 
 
-def _items(listing: Listing) -> list[Item]:
-    return [item for part in listing.splits.values() for item in part]
-
-
 def _require_images(listing: Listing, images: Path) -> None:
-    missing = missing_below(images, _items(listing))
+    missing = missing_below(images, chain(*listing.splits.values()))
     if missing:
         raise WorkError(
             f"{len(missing)} of the images that {listing.origin} has are missing, the first is {missing[0]}: "
