@@ -53,7 +53,7 @@ def files(uri: str) -> list[str]:
 
 
 def test_a_copy_in_a_bucket_equals_the_folder(small_dtd: Path, bucket: str) -> None:
-    result = prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2)
+    result = prepare("dtd", small_dtd, bucket, shard_rows=40)
     assert (result.shards, result.kept, result.images) == (3, 0, 96)
     assert files(bucket)[-1] == "manifest.json"
     assert len(files(bucket)) == 4
@@ -61,7 +61,7 @@ def test_a_copy_in_a_bucket_equals_the_folder(small_dtd: Path, bucket: str) -> N
     assert ours.splits == theirs.splits
     paths = [item.path for item in theirs.train[::5]]
     assert ours.source.read_many(paths) == theirs.source.read_many(paths)
-    assert check("dtd", bucket, threads=2).broken == ()
+    assert check("dtd", bucket).broken == ()
     listed = {row.name: row for row in list_datasets(bucket)}
     assert listed["dtd"].counts == {"train": 48, "val": 24, "test": 24}
     assert listed["sun397"].where == ""
@@ -79,7 +79,7 @@ def test_the_environment_names_the_endpoint(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     create(endpoint, "plain")
-    prepare("dtd", small_dtd, "s3://plain/data", threads=2)
+    prepare("dtd", small_dtd, "s3://plain/data")
     assert len(open_dataset("dtd", "s3://plain/data").train) == 48
 
 
@@ -89,12 +89,12 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, bucket: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2, progress=stop)
+        prepare("dtd", small_dtd, bucket, shard_rows=40, progress=stop)
     assert len(files(bucket)) == 2
     with pytest.raises(UserError, match="there is no prepared copy"):
         open_dataset("dtd", bucket)
-    assert prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2).kept == 2
-    assert prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2).kept == 3
+    assert prepare("dtd", small_dtd, bucket, shard_rows=40).kept == 2
+    assert prepare("dtd", small_dtd, bucket, shard_rows=40).kept == 3
     assert len(open_dataset("dtd", bucket).train) == 48
 
 
@@ -104,12 +104,12 @@ def test_a_killed_run_goes_on(small_dtd: Path, bucket: str) -> None:
         "from prometar.data.preparation.prepare import prepare\n"
         "def kill(done, total):\n"
         "    if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"prepare('dtd', {str(small_dtd)!r}, {bucket!r}, shard_rows=20, threads=2, progress=kill)\n"
+        f"prepare('dtd', {str(small_dtd)!r}, {bucket!r}, shard_rows=20, progress=kill)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(files(bucket)) == 3
-    assert prepare("dtd", small_dtd, bucket, shard_rows=20, threads=2).kept == 3
+    assert prepare("dtd", small_dtd, bucket, shard_rows=20).kept == 3
     assert open_dataset("dtd", bucket).splits == open_dataset("dtd", small_dtd).splits
 
 
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on(small_dtd: Path, bucket: str) -> None:
 def test_streams_from_a_bucket_give_equal_pixels(
     small_dtd: Path, bucket: str, ray_local: None, resident_bytes: int
 ) -> None:
-    prepare("dtd", small_dtd, bucket, shard_rows=40, threads=2)
+    prepare("dtd", small_dtd, bucket, shard_rows=40)
     batches = []
     for root in (small_dtd, bucket):
         dataset = open_dataset("dtd", root)
@@ -153,7 +153,7 @@ def test_a_store_that_is_not_there_is_one_line(
     with pytest.raises(
         WorkError, match=r"cannot write to s3://.*the same command goes on from here"
     ) as caught:
-        prepare("dtd", small_dtd, nowhere, threads=2)
+        prepare("dtd", small_dtd, nowhere)
     assert "\n" not in str(caught.value)
     gone = bucket.replace(endpoint, "127.0.0.1:9")
     assert main(["data", "list", "--data-root", gone]) == 1

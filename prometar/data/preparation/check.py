@@ -29,7 +29,7 @@ from prometar.data.datasets.manifest import damaged_shards, find_manifest
 from prometar.data.datasets.sources import ParquetSource
 from prometar.data.preparation.digests import change_of, digest_of
 from prometar.data.streaming.transforms import decode
-from prometar.errors import UserError, WorkError
+from prometar.errors import UserError
 from prometar.io.stores import masked
 
 READ_AT_ONCE = 16  # images
@@ -99,17 +99,6 @@ class CheckResult:
         state = f"{len(self.broken)} broken" if self.broken else "all whole"
         return f"{self.name}: {self.classes} classes, {splits} images, {state}"
 
-    def require_whole(self) -> None:
-        """Nothing if no image is broken.
-
-        Raises:
-            WorkError: naming every broken image.
-        """
-        if self.broken:
-            total = sum(self.counts.values())
-            names = "; ".join(one.message for one in self.broken)
-            raise WorkError(f"{len(self.broken)} of {total} images of {self.name} are broken: {names}")
-
 
 def list_datasets(root: Path | str | None = None) -> tuple[Listed, ...]:
     """Every data set of the catalog, with what `root` holds of it; never raises for one that is missing.
@@ -156,19 +145,18 @@ def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, .
     return tuple(f"{what} {found} of {want}" for what, (found, want) in pairs.items() if found != want)
 
 
-def check(name: str, root: Path | str | None = None, *, threads: int | None = None) -> CheckResult:
+def check(name: str, root: Path | str | None = None) -> CheckResult:
     """Look at the list, and decode every image of a data set.
 
     Args:
         name, root: As for `open_dataset`.
-        threads: Images decoded at a time (default: the CPUs of the machine).
 
     Raises:
         UserError: the data set cannot be opened. Broken images and wrong lists are in the result, not raised.
     """
     dataset = open_unverified(name, root)
     items = list({item.path: item for item in dataset.items}.values())
-    seen = list(look(items, dataset.source, threads=threads))
+    seen = list(look(items, dataset.source))
     classes = len({item.label for item in items})
     changed, another = _split_file(name, root)
     return CheckResult(
@@ -242,10 +230,10 @@ def _cleaned(name: str) -> str:
     return as_read(html.unescape(unicodedata.normalize("NFC", name)))
 
 
-def look(items: Sequence[Item], source: Source, *, threads: int | None = None) -> Iterator[Seen]:
-    """Read and decode each of `items`, in their order."""
+def look(items: Sequence[Item], source: Source) -> Iterator[Seen]:
+    """Read and decode each of `items`, in their order, on all CPUs of the machine."""
     groups = [items[k : k + READ_AT_ONCE] for k in range(0, len(items), READ_AT_ONCE)]
-    workers = threads or os.cpu_count() or 1
+    workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting = iter(groups)
         # a few groups at a time: `map` would read the whole data set ahead of a slow consumer

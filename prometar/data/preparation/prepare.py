@@ -23,7 +23,7 @@ from prometar.data.datasets.hubname import is_hub
 from prometar.data.datasets.listing import SPLITS
 from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
 from prometar.data.datasets.sources import SCHEMA
-from prometar.data.preparation.check import CheckResult, look
+from prometar.data.preparation.check import look
 from prometar.data.preparation.http import Progress, unwatched
 from prometar.errors import UserError, WorkError
 from prometar.io.files import resolved
@@ -65,7 +65,6 @@ def prepare(
     to: Path | str,
     *,
     shard_rows: int = SHARD_ROWS,
-    threads: int | None = None,
     progress: Progress = unwatched,
 ) -> PrepareResult:
     """Write `<to>/<folder>/manifest.json` and shards; then `--data-root <to>` opens the copy.
@@ -78,7 +77,6 @@ def prepare(
         name, root: As for `open_dataset`.
         to: A folder or a URI that pyarrow knows (s3://bucket/path, gs://...); not the data set's own folder.
         shard_rows: Images a shard (default 1024).
-        threads: Images checked at a time (default: the CPUs of the machine).
         progress: Called with (shards done, shards in all).
 
     Raises:
@@ -86,25 +84,21 @@ def prepare(
         WorkError: broken images, all named; or the target cannot be written.
     """
     target = target_of(name, root, to)
-    return write_copy(open_dataset(name, root), target, shard_rows, threads=threads, progress=progress)
+    return write_copy(open_dataset(name, root), target, shard_rows, progress=progress)
 
 
 def write_copy(
-    dataset: Dataset,
-    target: str,
-    shard_rows: int = SHARD_ROWS,
-    *,
-    threads: int | None = None,
-    progress: Progress = unwatched,
+    dataset: Dataset, target: str, shard_rows: int = SHARD_ROWS, *, progress: Progress
 ) -> PrepareResult:
     """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
     if shard_rows < 1:
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
     _require_own(dataset, target)
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
-    seen = look(dataset.items, dataset.source, threads=threads)
-    broken = tuple(one for one in seen if one.message)
-    CheckResult(dataset.name, dataset.counts, len(dataset.classnames), broken).require_whole()
+    broken = [one.message for one in look(dataset.items, dataset.source) if one.message]
+    if broken:
+        count = f"{len(broken)} of {len(rows)} images of {dataset.name}"
+        raise WorkError(f"{count} are broken: {'; '.join(broken)}")
     try:
         return _write(dataset, rows, target, shard_rows, progress)
     except (OSError, pa.ArrowException) as error:

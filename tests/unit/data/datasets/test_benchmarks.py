@@ -111,7 +111,7 @@ def test_a_variant_has_only_test_images(copies: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_check_names_the_published_sizes(copies: Path, name: str) -> None:
-    row, found = BENCHMARKS[name], check(name, copies, threads=2)
+    row, found = BENCHMARKS[name], check(name, copies)
     assert found.broken == found.problems == ()
     assert f"classes {CLASSES} of {row.classes}" in found.notes[0]
     assert f"test {CLASSES * COUNTS['test']} of {row.sizes.test}" in found.notes[0]
@@ -120,7 +120,7 @@ def test_check_names_the_published_sizes(copies: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_copy_is_prepared_and_read_back(copies: Path, tmp_path: Path, name: str) -> None:
-    prepare(name, copies, tmp_path, threads=2)
+    prepare(name, copies, tmp_path)
     ours, theirs = open_dataset(name, tmp_path), open_dataset(name, copies)
     assert ours.splits == theirs.splits
     paths = [item.path for item in ours.test]
@@ -133,7 +133,7 @@ def test_class_names_that_are_one_text_are_told_not_refused(tmp_path: Path, othe
     names = folder / "classnames.txt"
     names.write_text(names.read_text("utf-8").replace("F/A-18", other), "utf-8")
     assert len(open_dataset("imagenet", tmp_path).classnames) == CLASSES
-    (said,) = (n for n in check("imagenet", tmp_path, threads=2).notes if "stand for several" in n)
+    (said,) = (n for n in check("imagenet", tmp_path).notes if "stand for several" in n)
     assert said.endswith(f"class names stand for several labels, or are one text: {listed}")
 
 
@@ -197,7 +197,7 @@ def test_broken_images_are_all_listed(tmp_path: Path, name: str) -> None:
     images = images_of(dataset, Path(dataset.source.folder))  # type: ignore[attr-defined]
     for path in images[::4]:
         path.write_bytes(path.read_bytes()[:99])
-    found = check(name, tmp_path, threads=2)
+    found = check(name, tmp_path)
     assert [one.path for one in found.broken] == [
         item.path for items in dataset.splits.values() for item in items
     ][::4]
@@ -212,7 +212,7 @@ def test_missing_images_stop_opening_and_are_all_listed_by_check(tmp_path: Path,
     for path in images[3:6]:
         path.unlink()
     assert f"3 of 45 images are missing, the first is {images[3]}" in fails(name, tmp_path)
-    found = check(name, tmp_path, threads=2)
+    found = check(name, tmp_path)
     assert [one.message for one in found.broken] == [
         f"cannot read image {path} (No such file or directory): restore it, or pass --data-root with a "
         "complete copy"
@@ -240,7 +240,7 @@ def test_split_files_that_contradict_themselves(tmp_path: Path, name: str) -> No
     tree["test"][1][2] = "yet another"
     file.write_text(json.dumps(tree), "utf-8")
     assert f"split file {file} lists trains/4_0.jpg twice (train, val)" in fails(name, tmp_path)
-    found = check(name, tmp_path, threads=2)
+    found = check(name, tmp_path)
     assert len(found.problems) == 3
     assert f"calls label 4 both '{NAMES[4]}' and 'another' (at tests/4_0.jpg)" in found.problems[1]
 

@@ -83,7 +83,7 @@ def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
     (tmp_path / "train/cat/.DS_Store").write_text("")
     note = open_dataset("folder", tmp_path).note
     assert note == "2 files are no images and are left out, such as labels.csv"
-    assert note in check("folder", tmp_path, threads=1).notes
+    assert note in check("folder", tmp_path).notes
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_missing_root_says_what_is_expected(tmp_path: Path) -> None:
 
 def test_a_prepared_copy_keeps_the_split_and_its_note(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", FLAT)
-    prepare("folder", tree, tmp_path / "copy", threads=1)
+    prepare("folder", tree, tmp_path / "copy")
     ours, theirs = open_dataset("folder", tmp_path / "copy"), open_dataset("folder", tree)
     assert (ours.splits, ours.note) == (theirs.splits, SPLIT_NOTE)
     for to in (tree, tree / "copy"):

@@ -114,7 +114,6 @@ def test_check_of_a_whole_set_finds_nothing(small_dtd: Path) -> None:
     assert result.broken == ()
     assert result.classes == 6
     assert str(result) == "dtd: 6 classes, train 48, val 24, test 24 images, all whole"
-    result.require_whole()
 
 
 def test_never_writes_into_the_users_data(own_dtd: Path, tmp_path: Path) -> None:
