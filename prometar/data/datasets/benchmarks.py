@@ -19,6 +19,7 @@ from prometar.data.datasets.layouts import (
     VariantLists,
     WnidFolders,
 )
+from prometar.data.datasets.listing import SPLITS
 from prometar.errors import UserError
 
 TEMPLATE = "a photo of a {}."
@@ -60,7 +61,7 @@ class Benchmark:
         layout: How it lists its images.
         classes, sizes: As published.
         template: Zero-shot prompt (default `TEMPLATE`).
-        wordings: Other templates that methods hold text to, where they differ from it (`WORDINGS`).
+        wordings: Other templates that methods hold text to, where they differ from it (see `Dataset`).
         archives: Where the images can be downloaded.
         split_sha256: Of the layout's split file, CoOp's; None where its digest is not known.
         official: The data set's own lists, in its archive: another split than CoOp's.
@@ -82,9 +83,6 @@ class Benchmark:
     wordings: Mapping[str, str] = field(default_factory=dict)
     variant_of: str = ""
 
-
-WORDINGS = ("photo", "name_last")
-"""What `Benchmark.wordings` may hold: "a photo of ..." (KgCoOp's), the class name at the end (ProGrad's)."""
 
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 
@@ -158,7 +156,7 @@ _ROWS = (
         template="a photo of {}, a type of food.",
         classes=101,
         sizes=Sizes(50_500, 20_200, 30_300),
-        official=ImageLists("images", "meta/train.txt", "", "meta/test.txt", ending=".jpg"),
+        official=ImageLists("images", {"train": "meta/train.txt", "test": "meta/test.txt"}, ending=".jpg"),
         wordings={"name_last": "a type of food, a photo of {}."},
         archives=(
             Archive(
@@ -210,7 +208,7 @@ _ROWS = (
         classes=47,
         sizes=Sizes(2_820, 1_128, 1_692),
         split_sha256="f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38",
-        official=ImageLists("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"),
+        official=ImageLists("images", {split: f"labels/{split}1.txt" for split in SPLITS}),
         wordings={"photo": "a photo of a {}, a type of texture.", "name_last": "a texture of {}."},
         archives=(
             Archive(

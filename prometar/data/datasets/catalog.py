@@ -43,8 +43,7 @@ def title_of(name: str) -> str:
         return "your own images"
     if is_hub(name):
         return parse_hub(name).repo
-    row = BENCHMARKS.get(name) or SUITE.get(name)
-    return row.title if row else name
+    return (BENCHMARKS.get(name) or SUITE[name]).title
 
 
 def file_name(name: str) -> str:

@@ -44,7 +44,8 @@ class Dataset:
         train, val, test: Some are empty: ImageNet has no `val`, its variants have only `test`.
         source: Of the encoded images.
         template: Zero-shot prompt, such as "{} texture.".
-        wordings: The template in other words, by what they are called (`benchmarks.WORDINGS`).
+        wordings: The template in other words, by what they are called: `photo` begins with "a photo of"
+            (KgCoOp's), `name_last` has the class name at the end (ProGrad's).
         origin: What lists the images (a split file, a folder); named in messages.
         note: What a user should know, such as a split that was made here.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -82,26 +83,16 @@ class ImageLists:
 
     Args:
         images: The image folder.
-        train, val, test: The lists; no `val` where it is empty.
+        lists: Each split's; a split may be missing.
         ending: What the lists leave out of the images' names.
     """
 
     images: str
-    train: str
-    val: str
-    test: str
+    lists: Mapping[str, str]
     ending: str = ""
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return (self.images, *self._files.values())
-
-    @property
-    def _files(self) -> dict[str, str]:
-        return {split: file for split in SPLITS if (file := getattr(self, split))}
-
     def read(self, folder: Path) -> Listing:
-        paths = {split: self._paths(folder / file) for split, file in self._files.items()}
+        paths = {split: self._paths(folder / file) for split, file in self.lists.items()}
         names = sorted({path.split("/")[0] for part in paths.values() for path in part})
         label = {name: k for k, name in enumerate(names)}
         splits = {

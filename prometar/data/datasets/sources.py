@@ -154,9 +154,8 @@ def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, 
     index: dict[str, tuple[int, int, int]] = {}
     for s, shard in enumerate(shards):
         table, sizes = read_index(uri, shard, ["path"])
-        places = ((group, row) for group, size in enumerate(sizes) for row in range(size))
-        for path, (group, row) in zip(table.column("path").to_pylist(), places, strict=True):
-            index[path] = (s, group, row)
+        places = ((s, group, row) for group, size in enumerate(sizes) for row in range(size))
+        index.update(zip(table.column("path").to_pylist(), places, strict=True))
     return index
 
 

@@ -34,11 +34,10 @@ class HubRepo:
             WorkError: the hub does not give it, or gives another one than it says.
         """
         with asking(f"the data set {self.repo}", file.path):
-            path = Path(
-                client().hf_hub_download(
-                    self.repo, file.path, repo_type="dataset", revision=self.commit, local_dir=folder
-                )
+            found = client().hf_hub_download(
+                self.repo, file.path, repo_type="dataset", revision=self.commit, local_dir=folder
             )
+        path = Path(found)
         if path.stat().st_size != file.size or (file.sha256 and digest_of(path) != file.sha256):
             path.unlink()
             raise WorkError(

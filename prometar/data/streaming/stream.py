@@ -104,13 +104,7 @@ def stream(
 
 
 def stream_local(plan: Plan, source: Source, *, start_step: int = 0) -> Iterator[Batch]:
-    """The plan's batches from `start_step` on, made one after the other in this process.
-
-    Raises:
-        WorkError: a broken image; the message names it.
-        UserError: an image is missing.
-        ValueError: `start_step` lies outside the plan.
-    """
+    """The batches of `stream`, made one after the other in this process; raises as it does."""
     plan.step_rows(start_step)
     return _local(plan, source, start_step)
 

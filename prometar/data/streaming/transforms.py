@@ -108,14 +108,10 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
     """Decode and transform one image; equal arguments give equal pixels.
 
     Args:
-        spec: What to do.
-        encoded: The image file's bytes.
         seed: Decides the augmentation (unused if `spec.train` is false).
         path: Named in the message if the image is broken.
-
     Returns:
         uint8 array (size, size, 3).
-
     Raises:
         BrokenImage: the bytes are no readable image.
     """
