@@ -27,10 +27,8 @@ Ints = NDArray[np.int64]
 
 
 class Rows(NamedTuple):
-    """Arrays of equal length: the epoch, the position in it, the index into `items`, the image's seed."""
+    """Arrays of equal length: the index into `items`, and the image's seed."""
 
-    epoch: Ints
-    position: Ints
     image: Ints
     seed: Ints
 
@@ -53,19 +51,15 @@ class Order:
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows start .. stop-1."""
-        parts = []
+        images, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
             last = min(first + stop - start, self.rows_per_epoch)
-            order, seeds = _epoch(self.num_items, self.seed, epoch, self.shuffle)
-            position = np.arange(first, last)
-            image = order[first:last]
-            parts.append(Rows(np.full(last - first, epoch), position, image, seeds[image]))
+            order, seed_of = _epoch(self.num_items, self.seed, epoch, self.shuffle)
+            images.append(order[first:last])
+            seeds.append(seed_of[images[-1]])
             start += last - first
-        if not parts:
-            none = np.empty(0, np.int64)
-            return Rows(none, none, none, none)
-        return Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return Rows(np.concatenate(images), np.concatenate(seeds))
 
 
 @lru_cache(maxsize=8)
