@@ -164,23 +164,22 @@ def check(name: str, root: Path | str | None = None) -> CheckResult:
         dataset.counts,
         classes,
         tuple(one for one in seen if one.message),
-        (*problems_of(dataset), *_damaged(dataset), *changed),
+        (*problems_of(dataset), *_damaged(dataset), *filter(None, [changed])),
         tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, another)),
     )
 
 
-def _split_file(name: str, root: Path | str | None) -> tuple[list[str], list[str]]:
-    """How CoOp's file in a benchmark's folder has changed, and a note where it is another one."""
+def _split_file(name: str, root: Path | str | None) -> tuple[str, str]:
+    """How CoOp's file in a benchmark's folder has changed, and a note where it is another one; else ""."""
     row = BENCHMARKS.get(name)
     if row is None or not isinstance(row.layout, SplitFile) or "://" in str(root):
-        return [], []
+        return "", ""
     file = Path(place_of(name, str(root)), row.layout.file)
     if not file.exists():
-        return [], []
+        return "", ""
     digest = digest_of(file)
     another = f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
-    is_another = row.split_sha256 not in (None, digest)
-    return [*filter(None, [change_of(file, digest)])], [another] if is_another else []
+    return change_of(file, digest), "" if row.split_sha256 in (None, digest) else another
 
 
 def _damaged(dataset: Dataset) -> Iterator[str]:
@@ -199,14 +198,12 @@ def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:
             yield f"{len(same)} images of {other} are also in {one}, byte for byte, such as {theirs} ({mine})"
 
 
-def _notes(
-    dataset: Dataset, classes: int, digests: Mapping[str, bytes], another: Sequence[str]
-) -> Iterator[str]:
+def _notes(dataset: Dataset, classes: int, digests: Mapping[str, bytes], another: str) -> Iterator[str]:
     found = differences(dataset.name, classes, dataset.counts)
     if found:
         yield f"not the published sizes: {', '.join(found)}"
-    else:
-        yield from another
+    elif another:
+        yield another
     if dataset.note:
         yield dataset.note
     pairs = {(item.label, item.classname) for item in dataset.items}
