@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import resource
+import signal
 import socket
 import sys
+import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -58,6 +60,7 @@ def start_ray(
             _require_open_files()
             if sys.flags.optimize > 1:  # Ray's own processes end where Python leaves docstrings out
                 raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")
+            _let_tasks_be_cancelled()
         quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
         with nullcontext() if address or verbose else without_helpers():
@@ -110,6 +113,18 @@ def _require_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, max(soft, 65_536)), hard))
     if most < _FEWEST_FILES:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
+
+
+def _let_tasks_be_cancelled() -> None:
+    """Ray cancels a task by an interrupt, which whatever ignores it, as `&` in a script does, leaves ignored.
+
+    A handler that does nothing ignores it here as well, and Ray's processes do not inherit it.
+    """
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def head_is_gone() -> bool:

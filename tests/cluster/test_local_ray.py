@@ -1,4 +1,4 @@
-"""A Ray that this project starts listens on this machine alone."""
+"""A Ray that this project starts: it listens on this machine alone, and its tasks can be cancelled."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ LISTEN = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 SHOW = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
 from tests.cluster.test_local_ray import listening
 from prometar.distributed.local_ray import start_ray
 start_ray(num_cpus=1)
 import ray
-ray.get(ray.remote(lambda: 1).remote())
+print(ray.get(ray.remote(lambda: signal.getsignal(signal.SIGINT) is signal.default_int_handler).remote()))
 print(*listening())
+signal.raise_signal(signal.SIGINT)
+print("goes on")
 """
 
 
@@ -55,17 +59,26 @@ def listening() -> list[str]:
     return [row[1].split(":")[0] for row in rows if row[3] == LISTEN and f"socket:[{row[9]}]" in sockets]
 
 
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
-def test_nothing_listens_beyond_this_machine() -> None:
+@pytest.fixture(scope="module")
+def shown() -> list[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", SHOW]
     done = subprocess.run(
         command, cwd=root, env=clean, capture_output=True, text=True, timeout=120, check=True
     )
-    addresses = done.stdout.split()
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+def test_nothing_listens_beyond_this_machine(shown: list[str]) -> None:
+    addresses = shown[1].split()
     assert len(addresses) > 3, "Ray has servers"
     assert set(addresses) <= LOOPBACK
+
+
+def test_tasks_can_be_cancelled_where_interrupts_are_ignored(shown: list[str]) -> None:
+    assert (shown[0], shown[-1]) == ("True", "goes on")
 
 
 @pytest.mark.parametrize("times", [1, 2])
