@@ -8,6 +8,7 @@ STAMP := .venv/.installed
 install: $(STAMP)-dev
 
 PIP := $(BIN)/python -m pip install --quiet --quiet
+SAY := "installing torch, Ray and all else into .venv: once, some minutes"
 
 # An older pip, as Python brings it, takes longer.
 $(BIN)/python:
@@ -16,10 +17,12 @@ $(BIN)/python:
 
 # Again only when the requirements change. The demo installs what it runs, all else the developers' tools too.
 $(STAMP): pyproject.toml | $(BIN)/python
+	@echo $(SAY)
 	$(PIP) --editable .
 	touch $@
 
 $(STAMP)-dev: pyproject.toml | $(BIN)/python
+	@echo $(SAY)
 	$(PIP) --editable ".[dev]"
 	touch $(STAMP) $@
 
