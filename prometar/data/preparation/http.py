@@ -20,6 +20,7 @@ TRIES = 4
 TIMEOUT_SECONDS = 60
 PAUSE_SECONDS = 1.0  # before the second try; twice as long before each other
 CHUNK = 2**20
+_LATER = (408, 429)  # request timeout, too many requests
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all (0 if that is not known): bytes, or shards."""
@@ -66,7 +67,7 @@ def fetch(
             break
         except HTTPError as error:
             error.close()
-            if error.code < 500:
+            if error.code < 500 and error.code not in _LATER:
                 raise WorkError(
                     f"cannot download {url}: the server says {error.code} {error.reason}"
                 ) from None

@@ -120,7 +120,7 @@ def test_a_refusal_is_final(server: Served, tmp_path: Path, status: list[int], t
 
 
 def test_a_busy_server_is_asked_again(server: Served, tmp_path: Path) -> None:
-    server.status = [503, 500]
+    server.status = [503, 429, 500]
     fetch(f"{server.url}/file.bin", tmp_path / "file", md5=MD5)
     server.status = [503] * http.TRIES
     with pytest.raises(WorkError, match="503"):
