@@ -145,6 +145,8 @@ class Comparison:
         if self.reason:
             return f"The two can't be compared on test images: {self.reason}."
         first, second = self.names
+        if not any(single for pair in self.pairs for single in pair.singles):
+            return f"The best of {first} and the best of {second} are equal in every paired run."
         if self.overall is None:
             words = [f"{p.dataset} {interval(p.difference, 'seed')}" for p in self.pairs if p.difference]
             return f"Best of {first} − best of {second}, only one data set has an interval: {listed(words)}."

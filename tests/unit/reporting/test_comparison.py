@@ -67,6 +67,11 @@ def test_a_difference_that_is_shown_names_the_better(tmp_path: Path) -> None:
     assert compare(b, a).verdict.startswith("The best of a is better: best of b − best of a")
 
 
+def test_equal_runs_are_said_to_be_equal(tmp_path: Path) -> None:
+    a, b = (study(tmp_path / name, {"dtd": runs(73.0, 72.0, 75.0)}) for name in "ab")
+    assert compare(a, b).verdict == "The best of a and the best of b are equal in every paired run."
+
+
 def test_a_search_that_read_the_test_images_is_named(tmp_path: Path) -> None:
     a = study(tmp_path / "a", {"dtd": runs(73, 72, 75)}, objective="oracle_test")
     found = compare(a, study(tmp_path / "b", {"dtd": runs(71, 72, 73)}))
