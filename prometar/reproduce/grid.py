@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError, with_config
 
-from prometar.config.settings import Config, differences, load_config
+from prometar.config.settings import Config, differences, load_config, parse
 from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
@@ -146,6 +146,8 @@ class Outcome:
         seconds: Of training and its own test. reason: Why it failed; "" where it has finished.
         environment: Versions and machine.
         contents: Digests of the splits of what it was trained and tested on, by data set, and of the weights.
+        note: What a user should know of how it was made.
+        config: The run's configuration, as plain data.
     """
 
     accuracies: dict[str, Percent] = field(default_factory=dict)
@@ -155,6 +157,8 @@ class Outcome:
     reason: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    config: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 _OUTCOME = TypeAdapter(Outcome)
@@ -191,7 +195,8 @@ def read_record(entry: Entry, folder: Path) -> Record | None:
         found = _OUTCOME.validate_json(read_bytes(folder / "record.json"))
     except (OSError, ValidationError):
         return None
-    return Record(**vars(found), entry=entry) if found.accuracies or found.reason else None
+    told = (found.accuracies or found.reason) and found.config
+    return Record(**vars(found), entry=entry) if told else None
 
 
 class GridFolder:
@@ -211,25 +216,23 @@ class GridFolder:
             UserError: with the difference.
         """
         for entry in wanted:
-            path = self.run(entry) / "config.yaml"
-            if not path.exists():
-                continue
-            if changed := differences(load_config(path).flat(), entry.config.flat()):
-                raise UserError(
-                    f"the run {path.parent} was made with other settings ({changed}): repeat them, or choose "
-                    "another --out"
-                )
-            record = self.record(entry)
+            folder, record = self.run(entry), self.record(entry)
+            for made in _configurations(folder, record):
+                if changed := differences(made.flat(), entry.config.flat()):
+                    raise UserError(
+                        f"the run {folder} was made with other settings ({changed}): repeat them, or choose "
+                        "another --out"
+                    )
             made_with = record.contents if record else {}
             other = [name for name, digest in made_with.items() if contents.get(name, digest) != digest]
             if other:
                 what = "weights" if other[0] == WEIGHTS else f"splits of {other[0]}"
                 raise UserError(
-                    f"the run {path.parent} was made with other {what} than now: restore them, or choose "
+                    f"the run {folder} was made with other {what} than now: restore them, or choose "
                     "another --out"
                 )
-            if entry.config.own and size_of(path.parent / FILE) is not None:
-                require_same(str(path.parent), entry.config.own.values(), _code(path.parent))
+            if entry.config.own and size_of(folder / FILE) is not None:
+                require_same(str(folder), entry.config.own.values(), _code(folder))
 
     def record(self, entry: Entry) -> Record | None:
         """The run's record, or None where there is none that can be read."""
@@ -241,6 +244,14 @@ class GridFolder:
         if record is None or record.reason or not set(entry.targets) <= set(record.tests):
             return None
         return record
+
+
+def _configurations(folder: Path, record: Record | None) -> Iterator[Config]:
+    """What a run was made with, as far as its folder says: either of the two files may have been lost."""
+    if size_of(folder / "config.yaml") is not None:
+        yield load_config(folder / "config.yaml")
+    if record is not None:
+        yield parse(record.config, where=f"the settings in {folder / 'record.json'}")
 
 
 def _code(folder: Path) -> Mapping[str, str]:

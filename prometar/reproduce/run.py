@@ -116,7 +116,8 @@ def _outcome(record: Record) -> str:
     if record.reason:
         return f"failed: {record.reason}"
     figures = {**record.accuracies, **record.tests}
-    return f"{', '.join(f'{name} {value:.2f}' for name, value in figures.items())} ({record.seconds:.0f} s)"
+    said = f"{', '.join(f'{name} {value:.2f}' for name, value in figures.items())} ({record.seconds:.0f} s)"
+    return f"{said}; {record.note}" if record.note else said
 
 
 def _of_earlier_runs(missing: Mapping[str, str], records: Sequence[Record]) -> dict[str, str]:

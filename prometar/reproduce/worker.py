@@ -65,7 +65,7 @@ class Worker:
 def _run(job: Job) -> Record:
     entry, options = job.entry, StreamOptions.in_bundle(job.stream_cpus)
     run = build_run(entry.config, entry.objective)
-    session = Session(run, job.folder, ray_stream(run, options))
+    session, note = Session.or_anew(run, job.folder, ray_stream(run, options))
     write_atomically(job.folder / "config.yaml", dump_config(entry.config).encode())
     with closing(session):
         while not session.finished:
@@ -80,6 +80,7 @@ def _run(job: Job) -> Record:
         seconds=session.history[-1]["seconds"],
         reason="",
         environment=environment(),
+        note=note,
         contents={**before.contents, dataset.name: dataset.digest, WEIGHTS: result.weights},
     )
     record.write(job.folder)

@@ -11,6 +11,7 @@ from prometar.data.splits.objective import Problem, figure_of
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, without_pixels
 from prometar.errors import WorkError
+from prometar.io.files import refused
 from prometar.metrics import harmonic_mean
 from prometar.step.cuda_graph import Graph
 from prometar.step.state import State
@@ -23,6 +24,8 @@ from prometar.training.scoring import accuracy
 Stream = Callable[[Plan, int], Iterator[Batch]]
 """Runs a plan from a step on: `data.streaming.stream.stream` on Ray Data, or `stream_local` here."""
 
+
+_CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
 
 _IMAGES = Kept[Sequence[Batch]](most=2 * 1024**3, most_each=2 * 1024**3 // 4)
 """Those of evaluation sets, by plan and source."""
@@ -45,13 +48,35 @@ class Session:
         self._graph = Graph() if run.config.train.cuda_graph else None
         self.state = initial_state(run)
         self.history: list[dict[str, Any]] = []
-        self._path = folder / "checkpoint.safetensors"
+        self._path = folder / _CHECKPOINT
         self._owner = {"run": run.digest, "weights": run.backbone.digest}  # read now: no step waits for it
         self._stream = stream
         self._batches: Iterator[Batch] | None = None
         found = load_checkpoint(self._path)
         if found is not None:
             self._go_on_from(found)
+
+    @classmethod
+    def or_anew(
+        cls, run: Run, folder: Path, stream: Stream, watch: Watch | None = None
+    ) -> tuple[Session, str]:
+        """The session in `folder`; where its checkpoint is damaged or another run's, it starts over.
+
+        A run is a function of its settings and seeds, so the same figures come again. The checkpoint is kept
+        under another name, and a line says so.
+
+        Raises:
+            StorageError: it cannot be set aside.
+        """
+        try:
+            return cls(run, folder, stream, watch), ""
+        except WorkError as error:
+            aside = folder / _SET_ASIDE
+            try:
+                (folder / _CHECKPOINT).replace(aside)
+            except OSError as reason:
+                raise refused(aside, reason) from None
+            return cls(run, folder, stream, watch), f"started over: {error}"
 
     def _go_on_from(self, found: Checkpoint) -> None:
         run, path = self.run, self._path

@@ -8,7 +8,7 @@ from pathlib import Path
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
 from prometar.data.streaming.stream import StreamOptions
-from prometar.errors import UserError, WorkError
+from prometar.errors import UserError
 from prometar.io.files import refused, write_atomically
 from prometar.runs import FINAL, ray_stream, write_result
 from prometar.training.run import build_run
@@ -17,14 +17,11 @@ from prometar.training.session import Session
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg
 
-_SET_ASIDE = "checkpoint.set-aside.safetensors"
-
 
 class LegRun:
     """A leg while it is trained.
 
-    A checkpoint that is damaged or another run's is set aside, and the run starts over: it is a function of
-    its settings and seeds, so the same figures come again. `note` says so.
+    `note` says where the run has been started over (`Session.or_anew`).
 
     Raises:
         UserError: whatever is wrong with the settings, the data or the weights.
@@ -41,13 +38,7 @@ class LegRun:
         run = build_run(config, job.objective, val_per_class=job.val_per_class, fold=leg.fold)
         watch = Alignment(folder) if job.objective == FINAL else None
         stream = ray_stream(run, StreamOptions.in_bundle(job.terms.stream_cpus))
-        self.note = ""
-        try:
-            self.session = Session(run, folder, stream, watch)
-        except WorkError as error:
-            self.note = f"started over: {error}"
-            _set_aside(folder)
-            self.session = Session(run, folder, stream, watch)
+        self.session, self.note = Session.or_anew(run, folder, stream, watch)
         _drop_result(folder, unless=run.digest)  # beside this configuration it would be taken for its result
         write_atomically(folder / "config.yaml", dump_config(config).encode())
 
@@ -72,11 +63,3 @@ def _drop_result(folder: Path, *, unless: str) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise refused(path, error) from None
-
-
-def _set_aside(folder: Path) -> None:
-    path = folder / "checkpoint.safetensors"
-    try:
-        path.replace(folder / _SET_ASIDE)
-    except OSError as error:
-        raise refused(folder / _SET_ASIDE, error) from None

@@ -86,12 +86,12 @@ def leave_half(folder: Path) -> None:
     (folder / "trial/checkpoint.safetensors").write_bytes(HALF)
 
 
-def of_grid(folder: Path) -> object:
+def of_grid(folder: Path) -> tuple[dict[str, float], str]:
     """A run of `prometar reproduce`."""
     job = grid_worker.Job(Entry(CONFIG, runs.FINAL), folder / "run", torch.get_num_threads(), 0.5)
     record = grid_worker.Worker().run(job)
     assert not record.reason, "no run is to blame"
-    return record.accuracies
+    return record.accuracies, record.note.split(":")[0]
 
 
 def trained(folder: Path) -> object:
@@ -164,6 +164,14 @@ def contents(folder: Path) -> dict[str, Any]:
     """All that lies below a folder, hidden files too."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {path.relative_to(folder).as_posix(): content(path) for path in files}
+
+
+@pytest.mark.usefixtures("_formula")
+def test_a_run_of_a_grid_whose_checkpoint_is_damaged_starts_over(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoint.safetensors").write_bytes(HALF)
+    assert of_grid(tmp_path) == (of_grid(tmp_path / "whole")[0], "started over")
+    assert (tmp_path / "run/checkpoint.set-aside.safetensors").read_bytes() == HALF
 
 
 @pytest.mark.usefixtures("_formula")

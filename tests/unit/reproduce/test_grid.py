@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
     record.write(tmp_path)
     assert read_record(entry(), tmp_path) == record
     figures = ('{"accuracies": {"all": "high"}}', '{"accuracies": {"all": 50}, "tests": {"dtd": 400}}')
-    for damaged in ("", "{}", "[1]", '{"accuracies": 3', "[" * 100_000, *figures):
+    without = dict(json.loads((tmp_path / "record.json").read_text()), config={})
+    for damaged in (json.dumps(without), "", "{}", "[1]", '{"accuracies": 3', "[" * 100_000, *figures):
         (tmp_path / "record.json").write_text(damaged)
         assert read_record(entry(), tmp_path) is None
 
@@ -127,12 +129,24 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     folder, run = GridFolder(tmp_path), entry()
     folder.require_same([run], {})
     folder.run(run).mkdir(parents=True)
-    (folder.run(run) / "config.yaml").write_text(dump_config(run.config))
-    folder.require_same([run], {})
-    with pytest.raises(
-        UserError, match=r"other settings \(optim\.lr: 0\.0026 then, 0\.1 now\): repeat them, or"
-    ):
-        folder.require_same([entry(**{"optim.lr": 0.1})], {})
+    config = folder.run(run) / "config.yaml"
+    config.write_text(dump_config(run.config))
+
+    def refuses_others() -> None:
+        folder.require_same([run], {})
+        with pytest.raises(
+            UserError, match=r"other settings \(optim\.lr: 0\.0026 then, 0\.1 now\): repeat them, or"
+        ):
+            folder.require_same([entry(**{"optim.lr": 0.1})], {})
+
+    refuses_others()
+    Record({"all": 1.0}, entry=run).write(folder.run(run))
+    refuses_others()
+    config.unlink()
+    refuses_others()
+    config.write_text(dump_config(entry(**{"optim.lr": 0.1}).config))
+    with pytest.raises(UserError, match="other settings"):
+        folder.require_same([entry(**{"optim.lr": 0.1})], {})  # the record is of others
 
 
 def test_other_images_or_weights_are_refused(tmp_path: Path) -> None:
