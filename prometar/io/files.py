@@ -81,6 +81,20 @@ _TO_DO = {
 }
 
 
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing where it is not there.
+
+    Raises:
+        UserError: it cannot be read (`Path.glob` would find nothing).
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+
+
 def refused(path: Path, error: OSError) -> StorageError:
     """What is said of a file that cannot be written: which, why, and what to do where that is known.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from prometar.errors import UserError
+from prometar.io.files import entries
 from tune.results.goals import SECONDS, Goal, keeps, loss
 from tune.results.schema import (
     FINAL_TEST,
@@ -170,12 +171,14 @@ def read_trials(study_dir: Path) -> tuple[TrialRecord, ...]:
     """The records of a study's trials that have ended, by number.
 
     Raises:
-        UserError: a record is damaged, or lies in another trial's folder.
+        UserError: a record is damaged, cannot be read, or lies in another trial's folder.
     """
     found = []
-    for path in sorted(study_dir.glob("trials/*/record.json")):
-        found.append(trial := TRIAL.read(path))
-        if path.parent.name != f"{trial.number:04d}":
+    for folder in entries(study_dir / "trials"):
+        if (trial := TRIAL.find(path := folder / "record.json")) is None:
+            continue
+        found.append(trial)
+        if folder.name != f"{trial.number:04d}":
             raise UserError(
                 f"{path} is the record of trial {trial.number}: move it out of the study, or back"
             )

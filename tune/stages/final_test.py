@@ -9,6 +9,7 @@ from statistics import mean
 
 from prometar.analysis.alignment import of_run
 from prometar.errors import UserError
+from prometar.io.files import entries, size_of
 from prometar.metrics import over_all, t_interval
 from tune.execution.course import Course
 from tune.execution.reruns import Means, run_missing, runs_of
@@ -56,7 +57,11 @@ def run_finals(
     # Pairs are added for what seeds show on these data sets: over data sets it is looked at once.
     alpha = _OVER_SETS if several else look.alpha
     difference = over_all([each.difference for each in datasets.values()], level=1 - alpha)
-    tested = {int(path.parent.name.split("-")[1]) for path in folder.path.glob("finals/trial-*/result.json")}
+    tested = {
+        int(each.name.split("-")[1])
+        for each in entries(folder.path / "finals")
+        if each.name.startswith("trial-") and size_of(each / "result.json") is not None
+    }
     record = FinalTest(
         seeds=seeds,
         same=best.number == 0,

@@ -178,6 +178,16 @@ def test_a_record_in_anothers_folder_is_no_second_trial(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["trials", "trials/0001"])
+def test_a_folder_that_cannot_be_read_is_no_missing_trial(tmp_path: Path, name: str) -> None:
+    """As of another user; here a link to itself, which not even root can follow."""
+    folder = write(tmp_path, description(), [trial(0), trial(1)]) / name
+    shutil.rmtree(folder)
+    folder.symlink_to(folder)
+    with pytest.raises(UserError, match=f"cannot read {folder}.*: Too many levels of symbolic links"):
+        read_records(tmp_path)
+
+
 def test_records_that_contradict_each_other(tmp_path: Path) -> None:
     trials = [trial(number) for number in range(4)]
     again = last_round(trials)
