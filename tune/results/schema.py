@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from prometar.errors import UserError
-from prometar.io.files import read_bytes, size_of, write_atomically
+from prometar.io.files import read_bytes, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.metrics import Interval
 from tune.results.goals import SECONDS, Bound, Goal, keeps
@@ -469,7 +469,13 @@ class File(Generic[T]):
 
     def find(self, path: Path) -> T | None:
         """What `read` returns; None where there is no such file."""
-        return None if size_of(path) is None else self.read(path)
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:  # `read` says why
+            pass
+        return self.read(path)
 
     def plain(self, record: T) -> Any:
         """The record as plain data, as its file holds it."""
