@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 install: $(STAMP)-dev
 
 PIP := $(BIN)/python -m pip install --quiet --quiet
-SAY := "installing torch, Ray and all else into .venv: once, some minutes"
+SAY := "installing torch, Ray and all else into .venv: some minutes, the first time"
 
 # An older pip, as Python brings it, takes longer.
 $(BIN)/python:

@@ -9,7 +9,7 @@ from prometar.backbone.norm import EPS
 
 
 class Unlike(ValueError):
-    """Its text is the reason, to follow "is not supported: "."""
+    """Why a model is none that the towers compute: its text follows "is not supported: "."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ def image_pass(
 ) -> tuple[Tensor, Pass]:
     """`encode_image`, and the pass that gives its derivatives."""
     tower, num_own = clip.vision, tokens_BTD.shape[1]
+    # Of each block, how many of its tokens the next one reads; None: all.
     num_out = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
     num_out.append(num_own if clip.pool or clip.form.average else 1)
     layers = [Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, num_out, strict=True)]

@@ -66,7 +66,7 @@ def train(
     """Train one run on all base classes and test it on base and new ones. The same command goes on."""
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
-    root = absolute_root(data_root) if data_root else None
+    root = None if data_root is None else absolute_root(data_root)
     for key, option, given in (("data.name", "--dataset", dataset), ("data.root", "--data-root", root)):
         if given is not None:
             if key in values:

@@ -13,7 +13,12 @@ PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": Fa
 """How every command-line application here is made: errors are one line, texts are plain."""
 
 RootOption = Annotated[
-    str | None, typer.Option("--data-root", help="The folder that holds the data sets' folders.")
+    str | None,
+    typer.Option(
+        "--data-root",
+        help="The folder that holds the data sets' folders.",
+        callback=lambda given: given or None,  # "" is what a shell makes of a variable that is not set
+    ),
 ]
 
 TrustOption = Annotated[

@@ -105,7 +105,7 @@ def _results(names: Sequence[str], runs: Sequence[TrainedRun]) -> Table:
 
 
 def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
-    """Each run's data set; with its place where a name stands for several, as `folder` may."""
+    """Each run's data set; with its place where a name stands for several, as `folder` and own ones may."""
     kinds: dict[str, set[object]] = {}
     for run in runs:
         kinds.setdefault(run.config.data.name, set()).add((run.result.classnames, _place(run)))

@@ -379,7 +379,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    node, parts = tree, key.split(".")
+    group, node, parts = tree, tree, key.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, dict) or part not in node:
             here = ".".join(parts[:depth]) or "the configuration"
@@ -390,7 +390,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
         raise UserError(f"'{key}' is a group of settings: set one of {', '.join(node)}")
     if node != value and key in choosers().values():
         group.pop("args", None)  # another part has other settings
-    group[part] = value
+    group[parts[-1]] = value
 
 
 @cache

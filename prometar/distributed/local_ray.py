@@ -10,7 +10,9 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from prometar.distributed.ray_private import without_helpers
@@ -30,6 +32,8 @@ _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 _TOO_SLOW = ("timed out during startup", "Failed to connect to GCS")
 LOCAL = "local"  # Ray's name for one of its own
+_STARTING = threading.Lock()
+_LOOPBACK = "127.0.0.1"
 _TOKEN = " (where it asks for a token: RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token)"
 
 
@@ -55,17 +59,43 @@ def start_ray(
         _require_server(address)
     import ray
 
-    if not ray.is_initialized():
-        if address is None:
-            _require_open_files()
-            if sys.flags.optimize > 1:  # Ray's own processes end where Python leaves docstrings out
-                raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")
-            _let_tasks_be_cancelled()
-        quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
-        local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
-        with nullcontext() if address or verbose else without_helpers():
-            _init(address=address or LOCAL, **quiet, **local)
+    with _STARTING:
+        if ray.is_initialized() and (head_is_gone() or own_node_is_gone()):
+            ray.shutdown()  # it has died since: between two studies of a notebook
+        if not ray.is_initialized():
+            _start(address, num_cpus=num_cpus, verbose=verbose)
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
+    if address is None:
+        _require_open_files()
+        if sys.flags.optimize > 1:  # Ray's own processes end where Python leaves docstrings out
+            raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")
+    quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
+    local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
+    with nullcontext() if address or verbose else without_helpers(), _interrupts_heard():
+        _in_a_lasting_thread(lambda: _init(address=address or LOCAL, **quiet, **local))
+
+
+def _in_a_lasting_thread(call: Callable[[], None]) -> None:
+    """Call it in a thread that lasts as long as the process: with theirs, Ray's processes are ended."""
+    if threading.current_thread() is threading.main_thread():
+        call()
+        return
+    done = Future[None]()
+
+    def last() -> None:
+        try:
+            call()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+            threading.Event().wait()
+
+    threading.Thread(target=last, name="Ray's processes", daemon=True).start()
+    done.result()
 
 
 def _init(address: str, **options: Any) -> None:
@@ -115,16 +145,21 @@ def _require_open_files() -> None:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
 
 
-def _let_tasks_be_cancelled() -> None:
-    """Ray cancels a task by an interrupt, which whatever ignores it, as `&` in a script does, leaves ignored.
+@contextmanager
+def _interrupts_heard() -> Iterator[None]:
+    """Meanwhile, interrupts are not ignored, as `&` in a script has it: what is started would inherit that.
 
-    A handler that does nothing ignores it here as well, and Ray's processes do not inherit it.
+    By an interrupt Ray cancels a task.
     """
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):
+    main = threading.current_thread() is threading.main_thread()
+    ignored = main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
         signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def head_is_gone() -> bool:
@@ -139,6 +174,13 @@ def head_is_gone() -> bool:
     except OSError:  # nobody knows: it may be far away
         pass
     return False
+
+
+def runs_here() -> bool:
+    """Whether the head of the Ray that this process is part of was started on this machine, for it alone."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address.startswith(f"{_LOOPBACK}:")
 
 
 def own_node_is_gone() -> bool:

@@ -125,10 +125,10 @@ class Classifier:
         pictures = _several(images)
         logits, clip = classify(self.backbone, self.model(names), self.leaves), self.backbone.clip
         spec, parts = TransformSpec(size=clip.image_size, train=False), []
-        for start in range(0, len(pictures), batch_size):
+        for number, start in enumerate(range(0, len(pictures), batch_size)):
             chunk = pictures[start : start + batch_size]
             pixels = np.stack([apply(spec, _encoded(picture), 0, path=_name(picture)) for picture in chunk])
-            found = logits(send(torch.from_numpy(pixels), clip.device), start)
+            found = logits(send(torch.from_numpy(pixels), clip.device), number)
             parts.append(fetch(found.float().softmax(dim=-1)).numpy())
         probabilities = np.concatenate(parts)
         if not np.isfinite(probabilities).all():

@@ -69,10 +69,10 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         console.print()
         print_table(table, console)
         pairs = pair_methods(asked, records, title=f"in pairs: {table.title}")
+        paths = write_tables(table, pairs, folder.path / asked.protocol.name)
         if pairs.differences:
             console.print()
             print_comparison(pairs, console)
-        paths = write_tables(table, pairs, folder.path / asked.protocol.name)
     console.print(f"\nwritten: {', '.join(map(str, paths))}")
     if problems:
         raise WorkError(

@@ -53,7 +53,7 @@ def test_killed_in_the_middle_of_a_draw(tmp_path: Path, num_ended: int) -> None:
     for num_drawn in range(len(SPEC.space.ranges)):
         dead = tmp_path / f"dead-{num_drawn}"
         shutil.copytree(whole, dead)
-        trial = memory(dead)._ask().trial
+        trial = memory(dead)._ask()
         keys = list(SPEC.space.ranges)[:num_drawn]
         drawn = {key: SPEC.space.ranges[key].draw(key, trial) for key in keys}
         asked = ask(memory(dead))

@@ -29,6 +29,19 @@ signal.raise_signal(signal.SIGINT)
 print("goes on")
 """
 
+THREADS = """
+import threading, time
+from prometar.distributed.local_ray import start_ray
+threads = [threading.Thread(target=start_ray, kwargs={"num_cpus": 1}) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+import psutil, ray
+print(ray.get(ray.remote(lambda: "answers").remote(), timeout=60))
+next(each for each in psutil.Process().children() if each.name() == "gcs_server").kill()
+start_ray(num_cpus=1)
+print(ray.get(ray.remote(lambda: "answers again").remote(), timeout=60))
+"""
+
 
 def family(root: int) -> set[int]:
     """A process and all its descendants."""
@@ -59,15 +72,23 @@ def listening() -> list[str]:
     return [row[1].split(":")[0] for row in rows if row[3] == LISTEN and f"socket:[{row[9]}]" in sockets]
 
 
-@pytest.fixture(scope="module")
-def shown() -> list[str]:
+def lines(program: str) -> list[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", SHOW]
+    command = [sys.executable, "-c", program]
     done = subprocess.run(
-        command, cwd=root, env=clean, capture_output=True, text=True, timeout=120, check=True
+        command, cwd=root, env=clean, capture_output=True, text=True, timeout=180, check=True
     )
     return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def shown() -> list[str]:
+    return lines(SHOW)
+
+
+def test_ray_outlives_the_thread_that_started_it_and_is_started_anew_where_it_has_died() -> None:
+    assert lines(THREADS) == ["answers", "answers again"]
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")

@@ -6,11 +6,14 @@ import io
 import os
 import signal
 import threading
+import time
 
 import pytest
 from rich.console import Console
 
+from prometar.errors import WorkError
 from tune.execution import stopping
+from tune.execution.course import RelayedCallback, Running
 from tune.execution.stopping import Stopping
 
 
@@ -40,12 +43,38 @@ def test_time_runs_out() -> None:
     assert not Stopping(Console(file=io.StringIO())).out_of_time()
 
 
-def test_nobody_waits_for_a_ray_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a signal: no epoch would ever end."""
+DEAD = "Ray has died on this machine; the same command goes on from here"
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_nobody_waits_for_a_ray_that_has_died(monkeypatch: pytest.MonkeyPatch, head: bool) -> None:
+    """Without a signal, and in any thread: no epoch would ever end."""
     said, ended = io.StringIO(), threading.Event()
+    monkeypatch.setattr(stopping, "head_is_gone", lambda: head)
+    monkeypatch.setattr(stopping, "runs_here", lambda: head)
+    monkeypatch.setattr(stopping, "own_node_is_gone", lambda: not head)
+    monkeypatch.setattr(stopping, "_PATIENCE", 0.1)
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set() if status == 1 else None)
+
+    def run() -> None:
+        with Stopping(Console(file=said, width=200)).listening():
+            assert ended.wait(30)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert DEAD in said.getvalue()
+
+
+def test_a_study_that_can_still_end_does_so_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "head_is_gone", lambda: False)
     monkeypatch.setattr(stopping, "own_node_is_gone", lambda: True)
-    monkeypatch.setattr(os, "_exit", lambda status: ended.set() if status == 1 else None)
-    with Stopping(Console(file=said, width=200)).listening():
-        assert ended.wait(30)
-    assert "Ray has died on this machine; the same command goes on from here" in said.getvalue()
+    stop = Stopping(Console(file=io.StringIO()))
+    callback = RelayedCallback(Running(iter(())), stop)  # type: ignore[arg-type]
+    callback.on_step_begin(0, [])
+    with stop.listening():
+        end = time.monotonic() + 30
+        while not stop.died and time.monotonic() < end:
+            time.sleep(0.01)
+        with pytest.raises(WorkError, match=DEAD):
+            callback.on_step_begin(1, [])

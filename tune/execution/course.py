@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from prometar.errors import WorkError
 from tune.execution.jobs import Jobs
 from tune.execution.stopping import Stopping
 
@@ -128,8 +129,16 @@ class RelayedScheduler(_Unpickled, FIFOScheduler):
 class RelayedCallback(_Unpickled, Callback):
     """Tells those whom a trial's batch tells; of what concerns no trial, those of the running batch."""
 
-    def __init__(self, running: Running[Any]) -> None:
-        self._running = running
+    def __init__(self, running: Running[Any], stopping: Stopping) -> None:
+        self._running, self._stopping = running, stopping
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        """
+        Raises:
+            WorkError: nothing runs any more.
+        """
+        if self._stopping.died:
+            raise WorkError(self._stopping.died)
 
     def _tell(self, event: str, **info: Any) -> None:
         batch = self._running.owners[info["trial"].trial_id] if "trial" in info else self._running.batch

@@ -74,7 +74,7 @@ def _fit(running: Running[T], means: Means) -> None:
             ),
             run_config=RunConfig(
                 storage_path=scratch,
-                callbacks=[RelayedCallback(running)],
+                callbacks=[RelayedCallback(running, stopping)],
                 verbose=1 if verbose else 0,
                 # Silent here; the one that Tune takes in a notebook wipes out what the study has said.
                 progress_reporter=None if verbose else CLIReporter(),
@@ -91,7 +91,10 @@ def _fit(running: Running[T], means: Means) -> None:
                 workers_are_like_any_other(),
             ):
                 tuner.fit()
-        except (TuneError, RuntimeError) as error:  # a searcher's, scheduler's or callback's, as text
+        except (TuneError, RuntimeError) as error:
+            if stopping.died:
+                raise WorkError(stopping.died) from None
+            # A searcher's, scheduler's or callback's, as text.
             raise WorkError(f"the study has stopped: {last_error(str(error))}; {GO_ON}") from None
 
 

@@ -13,17 +13,19 @@ from types import FrameType
 
 from rich.console import Console
 
-from prometar.distributed.local_ray import head_is_gone, own_node_is_gone
+from prometar.distributed.local_ray import head_is_gone, own_node_is_gone, runs_here
 from prometar.errors import WorkError
 from prometar.interrupts import INTERRUPTED, MESSAGE
 from tune.optimizer.storage import GO_ON
 
-_LOOK = 10  # seconds
+_LOOK, _PATIENCE = 10, 30  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
     """Whether a study has been asked to stop, and whether it may begin more trials.
+
+    `died`: What there is to say where Ray's part on this machine has died: nothing runs any more.
 
     Args:
         console: Where it says what a signal does.
@@ -41,6 +43,7 @@ class Stopping:
         self._console, self._max_seconds, self._clock = console, max_seconds, clock
         self._begin = clock()
         self.asked = False
+        self.died = ""
 
     @property
     def elapsed(self) -> float:
@@ -57,10 +60,8 @@ class Stopping:
 
         Where the same signal has ended Ray, as a batch system's does, no epoch will end: this process does.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        heard = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._hear) for number in heard}
         over = threading.Event()
         threading.Thread(target=self._watch, args=(over,), daemon=True).start()
         try:
@@ -87,8 +88,11 @@ class Stopping:
             gone = (self.asked or look) and head_is_gone()
             if self.asked and gone and not over.is_set():  # else it has just been closed
                 self._end(f"Ray has been ended too; {MESSAGE}", INTERRUPTED)
-            if look and not gone and own_node_is_gone() and not over.is_set():
-                self._end(f"Ray has died on this machine; {GO_ON}", WorkError.exit_code)
+            # Elsewhere a head may come back.
+            if look and (runs_here() if gone else own_node_is_gone()):
+                self.died = f"Ray has died on this machine; {GO_ON}"
+                if not over.wait(_PATIENCE):  # else the study has ended with an error
+                    self._end(self.died, WorkError.exit_code)
 
     def _end(self, message: str, status: int) -> None:
         """Nothing of Ray can be closed any more; what was told is on disk."""

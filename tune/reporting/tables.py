@@ -119,7 +119,7 @@ def _over_seeds(row: Reevaluated) -> str:
 
 
 def figures_of(runs: Iterable[Run], figure: Literal["base", "new", "objective"] = "objective") -> str:
-    """Mean and standard deviation of one of the runs' figures, their H."""
+    """Mean and standard deviation of one figure of the runs, H by default."""
     values = (getattr(run, figure) for run in runs)
     return spread([value for value in values if value is not None])
 

@@ -1,4 +1,4 @@
-"""How much a study trains: runs, epochs and steps of each of its stages, known before anything runs."""
+"""How much a study trains, known before anything runs: runs, epochs and steps of each of its stages."""
 
 from __future__ import annotations
 

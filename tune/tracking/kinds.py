@@ -92,8 +92,10 @@ class MLflow:
         self._client = tracking.MlflowClient(tracking_uri=elsewhere or f"sqlite:///{folder / 'mlflow.db'}")
         artifacts = None if elsewhere else (folder / "mlflow-artifacts").as_uri()
         found = self._client.get_experiment_by_name(study)
-        create = self._client.create_experiment
-        self._experiment = found.experiment_id if found else create(study, artifact_location=artifacts)
+        if found:
+            self._experiment = found.experiment_id
+        else:
+            self._experiment = self._client.create_experiment(study, artifact_location=artifacts)
         self._runs: dict[int, str] = {}
         self._started: dict[int, int] = {}
 

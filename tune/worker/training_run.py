@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from prometar.analysis.alignment import Alignment
@@ -56,9 +55,11 @@ class LegRun:
 def _drop_result(folder: Path, *, unless: str) -> None:
     """Remove another run's result."""
     path = folder / FILE
-    with suppress(UserError):  # it is damaged
+    try:
         if path.exists() and read_result(folder).run == unless:
             return
+    except UserError:  # it is damaged
+        pass
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -177,9 +177,10 @@ def _split_file(name: str, root: Path | str | None) -> tuple[str, str]:
     file = Path(place_of(name, str(root)), row.layout.file)
     if not file.exists():
         return "", ""
-    digest = digest_of(file)
-    another = f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
-    return change_of(file, digest), "" if row.split_sha256 in (None, digest) else another
+    digest, note = digest_of(file), ""
+    if row.split_sha256 not in (None, digest):
+        note = f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
+    return change_of(file, digest), note
 
 
 def _damaged(dataset: Dataset) -> Iterator[str]:

@@ -91,6 +91,8 @@ def write_copy(
     dataset: Dataset, target: str, shard_rows: int = SHARD_ROWS, *, progress: Progress
 ) -> PrepareResult:
     """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
+    if shard_rows < 1:
+        raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
     _require_own(dataset, target)
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
     broken = [one.message for one in look(dataset.items, dataset.source) if one.message]

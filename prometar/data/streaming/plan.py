@@ -56,8 +56,9 @@ class Order:
             epoch, first = divmod(start, self.rows_per_epoch)
             last = min(first + stop - start, self.rows_per_epoch)
             order, seed_of = _epoch(self.num_items, self.seed, epoch, self.shuffle)
-            images.append(order[first:last])
-            seeds.append(seed_of[images[-1]])
+            image = order[first:last]
+            images.append(image)
+            seeds.append(seed_of[image])
             start += last - first
         return Rows(np.concatenate(images), np.concatenate(seeds))
 

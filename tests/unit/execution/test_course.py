@@ -65,7 +65,7 @@ def test_the_next_batch_begins_when_all_of_one_has_ended(stopping: Stopping) -> 
     running = Running(course())
     running.begin_next()
     assert running.batch is not None
-    searcher, callback = RelayedSearcher(running, stopping), RelayedCallback(running)
+    searcher, callback = RelayedSearcher(running, stopping), RelayedCallback(running, stopping)
     assert [folder(searcher.suggest(name)) for name in ("w0", "w1")] == ["/a0", "/a1"]
     callback.on_step_end(iteration=1, trials=[])
     searcher.on_trial_complete("w0")
@@ -147,7 +147,11 @@ def test_terminals_and_storages_are_not_pickled(stopping: Stopping) -> None:
 
     running = Running(course())
     running.begin_next()
-    for each in (RelayedSearcher(running, stopping), RelayedScheduler(running), RelayedCallback(running)):
+    for each in (
+        RelayedSearcher(running, stopping),
+        RelayedScheduler(running),
+        RelayedCallback(running, stopping),
+    ):
         assert vars(pickle.loads(pickle.dumps(each))) == {}
 
 
@@ -184,7 +188,7 @@ def test_a_trial_that_outlives_its_batch_stays_its_own(stopping: Stopping) -> No
 
     running = Running(course())
     running.begin_next()
-    searcher, callback = RelayedSearcher(running, stopping), RelayedCallback(running)
+    searcher, callback = RelayedSearcher(running, stopping), RelayedCallback(running, stopping)
     searcher.suggest("w0")
     searcher.on_trial_complete("w0")
     assert folder(searcher.suggest("w1")) == "/b0"
