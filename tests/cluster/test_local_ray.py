@@ -37,7 +37,9 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 import psutil, ray
 print(ray.get(ray.remote(lambda: "answers").remote(), timeout=60))
-next(each for each in psutil.Process().children() if each.name() == "gcs_server").kill()
+head = next(each for each in psutil.Process().children() if each.name() == "gcs_server")
+head.kill()
+head.wait(30)
 start_ray(num_cpus=1)
 print(ray.get(ray.remote(lambda: "answers again").remote(), timeout=60))
 """
