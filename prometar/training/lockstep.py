@@ -47,9 +47,10 @@ class Lockstep:
         """
         for session in self.sessions[1:]:
             session.close()  # a stream of its own would stay behind
-        started, runs = time.perf_counter(), [session.run for session in self.sessions]
+        runs = [session.run for session in self.sessions]
         states = [session.state for session in self.sessions]
-        ended, logs, finite = train_together(runs, states, self.sessions[0].batches(), self._graph)
+        batches, started = self.sessions[0].batches(), time.perf_counter()
+        ended, logs, finite = train_together(runs, states, batches, self._graph)
         share = (time.perf_counter() - started) / len(runs)
         outcomes = [
             _conclude(session, state, {name: values[:, k] for name, values in logs.items()}, fine, share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Session:
         self._path = folder / _CHECKPOINT
         self._owner = {"run": run.digest, "weights": run.backbone.digest}  # read now: no step waits for it
         self._stream = stream
+        self._source: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
         found = load_checkpoint(self._path)
         if found is not None:
@@ -99,19 +101,23 @@ class Session:
         Raises:
             Diverged, WorkError (a broken image, a full disk).
         """
-        started = time.perf_counter()
-        state, losses = self.state, dict[str, float]()
+        state, losses, started = self.state, dict[str, float](), time.perf_counter()
         if state.prompts:
-            state, losses = train_epoch(self.run, state, self.batches(), self._watch, self._graph)
+            batches, started = self.batches(), time.perf_counter()
+            state, losses = train_epoch(self.run, state, batches, self._watch, self._graph)
         return self.conclude(state, losses, started)
 
     def batches(self) -> Iterator[Batch]:
-        """The stream, from the state's step on."""
+        """The stream, from the state's step on; its first batch is there.
+
+        Else whoever is the first in its process would take the longest: a stream starts slowly.
+        """
         if self._batches is None:
             run, start = self.run, self.state.step
             looked_at = self._watch is not None or run.method.augmentation.of_images
             known = not looked_at and run.seen.suffices(run.backbone.clip, range(start, run.plan.num_steps))
-            self._batches = (without_pixels if known else self._stream)(run.plan, start)
+            self._source = (without_pixels if known else self._stream)(run.plan, start)
+            self._batches = chain([next(self._source)], self._source)
         return self._batches
 
     def conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:
@@ -142,10 +148,10 @@ class Session:
 
     def close(self) -> None:
         """End the stream."""
-        close = getattr(self._batches, "close", None)
+        close = getattr(self._source, "close", None)
         if close is not None:
             close()
-        self._batches = None
+        self._source = self._batches = None
 
     def _images(self, scored: Evaluation) -> Iterator[Batch]:
         """A set's batches; images of small sets are kept in the process, since centre crops never change."""

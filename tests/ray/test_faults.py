@@ -207,7 +207,8 @@ def test_where_nothing_keeps_a_bound_the_released_settings_are_kept(tmp_path: Pa
     spec = small_spec(trials=3, bounds=parse_bounds(["base=100"], []))
     finals, text = run_fake(tmp_path, spec)
     assert finals["same"]
-    assert "Keep the released settings: no others keep base at least 100." in text
+    assert "No settings keep base at least 100, not even the released ones." in text
+    assert "Use the released settings" not in text
     assert "0 of 3 finished trials keep base at least 100; the released settings do not." in text
     with pytest.raises(UserError, match="bounds"):
         run_fake(tmp_path, small_spec(trials=4))

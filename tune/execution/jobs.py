@@ -206,8 +206,9 @@ class SearchJobs(Jobs):
         """The study's number of a result, and whether its trial is over."""
         numbers, held = self.numbers(trial.trial_id), _place_of(trial).required_resources
         number = numbers[result.get("member", 0)]
-        share = {"cpus": held.get("CPU", 0.0) / len(numbers), "gpus": held.get("GPU", 0.0) / len(numbers)}
-        return number, self._memory.observe(number, {**result, **share})
+        # Of what was trained together, each trial's seconds are its share already.
+        place = {"cpus": held.get("CPU", 0.0), "gpus": held.get("GPU", 0.0)}
+        return number, self._memory.observe(number, {**result, **place})
 
 
 class ListedJobs(Jobs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,8 @@ class Comparison:
     @property
     def settings(self) -> list[Line]:
         """The best ones, what differs first."""
-        return _beside(_best(self.a), _best(self.b))
+        keys = dict.fromkeys((*self.a.ranges, *self.b.ranges))
+        return _beside(_best(self.a, keys), _best(self.b, keys))
 
     @property
     def search(self) -> list[Line]:
@@ -247,10 +248,13 @@ def _shown(value: object) -> str:
     return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else setting(value)
 
 
-def _best(records: Records) -> dict[str, str]:
-    """The settings that were tested in the end; before that, those that lead."""
+def _best(records: Records, keys: Iterable[str]) -> dict[str, str]:
+    """Settings that were tested in the end, else those that lead; as released where none was searched."""
     best = records.finals.best if records.finals and not records.overtaken else records.chosen
-    return {key: setting(value) for key, value in best.settings.items()} if best else {}
+    if best is None:
+        return {}
+    released = flatten(records.study.config)
+    return {key: setting(best.settings.get(key, released.get(key))) for key in keys}
 
 
 def _beside(left: Mapping[str, str], right: Mapping[str, str]) -> list[Line]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
+from prometar.data.splits.objective import OBJECTIVES
 from tune.reporting.formatting import chance, interval, listed, number, shown, signed
 from tune.reporting.track_record import track_record
 from tune.results.goals import SECONDS, in_words
@@ -41,6 +42,8 @@ def _verdict(records: Records) -> str:
         if several and any(entry.difference for entry in finals.datasets.values()):
             return "No difference shown over the data sets: fewer than two of them can be compared."
         return "The final test shows nothing: fewer than two seeds were finished by both settings."
+    if (difference.low, difference.high) == (0, 0):
+        return "The best settings found and the released ones test equal in every pair."
     measured = "best − released " + interval(
         difference, "data set" if several else "paired seed", finals.overall_level
     ).replace(",", " points of H,", 1)
@@ -60,9 +63,14 @@ def _kept(records: Records) -> str:
     """Why the released settings were kept."""
     again = records.lastround
     bounds = records.asked.bounds
-    if bounds and not any(not trial.reference for trial in records.keeping):
+    if bounds and not records.keeping:
+        return f"No settings keep {in_words(bounds)}, not even the released ones."
+    if bounds and all(trial.reference for trial in records.keeping):
         return f"Keep the released settings: no others keep {in_words(bounds)}."
-    others = [row for row in again.rows if not row.reference and row.keeps(bounds)] if again else []
+    kept = [row for row in again.rows if row.keeps(bounds)] if again else []
+    others = [row for row in kept if not row.reference]
+    if bounds and again and not kept:
+        return f"No settings keep {in_words(bounds)} in the last round, not even the released ones."
     if bounds and again and not others:
         return f"Keep the released settings: no others keep {in_words(bounds)} in the last round."
     if all(trial.reference for trial in records.complete):
@@ -120,7 +128,8 @@ def advice(records: Records) -> str:
     if finals is None or records.overtaken:
         return "Until the final test has been run, the released settings are the ones to use."
     if finals.same:
-        return "Use the released settings."
+        nothing_keeps = records.asked.bounds and not records.keeping
+        return "" if nothing_keeps else "Use the released settings."
     where = f"trial {finals.best.number}'s settings, in best.yaml"
     if records.leaking:
         return f"Use none of this: the search read the test images. Its best are {where}."
@@ -128,7 +137,7 @@ def advice(records: Records) -> str:
     if difference is None:
         return f"If any, use {where}; they are not shown to be better than the released ones."
     if not finals.shown:
-        return f"The released settings do as well as far as this shows; the best found are {where}."
+        return f"Not shown to be better than the released settings: {where}."
     return f"Use {where}." if difference.mean > 0 else "Keep the released settings."
 
 
@@ -164,11 +173,14 @@ def caveats(records: Records) -> list[str]:
             f"The search's best figure is the highest of {len(records.complete)}, so it is biased upwards, "
             "and not comparable with a test figure. "
             + (
-                "The last round's figure of the settings it chose is biased too, by less: the highest of few."
+                "The last round's figure of the settings it chose is biased too, by less: one of few."
                 if records.lastround
                 else "The final test is not: it is read once, after the search."
+                if records.finals and records.finals.seeds
+                else ""
             )
         )
+    lines += _about_the_score(records)
     lines += _about_the_test(records)
     if records.asked.backbone == "mini":
         lines.append(
@@ -189,6 +201,22 @@ def caveats(records: Records) -> list[str]:
     return lines
 
 
+def _about_the_score(records: Records) -> list[str]:
+    """What the search went by, where that is not what a test measures."""
+    asked, lines = records.asked, list[str]()
+    if asked.objective in OBJECTIVES and OBJECTIVES[asked.objective].predicts:
+        lines.append(
+            "The search's figures of new classes, and H with them, are predicted from how much the prompts "
+            "change what the backbone makes of foreign names: no image of a new class was seen."
+        )
+    if asked.score != "H" and records.finals and records.finals.seeds:
+        lines.append(f"The search went by {asked.score}, and the final test is of H.")
+    begun = len(records.trials)
+    if records.finals and begun < asked.trials:
+        lines.append(f"The search ended after {begun} of the {asked.trials} trials that were asked for.")
+    return lines
+
+
 def _learned(records: Records) -> str:
     """What other studies had to say; "" where none was asked."""
     if records.learned is None:
@@ -202,13 +230,15 @@ def _learned(records: Records) -> str:
 
 
 def _rough(records: Records) -> str:
-    """Where a choice rests on what leads were worth with another method or backbone."""
+    """Where a choice rests on what leads were worth in other studies than this one."""
     asked = records.asked
-    if not records.judged or (asked.method, asked.backbone) == ("prometar", "mini"):
+    measured = {"method": "prometar", "backbone": "mini", "shots": 16, "epochs": 5}
+    alike = all(getattr(asked, key) == value for key, value in measured.items()) and len(asked.datasets) == 1
+    if not records.judged or alike:
         return ""
     return (
         "Expected gains and their probabilities rest on what leads of prometar were worth with the embedded "
-        "backbone on rendered data sets: here they are rough."
+        "backbone on one rendered data set, 16 shots and 5 epochs: here they are rough."
     )
 
 
@@ -243,7 +273,7 @@ def _about_the_test(records: Records) -> list[str]:
             "The interval over data sets is about other data sets like these "
             f"({n} were tested); with so few it is rough, and they were not drawn at random."
             if several
-            else f"The interval is about other training seeds ({n} were run) on these classes and images. It "
+            else f"The interval is about other training seeds ({n} pairs) on these classes and images. It "
             "says nothing about another data set, backbone, or number of shots, nor about what a second "
             "search would have picked."
         )

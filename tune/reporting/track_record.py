@@ -47,10 +47,12 @@ def track_record(records: Records) -> str:
     claimed = {
         "objective": "drift", "method": "prometar", "backbone": "mini", "sampler": "tpe",
         "pruner": "hopeless", "trials": 24, "epochs": 5, "shots": 16, "top": 3,
+        "goals": ("objective",), "bounds": (), "folds": 1, "max_hours": None,
     }  # fmt: skip
     alike = all(getattr(asked, key) == value for key, value in claimed.items())
     knew = any(trial.origin == "portfolio" for trial in records.trials)
-    if not alike or not knew or records.study.space.name != "recipe" or len(asked.datasets) > 1:
+    whole = (len(asked.seeds), len(asked.top_seeds)) == (1, 2) and len(records.trials) >= asked.trials
+    if not alike or not whole or not knew or records.study.space.name != "recipe" or len(asked.datasets) > 1:
         return ""
     return (
         f"Of {found.searches} such searches on {found.sets} rendered data sets kept for this, chosen minus "

@@ -6,7 +6,7 @@ selection, on the search's own images and with the same fresh seeds for all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import mean
 from typing import Any
@@ -16,7 +16,7 @@ from tune.execution.course import Course
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
-from tune.results.goals import Bound, in_words
+from tune.results.goals import SECONDS, Bound, in_words, keeps
 from tune.results.schema import REEVALUATION, Learned, Reevaluated, Reevaluation, TrialRecord, by_score
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import applies, known_gains
@@ -61,7 +61,7 @@ def run_last_round(
     rows, judged = _judged(rows, spec, learned)
     found = Reevaluation(
         seeds,
-        _chosen(rows, spec.bounds, judged=judged) if rows else asked[0].number,
+        _chosen(rows, spec.bounds, judged=judged, slow=_slow(asked, spec)) if rows else asked[0].number,
         rows,
         keep_unless=KEEP_UNLESS if judged else None,
         among=len(by_score(trials)),
@@ -206,7 +206,15 @@ def _judged(
     return judged, spec.objective in CALIBRATIONS
 
 
-def _chosen(rows: Sequence[Reevaluated], bounds: Sequence[Bound], *, judged: bool) -> int:
+def _slow(asked: Sequence[TrialRecord], spec: StudySpec) -> set[int]:
+    """Trials that took longer than a bound says: the released settings are run again all the same."""
+    bounds = [bound for bound in spec.bounds if bound.figure == SECONDS]
+    return {trial.number for trial in asked if not keeps(bounds, trial.goal)}
+
+
+def _chosen(
+    rows: Sequence[Reevaluated], bounds: Sequence[Bound], *, judged: bool, slow: Collection[int] = ()
+) -> int:
     """The number of the settings that are probably better, or (`judged` False) of the highest mean.
 
     Where the released settings break a bound, the best of those that keep it need not be better.
@@ -219,7 +227,7 @@ def _chosen(rows: Sequence[Reevaluated], bounds: Sequence[Bound], *, judged: boo
         reason = next(run.failed for row in rows for run in row.runs if run.failed)
         raise WorkError(f"no settings have finished the last round: {reason}; {GO_ON}")
     released = next((row for row in rows if row.reference), None)
-    kept = [row for row in rows if row.number in means and row.keeps(bounds)]
+    kept = [row for row in rows if row.number in means and row.number not in slow and row.keeps(bounds)]
     if not kept:
         return released.number if released else max(means, key=means.__getitem__)
     if not judged or released is None or released not in kept:

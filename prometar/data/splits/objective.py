@@ -131,7 +131,8 @@ class Objective:
     Args:
         problem: Images of (dataset, shots, seed, val_per_class), and `fold` where there are several.
         searches: Whether a search may use it. folds: How many ways it can divide its classes.
-        leaks: Whether it reads the test images. scores_new: Whether new classes are scored apart.
+        leaks: Whether it reads the test images. predicts: Whether it says what new classes would be, from
+            none of their images. scores_new: Whether new classes are scored apart.
         figure: One number of the accuracies in percent by set; more is better.
         title: What that number is called.
     """
@@ -140,13 +141,14 @@ class Objective:
     searches: bool = False
     folds: int = 1
     leaks: bool = False
+    predicts: bool = False
     scores_new: bool = True
     figure: Callable[[Mapping[str, float]], float] = harmonic_mean
     title: str = "H"
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "drift": Objective(_drift, searches=True),
+    "drift": Objective(_drift, searches=True, predicts=True),
     "class_holdout": Objective(_class_holdout, searches=True, folds=2),
     "base_val": Objective(_base_val, searches=True, scores_new=False, title="base accuracy"),
     "oracle_test": Objective(_oracle_test, searches=True, leaks=True),

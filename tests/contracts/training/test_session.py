@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +178,22 @@ def test_schedules_as_released_and_as_configured() -> None:
     assert 0 < rates(configured, 9).gate_lr < 2.5e-4 / 10
     assert rates(released, 0).prompt_lr == 1e-5
     assert rates(released, 1).prompt_lr == 0.0025
+
+
+def test_a_stream_that_starts_slowly_costs_the_first_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, now = small_run("coop", train__epochs=1), [0.0]
+    monkeypatch.setattr("prometar.training.session.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def slowly(plan: Plan, step: int) -> Iterator[Batch]:
+        now[0] += 1000
+        for batch in stream_local(plan, run.dataset.source, start_step=step):
+            yield batch
+            now[0] += 1
+
+    steps = run.plan.steps_per_epoch
+    assert train(Session(run, tmp_path, slowly))[0]["seconds"] == steps - 1
 
 
 def test_unknown_objectives_are_named() -> None:

@@ -98,6 +98,16 @@ def test_it_ends_when_its_last_trial_has(memory: Memory, tmp_path: Path) -> None
     assert [t.state for t in memory.ended()] == ["FAIL", "COMPLETE"]
 
 
+def test_each_trial_of_a_worker_held_its_whole_place_for_its_own_share_of_the_time(
+    memory: Memory, tmp_path: Path
+) -> None:
+    jobs = jobs_of(memory, tmp_path, 2)
+    jobs.suggest("w0")
+    for member in (0, 1):
+        jobs.on_result(WORKER, result(member, 1, seconds=3.0, finished=True))
+    assert [(t.seconds, t.cpus) for t in memory.ended()] == [(3.0, 1.0), (3.0, 1.0)]
+
+
 def test_a_pruned_one_is_told_to_its_worker(
     memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def runs(*figures: float | None) -> list[dict[str, Any]]:
 
 UP, EVEN = compared(runs(72, 73, 74), runs(70, 71, 72.1)), compared(runs(72, 70, 74), runs(70, 73, 72))
 DOWN, NOTHING = compared(runs(62, 63, 64), runs(70, 71, 72.1)), compared(runs(72, None), runs(None, 70))
+TIED = compared(runs(72, 70, 74), runs(72, 70, 74))
 TRIALS = [
     trial(0, objective=65.0, base=69.0, new=61.0),
     trial(1, objective=70.0, base=74.0, new=66.0, settings=FASTER),
@@ -137,7 +138,16 @@ def test_says_what_was_asked_and_found(tmp_path: Path) -> None:
     [
         (UP, {}, ["test better than", "Use trial 1's settings", "best is better"]),
         (DOWN, {}, ["test worse than", "Keep the released settings.", "released is better"]),
-        (EVEN, {}, ["No difference shown:", "the interval holds 0", "The released settings do as well"]),
+        (
+            EVEN,
+            {},
+            [
+                "No difference shown:",
+                "the interval holds 0",
+                "Not shown to be better than the released settings",
+            ],
+        ),
+        (TIED, {}, ["The best settings found and the released ones test equal in every pair."]),
         (NOTHING, {}, ["The final test shows nothing", "not shown to be better", "no interval"]),
         (UP, {"seeds": []}, ["no final test was asked for"]),
         (UP, {"same": True, "difference": None}, ["No searched settings beat", "Use the released settings."]),
@@ -149,6 +159,21 @@ def test_verdicts(
     found = words(tmp_path, tested=final_of(entry, **changes))
     for sentence in sentences:
         assert sentence in found, sentence
+
+
+@pytest.mark.usefixtures("_no_library")
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"objective": "drift"}, "are predicted from how much the prompts change what the backbone makes of"),
+        ({"objective": "base_val"}, "The search went by base accuracy, and the final test is of H."),
+        ({}, "The search ended after 4 of the 60 trials that were asked for."),
+    ],
+)
+def test_what_the_search_went_by_is_said(tmp_path: Path, asked: dict[str, Any], said: str) -> None:
+    assert said in words(tmp_path, tested=final_of(), **asked)
+    whole = write(tmp_path / "whole", description(trials=len(TRIALS)), TRIALS, finals=final_of())
+    assert said not in page(whole)
 
 
 @pytest.mark.usefixtures("_no_library")

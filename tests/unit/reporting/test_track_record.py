@@ -17,10 +17,12 @@ CLAIMED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def said(folder: Path, space: str = "recipe", origin: str = "portfolio", **changes: Any) -> str:
+def said(
+    folder: Path, space: str = "recipe", origin: str = "portfolio", begun: int = 24, **changes: Any
+) -> str:
     asked = description(**{**CLAIMED, **changes})
     asked["space"]["name"] = space
-    trials = [trial(number, datasets=asked["asked"]["datasets"]) for number in range(2)]
+    trials = [trial(number, datasets=asked["asked"]["datasets"]) for number in range(begun)]
     trials[1]["origin"] = origin
     return track_record(read_records(write(folder, asked, trials)))
 
@@ -36,7 +38,9 @@ def test_the_figures_are_those_that_were_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"objective": "base_val"}, {"trials": 4}, {"space": "full"}, {"backbone": "ViT-B-16"}, {"shots": 1},
-     {"origin": "warm start"}, {"datasets": ["cells", "flags"]}, {"top": 0}, {"method": "promptsrc"}],
+     {"origin": "warm start"}, {"datasets": ["cells", "flags"]}, {"top": 0}, {"method": "promptsrc"},
+     {"begun": 23}, {"seeds": [7, 8]}, {"goals": ["base", "new"]}, {"max_hours": 1.0}, {"top_seeds": [1]},
+     {"bounds": [{"figure": "base", "limit": 40.0, "least": True}]}],
 )  # fmt: skip
 def test_other_searches_are_not_told_of(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert said(tmp_path, **changes) == ""

@@ -19,7 +19,7 @@ from tune.results.writer import StudyFolder
 from tune.space.portfolio import shipped
 from tune.space.spaces import load_space
 from tune.stages.choice import CALIBRATIONS, EMBEDDED, UNKNOWN, believed
-from tune.stages.reevaluation import _chosen, _judged, contenders, run_last_round
+from tune.stages.reevaluation import _chosen, _judged, _slow, contenders, run_last_round
 from tune.study_spec import StudySpec
 
 KNOWN = shipped().choose(without=["shapes"])[0]
@@ -102,6 +102,15 @@ def test_what_breaks_a_bound_is_not_chosen(at_least: int, chosen: int) -> None:
     rows = [again(0, 65.0, None), again(1, 61.0, 0.9), again(2, 62.0, 0.5), again(3, 63.0, 0.85),
             again(4, 67.0, 0.3)]  # fmt: skip
     assert _chosen(rows, parse_bounds([f"base={at_least}"], ["seconds=0.5"]), judged=True) == chosen
+
+
+def test_released_settings_that_were_too_slow_in_the_search_are_not_kept() -> None:
+    rows = [again(0, 65.0, None), again(1, 61.0, 0.3)]
+    bounds = parse_bounds([], ["seconds=4"])
+    assert _chosen(rows, bounds, judged=True) == 0
+    assert _chosen(rows, bounds, judged=True, slow={0}) == 1
+    trials = [replace(trial(number, 60.0, {}), seconds=seconds) for number, seconds in enumerate([9.0, 3.0])]
+    assert _slow(trials, replace(small_spec(), bounds=bounds)) == {0}
 
 
 def fresh(number: int, searched: float | None, *scores: float) -> Reevaluated:
