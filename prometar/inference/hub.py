@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prometar.errors import UserError, WorkError
-from prometar.io.hub import SCHEME, asking, client, require_repo
+from prometar.io.hub import SCHEME, TIMEOUT_SECONDS, asking, client, require_repo
 
 FILE = "prompts.safetensors"
 _MOST_BYTES = 2**30  # prompts of the largest models have some hundred megabytes
@@ -80,7 +80,7 @@ def push(name: PromptRepo, prompts: bytes, readme: str, *, public: bool = False)
             )
         api = client()
         address = api.create_repo(name.repo, private=not public, exist_ok=True)
-        found = api.model_info(name.repo)
+        found = api.model_info(name.repo, timeout=TIMEOUT_SECONDS)
         if bool(found.private) == public:
             kind, option = ("private", "leave --public out") if public else ("public", "pass --public")
             raise UserError(f"{name} is there already and is {kind}: {option}, or take another name")

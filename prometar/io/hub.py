@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 SCHEME = "hf://"
+TIMEOUT_SECONDS = 60.0
 _PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"
 _REPO = re.compile(f"{_PART}/{_PART}", re.ASCII)
 
@@ -31,9 +32,12 @@ def require_repo(repo: str, text: str) -> None:
 
 
 def client() -> HfApi:
-    """The hub's client, of HF_ENDPOINT."""
-    from huggingface_hub import HfApi  # slow to import, and few commands need it
+    """The hub's client, of HF_ENDPOINT; by itself it would wait for ever for an answer."""
+    from huggingface_hub import HfApi, get_session  # slow to import, and few commands need it
 
+    session = get_session()
+    if session.timeout.read is None:
+        session.timeout = TIMEOUT_SECONDS
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     return HfApi(endpoint=endpoint or None, library_name="prometar")
 

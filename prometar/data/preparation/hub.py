@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from prometar.data.preparation.digests import digest_of
 from prometar.errors import WorkError
-from prometar.io.hub import asking, client
+from prometar.io.hub import TIMEOUT_SECONDS, asking, client
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def look_up(repo: str, revision: str) -> HubRepo:
         WorkError: the hub does not answer.
     """
     with asking(f"the data set {repo} (revision {revision})"):
-        info = client().dataset_info(repo, revision=revision, files_metadata=True)
+        info = client().dataset_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
         found = [(each.rfilename, each.size, each.lfs) for each in info.siblings or ()]
         files = [HubFile(path, size or 0, lfs.sha256 if lfs else None) for path, size, lfs in found]
     for file in files:

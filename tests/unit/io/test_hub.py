@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import socket
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import close_session, errors
 
 from prometar.errors import UserError, WorkError
+from prometar.io import hub
 from prometar.io.hub import asking
 
 
@@ -49,3 +51,13 @@ def test_the_client_is_silent_and_nobody_else(caplog: pytest.LogCaptureFixture) 
         logging.getLogger("huggingface_hub.utils._http").warning("trying again")
         logging.getLogger("another").warning("heard")
     assert caplog.messages == ["heard"]
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "TIMEOUT_SECONDS", 0.5)
+    close_session()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(WorkError, match="Timeout"), asking("the prompts a/b"):
+            hub.client().create_repo("a/b", token="hf_nobody")
+    close_session()
