@@ -6,13 +6,16 @@ import logging
 import os
 import re
 import resource
+import secrets
+import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from prometar.distributed.ray_private import without_helpers
@@ -72,6 +75,8 @@ def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
         _require_open_files()
         if sys.flags.optimize > 1:  # Ray's own processes end where Python leaves docstrings out
             raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")
+        _require_room()
+        _take_own_token()
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
     with nullcontext() if address or verbose else without_helpers(), _interrupts_heard():
@@ -143,6 +148,32 @@ def _require_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, max(soft, 65_536)), hard))
     if most < _FEWEST_FILES:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
+
+
+_LEAST_ROOM = 64 * 2**20  # bytes for its logs; it does not say what it lacks
+
+
+def _require_room() -> None:
+    """Raises a WorkError where Ray's own files find no room."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    with suppress(OSError):  # it is not there yet
+        if (free := shutil.disk_usage(folder).free) < _LEAST_ROOM:
+            raise WorkError(
+                f"Ray keeps its files in {folder}, where {free / 2**20:.0f} MiB are free: make room, or set "
+                "RAY_TMPDIR to another folder"
+            )
+
+
+def _take_own_token() -> None:
+    """Ray keeps its token in the home folder; where nothing can be kept there, it is this process's alone."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    folder = Path(os.path.expanduser("~"), ".ray")
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder / "auth_token", os.R_OK) or os.access(folder, os.W_OK):
+            return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager

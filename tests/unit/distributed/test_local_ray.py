@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +40,19 @@ def test_the_limit_is_raised_as_far_as_it_may(
     monkeypatch.setattr(resource, "setrlimit", lambda which, limits: found.append(limits))
     local_ray._require_open_files()
     assert found == [then]
+
+
+def test_no_room_for_rays_files_is_said_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(local_ray, "_init", lambda **options: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
+    with pytest.raises(
+        WorkError, match=f"Ray keeps its files in {tmp_path}, where 3 MiB are free: make room"
+    ):
+        start_ray()
 
 
 def test_a_call_after_rays_end_starts_no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
