@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,9 +199,10 @@ def _write_file(system: fs.FileSystem, path: str, data: bytes, *, keep: bool = T
         with system.open_input_stream(path) as stream:
             if stream.read() == data:  # a damaged shard has its name and size all the same
                 return True
-    # object stores show a file only when it is complete; elsewhere renaming does that
+    # object stores show a file only when it is complete; elsewhere renaming does that, of a name that no
+    # other process writes to
     local = isinstance(system, fs.LocalFileSystem)
-    written = f"{path}.tmp" if local else path
+    written = f"{path}.{os.getpid()}.tmp" if local else path
     with system.open_output_stream(written) as stream:
         stream.write(data)
     if local:

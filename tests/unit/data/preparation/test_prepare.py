@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -89,6 +93,13 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, tmp_path: Path) -> None:
     assert prepare("dtd", small_dtd, tmp_path, shard_rows=40).kept == 2
     assert prepare("dtd", small_dtd, tmp_path, shard_rows=40).kept == 3
     assert len(open_dataset("dtd", tmp_path).train) == 48
+
+
+def test_two_at_once_write_one_whole_copy(small_dtd: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as both, patch.object(os, "getpid", threading.get_ident):
+        list(both.map(lambda _: prepare("dtd", small_dtd, tmp_path, shard_rows=10), range(2)))
+    assert check("dtd", tmp_path).broken == ()
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_all_broken_images_are_named_and_nothing_is_written(own_dtd: Path, tmp_path: Path) -> None:
