@@ -111,7 +111,11 @@ class Options:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        return _many(self.dataset) or (EMBEDDED,)
+        if self.dataset is None:
+            return (EMBEDDED,)
+        if not (found := _many(self.dataset)):
+            raise UserError("--dataset names no data set: leave it out for the embedded one")
+        return found
 
     @property
     def embedded(self) -> bool:

@@ -102,6 +102,7 @@ def test_a_space_of_ones_own(asked: Asked) -> None:
             for given in (True, [1, True], np.array([False]))
         ),
         ({"portfolio": -3}, "portfolio: Input should be greater than or equal to 0 .found -3"),
+        ({"dataset": []}, "--dataset names no data set: leave it out for the embedded one"),
         ({"space": 3}, "space: Input should be a valid string"),
         (
             {"final_seeds": {1, 2}},

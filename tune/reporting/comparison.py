@@ -98,7 +98,10 @@ class Comparison:
     @property
     def search_differs(self) -> list[str]:
         """What keeps the searches' own figures from being compared."""
-        return [key for key in _SEARCH if getattr(self.a.asked, key) != getattr(self.b.asked, key)]
+        a, b = self.a.asked, self.b.asked
+        keys = [key for key in _SEARCH if getattr(a, key) != getattr(b, key)]
+        other = any(_unlike(name, self.a, self.b) for name in a.datasets if name in b.datasets)
+        return [*keys, "images"] if other and "data_root" not in keys else keys
 
     @property
     def rounds(self) -> list[Line]:

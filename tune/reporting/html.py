@@ -116,7 +116,7 @@ def _plots(records: Records, shares: Importances, front: list[TrialRecord]) -> d
     titles: dict[Goal, str] = {goal: records.goal_title(goal) for goal in records.asked.goals}
     numeric = [key for key in shares.ranked if not isinstance(ranges[key], Choice)][:2]
     plots = {
-        "history": course.history(trials, titles) if trials else None,
+        "history": course.history(trials, titles, records.asked.bounds) if trials else None,
         "importance": settings.importance(shares.shares),
         "contour": settings.contour(trials, ranges, (numeric[0], numeric[1]), score=score)
         if len(numeric) == 2

@@ -14,6 +14,7 @@ from tune.space.spaces import Choice, Range
 
 MIN_COMPLETE = 8  # finished trials, below which importances are noise
 TOP = 0.25  # share of the finished trials that counts as good; the paper's 0.1 is one trial of ten
+_ROUNDING = 1e-6  # scores that differ by less are equal
 _CELLS = 50  # of a range of numbers
 _NARROWEST = 0.3  # of a cell: the standard deviation of a trial's kernel
 
@@ -52,6 +53,7 @@ def importances(trials: Sequence[TrialRecord], ranges: Mapping[str, Range]) -> I
         return Importances(dict.fromkeys(ranges, 0.0), (), len(inside))
     scores = sorted((t.objective or 0.0 for t in inside), reverse=True)
     least = scores[math.ceil(TOP * len(inside)) - 1]
+    least -= _ROUNDING * abs(least)
     good = [t for t in inside if t.objective is not None and t.objective >= least]
     raw: dict[str, float] = {}
     for key, entry in ranges.items():

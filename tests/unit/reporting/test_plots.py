@@ -19,6 +19,7 @@ from tests.support.report_study import trial as content
 from tune.reporting.importance import MIN_COMPLETE, TOP, importances
 from tune.reporting.plots import course, goals, settings
 from tune.reporting.plots.finals import Row, forest
+from tune.results.goals import Bound
 from tune.results.schema import TrialRecord
 from tune.space.spaces import Choice, Space
 
@@ -49,6 +50,8 @@ def test_history_follows_the_best_upwards_and_seconds_downwards() -> None:
     plot = course.history(trials, {"objective": "H", "seconds": "s"})
     best = [trace["y"] for trace in drawn(plot) if trace["name"] == "best so far"]
     assert best == [[50, 60, 60, 60], [90, 90, 80, 80]]
+    kept = course.history(trials, {"objective": "H"}, [Bound("seconds", 95.0, least=False)])
+    assert named(kept, "best so far")["y"] == [50, 55, 55], "trial 1 takes too long"
 
 
 def test_history_of_trials_without_figures() -> None:
@@ -230,3 +233,5 @@ def test_importance_leaves_out_what_is_outside_the_range() -> None:
 
 def test_equal_trials_have_no_importance() -> None:
     assert not importances([trial(n, objective=50.0, settings=RELEASED) for n in range(12)], RANGES).ranked
+    nearly = [trial(n, objective=33.75 + 2e-7 * (n % 3)) for n in range(12)]  # other orders of sums
+    assert not importances(nearly, RANGES).ranked

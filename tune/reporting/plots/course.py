@@ -19,15 +19,16 @@ from tune.reporting.plots.style import (
     points,
     released_of,
 )
-from tune.results.goals import Goal
+from tune.results.goals import Bound, Goal, keeps
 from tune.results.schema import TrialRecord
 
 
-def history(trials: Sequence[TrialRecord], goals: Mapping[Goal, str]) -> str:
+def history(trials: Sequence[TrialRecord], goals: Mapping[Goal, str], bounds: Sequence[Bound] = ()) -> str:
     """Each goal by trial number, with the best so far and the released settings as lines.
 
     Args:
         goals: What is drawn, by its key in the records, and its title; seconds are best when low.
+        bounds: What the best have to keep.
     """
     figure = make_subplots(rows=len(goals), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, (goal, title) in enumerate(goals.items(), start=1):
@@ -36,7 +37,7 @@ def history(trials: Sequence[TrialRecord], goals: Mapping[Goal, str]) -> str:
             group = [t for t in trials if t.state == state and t.goal(goal) is not None]
             x, y = [t.number for t in group], figures(group, goal)
             points(figure, group, name, x, y, state, legendgroup=state, showlegend=row == 1, **place)
-        done = [t for t in complete(trials) if t.goal(goal) is not None]
+        done = [t for t in complete(trials) if t.goal(goal) is not None and keeps(bounds, t.goal)]
         if done:
             pick = min if goal == "seconds" else max
             values = figures(done, goal)
