@@ -14,7 +14,7 @@ class WorkError(UserError):
 
 
 class StorageError(WorkError):
-    """Nothing can be kept any more: a full disk, a lost store. No trial is to blame, so none has failed."""
+    """Nothing can be kept or read any more: a full disk, a lost store. No trial has failed by that."""
 
 
 def first_line(error: BaseException) -> str:

@@ -168,7 +168,7 @@ def run_study(
             console.print(note)
         try:
             with shared_images():
-                means = _means(spec, place, folder, memory, nodes, planned, trainable, console)
+                means = _means(spec, place, folder, memory, checked, nodes, planned, trainable, console)
                 finals = run_course(_course(spec, place, folder, memory, means, checked, learned), means)
                 records = read_records(folder.path)
                 print_summary(console, records, folder.path, write_report(records, folder.path))
@@ -206,6 +206,7 @@ def _means(
     place: Place,
     folder: StudyFolder,
     memory: Memory,
+    checked: Checked,
     nodes: Sequence[Node],
     planned: Callable[..., ResourcePlan],
     trainable: type[tune.Trainable],
@@ -226,6 +227,7 @@ def _means(
             place.files,
             sources_of(spec.own),
             uuid4().hex[:8],
+            checked.contents,
         ),
         Stopping(console, max_seconds=left),
         console,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from prometar.errors import UserError, WorkError
+from prometar.errors import StorageError, UserError
 from prometar.io.files import require_utf8
 
 _SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of a URL's options
@@ -19,7 +19,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises:
         UserError: a URI that pyarrow does not understand, or a path that is not UTF-8.
-        WorkError: a store that cannot be reached, such as one that is asked for its region.
+        StorageError: a store that cannot be reached, such as one that is asked for its region.
     """
     require_utf8(uri)
     if "://" not in uri:
@@ -31,7 +31,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
             f"cannot open '{masked(uri)}': {reason(error)}; expected a folder, s3://... or gs://..."
         ) from None
     except OSError as error:
-        raise WorkError(f"cannot open {masked(uri)}: {reason(error)}") from None
+        raise StorageError(f"cannot open {masked(uri)}: {reason(error)}") from None
 
 
 def require_bucket(uri: str) -> None:

@@ -87,10 +87,7 @@ def identity(piece: str) -> str:
     installed = installed_as(_top(piece))
     if installed is not None:
         return f"{installed.name} {installed.version}"
-    state = hashlib.sha256()
-    for name, content in sorted(files(piece).items()):
-        state.update(f"{name} {len(content)}\n".encode() + content)
-    return f"sha256 {state.hexdigest()[:_DIGITS]}"
+    return f"sha256 {_digest(files(piece))}"
 
 
 def files(piece: str) -> Files:
@@ -113,6 +110,19 @@ def files(piece: str) -> Files:
     if sum(each.stat().st_size for each in paths.values()) > _MOST_BYTES:
         raise UserError(f"{piece} has more than 4 MB of Python files: install it, here and where workers run")
     return {name: each.read_bytes() for name, each in sorted(paths.items())}
+
+
+@cache
+def own_code() -> str:
+    """A digest of this project's own code: equal versions may have been changed."""
+    return _digest({name: content for package in sorted(_OURS) for name, content in files(package).items()})
+
+
+def _digest(content: Files) -> str:
+    state = hashlib.sha256()
+    for name, each in sorted(content.items()):
+        state.update(f"{name} {len(each)}\n".encode() + each)
+    return state.hexdigest()[:_DIGITS]
 
 
 def is_everywhere(module: str) -> bool:

@@ -24,7 +24,7 @@ from prometar.errors import UserError
 from prometar.methods.composition import Method, build
 from prometar.methods.probing import probe
 from prometar.methods.prompts import enters_images
-from prometar.parts.identity import identities
+from prometar.parts.identity import identities, own_code
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import TEMPLATE, Foreign, foreign_to
@@ -106,6 +106,26 @@ def forget() -> None:
     _dataset.cache_clear()
 
 
+CODE, WEIGHTS = "the code", "the weights"
+"""Among `contents_of`; no data set has a name with a space."""
+
+
+def contents_of(config: Config) -> dict[str, str]:
+    """Digests of what a run is made of beside its settings: the split by the data set's name, weights, code.
+
+    Raises:
+        UserError: the data or the weights cannot be opened.
+    """
+    loaded = _loaded(config.backbone.name, config.backbone.pretrained, config.backbone.precision)
+    return {config.data.name: _data(config)[1].digest, WEIGHTS: loaded.backbone.digest, CODE: own_code()}
+
+
+def _data(config: Config) -> tuple[tuple[str, str | None, str, str], Dataset]:
+    code = identities([config.data.reference] if config.data.reference else [])
+    key = (config.data.name, config.data.root, json.dumps(config.data.args), str(code))
+    return key, _dataset(*key)
+
+
 def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: int = 0) -> Run:
     """Load (once a process) the data set and the backbone, and compose the method.
 
@@ -113,9 +133,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         UserError: whatever is wrong with the configuration, the data or the weights.
     """
     method = build(config)
-    code = identities([config.data.reference] if config.data.reference else [])
-    data = (config.data.name, config.data.root, json.dumps(config.data.args), str(code))
-    dataset = _dataset(*data)
+    data, dataset = _data(config)
     loaded = _loaded(config.backbone.name, config.backbone.pretrained, config.backbone.precision)
     if config.own or loaded.backbone.clip.closed:
         probe(config, loaded.backbone.clip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class Session:
             looked_at = self._watch is not None or run.method.augmentation.of_images
             known = not looked_at and run.seen.suffices(run.backbone.clip, range(start, run.plan.num_steps))
             self._source = (without_pixels if known else self._stream)(run.plan, start)
-            self._batches = chain([next(self._source)], self._source)
+            self._batches = chain([*islice(self._source, 1)], self._source)
         return self._batches
 
     def conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:

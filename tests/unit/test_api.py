@@ -102,7 +102,6 @@ def test_a_space_of_ones_own(asked: Asked) -> None:
             for given in (True, [1, True], np.array([False]))
         ),
         ({"portfolio": -3}, "portfolio: Input should be greater than or equal to 0 .found -3"),
-        ({"dataset": []}, "--dataset names no data set: leave it out for the embedded one"),
         ({"space": 3}, "space: Input should be a valid string"),
         (
             {"final_seeds": {1, 2}},
@@ -114,6 +113,11 @@ def test_what_is_no_option_is_one_line(options: dict[str, Any], says: str) -> No
     with pytest.raises(UserError, match=says) as caught:
         Study("out/it", **options)
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_list_of_data_sets_is_not_the_embedded_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--dataset names no data set: leave it out for the embedded one"):
+        Study(tmp_path / "out/it", dataset=[]).run()
 
 
 @pytest.mark.parametrize("folder", [None, 5, b"out/it"])

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from prometar.errors import UserError
+from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
 from prometar.io.stores import join, masked
 from tune.jobs.remote import Mirror, Store
@@ -49,8 +50,7 @@ class JobFiles:
         """The job's folder as this machine has it: the shared one, or one that only its workers know."""
         if not self._url:
             return self._folder
-        digest = sha256(self._url.encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"prometar-{os.getuid()}" / digest
+        return _own_folder() / sha256(self._url.encode()).hexdigest()[:16]
 
     @property
     def _own(self) -> Path:
@@ -95,6 +95,23 @@ class JobFiles:
         for leg in self._job.legs:
             for name in _STATES:
                 self._store.delete(f"{leg.folder}/{name}".lstrip("/"))
+
+
+def _own_folder() -> Path:
+    """This user's alone below the machine's temporary folder, where others may lay anything, links too.
+
+    Raises:
+        StorageError: somebody else has put something of that name there.
+    """
+    folder = Path(tempfile.gettempdir()) / f"prometar-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise StorageError(f"cannot use {folder}: {error.strerror}; remove it, or set TMPDIR") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise StorageError(f"cannot use {folder}: others may write to it; remove it, or set TMPDIR")
+    return folder
 
 
 def require_own(url: str, key: str, *, begun: bool) -> None:

@@ -46,6 +46,8 @@ class Terms:
             they share it).
         code: Of the user's own parts, so that workers have it wherever they are (default none).
         session: Of the command that runs the jobs; another one's workers that hung do not count (default "").
+        contents: Digests that the driver has found, which a worker's machine must have too, as
+            `prometar.training.run.contents_of` names them (default none).
     """
 
     threads: int = 1
@@ -55,6 +57,7 @@ class Terms:
     files: str | None = None
     code: tuple[Sent, ...] = ()
     session: str = ""
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import LEAKS, Problem
 from prometar.methods.probing import probe
-from prometar.parts.identity import identities
+from prometar.parts.identity import identities, own_code
 from prometar.training.drift import drift_identity, foreign_to
+from prometar.training.run import CODE, DTYPES, WEIGHTS
 from prometar.training.session import kept_bytes
 from tune.stages.budget import Budget, Steps, budget_of, problems, require_space, steps_of
 from tune.study_spec import StudySpec
@@ -32,6 +34,7 @@ class Checked:
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
         trained: The most classes that a run is trained on.
         weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
+        contents: What every worker's machine must have too (`Terms.contents`).
     """
 
     num_classes: dict[str, int]
@@ -41,6 +44,7 @@ class Checked:
     trained: int
     weights: int
     images: int
+    contents: Mapping[str, str]
 
 
 def check(spec: StudySpec) -> Checked:
@@ -53,13 +57,14 @@ def check(spec: StudySpec) -> Checked:
     require_space(spec)
     num_classes, steps = dict[str, int](), dict[str, Steps]()
     splits, datasets = list[Problem](), list[Dataset]()
-    notes, contents = list[str](), dict[str, str]()
+    notes, contents, everywhere = list[str](), dict[str, str](), {CODE: own_code()}
     for name in spec.names:
         obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
         datasets.append(dataset)
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
+        everywhere[name] = dataset.digest
         searched, final = problems(spec, dataset)
         splits += [*searched, final]
         steps[name], note = steps_of(config, searched, final), searched[-1].note
@@ -68,6 +73,7 @@ def check(spec: StudySpec) -> Checked:
     backbone = load_backbone(config.backbone.name, config.backbone.pretrained)
     clip = backbone.clip
     contents["weights"] = weights_digest(clip)[:_DIGITS]
+    everywhere[WEIGHTS] = weights_digest(clip.to(dtype=DTYPES[config.backbone.precision]))
     if searched[-1].predicts_new:
         contents["drift"] = drift_identity(backbone)
         for dataset in datasets:
@@ -78,4 +84,5 @@ def check(spec: StudySpec) -> Checked:
     budget = budget_of(spec, steps)
     trained = max(len(split.classnames) for split in splits)
     images = kept_bytes(splits, clip.image_size)
-    return Checked(num_classes, told, spec.identity | contents, budget, trained, clip.num_bytes, images)
+    identity = spec.identity | contents
+    return Checked(num_classes, told, identity, budget, trained, clip.num_bytes, images, everywhere)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from prometar.analysis.alignment import Alignment
-from prometar.config.settings import dump_config, parse
+from prometar.config.settings import Config, dump_config, parse
 from prometar.data.streaming.stream import StreamOptions
-from prometar.errors import UserError
+from prometar.errors import StorageError, UserError
 from prometar.io.files import refused, write_atomically
 from prometar.runs import FINAL, ray_stream, write_result
-from prometar.training.run import build_run
+from prometar.training.run import CODE, WEIGHTS, build_run, contents_of
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
 from tune.jobs.files import JobFiles
-from tune.jobs.spec import Job, Leg
+from tune.jobs.spec import Job, Leg, Terms
 
 
 class LegRun:
@@ -34,6 +35,7 @@ class LegRun:
         if self._mirror is not None:
             self._mirror.pull()
         config = parse(leg.config, where=f"the settings of {folder.name}")
+        _require_like_the_driver(config, job.terms)
         run = build_run(config, job.objective, val_per_class=job.val_per_class, fold=leg.fold)
         watch = Alignment(folder) if job.objective == FINAL else None
         stream = ray_stream(run, StreamOptions.in_bundle(job.terms.stream_cpus))
@@ -50,6 +52,29 @@ class LegRun:
         """Write result.json."""
         write_result(self._folder, self.session)
         self.keep()
+
+
+def _require_like_the_driver(config: Config, terms: Terms) -> None:
+    """What the driver has opened must be here as well, and the same.
+
+    Raises:
+        StorageError: this machine is to blame, and no trial.
+    """
+    here = f"the machine {socket.gethostname()}"
+    if not terms.contents:
+        return
+    if terms.files is None and not Path(terms.root, "study.yaml").exists():
+        raise StorageError(
+            f"{here} does not see {terms.root}: share it between the machines, or pass --files URL"
+        )
+    try:
+        found = contents_of(config)
+    except UserError as error:
+        raise StorageError(f"{here} lacks what the study was checked with: {error}") from None
+    for name, digest in found.items():
+        if terms.contents.get(name, digest) != digest:
+            what = name if name in (WEIGHTS, CODE) else f"splits of {name}"
+            raise StorageError(f"{here} has {what} other than the driver's: make them the same")
 
 
 def _drop_result(folder: Path, *, unless: str) -> None:

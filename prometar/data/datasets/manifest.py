@@ -10,7 +10,7 @@ from typing import Any
 
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.datasets.sources import AGAIN, ParquetSource, read_index
-from prometar.errors import UserError, WorkError
+from prometar.errors import StorageError, UserError
 from prometar.io.stores import filesystem, join, masked, reason
 
 MANIFEST = "manifest.json"
@@ -26,7 +26,7 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
 
     Raises:
         UserError: it is malformed, or of another format.
-        WorkError: it cannot be read, such as from a store that does not answer.
+        StorageError: it cannot be read, such as from a store that does not answer.
     """
     system, folder = filesystem(uri)
     path, shown = f"{folder}/{MANIFEST}", masked(join(uri, MANIFEST))
@@ -36,7 +36,7 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise WorkError(f"cannot read {shown}: {reason(error)}") from None
+        raise StorageError(f"cannot read {shown}: {reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {shown}: it is not JSON ({error})") from None
     shards = tree.get("shards") if isinstance(tree, dict) else None
@@ -54,7 +54,7 @@ def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
     """The shards of a prepared folder whose bytes are not those that its manifest has the digest of.
 
     Raises:
-        WorkError: one cannot be read, such as from a store that does not answer.
+        StorageError: one cannot be read, such as from a store that does not answer.
     """
     system, folder = filesystem(uri)
     for shard in manifest["shards"]:
@@ -64,7 +64,7 @@ def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
             with system.open_input_stream(f"{folder}/{file}") as stream:
                 found = hashlib.sha256(stream.read()).hexdigest()
         except OSError as error:
-            raise WorkError(f"cannot read shard {where}: {reason(error)}") from None
+            raise StorageError(f"cannot read shard {where}: {reason(error)}") from None
         if found != shard.get("sha256"):
             yield f"shard {where} is not what {MANIFEST} says: {AGAIN}"
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prometar.bundled.suite import SUITE
-from prometar.errors import UserError, WorkError
+from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.files import read_bytes
 from prometar.io.stores import filesystem, join, masked, reason
 
@@ -109,7 +109,7 @@ def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list
     """The small columns of a shard, and the number of rows of each of its row groups.
 
     Raises:
-        WorkError: the shard is missing or damaged, or has other columns.
+        StorageError: the shard is missing or damaged. WorkError: it has other columns.
     """
     with _shard(uri, shard) as file:
         _require_columns(file, masked(join(uri, shard)))
@@ -135,7 +135,8 @@ def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
             # Else a bit that a disk has lost is another picture, and nobody would see it.
             yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise WorkError(
+        # No trial is to blame, and every other one would meet the same.
+        raise StorageError(
             f"cannot read shard {masked(join(uri, shard))}: {reason(error)}; if it is damaged, {AGAIN}"
         ) from None
 

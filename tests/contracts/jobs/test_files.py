@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from prometar.errors import StorageError
 from prometar.training.run import Run
 from tests.contracts.worker.test_trial_group import GENTLE, figures, finish, jobs
 from tune.jobs.files import JobFiles
-from tune.jobs.spec import Job, Terms
+from tune.jobs.spec import Job, Leg, Terms
 from tune.worker import training_run
 from tune.worker.trial_group import Crew
 
@@ -114,3 +116,31 @@ def test_a_lost_store_is_no_failure_of_the_trial(tmp_path: Path, machines: Any) 
     (tmp_path / "store").write_text("not a folder any more")
     with pytest.raises(StorageError, match=r"cannot \w+ .*store/study/trials/0000"):
         finish(worker)
+
+
+@pytest.mark.parametrize("laid", ["link", "open"])
+def test_a_folder_that_others_have_laid_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, laid: str
+) -> None:
+    (tmp_path / "machine").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
+    (victim := tmp_path / "home").mkdir()
+    (victim / "thesis.tex").write_text("years of work")
+    own = tmp_path / "machine" / f"prometar-{os.getuid()}"
+    if laid == "link":
+        own.symlink_to(victim)
+    else:
+        own.mkdir()
+        own.chmod(0o777)
+    terms = Terms(root=str(tmp_path / "study"), files=f"file://{tmp_path}/store")
+    job = Job(str(tmp_path / "study" / "trials" / "0001"), (Leg({}),), "final", terms=terms)
+    with pytest.raises(StorageError, match=f"cannot use {own}: others may write to it; remove it, or set"):
+        JobFiles(job).mirror(job.legs[0])
+    assert (victim / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_own_folder_is_open_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    terms = Terms(root="/study", files="file:///nowhere/study")
+    folder = JobFiles(Job("/study/trials/0001", (Leg({}),), "final", terms=terms)).own_disk.parent
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prometar.config.settings import Config
+from prometar.config.settings import Config, parse
 from prometar.data.streaming.stream import stream_local
-from prometar.errors import WorkError
-from prometar.training.run import Run
+from prometar.errors import StorageError, WorkError
+from prometar.training.run import CODE, WEIGHTS, Run, contents_of
 from tests.support.small import BACKBONE
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, pack, unpack
@@ -219,6 +220,26 @@ def test_runs_whose_state_is_ahead_wait_for_the_others(tmp_path: Path) -> None:
     ahead.session.close()
     told = finish(Crew([job]))
     assert figures(told, 0) == figures(whole, 0)
+
+
+def test_a_machine_that_is_not_like_the_drivers_is_to_blame_and_no_trial(tmp_path: Path) -> None:
+    (job,) = jobs(tmp_path, GENTLE)
+    config = parse(job.legs[0].config, where="it")
+    (tmp_path / "study.yaml").touch()
+    right = contents_of(config)
+
+    def begin(contents: dict[str, str], root: Path = tmp_path, **data: Any) -> None:
+        leg = Leg(config.override(data).model_dump(mode="json"))
+        Crew([replace(job, legs=(leg,), terms=replace(job.terms, root=str(root), contents=contents))]).close()
+
+    begin(right)
+    for name, said in ((config.data.name, f"splits of {config.data.name}"), (WEIGHTS, WEIGHTS), (CODE, CODE)):
+        with pytest.raises(StorageError, match=f"the machine .* has {said} other than the driver's: make"):
+            begin({**right, name: "0" * 64})
+    with pytest.raises(StorageError, match="elsewhere: share it between the machines, or pass"):
+        begin(right, tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="lacks what the study was checked with: "):
+        begin(right, **{"data.name": "folder", "data.root": str(tmp_path / "nowhere")})
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "foreign"])
