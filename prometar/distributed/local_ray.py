@@ -249,7 +249,9 @@ def _require_server(address: str) -> None:
     """Ray itself would try for ten minutes before it says that nobody is there."""
     require_address(address)
     if address == "auto":
-        return  # Ray knows where to look
+        address = os.environ.get("RAY_ADDRESS", "")  # else Ray knows where to look
+        if ":" not in address or "://" in address:
+            return
     try:
         _knock(address)
     except (OSError, OverflowError) as error:

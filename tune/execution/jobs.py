@@ -28,6 +28,8 @@ from tune.optimizer.ask_tell import Asked, Memory
 
 MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes on from its own checkpoint
 
+_MOST_SAID = 1000  # characters of a reason: URLs are long
+
 # torch on a GPU, Ray's watch over a machine's memory, torch on a CPU, Python.
 _OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exceptions.OutOfMemoryError",
                   "can't allocate memory", "MemoryError")  # fmt: skip
@@ -243,7 +245,7 @@ def out_of_memory(trial: Trial) -> bool:
 def reason_of(trial: Trial) -> str:
     """The last line of what a trial's worker died of."""
     lines = (_last_failure(trial) or "the worker died").splitlines()
-    return lines[-1].strip()[:300]
+    return lines[-1].strip()[:_MOST_SAID]
 
 
 def _last_failure(trial: Trial) -> str:

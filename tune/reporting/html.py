@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from prometar.io.files import write_atomically
 from prometar.io.pages import templates
+from prometar.io.stores import masked
 from tune.reporting import formatting, statements, tables
 from tune.reporting.importance import MIN_COMPLETE, Importances, importances
 from tune.reporting.plots import course, goals, settings, style
@@ -96,7 +97,7 @@ def render(records: Records) -> str:
         costs=costs(records),
         span=span(records),
         environment=_environment(records.study),
-        config=yaml.safe_dump(dict(records.study.config), sort_keys=False),
+        config=masked(yaml.safe_dump(dict(records.study.config), sort_keys=False)),
         plots=_plots(records, shares, front),
     )
 
