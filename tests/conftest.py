@@ -23,6 +23,7 @@ from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from prometar.distributed.local_ray import interrupts_heard
 from prometar.distributed.ray_private import without_helpers
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
@@ -124,7 +125,7 @@ def ray_local() -> Iterator[str]:
     for attempt in range(3):
         ray.shutdown()  # what a test has left running, or a start that broke off half-way
         try:
-            with without_helpers():
+            with without_helpers(), interrupts_heard():
                 ray.init(
                     address="local",  # never one that runs already
                     num_cpus=2,

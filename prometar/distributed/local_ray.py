@@ -79,7 +79,7 @@ def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
         _take_own_token()
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
-    with nullcontext() if address or verbose else without_helpers(), _interrupts_heard():
+    with nullcontext() if address or verbose else without_helpers(), interrupts_heard():
         _in_a_lasting_thread(lambda: _init(address=address or LOCAL, **quiet, **local))
 
 
@@ -177,7 +177,7 @@ def _take_own_token() -> None:
 
 
 @contextmanager
-def _interrupts_heard() -> Iterator[None]:
+def interrupts_heard() -> Iterator[None]:
     """Meanwhile, interrupts are not ignored, as `&` in a script has it: what is started would inherit that.
 
     By an interrupt Ray cancels a task.
