@@ -8,12 +8,16 @@ says so only after it has packed everything, and does not say what is large.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import subprocess
 import sys
 from collections import Counter
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_MIB = 100
@@ -49,13 +53,29 @@ def refusal(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
     )
 
 
+def nobody(arguments: list[str]) -> str | None:
+    """That no head takes jobs at the address, or None; `ray job submit` would say so in a hundred lines."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
+    address = options.parse_known_args(arguments)[0].address
+    if not address.startswith("http"):
+        return None
+    try:
+        urlopen(f"{address.rstrip('/')}/api/version", timeout=20).close()
+    except HTTPError:  # somebody is there
+        return None
+    except (OSError, ValueError, HTTPException) as error:
+        return f"no head of a Ray cluster takes jobs at {address}: {getattr(error, 'reason', error)}"
+    return None
+
+
 def main(arguments: list[str]) -> int:
     """Check, then submit; returns `ray job submit`'s exit status."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
     if "--" not in arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    if reason := refusal(ROOT):
+    if reason := nobody(arguments[: arguments.index("--")]) or refusal(ROOT):
         print(f"error: {reason}", file=sys.stderr)
         return 1
     ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]

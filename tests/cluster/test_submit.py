@@ -269,6 +269,20 @@ def test_a_large_upload_is_refused_before_it_is_packed(tmp_path: Path) -> None:
     assert not refusal(ROOT)
 
 
+@pytest.mark.parametrize("option", [["--address", "{}"], ["--address={}"], []])
+def test_where_nobody_takes_jobs_one_line_says_so(
+    option: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    if not option:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    assert script("submit").main([*(word.format(address) for word in option), "--", "ls"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: no head of a Ray cluster takes jobs at {address}: ")
+    assert said.count("\n") == 1
+
+
 def test_ctrl_c_ends_the_following_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
