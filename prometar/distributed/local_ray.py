@@ -36,7 +36,6 @@ _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOO_SLOW = ("timed out during startup", "Failed to connect to GCS")
 LOCAL = "local"  # Ray's name for one of its own
 _STARTING = threading.Lock()
-_LOOPBACK = "127.0.0.1"
 _TOKEN = " (where it asks for a token: RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token)"
 
 
@@ -150,7 +149,7 @@ def _require_open_files() -> None:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
 
 
-_LEAST_ROOM = 64 * 2**20  # bytes for its logs; it does not say what it lacks
+_LEAST_ROOM = 8 * 2**20  # bytes for its logs; it does not say what it lacks
 
 
 def _require_room() -> None:
@@ -180,7 +179,7 @@ def _take_own_token() -> None:
 def interrupts_heard() -> Iterator[None]:
     """Meanwhile, interrupts are not ignored, as `&` in a script has it: what is started would inherit that.
 
-    By an interrupt Ray cancels a task.
+    By an interrupt Ray cancels a task. Of the main thread alone: no other may say what happens at a signal.
     """
     main = threading.current_thread() is threading.main_thread()
     ignored = main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -207,13 +206,6 @@ def head_is_gone() -> bool:
     return False
 
 
-def runs_here() -> bool:
-    """Whether the head of the Ray that this process is part of was started on this machine, for it alone."""
-    import ray
-
-    return ray.is_initialized() and ray.get_runtime_context().gcs_address.startswith(f"{_LOOPBACK}:")
-
-
 def own_node_is_gone() -> bool:
     """Whether Ray's head holds the part of Ray on this machine for dead: nothing is run here any more."""
     import ray
@@ -230,7 +222,7 @@ def _knock(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def require_address(address: str) -> None:
+def require_address(address: str, *, name: str = "--address") -> None:
     """
     Raises:
         UserError: it is none that Ray can be joined at.
@@ -238,20 +230,21 @@ def require_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "://" in address:
         raise UserError(
-            f"--address {address}: a study is no client of Ray's; start it on a machine of the cluster "
+            f"{name} {address}: a study is no client of Ray's; start it on a machine of the cluster "
             "(--address auto), or submit it (clusters/submit.py)"
         )
     if address != "auto" and not (host and port.isdigit()):
-        raise UserError(f"--address {address}: it is auto, or HOST:PORT of the cluster's head")
+        raise UserError(f"{name} {address}: it is auto, or HOST:PORT of the cluster's head")
 
 
 def _require_server(address: str) -> None:
     """Ray itself would try for ten minutes before it says that nobody is there."""
     require_address(address)
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "")  # else Ray knows where to look
-        if ":" not in address or "://" in address:
-            return
+        address = os.environ.get("RAY_ADDRESS", "auto")
+        if address in ("", "auto", LOCAL) or "://" in address:
+            return  # Ray knows where to look
+        require_address(address, name="RAY_ADDRESS")
     try:
         _knock(address)
     except (OSError, OverflowError) as error:

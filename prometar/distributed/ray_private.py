@@ -22,6 +22,13 @@ def replaced(owner: Any, **parts: Any) -> Iterator[None]:
             setattr(owner, name, part)
 
 
+def started_here() -> bool:
+    """Whether this process has started the Ray that it uses, its head too."""
+    from ray._private.worker import global_worker
+
+    return global_worker.node is not None and bool(global_worker.node.head)
+
+
 @contextmanager
 def without_helpers() -> Iterator[None]:
     """Start no process of Ray's that helps nobody where one machine is used for one command.

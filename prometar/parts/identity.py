@@ -18,6 +18,10 @@ from prometar.parts.reference import load
 _DIGITS = 16  # of a digest, in what users read
 _MOST_BYTES = 4_000_000
 _OURS = {"prometar", "tune"}
+_TRAINS = (
+    *(f"prometar/{name}/" for name in ("backbone", "config", "data", "methods", "step", "training")),
+    *("tune/jobs/", "tune/worker/"),
+)
 Files = dict[str, bytes]
 """A module's or a package's Python files, by path below the folder it is imported from."""
 
@@ -104,7 +108,7 @@ def files(piece: str) -> Files:
         raise UserError(f"{piece} is no Python file: a part's code must be one, to be kept and sent")
     if Path(file).name == "__init__.py":
         folder = Path(file).parent
-        paths = {f"{path}/{each.relative_to(folder).as_posix()}": each for each in folder.rglob("*.py")}
+        paths = {f"{path}/{each.relative_to(folder).as_posix()}": each for each in folder.rglob("[!.]*.py")}
     else:
         paths = {f"{path}.py": Path(file)}
     if sum(each.stat().st_size for each in paths.values()) > _MOST_BYTES:
@@ -114,8 +118,9 @@ def files(piece: str) -> Files:
 
 @cache
 def own_code() -> str:
-    """A digest of this project's own code: equal versions may have been changed."""
-    return _digest({name: content for package in sorted(_OURS) for name, content in files(package).items()})
+    """A digest of the code that trains: equal versions may have been changed."""
+    content = {**files("prometar"), **files("tune")}
+    return _digest({name: each for name, each in content.items() if name.startswith(_TRAINS)})
 
 
 def _digest(content: Files) -> str:

@@ -106,18 +106,29 @@ def forget() -> None:
     _dataset.cache_clear()
 
 
-CODE, WEIGHTS = "the code", "the weights"
-"""Among `contents_of`; no data set has a name with a space."""
-
-
 def contents_of(config: Config) -> dict[str, str]:
-    """Digests of what a run is made of beside its settings: the split by the data set's name, weights, code.
+    """Digests of what a run is made of beside its settings, by what they are of: split, weights, code.
 
     Raises:
         UserError: the data or the weights cannot be opened.
     """
-    loaded = _loaded(config.backbone.name, config.backbone.pretrained, config.backbone.precision)
-    return {config.data.name: _data(config)[1].digest, WEIGHTS: loaded.backbone.digest, CODE: own_code()}
+    backbone, data = config.backbone, _data(config)[1]
+    weights = _loaded(backbone.name, backbone.pretrained, backbone.precision).read_digest
+    return {split_entry(data): data.digest, weights_entry(config): weights, CODE: own_code()}
+
+
+CODE = "code"
+
+
+def split_entry(dataset: Dataset) -> str:
+    """What its digest is called among `contents_of`."""
+    return f"splits of {dataset.name}"
+
+
+def weights_entry(config: Config) -> str:
+    """What the digest of its backbone's weights is called: another precision is other numbers."""
+    backbone = config.backbone
+    return f"weights of {backbone.name} {backbone.pretrained or ''} in {backbone.precision}"
 
 
 def _data(config: Config) -> tuple[tuple[str, str | None, str, str], Dataset]:

@@ -51,7 +51,7 @@ def test_nobody_waits_for_a_ray_that_has_died(monkeypatch: pytest.MonkeyPatch, h
     """Without a signal, and in any thread: no epoch would ever end."""
     said, ended = io.StringIO(), threading.Event()
     monkeypatch.setattr(stopping, "head_is_gone", lambda: head)
-    monkeypatch.setattr(stopping, "runs_here", lambda: head)
+    monkeypatch.setattr(stopping, "started_here", lambda: head)
     monkeypatch.setattr(stopping, "own_node_is_gone", lambda: not head)
     monkeypatch.setattr(stopping, "_PATIENCE", 0.1)
     monkeypatch.setattr(os, "_exit", lambda status: ended.set() if status == 1 else None)

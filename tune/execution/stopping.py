@@ -13,7 +13,8 @@ from types import FrameType
 
 from rich.console import Console
 
-from prometar.distributed.local_ray import head_is_gone, own_node_is_gone, runs_here
+from prometar.distributed.local_ray import head_is_gone, own_node_is_gone
+from prometar.distributed.ray_private import started_here
 from prometar.errors import WorkError
 from prometar.interrupts import INTERRUPTED, MESSAGE
 from tune.optimizer.storage import GO_ON
@@ -89,7 +90,7 @@ class Stopping:
             if self.asked and gone and not over.is_set():  # else it has just been closed
                 self._end(f"Ray has been ended too; {MESSAGE}", INTERRUPTED)
             # Elsewhere a head may come back.
-            if look and (runs_here() if gone else own_node_is_gone()):
+            if look and (started_here() if gone else own_node_is_gone()):
                 self.died = f"Ray has died on this machine; {GO_ON}"
                 if not over.wait(_PATIENCE):  # else the study has ended with an error
                     self._end(self.died, WorkError.exit_code)

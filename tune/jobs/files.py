@@ -103,14 +103,14 @@ def _own_folder() -> Path:
     Raises:
         StorageError: somebody else has put something of that name there.
     """
-    folder = Path(tempfile.gettempdir()) / f"prometar-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"prometar-{os.getuid()}-own"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
         raise StorageError(f"cannot use {folder}: {error.strerror}; remove it, or set TMPDIR") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise StorageError(f"cannot use {folder}: others may write to it; remove it, or set TMPDIR")
+        raise StorageError(f"cannot use {folder}: it is not this user's alone; remove it, or set TMPDIR")
     return folder
 
 

@@ -7,9 +7,9 @@ from statistics import mean
 from prometar.data.splits.objective import OBJECTIVES
 from tune.reporting.formatting import chance, interval, listed, number, shown, signed
 from tune.reporting.track_record import track_record
-from tune.results.goals import SECONDS, in_words
+from tune.results.goals import SECONDS, in_words, keeps
 from tune.results.reader import Records
-from tune.results.schema import FinalTest
+from tune.results.schema import FinalTest, Reevaluated
 
 
 def verdict(records: Records) -> str:
@@ -67,7 +67,7 @@ def _kept(records: Records) -> str:
         return f"No settings keep {in_words(bounds)}, not even the released ones."
     if bounds and all(trial.reference for trial in records.keeping):
         return f"Keep the released settings: no others keep {in_words(bounds)}."
-    kept = [row for row in again.rows if row.keeps(bounds)] if again else []
+    kept = _keeping(records)
     others = [row for row in kept if not row.reference]
     if bounds and again and not kept:
         return f"No settings keep {in_words(bounds)} in the last round, not even the released ones."
@@ -87,6 +87,15 @@ def _kept(records: Records) -> str:
         f"probability of {chance(best.probability)} (expected {signed(best.expected)} points of H); "
         f"{again.keep_unless:g} is asked for."
     )
+
+
+def _keeping(records: Records) -> list[Reevaluated]:
+    """The last round's rows that keep the bounds; the search tells how long the released settings took."""
+    again, bounds, released = records.lastround, records.asked.bounds, records.released
+    times = [bound for bound in bounds if bound.figure == SECONDS]
+    slow = released is not None and not keeps(times, released.goal)
+    rows = again.rows if again else ()
+    return [row for row in rows if row.keeps(bounds) and not (row.reference and slow)]
 
 
 def _what_it_excludes(finals: FinalTest) -> str:
@@ -128,8 +137,8 @@ def advice(records: Records) -> str:
     if finals is None or records.overtaken:
         return "Until the final test has been run, the released settings are the ones to use."
     if finals.same:
-        nothing_keeps = records.asked.bounds and not records.keeping
-        return "" if nothing_keeps else "Use the released settings."
+        kept = _keeping(records) if records.lastround else records.keeping
+        return "Use the released settings." if kept or not records.asked.bounds else ""
     where = f"trial {finals.best.number}'s settings, in best.yaml"
     if records.leaking:
         return f"Use none of this: the search read the test images. Its best are {where}."
@@ -137,7 +146,7 @@ def advice(records: Records) -> str:
     if difference is None:
         return f"If any, use {where}; they are not shown to be better than the released ones."
     if not finals.shown:
-        return f"Not shown to be better than the released settings: {where}."
+        return f"Use either: {where}, are not shown to be better than the released ones."
     return f"Use {where}." if difference.mean > 0 else "Keep the released settings."
 
 
@@ -171,11 +180,11 @@ def caveats(records: Records) -> list[str]:
     if len(records.complete) > 1 and records.keeping:  # else no figure is called the best
         lines.append(
             f"The search's best figure is the highest of {len(records.complete)}, so it is biased upwards, "
-            "and not comparable with a test figure. "
+            "and not comparable with a test figure."
             + (
-                "The last round's figure of the settings it chose is biased too, by less: one of few."
+                " The last round's figure of the settings it chose is biased too, by less: it is one of few."
                 if records.lastround
-                else "The final test is not: it is read once, after the search."
+                else " The final test is not: it is read once, after the search."
                 if records.finals and records.finals.seeds
                 else ""
             )

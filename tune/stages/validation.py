@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prometar.backbone.openclip import load_backbone
-from prometar.backbone.weights_digest import weights_digest
+from prometar.backbone.weights_digest import read_digest, weights_digest
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.hubset import obtain
@@ -15,7 +15,7 @@ from prometar.data.splits.objective import LEAKS, Problem
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities, own_code
 from prometar.training.drift import drift_identity, foreign_to
-from prometar.training.run import CODE, DTYPES, WEIGHTS
+from prometar.training.run import CODE, DTYPES, split_entry, weights_entry
 from prometar.training.session import kept_bytes
 from tune.stages.budget import Budget, Steps, budget_of, problems, require_space, steps_of
 from tune.study_spec import StudySpec
@@ -64,7 +64,7 @@ def check(spec: StudySpec) -> Checked:
         datasets.append(dataset)
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
-        everywhere[name] = dataset.digest
+        everywhere[split_entry(dataset)] = dataset.digest
         searched, final = problems(spec, dataset)
         splits += [*searched, final]
         steps[name], note = steps_of(config, searched, final), searched[-1].note
@@ -73,7 +73,7 @@ def check(spec: StudySpec) -> Checked:
     backbone = load_backbone(config.backbone.name, config.backbone.pretrained)
     clip = backbone.clip
     contents["weights"] = weights_digest(clip)[:_DIGITS]
-    everywhere[WEIGHTS] = weights_digest(clip.to(dtype=DTYPES[config.backbone.precision]))
+    everywhere[weights_entry(config)] = read_digest(clip.to(dtype=DTYPES[config.backbone.precision]))
     if searched[-1].predicts_new:
         contents["drift"] = drift_identity(backbone)
         for dataset in datasets:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import Config, dump_config, parse
 from prometar.data.streaming.stream import StreamOptions
-from prometar.errors import StorageError, UserError
+from prometar.errors import StorageError, UserError, one_line
 from prometar.io.files import refused, write_atomically
 from prometar.runs import FINAL, ray_stream, write_result
-from prometar.training.run import CODE, WEIGHTS, build_run, contents_of
+from prometar.training.run import build_run, contents_of
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
 from tune.jobs.files import JobFiles
@@ -63,18 +64,20 @@ def _require_like_the_driver(config: Config, terms: Terms) -> None:
     here = f"the machine {socket.gethostname()}"
     if not terms.contents:
         return
-    if terms.files is None and not Path(terms.root, "study.yaml").exists():
+    if terms.files is None and not os.path.exists(Path(terms.root, "study.yaml")):
         raise StorageError(
             f"{here} does not see {terms.root}: share it between the machines, or pass --files URL"
         )
     try:
         found = contents_of(config)
+    except StorageError:
+        raise
     except UserError as error:
-        raise StorageError(f"{here} lacks what the study was checked with: {error}") from None
+        lacking = one_line(str(error))
+        raise StorageError(f"{here} lacks what the study was checked with: {lacking}") from None
     for name, digest in found.items():
         if terms.contents.get(name, digest) != digest:
-            what = name if name in (WEIGHTS, CODE) else f"splits of {name}"
-            raise StorageError(f"{here} has {what} other than the driver's: make them the same")
+            raise StorageError(f"{here} has other {name} than this command began with: make them the same")
 
 
 def _drop_result(folder: Path, *, unless: str) -> None:

@@ -126,7 +126,7 @@ def test_a_folder_that_others_have_laid_is_not_used(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
     (victim := tmp_path / "home").mkdir()
     (victim / "thesis.tex").write_text("years of work")
-    own = tmp_path / "machine" / f"prometar-{os.getuid()}"
+    own = tmp_path / "machine" / f"prometar-{os.getuid()}-own"
     if laid == "link":
         own.symlink_to(victim)
     else:
@@ -134,7 +134,9 @@ def test_a_folder_that_others_have_laid_is_not_used(
         own.chmod(0o777)
     terms = Terms(root=str(tmp_path / "study"), files=f"file://{tmp_path}/store")
     job = Job(str(tmp_path / "study" / "trials" / "0001"), (Leg({}),), "final", terms=terms)
-    with pytest.raises(StorageError, match=f"cannot use {own}: others may write to it; remove it, or set"):
+    with pytest.raises(
+        StorageError, match=f"cannot use {own}: it is not this user's alone; remove it, or set"
+    ):
         JobFiles(job).mirror(job.legs[0])
     assert (victim / "thesis.tex").read_text() == "years of work"
 

@@ -144,7 +144,7 @@ def test_says_what_was_asked_and_found(tmp_path: Path) -> None:
             [
                 "No difference shown:",
                 "the interval holds 0",
-                "Not shown to be better than the released settings",
+                "are not shown to be better than the released ones",
             ],
         ),
         (TIED, {}, ["The best settings found and the released ones test equal in every pair."]),
