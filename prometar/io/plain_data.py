@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -24,8 +25,7 @@ class PlainData(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = list(_kinds(cls.model_fields[str(info.field_name)].annotation))
-        return no_truth(value) if bool not in kinds and (int in kinds or float in kinds) else value
+        return no_truth(value) if _holds_numbers(cls, str(info.field_name)) else value
 
 
 def no_truth(value: Any) -> Any:
@@ -52,6 +52,13 @@ def _problem(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{error['msg']} (found {reprlib.repr(error['input'])})"
+
+
+@cache
+def _holds_numbers(model: type[BaseModel], field: str) -> bool:
+    """Whether a field holds numbers, and no truth: looked at once, as all of them are at every change."""
+    kinds = list(_kinds(model.model_fields[field].annotation))
+    return bool not in kinds and (int in kinds or float in kinds)
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from statistics import mean
 from prometar.data.splits.objective import OBJECTIVES
 from tune.reporting.formatting import chance, interval, listed, number, shown, signed
 from tune.reporting.track_record import track_record
-from tune.results.goals import SECONDS, in_words, keeps
+from tune.results.goals import SECONDS, in_words
 from tune.results.reader import Records
 from tune.results.schema import FinalTest, Reevaluated
 
@@ -92,8 +92,7 @@ def _kept(records: Records) -> str:
 def _keeping(records: Records) -> list[Reevaluated]:
     """The last round's rows that keep the bounds; the search tells how long the released settings took."""
     again, bounds, released = records.lastround, records.asked.bounds, records.released
-    times = [bound for bound in bounds if bound.figure == SECONDS]
-    slow = released is not None and not keeps(times, released.goal)
+    slow = released is not None and not released.in_time(bounds)
     rows = again.rows if again else ()
     return [row for row in rows if row.keeps(bounds) and not (row.reference and slow)]
 

@@ -159,6 +159,10 @@ class TrialRecord(Versioned):
         figure: float | None = getattr(self, name)
         return figure
 
+    def in_time(self, bounds: Iterable[Bound]) -> bool:
+        """Whether it took no longer than they say: all that no later run of its settings can tell."""
+        return keeps((bound for bound in bounds if bound.figure == SECONDS), self.goal)
+
 
 def by_score(trials: Iterable[TrialRecord], bounds: Sequence[Bound] = ()) -> list[TrialRecord]:
     """The finished trials that keep the bounds, highest objective first; of equals the earlier first."""

@@ -16,7 +16,7 @@ from tune.execution.course import Course
 from tune.execution.reruns import Means, run_missing, runs_of
 from tune.jobs.files import JobFiles
 from tune.optimizer.storage import GO_ON
-from tune.results.goals import SECONDS, Bound, in_words, keeps
+from tune.results.goals import Bound, in_words
 from tune.results.schema import REEVALUATION, Learned, Reevaluated, Reevaluation, TrialRecord, by_score
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import applies, known_gains
@@ -208,8 +208,7 @@ def _judged(
 
 def _slow(asked: Sequence[TrialRecord], spec: StudySpec) -> set[int]:
     """Trials that took longer than a bound says: the released settings are run again all the same."""
-    bounds = [bound for bound in spec.bounds if bound.figure == SECONDS]
-    return {trial.number for trial in asked if not keeps(bounds, trial.goal)}
+    return {trial.number for trial in asked if not trial.in_time(spec.bounds)}
 
 
 def _chosen(
