@@ -19,7 +19,10 @@ _DIGITS = 16  # of a digest, in what users read
 _MOST_BYTES = 4_000_000
 _OURS = {"prometar", "tune"}
 _TRAINS = (
-    *(f"prometar/{name}/" for name in ("backbone", "config", "data", "methods", "step", "training")),
+    *(
+        f"prometar/{name}/"
+        for name in ("backbone", "bundled", "config", "data", "methods", "step", "training")
+    ),
     *("tune/jobs/", "tune/worker/"),
 )
 Files = dict[str, bytes]
