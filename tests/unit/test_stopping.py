@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from prometar.errors import WorkError
+from prometar.interrupts import INTERRUPTED
 from tune.execution import stopping
 from tune.execution.course import RelayedCallback, Running
 from tune.execution.stopping import Stopping
@@ -54,6 +55,7 @@ def test_nobody_waits_for_a_ray_that_has_died(monkeypatch: pytest.MonkeyPatch, h
     monkeypatch.setattr(stopping, "started_here", lambda: head)
     monkeypatch.setattr(stopping, "own_node_is_gone", lambda: not head)
     monkeypatch.setattr(stopping, "_PATIENCE", 0.1)
+    monkeypatch.setattr(stopping, "_LOOK", 1)
     monkeypatch.setattr(os, "_exit", lambda status: ended.set() if status == 1 else None)
 
     def run() -> None:
@@ -66,9 +68,31 @@ def test_nobody_waits_for_a_ray_that_has_died(monkeypatch: pytest.MonkeyPatch, h
     assert DEAD in said.getvalue()
 
 
+def test_a_head_that_ends_while_it_is_asked_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal to all of Ray: who asks for this machine's node meanwhile gets no answer for a minute."""
+    said, ended, asking, answered = io.StringIO(), threading.Event(), threading.Event(), threading.Event()
+
+    def no_answer() -> bool:
+        asking.set()
+        return not answered.wait(30)
+
+    monkeypatch.setattr(stopping, "head_is_gone", asking.is_set)
+    monkeypatch.setattr(stopping, "own_node_is_gone", no_answer)
+    monkeypatch.setattr(stopping, "_LOOK", 0.1)
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set() if status == INTERRUPTED else None)
+    stop = Stopping(Console(file=said, width=200))
+    with stop.listening():
+        assert asking.wait(30)
+        stop.asked = True
+        assert ended.wait(30)
+        answered.set()
+    assert "Ray has been ended too" in said.getvalue()
+
+
 def test_a_study_that_can_still_end_does_so_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "head_is_gone", lambda: False)
     monkeypatch.setattr(stopping, "own_node_is_gone", lambda: True)
+    monkeypatch.setattr(stopping, "_LOOK", 0.1)
     stop = Stopping(Console(file=io.StringIO()))
     callback = RelayedCallback(Running(iter(())), stop)  # type: ignore[arg-type]
     callback.on_step_begin(0, [])

@@ -64,7 +64,8 @@ class Stopping:
         heard = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.signal(number, self._hear) for number in heard}
         over = threading.Event()
-        threading.Thread(target=self._watch, args=(over,), daemon=True).start()
+        for watch in (self._watch_head, self._watch_node):
+            threading.Thread(target=watch, args=(over,), daemon=True).start()
         try:
             yield
         finally:
@@ -80,8 +81,8 @@ class Stopping:
             "stopping when each running trial has ended its epoch; once more: now, and those epochs are lost"
         )
 
-    def _watch(self, over: threading.Event) -> None:
-        """Left to itself, Ray would look for its head for a minute and then abort; for its node it waits."""
+    def _watch_head(self, over: threading.Event) -> None:
+        """Left to itself, Ray would look for its head for a minute and then abort."""
         for second in count():
             if over.wait(1):
                 return
@@ -89,11 +90,19 @@ class Stopping:
             gone = (self.asked or look) and head_is_gone()
             if self.asked and gone and not over.is_set():  # else it has just been closed
                 self._end(f"Ray has been ended too; {MESSAGE}", INTERRUPTED)
-            # Elsewhere a head may come back.
-            if look and (started_here() if gone else own_node_is_gone()):
-                self.died = f"Ray has died on this machine; {GO_ON}"
-                if not over.wait(_PATIENCE):  # else the study has ended with an error
-                    self._end(self.died, WorkError.exit_code)
+            if look and gone and started_here():  # elsewhere a head may come back
+                self._mourn(over)
+
+    def _watch_node(self, over: threading.Event) -> None:
+        """Ray waits for its node, and whom it asks about it may end meanwhile: then there is no answer."""
+        while not over.wait(_LOOK):
+            if not head_is_gone() and own_node_is_gone():
+                self._mourn(over)
+
+    def _mourn(self, over: threading.Event) -> None:
+        self.died = f"Ray has died on this machine; {GO_ON}"
+        if not over.wait(_PATIENCE):  # else the study has ended with an error
+            self._end(self.died, WorkError.exit_code)
 
     def _end(self, message: str, status: int) -> None:
         """Nothing of Ray can be closed any more; what was told is on disk."""
