@@ -17,14 +17,10 @@ from prometar.parts.reference import load
 
 _DIGITS = 16  # of a digest, in what users read
 _MOST_BYTES = 4_000_000
-_OURS = {"prometar", "tune"}
-_TRAINS = (
-    *(
-        f"prometar/{name}/"
-        for name in ("backbone", "bundled", "config", "data", "methods", "step", "training")
-    ),
-    *("tune/jobs/", "tune/worker/"),
-)
+_TRAINS = {
+    "prometar": ("backbone", "bundled", "config", "data", "inference", "methods", "step", "training"),
+    "tune": ("jobs", "worker"),
+}
 Files = dict[str, bytes]
 """A module's or a package's Python files, by path below the folder it is imported from."""
 
@@ -59,7 +55,7 @@ def pieces(references: Iterable[str]) -> list[str]:
     for reference in references:
         load(reference)
         found.add(piece_of(reference.partition(":")[0]))
-    return sorted(piece for piece in found if _top(piece) not in _OURS)
+    return sorted(piece for piece in found if _top(piece) not in _TRAINS)
 
 
 def piece_of(module: str) -> str:
@@ -120,10 +116,10 @@ def files(piece: str) -> Files:
 
 
 @cache
-def own_code() -> str:
-    """A digest of the code that trains: equal versions may have been changed."""
-    content = {**files("prometar"), **files("tune")}
-    return _digest({name: each for name, each in content.items() if name.startswith(_TRAINS)})
+def own_code(package: str) -> str:
+    """A digest of the code of one of our packages that trains: equal versions may have been changed."""
+    folders = tuple(f"{package}/{folder}/" for folder in _TRAINS[package])
+    return _digest({name: each for name, each in files(package).items() if name.startswith(folders)})
 
 
 def _digest(content: Files) -> str:
@@ -135,7 +131,7 @@ def _digest(content: Files) -> str:
 
 def is_everywhere(module: str) -> bool:
     """Whether a module is this project's, or installed: workers have it."""
-    return _top(module) in _OURS or installed_as(_top(module)) is not None
+    return _top(module) in _TRAINS or installed_as(_top(module)) is not None
 
 
 @cache

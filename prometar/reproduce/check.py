@@ -9,7 +9,7 @@ import torch
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.openclip import load_backbone
-from prometar.backbone.weights_digest import weights_digest
+from prometar.backbone.weights_digest import read_digest, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Item
@@ -20,7 +20,7 @@ from prometar.errors import UserError, one_line
 from prometar.methods.probing import probe
 from prometar.reproduce.grid import WEIGHTS, Asked
 from prometar.reproduce.protocols import shots_column
-from prometar.training.run import DTYPES
+from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
 from prometar.training.session import kept_bytes
 
 
@@ -35,6 +35,7 @@ class Found:
         weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
         notes: What the data sets are too small for.
         contents: Digests of the data sets' splits by name, and of the weights (`Outcome.contents`).
+        everywhere: What every worker's machine must have too (`Job.everywhere`).
     """
 
     idle: frozenset[str]
@@ -44,6 +45,7 @@ class Found:
     images: int
     notes: tuple[str, ...]
     contents: Mapping[str, str]
+    everywhere: Mapping[str, str]
 
 
 def look(asked: Asked) -> Found:
@@ -65,11 +67,14 @@ def look(asked: Asked) -> Found:
         raise UserError(f"no data set can be trained on: {first}{more}")
     backbone = next(iter(asked.configs.values())).backbone
     clip = load_backbone(backbone.name, backbone.pretrained).clip
-    contents[WEIGHTS] = weights_digest(clip.to(dtype=DTYPES[backbone.precision]))
+    narrow = clip.to(dtype=DTYPES[backbone.precision])
+    everywhere = {split_entry(name): digest for name, digest in contents.items()}
+    everywhere |= {weights_entry(backbone): read_digest(narrow)} | code_of("prometar")
+    contents[WEIGHTS] = weights_digest(narrow)
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
     trained = max(len(split.classnames) for split in splits)
     images = kept_bytes(splits, clip.image_size)
-    return Found(idle, missing, trained, clip.num_bytes, images, tuple(notes), contents)
+    return Found(idle, missing, trained, clip.num_bytes, images, tuple(notes), contents, everywhere)
 
 
 def _learns(config: Config, clip: Clip) -> bool:

@@ -73,6 +73,7 @@ class _Crew:
         except RayTaskError as error:  # what a user can mend comes as a record
             reason = _last_line(error)
             if is_refused_write(reason):
+                slot.close()
                 raise WorkError(f"{reason.split(': ', 1)[-1]}; the same command goes on") from None
             return slot, job, job.failed(reason) if job else None
         except RayError as error:

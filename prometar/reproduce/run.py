@@ -101,7 +101,10 @@ def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, cons
     )
     console.print(plan.describe(nodes))
     code = sources_of({part for entry in todo for part in entry.own})
-    jobs = [Job(entry, folder.run(entry), plan.threads, plan.stream_cpus, code) for entry in todo]
+    jobs = [
+        Job(entry, folder.run(entry), plan.threads, plan.stream_cpus, code, found.everywhere)
+        for entry in todo
+    ]
     num_ended = 0
 
     def say(record: Record) -> None:

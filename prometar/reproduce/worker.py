@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,19 +19,24 @@ from prometar.io.files import write_atomically
 from prometar.parts.sending import Sent, install
 from prometar.reproduce.grid import WEIGHTS, Entry, Record, read_record
 from prometar.runs import evaluate_on, ray_stream, write_result
-from prometar.training.run import build_run
+from prometar.training.alike import like_the_driver, require_shared
+from prometar.training.run import build_run, contents_of, split_entry
 from prometar.training.session import Session
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run as the driver hands it to a worker; its state lies in `folder`."""
+    """A run as the driver hands it to a worker; its state lies in `folder`.
+
+    everywhere: Digests of what the driver has found, which the worker's machine must have too.
+    """
 
     entry: Entry
     folder: Path
     threads: int
     stream_cpus: float
     code: tuple[Sent, ...] = ()
+    everywhere: Mapping[str, str] = field(default_factory=dict)
 
     def failed(self, reason: str) -> Record:
         """Write and return a record that says so; figures that are there already stay."""
@@ -50,7 +56,7 @@ class Worker:
         """The record of a finished run, or of one that failed in a way that no repetition would mend.
 
         Raises:
-            StorageError: nothing can be kept; no run is to blame.
+            StorageError: nothing can be kept, or this machine lacks what the driver has; no run is to blame.
         """
         torch.set_num_threads(job.threads)
         install(job.code)
@@ -64,6 +70,10 @@ class Worker:
 
 def _run(job: Job) -> Record:
     entry, options = job.entry, StreamOptions.in_bundle(job.stream_cpus)
+    out = job.folder.parents[1]
+    require_shared(out, name=out)
+    with like_the_driver(job.everywhere) as found:
+        found.update(contents_of(entry.config))
     run = build_run(entry.config, entry.objective)
     session, note = Session.or_anew(run, job.folder, ray_stream(run, options))
     write_atomically(job.folder / "config.yaml", dump_config(entry.config).encode())
@@ -90,7 +100,9 @@ def _run(job: Job) -> Record:
     )  # fmt: skip
     for target in entry.targets:
         if target not in record.tests:
-            tested = open_dataset(target, entry.config.data.root)
+            with like_the_driver(job.everywhere) as found:
+                tested = open_dataset(target, entry.config.data.root)
+                found[split_entry(target)] = tested.digest
             tests = {**record.tests, target: evaluate_on(classifier, tested, options=options)}
             num_classes = {**record.num_classes, target: len(tested.classnames)}
             contents = {**record.contents, target: tested.digest}

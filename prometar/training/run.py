@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prometar.backbone.frozen_features import Seen
 from prometar.backbone.openclip import Backbone, load_backbone
-from prometar.config.settings import Config
+from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.objective import Problem, own_objective, problem
@@ -114,20 +114,23 @@ def contents_of(config: Config) -> dict[str, str]:
     """
     backbone, data = config.backbone, _data(config)[1]
     weights = _loaded(backbone.name, backbone.pretrained, backbone.precision).read_digest
-    return {split_entry(data): data.digest, weights_entry(config): weights, CODE: own_code()}
+    return {split_entry(config.data.name): data.digest, weights_entry(backbone): weights} | code_of(
+        "prometar"
+    )
 
 
-CODE = "code"
+def code_of(package: str) -> dict[str, str]:
+    """The digest of the code of one of our packages, by what it is called among `contents_of`."""
+    return {f"code of {package}": own_code(package)}
 
 
-def split_entry(dataset: Dataset) -> str:
-    """What its digest is called among `contents_of`."""
-    return f"splits of {dataset.name}"
+def split_entry(dataset: str) -> str:
+    """What the digest of a data set is called among `contents_of`."""
+    return f"splits of {dataset}"
 
 
-def weights_entry(config: Config) -> str:
-    """What the digest of its backbone's weights is called: another precision is other numbers."""
-    backbone = config.backbone
+def weights_entry(backbone: BackboneConfig) -> str:
+    """What the digest of its weights is called: another precision is other numbers."""
     return f"weights of {backbone.name} {backbone.pretrained or ''} in {backbone.precision}"
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.util.placement_group import placement_group_table
 
 from prometar.distributed.placement import ResourcePlan
 from prometar.errors import WorkError
@@ -59,6 +60,8 @@ def test_a_full_disk_ends_the_work_and_fails_no_run(
     (work[0].folder / "full").touch()
     with pytest.raises(WorkError, match=r"^cannot write .*: make room; the same command goes on$"):
         run_jobs(work, PLAN, on_record=heard.append)
+    places = placement_group_table()
+    assert not any(place["state"] == "CREATED" for place in places.values()), "nothing keeps its place"
     assert read_record(work[0].entry, work[0].folder) is None
     (work[0].folder / "full").unlink()
     run_jobs(work, PLAN, on_record=heard.append)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,14 @@ import pytest
 from safetensors.torch import load_file
 
 from prometar.cli.app import main
+from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.layouts import SplitFile
+from prometar.errors import StorageError
+from prometar.reproduce import run
+from prometar.reproduce.check import Found, look
+from prometar.reproduce.grid import Asked, Entry
+from prometar.reproduce.worker import Job, Worker
 from tests.support.copies import write_copy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -207,6 +215,45 @@ def test_a_killed_driver_goes_on(
     refused = [*args[:-1], "25"]
     assert reproduce("base-to-new", copies, killed, *refused) == 2
     assert "was made with other settings (train.epochs: 24 then, 25 now)" in capsys.readouterr().err
+
+
+OTHERS = ["splits of imagenet", "splits of imagenet_a", "weights of mini  in fp32", "code of prometar"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_machine_that_is_not_like_the_drivers_ends_the_command_and_fails_no_run(
+    name: str,
+    copies: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ray_local: None,
+) -> None:
+    def elsewhere(asked: Asked) -> Found:
+        found = look(asked)
+        assert name in found.everywhere
+        return replace(found, everywhere={**found.everywhere, name: "0" * 64})
+
+    args = ["--datasets", "imagenet_a", "--methods", "zero-shot", "--seeds", "1", "--shots", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "look", elsewhere)
+        assert reproduce("domain-generalisation", copies, tmp_path, *args) == 1
+    assert re.search(
+        f"error: the machine .* has other {name} than this command began with: make them the same; "
+        "the same command goes on\n$",
+        capsys.readouterr().err,
+    )
+    assert not any(record["state"] == "failed" for record in records(tmp_path).values())
+    if name == "splits of imagenet_a":  # its figure is the last of the run
+        assert reproduce("domain-generalisation", copies, tmp_path, *args) == 0
+
+
+def test_a_machine_that_does_not_share_the_folder_writes_nothing(tmp_path: Path) -> None:
+    config = Config().override({"method": "zero-shot", "data.name": "textures"})
+    job = Job(Entry(config.completed(), "final"), tmp_path / "out" / "runs" / "it", 1, 0.5)
+    with pytest.raises(StorageError, match=f"does not see {tmp_path / 'out'}: share it between the machines"):
+        Worker().run(job)
+    assert not any(tmp_path.iterdir())
 
 
 WRONG = [

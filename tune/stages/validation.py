@@ -13,9 +13,9 @@ from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import LEAKS, Problem
 from prometar.methods.probing import probe
-from prometar.parts.identity import identities, own_code
+from prometar.parts.identity import identities
 from prometar.training.drift import drift_identity, foreign_to
-from prometar.training.run import CODE, DTYPES, split_entry, weights_entry
+from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
 from prometar.training.session import kept_bytes
 from tune.stages.budget import Budget, Steps, budget_of, problems, require_space, steps_of
 from tune.study_spec import StudySpec
@@ -57,14 +57,14 @@ def check(spec: StudySpec) -> Checked:
     require_space(spec)
     num_classes, steps = dict[str, int](), dict[str, Steps]()
     splits, datasets = list[Problem](), list[Dataset]()
-    notes, contents, everywhere = list[str](), dict[str, str](), {CODE: own_code()}
+    notes, contents, everywhere = list[str](), dict[str, str](), code_of("prometar") | code_of("tune")
     for name in spec.names:
         obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
         datasets.append(dataset)
         num_classes[name] = len(dataset.classnames)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
-        everywhere[split_entry(dataset)] = dataset.digest
+        everywhere[split_entry(name)] = dataset.digest
         searched, final = problems(spec, dataset)
         splits += [*searched, final]
         steps[name], note = steps_of(config, searched, final), searched[-1].note
@@ -73,7 +73,7 @@ def check(spec: StudySpec) -> Checked:
     backbone = load_backbone(config.backbone.name, config.backbone.pretrained)
     clip = backbone.clip
     contents["weights"] = weights_digest(clip)[:_DIGITS]
-    everywhere[weights_entry(config)] = read_digest(clip.to(dtype=DTYPES[config.backbone.precision]))
+    everywhere[weights_entry(config.backbone)] = read_digest(clip.to(dtype=DTYPES[config.backbone.precision]))
     if searched[-1].predicts_new:
         contents["drift"] = drift_identity(backbone)
         for dataset in datasets:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 from prometar.analysis.alignment import Alignment
-from prometar.config.settings import Config, dump_config, parse
+from prometar.config.settings import dump_config, parse
 from prometar.data.streaming.stream import StreamOptions
-from prometar.errors import StorageError, UserError, one_line
+from prometar.errors import UserError
 from prometar.io.files import refused, write_atomically
 from prometar.runs import FINAL, ray_stream, write_result
-from prometar.training.run import build_run, contents_of
+from prometar.training.alike import like_the_driver, require_shared
+from prometar.training.run import build_run, code_of, contents_of
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
 from tune.jobs.files import JobFiles
-from tune.jobs.spec import Job, Leg, Terms
+from tune.jobs.spec import Job, Leg
 
 
 class LegRun:
@@ -26,7 +25,7 @@ class LegRun:
 
     Raises:
         UserError: whatever is wrong with the settings, the data or the weights.
-        StorageError: nothing can be kept; from every method.
+        StorageError: nothing can be kept, from every method; this machine has not what the driver has.
     """
 
     def __init__(self, job: Job, leg: Leg) -> None:
@@ -36,7 +35,12 @@ class LegRun:
         if self._mirror is not None:
             self._mirror.pull()
         config = parse(leg.config, where=f"the settings of {folder.name}")
-        _require_like_the_driver(config, job.terms)
+        if job.terms.contents:
+            if job.terms.files is None:
+                root = Path(job.terms.root)
+                require_shared(root / "study.yaml", name=root, otherwise=", or pass --files URL")
+            with like_the_driver(job.terms.contents) as found:
+                found.update(contents_of(config) | code_of("tune"))
         run = build_run(config, job.objective, val_per_class=job.val_per_class, fold=leg.fold)
         watch = Alignment(folder) if job.objective == FINAL else None
         stream = ray_stream(run, StreamOptions.in_bundle(job.terms.stream_cpus))
@@ -53,31 +57,6 @@ class LegRun:
         """Write result.json."""
         write_result(self._folder, self.session)
         self.keep()
-
-
-def _require_like_the_driver(config: Config, terms: Terms) -> None:
-    """What the driver has opened must be here as well, and the same.
-
-    Raises:
-        StorageError: this machine is to blame, and no trial.
-    """
-    here = f"the machine {socket.gethostname()}"
-    if not terms.contents:
-        return
-    if terms.files is None and not os.path.exists(Path(terms.root, "study.yaml")):
-        raise StorageError(
-            f"{here} does not see {terms.root}: share it between the machines, or pass --files URL"
-        )
-    try:
-        found = contents_of(config)
-    except StorageError:
-        raise
-    except UserError as error:
-        lacking = one_line(str(error))
-        raise StorageError(f"{here} lacks what the study was checked with: {lacking}") from None
-    for name, digest in found.items():
-        if terms.contents.get(name, digest) != digest:
-            raise StorageError(f"{here} has other {name} than this command began with: make them the same")
 
 
 def _drop_result(folder: Path, *, unless: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from prometar.config.settings import Config, parse
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import StorageError, WorkError
-from prometar.training.run import Run, contents_of
+from prometar.training.run import Run, code_of, contents_of
 from tests.support.small import BACKBONE
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms, pack, unpack
@@ -226,21 +226,21 @@ def test_a_machine_that_is_not_like_the_drivers_is_to_blame_and_no_trial(tmp_pat
     (job,) = jobs(tmp_path, GENTLE)
     config = parse(job.legs[0].config, where="it")
     (tmp_path / "study.yaml").touch()
-    right = contents_of(config)
+    right = contents_of(config) | code_of("tune")
 
     def begin(contents: dict[str, str], root: Path = tmp_path, **data: Any) -> None:
         leg = Leg(config.override(data).model_dump(mode="json"))
         Crew([replace(job, legs=(leg,), terms=replace(job.terms, root=str(root), contents=contents))]).close()
 
     begin(right)
-    assert len(right) == 3
+    assert len(right) == 4
     for name in right:
         with pytest.raises(StorageError, match=f"the machine .* has other {name} than this command began"):
             begin({**right, name: "0" * 64})
     begin({**right, "weights of mini  in bf16": "0" * 64})  # which this run does not use
     with pytest.raises(StorageError, match="elsewhere: share it between the machines, or pass"):
         begin(right, tmp_path / "elsewhere")
-    with pytest.raises(StorageError, match="lacks what the study was checked with: "):
+    with pytest.raises(StorageError, match="lacks what the driver has checked: "):
         begin(right, **{"data.name": "folder", "data.root": str(tmp_path / "nowhere")})
 
 
