@@ -285,6 +285,12 @@ def _about_the_test(records: Records) -> list[str]:
             "says nothing about another data set, backbone, or number of shots, nor about what a second "
             "search would have picked."
         )
+    if several and finals.matters is not None and not finals.same:
+        lines.append(
+            f"Seeds were added until their mean over these data sets showed a difference, or excluded one of "
+            f"{finals.matters:g} points of H, or none were left: {len(finals.seeds)} were run. The interval "
+            "over data sets is of other data sets as well, and mostly wider."
+        )
     if several and any(entry.difference for entry in finals.datasets.values()):
         such = round(1 / finals.alpha)
         lines.append(f"Each data set's interval stands alone: of {such} such, one misses by chance.")

@@ -133,8 +133,11 @@ def summary_tables(records: Records) -> list[SummaryTable]:
 def _search(records: Records) -> SummaryTable:
     images = "the test images" if records.leaking else "the search's own images (validation, base classes)"
     best, released = records.best, records.released
-    rows = [("released", number(released.score))] if released and released.score is not None else []
-    if best is not None:
+    leads = best is not None and best.reference
+    rows = list[tuple[str, str]]()
+    if released and released.score is not None:
+        rows.append(("released, the best" if leads else "released", number(released.score)))
+    if best is not None and not leads:
         rows.append((f"best (trial {best.number})", number(best.score)))
     return SummaryTable(f"search, on {images}", ("settings", records.score), tuple(rows))
 

@@ -498,3 +498,7 @@ def test_the_interval_over_data_sets_has_a_level_of_its_own(tmp_path: Path) -> N
     assert "over data sets (95 % interval)" in found
     assert "difference (99.5 % interval)" in found
     assert "of 200 such, one misses by chance" in found
+    why = "excluded one of 1 points of H, or none were left: 3 were run"
+    assert why not in found
+    added = finals(TRIALS[1], {"dtd": UP, "pets": UP}, alpha=0.005, alpha_over_sets=0.05, matters=1.0)
+    assert why in words(tmp_path, tested=added)
