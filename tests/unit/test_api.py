@@ -172,7 +172,7 @@ def test_a_notebook_shows_the_report(small: Path) -> None:
     assert report.path.stat().st_size > 10_000
     shown = report._repr_html_()
     assert "The study has not ended. So far trial" in shown
-    assert "best (trial" in shown
+    assert "released, the best" in shown
     assert "report.html" in repr(report)
 
 

@@ -229,6 +229,8 @@ def test_what_the_last_round_expects_stands_beside_what_it_measured(tmp_path: Pa
     (table,) = (t for t in summary_tables(read_records(tmp_path)) if t.title.startswith("last round"))
     assert table.columns[-2:] == ("expected gain", "P(better)")
     assert ("+1.25", "0.91") in [row[-2:] for row in table.rows]
+    search, *_ = summary_tables(read_records(tmp_path))
+    assert search.rows == (("released", "65.00"), ("best (trial 1)", "70.00"))
 
 
 @pytest.mark.usefixtures("_no_library")
