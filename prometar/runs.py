@@ -92,8 +92,13 @@ def _require_free(folder: Path, described: bytes) -> None:
             )
 
 
-def write_result(folder: Path, session: Session) -> RunResult:
-    """Write result.json of a session that has ended, and return what it says."""
+def write_result(
+    folder: Path, session: Session, *, cpus: float | None = None, gpus: float | None = None
+) -> RunResult:
+    """Write result.json of a session that has ended, and return what it says.
+
+    cpus, gpus: What it held while it ran.
+    """
     run, last = session.run, session.history[-1]
     result = RunResult(
         result=last,
@@ -108,6 +113,8 @@ def write_result(folder: Path, session: Session) -> RunResult:
         weights=run.backbone.digest,
         environment=environment(),
         code=run.code,
+        cpus=cpus,
+        gpus=gpus,
     )
     result.write(folder)
     return result

@@ -236,6 +236,8 @@ def _means(
     if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
         share = measured_share(folder, spec, means, kinds_of_gpu(nodes))
         means = replace(means, plan=planned(gpus_per_trial=share))
+    terms = replace(means.terms, cpus=means.plan.cpus_per_trial, gpus=means.plan.gpus_per_trial)
+    means = replace(means, terms=terms)
     together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
     console.print(means.plan.describe(nodes) + together)
     return means

@@ -31,6 +31,7 @@ class RunResult(BaseModel):
         run: The digest of everything that decides its outcome. data, weights: Those of the data set's splits,
             and of the backbone as it ran.
         environment: Versions of what it ran on. code: Identities of parts that are not prometar's.
+        cpus, gpus: What it held while it ran, where that was told.
     """
 
     model_config = STRICT
@@ -47,6 +48,8 @@ class RunResult(BaseModel):
     weights: str = ""
     environment: dict[str, str]
     code: dict[str, str] = Field(default_factory=dict)
+    cpus: float | None = None
+    gpus: float | None = None
 
     def described(self) -> dict[str, Any]:
         """As plain data."""

@@ -97,10 +97,11 @@ def runs_of(job: Job, reasons: Mapping[str, str]) -> list[Run]:
 
 def _figures(path: Path) -> dict[str, Any]:
     try:
-        last = read_result(path.parent).result
+        result = read_result(path.parent)
     except UserError:
         raise UserError(f"{path} is damaged: remove it, and run the same command again") from None
-    return {key: float(last[key]) for key in _FIGURES if key in last}
+    figures = {key: float(result.result[key]) for key in _FIGURES if key in result.result}
+    return {**figures, "cpus": result.cpus, "gpus": result.gpus}
 
 
 def _folder(job: Job, leg: Leg) -> Path:

@@ -48,6 +48,7 @@ class Terms:
         session: Of the command that runs the jobs; another one's workers that hung do not count (default "").
         contents: Digests that the driver has found, which a worker's machine must have too, as
             `prometar.training.run.contents_of` names them (default none).
+        cpus, gpus: What a job holds while it runs, for the record of its cost (default None: nobody knows).
     """
 
     threads: int = 1
@@ -58,6 +59,8 @@ class Terms:
     code: tuple[Sent, ...] = ()
     session: str = ""
     contents: Mapping[str, str] = field(default_factory=dict)
+    cpus: float | None = None
+    gpus: float | None = None
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,10 @@ class Comparison:
         return [
             self._line("score", lambda r: r.score),
             self._line("trials finished", lambda r: f"{len(r.complete)} of {len(r.trials)}"),
-            self._line("released settings", lambda r: number(r.released.objective) if r.released else NONE),
+            self._line("released settings", lambda r: number(r.released.score) if r.released else NONE),
             self._line(
                 "best settings",
-                lambda r: f"{number(r.chosen.objective)} (trial {r.chosen.number})" if r.chosen else NONE,
+                lambda r: f"{number(r.chosen.score)} (trial {r.chosen.number})" if r.chosen else NONE,
             ),
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import mean
 
 from prometar.data.splits.objective import OBJECTIVES
@@ -9,7 +10,7 @@ from tune.reporting.formatting import chance, interval, listed, number, shown, s
 from tune.reporting.track_record import track_record
 from tune.results.goals import SECONDS, in_words
 from tune.results.reader import Records
-from tune.results.schema import FinalTest, Reevaluated
+from tune.results.schema import FinalTest, Reevaluated, TrialRecord
 
 
 def verdict(records: Records) -> str:
@@ -97,6 +98,11 @@ def _keeping(records: Records) -> list[Reevaluated]:
     return [row for row in rows if row.keeps(bounds) and not (row.reference and slow)]
 
 
+def _that_keep(records: Records) -> Sequence[Reevaluated | TrialRecord]:
+    """What the choice was among: of the last round, or of a search that ends without one."""
+    return _keeping(records) if records.lastround else records.keeping
+
+
 def _what_it_excludes(finals: FinalTest) -> str:
     """What the test could have shown, where that is known."""
     if finals.detectable is None or finals.difference is None:
@@ -136,11 +142,13 @@ def advice(records: Records) -> str:
     if finals is None or records.overtaken:
         return "Until the final test has been run, the released settings are the ones to use."
     if finals.same:
-        kept = _keeping(records) if records.lastround else records.keeping
-        return "Use the released settings." if kept or not records.asked.bounds else ""
+        return "Use the released settings." if _that_keep(records) or not records.asked.bounds else ""
     where = f"trial {finals.best.number}'s settings, in best.yaml"
     if records.leaking:
         return f"Use none of this: the search read the test images. Its best are {where}."
+    bounds = records.asked.bounds
+    if bounds and not any(row.reference for row in _that_keep(records)):
+        return f"Use {where}: the released settings do not keep {in_words(bounds)}."
     difference = finals.difference
     if difference is None:
         return f"If any, use {where}; they are not shown to be better than the released ones."
@@ -176,9 +184,9 @@ def caveats(records: Records) -> list[str]:
             f"The released settings have failed (trial {released.number}): the search has no figure to set "
             "beside its best. The same command tries them again."
         )
-    if len(records.complete) > 1 and records.keeping:  # else no figure is called the best
+    if len(records.keeping) > 1:  # else no figure is called the best
         lines.append(
-            f"The search's best figure is the highest of {len(records.complete)}, so it is biased upwards, "
+            f"The search's best figure is the highest of {len(records.keeping)}, so it is biased upwards, "
             "and not comparable with a test figure."
             + (
                 " The last round's figure of the settings it chose is biased too, by less: it is one of few."
@@ -202,10 +210,22 @@ def caveats(records: Records) -> list[str]:
         )
     else:
         lines.append("No published figure stands beside these: none is known for this very setting.")
-    pruned = len(records.in_state("PRUNED"))
-    if pruned:
+    return [*lines, *_pruned(records)]
+
+
+def _pruned(records: Records) -> list[str]:
+    """Why trials were stopped: a time that is used up does not come back."""
+    pruned = records.in_state("PRUNED")
+    slow = [trial for trial in pruned if not trial.in_time(records.asked.bounds)]
+    lines = list[str]()
+    if early := len(pruned) - len(slow):
         behind = " by all goals together" if len(records.asked.goals) > 1 else ""
-        lines.append(f"Pruned trials ({pruned}) were judged early{behind}: some might have recovered.")
+        lines.append(f"Pruned trials ({early}) were judged early{behind}: some might have recovered.")
+    if slow:
+        limit = in_words(bound for bound in records.asked.bounds if bound.figure == SECONDS)
+        lines.append(
+            f"Pruned trials ({len(slow)}) did not keep {limit}: they were stopped when they broke it."
+        )
     return lines
 
 

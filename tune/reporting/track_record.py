@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from tune.reporting.formatting import signed
 from tune.results.reader import Records
+from tune.space.portfolio import SIZE
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def track_record(records: Records) -> str:
         "goals": ("objective",), "bounds": (), "folds": 1, "max_hours": None,
     }  # fmt: skip
     alike = all(getattr(asked, key) == value for key, value in claimed.items())
-    knew = any(trial.origin == "portfolio" for trial in records.trials)
+    origins = [trial.origin for trial in records.trials]
+    own = records.learned is not None or not {"enqueued", "warm start"}.isdisjoint(origins)
+    knew = origins.count("portfolio") == SIZE and not own
     whole = (len(asked.seeds), len(asked.top_seeds)) == (1, 2) and len(records.trials) >= asked.trials
     if not alike or not whole or not knew or records.study.space.name != "recipe" or len(asked.datasets) > 1:
         return ""

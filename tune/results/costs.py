@@ -23,7 +23,7 @@ class Cost:
 def costs(records: Records) -> list[Cost]:
     """What each kind of run cost, those of the search by how they ended; the last row is the sum.
 
-    Runs after the search are counted at the share that their file tells, else at a trial's.
+    Runs after the search are counted at the share that each tells, else their file, else at a trial's.
     """
     rows = [_searched(title, records.in_state(state)) for state, title in STATES.items()]
     again = [run for row in records.lastround.rows for run in row.runs] if records.lastround else []
@@ -60,8 +60,15 @@ def _later(
         held = file.cpus, file.gpus
     else:
         held = next(((t.cpus, t.gpus) for t in trials if t.cpus), held)
-    seconds = sum(run.seconds or 0.0 for run in runs)
-    return Cost(name, len(runs), seconds, *(None if h is None else seconds * h / 3600 for h in held))
+    timed = [run for run in runs if run.seconds is not None]
+    cpus = [held[0] if run.cpus is None else run.cpus for run in timed]
+    gpus = [held[1] if run.gpus is None else run.gpus for run in timed]
+    seconds = [run.seconds or 0.0 for run in timed]
+    return Cost(name, len(runs), sum(seconds), _hours(seconds, cpus), _hours(seconds, gpus))
+
+
+def _hours(seconds: Sequence[float], held: Sequence[float | None]) -> float | None:
+    return _all_of([None if h is None else s * h / 3600 for s, h in zip(seconds, held, strict=True)])
 
 
 def _sum(rows: Sequence[Cost]) -> Cost:

@@ -72,6 +72,7 @@ class Run:
         seconds: Of training.
         failed: Why it has no figures; "" where it has.
         alignment: Mean cosine of its gradients, where that was measured.
+        cpus, gpus: Held while it ran; None in a trial, and where its result does not say.
     """
 
     dataset: str
@@ -83,6 +84,8 @@ class Run:
     seconds: Seconds | None = None
     failed: str = ""
     alignment: float | None = None
+    cpus: Seconds | None = None
+    gpus: Seconds | None = None
 
     @property
     def done(self) -> bool:
@@ -216,6 +219,7 @@ class Reevaluation(Versioned):
         keep_unless: The probability of being better from which on settings replace the released ones; None
             where the highest mean is chosen.
         among: Finished trials that its rows were taken from; None in records that do not say.
+        cpus, gpus: Of all runs, in records whose runs do not say.
     """
 
     seeds: tuple[int, ...]
@@ -327,6 +331,7 @@ class FinalTest(Versioned):
         matters: The smallest difference that matters, where pairs were added until it was decided.
         excluded: Whether a difference that matters is excluded.
         detectable: The smallest true difference that would have been shown in four of five such tests.
+        cpus, gpus: Of all runs, in records whose runs do not say.
     """
 
     seeds: tuple[int, ...]

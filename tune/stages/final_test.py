@@ -78,8 +78,6 @@ def run_finals(
         # Of training seeds alone: with several data sets the difference shown is over those.
         excluded=bool(found and found.excluded and spec.matters is not None and not several),
         detectable=found.detectable if found and best.number and not several else None,
-        cpus=means.plan.cpus_per_trial,
-        gpus=means.plan.gpus_per_trial,
     )
     FINAL_TEST.write(folder / "finals.json", record)
     return record

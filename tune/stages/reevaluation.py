@@ -65,8 +65,6 @@ def run_last_round(
         rows,
         keep_unless=KEEP_UNLESS if judged else None,
         among=len(by_score(trials)),
-        cpus=means.plan.cpus_per_trial,
-        gpus=means.plan.gpus_per_trial,
     )
     REEVALUATION.write(folder / "lastround.json", found)
     return found

@@ -30,7 +30,7 @@ class LegRun:
 
     def __init__(self, job: Job, leg: Leg) -> None:
         files = JobFiles(job)
-        self.leg, self._mirror = leg, files.mirror(leg)
+        self.leg, self._terms, self._mirror = leg, job.terms, files.mirror(leg)
         self._folder = folder = files.work_folder(leg)
         if self._mirror is not None:
             self._mirror.pull()
@@ -55,7 +55,7 @@ class LegRun:
 
     def conclude(self) -> None:
         """Write result.json."""
-        write_result(self._folder, self.session)
+        write_result(self._folder, self.session, cpus=self._terms.cpus, gpus=self._terms.gpus)
         self.keep()
 
 

@@ -25,6 +25,8 @@ from tests.support.report_study import (
     trial,
     write,
 )
+from tune.reporting.comparison import compare
+from tune.reporting.formatting import NONE
 from tune.reporting.html import TOP, build_report
 from tune.reporting.plots import style
 from tune.reporting.tables import summary_tables
@@ -463,6 +465,43 @@ def test_what_keeps_the_bounds_is_said(tmp_path: Path) -> None:
     text = " ".join(Text(page(rich_study(tmp_path, bounds=bounds))).words.split())
     assert re.search(r"(\d+) of \1 finished trials keep base at least 1; the released settings do\.", text)
     assert "settings break" not in text
+
+
+@pytest.mark.usefixtures("_no_library")
+@pytest.mark.parametrize("entry", [UP, DOWN, EVEN, NOTHING])
+def test_settings_that_break_a_bound_are_not_advised(tmp_path: Path, entry: dict[str, Any]) -> None:
+    """However they test: trial 1 has 74 on base classes in the search, the released settings 69."""
+    bounds = [{"figure": "base", "limit": 70.0, "least": True}]
+    text = words(tmp_path, tested=final_of(entry), bounds=bounds)
+    advised = "Use trial 1's settings, in best.yaml: the released settings do not keep base at least 70."
+    assert advised in text
+    assert "Keep the released settings" not in text
+    assert "Use either" not in text
+    assert "biased upwards" not in text, "one trial alone keeps it: it is not the highest of many"
+    bounds[0]["limit"] = 60.0
+    assert advised not in words(tmp_path / "kept", tested=final_of(entry), bounds=bounds)
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_trials_that_were_too_slow_could_not_have_recovered(tmp_path: Path) -> None:
+    slow = [*TRIALS, trial(4, "PRUNED", seconds=9000.0), trial(5, "PRUNED", seconds=8000.0)]
+    text = words(tmp_path, slow, bounds=[{"figure": "seconds", "limit": 5000.0, "least": False}])
+    assert "Pruned trials (1) were judged early: some might have recovered." in text
+    assert (
+        "Pruned trials (2) did not keep seconds at most 5000: they were stopped when they broke it." in text
+    )
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_released_settings_that_failed_have_no_figure(tmp_path: Path) -> None:
+    """Their last epoch's is no score."""
+    failed = trial(0, "FAIL", objective=45.75, base=47.75, new=43.75, reason="killed")
+    folder = write(tmp_path / "failed", description(), [failed, *TRIALS[1:]])
+    text = " ".join(Text(page(folder)).words.split())
+    assert "released –" in text
+    assert "released settings (trial 0) 47.75" not in text
+    lines = compare(folder, write(tmp_path / "other", description(), TRIALS)).search
+    assert [(line.a, line.b) for line in lines if line.name == "released settings"] == [(NONE, "65.00")]
 
 
 LOOKED = (

@@ -10,6 +10,7 @@ import pytest
 from tests.support.report_study import description, trial, write
 from tune.reporting.track_record import shipped, track_record
 from tune.results.reader import read_records
+from tune.space.portfolio import SIZE
 
 CLAIMED: dict[str, Any] = {
     "datasets": ["cells"], "backbone": "mini", "pretrained": None, "objective": "drift", "trials": 24,
@@ -18,12 +19,15 @@ CLAIMED: dict[str, Any] = {
 
 
 def said(
-    folder: Path, space: str = "recipe", origin: str = "portfolio", begun: int = 24, **changes: Any
+    folder: Path, space: str = "recipe", known: int = SIZE, other: str = "", begun: int = 24, **changes: Any
 ) -> str:
     asked = description(**{**CLAIMED, **changes})
     asked["space"]["name"] = space
     trials = [trial(number, datasets=asked["asked"]["datasets"]) for number in range(begun)]
-    trials[1]["origin"] = origin
+    for each in trials[1 : 1 + known]:
+        each["origin"] = "portfolio"
+    if other:
+        trials[begun - 1]["origin"] = other
     return track_record(read_records(write(folder, asked, trials)))
 
 
@@ -38,7 +42,9 @@ def test_the_figures_are_those_that_were_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"objective": "base_val"}, {"trials": 4}, {"space": "full"}, {"backbone": "ViT-B-16"}, {"shots": 1},
-     {"origin": "warm start"}, {"datasets": ["cells", "flags"]}, {"top": 0}, {"method": "promptsrc"},
+     {"known": 0}, {"known": 1},
+     {"other": "enqueued"}, {"other": "warm start"}, {"datasets": ["cells", "flags"]}, {"top": 0},
+     {"method": "promptsrc"},
      {"begun": 23}, {"seeds": [7, 8]}, {"goals": ["base", "new"]}, {"max_hours": 1.0}, {"top_seeds": [1]},
      {"bounds": [{"figure": "base", "limit": 40.0, "least": True}]}],
 )  # fmt: skip

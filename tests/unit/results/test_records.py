@@ -91,6 +91,20 @@ def test_costs_add_up_what_was_held(tmp_path: Path) -> None:
     assert rows["all"].cpu_hours == 34.0
 
 
+def test_each_run_costs_what_it_held(tmp_path: Path) -> None:
+    """A later command may run its own with another share."""
+    trials = [trial(0, seconds=3600.0, cpus=2.0, gpus=0.0), trial(1, cpus=2.0, gpus=0.0)]
+    entry = compared(runs(72.0, 73.0), runs(70.0, 70.0))
+    for run, cpus in zip((*entry["best"], *entry["released"]), (1.0, 4.0, 8.0, None), strict=True):
+        run |= {"cpus": cpus, "gpus": cpus and 0.5}
+    tested = finals(trials[1], {"dtd": entry})
+    rows = {
+        row.name: row for row in costs(read_records(write(tmp_path, description(), trials, finals=tested)))
+    }
+    assert rows["final test"].cpu_hours == 1 + 4 + 8 + 2
+    assert rows["final test"].gpu_hours == 1.5
+
+
 def test_runs_that_are_both_sides_cost_once(tmp_path: Path) -> None:
     both = runs(70.0, 71.0)
     tested = finals(trial(0), {"dtd": compared(both, both)}, same=True)
