@@ -17,7 +17,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from prometar.errors import UserError
+from prometar.errors import StorageError, UserError
 from prometar.parts.reference import failing, reference_of
 from tune.optimizer.choices import require_choices
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
@@ -195,10 +195,24 @@ class Memory:
             if asked is not None:
                 return asked
         while fresh and self.wants(target):
-            asked = self._begin(self._ask()) if self._waiting else self._draw()
+            asked = self._begin(self._resume(self._pop(target))) if self._waiting else self._draw()
             if asked is not None:
                 return asked
         return None
+
+    def _pop(self, target: int) -> int:
+        """What waits longest; of more than `target` trials the reference alone."""
+        number = self._waiting[0] if self._begun < target else next(filter(self._is_reference, self._waiting))
+        self._waiting.remove(number)
+        return number
+
+    def _is_reference(self, number: int) -> bool:
+        return REFERENCE in self._trial(number).user_attrs
+
+    @property
+    def _begun(self) -> int:
+        """Trials that count and do not wait to begin."""
+        return self._tally.begun - len(self._waiting)
 
     def _draw(self) -> Asked | None:
         """A new trial; None where it repeats settings, or (`exhausted`) where all have been tried."""
@@ -228,10 +242,9 @@ class Memory:
         """
         if self.hopeless():
             return False
-        if any(REFERENCE in self._trial(number).user_attrs for number in self._waiting):
+        if any(map(self._is_reference, self._waiting)):
             return True
-        begun = self._tally.begun - len(self._waiting)
-        return begun < target and (bool(self._waiting) or not self.exhausted)
+        return self._begun < target and (bool(self._waiting) or not self.exhausted)
 
     @property
     def num_waiting(self) -> int:
@@ -239,20 +252,18 @@ class Memory:
         return len(self._waiting)
 
     def _ask(self, sampler: MakeSampler | None = None) -> Trial:
-        if self._waiting:
-            number = self._waiting.popleft()
-        else:
-            number = self._tally.created
-            self._tally.created += 1
-            self._tally.begun += 1
+        number = self._tally.created
+        self._tally.created += 1
+        self._tally.begun += 1
         self._seed_draw(number, sampler)
         with self._drawing():
             return self._study.ask()
 
     def _resume(self, number: int) -> Trial:
         self._seed_draw(number)  # it may have died in the draw
-        if self._trial(number).state is TrialState.WAITING:
-            self._storage.set_trial_state_values(number, TrialState.RUNNING)
+        waits = self._trial(number).state is TrialState.WAITING
+        if waits and not self._storage.set_trial_state_values(number, TrialState.RUNNING):
+            raise StorageError(f"trial {number} of the study has been begun: another process writes it too")
         return Trial(self._study, number)
 
     def _seed_draw(self, number: int, sampler: MakeSampler | None = None) -> None:

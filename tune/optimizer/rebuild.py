@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,8 @@ def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Seq
     given = record.given
     if given is None:
         given = () if record.origin == "sampled" else tuple(settings)
+    if not isinstance(given, Mapping):
+        given = {key: settings[key] for key in given}
     if record.reference:
         marks[REFERENCE] = True
     if record.reason:
@@ -142,7 +144,7 @@ def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Seq
         distributions=fixed.distributions,
         user_attrs=marks,
         # So that the same --enqueue and --warm-start are known to have been taken.
-        system_attrs={ENQUEUED: {key: settings[key] for key in given}} if given else {},
+        system_attrs={ENQUEUED: dict(given)} if given else {},
         intermediate_values=curve if one else {},
     )
     for bound in bounds if state is not TrialState.FAIL else ():

@@ -35,7 +35,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         reference=reference,
         origin=marks.get(ORIGIN, "released" if reference else "sampled"),
         settings=dict(trial.params),
-        given=tuple(key for key in trial.params if key in trial.system_attrs.get(ENQUEUED, {})),
+        given=dict(trial.system_attrs.get(ENQUEUED, {})),
         objective=last.get("objective"),
         base=last.get("base"),
         new=last.get("new"),

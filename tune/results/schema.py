@@ -119,7 +119,8 @@ class TrialRecord(Versioned):
 
     Args:
         reference: Whether its settings are the released ones. origin: Where its settings come from.
-        given: The settings that it was enqueued with, the others were drawn; None of an earlier version.
+        given: The settings that it was enqueued with, the others were drawn. Earlier versions keep the names
+            of those that it has, or None.
         objective, base, new: Percent in its last epoch, the mean over its runs.
         epoch: The last one. epochs: The objective by epoch.
         seconds: Of training, all runs together. cpus, gpus: Held while it ran.
@@ -145,7 +146,7 @@ class TrialRecord(Versioned):
     started: NaiveDatetime | None
     ended: NaiveDatetime | None
     loss: float | None = None
-    given: tuple[str, ...] | None = None
+    given: Settings | tuple[str, ...] | None = None
 
     @property
     def score(self) -> float | None:

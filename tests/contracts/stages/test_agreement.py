@@ -27,10 +27,15 @@ from tune.optimizer.trial_schema import record_of
 from tune.results.goals import parse_bounds
 from tune.results.reader import read_trials
 from tune.results.writer import StudyFolder
+from tune.space.spaces import parse_space
 from tune.stages.agreement import require_agreement
 from tune.study_spec import StudySpec
 
 EPOCHS = 3
+CONDITIONAL = """
+regularizer.kind: {type: choice, choices: [l1, cosine]}
+regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true, when: {regularizer.kind: [l1]}}
+"""
 
 
 def memory_of(spec: StudySpec, folder: StudyFolder) -> Memory:
@@ -238,15 +243,18 @@ def test_without_a_description_what_lies_beside_the_records_decides(
 
 
 def test_what_was_enqueued_in_part_is_known_again(tmp_path: Path) -> None:
-    spec, folder = small_spec(epochs=EPOCHS), StudyFolder(tmp_path, NAME)
+    """Also of what the drawn settings made no use of."""
+    conditional = parse_space("conditional", CONDITIONAL)
+    spec, folder = small_spec(epochs=EPOCHS, space=conditional), StudyFolder(tmp_path, NAME)
     folder.path.mkdir()
-    given = [{"regularizer.kind": "l2"}]
+    given = [{"regularizer.kind": "cosine", "regularizer.text_weight": 5.0}]
     memory = memory_of(spec, folder)
     memory.enqueue(given, "enqueued")
     recorded(memory, folder, trials=2)
     (folder.path / "study.db").unlink()
     require_agreement(folder, folder.storage, spec, from_records=True)
     rebuilt = memory_of(spec, folder)
+    assert [trial.origin for trial in rebuilt.ended()] == ["released", "enqueued"]
     assert rebuilt.enqueue(given, "enqueued") == 0
     rebuilt.close()
 

@@ -286,9 +286,12 @@ def test_what_is_refused_has_written_nothing(tmp_path: Path) -> None:
 def test_a_second_writer_is_noticed(tmp_path: Path) -> None:
     first, second = memory(tmp_path), memory(tmp_path)
     assert first.next(9) is not None
+    with pytest.raises(StorageError, match="trial 0 of the study has been begun: another process writes it"):
+        second.next(9)
+    third = memory(tmp_path)
     assert first.next(9) is not None
     with pytest.raises(StorageError, match="has a trial 1 already: another process writes it too"):
-        second.next(9)
+        [third.next(9), third.next(9)]
 
 
 def test_a_draw_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,6 +366,22 @@ def test_a_failed_reference_is_run_again(tmp_path: Path) -> None:
     assert [a.settings for a in again] == [REFERENCE]
     assert run_all(memory(tmp_path), 3) == []
     assert not memory(tmp_path).wants(1)
+
+
+def test_a_failed_reference_brings_no_waiting_settings_along(tmp_path: Path) -> None:
+    mine = [{"regularizer.text_weight": float(weight), "augment.jitter": 0.1} for weight in (1, 2, 3)]
+    study = memory(tmp_path)
+    study.enqueue(mine, "enqueued")
+    first = study.next(2)
+    assert first is not None
+    study.fail(first.number, "the worker died")
+    assert [asked.settings for asked in run_all(study, 2)] == mine[:1]
+    study.close()
+    again = memory(tmp_path)
+    assert [asked.settings for asked in run_all(again, 2)] == [REFERENCE]
+    assert again.num_waiting == 2
+    again.close()
+    assert [asked.settings for asked in run_all(memory(tmp_path), 5)] == mine[1:]
 
 
 def test_a_kill_between_an_epoch_and_its_figures(tmp_path: Path) -> None:
