@@ -154,8 +154,10 @@ Kinds = Mapping[str, Callable[[Any], Any]]
 PROMPTS: Kinds = {
     "none": lambda p: NoPrompts(_templates(p)),
     "independent": _independent,
-    "coupled": lambda p: CoupledPrompts(p.text_length, p.text_depth, p.init_std),
-    "conditional": lambda p: ConditionalPrompts(p.text_length, p.init_std, p.reduction),
+    "coupled": lambda p: CoupledPrompts(p.text_length, p.text_depth, p.init_std, padding=p.init_padding),
+    "conditional": lambda p: ConditionalPrompts(
+        p.text_length, p.init_std, p.reduction, padding=p.init_padding
+    ),
 }
 REGULARIZERS: Kinds = {
     "none": lambda r: [],

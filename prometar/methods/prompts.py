@@ -163,6 +163,7 @@ class CoupledPrompts(Prompts):
     depth: int = 9
     std: float = 0.02
     templates: tuple[str, ...] = ()
+    padding: str = "random"
     conditional: bool = False
 
     def __post_init__(self) -> None:
@@ -176,7 +177,7 @@ class CoupledPrompts(Prompts):
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         clip.require_open()
         depth = min(self.depth, len(clip.text.blocks), len(clip.vision.blocks))
-        text = IndependentPrompts(self.length, depth, vision_depth=0, std=self.std)
+        text = IndependentPrompts(self.length, depth, vision_depth=0, std=self.std, padding=self.padding)
         leaves = text.init(clip, init_tokens, generator)
         width, like = clip.text.width, leaves["text.0"]
         shapes = {"weight": (clip.vision.width, width), "bias": (clip.vision.width,)}
@@ -213,6 +214,7 @@ class ConditionalPrompts(Prompts):
     std: float = 0.02
     reduction: int = 16
     templates: tuple[str, ...] = ()
+    padding: str = "random"
     conditional: bool = True
     enters_images: bool = False
 
@@ -221,7 +223,7 @@ class ConditionalPrompts(Prompts):
         return self.length
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
-        text = IndependentPrompts(self.length, 1, vision_depth=0, std=self.std)
+        text = IndependentPrompts(self.length, 1, vision_depth=0, std=self.std, padding=self.padding)
         leaves = text.init(clip, init_tokens, generator)
         widths = (clip.embed_dim, max(1, clip.embed_dim // self.reduction), clip.text.width)
         for name, num_in, num_out in zip(("in", "out"), widths, widths[1:], strict=False):

@@ -89,11 +89,13 @@ def test_projection_takes_out_what_conflicts_and_nothing_else(share: float) -> N
         assert torch.equal(found["alone"], task["alone"])
 
 
-def test_a_context_longer_than_its_words_starts_at_random_or_padded() -> None:
+@pytest.mark.parametrize("kind", ["independent", "coupled", "conditional"])
+def test_a_context_longer_than_its_words_starts_at_random_or_padded(kind: str) -> None:
     clip, words = backbone(torch.float64).clip, torch.tensor([320, 1125])
     embedded = clip.token_embedding[words]
+    asked = Config().override({"prompts.kind": kind, "prompts.text_length": 5})
     padded, drawn = (
-        IndependentPrompts(5, 1, vision_depth=0, padding=padding).init(clip, words, torch.Generator())
+        build(asked.override({"prompts.init_padding": padding})).prompts.init(clip, words, torch.Generator())
         for padding in ("zeros", "random")
     )
     assert torch.equal(padded["text.0"], torch.cat([torch.zeros_like(embedded[:1]).repeat(3, 1), embedded]))
