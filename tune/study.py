@@ -30,7 +30,6 @@ from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 from prometar.io.stores import filesystem, masked
 from prometar.parts.sending import sources_of
-from prometar.reproduce.published import published
 from prometar.training.process_memory import process_memory
 from tune.execution.course import Batch, Course
 from tune.execution.estimate import Estimate
@@ -197,8 +196,11 @@ def _course(
     seed = (*spec.final_seeds, spec.seed)[0]
     best = spec.configured(settings, dataset=spec.names[0], seed=seed)
     write_atomically(folder / "best.yaml", dump_config(best).encode())
-    known = {name: published(name, spec.config, count) for name, count in checked.num_classes.items()}
-    return (yield from run_finals(folder, spec, Tested(trial.tested_as, settings), means, published=known))
+    return (
+        yield from run_finals(
+            folder, spec, Tested(trial.tested_as, settings), means, published=checked.published
+        )
+    )
 
 
 def _means(

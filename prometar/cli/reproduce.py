@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from prometar.cli.options import RootOption, number_or_auto
-from prometar.config.settings import absolute_root, configure, parse_assignments
+from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
 
@@ -93,7 +93,7 @@ def reproduce(
         protocol=chosen,
         datasets=names,
         configs={
-            name: configure(method, {**settings_of(protocol, name), **values})
+            name: absolute_paths(configure(method, {**settings_of(protocol, name), **values}))
             for name, method in recipes.items()
         },
         seeds=tuple(seeds),

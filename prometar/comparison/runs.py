@@ -35,10 +35,13 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
     if not runs:
         raise UserError(f"there is no run in {where}: pass folders that `prometar train` wrote")
     objective = _objective(runs)
-    _require_alike(
-        runs, [_weights(run.config.backbone) for run in runs], [run.result.weights for run in runs]
-    )
+    _require_alike((run, _weights(run.config.backbone), run.result.weights) for run in runs)
     names, meanings = labels([run.config for run in runs])
+    _require_alike(
+        (run, f"code of {piece} in {name}", code)
+        for name, run in zip(names, runs, strict=True)
+        for piece, code in run.result.code.items()
+    )
     methods = dict(zip(names, (run.config.method for run in runs), strict=True))
     if len(methods) == 1:
         raise UserError(f"all runs in {where} are of {names[0]}: there is nothing to compare it to")
@@ -115,15 +118,16 @@ def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
         several = len(kinds[data.name]) > 1
         label = one_line(f"{data.name} {_place(run) or data.root or ''}".strip() if several else data.name)
         found.append(label)
-    _require_alike(runs, [f"classes of {label}" for label in found], [run.result.classnames for run in runs])
-    _require_alike(runs, [f"splits of {label}" for label in found], [run.result.data for run in runs])
+    labelled = list(zip(found, runs, strict=True))
+    _require_alike((run, f"classes of {label}", run.result.classnames) for label, run in labelled)
+    _require_alike((run, f"splits of {label}", run.result.data) for label, run in labelled)
     return found
 
 
-def _require_alike(runs: Sequence[TrainedRun], called: Sequence[str], values: Sequence[object]) -> None:
-    """What is called the same has to be the same, where it is known."""
+def _require_alike(named: Iterable[tuple[TrainedRun, str, object]]) -> None:
+    """What is called the same has to be the same, where it is known: a run, a name, and what it has there."""
     first = dict[str, tuple[Path, object]]()
-    for run, name, value in zip(runs, called, values, strict=True):
+    for run, name, value in named:
         if not value:
             continue
         folder, other = first.setdefault(name, (run.folder, value))

@@ -12,7 +12,7 @@ from prometar.backbone.openclip import load_backbone
 from prometar.backbone.weights_digest import read_digest, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.fewshot import by_label
 from prometar.data.splits.objective import Problem, problem
@@ -20,6 +20,7 @@ from prometar.errors import UserError, one_line
 from prometar.methods.probing import probe
 from prometar.reproduce.grid import WEIGHTS, Asked
 from prometar.reproduce.protocols import shots_column
+from prometar.reproduce.published import unlike_published
 from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
 from prometar.training.session import kept_bytes
 
@@ -35,6 +36,7 @@ class Found:
         weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
         notes: What the data sets are too small for.
         contents: Digests of the data sets' splits by name, and of the weights (`Outcome.contents`).
+        uncited: Data sets whose figures do not compare with published ones, and why.
         everywhere: What every worker's machine must have too (`Job.everywhere`).
     """
 
@@ -46,6 +48,7 @@ class Found:
     notes: tuple[str, ...]
     contents: Mapping[str, str]
     everywhere: Mapping[str, str]
+    uncited: Mapping[str, str]
 
 
 def look(asked: Asked) -> Found:
@@ -55,12 +58,18 @@ def look(asked: Asked) -> Found:
         UserError: no data set to train on; settings that a method refuses; unknown or missing weights.
         WorkError: the weights cannot be fetched.
     """
-    missing, splits, notes, contents = dict[str, str](), list[Problem](), list[str](), dict[str, str]()
+    missing, contents, uncited = dict[str, str](), dict[str, str](), dict[str, str]()
+    splits, notes = list[Problem](), list[str]()
     for dataset in dict.fromkeys((*asked.trained_on, *asked.datasets)):
         try:
-            splits += _open(asked, dataset, contents, notes)
+            opened = _open(asked, dataset)
+            splits += _trained(asked, opened, notes)
         except UserError as error:
             missing[dataset] = one_line(str(error))
+            continue
+        contents[dataset] = opened.digest
+        if why := unlike_published(opened):
+            uncited[dataset] = why
     if missing.keys() >= set(asked.trained_on):
         first, *others = missing.values()
         more = f" ({len(others)} more data sets cannot be used either)" if others else ""
@@ -74,7 +83,7 @@ def look(asked: Asked) -> Found:
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
     trained = max(len(split.classnames) for split in splits)
     images = kept_bytes(splits, clip.image_size)
-    return Found(idle, missing, trained, clip.num_bytes, images, tuple(notes), contents, everywhere)
+    return Found(idle, missing, trained, clip.num_bytes, images, tuple(notes), contents, everywhere, uncited)
 
 
 def _learns(config: Config, clip: Clip) -> bool:
@@ -82,17 +91,19 @@ def _learns(config: Config, clip: Clip) -> bool:
     return bool(leaves)
 
 
-def _open(asked: Asked, name: str, contents: dict[str, str], notes: list[str]) -> list[Problem]:
+def _open(asked: Asked, name: str) -> Dataset:
+    root = next(iter(asked.configs.values())).data.root
+    obtain(name, root)
+    return open_dataset(name, root)
+
+
+def _trained(asked: Asked, dataset: Dataset, notes: list[str]) -> list[Problem]:
     """What is trained and scored on a data set; nothing where it is only tested on."""
-    config = next(iter(asked.configs.values()))
-    obtain(name, config.data.root)
-    dataset = open_dataset(name, config.data.root)
-    contents[name] = dataset.digest
-    if name in asked.trained_on:
-        notes += too_few(name, dataset.train, asked.shots)
+    if dataset.name in asked.trained_on:
+        notes += too_few(dataset.name, dataset.train, asked.shots)
         return [problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])]
     if not dataset.test:
-        raise UserError(f"{name} has no test images")
+        raise UserError(f"{dataset.name} has no test images")
     return []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from types import MappingProxyType
 from typing import Any
 
 from prometar.comparison.paired import EVERY_SEED, Comparison, compare, default_reference
@@ -61,17 +62,24 @@ class Table:
     notes: tuple[str, ...]
 
 
-def build_table(asked: Asked, records: Sequence[Record], *, notes: Sequence[str] = ()) -> Table:
+def build_table(
+    asked: Asked,
+    records: Sequence[Record],
+    *,
+    notes: Sequence[str] = (),
+    uncited: Mapping[str, str] = MappingProxyType({}),
+) -> Table:
     """The table of what was asked, from the records that there are.
 
     Args:
         notes: What the data sets are too small for, and what could not be run, and why.
+        uncited: Data sets whose figures do not compare with published ones, and why.
     """
     columns = asked.protocol.columns(asked.shots)
     datasets = (*asked.trained_on, *asked.datasets) if asked.source else asked.datasets
     scores = {(d, m): _scores_of(asked, records, d, m) for d in datasets for m in asked.configs}
     averaged = [d for d in asked.datasets if any(scores[d, m] for m in asked.configs)]
-    cited = _Cited(asked, records)
+    cited = _Cited(asked, records, uncited)
     rows = [
         Row(dataset, method, _figures(found, columns, cited.of(method, dataset, [dataset])))
         for (dataset, method), found in scores.items()
@@ -179,15 +187,17 @@ def _for_every_seed(scores: Scores) -> Scores:
 class _Cited:
     """The published figures that may stand beside the asked ones."""
 
-    def __init__(self, asked: Asked, records: Sequence[Record]) -> None:
+    def __init__(self, asked: Asked, records: Sequence[Record], uncited: Mapping[str, str]) -> None:
+        self.uncited = uncited
         self._sizes = {name: size for record in records for name, size in record.num_classes.items()}
         shots = {"data.shots": asked.shots[0]}
         found = {m: beside(asked.protocol.name, c.override(shots)) for m, c in asked.configs.items()}
         self.series: dict[str, Series] = {method: one for method, one in found.items() if one}
 
     def of(self, method: str, row: str, datasets: Sequence[str]) -> dict[str, float]:
-        """A row's figures by column; only where its data sets have all of their benchmarks' classes."""
-        if method not in self.series or not all(full_size(d, self._sizes.get(d, 0)) for d in datasets):
+        """A row's figures by column; only where its data sets are the benchmarks', with all their classes."""
+        whole = all(full_size(d, self._sizes.get(d, 0)) and d not in self.uncited for d in datasets)
+        if method not in self.series or not whole:
             return {}
         figures = self.series[method].figures.get(row, {})
         h = harmonic(figures)
@@ -223,6 +233,9 @@ def _explain(asked: Asked, records: Sequence[Record], rows: Sequence[Row], cited
         lines.append(
             f"published figures are cited, not run here: {', '.join(papers)}; difference: ours - published"
         )
+    if cited.series:
+        left = (f"{name} ({why})" for name, why in cited.uncited.items())
+        lines += [f"no published figures stand beside those on {each}" for each in left]
     if next(iter(asked.configs.values())).backbone.name == "mini":
         lines.append("figures of the embedded backbone compare with each other only, not with published ones")
     return lines

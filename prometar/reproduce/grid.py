@@ -15,7 +15,7 @@ from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
 from prometar.parts.identity import require_same
-from prometar.reproduce.protocols import Protocol
+from prometar.reproduce.protocols import Protocol, shots_column
 from prometar.training.run_result import FILE, STRICT, Percent, read_result
 
 WEIGHTS = "the weights"
@@ -108,7 +108,7 @@ class Entry:
     def title(self) -> str:
         """For people."""
         data, train = self.config.data, self.config.train
-        return f"{data.name}, {self.config.method}, {data.shots} shots, seed {train.seed}"
+        return f"{data.name}, {self.config.method}, {shots_column(data.shots)}, seed {train.seed}"
 
 
 def entries(asked: Asked, idle: Collection[str], missing: Collection[str] = ()) -> list[Entry]:

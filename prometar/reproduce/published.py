@@ -11,7 +11,9 @@ from typing import Any
 
 from prometar.config.recipes import is_file
 from prometar.config.settings import Config
-from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.benchmarks import BENCHMARKS, OFFICIAL_NOTE
+from prometar.data.datasets.dataset import Dataset
+from prometar.data.preparation.check import differences
 from prometar.metrics import harmonic_mean
 
 AVERAGE = "average"
@@ -95,7 +97,14 @@ def full_size(dataset: str, num_classes: int) -> bool:
     return dataset in BENCHMARKS and BENCHMARKS[dataset].classes == num_classes
 
 
-def published(dataset: str, config: Config, num_classes: int) -> float | None:
+def unlike_published(dataset: Dataset) -> str:
+    """Why figures on a benchmark's images here do not compare with published ones; "" where they do."""
+    if dataset.note == OFFICIAL_NOTE:
+        return OFFICIAL_NOTE
+    return ", ".join(differences(dataset.name, len(dataset.classnames), dataset.counts))
+
+
+def published(dataset: Dataset, config: Config) -> float | None:
     """The published harmonic mean of a configuration's method where ours may stand beside it, else None.
 
     Of the configuration's own settings, backbone and shots alone must be the published ones.
@@ -105,9 +114,9 @@ def published(dataset: str, config: Config, num_classes: int) -> float | None:
     given = config.flat()
     settings = {key: given[key] for key in ("backbone.name", "backbone.pretrained", "data.shots")}
     series = beside("base-to-new", Config(method=config.method).override(settings))
-    if series is None or not full_size(dataset, num_classes):
+    if series is None or unlike_published(dataset):
         return None
-    return harmonic(series.figures.get(dataset, {}))
+    return harmonic(series.figures.get(dataset.name, {}))
 
 
 def harmonic(figures: Mapping[str, float]) -> float | None:

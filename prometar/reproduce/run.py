@@ -64,8 +64,10 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         records = [record for entry in wanted if (record := folder.record(entry)) is not None]
         earlier = _of_earlier_runs(found.missing, records)
         left_out = {name: reason for name, reason in found.missing.items() if name not in earlier}
-        problems = _problems(left_out, records)
-        table = build_table(asked, records, notes=(*found.notes, *earlier.values(), *problems))
+        problems = _problems(left_out, wanted, records)
+        table = build_table(
+            asked, records, notes=(*found.notes, *earlier.values(), *problems), uncited=found.uncited
+        )
         console.print()
         print_table(table, console)
         pairs = pair_methods(asked, records, title=f"in pairs: {table.title}")
@@ -132,7 +134,17 @@ def _of_earlier_runs(missing: Mapping[str, str], records: Sequence[Record]) -> d
     }
 
 
-def _problems(missing: Mapping[str, str], records: Sequence[Record]) -> list[str]:
+def _problems(missing: Mapping[str, str], wanted: Sequence[Entry], records: Sequence[Record]) -> list[str]:
     """What could not be run, and why."""
-    left_out = [f"{dataset} was left out: {reason}" for dataset, reason in missing.items()]
-    return left_out + [f"{r.entry.title} has failed: {r.reason}" for r in records if r.reason]
+    told = {record.entry.name for record in records}
+    return [
+        *(_left_out(dataset, reason, records) for dataset, reason in missing.items()),
+        *(f"{record.entry.title} has failed: {record.reason}" for record in records if record.reason),
+        *(f"{entry.title} has left no record" for entry in wanted if entry.name not in told),
+    ]
+
+
+def _left_out(dataset: str, reason: str, records: Sequence[Record]) -> str:
+    untested = sum(dataset not in record.tests for record in records)
+    some = f" of {untested} of {len(records)} runs (the others were tested on it before)"
+    return f"{dataset} was left out{some if untested < len(records) else ''}: {reason}"

@@ -128,7 +128,7 @@ def test_what_could_not_be_run_is_said_and_made_up_for(
     text = capsys.readouterr()
     assert text.err == ("error: 3 of what was asked could not be run, see above; the same command goes on\n")
     assert f"cannot be used now: data set folder {root / 'ucf101'} is missing" in text.out
-    assert "dtd, zero-shot, 1 shots, seed 1: failed: " in text.out
+    assert "dtd, zero-shot, 1 shot, seed 1: failed: " in text.out
     assert "tests/0_0.jpg" in records(out)["final-dtd-1shots-zero-shot-seed1"]["reason"]
     rows = table(out, "base-to-new")
     assert [rows[name, "zero-shot", "H"]["n"] for name in names] == ["0", "1", "0", "0"]
@@ -182,6 +182,10 @@ def test_a_target_that_is_gone_keeps_its_figures(
     assert "eurosat cannot be used now, its figures are of an earlier run: data set folder" in said
     assert "left out" not in said
     assert table(out, "cross-dataset") == before
+    args[3:4] = ["zero-shot", "zero-shot-ensemble"]
+    assert reproduce("cross-dataset", root, out, *args) == 1
+    said = capsys.readouterr().out
+    assert "eurosat was left out of 1 of 2 runs (the others were tested on it before): data set" in said
 
 
 def test_a_killed_driver_goes_on(

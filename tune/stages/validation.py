@@ -14,6 +14,7 @@ from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import LEAKS, Problem
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
+from prometar.reproduce.published import published
 from prometar.training.drift import drift_identity, foreign_to
 from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
 from prometar.training.session import kept_bytes
@@ -28,7 +29,7 @@ class Checked:
     """A study that can be run.
 
     Args:
-        num_classes: Of each data set. budget: What it trains at most.
+        published: H that may stand beside ours, by data set. budget: What it trains at most.
         notes: What a user must be told of the search's images.
         identity: What must not change while a study goes on: the spec's own, and digests of the data
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
@@ -37,7 +38,7 @@ class Checked:
         contents: What every worker's machine must have too (`Terms.contents`).
     """
 
-    num_classes: dict[str, int]
+    published: dict[str, float | None]
     notes: tuple[str, ...]
     identity: dict[str, Any]
     budget: Budget
@@ -55,14 +56,14 @@ def check(spec: StudySpec) -> Checked:
     """
     config = spec.config
     require_space(spec)
-    num_classes, steps = dict[str, int](), dict[str, Steps]()
+    cited, steps = dict[str, float | None](), dict[str, Steps]()
     splits, datasets = list[Problem](), list[Dataset]()
     notes, contents, everywhere = list[str](), dict[str, str](), code_of("prometar") | code_of("tune")
     for name in spec.names:
         obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
         datasets.append(dataset)
-        num_classes[name] = len(dataset.classnames)
+        cited[name] = published(dataset, config)
         contents[f"split of {name}"] = dataset.digest[:_DIGITS]
         everywhere[split_entry(name)] = dataset.digest
         searched, final = problems(spec, dataset)
@@ -85,4 +86,4 @@ def check(spec: StudySpec) -> Checked:
     trained = max(len(split.classnames) for split in splits)
     images = kept_bytes(splits, clip.image_size)
     identity = spec.identity | contents
-    return Checked(num_classes, told, identity, budget, trained, clip.num_bytes, images, everywhere)
+    return Checked(cited, told, identity, budget, trained, clip.num_bytes, images, everywhere)

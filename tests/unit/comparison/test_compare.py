@@ -26,6 +26,7 @@ def write(
     objective: str = "final",
     data: str = "",
     weights: str = "",
+    code: dict[str, str] | None = None,
     **accuracies: float,
 ) -> Path:
     """A finished run's folder, as far as a comparison reads it."""
@@ -35,6 +36,7 @@ def write(
         "result": {"epoch": 1, "direct_ce": 0.5}, "accuracies": accuracies, "history": [],
         "objective": objective, "classnames": ["banded", "dotted"], "template": "a photo of a {}.",
         "run": "0" * 64, "environment": {}, "data": data, "weights": weights,
+        "code": code or {},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -310,6 +312,13 @@ def test_one_name_for_two_things_is_refused(of: str, said_of: str, said: Any, tm
         write(tmp_path / method, config_of(method), base=60.0, new=50.0, **{of: digest})
     expected = f"coop and {tmp_path}/prometar differ in their {said_of}: pass one"
     assert expected in refused(said, tmp_path)
+
+
+def test_runs_of_one_part_with_other_code_are_not_of_one_method(said: Any, tmp_path: Path) -> None:
+    for seed, code in ((1, "sha256 a"), (2, "sha256 b")):
+        write(tmp_path / f"{seed}", config_of("prometar", seed), base=60.0, new=50.0, code={"mine": code})
+        write(tmp_path / f"coop-{seed}", config_of("coop", seed), base=60.0, new=50.0)
+    assert f"{tmp_path}/2 differ in their code of mine in prometar: pass one" in refused(said, tmp_path)
 
 
 def test_what_methods_differ_in_besides_is_said(said: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -10,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.config.settings import Config
+from prometar.data.datasets.benchmarks import BENCHMARKS, OFFICIAL_NOTE
+from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.sources import FolderSource
 from prometar.metrics import harmonic_mean, t_interval
 from prometar.reproduce.figures import Row, Table, build_table
 from prometar.reproduce.grid import Entry, Record
-from prometar.reproduce.published import published, settings_of
+from prometar.reproduce.published import published, settings_of, unlike_published
 from tests.support.reproductions import ask, fill
 
 percents = st.floats(0.01, 100)
@@ -98,8 +102,32 @@ def half(entry: Entry, name: str) -> float:
 def test_a_recipe_of_one_s_own_has_no_published_figure() -> None:
     backbone = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
     asked = Config().override({**backbone, "data.shots": 16})
-    assert published("dtd", asked, 47) is not None
-    assert published("dtd", asked.model_copy(update={"method": "mine.yaml"}), 47) is None
+    assert published(whole("dtd"), asked) is not None
+    assert published(whole("dtd"), asked.model_copy(update={"method": "mine.yaml"})) is None
+
+
+def test_other_images_than_the_benchmark_s_have_no_published_figure() -> None:
+    backbone = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
+    asked, dtd = Config().override({**backbone, "data.shots": 16}), whole("dtd")
+    for other in (replace(dtd, note=OFFICIAL_NOTE), replace(dtd, test=dtd.test[1:])):
+        assert unlike_published(other)
+        assert published(other, asked) is None
+    grid = ask("base-to-new", ("coop",), datasets=("dtd", "eurosat"))
+    records = fill(grid, half)
+    table = build_table(grid, records, uncited={"dtd": OFFICIAL_NOTE})
+    assert {f.published for f in row(table, "dtd", "coop").figures.values()} == {None}
+    assert None not in {f.published for f in row(table, "eurosat", "coop").figures.values()}
+    assert f"no published figures stand beside those on dtd ({OFFICIAL_NOTE})" in table.notes
+
+
+def whole(name: str) -> Dataset:
+    """A benchmark's list of images, each of a class in turn."""
+    benchmark = BENCHMARKS[name]
+    train, val, test = (
+        tuple(Item(f"{split}/{k}", k % benchmark.classes, str(k % benchmark.classes)) for k in range(size))
+        for split, size in benchmark.sizes._asdict().items()
+    )
+    return Dataset(name, name, train, val, test, FolderSource("nowhere"), "{}")
 
 
 def test_published_figures_stand_beside_the_same_setting_only() -> None:
