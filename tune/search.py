@@ -23,11 +23,11 @@ from tune.options import AUTO, SPACE, Options, describe_plan, options_of, run
 
 app = typer.Typer(help=__doc__, **PLAIN)
 
-FIRST = "Ten that most people need first"
+FIRST = "The ten that most people need first"
 WHAT = "What is searched"
 HOW = "How"
-JUDGED = "Judged by"
-ON = "On what"
+JUDGED = "How settings are judged"
+ON = "What is trained"
 WHERE = "Where"
 
 
@@ -54,10 +54,12 @@ def search(
     ] = SPACE,
     trials: Annotated[int | None, _option(FIRST, "Trials in all [24 embedded, else 40].")] = None,
     epochs: Annotated[int | None, _option(FIRST, "Epochs a trial [5 embedded, else the method's].")] = None,
-    max_hours: Annotated[float | None, _option(FIRST, "Begin no trial after so long a search.")] = None,
+    max_hours: Annotated[
+        float | None, _option(FIRST, "Begin no more trials after so many hours of searching.")
+    ] = None,
     out: Annotated[Path, _option(FIRST, "Where studies lie.")] = Options.out,
     plan: Annotated[
-        bool, _option(FIRST, "Say what it takes: runs, epochs, steps. Nothing is run or written.", "--plan")
+        bool, _option(FIRST, "Say how many runs, epochs and steps it takes; run and write nothing.", "--plan")
     ] = False,
     settings: Annotated[
         list[str] | None, _option(WHAT, "key=value of every trial, e.g. optim.lr=0.01.", "--set")
@@ -81,7 +83,9 @@ def search(
             "searched: none.",
         ),
     ] = None,
-    seed: Annotated[int, _option(HOW, "Of the search, the images and their order.")] = Options.seed,
+    seed: Annotated[
+        int, _option(HOW, "Seed of the search, of the images drawn and of their order.")
+    ] = Options.seed,
     objective: Annotated[
         str, _option(JUDGED, "drift, class_holdout, base_val, or oracle_test (which leaks).")
     ] = Options.objective,
@@ -99,7 +103,9 @@ def search(
         int, _option(JUDGED, "Runs of every trial, with seeds from --seed on.")
     ] = Options.seeds_per_trial,
     top: Annotated[int, _option(JUDGED, "Best settings run again with fresh seeds; 0: none.")] = Options.top,
-    top_seeds: Annotated[int, _option(JUDGED, "Fresh seeds of that last round.")] = Options.top_seeds,
+    top_seeds: Annotated[
+        int, _option(JUDGED, "How many fresh seeds the last round takes.")
+    ] = Options.top_seeds,
     final_seeds: Annotated[
         str, _option(JUDGED, "Seeds of the last comparison, or auto: pairs until it is decided.")
     ] = AUTO,
@@ -111,7 +117,7 @@ def search(
     ] = None,
     folds: Annotated[int, _option(ON, "Halves of the base classes to train on, 1 or 2.")] = Options.folds,
     val_per_class: Annotated[
-        int, _option(ON, "Most validation images a class in a score.")
+        int, _option(ON, "At most this many validation images per class.")
     ] = Options.val_per_class,
     study: Annotated[str | None, _option(WHERE, "The study's name [the data set's].")] = None,
     storage: Annotated[str | None, _option(WHERE, "An Optuna storage URL [OUT/STUDY/study.db].")] = None,
@@ -136,7 +142,7 @@ def search(
         int, _option(WHERE, "Trials that a worker trains together, where they differ in numbers alone.")
     ] = Options.lockstep,
     trial_timeout: Annotated[
-        float | None, _option(WHERE, "Seconds without a result, after which a trial hangs [never].")
+        float | None, _option(WHERE, "A trial counts as hung after so many seconds without a result [never].")
     ] = None,
     verbose: Annotated[bool, _option(WHERE, "Show Ray's own output.")] = Options.verbose,
 ) -> None:

@@ -44,8 +44,8 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="A method, or a recipe FILE.yaml of your own [prometar]. Where --config has another, its "
-            "data, backbone and seed stay, and nothing else of it."
+            help="A method, or a recipe FILE.yaml of your own [prometar]. Of a --config with "
+            "another method, the data, backbone and seed are kept, and nothing else."
         ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set [textures].")] = None,
@@ -57,10 +57,13 @@ def train(
         list[str] | None, typer.Option("--set", help="key=value, e.g. optim.lr=0.01.")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="Images and scores: final, all_classes, one of a search's, or your own.")
+        str,
+        typer.Option(
+            help="Which images it trains on and is scored by: final, all_classes, a search's, or your own."
+        ),
     ] = "final",
     alignment_every: Annotated[
-        int | None, typer.Option(help="Measure the gradients' alignment every so many steps.")
+        int | None, typer.Option(help="Measure how gradients align, once in this many steps.")
     ] = None,
 ) -> None:
     """Train one run on all base classes and test it on base and new ones. The same command goes on."""

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from prometar.data.preparation.check import Listed
 
 app = typer.Typer(
-    no_args_is_help=True, help="Data sets: what is there, is it whole, get it, copy it as Parquet.", **PLAIN
+    no_args_is_help=True, help="Data sets: list them, check them, get them, copy them as Parquet.", **PLAIN
 )
 
 NameArgument = Annotated[
     str,
-    typer.Argument(help="A data set; `prometar data list` shows them, hf://owner/name is one of the hub."),
+    typer.Argument(help="A data set; `prometar data list` shows them, hf://owner/name is one on the hub."),
 ]
 DATA = "data"
 """Where `download` puts data sets, and `check` looks for them, unless told otherwise."""
@@ -86,7 +86,7 @@ def data_check(
         str | None, typer.Option(help=f"The folder that holds the data sets' folders [{DATA}].")
     ] = None,
 ) -> None:
-    """Decode every image; lists all that are missing, broken or listed twice, and the sizes published."""
+    """Decode every image; list those that are missing, broken or listed twice, and the published sizes."""
     from prometar.data.preparation.check import check
 
     if data_root is None and (name in BENCHMARKS or is_hub(name)):
@@ -111,7 +111,7 @@ def data_download(
         str, typer.Option(help="The data root: the folder that holds the data sets' folders.")
     ] = DATA,
     split: Annotated[
-        str, typer.Option(help="coop, the field's; or official, of the data set's own lists (dtd, food101).")
+        str, typer.Option(help="coop, as the field uses; or official, the data set's own (dtd, food101).")
     ] = "coop",
     mirror: Annotated[
         str | None,

@@ -18,10 +18,12 @@ def export(
     ],
     format: Annotated[
         str,
-        typer.Option(help="prompts, or a program without prometar: onnx (pip install '.[onnx]'), torch."),
+        typer.Option(
+            help="prompts; or a program that runs without prometar: onnx (pip install '.[onnx]') or torch."
+        ),
     ] = "prompts",
     classes_as_input: Annotated[
-        bool, typer.Option("--classes-as-input", help="Of a program: text features are its second input.")
+        bool, typer.Option("--classes-as-input", help="A program takes text features as its second input.")
     ] = False,
     trust_parts: TrustOption = False,
 ) -> None:

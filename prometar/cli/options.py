@@ -22,7 +22,8 @@ RootOption = Annotated[
 ]
 
 TrustOption = Annotated[
-    bool, typer.Option("--trust-parts", help="Import the modules that its files name; else they are refused.")
+    bool,
+    typer.Option("--trust-parts", help="Import modules that the files name; otherwise they are refused."),
 ]
 
 

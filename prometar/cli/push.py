@@ -12,7 +12,7 @@ def push(
     prompts: Annotated[Path, typer.Argument(help="FILE.safetensors that `prometar export` wrote.")],
     name: Annotated[str, typer.Argument(help="owner/name of the repository; it is made if it is missing.")],
     public: Annotated[
-        bool, typer.Option("--public", help="Everybody may read it; else it is private.")
+        bool, typer.Option("--public", help="Anybody may read it; otherwise it is private.")
     ] = False,
     license: Annotated[str, typer.Option(help="The licence's identifier in the hub's list.")] = "unknown",
 ) -> None:

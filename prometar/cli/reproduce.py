@@ -37,7 +37,9 @@ def reproduce(
     methods: Annotated[
         list[str], typer.Option(help="Methods, each as its authors ran it, or recipes FILE.yaml of your own.")
     ] = METHODS,
-    seeds: Annotated[list[int], typer.Option(help="Of the images drawn, the prompts and the order.")] = SEEDS,
+    seeds: Annotated[
+        list[int], typer.Option(help="They draw the images, the prompts and the order.")
+    ] = SEEDS,
     shots: Annotated[
         list[int] | None, typer.Option(help="Training images a class [16; few-shot: 1 2 4 8 16].")
     ] = None,
@@ -55,13 +57,15 @@ def reproduce(
     pretrained: Annotated[
         str | None, typer.Option(help="An open_clip tag, or a .pt or .safetensors file [openai].")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of every method [each method's own].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every method [each method's own].")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of every run, e.g. optim.lr=0.01.")
     ] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Runs at a time [as many as fit].")] = None,
-    cpus_per_run: Annotated[float, typer.Option(help="CPUs a run.")] = 1.0,
-    gpus_per_run: Annotated[str, typer.Option(help="GPUs a run, or auto: one where there are any.")] = "auto",
+    cpus_per_run: Annotated[float, typer.Option(help="CPUs per run.")] = 1.0,
+    gpus_per_run: Annotated[
+        str, typer.Option(help="GPUs per run, or auto: one where there are any.")
+    ] = "auto",
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
     verbose: Annotated[bool, typer.Option(help="Show Ray's own output.")] = False,
 ) -> None:

@@ -84,7 +84,7 @@ def _reference(methods: Mapping[str, str], to: str | None) -> str:
     if not found:
         raise UserError(f"--to {to} is none of the methods there: {', '.join(methods)}")
     if to is not None and len(found) > 1:
-        raise UserError(f"--to {to} is several: {'; '.join(found)}: name one of them")
+        raise UserError(f"--to {to} stands for several: {'; '.join(found)}: name one of them")
     return found[0]
 
 

@@ -169,9 +169,9 @@ def plan_resources(
     at_once = min(fits, max_concurrent or held or sum(map(bool, counts)))
     note = ""
     if at_once > held:
-        note = f" (their machines hold {held}: more may be killed)"
+        note = f" (their machines have memory for {held}: more may be killed)"
     elif held < fits and not max_concurrent:
-        note = " (their machines hold no more)"
+        note = " (their machines have memory for no more)"
     return ResourcePlan(at_once, cpus_per_trial, gpus, memory, note, noun)
 
 

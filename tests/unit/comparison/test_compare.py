@@ -132,7 +132,7 @@ def test_settings_tell_runs_of_a_method_apart(said: Any, tmp_path: Path) -> None
     assert "coop optim.lr=0.002 " in text
     assert "coop optim.lr=0.1 " in text
     assert "not paired, for want of runs of coop optim.lr=0.1: eurosat seeds 1 2" in text
-    assert "--to coop is several: coop optim.lr=0.002; coop optim.lr=0.1: name one" in refused(
+    assert "--to coop stands for several: coop optim.lr=0.002; coop optim.lr=0.1: name one" in refused(
         said, out, tmp_path / "fast", "--to", "coop"
     )
     status, text, _ = said(out, tmp_path / "other", "--to", "prometar")

@@ -89,7 +89,7 @@ def test_where_not_even_one_fits_each_machine_gets_one() -> None:
     nodes = [{"CPU": 8.0, "memory": 10e9}] * 3
     large = plan_resources(nodes, memory=11e9)
     assert large.max_concurrent == 3
-    assert "their machines hold 0: more may be killed" in large.describe(nodes)
+    assert "their machines have memory for 0: more may be killed" in large.describe(nodes)
     asked = plan_resources(nodes, memory=11e9, max_concurrent=5)
     assert asked.max_concurrent == 5, "who says a number means it"
 
