@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from prometar.data.datasets.dataset import Dataset, Item, Source
 from prometar.data.datasets.hubname import is_hub
 from prometar.data.datasets.listing import SPLITS
 from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
-from prometar.data.datasets.sources import SCHEMA
+from prometar.data.datasets.sources import SCHEMA, read_rows
 from prometar.data.preparation.check import look
 from prometar.data.preparation.http import Progress, unwatched
 from prometar.errors import UserError, WorkError
@@ -81,7 +83,7 @@ def prepare(
         progress: Called with (shards done, shards in all).
 
     Raises:
-        UserError: the data set cannot be opened, or `to` lies in the user's data.
+        UserError: the data set cannot be opened, or `to` lies in the user's data or holds a copy of others.
         WorkError: broken images, all named; or the target cannot be written.
     """
     target = target_of(name, root, to)
@@ -96,10 +98,12 @@ def write_copy(
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
     _require_own(dataset, target)
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
-    broken = [one.message for one in look(dataset.items, dataset.source) if one.message]
+    seen = list(look(dataset.items, dataset.source))
+    broken = [one.message for one in seen if one.message]
     if broken:
         count = f"{len(broken)} of {len(rows)} images of {dataset.name}"
         raise WorkError(f"{count} are broken: {'; '.join(broken)}")
+    _require_same(dataset, rows, target, [one.digest for one in seen])
     try:
         return _write(dataset, rows, target, shard_rows, progress)
     except (OSError, pa.ArrowException) as error:
@@ -133,14 +137,39 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
 
 
 def _require_own(dataset: Dataset, target: str) -> None:
-    """A copy of other images under the same name, such as of another image tree, stays as it is."""
+    """A copy of other images under the same name, such as of another image tree, stays as it is.
+
+    What the manifest alone tells; `_require_same` tells the rest, once all images have been read.
+    """
     earlier = find_manifest(target)
     mine = {"counts": dataset.counts, "classnames": list(dataset.classnames)}
     if earlier is not None and any(earlier.get(key) != value for key, value in mine.items()):
-        raise UserError(
-            f"{masked(target)} holds a prepared copy of other images that are called '{dataset.name}' too: "
-            "choose another --to, or remove it"
-        )
+        raise _others(dataset, target)
+
+
+def _require_same(
+    dataset: Dataset, rows: list[tuple[Item, str]], target: str, digests: Sequence[bytes]
+) -> None:
+    """Image by image, as shards of other sizes, or of another pyarrow, may hold the same images."""
+    earlier = find_manifest(target)
+    if earlier is None:
+        return
+    mine = {
+        item.path: (item.label, item.classname, split, digest)
+        for (item, split), digest in zip(rows, digests, strict=True)
+    }
+    for shard in earlier["shards"]:
+        with suppress(WorkError):  # a damaged or missing one: it is written again
+            for path, label, classname, split, image in read_rows(target, str(shard["file"])):
+                if mine.get(path) != (label, classname, split, hashlib.sha256(image or b"").digest()):
+                    raise _others(dataset, target)
+
+
+def _others(dataset: Dataset, target: str) -> UserError:
+    return UserError(
+        f"{masked(target)} holds a prepared copy of other images that are called '{dataset.name}' too: "
+        "choose another --to, or remove it"
+    )
 
 
 def _write(

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
@@ -149,6 +150,40 @@ def test_a_copy_of_other_images_under_the_same_name_stays(tmp_path: Path) -> Non
         prepare("folder", tmp_path / "other", copy)
     assert tree(copy) == before
     assert prepare("folder", tmp_path / "one", copy).kept == 1, "the same again is no other"
+
+
+@pytest.mark.parametrize("change", ["bytes", "name", "split"])
+def test_a_copy_that_differs_in_one_image_stays(own_dtd: Path, tmp_path: Path, change: str) -> None:
+    """Its counts and class names are the same."""
+    prepare("dtd", own_dtd, tmp_path, shard_rows=10)
+    before, file = tree(tmp_path / "dtd"), own_dtd / "dtd/split_zhou_DescribableTextures.json"
+    split = json.loads(file.read_text())
+    one, other = split["train"][0], split["test"][0]
+    image = own_dtd / "dtd/images" / other[0]
+    if change == "bytes":
+        image.write_bytes((image.parents[1] / one[0]).read_bytes())
+    elif change == "name":
+        image.rename(image.with_name("renamed.jpg"))
+        other[0] = f"{image.parent.name}/renamed.jpg"
+    else:
+        split["train"][0], split["test"][0] = other, one
+    file.write_text(json.dumps(split))
+    with pytest.raises(UserError, match="holds a prepared copy of other images that are called 'dtd' too"):
+        prepare("dtd", own_dtd, tmp_path)
+    assert tree(tmp_path / "dtd") == before
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda shard: shard.write_bytes(b"PAR1")])
+def test_a_damaged_shard_is_written_again_where_the_others_are_of_the_same_images(
+    own_dtd: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    prepare("dtd", own_dtd, tmp_path, shard_rows=10)
+    before = tree(tmp_path)
+    damage(min(tmp_path.rglob("*.parquet")))
+    assert prepare("dtd", own_dtd, tmp_path, shard_rows=10).kept == 3
+    assert tree(tmp_path) == before
+    assert prepare("dtd", own_dtd, tmp_path, shard_rows=20).images == 32, "in other shards"
+    assert check("dtd", tmp_path).problems == ()
 
 
 def test_a_lost_bit_is_no_other_picture(own_dtd: Path, tmp_path: Path) -> None:
