@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import torchvision.transforms.v2 as torchvision_transforms
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, apply, decode
@@ -142,6 +144,33 @@ def test_sixteen_bits_of_grey_are_the_picture_that_eight_are(kind: str) -> None:
     else:
         wide = saved(grey.astype(np.uint16) * 257, kind)
     assert np.array_equal(np.asarray(decode(wide)), np.asarray(decode(saved(grey, "PNG"))))
+
+
+def tiff(grey: NDArray[np.uint16], bits: int, photometric: int) -> bytes:
+    """A grey TIFF file of 12 or 16 bits; photometric interpretation 0: white is 0."""
+    height, width = grey.shape
+    data = grey.astype("<u2").tobytes()
+    if bits == 12:  # two numbers in three bytes, as one of 24 bits
+        pairs = grey.reshape(-1, 2).astype(int) @ (1 << 12, 1)
+        data = b"".join(int(pair).to_bytes(3, "big") for pair in pairs)
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 122, 277: 1, 278: height}
+    tags[279] = len(data)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 1), (16, 0)])
+def test_grey_tiffs_say_what_white_is(bits: int, photometric: int) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    top = 2**bits - 1
+    wide = np.rint(grey.astype(float) / 255 * top).astype(np.uint16)
+    file = tiff(wide if photometric else top - wide, bits, photometric)
+    assert np.array_equal(np.asarray(decode(file)), np.asarray(decode(saved(grey, "PNG"))))
+
+
+def test_what_pillow_cannot_read_of_grey_tiffs_is_broken() -> None:
+    with pytest.raises(BrokenImage, match="not an image"):
+        decode(tiff(np.zeros((2, 2), np.uint16), 12, 0))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
