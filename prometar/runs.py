@@ -133,6 +133,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     if objective and not trust_parts:
         raise UserError(f"{folder} names code that is not prometar's ({objective[0]}): pass --trust-parts")
     require_same(str(folder), [*config.own.values(), *objective], result.code)
+    obtain(config.data.name, config.data.root)
     run = build_run(config, result.objective)
     return Session(run, folder, ray_stream(run)).score()
 

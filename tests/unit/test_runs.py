@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.io.lock import locked
 from prometar.training.run import forget
+from tests.support.hub_datasets import serve_hub, table
 
 HOLDER = f"{os.getpid()} on {socket.gethostname()}"
 
@@ -62,6 +64,21 @@ def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None
     assert runs.train_run(config, tmp_path) == first
     (tmp_path / "checkpoint.safetensors").unlink()
     assert runs.train_run(config, tmp_path)["base"] == first["base"]
+
+
+def test_the_images_of_the_hub_are_got_again_to_evaluate_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    files = {"train.parquet": table([0, 1, 2, 3] * 2), "test.parquet": table([0, 1, 2, 3])}
+    values = {"data.name": "hf://a/b", "data.root": str(tmp_path), "data.shots": 1, "train.epochs": 1}
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.files["a/b"] = files
+        last = runs.train_run(configure("zero-shot", values), tmp_path / "run")
+        forget()
+        shutil.rmtree(tmp_path / "hf.a.b")
+        assert runs.evaluate_run(tmp_path / "run")["base"] == last["base"]
 
 
 def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_path: Path) -> None:
