@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prometar.data.streaming.stream import Batch as Pictures
 from prometar.errors import UserError
-from prometar.io.files import refused, write_atomically
+from prometar.io.files import read_bytes, refused, write_atomically
 from prometar.methods.composition import Method
 from prometar.methods.gradient_modulators import Constant
 from prometar.methods.inner_loop import InnerSGD
@@ -136,7 +136,7 @@ def read(path: Path) -> list[Record]:
         UserError: there is no such file, or it holds something else.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_bytes(path).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         raise UserError(
             f"there is no {path}: train the run with `prometar train --alignment-every 20`"

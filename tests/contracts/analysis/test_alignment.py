@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,9 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for line in ("{}", "[]", "x", '{"step": "a", "cosine": 0.1}'):
         (damaged / FILE).write_text("\n".join([line, lines[1]]))
         assert f"{FILE}, line 1, is no record of an alignment" in fails(["alignment", str(damaged)])
+    (damaged / FILE).unlink()
+    os.mkfifo(damaged / FILE)  # to read it would wait for ever
+    assert f"there is no {damaged / FILE}" in fails(["alignment", str(damaged)])
 
 
 def test_a_watch_says_so_where_it_cannot_write(tmp_path: Path) -> None:
