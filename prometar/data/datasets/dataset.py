@@ -101,6 +101,20 @@ def as_read(name: str) -> str:
     return " ".join(readable(name).lower().split())
 
 
+def same_class(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two different names that CLIP cannot tell apart.
+
+    Example:
+        >>> same_class(["cat", "dog", "Cat"])
+        ('cat', 'Cat')
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(as_read(name), name)) != name:
+            return other, name
+    return None
+
+
 def classnames(items: Iterable[Item]) -> tuple[str, ...]:
     """Class names of `items` in the order of their labels.
 

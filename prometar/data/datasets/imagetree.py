@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from prometar.data.datasets.dataset import Item, as_read
+from prometar.data.datasets.dataset import Item, same_class
 from prometar.data.datasets.listing import (
     SPLITS,
     Items,
@@ -103,11 +103,8 @@ def _named(folder: Path, names: list[str]) -> list[str]:
     """The class folders, if CLIP can tell their names apart."""
     if len(names) < 2:
         raise UserError(f"{folder} has one class folder ({names[0]}): at least two are needed")
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(as_read(name), name)
-        if other != name:
-            raise UserError(f"{folder}: the folders '{other}' and '{name}' name the same class: rename one")
+    if same := same_class(names):
+        raise UserError(f"{folder}: the folders '{same[0]}' and '{same[1]}' name the same class: rename one")
     return names
 
 

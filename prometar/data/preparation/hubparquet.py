@@ -129,7 +129,7 @@ def _damage(file: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group of a file, and the rank of its first row in the split."""
+    """A row group of a file, and the rank of its first row in the folder."""
 
     file: str
     number: int
@@ -142,7 +142,7 @@ class HubSource:
 
     Args:
         column: The images'.
-        groups: Row groups by split, in their order; an image is called `<split>/<rank>`.
+        groups: Row groups by folder, in their order; an image is called `<folder>/<rank>`.
     """
 
     column: str
@@ -151,11 +151,11 @@ class HubSource:
     @classmethod
     def of(cls, column: str, tables: Mapping[str, Sequence[ImageFile]]) -> HubSource:
         groups: dict[str, list[_Group]] = {}
-        for split, part in tables.items():
-            start, groups[split] = 0, []
+        for folder, part in tables.items():
+            start, groups[folder] = 0, []
             for table in part:
                 for number, rows in enumerate(table.groups):
-                    groups[split].append(_Group(table.path, number, start))
+                    groups[folder].append(_Group(table.path, number, start))
                     start += rows
         return cls(column, groups)
 
@@ -163,8 +163,8 @@ class HubSource:
         return [self._read(path) for path in paths]
 
     def _read(self, path: str) -> bytes:
-        split, _, rank = path.partition("/")
-        groups = self.groups[split]
+        folder, _, rank = path.rpartition("/")
+        groups = self.groups[folder]
         group = groups[bisect_right(groups, int(rank), key=lambda group: group.start) - 1]
         with _ONE_AT_A_TIME:
             column = _read_group(group.file, group.number, self.column)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from prometar.data.datasets.benchmarks import TEMPLATE
 from prometar.data.datasets.catalog import place_of, problems_of
-from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.dataset import Dataset, Item, same_class
 from prometar.data.datasets.hubname import HubName, hub_folder, is_hub, parse_hub
 from prometar.data.datasets.listing import SPLITS, read_text
 from prometar.data.datasets.manifest import find_manifest
@@ -31,6 +31,7 @@ from prometar.io.lock import locked
 from prometar.io.stores import masked
 
 VAL_NAMES = ("validation", "val", "valid")
+COMMIT_DIGITS = 12  # of a commit, in the paths of its images
 Files = dict[str, list[HubFile]]
 """Parquet files by split."""
 
@@ -117,8 +118,10 @@ def _read(name: str, wanted: HubName, repo: HubRepo, files: Files, work: Path) -
     for table in chain(*tables.values()):
         table.require_bounded()
     names = _class_names(wanted, list(chain(*tables.values())))
-    items = {split: _items(split, part, names, wanted) for split, part in tables.items()}
-    source = HubSource.of(wanted.image, tables)
+    # the commit in every path is what tells runs on two commits apart: they compare paths, not images
+    folders = {split: f"{repo.commit[:COMMIT_DIGITS]}/{split}" for split in tables}
+    items = {split: _items(folders[split], part, names, wanted) for split, part in tables.items()}
+    source = HubSource.of(wanted.image, {folders[split]: part for split, part in tables.items()})
     for part in items.values():
         _require_image(part[0].path, source, wanted)
     train, val, test = (items.get(split, ()) for split in SPLITS)
@@ -164,11 +167,18 @@ def _splits(wanted: HubName, repo: HubRepo) -> Files:
 
 
 def _require_whole(wanted: HubName, part: Sequence[HubFile]) -> None:
-    """Raises a UserError where files say how many there are of a split, and one is missing."""
+    """Raises a UserError where files say which of a split they are, and one is there twice or missing."""
     numbers: dict[int, set[int]] = {}
+    named: dict[int, str] = {}
     for file in part:
         if matched := _OF.search(PurePosixPath(file.path).name):
-            numbers.setdefault(int(matched[2]), set()).add(int(matched[1]))
+            number, total = int(matched[1]), int(matched[2])
+            numbers.setdefault(total, set()).add(number)
+            if (other := named.setdefault(number, file.path)) != file.path:
+                raise UserError(
+                    f"{wanted.repo}: number {number} is there twice, {other} and {file.path}: "
+                    "choose another with ?revision=NAME"
+                )
     for total, found in numbers.items():
         if len(found) < total:
             lacking = next(k for k in range(total) if k not in found)
@@ -215,7 +225,8 @@ def _class_names(wanted: HubName, tables: Sequence[ImageFile]) -> tuple[str, ...
     """Class names by label: of the file of names, of the columns' descriptions, or the texts themselves.
 
     Raises:
-        UserError: numbers without names, or files that disagree about what a label means.
+        UserError: numbers without names, texts that CLIP reads alike, or files that disagree about what a
+            label means.
     """
     labels = {table.path: set(table.labels()) - {None} for table in tables}
     kinds = {isinstance(one, str): path for path, found in labels.items() for one in found}
@@ -227,7 +238,13 @@ def _class_names(wanted: HubName, tables: Sequence[ImageFile]) -> tuple[str, ...
     if wanted.names:
         return _names_in(Path(wanted.names))
     if True in kinds:
-        return tuple(sorted(map(str, set().union(*labels.values()))))
+        texts = tuple(sorted(map(str, set().union(*labels.values()))))
+        if same := same_class(texts):
+            raise UserError(
+                f"the labels {same[0]!a:.60} and {same[1]!a:.60} of {wanted.repo} name the same class: "
+                "choose another column with ?label=NAME"
+            )
+        return texts
     named = {names: table.path for table in tables if (names := table.classnames())}
     if len(named) > 1:
         first, second, *_ = named.values()
@@ -253,9 +270,10 @@ def _names_in(file: Path) -> tuple[str, ...]:
 
 
 def _items(
-    split: str, tables: Sequence[ImageFile], names: Sequence[str], wanted: HubName
+    folder: str, tables: Sequence[ImageFile], names: Sequence[str], wanted: HubName
 ) -> tuple[Item, ...]:
-    """The rows in their order; a path is `<split>/<rank>`."""
+    """The rows in their order; a path is `<folder>/<rank>`, the folder `<commit>/<split>`."""
+    split = PurePosixPath(folder).name
     rank = {name: k for k, name in enumerate(names)}
     items: list[Item] = []
     for table in tables:
@@ -266,7 +284,7 @@ def _items(
                     f"{wanted.repo}: image {len(items)} of {split} has the label {label!a:.60}, which has no "
                     f"class name ({len(names)} are known; -1 is how the hub marks images without a label)"
                 )
-            items.append(Item(f"{split}/{len(items):07d}", found, names[found]))
+            items.append(Item(f"{folder}/{len(items):07d}", found, names[found]))
     if not items:
         raise UserError(f"{wanted.repo} has no images in {split}")
     return tuple(items)

@@ -67,6 +67,17 @@ def test_a_data_set_is_written_once_and_opens_like_any(
     assert len(hub.requests) == asked
 
 
+def test_two_commits_are_two_data_sets(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are compared by the digest, which reads no image."""
+    hubset.obtain(NAME, tmp_path / "one")
+    hub.files["someone/leaves"]["data/test-00000-of-00001.parquet"] = table(TEST, seed=99)
+    monkeypatch.setattr("tests.support.hub_datasets.COMMIT", COMMIT[::-1])
+    hubset.obtain(NAME, tmp_path / "other")
+    one, other = (open_dataset(NAME, tmp_path / root) for root in ("one", "other"))
+    assert one.counts == other.counts
+    assert one.digest != other.digest
+
+
 def test_it_goes_on_after_an_interruption(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +166,7 @@ def _lying(hub: FakeHub) -> None:
     hub.lie = True
 
 
+ALIKE = table(["oak", "ash", "Oak "], names=None)
 WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
     "no such data set": (
         "hf://someone/nothing",
@@ -186,9 +198,14 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
     ),
     "labels that are none": (f"{NAME}?label=image", None, 2, "'image' of someone/leaves holds no labels"),
     "text for images": (NAME, _text_images, 2, "'image' of someone/leaves holds no images: it is string"),
-    "bytes that are no images": (NAME, _no_images, 1, "holds no images: broken image train/0000000"),
+    "bytes that are no images": (
+        NAME,
+        _no_images,
+        1,
+        "holds no images: broken image 0123456789ab/train/0000000",
+    ),
     "a broken image": (NAME, _broken_image, 1, "1 of 10 images of hf://someone/leaves are broken"),
-    "images elsewhere": (NAME, _links, 2, "image train/0000000 is not in the data set's files"),
+    "images elsewhere": (NAME, _links, 2, "image 0123456789ab/train/0000000 is not in the data set's files"),
     "no label": (
         NAME,
         lambda hub: _replace_train(hub, table([0, -1])),
@@ -213,6 +230,25 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
         lambda hub: hub.files["someone/leaves"].pop("data/train-00000-of-00002.parquet"),
         2,
         "someone/leaves: number 0 of 2 is missing beside data/train-00001-of-00002.parquet",
+    ),
+    "two generations of a part": (
+        NAME,
+        lambda hub: hub.files["someone/leaves"].update({"data/train-00000-of-00002-9f.parquet": b""}),
+        2,
+        "someone/leaves: number 0 is there twice, data/train-00000-of-00002-9f.parquet and "
+        "data/train-00000-of-00002.parquet: choose another with ?revision=NAME",
+    ),
+    "two generations of a split": (
+        NAME,
+        lambda hub: hub.files["someone/leaves"].update({"data/train-00000-of-00001.parquet": b""}),
+        2,
+        "number 0 is there twice, data/train-00000-of-00001.parquet and data/train-00000-of-00002.parquet",
+    ),
+    "labels that CLIP reads alike": (
+        NAME,
+        lambda hub: hub.files.update({"someone/leaves": {"train.parquet": ALIKE, "test.parquet": ALIKE}}),
+        2,
+        "the labels 'Oak ' and 'oak' of someone/leaves name the same class",
     ),
     "no images": (NAME, lambda hub: _replace_train(hub, table([])), 2, "holds no labels"),
     "no Parquet inside": (NAME, lambda hub: _replace_train(hub, b"PAR1 not"), 1, "cannot read train.parquet"),
