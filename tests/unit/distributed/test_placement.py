@@ -81,8 +81,8 @@ def test_memory_limits_how_many_run_at_once() -> None:
     assert plan.max_concurrent == 2 + 1 + 2, "a machine that does not tell its memory has enough"
     assert "about 3.7 GiB of memory" in plan.describe(nodes)
     assert plan_resources(nodes, memory=4e9, max_concurrent=3).max_concurrent == 3
-    assert "hold no more" in plan.describe(nodes)
-    assert "hold" not in plan_resources(nodes, memory=1e9).describe(nodes)
+    assert "have memory for no more" in plan.describe(nodes)
+    assert "have memory for" not in plan_resources(nodes, memory=1e9).describe(nodes)
 
 
 def test_where_not_even_one_fits_each_machine_gets_one() -> None:
