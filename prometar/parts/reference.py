@@ -14,6 +14,7 @@ from traceback import extract_tb
 from typing import Any
 
 from prometar.errors import UserError
+from prometar.parts.pieces import files, is_everywhere, piece_of
 
 GROUP = "prometar.parts"
 """Entry points of installed packages: `AXIS.NAME = "package.module:Name"`, such as `regularizer.huber`."""
@@ -57,6 +58,8 @@ def load(reference: str) -> Any:
             ours = f"{name}.".startswith(f"{error.name}.")  # it, or a package that it is in
             where = "is its folder on PYTHONPATH?" if ours else "its own import fails"
             raise UserError(f"{reference}: there is no module '{error.name}': {where}") from None
+    if not is_everywhere(name):
+        files(piece_of(name))  # keeps what has been imported, before anyone edits it
     try:
         return getattr(module, attribute)
     except AttributeError:

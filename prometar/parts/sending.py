@@ -11,7 +11,8 @@ from importlib.util import decode_source, spec_from_loader
 from types import ModuleType
 
 from prometar.errors import WorkError
-from prometar.parts.identity import files, identity, installed_as, is_everywhere, pieces
+from prometar.parts.identity import identity, pieces
+from prometar.parts.pieces import files, installed_as, is_everywhere
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def sources_of(references: Iterable[str]) -> tuple[Sent, ...]:
     """The code that these parts are in.
 
     Raises:
-        UserError: a part that cannot be loaded.
+        UserError: see `pieces`.
     """
     return tuple(
         Sent(piece, identity(piece), {} if is_everywhere(piece) else files(piece))

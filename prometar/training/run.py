@@ -51,7 +51,8 @@ class Run:
     """Everything that is fixed while a run trains.
 
     `backbone`: as its prompts need it. `seen`: what is known of each step's images. `foreign`: what accuracy
-    on new classes is predicted with, where the objective does so.
+    on new classes is predicted with, where the objective does so. `code`: what the user's own parts are when
+    it is built (`prometar.parts.identity`).
     """
 
     config: Config
@@ -65,15 +66,11 @@ class Run:
     every_epoch: bool
     seen: Seen
     foreign: Foreign | None
+    code: dict[str, str]
 
     def model_of(self, names: Sequence[str]) -> Model:
         """Its prompts with other class names."""
         return _model(self.config, self.method, self.backbone, self.dataset, names)
-
-    @property
-    def code(self) -> dict[str, str]:
-        """What code the user's own parts are: see `prometar.parts.identity`."""
-        return identities([*self.config.own.values(), *own_objective(self.objective)])
 
     @cached_property
     def digest(self) -> str:
@@ -191,6 +188,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         split.every_epoch,
         loaded.seen(loaded.trained, plan, clip.embeds_features, *source),
         _foreign(loaded, model_of, dataset, split, evaluations["base"].seen) if split.predicts_new else None,
+        identities([*config.own.values(), *own_objective(objective)]),
     )
 
 

@@ -18,8 +18,11 @@ from prometar.config.settings import Config, configure, dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.io.lock import locked
+from prometar.parts.identity import identities
 from prometar.training.run import forget
+from prometar.training.run_result import read_result
 from tests.support.hub_datasets import serve_hub, table
+from tests.support.own import write_parts
 
 HOLDER = f"{os.getpid()} on {socket.gethostname()}"
 
@@ -79,6 +82,19 @@ def test_the_images_of_the_hub_are_got_again_to_evaluate_a_run(
         forget()
         shutil.rmtree(tmp_path / "hf.a.b")
         assert runs.evaluate_run(tmp_path / "run")["base"] == last["base"]
+
+
+def test_a_part_edited_while_it_trains_is_recorded_as_it_was(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = write_parts(tmp_path, "edited")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = config.override({"regularizer.kind": "edited:huber"})
+    before = identities(config.own.values())
+    runs.train_run(config, tmp_path / "run", on_epoch=lambda _: part.write_text("huber = 1"))
+    assert read_result(tmp_path / "run").code == before
+    with pytest.raises(UserError, match=r"^edited\.py has changed since this process imported it"):
+        runs.train_run(config, tmp_path / "next")
 
 
 def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from prometar.data.streaming.shared_images import Resident, files_of, resident
 from prometar.data.streaming.stream import Batch, StreamOptions, labels_of_plan
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, make_images
 from prometar.errors import StorageError, UserError, WorkError
-from prometar.parts.identity import is_everywhere
+from prometar.parts.pieces import is_everywhere
 
 FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
 # Ranges of one execution; each is put (1 ms) before the first batch, so longer plans take several.

@@ -23,7 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prometar.data.datasets.dataset import Item, Source
 from prometar.errors import UserError
-from prometar.parts.identity import identity, is_everywhere, piece_of
+from prometar.parts.identity import identity
+from prometar.parts.pieces import is_everywhere, piece_of
 
 SAMPLE = 32  # images read to estimate the size of a data set
 READ_AT_ONCE = 256

@@ -189,9 +189,25 @@ def test_code_is_told_apart_by_the_digest_of_its_file(mine: Path) -> None:
     assert before["mine"].startswith("sha256 ")
     identity.require_same("a run", ["mine:huber"], before)
     mine.write_text(mine.read_text() + "\n# changed\n")
+    del sys.modules["mine"]  # as in a new process
     assert identity.identities(["mine:huber"]) != before
     with pytest.raises(UserError, match="a run was made with another mine"):
         identity.require_same("a run", ["mine:huber"], before)
+
+
+def test_what_is_recorded_and_sent_is_what_this_process_imported(mine: Path) -> None:
+    """A notebook goes on with the code of its first study, whatever is edited since."""
+    before = mine.read_bytes()
+    reference.load("mine:huber")
+    mine.write_text("def huber(a, b):\n    return 0\n")
+    for asked in (identity.identities, sources_of):
+        with pytest.raises(
+            UserError, match=r"^mine\.py has changed since this process imported it: restart P"
+        ):
+            asked(["mine:huber"])
+    assert reference.load("mine:huber").__code__.co_argcount == 2  # what runs already goes on
+    mine.write_bytes(before)
+    assert sources_of(["mine:huber"])[0].files == {"mine.py": before}
 
 
 def test_a_package_is_told_apart_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,10 +219,18 @@ def test_a_package_is_told_apart_by_all_its_files(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     before = identity.identities(["pack.deep.parts:f"])
     (package / "help.py").write_text("SCALE = 3\n")
+    with pytest.raises(UserError, match=r"^pack/deep/help\.py has changed since this process imported it"):
+        identity.identities(["pack.deep.parts:f"])
+    _forget("pack")
     assert identity.identities(["pack.deep.parts:f"]) != before
     (sent,) = sources_of(["pack.deep.parts:f"])
     assert set(sent.files) == {"pack/__init__.py", "pack/deep/help.py", "pack/deep/parts.py"}
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pack"]:
+    _forget("pack")
+
+
+def _forget(top: str) -> None:
+    """As in a new process."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == top]:
         del sys.modules[name]
 
 
@@ -222,7 +246,8 @@ def test_modules_of_a_bare_folder_are_told_apart_each(
     monkeypatch.syspath_prepend(str(tmp_path))
     before = identity.identities(references)
     assert list(before) == ["bare.one", "bare.pack", "bare.two"]
-    (tmp_path / "bare" / "two.py").write_text("def f(a, b):\n    return 2\n")
+    (tmp_path / "bare" / "two.py").write_text("def f(a, b):\n    return 2\n# more\n")
+    _forget("bare")
     assert {k for k, v in identity.identities(references).items() if before[k] != v} == {"bare.two"}
     sent = sources_of(references)
     shutil.rmtree(tmp_path / "bare")
@@ -232,8 +257,7 @@ def test_modules_of_a_bare_folder_are_told_apart_each(
         assert identity.identities(references) == {each.piece: each.code for each in sent}
     finally:
         sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, sending._Loader)]
-        for name in [name for name in sys.modules if name.partition(".")[0] == "bare"]:
-            del sys.modules[name]
+        _forget("bare")
 
 
 WORKER = """
