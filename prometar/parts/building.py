@@ -7,7 +7,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    field_serializer,
+)
 
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData, problems_of
@@ -16,6 +23,11 @@ from prometar.parts.reference import failing, load, reference_of
 
 class _Args(PlainData):
     model_config = ConfigDict(protected_namespaces=())
+
+    @field_serializer("*", mode="wrap", when_used="json")
+    def _sorted(self, value: Any, plain: SerializerFunctionWrapHandler) -> Any:
+        """A set has another order in each process: the same command would not go on with its study."""
+        return sorted(plain(value), key=repr) if isinstance(value, set | frozenset) else plain(value)
 
 
 def own(axis: str, kind: str) -> str:

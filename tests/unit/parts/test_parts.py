@@ -66,6 +66,16 @@ def test_args_are_typed_by_the_fields_and_completed_by_their_defaults(mine: Path
     assert load_config(path) == config
 
 
+def test_a_setting_that_is_a_set_is_written_in_one_order(mine: Path) -> None:
+    mine.write_text(
+        f"{mine.read_text()}\n\n@dataclass(frozen=True)\nclass Some(Huber):\n"
+        "    towers: frozenset[str] = frozenset('abcdefghijk')\n    rows: set[int] | None = None\n"
+    )
+    config = configure("prometar", {"regularizer.kind": "mine:Some", "regularizer.args.rows": [3, 1, 2]})
+    assert config.regularizer.args == {"delta": 1.0, "towers": list("abcdefghijk"), "rows": [1, 2, 3]}
+    assert build(config).regularizer.terms[0].distance.rows == {1, 2, 3}  # type: ignore[attr-defined]
+
+
 def test_another_part_forgets_the_settings_of_the_one_before(mine: Path) -> None:
     config = configure("prometar", {"regularizer.kind": "mine:Huber", "regularizer.args.delta": 2})
     assert config.override({"regularizer.kind": "l1"}) == Config()
