@@ -81,6 +81,15 @@ def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:
         assert record["direct_ce"] > 0
 
 
+def test_an_average_may_be_the_prompts_themselves(tmp_path: Path) -> None:
+    run = small_run()
+    run = replace(run, method=replace(run.method, averager=lambda average, prompts, *epochs: dict(prompts)))
+    train(Session(run, tmp_path, local(run)))
+    found = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert found is not None
+    assert all(torch.equal(found.state.average[name], leaf) for name, leaf in found.state.prompts.items())
+
+
 @pytest.fixture
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that another test has left in the process would not be opened again."""
