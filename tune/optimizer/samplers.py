@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -16,10 +17,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from prometar.errors import UserError
 from prometar.parts.building import own_part
 from tune.optimizer.optuna_private import RememberingTPE
 from tune.space.point_sets import Point, quasirandom_point
-from tune.space.spaces import Choice, IntRange, Range, Space
+from tune.space.spaces import Choice, IntRange, Numbers, Range, Space
 
 STARTUP_TRIALS = 6  # random draws before a model is used
 Distributions = dict[str, BaseDistribution]
@@ -95,6 +97,26 @@ def point_sampler(point: Point, seed: int) -> BaseSampler:
         return PartialFixedSampler(dict(point), RandomSampler(seed))
 
 
+class _OwnSampler(PartialFixedSampler):
+    """A sampler of the user's own. Optuna trains what one draws outside the space, and keeps it at once."""
+
+    def __init__(self, name: str, sampler: BaseSampler, space: Space) -> None:
+        if not isinstance(sampler, BaseSampler):
+            raise UserError(f"{name} must make an Optuna sampler of a Draw, found {type(sampler).__name__}")
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            super().__init__({}, sampler)
+        self._name, self._space = name, space
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        value = super().sample_independent(study, trial, param_name, param_distribution)
+        entry = self._space.ranges[param_name]
+        if isinstance(entry, Numbers) and not entry.low <= value <= entry.high:
+            raise UserError(f"{self._name} draws {value} of {param_name}, whose range is {entry.values()}")
+        return value
+
+
 @dataclass(frozen=True)
 class Draw:
     """Of which trial: the space, the study's seed, and the trial's number."""
@@ -150,7 +172,8 @@ def sampler_of(name: str) -> Sampler:
     if name in SAMPLERS:
         return SAMPLERS[name]
     found = own_part("sampler", name, SAMPLERS)
-    return found if isinstance(found, Sampler) else Sampler(found)
+    sampler = found if isinstance(found, Sampler) else Sampler(found)
+    return replace(sampler, make=lambda draw: _OwnSampler(name, sampler.make(draw), draw.space))
 
 
 def distributions(space: Space) -> Distributions:

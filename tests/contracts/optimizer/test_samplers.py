@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -341,8 +342,18 @@ class Pruner(BasePruner):
         raise IndexError("no curve")
 
 
+class Outside(RandomSampler):
+    def sample_independent(self, study, trial, name, distribution):
+        value = super().sample_independent(study, trial, name, distribution)
+        return 17 if name == "data.shots" and trial.number == 1 else value
+
+
 def sampler(draw):
     return Sampler(draw.own_seed)
+
+
+def outside(draw):
+    return Outside(draw.own_seed)
 
 
 def pruner(epochs):
@@ -356,9 +367,25 @@ def test_own_samplers_and_pruners_that_fail_are_named(
     (tmp_path / "own_choices.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     study = memory(tmp_path, "own_choices:sampler", "plain", pruner="own_choices:pruner", epochs=9)
-    with pytest.raises(UserError, match=r"own_choices:sampler fails: (ZeroDivision|Value)Error: "):
+    with pytest.raises(UserError, match=r"own_choices:sampler (fails: ZeroDivisionError: |draws nan of)"):
         [study.next(9) for _ in range(3)]
     told = {"epoch": 1, "objective": 50.0, "finished": False}
     assert not study.observe(0, told), "the released settings are never pruned"
     with pytest.raises(UserError, match=r"own_choices:pruner fails: IndexError: no curve \(own_choices.py"):
         study.observe(1, told)
+
+
+def test_what_an_own_sampler_draws_outside_the_space_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_choices.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_choices", raising=False)
+    study = memory(tmp_path, "own_choices:outside", "plain")
+    study.next(9)
+    said = r"^own_choices:outside draws 17 of data\.shots, whose range is 1 \.\. 16 \(log\)$"
+    with pytest.raises(UserError, match=said):
+        study.next(9)
+    study.close()
+    asked = memory(tmp_path, "random", "plain")  # as mended
+    assert [asked.next(2).settings["data.shots"] <= 16 for _ in range(2)] == [True, True]  # type: ignore[union-attr]
