@@ -73,7 +73,7 @@ def failing(reference: str, *, but: tuple[type[Exception], ...] = (UserError,)) 
         yield
     except but:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = extract_tb(error.__traceback__)[-1]
         at = f"{Path(last.filename).name}, line {last.lineno}"
         text = " ".join(str(error).split())[:300]

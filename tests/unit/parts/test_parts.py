@@ -152,6 +152,13 @@ def test_a_module_that_fails_is_told_with_the_line(mine: Path) -> None:
         reference.load("mine:f")
 
 
+@pytest.mark.parametrize("said", ["", "'bye'"])
+def test_a_module_that_ends_the_process_is_one_that_fails(mine: Path, said: str) -> None:
+    mine.write_text(f"import sys\n\nsys.exit({said})\n")
+    with pytest.raises(UserError, match=r"^mine:f fails: SystemExit: (bye)? \(mine\.py, line 3\)$"):
+        reference.load("mine:f")
+
+
 def test_a_module_that_a_part_lacks_when_it_is_called_is_told_with_the_line(mine: Path, clip: Clip) -> None:
     mine.write_text("def lazy(a, b):\n    import nothere\n")
     with pytest.raises(
