@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -304,11 +304,11 @@ def _left_out(options: Options, spec: StudySpec) -> list[str]:
     return [f"left out ({why}): {', '.join(left)}"] if left else []
 
 
-def final_seeds_of(given: str | int | Sequence[int], searched: Collection[int]) -> tuple[int, ...]:
+def final_seeds_of(given: str | int | Sequence[int], searched: range) -> tuple[int, ...]:
     """The seeds given, or as many as a comparison takes at most, none of them the search's own.
 
     Example:
-        >>> final_seeds_of("auto", [0, 1])[:3], final_seeds_of("7, 8", [0])
+        >>> final_seeds_of("auto", range(2))[:3], final_seeds_of("7, 8", range(1))
         ((2, 3, 4), (7, 8))
     """
     from tune.stages.sequential import LOOKS
@@ -318,7 +318,7 @@ def final_seeds_of(given: str | int | Sequence[int], searched: Collection[int]) 
     if not isinstance(given, str):
         return tuple(given)
     if _is_auto(given):
-        fresh = (seed for seed in count(1) if seed not in searched)
+        fresh = chain(range(1, searched.start), count(max(1, searched.stop)))
         return tuple(islice(fresh, LOOKS[-1].pairs))
     try:
         return tuple(int(word) for word in given.replace(",", " ").split())

@@ -6,7 +6,15 @@ with the study; a larger --trials extends it.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes its time to import
+if __name__ == "__main__":
+    import os
+    import sys
+
+    # Python puts tune/ first, where a user's own options.py would be ours.
+    _HERE = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [place for place in sys.path if place != _HERE]
+
+    # Before all that takes its time to import.
     from prometar.interrupts import end_at_once
 
     end_at_once()

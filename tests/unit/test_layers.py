@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -137,10 +136,3 @@ def test_every_package_says_what_it_is_for() -> None:
     inits = [path for path in FILES if path.name == "__init__.py"]
     silent = [path for path in inits if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
     assert not silent
-
-
-def test_nothing_in_tune_hides_a_module_from_search() -> None:
-    """`python tune/search.py` puts tune/ first on sys.path."""
-    names = {path.stem for path in ROOT.glob("tune/*") if path.is_dir() or path.suffix == ".py"}
-    dependencies = {"ray", "optuna", "torch", "numpy", "pyarrow", "yaml", "rich", "typer", "plotly", "jinja2"}
-    assert not (names - {"__init__"}) & (set(sys.stdlib_module_names) | dependencies)

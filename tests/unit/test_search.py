@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from tune.results.writer import StudyFolder
 from tune.search import FIRST, HOW, JUDGED, ON, WHAT, WHERE, main, search
 from tune.study import Place
 from tune.study_spec import StudySpec
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -132,6 +135,7 @@ def test_a_plan_of_what_is_not_there_is_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1
     for words, line in (
         (["--trials", "0"], "--trials must be at least 1"),
+        (["--seeds-per-trial", str(10**10)], "--seeds-per-trial must be at most 1,000, found 10,000,000,000"),
         (["--lockstep", "0"], "--lockstep must be at least 1"),
         (["--max-hours", "0"], "--max-hours must be above 0"),
         (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml: no such file"),
@@ -200,6 +204,18 @@ def test_the_installed_command_makes_the_same_study(asked: list[Any]) -> None:
     words = ["--dataset", "cells", "flags", "--set", "optim.lr=0.01", "--seed", "3", "--goals", "base", "new"]
     assert main(words) == prometar_main(["search", *words]) == 0
     assert asked[0] == asked[1]
+
+
+def test_a_users_module_may_be_named_as_one_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "options.py").write_text("def huber(a, b):\n    return a\n")
+    words = ["--set", "regularizer.kind=options:hubber", "--plan"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "tune/search.py", *words],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == f"error: options:hubber: {tmp_path / 'options.py'} has no 'hubber'\n"
 
 
 def test_help_of_all_commands_loads_little() -> None:
