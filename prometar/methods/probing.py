@@ -5,8 +5,9 @@ Built-in parts are not called: their tests have done so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from prometar.backbone.clip import Clip
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.methods.composition import Method, build
+from prometar.methods.meta_tasks import Augmentation, Mix
 from prometar.methods.prompts import Leaves, Prompts, enters_images
-from prometar.methods.regularizers import Term, Views
+from prometar.methods.regularizers import Views
 from prometar.parts.reference import failing
 
 _QUERY, _SUPPORT, _CLASSES = 2, 3, 4
@@ -34,35 +36,85 @@ def probe(config: Config, clip: Clip) -> Method:
     def calling(section: str) -> AbstractContextManager[None]:
         return failing(own[section]) if section in own else nullcontext()
 
-    generator = torch.Generator().manual_seed(0)
     with calling("prompts"):
-        leaves = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
+        leaves = _initial(own.get("prompts"), partial(method.prompts.init, clip, torch.zeros(0).long()), clip)
         tokens = method.prompts.tokens(leaves)
-    if "prompts" in own and not method.prompts.conditional:
-        _require_tokens(own["prompts"], tokens, clip, method.prompts)
+        if "prompts" in own:
+            _require_leaves(own["prompts"], "tokens", tokens, clip)
+            if not method.prompts.conditional:
+                _require_tokens(own["prompts"], tokens, clip, method.prompts)
     with calling("modulator"):
-        gate = method.modulator.init(tokens, generator)
-        if "modulator" in own and method.modulator.constant is None:
-            _require_same(own["modulator"], tokens, method.modulator(gate, tokens, tokens))
+        gate = _initial(own.get("modulator"), partial(method.modulator.init, tokens), clip)
+        if "modulator" in own:
+            if method.modulator.constant is not None:
+                _require_number(own["modulator"], "constant", method.modulator.constant)
+            else:
+                _require_same(own["modulator"], tokens, method.modulator(gate, tokens, tokens), clip)
     if "inner" in own and method.inner is not None:
         with calling("inner"):
-            _require_same(own["inner"], tokens, method.inner(tokens, tokens))
+            _require_number(own["inner"], "lr", method.inner.lr)
+            _require_number(own["inner"], "outer_weight", method.inner.outer_weight)
+            _require_same(own["inner"], tokens, method.inner(tokens, tokens), clip)
     if "averager" in own:
         with calling("averager"):
             average = method.averager({}, leaves, 0, config.train.epochs)
-            _require_names(own["averager"], leaves if average else {}, average)
+            _require_names(own["averager"], leaves if average else {}, average, clip)
     if "task" in own:
         with calling("task"):
             hash(method.augmentation)  # runs of equal ones share a draw
-            mix = method.augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0))
-        if mix is not None and mix.lam.shape != (_QUERY,):
-            raise UserError(
-                f"{own['task']}: lam must be one number a query image, found {tuple(mix.lam.shape)}"
-            )
+            _require_mix(own["task"], method.augmentation)
     if "regularizer" in own:
         with calling("regularizer"):
-            _require_numbers(own["regularizer"], method.regularizer.terms, clip)
+            _require_numbers(own["regularizer"], method, clip)
     return method
+
+
+def _initial(name: str | None, init: Callable[[torch.Generator], Leaves], clip: Clip) -> Leaves:
+    """What a part starts from; of the user's own `name`, only tensors that its generator decides."""
+    leaves = init(torch.Generator().manual_seed(0))
+    if name is not None:
+        _require_leaves(name, "init", leaves, clip)
+        _require_drawn(name, "init", leaves, init(torch.Generator().manual_seed(0)))
+    return leaves
+
+
+def _require_leaves(name: str, what: str, found: object, clip: Clip) -> None:
+    wanted, kind = f"{name}: {what} must return a dict of tensors by name", clip.working_dtype
+    if not isinstance(found, dict):
+        raise UserError(f"{wanted}, found {type(found).__name__}")
+    for key, leaf in found.items():
+        if not isinstance(key, str) or not isinstance(leaf, Tensor):
+            raise UserError(f"{wanted}, found {key!r}: {type(leaf).__name__}")
+        if leaf.dtype != kind:
+            raise UserError(f"{wanted}, each of clip.working_dtype ({kind}): {key} is {leaf.dtype}")
+
+
+def _require_drawn(name: str, what: str, drawn: Leaves, again: Leaves) -> None:
+    """Raises a UserError where equal generators have led to other numbers: nobody could train that again."""
+    if drawn.keys() != again.keys() or not all(torch.equal(drawn[key], again[key]) for key in drawn):
+        raise UserError(f"{name}: {what} must draw from the generator that it is given alone")
+
+
+def _require_number(name: str, what: str, found: object) -> None:
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        raise UserError(f"{name}: {what} must be a number, found {found!r:.60}")
+
+
+def _require_mix(name: str, augmentation: Augmentation) -> None:
+    mix, again = (augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0)) for _ in range(2))
+    if mix is None:
+        return
+    if not isinstance(mix, Mix) or not isinstance(again, Mix):
+        raise UserError(f"{name}: draw must return a methods.meta_tasks.Mix or None, found {mix!r:.60}")
+    if mix.lam.shape != (_QUERY,):
+        raise UserError(f"{name}: lam must be one number a query image, found {tuple(mix.lam.shape)}")
+    partners = mix.partner.tolist()
+    if len(partners) != _QUERY or not {*partners} <= {*range(_SUPPORT)} or mix.partner.is_floating_point():
+        raise UserError(
+            f"{name}: partner must be one index a query image, of {_SUPPORT} support images, found {partners}"
+        )
+    drawn, other = ({k: v for k, v in each._asdict().items() if v is not None} for each in (mix, again))
+    _require_drawn(name, "draw", drawn, other)
 
 
 def _require_tokens(name: str, tokens: Leaves, clip: Clip, prompts: Prompts) -> None:
@@ -81,22 +133,23 @@ def _require_tokens(name: str, tokens: Leaves, clip: Clip, prompts: Prompts) -> 
         raise UserError(f"{name}: num_context is {num_context}, and text.0 has {found} tokens")
 
 
-def _require_same(name: str, given: Leaves, found: Leaves) -> None:
-    _require_names(name, given, found)
+def _require_same(name: str, given: Leaves, found: Leaves, clip: Clip) -> None:
+    _require_names(name, given, found, clip)
     for key, tensor in given.items():
         if found[key].shape != tensor.shape:
             raise UserError(f"{name}: {key} must be {tuple(tensor.shape)}, found {tuple(found[key].shape)}")
 
 
-def _require_names(name: str, given: Iterable[str], found: Leaves) -> None:
+def _require_names(name: str, given: Iterable[str], found: Leaves, clip: Clip) -> None:
+    _require_leaves(name, "__call__", found, clip)
     if set(given) != set(found):
         odd = min(set(given) ^ set(found))
         raise UserError(f"{name} must return the tensors that it is given: '{odd}' is in one of both alone")
 
 
-def _require_numbers(name: str, terms: Iterable[Term], clip: Clip) -> None:
-    views, taken = _views(clip), ["ce"]
-    for term in terms:
+def _require_numbers(name: str, method: Method, clip: Clip) -> None:
+    views, taken = _views(method, clip), ["ce"]
+    for term in method.regularizer.terms:
         if term.name in taken:
             raise UserError(f"{name}: a term cannot be called '{term.name}', as another loss is: rename it")
         taken.append(term.name)
@@ -106,7 +159,8 @@ def _require_numbers(name: str, terms: Iterable[Term], clip: Clip) -> None:
             raise UserError(f"{name} must make one number of a batch, a tensor of shape (), found {what}")
 
 
-def _views(clip: Clip) -> Views:
+def _views(method: Method, clip: Clip) -> Views:
+    """What a step would show the method's terms."""
     generator = torch.Generator().manual_seed(0)
 
     def features(count: int) -> Tensor:
@@ -115,4 +169,11 @@ def _views(clip: Clip) -> Views:
 
     text, frozen_text, image, frozen_image = map(features, (_CLASSES, _CLASSES, _QUERY, _QUERY))
     weights = torch.full((_QUERY,), 1 / _QUERY, dtype=clip.working_dtype, device=clip.device)
-    return Views(text, frozen_text, image, frozen_image, weights, weights.new_tensor(100.0))
+    return Views(
+        text,
+        frozen_text if method.regularizer.uses_text else None,
+        image,
+        frozen_image if method.uses_images else None,
+        weights,
+        weights.new_tensor(100.0),
+    )

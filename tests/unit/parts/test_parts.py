@@ -146,6 +146,120 @@ def test_what_is_wrong_with_a_part_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+PROMPTS = """
+    num_context: int = 0
+    templates: tuple[str, ...] = ()
+    conditional: bool = False
+
+    def init(self, clip, init_tokens, generator):
+        return {"vision.0": torch.zeros(2, clip.vision.width)}
+
+    def tokens(self, leaves):
+        return leaves
+
+    def seeing(self, tokens, frozen_BE):
+        return tokens
+"""
+MODULATOR = """
+    constant: float | None = None
+
+    def init(self, tokens, generator):
+        return {}
+
+    def __call__(self, gate, task, regularizer):
+        return task
+"""
+INNER = """
+    lr: float = 0.1
+    outer_weight: float = 0.1
+    second_order: bool = False
+
+    def __call__(self, prompts, gradient):
+        return prompts
+"""
+TASK = """
+    of_images: bool = False
+
+    def draw(self, num_query, num_support, rng):
+        return Mix(torch.ones(num_query), torch.zeros(num_query, dtype=torch.long))
+
+    def mixed_images(self, query, partners, mix):
+        return query
+"""
+TERM = """
+    name: str = "own"
+    uses_text: bool = False
+    uses_images: bool = False
+
+    def __call__(self, views):
+        return views.image_BE.mean()
+"""
+BASES = {
+    "prompts.kind": PROMPTS, "modulator.kind": MODULATOR, "inner.kind": INNER, "task.augmentation": TASK,
+    "regularizer.kind": TERM, "averager.kind": "",
+}  # fmt: skip
+HEAD = """
+from dataclasses import dataclass
+import numpy as np
+import torch
+from prometar.methods.meta_tasks import Mix
+
+@dataclass(frozen=True)
+class Base:{}    pass
+
+@dataclass(frozen=True)
+class Wrong(Base):
+    {}
+"""
+INIT = "def init(self, clip, init_tokens, generator): return"
+TENSORS = "must return a dict of tensors by name"
+DRAW = "def draw(self, num_query, num_support, rng): return"
+BAD_CALLS = [
+    ("prompts.kind", f"{INIT} None", f"init {TENSORS}, found NoneType"),
+    ("prompts.kind", f"{INIT} {{0: torch.zeros(2)}}", f"init {TENSORS}, found 0: Tensor"),
+    ("prompts.kind", f"{INIT} {{'vision.0': torch.zeros(2, clip.vision.width).double()}}",
+     f"init {TENSORS}, each of clip.working_dtype (torch.float32): vision.0 is torch.float64"),
+    ("prompts.kind", f"{INIT} {{'vision.0': torch.randn(2, clip.vision.width)}}",
+     "init must draw from the generator that it is given alone"),
+    ("prompts.kind", "def tokens(self, leaves): return None", f"tokens {TENSORS}, found NoneType"),
+    ("prompts.kind", "def tokens(self, leaves): return {'vision.0': 3}", "found 'vision.0': int"),
+    ("modulator.kind", "def init(self, tokens, generator): return None", f"init {TENSORS}, found NoneType"),
+    ("modulator.kind", "def init(self, tokens, generator): return {'a': torch.rand(3)}", "must draw from"),
+    ("modulator.kind", "constant: str = 'much'", "constant must be a number, found 'much'"),
+    ("modulator.kind", "def __call__(self, gate, task, regularizer): pass", f"__call__ {TENSORS}"),
+    ("inner.kind", "lr: str = 'much'", "lr must be a number, found 'much'"),
+    ("inner.kind", "outer_weight: None = None", "outer_weight must be a number, found None"),
+    ("averager.kind", "def __call__(self, average, prompts, epoch, epochs): pass", f"__call__ {TENSORS}"),
+    ("task.augmentation", f"{DRAW} 3", "draw must return a methods.meta_tasks.Mix or None, found 3"),
+    ("task.augmentation", f"{DRAW} Mix(1, 2)", "fails: AttributeError: 'int' object has no attr"),
+    ("task.augmentation", f"{DRAW} Mix(torch.ones(2), torch.tensor([0, 3]))",
+     "partner must be one index a query image, of 3 support images, found [0, 3]"),
+    ("task.augmentation", f"{DRAW} Mix(torch.ones(2), torch.tensor([0]))", "of 3 support images, found [0]"),
+    ("task.augmentation", f"{DRAW} Mix(torch.rand(2), torch.tensor([0, 1]))", "draw must draw from the gen"),
+    ("regularizer.kind", "def __call__(self, views): return views.frozen_image_BE.mean()",
+     "fails: AttributeError: 'NoneType' object has no attribute 'mean' (mine.py, line "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "wrong", "message"), BAD_CALLS, ids=lambda v: str(v)[:40])
+def test_what_a_small_call_shows_is_one_line(
+    mine: Path, clip: Clip, key: str, wrong: str, message: str
+) -> None:
+    config = {"prompts.kind": "independent", "regularizer.logits_weight": 0.0, key: "mine:Wrong"}
+    mine.write_text(HEAD.format(BASES[key] or "\n", wrong))
+    with pytest.raises(UserError) as caught:
+        probe(configure("prometar", config), clip)
+    assert str(caught.value).startswith("mine:Wrong")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [key for key, base in BASES.items() if base])
+def test_what_is_right_passes(mine: Path, clip: Clip, key: str) -> None:
+    mine.write_text(HEAD.format(BASES[key], "pass"))
+    probe(configure("prometar", {key: "mine:Wrong"}), clip)
+
+
 def test_a_module_that_fails_is_told_with_the_line(mine: Path) -> None:
     mine.write_text("import torch\n\nraise RuntimeError('no luck')\n")
     with pytest.raises(UserError, match=r"mine:f fails: RuntimeError: no luck \(mine\.py, line 3\)"):
