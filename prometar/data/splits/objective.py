@@ -171,6 +171,8 @@ def objective_of(name: str) -> Objective:
         return OBJECTIVES[name]
     found = own_part("objective", name, SEARCH_OBJECTIVES)
     if isinstance(found, Objective):
+        if type(found.folds) is not int or found.folds < 1:
+            raise UserError(f"{name}: folds must be a whole number, 1 at least, found {found.folds!r:.60}")
         return found
     if not callable(found):
         raise UserError(f"{name} is no objective: it cannot be called (docs/extending.md)")
@@ -220,8 +222,22 @@ def problem(
         found = objective.problem(dataset, shots, seed, val_per_class, **({"fold": fold} if fold else {}))
     if not isinstance(found, Problem):
         raise UserError(f"{name} must return a Problem, found {type(found).__name__} (docs/extending.md)")
+    _require_scores(name, objective, found)
     _require_every_class(dataset.name, found)
     return found
+
+
+def _require_scores(name: str, objective: Objective, found: Problem) -> None:
+    """What would end every trial without a score is told before any."""
+    if not found.evaluations or (found.predicts_new and "base" not in found.evaluations):
+        needed = "'base' among its evaluations" if found.predicts_new else "evaluations"
+        raise UserError(f"{name}: its Problem needs {needed}, found {sorted(found.evaluations)}")
+    if objective.searches and not found.every_epoch:
+        raise UserError(
+            f"{name}: a search asks for a score in every epoch: its Problem needs every_epoch=True"
+        )
+    predicted = {"new": 50.0} if found.predicts_new else {}
+    _figure(objective, name, dict.fromkeys(found.evaluations, 50.0) | predicted)
 
 
 def _require_every_class(name: str, found: Problem) -> None:

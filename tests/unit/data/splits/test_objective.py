@@ -14,6 +14,10 @@ from prometar.errors import UserError
 
 MINE = """
 import math
+from dataclasses import replace
+from functools import partial
+
+from prometar.data.splits.objective import Objective, problem
 
 def lower(accuracies):
     return min(accuracies.values())
@@ -23,6 +27,16 @@ def later(accuracies):  # as expected when it is tried, and not afterwards
 
 def nothing(accuracies):
     return None
+
+def made(dataset, shots, seed, per_class, **changes):
+    return replace(problem("base_val", dataset, shots=shots, seed=seed), **changes)
+
+ends = Objective(partial(made, every_epoch=False), searches=True)
+blind = Objective(partial(made, evaluations={}), searches=True)
+baseless = Objective(partial(made, evaluations={"val": ()}, predicts_new=True), searches=True)
+newless = Objective(made, searches=True, figure=lambda accuracies: accuracies["new"])
+folded = Objective(made, searches=True, folds="2")
+right = Objective(made, searches=True)
 """
 
 
@@ -51,7 +65,7 @@ def test_it_is_tried_before_anything_runs() -> None:
 
 def test_its_errors_are_told_with_their_place() -> None:
     with pytest.raises(
-        UserError, match=r"own_objective:later fails: KeyError: 70\.0 \(own_objective\.py, line 8\)"
+        UserError, match=r"own_objective:later fails: KeyError: 70\.0 \(own_objective\.py, line 12\)"
     ):
         figure_of("own_objective:later", {"base": 70.0, "new": 30.0})
 
@@ -71,6 +85,22 @@ def dataset(**without: str) -> Dataset:
         for split in ("train", "val", "test")
     }
     return Dataset("animals", "Animals", **splits, source=FolderSource("/nowhere"), template="a {}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ends", "a search asks for a score in every epoch: its Problem needs every_epoch=True"),
+        ("blind", r"its Problem needs evaluations, found \[\]"),
+        ("baseless", r"its Problem needs 'base' among its evaluations, found \['val'\]"),
+        ("newless", "fails: KeyError: 'new'"),
+        ("folded", "folds must be a whole number, 1 at least, found '2'"),
+    ],
+)
+def test_what_no_trial_could_be_scored_with_is_told_first(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^own_objective:{name}:? {said}"):
+        problem(f"own_objective:{name}", dataset(), shots=1, seed=1)
+    assert problem("own_objective:right", dataset(), shots=1, seed=1).every_epoch
 
 
 @pytest.mark.parametrize(
