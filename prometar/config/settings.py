@@ -162,7 +162,7 @@ class InnerConfig(Section):
     KINDS: ClassVar[tuple[str, ...]] = ("none", "sgd")
 
     kind: str = "sgd"
-    lr: float = Field(default=5e-4, ge=0, le=1e6)
+    lr: float = Field(default=5e-4, ge=0, le=1e30)
     order: Literal["first", "second"] = "second"
     outer_weight: float = Field(default=5e-4, ge=0)
 
@@ -195,14 +195,14 @@ class OptimConfig(PlainData):
     does (its schedule is built but never stepped); `configured` is the schedule that its settings describe.
     """
 
-    lr: float = Field(default=0.0025, ge=0, le=1e6)
-    warmup_lr: float = Field(default=1e-5, ge=0, le=1e6)
-    gate_lr: float = Field(default=2.5e-4, ge=0, le=1e6)
-    gate_warmup_lr: float = Field(default=1e-6, ge=0, le=1e6)
+    lr: float = Field(default=0.0025, ge=0, le=1e30)
+    warmup_lr: float = Field(default=1e-5, ge=0, le=1e30)
+    gate_lr: float = Field(default=2.5e-4, ge=0, le=1e30)
+    gate_warmup_lr: float = Field(default=1e-6, ge=0, le=1e30)
     gate_schedule: Literal["released", "configured"] = "released"
     warmup_epochs: int = Field(default=1, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1e30)
 
 
 class TrainConfig(PlainData):
