@@ -13,7 +13,6 @@ from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
 from prometar.methods.meta_tasks import Augmentation, one_class_out, task_rng
-from prometar.methods.prompts import Leaves
 from prometar.step.cuda_graph import Graph
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
@@ -133,17 +132,12 @@ def close_epoch(
         raise Diverged(f"a prompt is not finite after step {state.step}")
     epoch = (state.step - 1) // run.plan.steps_per_epoch
     average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
+    if (
+        "averager" in run.config.own
+    ):  # it may return the prompts' own tensors: no checkpoint takes those twice
+        average = {name: leaf.clone() for name, leaf in average.items()}
     means = {name: float(values.nanmean()) for name, values in log.items() if not values.isnan().all()}
-    return replace(state, average=_apart(average, state.prompts)), means
-
-
-def _apart(average: Leaves, prompts: Leaves) -> Leaves:
-    """An average in memory of its own: a checkpoint refuses tensors that share theirs."""
-    held = {leaf.untyped_storage().data_ptr() for leaf in prompts.values()}
-    return {
-        name: leaf.clone() if leaf.untyped_storage().data_ptr() in held else leaf
-        for name, leaf in average.items()
-    }
+    return replace(state, average=average), means
 
 
 def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:

@@ -81,9 +81,21 @@ def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:
         assert record["direct_ce"] > 0
 
 
-def test_an_average_may_be_the_prompts_themselves(tmp_path: Path) -> None:
-    run = small_run()
-    run = replace(run, method=replace(run.method, averager=lambda average, prompts, *epochs: dict(prompts)))
+THEMSELVES = """
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Themselves:
+    def __call__(self, average, prompts, epoch, epochs):
+        return dict(prompts)
+"""
+
+
+def test_an_average_may_be_the_prompts_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "themselves.py").write_text(THEMSELVES)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = small_run(averager__kind="themselves:Themselves")
     train(Session(run, tmp_path, local(run)))
     found = load_checkpoint(tmp_path / "checkpoint.safetensors")
     assert found is not None
