@@ -19,7 +19,7 @@ from prometar.cli.export import export
 from prometar.cli.options import PLAIN, GroupedHelp, ManyValues, RootOption, TrustOption
 from prometar.cli.push import push
 from prometar.cli.reproduce import reproduce
-from prometar.config.settings import Config, absolute_paths, absolute_root, load_config, parse_assignments
+from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.distributed.local_ray import start_ray
 from prometar.errors import UserError
 
@@ -75,8 +75,7 @@ def train(
             if key in values:
                 raise UserError(f"--set {key}: {option} gives it too; leave one of them out")
             values[key] = given
-    chosen = chosen.override({"method": method, **values} if method else values)
-    chosen = absolute_paths(chosen.completed())
+    chosen = chosen.override({"method": method, **values} if method else values).completed()
     from prometar.analysis.alignment import Alignment
     from prometar.data.datasets.catalog import file_name
     from prometar.data.splits.objective import objective_of

@@ -23,6 +23,7 @@ from prometar.methods.regularizers import Views
 from prometar.parts.reference import failing
 
 _QUERY, _SUPPORT, _CLASSES = 2, 3, 4
+_DRAWS = "must draw from the generator that it is given alone"
 
 
 def probe(config: Config, clip: Clip) -> Method:
@@ -92,7 +93,7 @@ def _require_leaves(name: str, what: str, found: object, clip: Clip) -> None:
 def _require_drawn(name: str, what: str, drawn: Leaves, again: Leaves) -> None:
     """Raises a UserError where equal generators have led to other numbers: nobody could train that again."""
     if drawn.keys() != again.keys() or not all(torch.equal(drawn[key], again[key]) for key in drawn):
-        raise UserError(f"{name}: {what} must draw from the generator that it is given alone")
+        raise UserError(f"{name}: {what} {_DRAWS}")
 
 
 def _require_number(name: str, what: str, found: object) -> None:
@@ -102,10 +103,13 @@ def _require_number(name: str, what: str, found: object) -> None:
 
 def _require_mix(name: str, augmentation: Augmentation) -> None:
     mix, again = (augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0)) for _ in range(2))
-    if mix is None:
+    for found in (mix, again):
+        if found is not None and not isinstance(found, Mix):
+            raise UserError(f"{name}: draw must return a methods.meta_tasks.Mix or None, found {found!r:.60}")
+    if mix is None or again is None:
+        if mix is not again:
+            raise UserError(f"{name}: draw {_DRAWS}")
         return
-    if not isinstance(mix, Mix) or not isinstance(again, Mix):
-        raise UserError(f"{name}: draw must return a methods.meta_tasks.Mix or None, found {mix!r:.60}")
     if mix.lam.shape != (_QUERY,):
         raise UserError(f"{name}: lam must be one number a query image, found {tuple(mix.lam.shape)}")
     partners = mix.partner.tolist()

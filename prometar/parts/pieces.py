@@ -88,11 +88,14 @@ def require_unchanged(piece: str) -> None:
 
 def _read(piece: str, module: ModuleType) -> Files:
     file, path = module.__file__, piece.replace(".", "/")
-    if file is None or not file.endswith(".py"):
+    if file is None or not (file.endswith(".py") and Path(file).is_file()):
         raise UserError(f"{piece} is no Python file: a part's code must be one, to be kept and sent")
     if Path(file).name == "__init__.py":
         folder = Path(file).parent
-        paths = {f"{path}/{each.relative_to(folder).as_posix()}": each for each in folder.rglob("[!.]*.py")}
+        found = {each.relative_to(folder): each for each in folder.rglob("*.py")}
+        # editors and environments keep copies in hidden folders
+        seen = {name: each for name, each in found.items() if not any(p.startswith(".") for p in name.parts)}
+        paths = {f"{path}/{name.as_posix()}": each for name, each in seen.items()}
     else:
         paths = {f"{path}.py": Path(file)}
     if sum(each.stat().st_size for each in paths.values()) > _MOST_BYTES:

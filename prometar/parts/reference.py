@@ -51,7 +51,7 @@ def load(reference: str) -> Any:
         raise UserError(f"{reference}: a part needs a file of its own, which workers can be sent")
     if name not in sys.modules:
         invalidate_caches()  # its file may be younger than what Python remembers of its folder
-    with failing(reference):
+    with failing(reference, kinds=(Exception, SystemExit)):  # a script without a guard ends Python
         try:
             module = import_module(name)
         except ModuleNotFoundError as error:
@@ -67,13 +67,18 @@ def load(reference: str) -> Any:
 
 
 @contextmanager
-def failing(reference: str, *, but: tuple[type[Exception], ...] = (UserError,)) -> Iterator[None]:
+def failing(
+    reference: str,
+    *,
+    but: tuple[type[Exception], ...] = (UserError,),
+    kinds: tuple[type[BaseException], ...] = (Exception,),
+) -> Iterator[None]:
     """Tell an error of a user's own code in one line, with its place; `but` kinds that are meant to pass."""
     try:
         yield
     except but:
         raise
-    except (Exception, SystemExit) as error:
+    except kinds as error:
         last = extract_tb(error.__traceback__)[-1]
         at = f"{Path(last.filename).name}, line {last.lineno}"
         text = " ".join(str(error).split())[:300]

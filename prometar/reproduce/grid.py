@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError, with_config
 
-from prometar.config.settings import Config, differences, load_config, parse
+from prometar.config.settings import Config, absolute_paths, differences, load_config, parse
 from prometar.data.datasets.catalog import file_name, require_name
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
@@ -218,7 +218,7 @@ class GridFolder:
         for entry in wanted:
             folder, record = self.run(entry), self.record(entry)
             for made in _configurations(folder, record):
-                if changed := differences(made.flat(), entry.config.flat()):
+                if changed := differences(absolute_paths(made).flat(), entry.config.flat()):
                     raise UserError(
                         f"the run {folder} was made with other settings ({changed}): repeat them, or choose "
                         "another --out"

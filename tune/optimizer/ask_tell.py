@@ -264,7 +264,8 @@ class Memory:
         waits = self._trial(number).state is TrialState.WAITING
         if waits and not self._storage.set_trial_state_values(number, TrialState.RUNNING):
             raise StorageError(f"trial {number} of the study has been begun: another process writes it too")
-        return Trial(self._study, number)
+        with self._drawing():
+            return Trial(self._study, number)
 
     def _seed_draw(self, number: int, sampler: MakeSampler | None = None) -> None:
         make = sampler or self._sampler.make

@@ -103,6 +103,15 @@ def _that_keep(records: Records) -> Sequence[Reevaluated | TrialRecord]:
     return _keeping(records) if records.lastround else records.keeping
 
 
+def _released_break(records: Records) -> bool:
+    """Whether the released settings have figures, where the choice was made, that break a bound."""
+    if records.lastround:
+        measured = any(row.reference and row.mean is not None for row in records.lastround.rows)
+    else:
+        measured = records.released is not None and records.released.score is not None
+    return measured and not any(row.reference for row in _that_keep(records))
+
+
 def _what_it_excludes(finals: FinalTest) -> str:
     """What the test could have shown, where that is known."""
     if finals.detectable is None or finals.difference is None:
@@ -146,9 +155,8 @@ def advice(records: Records) -> str:
     where = f"trial {finals.best.number}'s settings, in best.yaml"
     if records.leaking:
         return f"Use none of this: the search read the test images. Its best are {where}."
-    bounds = records.asked.bounds
-    if bounds and not any(row.reference for row in _that_keep(records)):
-        return f"Use {where}: the released settings do not keep {in_words(bounds)}."
+    if _released_break(records):
+        return f"Use {where}: the released settings do not keep {in_words(records.asked.bounds)}."
     difference = finals.difference
     if difference is None:
         return f"If any, use {where}; they are not shown to be better than the released ones."
@@ -216,15 +224,16 @@ def caveats(records: Records) -> list[str]:
 def _pruned(records: Records) -> list[str]:
     """Why trials were stopped: a time that is used up does not come back."""
     pruned = records.in_state("PRUNED")
-    slow = [trial for trial in pruned if not trial.in_time(records.asked.bounds)]
+    limits = [bound for bound in records.asked.bounds if bound.figure == SECONDS and not bound.least]
+    slow = [trial for trial in pruned if not trial.in_time(limits)]
     lines = list[str]()
     if early := len(pruned) - len(slow):
         behind = " by all goals together" if len(records.asked.goals) > 1 else ""
         lines.append(f"Pruned trials ({early}) were judged early{behind}: some might have recovered.")
     if slow:
-        limit = in_words(bound for bound in records.asked.bounds if bound.figure == SECONDS)
         lines.append(
-            f"Pruned trials ({len(slow)}) did not keep {limit}: they were stopped when they broke it."
+            f"Pruned trials ({len(slow)}) did not keep {in_words(limits)}: "
+            "they were stopped when they broke it."
         )
     return lines
 
@@ -307,9 +316,9 @@ def _about_the_test(records: Records) -> list[str]:
         )
     if several and finals.matters is not None and not finals.same:
         lines.append(
-            f"Seeds were added until their mean over these data sets showed a difference, or excluded one of "
-            f"{finals.matters:g} points of H, or none were left: {len(finals.seeds)} were run. The interval "
-            "over data sets is of other data sets as well, and mostly wider."
+            "Seeds were added until the mean difference over these data sets was shown, one of "
+            f"{finals.matters:g} points of H was excluded, or no seeds were left: {len(finals.seeds)} were "
+            "run. The interval over data sets also allows for other data sets, and is mostly wider."
         )
     if several and any(entry.difference for entry in finals.datasets.values()):
         such = round(1 / finals.alpha)

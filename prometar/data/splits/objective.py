@@ -236,8 +236,8 @@ def _require_scores(name: str, objective: Objective, found: Problem) -> None:
         raise UserError(
             f"{name}: a search asks for a score in every epoch: its Problem needs every_epoch=True"
         )
-    predicted = {"new": 50.0} if found.predicts_new else {}
-    _figure(objective, name, dict.fromkeys(found.evaluations, 50.0) | predicted)
+    names = [*found.evaluations, *(["new"] if found.predicts_new else [])]
+    _figure(objective, name, {each: 80.0 - 7 * k for k, each in enumerate(names)})
 
 
 def _require_every_class(name: str, found: Problem) -> None:

@@ -348,6 +348,15 @@ class Outside(RandomSampler):
         return 17 if name == "data.shots" and trial.number == 1 else value
 
 
+class Early(RandomSampler):
+    def before_trial(self, study, trial):
+        raise IndexError("no luck")
+
+
+def early(draw):
+    return Early(draw.own_seed)
+
+
 def sampler(draw):
     return Sampler(draw.own_seed)
 
@@ -373,6 +382,9 @@ def test_own_samplers_and_pruners_that_fail_are_named(
     assert not study.observe(0, told), "the released settings are never pruned"
     with pytest.raises(UserError, match=r"own_choices:pruner fails: IndexError: no curve \(own_choices.py"):
         study.observe(1, told)
+    study.close()
+    with pytest.raises(UserError, match=r"own_choices:early fails: IndexError: no luck \(own_choices.py"):
+        memory(tmp_path / "early", "own_choices:early", "plain").next(9)
 
 
 def test_what_an_own_sampler_draws_outside_the_space_is_not_kept(

@@ -204,6 +204,8 @@ import numpy as np
 import torch
 from prometar.methods.meta_tasks import Mix
 
+SEEN = []
+
 @dataclass(frozen=True)
 class Base:{}    pass
 
@@ -236,6 +238,8 @@ BAD_CALLS = [
      "partner must be one index a query image, of 3 support images, found [0, 3]"),
     ("task.augmentation", f"{DRAW} Mix(torch.ones(2), torch.tensor([0]))", "of 3 support images, found [0]"),
     ("task.augmentation", f"{DRAW} Mix(torch.rand(2), torch.tensor([0, 1]))", "draw must draw from the gen"),
+    ("task.augmentation", f"{DRAW} None if SEEN.append(0) or len(SEEN) % 2 else Mix(0, 0)",
+     "draw must draw from the gen"),
     ("regularizer.kind", "def __call__(self, views): return views.frozen_image_BE.mean()",
      "fails: AttributeError: 'NoneType' object has no attribute 'mean' (mine.py, line "),
 ]  # fmt: skip
@@ -349,6 +353,9 @@ def test_a_package_is_told_apart_by_all_its_files(tmp_path: Path, monkeypatch: p
     (package / "help.py").write_text("SCALE = 2\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     before = identity.identities(["pack.deep.parts:f"])
+    (package / ".ipynb_checkpoints").mkdir()
+    (package / ".ipynb_checkpoints" / "help-checkpoint.py").write_text("SCALE = 2\n")
+    assert identity.identities(["pack.deep.parts:f"]) == before
     (package / "help.py").write_text("SCALE = 3\n")
     with pytest.raises(UserError, match=r"^pack/deep/help\.py has changed since this process imported it"):
         identity.identities(["pack.deep.parts:f"])

@@ -478,12 +478,22 @@ def test_settings_that_break_a_bound_are_not_advised(tmp_path: Path, entry: dict
     assert "Keep the released settings" not in text
     assert "Use either" not in text
     assert "biased upwards" not in text, "one trial alone keeps it: it is not the highest of many"
+    failed = [trial(0, "FAIL", reason="killed"), *TRIALS[1:]]
+    assert advised not in words(tmp_path / "failed", failed, tested=final_of(entry), bounds=bounds)
     bounds[0]["limit"] = 60.0
     assert advised not in words(tmp_path / "kept", tested=final_of(entry), bounds=bounds)
+    again = last_round(TRIALS) | {"chosen": 1}
+    for row in again["rows"]:
+        if row["reference"]:
+            row |= {"mean": None, "runs": [{"dataset": "dtd", "seed": 1001, "failed": "killed"}]}
+    found = words(tmp_path / "again", tested=final_of(entry), bounds=bounds, again=again)
+    assert advised not in found, "they have no figure that could break it"
 
 
 @pytest.mark.usefixtures("_no_library")
 def test_trials_that_were_too_slow_could_not_have_recovered(tmp_path: Path) -> None:
+    least = {"figure": "seconds", "limit": 5000.0, "least": True}
+    assert "did not keep seconds" not in words(tmp_path / "least", TRIALS, bounds=[least])
     slow = [*TRIALS, trial(4, "PRUNED", seconds=9000.0), trial(5, "PRUNED", seconds=8000.0)]
     text = words(tmp_path, slow, bounds=[{"figure": "seconds", "limit": 5000.0, "least": False}])
     assert "Pruned trials (1) were judged early: some might have recovered." in text
@@ -539,7 +549,7 @@ def test_the_interval_over_data_sets_has_a_level_of_its_own(tmp_path: Path) -> N
     assert "over data sets (95 % interval)" in found
     assert "difference (99.5 % interval)" in found
     assert "of 200 such, one misses by chance" in found
-    why = "excluded one of 1 points of H, or none were left: 3 were run"
+    why = "one of 1 points of H was excluded, or no seeds were left: 3 were run."
     assert why not in found
     added = finals(TRIALS[1], {"dtd": UP, "pets": UP}, alpha=0.005, alpha_over_sets=0.05, matters=1.0)
     assert why in words(tmp_path, tested=added)
