@@ -19,13 +19,14 @@ import pytest
 from safetensors.torch import load_file
 
 from prometar.cli.app import main
-from prometar.config.settings import Config
+from prometar.config.settings import Config, configure
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.layouts import SplitFile
 from prometar.errors import StorageError
 from prometar.reproduce import run
 from prometar.reproduce.check import Found, look
 from prometar.reproduce.grid import Asked, Entry
+from prometar.reproduce.protocols import PROTOCOLS
 from prometar.reproduce.worker import Job, Worker
 from tests.support.copies import write_copy
 
@@ -221,35 +222,43 @@ def test_a_killed_driver_goes_on(
     assert "was made with other settings (train.epochs: 24 then, 25 now)" in capsys.readouterr().err
 
 
-OTHERS = ["splits of imagenet", "splits of imagenet_a", "weights of mini  in fp32", "code of prometar"]
-
-
-@pytest.mark.parametrize("name", OTHERS)
 def test_a_machine_that_is_not_like_the_drivers_ends_the_command_and_fails_no_run(
-    name: str,
     copies: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     ray_local: None,
 ) -> None:
+    """Told by the target, whose figure is the last of the run."""
+
     def elsewhere(asked: Asked) -> Found:
         found = look(asked)
-        assert name in found.everywhere
-        return replace(found, everywhere={**found.everywhere, name: "0" * 64})
+        return replace(found, everywhere={**found.everywhere, "splits of imagenet_a": "0" * 64})
 
     args = ["--datasets", "imagenet_a", "--methods", "zero-shot", "--seeds", "1", "--shots", "1"]
     with monkeypatch.context() as patched:
         patched.setattr(run, "look", elsewhere)
         assert reproduce("domain-generalisation", copies, tmp_path, *args) == 1
     assert re.search(
-        f"error: the machine .* has other {name} than this command began with: make them the same; "
-        "the same command goes on\n$",
+        "error: the machine .* has other splits of imagenet_a than this command began with: make them the "
+        "same; the same command goes on\n$",
         capsys.readouterr().err,
     )
     assert not any(record["state"] == "failed" for record in records(tmp_path).values())
-    if name == "splits of imagenet_a":  # its figure is the last of the run
-        assert reproduce("domain-generalisation", copies, tmp_path, *args) == 0
+    assert reproduce("domain-generalisation", copies, tmp_path, *args) == 0
+
+
+@pytest.mark.parametrize("name", ["splits of textures", "weights of mini  in fp32", "code of prometar"])
+def test_what_a_worker_s_machine_must_have_is_compared_before_it_trains(name: str, tmp_path: Path) -> None:
+    values = {"data.name": "textures", "backbone.name": "mini"}
+    config = configure("zero-shot", values).completed()
+    asked = Asked(PROTOCOLS["base-to-new"], ("textures",), {"zero-shot": config}, (1,), (1,))
+    everywhere = look(asked).everywhere
+    assert name in everywhere
+    job = Job(Entry(config, "final"), tmp_path / "runs" / "it", 1, 0.5)
+    with pytest.raises(StorageError, match=f"has other {name} than this command began with"):
+        Worker().run(replace(job, everywhere={**everywhere, name: "0" * 64}))
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_machine_that_does_not_share_the_folder_writes_nothing(tmp_path: Path) -> None:

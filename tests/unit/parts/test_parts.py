@@ -272,7 +272,7 @@ def test_a_module_that_fails_is_told_with_the_line(mine: Path) -> None:
 
 @pytest.mark.parametrize("said", ["", "'bye'"])
 def test_a_module_that_ends_the_process_is_one_that_fails(mine: Path, said: str) -> None:
-    mine.write_text(f"import sys\n\nsys.exit({said})\n")
+    mine.write_text(f"\n\nraise SystemExit({said})\n")
     with pytest.raises(UserError, match=r"^mine:f fails: SystemExit: (bye)? \(mine\.py, line 3\)$"):
         reference.load("mine:f")
 
