@@ -31,6 +31,9 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # as `configure_ray` has it
 
+# Ray's workers give way to all else that runs: beside two other files they take up to ten times as long.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # Nobody reads the workers' logs; Ray would look for new ones ten times a second.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "3600")
