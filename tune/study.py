@@ -196,11 +196,8 @@ def _course(
     seed = (*spec.final_seeds, spec.seed)[0]
     best = spec.configured(settings, dataset=spec.names[0], seed=seed)
     write_atomically(folder / "best.yaml", dump_config(best).encode())
-    return (
-        yield from run_finals(
-            folder, spec, Tested(trial.tested_as, settings), means, published=checked.published
-        )
-    )
+    tested = Tested(trial.tested_as, settings)
+    return (yield from run_finals(folder, spec, tested, means, published=checked.published))
 
 
 def _means(

@@ -132,9 +132,8 @@ def close_epoch(
         raise Diverged(f"a prompt is not finite after step {state.step}")
     epoch = (state.step - 1) // run.plan.steps_per_epoch
     average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
-    if (
-        "averager" in run.config.own
-    ):  # it may return the prompts' own tensors: no checkpoint takes those twice
+    # A user's own may return the prompts' tensors, and no checkpoint takes those twice.
+    if "averager" in run.config.own:
         average = {name: leaf.clone() for name, leaf in average.items()}
     means = {name: float(values.nanmean()) for name, values in log.items() if not values.isnan().all()}
     return replace(state, average=average), means

@@ -111,9 +111,8 @@ def contents_of(config: Config) -> dict[str, str]:
     """
     backbone, data = config.backbone, _data(config)[1]
     weights = _loaded(backbone.name, backbone.pretrained, backbone.precision).read_digest
-    return {split_entry(config.data.name): data.digest, weights_entry(backbone): weights} | code_of(
-        "prometar"
-    )
+    found = {split_entry(config.data.name): data.digest, weights_entry(backbone): weights}
+    return found | code_of("prometar")
 
 
 def code_of(package: str) -> dict[str, str]:
