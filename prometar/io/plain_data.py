@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterator
 from functools import cache
@@ -51,7 +52,8 @@ def problems_of(error: ValidationError, *, unknown: str = "unknown key") -> str:
 def _problem(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return f"{error['msg']} (found {reprlib.repr(error['input'])})"
+    said = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", error["msg"])  # a bound of 1e30
+    return f"{said} (found {reprlib.repr(error['input'])})"
 
 
 @cache

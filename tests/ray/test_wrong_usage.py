@@ -86,6 +86,8 @@ SEARCHES = [
     (["--val-per-class", "0"], "--val-per-class must be at least 1"),
     (["--set", "train.seed=2001-99-99"], "is not YAML"),
     (["--nonsense"], "No such option"),
+    (["--final-seeds", "1", "2"], "extra argument(s) (2); several values of one option stand in quotes"),
+    (["--set", "optim.lr=1e39"], "optim.lr: Input should be less than or equal to 1e+30 (found 1e+39)"),
 ]  # fmt: skip
 
 
