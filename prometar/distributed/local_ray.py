@@ -150,17 +150,20 @@ def _require_open_files() -> None:
 
 
 _LEAST_ROOM = 8 * 2**20  # bytes for its logs; it does not say what it lacks
+_LONGEST_SOCKET = 107  # bytes of a path
 
 
 def _require_room() -> None:
     """Raises a WorkError where Ray's own files find no room."""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    keeps = f"Ray keeps its files in {folder}"
+    socket = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
+        raise WorkError(f"{keeps}, too long a path for its sockets: set RAY_TMPDIR to a shorter one, as /tmp")
     with suppress(OSError):  # it is not there yet
         if (free := shutil.disk_usage(folder).free) < _LEAST_ROOM:
-            raise WorkError(
-                f"Ray keeps its files in {folder}, where {free / 2**20:.0f} MiB are free: make room, or set "
-                "RAY_TMPDIR to another folder"
-            )
+            room = f"{free / 2**20:.0f} MiB are free"
+            raise WorkError(f"{keeps}, where {room}: make room, or set RAY_TMPDIR to another folder")
 
 
 def _take_own_token() -> None:

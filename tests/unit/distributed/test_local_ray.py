@@ -45,11 +45,22 @@ def test_the_limit_is_raised_as_far_as_it_may(
 def test_no_room_for_rays_files_is_said_before_ray_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr(local_ray, "_init", lambda **options: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
-    with pytest.raises(WorkError, match=f"Ray keeps its files in {tmp_path}, where 3 MiB are free"):
+    with pytest.raises(WorkError, match="Ray keeps its files in /tmp, where 3 MiB are free"):
+        start_ray()
+
+
+def test_a_folder_too_deep_for_rays_sockets_is_said_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("job" * 20)))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(local_ray, "_init", lambda **options: None)
+    with pytest.raises(WorkError, match="too long a path for its sockets: set RAY_TMPDIR to a shorter one"):
         start_ray()
 
 
