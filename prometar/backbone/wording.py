@@ -23,11 +23,12 @@ def is_template(text: object) -> bool:
 def filled(template: str, classname: str) -> str:
     """A template with the class name for its "{}"; other braces are text.
 
+    Raises:
+        UserError: the template has no "{}", or several.
+
     Example:
         >>> filled("a photo of a {}.", "polka_dotted")
         'a photo of a polka dotted.'
-    Raises:
-        UserError: the template has no "{}", or several.
     """
     if not is_template(template):
         raise UserError(f"the template {template[:80]!a} must hold {{}} once, where a class's name goes")
