@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from prometar.parts.sending import Sent
 
@@ -91,16 +93,14 @@ class Job:
         return int(self.legs[0].config["train"]["epochs"])
 
 
+_JOBS = TypeAdapter(list[Job])
+
+
 def pack(jobs: Sequence[Job]) -> dict[str, Any]:
     """What one worker gets, as plain data for Ray's configuration."""
-    return {"jobs": [asdict(job) for job in jobs]}
+    return {"jobs": _JOBS.dump_python(list(jobs))}
 
 
 def unpack(config: Mapping[str, Any]) -> list[Job]:
     """The inverse of `pack`."""
-    return [_job(**job) for job in config["jobs"]]
-
-
-def _job(legs: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], **rest: Any) -> Job:
-    code = tuple(Sent(**sent) for sent in terms["code"])
-    return Job(legs=tuple(Leg(**leg) for leg in legs), terms=Terms(**{**terms, "code": code}), **rest)
+    return _JOBS.validate_python(config["jobs"])
