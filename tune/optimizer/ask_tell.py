@@ -1,8 +1,7 @@
 """The study's memory: an Optuna study is the one source of truth, whatever happens to the processes.
 
 A trial is asked, reported to epoch by epoch, and told once. What a dead driver left RUNNING is handed out
-again with the same settings; nothing of Ray Tune's own state is needed. Optuna enters here (and its plots
-in `tune.optimizer.importance`).
+again with the same settings; nothing of Ray Tune's own state is needed.
 """
 
 from __future__ import annotations
@@ -339,7 +338,7 @@ class Memory:
             return False
         finished = (t for t in self.trials() if t.state is TrialState.COMPLETE)
         others = [t.user_attrs.get(LOSSES, {}).get(str(epoch)) for t in finished]
-        return self._front.stops(epoch, own, [losses for losses in others if losses])
+        return self._front(epoch, own, [losses for losses in others if losses])
 
     def _report(self, trial: Trial, result: Mapping[str, Any], epoch: int) -> None:
         objective = float(result["objective"])

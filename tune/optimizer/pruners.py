@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from optuna.pruners import (
     BasePruner,
@@ -18,11 +17,13 @@ from prometar.errors import UserError
 from prometar.parts.building import own_part
 from prometar.parts.reference import failing
 
-# None is judged by its first epoch, which trains at the warm-up rate alone.
+_STARTUP = 8  # finished trials before anything is stopped
+_WARMUP = 2  # epochs that are not judged: the first trains at the warm-up rate alone
+
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     # The worst quarter: what learns slowly and ends well stays.
-    "hopeless": lambda epochs: PercentilePruner(75.0, n_startup_trials=8, n_warmup_steps=2),
-    "median": lambda epochs: MedianPruner(n_startup_trials=8, n_warmup_steps=2),
+    "hopeless": lambda epochs: PercentilePruner(75.0, n_startup_trials=_STARTUP, n_warmup_steps=_WARMUP),
+    "median": lambda epochs: MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=_WARMUP),
     "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
     "hyperband": lambda epochs: HyperbandPruner(
         min_resource=2, max_resource=max(2, epochs), reduction_factor=3
@@ -31,32 +32,27 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
 }
 
 
-@dataclass(frozen=True)
-class FrontPruner:
-    """Stops what lies behind `share` of the finished trials in every one of several goals, at the same epoch.
+def lies_behind(epoch: int, own: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    """Whether three quarters of the finished trials are ahead in every one of several goals, at this epoch.
+
+    Nothing is said of the first two epochs, nor before eight trials have finished.
 
     Args:
-        startup: Finished trials before anything is stopped. warmup: Epochs that are not judged.
+        own, others: Losses: less is better.
+
+    Example:
+        >>> lies_behind(3, [3.0, 3.0], [[1.0, 2.0], [2.0, 1.0]] * 4)
+        True
     """
-
-    share: float
-    startup: int = 8
-    warmup: int = 2
-
-    def stops(self, epoch: int, own: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
-        """`own` and `others` are losses: less is better.
-
-        Example:
-            >>> FrontPruner(0.75, startup=2, warmup=0).stops(1, [3.0, 3.0], [[1.0, 2.0], [2.0, 1.0]])
-            True
-        """
-        if epoch <= self.warmup or len(others) < self.startup:
-            return False
-        ahead = sum(all(a < b for a, b in zip(other, own, strict=True)) for other in others)
-        return ahead >= self.share * len(others)
+    if epoch <= _WARMUP or len(others) < _STARTUP:
+        return False
+    ahead = sum(all(a < b for a, b in zip(other, own, strict=True)) for other in others)
+    return ahead >= 0.75 * len(others)
 
 
-FRONT_PRUNERS: dict[str, FrontPruner] = {"hopeless": FrontPruner(0.75)}
+FRONT_PRUNERS: dict[str, Callable[[int, Sequence[float], Sequence[Sequence[float]]], bool]] = {
+    "hopeless": lies_behind
+}
 """Of several goals, by the same names as of one."""
 
 
