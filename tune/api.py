@@ -23,17 +23,8 @@ if TYPE_CHECKING:
 
 _OF_THE_FOLDER = ("out", "study", "command")
 _COLUMNS = (
-    "state",
-    "objective",
-    "base",
-    "new",
-    "epoch",
-    "seconds",
-    "reference",
-    "origin",
-    "started",
-    "ended",
-)
+    "state", "objective", "base", "new", "epoch", "seconds", "reference", "origin", "started", "ended"
+)  # fmt: skip
 
 
 class TrialRecords(tuple[TrialRecord, ...]):

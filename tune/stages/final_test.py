@@ -22,12 +22,7 @@ from tune.study_spec import StudySpec
 
 
 def run_finals(
-    folder: StudyFolder,
-    spec: StudySpec,
-    best: Tested,
-    means: Means,
-    *,
-    published: Mapping[str, float | None],
+    folder: StudyFolder, spec: StudySpec, best: Tested, means: Means, *, published: Mapping[str, float | None]
 ) -> Course[FinalTest]:
     """Run what has no result yet, and write finals.json. Returns its content.
 

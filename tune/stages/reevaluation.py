@@ -71,11 +71,7 @@ def run_last_round(
 
 
 def _rows(
-    folder: StudyFolder,
-    spec: StudySpec,
-    asked: Sequence[TrialRecord],
-    seeds: Sequence[int],
-    means: Means,
+    folder: StudyFolder, spec: StudySpec, asked: Sequence[TrialRecord], seeds: Sequence[int], means: Means
 ) -> Course[tuple[Reevaluated, ...]]:
     names = ", ".join(str(trial.number) for trial in asked)
     shown = ", ".join(map(str, seeds))
