@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,14 +18,7 @@ from rich.console import Console
 from prometar.config.settings import dump_config
 from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.local_ray import require_address, start_ray
-from prometar.distributed.placement import (
-    Node,
-    ResourcePlan,
-    Room,
-    plan_resources,
-    require_shares,
-    uses_gpu,
-)
+from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources, require_shares, uses_gpu
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 from prometar.io.stores import filesystem, masked
@@ -49,7 +42,7 @@ from tune.results.reader import read_records
 from tune.results.schema import FinalTest, Learned, Tested
 from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
-from tune.stages.budget import Budget, headline
+from tune.stages.budget import headline
 from tune.stages.final_test import failed_runs, run_finals
 from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
@@ -136,14 +129,7 @@ def run_study(
         learned = learned_of(folder, place.warm_start, spec.space, spec.seed)
         rebuilt = require_agreement(folder, storage, spec, from_records=place.from_records)
         nodes = start_ray(address=place.address, verbose=place.verbose)
-        planned = partial(
-            plan_resources,
-            nodes,
-            max_concurrent=place.max_concurrent,
-            cpus_per_trial=place.cpus_per_trial,
-            memory=_needed(spec, place, checked, nodes),
-        )
-        planned(gpus_per_trial=place.gpus_per_trial)  # what cannot run claims nothing
+        plan = _planned(spec, place, checked, nodes, place.gpus_per_trial)  # what cannot run claims nothing
         if place.files is not None:
             require_own(place.files, folder.key, begun=folder.begun)
         memory = _memory(spec, place, folder, storage, checked.identity)
@@ -162,13 +148,12 @@ def run_study(
         memory.enqueue(place.enqueued, "enqueued")
         memory.enqueue(learned.starts if learned else (), "warm start")
         memory.enqueue(place.portfolio, "portfolio")
-        _introduce(console, folder, spec, memory, checked.budget)
-        for note in (*rebuilt, *checked.notes, *([f"learning from {learned}"] if learned else [])):
-            console.print(note)
+        study = _Begun(spec, place, checked, folder, memory, learned, nodes, console)
+        study.introduce(rebuilt)
         try:
             with shared_images():
-                means = _means(spec, place, folder, memory, checked, nodes, planned, trainable, console)
-                finals = run_course(_course(spec, place, folder, memory, means, checked, learned), means)
+                means = study.means(plan, trainable)
+                finals = run_course(study.course(means), means)
                 records = read_records(folder.path)
                 print_summary(console, records, folder.path, write_report(records, folder.path))
         finally:
@@ -179,78 +164,24 @@ def run_study(
         return finals
 
 
-def _course(
-    spec: StudySpec,
-    place: Place,
-    folder: StudyFolder,
-    memory: Memory,
-    means: Means,
-    checked: Checked,
-    learned: Learned | None,
-) -> Course[FinalTest]:
-    """Search, last round, and best.yaml compared with the released settings on the test images."""
-    yield from _search(spec, place, folder, memory, means, checked.budget)
-    lastround = yield from run_last_round(folder, spec, memory.ended(), means, learned)
-    trial = next(t for t in memory.ended() if t.number == lastround.chosen)
-    settings = dict(trial.settings)
-    seed = (*spec.final_seeds, spec.seed)[0]
-    best = spec.configured(settings, dataset=spec.names[0], seed=seed)
-    write_atomically(folder / "best.yaml", dump_config(best).encode())
-    tested = Tested(trial.tested_as, settings)
-    return (yield from run_finals(folder, spec, tested, means, published=checked.published))
-
-
-def _means(
-    spec: StudySpec,
-    place: Place,
-    folder: StudyFolder,
-    memory: Memory,
-    checked: Checked,
-    nodes: Sequence[Node],
-    planned: Callable[..., ResourcePlan],
-    trainable: type[tune.Trainable],
-    console: Console,
-) -> Means:
-    """What the jobs are run with; the resource plan is told."""
-    plan = planned(gpus_per_trial=place.gpus_per_trial)
-    left = None if place.max_hours is None else 3600 * place.max_hours - memory.seconds_searched
-    means = Means(
-        trainable,
-        plan,
-        Room.of(nodes),
-        Terms(
-            plan.threads,
-            plan.stream_cpus,
-            place.trial_timeout,
-            str(folder.path),
-            place.files,
-            sources_of(spec.own),
-            uuid4().hex[:8],
-            checked.contents,
-        ),
-        Stopping(console, max_seconds=left),
-        console,
-        place.verbose,
-    )
-    if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
-        share = measured_share(folder, spec, means, kinds_of_gpu(nodes))
-        means = replace(means, plan=planned(gpus_per_trial=share))
-    terms = replace(means.terms, cpus=means.plan.cpus_per_trial, gpus=means.plan.gpus_per_trial)
-    means = replace(means, terms=terms)
-    together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
-    console.print(means.plan.describe(nodes) + together)
-    return means
-
-
-def _needed(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node]) -> int:
-    """Bytes of its machine's memory that a trial takes."""
-    return process_memory(
+def _planned(
+    spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node], gpus_per_trial: float | None
+) -> ResourcePlan:
+    """What a trial gets of these machines, its memory counted; raises as `plan_resources`."""
+    memory = process_memory(
         spec.config,
         weights=checked.weights,
         num_classes=checked.trained,
         images=checked.images,
         configurations=place.lockstep,
-        on_gpu=uses_gpu(nodes, place.gpus_per_trial),
+        on_gpu=uses_gpu(nodes, gpus_per_trial),
+    )
+    return plan_resources(
+        nodes,
+        max_concurrent=place.max_concurrent,
+        cpus_per_trial=place.cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        memory=memory,
     )
 
 
@@ -290,16 +221,125 @@ def _memory(
     )
 
 
-def _introduce(
-    console: Console, folder: StudyFolder, spec: StudySpec, memory: Memory, budget: Budget
-) -> None:
-    console.print(f"study {folder.path}: {headline(spec)}")
-    console.print(str(budget))
-    done = memory.num_done
-    if done or memory.num_interrupted:
-        console.print(f"going on: {done} trials are done, {memory.num_interrupted} were interrupted")
-    if done > spec.trials:
-        console.print(_all_counts(spec.trials, memory))
+@dataclass(frozen=True)
+class _Begun:
+    """A study that is under way: what it was asked, what that was found to be, and what keeps it."""
+
+    spec: StudySpec
+    place: Place
+    checked: Checked
+    folder: StudyFolder
+    memory: Memory
+    learned: Learned | None
+    nodes: Sequence[Node]
+    console: Console
+
+    def introduce(self, notes: Sequence[str]) -> None:
+        """Say what it is, how far it is, and what else a user must know."""
+        memory, trials, say = self.memory, self.spec.trials, self.console.print
+        say(f"study {self.folder.path}: {headline(self.spec)}")
+        say(str(self.checked.budget))
+        done = memory.num_done
+        if done or memory.num_interrupted:
+            say(f"going on: {done} trials are done, {memory.num_interrupted} were interrupted")
+        if done > trials:
+            say(_all_counts(trials, memory))
+        learning = [f"learning from {self.learned}"] if self.learned else []
+        for note in (*notes, *self.checked.notes, *learning):
+            say(note)
+
+    def means(self, plan: ResourcePlan, trainable: type[tune.Trainable]) -> Means:
+        """What the jobs are run with; the resource plan is told."""
+        place, console = self.place, self.console
+        left = None if place.max_hours is None else 3600 * place.max_hours - self.memory.seconds_searched
+        terms = Terms(
+            plan.threads,
+            plan.stream_cpus,
+            place.trial_timeout,
+            str(self.folder.path),
+            place.files,
+            sources_of(self.spec.own),
+            uuid4().hex[:8],
+            self.checked.contents,
+        )
+        stopping = Stopping(console, max_seconds=left)
+        means = Means(trainable, plan, Room.of(self.nodes), terms, stopping, console, place.verbose)
+        if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
+            share = measured_share(self.folder, self.spec, means, kinds_of_gpu(self.nodes))
+            plan = _planned(self.spec, place, self.checked, self.nodes, share)
+        terms = replace(terms, cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial)
+        together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
+        console.print(plan.describe(self.nodes) + together)
+        return replace(means, plan=plan, terms=terms)
+
+    def course(self, means: Means) -> Course[FinalTest]:
+        """Search, last round, and best.yaml compared with the released settings on the test images."""
+        spec, folder = self.spec, self.folder
+        yield from self._search(means)
+        lastround = yield from run_last_round(folder, spec, self.memory.ended(), means, self.learned)
+        trial = next(t for t in self.memory.ended() if t.number == lastround.chosen)
+        settings = dict(trial.settings)
+        seed = (*spec.final_seeds, spec.seed)[0]
+        best = spec.configured(settings, dataset=spec.names[0], seed=seed)
+        write_atomically(folder / "best.yaml", dump_config(best).encode())
+        tested = Tested(trial.tested_as, settings)
+        return (yield from run_finals(folder, spec, tested, means, published=self.checked.published))
+
+    def _search(self, means: Means) -> Course[None]:
+        spec, place, folder, memory = self.spec, self.place, self.folder, self.memory
+        console, stopping = self.console, means.stopping
+
+        def job_of(asked: Asked) -> Job:
+            return spec.search_job(asked.settings, spec.seeds, str(folder.trial(asked.number)), means.terms)
+
+        jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, place.lockstep)
+        keeper = RecordKeeper(folder, memory, stopping, job_of)
+        progress = Progress(
+            memory,
+            spec.trials + len(memory.forgiven),
+            spec.most_epochs,
+            console=console,
+            numbers_of=jobs.numbers,
+            reference=spec.reference(),
+            bounds=spec.bounds,
+        )
+        trackers = Trackers(
+            place.trackers, folder.path, folder.name, memory, numbers_of=jobs.numbers, console=console
+        )
+        left = self.checked.budget.waited(means.plan.max_concurrent, done=memory.num_done / spec.trials)
+        estimate = Estimate(
+            left, self.checked.budget.steps_per_epoch, means.plan.max_concurrent, console=console
+        )
+        with closing(trackers):
+            trackers.catch_up()
+            if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
+                progress.begin()
+                try:
+                    yield Batch(jobs, (progress, keeper, trackers, estimate))
+                finally:
+                    progress.end()
+                    keeper.clock()
+                trackers.catch_up()
+        keeper.catch_up()
+        if memory.exhausted:
+            console.print("the space is searched through: further draws only repeat settings")
+        elif memory.wants(spec.trials) and stopping.out_of_time():
+            console.print("the time for searching is used up: no more trials are begun (--max-hours)")
+        if memory.num_waiting:
+            more = "larger --trials" if not memory.wants(spec.trials) else "longer --max-hours"
+            console.print(f"{memory.num_waiting} enqueued settings wait for a {more}")
+        reason = memory.hopeless()
+        if not reason and memory.best() is None and stopping.out_of_time():
+            raise WorkError(
+                f"no trial of the study {folder.path} has finished within --max-hours: allow it more"
+            )
+        if reason or memory.best() is None:
+            failed = [trial.reason for trial in memory.ended() if trial.reason]
+            raise WorkError(
+                f"the study {folder.path} has stopped, its trials fail: "
+                f"{reason or next(reversed(failed), 'see its records')}; "
+                "the same command goes on when the cause is mended"
+            )
 
 
 def _all_counts(trials: int, memory: Memory) -> str:
@@ -311,57 +351,3 @@ def _all_counts(trials: int, memory: Memory) -> str:
     nothing = "nothing new" if again else "nothing"
     said = f"--trials {trials} is less than what is done: {nothing} is searched, and all of it counts"
     return f"{said}; run again: {' and '.join(again)}" if again else said
-
-
-def _search(
-    spec: StudySpec, place: Place, folder: StudyFolder, memory: Memory, means: Means, budget: Budget
-) -> Course[None]:
-    console, stopping = means.console, means.stopping
-
-    def job_of(asked: Asked) -> Job:
-        return spec.search_job(asked.settings, spec.seeds, str(folder.trial(asked.number)), means.terms)
-
-    jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, place.lockstep)
-    keeper = RecordKeeper(folder, memory, stopping, job_of)
-    progress = Progress(
-        memory,
-        spec.trials + len(memory.forgiven),
-        spec.most_epochs,
-        console=console,
-        numbers_of=jobs.numbers,
-        reference=spec.reference(),
-        bounds=spec.bounds,
-    )
-    trackers = Trackers(
-        place.trackers, folder.path, folder.name, memory, numbers_of=jobs.numbers, console=console
-    )
-    left = budget.waited(means.plan.max_concurrent, done=memory.num_done / spec.trials)
-    estimate = Estimate(left, budget.steps_per_epoch, means.plan.max_concurrent, console=console)
-    with closing(trackers):
-        trackers.catch_up()
-        if memory.num_interrupted or (memory.wants(spec.trials) and not stopping.out_of_time()):
-            progress.begin()
-            try:
-                yield Batch(jobs, (progress, keeper, trackers, estimate))
-            finally:
-                progress.end()
-                keeper.clock()
-            trackers.catch_up()
-    keeper.catch_up()
-    if memory.exhausted:
-        console.print("the space is searched through: further draws only repeat settings")
-    elif memory.wants(spec.trials) and stopping.out_of_time():
-        console.print("the time for searching is used up: no more trials are begun (--max-hours)")
-    if memory.num_waiting:
-        more = "larger --trials" if not memory.wants(spec.trials) else "longer --max-hours"
-        console.print(f"{memory.num_waiting} enqueued settings wait for a {more}")
-    reason = memory.hopeless()
-    if not reason and memory.best() is None and stopping.out_of_time():
-        raise WorkError(f"no trial of the study {folder.path} has finished within --max-hours: allow it more")
-    if reason or memory.best() is None:
-        failed = [trial.reason for trial in memory.ended() if trial.reason]
-        raise WorkError(
-            f"the study {folder.path} has stopped, its trials fail: "
-            f"{reason or next(reversed(failed), 'see its records')}; "
-            "the same command goes on when the cause is mended"
-        )
