@@ -57,12 +57,6 @@ class WriteThrough(InMemoryStorage):
         """Let go of the database."""
         let_go(self._backend)
 
-    def create_new_study(self, directions: Sequence[Any], study_name: str | None = None) -> int:
-        raise NotImplementedError("there is one study here")
-
-    def delete_study(self, study_id: int) -> None:
-        raise NotImplementedError("nothing that has been kept is removed")
-
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         self._backend.set_study_user_attr(self._kept_as, key, value)
         super().set_study_user_attr(study_id, key, _as_read(value))
