@@ -14,7 +14,7 @@ from statistics import stdev
 
 from scipy.special import nctdtrinc, stdtrit
 
-from prometar.metrics import Interval, t_interval
+from prometar.metrics import t_interval
 
 POWER = 0.8
 ALONE = 3
@@ -38,12 +38,11 @@ class Verdict:
     """What paired differences have shown by a look.
 
     Args:
-        interval: Of the mean difference, corrected for all looks.
-        shown: Whether 0 is outside of it. excluded: Whether a difference that matters is.
+        shown: Whether 0 is outside of the mean difference's interval, which is corrected for all looks.
+        excluded: Whether a difference that matters is.
         detectable: The smallest true difference that this look would have shown in four of five studies.
     """
 
-    interval: Interval
     shown: bool
     excluded: bool
     detectable: float
@@ -64,7 +63,7 @@ def verdict(differences: Sequence[float], alpha: float, *, matters: float) -> Ve
     interval = t_interval(differences, level=1 - alpha)
     if interval is None:
         return None
-    return Verdict(interval, interval.excludes_zero, interval.within(matters), detectable(differences, alpha))
+    return Verdict(interval.excludes_zero, interval.within(matters), detectable(differences, alpha))
 
 
 def detectable(differences: Sequence[float], alpha: float) -> float:
