@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from prometar.distributed.allotment import allotted
 from prometar.distributed.ray_private import without_helpers
 from prometar.errors import UserError, WorkError, first_line, one_line
 
@@ -48,7 +49,7 @@ def configure_ray(*, local: bool = True, verbose: bool = False) -> None:
 def start_ray(
     *, address: str | None = None, num_cpus: int | None = None, verbose: bool = False
 ) -> list[dict[str, float]]:
-    """Start Ray on this machine, or join the cluster at `address`.
+    """Start Ray on what is allotted to this process of its machine, or join the cluster at `address`.
 
     Returns the resources of each of its machines, e.g. [{"CPU": 2.0}]. Does nothing where Ray already runs.
     A Ray that is started here listens on 127.0.0.1 alone, if nothing had imported ray before `configure_ray`.
@@ -77,7 +78,9 @@ def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
         _require_room()
         _take_own_token()
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
-    local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
+    local: dict[str, Any] = {}
+    if address is None:
+        local = {"include_dashboard": False} | allotted() | ({"num_cpus": num_cpus} if num_cpus else {})
     with nullcontext() if address or verbose else without_helpers(), interrupts_heard():
         _in_a_lasting_thread(lambda: _init(address=address or LOCAL, **quiet, **local))
 

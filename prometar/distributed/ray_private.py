@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 HELPERS = ("start_monitor", "start_api_server", "start_log_monitor")
+MEMORY = "_memory"  # an option of `ray.init`: bytes for tasks and actors
 
 
 @contextmanager

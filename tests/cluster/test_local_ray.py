@@ -17,11 +17,15 @@ LISTEN = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 SHOW = """
-import signal
+import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
 from tests.cluster.test_local_ray import listening
+from prometar.distributed import allotment
 from prometar.distributed.local_ray import start_ray
-start_ray(num_cpus=1)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as a batch system allots it
+allotment.memory_limit = lambda: 3 * 2**30
+(node,) = start_ray()
+print(node["CPU"], node["memory"] + node["object_store_memory"])
 import ray
 print(ray.get(ray.remote(lambda: signal.getsignal(signal.SIGINT) is signal.default_int_handler).remote()))
 print(*listening())
@@ -96,13 +100,17 @@ def test_ray_outlives_the_thread_that_started_it_and_is_started_anew_where_it_ha
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
 def test_nothing_listens_beyond_this_machine(shown: list[str]) -> None:
-    addresses = shown[1].split()
+    addresses = shown[2].split()
     assert len(addresses) > 3, "Ray has servers"
     assert set(addresses) <= LOOPBACK
 
 
 def test_tasks_can_be_cancelled_where_interrupts_are_ignored(shown: list[str]) -> None:
-    assert (shown[0], shown[-1]) == ("True", "goes on")
+    assert (shown[1], shown[-1]) == ("True", "goes on")
+
+
+def test_a_job_s_share_of_a_machine_is_all_that_ray_gives_out(shown: list[str]) -> None:
+    assert shown[0] == f"1.0 {float(3 * 2**30)}"
 
 
 @pytest.mark.parametrize("times", [1, 2])

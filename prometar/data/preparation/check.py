@@ -229,9 +229,9 @@ def _cleaned(name: str) -> str:
 
 
 def look(items: Sequence[Item], source: Source) -> Iterator[Seen]:
-    """Read and decode each of `items`, in their order, on all CPUs of the machine."""
+    """Read and decode each of `items`, in their order, on all CPUs that this process may use."""
     groups = [items[k : k + READ_AT_ONCE] for k in range(0, len(items), READ_AT_ONCE)]
-    workers = os.cpu_count() or 1
+    workers = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
         waiting = iter(groups)
         # a few groups at a time: `map` would read the whole data set ahead of a slow consumer

@@ -1,0 +1,66 @@
+"""What of this machine its user may have, where that is less than all: batch systems share their nodes.
+
+Ray asks the machine, and, in a container, the container: it does not know of a job beside others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from prometar.distributed.ray_private import MEMORY
+
+_OF_IMAGES = 0.3  # the share of its memory that Ray gives its object store, too
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def allotted() -> dict[str, int]:
+    """CPUs and bytes for `ray.init`, where they are fewer than the machine has.
+
+    Example:
+        A job of 8 CPUs and 32 GiB on a larger machine: {"num_cpus": 8, "object_store_memory": 10307921510,
+        "_memory": 24051816858}
+    """
+    found = {}
+    if (cpus := num_cpus()) < (os.cpu_count() or 1):
+        found["num_cpus"] = cpus
+    if memory := memory_limit():
+        store = int(_OF_IMAGES * memory)
+        with suppress(OSError):
+            store = min(store, shutil.disk_usage(_SHARED_MEMORY).free)
+        found |= {"object_store_memory": store, MEMORY: memory - store}
+    return found
+
+
+def num_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory_limit(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes that this process's control groups allow, if that is less than the machine has.
+
+    The outermost group is left out: that is the machine or the container, which Ray sees.
+    """
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    least = min(_limits(groups, own), default=machine)
+    return least if least < machine else None
+
+
+def _limits(groups: Path, own: Path) -> Iterator[int]:
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            top, file = groups, "memory.max"
+            if kinds:
+                top, file = groups / "memory", "memory.limit_in_bytes"
+            if kinds not in ("", "memory"):
+                continue
+            group = top / path.strip("/")
+            while group != top:
+                with suppress(OSError, ValueError):  # not there, or "max"
+                    yield int((group / file).read_text())
+                group = group.parent

@@ -1,0 +1,60 @@
+"""What a batch system allots to a process, as Linux tells it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from prometar.distributed import allotment
+from prometar.distributed.allotment import allotted, memory_limit
+
+GIB = 2**30
+UNLIMITED = 9223372036854771712  # as the first version of control groups writes it
+
+
+@pytest.mark.parametrize(
+    ("line", "limits", "least"),
+    [
+        (
+            "0::/slurm/job_7/step_0",
+            {"slurm/job_7/memory.max": "2147483648", "slurm/memory.max": "max"},
+            2 * GIB,
+        ),
+        ("4:memory:/slurm/job_7", {"memory/slurm/job_7/memory.limit_in_bytes": "2147483648"}, 2 * GIB),
+        ("4:memory:/slurm/job_7", {"memory/slurm/job_7/memory.limit_in_bytes": str(UNLIMITED)}, None),
+        ("0::/slurm", {"slurm/memory.max": "max"}, None),
+        ("0::/", {"memory.max": "2147483648"}, None),  # a container, which Ray sees itself
+        ("3:cpuset:/slurm", {"slurm/memory.max": "2147483648"}, None),
+        ("0::/../elsewhere", {}, None),
+    ],
+)
+def test_the_least_limit_of_a_process_s_groups(
+    tmp_path: Path, line: str, limits: dict[str, str], least: int | None
+) -> None:
+    for name, limit in limits.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{limit}\n")
+    (tmp_path / "own").write_text(f"1:name=systemd:/\n{line}\n")
+    assert memory_limit(tmp_path / "groups", tmp_path / "own") == least
+
+
+def test_a_machine_without_control_groups_is_all_its_user_s(tmp_path: Path) -> None:
+    assert memory_limit(tmp_path, tmp_path / "none") is None
+
+
+def test_fewer_cpus_and_less_memory_are_told_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(allotment, "memory_limit", lambda: GIB)
+    found = allotted()
+    assert found["num_cpus"] == 8
+    assert found["object_store_memory"] + found["_memory"] == GIB
+    assert 0 < found["object_store_memory"] <= 0.3 * GIB
+
+
+def test_of_a_whole_machine_ray_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(os.cpu_count() or 1)))
+    monkeypatch.setattr(allotment, "memory_limit", lambda: None)
+    assert allotted() == {}
