@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from prometar.errors import UserError, WorkError
 from tests.support.driver import NAME, Driver, forget_hanging, misbehave, records, run_fake, small_spec
 from tests.support.fake_trial import HANGS
-from tune.optimizer.storage import open_study
+from tune.optimizer.storage import drive_study, open_study
 
 PASSWORD = "never-to-be-shown"
 
@@ -155,6 +155,20 @@ def test_a_server_lost_in_the_middle_is_one_line_and_the_study_goes_on(
         assert driver.wait() == 0, driver.errors()
     assert states(url) == {"COMPLETE": 4}
     assert [r["number"] for r in records(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_connection_that_is_closed_while_nothing_is_written_is_opened_anew(url: str) -> None:
+    study, storage = drive_study(url, NAME)
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and pid != pg_backend_pid()"
+        )
+    study.set_user_attr("key", 1)
+    storage.close()
+    study, storage = drive_study(url, NAME)
+    assert study.user_attrs == {"key": 1}
+    storage.close()
 
 
 @pytest.mark.parametrize(

@@ -165,10 +165,7 @@ class Memory:
 
     def claim(self, identity: dict[str, Any], owner: str) -> tuple[dict[str, Any], str]:
         """The identity and the owner (where the trials' files lie) of the study; these where it has none."""
-        for key, value in ((IDENTITY, identity), (OWNER, owner)):
-            if key not in self._study.user_attrs:
-                self._study.set_user_attr(key, value)
-        return self._study.user_attrs[IDENTITY], self._study.user_attrs[OWNER]
+        return self._storage.claim(IDENTITY, identity), self._storage.claim(OWNER, owner)
 
     @property
     def num_interrupted(self) -> int:

@@ -10,6 +10,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
 
 LATEST, BEST = 1000, 100  # trials of which TPE's model is made, in a study of more
 
@@ -52,3 +54,21 @@ def let_go(storage: BaseStorage) -> None:
     inner = getattr(storage, "_backend", storage)
     if isinstance(inner, RDBStorage):
         inner.engine.dispose()
+
+
+class Disconnected(Exception):
+    """A database's connection has been lost: nobody knows whether the last statement was carried out."""
+
+
+def write_nothing_twice(database: RDBStorage) -> None:
+    """Have a lost connection end what is done, as a `Disconnected`.
+
+    Optuna begins a trial up to five times. Where only the answer to the first is lost, there would be two.
+    """
+    event.listen(database.engine, "handle_error", _give_up)
+
+
+def _give_up(context: ExceptionContext) -> None:
+    error = context.sqlalchemy_exception  # none where it was a signal that interrupted a statement
+    if error is not None and context.is_disconnect and not context.is_pre_ping:
+        raise Disconnected(str(error))

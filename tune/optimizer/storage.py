@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,18 +13,20 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
-from optuna.storages import BaseStorage, InMemoryStorage, get_storage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.stores import masked
-from tune.optimizer.optuna_private import id_of, let_go
+from tune.optimizer.optuna_private import Disconnected, id_of, let_go, write_nothing_twice
 
 # Of a storage that fails, or that another process writes too.
-LOST = SQLAlchemyError, StorageInternalError, UpdateFinishedTrialError
+LOST = SQLAlchemyError, StorageInternalError, Disconnected, UpdateFinishedTrialError
 GO_ON = "the same command goes on from here"
 Directions = Sequence[Literal["minimize", "maximize"]]
+
+_LOOKS = 5  # at a fresh database whose tables other processes are making, one after another
 
 
 class WriteThrough(InMemoryStorage):
@@ -60,6 +63,14 @@ class WriteThrough(InMemoryStorage):
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         self._backend.set_study_user_attr(self._kept_as, key, value)
         super().set_study_user_attr(study_id, key, _as_read(value))
+
+    def claim(self, key: str, value: Any) -> Any:
+        """What the study has under `key`: this value, unless another process was the first."""
+        if key not in self._backend.get_study_user_attrs(self._kept_as):
+            self._backend.set_study_user_attr(self._kept_as, key, value)
+        found = self._backend.get_study_user_attrs(self._kept_as)[key]
+        super().set_study_user_attr(self._study, key, found)
+        return found
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         self._backend.set_study_system_attr(self._kept_as, key, value)
@@ -147,12 +158,26 @@ def drive_study(
         UserError: there is no such kind of storage. WorkError: it cannot be reached.
     """
     with opening(storage):
-        backend = get_storage(storage)
+        backend = _backend_of(storage)
         optuna.create_study(
             storage=backend, study_name=name, directions=list(directions), load_if_exists=True
         )
         kept = WriteThrough(backend, name)
         return optuna.load_study(storage=kept, study_name=name, pruner=pruner), kept
+
+
+def _backend_of(storage: str) -> BaseStorage:
+    """A database whose connections may end while nothing is written, and where nothing is written twice."""
+    for look in range(1, _LOOKS + 1):
+        try:
+            database = RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+            break
+        except SQLAlchemyError as error:
+            if look == _LOOKS or "already exists" not in str(error):
+                raise
+            time.sleep(0.2)
+    write_nothing_twice(database)
+    return get_storage(database)
 
 
 def file_of(storage: str) -> str | None:
@@ -189,9 +214,9 @@ def opening(storage: str) -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield
-    except (*LOST, ImportError, ValueError) as error:
+    except (*LOST, ImportError, RuntimeError, ValueError) as error:  # tables of another version of Optuna's
         _require_whole(storage, error)
-        reason = f"cannot open the study storage {storage}: {str(error).splitlines()[0]}"
+        reason = f"cannot open the study storage {storage}: {_cause(error)}"
         if isinstance(error, LOST) and not isinstance(error, ArgumentError):
             raise WorkError(f"{masked(reason)}; when it answers again, {GO_ON}") from None
         raise UserError(masked(reason)) from None
@@ -216,6 +241,10 @@ def reachable(storage: str) -> Iterator[None]:
                 f"{file} has been moved or removed meanwhile: put it back; then {GO_ON}"
             ) from None
         _require_whole(storage, error)
-        cause = error.__cause__ or error  # Optuna's own text speaks of invalid data, whatever the cause
-        reason = masked(f"the study storage {storage} failed: {str(cause).splitlines()[0]}")
+        reason = masked(f"the study storage {storage} failed: {_cause(error)}")
         raise WorkError(f"{reason}; {GO_ON}") from None
+
+
+def _cause(error: Exception) -> str:
+    """Optuna's own text speaks of invalid data, whatever the cause."""
+    return str(error.__cause__ or error).splitlines()[0]

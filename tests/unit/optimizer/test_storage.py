@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,11 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from prometar.errors import WorkError
+from prometar.errors import UserError, WorkError
 from tests.support.databases import new_database
+from tune.optimizer import storage as opened
 from tune.optimizer.storage import WriteThrough, drive_study, open_study, reachable
 
 SPACE = {
@@ -157,3 +162,70 @@ def test_a_database_that_was_moved_is_said_to_be(tmp_path: Path) -> None:
     file.rename(tmp_path / "elsewhere")
     with pytest.raises(WorkError, match=f"{file} has been moved or removed meanwhile: put"), reachable(url):
         study.set_user_attr("key", 1)
+
+
+def test_a_trial_is_not_begun_twice_where_the_first_answer_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_database(tmp_path)
+    study, storage = drive_study(url, "s")
+    dialect = storage._backend._backend.engine.dialect  # type: ignore[attr-defined]
+    commit = dialect.do_commit
+
+    def lose_the_answer(connection: Any) -> None:
+        commit(connection)
+        monkeypatch.setattr(dialect, "do_commit", commit)
+        raise sqlite3.OperationalError("server closed the connection")
+
+    monkeypatch.setattr(dialect, "do_commit", lose_the_answer)
+    monkeypatch.setattr(dialect, "is_disconnect", lambda *_: True)
+    with pytest.raises(WorkError, match=f"{url} failed: server closed.* goes on from here"), reachable(url):
+        study.enqueue_trial({"depth": 2})
+    assert [t.system_attrs["fixed_params"] for t in open_study(url, "s").trials] == [{"depth": 2}]
+
+
+def test_of_two_that_claim_a_study_at_once_the_second_sees_the_first(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    storages = [drive_study(url, "s")[1] for _ in range(2)]  # each has been read before either is claimed
+    assert [storage.claim("owner", k) for k, storage in enumerate(storages)] == [0, 0]
+    assert open_study(url, "s").user_attrs == {"owner": 0}
+
+
+def test_tables_that_another_process_makes_at_once_are_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = ['type "studydirection" already exists', "duplicate key\nDETAIL: Key (x)=(y) already exists."]
+
+    def made(*given: Any, **more: Any) -> RDBStorage:
+        if refusals:
+            raise ProgrammingError("CREATE", {}, Exception(refusals.pop()))
+        return RDBStorage(*given, **more)
+
+    monkeypatch.setattr(opened, "RDBStorage", made)
+    drive_study(new_database(tmp_path), "s")
+    assert not refusals
+
+
+def test_tables_of_another_version_of_optuna_are_one_line(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("update alembic_version set version_num = 'v3.0.0.d'")
+    with pytest.raises(
+        UserError, match=f"cannot open the study storage {url}: .*optuna storage upgrade"
+    ) as told:
+        drive_study(url, "s")
+    assert told.value.exit_code == 2
+
+
+def test_why_a_database_cannot_be_opened_is_its_own_word_not_optuna_s(tmp_path: Path) -> None:
+    def fail(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM version_info" in statement:
+            raise OperationalError(statement, {}, Exception("server closed the connection"))
+
+    url = new_database(tmp_path)
+    event.listen(Engine, "before_cursor_execute", fail)
+    try:
+        with pytest.raises(WorkError, match="server closed the connection; when it answers again"):
+            open_study(url, "s")
+    finally:
+        event.remove(Engine, "before_cursor_execute", fail)
