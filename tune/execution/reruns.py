@@ -70,10 +70,10 @@ def _has_result(job: Job) -> bool:
 
 
 def _results_here(job: Job) -> bool:
-    """Whether all results are in the job's folder; one of another configuration is none, and is removed."""
+    """Whether all results are there; a damaged one, or of another configuration, is none and is removed."""
     for leg in job.legs:
         path = _folder(job, leg)
-        if (path / FILE).exists() and not _is_of(leg, path / "config.yaml"):
+        if (path / FILE).exists() and not (_is_of(leg, path / "config.yaml") and _is_whole(path)):
             (path / FILE).unlink()
     return all((_folder(job, leg) / FILE).exists() for leg in job.legs)
 
@@ -83,6 +83,14 @@ def _is_of(leg: Leg, config: Path) -> bool:
         return load_config(config) == parse(leg.config, where=str(config))
     except UserError:
         return False
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_result(folder)
+    except UserError:
+        return False
+    return True
 
 
 def runs_of(job: Job, reasons: Mapping[str, str]) -> list[Run]:
