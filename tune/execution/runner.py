@@ -21,7 +21,7 @@ from ray.tune import (
 from ray.tune.error import TuneError
 
 from prometar.distributed.placement import STRATEGY
-from prometar.errors import WorkError
+from prometar.errors import StorageError, WorkError
 from tune.execution.course import Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running, T
 from tune.execution.jobs import MAX_FAILURES
 from tune.execution.ray_private import (
@@ -91,6 +91,8 @@ def _fit(running: Running[T], means: Means) -> None:
                 workers_are_like_any_other(),
             ):
                 tuner.fit()
+        except StorageError as error:  # of a worker that could not begin: this alone comes out as it is
+            raise StorageError(f"the study has stopped: {error}; {GO_ON}") from None
         except (TuneError, RuntimeError) as error:
             if stopping.died:
                 raise WorkError(stopping.died) from None

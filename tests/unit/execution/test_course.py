@@ -12,7 +12,8 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from prometar.distributed.placement import ResourcePlan, Room
-from prometar.errors import UserError
+from prometar.errors import StorageError, UserError
+from tune.execution import runner
 from tune.execution.course import Batch, Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running
 from tune.execution.jobs import ListedJobs
 from tune.execution.reruns import Means
@@ -134,6 +135,26 @@ def test_what_goes_wrong_between_two_batches_comes_out_as_it_is(stopping: Stoppi
     assert isinstance(running.problem, UserError)
     with pytest.raises(UserError, match="damaged"):
         run_course(_failing(), means(stopping))
+
+
+def test_a_store_lost_where_a_worker_begins_is_told_as_one_lost_later(
+    stopping: Stopping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def fit(self) -> None:
+            raise StorageError("cannot read s3://bucket/x: it has gone")
+
+    def course() -> Course[None]:
+        yield batch("a", stopping)
+
+    monkeypatch.setattr(runner, "Tuner", Lost)
+    said = (
+        r"^the study has stopped: cannot read s3://bucket/x: it has gone; the same command goes on from here$"
+    )
+    with pytest.raises(StorageError, match=said):
+        run_course(course(), means(stopping))
 
 
 def _failing() -> Course[None]:
