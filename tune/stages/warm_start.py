@@ -28,7 +28,8 @@ def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
     configuration, such as another study's best.yaml, gives its values of the space's settings.
 
     Raises:
-        UserError: no such file, a setting that is not searched, or a value outside its range.
+        UserError: no such file, a setting that is not searched, a value outside its range, or one that may
+            be lost: whether it is used hangs on a setting that is left to be drawn.
     """
     if size_of(path) is None:
         raise UserError(f"--enqueue {path}: no such file")
@@ -45,8 +46,18 @@ def enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
         settings = space.checked({key: as_number(value) for key, value in given.items()}, what=where)
         if not settings:
             raise UserError(f"--enqueue {where}: gives no setting of the space {space.name}")
+        _require_used(settings, space, where)
         found.append(settings)
     return found
+
+
+def _require_used(settings: Mapping[str, Any], space: Space, where: str) -> None:
+    """Raises a UserError for a value that a draw of what it hangs on may leave out."""
+    for key in settings:
+        for other, held in space.ranges[key].when.items():
+            if other not in settings:
+                values = " or ".join(map(str, held))
+                raise UserError(f"--enqueue {where}: {key} is used where {other} is {values}: give that too")
 
 
 def learned_of(folder: StudyFolder, paths: Sequence[Path], space: Space, seed: int) -> Learned | None:

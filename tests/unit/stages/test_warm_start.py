@@ -62,6 +62,7 @@ def test_a_whole_configuration_gives_its_values(tmp_path: Path) -> None:
             "optim:\n  momentum: 0.5\nmethod: prometar\ndata: {name: dtd}",
             "gives no setting of the space mine",
         ),
+        ("regularizer.text_weight: 5", "text_weight is used where regularizer.kind is l1: give that too"),
         ("[]", "expected settings and their values"),
         ("just words", "expected settings and their values"),
     ],
