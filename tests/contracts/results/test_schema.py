@@ -227,17 +227,19 @@ def test_every_caveat_stands_on_the_page_in_the_terminal_and_in_a_comparison(
 
 
 @pytest.mark.parametrize(
-    ("method", "backbone", "rough"),
-    [("prometar", "mini", False), ("coop", "mini", True), ("prometar", "ViT-B-16-quickgelu", True)],
-)
+    ("changes", "rough"),
+    [({}, False), ({"method": "coop"}, True), ({"backbone": "ViT-B-16-quickgelu"}, True),
+     ({"pretrained": "own.pt"}, True), ({"val_per_class": 2}, True), ({"datasets": ("dtd",)}, True)],
+)  # fmt: skip
 def test_what_leads_are_worth_elsewhere_is_called_rough(
-    method: str, backbone: str, rough: bool, whole: Path, tmp_path: Path
+    changes: dict[str, Any], rough: bool, whole: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(whole, tmp_path / "study")
     path = tmp_path / "study" / "lastround.json"
     put(path, content(path), ("keep_unless",), 0.8)
     records = read_records(tmp_path / "study")
-    asked = replace(records.asked, method=method, backbone=backbone)
+    alike = {"backbone": "mini", "pretrained": None, "datasets": ("cells",)}
+    asked = replace(records.asked, **(alike | changes))
     records = replace(records, study=replace(records.study, asked=asked))
     assert any("here they are rough" in line for line in caveats(records)) == rough
 

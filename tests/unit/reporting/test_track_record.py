@@ -46,6 +46,7 @@ def test_the_figures_are_those_that_were_measured(tmp_path: Path) -> None:
      {"other": "enqueued"}, {"other": "warm start"}, {"datasets": ["cells", "flags"]}, {"top": 0},
      {"method": "promptsrc"},
      {"begun": 23}, {"seeds": [7, 8]}, {"goals": ["base", "new"]}, {"max_hours": 1.0}, {"top_seeds": [1]},
+     {"val_per_class": 2},
      {"bounds": [{"figure": "base", "limit": 40.0, "least": True}]}],
 )  # fmt: skip
 def test_other_searches_are_not_told_of(tmp_path: Path, changes: dict[str, Any]) -> None:
