@@ -128,6 +128,12 @@ class StudySpec:
         return max([self.config.train.epochs, *(searched.tried if searched else ())])
 
     @property
+    def least_batch(self) -> int:
+        """The smallest batch size of a run: the reference's own, unless smaller ones may be drawn."""
+        searched = self.space.ranges.get("train.batch_size")
+        return min([self.config.train.batch_size, *(searched.tried if searched else ())])
+
+    @property
     def fresh_seeds(self) -> tuple[int, ...]:
         """Of the last round: no trial of the search and no final run has them."""
         used = {*self.seeds, *self.final_seeds}

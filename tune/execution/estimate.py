@@ -28,7 +28,7 @@ class Estimate(Callback):
 
     Args:
         steps: Left of the whole study at most, one after the other (`Budget.waited`).
-        steps_per_epoch: Of a trial, all its runs together.
+        steps_per_epoch: Of the first trial, the released settings', all its runs together.
         at_a_time: Trials that run beside each other.
         console: Where it is said.
     """

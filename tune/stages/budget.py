@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -50,7 +50,7 @@ class Budget:
     """What a study trains at most.
 
     Args:
-        steps_per_epoch: Of a trial of the search, all its runs together.
+        steps_per_epoch: Of the released settings' trial in the search, all its runs together.
     """
 
     search: Part
@@ -82,10 +82,12 @@ class Budget:
 
 
 class Steps(NamedTuple):
-    """Steps of an epoch on a data set: of the search's runs with one seed (all folds), and of a final run."""
+    """Steps of an epoch on a data set at most: of the search's runs with one seed (all folds), and of a final
+    run; `released`: of the former with the released settings."""
 
     search: int
     final: int
+    released: int
 
 
 def headline(spec: StudySpec) -> str:
@@ -112,7 +114,7 @@ def planned(spec: StudySpec) -> Budget:
     steps = {}
     for name in spec.names:
         dataset = open_dataset(name, spec.config.data.root, spec.data_args(name))
-        steps[name] = steps_of(spec.config, *problems(spec, dataset))
+        steps[name] = steps_of(spec, *problems(spec, dataset))
     return budget_of(spec, steps)
 
 
@@ -160,14 +162,16 @@ def problems(spec: StudySpec, dataset: Dataset) -> tuple[list[Problem], Problem]
     return [drawn(spec.objective, fold=fold) for fold in range(spec.folds)], drawn("final")
 
 
-def steps_of(config: Config, searched: list[Problem], final: Problem) -> Steps:
-    """How many steps an epoch takes on these images, at the released batch size."""
+def steps_of(spec: StudySpec, searched: list[Problem], final: Problem) -> Steps:
+    """How many steps an epoch takes on these images, at the smallest batch size that may be drawn."""
+    released, smallest = spec.config.train.batch_size, spec.least_batch
     transform = TransformSpec(size=1, train=True)  # of no matter here: the images are only counted
-    *found, last = (
-        Plan(each.train, transform, batch_size=config.train.batch_size).steps_per_epoch
-        for each in (*searched, final)
-    )
-    return Steps(sum(found), last)
+
+    def steps(problems: Sequence[Problem], batch_size: int) -> int:
+        plans = (Plan(each.train, transform, batch_size=batch_size) for each in problems)
+        return sum(plan.steps_per_epoch for plan in plans)
+
+    return Steps(steps(searched, smallest), steps([final], smallest), steps(searched, released))
 
 
 def budget_of(spec: StudySpec, steps: Mapping[str, Steps]) -> Budget:
@@ -175,7 +179,7 @@ def budget_of(spec: StudySpec, steps: Mapping[str, Steps]) -> Budget:
     epochs = spec.most_epochs
     search_steps = sum(each.search for each in steps.values())
     final_steps = sum(each.final for each in steps.values())
-    num_seeds = len(spec.seeds)
+    num_seeds, released = len(spec.seeds), sum(each.released for each in steps.values())
     contenders = min(spec.top + 1, spec.trials)
     again = contenders * spec.top_seeds if contenders > 1 else 0
     pairs = len(spec.final_seeds) if spec.matters is None else min(LOOKS[-1].pairs, len(spec.final_seeds))
@@ -190,7 +194,7 @@ def budget_of(spec: StudySpec, steps: Mapping[str, Steps]) -> Budget:
         ),
         part("last round", again, _runs_per_seed(spec), search_steps),
         part("final test", 2 * pairs, len(spec.names), final_steps, _fewer_finals(spec)),
-        num_seeds * search_steps,
+        num_seeds * released,
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def check(spec: StudySpec) -> Checked:
         everywhere[split_entry(name)] = dataset.digest
         searched, final = problems(spec, dataset)
         splits += [*searched, final]
-        steps[name], note = steps_of(config, searched, final), searched[-1].note
+        steps[name], note = steps_of(spec, searched, final), searched[-1].note
         if note:
             notes.append(note if note == LEAKS else f"{name}: {note}")
     backbone = load_backbone(config.backbone.name, config.backbone.pretrained)

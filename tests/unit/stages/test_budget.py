@@ -84,6 +84,20 @@ def test_trials_of_different_lengths() -> None:
         replace(spec, pruner="hopeless")
 
 
+def test_trials_of_different_batches() -> None:
+    sizes = {"train.batch_size": {"type": "choice", "choices": [2, 8]}}
+    spec = small_spec(epochs=1, trials=4, space=Space.of(sizes), final_seeds=(5,))
+    spec = replace(spec, config=spec.config.override({"train.batch_size": 8}))
+    small, released = (
+        steps_of(spec.search_job({"train.batch_size": size}, spec.seeds, "", Terms())) for size in (2, 8)
+    )
+    final = spec.final_job({"train.batch_size": 2}, spec.names[0], 5, "", Terms())
+    found = planned(spec)
+    assert found.search.steps == 4 * small
+    assert found.final_test.steps == 2 * steps_of(final)
+    assert found.steps_per_epoch == released < small
+
+
 def test_fewer_trials_than_the_last_round_takes() -> None:
     assert planned(small_spec(trials=2, top=3, top_seeds=2, final_seeds=(5,))).last_round.runs == 4
     assert planned(small_spec(trials=1, top=3, final_seeds=(5,))).last_round.runs == 0, "none to compare"
