@@ -42,6 +42,11 @@ EMBEDDED = "textures"
 EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
 TRIALS = 40
 _SWITCHES = ("from_records", "verbose")
+_ALSO_OPTIONS = {
+    "method": "method", "train.epochs": "epochs", "data.root": "data_root", "backbone.name": "backbone",
+    "backbone.pretrained": "pretrained",
+}  # fmt: skip
+"""Settings that have an option of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -181,6 +186,9 @@ class Options:
         ):
             if key in chosen:
                 raise UserError(f"--set {key}: a search's {said}")
+        for key, option in _ALSO_OPTIONS.items():
+            if key in chosen and getattr(self, option) != getattr(Options, option):
+                raise UserError(f"--set {key}: --{option.replace('_', '-')} gives it too, leave out one")
         return chosen
 
     def _defaults(self) -> dict[str, Any]:
