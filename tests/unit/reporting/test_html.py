@@ -373,6 +373,13 @@ def test_origins_and_data_sets_stand_on_the_leaderboard(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_library")
+def test_a_data_sets_column_is_of_what_the_search_went_by(tmp_path: Path) -> None:
+    trials = [trial(n, datasets=["dtd", "eurosat"]) for n in range(3)]
+    found = words(tmp_path, trials, datasets=["dtd", "eurosat"], objective="base_val")
+    assert "new base accuracy, dtd base accuracy, eurosat" in found
+
+
+@pytest.mark.usefixtures("_no_library")
 def test_conditional_settings_are_named_where_they_are_left_out(tmp_path: Path) -> None:
     unset = {k: v for k, v in RELEASED.items() if k != "regularizer.text_weight"} | {
         "regularizer.kind": "none"
