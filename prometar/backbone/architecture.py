@@ -48,49 +48,23 @@ OPENAI = Form()
 
 @dataclass(frozen=True)
 class Architecture:
-    """What must agree between a model's configuration and its weights.
+    """What a model's configuration says, and its tensors do not.
 
-    From `text_activation` on the defaults are OpenAI's CLIP. Projections are a `matrix` (D, E), a `linear`
-    layer, one with a `bias`, or `none`. `qkv_bias`: all three have one (`qkv`), queries and values in tensors
-    of their own (`qv`), or `none`. `custom_text`: the text tower's names begin with "text.". `trunk`: the
-    vision tower has timm's names, and `trunk_norm` is what its last LayerNorm is called. `closed`: why no
-    prompt can enter the image tower, if so; then it is the tensors of `closed_shapes`, and has no fields.
-    `language`: the language model that the text tower is, if so, likewise.
+    From `text_activation` on the defaults are OpenAI's CLIP. `pool_heads`: of open_clip's own attention pool.
+    `custom_text`: the text tower's names begin with "text.". `trunk`: the vision tower has timm's names.
+    `closed`: why no prompt can enter the image tower, if so; then it has no heads. `language`: the language
+    model that the text tower is, if so, likewise.
     """
 
     activation: str
-    image_size: int
-    patch_size: int
-    embed_dim: int
-    vision_width: int
-    vision_layers: int
-    vision_heads: int
-    vision_hidden: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    text_hidden: int
-    context_length: int
-    vocabulary: int
+    vision_heads: int = 0
+    text_heads: int = 0
     text_activation: str | None = None
     text_eps: float = EPS
-    text_layer_scale: bool = False
-    text_projection: str = "matrix"
     custom_text: bool = False
     vision_eps: float = EPS
-    vision_layer_scale: bool = False
-    vision_projection: str = "matrix"
-    class_token: bool = True
-    ln_pre: bool = True
-    patch_bias: bool = False
-    qkv_bias: str = "qkv"
-    attention_pool: bool = False
-    pool_queries: int = 0
     pool_heads: int | None = None
     trunk: bool = False
-    trunk_norm: str = "norm"
     language: str = ""
-    language_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     closed: str = ""
-    closed_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     form: Form = OPENAI

@@ -337,10 +337,10 @@ class _Reader:
             out_proj_bias=self.get(f"{prefix}.proj.bias"),
             ln_2_weight=self.get(f"{prefix}.norm.weight"),
             ln_2_bias=self.get(f"{prefix}.norm.bias"),
-            c_fc_weight=self.get(f"{prefix}.mlp.fc1.weight"),
-            c_fc_bias=self.get(f"{prefix}.mlp.fc1.bias"),
-            c_proj_weight=self.get(f"{prefix}.mlp.fc2.weight"),
-            c_proj_bias=self.get(f"{prefix}.mlp.fc2.bias"),
+            c_fc_weight=self.get(f"{prefix}.mlp.c_fc.weight"),
+            c_fc_bias=self.get(f"{prefix}.mlp.c_fc.bias"),
+            c_proj_weight=self.get(f"{prefix}.mlp.c_proj.weight"),
+            c_proj_bias=self.get(f"{prefix}.mlp.c_proj.bias"),
         )
         return replace(self._tower(prefix, (block,)), residual=False)
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
-
 from prometar.backbone.architecture import Architecture, Form, Unlike
-from prometar.backbone.frozen import names
-from prometar.backbone.language import language_network
 from prometar.backbone.norm import EPS
-from prometar.backbone.trunks import image_network, trunk_parts
+from prometar.backbone.trunks import trunk_parts
 
 _OWN_ATTENTION = (
     "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn",
@@ -21,7 +15,6 @@ _OWN_ATTENTION = (
 )  # fmt: skip
 
 
-_OF_TEXT = ("text_width", "text_layers", "text_heads", "text_hidden", "context_length", "vocabulary")
 _SUMMARISED = {"causal": True, "text_pool": "argmax", "eos_id": 2, "summary": True}
 
 
@@ -40,11 +33,10 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         parts = _closed(config, str(why))
     if text.get("hf_model_name"):
         return Architecture(
-            embed_dim=config["embed_dim"],
             language=text["hf_model_name"],
             custom_text=True,
             form=Form(causal=False, text_pool="last", **parts.pop("form")),
-            **{**dict.fromkeys(_OF_TEXT, 0), **parts},
+            **parts,
         )
     text_form: dict[str, Any] = {
         "causal": not text.get("no_causal_mask", False),
@@ -54,19 +46,10 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     }
     if text_form["summary"] and text_form != _SUMMARISED:
         raise Unlike("its text tower has embed_cls and is not causal")
-    projection = "bias" if text.get("proj_bias") else "matrix"
     return Architecture(
-        embed_dim=config["embed_dim"],
-        text_width=text["width"],
-        text_layers=text["layers"],
         text_heads=text["heads"],
-        text_hidden=int(text["width"] * text.get("mlp_ratio", 4.0)),
-        context_length=text.get("context_length", 77),
-        vocabulary=text.get("vocab_size", 49408),
         text_activation=_activation(text, activation),
         text_eps=_eps(text),
-        text_layer_scale=text.get("ls_init_value") is not None,
-        text_projection="none" if text.get("proj_type", "linear") == "none" else projection,
         custom_text=bool(config.get("custom_text")),
         form=Form(**text_form, **parts.pop("form")),
         **parts,
@@ -78,29 +61,7 @@ def _closed(config: Mapping[str, Any], why: str) -> dict[str, Any]:
     vision = config["vision_cfg"]
     if not vision.get("timm_model_name") and isinstance(vision.get("layers"), int):
         raise Unlike(why)
-    size = vision.get("image_size", 224)
-    counts = ("patch_size", "vision_width", "vision_layers", "vision_heads", "vision_hidden")
-    parts = {"activation": "gelu", "image_size": size, "closed": why, "form": {"image_size": size}}
-    return {**dict.fromkeys(counts, 0), **parts}
-
-
-def with_shapes(name: str, arch: Architecture, config: Mapping[str, Any]) -> Architecture:
-    """The same, and what towers consist of that are networks of others.
-
-    Raises:
-        Unlike, UserError, WorkError: as `language_network`.
-    """
-    with torch.device("meta"):
-        if arch.closed:
-            arch = replace(arch, closed_shapes=_shapes(image_network(config)))
-        if arch.language:
-            arch = replace(arch, language_shapes=_shapes(language_network(name, config)))
-    return arch
-
-
-def _shapes(network: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    state = network.state_dict()
-    return tuple((name, tuple(state[name].shape)) for name in names(network))
+    return {"activation": "gelu", "closed": why, "form": {"image_size": vision.get("image_size", 224)}}
 
 
 def _vision(vision: Mapping[str, Any], activation: str) -> dict[str, Any]:
@@ -116,24 +77,16 @@ def _vision(vision: Mapping[str, Any], activation: str) -> dict[str, Any]:
     queries = vision.get("attentional_pool", False)
     if queries and (queries is not True or average):
         raise Unlike("its image tower pools twice")
-    width, size, patch = vision["width"], vision["image_size"], vision["patch_size"]
+    size = vision["image_size"]
     return {
         "activation": _activation(vision, activation),
-        "image_size": size,
-        "patch_size": patch,
-        "vision_width": width,
-        "vision_layers": vision["layers"],
-        "vision_heads": width // vision.get("head_width", 64),
-        "vision_hidden": int(width * vision.get("mlp_ratio", 4.0)),
+        "vision_heads": vision["width"] // vision.get("head_width", 64),
         "vision_eps": _eps(vision),
-        "vision_layer_scale": vision.get("ls_init_value") is not None,
-        "ln_pre": not vision.get("no_ln_pre"),
-        "pool_queries": vision.get("attn_pooler_queries", 256) if queries else 0,
         "pool_heads": vision.get("attn_pooler_heads", 8) if queries else None,
         "form": {
             "average": average,
             "norm_after_pool": average and bool(vision.get("final_ln_after_pool")),
-            "image_size": size if size % patch else None,
+            "image_size": size if size % vision["patch_size"] else None,
         },
     }
 

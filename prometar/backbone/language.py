@@ -103,7 +103,7 @@ class Language(Frozen):
 
 
 def language(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Language, Tensor]:
-    """`language_network` with the tensors of its state dict, and its table of tokens (V, D)."""
+    """`text_network` with the tensors of its state dict, and its table of tokens (V, D)."""
     encoder: Any = network
     tokens: Any = encoder.transformer.get_input_embeddings()
     table = next(f"{name}.weight" for name, module in network.named_modules() if module is tokens)
@@ -115,15 +115,19 @@ def language(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Language,
     return Language(prompted, tensors, scaled.shape[1], encoder.output_dim, pad), scaled
 
 
-def language_network(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """open_clip's text tower around a model of the hub, of which the description alone is read, no code.
+def text_network(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """open_clip's text tower, without weights; of a model of the hub the description alone is read, no code.
 
     Raises:
         Unlike: it is of a kind that open_clip does not know. UserError: `transformers` is missing.
         WorkError: the description could not be fetched.
     """
     text = config["text_cfg"]
-    theirs = text["hf_model_name"]
+    theirs = text.get("hf_model_name")
+    if not theirs:
+        from open_clip.model import _build_text_tower
+
+        return _build_text_tower(config["embed_dim"], text)
     require_transformers(name, config)
     from open_clip.hf_model import HFTextEncoder
     from transformers import AutoConfig

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from prometar.backbone.architecture import Architecture, Unlike
 from prometar.backbone.clip import Clip, from_state_dict
-from prometar.backbone.expected_tensors import expected_shapes, in_our_names, require_tensors
-from prometar.backbone.families import architecture, with_shapes
+from prometar.backbone.expected_tensors import Shapes, expected_shapes, in_our_names, require_tensors
+from prometar.backbone.families import architecture
 from prometar.backbone.frozen import closed
 from prometar.backbone.frozen_features import Tokenize
-from prometar.backbone.language import language, language_network, require_transformers, unfetched
+from prometar.backbone.language import language, require_transformers, text_network, unfetched
 from prometar.backbone.trunks import image_network
 from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.backbone.weights_digest import weights_digest
@@ -120,7 +120,7 @@ def tokenizer_of(name: str) -> Tokenize:
         UserError: as `load_clip`, or `transformers` is missing.
         WorkError: the tokenizer could not be fetched.
     """
-    config, _ = _known(name)
+    config, _ = _described(name)
     if not config["text_cfg"].get("hf_tokenizer_name"):
         return partial(tokenize, context_length=config["text_cfg"].get("context_length", 77))
     require_transformers(name, config)
@@ -185,8 +185,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     """
     if name == "mini" and pretrained is None:
         return _clip(name, load_mini()[1], where="mini")
-    require_backbone(name, pretrained)
-    arch = _known(name)[1]
+    arch = require_backbone(name, pretrained)
     assert pretrained is not None
     if pretrained == "random":
         return _clip(name, _random_state(name), where=name)
@@ -266,17 +265,20 @@ def outline(name: str) -> Clip:
     Raises:
         UserError: as `load_clip`.
     """
-    shapes = expected_shapes(_known(name)[1]) | {"logit_scale": ()}
-    return _arranged(name, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    return _arranged(name, _empty(name))
+
+
+def _empty(name: str) -> dict[str, Tensor]:
+    return {key: torch.empty(shape, device="meta") for key, shape in _shapes(name).items()}
 
 
 def _clip(name: str, state: dict[str, Tensor], *, where: str) -> Clip:
-    require_tensors(_known(name)[1], state, where=where)
+    require_tensors(_shapes(name), state, where=where)
     return _arranged(name, state)
 
 
 def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
-    config, arch = _known(name)
+    config, arch = _described(name)
     if config["text_cfg"].get("hf_tokenizer_name"):
         arch = replace(arch, form=replace(arch.form, num_start=_num_start(tokenizer_of(name))))
 
@@ -285,26 +287,25 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
 
     with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
         image = closed(image_network(config), own("visual."), arch.closed) if arch.closed else None
-        text = language(language_network(name, config), own("text.")) if arch.language else None
-    clip = from_state_dict(in_our_names(arch, state), arch, language=text, closed=image)
+        text = language(text_network(name, config), own("text.")) if arch.language else None
+    clip = from_state_dict(in_our_names(arch, _shapes(name), state), arch, language=text, closed=image)
     return clip.to(clip.working_dtype)  # files in float16 are exact in float32, products of theirs are not
 
 
 @lru_cache(maxsize=8)
-def _known(name: str) -> tuple[dict[str, Any], Architecture]:
+def _shapes(name: str) -> Shapes:
+    config, arch = _described(name)
+    with _supported(name):
+        return expected_shapes(name, config, arch)
+
+
+@lru_cache(maxsize=8)
+def _described(name: str) -> tuple[dict[str, Any], Architecture]:
     """A model's configuration and what it describes.
 
     Raises:
         UserError: there is no such model, or its family is not supported.
     """
-    config, arch = _described(name)
-    with _supported(name):
-        return config, with_shapes(name, arch, config)
-
-
-@lru_cache(maxsize=8)
-def _described(name: str) -> tuple[dict[str, Any], Architecture]:
-    """As `_known`, without what towers consist of that are networks of others."""
     config = load_config() if name == "mini" else _config(name)
     with _supported(name):
         return config, architecture(config)
@@ -331,11 +332,13 @@ def _config(name: str) -> dict[str, Any]:
     return config
 
 
-def _check(name: str, expected: Architecture, weights: WeightsFile) -> None:
-    """Compare what the file says of itself with the model's configuration."""
+def _check(name: str, arch: Architecture, weights: WeightsFile) -> None:
+    """Compare what the file says of itself with the same of the model."""
+    told = {key: str(getattr(arch, key)) for key in ("activation", "vision_heads", "text_heads")}
+    expected = replace(weights, tensors=_empty(name), metadata=told).describe()
     for key, value in weights.describe().items():
-        wanted = getattr(expected, key)
-        if str(wanted) != str(value):
+        wanted = expected[key]
+        if wanted != value:
             hint = ""
             if key == "activation":
                 better = name.removesuffix("-quickgelu") + ("-quickgelu" if value == "quick_gelu" else "")

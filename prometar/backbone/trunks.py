@@ -21,54 +21,29 @@ def trunk_parts(config: Mapping[str, Any]) -> dict[str, Any]:
         model = image_network(config)
     trunk: Any = model.trunk
     pool = _require_plain(trunk)
-    kind = _projection(model, trunk)
-    block, patch = trunk.blocks[0], trunk.patch_embed.proj
-    size = trunk.patch_embed.img_size[0]
+    _require_projection(model, trunk)
+    block, size = trunk.blocks[0], trunk.patch_embed.img_size[0]
     after = isinstance(trunk.norm, nn.Identity)
     return {
         "activation": _activation(block.mlp.act),
-        "image_size": size,
-        "patch_size": patch.kernel_size[0],
-        "vision_width": trunk.embed_dim,
-        "vision_layers": len(trunk.blocks),
         "vision_heads": block.attn.num_heads,
-        "vision_hidden": block.mlp.fc1.out_features,
         "vision_eps": float((trunk.fc_norm if after else trunk.norm).eps),
-        "vision_layer_scale": not isinstance(getattr(block, "ls1", nn.Identity()), nn.Identity),
-        "vision_projection": kind,
-        "class_token": trunk.cls_token is not None,
-        "ln_pre": isinstance(trunk.norm_pre, nn.LayerNorm),
-        "patch_bias": patch.bias is not None,
-        "qkv_bias": _bias(block.attn),
-        "attention_pool": pool == "map",
         "trunk": True,
-        "trunk_norm": "fc_norm" if after else "norm",
         "form": {
             "average": pool == "avg",
             "norm_after_pool": pool == "avg" and after,
-            "image_size": size if size % patch.kernel_size[0] else None,
+            "image_size": size if size % trunk.patch_embed.patch_size[0] else None,
         },
     }
 
 
 def image_network(config: Mapping[str, Any]) -> nn.Module:
-    """open_clip's image tower of timm, or its ResNet."""
-    from open_clip.modified_resnet import ModifiedResNet
-    from open_clip.timm_model import TimmModel
+    """open_clip's image tower, without weights."""
+    from open_clip.model import _build_vision_tower
 
-    vision, embed_dim = config["vision_cfg"], config["embed_dim"]
-    if vision.get("timm_model_name"):
-        given = {"pool": "timm_pool", "proj": "timm_proj", "proj_bias": "timm_proj_bias"}
-        found = {key: vision[name] for key, name in given.items() if name in vision}
-        return TimmModel(vision["timm_model_name"], embed_dim=embed_dim, **found)
-    width = vision["width"]
-    return ModifiedResNet(
-        layers=vision["layers"],
-        output_dim=embed_dim,
-        heads=width * 32 // vision.get("head_width", 64),
-        image_size=vision.get("image_size", 224),
-        width=width,
-    )
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    network: nn.Module = _build_vision_tower(config["embed_dim"], vision)
+    return network
 
 
 def _require_plain(trunk: Any) -> str:
@@ -112,15 +87,12 @@ def _require_plain_pool(pool: Any) -> None:
         raise Unlike("its attention pool is another")
 
 
-def _projection(model: nn.Module, trunk: Any) -> str:
-    """See `Architecture`."""
+def _require_projection(model: nn.Module, trunk: Any) -> None:
     head: Any = model.head
     names = [name for name, _ in head.named_children()]
-    if "proj" in names and isinstance(trunk.head, nn.Identity) and head.proj.bias is None:
-        return "linear"
-    if names:
+    linear = "proj" in names and isinstance(trunk.head, nn.Identity) and head.proj.bias is None
+    if names and not linear:
         raise Unlike("its image feature is projected by more than a matrix")
-    return "none" if isinstance(trunk.head, nn.Identity) else "bias"
 
 
 def _activation(act: nn.Module) -> str:
@@ -129,9 +101,3 @@ def _activation(act: nn.Module) -> str:
     if type(act).__name__ == "GELUTanh":
         return "gelu_tanh"
     raise Unlike(f"its image tower's activation is {type(act).__name__}")
-
-
-def _bias(attention: Any) -> str:
-    if attention.qkv.bias is not None:
-        return "qkv"
-    return "none" if getattr(attention, "q_bias", None) is None else "qv"

@@ -25,7 +25,7 @@ class WeightsFile:
     metadata: dict[str, str]
 
     def describe(self) -> dict[str, int | str]:
-        """The architecture as far as shapes and metadata tell it (keys of `Architecture`)."""
+        """The architecture as far as shapes and metadata tell it."""
         try:
             patch = self.tensors["visual.conv1.weight"]
             vision_positions = self.tensors["visual.positional_embedding"]

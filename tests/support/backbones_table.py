@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
+import torch
 
 from prometar.backbone.architecture import Architecture, Unlike
 from prometar.backbone.families import architecture
+from prometar.backbone.trunks import image_network
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 START, END = "<!-- table -->\n", "<!-- end of table -->\n"
@@ -63,24 +65,26 @@ def _reasons(groups: Mapping[tuple[str, ...], Sequence[str]]) -> list[str]:
 
 
 def _traits(arch: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
-    form = arch.form
-    texts = "a tree of tokens" if form.causal else f"whole, all {arch.context_length} tokens"
+    form, text = arch.form, config["text_cfg"]
+    with torch.device("meta"):
+        image_tensors = " ".join(image_network(config).state_dict())
+    texts = "a tree of tokens" if form.causal else f"whole, all {text.get('context_length', 77)} tokens"
     if arch.language:
         texts = f"a language model ({arch.language})"
     if form.summary:
         texts += ", with one behind each text"
-    image = "attention over all" if arch.attention_pool or arch.pool_queries else "the class token"
+    image = "attention over all" if "attn_pool." in image_tensors else "the class token"
     if form.average:
         image = "mean of the patches"
     extra = {
         "tanh GELU": "gelu_tanh" in (arch.text_activation, arch.activation),
-        "layer scale": arch.text_layer_scale or arch.vision_layer_scale,
-        "no first LayerNorm": not arch.ln_pre,
+        "layer scale": "ls_init_value" in text or ".ls_1." in image_tensors or ".ls1." in image_tensors,
+        "no first LayerNorm": "ln_pre." not in image_tensors and "norm_pre." not in image_tensors,
         "timm's names": arch.trunk,
         "the contrastive part of a CoCa": "multimodal_cfg" in config,
         "another eps": len({arch.text_eps, arch.vision_eps, 1e-5}) > 1,
     }
-    tokenizer = config["text_cfg"].get("hf_tokenizer_name")
+    tokenizer = text.get("hf_tokenizer_name")
     also = ", ".join(what for what, there in extra.items() if there)
     return texts, "of the hub" if tokenizer else "CLIP's", image, also
 

@@ -160,7 +160,7 @@ def register_languages(monkeypatch: Any, folder: Path) -> None:
     """Make the tiny language models known to open_clip too; their descriptions lie in a folder."""
     import transformers
 
-    openclip._known.cache_clear()
+    openclip._shapes.cache_clear()
     openclip._described.cache_clear()
     register(monkeypatch)
     for name, (kind, settings, text) in LANGUAGE.items():
