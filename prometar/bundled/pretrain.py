@@ -122,13 +122,9 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=2, help="CPU threads; their number changes last digits"
     )
-    parser.add_argument("--vision-steps", type=int, default=VisionSettings.steps)
-    parser.add_argument("--text-steps", type=int, default=TextSettings.steps)
-    parser.add_argument("--images", type=float, default=VisionSettings.images, help="share of the world's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    vision = VisionSettings(images=options.images, steps=options.vision_steps)
-    text, captions = TextSettings(steps=options.text_steps), CaptionSettings()
+    vision, text, captions = VisionSettings(), TextSettings(), CaptionSettings()
     options.out.mkdir(parents=True, exist_ok=True)
     log = Log(options.out / "pretrain.log")
     describe(log, {"vision": vision, "text": text, "captions": captions}, options.seed, options.threads)
