@@ -19,7 +19,6 @@ from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE, Benchmark, h
 from prometar.data.datasets.dataset import Dataset, Item, flaw_of
 from prometar.data.datasets.hubname import hub_folder, is_hub, parse_hub
 from prometar.data.datasets.imagetree import read_tree
-from prometar.data.datasets.layouts import WnidFolders
 from prometar.data.datasets.listing import SPLITS, Items, Listing
 from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
 from prometar.data.datasets.sources import FolderSource, RenderedSource
@@ -179,25 +178,6 @@ def _open(name: str, root: Path | str | None) -> Dataset:
     train, val, test = (listing.splits.get(split, ()) for split in SPLITS)
     source = FolderSource(str(listing.images))
     return Dataset(name, title_of(name), train, val, test, source, template, listing.origin, listing.note)
-
-
-def imagenet_labels(name: str, root: Path | str) -> tuple[int, ...]:
-    """(C,) ImageNet's label (0..999) of each label of `imagenet` or a variant of it.
-
-    Prompts need class names alone, so evaluation does without; comparing with a classifier over ImageNet's
-    1000 classes needs this.
-
-    Raises:
-        UserError: another data set, or one that is not unpacked at `root`.
-    """
-    row = BENCHMARKS.get(name)
-    if row is None or "imagenet" not in (row.name, row.variant_of):
-        raise UserError(f"'{name}' has no classes of ImageNet")
-    folder = Path(place_of(name, root))
-    if isinstance(row.layout, WnidFolders):
-        _require_parts(row, folder)
-        return row.layout.imagenet_labels(folder)
-    return tuple(sorted({item.label for item in _list(row, folder).splits["test"]}))
 
 
 def problems_of(dataset: Dataset) -> Iterator[str]:

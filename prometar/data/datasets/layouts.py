@@ -141,8 +141,8 @@ class WnidFolders:
     """ImageNet: a folder a class, called by its wnid; classnames.txt has '<wnid> <name>' lines.
 
     A label is the rank of the folder among the sorted ones: of 1000 in ImageNet, of 200 in its variants A and
-    R, which are classified among their own classes (`imagenet_labels` says which they are). Images are sorted
-    by name; the field's code takes the file system's order, so its draws differ from disk to disk.
+    R, which are classified among their own classes. Images are sorted by name; the field's code takes the
+    file system's order, so its draws differ from disk to disk.
 
     Args:
         images: The image folder.
@@ -177,11 +177,6 @@ class WnidFolders:
             folders = [f"{PurePosixPath(below, wnid)}" for wnid in found[below]]
             splits[split] = labelled_images(images, folders, [names[wnid] for wnid in found[below]])
         return Listing(images, splits, f"folder {images}")
-
-    def imagenet_labels(self, folder: Path) -> tuple[int, ...]:
-        """(C,) ImageNet's label of each of this folder's: the rank of its wnid in classnames.txt."""
-        rank = {wnid: k for k, wnid in enumerate(sorted(read_classnames(folder / CLASSNAMES)))}
-        return tuple(rank[wnid] for wnid in class_folders(folder / self.images / self.splits[0][1]))
 
 
 @dataclass(frozen=True)
