@@ -244,49 +244,47 @@ def from_state_dict(
     bias of the patches or of a projection, an attention pool. What is there is used.
 
     Args:
+        state: All that the model has: see `prometar.backbone.expected_tensors.require_tensors`.
         arch: Read for what tensors do not tell: heads, activations, eps and form.
         language: The text tower and its table of tokens, where it is none of blocks.
         closed: The image tower, where it is none of blocks.
-    Raises:
-        UserError: a name is missing, or a width is not a multiple of its number of heads.
     """
+    state = {name: tensor.detach() for name, tensor in state.items()}
     text = _Reader(state, arch.text_heads, arch.text_activation or arch.activation, arch.text_eps)
     vision = _Reader(state, arch.vision_heads, arch.activation, arch.vision_eps)
-    get, maybe = text.get, text.maybe
-    find = get if closed is None else maybe
-    positions, pool = find("visual.positional_embedding"), None
-    if (patch_bias := maybe("visual.conv1.bias")) is not None and positions is not None:
+    get, pooled = state.get, "visual.attn_pool.latent" in state
+    positions, pool = get("visual.positional_embedding"), None
+    if (patch_bias := get("visual.conv1.bias")) is not None and positions is not None:
         num_patches = len(positions) - ("visual.class_embedding" in state)
         # A constant of every patch, as its position is.
         positions = torch.cat([positions[:-num_patches], positions[-num_patches:] + patch_bias])
-    if "visual.attn_pool.latent" in state:
+    if pooled:
         pool = vision.attention_pool("visual.attn_pool", "visual.ln_post")
     if "visual.attn_pool.query" in state:
         assert arch.pool_heads is not None
         pool = replace(vision, num_heads=arch.pool_heads).query_pool("visual.attn_pool")
-    own = get if language is None else maybe
-    table = get("token_embedding.weight") if language is None else language[1]
-    if (summary := maybe("cls_emb")) is not None:
+    table = state["token_embedding.weight"] if language is None else language[1]
+    if (summary := get("cls_emb")) is not None:
         table = torch.cat([table, summary[None]])
     return Clip(
         text=text.tower("transformer") if language is None else language[0],
         vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, arch.activation, 1.0),
         token_embedding=table,
-        text_positions=own("positional_embedding"),
-        ln_final_weight=own("ln_final.weight"),
-        ln_final_bias=own("ln_final.bias"),
-        text_projection=maybe("text_projection"),
-        patch_weight=find("visual.conv1.weight"),
-        class_embedding=maybe("visual.class_embedding"),
+        text_positions=get("positional_embedding"),
+        ln_final_weight=get("ln_final.weight"),
+        ln_final_bias=get("ln_final.bias"),
+        text_projection=get("text_projection"),
+        patch_weight=get("visual.conv1.weight"),
+        class_embedding=get("visual.class_embedding"),
         vision_positions=positions,
-        ln_pre_weight=maybe("visual.ln_pre.weight"),
-        ln_pre_bias=maybe("visual.ln_pre.bias"),
-        ln_post_weight=None if "visual.attn_pool.latent" in state else find("visual.ln_post.weight"),
-        ln_post_bias=None if "visual.attn_pool.latent" in state else find("visual.ln_post.bias"),
-        vision_projection=maybe("visual.proj"),
-        logit_scale=get("logit_scale").exp().reshape(()),
-        text_projection_bias=maybe("text_projection_bias"),
-        vision_projection_bias=maybe("visual.proj_bias"),
+        ln_pre_weight=get("visual.ln_pre.weight"),
+        ln_pre_bias=get("visual.ln_pre.bias"),
+        ln_post_weight=None if pooled else get("visual.ln_post.weight"),
+        ln_post_bias=None if pooled else get("visual.ln_post.bias"),
+        vision_projection=get("visual.proj"),
+        logit_scale=state["logit_scale"].exp().reshape(()),
+        text_projection_bias=get("text_projection_bias"),
+        vision_projection_bias=get("visual.proj_bias"),
         pool=pool,
         closed=closed,
         form=arch.form,
@@ -302,66 +300,53 @@ class _Reader:
     activation: str
     eps: float
 
-    def get(self, name: str) -> Tensor:
-        if name not in self.state:
-            raise UserError(
-                f"the backbone's weights have no '{name}': not a CLIP with a ViT and a text transformer"
-            )
-        return self.state[name].detach()
-
-    def maybe(self, name: str) -> Tensor | None:
-        return self.state[name].detach() if name in self.state else None
-
     def tower(self, prefix: str) -> Tower:
         stem = f"{prefix}.resblocks."
         numbers = (int(k[len(stem) :].split(".")[0]) for k in self.state if k.startswith(stem))
-        blocks = tuple(self._block(f"{stem}{i}.") for i in range(1 + max(numbers, default=-1)))
-        if not blocks:
-            self.get(f"{stem}0")  # which is not there
-        return self._tower(prefix, blocks)
+        return self._tower(tuple(self._block(f"{stem}{i}.") for i in range(1 + max(numbers))))
 
     def attention_pool(self, prefix: str, norm: str) -> Tower:
         """A block whose only query is the pool's own: its weight is zero, and what it asks is its bias."""
         ask = F.linear(
-            self.get(f"{prefix}.latent").flatten(0, -2),
-            self.get(f"{prefix}.q.weight"),
-            self.maybe(f"{prefix}.q.bias"),
+            self.state[f"{prefix}.latent"].flatten(0, -2),
+            self.state[f"{prefix}.q.weight"],
+            self.state.get(f"{prefix}.q.bias"),
         )[0]
-        keys, bias = self.get(f"{prefix}.kv.weight"), self.get(f"{prefix}.kv.bias")
+        keys, bias = self.state[f"{prefix}.kv.weight"], self.state[f"{prefix}.kv.bias"]
         block = Block(
-            ln_1_weight=self.get(f"{norm}.weight"),
-            ln_1_bias=self.get(f"{norm}.bias"),
+            ln_1_weight=self.state[f"{norm}.weight"],
+            ln_1_bias=self.state[f"{norm}.bias"],
             in_proj_weight=torch.cat([torch.zeros_like(keys[: len(ask)]), keys]),
             in_proj_bias=torch.cat([ask, bias]),
-            out_proj_weight=self.get(f"{prefix}.proj.weight"),
-            out_proj_bias=self.get(f"{prefix}.proj.bias"),
-            ln_2_weight=self.get(f"{prefix}.norm.weight"),
-            ln_2_bias=self.get(f"{prefix}.norm.bias"),
-            c_fc_weight=self.get(f"{prefix}.mlp.c_fc.weight"),
-            c_fc_bias=self.get(f"{prefix}.mlp.c_fc.bias"),
-            c_proj_weight=self.get(f"{prefix}.mlp.c_proj.weight"),
-            c_proj_bias=self.get(f"{prefix}.mlp.c_proj.bias"),
+            out_proj_weight=self.state[f"{prefix}.proj.weight"],
+            out_proj_bias=self.state[f"{prefix}.proj.bias"],
+            ln_2_weight=self.state[f"{prefix}.norm.weight"],
+            ln_2_bias=self.state[f"{prefix}.norm.bias"],
+            c_fc_weight=self.state[f"{prefix}.mlp.c_fc.weight"],
+            c_fc_bias=self.state[f"{prefix}.mlp.c_fc.bias"],
+            c_proj_weight=self.state[f"{prefix}.mlp.c_proj.weight"],
+            c_proj_bias=self.state[f"{prefix}.mlp.c_proj.bias"],
         )
-        return replace(self._tower(prefix, (block,)), residual=False)
+        return replace(self._tower((block,)), residual=False)
 
     def query_pool(self, prefix: str) -> Tower:
         """The same of CoCa, whose first query's answer is the feature; its block has an MLP of width 0."""
         stem = f"{prefix}.attn"
         if f"{stem}.in_proj_weight" in self.state:
-            query, key, value = self.get(f"{stem}.in_proj_weight").chunk(3)
+            query, key, value = self.state[f"{stem}.in_proj_weight"].chunk(3)
         else:
-            query, key, value = (self.get(f"{stem}.{part}_proj_weight") for part in "qkv")
-        bias = self.get(f"{stem}.in_proj_bias")
-        norm = Norm(self.get(f"{prefix}.ln_q.weight"), self.get(f"{prefix}.ln_q.bias"), self.eps)
-        asked = norm.forward(self.get(f"{prefix}.query")[:1], keep=False)
+            query, key, value = (self.state[f"{stem}.{part}_proj_weight"] for part in "qkv")
+        bias = self.state[f"{stem}.in_proj_bias"]
+        norm = Norm(self.state[f"{prefix}.ln_q.weight"], self.state[f"{prefix}.ln_q.bias"], self.eps)
+        asked = norm.forward(self.state[f"{prefix}.query"][:1], keep=False)
         ask = F.linear(asked, query, bias[: len(query)])[0]
         block = Block(
-            ln_1_weight=self.get(f"{prefix}.ln_k.weight"),
-            ln_1_bias=self.get(f"{prefix}.ln_k.bias"),
+            ln_1_weight=self.state[f"{prefix}.ln_k.weight"],
+            ln_1_bias=self.state[f"{prefix}.ln_k.bias"],
             in_proj_weight=torch.cat([torch.zeros_like(key), key, value]),
             in_proj_bias=torch.cat([ask, bias[len(query) :]]),
-            out_proj_weight=self.get(f"{stem}.out_proj.weight"),
-            out_proj_bias=self.get(f"{stem}.out_proj.bias"),
+            out_proj_weight=self.state[f"{stem}.out_proj.weight"],
+            out_proj_bias=self.state[f"{stem}.out_proj.bias"],
             ln_2_weight=None,
             ln_2_bias=None,
             c_fc_weight=query[:0],
@@ -369,12 +354,12 @@ class _Reader:
             c_proj_weight=query[:, :0],
             c_proj_bias=torch.zeros_like(ask),
         )
-        return replace(self._tower(prefix, (block,)), residual=False)
+        return replace(self._tower((block,)), residual=False)
 
     def _block(self, stem: str) -> Block:
         """Scales of a layer are in the weights of the products before them."""
-        block = Block(*(self.get(f"{stem}{key}") for key in _BLOCK_KEYS))
-        one, two = self.maybe(f"{stem}ls_1.gamma"), self.maybe(f"{stem}ls_2.gamma")
+        block = Block(*(self.state[f"{stem}{key}"] for key in _BLOCK_KEYS))
+        one, two = self.state.get(f"{stem}ls_1.gamma"), self.state.get(f"{stem}ls_2.gamma")
         if one is None or two is None:
             return block
         return block._replace(
@@ -384,8 +369,6 @@ class _Reader:
             c_proj_bias=block.c_proj_bias * two,
         )
 
-    def _tower(self, prefix: str, blocks: tuple[Block, ...]) -> Tower:
+    def _tower(self, blocks: tuple[Block, ...]) -> Tower:
         width = blocks[0].out_proj_bias.shape[0]
-        if width % self.num_heads:
-            raise UserError(f"the width {width} of {prefix} is not a multiple of its {self.num_heads} heads")
         return Tower(blocks, self.num_heads, self.activation, (width // self.num_heads) ** -0.5, self.eps)
