@@ -38,7 +38,7 @@ class Augmentation(Protocol):
     @property
     def of_images(self) -> bool:
         """Whether pixels are mixed (by `mixed_images`) rather than features (by lam)."""
-        ...
+        return False
 
     def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> Mix | None: ...
 
@@ -50,8 +50,6 @@ class Augmentation(Protocol):
 @dataclass(frozen=True)
 class NoAugmentation(Augmentation):
     """Identity: the query images as they are."""
-
-    of_images: bool = False
 
     def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> None:
         return None
@@ -66,7 +64,6 @@ class FeatureMixup(Augmentation):
 
     alpha: float = 0.5
     beta: float = 0.5
-    of_images: bool = False
 
     def draw(self, num_query: int, num_support: int, rng: np.random.Generator) -> Mix:
         lam = torch.from_numpy(rng.beta(self.alpha, self.beta, size=num_query).astype(np.float32))

@@ -27,12 +27,12 @@ class Prompts(Protocol):
     @property
     def templates(self) -> tuple[str, ...]:
         """Where the text keeps its own: texts of a class whose mean it is; none: the data set's own one."""
-        ...
+        return ()
 
     @property
     def conditional(self) -> bool:
         """Whether the text's tokens, and so its features, differ from image to image."""
-        ...
+        return False
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         """Initial leaves; `init_tokens` are the token ids of the initial context's words."""
@@ -79,7 +79,6 @@ class NoPrompts(Prompts):
 
     templates: tuple[str, ...] = ()
     num_context: int = 0
-    conditional: bool = False
     enters_images: bool = False
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
@@ -107,7 +106,6 @@ class IndependentPrompts(Prompts):
     std: float = 0.02
     templates: tuple[str, ...] = ()
     padding: str = "random"
-    conditional: bool = False
 
     def __post_init__(self) -> None:
         if self.text_depth == 0 and self.vision_depth == 0:
@@ -162,9 +160,7 @@ class CoupledPrompts(Prompts):
     length: int = 2
     depth: int = 9
     std: float = 0.02
-    templates: tuple[str, ...] = ()
     padding: str = "random"
-    conditional: bool = False
 
     def __post_init__(self) -> None:
         if self.depth == 0:
@@ -213,7 +209,6 @@ class ConditionalPrompts(Prompts):
     length: int = 4
     std: float = 0.02
     reduction: int = 16
-    templates: tuple[str, ...] = ()
     padding: str = "random"
     conditional: bool = True
     enters_images: bool = False
