@@ -15,7 +15,7 @@ from prometar.backbone.openclip import Backbone
 from prometar.backbone.weights_digest import read_digest
 from prometar.data.streaming.plan import Plan
 from prometar.errors import UserError
-from prometar.training.kept import Kept
+from prometar.kept import Kept
 
 _MIB = 1024**2
 Features = Kept[dict[int, Tensor]]

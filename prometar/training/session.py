@@ -13,12 +13,12 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, without_pixels
 from prometar.errors import WorkError
 from prometar.io.files import refused
+from prometar.kept import Kept
 from prometar.metrics import harmonic_mean
 from prometar.step.cuda_graph import Graph
 from prometar.step.state import State
 from prometar.training.checkpoint import Checkpoint, damaged, load_checkpoint, require_state, save_checkpoint
 from prometar.training.epoch import Watch, train_epoch
-from prometar.training.kept import Kept
 from prometar.training.run import Evaluation, Run, initial_state
 from prometar.training.scoring import accuracy
 

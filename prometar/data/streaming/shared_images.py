@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prometar.data.datasets.dataset import Item, Source
 from prometar.errors import UserError
+from prometar.kept import Kept
 from prometar.parts.identity import identity
 from prometar.parts.pieces import is_everywhere, piece_of
 
@@ -39,7 +40,7 @@ class Resident(NamedTuple):
     images: ray.ObjectRef | None
 
 
-_cache: OrderedDict[tuple[str, ...], tuple[Resident, int]] = OrderedDict()
+_RESIDENT = Kept[Resident](most=CACHE_BYTES, most_each=CACHE_BYTES)
 
 
 def resident(items: Sequence[Item], source: Source, resident_bytes: int) -> Resident:
@@ -56,18 +57,14 @@ def resident(items: Sequence[Item], source: Source, resident_bytes: int) -> Resi
     state.update(_identity(source))
     context = ray.get_runtime_context()
     key = (context.get_node_id(), context.get_job_id(), state.hexdigest())  # a new ray.init has a new node
-    if key in _cache and (images := _cache[key][0].images) is not None and _held(images) is None:
-        del _cache[key]
-    if key not in _cache:
-        asked = state.hexdigest(), paths, source, resident_bytes
-        images = _shared(*asked, context.get_node_id()) or ray.put(_read(paths, source, resident_bytes))
-        size = _nbytes(ray.get(images))
-        found = Resident(ray.put(pa.array(paths, pa.string())), images if size else None)
-        _cache[key] = (found, size)
-        while len(_cache) > 1 and sum(size for _, size in _cache.values()) > CACHE_BYTES:
-            _cache.popitem(last=False)
-    _cache.move_to_end(key)
-    return _cache[key][0]
+    found = _RESIDENT.find(key)
+    if found is not None and (found.images is None or _held(found.images) is not None):
+        return found
+    asked = state.hexdigest(), paths, source, resident_bytes
+    images = _shared(*asked, context.get_node_id()) or ray.put(_read(paths, source, resident_bytes))
+    size = _nbytes(ray.get(images))
+    made = Resident(ray.put(pa.array(paths, pa.string())), images if size else None)
+    return _RESIDENT.put(key, made, size)
 
 
 def _identity(source: Source) -> bytes:

@@ -7,9 +7,9 @@ import pytest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item
 from prometar.data.splits.objective import Problem
+from prometar.kept import Kept
 from prometar.training import process_memory as module
 from prometar.training import session
-from prometar.training.kept import Kept
 from prometar.training.process_memory import PROCESSES, Memory, memory_of, process_memory
 from prometar.training.run import DTYPES
 from prometar.training.session import kept_bytes

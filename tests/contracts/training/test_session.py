@@ -20,12 +20,12 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
+from prometar.kept import Kept
 from prometar.methods.composition import METHODS
 from prometar.step.cuda_graph import Graph
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
 from prometar.training.epoch import Diverged, rates, train_epoch
-from prometar.training.kept import Kept
 from prometar.training.run import Run, build_run, forget, initial_state
 from prometar.training.session import Session, Stream
 from tests.support.small import BACKBONE
