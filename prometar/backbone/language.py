@@ -122,27 +122,20 @@ def text_network(name: str, config: Mapping[str, Any]) -> nn.Module:
         Unlike: it is of a kind that open_clip does not know. UserError: `transformers` is missing.
         WorkError: the description could not be fetched.
     """
-    text = config["text_cfg"]
+    from open_clip.model import _build_text_tower
+
+    text = {**config["text_cfg"], "hf_model_pretrained": False}
     theirs = text.get("hf_model_name")
     if not theirs:
-        from open_clip.model import _build_text_tower
-
         return _build_text_tower(config["embed_dim"], text)
     require_transformers(name, config)
-    from open_clip.hf_model import HFTextEncoder
     from transformers import AutoConfig
 
     try:
         kind = AutoConfig.from_pretrained(theirs, trust_remote_code=False).model_type
         if kind not in _LAYERS:
             raise Unlike(f"its text tower is a {kind}, which open_clip does not know")
-        network: Any = HFTextEncoder(
-            theirs,
-            output_dim=config["embed_dim"],
-            proj_type=text.get("hf_proj_type", "mlp"),
-            pooler_type=text.get("hf_pooler_type", "mean_pooler"),
-            pretrained=False,
-        )
+        network: Any = _build_text_tower(config["embed_dim"], text)
     except Unlike:
         raise
     except Exception as error:  # the hub's client raises errors of many libraries
