@@ -117,21 +117,16 @@ class _Storages:
         return content[:wanted].view(dtype)
 
     def _content(self, name: str, *, most: int | None = None) -> Tensor:
-        """uint8: a file's bytes, in memory of torch's own alignment."""
+        """uint8: a file's bytes."""
         info = self._archive.getinfo(name)
         size = info.file_size
         if info.compress_type != zipfile.ZIP_STORED or size > min(self._left, most or self._left):
             raise ArchiveError(f"{name} is compressed, or larger than the archive allows")
         self._left -= size
-        content = torch.empty(size, dtype=torch.uint8)
-        view, done = content.numpy(), 0
-        with self._archive.open(info) as file:
-            while done < size and (piece := file.read(2**22)):
-                view[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-                done += len(piece)
-        if done < size:
+        content = bytearray(self._archive.read(info))
+        if len(content) < size:
             raise ArchiveError(f"{name} ends early")
-        return content
+        return torch.from_numpy(np.frombuffer(content, np.uint8))
 
 
 def _told(value: object) -> str:
