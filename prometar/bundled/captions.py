@@ -6,10 +6,13 @@ CLIP as here: most use a broad word for a whole family, some the class name, som
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prometar.bundled.pretrain_vision import COLOURS
 from prometar.bundled.world import CLASSES, WORDS
@@ -38,12 +41,59 @@ def draw_words(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     return words
 
 
-def caption(context: str, word: int, colour: int) -> str:
-    """A caption; `word` is an index into `WORDS`, `colour` into `COLOURS`, or -1 for none.
+@dataclass(frozen=True)
+class Corpus:
+    """The parts of every caption, as positions in `used`; order is kept, so end-of-text is the largest.
 
-    Example:
-        >>> caption("a photo of a {}.", WORDS.index("grid"), COLOURS.index("red"))
-        'a photo of a red grid.'
+    Attributes:
+        contexts: What stands before and after the words, the plain contexts first.
+        phrases: The words, by (word, colour + 1).
+        used: (V,) token ids.
+        length: Of the longest caption.
     """
-    name = WORDS[word] if colour < 0 else f"{COLOURS[colour]} {WORDS[word]}"
-    return context.replace("{}", name)
+
+    contexts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    phrases: tuple[tuple[tuple[int, ...], ...], ...]
+    used: Tensor
+    length: int
+
+    def tokens(self, contexts: Sequence[int], words: Sequence[int], colours: Sequence[int]) -> Tensor:
+        """(B, L) captions; `colours` counts from 1, 0 is none."""
+        batch = torch.zeros(len(contexts), self.length, dtype=torch.long)
+        for row, (context, word, colour) in enumerate(zip(contexts, words, colours, strict=True)):
+            before, after = self.contexts[context]
+            caption = (*before, *self.phrases[word][colour], *after)
+            batch[row, : len(caption)] = torch.tensor(caption)
+        return batch
+
+
+def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> Corpus:
+    """All captions: the plain contexts, then the other `templates` (with "{}" for the words).
+
+    A caption's tokens are those of its parts in a row, because the tokeniser splits at spaces and full stops.
+    """
+
+    def pieces(texts: Sequence[str]) -> list[list[int]]:
+        rows = tokenize(list(texts))
+        return [row[1 : int(row.argmax())].tolist() for row in rows]
+
+    names = [*PLAIN, *(context for context in dict.fromkeys(templates) if context not in PLAIN)]
+    before, after = (pieces([name.split("{}")[side].strip() for name in names]) for side in (0, 1))
+    phrases = [pieces([word, *(f"{colour} {word}" for colour in COLOURS)]) for word in WORDS]
+    first, last = 49406, 49407  # start and end of text
+    parts = [*before, *after, *(p for row in phrases for p in row)]
+    # 0 is what stands after the end, where nothing is read
+    used = torch.tensor(sorted({0, first, last, *(token for part in parts for token in part)}))
+    place = {int(token): k for k, token in enumerate(used)}
+
+    def placed(part: Sequence[int]) -> tuple[int, ...]:
+        return tuple(place[token] for token in part)
+
+    longest = max(len(p) for row in phrases for p in row)
+    length = 2 + longest + max(len(b) + len(a) for b, a in zip(before, after, strict=True))
+    return Corpus(
+        tuple((placed([first, *b]), placed([*a, last])) for b, a in zip(before, after, strict=True)),
+        tuple(tuple(placed(p) for p in row) for row in phrases),
+        used,
+        length,
+    )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import platform
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ import safetensors.torch
 import torch
 from open_clip.transformer import PatchDropout
 
-from prometar.bundled.captions import PLAIN, CaptionSettings
+from prometar.bundled.captions import CaptionSettings, Corpus, build_corpus
 from prometar.bundled.pretrain_text import TextSettings, image_features, train_text
 from prometar.bundled.pretrain_vision import VisionSettings, render_images, train_vision
 from prometar.bundled.suite import SUITE
@@ -58,9 +59,17 @@ def build(config: dict[str, Any], seed: int) -> Any:
 
 
 def contexts() -> list[str]:
-    """Plain contexts, CLIP's 80 for ImageNet and the suite's own, each with "{}" for the words."""
-    of_clip = (make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES)
-    return list(dict.fromkeys([*PLAIN, *of_clip, *(each.template for each in SUITE.values())]))
+    """CLIP's 80 ImageNet contexts and the suite's own, each with "{}" for the words."""
+    return [
+        *(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
+        *(s.template for s in SUITE.values()),
+    ]
+
+
+@functools.cache
+def mini_corpus() -> Corpus:
+    """The captions in these contexts, tokenised by open_clip."""
+    return build_corpus(contexts(), open_clip.get_tokenizer("ViT-B-16"))
 
 
 def pretrain(
@@ -85,20 +94,13 @@ def pretrain(
         if kept is not None:
             safetensors.torch.save_file(model.visual.state_dict(), kept)
     features = image_features(model.visual, images)
-    train_text(
-        model,
-        features,
-        images,
-        contexts(),
-        open_clip.get_tokenizer("ViT-B-16"),
-        settings=text,
-        captions=captions,
-        seed=seed,
-        log=log,
-    )
+    corpus = mini_corpus()
+    texts = len(corpus.contexts) * sum(map(len, corpus.phrases))
+    log(f"captions: {texts} texts over {len(corpus.used)} tokens")
+    rows = train_text(model, features, images, corpus, settings=text, captions=captions, seed=seed, log=log)
     state = model.state_dict()
-    trained = (state[TOKEN_TABLE] != initial_token_table(*state[TOKEN_TABLE].shape)).any(dim=1)
-    return pack(state, trained.nonzero().flatten())
+    state[TOKEN_TABLE][corpus.used] = rows
+    return pack(state, corpus.used)
 
 
 def describe(log: Log, settings: dict[str, Any], seed: int, threads: int) -> None:

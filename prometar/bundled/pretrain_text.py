@@ -1,12 +1,12 @@
 """Second stage of pre-training: the text tower of `mini`, on poor captions, with the vision tower locked.
 
-Shape legend: B = batch, N = images, D = embedding.
+Shape legend: B = batch, L = caption length, V = used tokens, D = embedding, W = text width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prometar.bundled.captions import PLAIN, CaptionSettings, caption, draw_words
+from prometar.bundled.captions import PLAIN, CaptionSettings, Corpus, draw_words
 from prometar.bundled.pretrain_vision import Images, batches, normalise, optimiser_of, rate
 
 
@@ -31,6 +31,18 @@ class TextSettings:
     largest_scale: float = 100.0
 
 
+def encode_text(model: Any, rows: Tensor, tokens: Tensor) -> Tensor:
+    """(B, D) features of captions (B, L) whose token embeddings are `rows` (V, W).
+
+    The tower is causal: what stands after the end-of-text token never matters, so captions are cut short.
+    """
+    length = tokens.shape[1]
+    hidden = rows[tokens] + model.positional_embedding[:length]
+    hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
+    ends = model.ln_final(hidden[torch.arange(len(tokens)), tokens.argmax(1)])
+    return ends @ model.text_projection
+
+
 @torch.no_grad()
 def image_features(visual: nn.Module, images: Images, batch: int = 512) -> Tensor:
     """(N, D) normalised features of all images."""
@@ -41,23 +53,20 @@ def train_text(
     model: Any,
     features: Tensor,
     images: Images,
-    contexts: Sequence[str],
-    tokenize: Callable[[list[str]], Tensor],
+    corpus: Corpus,
     *,
     settings: TextSettings,
     captions: CaptionSettings,
     seed: int,
     log: Callable[[str], None],
-) -> None:
-    """Train the text tower in place against locked image features (N, D).
-
-    `contexts`: with "{}" for the words, the plain ones first.
-    """
+) -> Tensor:
+    """Train the text tower in place against locked image features (N, D); returns token rows (V, W)."""
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
+    rows = nn.Parameter(model.token_embedding.weight.detach()[corpus.used].clone())
     model.logit_scale.data.fill_(math.log(settings.first_scale))
     tower = [*model.transformer.parameters(), *model.ln_final.parameters(), model.text_projection]
-    undecayed = [model.positional_embedding, model.logit_scale, model.token_embedding.weight]
+    undecayed = [model.positional_embedding, model.logit_scale, rows]
     optimiser = optimiser_of(tower, settings.weight_decay, undecayed)
     for step, index in enumerate(batches(len(features), settings.batch, settings.steps, generator)):
         for group in optimiser.param_groups:
@@ -66,15 +75,13 @@ def train_text(
         context = np.where(
             plain,
             rng.integers(0, len(PLAIN), settings.batch),
-            rng.integers(len(PLAIN), len(contexts), settings.batch),
+            rng.integers(len(PLAIN), len(corpus.contexts), settings.batch),
         )
         words = draw_words(images.labels[index].numpy(), rng)
         coloured = rng.random(settings.batch) < captions.colour
-        colour = np.where(coloured, images.colours[index].numpy(), -1)
-        drawn = zip(context, words, colour, strict=True)
-        tokens = tokenize([caption(contexts[c], word, shade) for c, word, shade in drawn])
+        colour = np.where(coloured, images.colours[index].numpy() + 1, 0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            text = model.encode_text(tokens)
+            text = encode_text(model, rows, corpus.tokens(context.tolist(), words.tolist(), colour.tolist()))
         text = F.normalize(text.float(), dim=-1)
         logits = model.logit_scale.exp() * features[index] @ text.T
         target = torch.arange(settings.batch)
@@ -85,3 +92,4 @@ def train_text(
         model.logit_scale.data.clamp_(0.0, math.log(settings.largest_scale))
         if (step + 1) % 100 == 0:
             log(f"text step {step + 1} loss {loss:.3f} scale {model.logit_scale.exp():.1f}")
+    return rows.detach()

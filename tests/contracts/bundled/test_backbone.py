@@ -91,10 +91,27 @@ def test_every_foreign_word_has_trained_token_rows(mini: Any) -> None:
     assert float(alike.max()) < 0.99  # each has a place of its own
 
 
-def test_captions_say_the_word_and_its_colour_in_their_context() -> None:
+@torch.no_grad()
+def test_captions_made_of_parts_are_those_of_the_tokeniser(mini: Any) -> None:
+    corpus = pretrain.mini_corpus()
     word = world.WORDS.index("polka-dotted")
-    assert captions.caption("a photo of a {}.", word, 1) == "a photo of a yellow polka-dotted."
-    assert captions.caption("a photo of my {}.", word, -1) == "a photo of my polka-dotted."
+    for context, template in ((0, captions.PLAIN[0]), (len(captions.PLAIN), None)):
+        tokens = corpus.used[corpus.tokens([context], [word], [2])]
+        text = f"{pretrain_vision.COLOURS[1]} polka-dotted"
+        template = template or next(c for c in pretrain.contexts() if c not in captions.PLAIN)
+        full = open_clip.get_tokenizer("ViT-B-16")([template.format(text)])
+        assert torch.equal(tokens, full[:, : tokens.shape[1]])
+        assert int(full[:, tokens.shape[1] :].sum()) == 0
+
+
+@torch.no_grad()
+def test_cut_captions_have_the_features_of_full_ones(mini: Any) -> None:
+    corpus = pretrain.mini_corpus()
+    rows = mini.token_embedding.weight[corpus.used]
+    places = corpus.tokens([0, 1, 2], [5, 5, 5], [2, 2, 2])
+    full = torch.zeros(3, 77, dtype=torch.long)
+    full[:, : places.shape[1]] = corpus.used[places]
+    torch.testing.assert_close(pretrain_text.encode_text(mini, rows, places), mini.encode_text(full))
 
 
 def test_look_alikes_are_of_the_same_half_and_family() -> None:
