@@ -11,26 +11,29 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from prometar.distributed.ray_private import MEMORY
+from prometar.distributed.ray_private import MEMORY, taken_by_itself
 
 _OF_IMAGES = 0.3  # the share of its memory that Ray gives its object store, too
+_LEAST_OF_IMAGES = 75 * 2**20  # with less, Ray does not start
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 def allotted() -> dict[str, int]:
-    """CPUs and bytes for `ray.init`, where they are fewer than the machine has.
+    """CPUs and bytes for `ray.init`, where they are fewer than what Ray would take by itself.
 
     Example:
         A job of 8 CPUs and 32 GiB on a larger machine: {"num_cpus": 8, "object_store_memory": 10307921510,
         "_memory": 24051816858}
     """
     found = {}
-    if (cpus := num_cpus()) < (os.cpu_count() or 1):
+    usual_cpus, usual_memory = taken_by_itself()
+    if (cpus := num_cpus()) < usual_cpus:
         found["num_cpus"] = cpus
-    if memory := memory_limit():
+    if (memory := memory_limit()) and memory < usual_memory:
         store = int(_OF_IMAGES * memory)
-        with suppress(OSError):
-            store = min(store, shutil.disk_usage(_SHARED_MEMORY).free)
+        with suppress(OSError):  # where there is hardly any shared memory, Ray takes files
+            if (free := shutil.disk_usage(_SHARED_MEMORY).free) >= _LEAST_OF_IMAGES:
+                store = min(store, free)
         found |= {"object_store_memory": store, MEMORY: memory - store}
     return found
 

@@ -30,6 +30,13 @@ def started_here() -> bool:
     return global_worker.node is not None and bool(global_worker.node.head)
 
 
+def taken_by_itself() -> tuple[int, int]:
+    """What Ray takes where it is told nothing: CPUs of the machine or container, and bytes that are free."""
+    from ray._private.utils import estimate_available_memory, get_num_cpus
+
+    return int(get_num_cpus(override_docker_cpu_warning=True)), estimate_available_memory()
+
+
 @contextmanager
 def without_helpers() -> Iterator[None]:
     """Start no process of Ray's that helps nobody where one machine is used for one command.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,10 +45,17 @@ def test_a_machine_without_control_groups_is_all_its_user_s(tmp_path: Path) -> N
     assert memory_limit(tmp_path, tmp_path / "none") is None
 
 
+def job(monkeypatch: pytest.MonkeyPatch, *, cpus: int, memory: int | None, shared: int = 64 * GIB) -> None:
+    """A process of these CPUs and bytes, on a machine where Ray would take 128 CPUs and 40 GiB."""
+    room = SimpleNamespace(disk_usage=lambda folder: SimpleNamespace(free=shared))
+    monkeypatch.setattr(allotment, "taken_by_itself", lambda: (128, 40 * GIB))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cpus)))
+    monkeypatch.setattr(allotment, "memory_limit", lambda: memory)
+    monkeypatch.setattr(allotment, "shutil", room)
+
+
 def test_fewer_cpus_and_less_memory_are_told_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    monkeypatch.setattr(allotment, "memory_limit", lambda: GIB)
+    job(monkeypatch, cpus=8, memory=GIB)
     found = allotted()
     assert found["num_cpus"] == 8
     assert found["object_store_memory"] + found["_memory"] == GIB
@@ -55,6 +63,19 @@ def test_fewer_cpus_and_less_memory_are_told_to_ray(monkeypatch: pytest.MonkeyPa
 
 
 def test_of_a_whole_machine_ray_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(os.cpu_count() or 1)))
-    monkeypatch.setattr(allotment, "memory_limit", lambda: None)
+    job(monkeypatch, cpus=128, memory=None)
     assert allotted() == {}
+
+
+def test_a_container_s_share_of_its_cpus_and_what_others_leave_free_still_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job(monkeypatch, cpus=256, memory=60 * GIB)
+    assert allotted() == {}
+
+
+def test_images_lie_in_shared_memory_where_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    job(monkeypatch, cpus=128, memory=10 * GIB, shared=GIB)
+    assert allotted()["object_store_memory"] == GIB
+    job(monkeypatch, cpus=128, memory=10 * GIB, shared=64 * 2**20)  # what docker gives a container
+    assert allotted()["object_store_memory"] == 3 * GIB
