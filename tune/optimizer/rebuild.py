@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import DuplicatedStudyError
-from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from prometar.errors import UserError, first_line
 from prometar.io.stores import masked
-from tune.optimizer.storage import DamagedError, file_of, open_study, opening
+from tune.optimizer.storage import DamagedError, backend_of, file_of, open_study, opening
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import (
     CURVE,
@@ -61,7 +60,7 @@ def kept_names(storage: str) -> set[str]:
         return set()
     try:
         with opening(storage):
-            return {study.study_name for study in get_storage(storage).get_all_studies()}
+            return {study.study_name for study in backend_of(storage).get_all_studies()}
     except DamagedError:
         return set()
 
@@ -94,7 +93,7 @@ def rebuild(
         for number in range(max([at_least, *(number + 1 for number in by_number)]))
     ]
     with opening(storage):
-        backend = get_storage(storage)
+        backend = backend_of(storage)
         try:
             study = backend.create_new_study([StudyDirection[GOALS[goal].upper()] for goal in goals], name)
         except DuplicatedStudyError:

@@ -158,7 +158,7 @@ def drive_study(
         UserError: there is no such kind of storage. WorkError: it cannot be reached.
     """
     with opening(storage):
-        backend = _backend_of(storage)
+        backend = backend_of(storage)
         optuna.create_study(
             storage=backend, study_name=name, directions=list(directions), load_if_exists=True
         )
@@ -166,7 +166,7 @@ def drive_study(
         return optuna.load_study(storage=kept, study_name=name, pruner=pruner), kept
 
 
-def _backend_of(storage: str) -> BaseStorage:
+def backend_of(storage: str) -> BaseStorage:
     """A database whose connections may end while nothing is written, and where nothing is written twice."""
     for look in range(1, _LOOKS + 1):
         try:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from optuna import delete_study
+from optuna.storages import RDBStorage
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from prometar.config.settings import dump_config, parse
 from prometar.errors import UserError, WorkError
@@ -305,6 +307,29 @@ def test_what_a_shared_storage_still_holds_is_not_replaced(
     delete_study(study_name=folder.name, storage=shared)
     require_agreement(folder, shared, spec, from_records=True)
     assert require_agreement(folder, shared, spec, from_records=False) == ()
+
+
+def test_no_trial_is_rebuilt_twice_where_the_database_s_answer_is_lost(
+    study: tuple[StudyFolder, StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spec = study
+    shared, commit = f"sqlite:///{tmp_path}/shared.db", SQLiteDialect_pysqlite.do_commit
+    RDBStorage(shared)  # its tables
+
+    def lose_the_answer(dialect: SQLiteDialect_pysqlite, connection: Any) -> None:
+        commit(dialect, connection)
+        if connection.execute("select count(*) from trials").fetchone()[0] == 2:
+            monkeypatch.setattr(SQLiteDialect_pysqlite, "do_commit", commit)
+            raise sqlite3.OperationalError("server closed the connection")
+
+    memory = memory_of(spec, folder)
+    kept = memory.ended()[:3]
+    memory.close()
+    monkeypatch.setattr(SQLiteDialect_pysqlite, "do_commit", lose_the_answer)
+    monkeypatch.setattr(SQLiteDialect_pysqlite, "is_disconnect", lambda *_: True)
+    with pytest.raises(WorkError, match="server closed the connection; when it answers again"):
+        rebuild(shared, folder.name, kept, space=spec.space, goals=spec.goals, at_least=3)
+    assert len(open_study(shared, folder.name).trials) == 2
 
 
 def test_another_studys_database_is_refused_and_put_aside(
