@@ -166,8 +166,13 @@ def drive_study(
         return optuna.load_study(storage=kept, study_name=name, pruner=pruner), kept
 
 
-def backend_of(storage: str) -> BaseStorage:
-    """A database whose connections may end while nothing is written, and where nothing is written twice."""
+def backend_of(storage: str | BaseStorage) -> BaseStorage:
+    """A database whose connections may end while nothing is written, and where nothing is written twice.
+
+    A storage that is no URL is taken as it is.
+    """
+    if isinstance(storage, BaseStorage):
+        return storage
     for look in range(1, _LOOKS + 1):
         try:
             database = RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
