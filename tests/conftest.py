@@ -97,8 +97,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warnings that Ray raises about its own code: its context sets fields that it deprecates."""
+    """Warnings about others' code: Ray sets fields that it deprecates, Optuna closes no database itself."""
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
+    config.addinivalue_line("filterwarnings", "ignore:unclosed database:ResourceWarning")  # Python 3.13 tells
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -49,7 +49,7 @@ def write(kind: str, state: dict[str, Tensor], folder: Path) -> Path:
     elif kind == "torchscript":
         extra = {k: torch.tensor(77) for k in ("input_resolution", "context_length", "vocab_size")}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")  # torch deprecates the format
             torch.jit.save(torch.jit.script(Named(state | extra)), str(path))
     else:
         torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
