@@ -36,8 +36,10 @@ DIRECT: list[Requirement] = [r for group in DEPENDENCIES.groups().values() for r
 PINNED = {canonicalize_name(r.name): r for r in map(Requirement, LINES)}
 FAILING = {  # of each, the last release with which something failed
     "open_clip_torch": "3.2.0",  # calls what transformers 5 no longer has, and lacks configurations
+    "torch": "2.8.0",  # exported programs hold pickles; 2.7.1 makes none
     "safetensors": "0.5.3",  # no `offset_keys`: no file of weights, prompts or checkpoints is read
     "pydantic": "2.11.10",  # no `exclude_if`: settings are written otherwise, and have another digest
+    "onnxscript": "0.6.1",  # makes no ONNX file with torch 2.9
     "typer": "0.25.1",  # imports what click 9 will not have
     "rich": "14.2.0",  # an empty line before errors that are one line
 }
@@ -61,8 +63,9 @@ def test_every_direct_dependency_is_there_in_its_range(direct: Requirement) -> N
 
 @pytest.mark.parametrize("name", FAILING)
 def test_what_was_seen_to_fail_is_not_in_the_range(name: str) -> None:
-    (direct,) = (requirement for requirement in DIRECT if requirement.name == name)
-    assert FAILING[name] not in direct.specifier
+    asked_for = [requirement for requirement in DIRECT if requirement.name == name]
+    assert asked_for
+    assert not [str(r) for r in asked_for if FAILING[name] in r.specifier]
 
 
 def test_what_dependencies_need_is_there_too() -> None:
