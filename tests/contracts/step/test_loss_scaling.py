@@ -59,8 +59,11 @@ def test_each_of_several_configurations_has_its_own_factors() -> None:
             torch.testing.assert_close(ours.tensors()[key], value, rtol=0, atol=1e-8)
 
 
-def momenta(dtype: torch.dtype, settings: dict[str, Any]) -> dict[str, Tensor]:
-    """After one step from rest they are the gradients: of the prompts (both phases) and of the gate."""
+def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> dict[str, Tensor]:
+    """After one step from rest they are the gradients: of the prompts and of the gate.
+
+    Without momentum the prompts' is of the meta phase alone, else of both phases.
+    """
     clip = load_backbone("mini", None, dtype=dtype).clip
     method, generator = build(Config().override(settings)), torch.Generator().manual_seed(0)
     tokens = tokenize(prompt_texts(NAMES, method.prompts, init="a photo of a", template="{}"))
@@ -72,16 +75,16 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any]) -> dict[str, Tensor]:
     task = one_class_out(labels, method.augmentation, np.random.default_rng(0))
     model = build_model(clip, method.prompts, tokens, teacher)
     batch = make_batch(clip, method, images, labels, task)
-    rates = Rates(1e-3, 1e-3, weight_decay=0.0)
+    rates = Rates(1e-3, 1e-3, momentum, weight_decay=0.0)
     after, _ = step(model, method, state, batch, rates)
     groups = {"prompts": after.prompt_momenta, "gate": after.gate_momenta}
     return {name: torch.cat([x.flatten() for x in group.values()]) for name, group in groups.items()}
 
 
-def errors(settings: dict[str, Any]) -> dict[str, float]:
+def errors(settings: dict[str, Any], momentum: float = 0.9) -> dict[str, float]:
     """Relative errors of float16's gradients; no L1, whose signs flip with the last bit of a feature."""
     smooth = {"regularizer.kind": "l2", **settings}
-    exact, near = momenta(torch.float32, smooth), momenta(torch.float16, smooth)
+    exact, near = (momenta(dtype, smooth, momentum) for dtype in (torch.float32, torch.float16))
     return {name: float((near[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
 
 
@@ -95,6 +98,10 @@ WEAK = {"inner.lr": 1e-5, "inner.outer_weight": 1e-5}
 )
 def test_float16_gradients_are_near_those_of_float32(settings: dict[str, Any]) -> None:
     assert max(errors(settings).values()) < 0.02
+
+
+def test_the_second_order_part_is_freed_of_the_querys_weight_too() -> None:
+    assert max(errors({"inner.lr": 1.0, "inner.outer_weight": 1e-5}, momentum=0.0).values()) < 0.02
 
 
 def test_without_scaling_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
