@@ -87,7 +87,7 @@ class ImageClassifier(torch.nn.Module):
 def _in_float32(classifier: Classifier) -> Classifier:
     """A copy on the CPU; 16-bit weights stay rounded, as the prompts were trained on them."""
     clip = classifier.backbone.clip.to(device="cpu", dtype=torch.float32)
-    leaves = fetch(dict(classifier.leaves))
+    leaves = {name: leaf.float() for name, leaf in fetch(dict(classifier.leaves)).items()}
     return replace(classifier, backbone=replace(classifier.backbone, clip=clip), leaves=leaves)
 
 
