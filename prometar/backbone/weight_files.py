@@ -24,6 +24,12 @@ class WeightsFile:
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
 
+    @property
+    def told(self) -> dict[str, str]:
+        """What its metadata tell of the architecture (keys of `Architecture`)."""
+        known = ("activation", "vision_heads", "text_heads")
+        return {key: self.metadata[key] for key in known if key in self.metadata}
+
     def describe(self) -> dict[str, int | str]:
         """The architecture as far as shapes and metadata tell it."""
         try:
@@ -44,8 +50,7 @@ class WeightsFile:
             "text_width": text_positions.shape[1],
             "text_layers": _num_layers(self.tensors, "transformer.resblocks."),
         }
-        told = ("activation", "vision_heads", "text_heads")
-        return found | {key: self.metadata[key] for key in told if key in self.metadata}
+        return found | self.told
 
 
 def _num_layers(tensors: dict[str, Tensor], stem: str) -> int:
@@ -97,6 +102,8 @@ def _read_torchscript(path: Path) -> WeightsFile:
     tensors = read_torchscript(path)
     for key in ("input_resolution", "context_length", "vocab_size"):
         tensors.pop(key, None)
-    found = WeightsFile(path, tensors, {}).describe()
-    heads = {f"{t}_heads": str(int(found[f"{t}_width"]) // 64) for t in ("text", "vision")}
-    return WeightsFile(path, tensors, {"activation": "quick_gelu", **heads})
+    metadata = {"activation": "quick_gelu"}
+    for tower, name in (("text", "positional_embedding"), ("vision", "visual.positional_embedding")):
+        if name in tensors and tensors[name].ndim == 2:  # a ResNet has none there
+            metadata[f"{tower}_heads"] = str(tensors[name].shape[1] // 64)
+    return WeightsFile(path, tensors, metadata)

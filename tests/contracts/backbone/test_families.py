@@ -13,7 +13,7 @@ from open_clip import factory
 from torch import Tensor, nn
 
 from prometar.backbone.clip import Clip
-from prometar.backbone.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
+from prometar.backbone.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready, tokenize
 from prometar.backbone.text import encode_text, text_input, text_pass
 from prometar.backbone.vision import embed_images, encode_image, image_pass
 from prometar.backbone.weights_digest import weights_digest
@@ -22,6 +22,7 @@ from tests.support import families
 from tests.support.plain_towers import plain_image, plain_text
 from tests.unit.backbone.test_derivatives import require_derivatives
 from tests.unit.backbone.test_towers import random_prompts
+from tests.unit.backbone.test_weight_files import write
 
 TEXTS = ["a photo of a cat .", "a photo of a woven polka dotted thing .", "a photo of a cat and dog ."]
 PROMPTED: list[set[int]] = [set(), {0}, {1}, {0, 1, 2}, {2}]
@@ -203,3 +204,18 @@ def test_a_closed_towers_file_is_checked(tmp_path: Path) -> None:
     torch.save(state, path)
     with pytest.raises(UserError, match=r"'visual\.bn1\.running_var' is \(3,\), the model's is \(4,\)"):
         load_clip("tiny-resnet", str(path))
+
+
+def test_openais_archive_of_a_resnet_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as RN50.pt: TorchScript, whose texts have QuickGELU and heads of width 64."""
+    config = {**families.CLOSED["tiny-resnet"], "text_cfg": {"width": 64, "heads": 1, "layers": 2}}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "archived", config)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "archived-quickgelu", {**config, "quick_gelu": True})
+    model = families.model_of("archived-quickgelu")
+    path = write("torchscript", model.state_dict(), tmp_path)
+    clip = load_clip("archived-quickgelu", str(path))
+    ids, pixels = tokenize(TEXTS), images(clip)
+    torch.testing.assert_close(encode_image(clip, embed_images(clip, pixels)), model.encode_image(pixels))
+    torch.testing.assert_close(encode_text(clip, text_input(clip, ids)), model.encode_text(ids))
+    with pytest.raises(UserError, match=r"activation is quick_gelu in the file.*archived-quickgelu"):
+        load_clip("archived", str(path))
