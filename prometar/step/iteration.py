@@ -18,7 +18,7 @@ from prometar.methods.inner_loop import InnerLoop
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
 from prometar.step.autodiff import Differentiate, Pull, autograd
-from prometar.step.loss_scaling import Number, factor
+from prometar.step.loss_scaling import ROOM, Number, factor
 from prometar.step.meta_batch import Batch, Images, Query, Task
 from prometar.step.prompted_clip import Model
 from prometar.step.sgd import sgd
@@ -133,7 +133,7 @@ class _Compute:
         outer = back(query)
         prompts = _group(outer, "prompts")
         if second is not None:
-            rate = factor(self.model.clip.dtype, inner.lr * inner.outer_weight)
+            rate = factor(self.model.clip.dtype, ROOM * inner.lr * inner.outer_weight)
             bent = second(_times(_group(outer, "gradient"), rate))
             bent = to_leaves(_times(bent, 1 / rate))
             prompts = {name: leaf + bent[name] for name, leaf in prompts.items()}

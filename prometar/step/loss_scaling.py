@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 Number = float | Tensor
+ROOM = 16.0
+"""What a tangent is kept smaller by: in products with cotangents float16 must not overflow either."""
 
 
 def factor(dtype: torch.dtype, number: Number) -> Number:
