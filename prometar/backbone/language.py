@@ -10,10 +10,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -39,6 +41,9 @@ class _Prompted(nn.Module):
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
+        for norm in encoder.modules():
+            if isinstance(norm, nn.LayerNorm):
+                norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
 
     @property
     def layers(self) -> Sequence[nn.Module]:
@@ -65,6 +70,13 @@ class _Prompted(nn.Module):
                 hooks.callback(layers[number].register_forward_pre_hook(enter).remove)
             out = transformer(inputs_embeds=x_CTD, attention_mask=mask)
         return self.encoder.proj(self.encoder.pooler(out, seen_CT.to(x_CTD.dtype)))
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """LayerNorm, in float32 where float16 is too narrow for its second derivative, as in our own towers."""
+    wide = x.float() if x.dtype is torch.float16 else x
+    weight, bias = norm.weight.to(wide.dtype), norm.bias.to(wide.dtype)
+    return F.layer_norm(wide, norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from prometar.backbone.vision import embed_images, encode_image
 from prometar.errors import UserError, WorkError
 from tests.contracts.backbone.test_families import TEXTS, compare, images, loaded
 from tests.support import families
+from tests.support.families import Words
 from tests.support.plain_towers import plain_language
 from tests.unit.backbone.test_towers import random_prompts
 
@@ -121,3 +122,14 @@ def test_a_description_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPat
         WorkError, match=r"cannot fetch the description of roberta-base, .* \(no network\): run"
     ):
         openclip.outline("roberta-ViT-B-32")
+
+
+def test_second_derivatives_are_finite_in_float16_where_norms_see_small_tokens(tmp_path: Path) -> None:
+    clip = loaded("tiny-nllb", tmp_path)[1].clip.to(torch.float16)
+    text = text_input(clip, Words(families.LENGTH, [0], pad=1)(TEXTS), num_context=2)
+    prompt = 0.02 * torch.randn(2, clip.text.width, generator=torch.Generator().manual_seed(0))
+    prompt = prompt.requires_grad_()
+    loss = F.normalize(encode_text(clip, text, {1: prompt.half()}).float(), dim=-1)[:, 0].sum()
+    (first,) = torch.autograd.grad(loss, prompt, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), prompt)
+    assert second.isfinite().all()
