@@ -133,7 +133,7 @@ class _Compute:
         outer = back(query)
         prompts = _group(outer, "prompts")
         if second is not None:
-            rate = factor(self.model.clip.dtype, ROOM * inner.lr * inner.outer_weight)
+            rate = factor(self.model.clip.dtype, ROOM, inner.lr, inner.outer_weight)
             bent = second(_times(_group(outer, "gradient"), rate))
             bent = to_leaves(_times(bent, 1 / rate))
             prompts = {name: leaf + bent[name] for name, leaf in prompts.items()}

@@ -19,10 +19,10 @@ ROOM = 16.0
 """What a tangent is kept smaller by: in products with cotangents float16 must not overflow either."""
 
 
-def factor(dtype: torch.dtype, number: Number) -> Number:
-    """What a cotangent that is `number` times too small enters towers in `dtype` multiplied by.
+def factor(dtype: torch.dtype, *numbers: Number) -> Number:
+    """What a cotangent that is too small by the product of `numbers` enters towers in `dtype` multiplied by.
 
-    1 / number to the nearest power of two in float16, where zero counts as 2^-40; else 1.
+    1 / product to the nearest power of two in float16, where zero counts as 2^-40; else 1.
 
     Example:
         >>> factor(torch.float16, 0.1), factor(torch.float32, 0.1)
@@ -30,6 +30,7 @@ def factor(dtype: torch.dtype, number: Number) -> Number:
     """
     if dtype is not torch.float16:
         return 1.0
-    if isinstance(number, Tensor):
-        return torch.exp2(-torch.log2(number.clamp_min(2.0**-40)).round())
-    return 2.0 ** -round(math.log2(max(number, 2.0**-40)))
+    product = math.prod(numbers)
+    if isinstance(product, Tensor):
+        return torch.exp2(-torch.log2(product.clamp_min(2.0**-40)).round())
+    return 2.0 ** -round(math.log2(max(product, 2.0**-40)))

@@ -91,7 +91,7 @@ def _fit(running: Running[T], means: Means) -> None:
                 workers_are_like_any_other(),
             ):
                 tuner.fit()
-        except StorageError as error:  # of a worker that could not begin: this alone comes out as it is
+        except StorageError as error:  # a write of the driver's, or a worker that could not begin
             raise StorageError(f"the study has stopped: {error}; {GO_ON}") from None
         except (TuneError, RuntimeError) as error:
             if stopping.died:

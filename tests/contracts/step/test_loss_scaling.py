@@ -30,7 +30,7 @@ NAMES = [f"class number {k}" for k in range(6)]
 
 @pytest.fixture
 def scaled_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iteration, "factor", lambda dtype, number: factor(torch.float16, number))
+    monkeypatch.setattr(iteration, "factor", lambda dtype, *numbers: factor(torch.float16, *numbers))
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -105,5 +105,5 @@ def test_the_second_order_part_is_freed_of_the_querys_weight_too() -> None:
 
 
 def test_without_scaling_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iteration, "factor", lambda dtype, number: 1.0)
+    monkeypatch.setattr(iteration, "factor", lambda dtype, *numbers: 1.0)
     assert errors(WEAK)["gate"] > 0.1
