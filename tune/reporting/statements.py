@@ -119,7 +119,9 @@ def _what_it_excludes(finals: FinalTest) -> str:
         return ""
     pairs = f"{finals.difference.n} pairs"
     excluded = f" Differences of {finals.matters:g} and more are excluded." if finals.excluded else ""
-    seen = f"a true difference of about {number(finals.detectable)}"
+    seen = "no difference that accuracies can have"
+    if finals.detectable < 100:
+        seen = f"a true difference of about {number(finals.detectable)}"
     return f" With {pairs}, {seen} would have been shown in four of five tests.{excluded}"
 
 

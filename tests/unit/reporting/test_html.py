@@ -549,6 +549,18 @@ def test_a_test_of_an_earlier_choice_speaks_for_no_other(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("_no_library")
+@pytest.mark.parametrize(
+    ("detectable", "says"),
+    [
+        (2.5, "With 3 pairs, a true difference of about 2.50 would have been shown in four of five tests."),
+        (238.2, "With 3 pairs, no difference that accuracies can have would have been shown in four of five"),
+    ],
+)
+def test_what_a_test_could_have_shown(tmp_path: Path, detectable: float, says: str) -> None:
+    assert says in words(tmp_path, tested=final_of(EVEN, detectable=detectable))
+
+
+@pytest.mark.usefixtures("_no_library")
 def test_the_interval_over_data_sets_has_a_level_of_its_own(tmp_path: Path) -> None:
     tested = finals(TRIALS[1], {"dtd": UP, "pets": UP}, alpha=0.005, alpha_over_sets=0.05)
     found = words(tmp_path, tested=tested)
