@@ -22,6 +22,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
     No error leaves it, and none keeps the frames that it passed: they may hold a stream, whose end needs Ray,
     until after Ray's own end.
     """
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # class names, where only ASCII can be printed
@@ -51,6 +52,19 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
     if status == INTERRUPTED:  # some versions of typer return it
         return _say(MESSAGE, INTERRUPTED)
     return status
+
+
+def _open_what_is_closed() -> None:
+    """Standard streams that whoever started this has closed (`>&-`) lead nowhere, here and in what we start.
+
+    Else the next file that is opened, such as a study's database, would stand in their place.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _unforeseen(error: Exception) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -113,3 +115,20 @@ def test_a_full_disk_behind_the_output(
         assert run_cli(app, []) == 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert capsys.readouterr().err == "error: No space left on device\n"
+
+
+def test_standard_streams_that_are_closed_lead_nowhere() -> None:
+    code = """if True:
+        import os, sys, typer
+        from prometar.cli.console import run_cli
+        app = typer.Typer()
+        @app.command()
+        def command() -> None:
+            print("x")
+            print("y", file=sys.stderr)
+            sys.stdin.read()
+            assert all(os.get_inheritable(stream) for stream in range(3))
+        sys.exit(run_cli(app, []))
+    """
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    assert subprocess.run([*closing, sys.executable, "-c", code], timeout=120).returncode == 0
