@@ -121,9 +121,15 @@ def _init(address: str, **options: Any) -> None:
                 raise
             ray.shutdown()
             if last:
-                raise WorkError("Ray has not started, twice: this machine is too busy") from None
+                raise WorkError(f"Ray has not started, twice: {_why_twice()}") from None
         else:
             return
+
+
+def _why_twice() -> str:
+    """Ray says the same of a slow machine and of its own processes that a mere warning ends."""
+    warnings = os.environ.get("PYTHONWARNINGS", "")
+    return f"unset PYTHONWARNINGS={warnings}" if "error" in warnings else "this machine is too busy"
 
 
 def _refusal(error: Exception) -> str:
@@ -163,6 +169,10 @@ def _require_room() -> None:
     socket = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     if len(os.fsencode(socket)) > _LONGEST_SOCKET:
         raise WorkError(f"{keeps}, too long a path for its sockets: set RAY_TMPDIR to a shorter one, as /tmp")
+    made = Path(folder, "ray")
+    kept = made if made.exists() else Path(folder)
+    if kept.exists() and not os.access(kept, os.W_OK | os.X_OK):
+        raise WorkError(f"{keeps}, and {kept} cannot be written: set RAY_TMPDIR to another folder")
     with suppress(OSError):  # it is not there yet
         if (free := shutil.disk_usage(folder).free) < _LEAST_ROOM:
             room = f"{free / 2**20:.0f} MiB are free"

@@ -64,6 +64,31 @@ def test_a_folder_too_deep_for_rays_sockets_is_said_before_ray_starts(
         start_ray()
 
 
+def test_a_folder_of_ray_that_is_somebody_elses_is_said_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setattr(local_ray, "_LONGEST_SOCKET", 1000)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(local_ray, "_init", lambda **options: None)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "ray")
+    with pytest.raises(WorkError, match="ray cannot be written: set RAY_TMPDIR to another folder"):
+        start_ray()
+
+
+def test_warnings_that_end_rays_own_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error::DeprecationWarning")
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+
+    def fail(**_: object) -> None:
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(WorkError, match="not started, twice: unset PYTHONWARNINGS=error::DeprecationWarning"):
+        local_ray._init(local_ray.LOCAL)
+
+
 def test_a_call_after_rays_end_starts_no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ENABLE_AUTO_CONNECT", raising=False)
     configure_ray()
