@@ -342,9 +342,10 @@ def _about_the_test(records: Records) -> list[str]:
             "interval that is looked at until it shows something is wrong more often than it says."
         )
     searched = [n for n in finals.tested if n]
-    if len(searched) > 1:
+    if set(searched) - {finals.best.number}:
+        of = "trial" if len(searched) == 1 else "trials"
         lines.append(
-            f"Settings of trials {listed(searched)} have been tested: later choices may have been made "
+            f"Settings of {of} {listed(searched)} have been tested: later choices may have been made "
             "knowing that."
         )
     return lines

@@ -226,6 +226,19 @@ def test_every_caveat_stands_on_the_page_in_the_terminal_and_in_a_comparison(
         assert any(each.endswith(line) for each in found)
 
 
+@pytest.mark.parametrize(("tested", "told"), [((0,), False), ((0, 2), True)])
+def test_released_settings_that_are_kept_after_a_test_of_others_are_told_so(
+    tested: tuple[int, ...], told: bool, whole: Path
+) -> None:
+    records = read_records(whole)
+    assert records.finals
+    kept = replace(records.finals, best=replace(records.finals.best, number=0), same=True, tested=tested)
+    line = "Settings of trial 2 have been tested: later choices may have been made knowing that."
+    assert (line in caveats(replace(records, finals=kept))) == told
+    chosen = replace(records.finals, best=replace(records.finals.best, number=2), tested=(0, 2))
+    assert line not in caveats(replace(records, finals=chosen))
+
+
 @pytest.mark.parametrize(
     ("changes", "rough"),
     [({}, False), ({"method": "coop"}, True), ({"backbone": "ViT-B-16-quickgelu"}, True),
