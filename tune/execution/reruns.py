@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from ray import tune
 from ray.tune import Callback
 from rich.console import Console
 
 from prometar.config.settings import load_config, parse
 from prometar.distributed.placement import ResourcePlan, Room
-from prometar.errors import UserError, WorkError
-from prometar.training.run_result import FILE, read_result
+from prometar.errors import StorageError, UserError, WorkError
+from prometar.io.files import read_bytes
+from prometar.training.run_result import FILE, RunResult, read_result
 from tune.execution.course import Batch, Course
 from tune.execution.jobs import ListedJobs, reason_of
 from tune.execution.stopping import Stopping
@@ -73,7 +75,7 @@ def _results_here(job: Job) -> bool:
     """Whether all results are there; a damaged one, or of another configuration, is none and is removed."""
     for leg in job.legs:
         path = _folder(job, leg)
-        if (path / FILE).exists() and not (_is_of(leg, path / "config.yaml") and _is_whole(path)):
+        if (path / FILE).exists() and not (_is_of(leg, path / "config.yaml") and _is_whole(path / FILE)):
             (path / FILE).unlink()
     return all((_folder(job, leg) / FILE).exists() for leg in job.legs)
 
@@ -85,10 +87,13 @@ def _is_of(leg: Leg, config: Path) -> bool:
         return False
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(path: Path) -> bool:
+    """Raises a StorageError where it cannot be read: then it may be whole, and is not to be removed."""
     try:
-        read_result(folder)
-    except UserError:
+        RunResult.model_validate_json(read_bytes(path))
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}; {GO_ON}") from None
+    except ValidationError:
         return False
     return True
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from prometar.config.settings import Config, dump_config
 from prometar.distributed.placement import ResourcePlan, Room
+from prometar.errors import StorageError
 from prometar.training.run_result import RunResult
+from tune.execution import reruns
 from tune.execution.reruns import Means, run_missing
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, Terms, unpack
@@ -46,3 +50,25 @@ def test_a_damaged_result_is_run_again_also_where_its_like_lies_at_a_url(tmp_pat
         (folder / "result.json").write_bytes((folder / "result.json").read_bytes()[:40])
     assert missing(away) == [away.run_dir]
     assert missing(job) == [job.run_dir]
+
+
+def test_a_result_that_cannot_be_read_now_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, here = Config(), tmp_path / "s"
+    job = Job(
+        str(here / "finals/a"), (Leg(config.model_dump(mode="json")),), "final", terms=Terms(root=str(here))
+    )
+    folder = here / "finals/a"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_bytes(dump_config(config).encode())
+    RESULT.write(folder)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reruns, "read_bytes", fail)
+        with pytest.raises(StorageError, match=r"cannot read .*result\.json: Input/output error"):
+            missing(job)
+    assert missing(job) == []
