@@ -24,7 +24,7 @@ def expected_shapes(name: str, config: Mapping[str, Any], arch: Architecture) ->
     Raises:
         Unlike, UserError, WorkError: as `text_network`.
     """
-    if name == "mini":
+    if name == "mini":  # without open_clip, which takes seconds to import
         return mini_shapes()
     with torch.device("meta"):
         text, image = text_network(name, config), image_network(config)

@@ -44,10 +44,10 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
         # Usage errors of the option parser: which module they live in depends on typer's version.
         format_message = getattr(error, "format_message", None)
         if format_message is not None:
-            several = "; several values of one option stand in quotes" * (
-                "extra argument" in format_message()
-            )
-            return _say(format_message() + several, getattr(error, "exit_code", 2))
+            message = format_message()
+            if "extra argument" in message:
+                message += "; several values of one option stand in quotes"
+            return _say(message, getattr(error, "exit_code", 2))
         return _unforeseen(error)
     if status == INTERRUPTED:  # some versions of typer return it
         return _say(MESSAGE, INTERRUPTED)

@@ -16,6 +16,8 @@ from prometar.distributed.ray_private import MEMORY, taken_by_itself
 _OF_IMAGES = 0.3  # the share of its memory that Ray gives its object store, too
 _LEAST_OF_IMAGES = 75 * 2**20  # with less, Ray does not start
 _SHARED_MEMORY = Path("/dev/shm")
+_LIMITS = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
+"""Where control groups of both versions lie, by what their lines name, and the file of a limit."""
 
 
 def allotted() -> dict[str, int]:
@@ -57,11 +59,10 @@ def _limits(groups: Path, own: Path) -> Iterator[int]:
     with suppress(OSError):
         for line in own.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
-            top, file = groups, "memory.max"
-            if kinds:
-                top, file = groups / "memory", "memory.limit_in_bytes"
-            if kinds not in ("", "memory"):
+            if kinds not in _LIMITS:
                 continue
+            below, file = _LIMITS[kinds]
+            top = groups / below
             group = top / path.strip("/")
             while group != top:
                 with suppress(OSError, ValueError):  # not there, or "max"

@@ -166,8 +166,8 @@ def _require_room() -> None:
     """Raises a WorkError where Ray's own files find no room."""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     keeps = f"Ray keeps its files in {folder}"
-    socket = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
+    longest = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if len(os.fsencode(longest)) > _LONGEST_SOCKET:
         raise WorkError(f"{keeps}, too long a path for its sockets: set RAY_TMPDIR to a shorter one, as /tmp")
     made = Path(folder, "ray")
     kept = made if made.exists() else Path(folder)
