@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from ray import tune
 from ray.tune import Callback
 from rich.console import Console
 
-from prometar.config.settings import load_config, parse
+from prometar.config.settings import parse
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.files import read_bytes
+from prometar.io.yamltext import parse_yaml
 from prometar.training.run_result import FILE, RunResult, read_result
 from tune.execution.course import Batch, Course
 from tune.execution.jobs import ListedJobs, reason_of
@@ -75,27 +75,26 @@ def _results_here(job: Job) -> bool:
     """Whether all results are there; a damaged one, or of another configuration, is none and is removed."""
     for leg in job.legs:
         path = _folder(job, leg)
-        if (path / FILE).exists() and not (_is_of(leg, path / "config.yaml") and _is_whole(path / FILE)):
+        if (path / FILE).exists() and not _is_whole(leg, path):
             (path / FILE).unlink()
     return all((_folder(job, leg) / FILE).exists() for leg in job.legs)
 
 
-def _is_of(leg: Leg, config: Path) -> bool:
+def _is_whole(leg: Leg, folder: Path) -> bool:
+    """Whether a result is of a leg. Raises a StorageError where a file cannot be read now: it may be one."""
+    config = folder / "config.yaml"
     try:
-        return load_config(config) == parse(leg.config, where=str(config))
-    except UserError:
+        described, result = read_bytes(config), read_bytes(folder / FILE)
+    except FileNotFoundError:
         return False
-
-
-def _is_whole(path: Path) -> bool:
-    """Raises a StorageError where it cannot be read: then it may be whole, and is not to be removed."""
-    try:
-        RunResult.model_validate_json(read_bytes(path))
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}; {GO_ON}") from None
-    except ValidationError:
+        raise StorageError(f"cannot read {error.filename or folder}: {error.strerror}; {GO_ON}") from None
+    try:
+        RunResult.model_validate_json(result)
+        found = parse(parse_yaml(described.decode(), where=str(config)), where=str(config))
+        return found == parse(leg.config, where=str(config))
+    except (ValueError, UserError):
         return False
-    return True
 
 
 def runs_of(job: Job, reasons: Mapping[str, str]) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from prometar.config.settings import Config, dump_config
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError
 from prometar.training.run_result import RunResult
-from tune.execution import reruns
 from tune.execution.reruns import Means, run_missing
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, Terms, unpack
@@ -52,8 +52,9 @@ def test_a_damaged_result_is_run_again_also_where_its_like_lies_at_a_url(tmp_pat
     assert missing(job) == [job.run_dir]
 
 
+@pytest.mark.parametrize("unreadable", ["config.yaml", "result.json"])
 def test_a_result_that_cannot_be_read_now_is_not_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
 ) -> None:
     config, here = Config(), tmp_path / "s"
     job = Job(
@@ -64,11 +65,14 @@ def test_a_result_that_cannot_be_read_now_is_not_removed(
     (folder / "config.yaml").write_bytes(dump_config(config).encode())
     RESULT.write(folder)
 
-    def fail(path: Path) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
+    def fail(path: Path, flags: int, *more: int) -> int:
+        if Path(path).name == unreadable:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, flags, *more)
 
+    opened = os.open
     with monkeypatch.context() as patch:
-        patch.setattr(reruns, "read_bytes", fail)
-        with pytest.raises(StorageError, match=r"cannot read .*result\.json: Input/output error"):
+        patch.setattr(os, "open", fail)
+        with pytest.raises(StorageError, match=f"cannot read .*{unreadable}: Input/output error"):
             missing(job)
     assert missing(job) == []
