@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def warnings_unlogged() -> Iterator[None]:
-    """Nothing below an error is logged: warnings of what was asked for tell a user nothing to mend."""
-    logging.disable(logging.WARNING)
+def unlogged(highest: int = logging.WARNING) -> Iterator[None]:
+    """Nothing up to this level is logged: warnings of what was asked for tell a user nothing to mend."""
+    logging.disable(highest)
     try:
         yield
     finally:

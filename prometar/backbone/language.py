@@ -21,11 +21,13 @@ from torch.func import functional_call
 
 from prometar.backbone.architecture import Unlike
 from prometar.backbone.frozen import Frozen, tensors_of
-from prometar.errors import UserError, WorkError, first_line
+from prometar.errors import UserError
+from prometar.io.hub import fetching
 
 Put = Callable[[Tensor, Tensor], Tensor]
 """Tokens (C, T, D) and a prompt (P, D) to tokens with the prompt among them."""
 
+COPY_CACHE = "run the command once on a machine with a network, and copy its Hugging Face cache"
 _LAYERS = {
     "roberta": "encoder.layer", "xlm-roberta": "encoder.layer", "bert": "encoder.layer",
     "mt5": "block", "m2m_100": "layers",
@@ -143,15 +145,13 @@ def text_network(name: str, config: Mapping[str, Any]) -> nn.Module:
     require_transformers(name, config)
     from transformers import AutoConfig
 
-    try:
+    description = f"the description of {theirs}, the language model of {name}"
+    with fetching(description, COPY_CACHE):
         kind = AutoConfig.from_pretrained(theirs, trust_remote_code=False).model_type
-        if kind not in _LAYERS:
-            raise Unlike(f"its text tower is a {kind}, which open_clip does not know")
+    if kind not in _LAYERS:
+        raise Unlike(f"its text tower is a {kind}, which open_clip does not know")
+    with fetching(description, COPY_CACHE):
         network: Any = _build_text_tower(config["embed_dim"], text)
-    except Unlike:
-        raise
-    except Exception as error:  # the hub's client raises errors of many libraries
-        raise unfetched(f"the description of {theirs}, the language model of {name}", error) from None
     network.transformer.set_attn_implementation("eager")  # fused kernels have no second derivative
     network.transformer.config.use_cache = False
     return network
@@ -166,11 +166,3 @@ def require_transformers(name: str, config: Mapping[str, Any]) -> None:
             f"backbone {name} reads texts with {theirs}, which needs transformers: "
             "pip install '.[transformers]'"
         )
-
-
-def unfetched(what: str, error: Exception) -> WorkError:
-    """What is said of something on the hub that could not be had."""
-    return WorkError(
-        f"cannot fetch {what} ({first_line(error)}): run the command once on a machine with a network, "
-        "and copy its Hugging Face cache"
-    )

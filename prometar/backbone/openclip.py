@@ -23,14 +23,15 @@ from prometar.backbone.expected_tensors import Shapes, expected_shapes, in_our_n
 from prometar.backbone.families import architecture
 from prometar.backbone.frozen import closed
 from prometar.backbone.frozen_features import Tokenize
-from prometar.backbone.language import language, require_transformers, text_network, unfetched
+from prometar.backbone.language import COPY_CACHE, language, require_transformers, text_network
 from prometar.backbone.trunks import image_network
 from prometar.backbone.weight_files import WeightsFile, read_weights
 from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
-from prometar.errors import UserError, WorkError, first_line
+from prometar.errors import UserError
 from prometar.io.files import size_of
-from prometar.logs import warnings_unlogged
+from prometar.io.hub import fetching
+from prometar.logs import unlogged
 
 
 def _open_clip() -> Any:
@@ -129,11 +130,8 @@ def tokenizer_of(name: str) -> Tokenize:
 
 @cache
 def _hub_tokenizer(name: str) -> Tokenize:
-    try:
-        with warnings_unlogged():
-            read: Any = _open_clip().get_tokenizer(name, trust_remote_code=False)
-    except Exception as error:  # the hub's client raises errors of many libraries
-        raise unfetched(f"the tokenizer of {name}", error) from None
+    with fetching(f"the tokenizer of {name}", COPY_CACHE):
+        read: Any = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: read(list(texts))
 
 
@@ -354,17 +352,15 @@ def _check(name: str, arch: Architecture, weights: WeightsFile) -> None:
 def _random_state(name: str) -> dict[str, Tensor]:
     if name == "mini":
         return load_mini()[1]
-    with torch.random.fork_rng(devices=[]), warnings_unlogged():
+    with torch.random.fork_rng(devices=[]), unlogged():
         torch.manual_seed(0)
         return dict(_open_clip().create_model(name, pretrained=None, pretrained_text=False).state_dict())
 
 
 def _fetch(name: str, tag: str) -> dict[str, Tensor]:
-    try:
+    with fetching(
+        f"the weights '{tag}' of {name}",
+        "download them on a machine with a network and pass the file with --pretrained FILE",
+    ):
         model = _open_clip().create_model(name, pretrained=tag, pretrained_text=False)
-    except Exception as error:  # the hub's client raises errors of many libraries
-        raise WorkError(
-            f"cannot fetch the weights '{tag}' of {name} ({first_line(error)}): download them on a machine "
-            "with a network and pass the file with --pretrained FILE"
-        ) from None
     return dict(model.state_dict())

@@ -26,7 +26,7 @@ from prometar.device import fetch
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
 from prometar.io.files import resolved, write_atomically
-from prometar.logs import warnings_unlogged
+from prometar.logs import unlogged
 from prometar.methods.prompts import layers
 from prometar.methods.regularizers import similarity
 
@@ -141,7 +141,7 @@ def _torch(program: ImageClassifier, texts: Mapping[str, str]) -> bytes:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What torch's exporters say of their own insides is nothing that a user could mend."""
-    with warnings_unlogged(), torch.no_grad(), warnings.catch_warnings():
+    with unlogged(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from prometar.errors import UserError, WorkError, first_line
+from prometar.logs import unlogged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -91,3 +92,28 @@ def asking(what: str, file: str = "such file") -> Iterator[None]:
         ) from None
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def fetching(what: str, otherwise: str) -> Iterator[None]:
+    """What open_clip and transformers get from the hub, and why they could not, in one line.
+
+    Args:
+        otherwise: What to do on a machine without a network.
+    Raises:
+        WorkError: it could not be fetched.
+    """
+    try:
+        with unlogged(logging.ERROR):  # each attempt is a warning, and what is raised is an error once more
+            yield
+    except Exception as error:  # the hub's client raises errors of many libraries
+        raise WorkError(f"cannot fetch {what} ({first_line(_innermost(error))}): {otherwise}") from None
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The system's own error that others have been raised over, which alone says what is amiss."""
+    found, each = error, error.__cause__ or error.__context__
+    while each:
+        found = each if isinstance(each, OSError) else found
+        each = each.__cause__ or each.__context__
+    return found

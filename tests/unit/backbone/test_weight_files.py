@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -146,15 +147,23 @@ def test_a_file_without_a_vision_transformer_is_one_line(tmp_path: Path) -> None
         load_backbone("mini", str(tmp_path / "resnet.safetensors"))
 
 
-def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched_say_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError("no network\nmore lines")
+        try:
+            raise OSError("no network\nmore lines")
+        except OSError as error:
+            logging.getLogger("huggingface_hub").warning("Retrying in 1s")
+            logging.error("Failed to download")
+            raise RuntimeError(f"Failed to download: {error}") from None
 
     monkeypatch.setattr("open_clip.create_model", refuse)
     with pytest.raises(
         WorkError, match=r"cannot fetch the weights 'openai' .*\(no network\): .* --pretrained FILE"
     ):
         load_backbone("ViT-B-16-quickgelu", "openai")
+    assert not caplog.records
 
 
 def test_the_templates_are_sixty_with_one_gap_each() -> None:
