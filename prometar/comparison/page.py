@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from statistics import mean
 
 from markupsafe import Markup
@@ -16,57 +14,6 @@ from prometar.metrics import t_interval
 KIND = "compare"
 """Of page, for `prometar.io.pages`."""
 
-_LEFT, _WIDTH, _TOP, _ROW = 190, 480, 34, 26  # of a plot, in SVG units
-_MOST_TICKS = 10  # that fit beside each other
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A method's average rank, and where it lies in a plot."""
-
-    method: str
-    rank: float
-    reference: bool
-    x: float
-    y: float
-
-
-@dataclass(frozen=True)
-class RankPlot:
-    """Average ranks on an axis from 1 (best) on, the best method first.
-
-    Args:
-        ticks: Places along the axis by rank.
-    """
-
-    title: str
-    dots: tuple[Dot, ...]
-    ticks: dict[int, float]
-    width: int
-    height: int
-    left: int = _LEFT
-    top: int = _TOP
-
-
-def rank_plot(found: Comparison, column: Column) -> RankPlot | None:
-    """The column's plot; None where nothing is ranked."""
-    ranks = column.ranks
-    if not ranks:
-        return None
-    last = max(2, len(ranks))
-
-    def place(rank: float) -> float:
-        return round(_LEFT + 14 + (rank - 1) / (last - 1) * (_WIDTH - _LEFT - 70), 1)
-
-    dots = [
-        Dot(m, ranks[m], m == found.reference, place(ranks[m]), _TOP + _ROW * (row + 0.5))
-        for row, m in enumerate(sorted(ranks, key=ranks.__getitem__))
-    ]
-    every = math.ceil(last / _MOST_TICKS)
-    ticks = {rank: place(rank) for rank in range(1, last + 1, every)}
-    title = f"{column.name}: average rank over {num_datasets([len(column.ranked)])}, 1 is best"
-    return RankPlot(title, tuple(dots), ticks, _WIDTH, _TOP + _ROW * len(dots) + 8)
-
 
 def page(found: Comparison) -> str:
     """The HTML page."""
@@ -78,11 +25,15 @@ def page(found: Comparison) -> str:
             found=found,
             head=HEAD,
             cells={column.name: cells(found, column) for column in found.columns},
-            plots=[plot for column in found.columns if (plot := rank_plot(found, column))],
+            plots={_plot_title(column): column.ranks for column in found.columns if column.ranks},
             by_dataset={column.name: _by_dataset(found, column) for column in found.columns},
             notes=notes(found),
         )
     )
+
+
+def _plot_title(column: Column) -> str:
+    return f"{column.name}: average rank over {num_datasets([len(column.ranked)])}, 1 is best"
 
 
 def _by_dataset(found: Comparison, column: Column) -> list[tuple[str, ...]]:
