@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -67,10 +67,6 @@ class Run:
     seen: Seen
     foreign: Foreign | None
     code: dict[str, str]
-
-    def model_of(self, names: Sequence[str]) -> Model:
-        """Its prompts with other class names."""
-        return _model(self.config, self.method, self.backbone, self.dataset, names)
 
     @cached_property
     def digest(self) -> str:
@@ -161,7 +157,11 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         fold=fold,
     )
 
-    model_of = partial(_model, config, method, backbone, dataset)
+    def model_of(names: Sequence[str], frozen: Tensor | None = None) -> Model:
+        """The method's prompts with these class names, worded as the data set's."""
+        texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
+        return build_model(clip, method.prompts, backbone.tokenize(texts), frozen)
+
     plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
         name: Evaluation(
@@ -189,19 +189,6 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         _foreign(loaded, model_of, dataset, split, evaluations["base"].seen) if split.predicts_new else None,
         identities([*config.own.values(), *own_objective(objective)]),
     )
-
-
-def _model(
-    config: Config,
-    method: Method,
-    backbone: Backbone,
-    dataset: Dataset,
-    names: Sequence[str],
-    frozen: Tensor | None = None,
-) -> Model:
-    """The method's prompts with these class names, worded as the data set's."""
-    texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
-    return build_model(backbone.clip, method.prompts, backbone.tokenize(texts), frozen)
 
 
 def _foreign(
