@@ -144,10 +144,6 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
     Raises:
         UserError: the folder holds no run, or one that has not finished; the weights are missing.
     """
-    return _trained(folder, trust_parts)[0]
-
-
-def _trained(folder: Path, trust_parts: bool) -> tuple[Classifier, RunResult]:
     config, checkpoint, result = _finished(folder, trust_parts)
     if checkpoint.run != result.run:
         raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
@@ -164,8 +160,9 @@ def _trained(folder: Path, trust_parts: bool) -> tuple[Classifier, RunResult]:
     state = checkpoint.state.to(backbone.clip.device)
     prompts = build_prompts(config)
     require_prompts(folder / "checkpoint.safetensors", backbone.clip, prompts, state.tested)
-    names, known = result.classnames, result.described()
-    return Classifier(backbone, prompts, state.tested, config, names, result.template, known), result
+    return Classifier(
+        backbone, prompts, state.tested, config, result.classnames, result.template, result.described()
+    )
 
 
 def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOptions | None = None) -> float:
@@ -200,8 +197,8 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         WorkError: nothing can be written.
     """
     require_prompts_target(to)
-    classifier, result = _trained(folder, trust_parts)
-    return write_prompts(to, classifier.leaves, _card(classifier, result))
+    classifier = trained(folder, trust_parts=trust_parts)
+    return write_prompts(to, classifier.leaves, _card(classifier))
 
 
 def export_program(
@@ -218,13 +215,13 @@ def export_program(
         WorkError: too large for the format, or nothing can be written.
     """
     form = require_program_target(to, format)
-    classifier, result = _trained(folder, trust_parts)
-    write_program(classifier, to, form, _card(classifier, result), classes_as_input=classes_as_input)
+    classifier = trained(folder, trust_parts=trust_parts)
+    write_program(classifier, to, form, _card(classifier), classes_as_input=classes_as_input)
 
 
-def _card(classifier: Classifier, result: RunResult) -> dict[str, Any]:
+def _card(classifier: Classifier) -> dict[str, Any]:
     """What an exported file says of a run: `classifier` as `trained` makes it."""
-    config = classifier.config
+    config, known = classifier.config, classifier.card
     name, pretrained = config.backbone.name, config.backbone.pretrained
     digest = weights_digest(load_clip(name, pretrained))
     from_file = pretrained is not None and os.path.isfile(pretrained)
@@ -235,15 +232,15 @@ def _card(classifier: Classifier, result: RunResult) -> dict[str, Any]:
     return {
         "method": config.method,
         "config": shared.model_dump(mode="json"),
-        "data": {"name": data, "objective": result.objective, "shots": config.data.shots,
+        "data": {"name": data, "objective": known["objective"], "shots": config.data.shots,
                  "seed": config.train.seed},
         "classnames": list(classifier.classnames),
         "template": classifier.template,
         "backbone": {"name": name, "pretrained": pretrained, "file": from_file, "digest": digest},
-        "figures": result.accuracies,
-        "images": result.images,
-        "versions": result.environment,
-        **({"code": result.code} if result.code else {}),
+        "figures": known["accuracies"],
+        "images": known.get("images", {}),
+        "versions": known["environment"],
+        **({"code": known["code"]} if "code" in known else {}),
     }  # fmt: skip
 
 
