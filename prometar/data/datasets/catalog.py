@@ -222,19 +222,16 @@ def _open_rendered(row: RenderedSet[Any]) -> Dataset:
 
 
 def _list(row: Benchmark, folder: Path) -> Listing:
-    _require_parts(row, folder)
-    return layout_in(row, folder).read(folder)
-
-
-def _require_parts(row: Benchmark, folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(
             f"data set folder {folder} is missing: --data-root must be the folder that holds {row.folder}/; "
             f"{how_to_get(row)}"
         )
-    for part in layout_in(row, folder).parts:
+    layout = layout_in(row, folder)
+    for part in layout.parts:
         if not (folder / part).exists():
             raise UserError(f"{folder / part} is missing: {how_to_get(row, part)}")
+    return layout.read(folder)
 
 
 def _require_images(dataset: Dataset) -> None:

@@ -113,7 +113,6 @@ def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list
         StorageError: the shard is missing or damaged. WorkError: it has other columns.
     """
     with _shard(uri, shard) as file:
-        _require_columns(file, masked(join(uri, shard)))
         meta = file.metadata
         groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         table = file.read(columns=columns)
@@ -128,7 +127,6 @@ def read_rows(uri: str, shard: str) -> Iterator[tuple[Any, ...]]:
         StorageError: the shard is missing or damaged. WorkError: it has other columns.
     """
     with _shard(uri, shard) as file:
-        _require_columns(file, masked(join(uri, shard)))
         for number in range(file.num_row_groups):
             columns = (read_group(file, number, name).to_pylist() for name in SCHEMA.names)
             yield from zip(*columns, strict=True)
@@ -143,11 +141,14 @@ def _require_columns(file: pq.ParquetFile, where: str) -> None:
 
 @contextmanager
 def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
+    """A shard that has the columns."""
     system, folder = filesystem(uri)
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:
             # Else a bit that a disk has lost is another picture, and nobody would see it.
-            yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
+            file = pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
+            _require_columns(file, masked(join(uri, shard)))
+            yield file
     except (OSError, pa.ArrowException) as error:
         # No trial is to blame, and every other one would meet the same.
         raise StorageError(
