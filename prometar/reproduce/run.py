@@ -16,7 +16,7 @@ from prometar.io.lock import locked
 from prometar.parts.sending import sources_of
 from prometar.reproduce.check import Found, look
 from prometar.reproduce.execute import run_jobs
-from prometar.reproduce.figures import Table, build_table, pair_methods
+from prometar.reproduce.figures import build_table, pair_methods
 from prometar.reproduce.grid import Asked, Entry, GridFolder, Record, entries
 from prometar.reproduce.render import print_table, write_tables
 from prometar.reproduce.worker import Job
@@ -39,14 +39,14 @@ class Place:
             require_address(self.address)
 
 
-def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> Table:
+def reproduce(asked: Asked, place: Place) -> None:
     """Run or continue a grid, then print and write its table, and its methods in pairs.
 
     Raises:
         UserError: the request is wrong, or runs in the folder were made with other settings.
         WorkError: something could not be run; the table is made first, of all the rest.
     """
-    console = console or Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     found = look(asked)
     wanted = entries(asked, found.idle, found.missing)
     folder = GridFolder(place.out)
@@ -80,7 +80,6 @@ def reproduce(asked: Asked, place: Place, *, console: Console | None = None) -> 
         raise WorkError(
             f"{len(problems)} of what was asked could not be run, see above; the same command goes on"
         )
-    return table
 
 
 def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, console: Console) -> None:
