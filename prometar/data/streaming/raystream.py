@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Order, Plan
 from prometar.data.streaming.shared_images import Resident, files_of, resident
-from prometar.data.streaming.stream import Batch, StreamOptions, labels_of_plan
+from prometar.data.streaming.stream import Batch, StreamOptions, steps
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, make_images
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.parts.pieces import is_everywhere
@@ -172,11 +172,9 @@ def _checked(batches: Generator[Columns, None, None], ranges: list[Range]) -> Ge
 
 def _rebatch(plan: Plan, start_step: int, blocks: Iterator[Images]) -> Iterator[Batch]:
     """The plan's batches cut from blocks; copies, since blocks are read-only views of shared memory."""
-    labels = labels_of_plan(plan)
     block, used = next(blocks), 0
-    for step in range(start_step, plan.num_steps):
-        start, stop = plan.step_rows(step)
-        images = np.empty((stop - start, *block.shape[1:]), np.uint8)
+    for step, _, labels in steps(plan, start_step):
+        images = np.empty((len(labels), *block.shape[1:]), np.uint8)
         filled = 0
         while filled < len(images):
             if used == len(block):
@@ -184,7 +182,7 @@ def _rebatch(plan: Plan, start_step: int, blocks: Iterator[Images]) -> Iterator[
             take = min(len(images) - filled, len(block) - used)
             images[filled : filled + take] = block[used : used + take]
             filled, used = filled + take, used + take
-        yield Batch(step, images, labels[plan.rows(start, stop).image])
+        yield Batch(step, images, labels)
 
 
 def make_block(

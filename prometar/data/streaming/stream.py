@@ -66,20 +66,15 @@ class StreamOptions:
                 )
 
 
-def labels_of_plan(plan: Plan) -> NDArray[np.int64]:
-    """(N,) label of each of the plan's items."""
-    return np.array([item.label for item in plan.items], np.int64)
-
-
 def without_pixels(plan: Plan, start_step: int = 0) -> Iterator[Batch]:
     """The plan's batches from `start_step` on, with images of no rows and columns: only labels are made."""
-    for step, _, labels in _steps(plan, start_step):
+    for step, _, labels in steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 
 
-def _steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Rows, NDArray[np.int64]]]:
+def steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Rows, NDArray[np.int64]]]:
     """Each step's number, its rows and their labels, from `start_step` on."""
-    labels = labels_of_plan(plan)
+    labels = np.array([item.label for item in plan.items], np.int64)
     for step in range(start_step, plan.num_steps):
         rows = plan.rows(*plan.step_rows(step))
         yield step, rows, labels[rows.image]
@@ -110,7 +105,7 @@ def stream_local(plan: Plan, source: Source, *, start_step: int = 0) -> Iterator
 
 
 def _local(plan: Plan, source: Source, start_step: int) -> Iterator[Batch]:
-    for step, rows, labels in _steps(plan, start_step):
+    for step, rows, labels in steps(plan, start_step):
         paths = [plan.items[k].path for k in rows.image]
         images = make_images(plan.transform, source.read_many(paths), rows.seed, paths)
         yield Batch(step, images, labels)
