@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from prometar.backbone.openclip import load_backbone, load_clip
+from prometar.backbone.openclip import load_clip
 from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset
@@ -19,7 +19,6 @@ from prometar.data.splits.fewshot import labels_of, select
 from prometar.data.splits.objective import own_objective
 from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import StreamOptions, stream
-from prometar.device import default_device
 from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
@@ -32,7 +31,7 @@ from prometar.methods.composition import build_prompts
 from prometar.parts.identity import require_same
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch
-from prometar.training.run import DTYPES, Run, build_run
+from prometar.training.run import Run, backbone_of, build_run
 from prometar.training.run_result import FILE, RunResult, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.session import Session, Stream
@@ -148,12 +147,7 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
     if checkpoint.run != result.run:
         raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
     require_same(str(folder), filter(None, [config.prompts.reference]), result.code)
-    backbone = load_backbone(
-        config.backbone.name,
-        config.backbone.pretrained,
-        dtype=DTYPES[config.backbone.precision],
-        device=default_device(),
-    )
+    backbone = backbone_of(config.backbone)
     if result.weights not in {"", backbone.digest}:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"the run in {folder} was trained with other weights than {pretrained} now holds")

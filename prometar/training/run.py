@@ -79,13 +79,18 @@ class Run:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-_MOST_RUNS = 16  # of one trial (data sets, seeds, folds) whose data are kept in the process for the next one
+def backbone_of(config: BackboneConfig) -> Backbone:
+    """In its precision, where this process computes."""
+    dtype, device = DTYPES[config.precision], default_device()
+    return load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, pretrained: str | None, precision: str) -> Loaded:
-    dtype = DTYPES[precision]
-    return Loaded(load_backbone(name, pretrained, dtype=dtype, device=default_device()), precision)
+def _loaded(config: BackboneConfig) -> Loaded:
+    return Loaded(backbone_of(config), config.precision)
+
+
+_MOST_RUNS = 16  # of one trial (data sets, seeds, folds) whose data are kept in the process for the next one
 
 
 @lru_cache(maxsize=_MOST_RUNS)
@@ -106,7 +111,7 @@ def contents_of(config: Config) -> dict[str, str]:
         UserError: the data or the weights cannot be opened.
     """
     backbone, data = config.backbone, _data(config)[1]
-    weights = _loaded(backbone.name, backbone.pretrained, backbone.precision).read_digest
+    weights = _loaded(backbone).read_digest
     found = {split_entry(config.data.name): data.digest, weights_entry(backbone): weights}
     return found | code_of("prometar")
 
@@ -140,7 +145,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
     """
     method = build(config)
     data, dataset = _data(config)
-    loaded = _loaded(config.backbone.name, config.backbone.pretrained, config.backbone.precision)
+    loaded = _loaded(config.backbone)
     if config.own or loaded.backbone.clip.closed:
         probe(config, loaded.backbone.clip)
     backbone = loaded.backbone if enters_images(method.prompts) else loaded.for_text_prompts

@@ -35,7 +35,7 @@ from tune.stages import gpu_share
 
 SMALL: dict[str, Any] = {"train__epochs": 2, "data__shots": 1}
 TINY = towers(open_clip_model(layers=2)).folded()
-USERS = ("prometar.training.run", "prometar.runs", "prometar.inference.classifier")
+USERS = ("prometar.training.run", "prometar.inference.classifier")
 
 
 def tiny(*args: object, dtype: torch.dtype, device: torch.device) -> Backbone:
@@ -62,7 +62,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
         for user in USERS:
             monkeypatch.setattr(f"{user}.default_device", lambda: DEVICE)
         monkeypatch.setattr(run_module, "load_backbone", tiny)
-        monkeypatch.setattr("prometar.runs.load_backbone", tiny)
         for name in ("step", "step_all"):
             monkeypatch.setattr(epoch, name, quiet(getattr(epoch, name), traffic))
         yield traffic
