@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import OutOfDiskError
 
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming import raystream
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch, StreamOptions, stream, stream_local
@@ -109,6 +110,18 @@ def test_a_disk_that_ray_finds_full_is_no_trial_s_failure() -> None:
 
     with pytest.raises(StorageError, match=r"^the data stream failed at row 4: .* is full.*: make room$"):
         list(raystream._checked(full(), [(4, 8)]))
+
+
+def test_a_shard_that_tasks_cannot_read_is_no_trial_s_failure(small_dtd: Path, tmp_path: Path) -> None:
+    prepare("dtd", small_dtd, tmp_path)
+    dataset = open_dataset("dtd", tmp_path)
+    plan = Plan(dataset.train, TransformSpec(16, train=True), batch_size=4, epochs=100, seed=2)
+    batches = stream(plan, dataset.source, options=StreamOptions(resident_bytes=1))
+    next(batches)
+    for shard in (tmp_path / "dtd").glob("*.parquet"):
+        shard.unlink()
+    with pytest.raises(StorageError, match="cannot read shard"):
+        list(batches)
 
 
 def test_is_silent(small_dtd: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,8 @@ from prometar.parts.pieces import is_everywhere
 FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
 # Ranges of one execution; each is put (1 ms) before the first batch, so longer plans take several.
 MAX_BLOCKS = 256
-ERRORS: dict[str, type[UserError]] = {e.__name__: e for e in (UserError, WorkError, BrokenImage)}
+_KNOWN = (UserError, WorkError, StorageError, BrokenImage)
+ERRORS: dict[str, type[UserError]] = {each.__name__: each for each in _KNOWN}
 
 Columns = dict[str, NDArray[Any]]
 Images = NDArray[np.uint8]
