@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
@@ -20,14 +21,18 @@ ENQUEUED = "fixed_params"  # a system attribute, Optuna's own: settings that a t
 FORGIVEN = "forgiven"  # user attributes of an Optuna study
 SEARCHED = "seconds_searched"
 
-KEPT = ("epoch", "objective", "base", "new", "loss", "seconds", "runs", "notes", "cpus", "gpus")
-"""Figures of a trial's last result that are kept with it."""
+KEPT: Mapping[str, Any] = {
+    "epoch": 0, "objective": None, "base": None, "new": None, "loss": None, "seconds": 0.0, "runs": (),
+    "notes": (), "cpus": 0.0, "gpus": 0.0,
+}  # fmt: skip
+"""Figures of a trial's last result that are kept with it, and what a trial has that has told none."""
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:
     """A trial that has ended, as it is recorded."""
     marks = trial.user_attrs
-    last: dict[str, Any] = marks.get(RESULT, {})
+    last: dict[str, Any] = {**KEPT, **marks.get(RESULT, {})}
+    last |= {"runs": tuple(Run(**run) for run in last["runs"]), "notes": tuple(last["notes"])}
     state, reference = cast(State, trial.state.name), bool(marks.get(REFERENCE, False))
     return TrialRecord(
         number=trial.number,
@@ -36,20 +41,11 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         origin=marks.get(ORIGIN, "released" if reference else "sampled"),
         settings=dict(trial.params),
         given=dict(trial.system_attrs.get(ENQUEUED, {})),
-        objective=last.get("objective"),
-        base=last.get("base"),
-        new=last.get("new"),
-        loss=last.get("loss"),
-        epoch=last.get("epoch", 0),
         epochs=tuple(Epoch(epoch, value) for epoch, value in sorted(curve_of(trial).items())),
-        runs=tuple(Run(**run) for run in last.get("runs", ())),
-        seconds=last.get("seconds", 0.0),
-        cpus=last.get("cpus", 0.0),
-        gpus=last.get("gpus", 0.0),
-        notes=tuple(last.get("notes", ())),
         reason=str(marks.get(REASON, "")) if state == "FAIL" else "",
         started=_moment(trial.datetime_start),
         ended=_moment(trial.datetime_complete),
+        **last,
     )
 
 

@@ -31,7 +31,7 @@ from prometar.io.files import read_bytes, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.metrics import Interval
 from tune.results.goals import SECONDS, Bound, Goal, keeps
-from tune.space.spaces import Range
+from tune.space.spaces import Space
 
 VERSION: Literal[1] = 1
 """Of all files; one more whenever a field is removed, gets another meaning, or is added without a default."""
@@ -411,14 +411,6 @@ class AskedFor:
 
 
 @dataclass(frozen=True)
-class SpaceRecord:
-    """The space that was searched: its name, and ranges by dotted setting."""
-
-    name: str
-    ranges: Mapping[str, Range]
-
-
-@dataclass(frozen=True)
 class StudyRecord(Versioned):
     """study.yaml.
 
@@ -435,7 +427,7 @@ class StudyRecord(Versioned):
     name: str
     command: str
     asked: AskedFor
-    space: SpaceRecord
+    space: Space
     identity: Mapping[str, JsonValue]
     config: Mapping[str, JsonValue]
     environment: Mapping[str, str]

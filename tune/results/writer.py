@@ -23,16 +23,7 @@ from prometar.io.files import resolved
 from prometar.io.lock import locked
 from prometar.io.stores import masked
 from tune.results.reader import read_study
-from tune.results.schema import (
-    LEARNED,
-    STUDY,
-    TRIAL,
-    AskedFor,
-    Learned,
-    SpaceRecord,
-    StudyRecord,
-    TrialRecord,
-)
+from tune.results.schema import LEARNED, STUDY, TRIAL, AskedFor, Learned, StudyRecord, TrialRecord
 from tune.study_spec import StudySpec
 
 
@@ -143,7 +134,7 @@ class StudyFolder:
             key=self.key,
             command=masked(command or _own_command(sys.argv)),
             asked=_asked(spec, max_hours),
-            space=SpaceRecord(spec.space.name, spec.space.ranges),
+            space=spec.space,
             identity=identity,
             config=spec.config.model_dump(mode="json"),
             environment=now,
