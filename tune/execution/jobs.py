@@ -214,17 +214,21 @@ class SearchJobs(Jobs):
 
 
 class ListedJobs(Jobs):
-    """Hands out a fixed list of jobs."""
+    """Hands out a fixed list of jobs. `last_result`: Of the job that has ended last."""
 
     def __init__(self, jobs: list[Job], stopping: Stopping, room: Room) -> None:
         super().__init__(stopping, room)
         self._left = list(enumerate(jobs))[::-1]
+        self.last_result: dict[str, Any] = {}
 
     def _fresh(self) -> dict[int, Job]:
         if not self._left:
             return {}
         number, job = self._left.pop()
         return {number: job}
+
+    def on_last_result(self, trial: Trial, result: dict) -> None:
+        self.last_result = result
 
     def _fail(self, trial_id: str, reason: str) -> None:
         """Nothing to do: what there is of a result lies in the job's folder."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
-from ray.tune import Callback
 
 from prometar.distributed.placement import Node
 from prometar.io.files import write_atomically
@@ -105,16 +104,6 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
 
 
 def _probe(job: Job, means: Means) -> Course[list[int] | None]:
-    found = _Found()
-    yield Batch(ListedJobs([job], means.stopping, means.room), [found])
-    return found.memory
-
-
-class _Found(Callback):
-    """Keeps what the probe has told."""
-
-    def __init__(self) -> None:
-        self.memory: list[int] | None = None
-
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self.memory = trial.last_result.get("memory")
+    jobs = ListedJobs([job], means.stopping, means.room)
+    yield Batch(jobs)
+    return jobs.last_result.get("memory")
