@@ -123,7 +123,10 @@ class Ours:
 
     def __init__(self, space: Space, folder: Path) -> None:
         config = configure("prometar", {"train.epochs": EPOCHS})
-        self._request = StudySpec(config, space, "class_holdout", 1, "median", 20, 10**6, ())
+        self._request = StudySpec(
+            config=config, space=space, objective="class_holdout", seed=1, pruner="median", val_per_class=20,
+            trials=10**6, final_seeds=(),
+        )  # fmt: skip
         self._folder = StudyFolder(folder, "s")
         self._folder.path.mkdir()
         self._begun = 0
@@ -145,8 +148,7 @@ class Ours:
             return spec.search_job(asked.settings, spec.seeds, str(self._folder.trial(asked.number)), terms)
 
         stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan.threads, plan.stream_cpus)
-        memory = Memory(self._folder.storage, "s", spec.space, reference=spec.reference(),
-                        seed=spec.seed, pruner=spec.pruner)  # fmt: skip
+        memory = Memory(self._folder.storage, "s", spec, reference=spec.reference())
         self._jobs = SearchJobs(memory, job_of, spec.trials, stopping, Room(SLOTS, 0.0))
         self._place = PlacementGroupFactory(plan.bundles())
         progress = Progress(

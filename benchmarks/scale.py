@@ -54,7 +54,10 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
             raise SystemExit(f"{len(found) - 1} of {nodes} nodes have joined")
         time.sleep(1)
     config = configure("prometar", {"train.epochs": EPOCHS})
-    spec = StudySpec(config, load_space(SPACE), "class_holdout", 1, "median", 20, trials, (), top=0)
+    spec = StudySpec(
+        config=config, space=load_space(SPACE), objective="class_holdout", seed=1, pruner="median",
+        val_per_class=20, trials=trials, final_seeds=(), top=0,
+    )  # fmt: skip
     clocks = Clocks(stretch=max(1, trials // 10))
     with Path(out, "printed.log").open("w") as log:
         place = Place(Path(out), NAME, address=address, max_hours=minutes / 60)

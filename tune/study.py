@@ -132,7 +132,14 @@ def run_study(
         plan = _planned(spec, place, checked, nodes, place.gpus_per_trial)  # what cannot run claims nothing
         if place.files is not None:
             require_own(place.files, folder.key, begun=folder.begun)
-        memory = _memory(spec, place, folder, storage, checked.identity)
+        memory = Memory(
+            storage,
+            place.name,
+            spec,
+            reference=spec.reference(),
+            epochs=spec.most_epochs,
+            admit=partial(_claim, folder, checked.identity, storage),
+        )
         if learned:
             folder.keep(learned)  # before the study has begun
         folder.describe(
@@ -201,24 +208,6 @@ def _claim(folder: StudyFolder, asked: dict[str, Any], storage: str, memory: Mem
             f"the study {folder.name} in {masked(storage)} has its files in {found}: "
             "go on with that --out, or start another with --study NAME"
         )
-
-
-def _memory(
-    spec: StudySpec, place: Place, folder: StudyFolder, storage: str, identity: dict[str, Any]
-) -> Memory:
-    return Memory(
-        storage,
-        place.name,
-        spec.space,
-        reference=spec.reference(),
-        seed=spec.seed,
-        pruner=spec.pruner,
-        sampler=spec.sampler,
-        goals=spec.goals,
-        bounds=spec.bounds,
-        epochs=spec.most_epochs,
-        admit=partial(_claim, folder, identity, storage),
-    )
 
 
 @dataclass(frozen=True)

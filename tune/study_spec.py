@@ -13,26 +13,23 @@ from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of, own_
 from prometar.errors import UserError
 from prometar.parts.building import own_reference
 from tune.jobs.spec import Job, Leg, Terms
-from tune.optimizer.choices import require_choices
+from tune.optimizer.choices import Search
 from tune.optimizer.pruners import PRUNERS
 from tune.optimizer.samplers import SAMPLERS
-from tune.results.goals import Bound, Goal
-from tune.space.spaces import EPOCHS, Choice, Space
+from tune.space.spaces import EPOCHS, Choice
 
 _OF_THE_STUDY = {"method", "train.seed", "data.name", "data.root"}
 FRESH_SEEDS_FROM = 1000  # seeds of the last round, beyond those of searches and final comparisons
 
 
-@dataclass(frozen=True)
-class StudySpec:
-    """A study.
+@dataclass(frozen=True, kw_only=True)
+class StudySpec(Search):
+    """A study: how its settings are drawn and judged, and what is trained.
 
     Args:
         config: The reference: released settings, the first data set, backbone, epochs, and the first seed of
             every trial, so that all trials share data order and augmentations.
-        space: What is searched. objective: What a trial is scored on. seed: Of the sampler.
-        sampler: What draws settings. pruner: What stops hopeless trials. goals: What is optimised.
-        bounds: What settings must keep to be chosen.
+        objective: What a trial is scored on.
         val_per_class: Most validation images a class in a score.
         trials: How many are to be run; more may be asked later.
         datasets: One setting is searched for all of them, scored by the mean (default: config's own).
@@ -49,16 +46,10 @@ class StudySpec:
     """
 
     config: Config
-    space: Space
     objective: str
-    seed: int
-    pruner: str
     val_per_class: int
     trials: int
     final_seeds: tuple[int, ...]
-    sampler: str = "tpe"
-    goals: tuple[Goal, ...] = ("objective",)
-    bounds: tuple[Bound, ...] = ()
     datasets: tuple[str, ...] = ()
     seeds_per_trial: int = 1
     folds: int = 1
@@ -102,9 +93,7 @@ class StudySpec:
         if not objective.scores_new and "new" in {*self.goals, *(bound.figure for bound in self.bounds)}:
             what = "--goals new" if "new" in self.goals else "a bound on new"
             raise UserError(f"{what}: the objective {self.objective} scores no new classes")
-        require_choices(
-            self.space, sampler=self.sampler, pruner=self.pruner, goals=self.goals, bounds=self.bounds
-        )
+        super().__post_init__()
 
     @property
     def names(self) -> tuple[str, ...]:

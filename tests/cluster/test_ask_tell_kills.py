@@ -24,7 +24,7 @@ SPEC = small_spec()
 
 def memory(folder: Path, spec: StudySpec = SPEC) -> Memory:
     storage = f"sqlite:///{folder / 'study.db'}"
-    return Memory(storage, "s", spec.space, reference=spec.reference(), seed=3, pruner="none")
+    return Memory(storage, "s", spec, reference=spec.reference())
 
 
 def ask(study: Memory) -> Asked:

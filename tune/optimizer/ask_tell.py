@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prometar.errors import StorageError, UserError
 from prometar.parts.reference import failing, reference_of
-from tune.optimizer.choices import require_choices
+from tune.optimizer.choices import Search
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
 from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, point_sampler, sampler_of
 from tune.optimizer.storage import LOST, drive_study
@@ -38,10 +38,9 @@ from tune.optimizer.trial_schema import (
     interrupted,
     record_of,
 )
-from tune.results.goals import GOALS, SECONDS, Bound, Goal, loss
+from tune.results.goals import GOALS, SECONDS, loss
 from tune.results.schema import TrialRecord, by_score
 from tune.space.point_sets import all_points, grid_points
-from tune.space.spaces import Space
 
 HOPELESS = 5  # failed trials, and none finished, after which a study stops
 REDRAWS = 20  # draws of settings already tried, after which one that has not been tried is looked for
@@ -65,15 +64,8 @@ class Memory:
     Args:
         storage: An Optuna storage URL, e.g. sqlite:///out/textures/study.db.
         name: The study's name in it.
-        space: What is searched.
+        search: How settings are drawn and judged.
         reference: The released settings; always trial 0, never pruned.
-        seed: Of the sampler. Each draw is seeded by (seed, trial number): a restarted study draws what an
-            undisturbed one would have drawn, where trials end in the same order.
-        pruner: See `tune.optimizer.pruners.pruner_of`.
-        sampler: See `tune.optimizer.samplers.sampler_of` (default tpe).
-        goals: What is optimised (default: the objective alone).
-        bounds: What settings must keep; samplers avoid what breaks them, and a trial that has used up its
-            time is stopped.
         epochs: Of a whole trial.
         admit: Called before anything is written; may `claim` the study, and refuses it by raising.
 
@@ -81,33 +73,26 @@ class Memory:
         exhausted: Whether every setting of the space has been tried.
         seconds_searched: How long earlier processes have searched.
     Raises:
-        UserError: unknown pruner, sampler or goal, or ones that do not go together. WorkError: the storage
-            cannot be reached.
+        WorkError: the storage cannot be reached.
     """
 
     def __init__(
         self,
         storage: str,
         name: str,
-        space: Space,
+        search: Search,
         *,
         reference: dict[str, Any],
-        seed: int,
-        pruner: str,
-        sampler: str = "tpe",
-        goals: Sequence[Goal] = ("objective",),
-        bounds: Sequence[Bound] = (),
         epochs: int = 100,
         admit: Callable[[Memory], None] = lambda memory: None,
     ) -> None:
-        require_choices(space, sampler=sampler, pruner=pruner, goals=goals, bounds=bounds)
-        self._space, self._seed, self._reference = space, seed, reference
-        self._sampler, self._goals, self._bounds = sampler_of(sampler), tuple(goals), tuple(bounds)
-        self._drawing, self._pruning = _own("sampler", sampler), _own("pruner", pruner)
-        self._front = FRONT_PRUNERS.get(pruner) if len(goals) > 1 else None
-        directions = [GOALS[goal] for goal in goals]
-        chosen = pruner_of(pruner, epochs)
-        self._study, self._storage = drive_study(storage, name, directions=directions, pruner=chosen)
+        self._space, self._seed, self._reference = search.space, search.seed, reference
+        self._goals, self._bounds = search.goals, search.bounds
+        self._sampler, self._drawing = sampler_of(search.sampler), _own("sampler", search.sampler)
+        self._front = FRONT_PRUNERS.get(search.pruner) if len(search.goals) > 1 else None
+        self._pruning, pruner = _own("pruner", search.pruner), pruner_of(search.pruner, epochs)
+        directions = [GOALS[goal] for goal in search.goals]
+        self._study, self._storage = drive_study(storage, name, directions=directions, pruner=pruner)
         admit(self)
         self._end_repeats()
         self._require_reference()

@@ -12,6 +12,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from prometar.errors import UserError, first_line
 from prometar.io.stores import masked
+from tune.optimizer.choices import Search
 from tune.optimizer.storage import DamagedError, backend_of, file_of, open_study, opening
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import (
@@ -25,9 +26,8 @@ from tune.optimizer.trial_schema import (
     RESULT,
     SEARCHED,
 )
-from tune.results.goals import GOALS, Bound, Goal
+from tune.results.goals import GOALS
 from tune.results.schema import Run, TrialRecord
-from tune.space.spaces import Space
 
 
 def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list[int]:
@@ -69,10 +69,8 @@ def rebuild(
     storage: str,
     name: str,
     records: Sequence[TrialRecord],
+    search: Search,
     *,
-    space: Space,
-    goals: Sequence[Goal],
-    bounds: Sequence[Bound] = (),
     at_least: int,
     forgiven: Sequence[int] = (),
     seconds_searched: float = 0.0,
@@ -89,13 +87,15 @@ def rebuild(
     by_number = {record.number: record for record in records}
     gap = create_trial(state=TrialState.FAIL, user_attrs={REPEAT: -1, REASON: "its record is not there"})
     trials = [
-        _trial(by_number[number], space, goals, bounds) if number in by_number else gap
+        _trial(by_number[number], search) if number in by_number else gap
         for number in range(max([at_least, *(number + 1 for number in by_number)]))
     ]
     with opening(storage):
         backend = backend_of(storage)
         try:
-            study = backend.create_new_study([StudyDirection[GOALS[goal].upper()] for goal in goals], name)
+            study = backend.create_new_study(
+                [StudyDirection[GOALS[goal].upper()] for goal in search.goals], name
+            )
         except DuplicatedStudyError:
             raise UserError(
                 f"{masked(storage)} still holds a study {name}, with other trials: remove it there (`optuna "
@@ -107,8 +107,9 @@ def rebuild(
             backend.create_new_trial(study, trial)
 
 
-def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Sequence[Bound]) -> FrozenTrial:
+def _trial(record: TrialRecord, search: Search) -> FrozenTrial:
     what = f"the record of trial {record.number}"
+    space, goals = search.space, search.goals
     settings = space.checked(record.settings, what=what)
     fixed = FixedTrial(settings)
     try:
@@ -146,7 +147,7 @@ def _trial(record: TrialRecord, space: Space, goals: Sequence[Goal], bounds: Seq
         system_attrs={ENQUEUED: dict(given)} if given else {},
         intermediate_values=curve if one else {},
     )
-    for bound in bounds if state is not TrialState.FAIL else ():
+    for bound in search.bounds if state is not TrialState.FAIL else ():
         trial.set_constraint(str(bound), bound.excess(record.goal(bound.figure)))
     trial.datetime_start, trial.datetime_complete = record.started, record.ended
     return trial

@@ -17,6 +17,7 @@ from tests.support.databases import new_database, remembered
 from tests.support.texts import ANY
 from tune.optimizer import ask_tell
 from tune.optimizer.ask_tell import Memory
+from tune.optimizer.choices import Search
 from tune.optimizer.optuna_private import Remembered
 from tune.optimizer.pruners import PRUNERS
 from tune.optimizer.samplers import SAMPLERS, STARTUP_TRIALS
@@ -47,18 +48,20 @@ SINGLE_GOAL = tuple(name for name, sampler in SAMPLERS.items() if sampler.plain)
 
 
 def memory(
-    folder: Path, sampler: str, space: str, *, kept: bool = False, seed: int = 5, **changes: Any
+    folder: Path,
+    sampler: str,
+    space: str,
+    *,
+    kept: bool = False,
+    seed: int = 5,
+    epochs: int = 100,
+    **changes: Any,
 ) -> Memory:
     """A study of such a sampler; `kept`: in a database, which takes ten times as long."""
-    return Memory(
-        new_database(folder) if kept else remembered(folder),
-        "s",
-        parse_space(space, SPACES[space]),
-        reference=REFERENCE[space],
-        seed=seed,
-        sampler=sampler,
-        **{"pruner": "none", **changes},
-    )
+    ranges = parse_space(space, SPACES[space])
+    search = Search(space=ranges, seed=seed, sampler=sampler, **{"pruner": "none", **changes})
+    storage = new_database(folder) if kept else remembered(folder)
+    return Memory(storage, "s", search, reference=REFERENCE[space], epochs=epochs)
 
 
 def score(drawn: dict[str, Any]) -> dict[str, Any]:
@@ -224,8 +227,8 @@ def test_a_space_of_choices_is_searched_through_to_its_last_point(
     reference = {"regularizer.kind": "l1", "data.shots": 2, "inner.order": "second"}
 
     def again() -> Memory:
-        return Memory(remembered(tmp_path), "s", space, reference=reference, seed=1,
-                      pruner="none", sampler=sampler)  # fmt: skip
+        search = Search(space=space, seed=1, pruner="none", sampler=sampler)
+        return Memory(remembered(tmp_path), "s", search, reference=reference)
 
     def finish(study: Memory, target: int) -> int:
         count = 0

@@ -41,11 +41,7 @@ regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true, when: {re
 
 
 def memory_of(spec: StudySpec, folder: StudyFolder) -> Memory:
-    return Memory(
-        folder.storage, NAME, spec.space, reference=spec.reference(), seed=spec.seed,
-        pruner=spec.pruner, sampler=spec.sampler, goals=spec.goals, bounds=spec.bounds,
-        epochs=EPOCHS,
-    )  # fmt: skip
+    return Memory(folder.storage, NAME, spec, reference=spec.reference(), epochs=EPOCHS)
 
 
 def run(memory: Memory, asked: Asked, *, failing: bool = False) -> None:
@@ -300,7 +296,7 @@ def test_what_a_shared_storage_still_holds_is_not_replaced(
     memory = memory_of(spec, folder)
     kept = memory.ended()
     memory.close()
-    rebuild(shared, folder.name, kept[:1], space=spec.space, goals=spec.goals, at_least=1)
+    rebuild(shared, folder.name, kept[:1], spec, at_least=1)
     with pytest.raises(UserError, match=f"still holds a study {folder.name}, with other trials: remove it"):
         require_agreement(folder, shared, spec, from_records=True)
     assert len(open_study(shared, folder.name).trials) == 1
@@ -328,7 +324,7 @@ def test_no_trial_is_rebuilt_twice_where_the_database_s_answer_is_lost(
     monkeypatch.setattr(SQLiteDialect_pysqlite, "do_commit", lose_the_answer)
     monkeypatch.setattr(SQLiteDialect_pysqlite, "is_disconnect", lambda *_: True)
     with pytest.raises(WorkError, match="server closed the connection; when it answers again"):
-        rebuild(shared, folder.name, kept, space=spec.space, goals=spec.goals, at_least=3)
+        rebuild(shared, folder.name, kept, spec, at_least=3)
     assert len(open_study(shared, folder.name).trials) == 2
 
 

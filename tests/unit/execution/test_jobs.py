@@ -35,9 +35,9 @@ WORKER = tune_trial("w0")
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Memory:
-    spec = small_spec(trials=5)
+    spec = small_spec(trials=5, seed=1)
     storage = f"sqlite:///{tmp_path / 'study.db'}"
-    return Memory(storage, "s", spec.space, reference=spec.reference(), seed=1, pruner="none")
+    return Memory(storage, "s", spec, reference=spec.reference())
 
 
 def job_in(folder: Path) -> MakeJob:

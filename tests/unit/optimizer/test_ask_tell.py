@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,6 +16,7 @@ from prometar.errors import StorageError, UserError, WorkError
 from tests.support.databases import new_database
 from tune.optimizer import ask_tell
 from tune.optimizer.ask_tell import Asked, Memory
+from tune.optimizer.choices import Search
 from tune.optimizer.samplers import STARTUP_TRIALS
 from tune.optimizer.storage import drive_study, open_study
 from tune.space.spaces import parse_space
@@ -37,14 +39,12 @@ def memory(
     *,
     space: str = SPACE,
     reference: dict[str, Any] = REFERENCE,
-    pruner: str = "none",
     storage: Any = None,
+    admit: Callable[[Memory], None] = lambda memory: None,
     **changes: Any,
 ) -> Memory:
-    ranges = parse_space("test", space)
-    return Memory(
-        storage or new_database(folder), "s", ranges, reference=reference, seed=3, pruner=pruner, **changes
-    )
+    search = Search(space=parse_space("test", space), seed=3, **{"pruner": "none", **changes})
+    return Memory(storage or new_database(folder), "s", search, reference=reference, admit=admit)
 
 
 def result(asked: Asked, epoch: int, **changes: Any) -> dict[str, Any]:
