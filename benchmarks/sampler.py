@@ -147,7 +147,7 @@ class Ours:
         def job_of(asked: Asked) -> Job:
             return spec.search_job(asked.settings, spec.seeds, str(self._folder.trial(asked.number)), terms)
 
-        stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan.threads, plan.stream_cpus)
+        stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan)
         memory = Memory(self._folder.storage, "s", spec, reference=spec.reference())
         self._jobs = SearchJobs(memory, job_of, spec.trials, stopping, Room(SLOTS, 0.0))
         self._place = PlacementGroupFactory(plan.bundles())

@@ -242,8 +242,7 @@ class _Begun:
         place, console = self.place, self.console
         left = None if place.max_hours is None else 3600 * place.max_hours - self.memory.seconds_searched
         terms = Terms(
-            plan.threads,
-            plan.stream_cpus,
+            plan,
             place.trial_timeout,
             str(self.folder.path),
             place.files,
@@ -256,10 +255,9 @@ class _Begun:
         if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
             share = measured_share(self.folder, self.spec, means, kinds_of_gpu(self.nodes))
             plan = _planned(self.spec, place, self.checked, self.nodes, share)
-        terms = replace(terms, cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial)
         together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
         console.print(plan.describe(self.nodes) + together)
-        return replace(means, plan=plan, terms=terms)
+        return replace(means, plan=plan, terms=replace(terms, plan=plan))
 
     def course(self, means: Means) -> Course[FinalTest]:
         """Search, last round, and best.yaml compared with the released settings on the test images."""

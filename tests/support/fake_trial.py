@@ -139,7 +139,7 @@ class FakeCrew:
             result = RunResult(
                 result=records[-1] | {"objective": value}, accuracies={"base": 50.0}, history=tuple(records),
                 objective=self._job.objective, classnames=(), template="", run="", environment={},
-                cpus=self._job.terms.cpus, gpus=self._job.terms.gpus,
+                cpus=self._job.terms.plan.cpus_per_trial, gpus=self._job.terms.plan.gpus_per_trial,
             )  # fmt: skip
             config = yaml.safe_dump(leg.config).encode()
             write_atomically(self._folder / leg.folder / "config.yaml", config)

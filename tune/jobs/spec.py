@@ -8,7 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from prometar.distributed.placement import ResourcePlan
 from prometar.parts.sending import Sent
+
+_ONE_CPU = ResourcePlan(max_concurrent=1, cpus_per_trial=1.0, gpus_per_trial=0.0)
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ class Terms:
     """How a study's jobs are run, whatever they are; none of it changes their figures.
 
     Args:
-        threads: Torch threads of a worker (default 1).
-        stream_cpus: Logical CPUs of its stream's tasks (default 0.5).
+        plan: What a job gets of its machine (default 1 CPU).
         timeout_seconds: Without a result for so long, a worker hangs (default None: never).
         root: The study's folder on the driver's machine, which the jobs' folders lie below (default "").
         files: URL that stands for `root` where workers share no file system with the driver (default None:
@@ -50,19 +52,15 @@ class Terms:
         session: Of the command that runs the jobs; another one's workers that hung do not count (default "").
         contents: Digests that the driver has found, which a worker's machine must have too, as
             `prometar.training.run.contents_of` names them (default none).
-        cpus, gpus: What a job holds while it runs, for the record of its cost (default None: nobody knows).
     """
 
-    threads: int = 1
-    stream_cpus: float = 0.5
+    plan: ResourcePlan = _ONE_CPU
     timeout_seconds: float | None = None
     root: str = ""
     files: str | None = None
     code: tuple[Sent, ...] = ()
     session: str = ""
     contents: Mapping[str, str] = field(default_factory=dict)
-    cpus: float | None = None
-    gpus: float | None = None
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class TrialWorker(tune.Trainable):
 
             from tune.worker.trial_group import Crew
 
-        torch.set_num_threads(jobs[0].terms.threads)
+        torch.set_num_threads(jobs[0].terms.plan.threads)
         return Crew(jobs, failure)
 
     def step(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class LegRun:
 
     def __init__(self, job: Job, leg: Leg) -> None:
         files = JobFiles(job)
-        self.leg, self._terms, self._mirror = leg, job.terms, files.mirror(leg)
+        self.leg, self._plan, self._mirror = leg, job.terms.plan, files.mirror(leg)
         self._folder = folder = files.work_folder(leg)
         if self._mirror is not None:
             self._mirror.pull()
@@ -43,7 +43,7 @@ class LegRun:
                 found.update(contents_of(config) | code_of("tune"))
         run = build_run(config, job.objective, val_per_class=job.val_per_class, fold=leg.fold)
         watch = Alignment(folder) if job.objective == FINAL else None
-        stream = ray_stream(run, StreamOptions.in_bundle(job.terms.stream_cpus))
+        stream = ray_stream(run, StreamOptions.in_bundle(self._plan.stream_cpus))
         self.session, self.note = Session.or_anew(run, folder, stream, watch)
         _drop_result(folder, unless=run.digest)  # beside this configuration it would be taken for its result
         write_atomically(folder / "config.yaml", dump_config(config).encode())
@@ -55,7 +55,8 @@ class LegRun:
 
     def conclude(self) -> None:
         """Write result.json."""
-        write_result(self._folder, self.session, cpus=self._terms.cpus, gpus=self._terms.gpus)
+        cpus, gpus = self._plan.cpus_per_trial, self._plan.gpus_per_trial
+        write_result(self._folder, self.session, cpus=cpus, gpus=gpus)
         self.keep()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from prometar.config.settings import Config, parse
 from prometar.data.streaming.stream import stream_local
+from prometar.distributed.placement import ResourcePlan
 from prometar.errors import StorageError, WorkError
 from prometar.training.run import Run, code_of, contents_of
 from tests.support.small import BACKBONE
@@ -185,7 +186,7 @@ def of_runs(folder: Path, *changes: dict[str, Any], fold: int = 0) -> Job:
         Leg(Config().override({**BASE, **each}).model_dump(mode="json"), f"run{k}", fold)
         for k, each in enumerate(changes)
     )
-    return Job(str(folder / "several"), legs, "class_holdout", {}, 2, Terms(2, 0.5, 60.0))
+    return Job(str(folder / "several"), legs, "class_holdout", {}, 2, Terms(ResourcePlan(1, 2.0, 0.5), 60.0))
 
 
 def test_figures_of_several_runs_are_their_means(tmp_path: Path) -> None:
