@@ -151,10 +151,7 @@ class Ours:
         memory = Memory(self._folder.storage, "s", spec, reference=spec.reference())
         self._jobs = SearchJobs(memory, job_of, spec.trials, stopping, Room(SLOTS, 0.0))
         self._place = PlacementGroupFactory(plan.bundles())
-        progress = Progress(
-            memory, spec.trials, EPOCHS, console=Console(file=io.StringIO()),
-            numbers_of=self._jobs.numbers, reference=spec.reference(),
-        )  # fmt: skip
+        progress = Progress(memory, spec, console=Console(file=io.StringIO()), numbers_of=self._jobs.numbers)
         self._callbacks = (progress, _Unwritten(self._folder, memory, stopping, job_of))
 
     def ask(self) -> tuple[SimpleNamespace, dict[str, Any]]:

@@ -281,15 +281,7 @@ class _Begun:
 
         jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, place.lockstep)
         keeper = RecordKeeper(folder, memory, stopping, job_of)
-        progress = Progress(
-            memory,
-            spec.trials + len(memory.forgiven),
-            spec.most_epochs,
-            console=console,
-            numbers_of=jobs.numbers,
-            reference=spec.reference(),
-            bounds=spec.bounds,
-        )
+        progress = Progress(memory, spec, console=console, numbers_of=jobs.numbers)
         trackers = Trackers(
             place.trackers, folder.path, folder.name, memory, numbers_of=jobs.numbers, console=console
         )

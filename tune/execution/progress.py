@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from rich.text import Text
 
 from prometar.errors import one_line
 from tune.optimizer.ask_tell import Memory
-from tune.results.goals import Bound
 from tune.results.reader import STATES
 from tune.results.schema import State, TrialRecord, by_score
+from tune.study_spec import StudySpec
 
 READ_SECONDS = 1.0  # between two looks at the memory, which may be a database
 
@@ -37,29 +37,25 @@ class Progress(Callback):
 
     Args:
         memory: Whose trials are shown; it is asked for those that have ended, at most once a second.
-        target: How many trials the study is to have.
-        epochs: Of a whole trial, the most.
+        spec: What the study is asked; the best settings are shown by how they differ from the released ones.
         console: A live view where it is a terminal, else one line an ended trial.
         numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
-        reference: The released settings; the best ones are shown by how they differ.
         clock: Seconds (default time.monotonic).
     """
 
     def __init__(
         self,
         memory: Memory,
-        target: int,
-        epochs: int,
+        spec: StudySpec,
         *,
         console: Console,
         numbers_of: Callable[[str], Sequence[int]],
-        reference: Mapping[str, Any],
-        bounds: Sequence[Bound] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._memory, self._target, self._epochs = memory, target, epochs
+        self._memory, self._epochs = memory, spec.most_epochs
+        self._target = spec.trials + len(memory.forgiven)
         self._console, self._numbers_of, self._clock = console, numbers_of, clock
-        self._reference, self._bounds = reference, bounds
+        self._reference, self._bounds = spec.reference(), spec.bounds
         self._begin = self._read = clock()
         self._ended: set[int] = set()
         self._states: Counter[State] = Counter()

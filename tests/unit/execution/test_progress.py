@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tests.support.driver import small_spec
 from tests.support.trials import ended
 from tune.execution.progress import Progress
 from tune.results.schema import State, TrialRecord
@@ -20,6 +21,8 @@ def trial(number: int, state: State, curve: list[float], lr: float = 1.0, **chan
 class Study:
     """A memory, a clock and a driver of the callback."""
 
+    forgiven = frozenset[int]()
+
     def __init__(
         self, known: list[TrialRecord] | None = None, *, terminal: bool = False, target: int = 4
     ) -> None:
@@ -28,8 +31,8 @@ class Study:
         self.out = io.StringIO()
         console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None)
         self.progress = Progress(
-            self, target, 5, console=console, numbers_of={f"t{i}": [i] for i in range(20)}.__getitem__,
-            reference={"optim.lr": 0.0025}, clock=lambda: self.now,
+            self, small_spec(trials=target, epochs=5), console=console,
+            numbers_of={f"t{i}": [i] for i in range(20)}.__getitem__, clock=lambda: self.now,
         )  # fmt: skip
         self.progress.begin()
 
