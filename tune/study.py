@@ -39,7 +39,7 @@ from tune.optimizer.storage import GO_ON, reachable
 from tune.reporting.html import write_report
 from tune.reporting.terminal import print_summary
 from tune.results.reader import read_records
-from tune.results.schema import FinalTest, Learned, Tested
+from tune.results.schema import LEARNED, FinalTest, Learned, Tested
 from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
 from tune.stages.budget import headline
@@ -140,8 +140,8 @@ def run_study(
             epochs=spec.most_epochs,
             admit=partial(_claim, folder, checked.identity, storage),
         )
-        if learned:
-            folder.keep(learned)  # before the study has begun
+        if learned and not (folder / "learned.json").exists():
+            LEARNED.write(folder / "learned.json", learned)  # before the study has begun
         folder.describe(
             spec,
             checked.identity,

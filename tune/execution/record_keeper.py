@@ -13,7 +13,7 @@ from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job
 from tune.optimizer.ask_tell import Asked, Memory
-from tune.results.schema import TrialRecord
+from tune.results.schema import TRIAL, TrialRecord
 from tune.results.writer import StudyFolder
 
 
@@ -47,7 +47,7 @@ class RecordKeeper(Callback):
         self._memory.searched(self._stopping.elapsed)
 
     def _write(self, trial: TrialRecord) -> None:
-        self._folder.write_record(trial)
+        TRIAL.write(self._folder.record(trial.number), trial)
         # A trial that has been told needs no state any more, and states may be large.
         with suppress(UserError):  # of settings that no run takes together
             JobFiles(self._job_of(Asked(trial.number, dict(trial.settings)))).drop_states()

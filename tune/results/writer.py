@@ -23,7 +23,7 @@ from prometar.io.files import resolved
 from prometar.io.lock import locked
 from prometar.io.stores import masked
 from tune.results.reader import read_study
-from tune.results.schema import LEARNED, STUDY, TRIAL, AskedFor, Learned, StudyRecord, TrialRecord
+from tune.results.schema import STUDY, AskedFor, StudyRecord
 from tune.study_spec import StudySpec
 
 
@@ -143,16 +143,6 @@ class StudyFolder:
             seconds_searched=seconds_searched,
         )
         STUDY.write(path, record)
-
-    def keep(self, learned: Learned) -> None:
-        """Write learned.json, if it is not there."""
-        path = self.path / "learned.json"
-        if not path.exists():
-            LEARNED.write(path, learned)
-
-    def write_record(self, trial: TrialRecord) -> None:
-        """trials/NNNN/record.json of one trial."""
-        TRIAL.write(self.record(trial.number), trial)
 
 
 def _own_command(words: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import record_of
 from tune.results.goals import parse_bounds
 from tune.results.reader import read_trials
+from tune.results.schema import TRIAL
 from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
 from tune.stages.agreement import require_agreement
@@ -65,7 +66,7 @@ def recorded(memory: Memory, folder: StudyFolder, *, trials: int) -> None:
         assert asked is not None
         run(memory, asked)
     for trial in memory.ended():
-        folder.write_record(trial)
+        TRIAL.write(folder.record(trial.number), trial)
     memory.close()
 
 
@@ -92,7 +93,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     assert interrupted is not None
     folder.trial(interrupted.number).mkdir(parents=True)
     for trial in memory.ended():
-        folder.write_record(trial)
+        TRIAL.write(folder.record(trial.number), trial)
     memory.close()
     return folder.path, asked_for
 
@@ -213,7 +214,7 @@ def test_the_next_draws_are_the_same(study: tuple[StudyFolder, StudySpec]) -> No
         assert asked is not None
         before.fail(asked.number, "ended by the test")
     for trial in before.ended():
-        folder.write_record(trial)
+        TRIAL.write(folder.record(trial.number), trial)
     expected = [before.next(100) for _ in range(3)]
     before.close()
     (folder.path / "study.db").unlink()
@@ -276,7 +277,7 @@ def test_what_was_forgiven_and_how_long_was_searched_is_known_again(tmp_path: Pa
         run(second, asked)
     for trial in second.ended():
         folder.trial(trial.number).mkdir(parents=True)
-        folder.write_record(trial)
+        TRIAL.write(folder.record(trial.number), trial)
     second.close()
     (folder.path / "study.db").unlink()
     require_agreement(folder, folder.storage, spec, from_records=True)

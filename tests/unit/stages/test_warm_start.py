@@ -126,7 +126,7 @@ def test_what_is_learned_is_kept_when_the_other_study_changes_or_is_gone(
     assert str(first) == "5 trials on dtd"
     assert first is not None
     mine.path.mkdir()
-    mine.keep(first)
+    LEARNED.write(mine / "learned.json", first)
     study(other, *((50.0 - k, {"optim.lr": k / 100}) for k in range(1, 9)))
     assert learned_of(mine, [other], SPACE, seed=0) == first == learned_of(mine, [], SPACE, seed=0)
     rmtree(other)
@@ -144,7 +144,7 @@ def test_other_studies_than_those_it_began_with_are_refused(mine: StudyFolder, o
     (mine.path / "study.yaml").unlink()
     learned = learned_of(mine, [other], SPACE, seed=0)
     assert learned is not None
-    mine.keep(learned)
+    LEARNED.write(mine / "learned.json", learned)
     with pytest.raises(UserError, match=r"--warm-start .*else: .* has learned from .*other: leave"):
         learned_of(mine, [other, other.parent / "else"], SPACE, seed=0)
 
@@ -153,7 +153,7 @@ def test_starts_outside_the_space_are_refused(mine: StudyFolder, other: Path) ->
     learned = learned_of(mine, [other], SPACE, seed=0)
     assert learned is not None
     mine.path.mkdir()
-    mine.keep(replace(learned, starts=({"optim.lr": 7.0},)))
+    LEARNED.write(mine / "learned.json", replace(learned, starts=({"optim.lr": 7.0},)))
     with pytest.raises(UserError, match=r"must hold .*learned.json: optim.lr is 7.0, its range 0.001 .. 1"):
         learned_of(mine, [], SPACE, seed=0)
 
