@@ -18,10 +18,10 @@ from common import WORSE, table
 from scoring import DRIFT, WAYS, Floats, Table, calibration, over_released
 
 from tune.results.schema import EarlierStudy, EarlierTrial
-from tune.space.learned import Promises
 from tune.space.portfolio import Known, Portfolio
 from tune.space.spaces import Space
 from tune.stages.choice import KEEP_UNLESS, Belief, Calibration, Promise, belief, believed
+from tune.stages.learned import Promises
 from tune.stages.warm_start import promised
 
 TOP = 3  # settings in the last round

@@ -4,9 +4,9 @@
         [--doc docs/objectives.md]
 
 For each development set: a linear model of the settings that benchmarks/objectives.json holds, fitted on the
-drift scores of the other sets, one seed, as a search sees them (`tune/space/learned.py`); what it proposes is
-trained and tested. No test image is in what it is fitted on. A run leaves a record in --out and is not made
-again.
+drift scores of the other sets, one seed, as a search sees them (`tune/stages/learned.py`); what it proposes
+is trained and tested. No test image is in what it is fitted on. A run leaves a record in --out and is not
+made again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from objectives import EVIDENCE, drawn
 from records import Wanted, mean_and_interval, nothing_else, on_mini, publish, read_all, run_all, run_options
 from scoring import Evidence, Table
 
-from tune.space.learned import propose
 from tune.space.spaces import load_space
+from tune.stages.learned import propose
 
 
 def proposals(found: Evidence, dataset: Table, number: int) -> list[dict[str, object]]:

@@ -71,7 +71,7 @@ CALIBRATIONS: Mapping[str, Calibration] = {
 
 @dataclass(frozen=True)
 class Promise:
-    """Points of gain for a point that other studies promise (`tune.space.learned`), and their spread.
+    """Points of gain for a point that other studies promise (`tune.stages.learned`), and their spread.
 
     The slope is not the same on every data set: much is promised where little is known.
     """

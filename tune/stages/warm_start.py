@@ -13,9 +13,9 @@ from prometar.io.yamltext import read_yaml
 from tune.results.reader import read_records
 from tune.results.schema import LEARNED, EarlierStudy, EarlierTrial, Learned
 from tune.results.writer import StudyFolder
-from tune.space.learned import Promises, propose
 from tune.space.spaces import Space
 from tune.stages.choice import Belief, Calibration, Promise, of_draws
+from tune.stages.learned import Promises, propose
 
 WARM_TRIALS = 5  # that other studies promise most of
 FEWEST_TRIALS = 4  # of a study, to learn from

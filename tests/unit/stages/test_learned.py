@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune.space.learned import Promises, propose
+from tune.results.schema import EarlierStudy, EarlierTrial
 from tune.space.spaces import Space, load_space
+from tune.stages.learned import Promises, propose
 
 SPACE = Space.of(
     {
@@ -25,13 +25,10 @@ SPACE = Space.of(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A study."""
-
-    settings: list[dict[str, Any]]
-    scores: list[float]
-    objective: str = "drift"
+def study_of(settings: list[dict[str, Any]], scores: list[float], objective: str = "drift") -> EarlierStudy:
+    """Trials with these settings, by their scores."""
+    trials = tuple(map(EarlierTrial, settings, scores))
+    return EarlierStudy("out/other", ("other",), objective, trials)
 
 
 def drawn(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
@@ -49,9 +46,9 @@ def drawn(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
 
 def scored(
     settings: list[dict[str, Any]], rng: np.random.Generator, *, noise: float = 1.0, objective: str = "drift"
-) -> Scored:
+) -> EarlierStudy:
     """Deep prompts and no regularizer are better, by more than the noise."""
-    return Scored(
+    return study_of(
         settings,
         [
             each["prompts.text_depth"] / 2 + 5 * (each["regularizer.kind"] == "none") + rng.normal(0, noise)
@@ -74,7 +71,7 @@ def test_what_was_ahead_on_other_data_sets_is_proposed() -> None:
 def test_scales_of_objectives_do_not_matter() -> None:
     rng = np.random.default_rng(1)
     one, other = (scored(drawn(rng, 24), rng, objective=name) for name in ("drift", "my:own"))
-    percent = Scored(other.settings, [50 + 100 * score for score in other.scores], other.objective)
+    percent = study_of(other.settings, [50 + 100 * score for score in other.scores], other.objective)
     assert propose(SPACE, [one, percent], 5, seed=0) == propose(SPACE, [one, other], 5, seed=0)
 
 
@@ -83,7 +80,7 @@ def test_a_study_whose_settings_all_do_alike_does_not_outweigh_another() -> None
     rng = np.random.default_rng(3)
     settings = drawn(rng, 24)
     one = scored(settings, rng)
-    alike = Scored(settings, [-score / 1000 for score in one.scores])
+    alike = study_of(settings, [-score / 1000 for score in one.scores])
     assert propose(SPACE, [one, alike], 1, seed=0)[0]["regularizer.kind"] == "none"
 
 
@@ -101,12 +98,12 @@ def test_more_studies_find_a_small_effect_in_noise() -> None:
 RATES = [10.0 ** -(k / 8) for k in range(8, 33)]  # 0.1 to 0.0001
 
 
-def of_rates(rates: list[float], by_decade: float, *, level: float = 0.0) -> Scored:
+def of_rates(rates: list[float], by_decade: float, *, level: float = 0.0) -> EarlierStudy:
     """A study whose scores rise so much with each decade of the rate."""
-    return Scored([{"optim.lr": x} for x in rates], [level + by_decade * np.log10(x) for x in rates])
+    return study_of([{"optim.lr": x} for x in rates], [level + by_decade * np.log10(x) for x in rates])
 
 
-def promised(studies: list[Scored], *rates: float) -> list[float]:
+def promised(studies: list[EarlierStudy], *rates: float) -> list[float]:
     return [float(x) for x in Promises.of(SPACE, studies).leads([{"optim.lr": x} for x in rates])]
 
 
@@ -123,7 +120,7 @@ def test_a_narrow_corner_promises_little_beyond_it() -> None:
     rng = np.random.default_rng(0)
     for width in (1e-10, 1e-3, 0.1):
         rates = [float(0.002 * (1 + width * x)) for x in rng.uniform(size=24)]
-        noise = Scored([{"optim.lr": x} for x in rates], [float(x) for x in rng.normal(size=24)])
+        noise = study_of([{"optim.lr": x} for x in rates], [float(x) for x in rng.normal(size=24)])
         assert np.abs(promised([noise], 1e-4, 0.1)).max() < 0.5
 
 
@@ -132,14 +129,14 @@ def test_a_study_elsewhere_in_the_space_or_without_a_setting_takes_nothing_away(
     slow, fast = of_rates(RATES[12:], 2.0, level=70.0), of_rates(RATES[:12], 2.0, level=20.0)
     (one,), (other,), (both,) = promised([slow], 0.1), promised([fast], 0.1), promised([slow, fast], 0.1)
     assert 0 < min(one, other) <= max(one, other) < both < 3.0
-    silent = Scored([{"prompts.text_depth": k} for k in range(1, 13)], [0.0] * 12)
+    silent = study_of([{"prompts.text_depth": k} for k in range(1, 13)], [0.0] * 12)
     assert promised([slow, silent], 0.1) == pytest.approx([one])
 
 
 def test_one_trial_of_a_choice_promises_little() -> None:
     """It leads by 3, 71 others by nothing."""
     settings = [{"regularizer.kind": "none"}, *[{"regularizer.kind": "l1"}] * 71]
-    promises = Promises.of(SPACE, [Scored(settings, [3.0] + [0.0] * 71)])
+    promises = Promises.of(SPACE, [study_of(settings, [3.0] + [0.0] * 71)])
     assert 0 < promises.leads([{"regularizer.kind": "none"}])[0] < 0.5
 
 
@@ -151,12 +148,12 @@ def test_what_a_draw_would_have_scored_is_told_where_all_trials_are_in_a_good_co
 
 def test_equal_scores_promise_nothing_and_still_give_settings() -> None:
     settings = drawn(np.random.default_rng(2), 6)
-    assert len(propose(SPACE, [Scored(settings, [1.0] * 6)], 5, seed=0)) == 5
+    assert len(propose(SPACE, [study_of(settings, [1.0] * 6)], 5, seed=0)) == 5
 
 
 def test_a_space_with_less_than_is_asked_for_gives_what_it_has() -> None:
     space = Space.of({"regularizer.kind": {"type": "choice", "choices": ["l1", "none"]}})
-    study = Scored([{"regularizer.kind": "l1"}, {"regularizer.kind": "none"}], [1.0, 2.0])
+    study = study_of([{"regularizer.kind": "l1"}, {"regularizer.kind": "none"}], [1.0, 2.0])
     assert propose(space, [study], 5, seed=0) == [{"regularizer.kind": "none"}, {"regularizer.kind": "l1"}]
 
 
@@ -164,7 +161,7 @@ def test_a_space_with_less_than_is_asked_for_gives_what_it_has() -> None:
 def test_values_of_another_space_tell_nothing(value: Any) -> None:
     """Of a study whose space had another kind of setting under the same name."""
     settings = [{"optim.lr": value, "regularizer.kind": value}, {"optim.lr": 0.01}, {"optim.lr": 0.02}]
-    assert len(propose(SPACE, [Scored(settings, [1.0, 2.0, 3.0])], 2, seed=0)) == 2
+    assert len(propose(SPACE, [study_of(settings, [1.0, 2.0, 3.0])], 2, seed=0)) == 2
 
 
 @settings(max_examples=3)
@@ -173,7 +170,7 @@ def test_proposals_are_settings_of_the_space_and_the_same_each_time(
     seed: int, number: int, trials: int
 ) -> None:
     space, rng = load_space("recipe"), np.random.default_rng(seed)
-    studies = [Scored(drawn(rng, trials), [float(x) for x in rng.normal(size=trials)])]
+    studies = [study_of(drawn(rng, trials), [float(x) for x in rng.normal(size=trials)])]
     found = propose(space, studies, number, seed)
     assert [space.checked(each, what="it") for each in found] == found
     assert len({str(each) for each in found}) == number

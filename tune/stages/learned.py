@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tune.results.schema import EarlierStudy
 from tune.space.spaces import FloatRange, Space
 
 Floats = NDArray[np.float64]
@@ -23,19 +24,6 @@ TRIED = 4096
 """Draws of the space, the most promising of which is proposed; more would lie in corners nobody has seen."""
 DIGITS = 4
 """Of proposed numbers: what differs less is the same, on every machine."""
-
-
-class Scored(Protocol):
-    """A study's trials: their settings and scores, higher is better; `objective`: what the scores are of."""
-
-    @property
-    def objective(self) -> str: ...
-
-    @property
-    def settings(self) -> Sequence[Mapping[str, Any]]: ...
-
-    @property
-    def scores(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True)
@@ -58,14 +46,15 @@ class _Uniform:
         return choices[self.rng.integers(len(choices))]
 
 
-def propose(space: Space, studies: Sequence[Scored], number: int, seed: int) -> list[dict[str, Any]]:
+def propose(space: Space, studies: Sequence[EarlierStudy], number: int, seed: int) -> list[dict[str, Any]]:
     """Settings of the space to be tried first, different ones, each the most promising of its own draws.
 
     Example:
-        >>> from types import SimpleNamespace
+        >>> from tune.results.schema import EarlierTrial
         >>> space = Space.of({"optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True}})
-        >>> rates = [{"optim.lr": 1e-4}, {"optim.lr": 1e-3}, {"optim.lr": 0.05}]
-        >>> study = SimpleNamespace(objective="drift", settings=rates, scores=[50.0, 55.0, 60.0])
+        >>> rates = (1e-4, 50.0), (1e-3, 55.0), (0.05, 60.0)
+        >>> trials = tuple(EarlierTrial({"optim.lr": rate}, score) for rate, score in rates)
+        >>> study = EarlierStudy("out/dtd", ("dtd",), "drift", trials)
         >>> propose(space, [study], 1, seed=0)[0]["optim.lr"] > 0.09
         True
     """
@@ -90,7 +79,9 @@ class Promises:
     weights: Floats
 
     @classmethod
-    def of(cls, space: Space, studies: Sequence[Scored], leads: Sequence[Floats] | None = None) -> Promises:
+    def of(
+        cls, space: Space, studies: Sequence[EarlierStudy], leads: Sequence[Floats] | None = None
+    ) -> Promises:
         """`leads`: how far each study's trials are above its mean (default: in points, of one objective)."""
         features = [_features(space, study.settings) for study in studies]
         seen = np.concatenate([each - each.mean(axis=0) for each in features])
@@ -102,17 +93,17 @@ class Promises:
         expected: Floats = _features(self.space, settings) @ self.weights
         return expected
 
-    def of_a_draw(self, study: Scored) -> float:
+    def of_a_draw(self, study: EarlierStudy) -> float:
         """What a draw of the space would have scored in a study."""
         return float(np.mean(np.asarray(study.scores, np.float64) - self.leads(study.settings)))
 
 
-def _ahead(studies: Sequence[Scored]) -> list[Floats]:
+def _ahead(studies: Sequence[EarlierStudy]) -> list[Floats]:
     """Scores above their study's mean."""
     return [np.asarray(study.scores, np.float64) - np.mean(study.scores) for study in studies]
 
 
-def _in_spreads(studies: Sequence[Scored]) -> list[Floats]:
+def _in_spreads(studies: Sequence[EarlierStudy]) -> list[Floats]:
     """Scores above their study's mean, in standard deviations of their objective over all that have it.
 
     Not of their study: where all settings do alike, scores differ by noise.
