@@ -10,7 +10,7 @@ from statistics import mean
 
 from prometar.errors import UserError
 from prometar.io.files import entries
-from tune.results.goals import SECONDS, Goal, keeps, loss
+from tune.results.goals import SECONDS, Goal, loss
 from tune.results.schema import (
     FINAL_TEST,
     LEARNED,
@@ -91,14 +91,14 @@ class Records:
         return [t for t in self.trials if t.score is not None]
 
     @cached_property
+    def keeping(self) -> list[TrialRecord]:
+        """The finished trials that keep the bounds, the best first."""
+        return by_score(self.trials, self.asked.bounds)
+
+    @property
     def best(self) -> TrialRecord | None:
         """The finished trial with the highest objective that keeps the bounds; the earliest of equals."""
-        return next(iter(by_score(self.trials, self.asked.bounds)), None)
-
-    @cached_property
-    def keeping(self) -> list[TrialRecord]:
-        """The finished trials that keep the bounds."""
-        return [t for t in self.complete if keeps(self.asked.bounds, t.goal)]
+        return next(iter(self.keeping), None)
 
     @cached_property
     def released(self) -> TrialRecord | None:
