@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from prometar.errors import UserError, first_line
 from prometar.io.stores import masked
 from tune.optimizer.choices import Search
-from tune.optimizer.storage import DamagedError, backend_of, file_of, open_study, opening
+from tune.optimizer.storage import DamagedError, backend_of, file_of, opening
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import (
     CURVE,
@@ -30,39 +30,35 @@ from tune.results.goals import GOALS
 from tune.results.schema import Run, TrialRecord
 
 
-def odd_records(storage: str, name: str, records: Sequence[TrialRecord]) -> list[int]:
-    """Numbers of the recorded trials that a storage lacks, or has with other settings or in another state."""
-    kept = {trial.number: trial for trial in _kept_trials(storage, name)}
+def odd_records(kept: Iterable[FrozenTrial], records: Sequence[TrialRecord]) -> list[int]:
+    """Numbers of the recorded trials that are not kept, or with other settings or in another state."""
+    by_number = {trial.number: trial for trial in kept}
     return [
         record.number
         for record in records
-        if (trial := kept.get(record.number)) is None
+        if (trial := by_number.get(record.number)) is None
         or trial.state.name != record.state
         or trial.params != record.settings
     ]
 
 
-def _kept_trials(storage: str, name: str) -> list[FrozenTrial]:
-    """Nothing where the storage does not have the study, or its file is damaged."""
-    if name not in kept_names(storage):
-        return []
-    try:
-        with opening(storage):
-            return open_study(storage, name).get_trials(deepcopy=False)
-    except DamagedError:
-        return []
+def kept_in(storage: str, name: str) -> tuple[set[str], list[FrozenTrial]]:
+    """The names of a storage's studies, and the trials of the study `name`.
 
-
-def kept_names(storage: str) -> set[str]:
-    """A storage's studies; none is made where there is none, or its file is damaged."""
+    Nothing, and none is made, where there is no storage, or its file is damaged.
+    """
     file = file_of(storage)
     if file is not None and not Path(file).exists():
-        return set()
+        return set(), []
     try:
         with opening(storage):
-            return {study.study_name for study in backend_of(storage).get_all_studies()}
+            backend = backend_of(storage)
+            names = {study.study_name for study in backend.get_all_studies()}
+            if name not in names:
+                return names, []
+            return names, backend.get_all_trials(backend.get_study_id_from_name(name), deepcopy=False)
     except DamagedError:
-        return set()
+        return set(), []
 
 
 def rebuild(

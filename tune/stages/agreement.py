@@ -10,7 +10,7 @@ from prometar.errors import UserError
 from prometar.io.stores import masked
 from prometar.training.run_result import FILE, read_result
 from tune.jobs.spec import Terms
-from tune.optimizer.rebuild import kept_names, odd_records, rebuild
+from tune.optimizer.rebuild import kept_in, odd_records, rebuild
 from tune.results.reader import read_study, read_trials
 from tune.results.schema import TrialRecord
 from tune.results.writer import StudyFolder
@@ -33,12 +33,12 @@ def require_agreement(
             is not the folder's own, and cannot be put aside.
     """
     records = read_trials(folder.path)
-    odd = odd_records(storage, folder.name, records) if records else []
+    held, trials = kept_in(storage, folder.name) if records else (set(), [])
+    odd = odd_records(trials, records)
     if not odd:
         return ()
     own, database = storage == folder.storage, folder.path / "study.db"
-    held = kept_names(storage) if own else set()
-    if held and folder.name not in held:
+    if own and held and folder.name not in held:
         raise UserError(f"{database} holds the study {', '.join(sorted(held))}: give the folder this name")
     where = database if own else masked(storage)
     lost = (
