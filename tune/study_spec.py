@@ -24,7 +24,7 @@ FRESH_SEEDS_FROM = 1000  # seeds of the last round, beyond those of searches and
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec(Search):
-    """A study: how its settings are drawn and judged, and what is trained.
+    """A study: how its settings are drawn and judged (`Search`), and what is trained.
 
     Args:
         config: The reference: released settings, the first data set, backbone, epochs, and the first seed of

@@ -276,10 +276,6 @@ class Learned(Versioned):
     studies: Annotated[tuple[EarlierStudy, ...], Field(min_length=1)]
     starts: tuple[Settings, ...] = ()
 
-    @property
-    def folders(self) -> str:
-        return ", ".join(study.folder for study in self.studies)
-
     def scored_by(self, objective: str, *, besides: Collection[str]) -> list[EarlierStudy]:
         """The studies of one objective, on none of the data sets `besides`."""
         return [

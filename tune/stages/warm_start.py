@@ -88,11 +88,11 @@ def to_learn_from(
     if here in asked:
         raise UserError(f"--warm-start {folder.path}: a study cannot learn from itself")
     if kept is not None:
-        known = [Path(each.folder).resolve() for each in kept.studies]
-        if others := asked.keys() - known:
+        known = [each.folder for each in kept.studies]
+        if others := asked.keys() - {Path(folder).resolve() for folder in known}:
             raise UserError(
                 f"--warm-start {asked[min(others)]}: the study {folder.path} has learned from "
-                f"{kept.folders}: leave it out to go on with that, or begin another with --study NAME"
+                f"{', '.join(known)}: leave it out to go on with that, or begin another with --study NAME"
             )
         for each in kept.starts:
             space.checked(each, what=str(folder / "learned.json"))
