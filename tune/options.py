@@ -26,6 +26,7 @@ from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
 from prometar.io.stores import join, require_bucket
 from prometar.loading import nothing_collected
+from prometar.parts.reference import reference_of
 from tune.results.goals import parse_bounds
 from tune.space.portfolio import SIZE, first_trials
 from tune.space.spaces import EPOCHS, Space, known_spaces, load_space
@@ -189,6 +190,13 @@ class Options:
         for key, option in _ALSO_OPTIONS.items():
             if key in chosen and getattr(self, option) != getattr(Options, option):
                 raise UserError(f"--set {key}: --{option.replace('_', '-')} gives it too, leave out one")
+        own = [name for name in self.datasets if reference_of("data", name)]
+        for key in chosen:
+            if key.startswith("data.args.") and len(own) > 1:
+                raise UserError(
+                    f"--set {key}: of {' '.join(own)} it would reach {own[0]} alone; "
+                    "make it a default in the code of each"
+                )
         return chosen
 
     def _defaults(self) -> dict[str, Any]:

@@ -70,6 +70,24 @@ def test_fewer_trials_than_are_done(wanted: bool, interrupted: int, said: str) -
     assert study._all_counts(2, memory).startswith(f"--trials 2 is less than what is done: {said}")
 
 
+def test_settings_of_a_loader_reach_one_data_set(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaders = (
+        f"@dataclass(frozen=True)\nclass {name}:\n    size: int = 8\n    def __call__(self, root): ...\n"
+        for name in ("One", "Two")
+    )
+    (tmp_path / "two_sets.py").write_text("from dataclasses import dataclass\n" + "".join(loaders))
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ["--backbone", "mini", "--set", "data.args.size=4"]
+    assert main(["--dataset", "two_sets:One", "textures", *given]) == 0
+    ((spec, _),) = asked
+    assert (spec.data_args("two_sets:One"), spec.data_args("textures")) == ({"size": 4}, {})
+    assert main(["--dataset", "two_sets:One", "textures", "two_sets:Two", *given]) == 2
+    said = "error: --set data.args.size: of two_sets:One two_sets:Two it would reach two_sets:One alone; "
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_several_goals_are_not_pruned(asked: list[Any]) -> None:
     assert main(["--goals", "objective", "seconds"]) == 0
     assert asked[0][0].goals == ("objective", "seconds")
