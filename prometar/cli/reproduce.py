@@ -72,7 +72,7 @@ def reproduce(
     """Run methods by a protocol of the field, and compare them in pairs. The same command goes on."""
     configure_ray(local=address is None, verbose=verbose)
     from prometar.bundled.suite import default_backbone
-    from prometar.config.recipes import recipe
+    from prometar.config.recipes import is_file, recipe
     from prometar.reproduce.grid import Asked
     from prometar.reproduce.protocols import protocol_of
     from prometar.reproduce.published import settings_of
@@ -104,6 +104,7 @@ def reproduce(
         shots=tuple(shots or chosen.shots),
         source=trained_on,
         compared_to=compare_to,
+        recipes={name: configure(method) for name, method in recipes.items() if is_file(method)},
     )
     place = Place(
         out=out,

@@ -246,7 +246,11 @@ def _settings(asked: Asked) -> list[str]:
     own = {method: settings_of(asked.protocol.name, method) for method in asked.configs}
     kept = {m: {k: v for k, v in own[m].items() if asked.configs[m].flat()[k] == v} for m in own}
     lines = [f"{method} under this protocol: {_assigned(kept[method])}" for method in kept if kept[method]]
-    changed = {k: v for m, config in asked.configs.items() for k, v in changes(config, own[m]).items()}
+    changed = {
+        key: value
+        for method, config in asked.configs.items()
+        for key, value in changes(config, own[method], recipe=asked.recipes.get(method)).items()
+    }
     return lines + ([f"not the methods' own settings: {_assigned(changed)}"] if changed else [])
 
 

@@ -34,6 +34,7 @@ class Asked:
         shots: Training images a class.
         source: The data set that all runs train on, if the protocol has one.
         compared_to: The method that the others are paired with; None: prometar, or else the first.
+        recipes: What methods of the user's own are by their files, where the command may change settings.
     Raises:
         UserError: an unknown or repeated name, or a number that makes no sense.
     """
@@ -45,6 +46,7 @@ class Asked:
     shots: tuple[int, ...]
     source: str | None = None
     compared_to: str | None = None
+    recipes: Mapping[str, Config] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for option, values in (("datasets", self.datasets), ("seeds", self.seeds), ("shots", self.shots)):

@@ -77,18 +77,22 @@ def beside(protocol: str, config: Config) -> Series | None:
     return None
 
 
-def changes(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def changes(
+    config: Config, settings: Mapping[str, Any] | None = None, *, recipe: Config | None = None
+) -> dict[str, Any]:
     """The settings in which a configuration is not its method's own, with `settings` on top.
 
     Which images, seeds, backbone and precision are used is left out.
+
+    Args:
+        recipe: What a method of the user's own is, by its file; None: the configuration is the method.
 
     Example:
         >>> changes(Config().override({"train.epochs": 2, "train.seed": 7}))
         {'train.epochs': 2}
     """
-    if is_file(config.method):  # a recipe of one's own: the configuration is the method
-        return {}
-    own = Config(method=config.method).override(settings or {}).flat()
+    method = recipe or (config if is_file(config.method) else Config(method=config.method))
+    own = method.override(settings or {}).flat()
     return {key: value for key, value in config.flat().items() if key not in _FREE and value != own.get(key)}
 
 

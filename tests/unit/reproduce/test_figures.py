@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.config.settings import Config
+from prometar.config.settings import Config, configure
 from prometar.data.datasets.benchmarks import BENCHMARKS, OFFICIAL_NOTE
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.datasets.sources import FolderSource
@@ -209,6 +210,20 @@ def test_a_protocols_own_settings_are_said_and_still_compare() -> None:
     assert "not the methods' own settings: train.epochs=5" in table.notes
     (note,) = [n for n in table.notes if n.startswith("maple under this protocol")]
     assert "train.epochs" not in note
+
+
+def test_changed_settings_of_a_recipe_of_one_s_own_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("settings: {train: {epochs: 7}, optim: {lr: 0.001}}")
+    mine = configure(str(file))
+    for changed, said in (({}, []), ({"train.epochs": 1}, ["not the methods' own settings: train.epochs=1"])):
+        asked = replace(
+            ask("few-shot", ("coop",), shots=(1, 2)),
+            configs={"mine.yaml": mine.override(changed)},
+            recipes={"mine.yaml": mine},
+        )
+        notes = build_table(asked, fill(asked, half)).notes
+        assert [note for note in notes if "own settings" in note] == said
 
 
 def test_a_failed_run_gives_what_it_has() -> None:
