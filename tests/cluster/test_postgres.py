@@ -171,6 +171,19 @@ def test_a_connection_that_is_closed_while_nothing_is_written_is_opened_anew(url
     storage.close()
 
 
+def test_a_database_without_an_encoding_is_read_as_text(server: Server) -> None:
+    """As initdb makes it where the locale is C."""
+    with psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("create database plain encoding 'SQL_ASCII' template template0 locale 'C'")
+    url = server.url.replace("/postgres", "/plain")
+    study, storage = drive_study(url, NAME)
+    study.set_user_attr("key", "é")
+    storage.close()
+    read = open_study(url, NAME)
+    assert read.user_attrs == {"key": "é"}
+    read._storage._backend.engine.dispose()
+
+
 @pytest.mark.parametrize(
     ("change", "says", "status"),
     [

@@ -144,7 +144,7 @@ def open_study(storage: str, name: str) -> optuna.Study:
     """
     try:
         with opening(storage):
-            return optuna.load_study(storage=storage, study_name=name)
+            return optuna.load_study(storage=backend_of(storage), study_name=name)
     except KeyError:
         raise UserError(f"no study '{name}' in {storage}") from None
 
@@ -173,9 +173,12 @@ def backend_of(storage: str | BaseStorage) -> BaseStorage:
     """
     if isinstance(storage, BaseStorage):
         return storage
+    engine: dict[str, Any] = {"pool_pre_ping": True}
+    if storage.startswith("postgresql+psycopg"):  # of a server without an encoding it would read bytes
+        engine["connect_args"] = {"client_encoding": "utf8"}
     for look in range(1, _LOOKS + 1):
         try:
-            database = RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+            database = RDBStorage(storage, engine_kwargs=engine)
             break
         except SQLAlchemyError as error:
             if look == _LOOKS or "already exists" not in str(error):
