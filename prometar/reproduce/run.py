@@ -12,6 +12,7 @@ from prometar.comparison.render import print_comparison
 from prometar.distributed.local_ray import require_address, start_ray
 from prometar.distributed.placement import plan_resources, uses_gpu
 from prometar.errors import WorkError
+from prometar.interrupts import terminated_as_interrupted
 from prometar.io.lock import locked
 from prometar.parts.sending import sources_of
 from prometar.reproduce.check import Found, look
@@ -113,7 +114,8 @@ def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, cons
         num_ended += 1
         console.print(f"{record.entry.title}: {_outcome(record)}; {num_ended} of {len(jobs)} done")
 
-    run_jobs(jobs, plan, on_record=say)
+    with terminated_as_interrupted():
+        run_jobs(jobs, plan, on_record=say)
 
 
 def _outcome(record: Record) -> str:

@@ -23,6 +23,7 @@ from prometar.config.settings import Config, configure
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.layouts import SplitFile
 from prometar.errors import StorageError
+from prometar.interrupts import INTERRUPTED
 from prometar.reproduce import run
 from prometar.reproduce.check import Found, look
 from prometar.reproduce.grid import Asked, Entry
@@ -187,6 +188,29 @@ def test_a_target_that_is_gone_keeps_its_figures(
     assert reproduce("cross-dataset", root, out, *args) == 1
     said = capsys.readouterr().out
     assert "eurosat was left out of 1 of 2 runs (the others were tested on it before): data set" in said
+
+
+def test_sigterm_is_an_interrupt(copies: Path, tmp_path: Path, ray_local: str) -> None:
+    """As batch systems send it at the end of a job's time."""
+    args = ["--datasets", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--epochs", "2000"]
+    command = [sys.executable, "-m", "prometar", "reproduce", "--data-root", str(copies), *TINY, *args]
+    driver = subprocess.Popen(
+        [*command, "--out", str(tmp_path), "--address", ray_local],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "runs" / "final-dtd-2shots-coop-seed1" / "checkpoint.safetensors").exists():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGTERM)
+    said = driver.communicate(timeout=120)[1]
+    assert (driver.returncode, said) == (
+        INTERRUPTED,
+        "error: interrupted; the same command goes on from here\n",
+    )
 
 
 def test_a_killed_driver_goes_on(
