@@ -49,10 +49,13 @@ def resolved(path: Path | str) -> Path:
         UserError: not `is_utf8`, or links in a circle.
     """
     require_utf8(path)
+    found = None
     try:
-        found = Path(os.path.expanduser(path)).resolve()
-    except (OSError, RuntimeError):  # which of them depends on Python's version
-        raise UserError(f"cannot follow {path}: Too many levels of symbolic links") from None
+        found = Path(os.path.realpath(os.path.expanduser(path)))
+        found.stat()  # a circle is left as it is, and Path.resolve tells of it up to Python 3.12 alone
+    except OSError as error:
+        if found is None or error.errno == errno.ELOOP:  # none: the folder we are in is gone
+            raise UserError(f"cannot follow {path}: {error.strerror}") from None
     require_utf8(found)
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from prometar.config.settings import as_number, flatten
 from prometar.errors import UserError
-from prometar.io.files import size_of
+from prometar.io.files import resolved, size_of
 from prometar.io.yamltext import read_yaml
 from tune.results.reader import read_records
 from tune.results.schema import LEARNED, EarlierStudy, EarlierTrial, Learned
@@ -81,15 +81,16 @@ def to_learn_from(
     """What a study has kept of others, else what these have measured.
 
     Raises:
-        UserError: see `earlier_study`; the study has begun without them, or its learned.json is damaged.
+        UserError: see `earlier_study`, `resolved`; the study has begun without them, or its learned.json is
+            damaged.
     """
-    kept, here = LEARNED.find(folder / "learned.json"), folder.path.resolve()
-    asked = {path.resolve(): path for path in paths}
+    kept, here = LEARNED.find(folder / "learned.json"), resolved(folder.path)
+    asked = {resolved(path): path for path in paths}
     if here in asked:
         raise UserError(f"--warm-start {folder.path}: a study cannot learn from itself")
     if kept is not None:
         known = [each.folder for each in kept.studies]
-        if others := asked.keys() - {Path(folder).resolve() for folder in known}:
+        if others := asked.keys() - set(map(resolved, known)):
             raise UserError(
                 f"--warm-start {asked[min(others)]}: the study {folder.path} has learned from "
                 f"{', '.join(known)}: leave it out to go on with that, or begin another with --study NAME"

@@ -69,6 +69,25 @@ def test_names_that_no_file_can_have(tmp_path: Path) -> None:
             read_yaml(path)
 
 
+def test_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    circle, link, gone = tmp_path / "circle", tmp_path / "link", tmp_path / "gone"
+    circle.symlink_to(circle)
+    link.symlink_to("not/there")
+    for path in (circle, circle / "x", circle / "x" / ".." / "y"):
+        with pytest.raises(UserError, match=f"cannot follow {path}: Too many levels of symbolic links$"):
+            resolved(path)
+    assert resolved(link / "x") == tmp_path / "not" / "there" / "x"
+    long = tmp_path / ("x" * 300)
+    assert resolved(long) == long
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    assert resolved("x") == gone / "x"
+    gone.rmdir()
+    with pytest.raises(UserError, match=r"cannot follow x: No such file or directory$"):
+        resolved("x")
+    assert resolved(tmp_path / "x") == tmp_path / "x"
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert size_of(tmp_path / "file") == 3

@@ -209,6 +209,13 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
         earlier_study(tmp_path, SPACE)
 
 
+def test_links_in_a_circle_are_refused(mine: StudyFolder, tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(UserError, match=f"cannot follow {circle}: Too many levels of symbolic links"):
+        learned_of(mine, [circle], SPACE, seed=0)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", "name: s"])
 def test_a_damaged_study_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     study(tmp_path, (50.0, {}), (50.0, {"optim.lr": 0.01}))
