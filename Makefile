@@ -1,18 +1,19 @@
 # A fresh machine needs Python 3.11 or later and make; everything else comes into .venv.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 
-.PHONY: install demo test suite test-fast fuzz check bench gpu scale chaos docs constraints dist clean
+.PHONY: install demo test suite test-fast test-newest fuzz check bench gpu scale chaos docs constraints dist clean
 
 install: $(STAMP)-dev
 
 PIP := $(BIN)/python -m pip install --quiet --quiet
-SAY := "installing torch, Ray and all else into .venv: some minutes, the first time"
+SAY := "installing torch, Ray and all else into $(VENV): some minutes, the first time"
 
 # An older pip, as Python brings it, takes longer.
 $(BIN)/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 
 # Again only when the requirements change. The demo installs what it runs, all else the developers' tools too.
@@ -44,6 +45,11 @@ suite: install
 # A unit a package, and recorded trajectories: no table is gone through whole, and no Ray started.
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/parity
+
+# As whoever installs today: the newest version of everything, whatever constraints pip is configured with.
+test-newest:
+	rm -rf out/newest
+	PIP_CONSTRAINT=/dev/null $(MAKE) suite check VENV=out/newest/.venv
 
 # Changed files and odd values, other ones each time, for hours; counts in out/fuzz.json.
 FUZZ_EXAMPLES ?= 3000

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -86,3 +88,19 @@ def test_licences_are_those_of_the_packages() -> None:
         exact = re.sub(r".*==", "", str(PINNED[canonicalize_name(name)]))
         if Version(version(name)).public == exact:
             assert licence == DEPENDENCIES.licence(name), f"{name}: make constraints"
+
+
+def test_the_newest_versions_are_tested_in_an_environment_of_their_own() -> None:
+    """Whatever pip is told elsewhere: an empty PIP_CONSTRAINT would leave what its files say."""
+    environ = {name: text for name, text in os.environ.items() if "MAKE" not in name and name != "MFLAGS"}
+    told = subprocess.run(
+        ["make", "--dry-run", "test-newest"],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "PIP_CONSTRAINT=/dev/null" in told
+    assert "-m pytest" in told
+    assert set(re.findall(r"\S*\.venv/bin/", told)) == {"out/newest/.venv/bin/"}
