@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prometar.distributed.allotment import allotted
-from prometar.distributed.ray_private import without_helpers
+from prometar.distributed.ray_private import ended_where_it_fails, without_helpers
 from prometar.errors import UserError, WorkError, first_line, one_line
 
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
@@ -111,7 +111,8 @@ def _init(address: str, **options: Any) -> None:
 
     for last in (False, True):
         try:
-            ray.init(address=address, **options)
+            with ended_where_it_fails():
+                ray.init(address=address, **options)
         except Exception as error:
             slow = address == LOCAL and any(sign in str(error) for sign in _TOO_SLOW)
             if not slow and (reason := _refusal(error)):

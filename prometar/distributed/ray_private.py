@@ -73,3 +73,22 @@ def _without_agent(command: list[str]) -> list[str]:
     stand_in = [sys.executable, "-I", "-S", no_agent.__file__, given["--session_dir"], given["--node_id"]]
     told = f"{_AGENT}={subprocess.list2cmdline(stand_in)}"
     return [told if word.startswith(f"{_AGENT}=") else word for word in command]
+
+
+@contextmanager
+def ended_where_it_fails() -> Iterator[None]:
+    """End what a Ray that is too slow has started: it would run on, beside the one that is started next."""
+    from ray._private.node import Node
+
+    start: Any = Node.__init__
+
+    def begin(node: Node, *given: Any, **options: Any) -> None:
+        try:
+            start(node, *given, **options)
+        except BaseException:
+            if getattr(node, "all_processes", None):
+                node.kill_all_processes(check_alive=False, allow_graceful=True)
+            raise
+
+    with replaced(Node, __init__=begin):
+        yield

@@ -50,6 +50,23 @@ start_ray(num_cpus=1)
 print(ray.get(ray.remote(lambda: "answers again").remote(), timeout=60))
 """
 
+SLOW = """
+from prometar.distributed.local_ray import configure_ray, start_ray
+configure_ray()
+import psutil
+from ray._private import services
+nodes, get_node = [], services.get_node
+def too_slow_once(gcs_address, node_id):
+    nodes.append(node_id)
+    if len(nodes) == 1:
+        raise Exception("The current node timed out during startup.")
+    return get_node(gcs_address, node_id)
+services.get_node = too_slow_once
+start_ray(num_cpus=1)
+left = [each.name() for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+print(len(set(nodes)), *sorted(left))
+"""
+
 
 def family(root: int) -> set[int]:
     """A process and all its descendants."""
@@ -106,6 +123,10 @@ def shown() -> list[str]:
 def test_ray_outlives_the_thread_that_started_it_and_is_started_anew_where_it_has_died() -> None:
     no_home = "/proc/none"  # nor is there one where Ray could keep its token
     assert lines(THREADS, HOME=no_home) == ["answers", "answers again"]
+
+
+def test_of_a_ray_that_was_too_slow_nothing_runs_beside_the_next() -> None:
+    assert lines(SLOW) == ["2 gcs_server raylet"]
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
