@@ -109,6 +109,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    gc.unfreeze()  # else triton, which torch brings for GPUs, lists at the end all that was not collected
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
