@@ -96,12 +96,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=places.__getitem__)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Warnings about others' code: Ray sets fields that it deprecates, Optuna closes no database itself."""
-    config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
-    config.addinivalue_line("filterwarnings", "ignore:unclosed database:ResourceWarning")  # Python 3.13 tells
-
-
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What has been loaded by now is looked through by no later collection."""
     gc.freeze()
