@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prometar.backbone.openclip import Backbone, load_backbone
 from prometar.config.settings import Config
-from prometar.logs import warnings_unlogged
+from prometar.logs import unlogged
 from prometar.methods.composition import build
 from prometar.methods.meta_tasks import one_class_out
 from prometar.methods.prompts import layers
@@ -104,7 +104,7 @@ class Plain(Released):
 
 def sides(name: str, num_classes: int) -> tuple[Callable[[], Leaves], Callable[[], Leaves]]:
     """One step, plain and ours, from one start; each gives the prompts after it."""
-    with warnings_unlogged():
+    with unlogged():
         torch.manual_seed(0)
         model = open_clip.create_model(name, pretrained_text=False).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:

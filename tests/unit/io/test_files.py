@@ -27,7 +27,7 @@ def pipe(tmp_path: Path) -> Path:
     return tmp_path / "pipe"
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("path", [None, "/dev/zero", "/dev/null"])
 def test_pipes_and_devices_are_refused_wherever_files_are_read(path: str | None, pipe: Path) -> None:
     file = Path(path) if path else pipe
@@ -49,7 +49,7 @@ def test_pipes_and_devices_are_refused_wherever_files_are_read(path: str | None,
         assert str(file) in str(caught.value)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_a_pipe_as_a_split_file(own_dtd: Path) -> None:
     (own_dtd / "dtd" / DTD_SPLIT).unlink()
     os.mkfifo(own_dtd / "dtd" / DTD_SPLIT)
