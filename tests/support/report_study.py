@@ -37,6 +37,8 @@ RELEASED: dict[str, Any] = {
     "inner.order": "second", "prompts.text_depth": 9, "augment.flip": 0.5,
 }  # fmt: skip
 
+_TRIAL, _RUN = TypeAdapter(TrialRecord), TypeAdapter(Run)
+
 
 def ranges_of(tree: Mapping[str, Any] = RANGES) -> Mapping[str, Range]:
     """Ranges as a space has them."""
@@ -45,12 +47,12 @@ def ranges_of(tree: Mapping[str, Any] = RANGES) -> Mapping[str, Range]:
 
 def record(content: Mapping[str, Any]) -> TrialRecord:
     """A trial as it is read."""
-    return TypeAdapter(TrialRecord).validate_json(json.dumps(content))
+    return _TRIAL.validate_json(json.dumps(content))
 
 
 def run_of(content: Mapping[str, Any]) -> Run:
     """A run as it is read."""
-    return TypeAdapter(Run).validate_json(json.dumps(content))
+    return _RUN.validate_json(json.dumps(content))
 
 
 def write(
