@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prometar.distributed import no_agent
-
 HELPERS = ("start_monitor", "start_api_server", "start_log_monitor")
-_AGENT = "--dashboard_agent_command"
 MEMORY = "_memory"  # an option of `ray.init`: bytes for tasks and actors
 
 
@@ -46,33 +41,13 @@ def taken_by_itself() -> tuple[int, int]:
 def without_helpers() -> Iterator[None]:
     """Start no process of Ray's that helps nobody where one machine is used for one command.
 
-    They add machines, serve a dashboard without a page, measure for it, and send workers' logs to a driver
-    that shows none: each a Python of its own, which takes a second or two to load and memory while it runs.
+    They add machines, serve a dashboard without a page, and send workers' logs to a driver that shows none:
+    each a Python of its own, which takes a second to load and memory for as long as it runs.
     """
-    from ray._private import services, utils
     from ray._private.node import Node
 
-    start = services.start_ray_process
-
-    def start_without_agent(command: list[str], kind: str, **options: Any) -> Any:
-        return start(_without_agent(command), kind, **options)
-
-    with (
-        replaced(Node, **dict.fromkeys(HELPERS, lambda node, **options: None)),
-        replaced(services, start_ray_process=start_without_agent),
-        replaced(utils, get_dashboard_dependency_error=lambda: None),  # imports all of them to know
-    ):
+    with replaced(Node, **dict.fromkeys(HELPERS, lambda node, **options: None)):
         yield
-
-
-def _without_agent(command: list[str]) -> list[str]:
-    """A raylet's command with `no_agent` for Ray's dashboard agent; any other as it is."""
-    given = dict(word.split("=", 1) for word in command if word.startswith("--") and "=" in word)
-    if _AGENT not in given:
-        return command
-    stand_in = [sys.executable, "-I", "-S", no_agent.__file__, given["--session_dir"], given["--node_id"]]
-    told = f"{_AGENT}={subprocess.list2cmdline(stand_in)}"
-    return [told if word.startswith(f"{_AGENT}=") else word for word in command]
 
 
 @contextmanager

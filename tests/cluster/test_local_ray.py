@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 SHOW = """
 import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
-from tests.cluster.test_local_ray import agents, listening
+from tests.cluster.test_local_ray import listening
 from prometar.distributed import allotment
 from prometar.distributed.local_ray import start_ray
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as a batch system allots it
@@ -30,7 +29,6 @@ print(node["CPU"], node["memory"] + node["object_store_memory"])
 import ray
 print(ray.get(ray.remote(lambda: signal.getsignal(signal.SIGINT) is signal.default_int_handler).remote()))
 print(*listening())
-print(*agents())
 signal.raise_signal(signal.SIGINT)
 print("goes on")
 """
@@ -97,14 +95,6 @@ def listening() -> list[str]:
     return [row[1].split(":")[0] for row in rows if row[3] == LISTEN and f"socket:[{row[9]}]" in sockets]
 
 
-def agents() -> list[str]:
-    """The dashboard agents below this process: their files, or the names that they give themselves."""
-    below = family(os.getpid()) - {os.getpid()}
-    commands = [Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:4] for pid in below]
-    words = [word for command in commands for word in command if "agent" in word.lower()]
-    return sorted(Path(word).name for word in words if not re.search("runtime_?env", word.lower()))
-
-
 def lines(program: str, **more: str) -> list[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | more
     root = Path(__file__).resolve().parents[2]
@@ -138,10 +128,6 @@ def test_nothing_listens_beyond_this_machine(shown: list[str]) -> None:
 
 def test_tasks_can_be_cancelled_where_interrupts_are_ignored(shown: list[str]) -> None:
     assert (shown[1], shown[-1]) == ("True", "goes on")
-
-
-def test_no_agent_measures_for_a_dashboard_that_is_not_there(shown: list[str]) -> None:
-    assert shown[3] == "no_agent.py"
 
 
 def test_a_job_s_share_of_a_machine_is_all_that_ray_gives_out(shown: list[str]) -> None:

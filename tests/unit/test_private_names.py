@@ -24,9 +24,7 @@ START, RAY = "prometar/distributed/ray_private.py", "tune/execution/ray_private.
 OPTUNA = "tune/optimizer/optuna_private.py"
 NAMES = [
     *((START, "ray._private.node", f"Node.{name}") for name in HELPERS),
-    (START, "ray._private.services", "start_ray_process"),
     (START, "ray._private.utils", "estimate_available_memory"),
-    (START, "ray._private.utils", "get_dashboard_dependency_error"),
     (START, "ray._private.utils", "get_num_cpus"),
     (RAY, "ray.air._internal.usage", "tag_callbacks"),
     (RAY, "ray.air.execution._internal.actor_manager", "RayActorManager._actor_task_failed"),
