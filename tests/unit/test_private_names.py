@@ -23,7 +23,7 @@ from tune.optimizer.optuna_private import id_of, let_go
 START, RAY = "prometar/distributed/ray_private.py", "tune/execution/ray_private.py"
 OPTUNA = "tune/optimizer/optuna_private.py"
 NAMES = [
-    *((START, "ray._private.node", f"Node.{name}") for name in HELPERS),
+    *((START, "ray._private.node", f"Node.{name}") for name in (*HELPERS, "kill_all_processes")),
     (START, "ray._private.utils", "estimate_available_memory"),
     (START, "ray._private.utils", "get_num_cpus"),
     (RAY, "ray.air._internal.usage", "tag_callbacks"),
