@@ -436,6 +436,12 @@ def test_few_trials(tmp_path: Path, trials: list[dict[str, Any]], goals: list[st
 
 
 @pytest.mark.usefixtures("_no_library")
+@pytest.mark.parametrize(("seeds", "shown"), [([1, 2], "final seeds 1, 2 sampler"), ([], "final seeds none")])
+def test_which_seeds_the_final_test_takes(tmp_path: Path, seeds: list[int], shown: str) -> None:
+    assert shown in " ".join(words(tmp_path, final_seeds=seeds).split())
+
+
+@pytest.mark.usefixtures("_no_library")
 def test_an_objective_without_new_classes(tmp_path: Path) -> None:
     found = words(tmp_path, [trial(0, new=None)], objective="base_val")
     assert "base accuracy" in found
