@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prometar.distributed.allotment import allotted
-from prometar.distributed.ray_private import ended_where_it_fails, without_helpers
+from prometar.distributed.ray_private import ended_where_it_fails, imports_as_here, without_helpers
 from prometar.errors import UserError, WorkError, first_line, one_line
 
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
@@ -82,7 +82,7 @@ def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
     if address is None:
         local = {"include_dashboard": False} | allotted() | ({"num_cpus": num_cpus} if num_cpus else {})
     with nullcontext() if address or verbose else without_helpers(), interrupts_heard():
-        _in_a_lasting_thread(lambda: _init(address=address or LOCAL, **quiet, **local))
+        _in_a_lasting_thread(lambda: _init(address=address or LOCAL, **quiet, **local, **imports_as_here()))
 
 
 def _in_a_lasting_thread(call: Callable[[], None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +37,20 @@ def taken_by_itself() -> tuple[int, int]:
     from ray._private.utils import estimate_available_memory, get_num_cpus
 
     return int(get_num_cpus(override_docker_cpu_warning=True)), estimate_available_memory()
+
+
+def imports_as_here() -> dict[str, Any]:
+    """Options of `ray.init` with which workers look for modules where this process does.
+
+    By itself Ray has them look into the current folder first, where a package of the user's may be called
+    `tune` as ours is; a client's job leaves it out. A submitted job's is the folder that came with it.
+    """
+    from ray.job_config import JobConfig
+
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted or os.getcwd() in map(os.path.abspath, sys.path):
+        return {}
+    return {"job_config": JobConfig(_client_job=True)}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 from prometar.distributed.local_ray import start_ray
 from prometar.errors import WorkError
 
+ROOT = Path(__file__).resolve().parents[2]
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
@@ -65,6 +66,13 @@ left = [each.name() for each in psutil.Process().children() if each.status() != 
 print(len(set(nodes)), *sorted(left))
 """
 
+IMPORTS = """
+import ray, tune
+from prometar.distributed.local_ray import start_ray
+start_ray(num_cpus=1)
+print(ray.get(ray.remote(lambda: __import__("tune").__file__).remote()) == tune.__file__)
+"""
+
 
 def family(root: int) -> set[int]:
     """A process and all its descendants."""
@@ -97,10 +105,9 @@ def listening() -> list[str]:
 
 def lines(program: str, **more: str) -> list[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | more
-    root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", program]
     done = subprocess.run(
-        command, cwd=root, env=clean, capture_output=True, text=True, timeout=180, check=True
+        command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=180, check=True
     )
     return done.stdout.splitlines()
 
@@ -117,6 +124,21 @@ def test_ray_outlives_the_thread_that_started_it_and_is_started_anew_where_it_ha
 
 def test_of_a_ray_that_was_too_slow_nothing_runs_beside_the_next() -> None:
     assert lines(SLOW) == ["2 gcs_server raylet"]
+
+
+def test_a_package_in_the_current_folder_does_not_hide_ours_from_workers(tmp_path: Path) -> None:
+    script = tmp_path / "scripts" / "study.py"
+    script.parent.mkdir()
+    script.write_text(IMPORTS)
+    mine = tmp_path / "mine" / "tune" / "__init__.py"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(
+        command, cwd=mine.parent.parent, env=clean, capture_output=True, text=True, timeout=180
+    )
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
