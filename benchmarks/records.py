@@ -28,6 +28,7 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.run import Evaluation, Run, build_run
 from prometar.training.session import Session
@@ -192,10 +193,17 @@ def among_as_many(session: Session) -> dict[str, float]:
 
     def among(name: str, evaluation: Evaluation) -> Evaluation:
         own, size = classnames(evaluation.plan.items), len(classnames(final.evaluations[name].plan.items))
-        return replace(evaluation, model=run.model_of((*own, *fill[: size - len(own)])))
+        return replace(evaluation, model=model_of(run, (*own, *fill[: size - len(own)])))
 
     session.run = replace(run, evaluations={name: among(name, e) for name, e in run.evaluations.items()})
     return {f"matched {name}": value for name, value in session.score().items()}
+
+
+def model_of(run: Run, names: Sequence[str]) -> Model:
+    """A run's prompts with other class names, worded as its data set's."""
+    prompts, template = run.method.prompts, run.dataset.template
+    texts = prompt_texts(names, prompts, init=run.config.prompts.init, template=template)
+    return build_model(run.backbone.clip, prompts, run.backbone.tokenize(texts))
 
 
 def on_words_of_imagenet(run: Run) -> Foreign:
@@ -203,7 +211,7 @@ def on_words_of_imagenet(run: Run) -> Foreign:
     names = foreign_names(run.dataset.classnames, FOREIGN_NAMES)
     frozen_VE = frozen_text(run.backbone.clip, tokenize, names, (TEMPLATE,))
     assert run.foreign is not None  # `drift` predicts new accuracy
-    return replace(run.foreign, model=run.model_of(names), frozen_text_VE=frozen_VE)
+    return replace(run.foreign, model=model_of(run, names), frozen_text_VE=frozen_VE)
 
 
 @dataclass

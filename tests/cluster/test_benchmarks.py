@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -12,6 +13,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
+
+from prometar.backbone.openclip import FOREIGN_NAMES
+from prometar.training.drift import foreign_to
+from prometar.training.run import build_run
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -64,3 +70,14 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         runpy.run_path(script, run_name="__main__")
     assert ended.value.code == 0
     assert "--quick" in capsys.readouterr().out
+
+
+def test_a_search_s_signals_are_measured_with_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    records = importlib.import_module("records")
+    run = build_run(records.on_mini({"data.shots": 1}, "textures", epochs=1, seed=1), "drift")
+    assert run.foreign is not None
+    ours = records.model_of(run, foreign_to(run.dataset, run.backbone.vocabulary))
+    assert torch.equal(ours.text.embedded_RTD, run.foreign.model.text.embedded_RTD)
+    other = records.on_words_of_imagenet(run)
+    assert len(other.frozen_text_VE) == len(records.foreign_names(run.dataset.classnames, FOREIGN_NAMES))
