@@ -12,7 +12,7 @@ from huggingface_hub import close_session, errors
 
 from prometar.errors import UserError, WorkError
 from prometar.io import hub
-from prometar.io.hub import asking
+from prometar.io.hub import asking, fetching
 
 
 def answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
@@ -61,3 +61,11 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monkey
         with pytest.raises(WorkError, match="Timeout"), asking("the prompts a/b"):
             hub.client().create_repo("a/b", token="hf_nobody")
     close_session()
+
+
+def test_errors_that_are_each_other_s_cause_end_in_one_line() -> None:
+    first, again = OSError("no route to the hub"), ValueError("tried again")
+    first.__cause__, again.__cause__ = again, first
+    said = r"^cannot fetch it \(no route to the hub\): wait$"
+    with pytest.raises(WorkError, match=said), fetching("it", "wait"):
+        raise again
