@@ -10,8 +10,9 @@ from contextlib import contextmanager
 @contextmanager
 def unlogged(highest: int = logging.WARNING) -> Iterator[None]:
     """Nothing up to this level is logged: warnings of what was asked for tell a user nothing to mend."""
-    logging.disable(highest)
+    before = logging.root.manager.disable
+    logging.disable(max(before, highest))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

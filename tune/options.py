@@ -194,7 +194,7 @@ class Options:
         for key in chosen:
             if key.startswith("data.args.") and len(own) > 1:
                 raise UserError(
-                    f"--set {key}: of {' '.join(own)} it would reach {own[0]} alone; "
+                    f"--set {key}: of {' '.join(own)} it would not reach all; "
                     "make it a default in the code of each"
                 )
         return chosen

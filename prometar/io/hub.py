@@ -112,9 +112,13 @@ def fetching(what: str, otherwise: str) -> Iterator[None]:
 
 def _innermost(error: BaseException) -> BaseException:
     """The system's own error that others have been raised over, which alone says what is amiss."""
-    found, seen, each = error, {error}, error.__cause__ or error.__context__
+    found, seen, each = error, {error}, _behind(error)
     while each and each not in seen:  # a client that raises an earlier attempt's error again makes a circle
         seen.add(each)
         found = each if isinstance(each, OSError) else found
-        each = each.__cause__ or each.__context__
+        each = _behind(each)
     return found
+
+
+def _behind(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)

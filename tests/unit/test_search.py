@@ -84,7 +84,7 @@ def test_settings_of_a_loader_reach_one_data_set(
     ((spec, _),) = asked
     assert (spec.data_args("two_sets:One"), spec.data_args("textures")) == ({"size": 4}, {})
     assert main(["--dataset", "two_sets:One", "textures", "two_sets:Two", *given]) == 2
-    said = "error: --set data.args.size: of two_sets:One two_sets:Two it would reach two_sets:One alone; "
+    said = "error: --set data.args.size: of two_sets:One two_sets:Two it would not reach all; "
     assert capsys.readouterr().err.startswith(said)
 
 

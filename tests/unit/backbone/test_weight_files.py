@@ -156,7 +156,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(
         except OSError as error:
             logging.getLogger("huggingface_hub").warning("Retrying in 1s")
             logging.error("Failed to download")
-            raise RuntimeError(f"Failed to download: {error}") from None
+            raise RuntimeError(f"Failed to download: {error}") from error
 
     monkeypatch.setattr("open_clip.create_model", refuse)
     with pytest.raises(

@@ -13,6 +13,7 @@ from huggingface_hub import close_session, errors
 from prometar.errors import UserError, WorkError
 from prometar.io import hub
 from prometar.io.hub import asking, fetching
+from prometar.logs import unlogged
 
 
 def answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
@@ -69,3 +70,24 @@ def test_errors_that_are_each_other_s_cause_end_in_one_line() -> None:
     said = r"^cannot fetch it \(no route to the hub\): wait$"
     with pytest.raises(WorkError, match=said), fetching("it", "wait"):
         raise again
+
+
+def test_an_error_that_another_hides_is_not_the_reason() -> None:
+    def look() -> None:
+        try:
+            raise FileNotFoundError("not in the cache")
+        except FileNotFoundError:
+            raise RuntimeError("no such tag") from None
+
+    with pytest.raises(WorkError, match=r"^cannot fetch it \(no such tag\): wait$"), fetching("it", "wait"):
+        look()
+
+
+def test_what_was_not_to_be_logged_before_is_not_logged_after() -> None:
+    logging.disable(logging.CRITICAL)
+    try:
+        with unlogged():
+            assert logging.root.manager.disable == logging.CRITICAL
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(logging.NOTSET)
