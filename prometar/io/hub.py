@@ -111,13 +111,12 @@ def fetching(what: str, otherwise: str) -> Iterator[None]:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The system's own error that others have been raised over, which alone says what is amiss."""
-    found, seen, each = error, {error}, _behind(error)
+    """The error that all others have been raised over, which alone says what is amiss; no hidden one."""
+    seen, each = [error], _behind(error)
     while each and each not in seen:  # a client that raises an earlier attempt's error again makes a circle
-        seen.add(each)
-        found = each if isinstance(each, OSError) else found
+        seen.append(each)
         each = _behind(each)
-    return found
+    return seen[-1]
 
 
 def _behind(error: BaseException) -> BaseException | None:

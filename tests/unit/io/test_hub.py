@@ -83,6 +83,26 @@ def test_an_error_that_another_hides_is_not_the_reason() -> None:
         look()
 
 
+def test_the_network_s_reason_is_told_also_where_its_client_hides_the_system_s_own_error() -> None:
+    """As the hub's client does: only its second error says what is amiss, and that is no OSError."""
+
+    def connect() -> None:
+        try:
+            raise OSError("name not known")
+        except OSError as error:
+            raise ValueError(f"ConnectError: {error}") from None
+
+    def fetch() -> None:
+        try:
+            connect()
+        except ValueError as error:
+            raise FileNotFoundError("please check your connection") from error
+
+    said = r"^cannot fetch it \(ConnectError: name not known\): wait$"
+    with pytest.raises(WorkError, match=said), fetching("it", "wait"):
+        fetch()
+
+
 def test_what_was_not_to_be_logged_before_is_not_logged_after() -> None:
     logging.disable(logging.CRITICAL)
     try:
