@@ -64,7 +64,7 @@ def main() -> None:
     if args.side:
         return tell(measure(**args.side))
     if args.quick:
-        args.backbone, args.classes = "mini", [24]
+        args.backbone, args.classes = "mini", [4]
     common = {"backbone": args.backbone, "dtype": args.dtype, "threads": args.threads}
     rounds = in_turn([{"classes": classes, **common} for classes in args.classes], args)
     print(f"{args.backbone}, batch 4, {describe(args.threads, args.dtype)}")

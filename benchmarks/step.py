@@ -144,7 +144,7 @@ def main() -> None:
         return tell(measure(**args.side))
     product = 2048
     if args.quick:
-        args.backbone, args.repeats, args.classes, product = "mini", 1, [24], 256
+        args.backbone, args.repeats, args.classes, product = "mini", 1, [4], 256
     rows, everything = [], []
     common = {
         "backbone": args.backbone, "threads": args.threads, "limit_gb": args.limit_gb, "product": product

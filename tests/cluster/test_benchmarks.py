@@ -7,8 +7,8 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -48,26 +48,37 @@ def test_every_script_is_in_the_makefile() -> None:
     assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS, *SHARED, *PICTURES}
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a script with options, in this process; the sides that it compares have theirs."""
+
+    def run(name: str, *options: str) -> None:
+        script = str(ROOT / "benchmarks" / f"{name}.py")
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")
+        monkeypatch.setattr(sys, "argv", [script, *options])
+        with mock.patch.dict(os.environ):
+            runpy.run_path(script, run_name="__main__")
+
+    return run
+
+
 @pytest.mark.parametrize("name", [name for name in TIMED if name not in SLOW])
-def test_quick(name: str, tmp_path: Path) -> None:
-    script = str(ROOT / "benchmarks" / f"{name}.py")
+def test_quick(
+    name: str, run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "figures.json"
     # A thread: those of tests beside this one share its cores.
-    command = [sys.executable, script, "--quick", "--threads", "1", "--json", "figures.json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^\|---\|", done.stdout, flags=re.MULTILINE)
-    figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
-    assert figures["machine"]["torch"]
-    assert figures["rounds"]
+    run(name, "--quick", "--threads", "1", "--json", str(figures))
+    assert re.search(r"^\|---\|", capsys.readouterr().out, flags=re.MULTILINE)
+    found = json.loads(figures.read_text("utf-8"))
+    assert found["machine"]["torch"]
+    assert found["rounds"]
 
 
 @pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *CLUSTERS, *KILLS}))
-def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    script = str(ROOT / "benchmarks" / f"{name}.py")
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
-        runpy.run_path(script, run_name="__main__")
+def test_help(name: str, run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(name, "--help")
     assert ended.value.code == 0
     assert "--quick" in capsys.readouterr().out
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.driver import NAME, ROOT, misbehave, records
+from tests.support.driver import NAME, misbehave, records
+from tests.support.processes import ROOT
 from tune.stages.gpu_share import LEAST, MARGIN, share_of_gpu
 
 RUN = """

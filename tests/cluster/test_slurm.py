@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driver import without_ray
+from tests.support.processes import without_ray
 from tests.support.shipped import CLUSTERS, ROOT, study_options
 
 NODE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]

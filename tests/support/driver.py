@@ -36,12 +36,12 @@ from prometar.errors import UserError
 from prometar.interrupts import INTERRUPTED
 from prometar.io.files import write_atomically
 from tests.support.fake_trial import BEHAVIOUR, HANGS, FakeTrial
+from tests.support.processes import ROOT, session
 from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
 from tune.study import Place, run_study
 from tune.study_spec import StudySpec
 
-ROOT = Path(__file__).parents[2]
 NAME = "fake"
 SPACE = """
 regularizer.kind: {type: choice, choices: [l1, l2, cosine, none]}
@@ -178,21 +178,6 @@ class Driver:
             for pid in session(self.process.pid):  # Ray's workers have groups of their own
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-
-
-def without_ray() -> dict[str, str]:
-    """The environment for a Ray that knows nothing of this one."""
-    return {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
-
-
-def session(leader: int) -> list[int]:
-    """The processes of a session (on Linux; elsewhere none are seen)."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == leader:
-                found.append(int(stat.parent.name))
-    return found
 
 
 def forget_hanging(out: Path, timeout_seconds: float = 400) -> None:

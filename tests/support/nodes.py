@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.driver import ROOT, session, without_ray
+from tests.support.processes import ROOT, session, without_ray
 
 MIB = 2**20
 

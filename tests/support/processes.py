@@ -1,0 +1,24 @@
+"""Processes of tests: where they start, what they know, which belong together; nothing slow is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def without_ray() -> dict[str, str]:
+    """The environment for a Ray that knows nothing of this one."""
+    return {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session (on Linux; elsewhere none are seen)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == leader:
+                found.append(int(stat.parent.name))
+    return found
