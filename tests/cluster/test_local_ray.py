@@ -12,8 +12,8 @@ import pytest
 
 from prometar.distributed.local_ray import start_ray
 from prometar.errors import WorkError
+from tests.support.processes import ROOT, without_ray
 
-ROOT = Path(__file__).resolve().parents[2]
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
@@ -52,7 +52,7 @@ print(ray.get(ray.remote(lambda: "answers again").remote(), timeout=60))
 SLOW = """
 from prometar.distributed.local_ray import configure_ray, start_ray
 configure_ray()
-import psutil
+import psutil, ray, tune
 from ray._private import services
 nodes, get_node = [], services.get_node
 def too_slow_once(gcs_address, node_id):
@@ -64,12 +64,6 @@ services.get_node = too_slow_once
 start_ray(num_cpus=1)
 left = [each.name() for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
 print(len(set(nodes)), *sorted(left))
-"""
-
-IMPORTS = """
-import ray, tune
-from prometar.distributed.local_ray import start_ray
-start_ray(num_cpus=1)
 print(ray.get(ray.remote(lambda: __import__("tune").__file__).remote()) == tune.__file__)
 """
 
@@ -103,42 +97,43 @@ def listening() -> list[str]:
     return [row[1].split(":")[0] for row in rows if row[3] == LISTEN and f"socket:[{row[9]}]" in sockets]
 
 
-def lines(program: str, **more: str) -> list[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | more
-    command = [sys.executable, "-c", program]
+def lines(folder: Path, program: str, **more: str) -> list[str]:
+    """What a program prints that is started where a package is called as one of ours."""
+    script, here = folder / "program.py", folder / "here"
+    script.write_text(program)
+    (here / "tune").mkdir(parents=True)
+    (here / "tune" / "__init__.py").touch()
+    env = without_ray() | {"PYTHONPATH": str(ROOT), **more}
     done = subprocess.run(
-        command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=180, check=True
+        [sys.executable, script], cwd=here, env=env, capture_output=True, text=True, timeout=180
     )
+    assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
-def shown() -> list[str]:
-    return lines(SHOW)
+def shown(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return lines(tmp_path_factory.mktemp("shown"), SHOW)
 
 
-def test_ray_outlives_the_thread_that_started_it_and_is_started_anew_where_it_has_died() -> None:
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return lines(tmp_path_factory.mktemp("slow"), SLOW)
+
+
+def test_ray_outlives_the_thread_that_started_it_and_is_started_anew_where_it_has_died(
+    tmp_path: Path,
+) -> None:
     no_home = "/proc/none"  # nor is there one where Ray could keep its token
-    assert lines(THREADS, HOME=no_home) == ["answers", "answers again"]
+    assert lines(tmp_path, THREADS, HOME=no_home) == ["answers", "answers again"]
 
 
-def test_of_a_ray_that_was_too_slow_nothing_runs_beside_the_next() -> None:
-    assert lines(SLOW) == ["2 gcs_server raylet"]
+def test_of_a_ray_that_was_too_slow_nothing_runs_beside_the_next(slow: list[str]) -> None:
+    assert slow[0] == "2 gcs_server raylet"
 
 
-def test_a_package_in_the_current_folder_does_not_hide_ours_from_workers(tmp_path: Path) -> None:
-    script = tmp_path / "scripts" / "study.py"
-    script.parent.mkdir()
-    script.write_text(IMPORTS)
-    mine = tmp_path / "mine" / "tune" / "__init__.py"
-    mine.parent.mkdir(parents=True)
-    mine.touch()
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script)]
-    done = subprocess.run(
-        command, cwd=mine.parent.parent, env=clean, capture_output=True, text=True, timeout=180
-    )
-    assert done.stdout == "True\n", done.stderr
+def test_a_package_in_the_current_folder_does_not_hide_ours_from_workers(slow: list[str]) -> None:
+    assert slow[1] == "True"
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")

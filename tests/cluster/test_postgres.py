@@ -102,7 +102,10 @@ def hanging(out: Path) -> list[int]:
     return sorted(int(file.parent.name) for file in (out / NAME / "trials").glob(f"*/{HANGS}"))
 
 
-def test_a_driver_killed_in_the_middle_goes_on(url: str, tmp_path: Path, ray_local: str) -> None:
+def test_a_driver_killed_and_a_server_lost_in_the_middle_cost_nothing(
+    server: Server, url: str, tmp_path: Path, ray_local: str
+) -> None:
+    """One study for both."""
     place = ("--storage", url, "--address", ray_local)
     misbehave(tmp_path, {"2": "hang", "3": "hang"})
     with Driver(tmp_path, *place) as driver:
@@ -111,33 +114,9 @@ def test_a_driver_killed_in_the_middle_goes_on(url: str, tmp_path: Path, ray_loc
     assert states(url) == {"COMPLETE": 2, "RUNNING": 2}
     drawn = [t.params for t in trials(url)]
     forget_hanging(tmp_path)
-    misbehave(tmp_path, {})
+    misbehave(tmp_path, {"3": "hang"})
     with Driver(tmp_path, *place) as driver:
-        assert driver.wait() == 0, driver.errors()
-        said = driver.said() + driver.errors()
-    assert "2 were interrupted" in said
-    assert states(url) == {"COMPLETE": 4}
-    found = records(tmp_path)
-    assert [r["number"] for r in found] == [0, 1, 2, 3]
-    assert [r["settings"] for r in found][: len(drawn)] == drawn
-    assert not (tmp_path / NAME / "study.db").exists()
-    shown = (tmp_path / NAME / "study.yaml").read_text()
-    assert "postgresql+psycopg://study:***@127.0.0.1" in shown
-    assert not [file for file in (tmp_path / NAME).rglob("*") if holds_password(file)]
-    assert PASSWORD not in said
-
-
-def holds_password(file: Path) -> bool:
-    return file.is_file() and PASSWORD.encode() in file.read_bytes()
-
-
-def test_a_server_lost_in_the_middle_is_one_line_and_the_study_goes_on(
-    server: Server, url: str, tmp_path: Path, ray_local: str
-) -> None:
-    place = ("--storage", url, "--address", ray_local)
-    misbehave(tmp_path, {"1": "hang"})
-    with Driver(tmp_path, *place) as driver:
-        driver.wait_until(lambda: hanging(tmp_path) == [1])
+        driver.wait_until(lambda: hanging(tmp_path) == [3] and len(records(tmp_path)) == 3)
         server.stop()
         misbehave(tmp_path, {})
         assert driver.wait() == 1
@@ -147,14 +126,26 @@ def test_a_server_lost_in_the_middle_is_one_line_and_the_study_goes_on(
             run_fake(tmp_path, small_spec(trials=4), storage=url)
     finally:
         server.start()
+    assert "2 were interrupted" in said
     assert errors.endswith("; the same command goes on from here\n")
     assert errors.count("\n") == 1
     assert "\n" not in str(down.value)
-    assert PASSWORD not in f"{said}{errors}{down.value}"
     with Driver(tmp_path, *place) as driver:
         assert driver.wait() == 0, driver.errors()
+        said += driver.said() + driver.errors()
     assert states(url) == {"COMPLETE": 4}
-    assert [r["number"] for r in records(tmp_path)] == [0, 1, 2, 3]
+    found = records(tmp_path)
+    assert [r["number"] for r in found] == [0, 1, 2, 3]
+    assert [r["settings"] for r in found] == drawn
+    assert not (tmp_path / NAME / "study.db").exists()
+    shown = (tmp_path / NAME / "study.yaml").read_text()
+    assert "postgresql+psycopg://study:***@127.0.0.1" in shown
+    assert not [file for file in (tmp_path / NAME).rglob("*") if holds_password(file)]
+    assert PASSWORD not in f"{said}{errors}{down.value}"
+
+
+def holds_password(file: Path) -> bool:
+    return file.is_file() and PASSWORD.encode() in file.read_bytes()
 
 
 def test_a_connection_that_is_closed_while_nothing_is_written_is_opened_anew(url: str) -> None:
