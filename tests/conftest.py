@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -94,6 +95,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if name.startswith("cluster/"):
             item.add_marker(pytest.mark.slow)
     items.sort(key=places.__getitem__)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ray ends with the long files, after which nobody needs it: idle, it takes a twentieth of a core."""
+    if not item.path.relative_to(TESTS).as_posix().startswith(("cluster/", "ray/")) and "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

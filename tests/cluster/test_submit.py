@@ -84,6 +84,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     if not Path("/proc/self/environ").exists():
@@ -110,8 +116,7 @@ def cluster() -> Iterator[Cluster]:
     )  # fmt: skip
     try:
         assert started.returncode == 0, started.stdout + started.stderr
-        # `ray start` comes back before the head's agent takes jobs.
-        until(lambda: running.ray("job", "submit", "--no-wait", "--", "true").returncode == 0, 300)
+        until(lambda: listens(agent), 300)  # `ray start` comes back before the head's agent takes jobs
         yield running
     finally:
         for kind in (signal.SIGTERM, signal.SIGKILL):
