@@ -99,8 +99,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Ray ends with the long files, after which nobody needs it: idle, it takes a twentieth of a core."""
-    if not item.path.relative_to(TESTS).as_posix().startswith(("cluster/", "ray/")) and "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+    ray, long = sys.modules.get("ray"), item.path.relative_to(TESTS).parts[0] in ("cluster", "ray")
+    if ray and not long and ray.is_initialized():
+        ray.shutdown()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
