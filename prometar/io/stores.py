@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyarrow import fs
 
-from prometar.errors import StorageError, UserError
-from prometar.io.files import require_utf8
+from prometar.errors import StorageError, UserError, WorkError
+from prometar.io.files import require_utf8, write_atomically
 
 _SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of a URL's options
 _BUCKETS = {"s3", "gs", "gcs", "abfs", "abfss"}
+_WHOLE = {"s3", "gcs", "abfs"}  # stores that show a file only when all of it is there
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
@@ -75,3 +79,112 @@ def masked(text: str) -> str:
     """
     text = re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
     return re.sub(rf"([?&][\w.-]*(?:{_SECRET})[\w.-]*=)[^&\s'\"]+", r"\1***", text, flags=re.IGNORECASE)
+
+
+class Store:
+    """The files below a URL, by names such as "trials/0003/record.json"; every loss of it is one line.
+
+    Args:
+        url: s3://bucket/prefix, gs://..., hdfs://..., file:///... or a local folder. Below an object store
+            nothing needs to exist yet but the bucket.
+    Raises:
+        UserError: a URL that pyarrow does not understand.
+        WorkError: the store cannot be reached, or refuses; from every method.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._system, root = filesystem(url)
+        self._root = root.rstrip("/")
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None where there is none."""
+        with self._reached("read", name):
+            try:
+                # In one request: several could see several versions.
+                with self._system.open_input_file(self._path(name)) as file:
+                    return bytes(file.read())
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file so that a reader finds the old one or the new one, whole."""
+        path = self._path(name)
+        with self._reached("write", name):
+            if isinstance(self._system, fs.LocalFileSystem):
+                write_atomically(Path(path), content)
+            elif self._system.type_name in _WHOLE:
+                self._put(path, content)
+            else:
+                self._replace(path, content)
+
+    def delete(self, name: str) -> None:
+        """Remove a file; no error where there is none."""
+        with self._reached("delete", name), suppress(FileNotFoundError):
+            self._system.delete_file(self._path(name))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        with self._reached("look for", name):
+            return self._system.get_file_info(self._path(name)).type == fs.FileType.File
+
+    def names(self) -> list[str]:
+        """All files, sorted, without hidden ones: those are half-written.
+
+        Raises:
+            WorkError: also where a listed name would lead out of the folder it is fetched into.
+        """
+        with self._reached("list"):
+            selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
+            found = [info.path for info in self._system.get_file_info(selector) if info.is_file]
+        return sorted(name for name in map(self._name, found) if not is_hidden(name))
+
+    def _name(self, path: str) -> str:
+        name = path.removeprefix(f"{self._root}/")
+        if not is_inside(name):
+            raise WorkError(
+                f"{masked(self._url)} holds a file named {name!r}, which no run has written there"
+            )
+        return name
+
+    def _path(self, name: str) -> str:
+        assert is_inside(name), name
+        return f"{self._root}/{name}"
+
+    def _put(self, path: str, content: bytes) -> None:
+        with self._system.open_output_stream(path, compression=None) as stream:
+            stream.write(content)
+
+    def _replace(self, path: str, content: bytes) -> None:
+        """Where half a file can be seen: write another, and rename it."""
+        folder, _, base = path.rpartition("/")
+        temporary = f"{folder}/.{base}.{os.getpid()}"
+        self._system.create_dir(folder, recursive=True)
+        self._put(temporary, content)
+        with suppress(FileNotFoundError):
+            self._system.delete_file(path)  # HDFS renames over no file
+        self._system.move(temporary, path)
+
+    @contextmanager
+    def _reached(self, verb: str, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # Arrow's own errors are one of both
+            where = masked(join(self._url, name) if name else self._url)
+            raise StorageError(f"cannot {verb} {where}: {reason(error)}") from None
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file of this name lies in the folder it is joined to.
+
+    Example:
+        >>> is_inside("a/b.json"), is_inside("../b.json"), is_inside("/etc/passwd")
+        (True, False, False)
+    """
+    parts = name.split("/")
+    return not {"", ".", ".."}.intersection(parts) and not any(c in name for c in "\\\0")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it is in, has a name of those that are half-written."""
+    return any(part.startswith(".") for part in name.split("/"))

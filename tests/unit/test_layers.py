@@ -69,7 +69,7 @@ ENTRANCES = {
         "tune/study.py", "tune/tracking/callbacks.py",
     },
     "pyarrow": {
-        "prometar/io/stores.py", "tune/jobs/remote.py", "prometar/data/datasets/sources.py",
+        "prometar/io/stores.py", "prometar/data/datasets/sources.py",
         "prometar/data/preparation/prepare.py", "prometar/data/preparation/hubparquet.py",
         "prometar/data/streaming/shared_images.py",
     },

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
-from prometar.io.stores import join, masked
-from tune.jobs.remote import Mirror, Store
+from prometar.io.stores import Store, join, masked
+from tune.jobs.remote import Mirror
 from tune.jobs.spec import Job, Leg
 
 _OWNER = "owner"

@@ -11,7 +11,7 @@ from typing import Any
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.datasets.sources import AGAIN, ParquetSource, read_index
 from prometar.errors import StorageError, UserError
-from prometar.io.stores import filesystem, join, masked, reason
+from prometar.io.stores import Store, join, masked
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -28,15 +28,11 @@ def find_manifest(uri: str) -> dict[str, Any] | None:
         UserError: it is malformed, or of another format.
         StorageError: it cannot be read, such as from a store that does not answer.
     """
-    system, folder = filesystem(uri)
-    path, shown = f"{folder}/{MANIFEST}", masked(join(uri, MANIFEST))
-    try:
-        with system.open_input_stream(path) as stream:
-            tree = json.loads(stream.read())
-    except FileNotFoundError:
+    content, shown = Store(uri).read(MANIFEST), masked(join(uri, MANIFEST))
+    if content is None:
         return None
-    except OSError as error:
-        raise StorageError(f"cannot read {shown}: {reason(error)}") from None
+    try:
+        tree = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {shown}: it is not JSON ({error})") from None
     shards = tree.get("shards") if isinstance(tree, dict) else None
@@ -56,16 +52,13 @@ def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
     Raises:
         StorageError: one cannot be read, such as from a store that does not answer.
     """
-    system, folder = filesystem(uri)
+    store = Store(uri)
     for shard in manifest["shards"]:
         file = str(shard["file"])
-        where = masked(join(uri, file))
-        try:
-            with system.open_input_stream(f"{folder}/{file}") as stream:
-                found = hashlib.sha256(stream.read()).hexdigest()
-        except OSError as error:
-            raise StorageError(f"cannot read shard {where}: {reason(error)}") from None
-        if found != shard.get("sha256"):
+        where, content = masked(join(uri, file)), store.read(file)
+        if content is None:
+            raise StorageError(f"cannot read shard {where}: it is not there")
+        if hashlib.sha256(content).hexdigest() != shard.get("sha256"):
             yield f"shard {where} is not what {MANIFEST} says: {AGAIN}"
 
 

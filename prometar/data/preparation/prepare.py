@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,13 +27,13 @@ from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
 from prometar.data.datasets.sources import SCHEMA, read_rows
 from prometar.data.preparation.check import look
 from prometar.data.preparation.http import Progress, unwatched
-from prometar.errors import UserError, WorkError
+from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.files import resolved
-from prometar.io.stores import filesystem, masked, reason
+from prometar.io.stores import Store, filesystem, is_hidden, masked
 
 SHARD_ROWS = 1024
 GROUP_ROWS = 16  # images read to get at one of them
-OWN_ENDINGS = (MANIFEST, ".parquet", ".tmp")  # what a target may hold already
+OWN_ENDINGS = (MANIFEST, ".parquet", ".tmp")  # what a target may hold already; the last of earlier versions
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,7 @@ def write_copy(
         count = f"{len(broken)} of {len(rows)} images of {dataset.name}"
         raise WorkError(f"{count} are broken: {'; '.join(broken)}")
     _require_same(dataset, rows, target, [one.digest for one in seen])
-    try:
-        return _write(dataset, rows, target, shard_rows, progress)
-    except (OSError, pa.ArrowException) as error:
-        where = masked(target)
-        raise WorkError(
-            f"cannot write to {where}: {reason(error)}; the same command goes on from here"
-        ) from None
+    return _write(dataset, rows, target, shard_rows, progress)
 
 
 def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
@@ -130,7 +123,8 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
     if root is not None and "://" not in str(root) and place.is_relative_to(resolved(place_of(name, root))):
         raise UserError(f"{target} lies in the data set's own folder: choose another --to")
     if place.is_dir():
-        strange = [file.name for file in place.iterdir() if not file.name.endswith(OWN_ENDINGS)]
+        names = [file.name for file in place.iterdir()]
+        strange = [name for name in names if not (name.endswith(OWN_ENDINGS) or is_hidden(name))]
         if strange:
             raise UserError(f"{target} holds other files (such as {min(strange)}): choose another --to")
     return target
@@ -175,9 +169,7 @@ def _others(dataset: Dataset, target: str) -> UserError:
 def _write(
     dataset: Dataset, rows: list[tuple[Item, str]], target: str, shard_rows: int, progress: Progress
 ) -> PrepareResult:
-    system, folder = filesystem(target)
-    if isinstance(system, fs.LocalFileSystem):  # object stores have no folders
-        system.create_dir(folder, recursive=True)
+    store = Store(target)
     parts = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
     records: list[dict[str, Any]] = []
     kept = size = 0
@@ -186,7 +178,7 @@ def _write(
         digest = hashlib.sha256(data).hexdigest()
         # contents name the shard: a finished one is recognised, a stale one is never mistaken for it
         file = f"{k:05d}-{digest[:16]}.parquet"
-        kept += _write_file(system, f"{folder}/{file}", data)
+        kept += _keep(store, file, data, target)
         size += len(data)
         records.append({"file": file, "rows": len(part), "bytes": len(data), "sha256": digest})
         progress(k + 1, len(parts))
@@ -199,7 +191,7 @@ def _write(
         "note": dataset.note,
         "shards": records,
     }
-    _write_file(system, f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode(), keep=False)
+    _keep(store, MANIFEST, json.dumps(manifest, indent=1).encode(), target)
     return PrepareResult(dataset.name, masked(target), len(parts), kept, len(rows), size)
 
 
@@ -222,18 +214,13 @@ def _encode(part: list[tuple[Item, str]], source: Source) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _write_file(system: fs.FileSystem, path: str, data: bytes, *, keep: bool = True) -> bool:
-    """Write a file whole or not at all; True if an equal one was kept."""
-    if keep and system.get_file_info(path).size == len(data):
-        with system.open_input_stream(path) as stream:
-            if stream.read() == data:  # a damaged shard has its name and size all the same
-                return True
-    # object stores show a file only when it is complete; elsewhere renaming does that, of a name that no
-    # other process writes to
-    local = isinstance(system, fs.LocalFileSystem)
-    written = f"{path}.{os.getpid()}.tmp" if local else path
-    with system.open_output_stream(written) as stream:
-        stream.write(data)
-    if local:
-        system.move(written, path)
-    return False
+def _keep(store: Store, file: str, data: bytes, target: str) -> bool:
+    """Have a file hold this; True if it does already."""
+    try:
+        there = store.read(file) == data  # a damaged shard has its name all the same
+        if not there:
+            store.write(file, data)
+    except StorageError as error:
+        where = masked(target)
+        raise WorkError(f"cannot write to {where}: {error}; the same command goes on from here") from None
+    return there

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from prometar.errors import UserError, WorkError
-from prometar.io.stores import join
+from prometar.io import stores
+from prometar.io.stores import Store, is_inside, join
 from tests.support.texts import ANY
-from tune.jobs import remote
 from tune.jobs.files import require_own, take
-from tune.jobs.remote import Mirror, Store, is_inside
+from tune.jobs.remote import Mirror
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT, RESULT = "checkpoint.safetensors", "result.json"
@@ -44,7 +44,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         return str(tmp_path / "store/run")
     if request.param == "renaming":  # a file system where half a file can be seen, such as HDFS
         system = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-        monkeypatch.setattr(remote, "filesystem", lambda url: (system, url))
+        monkeypatch.setattr(stores, "filesystem", lambda url: (system, url))
         return "store/run"
     return bucket(request.getfixturevalue("endpoint"))
 
@@ -286,7 +286,7 @@ def test_a_hostile_listing_of_any_file_system(tmp_path: Path, monkeypatch: pytes
             return [fs.FileInfo(f"{selector.base_dir}/../stolen", fs.FileType.File)]
 
     system = Hostile(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(remote, "filesystem", lambda url: (system, url))
+    monkeypatch.setattr(stores, "filesystem", lambda url: (system, url))
     with pytest.raises(WorkError, match=r"'\.\./stolen'"):
         Mirror("store/run", tmp_path / "here").pull()
 

@@ -96,11 +96,21 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, tmp_path: Path) -> None:
     assert len(open_dataset("dtd", tmp_path).train) == 48
 
 
+@pytest.mark.parametrize("name", [".00000-0a.parquet.7", "00000-0a.parquet.7.tmp"])
+def test_half_a_shard_of_a_killed_process_is_gone_on_beside(
+    small_dtd: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "dtd").mkdir()
+    (tmp_path / "dtd" / name).write_bytes(b"PAR1")
+    assert prepare("dtd", small_dtd, tmp_path).shards == 1
+    assert check("dtd", tmp_path).problems == ()
+
+
 def test_two_at_once_write_one_whole_copy(small_dtd: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as both, patch.object(os, "getpid", threading.get_ident):
         list(both.map(lambda _: prepare("dtd", small_dtd, tmp_path, shard_rows=10), range(2)))
     assert check("dtd", tmp_path).broken == ()
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert {file.suffix for file in tmp_path.rglob("*.*")} == {".parquet", ".json"}  # nothing half-written
 
 
 def test_all_broken_images_are_named_and_nothing_is_written(own_dtd: Path, tmp_path: Path) -> None:
