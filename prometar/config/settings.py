@@ -303,7 +303,7 @@ class Config(PlainData):
         tree = self.model_dump(mode="json")
         for name, section in _sections(self):
             if section.reference is not None:
-                tree[name]["args"] = building.complete(section.axis(), section.chosen, section.args)
+                tree[name]["args"] = building.complete(section.axis(), section.reference, section.args)
         return parse(tree, where="settings")
 
     def refuse_own(self, where: str, *, trusted: bool = False) -> Config:

@@ -93,13 +93,13 @@ def build_prompts(config: Config) -> Prompts:
 
 
 def _part(kinds: Kinds, needs: type, section: Section) -> Any:
-    if section.chosen in kinds:
+    if section.reference is None:
         return kinds[section.chosen](section)
-    return make(section.axis(), section.chosen, section.args, needs=needs)
+    return make(section.axis(), section.reference, section.args, needs=needs)
 
 
 def _regularizer(r: RegularizerConfig, prompts: Prompts) -> Regularizer:
-    terms = REGULARIZERS[r.kind](r) if r.kind in REGULARIZERS else _own_terms(r)
+    terms = _own_terms(r, r.reference) if r.reference else REGULARIZERS[r.kind](r)
     used = [(term, weight) for term, weight in terms if weight and _is_felt(term, prompts)]
     if not used:
         return Regularizer()
@@ -127,9 +127,9 @@ def _held(distance: Distance, r: RegularizerConfig) -> Terms:
     ]
 
 
-def _own_terms(r: RegularizerConfig) -> Terms:
+def _own_terms(r: RegularizerConfig, reference: str) -> Terms:
     """A part of one's own is a term, whose weight is its own matter, or a distance."""
-    part = make(r.axis(), r.kind, r.args)
+    part = make(r.axis(), reference, r.args)
     if all(hasattr(part, name) for name in members(Term)):
         return [(part, 1.0), (LogitsDivergence(), r.logits_weight)]
     with failing(r.kind):

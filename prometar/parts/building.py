@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from pydantic import (
@@ -30,37 +31,23 @@ class _Args(PlainData):
         return sorted(plain(value), key=repr) if isinstance(value, set | frozenset) else plain(value)
 
 
-def own(axis: str, kind: str) -> str:
-    """The reference of a kind that is no built-in one.
-
-    Raises:
-        UserError: it is neither `package.module:Name` nor an installed package's name for one.
-    """
-    reference = reference_of(axis, kind)
-    if reference is None:
-        raise UserError(f"unknown {axis} '{kind}': write package.module:Name for a part of your own")
-    return reference
-
-
-def complete(axis: str, kind: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data: the part's settings, those that are not given by their defaults.
+def complete(axis: str, reference: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data: the settings of the part that a reference names, those not given by their defaults.
 
     Raises:
         UserError: the part cannot be loaded, or does not take these.
     """
-    reference = own(axis, kind)
     return _checked(reference, load(reference), args, axis).model_dump(mode="json")
 
 
-def make(axis: str, kind: str, args: Mapping[str, Any], *, needs: type | None = None) -> Any:
-    """The part: a frozen dataclass with its settings, or any other value as it is.
+def make(axis: str, reference: str, args: Mapping[str, Any], *, needs: type | None = None) -> Any:
+    """The part that a reference names: a frozen dataclass with its settings, or any other value as it is.
 
     Args:
         needs: A protocol, all of whose members it must have.
     Raises:
         UserError: the part cannot be loaded or made, or lacks a member.
     """
-    reference = own(axis, kind)
     found = load(reference)
     checked = _checked(reference, found, args, axis)
     if inspect.isclass(found):
@@ -71,20 +58,23 @@ def make(axis: str, kind: str, args: Mapping[str, Any], *, needs: type | None = 
     return found
 
 
-def own_part(axis: str, name: str, known: Iterable[str]) -> Any:
-    """The user's own part `name` of an axis that has no settings of its own.
+def own_part(
+    axis: str, name: str, known: Iterable[str], args: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    """The user's own part `name`: `package.module:Name`, or an installed package's name for it.
 
     Args:
-        known: The built-in names, for the message.
+        known: The built-in names, for the message. args: The part's settings (default: none are given).
     Raises:
         UserError: it is no reference, or cannot be made.
     """
-    if reference_of(axis, name) is None:
+    reference = reference_of(axis, name)
+    if reference is None:
         choices = ", ".join(known)
         raise UserError(
             f"unknown {axis} '{name}': choose one of {choices}, or package.module:Name of your own"
         )
-    return make(axis, name, {})
+    return make(axis, reference, args)
 
 
 def own_reference(axis: str, name: str, known: Collection[str]) -> list[str]:

@@ -25,7 +25,7 @@ from prometar.data.datasets.sources import FolderSource, RenderedSource
 from prometar.errors import UserError
 from prometar.io.files import is_utf8
 from prometar.io.stores import join, masked
-from prometar.parts.building import make
+from prometar.parts.building import own_part
 from prometar.parts.reference import failing, reference_of
 
 FOLDER = "folder"
@@ -122,7 +122,7 @@ def open_unverified(
 
 
 def _open_own(name: str, root: str | None, args: Mapping[str, Any]) -> Dataset:
-    loader = make("data", name, args)
+    loader = own_part("data", name, known(), args)
     if not callable(loader):
         raise UserError(f"{name} is no loader: it cannot be called (docs/extending.md)")
     with failing(name):
