@@ -1,11 +1,11 @@
-"""Ctrl-C before a command has begun, while nothing is there that could be lost; SIGTERM while it works."""
+"""Ctrl-C before a command has begun, while nothing is there that could be lost; signals while it works."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -26,18 +26,18 @@ def raise_again() -> None:
 
 
 @contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Meanwhile SIGTERM, as batch systems send it, is an interrupt: Ray's own answer is a dump and an abort.
+def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Meanwhile, `handler` says what happens at these signals.
 
-    Of the main thread alone: no other may say what happens at a signal.
+    Of the main thread alone: no other may say that.
     """
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    before = {number: signal.signal(number, handler) for number in numbers} if main else {}
     try:
         yield
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, earlier in before.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
 
 
 def _end(signum: int, frame: FrameType | None) -> None:

@@ -12,15 +12,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from prometar.distributed.allotment import allotted
 from prometar.distributed.ray_private import ended_where_it_fails, imports_as_here, without_helpers
 from prometar.errors import UserError, WorkError, first_line, one_line
+from prometar.interrupts import handled
 
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
 # And a call after `ray.shutdown`, such as that of a stream that is closed late, would start a Ray of its own,
@@ -192,21 +193,13 @@ def _take_own_token() -> None:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-@contextmanager
-def interrupts_heard() -> Iterator[None]:
+def interrupts_heard() -> AbstractContextManager[None]:
     """Meanwhile, interrupts are not ignored, as `&` in a script has it: what is started would inherit that.
 
-    By an interrupt Ray cancels a task. Of the main thread alone: no other may say what happens at a signal.
+    By an interrupt Ray cancels a task.
     """
-    main = threading.current_thread() is threading.main_thread()
-    ignored = main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if ignored:
-        signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        if ignored:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return handled([signal.SIGINT] if ignored else [], lambda number, frame: None)
 
 
 def head_is_gone() -> bool:

@@ -16,7 +16,7 @@ from rich.console import Console
 from prometar.distributed.local_ray import head_is_gone, own_node_is_gone
 from prometar.distributed.ray_private import started_here
 from prometar.errors import WorkError
-from prometar.interrupts import INTERRUPTED, MESSAGE
+from prometar.interrupts import INTERRUPTED, MESSAGE, handled
 from tune.optimizer.storage import GO_ON
 
 _LOOK, _PATIENCE = 10, 30  # seconds
@@ -61,17 +61,14 @@ class Stopping:
 
         Where the same signal has ended Ray, as a batch system's does, no epoch will end: this process does.
         """
-        heard = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        before = {number: signal.signal(number, self._hear) for number in heard}
         over = threading.Event()
-        for watch in (self._watch_head, self._watch_node):
-            threading.Thread(target=watch, args=(over,), daemon=True).start()
-        try:
-            yield
-        finally:
-            over.set()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with handled(_SIGNALS, self._hear):
+            for watch in (self._watch_head, self._watch_node):
+                threading.Thread(target=watch, args=(over,), daemon=True).start()
+            try:
+                yield
+            finally:
+                over.set()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
