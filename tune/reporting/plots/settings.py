@@ -26,7 +26,8 @@ from tune.reporting.plots.style import (
     short,
 )
 from tune.results.schema import TrialRecord
-from tune.space.spaces import Choice, IntRange, Numbers, Range
+from tune.space.point_sets import levels
+from tune.space.spaces import Choice, Numbers, Range
 
 _GRID = 40  # cells of the interpolated surface, a side
 _ABSENT = -0.14  # where parallel coordinates show a setting that was not drawn, in unit coordinates
@@ -174,7 +175,9 @@ def parallel(trials: Sequence[TrialRecord], ranges: Mapping[str, Range], *, scor
 
 def _dimension(done: Sequence[TrialRecord], key: str, entry: Range) -> dict[str, Any]:
     """An axis in unit coordinates, so that a setting that was not drawn has a place below all values."""
-    ticks = _ticks(entry)
+    ticks = levels(entry)
+    if isinstance(entry, Numbers) and entry.log:
+        ticks = tuple(decades(entry.low, entry.high))
     places = [entry.unit(tick) for tick in ticks]
     texts = [short(tick, 18) for tick in ticks]
     absent = any(key not in t.settings for t in done)
@@ -187,15 +190,6 @@ def _dimension(done: Sequence[TrialRecord], key: str, entry: Range) -> dict[str,
         "tickvals": places,
         "ticktext": texts,
     }
-
-
-def _ticks(entry: Range) -> Sequence[bool | int | float | str]:
-    if isinstance(entry, Choice):
-        return entry.choices
-    if entry.log:
-        return decades(entry.low, entry.high)
-    ticks = [entry.between(i / 4) for i in range(5)]
-    return sorted({round(tick) for tick in ticks}) if isinstance(entry, IntRange) else ticks
 
 
 def _position(trial: TrialRecord, key: str, entry: Range) -> Any:
