@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from prometar.errors import UserError, WorkError
 from tests.support.driver import NAME, misbehave, records, run_fake, small_spec
 from tests.support.fake_trial import curve
+from tune.execution import runner
 from tune.jobs.spec import Terms
 from tune.optimizer.ask_tell import HOPELESS, Memory
 from tune.optimizer.storage import drive_study, open_study
@@ -40,18 +41,22 @@ def states(out: Path) -> Counter[str]:
 @pytest.mark.usefixtures("ray_local")
 def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
     behaviour = {
-        "1": "nan", "2": "missing", "3": "fail", "4": "crash", "5": "crash-always", "13": "bad"
+        "1": "nan", "2": "missing", "3": "fail", "4": "crash", "5": "crash-always", "6": "hang", "13": "bad"
     }  # fmt: skip
     spec = small_spec(trials=14, pruner="median", final_seeds=(1, 2, 3))
-    finals, text = run_fake(tmp_path, spec, behaviour=behaviour)
+    finals, text = run_fake(tmp_path, spec, behaviour=behaviour, trial_timeout=4.0)
     found = records(tmp_path)
     assert [r["number"] for r in found] == list(range(14))
     reasons = {r["number"]: r["reason"] for r in found if r["state"] == "FAIL"}
-    assert sorted(reasons) == [1, 2, 3, 5]
+    assert sorted(reasons) == [1, 2, 3, 5, 6]
     assert reasons[1] == "the objective is nan in epoch 1"
     assert reasons[2] == "the trial reported no objective"
     assert reasons[3].startswith("the loss is nan in step 7, with {'regularizer.kind'")
     assert reasons[5]
+    assert reasons[6].startswith("2 workers hung: no result within 4 s (--trial-timeout)")
+    stacks = [file.read_text() for file in (tmp_path / NAME / "trials/0006").glob("hung-*.txt")]
+    assert [("fake_trial.py" in stack) for stack in stacks if stack] == [True, True]
+    assert steps(tmp_path, 6) == [1], "the second worker went on from the first one's state"
     assert found[0]["reference"]
     assert found[0]["state"] == "COMPLETE"
     assert found[4]["state"] == "COMPLETE", "a worker that died once is tried again"
@@ -59,27 +64,19 @@ def test_every_kind_of_trial_ends_with_a_record(tmp_path: Path) -> None:
     assert found[13]["state"] == "PRUNED"
     assert len(found[13]["epochs"]) < 3
     counts = states(tmp_path)
-    assert counts["FAIL"] == 4
-    assert counts["COMPLETE"] + counts["PRUNED"] == 10
+    assert counts["FAIL"] == 5
+    assert counts["COMPLETE"] + counts["PRUNED"] == 9
 
     best = max((r for r in found if r["state"] == "COMPLETE"), key=lambda r: r["objective"])
     assert finals["best"]["number"] == best["number"]
     assert [run["seed"] for run in finals["datasets"]["textures"]["best"]] == [1, 2, 3]
     assert finals["shown"]
     assert finals["difference"]["low"] == pytest.approx(best["objective"] - found[0]["objective"])
-    assert "4 failed" in text
+    assert "5 failed" in text
 
     again, text = run_fake(tmp_path, spec, behaviour={"all": "raise"})
     assert again == finals, "nothing is run twice"
     assert records(tmp_path) == found
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_one_worker_serves_search_last_round_and_final_comparison(tmp_path: Path) -> None:
-    run_fake(tmp_path, small_spec(trials=4, top=1, final_seeds=(1, 2)))
-    found = list((tmp_path / NAME).rglob("pid"))
-    assert len({path.relative_to(tmp_path / NAME).parts[0] for path in found}) == 3, "each stage has run jobs"
-    assert len({path.read_text() for path in found}) == 1
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -112,55 +109,48 @@ def test_a_study_where_everything_fails_ends_early_and_says_why(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_out_of_memory_is_tried_again_with_a_larger_share(tmp_path: Path) -> None:
-    behaviour = {"1": "needs0.5", "2": "needs9"}
-    run_fake(tmp_path, small_spec(trials=4), behaviour=behaviour, cpus_per_trial=0.5)
-    found = records(tmp_path)
-    assert [r["state"] for r in found] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
-    assert "CUDA out of memory" in found[2]["reason"]
-    shares = [(tmp_path / NAME / f"trials/{n:04d}/shares.log").read_text().split() for n in (1, 2)]
-    assert shares == [["0.25"], ["0.25", "0.5", "1"]]
-    assert [r["cpus"] for r in found] == [0.5, 0.75, 0.0, 0.5]
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_a_worker_that_ray_kills_for_its_machine_s_memory_is_replaced(
+def test_out_of_memory_is_tried_again_with_a_larger_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, killed = RayActorManager._actor_task_resolved, list[int]()
+    """A GPU's, as a trial says, and a machine's, for which Ray kills its worker."""
+    told, epochs = RayActorManager._actor_task_resolved, list[int]()
 
     def kill_one(manager: RayActorManager, tracked_actor_task: Any, result: Any) -> None:
-        if killed or not isinstance(result, dict) or result.get("epoch") != 2:
+        epochs.append(result.get("epoch", 0) if isinstance(result, dict) else 0)
+        if epochs[-1] != 2 or epochs.count(2) != 2:  # the second trial's
             told(manager, tracked_actor_task, result)
         else:
-            killed.append(2)
             error = OutOfMemoryError("Task was killed: low on memory.\nMore.")
             manager._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
 
     monkeypatch.setattr(RayActorManager, "_actor_task_resolved", kill_one)
-    run_fake(tmp_path, small_spec(trials=3), cpus_per_trial=0.5)
+    behaviour = {"2": "needs0.5", "3": "needs9"}
+    run_fake(tmp_path, small_spec(trials=4), behaviour=behaviour, cpus_per_trial=0.5)
     found = records(tmp_path)
-    assert killed
-    assert [r["state"] for r in found] == ["COMPLETE"] * 3
-    assert [r["cpus"] for r in found] == [0.75, 0.5, 0.5], "tried again with a larger share"
-    assert steps(tmp_path, 0) == [1, 2, 3]
+    assert [r["state"] for r in found] == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
+    assert steps(tmp_path, 1) == [1, 2, 3]
+    assert "CUDA out of memory" in found[3]["reason"]
+    shares = [(tmp_path / NAME / f"trials/{n:04d}/shares.log").read_text().split() for n in (2, 3)]
+    assert shares == [["0.25"], ["0.25", "0.5", "1"]]
+    assert [r["cpus"] for r in found] == [0.5, 0.75, 0.75, 0.0]
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_trial_that_hangs_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
-    run_fake(tmp_path, small_spec(trials=3), behaviour={"1": "hang"}, trial_timeout=4.0)
-    found = records(tmp_path)
-    assert [r["state"] for r in found] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert found[1]["reason"].startswith("2 workers hung: no result within 4 s (--trial-timeout)")
-    stacks = [file.read_text() for file in (tmp_path / NAME / "trials/0001").glob("hung-*.txt")]
-    assert [("fake_trial.py" in stack) for stack in stacks if stack] == [True, True]
-    assert steps(tmp_path, 1) == [1], "the second worker went on from the first one's state"
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_the_last_round_decides_by_fresh_seeds_and_goes_on(tmp_path: Path) -> None:
+def test_the_last_round_decides_by_fresh_seeds_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = small_spec(trials=5, top=2, top_seeds=2, final_seeds=(1, 2))
-    finals, text = run_fake(tmp_path, spec)
+    misbehave(tmp_path, {"trial-0000-seed1000": "crash-always"})
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "MAX_FAILURES", 0)
+        with pytest.raises(
+            WorkError, match=r"a last round has ended without a result: .*same command goes on"
+        ):
+            run_fake(tmp_path, spec)
+    assert not (tmp_path / NAME / "finals").exists(), (
+        "a choice waits for a worker that died: nothing is tested"
+    )
+    finals, text = run_fake(tmp_path, spec, behaviour={})
     lastround = json.loads((tmp_path / NAME / "lastround.json").read_text())
     found = sorted(records(tmp_path), key=lambda r: -r["objective"])
     best = [r["number"] for r in found if not r["reference"]][:2]
@@ -171,6 +161,7 @@ def test_the_last_round_decides_by_fresh_seeds_and_goes_on(tmp_path: Path) -> No
         assert row["mean"] == pytest.approx(sum(run["objective"] for run in row["runs"]) / 2)
     assert lastround["chosen"] == max(lastround["rows"], key=lambda row: row["mean"])["number"]
     assert finals["best"]["number"] == lastround["chosen"]
+    assert finals["tested"] == [0, lastround["chosen"]]
     assert "last round" in text
     again, text = run_fake(tmp_path, spec, behaviour={"all": "raise"})
     assert again == finals
@@ -191,15 +182,32 @@ def test_a_trial_has_a_run_for_each_data_set_and_seed() -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_several_goals_make_a_front_and_resume(tmp_path: Path) -> None:
-    spec = small_spec(trials=3, goals=("base", "new"))
-    run_fake(tmp_path, spec)
-    run_fake(tmp_path, small_spec(trials=5, goals=("base", "new")))
+def test_a_study_of_several_goals_goes_on_where_its_store_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe = Memory.observe
+
+    def lose(memory: Memory, number: int, result: dict[str, Any]) -> bool:
+        if number == 2:
+            raise OperationalError("UPDATE trials", {}, Exception("database is locked"))
+        return observe(memory, number, result)
+
+    goals = ("base", "new")
+    with monkeypatch.context() as patched:
+        patched.setattr(Memory, "observe", lose)
+        with pytest.raises(WorkError, match=r"has stopped: .*database is locked.*the same command") as caught:
+            run_fake(tmp_path, small_spec(trials=3, goals=goals))
+    assert "\n" not in str(caught.value)
+    first = records(tmp_path)
+    assert len(first) == 2
+    run_fake(tmp_path, small_spec(trials=4, goals=goals))
     found = records(tmp_path)
-    assert [r["state"] for r in found] == ["COMPLETE"] * 5
-    assert [[e["epoch"] for e in r["epochs"]] for r in found] == [[1, 2, 3]] * 5
+    assert found[:2] == first
+    assert states(tmp_path) == {"COMPLETE": 4}
+    assert [r["state"] for r in found] == ["COMPLETE"] * 4
+    assert [[e["epoch"] for e in r["epochs"]] for r in found] == [[1, 2, 3]] * 4
     study = open_study(f"sqlite:///{tmp_path / NAME / 'study.db'}", NAME)
-    assert [t.values for t in study.trials] == [[r["base"], r["new"]] for r in found]
+    assert [t.values for t in study.trials] == [[r["base"], r["new"]] for r in found], "they make a front"
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -257,9 +265,12 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_result_of_other_settings_is_no_result(tmp_path: Path) -> None:
+def test_one_worker_serves_all_stages_and_a_result_of_other_settings_is_no_result(tmp_path: Path) -> None:
     spec = small_spec(trials=2, top=1, top_seeds=1, final_seeds=(1,))
     first, _ = run_fake(tmp_path, spec)
+    found = list((tmp_path / NAME).rglob("pid"))
+    assert len({path.relative_to(tmp_path / NAME).parts[0] for path in found}) == 3, "each stage has run jobs"
+    assert len({path.read_text() for path in found}) == 1
     for lost in ("study.db", "study.yaml"):
         (tmp_path / NAME / lost).unlink()
     shutil.rmtree(tmp_path / NAME / "trials")
@@ -272,42 +283,24 @@ def test_a_result_of_other_settings_is_no_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_choice_waits_for_a_worker_that_died_in_the_last_round(tmp_path: Path) -> None:
-    spec = small_spec(trials=3, top=1, top_seeds=1, final_seeds=(1,))
-    misbehave(tmp_path, {"trial-0000-seed1000": "crash-always"})
-    with pytest.raises(WorkError, match=r"a last round has ended without a result: .*same command goes on"):
-        run_fake(tmp_path, spec)
-    assert not (tmp_path / NAME / "finals").exists(), "nothing has been tested"
-    finals, _ = run_fake(tmp_path, spec, behaviour={})
-    assert finals["tested"] == [0, finals["best"]["number"]]
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_a_study_in_a_shared_storage_belongs_to_one_folder(
+def test_a_shared_storage_and_files_at_a_url_belong_to_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = f"sqlite:///{tmp_path / 'shared.db'}"
-    run_fake(tmp_path / "one", small_spec(trials=1), storage=storage)
+    one, two = tmp_path / "one", tmp_path / "two"
+    place = {"storage": f"sqlite:///{tmp_path / 'shared.db'}", "files": f"file://{tmp_path}/store/{NAME}"}
+    run_fake(one, small_spec(trials=1), **place)
     theirs = r"has its files in .*/one/fake on .*: go on with that --out"
     with pytest.raises(UserError, match=theirs):
-        run_fake(tmp_path / "two", small_spec(trials=1), storage=storage)
-    assert not (tmp_path / "two" / NAME / "study.yaml").exists()
+        run_fake(two, small_spec(trials=1), storage=place["storage"])
+    with pytest.raises(UserError, match=f"{place['files']} holds the files of another study"):
+        run_fake(two, small_spec(trials=1), files=place["files"])
+    assert not (two / NAME / "study.yaml").exists()
     monkeypatch.setattr(socket, "gethostname", lambda: "other")
-    run_fake(tmp_path / "one", small_spec(trials=1), storage=storage)  # its disk has come to another machine
-    (tmp_path / "one").rename(tmp_path / "away")
+    run_fake(one, small_spec(trials=2), **place)  # its disk has come to another machine
+    assert [r["state"] for r in records(one)] == ["COMPLETE"] * 2
+    one.rename(tmp_path / "away")
     with pytest.raises(UserError, match=theirs):  # which has a disk of its own, and folders of the same names
-        run_fake(tmp_path / "one", small_spec(trials=1), storage=storage)
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_files_at_a_url_belong_to_one_study(tmp_path: Path) -> None:
-    files = f"file://{tmp_path}/store/{NAME}"
-    run_fake(tmp_path / "one", small_spec(trials=1), files=files)
-    with pytest.raises(UserError, match=f"{files} holds the files of another study"):
-        run_fake(tmp_path / "two", small_spec(trials=1), files=files)
-    assert not (tmp_path / "two" / NAME / "study.yaml").exists()
-    run_fake(tmp_path / "one", small_spec(trials=2), files=files)
-    assert [r["state"] for r in records(tmp_path / "one")] == ["COMPLETE"] * 2
+        run_fake(one, small_spec(trials=2), storage=place["storage"])
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -316,19 +309,3 @@ def test_a_shared_storage_does_not_mix_studies(tmp_path: Path) -> None:
     drive_study(storage, NAME)[0].set_user_attr("identity", small_spec(epochs=9).identity)
     with pytest.raises(UserError, match=r"train\.epochs: 9 then, 3 now"):
         run_fake(tmp_path, small_spec(), storage=storage)
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_a_store_lost_in_the_middle_is_one_line_and_the_study_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lose(*_: Any) -> bool:
-        raise OperationalError("UPDATE trials", {}, Exception("database is locked"))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Memory, "observe", lose)
-        with pytest.raises(WorkError, match=r"has stopped: .*database is locked.*the same command") as caught:
-            run_fake(tmp_path, small_spec(trials=3))
-    assert "\n" not in str(caught.value)
-    run_fake(tmp_path, small_spec(trials=3))
-    assert states(tmp_path) == {"COMPLETE": 3}

@@ -181,9 +181,9 @@ def test_a_group_without_room_for_the_stream_is_refused(
         next(stream(plan, source, options=StreamOptions(in_placement_group=True)))
 
 
-def test_trials_that_hold_every_cpu_do_not_hang(small_dtd: Path, tmp_path: Path) -> None:
+def test_trials_that_hold_every_cpu_do_not_hang(small_dtd: Path, tmp_path: Path, ray_local: str) -> None:
     script = Path(__file__).parents[1] / "support/trials_hold_all_cpus.py"
-    command = [sys.executable, str(script), str(small_dtd), str(tmp_path)]
+    command = [sys.executable, str(script), str(small_dtd), str(tmp_path), ray_local]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

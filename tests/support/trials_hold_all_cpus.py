@@ -1,8 +1,8 @@
-"""Run by test_stream_ray: trials that hold every CPU (two of 0.5 + 0.5, one of 1 + 1) and stream.
+"""Run by test_raystream: trials that hold every CPU (two of 0.5 + 0.5, one of 1 + 1) and stream.
 
 Each evaluates in the middle of its training, as runs do: a second stream while the first one waits.
 
-Usage: python trials_hold_all_cpus.py DATA_ROOT OUT.
+Usage: python trials_hold_all_cpus.py DATA_ROOT OUT ADDRESS, of a Ray of two CPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import StreamOptions, stream, stream_local
 from prometar.data.streaming.transforms import TransformSpec
-from prometar.distributed.ray_private import without_helpers
 
 
 def plan_of(root: str) -> tuple[Plan, Any]:
@@ -89,11 +88,8 @@ def fit(root: str, out: str, *, cpus: float, trials: int, concurrent: int) -> di
     }
 
 
-def main(root: str, out: str) -> None:
-    with without_helpers():
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-        )
+def main(root: str, out: str, address: str) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     halves = fit(root, out, cpus=0.5, trials=3, concurrent=2)
     wholes = fit(root, out, cpus=1, trials=1, concurrent=1)
@@ -102,4 +98,4 @@ def main(root: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])
