@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import import_module
-from importlib.metadata import Distribution, distribution, packages_distributions
+from importlib.metadata import Distribution, distribution, distributions, packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from weakref import WeakKeyDictionary
@@ -116,12 +116,25 @@ def is_everywhere(module: str) -> bool:
 @cache
 def installed_as(top: str) -> Distribution | None:
     """What installed a top-level module; None where its files are the user's to edit."""
+    roots = {Path(str(each.locate_file(""))) for each in distributions()}
+    if not _lies_in(roots, top):  # else what each package has installed is read: a second
+        return None
     names = packages_distributions().get(top, [])
     if not names:
         return None
-    found, module = distribution(names[0]), import_module(top)
+    found = distribution(names[0])
     if json.loads(found.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable"):
         return None
-    places = [Path(place) for place in (module.__file__, *getattr(module, "__path__", ())) if place]
-    root = Path(str(found.locate_file("")))
-    return found if any(place.is_relative_to(root) for place in places) else None
+    return found if _lies_in({Path(str(found.locate_file("")))}, top) else None
+
+
+def _lies_in(roots: Iterable[Path], top: str) -> bool:
+    """Whether a top-level module lies below one of the folders; it need not be imported, nor be there."""
+    module = sys.modules.get(top)
+    if module is not None:
+        found = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    else:
+        spec = find_spec(top)
+        found = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    places = [Path(place) for place in found if place]
+    return any(place.is_relative_to(root) for place in places for root in roots)

@@ -27,7 +27,7 @@ from prometar.methods.composition import (
 )
 from prometar.methods.probing import probe
 from prometar.methods.regularizers import ImageDistance, LogitsDivergence, TextDistance
-from prometar.parts import identity, reference, sending
+from prometar.parts import identity, pieces, reference, sending
 from prometar.parts.sending import Sent, install, sources_of
 
 
@@ -317,6 +317,17 @@ def test_installed_packages_name_parts_by_entry_points(mine: Path, tmp_path: Pat
     finally:
         reference._installed.cache_clear()
         identity.installed_as.cache_clear()
+
+
+def test_what_is_installed_is_not_read_for_code_of_ones_own(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "packages_distributions", lambda: pytest.fail("it takes a second"))
+    identity.installed_as.cache_clear()
+    assert identity.identities(["mine:huber"])["mine"].startswith("sha256 ")
+    del sys.modules["mine"]  # as a worker that is sent it
+    identity.installed_as.cache_clear()
+    assert identity.installed_as("mine") is None
 
 
 def test_code_is_told_apart_by_the_digest_of_its_file(mine: Path) -> None:
