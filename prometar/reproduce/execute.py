@@ -17,7 +17,8 @@ from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import WorkError
 from prometar.io.files import is_refused_write
 from prometar.reproduce.grid import Record
-from prometar.reproduce.worker import Job, Worker
+from prometar.reproduce.job import Job
+from prometar.reproduce.worker import Worker
 
 MAX_DEATHS = 3  # of workers over one job; it goes on from its own checkpoint
 ROOM_SECONDS = 300.0  # for the first worker to find a place

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-import torch
+from dataclasses import replace
 
 from prometar.config.settings import dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.stream import StreamOptions
 from prometar.environment import environment
-from prometar.errors import StorageError, UserError, one_line
-from prometar.inference.classifier import Classifier
+from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
-from prometar.parts.sending import Sent, install
-from prometar.reproduce.grid import WEIGHTS, Entry, Record, read_record
-from prometar.runs import evaluate_on, ray_stream, write_result
-from prometar.training.alike import like_the_driver, require_shared
-from prometar.training.run import build_run, contents_of, split_entry
-from prometar.training.session import Session
+from prometar.loading import nothing_collected
+from prometar.parts.sending import install
+from prometar.reproduce.grid import WEIGHTS, Record, read_record
+from prometar.reproduce.job import Job
 
+with nothing_collected():
+    import torch
 
-@dataclass(frozen=True)
-class Job:
-    """A run as the driver hands it to a worker; its state lies in `folder`.
-
-    everywhere: Digests of what the driver has found, which the worker's machine must have too.
-    """
-
-    entry: Entry
-    folder: Path
-    threads: int
-    stream_cpus: float
-    code: tuple[Sent, ...] = ()
-    everywhere: Mapping[str, str] = field(default_factory=dict)
-
-    def failed(self, reason: str) -> Record:
-        """Write and return a record that says so; figures that are there already stay."""
-        record = read_record(self.entry, self.folder) or Record(entry=self.entry)
-        record = replace(record, reason=one_line(reason), environment=environment())
-        record.write(self.folder)
-        return record
+    from prometar.inference.classifier import Classifier
+    from prometar.runs import evaluate_on, ray_stream, write_result
+    from prometar.training.alike import like_the_driver, require_shared
+    from prometar.training.run import build_run, contents_of, split_entry
+    from prometar.training.session import Session
 
 
 class Worker:

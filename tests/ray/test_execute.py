@@ -15,7 +15,7 @@ from prometar.errors import WorkError
 from prometar.reproduce import execute
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.grid import Record, entries, read_record
-from prometar.reproduce.worker import Job
+from prometar.reproduce.job import Job
 from tests.support.fakeworker import FakeWorker, NeverStarts
 from tests.support.reproductions import IDLE, ask
 

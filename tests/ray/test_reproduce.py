@@ -27,8 +27,9 @@ from prometar.interrupts import INTERRUPTED
 from prometar.reproduce import run
 from prometar.reproduce.check import Found, look
 from prometar.reproduce.grid import Asked, Entry
+from prometar.reproduce.job import Job
 from prometar.reproduce.protocols import PROTOCOLS
-from prometar.reproduce.worker import Job, Worker
+from prometar.reproduce.worker import Worker
 from tests.support.copies import write_copy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -149,42 +150,64 @@ def test_what_could_not_be_run_is_said_and_made_up_for(
     assert all(record["state"] == "finished" for record in records(out).values())
 
 
-def test_more_targets_are_tested_without_training_again(
-    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
-) -> None:
-    args = ["--source", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--datasets"]
-    assert reproduce("cross-dataset", copies, tmp_path, *args, "imagenetv2") == 0
-    figures = table(tmp_path, "cross-dataset")
-    assert {dataset for dataset, _, _ in figures} == {"dtd", "imagenetv2"}
-    assert all(row["n"] == "1" and 0 <= float(row["mean"]) <= 100 for row in figures.values())
-    (run,) = tmp_path.glob("runs/*")
-    trained = (run / "checkpoint.safetensors").read_bytes()
-    assert reproduce("cross-dataset", copies, tmp_path, *args, "imagenetv2", "eurosat") == 0
-    assert "1 runs, 0 are done" in capsys.readouterr().out.split("imagenetv2", 1)[1]
-    assert (run / "checkpoint.safetensors").read_bytes() == trained
-    (record,) = records(tmp_path).values()
-    assert set(record["tests"]) == {"imagenetv2", "eurosat"}
-    assert main(["evaluate", str(run), "--dataset", "eurosat", "--data-root", str(copies)]) == 0
-    assert capsys.readouterr().out.endswith(f"on eurosat: {record['tests']['eurosat']:.2f} %\n")
-
-
-def test_a_target_that_is_gone_keeps_its_figures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+def test_targets_come_and_go_and_nothing_is_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray_local: None
 ) -> None:
     root, out = tmp_path / "data", tmp_path / "out"
-    for name in ("dtd", "eurosat"):
+    for name in ("dtd", "imagenetv2", "eurosat"):
         write_copy(name, root)
-    args = ["--source", "dtd", "--methods", "zero-shot", "--shots", "1", "--datasets", "eurosat"]
+    args = [
+        "--source",
+        "dtd",
+        "--methods",
+        "coop",
+        "--seeds",
+        "1",
+        "--shots",
+        "2",
+        "--datasets",
+        "imagenetv2",
+    ]
+
+    def elsewhere(asked: Asked) -> Found:
+        found = look(asked)
+        return replace(found, everywhere={**found.everywhere, "splits of imagenetv2": "0" * 64})
+
+    with monkeypatch.context() as patched:  # a machine that is not like the driver's ends the command
+        patched.setattr(run, "look", elsewhere)
+        assert reproduce("cross-dataset", root, out, *args) == 1
+    assert re.search(
+        "error: the machine .* has other splits of imagenetv2 than this command began with: make them the "
+        "same; the same command goes on\n$",
+        capsys.readouterr().err,
+    )
+    assert not any(record["state"] == "failed" for record in records(out).values())
+    (folder,) = out.glob("runs/*")
+    trained = (folder / "checkpoint.safetensors").read_bytes()
+
     assert reproduce("cross-dataset", root, out, *args) == 0
-    before = table(out, "cross-dataset")
-    shutil.rmtree(root / "eurosat")
+    figures = table(out, "cross-dataset")
+    assert {dataset for dataset, _, _ in figures} == {"dtd", "imagenetv2"}
+    assert all(row["n"] == "1" and 0 <= float(row["mean"]) <= 100 for row in figures.values())
     capsys.readouterr()
+
+    args.append("eurosat")
+    assert reproduce("cross-dataset", root, out, *args) == 0
+    assert "1 runs, 0 are done" in capsys.readouterr().out
+    assert (folder / "checkpoint.safetensors").read_bytes() == trained
+    (record,) = records(out).values()
+    assert set(record["tests"]) == {"imagenetv2", "eurosat"}
+    assert main(["evaluate", str(folder), "--dataset", "eurosat", "--data-root", str(root)]) == 0
+    assert capsys.readouterr().out.endswith(f"on eurosat: {record['tests']['eurosat']:.2f} %\n")
+
+    before = table(out, "cross-dataset")
+    shutil.rmtree(root / "eurosat")  # what is gone keeps its figures
     assert reproduce("cross-dataset", root, out, *args) == 0
     said = capsys.readouterr().out
     assert "eurosat cannot be used now, its figures are of an earlier run: data set folder" in said
     assert "left out" not in said
     assert table(out, "cross-dataset") == before
-    args[3:4] = ["zero-shot", "zero-shot-ensemble"]
+    args[3:4] = ["coop", "zero-shot"]
     assert reproduce("cross-dataset", root, out, *args) == 1
     said = capsys.readouterr().out
     assert "eurosat was left out of 1 of 2 runs (the others were tested on it before): data set" in said
@@ -244,32 +267,6 @@ def test_a_killed_driver_goes_on(
     refused = [*args[:-1], "25"]
     assert reproduce("base-to-new", copies, killed, *refused) == 2
     assert "was made with other settings (train.epochs: 24 then, 25 now)" in capsys.readouterr().err
-
-
-def test_a_machine_that_is_not_like_the_drivers_ends_the_command_and_fails_no_run(
-    copies: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    ray_local: None,
-) -> None:
-    """Told by the target, whose figure is the last of the run."""
-
-    def elsewhere(asked: Asked) -> Found:
-        found = look(asked)
-        return replace(found, everywhere={**found.everywhere, "splits of imagenet_a": "0" * 64})
-
-    args = ["--datasets", "imagenet_a", "--methods", "zero-shot", "--seeds", "1", "--shots", "1"]
-    with monkeypatch.context() as patched:
-        patched.setattr(run, "look", elsewhere)
-        assert reproduce("domain-generalisation", copies, tmp_path, *args) == 1
-    assert re.search(
-        "error: the machine .* has other splits of imagenet_a than this command began with: make them the "
-        "same; the same command goes on\n$",
-        capsys.readouterr().err,
-    )
-    assert not any(record["state"] == "failed" for record in records(tmp_path).values())
-    assert reproduce("domain-generalisation", copies, tmp_path, *args) == 0
 
 
 @pytest.mark.parametrize("name", ["splits of textures", "weights of mini  in fp32", "code of prometar"])

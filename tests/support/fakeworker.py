@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prometar.reproduce.grid import Record
-    from prometar.reproduce.worker import Job
+    from prometar.reproduce.job import Job
 
 
 class FakeWorker:
