@@ -59,7 +59,13 @@ class RenderedSource:
     name: str
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [SUITE[self.name].encode(path) for path in paths]
+        return [_rendered(self.name, path) for path in paths]
+
+
+@lru_cache(maxsize=1024)
+def _rendered(name: str, path: str) -> bytes:
+    """Kept, some 10 KiB each: every epoch reads the images of a few-shot run again."""
+    return SUITE[name].encode(path)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,13 @@ def test_untrained_token_rows_are_the_seeded_initial_ones() -> None:
     assert all(value.dtype == torch.float32 for value in state.values())
 
 
+def test_a_process_makes_the_tensors_once() -> None:
+    one, other = (weights.load_mini()[1] for _ in range(2))
+    assert all(other[name] is tensor for name, tensor in one.items())
+    del one[weights.TOKEN_TABLE]
+    assert weights.TOKEN_TABLE in weights.load_mini()[1], "who leaves some out leaves them out alone"
+
+
 def test_pack_and_unpack_are_inverse_up_to_half_precision() -> None:
     _, state = weights.load_mini()
     ids = safetensors.torch.load(WEIGHTS.read_bytes())[weights.ROW_IDS].long()

@@ -32,7 +32,7 @@ def search(folder: Path, sampler: str, *, trials: int = TRIALS, **changes: Any) 
     return study
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("tpe", TRIALS), ("gp", 18)])
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", TRIALS), ("gp", 12)])
 def test_a_search_comes_near_to_where_a_bound_is_broken(tmp_path: Path, sampler: str, trials: int) -> None:
     bounds = parse_bounds(["base=60"], [])
     found = search(tmp_path, sampler, trials=trials, bounds=bounds).ended()

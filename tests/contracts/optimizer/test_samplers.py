@@ -41,7 +41,7 @@ REFERENCE: dict[str, dict[str, Any]] = {
     "plain": {"optim.lr": 0.0025, "augment.jitter": 0.0, "data.shots": 16, "regularizer.kind": "l1"},
     "conditional": {"regularizer.kind": "l1", "regularizer.text_weight": 25.0, "optim.lr": 0.0025},
 }
-TARGET = 10
+TARGET = STARTUP_TRIALS + 2  # a model draws the last two
 
 STATELESS = ("random", "grid", "quasirandom")  # they look at no results
 SINGLE_GOAL = tuple(name for name, sampler in SAMPLERS.items() if sampler.plain)
@@ -110,11 +110,11 @@ def test_one_at_a_time_is_reproducible_also_where_it_was_restarted(
     tmp_path: Path, sampler: str, space: str
 ) -> None:
     whole = run(memory(tmp_path / "a", sampler, space), TARGET)
-    for target in (3, 7, 8, TARGET):
+    for target in (3, STARTUP_TRIALS, TARGET - 1, TARGET):
         parts = run(memory(tmp_path / "b", sampler, space, kept=True), target)
     again = memory(tmp_path / "b", sampler, space, kept=True)
     assert [t.params for t in again.trials()] == whole
-    assert parts == whole[8:]
+    assert parts == whole[TARGET - 1 :]
     assert run(memory(tmp_path / "c", sampler, space, seed=6), 4)[1:] != whole[1:4]
 
 
@@ -140,7 +140,7 @@ def test_with_more_at_a_time_the_first_draws_are_the_same_and_equal_orders_give_
 
 def test_models_search_better_than_chance(tmp_path: Path) -> None:
     def best(sampler: str, seed: int) -> float:
-        drawn = run(memory(tmp_path / f"{sampler}{seed}", sampler, "conditional", seed=seed), 18)
+        drawn = run(memory(tmp_path / f"{sampler}{seed}", sampler, "conditional", seed=seed), 12)
         return max(score(each)["objective"] for each in drawn)
 
     chance = sum(best("random", seed) for seed in range(2))
@@ -212,7 +212,7 @@ def test_a_grid_is_searched_through_and_then_over(tmp_path: Path) -> None:
 
 
 FINITE = """
-regularizer.kind: {type: choice, choices: [l1, l2, cosine, none]}
+regularizer.kind: {type: choice, choices: [l1, l2, none]}
 data.shots: {type: int, low: 1, high: 3}
 inner.order: {type: choice, choices: [first, second], when: {data.shots: [1, 2]}}
 """
@@ -239,9 +239,9 @@ def test_a_space_of_choices_is_searched_through_to_its_last_point(
         return count
 
     study = again()
-    assert finish(study, 12) == 12
+    assert finish(study, 9) == 9
     assert not study.exhausted
-    assert finish(study, 100) == 4 * (2 * 2 + 1) - 12
+    assert finish(study, 100) == 3 * (2 * 2 + 1) - 9
     assert study.exhausted
     study = again()
     assert study.enqueue([{"regularizer.kind": "none"}], "enqueued") == 1
@@ -324,7 +324,7 @@ def test_tpe_draws_from_what_it_remembers(
     monkeypatch.setattr("tune.optimizer.optuna_private.Remembered", Noted)
     monkeypatch.setattr("tune.optimizer.optuna_private.LATEST", 4)
     monkeypatch.setattr("tune.optimizer.optuna_private.BEST", 3)
-    run(memory(tmp_path, "tpe", space), TARGET)
+    run(memory(tmp_path, "tpe", space), 10)
     assert max(seen) == 4 + 3
 
 

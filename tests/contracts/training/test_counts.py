@@ -71,7 +71,7 @@ def test_memory_grows_with_classes_and_configurations_and_falls_with_precision()
     assert of(dtype=torch.bfloat16).peak < one.peak
     several = [of(configurations=count).peak for count in (1, 2, 4)]
     assert several[2] - several[1] > several[1] - several[0] > 0
-    meta = partial(of, method="prometar")
+    meta = partial(of, method="prometar-coop")
     assert meta(configurations=2).peak > meta().peak > max(meta(dtype=torch.bfloat16).peak, one.peak)
 
 

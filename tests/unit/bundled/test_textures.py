@@ -15,6 +15,7 @@ from prometar.bundled.suite import SUITE
 from prometar.bundled.textures import TEXTURES
 from prometar.bundled.things import THINGS
 from prometar.bundled.weights import MINI_VOCABULARY
+from prometar.data.datasets.sources import RenderedSource
 from prometar.errors import UserError
 
 # SHA-256 over the pixels of image 0 of every class; a change here changes every figure on the data set.
@@ -106,6 +107,15 @@ def test_encoded_pixels_are_the_rendered_ones() -> None:
     with Image.open(io.BytesIO(TEXTURES.encode(path))) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), TEXTURES.render(*TEXTURES.locate(path)))
+
+
+def test_a_process_renders_an_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [RenderedSource(each.name) for each in SUITE.values() if "cross" in each.classnames]
+    path = item_path("cross", "test", 9)
+    first = [source.read_many([path]) for source in both]
+    monkeypatch.setattr(RenderedSet, "encode", lambda *_: b"rendered again")
+    assert [source.read_many([path]) for source in both] == first
+    assert first[0] != first[1], "a set's own"
 
 
 @pytest.mark.parametrize(
