@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,5 +37,7 @@ def towers(model: CLIP, *, quick_gelu: bool = True) -> Clip:
     return from_state_dict(model.state_dict(), architecture(config(quick_gelu=quick_gelu)))
 
 
+@cache
 def backbone(dtype: torch.dtype = torch.float32) -> Backbone:
+    """Made once: it is frozen."""
     return Backbone("tiny", towers(open_clip_model()).to(dtype))

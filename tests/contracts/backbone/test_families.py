@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -33,12 +35,21 @@ def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
     families.register(monkeypatch)
 
 
-def loaded(name: str, folder: Path) -> tuple[Any, Backbone]:
-    """open_clip's model, and ours from a file of its weights, both in float64."""
-    path = str(families.write_weights(name, folder))
-    clip = load_clip(name, path)
-    assert clip.dtype == torch.float64
-    return families.model_of(name), ready(name, path, clip.folded())
+@cache
+def loaded(name: str) -> tuple[Any, Backbone]:
+    """open_clip's model, and ours from a file of its weights, both in float64: once, nobody changes them."""
+    with TemporaryDirectory() as folder:
+        path = str(families.write_weights(name, Path(folder)))
+        clip = load_clip(name, path)
+        assert clip.dtype == torch.float64
+        return families.model_of(name), ready(name, path, clip.folded())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _dropped() -> Iterator[None]:
+    """Other files have no use for them."""
+    yield
+    loaded.cache_clear()
 
 
 def images(clip: Clip) -> Tensor:
@@ -47,8 +58,8 @@ def images(clip: Clip) -> Tensor:
 
 
 @pytest.mark.parametrize("name", families.CONFIGS | families.CLOSED)
-def test_features_and_logits_are_open_clips(name: str, tmp_path: Path) -> None:
-    model, backbone = loaded(name, tmp_path)
+def test_features_and_logits_are_open_clips(name: str) -> None:
+    model, backbone = loaded(name)
     clip, ids = backbone.clip, backbone.tokenize(TEXTS)
     image, text = (
         encode_image(clip, embed_images(clip, images(clip))),
@@ -66,10 +77,8 @@ def test_features_and_logits_are_open_clips(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layers", PROMPTED, ids=str)
 @pytest.mark.parametrize("name", families.CONFIGS)
-def test_prompts_and_their_gradients_are_those_of_open_clips_modules(
-    name: str, layers: set[int], tmp_path: Path
-) -> None:
-    model, backbone = loaded(name, tmp_path)
+def test_prompts_and_their_gradients_are_those_of_open_clips_modules(name: str, layers: set[int]) -> None:
+    model, backbone = loaded(name)
     clip, ids = backbone.clip, backbone.tokenize(TEXTS)
     text = random_prompts(layers, 4, clip.text.width)
     compare(
@@ -95,9 +104,9 @@ def compare(ours: Tensor, theirs: Tensor, prompts: Mapping[int, Tensor]) -> None
 
 @pytest.mark.parametrize("layers", [{0, 1, 2}, {1}, {2}], ids=str)
 @pytest.mark.parametrize("name", families.CONFIGS)
-def test_the_derivatives_are_those_of_the_forward_pass(name: str, layers: set[int], tmp_path: Path) -> None:
+def test_the_derivatives_are_those_of_the_forward_pass(name: str, layers: set[int]) -> None:
     """To the second one, as `test_derivatives` has it."""
-    _, backbone = loaded(name, tmp_path)
+    _, backbone = loaded(name)
     clip = backbone.clip
     text = text_input(clip, backbone.tokenize(TEXTS), num_context=2)
     require_derivatives(lambda prompts: text_pass(clip, text, prompts), drawn(layers, 2, clip.text.width))
@@ -130,9 +139,9 @@ def test_a_file_that_lacks_a_tensor_says_which_by_its_own_name(tmp_path: Path) -
         load_clip("tiny-siglip", str(path))
 
 
-def test_words_are_a_texts_own_tokens(tmp_path: Path) -> None:
+def test_words_are_a_texts_own_tokens() -> None:
     for name in ("tiny-siglip", "tiny-clipa", "tiny-worldwide", "tiny-eva"):
-        _, backbone = loaded(name, tmp_path)
+        _, backbone = loaded(name)
         alone = backbone.tokenize(["a photo of a"])[0]
         start = backbone.clip.form.num_start
         assert backbone.words("a photo of a").tolist() == alone[start : start + 4].tolist()
@@ -150,9 +159,9 @@ def test_what_is_not_supported_says_why_in_one_line(key: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("places", [(2,), (5, 6), (8, 15)], ids=str)
-def test_a_token_behind_id_0_is_no_key_in_a_coca(places: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_token_behind_id_0_is_no_key_in_a_coca(places: tuple[int, ...]) -> None:
     """open_clip takes it, of which CLIP makes "!", for padding: in the context, in names, at the end."""
-    model, backbone = loaded("tiny-coca", tmp_path)
+    model, backbone = loaded("tiny-coca")
     clip, ids = backbone.clip, backbone.tokenize(TEXTS)
     ids[:, places[0]] = 0
     ids[1:, places[1:]] = 0
@@ -183,8 +192,8 @@ def test_other_image_towers_take_no_prompts_and_say_why(name: str) -> None:
         outline(name).require_open()
 
 
-def test_a_closed_tower_is_moved_and_frozen_and_known_by_its_weights(tmp_path: Path) -> None:
-    model, backbone = loaded("tiny-resnet", tmp_path)
+def test_a_closed_tower_is_moved_and_frozen_and_known_by_its_weights() -> None:
+    model, backbone = loaded("tiny-resnet")
     clip, pixels = backbone.clip, images(backbone.clip)
     narrow = clip.to(torch.bfloat16)
     features = encode_image(narrow, embed_images(narrow, pixels.bfloat16()))
