@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from unicodedata import category
@@ -10,7 +11,7 @@ from unicodedata import category
 import typer
 
 from prometar.errors import UserError, first_line
-from prometar.interrupts import INTERRUPTED, MESSAGE, raise_again
+from prometar.interrupts import INTERRUPTED, MESSAGE, handled, raise_again
 
 SHOW = "PROMETAR_TRACEBACK"
 """Environment variable: set to 1, an unexpected error shows where it came from."""
@@ -29,8 +30,9 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         raise_again()
-        status = int(command.main(args, standalone_mode=False) or 0)
-        sys.stdout.flush()
+        with handled([signal.SIGTERM], signal.default_int_handler):  # as batch systems send it
+            status = int(command.main(args, standalone_mode=False) or 0)
+            sys.stdout.flush()
     except UserError as error:
         traceback.clear_frames(error.__traceback__)
         return _say(str(error), error.exit_code)

@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from prometar.distributed.allotment import allotted
-from prometar.distributed.ray_private import ended_where_it_fails, imports_as_here, without_helpers
+from prometar.distributed.ray_private import (
+    ended_where_it_fails,
+    imports_as_here,
+    own_answer_to_sigterm,
+    without_helpers,
+)
 from prometar.errors import UserError, WorkError, first_line, one_line
 from prometar.interrupts import handled
 
@@ -82,7 +87,8 @@ def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
     local: dict[str, Any] = {}
     if address is None:
         local = {"include_dashboard": False} | allotted() | ({"num_cpus": num_cpus} if num_cpus else {})
-    with nullcontext() if address or verbose else without_helpers(), interrupts_heard():
+    helped = nullcontext() if address or verbose else without_helpers()
+    with helped, interrupts_heard(), own_answer_to_sigterm():
         _in_a_lasting_thread(lambda: _init(address=address or LOCAL, **quiet, **local, **imports_as_here()))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +66,23 @@ def without_helpers() -> Iterator[None]:
 
     with replaced(Node, **dict.fromkeys(HELPERS, lambda node, **options: None)):
         yield
+
+
+@contextmanager
+def own_answer_to_sigterm() -> Iterator[None]:
+    """Keep a process's own answer to SIGTERM, where it has one: Ray's is a dump and an abort.
+
+    Of the main thread alone: no other may say what happens at a signal.
+    """
+    from ray._private import utils
+
+    own = signal.getsignal(signal.SIGTERM)
+    if own in (signal.SIG_DFL, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with replaced(utils, set_sigterm_handler=lambda handler: None):
+        yield
+    signal.signal(signal.SIGTERM, own)  # past Python, Ray's own has taken its place
 
 
 @contextmanager

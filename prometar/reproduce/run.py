@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from prometar.comparison.render import print_comparison
 from prometar.distributed.local_ray import require_address, start_ray
 from prometar.distributed.placement import plan_resources, uses_gpu
 from prometar.errors import WorkError
-from prometar.interrupts import handled
 from prometar.io.lock import locked
 from prometar.parts.sending import sources_of
 from prometar.reproduce.check import Found, look
@@ -115,9 +113,7 @@ def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, cons
         num_ended += 1
         console.print(f"{record.entry.title}: {_outcome(record)}; {num_ended} of {len(jobs)} done")
 
-    # As batch systems send it; Ray's own answer is a dump and an abort.
-    with handled([signal.SIGTERM], signal.default_int_handler):
-        run_jobs(jobs, plan, on_record=say)
+    run_jobs(jobs, plan, on_record=say)
 
 
 def _outcome(record: Record) -> str:

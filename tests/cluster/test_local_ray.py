@@ -20,6 +20,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 SHOW = """
 import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
+signal.signal(signal.SIGTERM, lambda *_: print("told to end"))
 from tests.cluster.test_local_ray import listening
 from prometar.distributed import allotment
 from prometar.distributed.local_ray import start_ray
@@ -31,6 +32,7 @@ import ray
 print(ray.get(ray.remote(lambda: signal.getsignal(signal.SIGINT) is signal.default_int_handler).remote()))
 print(*listening())
 signal.raise_signal(signal.SIGINT)
+signal.raise_signal(signal.SIGTERM)
 print("goes on")
 """
 
@@ -145,6 +147,10 @@ def test_nothing_listens_beyond_this_machine(shown: list[str]) -> None:
 
 def test_tasks_can_be_cancelled_where_interrupts_are_ignored(shown: list[str]) -> None:
     assert (shown[1], shown[-1]) == ("True", "goes on")
+
+
+def test_a_process_s_own_answer_to_sigterm_stays(shown: list[str]) -> None:
+    assert shown[-2] == "told to end"
 
 
 def test_a_job_s_share_of_a_machine_is_all_that_ray_gives_out(shown: list[str]) -> None:

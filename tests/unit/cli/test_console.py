@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ def test_every_error_is_one_line(
     assert found == status
     assert text.startswith(line)
     assert text.count("\n") == 1
+
+
+def test_sigterm_is_an_interrupt_from_a_commands_first_moment_on(capsys: pytest.CaptureFixture[str]) -> None:
+    before, app = signal.getsignal(signal.SIGTERM), typer.Typer()
+    app.command()(lambda: signal.raise_signal(signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert run_cli(app, []) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "error: interrupted; the same command goes on from here\n"
 
 
 def test_a_mistake_of_ours_shows_where_it_came_from(
