@@ -168,6 +168,7 @@ def _require_open_files() -> None:
 
 _LEAST_ROOM = 8 * 2**20  # bytes for its logs; it does not say what it lacks
 _LONGEST_SOCKET = 107  # bytes of a path
+_TAKEN_APART = "'\\"  # where it reads a worker's command as a shell does
 
 
 def _require_room() -> None:
@@ -177,6 +178,8 @@ def _require_room() -> None:
     longest = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     if len(os.fsencode(longest)) > _LONGEST_SOCKET:
         raise WorkError(f"{keeps}, too long a path for its sockets: set RAY_TMPDIR to a shorter one, as /tmp")
+    if not folder.isascii() or set(_TAKEN_APART) & set(folder):
+        raise WorkError(f"{keeps}, and cannot with that name: set RAY_TMPDIR to a plainer one, as /tmp")
     made = Path(folder, "ray")
     kept = made if made.exists() else Path(folder)
     if kept.exists() and not os.access(kept, os.W_OK | os.X_OK):

@@ -64,6 +64,19 @@ def test_a_folder_too_deep_for_rays_sockets_is_said_before_ray_starts(
         start_ray()
 
 
+@pytest.mark.parametrize("name", ["jo's", "a\\b", "josé"])
+def test_a_folder_whose_name_ray_cannot_take_is_said_before_ray_starts(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{name}")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(local_ray, "_init", lambda **options: None)
+    with pytest.raises(
+        WorkError, match="and cannot with that name: set RAY_TMPDIR to a plainer one, as /tmp"
+    ):
+        start_ray()
+
+
 def test_a_folder_of_ray_that_is_somebody_elses_is_said_before_ray_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
