@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import heapq
+import json
 from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
@@ -51,9 +54,25 @@ def id_of(trial: FrozenTrial) -> int:
 
 def let_go(storage: BaseStorage) -> None:
     """Close the connections of a database, which Optuna has wrapped in a cache of its own."""
-    inner = getattr(storage, "_backend", storage)
-    if isinstance(inner, RDBStorage):
-        inner.engine.dispose()
+    if isinstance(database := _unwrapped(storage), RDBStorage):
+        database.engine.dispose()
+
+
+def set_first(storage: BaseStorage, study_id: int, key: str, value: Any) -> None:
+    """Give a study an attribute that it has not; nothing where another process is the first.
+
+    Optuna's own call looks first, and then takes the place of what has come since.
+    """
+    if not isinstance(database := _unwrapped(storage), RDBStorage):
+        storage.set_study_user_attr(study_id, key, value)
+        return
+    row = models.StudyUserAttributeModel(study_id=study_id, key=key, value_json=json.dumps(value))
+    with _create_scoped_session(database.scoped_session, ignore_integrity_error=True) as session:
+        session.add(row)
+
+
+def _unwrapped(storage: BaseStorage) -> BaseStorage:
+    return getattr(storage, "_backend", storage)
 
 
 class Disconnected(Exception):

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.stores import masked
-from tune.optimizer.optuna_private import Disconnected, id_of, let_go, write_nothing_twice
+from tune.optimizer.optuna_private import Disconnected, id_of, let_go, set_first, write_nothing_twice
 
 # Of a storage that fails, or that another process writes too.
 LOST = SQLAlchemyError, StorageInternalError, Disconnected, UpdateFinishedTrialError
@@ -27,6 +27,7 @@ GO_ON = "the same command goes on from here"
 Directions = Sequence[Literal["minimize", "maximize"]]
 
 _LOOKS = 5  # at a fresh database whose tables other processes are making, one after another
+_MADE = "already exists", "UNIQUE constraint"  # what is said then; the second by SQLite of a table's rows
 
 
 class WriteThrough(InMemoryStorage):
@@ -67,7 +68,7 @@ class WriteThrough(InMemoryStorage):
     def claim(self, key: str, value: Any) -> Any:
         """What the study has under `key`: this value, unless another process was the first."""
         if key not in self._backend.get_study_user_attrs(self._kept_as):
-            self._backend.set_study_user_attr(self._kept_as, key, value)
+            set_first(self._backend, self._kept_as, key, value)
         found = self._backend.get_study_user_attrs(self._kept_as)[key]
         super().set_study_user_attr(self._study, key, found)
         return found
@@ -181,7 +182,7 @@ def backend_of(storage: str | BaseStorage) -> BaseStorage:
             database = RDBStorage(storage, engine_kwargs=engine)
             break
         except SQLAlchemyError as error:
-            if look == _LOOKS or "already exists" not in str(error):
+            if look == _LOOKS or not any(said in str(error) for said in _MADE):
                 raise
             time.sleep(0.2)
     write_nothing_twice(database)

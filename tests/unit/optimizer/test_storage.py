@@ -191,10 +191,33 @@ def test_of_two_that_claim_a_study_at_once_the_second_sees_the_first(tmp_path: P
     assert open_study(url, "s").user_attrs == {"owner": 0}
 
 
+def test_who_claims_a_study_between_a_look_and_a_claim_is_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_database(tmp_path)
+    _, first = drive_study(url, "s")
+    _, second = drive_study(url, "s")
+    looks, look = [], second._backend.get_study_user_attrs
+
+    def overtaken(study_id: int) -> dict[str, Any]:
+        looks.append(look(study_id))
+        if len(looks) == 1:
+            assert first.claim("owner", "first") == "first"
+        return looks[-1]
+
+    monkeypatch.setattr(second._backend, "get_study_user_attrs", overtaken)
+    assert second.claim("owner", "second") == "first"
+    assert open_study(url, "s").user_attrs == {"owner": "first"}
+
+
 def test_tables_that_another_process_makes_at_once_are_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusals = ['type "studydirection" already exists', "duplicate key\nDETAIL: Key (x)=(y) already exists."]
+    refusals = [
+        'type "studydirection" already exists',
+        "duplicate key\nDETAIL: Key (x)=(y) already exists.",
+        "UNIQUE constraint failed: version_info.version_info_id",  # SQLite
+    ]
 
     def made(*given: Any, **more: Any) -> RDBStorage:
         if refusals:
