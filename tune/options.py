@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tune.study_spec import StudySpec
 
 AUTO = "auto"
-SPACE = "recipe"
+METHOD, SPACE = "prometar", "recipe"
 EMBEDDED = "textures"
 EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
 TRIALS = 40
@@ -72,7 +72,7 @@ class Options:
     goals: str | Sequence[str] | None = None
     at_least: str | Sequence[str] | None = None
     at_most: str | Sequence[str] | None = None
-    method: str = "prometar"
+    method: str | None = None
     backbone: str | None = None
     pretrained: str | None = None
     settings: str | Sequence[str] | Mapping[str, Any] | None = None
@@ -142,8 +142,8 @@ class Options:
         from tune.study_spec import StudySpec
 
         goals = _many(self.goals) or ("objective",)
-        chosen = self._chosen()
-        config = absolute_paths(configure(self.method, {**self._defaults(), **chosen}))
+        chosen, method = self._chosen(), METHOD if self.method is None else self.method
+        config = absolute_paths(configure(method, {**self._defaults(), **chosen}))
         space = self._space(config, chosen.keys() | ({EPOCHS} if self.epochs is not None else set()))
         own = range(self.seed, self.seed + self.seeds_per_trial)
         return StudySpec(
@@ -188,7 +188,7 @@ class Options:
             if key in chosen:
                 raise UserError(f"--set {key}: a search's {said}")
         for key, option in _ALSO_OPTIONS.items():
-            if key in chosen and getattr(self, option) != getattr(Options, option):
+            if key in chosen and getattr(self, option) is not None:
                 raise UserError(f"--set {key}: --{option.replace('_', '-')} gives it too, leave out one")
         own = [name for name in self.datasets if reference_of("data", name)]
         for key in chosen:

@@ -55,8 +55,8 @@ def search(
         str | None, _option(FIRST, "mini or an open_clip model [mini embedded, else ViT-B-16-quickgelu].")
     ] = None,
     method: Annotated[
-        str, _option(FIRST, "The method whose settings are searched, or FILE.yaml.")
-    ] = Options.method,
+        str | None, _option(FIRST, "The method whose settings are searched, or FILE.yaml [prometar].")
+    ] = None,
     space: Annotated[
         str, _option(FIRST, "recipe, lengths, full, regularizer, augmentation, or a YAML file.")
     ] = SPACE,

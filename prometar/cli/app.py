@@ -70,12 +70,17 @@ def train(
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
     root = None if data_root is None else absolute_root(data_root)
-    for key, option, given in (("data.name", "--dataset", dataset), ("data.root", "--data-root", root)):
+    options = (
+        ("method", "--method", method),
+        ("data.name", "--dataset", dataset),
+        ("data.root", "--data-root", root),
+    )
+    for key, option, given in options:
         if given is not None:
             if key in values:
                 raise UserError(f"--set {key}: {option} gives it too; leave one of them out")
             values[key] = given
-    chosen = chosen.override({"method": method, **values} if method else values).completed()
+    chosen = chosen.override(values).completed()
     from prometar.analysis.alignment import Alignment
     from prometar.data.datasets.catalog import file_name
     from prometar.data.splits.objective import objective_of

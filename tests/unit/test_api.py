@@ -217,6 +217,7 @@ def test_a_study_is_read_without_the_machinery_that_made_it(small: Path) -> None
         ({"settings": {"train.seed": 3}}, "--set train.seed: a search's seed is given by --seed"),
         ({"settings": {"train.epochs": 3}, "epochs": 2}, "--set train.epochs: --epochs gives it too"),
         ({"settings": {"method": "coop"}, "method": "ivlp"}, "--set method: --method gives it too"),
+        ({"settings": {"method": "coop"}, "method": "prometar"}, "--set method: --method gives it too"),
     ],
 )
 def test_a_plan_refuses_what_the_study_would(options: dict[str, Any], said: str, tmp_path: Path) -> None:
