@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from prometar.errors import UserError, WorkError, first_line
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 SCHEME = "hf://"
 TIMEOUT_SECONDS = 60.0
+_SILENCE_SECONDS = 5.0  # without a network the client tries for a minute
 _PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"
 _REPO = re.compile(f"{_PART}/{_PART}", re.ASCII)
 
@@ -98,16 +101,23 @@ def asking(what: str, file: str = "such file") -> Iterator[None]:
 def fetching(what: str, otherwise: str) -> Iterator[None]:
     """What open_clip and transformers get from the hub, and why they could not, in one line.
 
+    It is told on stderr where it takes more than a few seconds.
+
     Args:
         otherwise: What to do on a machine without a network.
     Raises:
         WorkError: it could not be fetched.
     """
+    telling = Timer(_SILENCE_SECONDS, lambda: print(f"waiting for {what}", file=sys.stderr, flush=True))
+    telling.daemon = True
+    telling.start()
     try:
         with unlogged(logging.ERROR):  # each attempt is a warning, and what is raised is an error once more
             yield
     except Exception as error:  # the hub's client raises errors of many libraries
         raise WorkError(f"cannot fetch {what} ({first_line(_innermost(error))}): {otherwise}") from None
+    finally:
+        telling.cancel()
 
 
 def _innermost(error: BaseException) -> BaseException:

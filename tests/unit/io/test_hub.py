@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +63,20 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monkey
         with pytest.raises(WorkError, match="Timeout"), asking("the prompts a/b"):
             hub.client().create_repo("a/b", token="hf_nobody")
     close_session()
+
+
+def test_what_is_waited_for_is_told_where_it_takes_longer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fetching("the weights", "wait"):
+        """It is there at once."""
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(hub, "_SILENCE_SECONDS", 0.01)
+    said, end = "", time.monotonic() + 60
+    with fetching("the weights", "wait"):
+        while not said and time.monotonic() < end:
+            said = capsys.readouterr().err
+    assert said == "waiting for the weights\n"
 
 
 def test_errors_that_are_each_other_s_cause_end_in_one_line() -> None:
