@@ -23,11 +23,15 @@ _LIMITS = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")
 def allotted() -> dict[str, int]:
     """CPUs and bytes for `ray.init`, where they are fewer than what Ray would take by itself.
 
+    And no GPUs where torch can use none: Ray asks their driver, and would place trials on them one by one.
+
     Example:
         A job of 8 CPUs and 32 GiB on a larger machine: {"num_cpus": 8, "object_store_memory": 10307921510,
         "_memory": 24051816858}
     """
-    found = {}
+    import torch
+
+    found = {} if torch.cuda.is_available() else {"num_gpus": 0}
     usual_cpus, usual_memory = taken_by_itself()
     if (cpus := num_cpus()) < usual_cpus:
         found["num_cpus"] = cpus

@@ -52,6 +52,7 @@ def job(monkeypatch: pytest.MonkeyPatch, *, cpus: int, memory: int | None, share
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cpus)))
     monkeypatch.setattr(allotment, "memory_limit", lambda: memory)
     monkeypatch.setattr(allotment, "shutil", room)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
 
 
 def test_fewer_cpus_and_less_memory_are_told_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +66,12 @@ def test_fewer_cpus_and_less_memory_are_told_to_ray(monkeypatch: pytest.MonkeyPa
 def test_of_a_whole_machine_ray_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     job(monkeypatch, cpus=128, memory=None)
     assert allotted() == {}
+
+
+def test_gpus_that_torch_cannot_use_are_not_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    job(monkeypatch, cpus=128, memory=None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert allotted() == {"num_gpus": 0}
 
 
 def test_a_container_s_share_of_its_cpus_and_what_others_leave_free_still_count(
