@@ -1,7 +1,7 @@
-"""How long a whole study still takes, said after the first epoch that a trial of it has behind it.
+"""How long a whole study still takes, said after the first epochs that a trial of it has behind it.
 
-A first epoch holds what is done once (the stream starts, images are read, texts encoded), so what the next
-one of its trial took is said too, where it is less.
+A first epoch holds what is done once (images are read, texts encoded, a GPU warms up). Where it is short the
+next one is waited for; else what that took is said too, where it is less.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ ADVICE = (
 )
 FASTER = 0.75
 """Of the first pace: what is worth another line."""
+LONG = 30.0
+"""Seconds of a first epoch, from which on what is done once is a small part, and the next is far."""
 
 
 class Estimate(Callback):
@@ -38,7 +40,7 @@ class Estimate(Callback):
         self._console = console
         self._earlier = dict[tuple[str, int], tuple[int, float]]()  # epochs of each trial, and their seconds
         self._first: float | None = None
-        self._over = False
+        self._told = self._over = False
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self._look(trial.trial_id, result)
@@ -52,15 +54,22 @@ class Estimate(Callback):
             return
         if self._first is None:
             self._first = seconds / number  # a result's seconds are of all epochs so far
-            self._say("the whole study, its final runs too, takes", self._first)
+            if self._first >= LONG or result.get("finished"):
+                self._tell(self._first)
         key = trial_id, result.get("member", 0)  # of those that share a place
         epochs_before, seconds_before = self._earlier.get(key, (number, seconds))
         self._earlier[key] = number, seconds
         if number > epochs_before:
             self._over = True
             pace = (seconds - seconds_before) / (number - epochs_before)
-            if 0 < pace < FASTER * self._first:
+            if not self._told:
+                self._tell(pace if pace > 0 else self._first)
+            elif 0 < pace < FASTER * self._first:
                 self._say("by a later epoch, the study takes", pace)
+
+    def _tell(self, seconds: float) -> None:
+        self._told = True
+        self._say("the whole study, its final runs too, takes", seconds)
 
     def _say(self, beginning: str, seconds: float) -> None:
         """`seconds`: of an epoch."""

@@ -1,4 +1,4 @@
-"""How long a study still takes: said after a first epoch, and after a later one that was faster."""
+"""How long a study still takes: said after the first epochs, and after a later one that was faster."""
 
 from __future__ import annotations
 
@@ -44,6 +44,17 @@ def test_what_only_the_first_epoch_holds_is_taken_back_by_the_next(last: bool) -
     ]
 
 
+def test_where_the_first_epoch_is_short_the_next_one_is_waited_for() -> None:
+    """Most of it may be what is done once: a warning of days would be a false one."""
+    first = {"epoch": 1, "seconds": 20.0}
+    assert said(24 * 3600, first, {"epoch": 1, "seconds": 19.0, "trial": "b"}) == []
+    lines = said(24 * 3600, first, {"epoch": 2, "seconds": 22.0}, {"epoch": 3, "seconds": 23.0})
+    assert lines == [
+        "the whole study, its final runs too, takes at most about 4.8 hours more: 0.2 s a step, "
+        "2 trials at a time"
+    ]
+
+
 def test_epochs_of_different_trials_are_not_mixed() -> None:
     others = [{"epoch": 2, "seconds": 51.0, "trial": "b"}, {"epoch": 1, "seconds": 50.5, "trial": "c"}]
     assert len(said(3600, FIRST, *others)) == 1
@@ -60,7 +71,7 @@ def test_one_trial_at_a_time() -> None:
 
 
 def test_a_trial_that_started_over_says_nothing_about_time() -> None:
-    assert len(said(3600, {"epoch": 2, "seconds": 50.0}, {"epoch": 1, "seconds": 20.0})) == 1
+    assert len(said(3600, {"epoch": 2, "seconds": 80.0}, {"epoch": 1, "seconds": 20.0})) == 1
 
 
 def test_seconds_are_of_all_epochs_so_far() -> None:
@@ -70,11 +81,11 @@ def test_seconds_are_of_all_epochs_so_far() -> None:
 
 @pytest.mark.parametrize(("steps", "warned"), [(24 * 7200, False), (24 * 7200 + 60, True)])
 def test_more_than_a_day_is_warned_of(steps: float, warned: bool) -> None:
-    lines = said(steps, {"epoch": 1, "seconds": 5.0})
+    lines = said(steps, {"epoch": 2, "seconds": 10.0, "finished": True})
     assert "at most about 24 hours more" in lines[0]
     assert (lines[1:] == [ADVICE]) == warned
 
 
 def test_a_failed_trial_tells_nothing() -> None:
     assert said(7200, {"epoch": 1, "failed": "the loss is nan"}) == []
-    assert len(said(7200, {"epoch": 1, "failed": "the loss is nan"}, {"epoch": 1, "seconds": 5.0})) == 1
+    assert len(said(7200, {"epoch": 1, "failed": "the loss is nan"}, FIRST)) == 1
