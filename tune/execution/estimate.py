@@ -1,7 +1,7 @@
-"""How long a whole study still takes, said after the first epochs that a trial of it has behind it.
+"""How long a whole study still takes, said once, after an epoch or two of its first trial.
 
-A first epoch holds what is done once (images are read, texts encoded, a GPU warms up). Where it is short the
-next one is waited for; else what that took is said too, where it is less.
+A first epoch holds what is done once (images are read, texts encoded, a GPU warms up): where it is short the
+next one is waited for.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ ADVICE = (
     "warning: that is more than a day. Fewer --trials or --epochs, or --max-hours, make it shorter; so do a "
     "GPU (ViT-B/16 is slow on a CPU) and more machines (clusters/README.md)"
 )
-FASTER = 0.75
-"""Of the first pace: what is worth another line."""
-LONG = 30.0
-"""Seconds of a first epoch, from which on what is done once is a small part, and the next is far."""
+LONG = 60.0
+"""Seconds of a first epoch, from which on what is done once is a small part of it, and the next is far."""
 
 
 class Estimate(Callback):
-    """Says how many hours are left at most, and what to do where they are more than a day.
+    """Says once how many hours are left at most, and what to do where they are more than a day.
 
     Args:
         steps: Left of the whole study at most, one after the other (`Budget.waited`).
@@ -39,8 +37,7 @@ class Estimate(Callback):
         self._steps, self._steps_per_epoch, self._at_a_time = steps, steps_per_epoch, at_a_time
         self._console = console
         self._earlier = dict[tuple[str, int], tuple[int, float]]()  # epochs of each trial, and their seconds
-        self._first: float | None = None
-        self._told = self._over = False
+        self._told = False
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self._look(trial.trial_id, result)
@@ -50,34 +47,23 @@ class Estimate(Callback):
 
     def _look(self, trial_id: str, result: Mapping[str, Any]) -> None:
         seconds, number = result.get("seconds"), result.get("epoch")
-        if self._over or not seconds or not number:  # none where it has failed
+        if self._told or not seconds or not number:  # none where it has failed
             return
-        if self._first is None:
-            self._first = seconds / number  # a result's seconds are of all epochs so far
-            if self._first >= LONG or result.get("finished"):
-                self._tell(self._first)
         key = trial_id, result.get("member", 0)  # of those that share a place
-        epochs_before, seconds_before = self._earlier.get(key, (number, seconds))
-        self._earlier[key] = number, seconds
-        if number > epochs_before:
-            self._over = True
-            pace = (seconds - seconds_before) / (number - epochs_before)
-            if not self._told:
-                self._tell(pace if pace > 0 else self._first)
-            elif 0 < pace < FASTER * self._first:
-                self._say("by a later epoch, the study takes", pace)
+        epochs, before = self._earlier.get(key, (0, 0.0))
+        self._earlier[key] = number, seconds  # of all its epochs so far
+        pace = (seconds - before) / max(1, number - epochs)
+        if number > epochs and (epochs or pace >= LONG or result.get("finished")):
+            self._told = True
+            self._say(pace)
 
-    def _tell(self, seconds: float) -> None:
-        self._told = True
-        self._say("the whole study, its final runs too, takes", seconds)
-
-    def _say(self, beginning: str, seconds: float) -> None:
+    def _say(self, seconds: float) -> None:
         """`seconds`: of an epoch."""
         step = seconds / self._steps_per_epoch
         hours = step * self._steps / 3600
         self._console.print(
-            f"{beginning} at most about {_duration(hours)} more: {step:.2g} s a step, "
-            f"{at_a_time(self._at_a_time, 'trial')}"
+            f"the whole study, its final runs too, takes at most about {_duration(hours)} more: "
+            f"{step:.2g} s a step, {at_a_time(self._at_a_time, 'trial')}"
         )
         if hours > DAY:
             self._console.print(ADVICE)
