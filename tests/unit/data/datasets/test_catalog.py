@@ -155,7 +155,7 @@ def test_a_folder_whose_name_is_not_utf8(own_dtd: Path, tmp_path: Path) -> None:
 )
 def test_a_loader_of_ones_own_returns_items(item: Item, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Dataset("own", "own", (item,), (), (), FolderSource("."), "a {}.")
-    monkeypatch.setattr(catalog, "make", lambda *_: lambda root: found)
+    monkeypatch.setattr(catalog, "own_part", lambda *_: lambda root: found)
     assert "own:Loader must return items of a path, a label and a class name, found " in fails(
         "own:Loader", None
     )
@@ -164,7 +164,7 @@ def test_a_loader_of_ones_own_returns_items(item: Item, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("template", ["a photo.", "{} {}", "{0}", None])
 def test_a_loader_of_ones_own_returns_a_template(template: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Dataset("own", "own", (), (), (), FolderSource("."), "a {}.", wordings={"photo": template})
-    monkeypatch.setattr(catalog, "make", lambda *_: lambda root: found)
+    monkeypatch.setattr(catalog, "own_part", lambda *_: lambda root: found)
     assert "own:Loader must return a template with one {} for the class's name, found " in fails(
         "own:Loader", None
     )
