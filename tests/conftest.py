@@ -97,11 +97,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=places.__getitem__)
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Ray ends with the long files, after which nobody needs it: idle, it takes a twentieth of a core."""
-    ray, long = sys.modules.get("ray"), item.path.relative_to(TESTS).parts[0] in ("cluster", "ray")
-    if ray and not long and ray.is_initialized():
-        ray.shutdown()
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ray ends with the long files: idle, it takes a twentieth of a core. Others may start one again."""
+    if "ray" in sys.modules and _is_long(item) and nextitem is not None and not _is_long(nextitem):
+        sys.modules["ray"].shutdown()
+
+
+def _is_long(item: pytest.Item) -> bool:
+    return item.path.relative_to(TESTS).parts[0] in ("cluster", "ray")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
