@@ -33,7 +33,7 @@ def jobs(tmp_path: Path, count: int) -> list[Job]:
 def test_every_job_gets_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None) -> None:
     monkeypatch.setattr(execute, "Worker", FakeWorker)
     monkeypatch.setattr(execute, "MAX_DEATHS", 2)
-    work = jobs(tmp_path, 6)
+    work = jobs(tmp_path, 10)
     (work[1].folder / "kills").write_text("1")
     (work[2].folder / "kills").write_text("9")
     (work[3].folder / "raises").write_text("out of\nmemory")
@@ -48,8 +48,9 @@ def test_every_job_gets_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for job in work:
         (record,) = [r for r in heard if r.entry == job.entry]
         assert read_record(job.entry, job.folder) == record
-    pids = {r.environment["pid"] for r in heard if not r.reason}
-    assert len(pids) < 4, "workers are used again"
+    pids = [r.environment["pid"] for r in heard if not r.reason]
+    at_most = PLAN.max_concurrent + 3  # one for each that died
+    assert len(set(pids)) <= at_most < len(pids), "workers are used again"
 
 
 def test_a_full_disk_ends_the_work_and_fails_no_run(
