@@ -72,6 +72,7 @@ def without_helpers() -> Iterator[None]:
 def own_answer_to_sigterm() -> Iterator[None]:
     """Keep a process's own answer to SIGTERM, where it has one: Ray's is a dump and an abort.
 
+    But for the moment in which Ray's core is made, whose own takes every thread.
     Of the main thread alone: no other may say what happens at a signal.
     """
     from ray._private import utils
