@@ -157,17 +157,8 @@ def test_targets_come_and_go_and_nothing_is_trained_again(
     for name in ("dtd", "imagenetv2", "eurosat"):
         write_copy(name, root)
     args = [
-        "--source",
-        "dtd",
-        "--methods",
-        "coop",
-        "--seeds",
-        "1",
-        "--shots",
-        "2",
-        "--datasets",
-        "imagenetv2",
-    ]
+        "--source", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--datasets", "imagenetv2"
+    ]  # fmt: skip
 
     def elsewhere(asked: Asked) -> Found:
         found = look(asked)

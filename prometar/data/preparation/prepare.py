@@ -123,11 +123,16 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
     if root is not None and "://" not in str(root) and place.is_relative_to(resolved(place_of(name, root))):
         raise UserError(f"{target} lies in the data set's own folder: choose another --to")
     if place.is_dir():
-        names = [file.name for file in place.iterdir()]
-        strange = [name for name in names if not (name.endswith(OWN_ENDINGS) or is_hidden(name))]
+        strange = [file.name for file in place.iterdir() if not _is_own(file.name)]
         if strange:
             raise UserError(f"{target} holds other files (such as {min(strange)}): choose another --to")
     return target
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is a copy's, or one that was being written when its process was killed."""
+    whole = name.rpartition(".")[0] if is_hidden(name) else name
+    return whole.endswith(OWN_ENDINGS)
 
 
 def _require_own(dataset: Dataset, target: str) -> None:

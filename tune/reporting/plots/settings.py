@@ -175,9 +175,7 @@ def parallel(trials: Sequence[TrialRecord], ranges: Mapping[str, Range], *, scor
 
 def _dimension(done: Sequence[TrialRecord], key: str, entry: Range) -> dict[str, Any]:
     """An axis in unit coordinates, so that a setting that was not drawn has a place below all values."""
-    ticks = levels(entry)
-    if isinstance(entry, Numbers) and entry.log:
-        ticks = tuple(decades(entry.low, entry.high))
+    ticks = decades(entry.low, entry.high) if isinstance(entry, Numbers) and entry.log else levels(entry)
     places = [entry.unit(tick) for tick in ticks]
     texts = [short(tick, 18) for tick in ticks]
     absent = any(key not in t.settings for t in done)

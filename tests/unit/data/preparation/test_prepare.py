@@ -147,6 +147,9 @@ def test_never_writes_into_the_users_data(own_dtd: Path, tmp_path: Path) -> None
     (tmp_path / "other/dtd/thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"holds other files \(such as thesis.txt\)"):
         prepare("dtd", own_dtd, tmp_path / "other")
+    (tmp_path / "hidden/dtd/.git").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds other files \(such as .git\)"):
+        prepare("dtd", own_dtd, tmp_path / "hidden")
     assert tree(own_dtd) == before
 
 
