@@ -37,9 +37,15 @@ check: install
 
 test: check suite
 
+# What tests load is compiled once, beside the check of types, and not by three processes at a time.
+COMPILED := $(VENV)/.compiled
+$(COMPILED): $(STAMP)-dev
+	$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 || true
+	touch $@
+
 # Three files at a time, since tests that start clusters mostly wait; a thread each, since threads that share
 # a core wait for each other, and take up to sixteen times as long.
-suite: install
+suite: install $(COMPILED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # A unit a package, and recorded trajectories: no table is gone through whole, and no Ray started.

@@ -25,7 +25,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
 from prometar.io.stores import join, require_bucket
-from prometar.loading import nothing_collected
+from prometar.loading import loaded_for_good, nothing_collected
 from prometar.parts.reference import reference_of
 from tune.results.goals import parse_bounds
 from tune.space.portfolio import SIZE, first_trials
@@ -276,10 +276,10 @@ def options_of(given: Mapping[str, Any]) -> Options:
         raise UserError(f"{name}: {wanted} (found {given[name]!r})") from None
 
 
-def run(options: Options) -> FinalTest:
-    """Run or continue the study; see `tune.study.run_study`."""
+def run(options: Options, *, alone: bool = False) -> FinalTest:
+    """Run or continue the study; see `tune.study.run_study`. `alone`: this process is for nothing else."""
     configure_ray(local=options.address is None, verbose=options.verbose)
-    with nothing_collected():
+    with loaded_for_good() if alone else nothing_collected():
         from tune.study import run_study
 
     spec = options.spec()

@@ -161,7 +161,7 @@ def search(
     if only_planned:
         print(describe_plan(options))
     else:
-        run(options)
+        run(options, alone=True)
 
 
 def main(args: list[str] | None = None) -> int:

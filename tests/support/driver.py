@@ -247,6 +247,7 @@ def _spec(given: argparse.Namespace) -> StudySpec:
 
 
 def main(options: Sequence[str]) -> int:
+    gc.freeze()
     gc.enable()
     given = _parse(options)
     # A shell starts its background jobs, and so their children, with SIGINT ignored.

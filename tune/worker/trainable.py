@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from prometar.errors import WorkError
-from prometar.loading import nothing_collected
+from prometar.loading import loaded_for_good, nothing_collected
 from prometar.parts.sending import install
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, unpack
@@ -37,19 +36,8 @@ class TrialWorker(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
-        self._keep_for_good()
         self._next = new_config  # for the first step: what fails while a worker is reset, Tune never lets go
         return True
-
-    def _keep_for_good(self) -> None:
-        """Once: what the actor holds after its first trial is looked through by no later collection.
-
-        A stream that is left early must collect garbage, to give its blocks back; among all that torch and
-        Ray have loaded that takes a quarter of a second, a trial.
-        """
-        if not gc.get_freeze_count():
-            gc.collect()
-            gc.freeze()
 
     def _start(self, config: dict[str, Any]) -> None:
         jobs = unpack(config)
@@ -67,7 +55,7 @@ class TrialWorker(tune.Trainable):
         """What trains the jobs, or tells why they are not trained."""
         if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from those that have some
-        with nothing_collected():
+        with loaded_for_good():
             import torch  # here: a worker of another kind need not wait for torch
 
             from tune.worker.trial_group import Crew
