@@ -35,6 +35,7 @@ fi
 # Ray ends a worker that idles for a second; a stream between two epochs would start one anew each time.
 export RAY_idle_worker_killing_time_threshold_ms=600000
 export RAY_USAGE_STATS_ENABLED=0
+export RAY_prestart_worker_first_driver=0 # nor starts one for each CPU before there is work for it
 # Nodes do not start at the same second; the default is 30.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 

@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every a
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # as `configure_ray` has it
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # this too
 
 # Ray's workers give way to all else that runs: beside two other files they take up to ten times as long.
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -38,7 +38,9 @@ _ALWAYS = {
 }
 _QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # As Ray does by itself on a Mac: one machine, and every server on 127.0.0.1 instead of all its addresses.
-_LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# And a worker when it is needed: Ray would start one for each CPU, 80 MB and half a second of a core each,
+# however few trials run at a time.
+_LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
 
 _TOO_SLOW = ("timed out during startup", "Failed to connect to GCS")
 LOCAL = "local"  # Ray's name for one of its own

@@ -63,10 +63,17 @@ def too_slow_once(gcs_address, node_id):
         raise Exception("The current node timed out during startup.")
     return get_node(gcs_address, node_id)
 services.get_node = too_slow_once
-start_ray(num_cpus=1)
+start_ray(num_cpus=2)
 left = [each.name() for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
 print(len(set(nodes)), *sorted(left))
-print(ray.get(ray.remote(lambda: __import__("tune").__file__).remote()) == tune.__file__)
+class Actor:
+    def file(self): return __import__("tune").__file__
+actor = ray.remote(Actor).remote()
+print(ray.get(actor.file.remote()) == tune.__file__)
+def is_worker(line):
+    own = any(part.endswith("default_worker.py") for part in line)
+    return own or line and line[0].startswith("ray::") and "Agent" not in line[0]
+print(sum(bool(is_worker(each.cmdline())) for each in psutil.Process().children(recursive=True)))
 """
 
 
@@ -136,6 +143,10 @@ def test_of_a_ray_that_was_too_slow_nothing_runs_beside_the_next(slow: list[str]
 
 def test_a_package_in_the_current_folder_does_not_hide_ours_from_workers(slow: list[str]) -> None:
     assert slow[1] == "True"
+
+
+def test_no_worker_is_started_that_nobody_needs(slow: list[str]) -> None:
+    assert slow[2] == "1", "Ray by itself starts one for each CPU"
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")

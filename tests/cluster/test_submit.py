@@ -106,6 +106,7 @@ def cluster() -> Iterator[Cluster]:
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server on 127.0.0.1, as Ray does on a Mac
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",
     }
     running = Cluster(folder, f"127.0.0.1:{gcs}", environment)
     started = running.ray(
