@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ray import tune
 
-from tune.jobs.spec import unpack
+from tune.jobs.spec import jobs_in
 from tune.space.spaces import Space, load_space
 
 SPACE = "full"
@@ -77,7 +77,7 @@ class Replay(tune.Trainable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        (job,) = unpack(config)
+        (job,) = jobs_in(config)
         folder = Path(job.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._number, self._state = int(folder.name), folder / "replay.json"

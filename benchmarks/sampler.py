@@ -145,13 +145,14 @@ class Ours:
         spec, plan = self._request, ResourcePlan(SLOTS, 1.0, 0.0)
 
         def job_of(asked: Asked) -> Job:
-            return spec.search_job(asked.settings, spec.seeds, str(self._folder.trial(asked.number)), terms)
+            at = str(self._folder.trial(asked.number))
+            return spec.search_job(asked.settings, spec.seeds, at, terms, number=asked.number)
 
         stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan)
         memory = Memory(self._folder.storage, "s", spec, reference=spec.reference())
         self._jobs = SearchJobs(memory, job_of, spec.trials, stopping, Room(SLOTS, 0.0))
         self._place = PlacementGroupFactory(plan.bundles())
-        progress = Progress(memory, spec, console=Console(file=io.StringIO()), numbers_of=self._jobs.numbers)
+        progress = Progress(memory, spec, console=Console(file=io.StringIO()))
         self._callbacks = (progress, _Unwritten(self._folder, memory, stopping, job_of))
 
     def ask(self) -> tuple[SimpleNamespace, dict[str, Any]]:
@@ -161,10 +162,10 @@ class Ours:
             placement_group_factory=self._place,
             run_metadata=SimpleNamespace(),
         )
-        job = self._jobs.suggest(trial.trial_id)
+        trial.config = self._jobs.suggest(trial.trial_id)
         for callback in self._callbacks:
             callback.on_trial_start(self._begun, [], trial)
-        return trial, job["jobs"][0]["settings"]
+        return trial, trial.config["jobs"][0].settings
 
     def report(self, trial: SimpleNamespace, epoch: int, value: float) -> bool:
         result = {"epoch": epoch, "objective": value, "base": value, "new": value, "loss": 1.0,

@@ -22,7 +22,7 @@ from common import Figures, arguments, describe, in_turn, median_of, table, tell
 from prometar.config.settings import configure
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import ResourcePlan
-from tune.jobs.spec import Job, Leg, Terms, pack
+from tune.jobs.spec import Job, Leg, Terms
 from tune.worker.trainable import TrialWorker
 from tune.worker.trial_group import Crew
 
@@ -91,7 +91,7 @@ def jobs(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
         tree = config.override(settings).model_dump(mode="json")
         run_dir = str(Path(folder) / f"{k:04d}")
         job = Job(run_dir, (Leg(tree),), "class_holdout", settings, terms=Terms(plan))
-        found.append(pack([job]))
+        found.append({"jobs": [job]})
     return found
 
 

@@ -277,14 +277,13 @@ class _Begun:
         console, stopping = self.console, means.stopping
 
         def job_of(asked: Asked) -> Job:
-            return spec.search_job(asked.settings, spec.seeds, str(folder.trial(asked.number)), means.terms)
+            at = str(folder.trial(asked.number))
+            return spec.search_job(asked.settings, spec.seeds, at, means.terms, number=asked.number)
 
         jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, place.lockstep)
         keeper = RecordKeeper(folder, memory, stopping, job_of)
-        progress = Progress(memory, spec, console=console, numbers_of=jobs.numbers)
-        trackers = Trackers(
-            place.trackers, folder.path, folder.name, memory, numbers_of=jobs.numbers, console=console
-        )
+        progress = Progress(memory, spec, console=console)
+        trackers = Trackers(place.trackers, folder.path, folder.name, memory, console=console)
         left = self.checked.budget.waited(means.plan.max_concurrent, done=memory.num_done / spec.trials)
         estimate = Estimate(
             left, self.checked.budget.steps_per_epoch, means.plan.max_concurrent, console=console

@@ -171,7 +171,9 @@ class StudySpec(Search):
             *(reference for config in configs for reference in config.own.values()),
         }
 
-    def search_job(self, settings: dict[str, Any], seeds: tuple[int, ...], folder: str, terms: Terms) -> Job:
+    def search_job(
+        self, settings: dict[str, Any], seeds: tuple[int, ...], folder: str, terms: Terms, *, number: int = 0
+    ) -> Job:
         """Settings on the search's own objective: a run for each data set, seed and fold."""
         keys = [
             (dataset, seed, fold) for dataset in self.names for seed in seeds for fold in range(self.folds)
@@ -184,7 +186,7 @@ class StudySpec(Search):
             )
             for dataset, seed, fold in keys
         )
-        return Job(folder, legs, self.objective, settings, self.val_per_class, terms)
+        return Job(folder, legs, self.objective, settings, self.val_per_class, terms, number)
 
     def final_job(self, settings: dict[str, Any], dataset: str, seed: int, folder: str, terms: Terms) -> Job:
         """The last comparison's run of these settings on a data set with a seed."""

@@ -19,7 +19,7 @@ from prometar.interrupts import INTERRUPTED, MESSAGE
 from tests.support.driver import NAME, Driver, forget_hanging, misbehave, run_fake, spec_of
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
-from tune.jobs.spec import unpack
+from tune.jobs.spec import jobs_in
 from tune.optimizer.ask_tell import SEARCHED
 from tune.optimizer.storage import open_study
 from tune.optimizer.trial_schema import curve_of
@@ -191,7 +191,7 @@ class DiesWhenHandedOver(FakeTrial):
     dying = ("0001", "0004", "trial-0000-seed1001", "trial-0000-textures-seed2")
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        folder = Path(unpack(new_config)[0].run_dir)
+        folder = Path(jobs_in(new_config)[0].run_dir)
         if folder.name in self.dying and not (folder / "died").exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "died").touch()

@@ -23,7 +23,7 @@ from prometar.errors import StorageError, UserError
 from prometar.io.files import is_refused_write
 from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
-from tune.jobs.spec import Job, pack
+from tune.jobs.spec import Job
 from tune.optimizer.ask_tell import Asked, Memory
 
 MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes on from its own checkpoint
@@ -49,7 +49,7 @@ class Jobs(ABC):
     trial up at once. Such a trial has not begun: its jobs are handed out again, as another trial of Tune's.
 
     Attributes:
-        crews: What each of Tune's trials was given: jobs by number.
+        crews: The jobs that each of Tune's trials was given.
         unbegun: Those of Tune's trials whose worker died before they began.
         replaced: Those of them whose jobs are handed out again.
         reasons: What the workers of Tune's trials last died of, if they have told nothing since.
@@ -57,13 +57,13 @@ class Jobs(ABC):
 
     def __init__(self, stopping: Stopping, room: Room) -> None:
         self._stopping, self._room = stopping, room
-        self.crews: dict[str, dict[int, Job]] = {}
+        self.crews: dict[str, list[Job]] = {}
         self.unbegun: set[str] = set()
         self.replaced: set[str] = set()
         self.reasons: dict[str, str] = {}
         self._out: set[str] = set()  # Tune's trials that have not ended
-        self._again: list[dict[int, Job]] = []
-        self._times_again: Counter[int] = Counter()
+        self._again: list[list[Job]] = []
+        self._times_again = Counter[str]()  # by the folder of their first job
         self._farthest = Counter[tuple[str, int]]()  # epochs
 
     def suggest(self, trial_id: str) -> Any:
@@ -75,10 +75,10 @@ class Jobs(ABC):
             return None if self._out else Searcher.FINISHED  # what is out may come back
         self._out.add(trial_id)
         self.crews[trial_id] = crew
-        return pack(list(crew.values()))
+        return {"jobs": crew}
 
     @abstractmethod
-    def _fresh(self) -> dict[int, Job]:
+    def _fresh(self) -> list[Job]:
         """What has not been handed out yet; nothing where that is all."""
 
     def on_result(self, trial: Trial, result: dict) -> str:
@@ -117,11 +117,11 @@ class Jobs(ABC):
     def _comes_back(self, trial_id: str) -> bool:
         """Whether the jobs of a trial of Tune's that has ended are handed out again."""
         self._out.discard(trial_id)
-        number = next(iter(self.crews[trial_id]))
-        if trial_id not in self.unbegun or self._times_again[number] == MAX_FAILURES:
+        crew = self.crews[trial_id]
+        if trial_id not in self.unbegun or self._times_again[crew[0].run_dir] == MAX_FAILURES:
             return False
-        self._times_again[number] += 1
-        self._again.append(self.crews[trial_id])
+        self._times_again[crew[0].run_dir] += 1
+        self._again.append(crew)
         self.replaced.add(trial_id)
         return True
 
@@ -155,62 +155,56 @@ class SearchJobs(Jobs):
         super().__init__(stopping, room)
         self._memory, self._make_job, self._target, self._lockstep = memory, make_job, target, lockstep
 
-    def _fresh(self) -> dict[int, Job]:
-        crew: dict[int, Job] = {}
+    def _fresh(self) -> list[Job]:
+        crew = list[Job]()
         while len(crew) < self._lockstep:
             asked = self._memory.next(self._target, fresh=not self._stopping.out_of_time())
             if asked is None:
                 break
             try:
-                crew[asked.number] = self._make_job(asked)
+                crew.append(self._make_job(asked))
             except UserError as error:  # settings that a run refuses together
                 self._memory.fail(asked.number, str(error))
-        for job in crew.values():
+        for job in crew:
             JobFiles(job).allow()
         return crew
-
-    def numbers(self, trial_id: str) -> list[int]:
-        """The study's numbers of what one worker trains, in the order of its jobs."""
-        return list(self.crews[trial_id])
 
     def _fail(self, trial_id: str, reason: str) -> None:
         """Of a crew, which one is to blame shows where each is trained alone."""
         crew = self.crews[trial_id]
-        running = {number: job for number, job in crew.items() if self._memory.is_running(number)}
+        running = [job for job in crew if self._memory.is_running(job.number)]
         if len(crew) > 1 and not self._memory.hopeless():
-            self._again += [{number: job.alone()} for number, job in reversed(running.items())]
-            self._times_again.pop(next(iter(crew)), None)
+            self._again += [[job.alone()] for job in reversed(running)]
+            self._times_again.pop(crew[0].run_dir, None)
             return
-        for number in running:
-            self._memory.fail(number, reason)
+        for job in running:
+            self._memory.fail(job.number, reason)
         if self._memory.hopeless():  # what waits would only be lost too
-            for number in chain.from_iterable(self._again):
-                self._memory.fail(number, reason)
+            for job in chain.from_iterable(self._again):
+                self._memory.fail(job.number, reason)
             self._again.clear()
 
     def on_result(self, trial: Trial, result: dict) -> str:
-        crew = self.crews[trial.trial_id]
-        number, ended = self._observe(trial, result)
+        job, ended = self._observe(trial, result)
         if super().on_result(trial, result) == TrialScheduler.STOP:
             return TrialScheduler.STOP
         if not ended:
             return TrialScheduler.CONTINUE
-        if not any(map(self._memory.is_running, crew)):
+        if not any(self._memory.is_running(each.number) for each in self.crews[trial.trial_id]):
             return TrialScheduler.STOP
-        JobFiles(crew[number]).stop()
+        JobFiles(job).stop()
         return TrialScheduler.CONTINUE
 
     def on_last_result(self, trial: Trial, result: dict) -> None:
         if "epoch" in result:
             self._observe(trial, result)
 
-    def _observe(self, trial: Trial, result: dict) -> tuple[int, bool]:
-        """The study's number of a result, and whether its trial is over."""
-        numbers, held = self.numbers(trial.trial_id), _place_of(trial).required_resources
-        number = numbers[result.get("member", 0)]
+    def _observe(self, trial: Trial, result: dict) -> tuple[Job, bool]:
+        """What a result is of, and whether that is over."""
+        job, held = self.crews[trial.trial_id][result.get("member", 0)], _place_of(trial).required_resources
         # Of what was trained together, each trial's seconds are its share already.
         place = {"cpus": held.get("CPU", 0.0), "gpus": held.get("GPU", 0.0)}
-        return number, self._memory.observe(number, {**result, **place})
+        return job, self._memory.observe(job.number, {**result, **place})
 
 
 class ListedJobs(Jobs):
@@ -218,14 +212,11 @@ class ListedJobs(Jobs):
 
     def __init__(self, jobs: list[Job], stopping: Stopping, room: Room) -> None:
         super().__init__(stopping, room)
-        self._left = list(enumerate(jobs))[::-1]
+        self._left = jobs[::-1]
         self.last_result: dict[str, Any] = {}
 
-    def _fresh(self) -> dict[int, Job]:
-        if not self._left:
-            return {}
-        number, job = self._left.pop()
-        return {number: job}
+    def _fresh(self) -> list[Job]:
+        return [self._left.pop()] if self._left else []
 
     def on_last_result(self, trial: Trial, result: dict) -> None:
         self.last_result = result

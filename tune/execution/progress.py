@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from prometar.errors import one_line
+from tune.jobs.spec import jobs_in
 from tune.optimizer.ask_tell import Memory
 from tune.results.reader import STATES
 from tune.results.schema import State, TrialRecord, by_score
@@ -39,7 +40,6 @@ class Progress(Callback):
         memory: Whose trials are shown; it is asked for those that have ended, at most once a second.
         spec: What the study is asked; the best settings are shown by how they differ from the released ones.
         console: A live view where it is a terminal, else one line an ended trial.
-        numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
         clock: Seconds (default time.monotonic).
     """
 
@@ -49,12 +49,11 @@ class Progress(Callback):
         spec: StudySpec,
         *,
         console: Console,
-        numbers_of: Callable[[str], Sequence[int]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory, self._epochs = memory, spec.most_epochs
         self._target = spec.trials + len(memory.forgiven)
-        self._console, self._numbers_of, self._clock = console, numbers_of, clock
+        self._console, self._clock = console, clock
         self._reference, self._bounds = spec.reference(), spec.bounds
         self._begin = self._read = clock()
         self._ended: set[int] = set()
@@ -84,13 +83,13 @@ class Progress(Callback):
                 self._live = None
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        for number in set(self._numbers_of(trial.trial_id)) - self._ended:
+        for number in {job.number for job in jobs_in(trial.config)} - self._ended:
             self._running.setdefault(number, _Running(self._epochs))
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        numbers, member = self._numbers_of(trial.trial_id), result.get("member", 0)
-        number, epoch, objective = numbers[member], result.get("epoch"), result.get("objective")
-        self._due |= len(numbers) > 1  # Tune hears only of the end of all
+        jobs, epoch, objective = jobs_in(trial.config), result.get("epoch"), result.get("objective")
+        number = jobs[result.get("member", 0)].number
+        self._due |= len(jobs) > 1  # Tune hears only of the end of all
         if epoch is None or objective is None or number in self._ended:
             return
         first = self._running.get(number, _Running(self._epochs)).first
@@ -102,8 +101,8 @@ class Progress(Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._due = True
-        for number in self._numbers_of(trial.trial_id):
-            self._running.pop(number, None)  # of a crew, each waits to be tried alone
+        for job in jobs_in(trial.config):
+            self._running.pop(job.number, None)  # of a crew, each waits to be tried alone
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if self._clock() - self._read >= READ_SECONDS and (self._due or self._live):

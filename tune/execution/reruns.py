@@ -21,7 +21,7 @@ from tune.execution.course import Batch, Course
 from tune.execution.jobs import ListedJobs, reason_of
 from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
-from tune.jobs.spec import Job, Leg, Terms, unpack
+from tune.jobs.spec import Job, Leg, Terms, jobs_in
 from tune.optimizer.storage import GO_ON
 from tune.results.schema import Run
 
@@ -141,11 +141,11 @@ class _Told(Callback):
             self._fail(trial, reason_of(trial), self.died)
 
     def _fail(self, trial: Any, reason: str, kept: dict[str, str]) -> None:
-        kept[unpack(trial.config)[0].run_dir] = reason
+        kept[jobs_in(trial.config)[0].run_dir] = reason
         self._say(trial, f"failed: {reason}")
 
     def _say(self, trial: Any, how: str) -> None:
         self._ended += 1
-        name = Path(unpack(trial.config)[0].run_dir).name
+        name = Path(jobs_in(trial.config)[0].run_dir).name
         done = f"{self._ended} of {self._total} done"
         self._console.print(f"{self._what} {name}: {how}; {done}", markup=False)

@@ -1,1 +1,1 @@
-"""What a driver hands a worker, as plain data, and where its files lie."""
+"""What a driver hands a worker, and where its files lie."""

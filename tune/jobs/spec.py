@@ -1,12 +1,10 @@
-"""What a driver hands to a worker: plain data, complete in itself."""
+"""What a driver hands to a worker: plain values, complete in themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from prometar.distributed.placement import ResourcePlan
 from prometar.parts.sending import Sent
@@ -73,6 +71,7 @@ class Job:
         objective: Their images and scores (`prometar.data.splits.objective`).
         settings: The searched settings alone, for messages.
         val_per_class: Most validation images a class that a search scores on (default 20).
+        number: Of the trial that it is, where it is one of the search (default 0).
     """
 
     run_dir: str
@@ -81,6 +80,7 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)
     val_per_class: int = 20
     terms: Terms = Terms()
+    number: int = 0
 
     def alone(self) -> Job:
         """The same for a worker of its own: what hung in a crew does not count."""
@@ -91,14 +91,7 @@ class Job:
         return int(self.legs[0].config["train"]["epochs"])
 
 
-_JOBS = TypeAdapter(list[Job])
-
-
-def pack(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What one worker gets, as plain data for Ray's configuration."""
-    return {"jobs": _JOBS.dump_python(list(jobs))}
-
-
-def unpack(config: Mapping[str, Any]) -> list[Job]:
-    """The inverse of `pack`."""
-    return _JOBS.validate_python(config["jobs"])
+def jobs_in(config: Mapping[str, Any]) -> list[Job]:
+    """What one worker gets, in the configuration of Tune's trial."""
+    jobs: list[Job] = config["jobs"]
+    return jobs

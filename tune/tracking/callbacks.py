@@ -14,7 +14,7 @@ from rich.console import Console
 
 from prometar.errors import UserError
 from prometar.io.files import write_atomically
-from tune.jobs.spec import unpack
+from tune.jobs.spec import jobs_in
 from tune.optimizer.ask_tell import Memory
 from tune.results.schema import TrialRecord
 from tune.tracking.kinds import KINDS, Tracker
@@ -34,7 +34,6 @@ class Trackers(Callback):
         folder: OUT/STUDY, where local trackers have their files.
         study: Its name, under which trials are shown.
         memory: Whose trials are shown.
-        numbers_of: From Tune's trial id to the study's numbers of what its worker trains.
         console: Where a tracker that fails is named; it is off from then on.
     Raises:
         UserError: tracking.json is damaged.
@@ -47,10 +46,9 @@ class Trackers(Callback):
         study: str,
         memory: Memory,
         *,
-        numbers_of: Callable[[str], Sequence[int]],
         console: Console,
     ) -> None:
-        self._memory, self._numbers_of, self._console = memory, numbers_of, console
+        self._memory, self._console = memory, console
         self._num_ended = 0
         self._begun: dict[str, set[int]] = {name: set() for name in names}
         self._trackers: dict[str, Tracker] = {}
@@ -64,13 +62,13 @@ class Trackers(Callback):
                 self._drop(name, error)
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        for number, job in zip(self._numbers_of(trial.trial_id), unpack(trial.config), strict=False):
-            self._each(self._begin, number, job.settings)
+        for job in jobs_in(trial.config):
+            self._each(self._begin, job.number, job.settings)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        numbers = self._numbers_of(trial.trial_id)
+        job = jobs_in(trial.config)[result.get("member", 0)]
         if "epoch" in result and not result.get("failed"):
-            self._each(self._log, numbers[result.get("member", 0)], result["epoch"], _finite(result))
+            self._each(self._log, job.number, result["epoch"], _finite(result))
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.catch_up()

@@ -10,7 +10,7 @@ from prometar.errors import WorkError
 from prometar.loading import loaded_for_good, nothing_collected
 from prometar.parts.sending import install
 from tune.jobs.files import JobFiles
-from tune.jobs.spec import Job, unpack
+from tune.jobs.spec import Job, jobs_in
 from tune.worker.watchdog import Watchdog
 
 with nothing_collected():
@@ -40,7 +40,7 @@ class TrialWorker(tune.Trainable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        jobs = unpack(config)
+        jobs = jobs_in(config)
         install(jobs[0].terms.code)
         terms = jobs[0].terms
         self._watchdog = Watchdog(JobFiles(jobs[0]).own_disk, terms.session, terms.timeout_seconds)

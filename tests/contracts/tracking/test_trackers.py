@@ -18,7 +18,7 @@ from rich.console import Console
 
 from prometar.errors import UserError
 from tests.support import trials
-from tune.jobs.spec import Job, Leg, pack
+from tune.jobs.spec import Job, Leg
 from tune.results.schema import State, TrialRecord
 from tune.tracking import kinds as tracker_kinds
 from tune.tracking.callbacks import LEDGER, Trackers
@@ -32,29 +32,31 @@ def ended(number: int, state: State, objectives: list[float], **last: float) -> 
     return trials.ended(number, state, objectives, epoch=epoch, **last)
 
 
+def tune_trial(tune_id: str) -> Any:
+    """One of Tune's: its worker trains the study's trials of these numbers."""
+    legs = (Leg({}),)
+    jobs = [Job("/run", legs, "class_holdout", SETTINGS, number=int(each)) for each in tune_id.split()]
+    return SimpleNamespace(trial_id=tune_id, config={"jobs": jobs})
+
+
 class Study:
     """A memory, and a driver of the callback as Tune drives it."""
 
     def __init__(self, folder: Path, *names: str, known: list[TrialRecord] | None = None) -> None:
         self.known, self.out = known or [], io.StringIO()
-        self.trackers = Trackers(
-            names, folder, "dtd", self, numbers_of=lambda tune_id: [int(n) for n in tune_id.split()],
-            console=Console(file=self.out, width=300),
-        )  # fmt: skip
+        self.trackers = Trackers(names, folder, "dtd", self, console=Console(file=self.out, width=300))
         self.trackers.catch_up()
 
     def ended(self, since: int = 0) -> list[TrialRecord]:
         return self.known[since:]
 
     def start(self, tune_id: str) -> None:
-        job = Job("/run", (Leg({}),), "class_holdout", SETTINGS)
-        config = pack([job] * len(tune_id.split()))
-        self.trackers.on_trial_start(0, [], SimpleNamespace(trial_id=tune_id, config=config))
+        self.trackers.on_trial_start(0, [], tune_trial(tune_id))
 
     def result(self, tune_id: str, epoch: int, objective: float, **more: Any) -> None:
         figures = {"epoch": epoch, "objective": objective, "base": 60.0, "new": 40.0, "loss": 1.0 / epoch}
         result = {**figures, "seconds": 2.0 * epoch, "runs": [{}], "done": False, **more}
-        self.trackers.on_trial_result(0, [], SimpleNamespace(trial_id=tune_id), result)
+        self.trackers.on_trial_result(0, [], tune_trial(tune_id), result)
 
     def end(self, trial: TrialRecord) -> None:
         self.known.append(trial)

@@ -35,7 +35,7 @@ from prometar.training.session import Session
 from tests.support.refusals import FAULTS, Fault, RefusingDisk
 from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
-from tune.jobs.spec import Job, Leg, Terms, pack
+from tune.jobs.spec import Job, Leg, Terms
 from tune.worker import training_run
 from tune.worker.trainable import TrialWorker
 from tune.worker.trial_group import Crew
@@ -52,7 +52,7 @@ class Worker(TrialWorker):
     """A trial's worker, without Ray around it."""
 
     def __init__(self, jobs: list[Job]) -> None:
-        self.setup(pack(jobs))
+        self.setup({"jobs": jobs})
 
     def open_crew(self, jobs: list[Job], failure: str) -> Crew:
         return Crew(jobs, failure)

@@ -19,7 +19,7 @@ from tune.execution.jobs import ListedJobs
 from tune.execution.reruns import Means
 from tune.execution.runner import run_course
 from tune.execution.stopping import Stopping
-from tune.jobs.spec import Job, Leg, Terms, unpack
+from tune.jobs.spec import Job, Leg, Terms, jobs_in
 from tune.worker.trainable import TrialWorker
 
 
@@ -48,7 +48,7 @@ def stopping() -> Stopping:
 
 
 def folder(config: dict[str, Any]) -> str:
-    (job,) = unpack(config)
+    (job,) = jobs_in(config)
     return job.run_dir
 
 

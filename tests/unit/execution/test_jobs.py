@@ -19,7 +19,7 @@ from prometar.errors import StorageError
 from tests.support.driver import small_spec
 from tune.execution.jobs import MAX_FAILURES, ListedJobs, MakeJob, SearchJobs
 from tune.execution.stopping import Stopping
-from tune.jobs.spec import Job, Leg, unpack
+from tune.jobs.spec import Job, Leg, jobs_in
 from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
 
 PLACE = PlacementGroupFactory([{"CPU": 0.5}, {"CPU": 0.5}])
@@ -43,7 +43,8 @@ def memory(tmp_path: Path) -> Memory:
 def job_in(folder: Path) -> MakeJob:
     def job(asked: Asked) -> Job:
         (folder / str(asked.number)).mkdir()
-        return Job(str(folder / str(asked.number)), (Leg({}),), "class_holdout", asked.settings)
+        own = str(folder / str(asked.number))
+        return Job(own, (Leg({}),), "class_holdout", asked.settings, number=asked.number)
 
     return job
 
@@ -58,14 +59,13 @@ def result(member: int, epoch: int, **more: Any) -> dict[str, Any]:
 
 def test_a_worker_gets_as_many_as_there_are(memory: Memory, tmp_path: Path) -> None:
     jobs = jobs_of(memory, tmp_path, 3)
-    counts = [len(unpack(jobs.suggest(name))) for name in ("w0", "w1")]
-    assert counts == [3, 2]
-    assert jobs.numbers("w1") == [3, 4]
+    crews = [jobs_in(jobs.suggest(name)) for name in ("w0", "w1")]
+    assert [[job.number for job in crew] for crew in crews] == [[0, 1, 2], [3, 4]]
     assert jobs.suggest("w2") is None, "one of them may come back"
     for name in ("w0", "w1"):
         jobs.on_end(name, error=False)
     for name in ("w2", "w3", "w4", "w5", "w6"):
-        assert len(unpack(jobs.suggest(name))) == 1
+        assert len(jobs_in(jobs.suggest(name))) == 1
         jobs.on_end(name, error=False)
     assert jobs.suggest("w7") == Searcher.FINISHED
 
@@ -122,13 +122,13 @@ def test_a_pruned_one_is_told_to_its_worker(
 
 def test_of_a_lost_crew_that_one_fails_which_is_lost_alone_too(memory: Memory, tmp_path: Path) -> None:
     jobs = jobs_of(memory, tmp_path, 3)
-    crew = unpack(jobs.suggest("w0"))
+    crew = jobs_in(jobs.suggest("w0"))
     jobs.on_result(tune_trial("w0"), result(2, 1, finished=True))
     jobs.reasons["w0"] = "the worker died"
     jobs.on_end("w0", error=True)
     assert [t.state for t in memory.ended()] == ["COMPLETE"], "nobody knows which was to blame"
 
-    alone = [unpack(jobs.suggest(name)) for name in ("w1", "w2")]
+    alone = [jobs_in(jobs.suggest(name)) for name in ("w1", "w2")]
     assert [job.run_dir for [job] in alone] == [job.run_dir for job in crew[:2]]
     assert crew[0].terms.session not in {job.terms.session for [job] in alone}, "what hung before counts not"
     jobs.reasons["w1"] = "the worker died again"

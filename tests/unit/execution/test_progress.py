@@ -11,11 +11,17 @@ from rich.console import Console
 from tests.support.driver import small_spec
 from tests.support.trials import ended
 from tune.execution.progress import Progress
+from tune.jobs.spec import Job, Leg
 from tune.results.schema import State, TrialRecord
 
 
 def trial(number: int, state: State, curve: list[float], lr: float = 1.0, **changes: Any) -> TrialRecord:
     return ended(number, state, curve, settings={"optim.lr": lr}, **changes)
+
+
+def tune_trial(number: int) -> Any:
+    """One of Tune's, whose worker trains the study's trial of this number."""
+    return SimpleNamespace(config={"jobs": [Job("/run", (Leg({}),), "class_holdout", number=number)]})
 
 
 class Study:
@@ -31,9 +37,8 @@ class Study:
         self.out = io.StringIO()
         console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None)
         self.progress = Progress(
-            self, small_spec(trials=target, epochs=5), console=console,
-            numbers_of={f"t{i}": [i] for i in range(20)}.__getitem__, clock=lambda: self.now,
-        )  # fmt: skip
+            self, small_spec(trials=target, epochs=5), console=console, clock=lambda: self.now
+        )
         self.progress.begin()
 
     def ended(self, since: int = 0) -> list[TrialRecord]:
@@ -41,15 +46,15 @@ class Study:
         return list(self.known.values())[since:]
 
     def start(self, number: int) -> None:
-        self.progress.on_trial_start(0, [], SimpleNamespace(trial_id=f"t{number}"))
+        self.progress.on_trial_start(0, [], tune_trial(number))
 
     def result(self, number: int, **result: Any) -> None:
-        self.progress.on_trial_result(0, [], SimpleNamespace(trial_id=f"t{number}"), result)
+        self.progress.on_trial_result(0, [], tune_trial(number), result)
 
     def end(self, trial: TrialRecord, now: float, *, error: bool = False) -> None:
         self.known[trial.number] = trial
         hook = self.progress.on_trial_error if error else self.progress.on_trial_complete
-        hook(0, [], SimpleNamespace(trial_id=f"t{trial.number}"))
+        hook(0, [], tune_trial(trial.number))
         self.step(now)
 
     def step(self, now: float) -> None:

@@ -16,7 +16,7 @@ from prometar.errors import StorageError
 from prometar.training.run_result import RunResult
 from tune.execution.reruns import Means, run_missing
 from tune.execution.stopping import Stopping
-from tune.jobs.spec import Job, Leg, Terms, unpack
+from tune.jobs.spec import Job, Leg, Terms, jobs_in
 from tune.worker.trainable import TrialWorker
 
 RESULT = RunResult(
@@ -30,7 +30,7 @@ def missing(job: Job) -> list[str]:
     console = Console()
     means = Means(TrialWorker, ResourcePlan(1, 1.0, 0.0), Room(2, 0), job.terms, Stopping(console), console)
     for batch in run_missing([job], means, what="final run"):
-        (begun,) = unpack(batch.jobs.suggest("w0"))
+        (begun,) = jobs_in(batch.jobs.suggest("w0"))
         return [begun.run_dir]
     return []
 

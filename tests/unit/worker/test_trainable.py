@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tune.jobs.spec import Job, Leg, pack
+from tune.jobs.spec import Job, Leg
 from tune.worker.trainable import TrialWorker
 
 
@@ -26,7 +26,7 @@ class Told:
 class Worker(TrialWorker):
     def __init__(self, job: Job) -> None:
         self.opened: list[str] = []
-        self.setup(pack([job]))
+        self.setup({"jobs": [job]})
 
     def open_crew(self, jobs: list[Job], failure: str) -> Any:
         name = Path(jobs[0].run_dir).name
@@ -44,10 +44,10 @@ def test_a_worker_opens_its_next_job_in_that_ones_first_step(tmp_path: Path) -> 
     """What fails while a worker is reset, Tune keeps waiting for."""
     worker = Worker(job(tmp_path, "first"))
     assert worker.step() == {"epoch": 1, "done": True}
-    assert worker.reset_config(pack([job(tmp_path, "large")]))
+    assert worker.reset_config({"jobs": [job(tmp_path, "large")]})
     assert worker.opened == ["first"]
     with pytest.raises(MemoryError):
         worker.step()
-    assert worker.reset_config(pack([job(tmp_path, "next")]))
+    assert worker.reset_config({"jobs": [job(tmp_path, "next")]})
     assert worker.step()["done"]
     assert worker.opened == ["first", "large", "next"]
