@@ -89,11 +89,13 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
 
 def kept(folder: Path) -> Figures:
     """What a study has of its trials, and what it has lost."""
-    from tune.optimizer.storage import open_study
+    import optuna
+
     from tune.optimizer.trial_counts import REPEAT
 
     database = folder / "study.db"
-    found = [t for t in open_study(f"sqlite:///{database}", NAME).get_trials() if REPEAT not in t.user_attrs]
+    ran = optuna.load_study(study_name=NAME, storage=f"sqlite:///{database}").get_trials()
+    found = [t for t in ran if REPEAT not in t.user_attrs]
     states = Counter(t.state.name for t in found)
     records = {path.parent.name for path in folder.glob("trials/*/record.json")}
     replays = {int(p.parent.name): json.loads(p.read_text()) for p in folder.glob("trials/*/replay.json")}

@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import optuna
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
-
-from tune.optimizer.storage import open_study
 
 SEARCH = Path(__file__).parent.parent / "tune" / "search.py"
 
@@ -37,7 +36,8 @@ def measure(trials: int, epochs: int, slots: int) -> Figures:
         )
         command = time.perf_counter() - began
         folder = Path(out) / "textures"
-        ran = open_study(f"sqlite:///{folder / 'study.db'}", "textures").get_trials()
+        storage = f"sqlite:///{folder / 'study.db'}"
+        ran = optuna.load_study(study_name="textures", storage=storage).get_trials()
         records = [json.loads(path.read_text("utf-8")) for path in folder.glob("trials/*/record.json")]
         finals = json.loads((folder / "finals.json").read_text("utf-8"))
     first = min(t.datetime_start for t in ran if t.datetime_start)

@@ -16,12 +16,12 @@ import pytest
 
 from prometar.errors import WorkError
 from prometar.interrupts import INTERRUPTED, MESSAGE
+from tests.support.databases import open_study
 from tests.support.driver import NAME, Driver, forget_hanging, misbehave, run_fake, spec_of
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 from tune.jobs.spec import jobs_in
 from tune.optimizer.ask_tell import SEARCHED
-from tune.optimizer.storage import open_study
 from tune.optimizer.trial_schema import curve_of
 
 TRIALS = 6

@@ -18,9 +18,10 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from prometar.errors import UserError, WorkError
+from tests.support.databases import open_study
 from tests.support.driver import NAME, Driver, forget_hanging, misbehave, records, run_fake, small_spec
 from tests.support.fake_trial import HANGS
-from tune.optimizer.storage import drive_study, open_study
+from tune.optimizer.storage import drive_study
 
 PASSWORD = "never-to-be-shown"
 

@@ -17,12 +17,13 @@ from ray.exceptions import OutOfMemoryError
 from sqlalchemy.exc import OperationalError
 
 from prometar.errors import UserError, WorkError
+from tests.support.databases import open_study
 from tests.support.driver import NAME, misbehave, records, run_fake, small_spec
 from tests.support.fake_trial import curve
 from tune.execution import runner
 from tune.jobs.spec import Terms
 from tune.optimizer.ask_tell import HOPELESS, Memory
-from tune.optimizer.storage import drive_study, open_study
+from tune.optimizer.storage import drive_study
 from tune.results.goals import parse_bounds
 from tune.results.writer import StudyFolder
 

@@ -13,8 +13,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from prometar.errors import WorkError
+from tests.support.databases import open_study
 from tests.support.driver import NAME, Back, fail_one_in_fifty, records, run_fake, small_spec
-from tune.optimizer.storage import open_study
 
 SPEC = small_spec(trials=3, epochs=1, final_seeds=(1,))
 MOST_COMMANDS = 60

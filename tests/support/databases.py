@@ -7,7 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import optuna
 from optuna.storages import InMemoryStorage, RDBStorage
+
+from tune.optimizer.storage import backend_of
 
 
 def new_database(folder: Path) -> str:
@@ -25,6 +28,11 @@ def _empty() -> bytes:
         storage = RDBStorage(f"sqlite:///{folder}/study.db")
         storage.engine.dispose()
         return Path(folder, "study.db").read_bytes()
+
+
+def open_study(url: str, name: str) -> optuna.Study:
+    """The study `name` as it is there at each moment: what is read is asked of the storage itself."""
+    return optuna.load_study(storage=backend_of(url), study_name=name)
 
 
 @cache

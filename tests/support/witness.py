@@ -9,8 +9,8 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from tests.support.databases import open_study
 from tests.support.driver import NAME, records
-from tune.optimizer.storage import open_study
 
 
 def num_epochs(out: Path) -> int:

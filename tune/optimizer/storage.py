@@ -137,23 +137,10 @@ def _as_read(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def open_study(storage: str, name: str) -> optuna.Study:
-    """The study `name` of an Optuna storage, as it is there at each moment.
-
-    Raises:
-        UserError: there is no such study, or no such kind of storage. WorkError: it cannot be reached.
-    """
-    try:
-        with opening(storage):
-            return optuna.load_study(storage=backend_of(storage), study_name=name)
-    except KeyError:
-        raise UserError(f"no study '{name}' in {storage}") from None
-
-
 def drive_study(
     storage: str, name: str, *, directions: Directions = ("maximize",), pruner: BasePruner | None = None
 ) -> tuple[optuna.Study, WriteThrough]:
-    """The same for its one driver, who alone writes it, and where that is kept; created where there is none.
+    """A study for its one driver, who alone writes it, and where that is kept; created where there is none.
 
     Raises:
         UserError: there is no such kind of storage. WorkError: it cannot be reached.

@@ -17,13 +17,13 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from prometar.config.settings import dump_config, parse
 from prometar.errors import UserError, WorkError
+from tests.support.databases import open_study
 from tests.support.driver import NAME, small_spec
 from tests.support.fake_trial import curve
 from tune.jobs.spec import Terms
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.rebuild import rebuild
 from tune.optimizer.samplers import STARTUP_TRIALS
-from tune.optimizer.storage import open_study
 from tune.optimizer.trial_counts import REPEAT
 from tune.optimizer.trial_schema import record_of
 from tune.results.goals import parse_bounds

@@ -19,9 +19,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from prometar.errors import UserError, WorkError
-from tests.support.databases import new_database
+from tests.support.databases import new_database, open_study
 from tune.optimizer import storage as opened
-from tune.optimizer.storage import WriteThrough, drive_study, open_study, reachable
+from tune.optimizer.storage import WriteThrough, drive_study, reachable
 
 SPACE = {
     "weight": FloatDistribution(0.1, 10.0, log=True),
@@ -249,6 +249,6 @@ def test_why_a_database_cannot_be_opened_is_its_own_word_not_optuna_s(tmp_path: 
     event.listen(Engine, "before_cursor_execute", fail)
     try:
         with pytest.raises(WorkError, match="server closed the connection; when it answers again"):
-            open_study(url, "s")
+            drive_study(url, "s")
     finally:
         event.remove(Engine, "before_cursor_execute", fail)
