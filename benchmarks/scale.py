@@ -44,6 +44,7 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
 
     from prometar.config.settings import configure
     from prometar.distributed.local_ray import start_ray
+    from prometar.distributed.placement import Shares
     from tune.space.spaces import load_space
     from tune.study import Place, run_study
     from tune.study_spec import StudySpec
@@ -60,7 +61,7 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
     )  # fmt: skip
     clocks = Clocks(stretch=max(1, trials // 10))
     with Path(out, "printed.log").open("w") as log:
-        place = Place(Path(out), NAME, address=address, max_hours=minutes / 60)
+        place = Place(Path(out), NAME, Shares(), address=address, max_hours=minutes / 60)
         run_study(spec, place, trainable=Replay, console=Console(file=log, width=200))
     calls = {kind: sum(row.get(kind, 0) for row in clocks.calls) for kind in (ASK, REPORT, TELL, RETRY)}
     stretches = [

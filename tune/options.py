@@ -23,6 +23,7 @@ from prometar.config.settings import (
 )
 from prometar.data.datasets.catalog import file_name
 from prometar.distributed.local_ray import configure_ray
+from prometar.distributed.placement import Shares
 from prometar.errors import UserError
 from prometar.io.stores import join, require_bucket
 from prometar.loading import loaded_for_good, nothing_collected
@@ -225,6 +226,7 @@ class Options:
 
         if self.files:
             require_bucket(self.files)
+        gpus = number_or_auto("--gpus-per-trial", str(self.gpus_per_trial))
         given, learned_from = list[Mapping[str, Any]](), tuple(map(Path, _many(self.warm_start)))
         to_learn_from(StudyFolder(self.out, self.name), learned_from, spec.space)  # before a folder is made
         for path in _many(self.enqueue):
@@ -232,13 +234,11 @@ class Options:
         return Place(
             out=self.out,
             name=self.name,
+            shares=Shares(self.max_concurrent, self.cpus_per_trial, gpus),
             storage=self.storage,
             files=join(absolute_root(self.files), self.name) if self.files else None,
             trackers=_many(self.track),
             address=self.address,
-            max_concurrent=self.max_concurrent,
-            cpus_per_trial=self.cpus_per_trial,
-            gpus_per_trial=number_or_auto("--gpus-per-trial", str(self.gpus_per_trial)),
             lockstep=self.lockstep,
             max_hours=self.max_hours,
             trial_timeout=self.trial_timeout,

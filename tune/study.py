@@ -18,7 +18,7 @@ from rich.console import Console
 from prometar.config.settings import dump_config
 from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.local_ray import require_address, start_ray
-from prometar.distributed.placement import Node, ResourcePlan, Room, plan_resources, require_shares, uses_gpu
+from prometar.distributed.placement import Node, ResourcePlan, Room, Shares, plan_resources
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 from prometar.io.stores import filesystem, masked
@@ -71,12 +71,10 @@ class Place:
 
     out: Path
     name: str
+    shares: Shares
     storage: str | None = None
     files: str | None = None
     address: str | None = None
-    max_concurrent: int | None = None
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float | None = None
     lockstep: int = 1
     max_hours: float | None = None
     trial_timeout: float | None = None
@@ -91,7 +89,6 @@ class Place:
     def __post_init__(self) -> None:
         if self.lockstep < 1:
             raise UserError(f"--lockstep must be at least 1, found {self.lockstep}")
-        require_shares(self.max_concurrent, self.cpus_per_trial, self.gpus_per_trial, noun="trial")
         check_trackers(self.trackers)
         if self.address is not None:
             require_address(self.address)
@@ -129,7 +126,7 @@ def run_study(
         learned = learned_of(folder, place.warm_start, spec.space, spec.seed)
         rebuilt = require_agreement(folder, storage, spec, from_records=place.from_records)
         nodes = start_ray(address=place.address, verbose=place.verbose)
-        plan = _planned(spec, place, checked, nodes, place.gpus_per_trial)  # what cannot run claims nothing
+        plan = _planned(spec, place, checked, nodes)  # what cannot run claims nothing
         if place.files is not None:
             require_own(place.files, folder.key, begun=folder.begun)
         memory = Memory(
@@ -171,9 +168,7 @@ def run_study(
         return finals
 
 
-def _planned(
-    spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node], gpus_per_trial: float | None
-) -> ResourcePlan:
+def _planned(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node]) -> ResourcePlan:
     """What a trial gets of these machines, its memory counted; raises as `plan_resources`."""
     memory = process_memory(
         spec.config,
@@ -181,15 +176,9 @@ def _planned(
         num_classes=checked.trained,
         images=checked.images,
         configurations=place.lockstep,
-        on_gpu=uses_gpu(nodes, gpus_per_trial),
+        on_gpu=place.shares.on_gpu(nodes),
     )
-    return plan_resources(
-        nodes,
-        max_concurrent=place.max_concurrent,
-        cpus_per_trial=place.cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
-        memory=memory,
-    )
+    return plan_resources(nodes, place.shares, memory=memory)
 
 
 def _claim(folder: StudyFolder, asked: dict[str, Any], storage: str, memory: Memory) -> None:
@@ -252,9 +241,10 @@ class _Begun:
         )
         stopping = Stopping(console, max_seconds=left)
         means = Means(trainable, plan, Room.of(self.nodes), terms, stopping, console, place.verbose)
-        if place.gpus_per_trial is None and plan.gpus_per_trial and place.lockstep == 1:
+        if place.shares.gpus is None and plan.gpus_per_trial and place.lockstep == 1:
             share = measured_share(self.folder, self.spec, means, kinds_of_gpu(self.nodes))
-            plan = _planned(self.spec, place, self.checked, self.nodes, share)
+            place = replace(place, shares=replace(place.shares, gpus=share))
+            plan = _planned(self.spec, place, self.checked, self.nodes)
         together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
         console.print(plan.describe(self.nodes) + together)
         return replace(means, plan=plan, terms=replace(terms, plan=plan))

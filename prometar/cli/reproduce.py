@@ -75,6 +75,7 @@ def reproduce(
     with loaded_for_good():
         from prometar.bundled.suite import default_backbone
         from prometar.config.recipes import is_file, recipe
+        from prometar.distributed.placement import Shares
         from prometar.reproduce.grid import Asked
         from prometar.reproduce.protocols import protocol_of
         from prometar.reproduce.published import settings_of
@@ -110,10 +111,8 @@ def reproduce(
     )
     place = Place(
         out=out,
+        shares=Shares(max_concurrent, cpus_per_run, number_or_auto("--gpus-per-run", gpus_per_run), "run"),
         address=address,
-        max_concurrent=max_concurrent,
-        cpus_per_run=cpus_per_run,
-        gpus_per_run=number_or_auto("--gpus-per-run", gpus_per_run),
         verbose=verbose,
     )
     reproduce(asked, place)

@@ -108,81 +108,82 @@ class Room:
         return [{**trainer, kind: share}, *others]
 
 
-def require_shares(max_concurrent: int | None, cpus: float, gpus: float | None, *, noun: str) -> None:
-    """What can be told of `plan_resources`' numbers without any machine.
-
-    Raises:
-        UserError: one that makes no sense.
-    """
-    if not 0.1 <= cpus < math.inf:
-        raise UserError(f"--cpus-per-{noun} must be at least 0.1, found {cpus:g}")
-    if max_concurrent is not None and max_concurrent < 1:
-        raise UserError(f"--max-concurrent must be at least 1, found {max_concurrent}")
-    if gpus and not 0.01 <= gpus < math.inf:
-        raise UserError(f"--gpus-per-{noun} must be 0 or at least 0.01, found {gpus:g}")
-    if gpus and gpus > 1 and gpus != round(gpus):
-        raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, found {gpus:g}")
-
-
-def plan_resources(
-    nodes: Sequence[Node],
-    *,
-    max_concurrent: int | None = None,
-    cpus_per_trial: float = 1.0,
-    gpus_per_trial: float | None = None,
-    memory: float = 0,
-    noun: str = "trial",
-) -> ResourcePlan:
-    """A plan that fits machines' resources ([{"CPU": 2.0, "GPU": 1.0}]).
+@dataclass(frozen=True)
+class Shares:
+    """What runs are to get, as far as it can be told without any machine.
 
     Args:
         max_concurrent: Runs at a time at most; None: as many as fit.
-        cpus_per_trial: For trainer and stream together (default 1).
-        gpus_per_trial: A share of a GPU, or a whole number of them; None: one where there are GPUs, else 0.
+        cpus: For trainer and stream together (default 1).
+        gpus: A share of a GPU, or a whole number of them; None: one where there are GPUs, else 0.
+        noun: What a run is called in messages and options (`--cpus-per-<noun>`).
+    Raises:
+        UserError: a number that makes no sense.
+    """
+
+    max_concurrent: int | None = None
+    cpus: float = 1.0
+    gpus: float | None = None
+    noun: str = "trial"
+
+    def __post_init__(self) -> None:
+        most, gpus, noun = self.max_concurrent, self.gpus, self.noun
+        if not 0.1 <= self.cpus < math.inf:
+            raise UserError(f"--cpus-per-{noun} must be at least 0.1, found {self.cpus:g}")
+        if most is not None and most < 1:
+            raise UserError(f"--max-concurrent must be at least 1, found {most}")
+        if gpus and not 0.01 <= gpus < math.inf:
+            raise UserError(f"--gpus-per-{noun} must be 0 or at least 0.01, found {gpus:g}")
+        if gpus and gpus > 1 and gpus != round(gpus):
+            raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, found {gpus:g}")
+
+    def on_gpu(self, nodes: Sequence[Node]) -> bool:
+        """Whether runs are placed on GPUs of these machines."""
+        return bool(total(nodes, "GPU") if self.gpus is None else self.gpus)
+
+
+def plan_resources(nodes: Sequence[Node], shares: Shares = Shares(), *, memory: float = 0) -> ResourcePlan:
+    """A plan that fits machines' resources ([{"CPU": 2.0, "GPU": 1.0}]).
+
+    Args:
         memory: Bytes that a run takes of its machine's memory; 0: not known. It is counted, not measured: so
             `max_concurrent` goes before it, and a machine for whose memory one is too large gets one if
             no other has room.
-        noun: What a run is called in messages and options (`--cpus-per-<noun>`).
     Raises:
-        UserError: not even one run fits on any machine, with the figures; or a number that makes no sense.
+        UserError: not even one run fits on any machine, with the figures.
 
     Example:
-        >>> plan_resources([{"CPU": 3.0}, {"CPU": 3.0}], cpus_per_trial=2.0).max_concurrent
+        >>> plan_resources([{"CPU": 3.0}, {"CPU": 3.0}], Shares(cpus=2.0)).max_concurrent
         2
     """
-    require_shares(max_concurrent, cpus_per_trial, gpus_per_trial, noun=noun)
-    gpus = float(uses_gpu(nodes, None)) if gpus_per_trial is None else gpus_per_trial
+    most, cpus, noun = shares.max_concurrent, shares.cpus, shares.noun
+    gpus = float(shares.on_gpu(nodes)) if shares.gpus is None else shares.gpus
     if not total(nodes, "CPU"):
         raise UserError(
             f"Ray has no CPUs for a {noun} yet: wait until a worker has joined it (clusters/wait.py does)"
         )
-    _require("CPU", cpus_per_trial, nodes, noun)
+    _require("CPU", cpus, nodes, noun)
     _require("GPU", gpus, nodes, noun)
-    counts = [_fit(node, cpus_per_trial, gpus) for node in nodes]
+    counts = [_fit(node, cpus, gpus) for node in nodes]
     fits = sum(counts)
     if not fits:
         raise UserError(
-            f"no machine has both the {cpus_per_trial:g} CPU and the {gpus:g} GPU that a {noun} asks for: "
+            f"no machine has both the {cpus:g} CPU and the {gpus:g} GPU that a {noun} asks for: "
             f"lower --cpus-per-{noun} or --gpus-per-{noun}"
         )
     held = sum(_hold(node, memory, most=count) for node, count in zip(nodes, counts, strict=True))
-    at_once = min(fits, max_concurrent or held or sum(map(bool, counts)))
+    at_once = min(fits, most or held or sum(map(bool, counts)))
     note = ""
     if at_once > held:
         note = f" (their machines have memory for {held}: more may be killed)"
-    elif held < fits and not max_concurrent:
+    elif held < fits and not most:
         note = " (their machines have memory for no more)"
-    return ResourcePlan(at_once, cpus_per_trial, gpus, memory, note, noun)
+    return ResourcePlan(at_once, cpus, gpus, memory, note, noun)
 
 
 def total(nodes: Sequence[Node], kind: str) -> float:
     """All machines' resources of a kind."""
     return sum(node.get(kind, 0.0) for node in nodes)
-
-
-def uses_gpu(nodes: Sequence[Node], gpus_per_trial: float | None) -> bool:
-    """Whether runs are placed on GPUs; `gpus_per_trial` as for `plan_resources`."""
-    return bool(total(nodes, "GPU") if gpus_per_trial is None else gpus_per_trial)
 
 
 def _largest(nodes: Sequence[Node], kind: str) -> float:

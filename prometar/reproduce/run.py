@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prometar.comparison.render import print_comparison
 from prometar.distributed.local_ray import require_address, start_ray
-from prometar.distributed.placement import plan_resources, uses_gpu
+from prometar.distributed.placement import Shares, plan_resources
 from prometar.errors import WorkError
 from prometar.io.lock import locked
 from prometar.parts.sending import sources_of
@@ -28,10 +28,8 @@ class Place:
     """Where a grid's runs lie and what they may use; none of it changes a result."""
 
     out: Path
+    shares: Shares
     address: str | None = None
-    max_concurrent: int | None = None
-    cpus_per_run: float = 1.0
-    gpus_per_run: float | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -84,7 +82,7 @@ def reproduce(asked: Asked, place: Place) -> None:
 
 def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, console: Console) -> None:
     nodes = start_ray(address=place.address, verbose=place.verbose)
-    on_gpu = uses_gpu(nodes, place.gpus_per_run)
+    on_gpu = place.shares.on_gpu(nodes)
     configs = {entry.config.method: entry.config for entry in todo}
     memory = max(
         process_memory(
@@ -92,14 +90,7 @@ def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, cons
         )
         for config in configs.values()
     )
-    plan = plan_resources(
-        nodes,
-        max_concurrent=place.max_concurrent,
-        cpus_per_trial=place.cpus_per_run,
-        gpus_per_trial=place.gpus_per_run,
-        memory=memory,
-        noun="run",
-    )
+    plan = plan_resources(nodes, place.shares, memory=memory)
     console.print(plan.describe(nodes))
     code = sources_of({part for entry in todo for part in entry.own})
     jobs = [

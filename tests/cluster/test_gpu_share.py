@@ -35,7 +35,7 @@ for name, *shown in json.loads(sys.argv[2]):
         hidden = kinds.keys() - {f"accelerator_type:{kind}" for kind in shown}
         return [{name: each for name, each in node.items() if name not in hidden} for node in start(**given)]
     study.start_ray = some
-    _, text = run_fake(Path(sys.argv[1], name), small_spec(trials=2), cpus_per_trial=0.5)
+    _, text = run_fake(Path(sys.argv[1], name), small_spec(trials=2), cpus=0.5)
     print(json.dumps(text))
 """
 

@@ -126,7 +126,7 @@ def test_out_of_memory_is_tried_again_with_a_larger_share(
 
     monkeypatch.setattr(RayActorManager, "_actor_task_resolved", kill_one)
     behaviour = {"2": "needs0.5", "3": "needs9"}
-    run_fake(tmp_path, small_spec(trials=4), behaviour=behaviour, cpus_per_trial=0.5)
+    run_fake(tmp_path, small_spec(trials=4), behaviour=behaviour, cpus=0.5)
     found = records(tmp_path)
     assert [r["state"] for r in found] == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
     assert steps(tmp_path, 1) == [1, 2, 3]

@@ -32,6 +32,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from prometar.config.settings import Config
+from prometar.distributed.placement import Shares
 from prometar.errors import UserError
 from prometar.interrupts import INTERRUPTED
 from prometar.io.files import write_atomically
@@ -98,7 +99,9 @@ def _run(
     console = Console(file=shown, width=200, soft_wrap=True)
     # No trial reads an image, and who keeps them for all is a process more.
     with mock.patch("tune.study.shared_images", contextlib.nullcontext):
-        run_study(spec, Place(out=out, name=NAME, **place), trainable=trainable, console=console)
+        given = {key: place.pop(key) for key in ("max_concurrent", "cpus") if key in place}
+        asked = Place(out=out, name=NAME, shares=Shares(**given), **place)
+        run_study(spec, asked, trainable=trainable, console=console)
 
 
 def records(out: Path) -> list[dict[str, Any]]:

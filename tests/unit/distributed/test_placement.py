@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.distributed.placement import Room, plan_resources
+from prometar.distributed.placement import Room, Shares, plan_resources
 from prometar.errors import UserError
 
 
@@ -19,9 +19,9 @@ def test_a_plan_fits_and_leaves_the_stream_a_place(cpus: int, each: float, most:
         with pytest.raises(
             UserError, match=f"a trial asks for {each:g} CPU, Ray has {cpus}: lower --cpus-per-trial"
         ):
-            plan_resources(cluster, cpus_per_trial=each)
+            plan_resources(cluster, Shares(cpus=each))
         return
-    plan = plan_resources(cluster, cpus_per_trial=each, max_concurrent=most)
+    plan = plan_resources(cluster, Shares(cpus=each, max_concurrent=most))
     assert plan.max_concurrent <= most
     assert plan.max_concurrent * each <= cpus
     bundles = plan.bundles()
@@ -33,45 +33,45 @@ def test_gpus() -> None:
     cluster = [{"CPU": 16.0, "GPU": 2.0}]
     assert plan_resources(cluster).gpus_per_trial == 1.0
     assert plan_resources(cluster).max_concurrent == 2
-    assert plan_resources(cluster, gpus_per_trial=0.25).max_concurrent == 8
-    assert plan_resources(cluster, gpus_per_trial=0.25).bundles()[0]["GPU"] == 0.25
+    assert plan_resources(cluster, Shares(gpus=0.25)).max_concurrent == 8
+    assert plan_resources(cluster, Shares(gpus=0.25)).bundles()[0]["GPU"] == 0.25
     with pytest.raises(UserError, match="asks for 1 GPU, Ray has 0: lower --gpus-per-trial"):
-        plan_resources([{"CPU": 4.0}], gpus_per_trial=1.0)
+        plan_resources([{"CPU": 4.0}], Shares(gpus=1.0))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"cpus_per_trial": 0},
-        {"cpus_per_trial": -1},
-        {"cpus_per_trial": 0.001},
+        {"cpus": 0},
+        {"cpus": -1},
+        {"cpus": 0.001},
         {"max_concurrent": 0},
-        {"gpus_per_trial": math.nan},
-        {"gpus_per_trial": -1},
+        {"gpus": math.nan},
+        {"gpus": -1},
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be"):
-        plan_resources([{"CPU": 4.0}], **wrong)  # type: ignore[arg-type]
+        Shares(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_message_names_the_commands_own_option() -> None:
     with pytest.raises(UserError, match="a run asks for 8 CPU, Ray has 4: lower --cpus-per-run"):
-        plan_resources([{"CPU": 4.0}], cpus_per_trial=8, noun="run")
+        plan_resources([{"CPU": 4.0}], Shares(cpus=8, noun="run"))
 
 
 def test_a_run_lies_on_one_machine() -> None:
     nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0}, {}]
-    assert plan_resources(nodes, cpus_per_trial=2.0, gpus_per_trial=0).max_concurrent == 2
-    assert plan_resources(nodes, gpus_per_trial=0.4).max_concurrent == 2, "shares lie on one GPU"
+    assert plan_resources(nodes, Shares(cpus=2.0, gpus=0)).max_concurrent == 2
+    assert plan_resources(nodes, Shares(gpus=0.4)).max_concurrent == 2, "shares lie on one GPU"
     with pytest.raises(UserError, match="a trial asks for 4 CPU, Ray has 3 on its largest machine"):
-        plan_resources(nodes, cpus_per_trial=4.0)
+        plan_resources(nodes, Shares(cpus=4.0))
     with pytest.raises(UserError, match="no machine has both the 3 CPU and the 1 GPU"):
-        plan_resources([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], cpus_per_trial=3.0)
+        plan_resources([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], Shares(cpus=3.0))
     with pytest.raises(UserError, match="no CPUs for a trial yet"):
         plan_resources([{"GPU": 1.0}, {}])
     with pytest.raises(UserError, match="above 1 must be a whole number"):
-        plan_resources([{"CPU": 4.0, "GPU": 4.0}], gpus_per_trial=1.5)
+        plan_resources([{"CPU": 4.0, "GPU": 4.0}], Shares(gpus=1.5))
 
 
 def test_memory_limits_how_many_run_at_once() -> None:
@@ -80,7 +80,7 @@ def test_memory_limits_how_many_run_at_once() -> None:
     plan = plan_resources(nodes, memory=4e9)
     assert plan.max_concurrent == 2 + 1 + 2, "a machine that does not tell its memory has enough"
     assert "about 3.7 GiB of memory" in plan.describe(nodes)
-    assert plan_resources(nodes, memory=4e9, max_concurrent=3).max_concurrent == 3
+    assert plan_resources(nodes, Shares(max_concurrent=3), memory=4e9).max_concurrent == 3
     assert "have memory for no more" in plan.describe(nodes)
     assert "have memory for" not in plan_resources(nodes, memory=1e9).describe(nodes)
 
@@ -90,7 +90,7 @@ def test_where_not_even_one_fits_each_machine_gets_one() -> None:
     large = plan_resources(nodes, memory=11e9)
     assert large.max_concurrent == 3
     assert "their machines have memory for 0: more may be killed" in large.describe(nodes)
-    asked = plan_resources(nodes, memory=11e9, max_concurrent=5)
+    asked = plan_resources(nodes, Shares(max_concurrent=5), memory=11e9)
     assert asked.max_concurrent == 5, "who says a number means it"
 
 
