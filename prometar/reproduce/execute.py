@@ -16,8 +16,7 @@ from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import WorkError
 from prometar.io.files import is_refused_write
-from prometar.reproduce.grid import Record
-from prometar.reproduce.job import Job
+from prometar.reproduce.grid import Job, Record
 from prometar.reproduce.worker import Worker
 
 MAX_DEATHS = 3  # of workers over one job; it goes on from its own checkpoint

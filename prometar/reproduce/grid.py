@@ -1,10 +1,10 @@
-"""The grid of runs that a protocol asks for, and the record of each in its own folder."""
+"""The grid of runs that a protocol asks for: each as a worker gets it, and its record in its own folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from pydantic import TypeAdapter, ValidationError, with_config
 
 from prometar.config.settings import Config, absolute_paths, differences, load_config, parse
 from prometar.data.datasets.catalog import file_name, require_name
-from prometar.errors import UserError
+from prometar.environment import environment
+from prometar.errors import UserError, one_line
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
 from prometar.parts.identity import require_same
+from prometar.parts.sending import Sent
 from prometar.reproduce.protocols import Protocol, shots_column
 from prometar.training.run_result import FILE, STRICT, Percent, read_result
 
@@ -199,6 +201,28 @@ def read_record(entry: Entry, folder: Path) -> Record | None:
         return None
     told = (found.accuracies or found.reason) and found.config
     return Record(**vars(found), entry=entry) if told else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as the driver hands it to a worker; its state lies in `folder`.
+
+    everywhere: Digests of what the driver has found, which the worker's machine must have too.
+    """
+
+    entry: Entry
+    folder: Path
+    threads: int
+    stream_cpus: float
+    code: tuple[Sent, ...] = ()
+    everywhere: Mapping[str, str] = field(default_factory=dict)
+
+    def failed(self, reason: str) -> Record:
+        """Write and return a record that says so; figures that are there already stay."""
+        record = read_record(self.entry, self.folder) or Record(entry=self.entry)
+        record = replace(record, reason=one_line(reason), environment=environment())
+        record.write(self.folder)
+        return record
 
 
 class GridFolder:

@@ -17,8 +17,7 @@ from prometar.parts.sending import sources_of
 from prometar.reproduce.check import Found, look
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.figures import build_table, pair_methods
-from prometar.reproduce.grid import Asked, Entry, GridFolder, Record, entries
-from prometar.reproduce.job import Job
+from prometar.reproduce.grid import Asked, Entry, GridFolder, Job, Record, entries
 from prometar.reproduce.render import print_table, write_tables
 from prometar.training.process_memory import process_memory
 

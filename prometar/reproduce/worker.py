@@ -13,8 +13,7 @@ from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
 from prometar.loading import nothing_collected
 from prometar.parts.sending import install
-from prometar.reproduce.grid import WEIGHTS, Record, read_record
-from prometar.reproduce.job import Job
+from prometar.reproduce.grid import WEIGHTS, Job, Record, read_record
 
 with nothing_collected():
     import torch

@@ -14,8 +14,7 @@ from prometar.distributed.placement import ResourcePlan
 from prometar.errors import WorkError
 from prometar.reproduce import execute
 from prometar.reproduce.execute import run_jobs
-from prometar.reproduce.grid import Record, entries, read_record
-from prometar.reproduce.job import Job
+from prometar.reproduce.grid import Job, Record, entries, read_record
 from tests.support.fakeworker import FakeWorker, NeverStarts
 from tests.support.reproductions import IDLE, ask
 

@@ -26,8 +26,7 @@ from prometar.errors import StorageError
 from prometar.interrupts import INTERRUPTED
 from prometar.reproduce import run
 from prometar.reproduce.check import Found, look
-from prometar.reproduce.grid import Asked, Entry
-from prometar.reproduce.job import Job
+from prometar.reproduce.grid import Asked, Entry, Job
 from prometar.reproduce.protocols import PROTOCOLS
 from prometar.reproduce.worker import Worker
 from tests.support.copies import write_copy

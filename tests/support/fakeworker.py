@@ -7,8 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prometar.reproduce.grid import Record
-    from prometar.reproduce.job import Job
+    from prometar.reproduce.grid import Job, Record
 
 
 class FakeWorker:
