@@ -170,14 +170,8 @@ def run_study(
 
 def _planned(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node]) -> ResourcePlan:
     """What a trial gets of these machines, its memory counted; raises as `plan_resources`."""
-    memory = process_memory(
-        spec.config,
-        weights=checked.weights,
-        num_classes=checked.trained,
-        images=checked.images,
-        configurations=place.lockstep,
-        on_gpu=place.shares.on_gpu(nodes),
-    )
+    on_gpu = place.shares.on_gpu(nodes)
+    memory = process_memory(spec.config, checked.held, configurations=place.lockstep, on_gpu=on_gpu)
     return plan_resources(nodes, place.shares, memory=memory)
 
 

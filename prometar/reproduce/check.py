@@ -21,8 +21,8 @@ from prometar.methods.probing import probe
 from prometar.reproduce.grid import WEIGHTS, Asked
 from prometar.reproduce.protocols import shots_column
 from prometar.reproduce.published import unlike_published
+from prometar.training.process_memory import Held
 from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
-from prometar.training.session import kept_bytes
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Found:
     Args:
         idle: Methods that have nothing to learn.
         missing: Data sets that cannot be used, and why.
-        trained: The most classes that a run is trained on.
-        weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
+        held: What each worker's process holds.
         notes: What the data sets are too small for.
         contents: Digests of the data sets' splits by name, and of the weights (`Outcome.contents`).
         uncited: Data sets whose figures do not compare with published ones, and why.
@@ -42,9 +41,7 @@ class Found:
 
     idle: frozenset[str]
     missing: Mapping[str, str]
-    trained: int
-    weights: int
-    images: int
+    held: Held
     notes: tuple[str, ...]
     contents: Mapping[str, str]
     everywhere: Mapping[str, str]
@@ -81,9 +78,8 @@ def look(asked: Asked) -> Found:
     everywhere |= {weights_entry(backbone): read_digest(narrow)} | code_of("prometar")
     contents[WEIGHTS] = weights_digest(narrow)
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
-    trained = max(len(split.classnames) for split in splits)
-    images = kept_bytes(splits, clip.image_size)
-    return Found(idle, missing, trained, clip.num_bytes, images, tuple(notes), contents, everywhere, uncited)
+    held = Held.of(clip, splits)
+    return Found(idle, missing, held, tuple(notes), contents, everywhere, uncited)
 
 
 def _learns(config: Config, clip: Clip) -> bool:

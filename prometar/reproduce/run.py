@@ -83,12 +83,7 @@ def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, cons
     nodes = start_ray(address=place.address, verbose=place.verbose)
     on_gpu = place.shares.on_gpu(nodes)
     configs = {entry.config.method: entry.config for entry in todo}
-    memory = max(
-        process_memory(
-            config, weights=found.weights, num_classes=found.trained, images=found.images, on_gpu=on_gpu
-        )
-        for config in configs.values()
-    )
+    memory = max(process_memory(config, found.held, on_gpu=on_gpu) for config in configs.values())
     plan = plan_resources(nodes, place.shares, memory=memory)
     console.print(plan.describe(nodes))
     code = sources_of({part for entry in todo for part in entry.own})

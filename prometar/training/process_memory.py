@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from prometar.backbone.clip import Clip
 from prometar.config.settings import Config
+from prometar.data.splits.objective import Problem
 from prometar.training.rehearsal import rehearse
 from prometar.training.run import DTYPES
+from prometar.training.session import kept_bytes
 
 PROCESSES = 950 * 2**20
 """Bytes that a trainer and its stream's task hold before any tensor: Python, torch, Ray and open_clip."""
@@ -21,38 +25,50 @@ _OF_WEIGHTS = 4  # what a configuration's iteration takes at most beside the wei
 _SMALL = 0.5  # of the processes: less is in the error of what they take
 
 
-def process_memory(
-    config: Config,
-    *,
-    weights: int,
-    num_classes: int,
-    images: int = 0,
-    configurations: int = 1,
-    on_gpu: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class Held:
+    """What a run's process holds of a backbone and of data sets.
+
+    Args:
+        weights: Bytes of the backbone's tensors.
+        num_classes: The most that a run is trained on.
+        images: Bytes of those that it is scored on and keeps (`kept_bytes`).
+    """
+
+    weights: int
+    num_classes: int
+    images: int = 0
+
+    @classmethod
+    def of(cls, clip: Clip, splits: Sequence[Problem]) -> Held:
+        """Of runs on any of these."""
+        most = max(len(split.classnames) for split in splits)
+        return cls(clip.num_bytes, most, kept_bytes(splits, clip.image_size))
+
+
+def process_memory(config: Config, held: Held, *, configurations: int = 1, on_gpu: bool = False) -> int:
     """Bytes that a run of a configuration takes on a machine, or several that are trained in lockstep.
 
     What the processes hold, and the peak of an iteration as it is counted on fake tensors (`memory_of`, a few
     seconds). Where the weights are so small that it cannot matter, a multiple of them stands for it.
 
     Args:
-        weights: Bytes of the backbone's tensors. images: Of what it is scored on and keeps (`kept_bytes`).
         on_gpu: Whether an iteration's tensors are in a GPU's memory, and not in the machine's.
 
     Example:
-        >>> process_memory(Config(), weights=30 * 2**20, num_classes=12) / 2**30 < 1.1
+        >>> process_memory(Config(), Held(weights=30 * 2**20, num_classes=12)) / 2**30 < 1.1
         True
     """
-    process = PROCESSES + images
+    process = PROCESSES + held.images
     if on_gpu:
-        return process + weights
-    roughly = weights * (1 + _OF_WEIGHTS * configurations)
+        return process + held.weights
+    roughly = held.weights * (1 + _OF_WEIGHTS * configurations)
     if roughly < _SMALL * PROCESSES:
         return process + roughly
     together = None if configurations == 1 else configurations
     dtype = DTYPES[config.backbone.precision]
     try:
-        counted = memory_of(config, num_classes=num_classes, dtype=dtype, configurations=together)
+        counted = memory_of(config, num_classes=held.num_classes, dtype=dtype, configurations=together)
     except Exception:  # a part of the user's own may need data, and is no reason not to run it
         return process + roughly
     return process + counted.peak

@@ -16,8 +16,8 @@ from prometar.methods.probing import probe
 from prometar.parts.identity import identities
 from prometar.reproduce.published import published
 from prometar.training.drift import drift_identity, foreign_to
+from prometar.training.process_memory import Held
 from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
-from prometar.training.session import kept_bytes
 from tune.stages.budget import Budget, Steps, budget_of, problems, require_space, steps_of
 from tune.study_spec import StudySpec
 
@@ -33,8 +33,7 @@ class Checked:
         notes: What a user must be told of the search's images.
         identity: What must not change while a study goes on: the spec's own, and digests of the data
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
-        trained: The most classes that a run is trained on.
-        weights: Bytes of the backbone's tensors. images: Of those that a worker keeps to score on.
+        held: What each worker's process holds.
         contents: What every worker's machine must have too (`Terms.contents`).
     """
 
@@ -42,9 +41,7 @@ class Checked:
     notes: tuple[str, ...]
     identity: dict[str, Any]
     budget: Budget
-    trained: int
-    weights: int
-    images: int
+    held: Held
     contents: Mapping[str, str]
 
 
@@ -83,7 +80,4 @@ def check(spec: StudySpec) -> Checked:
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))
     budget = budget_of(spec, steps)
-    trained = max(len(split.classnames) for split in splits)
-    images = kept_bytes(splits, clip.image_size)
-    identity = spec.identity | contents
-    return Checked(cited, told, identity, budget, trained, clip.num_bytes, images, everywhere)
+    return Checked(cited, told, spec.identity | contents, budget, Held.of(clip, splits), everywhere)

@@ -10,7 +10,7 @@ from prometar.data.splits.objective import Problem
 from prometar.kept import Kept
 from prometar.training import process_memory as module
 from prometar.training import session
-from prometar.training.process_memory import PROCESSES, Memory, memory_of, process_memory
+from prometar.training.process_memory import PROCESSES, Held, Memory, memory_of, process_memory
 from prometar.training.run import DTYPES
 from prometar.training.session import kept_bytes
 from tests.support.small import BACKBONE
@@ -20,12 +20,12 @@ WEIGHTS = 200 * 2**20
 
 def test_small_weights_stand_for_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "memory_of", None)
-    assert process_memory(Config(), weights=2**20, num_classes=12) == PROCESSES + 5 * 2**20
+    assert process_memory(Config(), Held(2**20, 12)) == PROCESSES + 5 * 2**20
 
 
 def test_large_ones_are_counted() -> None:
     small = Config().override({**BACKBONE, "method": "coop"})
-    needed = process_memory(small, weights=WEIGHTS, num_classes=12)
+    needed = process_memory(small, Held(WEIGHTS, 12))
     assert needed == PROCESSES + memory_of(small, num_classes=12).peak
 
 
@@ -40,7 +40,7 @@ def test_they_are_counted_with_precision_and_lockstep(
         return Memory(1, 1000)
 
     monkeypatch.setattr(module, "memory_of", memory_of)
-    needed = process_memory(config, weights=WEIGHTS, num_classes=12, configurations=configurations)
+    needed = process_memory(config, Held(WEIGHTS, 12), configurations=configurations)
     assert needed == PROCESSES + 1000
     together = None if configurations == 1 else configurations
     named = {"num_classes": 12, "dtype": DTYPES[precision], "configurations": together}
@@ -49,9 +49,9 @@ def test_they_are_counted_with_precision_and_lockstep(
 
 def test_on_a_gpu_the_machine_holds_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "memory_of", None)
-    needed = process_memory(Config(), weights=WEIGHTS, num_classes=12, on_gpu=True)
+    needed = process_memory(Config(), Held(WEIGHTS, 12), on_gpu=True)
     assert needed == PROCESSES + WEIGHTS
-    assert process_memory(Config(), weights=WEIGHTS, num_classes=12, images=7, on_gpu=True) == needed + 7
+    assert process_memory(Config(), Held(WEIGHTS, 12, images=7), on_gpu=True) == needed + 7
 
 
 def test_images_that_are_kept_are_counted_once_and_to_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,4 +69,4 @@ def test_what_cannot_be_counted_is_taken_from_the_weights(monkeypatch: pytest.Mo
         raise RuntimeError("needs data")
 
     monkeypatch.setattr(module, "memory_of", fail)
-    assert process_memory(Config(), weights=WEIGHTS, num_classes=12) == PROCESSES + 5 * WEIGHTS
+    assert process_memory(Config(), Held(WEIGHTS, 12)) == PROCESSES + 5 * WEIGHTS
