@@ -25,8 +25,8 @@ from common import machine, table
 from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.backbone.frozen_features import Seen
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
-from prometar.methods.composition import METHODS
 from prometar.training.rehearsal import Rehearsal, rehearse
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from prometar.backbone.openclip import TEMPLATES
-from prometar.config.recipes import NAMES
 from prometar.config.settings import Config, PromptsConfig, RegularizerConfig, Section
 from prometar.methods.averagers import Averager, Gaussian, Last
 from prometar.methods.gradient_modulators import Constant, Gate, Modulator, Projection
@@ -39,9 +38,6 @@ from prometar.methods.regularizers import (
 )
 from prometar.parts.building import make, members
 from prometar.parts.reference import failing
-
-METHODS = NAMES
-"""The methods' names; adding one means adding a recipe."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from prometar.config.recipes import NAMES as METHODS
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, StreamOptions
-from prometar.methods.composition import METHODS
 from prometar.runs import ray_stream
 from prometar.training import session as session_module
 from prometar.training.run import Run, forget

@@ -18,9 +18,9 @@ from prometar.analysis.alignment import FILE, Alignment, Summary, measure, read,
 from prometar.analysis.plot import page
 from prometar.backbone.openclip import tokenize
 from prometar.cli.app import main
+from prometar.config.recipes import NAMES as METHODS
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
-from prometar.methods.composition import METHODS
 from prometar.methods.meta_tasks import NoAugmentation, one_class_out, task_rng
 from prometar.step.prompted_clip import prompt_texts
 from prometar.step.state import State

@@ -23,6 +23,7 @@ from prometar.backbone.openclip import load_clip
 from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import load_mini
 from prometar.cli.app import main
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import classnames
@@ -30,7 +31,6 @@ from prometar.data.splits.fewshot import base_new
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
-from prometar.methods.composition import METHODS
 from prometar.runs import export_run, write_result
 from prometar.training import session as session_module
 from prometar.training.run import build_run

@@ -21,9 +21,10 @@ from PIL import Image
 import prometar.inference.portable as portable_module
 from prometar.backbone.openclip import load_backbone, tokenize
 from prometar.cli.app import main
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import configure
 from prometar.inference.classifier import Classifier
-from prometar.methods.composition import METHODS, build_prompts
+from prometar.methods.composition import build_prompts
 from prometar.runs import trained
 from prometar.training import session as session_module
 from tests.contracts.inference.test_export import train

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.openclip import load_backbone, tokenize
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
-from prometar.methods.composition import METHODS, build
+from prometar.methods.composition import build
 from prometar.methods.meta_tasks import one_class_out
 from prometar.step import iteration
 from prometar.step.iteration import Rates, step

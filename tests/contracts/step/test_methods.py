@@ -16,9 +16,10 @@ from torch import Tensor
 from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import TEMPLATES, tokenize
 from prometar.backbone.vision import embed_images
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
-from prometar.methods.composition import METHODS, Method, build
+from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import TaskDraw
 from prometar.methods.regularizers import ImageDistance, TextDistance
 from prometar.step import prompted_clip

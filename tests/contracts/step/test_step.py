@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.backbone.openclip import Backbone, tokenize
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
-from prometar.methods.composition import METHODS, Method, build
+from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import TaskDraw
 from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Rates, step

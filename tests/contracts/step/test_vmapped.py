@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.errors import UserError
-from prometar.methods.composition import METHODS, Method
+from prometar.methods.composition import Method
 from prometar.methods.meta_tasks import one_class_out, task_rng
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, embed_batch, select_task, take

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from prometar.backbone.frozen_features import Seen
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
 from prometar.kept import Kept
-from prometar.methods.composition import METHODS
 from prometar.step.cuda_graph import Graph
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.methods.averagers import Gaussian, Last
-from prometar.methods.composition import METHODS, build
+from prometar.methods.composition import build
 from prometar.methods.gradient_modulators import Constant, Gate, Projection
 from prometar.methods.meta_tasks import (
     CutMix,

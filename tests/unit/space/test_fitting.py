@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import configure
 from prometar.errors import UserError
-from prometar.methods.composition import METHODS
 from tune.options import Options
 from tune.space.fitting import fitted, is_used
 from tune.space.spaces import Space, known_spaces, load_space
