@@ -17,7 +17,6 @@ from tune.reporting.importance import MIN_COMPLETE, Importances, importances
 from tune.reporting.plots import course, goals, settings, style
 from tune.reporting.plots.finals import Row, forest
 from tune.results.costs import costs, span
-from tune.results.goals import Goal
 from tune.results.reader import STATES, Records, dataset_means, paired, pareto, ranking, read_records
 from tune.results.schema import StudyRecord, TrialRecord
 from tune.space.spaces import Choice
@@ -113,27 +112,22 @@ def _environment(study: StudyRecord) -> dict[str, str]:
 
 
 def _plots(records: Records, shares: Importances, front: list[TrialRecord]) -> dict[str, Any]:
-    trials, best, score, ranges = records.trials, records.chosen, records.score, records.ranges
-    titles: dict[Goal, str] = {goal: records.goal_title(goal) for goal in records.asked.goals}
-    numeric = [key for key in shares.ranked if not isinstance(ranges[key], Choice)][:2]
+    asked = records.asked.goals
+    numeric = [key for key in shares.ranked if not isinstance(records.ranges[key], Choice)][:2]
     plots = {
-        "history": course.history(trials, titles, records.asked.bounds) if trials else None,
+        "history": course.history(records) if records.trials else None,
         "importance": settings.importance(shares.shares),
-        "contour": settings.contour(trials, ranges, (numeric[0], numeric[1]), score=score)
-        if len(numeric) == 2
-        else None,
-        "parallel": settings.parallel(trials, ranges, score=score),
-        "curves": course.curves(trials, best, score=score),
-        "front": goals.front(trials, front, best, titles) if len(titles) == 2 else None,
-        "trade_off": None  # the front shows the same
-        if set(titles) == {"base", "new"}
-        else goals.trade_off(trials, best, {key: records.goal_title(key) for key in ("base", "new")}),
+        "contour": settings.contour(records, (numeric[0], numeric[1])) if len(numeric) == 2 else None,
+        "parallel": settings.parallel(records),
+        "curves": course.curves(records),
+        "front": goals.front(records, front) if len(asked) == 2 else None,
+        # The front may show the same.
+        "trade_off": None if set(asked) == {"base", "new"} else goals.trade_off(records),
         "forest": forest(_forest_rows(records), title="best − released, points of H"),
     }
-    panels = settings.slices(trials, ranges, best, score=score)
     return {
         **{name: Markup(plot) if plot else None for name, plot in plots.items()},
-        "slices": [Markup(panel) for panel in panels],
+        "slices": [Markup(panel) for panel in settings.slices(records)],
     }
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
 import pytest
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FixedTrial, create_trial
+from pydantic import TypeAdapter
 
 from prometar.metrics import Interval
 from tests.support.report_study import RANGES as TREE
-from tests.support.report_study import RELEASED, SCRIPT, ranges_of, record
+from tests.support.report_study import RELEASED, SCRIPT, description, ranges_of, record
 from tests.support.report_study import trial as content
 from tune.reporting.importance import MIN_COMPLETE, TOP, importances
 from tune.reporting.plots import course, goals, settings
 from tune.reporting.plots.finals import Row, forest
-from tune.results.goals import Bound
-from tune.results.schema import TrialRecord
+from tune.results.reader import Records
+from tune.results.schema import StudyRecord, TrialRecord
 from tune.space.spaces import Choice, Space
 
 RANGES = ranges_of()
@@ -31,6 +34,12 @@ def trial(number: int, state: str = "COMPLETE", **changes: Any) -> TrialRecord:
 
 
 TRIALS = [trial(n, "PRUNED" if n % 5 == 4 else "FAIL" if n == 7 else "COMPLETE") for n in range(30)]
+
+
+def records(trials: Sequence[TrialRecord], **changes: Any) -> Records:
+    """A study of these trials; `changes` as of `description`."""
+    study = TypeAdapter(StudyRecord).validate_json(json.dumps(description(**changes)))
+    return Records("a-study", study, tuple(trials), None, None)
 
 
 def drawn(fragment: str | None) -> list[dict[str, Any]]:
@@ -47,41 +56,43 @@ def named(fragment: str | None, name: str) -> dict[str, Any]:
 
 def test_history_follows_the_best_upwards_and_seconds_downwards() -> None:
     trials = [trial(n, objective=o, seconds=s) for n, (o, s) in enumerate([(50, 90), (60, 99), (55, 80)])]
-    plot = course.history(trials, {"objective": "H", "seconds": "s"})
+    plot = course.history(records(trials, goals=["objective", "seconds"]))
     best = [trace["y"] for trace in drawn(plot) if trace["name"] == "best so far"]
     assert best == [[50, 60, 60, 60], [90, 90, 80, 80]]
-    kept = course.history(trials, {"objective": "H"}, [Bound("seconds", 95.0, least=False)])
+    kept = course.history(records(trials, bounds=[{"figure": "seconds", "limit": 95.0, "least": False}]))
     assert named(kept, "best so far")["y"] == [50, 55, 55], "trial 1 takes too long"
 
 
 def test_history_of_trials_without_figures() -> None:
-    assert drawn(course.history([trial(0, "FAIL")], {"objective": "H"})) == []
+    assert drawn(course.history(records([trial(0, "FAIL")]))) == []
 
 
 def test_curves_end_in_a_cross_where_they_were_pruned() -> None:
-    pruned = named(course.curves(TRIALS, None, score="H"), "pruned")
+    pruned = named(course.curves(records(TRIALS)), "pruned")
     assert pruned["marker"]["symbol"][:3] == ["circle", "x", "circle"]
     assert pruned["x"][:3] == [1, 2, None]
-    assert course.curves([trial(0, "FAIL")], None, score="H") is None
+    assert course.curves(records([trial(0, "FAIL")])) is None
 
 
 def test_trade_off_needs_both_figures() -> None:
-    titles = {"base": "base", "new": "new"}
-    assert named(goals.trade_off(TRIALS, TRIALS[1], titles), "best")["x"] == [TRIALS[1].base]
-    assert goals.trade_off([trial(0, new=None)], None, titles) is None
+    found = records(TRIALS)
+    assert found.chosen is not None
+    assert named(goals.trade_off(found), "best")["x"] == [found.chosen.base]
+    assert goals.trade_off(records([trial(0, new=None)])) is None
 
 
 def test_the_front_is_joined_and_the_others_are_faint() -> None:
     trials = [trial(n, base=b, new=w) for n, (b, w) in enumerate([(70, 60), (60, 70), (50, 50)])]
-    plot = goals.front(trials, [trials[0], trials[1]], trials[0], {"base": "b", "new": "n"})
+    found = records(trials, goals=["base", "new"])
+    plot = goals.front(found, [trials[0], trials[1]])
     lines = [t for t in drawn(plot) if t.get("mode") == "lines" and t["name"] == "front"]
     assert [(line["x"], line["y"]) for line in lines] == [([70, 60], [60, 70])]
     assert named(plot, "not on the front")["opacity"] < 0.5
-    assert goals.front(trials, [], None, {"base": "b", "new": "n"}) is None
+    assert goals.front(found, []) is None
 
 
 def test_slices_are_of_finished_trials_that_have_the_setting() -> None:
-    panels = settings.slices(TRIALS, RANGES, TRIALS[1], score="H")
+    panels = settings.slices(records(TRIALS))
     assert len(panels) == len(RANGES)
     done = [t for t in TRIALS if t.state == "COMPLETE"]
     with_weight = [t.settings["regularizer.text_weight"] for t in done if len(t.settings) == len(RANGES)]
@@ -90,13 +101,13 @@ def test_slices_are_of_finished_trials_that_have_the_setting() -> None:
     assert f"in {len(with_weight)} of {len(done)} trials" in panels[place]
     assert '"type":"log"' in panels[place]
     assert '"type":"log"' not in panels[list(RANGES).index("augment.flip")]
-    assert settings.slices(TRIALS[:1], RANGES, None, score="H") == []
+    assert settings.slices(records(TRIALS[:1])) == []
 
 
 def test_the_surface_passes_near_the_trials_and_within_their_figures() -> None:
     high = trial(1, objective=80.0, settings={**RELEASED, "optim.lr": 0.1, "inner.lr": 1.0})
     low = trial(2, objective=60.0, settings={**RELEASED, "optim.lr": 1e-4, "inner.lr": 1e-5})
-    surface, points = drawn(settings.contour([high, low], RANGES, ("optim.lr", "inner.lr"), score="H"))
+    surface, points = drawn(settings.contour(records([high, low]), ("optim.lr", "inner.lr")))
     assert surface["z"][-1][-1] == pytest.approx(80, abs=0.1)
     assert surface["z"][0][0] == pytest.approx(60, abs=0.1)
     assert surface["z"][0][-1] == pytest.approx(70, abs=0.1), "as far from one as from the other"
@@ -105,11 +116,11 @@ def test_the_surface_passes_near_the_trials_and_within_their_figures() -> None:
     keys = ("inner.lr", "regularizer.text_weight")
     common = {key: value for key, value in RELEASED.items() if key not in keys}
     trials = [trial(number, settings={**common, key: 1.0}) for number, key in enumerate(keys)]
-    assert settings.contour(trials, RANGES, keys, score="H") is None, "no trial has both"
+    assert settings.contour(records(trials), keys) is None, "no trial has both"
 
 
 def test_parallel_coordinates_have_a_place_for_what_was_not_drawn() -> None:
-    axes = drawn(settings.parallel(TRIALS, RANGES, score="H"))[0]["dimensions"]
+    axes = drawn(settings.parallel(records(TRIALS)))[0]["dimensions"]
     assert [axis["label"] for axis in axes] == [*RANGES, "H"]
     weight = axes[list(RANGES).index("regularizer.text_weight")]
     assert weight["ticktext"] == ["not set", "0.5", "1", "10", "100", "200"]
@@ -119,11 +130,11 @@ def test_parallel_coordinates_have_a_place_for_what_was_not_drawn() -> None:
     depth = axes[list(RANGES).index("prompts.text_depth")]
     assert depth["ticktext"] == ["0", "3", "6", "9", "12"]
     assert depth["values"][0] == 9 / 12
-    assert settings.parallel(TRIALS[:1], RANGES, score="H") is None
+    assert settings.parallel(records(TRIALS[:1])) is None
 
 
 def test_parallel_coordinates_of_equal_trials() -> None:
-    axes = drawn(settings.parallel([trial(0), trial(1, objective=trial(0).objective)], RANGES, score="H"))
+    axes = drawn(settings.parallel(records([trial(0), trial(1, objective=trial(0).objective)])))
     low, high = axes[0]["dimensions"][-1]["range"]
     assert low < high
 
@@ -144,12 +155,14 @@ def test_forest_greys_what_holds_0() -> None:
 
 
 def test_labels_are_escaped_for_plotly() -> None:
-    hostile = ranges_of({**TREE, SCRIPT: {"type": "choice", "choices": [SCRIPT, "b"]}})
+    ranges = {**TREE, SCRIPT: {"type": "choice", "choices": [SCRIPT, "b"]}}
     trials = [trial(n, settings={**t.settings, SCRIPT: SCRIPT}) for n, t in enumerate(TRIALS[:4])]
+    hostile = records(trials, ranges=ranges)
+    hostile = replace(hostile, study=replace(hostile.study, asked=replace(hostile.asked, score=SCRIPT)))
     plots = [
-        course.history(trials, {"objective": SCRIPT}),
+        course.history(hostile),
         settings.importance({SCRIPT: 1.0}),
-        *settings.slices(trials, hostile, None, score=SCRIPT),
+        *settings.slices(hostile),
         forest([Row(SCRIPT, Interval(2.0, 1.0, 3.0, 3))], title=SCRIPT),
     ]
     for plot in plots:

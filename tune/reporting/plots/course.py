@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -12,32 +10,28 @@ from tune.reporting.plots.style import (
     COLOURS,
     RELEASED,
     STATES,
-    complete,
     figures,
     fragment,
     label,
     points,
     released_of,
 )
-from tune.results.goals import Bound, Goal, keeps
+from tune.results.goals import keeps
+from tune.results.reader import Records
 from tune.results.schema import TrialRecord
 
 
-def history(trials: Sequence[TrialRecord], goals: Mapping[Goal, str], bounds: Sequence[Bound] = ()) -> str:
-    """Each goal by trial number, with the best so far and the released settings as lines.
-
-    Args:
-        goals: What is drawn, by its key in the records, and its title; seconds are best when low.
-        bounds: What the best have to keep.
-    """
+def history(records: Records) -> str:
+    """Each goal by trial number, with the best so far (which keep the bounds) and the released settings."""
+    trials, goals, bounds = records.trials, records.asked.goals, records.asked.bounds
     figure = make_subplots(rows=len(goals), cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    for row, (goal, title) in enumerate(goals.items(), start=1):
+    for row, goal in enumerate(goals, start=1):
         place = {"row": row, "col": 1}
         for state, name in STATES.items():
             group = [t for t in trials if t.state == state and t.goal(goal) is not None]
             x, y = [t.number for t in group], figures(group, goal)
             points(figure, group, name, x, y, state, legendgroup=state, showlegend=row == 1, **place)
-        done = [t for t in complete(trials) if t.goal(goal) is not None and keeps(bounds, t.goal)]
+        done = [t for t in records.complete if t.goal(goal) is not None and keeps(bounds, t.goal)]
         if done:
             pick = min if goal == "seconds" else max
             values = figures(done, goal)
@@ -55,14 +49,14 @@ def history(trials: Sequence[TrialRecord], goals: Mapping[Goal, str], bounds: Se
                 annotation={"text": "released", "font": {"color": RELEASED}},
                 annotation_position="bottom right", **place,
             )  # fmt: skip
-        figure.update_yaxes(title=label(title), **place)
+        figure.update_yaxes(title=label(records.goal_title(goal)), **place)
     figure.update_xaxes(title="trial", row=len(goals), col=1)
     return fragment(figure, "history", x="", y="", height=120 + 280 * len(goals), whole_x=len(trials) < 20)
 
 
-def curves(trials: Sequence[TrialRecord], best: TrialRecord | None, *, score: str) -> str | None:
+def curves(records: Records) -> str | None:
     """Objective by epoch, a line a trial; a pruned one ends in a cross. None where no epoch was reported."""
-    told = [t for t in trials if t.epochs]
+    told, best = [t for t in records.trials if t.epochs], records.chosen
     if not told:
         return None
     figure = go.Figure()
@@ -75,7 +69,7 @@ def curves(trials: Sequence[TrialRecord], best: TrialRecord | None, *, score: st
     if best and best.epochs and not best.reference:
         _lines(figure, [best], f"best (trial {best.number})", {"color": BEST, "width": 2.5})
     most = max(epoch.epoch for t in told for epoch in t.epochs)
-    return fragment(figure, "curves", x="epoch", y=f"{score} (%)", whole_x=most < 20)
+    return fragment(figure, "curves", x="epoch", y=f"{records.score} (%)", whole_x=most < 20)
 
 
 def _lines(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
 from tune.reporting.plots.style import COLOURS, STATES, figures, fragment, mark, padded, points, released_of
 from tune.results.goals import Goal
+from tune.results.reader import Records
 from tune.results.schema import TrialRecord
 
 
-def trade_off(
-    trials: Sequence[TrialRecord], best: TrialRecord | None, titles: Mapping[str, str]
-) -> str | None:
+def trade_off(records: Records) -> str | None:
     """Accuracy on base against new classes; None where no trial has both."""
-    both = [t for t in trials if t.base is not None and t.new is not None]
+    both = [t for t in records.trials if t.base is not None and t.new is not None]
     if not both:
         return None
     figure = go.Figure()
@@ -23,32 +22,27 @@ def trade_off(
     for state, title in STATES.items():
         group = [t for t in both if t.state == state]
         points(figure, group, title, figures(group, "base"), figures(group, "new"), state)
-    _marks(figure, both, best, "base", "new")
-    return fragment(figure, "trade-off", x=titles["base"], y=titles["new"], height=440)
+    _marks(figure, both, records.chosen, "base", "new")
+    x, y = map(records.goal_title, ("base", "new"))
+    return fragment(figure, "trade-off", x=x, y=y, height=440)
 
 
-def front(
-    trials: Sequence[TrialRecord],
-    front: Sequence[TrialRecord],
-    best: TrialRecord | None,
-    goals: Mapping[Goal, str],
-) -> str | None:
+def front(records: Records, front: Sequence[TrialRecord]) -> str | None:
     """Both goals of the finished trials, the front joined; None where no trial has both.
 
-    Args:
-        front: The trials that none beats in both goals, by the first. goals: Two records' keys and titles.
+    `front`: The trials that none beats in both goals, by the first.
     """
     if not front:
         return None
-    first, second = goals
+    first, second = records.asked.goals
     on_front = {t.number for t in front}
     others = [
         t
-        for t in trials
-        if t.state == "COMPLETE" and None not in (t.goal(first), t.goal(second)) and t.number not in on_front
+        for t in records.in_state("COMPLETE")
+        if None not in (t.goal(first), t.goal(second)) and t.number not in on_front
     ]
     figure = go.Figure()
-    if set(goals) == {"base", "new"}:
+    if {first, second} == {"base", "new"}:
         _equal_h(figure, [*front, *others], swapped=first == "new")
     points(
         figure, others, "not on the front", figures(others, first), figures(others, second),
@@ -59,8 +53,8 @@ def front(
         line={"color": COLOURS["COMPLETE"], "width": 1.5}, hoverinfo="skip", showlegend=False,
     )  # fmt: skip
     points(figure, list(front), "front", figures(front, first), figures(front, second), "COMPLETE")
-    _marks(figure, [*front, *others], best, first, second)
-    x, y = goals.values()
+    _marks(figure, [*front, *others], records.chosen, first, second)
+    x, y = map(records.goal_title, (first, second))
     return fragment(figure, "front", x=x, y=y, height=440)
 
 

@@ -13,7 +13,6 @@ from tune.reporting.plots.style import (
     EDGE,
     LINES,
     SCALE,
-    complete,
     decades,
     figures,
     fragment,
@@ -25,6 +24,7 @@ from tune.reporting.plots.style import (
     released_of,
     short,
 )
+from tune.results.reader import Records
 from tune.results.schema import TrialRecord
 from tune.space.point_sets import levels
 from tune.space.spaces import Choice, Numbers, Range
@@ -57,19 +57,17 @@ def importance(shares: Mapping[str, float]) -> str | None:
     return fragment(figure, "importance", x="share", y="", height=90 + 26 * len(keys))
 
 
-def slices(
-    trials: Sequence[TrialRecord], ranges: Mapping[str, Range], best: TrialRecord | None, *, score: str
-) -> list[str]:
+def slices(records: Records) -> list[str]:
     """Objective of the finished trials against each setting, a panel a setting.
 
     Panels are figures of their own, so that a narrow page can put them below each other.
     """
-    done = complete(trials)
+    done = records.complete
     if len(done) < 2:
         return []
     y_range = padded(figures(done))
     panels = []
-    for place, (key, entry) in enumerate(ranges.items()):
+    for place, (key, entry) in enumerate(records.ranges.items()):
         group = [t for t in done if key in t.settings]
         if not group:
             continue
@@ -83,7 +81,7 @@ def slices(
                 for t in group
             ],
         )  # fmt: skip
-        for trial in (released_of(group), best):
+        for trial in (released_of(group), records.chosen):
             if trial and key in trial.settings:
                 name = "released" if trial.reference else "best"
                 mark(figure, trial, name, _position(trial, key, entry), trial.objective, showlegend=False)
@@ -93,13 +91,12 @@ def slices(
         figure.update_xaxes(title=f"{label(short(key, 34))}{some}")
         figure.update_xaxes(title_standoff=12)
         margin = {"l": 56, "r": 14, "t": 10, "b": 62}
-        panels.append(fragment(figure, f"slice-{place}", x="", y=f"{score} (%)", height=250, margin=margin))
+        y = f"{records.score} (%)"
+        panels.append(fragment(figure, f"slice-{place}", x="", y=y, height=250, margin=margin))
     return panels
 
 
-def contour(
-    trials: Sequence[TrialRecord], ranges: Mapping[str, Range], keys: tuple[str, str], *, score: str
-) -> str | None:
+def contour(records: Records, keys: tuple[str, str]) -> str | None:
     """Objective over two numeric settings: the finished trials, and a surface interpolated between them.
 
     None where no trial has both, because each is there only where the other is not.
@@ -107,7 +104,7 @@ def contour(
     The surface is their inverse-distance weighted mean in unit coordinates (logarithms where the range has
     them): a guide for the eye, for all other settings vary too.
     """
-    done = [t for t in complete(trials) if all(key in t.settings for key in keys)]
+    ranges, done = records.ranges, [t for t in records.complete if all(key in t.settings for key in keys)]
     if not done:
         return None
     spots = [[ranges[key].unit(t.settings[key]) for key in keys] for t in done]
@@ -136,7 +133,7 @@ def contour(
         marker={
             "color": values, "colorscale": SCALE, "cmin": min(values),
             "cmax": max(values), "size": 11, "line": {"color": "#1f2933", "width": 1},
-            "colorbar": {"title": {"text": label(score)}, "thickness": 12, "outlinewidth": 0},
+            "colorbar": {"title": {"text": label(records.score)}, "thickness": 12, "outlinewidth": 0},
         },
         hoverinfo="text", hovertext=[hover(t) for t in done], showlegend=False,
     )  # fmt: skip
@@ -145,19 +142,19 @@ def contour(
     return fragment(figure, "contour", x=x_key, y=y_key, height=460)
 
 
-def parallel(trials: Sequence[TrialRecord], ranges: Mapping[str, Range], *, score: str) -> str | None:
+def parallel(records: Records) -> str | None:
     """A line a finished trial through all its settings to its objective; None for fewer than two trials."""
-    done = complete(trials)
+    done = records.complete
     if len(done) < 2:
         return None
     values = figures(done)
-    dimensions = [_dimension(done, key, entry) for key, entry in ranges.items()]
+    dimensions = [_dimension(done, key, entry) for key, entry in records.ranges.items()]
     low, high = min(values), max(values)
     margin = 0 if high > low else 1
     ticks = [low - margin + (high - low + 2 * margin) * i / 5 for i in range(6)]
     dimensions.append(
         {
-            "label": score, "values": values, "range": [ticks[0], ticks[-1]],
+            "label": records.score, "values": values, "range": [ticks[0], ticks[-1]],
             "tickvals": ticks,
             "ticktext": [f"{tick:.1f}" for tick in ticks],
         }

@@ -45,10 +45,6 @@ def library() -> str:
     return get_plotlyjs()
 
 
-def complete(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return [t for t in trials if t.score is not None]
-
-
 def figures(trials: Sequence[TrialRecord], goal: Goal = "objective") -> list[float]:
     """Their figures; they must all have one."""
     found = [t.goal(goal) for t in trials]
@@ -58,7 +54,7 @@ def figures(trials: Sequence[TrialRecord], goal: Goal = "objective") -> list[flo
 
 
 def released_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    return next((t for t in complete(trials) if t.reference), None)
+    return next((t for t in trials if t.reference and t.score is not None), None)
 
 
 def label(text: Any) -> str:
