@@ -20,6 +20,8 @@ if __name__ == "__main__":
     end_at_once()
 
 import sys
+from collections.abc import Iterator, Mapping
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +29,7 @@ import typer
 
 from prometar.cli.console import run_cli
 from prometar.cli.options import PLAIN, GroupedHelp
-from tune.options import AUTO, SPACE, Options, describe_plan, options_of, run
+from tune.options import Options, describe_plan, options_of, run
 
 app = typer.Typer(help=__doc__, **PLAIN)
 
@@ -39,129 +41,107 @@ ON = "What is trained"
 WHERE = "Where"
 
 
-def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
-    """An option of a group of `--help`."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+TEXT, TEXTS, FILES, COUNT, NUMBER = str | None, list[str] | None, list[Path] | None, int | None, float | None
 
 
-@app.command(cls=GroupedHelp)
-def search(
-    dataset: Annotated[
-        list[str] | None,
-        _option(FIRST, "Data sets; `prometar data list` shows them. One setting for all [textures]."),
-    ] = None,
-    data_root: Annotated[str | None, _option(FIRST, "The folder that holds the data sets.")] = None,
-    backbone: Annotated[
-        str | None, _option(FIRST, "mini or an open_clip model [mini embedded, else ViT-B-16-quickgelu].")
-    ] = None,
-    method: Annotated[
-        str | None, _option(FIRST, "The method whose settings are searched, or FILE.yaml [prometar].")
-    ] = None,
-    space: Annotated[
-        str, _option(FIRST, "recipe, lengths, full, regularizer, augmentation, or a YAML file.")
-    ] = SPACE,
-    trials: Annotated[int | None, _option(FIRST, "Trials in all [24 embedded, else 40].")] = None,
-    epochs: Annotated[int | None, _option(FIRST, "Epochs a trial [5 embedded, else the method's].")] = None,
-    max_hours: Annotated[
-        float | None, _option(FIRST, "Begin no more trials after so many hours of searching.")
-    ] = None,
-    out: Annotated[Path, _option(FIRST, "Where studies lie.")] = Options.out,
-    plan: Annotated[
-        bool, _option(FIRST, "Say how many runs, epochs and steps it takes; run and write nothing.", "--plan")
-    ] = False,
-    settings: Annotated[
-        list[str] | None, _option(WHAT, "key=value of every trial, e.g. optim.lr=0.01.", "--set")
-    ] = None,
-    enqueue: Annotated[
-        list[Path] | None, _option(WHAT, "YAML files of settings to run before any are drawn.")
-    ] = None,
-    warm_start: Annotated[
-        list[Path] | None, _option(WHAT, "Studies' folders: what their trials promise most of is run first.")
-    ] = None,
-    portfolio: Annotated[
-        int,
-        _option(WHAT, "Settings that did well on other data sets, run first, a quarter at most.", min=0),
-    ] = Options.portfolio,
-    sampler: Annotated[str, _option(HOW, "tpe, random, gp, cmaes, grid or quasirandom.")] = Options.sampler,
-    pruner: Annotated[
-        str | None,
-        _option(
-            HOW,
+def _option(kind: Any, text: str, *names: str, **more: Any) -> tuple[Any, Any]:
+    """What an option takes, and what `--help` says of it."""
+    return kind, typer.Option(*names, help=text, **more)
+
+
+OPTIONS: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
+    FIRST: {
+        "dataset": _option(
+            TEXTS, "Data sets; `prometar data list` shows them. One setting for all [textures]."
+        ),
+        "data_root": _option(TEXT, "The folder that holds the data sets."),
+        "backbone": _option(TEXT, "mini or an open_clip model [mini embedded, else ViT-B-16-quickgelu]."),
+        "method": _option(TEXT, "The method whose settings are searched, or FILE.yaml [prometar]."),
+        "space": _option(str, "recipe, lengths, full, regularizer, augmentation, or a YAML file."),
+        "trials": _option(COUNT, "Trials in all [24 embedded, else 40]."),
+        "epochs": _option(COUNT, "Epochs a trial [5 embedded, else the method's]."),
+        "max_hours": _option(NUMBER, "Begin no more trials after so many hours of searching."),
+        "out": _option(Path, "Where studies lie."),
+        "plan": _option(
+            bool, "Say how many runs, epochs and steps it takes; run and write nothing.", "--plan"
+        ),
+    },
+    WHAT: {
+        "settings": _option(TEXTS, "key=value of every trial, e.g. optim.lr=0.01.", "--set"),
+        "enqueue": _option(FILES, "YAML files of settings to run before any are drawn."),
+        "warm_start": _option(FILES, "Studies' folders: what their trials promise most of is run first."),
+        "portfolio": _option(
+            int, "Settings that did well on other data sets, run first, a quarter at most.", min=0
+        ),
+    },
+    HOW: {
+        "sampler": _option(str, "tpe, random, gp, cmaes, grid or quasirandom."),
+        "pruner": _option(
+            TEXT,
             "hopeless, median, asha, hyperband or none [hopeless]; several goals: hopeless or [none]; epochs "
             "searched: none.",
         ),
-    ] = None,
-    seed: Annotated[
-        int, _option(HOW, "Seed of the search, of the images drawn and of their order.")
-    ] = Options.seed,
-    objective: Annotated[
-        str, _option(JUDGED, "drift, class_holdout, base_val, or oracle_test (which leaks).")
-    ] = Options.objective,
-    goals: Annotated[
-        list[str] | None,
-        _option(JUDGED, "What to optimise: objective, base, new, seconds. Several: a Pareto front."),
-    ] = None,
-    at_least: Annotated[
-        list[str] | None, _option(JUDGED, "figure=number that settings must reach, such as base=80.")
-    ] = None,
-    at_most: Annotated[
-        list[str] | None, _option(JUDGED, "figure=number they must not pass, such as seconds=600.")
-    ] = None,
-    seeds_per_trial: Annotated[
-        int, _option(JUDGED, "Runs of every trial, with seeds from --seed on.")
-    ] = Options.seeds_per_trial,
-    top: Annotated[int, _option(JUDGED, "Best settings run again with fresh seeds; 0: none.")] = Options.top,
-    top_seeds: Annotated[
-        int, _option(JUDGED, "How many fresh seeds the last round takes.")
-    ] = Options.top_seeds,
-    final_seeds: Annotated[
-        str, _option(JUDGED, "Seeds of the last comparison, or auto: pairs until it is decided.")
-    ] = AUTO,
-    matters: Annotated[
-        float, _option(JUDGED, "The smallest difference in H that matters, with --final-seeds auto.")
-    ] = Options.matters,
-    pretrained: Annotated[
-        str | None, _option(ON, "An open_clip tag, or a .pt or .safetensors file [openai].")
-    ] = None,
-    folds: Annotated[int, _option(ON, "Halves of the base classes to train on, 1 or 2.")] = Options.folds,
-    val_per_class: Annotated[
-        int, _option(ON, "At most this many validation images per class.")
-    ] = Options.val_per_class,
-    study: Annotated[str | None, _option(WHERE, "The study's name [the data set's].")] = None,
-    storage: Annotated[str | None, _option(WHERE, "An Optuna storage URL [OUT/STUDY/study.db].")] = None,
-    files: Annotated[
-        str | None, _option(WHERE, "URL of the trials' files, where workers share no folder with --out.")
-    ] = None,
-    track: Annotated[
-        list[str] | None, _option(WHERE, "tensorboard, mlflow or wandb, in the study's folder.")
-    ] = None,
-    from_records: Annotated[
-        bool, _option(WHERE, "Rebuild the study's lost database from its records.", "--from-records")
-    ] = Options.from_records,
-    address: Annotated[str | None, _option(WHERE, "Join a running Ray cluster.")] = None,
-    max_concurrent: Annotated[
-        int | None, _option(WHERE, "Trials (or workers of --lockstep) at a time [as many as fit].")
-    ] = None,
-    cpus_per_trial: Annotated[float, _option(WHERE, "CPUs a trial.")] = Options.cpus_per_trial,
-    gpus_per_trial: Annotated[
-        str, _option(WHERE, "GPUs a trial, or auto: as little of one as it needs.")
-    ] = AUTO,
-    lockstep: Annotated[
-        int, _option(WHERE, "Trials that a worker trains together, where they differ in numbers alone.")
-    ] = Options.lockstep,
-    trial_timeout: Annotated[
-        float | None, _option(WHERE, "A trial counts as hung after so many seconds without a result [never].")
-    ] = None,
-    verbose: Annotated[bool, _option(WHERE, "Show Ray's own output.")] = Options.verbose,
-) -> None:
+        "seed": _option(int, "Seed of the search, of the images drawn and of their order."),
+    },
+    JUDGED: {
+        "objective": _option(str, "drift, class_holdout, base_val, or oracle_test (which leaks)."),
+        "goals": _option(TEXTS, "What to optimise: objective, base, new, seconds. Several: a Pareto front."),
+        "at_least": _option(TEXTS, "figure=number that settings must reach, such as base=80."),
+        "at_most": _option(TEXTS, "figure=number they must not pass, such as seconds=600."),
+        "seeds_per_trial": _option(int, "Runs of every trial, with seeds from --seed on."),
+        "top": _option(int, "Best settings run again with fresh seeds; 0: none."),
+        "top_seeds": _option(int, "How many fresh seeds the last round takes."),
+        "final_seeds": _option(str, "Seeds of the last comparison, or auto: pairs until it is decided."),
+        "matters": _option(float, "The smallest difference in H that matters, with --final-seeds auto."),
+    },
+    ON: {
+        "pretrained": _option(TEXT, "An open_clip tag, or a .pt or .safetensors file [openai]."),
+        "folds": _option(int, "Halves of the base classes to train on, 1 or 2."),
+        "val_per_class": _option(int, "At most this many validation images per class."),
+    },
+    WHERE: {
+        "study": _option(TEXT, "The study's name [the data set's]."),
+        "storage": _option(TEXT, "An Optuna storage URL [OUT/STUDY/study.db]."),
+        "files": _option(TEXT, "URL of the trials' files, where workers share no folder with --out."),
+        "track": _option(TEXTS, "tensorboard, mlflow or wandb, in the study's folder."),
+        "from_records": _option(
+            bool, "Rebuild the study's lost database from its records.", "--from-records"
+        ),
+        "address": _option(TEXT, "Join a running Ray cluster."),
+        "max_concurrent": _option(COUNT, "Trials (or workers of --lockstep) at a time [as many as fit]."),
+        "cpus_per_trial": _option(float, "CPUs a trial."),
+        "gpus_per_trial": _option(str, "GPUs a trial, or auto: as little of one as it needs."),
+        "lockstep": _option(int, "Trials that a worker trains together, where they differ in numbers alone."),
+        "trial_timeout": _option(
+            NUMBER, "A trial counts as hung after so many seconds without a result [never]."
+        ),
+        "verbose": _option(bool, "Show Ray's own output."),
+    },
+}
+"""Those of `Options`, which has their defaults, by the groups of `--help`; and --plan."""
+
+
+def _parameters() -> Iterator[Parameter]:
+    """The command's, as typer reads them."""
+    for group, options in OPTIONS.items():
+        for name, (kind, option) in options.items():
+            option.rich_help_panel = group
+            default = getattr(Options, name) if name != "plan" else False
+            yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+@app.command(cls=GroupedHelp)
+def search(**given: Any) -> None:
     """Search settings, compare the best with the released ones, and write a report."""
-    given = locals()  # an option here is a field there, of the same name
     only_planned = given.pop("plan")
     options = options_of(given)
     if only_planned:
         print(describe_plan(options))
     else:
         run(options, alone=True)
+
+
+search.__signature__ = Signature(list(_parameters()))  # type: ignore[attr-defined]
 
 
 def main(args: list[str] | None = None) -> int:
