@@ -47,9 +47,11 @@ address=$head:$((20000 + SLURM_JOB_ID % 10000))
 ray_tmp=/tmp/ray-$SLURM_JOB_ID
 # `ray symmetric-run` itself looks here for the cluster whose nodes it counts, else in /tmp/ray.
 export RAY_ADDRESS=$address
-# `ray symmetric-run` exits with 0 even when Ray did not start; so the study leaves a mark that it has ended.
+# The status of `ray symmetric-run` says nothing: it is 0 where Ray did not start, and on several nodes 1 where all
+# went well, since it has stopped the Ray that it is connected to. So the study leaves a mark that it has ended.
 ended=$SHARED/ended-$SLURM_JOB_ID
 rm -f "$ended"
+status=0
 
 # The first node is head and worker: an allocation ends as a whole, so a head apart would only waste its GPUs.
 # shellcheck disable=SC2016  # they expand on the first node
@@ -58,6 +60,6 @@ srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$SL
   --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
   --temp-dir="$ray_tmp" --disable-usage-stats \
   -- bash -c 'python "$@" && touch "$0"' "$ended" \
-  tune/search.py --address "$address" --out "$SHARED/out" "$@"
+  tune/search.py --address "$address" --out "$SHARED/out" "$@" || status=$?
 
-rm "$ended"
+if [ -e "$ended" ]; then rm "$ended"; else exit $((status ? status : 1)); fi

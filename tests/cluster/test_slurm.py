@@ -39,7 +39,7 @@ node() {{
   exec {shlex.join(NODE)} sh -c '
     until ip -o addr show dev eth 2>/dev/null | grep -q 10.9.0; do sleep 0.05; done
     ip link set lo up
-    exec "$@"' sh "$@"
+    "$@"' sh "$@"  # the first process of a node must bury others' children, or `ray stop` waits for them
 }}
 node "$@" &
 head=$!
