@@ -120,7 +120,7 @@ def lint(tool: str, file: Path) -> subprocess.CompletedProcess[str]:
     ("tool", "name", "old", "new", "message"),
     [
         ("hadolint", "Dockerfile", "--no-cache-dir", "", "DL3042"),
-        ("shellcheck", "slurm.sh", '"$ended"\n\n', "$ended\n\n", "SC2086"),
+        ("shellcheck", "slurm.sh", 'rm -f "$ended"', "rm -f $ended", "SC2086"),
     ],
 )
 def test_linters(tool: str, name: str, old: str, new: str, message: str, tmp_path: Path) -> None:
