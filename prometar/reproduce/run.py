@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prometar.comparison.render import print_comparison
 from prometar.distributed.local_ray import require_address, start_ray
-from prometar.distributed.placement import Shares, plan_resources
+from prometar.distributed.placement import ResourcePlan, Shares, plan_resources
 from prometar.errors import WorkError
 from prometar.io.lock import locked
 from prometar.parts.sending import sources_of
@@ -48,16 +48,19 @@ def reproduce(asked: Asked, place: Place) -> None:
     wanted = entries(asked, found.idle, found.missing)
     folder = GridFolder(place.out)
     folder.require_same(wanted, found.contents)
+    left = folder.left(wanted)
+    plan, told = _planned(left, found, place) if left else (None, "")  # what cannot run here leaves nothing
     with locked(folder.path, f"the grid {folder.path}"):
-        todo = [entry for entry in wanted if folder.finished(entry) is None]
+        todo = folder.left(wanted)
         console.print(f"{asked.protocol.name} in {folder.path}: {asked.protocol.about}")
         console.print(f"{len(wanted)} runs, {len(wanted) - len(todo)} are done")
         for reason in found.missing.values():
             console.print(f"cannot be used now: {reason}")
         for note in found.notes:
             console.print(note)
-        if todo:
-            _run(todo, found, folder, place, console)
+        if plan and todo:
+            console.print(told)
+            _run(todo, found, folder, plan, console)
         records = [record for entry in wanted if (record := folder.record(entry)) is not None]
         earlier = _of_earlier_runs(found.missing, records)
         left_out = {name: reason for name, reason in found.missing.items() if name not in earlier}
@@ -79,13 +82,17 @@ def reproduce(asked: Asked, place: Place) -> None:
         )
 
 
-def _run(todo: list[Entry], found: Found, folder: GridFolder, place: Place, console: Console) -> None:
+def _planned(left: list[Entry], found: Found, place: Place) -> tuple[ResourcePlan, str]:
+    """What each run gets of the machines, and what is said of it."""
     nodes = start_ray(address=place.address, verbose=place.verbose)
     on_gpu = place.shares.on_gpu(nodes)
-    configs = {entry.config.method: entry.config for entry in todo}
+    configs = {entry.config.method: entry.config for entry in left}
     memory = max(process_memory(config, found.held, on_gpu=on_gpu) for config in configs.values())
     plan = plan_resources(nodes, place.shares, memory=memory)
-    console.print(plan.describe(nodes))
+    return plan, plan.describe(nodes)
+
+
+def _run(todo: list[Entry], found: Found, folder: GridFolder, plan: ResourcePlan, console: Console) -> None:
     code = sources_of({part for entry in todo for part in entry.own})
     jobs = [
         Job(entry, folder.run(entry), plan.threads, plan.stream_cpus, code, found.everywhere)

@@ -327,8 +327,11 @@ def test_wrong_usage(
 def test_what_ray_has_no_room_for(
     args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
-    assert main(["reproduce", "--datasets", "textures", "--out", str(tmp_path), *args]) == 2
-    assert message in capsys.readouterr().err
+    assert main(["reproduce", "--datasets", "textures", "--out", str(tmp_path / "grid"), *args]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert not said.out
+    assert not (tmp_path / "grid").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
