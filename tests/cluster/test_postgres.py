@@ -176,6 +176,16 @@ def test_a_database_without_an_encoding_is_read_as_text(server: Server) -> None:
     read._storage._backend.engine.dispose()
 
 
+def test_nothing_is_prepared_on_a_connection_that_a_pooler_may_give_to_others(url: str) -> None:
+    """The next transaction gets another one, which does not know it; psycopg would prepare the sixth."""
+    study, storage = drive_study(url, NAME)
+    for value in range(12):
+        study.set_user_attr("key", value)
+    with storage._backend._backend.engine.connect() as connection:
+        assert connection.exec_driver_sql("select name from pg_prepared_statements").all() == []
+    storage.close()
+
+
 @pytest.mark.parametrize(
     ("change", "says", "status"),
     [

@@ -162,8 +162,10 @@ def backend_of(storage: str | BaseStorage) -> BaseStorage:
     if isinstance(storage, BaseStorage):
         return storage
     engine: dict[str, Any] = {"pool_pre_ping": True}
-    if storage.startswith("postgresql+psycopg"):  # of a server without an encoding it would read bytes
-        engine["connect_args"] = {"client_encoding": "utf8"}
+    if storage.startswith("postgresql+psycopg"):
+        # Of a server without an encoding it would read bytes. And what it prepares on a server's connection
+        # is not there where a pooler gives it another one for the next transaction.
+        engine["connect_args"] = {"client_encoding": "utf8", "prepare_threshold": None}
     for look in range(1, _LOOKS + 1):
         try:
             database = RDBStorage(storage, engine_kwargs=engine)
