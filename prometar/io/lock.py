@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prometar.errors import WorkError
@@ -47,3 +47,13 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         except OSError as error:
             raise refused(folder, error) from None
         yield
+
+
+def leave(folder: Path) -> None:
+    """Remove a folder that was `locked`, and the one that it lies in, where nothing is left in them.
+
+    Not while it is locked: what is open stays in its folder on NFS, whoever removes it.
+    """
+    for each in (folder, folder.parent):
+        with suppress(OSError):
+            each.rmdir()

@@ -26,7 +26,7 @@ from prometar.data.preparation.http import Progress, fetch, unwatched
 from prometar.data.preparation.splitfiles import get_split, make_official
 from prometar.errors import UserError, WorkError
 from prometar.io.files import require_utf8
-from prometar.io.lock import locked
+from prometar.io.lock import leave, locked
 
 WORK = ".download"  # below the data root, so that moving into place is renaming
 
@@ -153,14 +153,14 @@ def _working(root: Path, row: Benchmark) -> Iterator[Path]:
             try:
                 yield work
             finally:
-                with suppress(OSError):  # unless it holds what the same command goes on from
+                with suppress(OSError):
                     (work / "lock").unlink()
-                    work.rmdir()
-                    work.parent.rmdir()
     except OSError as error:
         raise WorkError(
             f"cannot write below {root}: {error.strerror or error}; the same command goes on"
         ) from None
+    finally:
+        leave(work)  # unless it holds what the same command goes on from
 
 
 def _place(archive: Archive, folder: Path, work: Path, progress: Progress) -> None:

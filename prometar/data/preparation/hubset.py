@@ -27,7 +27,7 @@ from prometar.data.preparation.prepare import PrepareResult, target_of, write_co
 from prometar.data.streaming.transforms import BrokenImage, decode
 from prometar.errors import UserError, WorkError
 from prometar.io.hub import SCHEME
-from prometar.io.lock import locked
+from prometar.io.lock import leave, locked
 from prometar.io.stores import masked
 
 VAL_NAMES = ("validation", "val", "valid")
@@ -64,6 +64,7 @@ def obtain(name: str, root: Path | str | None, progress: Progress = unwatched) -
         if not remote and work.exists():  # a process ended between its copy and this, or has still to end
             with suppress(WorkError, OSError), locked(work, what):
                 _clear(work)
+            leave(work)
         return None
     if remote:
         raise UserError(
@@ -78,6 +79,7 @@ def obtain(name: str, root: Path | str | None, progress: Progress = unwatched) -
             require_space(work, _to_come(files, work, Path(target)))
             result = _copy(_read(name, wanted, repo, files, work), target, progress)
         _clear(work)
+    leave(work)
     return result
 
 
@@ -101,9 +103,7 @@ def _copy(dataset: Dataset, target: str, progress: Progress) -> PrepareResult:
 
 
 def _clear(work: Path) -> None:
-    shutil.rmtree(work)
-    with suppress(OSError):  # downloads of others lie beside it
-        work.parent.rmdir()
+    shutil.rmtree(work, ignore_errors=True)  # on NFS the lock stays until it is let go
 
 
 def _read(name: str, wanted: HubName, repo: HubRepo, files: Files, work: Path) -> Dataset:

@@ -25,6 +25,7 @@ from prometar.data.preparation.http import fetch
 from prometar.errors import UserError, WorkError
 from tests.support.copies import with_split, write_copy
 from tests.support.fileserver import Served, serve
+from tests.support.nfs import like_nfs
 
 CONTENT = np.random.default_rng(0).bytes(3 * 2**20 + 17)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -248,6 +249,14 @@ def test_a_run_stopped_while_unpacking_goes_on(
     assert os.listdir(tmp_path / "root") == ["dtd"]
     fetched = [path for path, _ in mirror.requests]
     assert fetched.count("/dtd/dtd-r1.0.1.tar.gz") == 1, "the archive was not fetched again"
+
+
+def test_on_nfs_no_empty_folder_is_left(
+    mirror: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like_nfs(monkeypatch)
+    assert download("dtd", tmp_path / "root").placed
+    assert os.listdir(tmp_path / "root") == ["dtd"]
 
 
 def test_a_second_process_is_refused_and_leaves_the_first_alone(

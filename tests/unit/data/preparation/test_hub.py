@@ -18,6 +18,7 @@ from prometar.data.preparation import hubset
 from prometar.data.preparation.hub import HubRepo
 from prometar.errors import UserError
 from tests.support.hub_datasets import COMMIT, NAMES, FakeHub, png, serve_hub, table
+from tests.support.nfs import like_nfs
 
 NAME = "hf://someone/leaves"
 TRAIN, TEST = [3, 1, 0, 2] * 5, [0, 1, 2, 3] * 2
@@ -384,6 +385,15 @@ def test_downloads_that_a_killed_process_left_beside_its_copy_go(hub: FakeHub, t
     (left / "train.parquet").write_bytes(b"x")
     hubset.obtain(NAME, tmp_path)
     assert os.listdir(tmp_path) == ["hf.someone.leaves"]
+
+
+def test_on_nfs_it_ends_well_and_its_downloads_go(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like_nfs(monkeypatch)
+    assert hubset.obtain(NAME, tmp_path) is not None
+    assert os.listdir(tmp_path) == ["hf.someone.leaves"]
+    test_downloads_that_a_killed_process_left_beside_its_copy_go(hub, tmp_path)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(
