@@ -40,7 +40,18 @@ export RAY_prestart_worker_first_driver=0 # nor starts one for each CPU before t
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 nodes=$SLURM_JOB_NUM_NODES
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# This runs on the first node, which its /etc/hosts may call 127.0.1.1: there Ray would find no head. So the address is
+# the one that leads to the last node; nothing is sent.
+last=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n 1)
+head=$(python - "$last" <<'END'
+import socket, sys
+kind, how, _, _, there = socket.getaddrinfo(sys.argv[1], 9, type=socket.SOCK_DGRAM)[0]
+with socket.socket(kind, how) as way:
+    way.connect(there)
+    own = way.getsockname()[0]
+print(f"[{own}]" if ":" in own else own)
+END
+)
 # Jobs that follow each other on a node do not meet: own port, own folder (/tmp/ray belongs to whoever came
 # first).
 address=$head:$((20000 + SLURM_JOB_ID % 10000))

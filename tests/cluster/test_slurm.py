@@ -21,39 +21,43 @@ import pytest
 from tests.support.processes import without_ray
 from tests.support.shipped import CLUSTERS, ROOT, study_options
 
-NODE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+PROCESSES = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+NODE = [*PROCESSES, "--net"]
 ALONE = [*NODE, "--user", "--map-root-user"]
+# A node's own name is 127.0.1.1, as Debian has it; this script runs on the first node.
+FIRST = """
+printf '127.0.0.1 localhost\n127.0.1.1 node1\n10.9.0.2 node2\n' >"$SHARED/hosts1"
+printf '127.0.0.1 localhost\n127.0.1.1 node2\n10.9.0.1 node1\n' >"$SHARED/hosts2"
+mount --bind "$SHARED/hosts1" /etc/hosts
+ip link set lo up
+ip link add eth type veth peer name far
+ip addr add 10.9.0.1/24 dev eth
+ip link set eth up
+exec bash "$@"
+"""
 STUDY = [
     "--dataset", "cells", "--trials", "2", "--epochs", "1", "--set", "data.shots=1",
     "--val-per-class", "2", "--pruner", "none", "--top", "0", "--final-seeds", "",
 ]  # fmt: skip
 SRUN = f"""#!/bin/sh
-# It keeps a list of its options. Two nodes are joined by a cable of their own.
+# It keeps a list of its options. The second node is a machine at the other end of the first one's cable.
 printf '%s\\n' "$@" >"$SHARED/srun"
 while [ "${{1#--}}" != "$1" ]; do shift; done
-if [ "$SLURM_JOB_NUM_NODES" = 1 ]; then
-  ip link set lo up
-  exec "$@"
-fi
-node() {{
-  exec {shlex.join(NODE)} sh -c '
-    until ip -o addr show dev eth 2>/dev/null | grep -q 10.9.0; do sleep 0.05; done
-    ip link set lo up
-    "$@"' sh "$@"  # the first process of a node must bury others' children, or `ray stop` waits for them
-}}
-node "$@" &
+if [ "$SLURM_JOB_NUM_NODES" = 1 ]; then exec "$@"; fi
+# The first process of a node must bury others' children, or `ray stop` waits for them; so it is a shell.
+{shlex.join(PROCESSES)} sh -c '"$@"; exit $?' sh "$@" &
 head=$!
 export RAY_gcs_rpc_server_reconnect_timeout_s=5  # then a node ends whose head has; 60 by default
-node "$@" &
+{shlex.join(NODE)} sh -c '
+  mount --bind "$SHARED/hosts2" /etc/hosts
+  until ip -o addr show dev eth 2>/dev/null | grep -q 10.9.0; do sleep 0.05; done
+  ip link set lo up
+  "$@"; exit $?' sh "$@" &
 worker=$!
-for pid in $head $worker; do
-  until [ "$(readlink /proc/$pid/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
-done
-ip link add eth netns $head type veth peer name eth netns $worker
-for pid in $head $worker; do
-  nsenter --target $pid --net ip link set eth up
-  nsenter --target $pid --net ip addr add 10.9.0.$((pid == head ? 1 : 2))/24 dev eth
-done
+until [ "$(readlink /proc/$worker/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+ip link set far netns $worker name eth
+nsenter --target $worker --net ip link set eth up
+nsenter --target $worker --net ip addr add 10.9.0.2/24 dev eth
 wait $head
 status=$?
 wait $worker
@@ -61,8 +65,8 @@ exit $status
 """
 SCONTROL = """#!/bin/sh
 case "$1 $2 $3" in
-  "show hostnames node[1-1]") echo 127.0.0.1 ;;
-  "show hostnames node[1-2]") printf '10.9.0.1\n10.9.0.2\n' ;;
+  "show hostnames node[1-1]") echo node1 ;;
+  "show hostnames node[1-2]") printf 'node1\nnode2\n' ;;
   *) exit 1 ;;
 esac
 """
@@ -92,7 +96,7 @@ def run(shared: Path, *arguments: str, cpus: str = "2", nodes: int = 1) -> subpr
     }
     try:
         return subprocess.run(
-            [*ALONE, "bash", str(CLUSTERS / "slurm.sh"), *arguments],
+            [*ALONE, "sh", "-ec", FIRST, "sh", str(CLUSTERS / "slurm.sh"), *arguments],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800,
         )  # fmt: skip
     finally:
