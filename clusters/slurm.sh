@@ -6,6 +6,8 @@
 # One Ray per node, and nothing else of yours there: `ray stop` at the end ends every Ray of yours on a node.
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
+# All memory of a node, which the line above does not give, and on which Ray counts.
+#SBATCH --mem=0
 #SBATCH --cpus-per-task=32
 #SBATCH --gpus-per-node=4
 #SBATCH --time=24:00:00

@@ -118,7 +118,8 @@ def test_bash_parses_it_and_directives_come_before_commands() -> None:
     broken = subprocess.run(["bash", "-n"], input=text.replace("\nfi", "", 1), text=True, capture_output=True)
     assert broken.returncode == 2
     before, _, after = text.partition("set -euo")
-    assert before.count("\n#SBATCH --") >= 9
+    assert before.count("\n#SBATCH --") >= 10
+    assert {"#SBATCH --exclusive", "#SBATCH --mem=0"} <= set(before.splitlines()), "the first gives no memory"
     assert "#SBATCH" not in after, "sbatch reads no directive behind the first command"
 
 
