@@ -168,8 +168,9 @@ def compare(a: Path, b: Path) -> Comparison:
     if resolved(a) == resolved(b):
         raise UserError(f"--compare takes two studies, and both are {a}")
     first, second = read_records(a), read_records(b)
-    pairs, reason = _pairs(first, second)
-    return Comparison(first, second, _names(a, b), pairs, reason)
+    names = _names(a, b)
+    pairs, reason = _pairs(first, second, names)
+    return Comparison(first, second, names, pairs, reason)
 
 
 def build_comparison(a: Path, b: Path, to: Path) -> Comparison:
@@ -265,12 +266,13 @@ def _beside(left: Mapping[str, str], right: Mapping[str, str]) -> list[Line]:
     return sorted(lines, key=lambda line: not line.differs)
 
 
-def _pairs(a: Records, b: Records) -> tuple[list[Pair], str]:
+def _pairs(a: Records, b: Records, names: tuple[str, str]) -> tuple[list[Pair], str]:
     """Each data set that both tested; and why none can be compared, where that is so."""
-    missing = [r.folder for r in (a, b) if not r.finals or not r.finals.seeds]
+    named = dict(zip(names, (a, b), strict=True))
+    missing = [name for name, r in named.items() if not r.finals or not r.finals.seeds]
     if missing:
         return [], f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} no final test"
-    if overtaken := [r.folder for r in (a, b) if r.overtaken]:
+    if overtaken := [name for name, r in named.items() if r.overtaken]:
         return [], f"the final test of {listed(overtaken)} is of an earlier choice: the same command goes on"
     left, right = a.tests, b.tests
     both = [name for name in left if name in right]

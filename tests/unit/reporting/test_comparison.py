@@ -203,6 +203,7 @@ def test_markup_in_names_is_text_on_the_terminal(tmp_path: Path, capsys: pytest.
 def test_studies_of_one_name_are_told_apart(tmp_path: Path) -> None:
     found = compare(study(tmp_path / "one" / "dtd", None), study(tmp_path / "two" / "dtd", None))
     assert found.names == ("one/dtd", "two/dtd")
+    assert found.reason == "one/dtd and two/dtd have no final test"
 
 
 def test_a_study_is_not_compared_with_itself(tmp_path: Path) -> None:
