@@ -96,7 +96,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
     },
     ON: {
         "pretrained": _option(TEXT, "An open_clip tag, or a .pt or .safetensors file [openai]."),
-        "folds": _option(int, "Halves of the base classes to train on, 1 or 2."),
+        "folds": _option(int, "Halves of the base classes to train on, 1 or, with class_holdout, 2."),
         "val_per_class": _option(int, "At most this many validation images per class."),
     },
     WHERE: {

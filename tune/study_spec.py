@@ -88,8 +88,8 @@ class StudySpec(Search):
             known = ", ".join(SEARCH_OBJECTIVES)
             raise UserError(f"the objective {self.objective} is not for searches: choose one of {known}")
         if not 1 <= self.folds <= objective.folds:
-            most = objective.folds
-            raise UserError(f"--folds with {self.objective} must be from 1 to {most}, found {self.folds}")
+            known = "1" if objective.folds == 1 else f"from 1 to {objective.folds}"
+            raise UserError(f"--folds with {self.objective} must be {known}, found {self.folds}")
         if not objective.scores_new and "new" in {*self.goals, *(bound.figure for bound in self.bounds)}:
             what = "--goals new" if "new" in self.goals else "a bound on new"
             raise UserError(f"{what}: the objective {self.objective} scores no new classes")

@@ -34,7 +34,7 @@ def fails(capsys: pytest.CaptureFixture[str], main: Main, args: list[str], *, st
 SEARCHES = [
     (["--final-seeds", "5000000000"], "--final-seeds must be different numbers from 0 to 2^32 - 1"),
     (["--goals", "base"], "--goals base: one goal alone is the objective"),
-    (["--objective", "base_val", "--folds", "2"], "--folds with base_val must be from 1 to 1"),
+    (["--objective", "base_val", "--folds", "2"], "--folds with base_val must be 1, found 2"),
     (["--dataset", "textures", "textures"], "--dataset names one twice"),
     (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml: no such file"),
     (["--warm-start", "nowhere"], "--warm-start nowhere holds no study"),
