@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from prometar.errors import StorageError, UserError, one_line
+
+_UNKNOWN = re.compile(r"(Can't get attribute '.*' on <module|No module named) '(prometar|tune)\b")
+
+
+def is_of_other_code(reason: str) -> bool:
+    """Whether a worker's error says that it could not even read what it was sent.
+
+    Example:
+        >>> is_of_other_code("ModuleNotFoundError: No module named 'tune.worker'")
+        True
+    """
+    return _UNKNOWN.search(reason) is not None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from prometar.distributed.placement import STRATEGY, Room
 from prometar.errors import StorageError, UserError
 from prometar.io.files import is_refused_write
+from prometar.training.alike import is_of_other_code
 from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job
@@ -129,9 +130,13 @@ class Jobs(ABC):
         """Why a trial of Tune's has failed.
 
         Raises:
-            StorageError: nothing can be kept: no trial is to blame, and the next command goes on with it.
+            StorageError: nothing can be kept, or the worker's machine has other code: no trial is to blame.
         """
         reason = self.reasons.get(trial_id, _NO_RESULT)
+        if is_of_other_code(reason):
+            raise StorageError(
+                f"workers have other code of prometar than this command, make them the same: {reason}"
+            )
         if is_refused_write(reason):
             raise StorageError(reason.split(": ", 1)[-1])
         return reason
