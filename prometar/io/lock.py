@@ -17,12 +17,15 @@ from prometar.io.files import refused
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Hold `folder` alone; the lock ends with the process, however it ends.
 
+    Folders made for it go again where an error leaves nothing in them.
+
     Args:
         what: What the folder is, for messages ("the study out/dtd").
     Raises:
         WorkError: another process holds it (says which), or its file system has no locks.
         StorageError: the folder cannot be written.
     """
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
@@ -46,7 +49,15 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             os.write(file.fileno(), holder.encode())  # past the buffer, which would fail again at close
         except OSError as error:
             raise refused(folder, error) from None
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                if made and os.listdir(folder) == ["lock"]:
+                    (folder / "lock").unlink()
+                    for path in made:
+                        path.rmdir()
+            raise
 
 
 def leave(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -270,10 +270,6 @@ class GridFolder:
         if record is None or record.reason or not set(entry.targets) <= set(record.tests):
             return None
         return record
-
-    def left(self, wanted: Sequence[Entry]) -> list[Entry]:
-        """Those of the runs that have not finished."""
-        return [entry for entry in wanted if self.finished(entry) is None]
 
 
 def _configurations(folder: Path, record: Record | None) -> Iterator[Config]:

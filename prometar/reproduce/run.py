@@ -48,17 +48,16 @@ def reproduce(asked: Asked, place: Place) -> None:
     wanted = entries(asked, found.idle, found.missing)
     folder = GridFolder(place.out)
     folder.require_same(wanted, found.contents)
-    left = folder.left(wanted)
-    plan, told = _planned(left, found, place) if left else (None, "")  # what cannot run here leaves nothing
     with locked(folder.path, f"the grid {folder.path}"):
-        todo = folder.left(wanted)
+        todo = [entry for entry in wanted if folder.finished(entry) is None]
+        plan, told = _planned(todo, found, place) if todo else (None, "")
         console.print(f"{asked.protocol.name} in {folder.path}: {asked.protocol.about}")
         console.print(f"{len(wanted)} runs, {len(wanted) - len(todo)} are done")
         for reason in found.missing.values():
             console.print(f"cannot be used now: {reason}")
         for note in found.notes:
             console.print(note)
-        if plan and todo:
+        if plan:
             console.print(told)
             _run(todo, found, folder, plan, console)
         records = [record for entry in wanted if (record := folder.record(entry)) is not None]
@@ -82,11 +81,11 @@ def reproduce(asked: Asked, place: Place) -> None:
         )
 
 
-def _planned(left: list[Entry], found: Found, place: Place) -> tuple[ResourcePlan, str]:
+def _planned(todo: list[Entry], found: Found, place: Place) -> tuple[ResourcePlan, str]:
     """What each run gets of the machines, and what is said of it."""
     nodes = start_ray(address=place.address, verbose=place.verbose)
     on_gpu = place.shares.on_gpu(nodes)
-    configs = {entry.config.method: entry.config for entry in left}
+    configs = {entry.config.method: entry.config for entry in todo}
     memory = max(process_memory(config, found.held, on_gpu=on_gpu) for config in configs.values())
     plan = plan_resources(nodes, place.shares, memory=memory)
     return plan, plan.describe(nodes)

@@ -24,6 +24,7 @@ from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.layouts import SplitFile
 from prometar.errors import StorageError
 from prometar.interrupts import INTERRUPTED
+from prometar.io.lock import locked
 from prometar.reproduce import run
 from prometar.reproduce.check import Found, look
 from prometar.reproduce.grid import Asked, Entry, Job
@@ -332,6 +333,15 @@ def test_what_ray_has_no_room_for(
     assert message in said.err
     assert not said.out
     assert not (tmp_path / "grid").exists()
+
+
+def test_a_grid_that_runs_is_refused_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "start_ray", lambda **_: pytest.fail("Ray starts"))
+    with locked(tmp_path, "it"):
+        assert main(["reproduce", "--datasets", "cells", "--methods", "coop", "--out", str(tmp_path)]) == 1
+    assert f"the grid {tmp_path} is being run by process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,17 +69,8 @@ class StudyFolder:
         Raises:
             WorkError: another process holds it (says which), or the folder cannot be written.
         """
-        made = [path for path in (self.path, *self.path.parents) if not os.path.exists(path)]
         with locked(self.path, f"the study {self.path}"):
-            try:
-                yield
-            except BaseException:
-                with suppress(OSError):
-                    if made and os.listdir(self.path) == ["lock"]:
-                        (self.path / "lock").unlink()
-                        for path in made:
-                            path.rmdir()
-                raise
+            yield
 
     @property
     def begun(self) -> bool:
