@@ -41,7 +41,7 @@ from tune.execution.jobs import SearchJobs
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
 from tune.execution.stopping import Stopping
-from tune.jobs.spec import Job, Terms
+from tune.jobs.spec import Job, Terms, jobs_in
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.pruners import PRUNERS
 from tune.optimizer.samplers import STARTUP_TRIALS
@@ -165,7 +165,7 @@ class Ours:
         trial.config = self._jobs.suggest(trial.trial_id)
         for callback in self._callbacks:
             callback.on_trial_start(self._begun, [], trial)
-        return trial, trial.config["jobs"][0].settings
+        return trial, jobs_in(trial.config)[0].settings
 
     def report(self, trial: SimpleNamespace, epoch: int, value: float) -> bool:
         result = {"epoch": epoch, "objective": value, "base": value, "new": value, "loss": 1.0,

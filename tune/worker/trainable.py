@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from prometar.errors import WorkError
@@ -55,13 +56,11 @@ class TrialWorker(tune.Trainable):
         """What trains the jobs, or tells why they are not trained."""
         if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from those that have some
-        with loaded_for_good():
-            import torch  # here: a worker of another kind need not wait for torch
-
-            from tune.worker.trial_group import Crew
+        crew = _crew()
+        import torch
 
         torch.set_num_threads(jobs[0].terms.plan.threads)
-        return Crew(jobs, failure)
+        return crew(jobs, failure)
 
     def step(self) -> dict[str, Any]:
         if self._next is not None:
@@ -75,3 +74,11 @@ class TrialWorker(tune.Trainable):
 
     def cleanup(self) -> None:
         self._crew.close()
+
+
+@cache
+def _crew() -> type[Crew]:
+    """Loaded when it is needed: a worker of another kind need not wait for torch."""
+    with loaded_for_good():
+        from tune.worker.trial_group import Crew
+    return Crew
