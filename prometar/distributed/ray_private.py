@@ -10,21 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from prometar.replaced import replaced
+
 HELPERS = ("start_monitor", "start_api_server", "start_log_monitor")
 MEMORY = "_memory"  # an option of `ray.init`: bytes for tasks and actors
-
-
-@contextmanager
-def replaced(owner: Any, **parts: Any) -> Iterator[None]:
-    """Meanwhile, a module or a class has these parts instead of its own."""
-    before = {name: getattr(owner, name) for name in parts}
-    for name, part in parts.items():
-        setattr(owner, name, part)
-    try:
-        yield
-    finally:
-        for name, part in before.items():
-            setattr(owner, name, part)
 
 
 def started_here() -> bool:

@@ -50,6 +50,14 @@ def test_pixels_do_not_depend_on_blocks_and_workers(small_dtd: Path, block_rows:
     check_equal(list(stream(plan, source, options=options)), list(stream_local(plan, source)))
 
 
+def test_a_stream_starts_nothing_but_its_tasks(small_dtd: Path) -> None:
+    """Ray Data's two actors stay for as long as Ray does, a hundred MB each, and its first stream waits."""
+    plan, source = training_plan(small_dtd), open_dataset("dtd", small_dtd).source
+    list(stream(plan, source))
+    named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    assert not [name for name in named if "datasets" in name or "Autoscaling" in name]
+
+
 def test_long_plans_take_several_executions(small_dtd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raystream, "MAX_BLOCKS", 2)
     plan, source = training_plan(small_dtd), open_dataset("dtd", small_dtd).source

@@ -16,7 +16,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 # but never in a circle.
 PACKAGES = (
     "prometar.errors", "prometar.device", "prometar.environment", "prometar.interrupts", "prometar.kept",
-    "prometar.loading", "prometar.logs", "prometar.metrics",
+    "prometar.loading", "prometar.logs", "prometar.metrics", "prometar.replaced",
     "prometar.io",
     "prometar.bundled",
     "prometar.parts",
@@ -63,8 +63,8 @@ ENTRANCES = {
     "onnx": set(),
     "optuna": {"tune/optimizer/"},
     "ray": {
-        "prometar/data/streaming/raystream.py", "prometar/data/streaming/shared_images.py",
-        "prometar/distributed/", "prometar/reproduce/execute.py",
+        "prometar/data/streaming/ray_private.py", "prometar/data/streaming/raystream.py",
+        "prometar/data/streaming/shared_images.py", "prometar/distributed/", "prometar/reproduce/execute.py",
         "tune/worker/trainable.py", "tune/execution/", "tune/stages/gpu_share.py",
         "tune/study.py", "tune/tracking/callbacks.py",
     },

@@ -21,12 +21,18 @@ from tune.execution.ray_private import idle_workers_stay, workers_are_like_any_o
 from tune.optimizer.optuna_private import id_of, let_go
 
 START, RAY = "prometar/distributed/ray_private.py", "tune/execution/ray_private.py"
+STREAM, EXECUTOR = "prometar/data/streaming/ray_private.py", "ray.data._internal.execution.streaming_executor"
 OPTUNA = "tune/optimizer/optuna_private.py"
 NAMES = [
     *((START, "ray._private.node", f"Node.{name}") for name in (*HELPERS, "kill_all_processes")),
     (START, "ray._private.utils", "estimate_available_memory"),
     (START, "ray._private.utils", "get_num_cpus"),
     (START, "ray._private.utils", "set_sigterm_handler"),
+    (STREAM, "ray.data", "Dataset._create_executor"),
+    (STREAM, EXECUTOR, "create_cluster_autoscaler"),
+    (STREAM, EXECUTOR, "StreamingExecutor.execute"),
+    (STREAM, EXECUTOR, "StreamingExecutor._update_stats_metrics"),
+    (STREAM, EXECUTOR, "_StatsManager.register_dataset_to_stats_actor"),
     (RAY, "ray.air._internal.usage", "tag_callbacks"),
     (RAY, "ray.air.execution._internal.actor_manager", "RayActorManager._actor_task_failed"),
     (RAY, "ray.tune.utils.object_cache", "_ObjectCache.cache_object"),
@@ -106,4 +112,4 @@ def _private_uses(source: str) -> set[str]:
 def test_private_names_are_used_in_a_file_for_each_use() -> None:
     users = [path for path in FILES if {name.split(".")[0] for name in imports_of(path)} & {"ray", "optuna"}]
     found = {str(path.relative_to(ROOT)): _private_uses(path.read_text("utf-8")) for path in users}
-    assert {file for file, uses in found.items() if uses} == {START, RAY, OPTUNA}
+    assert {file for file, uses in found.items() if uses} == {START, STREAM, RAY, OPTUNA}

@@ -12,7 +12,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import class_cache
 from ray.tune.utils.object_cache import _ObjectCache
 
-from prometar.distributed.ray_private import replaced
+from prometar.replaced import replaced
 
 
 @contextmanager

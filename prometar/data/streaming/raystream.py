@@ -31,6 +31,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Order, Plan
+from prometar.data.streaming.ray_private import bundles_of
 from prometar.data.streaming.shared_images import Resident, files_of, resident
 from prometar.data.streaming.stream import Batch, StreamOptions, steps
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, make_images
@@ -67,8 +68,8 @@ def _blocks(
 ) -> Generator[Images, None, None]:
     """uint8 (R, H, W, 3) blocks of consecutive rows from `first_row` on, from `max_tasks` lanes in turn.
 
-    An execution hears of its tasks' ends when all that run have ended, or after 100 ms, and learns only after
-    a second that there are CPUs for more than one. So each lane is an execution of one task at a time.
+    An execution hears of its tasks' ends when all that run have ended, or after 100 ms. So each lane is an
+    execution of one task at a time.
     """
     _send_by_value(source)
     kept = resident(plan.items, source, options.resident_bytes)
@@ -133,7 +134,7 @@ def _execution(
             **_placement(options),
         )
         # not iter_batches: it leaves a thread behind each time (ray 2.60), thousands in a study
-        bundles = dataset.iter_internal_ref_bundles()
+        bundles = bundles_of(dataset)
     return _columns(bundles)
 
 
