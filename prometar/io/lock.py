@@ -6,8 +6,9 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from prometar.errors import WorkError
 from prometar.io.files import refused
@@ -26,23 +27,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         StorageError: the folder cannot be written.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+")
-    except IsADirectoryError as error:
-        raise refused(folder / "lock", error) from None
-    except OSError as error:
-        raise refused(folder, error) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise WorkError(f"{what} is being run by process {holder}") from None
-        except OSError as error:
-            said = f"cannot lock {folder}: {error.strerror or error}"
-            raise WorkError(f"{said}: choose a folder on another file system") from None
+    with _held(folder, what) as file:
         holder = f"{os.getpid()} on {socket.gethostname()}"
         try:
             file.truncate(0)
@@ -58,6 +43,36 @@ def locked(folder: Path, what: str) -> Iterator[None]:
                     for path in made:
                         path.rmdir()
             raise
+
+
+def _held(folder: Path, what: str) -> TextIO:
+    """The lock's file, locked: the one that is there, and not one that its last holder has just removed."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / "lock").open("a+")
+        except IsADirectoryError as error:
+            raise refused(folder / "lock", error) from None
+        except OSError as error:
+            raise refused(folder, error) from None
+        with suppress(FileNotFoundError), ExitStack() as opened:
+            opened.enter_context(file)
+            _lock(file, folder, what)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+                opened.pop_all()
+                return file
+
+
+def _lock(file: TextIO, folder: Path, what: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        raise WorkError(f"{what} is being run by process {holder}") from None
+    except OSError as error:
+        said = f"cannot lock {folder}: {error.strerror or error}"
+        raise WorkError(f"{said}: choose a folder on another file system") from None
 
 
 def leave(folder: Path) -> None:

@@ -121,6 +121,23 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
+def test_a_lock_that_its_holder_has_just_removed_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who fails and leaves nothing removes its folder, which another may have opened just before."""
+    folder, flock, removed = tmp_path / "run", fcntl.flock, []
+
+    def late(file: object, operation: int) -> None:
+        if not removed:
+            (folder / "lock").unlink()
+            removed.append(folder.rmdir())
+        flock(file, operation)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(folder, "the first"), pytest.raises(WorkError, match="by process"), locked(folder, "the run"):
+        pytest.fail("the lock was taken twice")
+
+
 def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     said = f"^cannot write {tmp_path}/lock: Is a directory: move that folder away$"
