@@ -49,7 +49,9 @@ class Norm:
         c = torch.addcmul(_dot(n, t) * g, _dot(n, g), t).sum(dim=0)
         s = (g * self._pushed_K).sum(dim=(0, -1)).unsqueeze(-1)
         minus = -1 / n.shape[-1]
-        pulled = self._jacobian(torch.addcmul(_wide(self._weighted(r)), c, self._rstd, value=minus))
+        # On a GPU sigma is float32 where x is bfloat16, and its kernel takes a cotangent like x alone.
+        r = torch.addcmul(_wide(self._weighted(r)), c, self._rstd, value=minus).to(self._x.dtype)
+        pulled = self._jacobian(r)
         return torch.addcmul(pulled, n, s * self._rstd, value=minus).to(self._dtype)
 
     def _each(self, x_K: Tensor) -> Tensor:

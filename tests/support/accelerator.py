@@ -164,12 +164,30 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if packet is aten._efficientzerotensor:  # it has no memory that could be held
         op = aten.zeros.default
     traffic.operations += 1
+    if packet is aten.native_layer_norm_backward:
+        args = _with_own_statistics(op, args)
     out = op(*_held(args), **_held(kwargs))
+    if packet is aten.native_layer_norm:
+        out = out[0], *map(_accumulated, out[1:])
     if not goes_there:
         return out
     if op._schema.is_mutable and op._schema.name.endswith("_"):
         return args[0]
     return tree_map(lambda x: There(x) if isinstance(x, Tensor) else x, out)
+
+
+def _accumulated(tensor: Tensor) -> Tensor:
+    """In the precision that a GPU sums in, and keeps a LayerNorm's statistics in; a CPU has the input's."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _with_own_statistics(op: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A LayerNorm's statistics as a CPU takes them; a GPU takes its own, and a cotangent like the input."""
+    g, x, shape, *statistics = args[:5]
+    kinds, wanted = [g.dtype, *(each.dtype for each in statistics)], _accumulated(x.held).dtype
+    if kinds != [x.dtype, wanted, wanted]:
+        raise TypeError(f"{op} of {x.dtype} takes {x.dtype} and {wanted}, found {kinds}, at {_place()}")
+    return g, x, shape, *(each.held.to(x.dtype) for each in statistics), *args[5:]
 
 
 def _on_host(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
