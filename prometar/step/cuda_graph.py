@@ -6,6 +6,7 @@ A step on four images is thousands of small kernels, and a GPU waits for Python 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,14 +53,24 @@ class Graph:
         return tree_map(lambda out: out.clone() if isinstance(out, Tensor) else out, self._outputs)
 
     def _record(self, function: Callable[..., Any], leaves: list[Any], spec: TreeSpec) -> None:
+        if self._graph is not None:  # goes first: its memory, as much as the next one's, is its own
+            torch.cuda.synchronize()
+            self._kind = self._graph = self._outputs = None
         self._inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         inputs = tree_unflatten(self._inputs, spec)
-        side = torch.cuda.Stream()
+        side = _side()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 function(*inputs)
         torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
             self._outputs = function(*inputs)
+        self._graph = graph
+
+
+@cache
+def _side() -> torch.cuda.Stream:
+    """Where a process warms up and records: a library keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream()
