@@ -1,5 +1,14 @@
 """Errors that a user can cause or mend: each is one line that says what, where, and what to do."""
 
+from __future__ import annotations
+
+import re
+
+_ADVICE = re.compile(
+    r"Search for `\w+' in http|\w+ kernel errors might be|For debugging consider passing|"
+    "Compile with `TORCH_USE_|Device-side assert"
+)
+
 
 class UserError(Exception):
     """Wrong usage or missing input. Command-line tools print the message and exit with `exit_code`."""
@@ -21,6 +30,17 @@ def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line of at most 160 characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
+
+
+def last_line(text: str) -> str:
+    """What a traceback ends with, but for the advice that torch puts behind every error of a GPU.
+
+    Example:
+        >>> last_line("Traceback:\\nAcceleratorError: CUDA error: some\\nFor debugging consider passing A=1")
+        'AcceleratorError: CUDA error: some'
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line and not _ADVICE.match(line)), "")
 
 
 def one_line(text: str) -> str:

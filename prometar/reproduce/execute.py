@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.streaming.shared_images import shared_images
 from prometar.distributed.placement import STRATEGY, ResourcePlan
-from prometar.errors import WorkError
+from prometar.errors import WorkError, last_line
 from prometar.io.files import is_refused_write
 from prometar.reproduce.grid import Job, Record
 from prometar.reproduce.worker import Worker
@@ -61,7 +61,7 @@ class _Crew:
         self._at[slot.actor.run.remote(job)] = slot, job
 
     def hear(self, room_seconds: float) -> tuple[_Slot, Job | None, Record | RayError | None]:
-        """The next worker that has something to say, or (`RayError`) has died."""
+        """The next worker that has something to say, or (`RayError`) is of no more use."""
         done, _ = ray.wait(list(self._at), timeout=None if self.working else room_seconds)
         if not done:
             raise WorkError(
@@ -75,7 +75,7 @@ class _Crew:
             if is_refused_write(reason):
                 slot.close()
                 raise WorkError(f"{reason.split(': ', 1)[-1]}; the same command goes on") from None
-            return slot, job, job.failed(reason) if job else None
+            return slot, job, error
         except RayError as error:
             return slot, job, error
 
@@ -126,7 +126,13 @@ def run_jobs(
 
 
 def _after_death(job: Job | None, death: RayError, deaths: Counter[str]) -> Job | Record | None:
-    """The job to be done again, or the record of its failure; counts the deaths over each."""
+    """The job to be done again, or the record of its failure; counts the deaths over each.
+
+    One that has raised an error is not done again; its worker may be the worse for it: where a kernel has
+    failed, all that a process asks of its GPU later fails too.
+    """
+    if job is not None and isinstance(death, RayTaskError):
+        return job.failed(_last_line(death))
     name = job.entry.name if job else ""
     deaths[name] += 1
     if deaths[name] < MAX_DEATHS:
@@ -137,4 +143,4 @@ def _after_death(job: Job | None, death: RayError, deaths: Counter[str]) -> Job 
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()[:300]
+    return last_line(str(error))[:300]

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 class FakeWorker:
-    """By a job's folder: `kills` its worker so often, `raises` what is told, or finds a disk `full`."""
+    """By a job's folder: `kills` its worker so often, `raises` what is told, or finds a disk `full`.
+
+    Where it has raised, nothing else succeeds in its process, as on a GPU.
+    """
+
+    broken = ""
 
     def ready(self) -> None:
         pass
@@ -27,7 +32,9 @@ class FakeWorker:
         if (job.folder / "full").exists():
             raise StorageError(f"cannot write {job.folder}: No space left on device: make room")
         if (job.folder / "raises").exists():
-            raise RuntimeError((job.folder / "raises").read_text())
+            self.broken = (job.folder / "raises").read_text()
+        if self.broken:
+            raise RuntimeError(self.broken)
         record = Record({"all": 50.0}, environment={"pid": str(os.getpid())}, entry=job.entry)
         record.write(job.folder)
         return record

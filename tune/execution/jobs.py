@@ -19,7 +19,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from prometar.distributed.placement import STRATEGY, Room
-from prometar.errors import StorageError, UserError
+from prometar.errors import StorageError, UserError, last_line
 from prometar.io.files import is_refused_write
 from prometar.training.alike import is_of_other_code
 from tune.execution.stopping import Stopping
@@ -31,9 +31,14 @@ MAX_FAILURES = 2  # restarts of a trial in one epoch whose worker died; it goes 
 
 _MOST_SAID = 1000  # characters of a reason: URLs are long
 
-# torch on a GPU, Ray's watch over a machine's memory, torch on a CPU, Python.
-_OUT_OF_MEMORY = ("torch.OutOfMemoryError", "CUDA out of memory", "ray.exceptions.OutOfMemoryError",
-                  "can't allocate memory", "MemoryError")  # fmt: skip
+_OUT_OF_MEMORY = (
+    "torch.OutOfMemoryError", "CUDA out of memory",
+    "CUDA error: out of memory",  # not of torch's own memory: a context, a graph
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
+    "NVML_SUCCESS == ",  # torch asks who has the memory, which a part of a GPU (MIG) does not tell
+    "ray.exceptions.OutOfMemoryError",  # Ray watches over a machine's memory
+    "can't allocate memory", "MemoryError",
+)  # fmt: skip
 
 _NO_RESULT = "the worker ended without a result"
 
@@ -243,9 +248,8 @@ def out_of_memory(trial: Trial) -> bool:
 
 
 def reason_of(trial: Trial) -> str:
-    """The last line of what a trial's worker died of."""
-    lines = (_last_failure(trial) or "the worker died").splitlines()
-    return lines[-1].strip()[:_MOST_SAID]
+    """What a trial's worker died of, in one line."""
+    return (last_line(_last_failure(trial)) or "the worker died")[:_MOST_SAID]
 
 
 def _last_failure(trial: Trial) -> str:

@@ -17,7 +17,14 @@ from rich.console import Console
 from prometar.distributed.placement import Room
 from prometar.errors import StorageError
 from tests.support.driver import small_spec
-from tune.execution.jobs import MAX_FAILURES, ListedJobs, MakeJob, SearchJobs
+from tune.execution.jobs import (
+    MAX_FAILURES,
+    ListedJobs,
+    MakeJob,
+    SearchJobs,
+    out_of_memory,
+    reason_of,
+)
 from tune.execution.stopping import Stopping
 from tune.jobs.spec import Job, Leg, jobs_in
 from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
@@ -210,3 +217,53 @@ def test_deaths_count_until_an_epoch_is_done_that_was_not(memory: Memory, tmp_pa
         jobs.on_result(WORKER, result(0, epoch))  # type: ignore[arg-type]
         counts.append(WORKER.run_metadata.num_failures)
     assert counts == [0, 1, 0, 1, 1, 0]
+
+
+_OF_TORCH = """
+Search for `cudaErrorAssert' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more information.
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+
+"""  # noqa: E501
+"""What torch adds to a GPU's error."""
+
+
+@pytest.mark.parametrize(
+    ("said", "of_memory"),
+    [
+        ("torch.AcceleratorError: CUDA error: device-side assert triggered", False),
+        ("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered", False),
+        ("torch.AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable", False),
+        (
+            "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device",
+            False,
+        ),
+        ("torch.AcceleratorError: CUDA error: out of memory", True),
+        ("torch.AcceleratorError: HIP error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_gpus_error_is_told_in_its_own_words(tmp_path: Path, said: str, of_memory: bool) -> None:
+    trial = tune_trial("w0")
+    trial.error_file = str(tmp_path / "error.txt")
+    after = _OF_TORCH.replace("CUDA", "HIP") if "HIP" in said else _OF_TORCH
+    Path(trial.error_file).write_text(f"Failure #1 (occurred at 1)\nTraceback\n  at line 1\n{said}{after}")
+    assert reason_of(trial) == said
+    assert out_of_memory(trial) == of_memory
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        'RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1154, please',
+    ],
+)
+def test_a_gpu_has_many_words_for_a_lack_of_memory(tmp_path: Path, said: str) -> None:
+    trial = tune_trial("w0")
+    trial.error_file = str(tmp_path / "error.txt")
+    Path(trial.error_file).write_text(f"Failure #1 (occurred at 1)\nTraceback\n{said}\n")
+    assert out_of_memory(trial)
+    assert reason_of(trial) == said
