@@ -44,6 +44,17 @@ def allotted() -> dict[str, int]:
     return found
 
 
+def only_given_gpus() -> None:
+    """Let a worker of Ray that was given no GPU see none: Ray hides the others only where it has given some.
+
+    Before torch has looked for any.
+    """
+    import ray
+
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def num_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from prometar.config.settings import dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.stream import StreamOptions
+from prometar.distributed.allotment import only_given_gpus
 from prometar.environment import environment
 from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
@@ -30,6 +31,7 @@ class Worker:
 
     def ready(self) -> None:
         """Answers when the process is there."""
+        only_given_gpus()
 
     def run(self, job: Job) -> Record:
         """The record of a finished run, or of one that failed in a way that no repetition would mend.

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from ray.util.placement_group import placement_group_table
 
 from prometar.distributed.placement import ResourcePlan
@@ -15,6 +16,7 @@ from prometar.errors import WorkError
 from prometar.reproduce import execute
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.grid import Job, Record, entries, read_record
+from prometar.reproduce.worker import Worker
 from tests.support.fakeworker import FakeWorker, NeverStarts
 from tests.support.reproductions import IDLE, ask
 
@@ -81,6 +83,19 @@ def test_no_room_is_said(tmp_path: Path, ray_local: None) -> None:
     plan = ResourcePlan(max_concurrent=1, cpus_per_trial=64.0, gpus_per_trial=0.0)
     with pytest.raises(WorkError, match=r"no worker has started in 1 s: Ray has no room for \[\{'CPU': 32"):
         run_jobs(jobs(tmp_path, 1), plan, on_record=lambda record: None, room_seconds=1.0)
+
+
+def test_a_worker_that_was_given_no_gpu_sees_none(ray_local: None) -> None:
+    class Looks(Worker):
+        def gpus(self) -> str:
+            return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    options = {"num_cpus": 0.5, "num_gpus": 0, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1"}}}
+    worker = ray.remote(Looks).options(**options).remote()
+    assert ray.get(worker.gpus.remote()) == "0,1", "Ray hides none"
+    ray.get(worker.ready.remote())
+    assert ray.get(worker.gpus.remote()) == ""
+    ray.kill(worker)
 
 
 def test_a_worker_that_is_still_to_start_is_not_waited_for(

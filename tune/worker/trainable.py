@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from prometar.distributed.allotment import only_given_gpus
 from prometar.errors import WorkError
 from prometar.loading import loaded_for_good, nothing_collected
 from prometar.parts.sending import install
@@ -15,7 +15,6 @@ from tune.jobs.spec import Job, jobs_in
 from tune.worker.watchdog import Watchdog
 
 with nothing_collected():
-    import ray
     from ray import tune
 
 if TYPE_CHECKING:
@@ -54,8 +53,7 @@ class TrialWorker(tune.Trainable):
 
     def open_crew(self, jobs: list[Job], failure: str) -> Crew:
         """What trains the jobs, or tells why they are not trained."""
-        if not ray.get_gpu_ids():
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from those that have some
+        only_given_gpus()
         crew = _crew()
         import torch
 
