@@ -5,7 +5,10 @@ At the end stands CLS alone, or what pools the tokens of the image; prompts are 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +28,23 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     Images are normalised with the backbone's own mean and standard deviation. Where no prompt enters the
     tower there is one token, its un-normalised feature.
     """
-    if clip.closed is not None:
-        return clip.closed(images_B3HW)[:, None]
-    if clip.embeds_features:
-        return image_pass(clip, _tokens(clip, images_B3HW), {}, fused=True)[0][:, None]
-    return _tokens(clip, images_B3HW)
+    with _whole_float32():
+        if clip.closed is not None:
+            return clip.closed(images_B3HW)[:, None]
+        if clip.embeds_features:
+            return image_pass(clip, _tokens(clip, images_B3HW), {}, fused=True)[0][:, None]
+        return _tokens(clip, images_B3HW)
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Convolutions in float32 as such: on a GPU torch takes 10 bits of 23 (TF32), which products do not."""
+    conv: Any = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
 
 
 def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import prometar
 from prometar.backbone.feature_cache import cached_text, text_digest
+from prometar.backbone.frozen import Closed
 from prometar.backbone.openclip import TEMPLATES, load_backbone, tokenize
 from prometar.backbone.text import encode_text, text_input
 from prometar.backbone.vision import embed_images, encode_image
@@ -21,6 +24,7 @@ from prometar.errors import UserError
 from prometar.runs import export_run, write_result
 from prometar.training.run import DTYPES, build_run
 from prometar.training.session import Session
+from tests.support import tiny
 from tests.support.small import BACKBONE, NAME
 
 LOW = ["bf16", "fp16"]
@@ -46,6 +50,28 @@ def train(folder: Path, precision: str, objective: str = "class_holdout", **data
     while not whole.finished:
         whole.epoch()
     return whole
+
+
+def test_convolutions_are_in_float32_as_such_and_the_caller_s_choice_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU torch takes 10 bits of 23 for them, unless it is told."""
+    convolve, kept = F.conv2d, list[str]()
+
+    def note(*args: Any, **kwargs: Any) -> Tensor:
+        kept.append(torch.backends.cudnn.conv.fp32_precision)
+        return convolve(*args, **kwargs)
+
+    monkeypatch.setattr(F, "conv2d", note)
+    open_, network = tiny.backbone().clip, nn.Conv2d(3, 24, 16)
+    tensors = {name: tensor.detach() for name, tensor in network.named_parameters()}
+    closed = Closed(nn.Sequential(network, nn.Flatten()), {f"0.{k}": t for k, t in tensors.items()}, "small")
+    before = torch.backends.cudnn.conv.fp32_precision
+    for clip in (open_, replace(open_, image_prompts=False), replace(open_, closed=closed)):
+        embed_images(clip, torch.zeros(1, 3, 16, 16))
+    assert kept == ["ieee"] * 3
+    assert torch.backends.cudnn.conv.fp32_precision == before == "tf32"
+    assert torch.backends.cudnn.allow_tf32, "what asks in the older way gets its answer"
 
 
 @pytest.mark.parametrize("precision", LOW)
