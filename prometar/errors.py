@@ -43,6 +43,16 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(lines) if line and not _ADVICE.match(line)), "")
 
 
+def is_of_accelerator(error: BaseException) -> bool:
+    """Whether torch tells of a GPU that has no memory left, is another's, or has failed.
+
+    After some of these all that the process asks of its GPU fails. Torch need not be loaded.
+    """
+    kind, libraries = type(error), ("CUDA error: ", "cuDNN error: ")
+    of_torch = kind.__module__ == "torch" and kind.__name__ in {"AcceleratorError", "OutOfMemoryError"}
+    return of_torch or (isinstance(error, RuntimeError) and str(error).startswith(libraries))
+
+
 def one_line(text: str) -> str:
     """A message that no name in it (of a class, of a file) can break or colour.
 

@@ -10,7 +10,7 @@ from unicodedata import category
 
 import typer
 
-from prometar.errors import UserError, first_line
+from prometar.errors import UserError, first_line, is_of_accelerator
 from prometar.interrupts import INTERRUPTED, MESSAGE, handled, raise_again
 
 SHOW = "PROMETAR_TRACEBACK"
@@ -79,6 +79,8 @@ def _unforeseen(error: Exception) -> int:
         return _say(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 1)
     if isinstance(error, MemoryError):
         return _say("out of memory", 1)
+    if is_of_accelerator(error):
+        return _say(first_line(error), 1)
     if os.environ.get(SHOW) == "1":
         traceback.print_exception(error)
     traceback.clear_frames(error.__traceback__)

@@ -13,7 +13,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any
 
-from prometar.errors import UserError
+from prometar.errors import UserError, is_of_accelerator
 from prometar.parts.pieces import files, is_everywhere, piece_of
 
 GROUP = "prometar.parts"
@@ -73,12 +73,17 @@ def failing(
     but: tuple[type[Exception], ...] = (UserError,),
     kinds: tuple[type[BaseException], ...] = (Exception,),
 ) -> Iterator[None]:
-    """Tell an error of a user's own code in one line, with its place; `but` kinds that are meant to pass."""
+    """Tell an error of a user's own code in one line, with its place; `but` kinds that are meant to pass.
+
+    A GPU's pass too: with another share of it the code may run, and its process may be the worse for it.
+    """
     try:
         yield
     except but:
         raise
     except kinds as error:
+        if is_of_accelerator(error):
+            raise
         last = extract_tb(error.__traceback__)[-1]
         at = f"{Path(last.filename).name}, line {last.lineno}"
         text = " ".join(str(error).split())[:300]

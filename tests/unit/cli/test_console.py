@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
 import typer
 
 from prometar.cli import console
@@ -34,6 +35,15 @@ def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int,
         (UserError("wrong\nin two lines"), 2, "error: wrong in two lines\n"),
         (PermissionError(13, "Permission denied", "a/b"), 1, "error: Permission denied: a/b\n"),
         (MemoryError(), 1, "error: out of memory\n"),
+        (torch.OutOfMemoryError("CUDA out of memory. More."), 1, "error: CUDA out of memory. More.\n"),
+        (
+            torch.AcceleratorError("CUDA error: device(s) busy or unavailable\nSearch for `cudaError'"), 1,
+            "error: CUDA error: device(s) busy or unavailable\n",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`"), 1,
+            "error: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`\n",
+        ),
         (KeyboardInterrupt(), 130, "error: interrupted; the same command goes on from here\n"),
         (
             TypeError("an int\nmore"), 1,

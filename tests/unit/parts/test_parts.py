@@ -258,6 +258,24 @@ def test_what_a_small_call_shows_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "torch.OutOfMemoryError('CUDA out of memory.')",
+        "torch.AcceleratorError('CUDA error: device-side assert triggered')",
+        "RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `a`')",
+    ],
+)
+def test_what_a_gpu_refuses_is_no_mistake_of_the_code_and_ends_its_worker(
+    mine: Path, clip: Clip, raised: str
+) -> None:
+    """Told as the part's, it would leave the worker to the next trial, and be tried with no larger share."""
+    mine.write_text(HEAD.format(BASES["regularizer.kind"], f"def __call__(self, views): raise {raised}"))
+    with pytest.raises(RuntimeError) as caught:
+        probe(configure("prometar", {"regularizer.kind": "mine:Wrong"}), clip)
+    assert "CUDA" in str(caught.value)
+
+
 @pytest.mark.parametrize("key", [key for key, base in BASES.items() if base])
 def test_what_is_right_passes(mine: Path, clip: Clip, key: str) -> None:
     mine.write_text(HEAD.format(BASES[key], "pass"))
