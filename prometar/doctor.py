@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +22,7 @@ from prometar.data.splits.objective import problem
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import plan_resources
 from prometar.environment import environment
-from prometar.errors import UserError
+from prometar.errors import UserError, first_line, one_line
 
 GIB = 2**30
 LITTLE_DISK = 2 * GIB  # a study of hundreds of trials keeps some MB of each
@@ -86,18 +87,34 @@ def _versions() -> Finding:
 def gpus() -> list[Finding]:
     """The GPUs that torch sees in this process, and their free memory."""
     built = torch.version.cuda
-    if not torch.cuda.is_available():
+    with warnings.catch_warnings(record=True) as warned:  # of a driver that is too old, and the like
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if not usable:
         unusable = f"no GPU can be used (torch is built for CUDA {built})"
         why = unusable if built else "torch is built without CUDA"
-        return [Finding(Status.NOTE, "GPU", f"{why}: trials run on the CPU")]
-    found = []
-    for number in range(torch.cuda.device_count()):
+        told = "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])
+        return [Finding(Status.NOTE, "GPU", f"{why}: trials run on the CPU{told}")]
+    return [_gpu(number) for number in range(torch.cuda.device_count())]
+
+
+def _gpu(number: int) -> Finding:
+    """Refused where nothing can be computed on it: it is another's alone, broken, or no kind that torch has."""
+    what = f"GPU {number}"
+    try:
         free, total = torch.cuda.mem_get_info(number)
-        status = Status.OK if free > total / 2 else Status.NOTE
-        name, memory = torch.cuda.get_device_name(number), f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
-        says = f"{name}, {memory}, CUDA {built}"
-        found.append(Finding(status, f"GPU {number}", says))
-    return found
+        name = torch.cuda.get_device_name(number)
+        _compute(number)
+    except RuntimeError as error:
+        return Finding(Status.REFUSED, what, f"trials on it would fail: {first_line(error)}")
+    status = Status.OK if free > total / 2 else Status.NOTE
+    memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    return Finding(status, what, f"{name}, {memory}, CUDA {torch.version.cuda}")
+
+
+def _compute(number: int) -> None:
+    """Raises a RuntimeError where torch has no kernels for a GPU, or they fail."""
+    torch.ones(1, device=torch.device("cuda", number)).sum().item()
 
 
 def _disk(out: Path) -> Finding:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,14 +85,53 @@ def test_a_file_where_the_studies_are_to_be_refuses_them(
     assert f"nothing can be written into {tmp_path}/file: choose another --out" in capsys.readouterr().out
 
 
-def test_gpus_and_their_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_gpus(monkeypatch: pytest.MonkeyPatch, compute: Callable[[int], None]) -> list[doctor.Finding]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "A Card")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: ((70, 10)[number] * GIB, 80 * GIB))
-    free, full = gpus()
+    monkeypatch.setattr(doctor, "_compute", compute)
+    return gpus()
+
+
+def test_gpus_and_their_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, full = two_gpus(monkeypatch, lambda number: None)
     assert (free.status, full.status) == (Status.OK, Status.NOTE)
     assert "A Card, 10.0 of 80.0 GiB free" in full.says
+
+
+@pytest.mark.parametrize("call", ["mem_get_info", "_compute"])
+def test_a_gpu_on_which_nothing_can_be_computed_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It is in another's exclusive use, say, or torch has no kernels for it."""
+
+    def refuse(number: int) -> tuple[int, int]:
+        if number == 1:
+            raise torch.AcceleratorError("CUDA error: no kernel image is available\nSearch for `cudaError'")
+        return 80 * GIB, 80 * GIB
+
+    if call == "_compute":
+        good, bad = two_gpus(monkeypatch, refuse)  # type: ignore[arg-type]
+    else:
+        two_gpus(monkeypatch, lambda number: None)
+        monkeypatch.setattr(torch.cuda, call, refuse)
+        good, bad = gpus()
+    assert (good.status, bad.status) == (Status.OK, Status.REFUSED)
+    assert bad.says == "trials on it would fail: CUDA error: no kernel image is available"
+
+
+def test_why_torch_can_use_no_gpu_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_old() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver is too old.\nUpdate it.", stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    (found,) = gpus()
+    assert found.status is Status.NOTE
+    assert found.says.endswith(
+        "trials run on the CPU; CUDA initialization: The NVIDIA driver is too old. Update it."
+    )
 
 
 def test_weights_of_a_tag_are_looked_for_and_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
