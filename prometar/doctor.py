@@ -99,7 +99,7 @@ def gpus() -> list[Finding]:
 
 
 def _gpu(number: int) -> Finding:
-    """Refused where nothing can be computed on it: it is another's alone, broken, or no kind that torch has."""
+    """Refused where nothing can be computed on it: it is another's alone, broken, or too old for torch."""
     what = f"GPU {number}"
     try:
         free, total = torch.cuda.mem_get_info(number)
