@@ -12,10 +12,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,13 +182,28 @@ def run_part(name: str, seconds: float, *, folder: Path, slug: str) -> Figures:
     command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures)]
     if part.runs:
         command += ["--out", str(folder / f"runs-{slug}")]
-    try:
-        done = subprocess.run(command, timeout=seconds)
-    except subprocess.TimeoutExpired:
+    status = _run(command, seconds)
+    if status is None:
         return {"failed": "no time was left", "figures": {}}
-    if done.returncode or not figures.is_file():
-        return {"failed": f"ended with status {done.returncode}", "figures": {}}
+    if status or not figures.is_file():
+        return {"failed": f"ended with status {status}", "figures": {}}
     return {"failed": "", "figures": json.loads(figures.read_text("utf-8"))}
+
+
+def _run(command: Sequence[str], seconds: float) -> int | None:
+    """A command's status; None where its time was over. What it has started ends with it, and on Ctrl-C.
+
+    Else processes of its own would keep the GPU's memory, and wait for work for ever.
+    """
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def block(gpu: str, records: Mapping[str, Figures]) -> str:
