@@ -124,7 +124,7 @@ def _lockstep(figures: Figures) -> float:
     seconds = {
         side["configurations"]: min(side["seconds"])
         for (side, *_) in figures["rounds"]
-        if side["side"] == "lockstep"
+        if side["side"] == "lockstep" and "seconds" in side
     }
     return float(seconds[16] / seconds[1])
 

@@ -197,7 +197,8 @@ def memory() -> Figures:
     del run, start
     single = Config().override(RANDOM_CLIP)
     for count in (2, 8):
-        measure_lockstep("lockstep", count, CLIP, 1)  # counts from where its runs are built
+        if not measure_lockstep("lockstep", count, CLIP, 1)["fits"]:  # counts from where its runs are built
+            break
         counted = memory_of(single, num_classes=classes, configurations=count)
         found[f"{count} in lockstep"] = [torch.cuda.max_memory_allocated(), counted.peak]
     return found

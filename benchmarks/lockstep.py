@@ -27,8 +27,17 @@ COUNTED = 3
 
 
 def measure(side: str, configurations: int, backbone: str, threads: int) -> Figures:
-    """Seconds an iteration of all configurations, and the process's peak memory."""
+    """Seconds an iteration of all configurations, and the process's peak memory, where that fits a GPU."""
     torch.set_num_threads(threads)
+    try:
+        return {"fits": True, **_measured(side, configurations, backbone)}
+    except RuntimeError as error:  # what ends a recording may hide why it was ended
+        if not isinstance(error.__context__ or error, torch.OutOfMemoryError):
+            raise
+        return {"fits": False}
+
+
+def _measured(side: str, configurations: int, backbone: str) -> Figures:
     config = Config().override(
         {"backbone.name": backbone, "backbone.pretrained": None if backbone == "mini" else "random"}
     )
@@ -78,6 +87,9 @@ def main() -> None:
     rows = []
     for k, count in enumerate(args.configurations):
         alone, together = rounds[2 * k], rounds[2 * k + 1]
+        if not all(each["fits"] for each in alone + together):
+            rows.append((count, *["does not fit"] * 6))
+            continue
         seconds = median_of(alone, "seconds"), median_of(together, "seconds")
         peaks = median_of(alone, "peak_gb"), median_of(together, "peak_gb")
         rows.append((count, *seconds, seconds[0] / seconds[1], seconds[1] / one, *peaks))

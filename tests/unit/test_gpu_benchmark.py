@@ -135,6 +135,20 @@ def test_sixteen_in_lockstep_against_one(gpu: ModuleType) -> None:
     assert gpu._lockstep({"rounds": rounds}) == 16
 
 
+def test_what_a_smaller_gpu_has_no_memory_for_takes_no_other_figure_away(
+    gpu: ModuleType, parts: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sys.modules["lockstep"], "build_run", lacks)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    large = {"side": "lockstep", "configurations": 32, **parts.measure_lockstep("lockstep", 32, "mini", 1)}
+    assert not large["fits"]
+    some = [{"side": "lockstep", "configurations": count, "seconds": [float(count)]} for count in (1, 16)]
+    assert gpu._lockstep({"rounds": [[side] for side in (*some, large)]}) == 16
+
+
 def test_the_block_stands_between_its_marks(gpu: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{gpu.BEGIN}\nold\n{gpu.END}\nafter\n")
