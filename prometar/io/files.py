@@ -128,13 +128,21 @@ def is_refused_write(reason: str) -> bool:
     return any(sign in reason for sign in _REFUSED)
 
 
+def beside(name: str) -> str:
+    """The hidden name under which a file is written before it takes its place: no other writer's.
+
+    A process's number would not do: containers that share a folder have the same ones.
+    """
+    return f".{name}.{os.urandom(8).hex()}"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old one or the new one, whole, also after a crash.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(beside(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,11 +11,15 @@ from pathlib import Path
 from pyarrow import fs
 
 from prometar.errors import StorageError, UserError, WorkError
-from prometar.io.files import require_utf8, write_atomically
+from prometar.io.files import beside, require_utf8, write_atomically
 
 _SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of a URL's options
 _BUCKETS = {"s3", "gs", "gcs", "abfs", "abfss"}
 _WHOLE = {"s3", "gcs", "abfs"}  # stores that show a file only when all of it is there
+# What Arrow says of a refusal that is longer than the file: it has not fit in there, and is not tried
+# again. A lasting one comes before, where the file's size is asked for.
+_LONGER_THAN_FILE = "Failed to flush response stream"
+_PAUSES = (1.0, 2.0, 4.0)  # seconds
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
@@ -100,12 +104,14 @@ class Store:
     def read(self, name: str) -> bytes | None:
         """A file's content; None where there is none."""
         with self._reached("read", name):
-            try:
-                # In one request: several could see several versions.
-                with self._system.open_input_file(self._path(name)) as file:
-                    return bytes(file.read())
-            except FileNotFoundError:
-                return None
+            for pause in _PAUSES:
+                try:
+                    return self._content(name)
+                except OSError as error:
+                    if _LONGER_THAN_FILE not in str(error):
+                        raise
+                time.sleep(pause)
+            return self._content(name)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that a reader finds the old one or the new one, whole."""
@@ -151,6 +157,14 @@ class Store:
         assert is_inside(name), name
         return f"{self._root}/{name}"
 
+    def _content(self, name: str) -> bytes | None:
+        try:
+            # In one request: several could see several versions.
+            with self._system.open_input_file(self._path(name)) as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            return None
+
     def _put(self, path: str, content: bytes) -> None:
         with self._system.open_output_stream(path, compression=None) as stream:
             stream.write(content)
@@ -158,7 +172,7 @@ class Store:
     def _replace(self, path: str, content: bytes) -> None:
         """Where half a file can be seen: write another, and rename it."""
         folder, _, base = path.rpartition("/")
-        temporary = f"{folder}/.{base}.{os.getpid()}"
+        temporary = f"{folder}/{beside(base)}"
         self._system.create_dir(folder, recursive=True)
         self._put(temporary, content)
         with suppress(FileNotFoundError):

@@ -35,7 +35,7 @@ from prometar.config.settings import Config
 from prometar.distributed.placement import Shares
 from prometar.errors import UserError
 from prometar.interrupts import INTERRUPTED
-from prometar.io.files import write_atomically
+from prometar.io.files import beside, write_atomically
 from tests.support.fake_trial import BEHAVIOUR, HANGS, FakeTrial
 from tests.support.processes import ROOT, session
 from tune.results.writer import StudyFolder
@@ -299,7 +299,7 @@ def _die_in_report() -> None:
     from tune.reporting import html
 
     def half(path: Path, content: bytes) -> None:
-        path.with_name(f".{path.name}.{os.getpid()}").write_bytes(content[: len(content) // 2])
+        path.with_name(beside(path.name)).write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
     html.write_atomically = half  # type: ignore[assignment]

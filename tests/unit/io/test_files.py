@@ -12,7 +12,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.sources import FolderSource
 from prometar.errors import UserError
 from prometar.inference.prompt_file import read_prompts
-from prometar.io.files import read_bytes, resolved, size_of
+from prometar.io.files import read_bytes, resolved, size_of, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.training.checkpoint import load_checkpoint
 from tests.conftest import DTD_SPLIT
@@ -101,3 +101,20 @@ def test_a_home_is_known_where_the_shell_left_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolved("~/study") == tmp_path.resolve() / "study"
     assert resolved(tmp_path / "~nobody") == tmp_path.resolve() / "~nobody"
+
+
+def test_writers_with_one_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers number their processes each by itself, and may write one file of a shared folder."""
+    file, synced = tmp_path / "file", os.fsync
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+
+    def amid(handle: int) -> None:
+        synced(handle)
+        monkeypatch.setattr(os, "fsync", synced)
+        write_atomically(file, b"the other's, which is longer")
+        assert file.read_bytes() == b"the other's, which is longer"
+
+    monkeypatch.setattr(os, "fsync", amid)
+    write_atomically(file, b"ours")
+    assert file.read_bytes() == b"ours"
+    assert os.listdir(tmp_path) == ["file"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,7 +95,9 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, tmp_path: Path) -> None:
     assert len(open_dataset("dtd", tmp_path).train) == 48
 
 
-@pytest.mark.parametrize("name", [".00000-0a.parquet.7", "00000-0a.parquet.7.tmp"])
+@pytest.mark.parametrize(
+    "name", [".00000-0a.parquet.0123456789abcdef", ".00000-0a.parquet.7", "00000-0a.parquet.7.tmp"]
+)
 def test_half_a_shard_of_a_killed_process_is_gone_on_beside(
     small_dtd: Path, tmp_path: Path, name: str
 ) -> None:
@@ -107,7 +108,7 @@ def test_half_a_shard_of_a_killed_process_is_gone_on_beside(
 
 
 def test_two_at_once_write_one_whole_copy(small_dtd: Path, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(2) as both, patch.object(os, "getpid", threading.get_ident):
+    with ThreadPoolExecutor(2) as both, patch.object(os, "getpid", lambda: 7):
         list(both.map(lambda _: prepare("dtd", small_dtd, tmp_path, shard_rows=10), range(2)))
     assert check("dtd", tmp_path).broken == ()
     assert {file.suffix for file in tmp_path.rglob("*.*")} == {".parquet", ".json"}  # nothing half-written
