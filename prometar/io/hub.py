@@ -83,7 +83,9 @@ def asking(what: str, file: str = "such file") -> Iterator[None]:
             raise UserError(
                 f"the hub refuses this token for {what} ({status}): log in with one that may"
             ) from None
-        raise WorkError(f"the hub failed over {what} ({status}): {first_line(error)}") from None
+        passes = status is None or status in (408, 429) or status >= 500  # it is busy, or ill
+        again = "; the same command tries again" if passes else ""
+        raise WorkError(f"the hub failed over {what} ({status}): {first_line(error)}{again}") from None
     except errors.LocalEntryNotFoundError:
         raise WorkError(
             f"cannot reach the hub for {what}, which is not here either: try again with a network"

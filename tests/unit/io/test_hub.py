@@ -30,6 +30,8 @@ RAISED: tuple[tuple[Exception, type[UserError], str], ...] = (
     (answer(errors.HfHubHTTPError, 401), UserError, "the hub refuses this token for the prompts a/b (401)"),
     (answer(errors.HfHubHTTPError, 403), UserError, "the hub refuses this token for the prompts a/b (403)"),
     (answer(errors.HfHubHTTPError, 500), WorkError, "the hub failed over the prompts a/b (500): what it"),
+    (answer(errors.HfHubHTTPError, 503), WorkError, "what it says; the same command tries again"),
+    (answer(errors.HfHubHTTPError, 429), WorkError, "(429): what it says; the same command tries again"),
     (errors.LocalEntryNotFoundError("no"), WorkError, "cannot reach the hub for the prompts a/b"),
     (errors.OfflineModeIsEnabled("off"), WorkError, "with the hub (OfflineModeIsEnabled: off)"),
     (OSError(28, "No space left on device"), WorkError, "(OSError: [Errno 28] No space left on device)"),
@@ -46,6 +48,11 @@ def test_what_the_client_raises_is_one_line(raised: Exception, kind: type[UserEr
     assert says in str(found.value)
     assert "\n" not in str(found.value)
     assert logging.getLogger("huggingface_hub").level == level
+
+
+def test_what_the_hub_refuses_for_good_is_not_to_be_tried_again() -> None:
+    with pytest.raises(WorkError, match=r"the prompts a/b \(413\): what it says$"), asking("the prompts a/b"):
+        raise answer(errors.HfHubHTTPError, 413)
 
 
 def test_the_client_is_silent_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
