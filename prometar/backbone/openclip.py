@@ -6,6 +6,7 @@ What every run needs, the tokenizer and the constants, are read from modules of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -253,7 +254,7 @@ def has_cached(name: str, tag: str) -> bool:
         "open_clip_pytorch_model.bin",
     )
     on_hub = [try_to_load_from_cache(repo, each) for each in ((file,) if file else usual)] if hub else []
-    by_url = Path.home() / ".cache" / "clip" / url.rsplit("/", 1)[-1]
+    by_url = Path(os.path.expanduser("~/.cache/clip"), url.rsplit("/", 1)[-1])  # Path.home may raise
     return any(isinstance(path, str) for path in on_hub) or (bool(url) and by_url.is_file())
 
 

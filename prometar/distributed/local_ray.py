@@ -50,6 +50,8 @@ _TOKEN = " (where it asks for a token: RAY_AUTH_MODE=token, and the token in ~/.
 
 def configure_ray(*, local: bool = True, verbose: bool = False) -> None:
     """Set what Ray reads from the environment; call it before anything imports ray."""
+    if os.path.expanduser("~") == "~":  # a container's user who has no home: Ray Tune would not be imported
+        os.environ["HOME"] = "/"  # as Docker has it
     for name, value in (_ALWAYS | (_LOCAL if local else {}) | ({} if verbose else _QUIET)).items():
         os.environ.setdefault(name, value)
 

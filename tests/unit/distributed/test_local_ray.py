@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import resource
 import shutil
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from prometar.backbone.openclip import has_cached
 from prometar.distributed import local_ray
 from prometar.distributed.local_ray import configure_ray, start_ray
 from prometar.errors import UserError, WorkError
@@ -107,6 +109,22 @@ def test_a_call_after_rays_end_starts_no_other_ray(monkeypatch: pytest.MonkeyPat
     configure_ray()
     assert os.environ["RAY_ENABLE_AUTO_CONNECT"] == "0"
     monkeypatch.delenv("RAY_ENABLE_AUTO_CONNECT")
+
+
+def test_a_user_without_a_home_has_the_root_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user whom /etc/passwd does not know; Ray Tune asks for a home as it is imported."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert not has_cached("ViT-B-32", "openai")
+    configure_ray()
+    assert Path.home() == Path("/")
 
 
 @pytest.mark.parametrize(
