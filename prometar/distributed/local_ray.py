@@ -42,7 +42,7 @@ _QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # however few trials run at a time.
 _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
 
-_TOO_SLOW = ("timed out during startup", "Failed to connect to GCS")
+_TOO_SLOW = ("timed out during startup", "Failed to connect to GCS", "Timed out waiting for file")
 LOCAL = "local"  # Ray's name for one of its own
 _STARTING = threading.Lock()
 _TOKEN = " (where it asks for a token: RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token)"

@@ -174,6 +174,7 @@ def test_a_job_s_share_of_a_machine_is_all_that_ray_gives_out(shown: list[str]) 
     [
         ("Exception", "The current node timed out during startup. This could happen because ..."),
         ("RaySystemError", "Failed to connect to GCS"),
+        ("Exception", "Timed out waiting for file /tmp/ray/session/gcs_server_port_1"),
     ],
 )
 def test_a_node_that_starts_slowly_is_given_a_second_time(
