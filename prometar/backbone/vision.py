@@ -39,7 +39,8 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
 @contextmanager
 def _whole_float32() -> Iterator[None]:
     """Convolutions in float32 as such: on a GPU torch takes 10 bits of 23 (TF32), which products do not."""
-    conv: Any = torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn
+    conv = cudnn.conv
     before, conv.fp32_precision = conv.fp32_precision, "ieee"
     try:
         yield
