@@ -8,6 +8,7 @@ host, packed, and sent from pinned memory; and what the host must know is packed
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -64,6 +65,13 @@ def fetch(values: T) -> T:
         leaves = [found.get(id(leaf), leaf) for leaf in leaves]
     fetched: T = tree_unflatten(leaves, spec)
     return fetched
+
+
+def give_back() -> None:
+    """Memory of the GPU that this process has freed, and its allocator keeps, goes to the others on it."""
+    if torch.cuda.is_initialized():
+        with suppress(RuntimeError):  # one that has failed, as whoever asked it has been told
+            torch.cuda.empty_cache()
 
 
 def _packed(tensors: Collection[Tensor], **where: Any) -> tuple[Tensor, list[int]]:

@@ -19,6 +19,7 @@ from prometar.reproduce.grid import WEIGHTS, Job, Record, read_record
 with nothing_collected():
     import torch
 
+    from prometar.device import give_back
     from prometar.inference.classifier import Classifier
     from prometar.runs import evaluate_on, ray_stream, write_result
     from prometar.training.alike import like_the_driver, require_shared
@@ -47,6 +48,8 @@ class Worker:
             raise
         except UserError as error:
             return job.failed(str(error))
+        finally:
+            give_back()
 
 
 def _run(job: Job) -> Record:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from prometar.device import give_back
 from prometar.errors import StorageError, UserError
 from prometar.training.epoch import Diverged
 from prometar.training.lockstep import Lockstep, partition
@@ -75,9 +76,11 @@ class Crew:
         return [None]
 
     def close(self) -> None:
-        """End the streams."""
+        """End the streams, and keep nothing of a GPU that other workers share."""
         for member in self._members:
             member.close()
+        self._together.clear()
+        give_back()
 
 
 class _Member:

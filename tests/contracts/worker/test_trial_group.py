@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prometar.config.settings import Config, parse
 from prometar.data.streaming.stream import stream_local
@@ -101,6 +103,24 @@ def test_seconds_are_shares_of_what_took_place_together(tmp_path: Path) -> None:
     together = finish(Crew(jobs(tmp_path / "crew", {}, GENTLE)))
     last = [r["seconds"] for r in together if r["finished"]]
     assert max(last) < 1.5 * min(last)
+
+
+def test_a_gpu_s_memory_is_given_back_when_jobs_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the largest of its trials would be a worker's for good, and other workers on the GPU have less."""
+    left = list[int]()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: left.append(sum(each() is not None for each in held))
+    )
+    worker = Crew(jobs(tmp_path / "crew", {}, GENTLE))
+    worker.advance()
+    (together,) = worker._together.values()
+    held = [weakref.ref(each) for each in (together, together._graph, *together.sessions)]
+    del together
+    worker.close()
+    assert left == [0]
 
 
 def test_a_stopped_job_is_left_out_and_the_others_go_on(tmp_path: Path, alone: Alone) -> None:
