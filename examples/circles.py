@@ -1,4 +1,4 @@
-"""A data set of one's own: circles in six colours, drawn when they are read.
+"""A data set of one's own: circles in eight colours, drawn when they are read.
 
 PYTHONPATH=examples python tune/search.py --dataset circles:Circles --backbone mini
 PYTHONPATH=examples prometar train --set data.name=circles:Circles --set data.args.size=96

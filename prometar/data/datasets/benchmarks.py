@@ -97,7 +97,7 @@ _ROWS = (
         layout=WnidFolders("images", (("train", "train"), ("test", "val"))),
         classes=1000,
         sizes=Sizes(1_281_167, 0, 50_000),
-        by_hand="get ILSVRC 2012 from image-net.org and unpack it to a folder a wnid in train/ and val/",
+        by_hand="get ILSVRC 2012 from image-net.org: a folder a wnid, in images/train/ and in images/val/",
     ),
     Benchmark(
         name="caltech101",
