@@ -47,8 +47,13 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
         format_message = getattr(error, "format_message", None)
         if format_message is not None:
             message = format_message()
+            if type(error).__name__ == "NoArgsIsHelpError":  # the help of a group of commands
+                print(message, file=sys.stderr)
+                return 2
             if "extra argument" in message:
-                message += "; several values of one option stand in quotes"
+                message += (
+                    "; several values of one option stand in quotes, each behind its name (--option VALUE)"
+                )
             return _say(message, getattr(error, "exit_code", 2))
         return _unforeseen(error)
     if status == INTERRUPTED:  # some versions of typer return it

@@ -154,3 +154,17 @@ def test_standard_streams_that_are_closed_lead_nowhere() -> None:
     """
     closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
     assert subprocess.run([*closing, sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("args", [[], ["data"]], ids=["prometar", "data"])
+def test_a_group_of_commands_alone_shows_its_help(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In lines, not as an error: it came as one line of a thousand letters."""
+    from prometar.cli.app import main
+
+    assert main(args) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("Usage: ")
+    assert "\nCommands:\n" in printed.err
