@@ -73,6 +73,11 @@ class Classifier:
     template: str
     card: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        """One line: all its tensors are thousands, in a notebook too."""
+        config, classes = self.config, len(self.classnames)
+        return f"<{config.method} on {config.data.name} with {config.backbone.name}, {classes} classes>"
+
     def model(self, classnames: Sequence[str], template: str | None = None) -> Model:
         """The prompted CLIP for these classes."""
         texts = prompt_texts(

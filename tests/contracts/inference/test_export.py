@@ -84,6 +84,10 @@ def base_test_images(root: Path) -> tuple[list[Path], list[str]]:
     return [root / "dtd" / "images" / i.path for i in test], [i.classname for i in test]
 
 
+def test_a_classifier_is_shown_in_a_line(exported: Path) -> None:
+    assert repr(prometar.load(exported)) == "<prometar on dtd with mini, 3 classes>"
+
+
 def test_predict_gives_the_evaluations_accuracy(
     run: tuple[Path, RunResult], exported: Path, root: Path
 ) -> None:
