@@ -419,9 +419,12 @@ def load_config(path: Path) -> Config:
     """Read a YAML configuration.
 
     Raises:
-        UserError: the file is missing, is not YAML, or holds unknown keys or refused values.
+        UserError: the file is missing, is not YAML, or holds unknown keys or refused values; it is a recipe.
     """
-    return parse(read_yaml(path) or {}, where=str(path))
+    tree = read_yaml(path) or {}
+    if isinstance(tree, dict) and "settings" in tree:
+        raise UserError(f"{path} is a recipe: give it with --method")
+    return parse(tree, where=str(path))
 
 
 def dump_config(config: Config) -> str:

@@ -304,6 +304,7 @@ def parse_space(name: str, text: str) -> Space:
 _PROBLEMS = {
     "union_tag_not_found": "its `type` is missing: float, int or choice",
     "tuple_type": "expected a list, [a, b]",
+    "model_attributes_type": "expected a range, such as {type: float, low: 0.5, high: 200}",
 }
 """Where pydantic's words speak of its own insides."""
 

@@ -112,6 +112,7 @@ def test_settings_nest_and_have_conditions() -> None:
     [
         ("a: {choices: [x]}", "space mine, a: its `type` is missing: float, int or choice"),
         ("a: {type: choice, choices: x}", r"choices: expected a list, \[a, b\]"),
+        ("a: 0.5", "space mine, a: expected a range, such as {type: float, low: 0.5, high: 200}"),
         ("a: {type: choice, choices: [x, x]}", "choices: a choice is there twice"),
     ],
 )
