@@ -1,6 +1,6 @@
 """Search the settings of a prompt-learning method: `python tune/search.py --dataset dtd --data-root DIR`.
 
-Without arguments it runs the embedded default, a few minutes on two cores. The same command again goes on
+Without arguments it runs the embedded default, 15 to 25 minutes on two cores. The same command again goes on
 with the study; a larger --trials extends it.
 """
 

@@ -83,7 +83,7 @@ class StudySpec(Search):
         if fixed:
             raise UserError(f"the space {self.space.name} searches {fixed[0]}, which the study itself sets")
         require_different(self.names)
-        objective = objective_of(self.objective)
+        objective = objective_of(self.objective, SEARCH_OBJECTIVES)
         if not objective.searches:
             known = ", ".join(SEARCH_OBJECTIVES)
             raise UserError(f"the objective {self.objective} is not for searches: choose one of {known}")

@@ -22,6 +22,7 @@ from prometar.cli.reproduce import reproduce
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.distributed.local_ray import start_ray
 from prometar.errors import UserError
+from prometar.io.files import resolved
 from prometar.loading import loaded_for_good
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
@@ -95,7 +96,7 @@ def train(
         raise UserError(f"--alignment-every: {chosen.method} learns nothing, leave the option out")
     objective_of(objective)
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
-    folder = out or Path("out/train") / name
+    folder = resolved(out) if out else Path("out/train") / name
     watch = None if alignment_every is None else Alignment(folder, alignment_every)
     start_ray()
     show = partial(_print_epoch, chosen.train.epochs)

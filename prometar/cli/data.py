@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from prometar.cli.console import printable
-from prometar.cli.options import PLAIN, RootOption
+from prometar.cli.options import PLAIN, RootOption, at_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import place_of
 from prometar.data.datasets.hubname import is_hub
@@ -83,7 +83,8 @@ def _state(row: Listed, root: str | None) -> str:
 def data_check(
     name: NameArgument,
     data_root: Annotated[
-        str | None, typer.Option(help=f"The folder that holds the data sets' folders [{DATA}].")
+        str | None,
+        typer.Option(help=f"The folder that holds the data sets' folders [{DATA}].", callback=at_home),
     ] = None,
 ) -> None:
     """Decode every image; list those that are missing, broken or listed twice, and the published sizes."""
@@ -108,7 +109,8 @@ def data_check(
 def data_download(
     name: NameArgument,
     to: Annotated[
-        str, typer.Option(help="The data root: the folder that holds the data sets' folders.")
+        str,
+        typer.Option(help="The data root: the folder that holds the data sets' folders.", callback=at_home),
     ] = DATA,
     split: Annotated[
         str, typer.Option(help="coop, as the field uses; or official, the data set's own (dtd, food101).")
@@ -158,7 +160,10 @@ def _obtain(name: str, root: str | None) -> bool:
 @app.command("prepare")
 def data_prepare(
     name: NameArgument,
-    to: Annotated[str, typer.Option(help="A data root to write to: a folder, s3://... or gs://...")],
+    to: Annotated[
+        str,
+        typer.Option(help="A data root to write to: a folder, s3://... or gs://...", callback=at_home),
+    ],
     data_root: RootOption = None,
 ) -> None:
     """Write a data set as Parquet shards, after checking every image. The same command goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,12 +13,18 @@ from prometar.errors import UserError
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 """How every command-line application here is made: errors are one line, texts are plain."""
 
+
+def at_home(given: str | None) -> str | None:
+    """A folder whose leading ~ the shell has left, as in `--to=~/data`."""
+    return given and os.path.expanduser(given)
+
+
 RootOption = Annotated[
     str | None,
     typer.Option(
         "--data-root",
         help="The folder that holds the data sets' folders.",
-        callback=lambda given: given or None,  # "" is what a shell makes of a variable that is not set
+        callback=lambda given: at_home(given) or None,  # "" is what a shell makes of a variable not set
     ),
 ]
 

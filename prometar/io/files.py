@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -42,13 +43,23 @@ def require_utf8(path: Path | str) -> None:
         raise UserError(f"the path {str(path)!a} is not UTF-8, or holds a null character: take another name")
 
 
+def require_no_url(path: Path | str) -> None:
+    """Raises a UserError where a folder was meant as a URL: a path makes one slash of its two."""
+    if url := re.match(r"(s3|gs|gcs|abfss?|hdfs|hf|https?|file):/", str(path)):
+        raise UserError(
+            f"'{url[0]}...' is no folder: a URL begins with {url[1]}://, "
+            "and stands only where one can, as after --data-root and --files"
+        )
+
+
 def resolved(path: Path | str) -> Path:
     """A path from the root on, links followed, and a leading ~ as the home that it is: `--out=~/x` keeps it.
 
     Raises:
-        UserError: not `is_utf8`, or links in a circle.
+        UserError: not `is_utf8`, links in a circle, or meant as a URL.
     """
     require_utf8(path)
+    require_no_url(path)
     found = None
     try:
         found = Path(os.path.realpath(os.path.expanduser(path)))

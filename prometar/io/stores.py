@@ -11,7 +11,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from prometar.errors import StorageError, UserError, WorkError
-from prometar.io.files import beside, require_utf8, write_atomically
+from prometar.io.files import beside, require_no_url, require_utf8, write_atomically
 
 _SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of a URL's options
 _BUCKETS = {"s3", "gs", "gcs", "abfs", "abfss"}
@@ -26,11 +26,12 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow file system of a local path or URI, and the path in it.
 
     Raises:
-        UserError: a URI that pyarrow does not understand, or a path that is not UTF-8.
+        UserError: a URI that pyarrow does not understand, a path that is not UTF-8, or meant as a URL.
         StorageError: a store that cannot be reached, such as one that is asked for its region.
     """
     require_utf8(uri)
     if "://" not in uri:
+        require_no_url(uri)
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     try:
         return fs.FileSystem.from_uri(uri)

@@ -76,6 +76,9 @@ SEARCHES = [
     (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 has not"),
     (["--final-seeds", "1 x"], "--final-seeds '1 x': expected auto, or numbers"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial 'half': expected a number, or auto"),
+    (["--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only where"),
+    (["--files", "s3:/bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only where"),
+    (["--from-records"], "holds no study: leave it out to begin one"),
     (["--study", "../x"], "--study '../x' is no folder name"),
     (["--data-root", "x\udcff"], "x\\udcff' is not UTF-8"),
     (["--data-root", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
@@ -87,6 +90,7 @@ SEARCHES = [
     (["--set", "train.seed=2001-99-99"], "is not YAML"),
     (["--nonsense"], "No such option"),
     (["--final-seeds", "1", "2"], "extra argument(s) (2); several values of one option stand in quotes"),
+    (["cells"], "stand in quotes, each behind its name (--option VALUE)"),
     (["--set", "optim.lr=1e39"], "optim.lr: Input should be less than or equal to 1e+30 (found 1e+39)"),
 ]  # fmt: skip
 
@@ -119,6 +123,21 @@ def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     ):
         assert "Too many levels of symbolic links" in fails(capsys, main, [*map(str, words)], status=status)
     assert [path.name for path in tmp_path.iterdir()] == ["circle"]
+
+
+def test_a_home_is_known_where_the_shell_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it does after `=`: --to=~/copy made a folder called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert prometar_main(["data", "prepare", "cells", "--to=~/copy"]) == 0
+    assert capsys.readouterr().out.endswith(f"use it with --data-root {tmp_path / 'home' / 'copy'}\n")
+    assert prometar_main(["data", "check", "cells", "--data-root=~/copy"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert str(tmp_path / "home" / "none") in fails(
+        capsys, prometar_main, ["data", "check", "dtd", "--data-root=~/none"]
+    )
 
 
 def test_records_without_their_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +188,9 @@ PROMETAR = [
     (["train", "--method", "coop", "--set", "method=ivlp"], "--set method: --method gives it too"),
     (["train", "--set", "prompts.depth=3"], "unknown setting 'prompts.depth'"),
     (["train", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
+    (["train", "--objective", "test"], "class_holdout, base_val, oracle_test, final, all_classes, or"),
+    (["train", "--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only"),
+    (["data", "prepare", "cells", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
     (["evaluate", "nowhere"], "nowhere holds no run"),
     (["report", "nowhere"], "nowhere holds no study"),
     (["data", "check", "nope"], "unknown data set 'nope'"),
@@ -187,6 +209,7 @@ def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[s
     [
         ("optim: {lr: [1]}", "optim.lr: Input should be a valid number"),
         ("optim: {rate: 1}", "optim.rate: unknown key"),
+        ("settings: {optim: {lr: 1}}", "is a recipe: give it with --method"),
         ("- a", "expected a mapping of settings, found list"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),

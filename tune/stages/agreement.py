@@ -30,9 +30,11 @@ def require_agreement(
 
     Raises:
         UserError: the database has lost recorded trials or has others, and `from_records` is not set; or it
-            is not the folder's own, and cannot be put aside.
+            is not the folder's own, and cannot be put aside; or there is no study, and it is set.
     """
     records = read_trials(folder.path)
+    if from_records and not (records or folder.begun):
+        raise UserError(f"--from-records: {folder.path} holds no study: leave it out to begin one")
     held, trials = kept_in(storage, folder.name) if records else (set(), [])
     odd = odd_records(trials, records)
     if not odd:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prometar.data.datasets.dataset import Dataset, Item, classnames
@@ -159,17 +159,19 @@ SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if obje
 """The objectives that a search may use."""
 
 
-def objective_of(name: str) -> Objective:
+def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """An objective by name, or the user's own, `package.module:Name`.
 
     A function of accuracies by set to one number is scored on the images of `class_holdout`.
 
+    Args:
+        known: Those that an unknown name's message lists (default: all).
     Raises:
         UserError: unknown, or a part that is no objective.
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = own_part("objective", name, SEARCH_OBJECTIVES)
+    found = own_part("objective", name, known)
     if isinstance(found, Objective):
         if type(found.folds) is not int or found.folds < 1:
             raise UserError(f"{name}: folds must be a whole number, 1 at least, found {found.folds!r:.60}")
