@@ -17,7 +17,7 @@ def report(
     ] = None,
     to: Annotated[Path | None, typer.Option(help="With --compare: the file to write [compare.html].")] = None,
 ) -> None:
-    """Rebuild a study's report.html from its records, or compare two studies."""
+    """Rebuild a study's report from records, or compare two studies."""
     if (study is None) == (compare is None):
         raise UserError("report takes a study's folder, or --compare with two of them")
     if study is not None:

@@ -132,7 +132,7 @@ def _parameters() -> Iterator[Parameter]:
 
 @app.command(cls=GroupedHelp)
 def search(**given: Any) -> None:
-    """Search settings, compare the best with the released ones, and write a report."""
+    """Search settings, compare the best with the released ones. The same command goes on."""
     only_planned = given.pop("plan")
     options = options_of(given)
     if only_planned:

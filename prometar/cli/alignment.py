@@ -14,7 +14,10 @@ def alignment(
     ],
     to: Annotated[Path | None, typer.Option(help="Write a plot of all runs to this HTML file.")] = None,
 ) -> None:
-    """Show the cosine of support and query gradients along runs, measured as they trained."""
+    """Show how gradients align along runs.
+
+    Their figure is the cosine of support and query gradients, measured as the runs trained.
+    """
     from prometar.analysis.alignment import FILE, read, summarize
     from prometar.analysis.plot import KIND, page
     from prometar.io.files import write_atomically

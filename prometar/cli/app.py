@@ -68,7 +68,7 @@ def train(
         int | None, typer.Option(help="Measure how gradients align, once in this many steps.")
     ] = None,
 ) -> None:
-    """Train one run on all base classes and test it on base and new ones. The same command goes on."""
+    """Train one run on base classes, test it on base and new ones. The same command goes on."""
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
     root = None if data_root is None else absolute_root(data_root)

@@ -20,7 +20,7 @@ def compare(
     csv: Annotated[Path | None, typer.Option(help="Write the tables to this CSV file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page to this HTML file.")] = None,
 ) -> None:
-    """Compare methods on the data sets and seeds that their runs share."""
+    """Compare methods on data sets and seeds that their runs share."""
     from rich.console import Console
 
     from prometar.comparison.page import KIND, page

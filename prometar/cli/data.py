@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prometar.data.preparation.check import Listed
 
 app = typer.Typer(
-    no_args_is_help=True, help="Data sets: list them, check them, get them, copy them as Parquet.", **PLAIN
+    no_args_is_help=True, help="List data sets, check them, get them, copy them as Parquet.", **PLAIN
 )
 
 NameArgument = Annotated[
@@ -39,7 +39,7 @@ DATA = "data"
 
 @app.command("list")
 def data_list(data_root: RootOption = None) -> None:
-    """The data sets: what lies under --data-root, and how it compares with the published sizes."""
+    """The data sets, and what of them is there. Sizes are compared with the published ones."""
     from prometar.data.preparation.check import list_datasets
 
     table = Table(box=None)
@@ -87,7 +87,10 @@ def data_check(
         typer.Option(help=f"The folder that holds the data sets' folders [{DATA}].", callback=at_home),
     ] = None,
 ) -> None:
-    """Decode every image; list those that are missing, broken or listed twice, and the published sizes."""
+    """Decode every image, and list what is missing or broken.
+
+    Also what is listed twice, and where sizes are other than the published ones.
+    """
     from prometar.data.preparation.check import check
 
     if data_root is None and (name in BENCHMARKS or is_hub(name)):

@@ -24,7 +24,7 @@ def doctor(
     out: Annotated[Path, typer.Option(help="Where studies would lie.")] = Path("out"),
     address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
 ) -> None:
-    """What a study would find here, a line each; exit status 1 where it would be refused."""
+    """What a study would find here, a line each. Exit status 1 where it would be refused."""
     configure_ray(local=address is None)
     from prometar.bundled.suite import default_backbone
     from prometar.data.datasets.catalog import require_different

@@ -27,7 +27,10 @@ def export(
     ] = False,
     trust_parts: TrustOption = False,
 ) -> None:
-    """Write a finished run's prompts for `prometar.load(FILE).predict(images)`, or the run as a program."""
+    """Write a finished run's prompts, or the run as a program.
+
+    Prompts are for `prometar.load(FILE).predict(images)`.
+    """
     if format == "prompts" and classes_as_input:
         raise UserError("--classes-as-input belongs to --format onnx or torch: prompts take any classes")
     from prometar.runs import export_program, export_run

@@ -16,7 +16,10 @@ def push(
     ] = False,
     license: Annotated[str, typer.Option(help="The licence's identifier in the hub's list.")] = "unknown",
 ) -> None:
-    """Put a prompt file and a card made of it on the Hugging Face hub, for `load("hf://owner/name")`."""
+    """Put a prompt file and its card on the Hugging Face hub.
+
+    `load("hf://owner/name")` reads it from there.
+    """
     from prometar.inference.hub import PromptRepo
     from prometar.inference.publish import publish
 

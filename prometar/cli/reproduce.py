@@ -70,7 +70,7 @@ def reproduce(
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
     verbose: Annotated[bool, typer.Option(help="Show Ray's own output.")] = False,
 ) -> None:
-    """Run methods by a protocol of the field, and compare them in pairs. The same command goes on."""
+    """Run methods by a protocol of the field; compare in pairs. The same command goes on."""
     configure_ray(local=address is None, verbose=verbose)
     with loaded_for_good():
         from prometar.bundled.suite import default_backbone

@@ -156,6 +156,16 @@ def test_standard_streams_that_are_closed_lead_nowhere() -> None:
     assert subprocess.run([*closing, sys.executable, "-c", code], timeout=120).returncode == 0
 
 
+@pytest.mark.parametrize("args", [["--help"], ["data", "--help"]], ids=["prometar", "data"])
+def test_help_says_of_each_command_what_it_does(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first sentence, in 80 columns: longer ones ended in dots, in the middle."""
+    from prometar.cli.app import main
+
+    assert main(args) == 0
+    _, commands = capsys.readouterr().out.split("Commands:\n")
+    assert "..." not in commands
+
+
 @pytest.mark.parametrize("args", [[], ["data"]], ids=["prometar", "data"])
 def test_a_group_of_commands_alone_shows_its_help(
     args: list[str], capsys: pytest.CaptureFixture[str]
