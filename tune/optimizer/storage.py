@@ -217,7 +217,8 @@ def opening(storage: str) -> Iterator[None]:
         reason = f"cannot open the study storage {storage}: {_cause(error)}"
         if isinstance(error, LOST) and not isinstance(error, ArgumentError):
             raise WorkError(f"{masked(reason)}; when it answers again, {GO_ON}") from None
-        raise UserError(masked(reason)) from None
+        lacks = isinstance(error, ImportError) and "psycopg" in reason.rpartition(": ")[2]
+        raise UserError(masked(reason) + (": pip install '.[postgresql]'" if lacks else "")) from None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -252,3 +253,9 @@ def test_why_a_database_cannot_be_opened_is_its_own_word_not_optuna_s(tmp_path: 
             drive_study(url, "s")
     finally:
         event.remove(Engine, "before_cursor_execute", fail)
+
+
+def test_a_database_whose_driver_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match=r"cannot open .*psycopg.*: pip install '\.\[postgresql\]'$"):
+        drive_study("postgresql+psycopg://u@localhost/d", "x")
