@@ -16,8 +16,11 @@ from prometar.distributed.ray_private import MEMORY, taken_by_itself
 _OF_IMAGES = 0.3  # the share of its memory that Ray gives its object store, too
 _LEAST_OF_IMAGES = 75 * 2**20  # with less, Ray does not start
 _SHARED_MEMORY = Path("/dev/shm")
-_LIMITS = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
+_GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_Files = dict[str, tuple[str, str]]
 """Where control groups of both versions lie, by what their lines name, and the file of a limit."""
+_MEMORY: _Files = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
+_TASKS: _Files = {"": ("", "pids.max"), "pids": ("pids", "pids.max")}
 
 
 def allotted() -> dict[str, int]:
@@ -60,26 +63,33 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def memory_limit(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+def memory_limit(groups: Path = _GROUPS, own: Path = _OWN) -> int | None:
     """Bytes that this process's control groups allow, if that is less than the machine has.
 
     The outermost group is left out: that is the machine or the container, which Ray sees.
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    least = min(_limits(groups, own), default=machine)
+    inner = (limit for limit, outermost in _limits(_MEMORY, groups, own) if not outermost)
+    least = min(inner, default=machine)
     return least if least < machine else None
 
 
-def _limits(groups: Path, own: Path) -> Iterator[int]:
+def task_limit(groups: Path = _GROUPS, own: Path = _OWN) -> int | None:
+    """Processes and threads that this process's control groups allow together, a container's too."""
+    return min((limit for limit, _ in _limits(_TASKS, groups, own)), default=None)
+
+
+def _limits(files: _Files, groups: Path, own: Path) -> Iterator[tuple[int, bool]]:
+    """Each limit of this process's groups, and whether it is the outermost group's."""
     with suppress(OSError):
         for line in own.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
-            if kinds not in _LIMITS:
+            if kinds not in files:
                 continue
-            below, file = _LIMITS[kinds]
+            below, file = files[kinds]
             top = groups / below
             group = top / path.strip("/")
-            while group != top:
+            while group.is_relative_to(top):
                 with suppress(OSError, ValueError):  # not there, or "max"
-                    yield int((group / file).read_text())
+                    yield int((group / file).read_text()), group == top
                 group = group.parent

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from prometar.distributed.allotment import allotted
+from prometar.distributed.allotment import allotted, task_limit
 from prometar.distributed.ray_private import (
     ended_where_it_fails,
     imports_as_here,
@@ -83,6 +83,7 @@ def start_ray(
 def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
     if address is None:
         _require_open_files()
+        _require_tasks()
         if sys.flags.optimize > 1:  # Ray's own processes end where Python leaves docstrings out
             raise WorkError("Ray does not start with PYTHONOPTIMIZE=2: unset it")
         _require_room()
@@ -168,6 +169,18 @@ def _require_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, max(soft, 65_536)), hard))
     if most < _FEWEST_FILES:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
+
+
+_FEWEST_TASKS = 192  # a study of one trial at a time on one CPU took 214; where more are begun, Ray crashes
+
+
+def _require_tasks() -> None:
+    """Raises a WorkError where a container, or another control group, allows too few."""
+    if (most := task_limit()) is not None and most < _FEWEST_TASKS:
+        raise WorkError(
+            f"{most} processes and threads can run here, and Ray needs {_FEWEST_TASKS}: raise the "
+            "container's limit (--pids-limit, podPidsLimit)"
+        )
 
 
 _LEAST_ROOM = 8 * 2**20  # bytes for its logs; it does not say what it lacks

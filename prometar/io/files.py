@@ -139,12 +139,15 @@ def is_refused_write(reason: str) -> bool:
     return any(sign in reason for sign in _REFUSED)
 
 
-def beside(name: str) -> str:
-    """The hidden name under which a file is written before it takes its place: no other writer's.
+_OWN = os.urandom(4).hex()
 
-    A process's number would not do: containers that share a folder have the same ones.
+
+def beside(name: str) -> str:
+    """The hidden name under which this process writes a file before it takes its place.
+
+    A process's number alone would not do: containers that share a folder have the same ones.
     """
-    return f".{name}.{os.urandom(8).hex()}"
+    return f".{name}.{os.getpid()}-{_OWN}"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 
@@ -12,6 +14,16 @@ ROOT = Path(__file__).parents[2]
 def without_ray() -> dict[str, str]:
     """The environment for a Ray that knows nothing of this one."""
     return {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
+
+
+def as_elsewhere(name: str) -> ModuleType:
+    """A module of ours as another process has it: loaded once more, and nobody else's."""
+    spec = find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def session(leader: int) -> list[int]:

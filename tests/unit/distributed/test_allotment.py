@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from prometar.distributed import allotment
-from prometar.distributed.allotment import allotted, memory_limit
+from prometar.distributed.allotment import allotted, memory_limit, task_limit
 
 GIB = 2**30
 UNLIMITED = 9223372036854771712  # as the first version of control groups writes it
@@ -39,6 +39,26 @@ def test_the_least_limit_of_a_process_s_groups(
         (tmp_path / "groups" / name).write_text(f"{limit}\n")
     (tmp_path / "own").write_text(f"1:name=systemd:/\n{line}\n")
     assert memory_limit(tmp_path / "groups", tmp_path / "own") == least
+
+
+@pytest.mark.parametrize(
+    ("line", "limits", "least"),
+    [
+        ("0::/", {"pids.max": "100"}, 100),  # a container's own
+        ("0::/slurm/job_7", {"slurm/job_7/pids.max": "max", "slurm/pids.max": "300"}, 300),
+        ("8:pids:/docker/7", {"pids/pids.max": "100"}, 100),  # as a container sees the first version
+        ("0::/", {"pids.max": "max"}, None),
+        ("0::/", {}, None),
+    ],
+)
+def test_the_fewest_tasks_of_a_process_s_groups(
+    tmp_path: Path, line: str, limits: dict[str, str], least: int | None
+) -> None:
+    for name, limit in limits.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{limit}\n")
+    (tmp_path / "own").write_text(f"{line}\n")
+    assert task_limit(tmp_path / "groups", tmp_path / "own") == least
 
 
 def test_a_machine_without_control_groups_is_all_its_user_s(tmp_path: Path) -> None:

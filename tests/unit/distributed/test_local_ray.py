@@ -111,6 +111,17 @@ def test_a_call_after_rays_end_starts_no_other_ray(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("RAY_ENABLE_AUTO_CONNECT")
 
 
+def test_too_few_tasks_are_said_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(**_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(local_ray, "task_limit", lambda: 100)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(local_ray, "_init", never)
+    with pytest.raises(WorkError, match=r"^100 processes and threads can run here, and Ray needs 192: raise"):
+        start_ray()
+
+
 def test_a_user_without_a_home_has_the_root_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's user whom /etc/passwd does not know; Ray Tune asks for a home as it is imported."""
 

@@ -16,6 +16,7 @@ from prometar.io.files import read_bytes, resolved, size_of, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.training.checkpoint import load_checkpoint
 from tests.conftest import DTD_SPLIT
+from tests.support.processes import as_elsewhere
 from tune.space.spaces import load_space, parse_space
 from tune.stages.warm_start import enqueued
 
@@ -113,13 +114,13 @@ def test_a_home_is_known_where_the_shell_left_it(tmp_path: Path, monkeypatch: py
 
 def test_writers_with_one_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers number their processes each by itself, and may write one file of a shared folder."""
-    file, synced = tmp_path / "file", os.fsync
+    file, synced, other = tmp_path / "file", os.fsync, as_elsewhere("prometar.io.files")
     monkeypatch.setattr(os, "getpid", lambda: 7)
 
     def amid(handle: int) -> None:
         synced(handle)
         monkeypatch.setattr(os, "fsync", synced)
-        write_atomically(file, b"the other's, which is longer")
+        other.write_atomically(file, b"the other's, which is longer")
         assert file.read_bytes() == b"the other's, which is longer"
 
     monkeypatch.setattr(os, "fsync", amid)

@@ -15,6 +15,7 @@ from prometar.errors import StorageError
 from prometar.io import stores
 from prometar.io.stores import Store
 from tests.support.localserver import serving
+from tests.support.processes import as_elsewhere
 
 CONTENT = b"short"
 REFUSAL = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -103,7 +104,9 @@ def test_writers_with_one_process_number_do_not_meet(monkeypatch: pytest.MonkeyP
     def amid(self: Store, path: str, content: bytes) -> None:
         put(self, path, content)
         monkeypatch.setattr(Store, "_put", put)
-        store.write("file", b"the other's, which is longer")
+        with monkeypatch.context() as there:
+            there.setattr(stores, "beside", as_elsewhere("prometar.io.files").beside)
+            store.write("file", b"the other's, which is longer")
 
     monkeypatch.setattr(Store, "_put", amid)
     store.write("file", b"ours")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [".00000-0a.parquet.0123456789abcdef", ".00000-0a.parquet.7", "00000-0a.parquet.7.tmp"]
+    "name", [".00000-0a.parquet.7-0123abcd", ".00000-0a.parquet.7", "00000-0a.parquet.7.tmp"]
 )
 def test_half_a_shard_of_a_killed_process_is_gone_on_beside(
     small_dtd: Path, tmp_path: Path, name: str
@@ -108,7 +109,7 @@ def test_half_a_shard_of_a_killed_process_is_gone_on_beside(
 
 
 def test_two_at_once_write_one_whole_copy(small_dtd: Path, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(2) as both, patch.object(os, "getpid", lambda: 7):
+    with ThreadPoolExecutor(2) as both, patch.object(os, "getpid", threading.get_ident):
         list(both.map(lambda _: prepare("dtd", small_dtd, tmp_path, shard_rows=10), range(2)))
     assert check("dtd", tmp_path).broken == ()
     assert {file.suffix for file in tmp_path.rglob("*.*")} == {".parquet", ".json"}  # nothing half-written
