@@ -39,7 +39,7 @@ def test_a_command_that_is_not_there_waits_for_no_machine(monkeypatch: pytest.Mo
     ],
 )
 def test_waiting_in_vain(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: object) -> None:
-    assert asked(monkeypatch, "python", raised) == code
+    assert asked(monkeypatch, sys.executable, raised) == code
 
 
 @pytest.mark.parametrize("option", ["--cpus=-1", "--gpus=-1", "--minutes=nan", "--minutes=inf"])
