@@ -35,6 +35,7 @@ _OUT_OF_MEMORY = (
     "torch.OutOfMemoryError", "CUDA out of memory",
     "CUDA error: out of memory",  # not of torch's own memory: a context, a graph
     "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",  # as cuDNN says it from 9.0 on, of the GPU's memory and of the machine's
     "NVML_SUCCESS == ",  # torch asks who has the memory, which a part of a GPU (MIG) does not tell
     "ray.exceptions.OutOfMemoryError",  # Ray watches over a machine's memory
     "can't allocate memory", "MemoryError",
