@@ -7,6 +7,7 @@ host, packed, and sent from pinned memory; and what the host must know is packed
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from prometar.errors import one_line
 
 T = TypeVar("T")
 _ALIGNMENT = 16  # bytes: enough for every dtype, and for loads of several values at a time
@@ -23,6 +26,17 @@ def default_device() -> torch.device:
     """The GPU that this process is given, or the CPU."""
     # Ray shows a worker the GPUs that its trial was given, and no others.
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def why_no_gpu() -> str:
+    """Why torch can use no GPU in this process; empty where it can."""
+    with warnings.catch_warnings(record=True) as warned:  # of a driver that is too old, and the like
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return ""
+    built = torch.version.cuda
+    why = f"no GPU can be used (torch is built for CUDA {built})" if built else "torch is built without CUDA"
+    return why + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])
 
 
 def send(values: T, device: torch.device) -> T:

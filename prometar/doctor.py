@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,10 +18,11 @@ from prometar.config.settings import DEFAULT_OBJECTIVE
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import differences
 from prometar.data.splits.objective import problem
+from prometar.device import why_no_gpu
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import plan_resources
 from prometar.environment import environment
-from prometar.errors import UserError, first_line, one_line
+from prometar.errors import UserError, first_line
 
 GIB = 2**30
 LITTLE_DISK = 2 * GIB  # a study of hundreds of trials keeps some MB of each
@@ -86,15 +86,9 @@ def _versions() -> Finding:
 
 def gpus() -> list[Finding]:
     """The GPUs that torch sees in this process, and their free memory."""
-    built = torch.version.cuda
-    with warnings.catch_warnings(record=True) as warned:  # of a driver that is too old, and the like
-        warnings.simplefilter("always")
-        usable = torch.cuda.is_available()
-    if not usable:
-        unusable = f"no GPU can be used (torch is built for CUDA {built})"
-        why = unusable if built else "torch is built without CUDA"
-        told = "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])
-        return [Finding(Status.NOTE, "GPU", f"{why}: trials run on the CPU{told}")]
+    if why := why_no_gpu():
+        cause, *told = why.split("; ", 1)
+        return [Finding(Status.NOTE, "GPU", "; ".join([f"{cause}: trials run on the CPU", *told]))]
     return [_gpu(number) for number in range(torch.cuda.device_count())]
 
 

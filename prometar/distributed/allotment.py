@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from prometar.distributed.ray_private import MEMORY, taken_by_itself
+from prometar.errors import StorageError
 
 _OF_IMAGES = 0.3  # the share of its memory that Ray gives its object store, too
 _LEAST_OF_IMAGES = 75 * 2**20  # with less, Ray does not start
@@ -56,6 +58,27 @@ def only_given_gpus() -> None:
 
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def require_given_gpus(noun: str) -> None:
+    """What Ray has given a worker, torch must be able to use: else a GPU is held, and the CPU computes.
+
+    A machine that has joined a cluster tells of GPUs as their driver does.
+
+    Args:
+        noun: What a run is called in options (`--gpus-per-<noun>`).
+    Raises:
+        StorageError: torch can use none: this machine is to blame, and no run.
+    """
+    import ray
+
+    from prometar.device import why_no_gpu
+
+    if ray.get_gpu_ids() and (why := why_no_gpu()):
+        raise StorageError(
+            f"the machine {socket.gethostname()} has a GPU that its torch cannot use: {why}; mend its driver "
+            f"or its torch, or pass --gpus-per-{noun} 0"
+        )
 
 
 def num_cpus() -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from prometar.config.settings import dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.stream import StreamOptions
-from prometar.distributed.allotment import only_given_gpus
+from prometar.distributed.allotment import only_given_gpus, require_given_gpus
 from prometar.environment import environment
 from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
@@ -31,8 +31,13 @@ class Worker:
     """Does one job after the other in a process; backbone, data and frozen features stay in it."""
 
     def ready(self) -> None:
-        """Answers when the process is there."""
+        """Answers when the process is there.
+
+        Raises:
+            StorageError: torch cannot use the GPU that it was given.
+        """
         only_given_gpus()
+        require_given_gpus("run")
 
     def run(self, job: Job) -> Record:
         """The record of a finished run, or of one that failed in a way that no repetition would mend.

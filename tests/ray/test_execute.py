@@ -98,6 +98,23 @@ def test_a_worker_that_was_given_no_gpu_sees_none(ray_local: None) -> None:
     ray.kill(worker)
 
 
+def test_a_gpu_that_torch_cannot_use_ends_the_command_and_is_no_run_s_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None
+) -> None:
+    class Given(Worker):
+        def ready(self) -> None:
+            ray.get_gpu_ids = lambda: [0]
+            super().ready()
+
+    monkeypatch.setattr(execute, "Worker", Given)
+    heard: list[Record] = []
+    with pytest.raises(
+        WorkError, match=r"^the machine .* has a GPU that its torch cannot use: .*; mend its "
+    ):
+        run_jobs(jobs(tmp_path, 1), PLAN, on_record=heard.append)
+    assert not heard
+
+
 def test_a_worker_that_is_still_to_start_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None
 ) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from prometar.distributed.allotment import only_given_gpus
+from prometar.distributed.allotment import only_given_gpus, require_given_gpus
 from prometar.errors import WorkError
 from prometar.loading import loaded_for_good, nothing_collected
 from prometar.parts.sending import install
@@ -57,6 +57,7 @@ class TrialWorker(tune.Trainable):
         crew = _crew()
         import torch
 
+        require_given_gpus("trial")
         torch.set_num_threads(jobs[0].terms.plan.threads)
         return crew(jobs, failure)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from prometar.distributed import allotment
-from prometar.distributed.allotment import allotted, memory_limit, task_limit
+from prometar.distributed.allotment import allotted, memory_limit, require_given_gpus, task_limit
+from prometar.errors import StorageError
+from prometar.io.files import is_refused_write
 
 GIB = 2**30
 UNLIMITED = 9223372036854771712  # as the first version of control groups writes it
@@ -106,3 +109,32 @@ def test_images_lie_in_shared_memory_where_there_is_any(monkeypatch: pytest.Monk
     assert allotted()["object_store_memory"] == GIB
     job(monkeypatch, cpus=128, memory=10 * GIB, shared=64 * 2**20)  # what docker gives a container
     assert allotted()["object_store_memory"] == 3 * GIB
+
+
+def test_a_worker_whose_torch_cannot_use_its_gpu_does_not_compute_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_old() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver is too old.\nUpdate it.", stacklevel=2)
+        return False
+
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [0])
+    monkeypatch.setattr("torch.cuda.is_available", too_old)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    with pytest.raises(StorageError) as caught:
+        require_given_gpus("trial")
+    assert str(caught.value).endswith(
+        " has a GPU that its torch cannot use: no GPU can be used (torch is built for CUDA 13.0); CUDA "
+        "initialization: The NVIDIA driver is too old. Update it.; mend its driver or its torch, or pass "
+        "--gpus-per-trial 0"
+    )
+    assert is_refused_write(f"prometar.errors.StorageError: {caught.value}")
+
+
+def test_a_worker_that_was_given_no_gpu_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ray.get_gpu_ids", list)
+    require_given_gpus("trial")
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [0])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    require_given_gpus("trial")
