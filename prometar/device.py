@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from prometar.errors import one_line
+from prometar.errors import UserError, first_line, one_line
 
 T = TypeVar("T")
 _ALIGNMENT = 16  # bytes: enough for every dtype, and for loads of several values at a time
@@ -26,6 +26,24 @@ def default_device() -> torch.device:
     """The GPU that this process is given, or the CPU."""
     # Ray shows a worker the GPUs that its trial was given, and no others.
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def named_device(name: str) -> torch.device:
+    """The device that a user names.
+
+    Raises:
+        UserError: there is none of that name here, or nothing can be computed on it.
+
+    Example:
+        >>> named_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch asserts that it is built for CUDA
+        raise UserError(f"device {name!r:.80} cannot be used here: {first_line(error)}") from None
+    return device
 
 
 def why_no_gpu() -> str:

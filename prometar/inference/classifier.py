@@ -22,7 +22,7 @@ from prometar.config.settings import Config, parse
 from prometar.data.datasets.dataset import as_read, flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, apply, to_rgb
-from prometar.device import default_device, fetch, send
+from prometar.device import default_device, fetch, named_device, send
 from prometar.errors import UserError, first_line
 from prometar.inference.hub import PromptRepo
 from prometar.inference.hub import fetch as fetch_prompts
@@ -157,9 +157,11 @@ def load(
         trust_parts: Whether modules that the file names may be imported (default: they are refused).
     Raises:
         UserError: the file is no export, or not there; the backbone's weights are missing or others than it
-            was trained with; it names a module that is not trusted, or one that has changed.
+            was trained with; it names a module that is not trusted, or one that has changed; there is no such
+            device.
         WorkError: no network, for a name on the hub that is not in the local cache.
     """
+    there = default_device() if device is None else named_device(device)
     on_hub = isinstance(path, str) and path.startswith(SCHEME)
     path = fetch_prompts(PromptRepo.parse(str(path))) if on_hub else Path(path)
     leaves, card = read_prompts(path)
@@ -176,7 +178,7 @@ def load(
             f"{path} was trained with other weights of {config.backbone.name} than {given or 'its own'}: "
             "the digests differ"
         )
-    clip = clip.folded().to(device=device or default_device(), dtype=DTYPES[config.backbone.precision])
+    clip = clip.folded().to(device=there, dtype=DTYPES[config.backbone.precision])
     backbone = ready(config.backbone.name, given, clip)
     prompts = build_prompts(config)
     require_prompts(path, clip, prompts, leaves)

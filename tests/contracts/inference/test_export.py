@@ -84,6 +84,12 @@ def base_test_images(root: Path) -> tuple[list[Path], list[str]]:
     return [root / "dtd" / "images" / i.path for i in test], [i.classname for i in test]
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "", "meta", 0.5])
+def test_a_device_that_is_not_there_is_said_to_be_so(exported: Path, device: str) -> None:
+    with pytest.raises(UserError, match=f"^device {device!r} cannot be used here: .+"):
+        prometar.load(exported, device=device)
+
+
 def test_a_classifier_is_shown_in_a_line(exported: Path) -> None:
     assert repr(prometar.load(exported)) == "<prometar on dtd with mini, 3 classes>"
 
