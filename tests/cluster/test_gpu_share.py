@@ -29,8 +29,10 @@ with without_helpers():
     )
 from tests.support.driver import run_fake, small_spec
 from tune import study
-start = study.start_ray
-for name, *shown in json.loads(sys.argv[2]):
+from tune.stages import gpu_share
+start, look = study.start_ray, gpu_share.least_memory
+for name, least, *shown in json.loads(sys.argv[2]):
+    gpu_share.least_memory = (lambda: least * 2**30) if least else look
     def some(**given):
         hidden = kinds.keys() - {f"accelerator_type:{kind}" for kind in shown}
         return [{name: each for name, each in node.items() if name not in hidden} for node in start(**given)]
@@ -50,8 +52,11 @@ def test_as_many_as_fit_and_never_none(used: int, total: int) -> None:
     assert share == LEAST or (count + 1) * used > MARGIN * total * 0.999
 
 
-def studies(folder: Path, *asked: tuple[str, ...]) -> list[str]:
-    """What studies say; asked is each one's folder, and the kinds of GPU that it sees. They share a Ray."""
+def studies(folder: Path, *asked: tuple[str | int, ...]) -> list[str]:
+    """What studies say, which share a Ray.
+
+    asked: Each one's folder, the GiB of the smallest GPU (0: as it is), and the kinds of GPU that it sees.
+    """
     command = [sys.executable, "-c", RUN, str(folder), json.dumps(asked)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
@@ -66,11 +71,11 @@ def test_a_study_measures_once_for_each_kind_of_gpu_and_without_a_measure_takes_
     misbehave(not_measured, {})
     unknown, first, again, other, mixed = studies(
         tmp_path,
-        ("not",),
-        ("measured", "L4"),
-        ("measured", "L4"),
-        ("measured", "A10G"),
-        ("measured", "A10G", "L4"),
+        ("not", 0),
+        ("measured", 0, "L4"),
+        ("measured", 0, "L4"),
+        ("measured", 0, "A10G"),
+        ("measured", 0, "A10G", "L4"),
     )
     assert "the memory of a trial could not be measured: each gets a whole GPU" in unknown
     assert [r["gpus"] for r in records(not_measured)] == [1, 1]
@@ -83,3 +88,16 @@ def test_a_study_measures_once_for_each_kind_of_gpu_and_without_a_measure_takes_
     assert "a trial uses" in other, "another kind has another memory"
     assert "GPUs of several kinds, A10G and L4: each trial gets a whole one" in mixed
     assert "and 1 GPU" in mixed
+
+
+def test_gpus_of_one_kind_may_have_less_memory_than_the_one_that_was_measured_on(tmp_path: Path) -> None:
+    """Ray calls an A100 of 40 GB and one of 80 by one name."""
+    misbehave(tmp_path / "measured", {"0": "memory"})
+    alike, again, smaller, again_smaller = studies(
+        tmp_path, *[("measured", least, "L4") for least in (24, 24, 11, 11)]
+    )
+    assert "a trial uses 5.0 of 24.0 GiB of its GPU: 0.25 of one each" in alike
+    assert "a trial uses" not in again
+    assert "a trial uses 5.0 of 24.0 GiB of its GPU, and the smallest has 11.0: 0.5 of one each" in smaller
+    assert "a trial uses" not in again_smaller
+    assert "and 0.5 GPU" in again_smaller

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
+from prometar.distributed.gpu_memory import least_memory
 from prometar.distributed.placement import Node
 from prometar.io.files import write_atomically
 from tune.execution.course import Batch, Course
@@ -67,24 +68,31 @@ def kinds_of_gpu(nodes: Sequence[Node]) -> list[str]:
 
 
 class _Probe(BaseModel):
-    """What probe.json keeps: bytes, the kinds of GPU, a trial's share."""
+    """What probe.json keeps: bytes, the kinds of GPU, a trial's share.
+
+    least: Bytes of the smallest GPU, since those of one kind may differ; None: not known.
+    """
 
     used: int
     total: int
     gpus: list[str]
     share: float
+    least: int | None = None
 
 
 def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Sequence[str]) -> float:
-    """A trial's share of a GPU, measured once for a kind; a whole one where it cannot be measured."""
-    path = folder / "probe.json"
-    with suppress(OSError, ValidationError):  # measured anew
-        kept = _Probe.model_validate_json(path.read_bytes())
-        if kept.gpus == list(gpus):
-            return kept.share
+    """A trial's share of a GPU, measured once for GPUs of one kind and one least memory.
+
+    A whole one where it cannot be measured.
+    """
     if len(gpus) > 1:
         means.console.print(f"GPUs of several kinds, {' and '.join(gpus)}: each trial gets a whole one")
         return 1.0
+    path, least = folder / "probe.json", least_memory()
+    with suppress(OSError, ValidationError):  # measured anew
+        kept = _Probe.model_validate_json(path.read_bytes())
+        if kept.gpus == list(gpus) and least in (None, kept.least):
+            return kept.share
     job = spec.search_job(spec.reference(), spec.seeds, str(folder / "probe" / "0000"), means.terms)
     JobFiles(job).drop_states()  # an epoch that lies there would be told, and nothing be trained
     worker = ProbeWorker if means.trainable is TrialWorker else means.trainable
@@ -94,11 +102,12 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
         means.console.print("the memory of a trial could not be measured: each gets a whole GPU")
         return 1.0
     used, total = memory
-    share = share_of_gpu(used, total)
-    means.console.print(
-        f"a trial uses {used / 2**30:.1f} of {total / 2**30:.1f} GiB of its GPU: {share:g} of one each"
-    )
-    probe = _Probe(used=used, total=total, gpus=list(gpus), share=share)
+    share = share_of_gpu(used, min(total, least or total))
+    of_gpu = f"{total / 2**30:.1f} GiB of its GPU"
+    if least is not None and least < 0.99 * total:
+        of_gpu += f", and the smallest has {least / 2**30:.1f}"
+    means.console.print(f"a trial uses {used / 2**30:.1f} of {of_gpu}: {share:g} of one each")
+    probe = _Probe(used=used, total=total, gpus=list(gpus), share=share, least=least)
     write_atomically(path, probe.model_dump_json().encode())
     return share
 
