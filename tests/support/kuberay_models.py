@@ -160,6 +160,8 @@ class HeadGroup(Strict):
     def _head_runs_no_trial(self) -> HeadGroup:
         if self.rayStartParams.get("num-cpus") != "0" or self.template.spec.gpus():
             raise ValueError("the head would run trials: num-cpus must be '0', and it needs no GPU")
+        if self.rayStartParams.get("num-gpus") != "0":  # an image of CUDA's sees all of a node's where it may
+            raise ValueError("the head would count its node's GPUs: num-gpus must be '0'")
         return self
 
 

@@ -44,6 +44,7 @@ def test_manifest(name: str) -> None:
         (IMAGE, "registry.example.com/prometar:latest", "is not of Ray 2.60.0"),
         ('num-cpus: "0"', 'num-cpus: "4"', "head would run trials"),
         ('num-cpus: "0"', "num-cpus: 0", "valid string"),
+        ('num-gpus: "0"', "", "head would count its node's GPUs"),
         ("serviceType: ClusterIP", "serviceType: LoadBalancer", "Input should be 'ClusterIP'"),
         ("volumes:\n", "volume:\n", "Extra inputs are not permitted"),
         ("{name: shared, mountPath", "{name: sharde, mountPath", "there is no volume 'sharde'"),
