@@ -146,6 +146,7 @@ def run_study(
             command=place.command,
             forgiven=memory.forgiven,
             seconds_searched=memory.seconds_searched,
+            gpus=(" ".join(kinds_of_gpu(nodes)) or "of an unknown kind") if plan.gpus_per_trial else "",
         )
         if place.files is not None:
             take(place.files, folder.key)

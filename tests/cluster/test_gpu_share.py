@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.driver import NAME, misbehave, records
 from tests.support.processes import ROOT
+from tune.results.reader import read_records
 from tune.stages.gpu_share import LEAST, MARGIN, share_of_gpu
 
 RUN = """
@@ -88,6 +89,10 @@ def test_a_study_measures_once_for_each_kind_of_gpu_and_without_a_measure_takes_
     assert "a trial uses" in other, "another kind has another memory"
     assert "GPUs of several kinds, A10G and L4: each trial gets a whole one" in mixed
     assert "and 1 GPU" in mixed
+    study = read_records(measured / NAME).study
+    assert study.environment["gpus"] == "A10G L4"
+    assert [each["gpus"] for each in study.earlier_environments] == ["L4", "A10G"]
+    assert "A10G L4 (earlier L4, A10G)" in (measured / NAME / "report.html").read_text()
 
 
 def test_gpus_of_one_kind_may_have_less_memory_than_the_one_that_was_measured_on(tmp_path: Path) -> None:

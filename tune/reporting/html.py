@@ -104,8 +104,11 @@ def render(records: Records) -> str:
 def _environment(study: StudyRecord) -> dict[str, str]:
     """Versions and machine of the last command; with those of earlier ones where they differ."""
     found = {}
-    for key, value in study.environment.items():
-        others = dict.fromkeys(each.get(key, "unknown") for each in study.earlier_environments)
+    gpus = ["gpus"] if any("gpus" in each for each in study.earlier_environments) else []
+    for key in dict.fromkeys([*study.environment, *gpus]):
+        absent = "none" if key == "gpus" else "unknown"
+        value = study.environment.get(key, absent)
+        others = dict.fromkeys(each.get(key, absent) for each in study.earlier_environments)
         before = ", ".join(other for other in others if other != value)
         found[key] = f"{value} (earlier {before})" if before else value
     return found

@@ -112,9 +112,15 @@ class StudyFolder:
         command: str | None = None,
         forgiven: Collection[int] = (),
         seconds_searched: float = 0.0,
+        gpus: str = "",
     ) -> None:
-        """Write study.yaml (`StudyRecord`); `command` is this process's own where none is given."""
-        now = {**environment(), **_machine()}
+        """Write study.yaml (`StudyRecord`).
+
+        Args:
+            command: This process's own where none is given.
+            gpus: The kinds that trials compute on; "" where they do so on CPUs.
+        """
+        now = {**environment(), **_machine(), **({"gpus": gpus} if gpus else {})}
         path, earlier = self.path / "study.yaml", list[dict[str, str]]()
         if self.begun:
             before = read_study(self.path)
