@@ -18,6 +18,15 @@ GIB = 2**30
 UNLIMITED = 9223372036854771712  # as the first version of control groups writes it
 
 
+def groups_of(folder: Path, line: str, limits: dict[str, str]) -> tuple[Path, Path]:
+    """Control groups with these limits, and the file that names a process's own."""
+    for name, limit in limits.items():
+        (folder / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "groups" / name).write_text(f"{limit}\n")
+    (folder / "own").write_text(f"1:name=systemd:/\n{line}\n")
+    return folder / "groups", folder / "own"
+
+
 @pytest.mark.parametrize(
     ("line", "limits", "least"),
     [
@@ -37,11 +46,7 @@ UNLIMITED = 9223372036854771712  # as the first version of control groups writes
 def test_the_least_limit_of_a_process_s_groups(
     tmp_path: Path, line: str, limits: dict[str, str], least: int | None
 ) -> None:
-    for name, limit in limits.items():
-        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / name).write_text(f"{limit}\n")
-    (tmp_path / "own").write_text(f"1:name=systemd:/\n{line}\n")
-    assert memory_limit(tmp_path / "groups", tmp_path / "own") == least
+    assert memory_limit(*groups_of(tmp_path, line, limits)) == least
 
 
 @pytest.mark.parametrize(
@@ -57,11 +62,7 @@ def test_the_least_limit_of_a_process_s_groups(
 def test_the_fewest_tasks_of_a_process_s_groups(
     tmp_path: Path, line: str, limits: dict[str, str], least: int | None
 ) -> None:
-    for name, limit in limits.items():
-        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / name).write_text(f"{limit}\n")
-    (tmp_path / "own").write_text(f"{line}\n")
-    assert task_limit(tmp_path / "groups", tmp_path / "own") == least
+    assert task_limit(*groups_of(tmp_path, line, limits)) == least
 
 
 def test_a_machine_without_control_groups_is_all_its_user_s(tmp_path: Path) -> None:
