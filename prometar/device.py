@@ -40,10 +40,15 @@ def named_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        compute_on(device)
     except (RuntimeError, AssertionError, TypeError) as error:  # torch asserts that it is built for CUDA
         raise UserError(f"device {name!r:.80} cannot be used here: {first_line(error)}") from None
     return device
+
+
+def compute_on(device: torch.device) -> None:
+    """Raises a RuntimeError where torch has no kernels for a device, or they fail."""
+    torch.ones(1, device=device).sum().item()
 
 
 def why_no_gpu() -> str:

@@ -18,7 +18,7 @@ from prometar.config.settings import DEFAULT_OBJECTIVE
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import differences
 from prometar.data.splits.objective import problem
-from prometar.device import why_no_gpu
+from prometar.device import compute_on, why_no_gpu
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import plan_resources
 from prometar.environment import environment
@@ -98,17 +98,12 @@ def _gpu(number: int) -> Finding:
     try:
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
-        _compute(number)
+        compute_on(torch.device("cuda", number))
     except RuntimeError as error:
         return Finding(Status.REFUSED, what, f"trials on it would fail: {first_line(error)}")
     status = Status.OK if free > total / 2 else Status.NOTE
     memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     return Finding(status, what, f"{name}, {memory}, CUDA {torch.version.cuda}")
-
-
-def _compute(number: int) -> None:
-    """Raises a RuntimeError where torch has no kernels for a GPU, or they fail."""
-    torch.ones(1, device=torch.device("cuda", number)).sum().item()
 
 
 def _disk(out: Path) -> Finding:

@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, **parts: Any) -> Iterator[None]:
-    """Meanwhile, a module or a class has these parts instead of its own."""
+    """Meanwhile, a module, a class or an object has these parts instead of its own."""
     before = {name: getattr(owner, name) for name in parts}
     for name, part in parts.items():
         setattr(owner, name, part)

@@ -5,8 +5,6 @@ At the end stands CLS alone, or what pools the tokens of the image; prompts are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from prometar.backbone.clip import Clip
 from prometar.backbone.head import Mean, Part, Rows, projection
 from prometar.backbone.norm import Norm
 from prometar.backbone.tower import Pass, Prompts
+from prometar.replaced import replaced
 
 
 @torch.no_grad()
@@ -28,24 +27,14 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     Images are normalised with the backbone's own mean and standard deviation. Where no prompt enters the
     tower there is one token, its un-normalised feature.
     """
-    with _whole_float32():
+    cudnn: Any = torch.backends.cudnn
+    # On a GPU torch takes 10 bits of 23 of a float32 (TF32) for convolutions, though not for products.
+    with replaced(cudnn.conv, fp32_precision="ieee"):
         if clip.closed is not None:
             return clip.closed(images_B3HW)[:, None]
         if clip.embeds_features:
             return image_pass(clip, _tokens(clip, images_B3HW), {}, fused=True)[0][:, None]
         return _tokens(clip, images_B3HW)
-
-
-@contextmanager
-def _whole_float32() -> Iterator[None]:
-    """Convolutions in float32 as such: on a GPU torch takes 10 bits of 23 (TF32), which products do not."""
-    cudnn: Any = torch.backends.cudnn
-    conv = cudnn.conv
-    before, conv.fp32_precision = conv.fp32_precision, "ieee"
-    try:
-        yield
-    finally:
-        conv.fp32_precision = before
 
 
 def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:

@@ -70,13 +70,10 @@ class _Crew:
         slot, job = self._at.pop(done[0])
         try:
             return slot, job, ray.get(done[0])
-        except RayTaskError as error:  # what a user can mend comes as a record
-            reason = _last_line(error)
-            if is_refused_write(reason):
+        except RayError as error:
+            if isinstance(error, RayTaskError) and is_refused_write(reason := _last_line(error)):
                 slot.close()
                 raise WorkError(f"{reason.split(': ', 1)[-1]}; the same command goes on") from None
-            return slot, job, error
-        except RayError as error:
             return slot, job, error
 
     def close(self) -> None:

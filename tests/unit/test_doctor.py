@@ -90,7 +90,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, compute: Callable[[int], None]) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "A Card")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: ((70, 10)[number] * GIB, 80 * GIB))
-    monkeypatch.setattr(doctor, "_compute", compute)
+    monkeypatch.setattr(doctor, "compute_on", lambda device: compute(device.index))
     return gpus()
 
 
@@ -100,7 +100,7 @@ def test_gpus_and_their_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "A Card, 10.0 of 80.0 GiB free" in full.says
 
 
-@pytest.mark.parametrize("call", ["mem_get_info", "_compute"])
+@pytest.mark.parametrize("call", ["mem_get_info", "compute_on"])
 def test_a_gpu_on_which_nothing_can_be_computed_is_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -111,7 +111,7 @@ def test_a_gpu_on_which_nothing_can_be_computed_is_told_in_a_line(
             raise torch.AcceleratorError("CUDA error: no kernel image is available\nSearch for `cudaError'")
         return 80 * GIB, 80 * GIB
 
-    if call == "_compute":
+    if call == "compute_on":
         good, bad = two_gpus(monkeypatch, refuse)  # type: ignore[arg-type]
     else:
         two_gpus(monkeypatch, lambda number: None)

@@ -21,7 +21,7 @@ from ray.tune import (
 from ray.tune.error import TuneError
 
 from prometar.distributed.placement import STRATEGY
-from prometar.errors import StorageError, WorkError
+from prometar.errors import StorageError, WorkError, last_line
 from tune.execution.course import Course, RelayedCallback, RelayedScheduler, RelayedSearcher, Running, T
 from tune.execution.jobs import MAX_FAILURES
 from tune.execution.ray_private import (
@@ -109,5 +109,5 @@ def last_error(traceback: str) -> str:
     """
     named = re.findall(r"^[\w.]*[A-Z]\w*: .+", traceback, flags=re.MULTILINE)
     telling = [line for line in named if "StorageInternalError" not in line]  # Optuna's, about any cause
-    last = str((telling or named)[-1]) if named else traceback.strip().splitlines()[-1]
+    last = str((telling or named)[-1]) if named else last_line(traceback)
     return re.sub(r"^prometar\.errors\.\w+: ", "", last)

@@ -35,7 +35,7 @@ from prometar.data.streaming.ray_private import bundles_of
 from prometar.data.streaming.shared_images import Resident, files_of, resident
 from prometar.data.streaming.stream import Batch, StreamOptions, steps
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, make_images
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.errors import StorageError, UserError, WorkError, last_line
 from prometar.parts.pieces import is_everywhere
 
 FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
@@ -163,7 +163,7 @@ def _checked(batches: Generator[Columns, None, None], ranges: list[Range]) -> Ge
             raise StorageError(
                 f"{where}: Ray's memory is full, and so is the disk it spills to: make room"
             ) from None
-        raise WorkError(f"{where}: {text.strip().splitlines()[-1]}") from error
+        raise WorkError(f"{where}: {last_line(text)}") from error
     finally:
         batches.close()  # stops the tasks if the consumer leaves early
         if left:
