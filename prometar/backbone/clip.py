@@ -282,13 +282,19 @@ def from_state_dict(
         ln_post_weight=None if pooled else get("visual.ln_post.weight"),
         ln_post_bias=None if pooled else get("visual.ln_post.bias"),
         vision_projection=get("visual.proj"),
-        logit_scale=state["logit_scale"].exp().reshape(()),
+        logit_scale=_in_double(torch.exp, state["logit_scale"]).reshape(()),
         text_projection_bias=get("text_projection_bias"),
         vision_projection_bias=get("visual.proj_bias"),
         pool=pool,
         closed=closed,
         form=arch.form,
     )
+
+
+def _in_double(function: Callable[..., Tensor], tensor: Tensor, *others: Tensor | None) -> Tensor:
+    """Rounded once, so that its last bit, and with it the digest of the weights, is the same on every CPU."""
+    wide = (None if other is None else other.double() for other in others)
+    return function(tensor.double(), *wide).to(tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -307,11 +313,8 @@ class _Reader:
 
     def attention_pool(self, prefix: str, norm: str) -> Tower:
         """A block whose only query is the pool's own: its weight is zero, and what it asks is its bias."""
-        ask = F.linear(
-            self.state[f"{prefix}.latent"].flatten(0, -2),
-            self.state[f"{prefix}.q.weight"],
-            self.state.get(f"{prefix}.q.bias"),
-        )[0]
+        latent, weight = self.state[f"{prefix}.latent"].flatten(0, -2), self.state[f"{prefix}.q.weight"]
+        ask = _in_double(F.linear, latent, weight, self.state.get(f"{prefix}.q.bias"))[0]
         keys, bias = self.state[f"{prefix}.kv.weight"], self.state[f"{prefix}.kv.bias"]
         block = Block(
             ln_1_weight=self.state[f"{norm}.weight"],
@@ -337,9 +340,8 @@ class _Reader:
         else:
             query, key, value = (self.state[f"{stem}.{part}_proj_weight"] for part in "qkv")
         bias = self.state[f"{stem}.in_proj_bias"]
-        norm = Norm(self.state[f"{prefix}.ln_q.weight"], self.state[f"{prefix}.ln_q.bias"], self.eps)
-        asked = norm.forward(self.state[f"{prefix}.query"][:1], keep=False)
-        ask = F.linear(asked, query, bias[: len(query)])[0]
+        norm = [self.state[f"{prefix}.ln_q.{part}"] for part in ("weight", "bias")]
+        ask = _in_double(self._ask, self.state[f"{prefix}.query"][:1], *norm, query, bias[: len(query)])[0]
         block = Block(
             ln_1_weight=self.state[f"{prefix}.ln_k.weight"],
             ln_1_bias=self.state[f"{prefix}.ln_k.bias"],
@@ -355,6 +357,9 @@ class _Reader:
             c_proj_bias=torch.zeros_like(ask),
         )
         return replace(self._tower((block,)), residual=False)
+
+    def _ask(self, query: Tensor, weight: Tensor, bias: Tensor, *linear: Tensor) -> Tensor:
+        return F.linear(Norm(weight, bias, self.eps).forward(query, keep=False), *linear)
 
     def _block(self, stem: str) -> Block:
         """Scales of a layer are in the weights of the products before them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -48,11 +48,3 @@ def weights_digest(clip: Clip) -> str:
         elif value is not None and value != OPENAI:
             state.update(repr(value).encode())
     return state.hexdigest()
-
-
-def read_digest(clip: Clip) -> str:
-    """The digest of weights as they were read: what is computed of them may have another last bit elsewhere.
-
-    That is the exponential of the scale, and the question of an attention pool.
-    """
-    return weights_digest(replace(clip, pool=None, logit_scale=torch.zeros_like(clip.logit_scale)))

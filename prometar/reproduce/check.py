@@ -9,7 +9,7 @@ import torch
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.openclip import load_backbone
-from prometar.backbone.weights_digest import read_digest, weights_digest
+from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, Item
@@ -75,8 +75,8 @@ def look(asked: Asked) -> Found:
     clip = load_backbone(backbone.name, backbone.pretrained).clip
     narrow = clip.to(dtype=DTYPES[backbone.precision])
     everywhere = {split_entry(name): digest for name, digest in contents.items()}
-    everywhere |= {weights_entry(backbone): read_digest(narrow)} | code_of("prometar")
     contents[WEIGHTS] = weights_digest(narrow)
+    everywhere |= {weights_entry(backbone): contents[WEIGHTS]} | code_of("prometar")
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
     held = Held.of(clip, splits)
     return Found(idle, missing, held, tuple(notes), contents, everywhere, uncited)

@@ -12,7 +12,6 @@ from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.frozen_features import Seen
 from prometar.backbone.openclip import Backbone
-from prometar.backbone.weights_digest import read_digest
 from prometar.data.streaming.plan import Plan
 from prometar.errors import UserError
 from prometar.kept import Kept
@@ -44,11 +43,6 @@ class Loaded:
     @cached_property
     def _text_digest(self) -> str:
         return text_digest(self.backbone.clip)
-
-    @cached_property
-    def read_digest(self) -> str:
-        """See `prometar.backbone.weights_digest.read_digest`."""
-        return read_digest(self.backbone.clip)
 
     def teacher(self, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
         """Frozen text features of classes (C, E).

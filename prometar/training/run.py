@@ -111,7 +111,7 @@ def contents_of(config: Config) -> dict[str, str]:
         UserError: the data or the weights cannot be opened.
     """
     backbone, data = config.backbone, _data(config)[1]
-    weights = _loaded(backbone).read_digest
+    weights = _loaded(backbone).backbone.digest
     found = {split_entry(config.data.name): data.digest, weights_entry(backbone): weights}
     return found | code_of("prometar")
 

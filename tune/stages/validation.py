@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prometar.backbone.openclip import load_backbone
-from prometar.backbone.weights_digest import read_digest, weights_digest
+from prometar.backbone.weights_digest import weights_digest
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.hubset import obtain
@@ -71,7 +71,9 @@ def check(spec: StudySpec) -> Checked:
     backbone = load_backbone(config.backbone.name, config.backbone.pretrained)
     clip = backbone.clip
     contents["weights"] = weights_digest(clip)[:_DIGITS]
-    everywhere[weights_entry(config.backbone)] = read_digest(clip.to(dtype=DTYPES[config.backbone.precision]))
+    everywhere[weights_entry(config.backbone)] = weights_digest(
+        clip.to(dtype=DTYPES[config.backbone.precision])
+    )
     if searched[-1].predicts_new:
         contents["drift"] = drift_identity(backbone)
         for dataset in datasets:

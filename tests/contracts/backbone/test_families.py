@@ -206,6 +206,26 @@ def test_a_closed_tower_is_moved_and_frozen_and_known_by_its_weights() -> None:
     assert weights_digest(replace(clip, closed=replace(clip.closed, tensors=other))) != weights_digest(clip)
 
 
+@pytest.mark.parametrize(("name", "parts"), [
+    ("tiny-siglip", ("visual.trunk.attn_pool.latent", "visual.trunk.attn_pool.q.weight")),
+    ("tiny-coca", ("visual.attn_pool.query", "visual.attn_pool.ln_q.weight", "visual.attn_pool.ln_q.bias",
+                   "visual.attn_pool.attn.q_proj_weight")),
+])  # fmt: skip
+def test_what_a_pool_asks_has_no_other_last_bit_on_another_cpu(
+    name: str, parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    """CPUs sum a product in other orders: here its terms have another one."""
+    path = families.write_weights(name, tmp_path)
+    state = {key: tensor.float() for key, tensor in torch.load(path).items()}
+    asked = set()
+    for shift in range(5):
+        torch.save(state | {part: state[part].roll(shift, -1) for part in parts}, path)
+        pool = load_clip(name, str(path)).pool
+        assert pool is not None
+        asked.add(pool.blocks[0].in_proj_bias.numpy().tobytes())
+    assert len(asked) == 1
+
+
 def test_a_closed_towers_file_is_checked(tmp_path: Path) -> None:
     path = families.write_weights("tiny-resnet", tmp_path)
     state = torch.load(path)
