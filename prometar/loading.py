@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 
 @contextmanager
@@ -32,5 +33,9 @@ def loaded_for_good() -> Iterator[None]:
     """
     with nothing_collected():
         yield
-        if not gc.get_freeze_count():  # later there may be garbage of ours
-            gc.freeze()
+        _keep_for_good()
+
+
+@cache  # once: later there may be garbage of ours
+def _keep_for_good() -> None:
+    gc.freeze()

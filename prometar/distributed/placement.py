@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prometar.errors import UserError
+from prometar.words import counted
 
 Node = Mapping[str, float]
 """A machine's resources as Ray tells them, e.g. {"CPU": 8.0, "GPU": 1.0, "object_store_memory": 2e9}."""
@@ -59,12 +60,11 @@ class ResourcePlan:
         """The plan as one line."""
         gpus = f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else ""
         store = total(nodes, "object_store_memory") / 2**30
-        machines = f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''}"
         memory = f", about {self.memory / 2**30:.1f} GiB of memory{self.note}" if self.memory else ""
         return (
             f"{at_a_time(self.max_concurrent, self.noun)}, each with {self.cpus_per_trial:g} CPU (half for "
             f"its stream){gpus}{memory}, of {total(nodes, 'CPU'):g} CPUs and "
-            f"{total(nodes, 'GPU'):g} GPUs on {machines}, object store {store:.1f} GiB"
+            f"{total(nodes, 'GPU'):g} GPUs on {counted(len(nodes), 'machine')}, object store {store:.1f} GiB"
         )
 
 

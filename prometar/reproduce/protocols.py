@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError
 from prometar.metrics import ACCURACY, HARMONIC
+from prometar.words import counted
 
 ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant_of)
 VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant_of == "imagenet")
@@ -51,7 +52,7 @@ def shots_column(shots: int) -> str:
         >>> shots_column(1), shots_column(16)
         ('1 shot', '16 shots')
     """
-    return f"{shots} shot{'' if shots == 1 else 's'}"
+    return counted(shots, "shot")
 
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -126,14 +126,14 @@ def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
 
 def test_a_home_is_known_where_the_shell_left_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_dtd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As it does after `=`: --to=~/copy made a folder called ~."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    assert prometar_main(["data", "prepare", "cells", "--to=~/copy"]) == 0
+    assert prometar_main(["data", "prepare", "dtd", "--data-root", str(small_dtd), "--to=~/copy"]) == 0
     assert capsys.readouterr().out.endswith(f"use it with --data-root {tmp_path / 'home' / 'copy'}\n")
-    assert prometar_main(["data", "check", "cells", "--data-root=~/copy"]) == 0
+    assert prometar_main(["data", "check", "dtd", "--data-root=~/copy"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert str(tmp_path / "home" / "none") in fails(
         capsys, prometar_main, ["data", "check", "dtd", "--data-root=~/none"]

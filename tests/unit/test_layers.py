@@ -16,7 +16,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 # but never in a circle.
 PACKAGES = (
     "prometar.errors", "prometar.device", "prometar.environment", "prometar.interrupts", "prometar.kept",
-    "prometar.loading", "prometar.logs", "prometar.metrics", "prometar.replaced",
+    "prometar.loading", "prometar.logs", "prometar.metrics", "prometar.replaced", "prometar.words",
     "prometar.io",
     "prometar.bundled",
     "prometar.parts",

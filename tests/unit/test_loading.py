@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from prometar.loading import loaded_for_good, nothing_collected
+from prometar.loading import _keep_for_good, loaded_for_good, nothing_collected
 
 
 def test_collecting_goes_on_afterwards_if_it_was_on() -> None:
@@ -25,6 +25,7 @@ def test_what_does_not_load_leaves_it_on_too() -> None:
 
 def test_what_has_loaded_is_kept_once() -> None:
     gc.unfreeze()  # what the tests have loaded
+    _keep_for_good.cache_clear()
     try:
         with loaded_for_good():
             loaded: list[object] = []

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
 from prometar.metrics import Interval
+from prometar.words import counted
 from tune.space.spaces import Choice, Range
 
 NONE = "–"
@@ -103,15 +104,6 @@ def listed(names: Iterable[object]) -> str:
     """
     texts = [str(name) for name in names]
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
-
-
-def counted(n: int, noun: str) -> str:
-    """
-    Example:
-        >>> counted(1, "seed"), counted(3, "data set")
-        ('1 seed', '3 data sets')
-    """
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def interval(difference: Interval, unit: str, level: str = "95") -> str:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from prometar.io.files import write_atomically
 from prometar.io.pages import templates
 from prometar.io.stores import masked
+from prometar.words import counted
 from tune.reporting import formatting, statements, tables
 from tune.reporting.importance import MIN_COMPLETE, Importances, importances
 from tune.reporting.plots import course, goals, settings, style
@@ -69,7 +70,7 @@ def filled(template: str, **content: Any) -> str:
     environment.filters |= {
         "num": formatting.number, "signed": formatting.signed, "setting": formatting.setting,
         "chance": formatting.chance, "duration": formatting.duration, "hours": formatting.hours,
-        "bounds": formatting.bounds, "counted": formatting.counted, "listed": formatting.listed,
+        "bounds": formatting.bounds, "counted": counted, "listed": formatting.listed,
         "shown": formatting.shown,
     }  # fmt: skip
     return environment.get_template(template).render(**content)

@@ -20,6 +20,7 @@ from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
+from prometar.words import counted
 from tune.space.fitting import is_used
 from tune.space.spaces import EPOCHS
 from tune.stages.sequential import ALONE, LOOKS
@@ -93,10 +94,11 @@ class Steps(NamedTuple):
 def headline(spec: StudySpec) -> str:
     """What a study is about, in a line."""
     config, num_runs = spec.config, _runs_per_seed(spec) * len(spec.seeds)
+    trials, epochs = counted(spec.trials, "trial"), counted(spec.most_epochs, "epoch")
     up_to = "up to " if EPOCHS in spec.space.ranges else ""
     of_runs = f", each the mean of {num_runs} runs" if num_runs > 1 else ""
     return (
-        f"{spec.trials} trials of {up_to}{spec.most_epochs} epochs{of_runs}, {config.method} on "
+        f"{trials} of {up_to}{epochs}{of_runs}, {config.method} on "
         f"{' + '.join(spec.names)} with {config.backbone.name}, objective {spec.objective}, "
         f"space {spec.space.name}"
     )

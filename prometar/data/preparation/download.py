@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import (
     BENCHMARKS,
     OFFICIAL_NOTE,
@@ -78,6 +79,8 @@ def download(
         UserError: unknown, nothing public to download, or `to` is no local folder.
         WorkError: see `fetch` and `unpack`, or another process downloads it.
     """
+    if name in SUITE:
+        raise UserError(f"'{name}' comes with prometar: there is nothing to download")
     if name not in BENCHMARKS:
         raise UserError(f"'{name}' is no benchmark: known are {', '.join(BENCHMARKS)}")
     row = BENCHMARKS[name]

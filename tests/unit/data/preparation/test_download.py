@@ -437,7 +437,7 @@ def test_an_archive_of_something_else_is_told(mirror: Served, tmp_path: Path) ->
 
 WRONG = [
     (["nope", "--to", "x"], "'nope' is no benchmark: known are imagenet, "),
-    (["textures", "--to", "x"], "'textures' is no benchmark"),
+    (["textures", "--to", "x"], "'textures' comes with prometar: there is nothing to download"),
     (["imagenet", "--to", "x"], "ImageNet has no public archive: get ILSVRC 2012"),
     (["dtd", "--to", "s3://bucket/data"], "is no folder: download to one, then `prometar data prepare dtd"),
     (["dtd", "--to", "pyproject.toml"], "--to pyproject.toml is a file"),
