@@ -32,7 +32,7 @@ def test_the_notebook_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     assert "search: 2 runs, 2 epochs, " in shown(cells["budget"], "text")
     said = shown(cells["search"], "text") + shown(cells["search"], "text/plain")
     assert "\x1b[" not in said, "lines as they come: no terminal is there to move a cursor in"
-    assert "2 trials of 1 epochs, prometar on cells with mini" in said
+    assert "2 trials of 1 epoch, prometar on cells with mini" in said
     assert "the whole study, its final runs too, takes at most" in said
     study = Study(tmp_path / "out" / "notebook")
     assert [trial.state for trial in study.trials] == ["COMPLETE"] * 2
