@@ -1,7 +1,8 @@
-"""What a run was made with: versions and machine."""
+"""What a run was made with, and on: versions and machine."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from contextlib import suppress
@@ -17,6 +18,11 @@ def environment() -> dict[str, str]:
         "machine": platform.machine(),
     }
     return {**{name: version(name) for name in packages}, **machine, **_gpu()}
+
+
+def num_cpus() -> int:
+    """CPUs that this process may run on; all of a machine that does not bound them, as a Mac."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu() -> dict[str, str]:

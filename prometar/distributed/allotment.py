@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prometar.distributed.ray_private import MEMORY, taken_by_itself
+from prometar.environment import num_cpus
 from prometar.errors import StorageError
 
 _OF_IMAGES = 0.3  # the share of its memory that Ray gives its object store, too
@@ -79,11 +80,6 @@ def require_given_gpus(noun: str) -> None:
             f"the machine {socket.gethostname()} has a GPU that its torch cannot use: {why}; mend its driver "
             f"or its torch, or pass --gpus-per-{noun} 0"
         )
-
-
-def num_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def memory_limit(groups: Path = _GROUPS, own: Path = _OWN) -> int | None:

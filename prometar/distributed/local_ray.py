@@ -166,7 +166,8 @@ def _require_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 2**20 if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, max(soft, 65_536)), hard))
+        with suppress(ValueError):  # a Mac's kernel allows fewer than it tells
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, max(soft, 65_536)), hard))
     if most < _FEWEST_FILES:
         raise WorkError(f"{most} files can be open here, and Ray needs {_FEWEST_FILES}: raise `ulimit -n`")
 
@@ -190,7 +191,8 @@ _TAKEN_APART = "'\\"  # where it reads a worker's command as a shell does
 
 def _require_room() -> None:
     """Raises a WorkError where Ray's own files find no room."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    own = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # a Mac's is too long: not taken
+    folder = os.environ.get("RAY_TMPDIR") or own or "/tmp"
     keeps = f"Ray keeps its files in {folder}"
     longest = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     if len(os.fsencode(longest)) > _LONGEST_SOCKET:

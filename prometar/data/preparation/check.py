@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from prometar.data.datasets.manifest import damaged_shards, find_manifest
 from prometar.data.datasets.sources import ParquetSource
 from prometar.data.preparation.digests import change_of, digest_of
 from prometar.data.streaming.transforms import decode
+from prometar.environment import num_cpus
 from prometar.errors import UserError
 from prometar.io.stores import masked
 
@@ -231,7 +231,7 @@ def _cleaned(name: str) -> str:
 def look(items: Sequence[Item], source: Source) -> Iterator[Seen]:
     """Read and decode each of `items`, in their order, on all CPUs that this process may use."""
     groups = [items[k : k + READ_AT_ONCE] for k in range(0, len(items), READ_AT_ONCE)]
-    workers = len(os.sched_getaffinity(0))
+    workers = num_cpus()
     with ThreadPoolExecutor(workers) as pool:
         waiting = iter(groups)
         # a few groups at a time: `map` would read the whole data set ahead of a slow consumer

@@ -15,6 +15,7 @@ import pytest
 from prometar.backbone.openclip import has_cached
 from prometar.distributed import local_ray
 from prometar.distributed.local_ray import configure_ray, start_ray
+from prometar.environment import num_cpus
 from prometar.errors import UserError, WorkError
 
 
@@ -42,6 +43,23 @@ def test_the_limit_is_raised_as_far_as_it_may(
     monkeypatch.setattr(resource, "setrlimit", lambda which, limits: found.append(limits))
     local_ray._require_open_files()
     assert found == [then]
+
+
+def test_a_mac_has_other_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No set of CPUs, fewer open files than it tells, and a long TMPDIR that Ray does not take."""
+
+    def too_many(which: int, limits: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", too_many)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("TMPDIR", f"/var/folders/{'long' * 20}/T/")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    local_ray._require_open_files()
+    local_ray._require_room()
+    assert num_cpus() == os.cpu_count()
 
 
 def test_no_room_for_rays_files_is_said_before_ray_starts(
