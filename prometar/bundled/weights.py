@@ -35,18 +35,8 @@ def load_config() -> dict[str, Any]:
     return json.loads((_FILES / "mini.json").read_text(encoding="utf-8"))
 
 
-def pack(state: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """A full float32 state dict -> what is stored: float16, of the token table only the rows `ids`."""
-    stored = {
-        name: value.detach().half().contiguous() for name, value in state.items() if name != TOKEN_TABLE
-    }
-    stored[ROW_IDS] = ids.to(torch.int32)
-    stored[ROW_VALUES] = state[TOKEN_TABLE].detach()[ids].half().contiguous()
-    return stored
-
-
 def unpack(stored: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
-    """The inverse of `pack`: a full float32 state dict with open_clip's names."""
+    """What is stored (float16, few rows of the token table) -> a full float32 state dict, open_clip's names."""
     state = {name: value.float() for name, value in stored.items() if name not in (ROW_IDS, ROW_VALUES)}
     values = stored[ROW_VALUES].float()
     table = initial_token_table(vocabulary, values.shape[1])

@@ -56,7 +56,6 @@ PACKAGES = (
 ENTRANCES = {
     "open_clip": {
         "prometar/backbone/language.py", "prometar/backbone/openclip.py", "prometar/backbone/trunks.py",
-        "prometar/bundled/pretrain.py",
     },
     "transformers": {"prometar/backbone/language.py"},
     "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/io/hub.py", "prometar/inference/hub.py"},

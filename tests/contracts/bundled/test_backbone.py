@@ -12,7 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from prometar.bundled import captions, pretrain, pretrain_text, pretrain_vision, weights, world
+from benchmarks.mini import captions, pretrain, pretrain_text, pretrain_vision, world
+from prometar.bundled import weights
 from prometar.bundled.dataset import item_path
 from prometar.bundled.suite import SUITE
 from prometar.bundled.weights import MINI_VOCABULARY
@@ -63,7 +64,7 @@ def test_a_process_makes_the_tensors_once() -> None:
 def test_pack_and_unpack_are_inverse_up_to_half_precision() -> None:
     _, state = weights.load_mini()
     ids = safetensors.torch.load(WEIGHTS.read_bytes())[weights.ROW_IDS].long()
-    again = weights.unpack(weights.pack(state, ids), 49408)
+    again = weights.unpack(pretrain.pack(state, ids), 49408)
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], state[name]) for name in state)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.mini.things import THINGS
 from prometar.bundled.dataset import FIRST_SEED, RenderedSet, item_path
 from prometar.bundled.suite import SUITE
 from prometar.bundled.textures import TEXTURES
-from prometar.bundled.things import THINGS
 from prometar.bundled.weights import MINI_VOCABULARY
 from prometar.data.datasets.sources import RenderedSource
 from prometar.errors import UserError

@@ -1,4 +1,4 @@
-"""The script that made `mini.safetensors`: python -m prometar.bundled.pretrain --out DIR
+"""The script that made `mini.safetensors`: python -m benchmarks.mini.pretrain --out DIR
 
 1. render: the world (world.py), with seeds that no split of the suite uses;
 2. vision tower: on clean class and colour labels (pretrain_vision.py);
@@ -25,12 +25,13 @@ import open_clip
 import safetensors.torch
 import torch
 from open_clip.transformer import PatchDropout
+from torch import Tensor
 
-from prometar.bundled.captions import CaptionSettings, Corpus, build_corpus
-from prometar.bundled.pretrain_text import TextSettings, image_features, train_text
-from prometar.bundled.pretrain_vision import VisionSettings, render_images, train_vision
+from benchmarks.mini.captions import CaptionSettings, Corpus, build_corpus
+from benchmarks.mini.pretrain_text import TextSettings, image_features, train_text
+from benchmarks.mini.pretrain_vision import VisionSettings, render_images, train_vision
 from prometar.bundled.suite import SUITE
-from prometar.bundled.weights import TOKEN_TABLE, initial_token_table, load_config, pack
+from prometar.bundled.weights import ROW_IDS, ROW_VALUES, TOKEN_TABLE, initial_token_table, load_config
 
 
 class Log:
@@ -101,6 +102,16 @@ def pretrain(
     state = model.state_dict()
     state[TOKEN_TABLE][corpus.used] = rows
     return pack(state, corpus.used)
+
+
+def pack(state: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """A full float32 state dict -> what is stored: float16, of the token table only the rows `ids`."""
+    stored = {
+        name: value.detach().half().contiguous() for name, value in state.items() if name != TOKEN_TABLE
+    }
+    stored[ROW_IDS] = ids.to(torch.int32)
+    stored[ROW_VALUES] = state[TOKEN_TABLE].detach()[ids].half().contiguous()
+    return stored
 
 
 def describe(log: Log, settings: dict[str, Any], seed: int, threads: int) -> None:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prometar.bundled.captions import PLAIN, CaptionSettings, Corpus, draw_words
-from prometar.bundled.pretrain_vision import Images, batches, normalise, optimiser_of, rate
+from benchmarks.mini.captions import PLAIN, CaptionSettings, Corpus, draw_words
+from benchmarks.mini.pretrain_vision import Images, batches, normalise, optimiser_of, rate
 
 
 @dataclass(frozen=True)
