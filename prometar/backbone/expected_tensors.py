@@ -16,6 +16,7 @@ from prometar.bundled.weights import mini_shapes
 from prometar.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+_LAYERS = ("transformer.resblocks.", "visual.transformer.resblocks.")
 
 
 def expected_shapes(name: str, config: Mapping[str, Any], arch: Architecture) -> Shapes:
@@ -85,7 +86,7 @@ def _our_name(arch: Architecture, name: str) -> str:
 
 
 def require_tensors(shapes: Shapes, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Raises a UserError where a tensor is missing, of another shape, of whole numbers, or not finite."""
+    """Raises a UserError where a tensor is missing, too many, of another shape, integral, or not finite."""
     for name, shape in shapes.items():
         tensor = state.get(name)
         if tensor is None:
@@ -99,6 +100,9 @@ def require_tensors(shapes: Shapes, state: Mapping[str, Tensor], *, where: str) 
             raise UserError(f"{where}: '{name}' is {kind}: quantised weights are not read")
         if not all_finite(tensor.exp() if name == "logit_scale" else tensor):
             raise UserError(f"{where}: '{name}' holds values that are not finite: the file is damaged")
+    for name in state:  # of a deeper model, the first layers would fit
+        if name not in shapes and name.startswith(_LAYERS):
+            raise UserError(f"{where} does not fit: it has '{name}', the model has not")
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -190,9 +190,10 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         return _clip(name, _random_state(name), where=name)
     if _is_file(name, pretrained):
         weights = read_weights(Path(pretrained))
+        clip = _clip(name, weights.tensors, where=pretrained)
         if not (arch.trunk or arch.custom_text):
-            _check(name, arch, weights)
-        return _clip(name, weights.tensors, where=pretrained)
+            _require_told(name, arch, weights)
+        return clip
     return _clip(name, _fetch(name, pretrained), where=f"'{pretrained}'")
 
 
@@ -264,11 +265,8 @@ def outline(name: str) -> Clip:
     Raises:
         UserError: as `load_clip`.
     """
-    return _arranged(name, _empty(name))
-
-
-def _empty(name: str) -> dict[str, Tensor]:
-    return {key: torch.empty(shape, device="meta") for key, shape in _shapes(name).items()}
+    empty = {key: torch.empty(shape, device="meta") for key, shape in _shapes(name).items()}
+    return _arranged(name, empty)
 
 
 def _clip(name: str, state: dict[str, Tensor], *, where: str) -> Clip:
@@ -331,22 +329,19 @@ def _config(name: str) -> dict[str, Any]:
     return config
 
 
-def _check(name: str, arch: Architecture, weights: WeightsFile) -> None:
-    """Compare what the file says of itself with the same of the model; not by shapes where that is closed."""
+def _require_told(name: str, arch: Architecture, weights: WeightsFile) -> None:
+    """Compare what the file says of itself with the same of the model."""
     activation = arch.text_activation or arch.activation  # an image tower of another kind has its own
-    heads = {key: str(getattr(arch, key)) for key in ("vision_heads", "text_heads")}
-    model = replace(weights, tensors=_empty(name), metadata={"activation": activation, **heads})
-    expected, found = (each.told if arch.closed else each.describe() for each in (model, weights))
-    for key, value in found.items():
-        wanted = expected[key]
-        if wanted != value:
+    model = {"activation": activation} | {k: str(getattr(arch, k)) for k in ("vision_heads", "text_heads")}
+    for key, value in weights.told.items():
+        if model[key] != value:
             hint = ""
             if key == "activation":
                 better = name.removesuffix("-quickgelu") + ("-quickgelu" if value == "quick_gelu" else "")
                 hint = f"; use --backbone {better}"
             raise UserError(
                 f"{weights.path} does not fit {name}: {key} is {value} in the file, "
-                f"{wanted} in the model{hint}"
+                f"{model[key]} in the model{hint}"
             )
 
 

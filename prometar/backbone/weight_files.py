@@ -30,32 +30,6 @@ class WeightsFile:
         known = ("activation", "vision_heads", "text_heads")
         return {key: self.metadata[key] for key in known if key in self.metadata}
 
-    def describe(self) -> dict[str, int | str]:
-        """The architecture as far as shapes and metadata tell it."""
-        try:
-            patch = self.tensors["visual.conv1.weight"]
-            vision_positions = self.tensors["visual.positional_embedding"]
-            projection, text_positions = self.tensors["text_projection"], self.tensors["positional_embedding"]
-        except KeyError as error:
-            raise UserError(f"{self.path} holds no CLIP with a ViT: it has no {error}") from None
-        if [t.ndim for t in (patch, vision_positions, projection, text_positions)] != [4, 2, 2, 2]:
-            raise UserError(f"{self.path} holds no CLIP with a ViT: its tensors have other shapes")
-        grid = round((vision_positions.shape[0] - 1) ** 0.5)
-        found: dict[str, int | str] = {
-            "patch_size": patch.shape[-1],
-            "image_size": grid * patch.shape[-1],
-            "embed_dim": projection.shape[1],
-            "vision_width": patch.shape[0],
-            "vision_layers": _num_layers(self.tensors, "visual.transformer.resblocks."),
-            "text_width": text_positions.shape[1],
-            "text_layers": _num_layers(self.tensors, "transformer.resblocks."),
-        }
-        return found | self.told
-
-
-def _num_layers(tensors: dict[str, Tensor], stem: str) -> int:
-    return len({key[len(stem) :].split(".")[0] for key in tensors if key.startswith(stem)})
-
 
 def read_weights(path: Path) -> WeightsFile:
     """Read weights. No code of a file is run, neither a pickle's nor that in OpenAI's TorchScript archives.
