@@ -148,7 +148,7 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
         raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
     require_same(str(folder), filter(None, [config.prompts.reference]), result.code)
     backbone = backbone_of(config.backbone)
-    if result.weights not in {"", backbone.digest}:
+    if result.weights != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"the run in {folder} was trained with other weights than {pretrained} now holds")
     state = checkpoint.state.to(backbone.clip.device)
@@ -232,7 +232,7 @@ def _card(classifier: Classifier) -> dict[str, Any]:
         "template": classifier.template,
         "backbone": {"name": name, "pretrained": pretrained, "file": from_file, "digest": digest},
         "figures": known["accuracies"],
-        "images": known.get("images", {}),
+        "images": known["images"],
         "versions": known["environment"],
         **({"code": known["code"]} if "code" in known else {}),
     }  # fmt: skip

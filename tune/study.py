@@ -128,7 +128,7 @@ def run_study(
         nodes = start_ray(address=place.address, verbose=place.verbose)
         plan = _planned(spec, place, checked, nodes)  # what cannot run claims nothing
         if place.files is not None:
-            require_own(place.files, folder.key, begun=folder.begun)
+            require_own(place.files, folder.key)
         memory = Memory(
             storage,
             place.name,

@@ -125,11 +125,9 @@ def _datasets(runs: Sequence[TrainedRun]) -> list[str]:
 
 
 def _require_alike(named: Iterable[tuple[TrainedRun, str, object]]) -> None:
-    """What is called the same has to be the same, where it is known: a run, a name, and what it has there."""
+    """What is called the same has to be the same: a run, a name, and what it has there."""
     first = dict[str, tuple[Path, object]]()
     for run, name, value in named:
-        if not value:
-            continue
         folder, other = first.setdefault(name, (run.folder, value))
         if other != value:
             raise UserError(f"{folder} and {run.folder} differ in their {name}: pass one")

@@ -25,19 +25,16 @@ FORMAT = "prometar-run-1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state, the records of the epochs that led to it, and the digests of its run and of the weights.
-
-    weights: "" where an earlier version wrote it.
-    """
+    """A state, the records of the epochs that led to it, and the digests of its run and of the weights."""
 
     state: State
     history: tuple[EpochRecord, ...]
     run: str
-    weights: str = ""
+    weights: str
 
 
 def save_checkpoint(
-    path: Path, state: State, history: Sequence[dict[str, Any]], *, run: str, weights: str = ""
+    path: Path, state: State, history: Sequence[dict[str, Any]], *, run: str, weights: str
 ) -> None:
     """Write the state, the epochs' records and the digests to `path`."""
     tensors = {name: tensor.contiguous() for name, tensor in fetch(state.tensors()).items()}
@@ -64,7 +61,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         if metadata.get("format") != FORMAT:
             raise WorkError(f"{path} is no checkpoint of this version: remove it to start this run over")
         state = State.from_tensors(tensors, _step(metadata["step"]))
-        return Checkpoint(state, _history(metadata["history"]), metadata["run"], metadata.get("weights", ""))
+        return Checkpoint(state, _history(metadata["history"]), metadata["run"], metadata["weights"])
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise damaged(path, first_line(error)) from None
 

@@ -38,14 +38,14 @@ class RunResult(BaseModel):
 
     result: EpochRecord
     accuracies: dict[str, Percent] = Field(min_length=1)
-    images: dict[str, int] = Field(default_factory=dict)
+    images: dict[str, int]
     history: tuple[EpochRecord, ...]
     objective: str
     classnames: tuple[str, ...]
     template: str
     run: str
-    data: str = ""
-    weights: str = ""
+    data: str
+    weights: str
     environment: dict[str, str]
     code: dict[str, str] = Field(default_factory=dict)
     cpus: float | None = None

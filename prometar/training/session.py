@@ -84,7 +84,7 @@ class Session:
         run, path = self.run, self._path
         if found.run != self._owner["run"]:
             raise WorkError(f"{path} belongs to a run with other settings or data: use another folder")
-        if found.weights not in {"", self._owner["weights"]}:
+        if found.weights != self._owner["weights"]:
             raise WorkError(f"{path} belongs to a run with other weights: use another folder")
         require_state(path, found.state, self.state)
         if len(found.history) > run.config.train.epochs:

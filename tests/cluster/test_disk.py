@@ -44,10 +44,10 @@ EPOCH = {"epoch": 1, "seconds": 1.0}
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(disk: Disk) -> None:
     path = disk.path / "run/checkpoint.safetensors"
-    save_checkpoint(path, state_of(1), [EPOCH], run="r")
+    save_checkpoint(path, state_of(1), [EPOCH], run="r", weights="w")
     with pytest.raises(WorkError, match=r"^cannot write .*checkpoint\.safetensors: No space left") as caught:
         save_checkpoint(
-            path, state_of(2), [EPOCH, {"epoch": 2, "seconds": 2.0}], run="r"
+            path, state_of(2), [EPOCH, {"epoch": 2, "seconds": 2.0}], run="r", weights="w"
         )  # each takes more than half
     assert "\n" not in str(caught.value)
     kept = load_checkpoint(path)

@@ -137,8 +137,9 @@ class FakeCrew:
                 for done in self._done
             ]
             result = RunResult(
-                result=records[-1] | {"objective": value}, accuracies={"base": 50.0}, history=tuple(records),
-                objective=self._job.objective, classnames=(), template="", run="", environment={},
+                result=records[-1] | {"objective": value}, accuracies={"base": 50.0}, images={"base": 1},
+                history=tuple(records), objective=self._job.objective, classnames=(), template="", run="",
+                data="", weights="", environment={},
                 cpus=self._job.terms.plan.cpus_per_trial, gpus=self._job.terms.plan.gpus_per_trial,
             )  # fmt: skip
             config = yaml.safe_dump(leg.config).encode()

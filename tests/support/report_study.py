@@ -93,6 +93,7 @@ def description(**changes: Any) -> dict[str, Any]:
     return {
         "version": VERSION,
         "name": study["name"],
+        "key": "4b1d",
         "command": study["command"],
         "asked": asked,
         "space": {"name": "regularizer", "ranges": study["ranges"]},
@@ -158,7 +159,7 @@ def trial(number: int, state: str = "COMPLETE", **changes: Any) -> dict[str, Any
     start = datetime(2026, 1, 1) + timedelta(minutes=7 * number)
     return {
         "version": VERSION, "number": number, "state": state, "reference": number == 0,
-        "settings": settings, **last,
+        "settings": settings, "given": settings if number < 2 else {}, **last,
         "epoch": 0 if state == "FAIL" else epochs, "runs": runs,
         "epochs": [{"epoch": e + 1, "objective": value} for e, value in enumerate(curve)],
         "seconds": 120.0 * epochs + 10 * settings["prompts.text_depth"] + number % 5,

@@ -114,17 +114,15 @@ def _own_folder() -> Path:
     return folder
 
 
-def require_own(url: str, key: str, *, begun: bool) -> None:
-    """See that the files at `url` are the study's.
+def require_own(url: str, key: str) -> None:
+    """See that the files at `url` are those of the study with this key.
 
-    Args:
-        key: The study's. begun: Whether files may lie there that are older than their study's key.
     Raises:
         UserError: they are another study's. WorkError: the store cannot be reached.
     """
     store = Store(url)
     found = store.read(_OWNER)
-    if found == key.encode() or (found is None and (begun or not store.names())):
+    if found == key.encode() or (found is None and not store.names()):
         return
     raise UserError(
         f"{masked(url)} holds the files of another study: go on with that one's --out; "
@@ -138,6 +136,6 @@ def take(url: str, key: str) -> None:
     Raises:
         UserError: another study has taken them at the same moment. WorkError: the store cannot be reached.
     """
-    require_own(url, key, begun=True)
+    require_own(url, key)
     Store(url).write(_OWNER, key.encode())
-    require_own(url, key, begun=False)
+    require_own(url, key)

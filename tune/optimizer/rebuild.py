@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,6 @@ def _trial(record: TrialRecord, search: Search) -> FrozenTrial:
     if record.epoch:
         last = vars(record) | {"runs": [_plain(run) for run in record.runs]}
         marks[RESULT] = {key: last[key] for key in KEPT if last[key] is not None}
-    given = record.given
-    if given is None:
-        given = () if record.origin == "sampled" else tuple(settings)
-    if not isinstance(given, Mapping):
-        given = {key: settings[key] for key in given}
     if record.reference:
         marks[REFERENCE] = True
     if record.reason:
@@ -140,7 +135,7 @@ def _trial(record: TrialRecord, search: Search) -> FrozenTrial:
         distributions=fixed.distributions,
         user_attrs=marks,
         # So that the same --enqueue and --warm-start are known to have been taken.
-        system_attrs={ENQUEUED: dict(given)} if given else {},
+        system_attrs={ENQUEUED: dict(record.given)} if record.given else {},
         intermediate_values=curve if one else {},
     )
     for bound in search.bounds if state is not TrialState.FAIL else ():

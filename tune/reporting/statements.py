@@ -357,8 +357,7 @@ def _out_of_date(records: Records) -> list[str]:
     again = "The same command goes on from there."
     if records.lastround and records.best and records.asked.goals == ("objective",):
         numbers = {row.number for row in records.lastround.rows}
-        among = records.lastround.among
-        longer = among is None or len(records.complete) > among
+        longer = len(records.complete) > records.lastround.among
         if longer and records.best.number not in numbers:
             lines.append(
                 f"The last round is out of date: trial {records.best.number} leads the search now, and "

@@ -119,8 +119,7 @@ class TrialRecord(Versioned):
 
     Args:
         reference: Whether its settings are the released ones. origin: Where its settings come from.
-        given: The settings that it was enqueued with, the others were drawn. Earlier versions keep the names
-            of those that it has, or None.
+        given: The settings that it was enqueued with, the others were drawn.
         objective, base, new: Percent in its last epoch, the mean over its runs.
         epoch: The last one. epochs: The objective by epoch.
         seconds: Of training, all runs together. cpus, gpus: Held while it ran.
@@ -132,6 +131,7 @@ class TrialRecord(Versioned):
     reference: bool
     origin: str
     settings: Settings
+    given: Settings
     objective: Figure | None
     base: Figure | None
     new: Figure | None
@@ -146,7 +146,6 @@ class TrialRecord(Versioned):
     started: NaiveDatetime | None
     ended: NaiveDatetime | None
     loss: float | None = None
-    given: Settings | tuple[str, ...] | None = None
 
     @property
     def score(self) -> float | None:
@@ -219,15 +218,15 @@ class Reevaluation(Versioned):
     Args:
         keep_unless: The probability of being better from which on settings replace the released ones; None
             where the highest mean is chosen.
-        among: Finished trials that its rows were taken from; None in records that do not say.
+        among: Finished trials that its rows were taken from.
         cpus, gpus: Of all runs, in records whose runs do not say.
     """
 
     seeds: tuple[int, ...]
     chosen: int | None
     rows: Annotated[tuple[Reevaluated, ...], _once(lambda row: row.number)]
+    among: NonNegativeInt
     keep_unless: float | None = None
-    among: NonNegativeInt | None = None
     cpus: float | None = None
     gpus: float | None = None
 
@@ -411,16 +410,17 @@ class StudyRecord(Versioned):
     """study.yaml.
 
     Args:
+        key: A random name, no other study's: its files at a URL are told from theirs by it.
         command: That ran it last.
         identity: What must not change while the study goes on.
         config: The released settings, complete.
         environment: Versions and machine of the last command; `earlier_environments` of those before it
             that differ.
         forgiven: Failed trials that count for nothing. seconds_searched: In the commands before the last one.
-        key: A random name, no other study's: its files at a URL are told from theirs by it.
     """
 
     name: str
+    key: str
     command: str
     asked: AskedFor
     space: Space
@@ -430,7 +430,6 @@ class StudyRecord(Versioned):
     earlier_environments: tuple[Mapping[str, str], ...] = ()
     forgiven: tuple[int, ...] = ()
     seconds_searched: float = 0.0
-    key: str = ""
 
 
 T = TypeVar("T", bound=Versioned)

@@ -79,8 +79,8 @@ class StudyFolder:
 
     @cached_property
     def key(self) -> str:
-        """A name that no other study has; studies of earlier versions get one when they go on."""
-        return (read_study(self.path).key if self.begun else "") or uuid4().hex
+        """A name that no other study has."""
+        return read_study(self.path).key if self.begun else uuid4().hex
 
     def check(self, identity: dict[str, Any]) -> None:
         """Compare with study.yaml, if there is one.

@@ -331,17 +331,14 @@ def test_a_local_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_files_at_a_url_are_one_studys(url: str) -> None:
-    require_own(url, "a", begun=False)
+    require_own(url, "a")
     take(url, "a")
     take(url, "a")  # when it goes on
-    for begun in (False, True):
-        with pytest.raises(UserError, match=r"holds the files of another study: go on with that one's --out"):
-            require_own(url, "b", begun=begun)
+    with pytest.raises(UserError, match=r"holds the files of another study: go on with that one's --out"):
+        require_own(url, "b")
 
 
-def test_files_of_a_study_that_had_no_key_are_its_own_when_it_goes_on(url: str) -> None:
+def test_files_of_no_study_are_nobodys(url: str) -> None:
     Store(url).write("trials/0000/result.json", b"{}")
     with pytest.raises(UserError, match="holds the files of another study"):
-        require_own(url, "a", begun=False)
-    take(url, "a")
-    require_own(url, "a", begun=False)
+        require_own(url, "a")

@@ -183,11 +183,10 @@ def test_a_damaged_checkpoint_is_one_line(keep: int, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     run = small_run()
+    state = Session(run, tmp_path, local(run)).state
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match=r"cannot write .*file"):
-        save_checkpoint(
-            tmp_path / "file" / "checkpoint.safetensors", Session(run, tmp_path, local(run)).state, [], run=""
-        )
+        save_checkpoint(tmp_path / "file" / "checkpoint.safetensors", state, [], run="", weights="")
 
 
 def test_schedules_as_released_and_as_configured() -> None:

@@ -20,8 +20,8 @@ from tune.jobs.spec import Job, Leg, Terms, jobs_in
 from tune.worker.trainable import TrialWorker
 
 RESULT = RunResult(
-    result={"objective": 60.0}, accuracies={"base": 60.0}, history=(), objective="final", classnames=(),
-    template="", run="", environment={},
+    result={"objective": 60.0}, accuracies={"base": 60.0}, images={"base": 1}, history=(), objective="final",
+    classnames=(), template="", run="", data="", weights="", environment={},
 )  # fmt: skip
 
 

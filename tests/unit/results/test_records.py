@@ -55,7 +55,7 @@ def test_the_last_round_chooses(tmp_path: Path) -> None:
 def test_a_last_round_that_was_not_asked_for_chooses_nothing(tmp_path: Path) -> None:
     """Its file then holds what led when it was written."""
     trials = [trial(n, objective=60.0 + n) for n in range(5)]
-    stale = {"version": 1, "seeds": [], "chosen": 2, "rows": []}
+    stale = {"version": 1, "seeds": [], "chosen": 2, "rows": [], "among": 0}
     records = read_records(write(tmp_path, description(), trials, lastround=stale))
     assert records.lastround is None
     assert records.chosen is not None

@@ -35,8 +35,8 @@ def trial(number: int, score: float | None, settings: Mapping[str, Any]) -> Tria
     state = "FAIL" if score is None else "COMPLETE"
     return TrialRecord(
         number=number, state=state, reference=number == 0, origin="sampled", settings=dict(settings),
-        objective=score, base=score, new=score, epoch=5, epochs=(), runs=(), seconds=1.0, cpus=1.0, gpus=0.0,
-        notes=(), reason="", started=None, ended=None,
+        given={}, objective=score, base=score, new=score, epoch=5, epochs=(), runs=(), seconds=1.0, cpus=1.0,
+        gpus=0.0, notes=(), reason="", started=None, ended=None,
     )  # fmt: skip
 
 
