@@ -207,7 +207,7 @@ class _Begun:
     nodes: Sequence[Node]
     console: Console
 
-    def introduce(self, notes: Sequence[str]) -> None:
+    def introduce(self, rebuilt: str) -> None:
         """Say what it is, how far it is, and what else a user must know."""
         memory, trials, say = self.memory, self.spec.trials, self.console.print
         say(f"study {self.folder.path}: {headline(self.spec)}")
@@ -217,8 +217,8 @@ class _Begun:
             say(f"going on: {done} trials are done, {memory.num_interrupted} were interrupted")
         if done > trials:
             say(_all_counts(trials, memory))
-        learning = [f"learning from {self.learned}"] if self.learned else []
-        for note in (*notes, *self.checked.notes, *learning):
+        learning = f"learning from {self.learned}" if self.learned else ""
+        for note in filter(None, (rebuilt, *self.checked.notes, learning)):
             say(note)
 
     def means(self, plan: ResourcePlan, trainable: type[tune.Trainable]) -> Means:

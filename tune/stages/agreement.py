@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from prometar.config.settings import load_config, parse
 from prometar.errors import UserError
 from prometar.io.stores import masked
-from prometar.training.run_result import FILE, read_result
-from tune.jobs.spec import Terms
 from tune.optimizer.rebuild import kept_in, odd_records, rebuild
 from tune.results.reader import read_study, read_trials
-from tune.results.schema import TrialRecord
 from tune.results.writer import StudyFolder
 from tune.study_spec import StudySpec
 
 _MOST_BEGUN = 256  # trials without a record behind the last that has one
-_UNCHECKED = (
-    "study.yaml was missing too: whether sampler, pruner, goals, bounds and --val-per-class were the same, "
-    "nothing tells"
-)
 
 
-def require_agreement(
-    folder: StudyFolder, storage: str, spec: StudySpec, *, from_records: bool
-) -> tuple[str, ...]:
-    """Compare the recorded trials with those of the database; what to tell the user of a rebuilt one.
+def require_agreement(folder: StudyFolder, storage: str, spec: StudySpec, *, from_records: bool) -> str:
+    """Compare the recorded trials with those of the database; what to tell the user of a rebuilt one, or "".
 
     Raises:
         UserError: the database has lost recorded trials or has others, and `from_records` is not set; or it
-            is not the folder's own, and cannot be put aside; or there is no study, and it is set.
+            is not the folder's own, and cannot be put aside; or it is set, and there is no study.yaml.
     """
     records = read_trials(folder.path)
-    if from_records and not (records or folder.begun):
-        raise UserError(f"--from-records: {folder.path} holds no study: leave it out to begin one")
+    if from_records and not folder.begun:
+        no_study = "no study: leave it out to begin one"
+        found = "records without their study.yaml: restore it" if records else no_study
+        raise UserError(f"--from-records: {folder.path} holds {found}")
     held, trials = kept_in(storage, folder.name) if records else (set(), [])
     odd = odd_records(trials, records)
     if not odd:
-        return ()
+        return ""
     own, database = storage == folder.storage, folder.path / "study.db"
     if own and held and folder.name not in held:
         raise UserError(f"{database} holds the study {', '.join(sorted(held))}: give the folder this name")
@@ -49,9 +40,7 @@ def require_agreement(
     )
     if not from_records:
         raise UserError(f"{lost}: restore the database, or rebuild it with --from-records")
-    before = read_study(folder.path) if folder.begun else None
-    if before is None:
-        _require_settings(folder, spec, records)
+    before = read_study(folder.path)
     aside = _put_aside(database) if own else None
     rebuild(
         storage,
@@ -59,26 +48,11 @@ def require_agreement(
         records,
         spec,
         at_least=1 + _last_begun(folder, records[-1].number),
-        forgiven=before.forgiven if before else (),
-        seconds_searched=before.seconds_searched if before else 0.0,
+        forgiven=before.forgiven,
+        seconds_searched=before.seconds_searched,
     )
     kept = f"; what was there is now {aside.name}" if aside else ""
-    note = f"the database has been rebuilt from {len(records)} records{kept}"
-    return (note, _UNCHECKED) if before is None else (note,)
-
-
-def _require_settings(folder: StudyFolder, spec: StudySpec, records: Sequence[TrialRecord]) -> None:
-    """Raises a UserError where, without study.yaml, what lies beside the records is of other settings."""
-    for record in records:
-        job = spec.search_job(dict(record.settings), spec.seeds, str(folder.trial(record.number)), Terms())
-        for leg in job.legs:
-            path = Path(job.run_dir, leg.folder)
-            if not (path / "config.yaml").exists():
-                continue
-            then, now = load_config(path / "config.yaml").flat(), parse(leg.config, where="settings").flat()
-            if (path / FILE).exists():
-                then["objective"], now["objective"] = read_result(path).objective, job.objective
-            folder.compare(then, now)
+    return f"the database has been rebuilt from {len(records)} records{kept}"
 
 
 def _last_begun(folder: StudyFolder, recorded: int) -> int:

@@ -15,12 +15,10 @@ from optuna import delete_study
 from optuna.storages import RDBStorage
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-from prometar.config.settings import dump_config, parse
 from prometar.errors import UserError, WorkError
 from tests.support.databases import open_study
 from tests.support.driver import NAME, small_spec
 from tests.support.fake_trial import curve
-from tune.jobs.spec import Terms
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.rebuild import rebuild
 from tune.optimizer.samplers import STARTUP_TRIALS
@@ -68,6 +66,7 @@ def recorded(memory: Memory, folder: StudyFolder, *, trials: int) -> None:
     for trial in memory.ended():
         TRIAL.write(folder.record(trial.number), trial)
     memory.close()
+    folder.describe(small_spec(epochs=EPOCHS), {})
 
 
 @pytest.fixture(scope="module", params=["one goal", "two goals", "pruned", "bounded"])
@@ -95,6 +94,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for trial in memory.ended():
         TRIAL.write(folder.record(trial.number), trial)
     memory.close()
+    folder.describe(asked_for, {})
     return folder.path, asked_for
 
 
@@ -135,10 +135,9 @@ def test_a_lost_database_is_made_anew(study: tuple[StudyFolder, StudySpec]) -> N
         require_agreement(folder, folder.storage, spec, from_records=False)
     assert not (folder.path / "study.db").exists(), "a refusal writes nothing"
 
-    folder.describe(spec, {})
     (folder.path / "trials" / "20261128").mkdir()  # a copy that somebody has put there
-    notes = require_agreement(folder, folder.storage, spec, from_records=True)
-    assert notes == (f"the database has been rebuilt from {len(trials)} records",)
+    note = require_agreement(folder, folder.storage, spec, from_records=True)
+    assert note == f"the database has been rebuilt from {len(trials)} records"
     after = memory_of(spec, folder)
     assert told(after) == trials
     moments = [(r.started, r.ended) for r in read_trials(folder.path)]
@@ -148,7 +147,7 @@ def test_a_lost_database_is_made_anew(study: tuple[StudyFolder, StudySpec]) -> N
     assert number is not None
     assert asked.number == number.number + 1, "an interrupted trial has no record; its number is gone"
     after.close()
-    assert require_agreement(folder, folder.storage, spec, from_records=True) == ()
+    assert require_agreement(folder, folder.storage, spec, from_records=True) == ""
 
 
 def test_a_folder_that_was_renamed_is_told_its_name(study: tuple[StudyFolder, StudySpec]) -> None:
@@ -199,7 +198,7 @@ def test_a_damaged_database_is_lost_too(
         memory_of(spec, folder)
     with pytest.raises(UserError, match="restore the database, or rebuild it with --from-records"):
         require_agreement(folder, folder.storage, spec, from_records=False)
-    note, *_ = require_agreement(folder, folder.storage, spec, from_records=True)
+    note = require_agreement(folder, folder.storage, spec, from_records=True)
     assert note.endswith("what was there is now study.db.before-1")
     after = memory_of(spec, folder)
     assert len(after.ended()) == len(read_trials(folder.path))
@@ -224,21 +223,17 @@ def test_the_next_draws_are_the_same(study: tuple[StudyFolder, StudySpec]) -> No
     after.close()
 
 
-def test_without_a_description_what_lies_beside_the_records_decides(
-    study: tuple[StudyFolder, StudySpec],
+@pytest.mark.parametrize("damage", [Path.unlink, _garble])
+def test_without_a_description_nothing_is_rebuilt(
+    study: tuple[StudyFolder, StudySpec], damage: Callable[[Path], None]
 ) -> None:
     folder, spec = study
-    (folder.path / "study.db").unlink()
-    first = read_trials(folder.path)[0]
-    (leg,) = spec.search_job(dict(first.settings), spec.seeds, "", Terms()).legs
-    config = folder.trial(0) / "config.yaml"
-    config.write_text(dump_config(parse(leg.config, where="").override({"data.shots": 2})))
-    with pytest.raises(UserError, match=r"made with other settings \(data\.shots: 2 then, \d+ now\)"):
+    damage(folder.path / "study.db")
+    (folder.path / "study.yaml").unlink()
+    before = {path: path.read_bytes() for path in folder.path.rglob("*.*")}
+    with pytest.raises(UserError, match=r"holds records without their study\.yaml: restore it"):
         require_agreement(folder, folder.storage, spec, from_records=True)
-    assert not (folder.path / "study.db").exists()
-    config.write_text(dump_config(parse(leg.config, where="")))
-    _, note = require_agreement(folder, folder.storage, spec, from_records=True)
-    assert note.startswith("study.yaml was missing too")
+    assert {path: path.read_bytes() for path in folder.path.rglob("*.*")} == before
 
 
 def test_what_was_enqueued_in_part_is_known_again(tmp_path: Path) -> None:
@@ -303,7 +298,7 @@ def test_what_a_shared_storage_still_holds_is_not_replaced(
     assert len(open_study(shared, folder.name).trials) == 1
     delete_study(study_name=folder.name, storage=shared)
     require_agreement(folder, shared, spec, from_records=True)
-    assert require_agreement(folder, shared, spec, from_records=False) == ()
+    assert require_agreement(folder, shared, spec, from_records=False) == ""
 
 
 def test_no_trial_is_rebuilt_twice_where_the_database_s_answer_is_lost(
@@ -347,17 +342,17 @@ def test_another_studys_database_is_refused_and_put_aside(
     with pytest.raises(UserError, match="or has others in their place"):
         require_agreement(folder, folder.storage, spec, from_records=False)
     assert database.read_bytes() == content
-    note, *_ = require_agreement(folder, folder.storage, spec, from_records=True)
+    note = require_agreement(folder, folder.storage, spec, from_records=True)
     assert note.endswith("what was there is now study.db.before-1")
     assert (folder.path / "study.db.before-1").read_bytes() == content
-    assert require_agreement(folder, folder.storage, spec, from_records=False) == ()
+    assert require_agreement(folder, folder.storage, spec, from_records=False) == ""
 
 
 def test_a_whole_study_is_left_alone(study: tuple[StudyFolder, StudySpec]) -> None:
     folder, spec = study
     content = (folder.path / "study.db").read_bytes()
-    assert require_agreement(folder, folder.storage, spec, from_records=False) == ()
-    assert require_agreement(folder, folder.storage, spec, from_records=True) == ()
+    assert require_agreement(folder, folder.storage, spec, from_records=False) == ""
+    assert require_agreement(folder, folder.storage, spec, from_records=True) == ""
     assert (folder.path / "study.db").read_bytes() == content
 
 
