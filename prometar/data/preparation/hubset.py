@@ -168,24 +168,13 @@ def _splits(wanted: HubName, repo: HubRepo) -> Files:
 
 def _require_whole(wanted: HubName, part: Sequence[HubFile]) -> None:
     """Raises a UserError where files say which of a split they are, and one is there twice or missing."""
-    numbers: dict[int, set[int]] = {}
-    named: dict[int, str] = {}
-    for file in part:
-        if matched := _OF.search(PurePosixPath(file.path).name):
-            number, total = int(matched[1]), int(matched[2])
-            numbers.setdefault(total, set()).add(number)
-            if (other := named.setdefault(number, file.path)) != file.path:
-                raise UserError(
-                    f"{wanted.repo}: number {number} is there twice, {other} and {file.path}: "
-                    "choose another with ?revision=NAME"
-                )
-    for total, found in numbers.items():
-        if len(found) < total:
-            lacking = next(k for k in range(total) if k not in found)
-            raise UserError(
-                f"{wanted.repo}: number {lacking} of {total} is missing beside {part[0].path}: "
-                "choose another with ?revision=NAME"
-            )
+    numbers = [found.groups() for file in part if (found := _OF.search(PurePosixPath(file.path).name))]
+    once = len(set(numbers)) == len(numbers)
+    if numbers and not (once and {int(total) for _, total in numbers} == {len(numbers)}):
+        raise UserError(
+            f"{wanted.repo}: {len(numbers)} files are numbered as {part[0].path} is, so one is missing or "
+            "there twice: choose another with ?revision=NAME"
+        )
 
 
 _OF = re.compile(r"(\d{1,9})-of-(\d{1,9})")

@@ -230,20 +230,32 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
         NAME,
         lambda hub: hub.files["someone/leaves"].pop("data/train-00000-of-00002.parquet"),
         2,
-        "someone/leaves: number 0 of 2 is missing beside data/train-00001-of-00002.parquet",
+        "someone/leaves: 1 files are numbered as data/train-00001-of-00002.parquet is, so one is missing",
     ),
     "two generations of a part": (
         NAME,
         lambda hub: hub.files["someone/leaves"].update({"data/train-00000-of-00002-9f.parquet": b""}),
         2,
-        "someone/leaves: number 0 is there twice, data/train-00000-of-00002-9f.parquet and "
-        "data/train-00000-of-00002.parquet: choose another with ?revision=NAME",
+        "someone/leaves: 3 files are numbered as data/train-00000-of-00002-9f.parquet is, so one is missing "
+        "or there twice: choose another with ?revision=NAME",
     ),
     "two generations of a split": (
         NAME,
         lambda hub: hub.files["someone/leaves"].update({"data/train-00000-of-00001.parquet": b""}),
         2,
-        "number 0 is there twice, data/train-00000-of-00001.parquet and data/train-00000-of-00002.parquet",
+        "3 files are numbered as data/train-00000-of-00001.parquet is, so one is missing or there twice",
+    ),
+    "one part twice in the place of another": (
+        NAME,
+        lambda hub: hub.files["someone/leaves"].update(
+            {
+                "data/train-00000-of-00002-9f.parquet": hub.files["someone/leaves"].pop(
+                    "data/train-00001-of-00002.parquet"
+                )
+            }
+        ),
+        2,
+        "2 files are numbered as data/train-00000-of-00002-9f.parquet is, so one is missing or there twice",
     ),
     "labels that CLIP reads alike": (
         NAME,
