@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,18 +123,6 @@ def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list
         table = file.read(columns=columns)
         require_rows(table, sum(groups))
         return table, groups
-
-
-def read_rows(uri: str, shard: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of a shard in the order of `SCHEMA`'s columns; one row group at a time is in memory.
-
-    Raises:
-        StorageError: the shard is missing or damaged. WorkError: it has other columns.
-    """
-    with _shard(uri, shard) as file:
-        for number in range(file.num_row_groups):
-            columns = (read_group(file, number, name).to_pylist() for name in SCHEMA.names)
-            yield from zip(*columns, strict=True)
 
 
 def _require_columns(file: pq.ParquetFile, where: str) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from prometar.data.datasets.dataset import Dataset, Item, Source
 from prometar.data.datasets.hubname import is_hub
 from prometar.data.datasets.listing import SPLITS
 from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
-from prometar.data.datasets.sources import SCHEMA, read_rows
+from prometar.data.datasets.sources import SCHEMA
 from prometar.data.preparation.check import look
 from prometar.data.preparation.http import Progress, unwatched
 from prometar.errors import StorageError, UserError, WorkError
@@ -33,7 +31,7 @@ from prometar.io.stores import Store, filesystem, is_hidden, masked
 
 SHARD_ROWS = 1024
 GROUP_ROWS = 16  # images read to get at one of them
-OWN_ENDINGS = (MANIFEST, ".parquet", ".tmp")  # what a target may hold already; the last of earlier versions
+OWN_ENDINGS = (MANIFEST, ".parquet")  # what a target may hold already
 
 
 @dataclass(frozen=True)
@@ -95,15 +93,15 @@ def write_copy(
     """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
     if shard_rows < 1:
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
-    _require_own(dataset, target)
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
     seen = list(look(dataset.items, dataset.source))
     broken = [one.message for one in seen if one.message]
     if broken:
         count = f"{len(broken)} of {len(rows)} images of {dataset.name}"
         raise WorkError(f"{count} are broken: {'; '.join(broken)}")
-    _require_same(dataset, rows, target, [one.digest for one in seen])
-    return _write(dataset, rows, target, shard_rows, progress)
+    digest = hashlib.sha256(b"".join([dataset.digest.encode(), *(one.digest for one in seen)])).hexdigest()
+    _require_same(dataset, digest, target)
+    return _write(dataset, digest, rows, target, shard_rows, progress)
 
 
 def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
@@ -135,44 +133,24 @@ def _is_own(name: str) -> bool:
     return whole.endswith(OWN_ENDINGS)
 
 
-def _require_own(dataset: Dataset, target: str) -> None:
-    """A copy of other images under the same name, such as of another image tree, stays as it is.
-
-    What the manifest alone tells; `_require_same` tells the rest, once all images have been read.
-    """
-    earlier = find_manifest(target)
-    mine = {"counts": dataset.counts, "classnames": list(dataset.classnames)}
-    if earlier is not None and any(earlier.get(key) != value for key, value in mine.items()):
-        raise _others(dataset, target)
-
-
-def _require_same(
-    dataset: Dataset, rows: list[tuple[Item, str]], target: str, digests: Sequence[bytes]
-) -> None:
-    """Image by image, as shards of other sizes, or of another pyarrow, may hold the same images."""
-    earlier = find_manifest(target)
-    if earlier is None:
-        return
-    mine = {
-        item.path: (item.label, item.classname, split, digest)
-        for (item, split), digest in zip(rows, digests, strict=True)
-    }
-    for shard in earlier["shards"]:
-        with suppress(WorkError):  # a damaged or missing one: it is written again
-            for path, label, classname, split, image in read_rows(target, str(shard["file"])):
-                if mine.get(path) != (label, classname, split, hashlib.sha256(image or b"").digest()):
-                    raise _others(dataset, target)
-
-
-def _others(dataset: Dataset, target: str) -> UserError:
-    return UserError(
-        f"{masked(target)} holds a prepared copy of other images that are called '{dataset.name}' too: "
-        "choose another --to, or remove it"
-    )
+def _require_same(dataset: Dataset, digest: str, target: str) -> None:
+    """A copy of other images under the same name, such as of another image tree, stays as it is."""
+    mine = {"counts": dataset.counts, "classnames": list(dataset.classnames), "digest": digest}
+    earlier = find_manifest(target) or {}
+    if any(earlier.get(key, value) != value for key, value in mine.items()):  # some have no digest
+        raise UserError(
+            f"{masked(target)} holds a prepared copy of other images that are called '{dataset.name}' too: "
+            "choose another --to, or remove it"
+        )
 
 
 def _write(
-    dataset: Dataset, rows: list[tuple[Item, str]], target: str, shard_rows: int, progress: Progress
+    dataset: Dataset,
+    digest: str,
+    rows: list[tuple[Item, str]],
+    target: str,
+    shard_rows: int,
+    progress: Progress,
 ) -> PrepareResult:
     store = Store(target)
     parts = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
@@ -180,12 +158,12 @@ def _write(
     kept = size = 0
     for k, part in enumerate(parts):
         data = _encode(part, dataset.source)
-        digest = hashlib.sha256(data).hexdigest()
+        sha256 = hashlib.sha256(data).hexdigest()
         # contents name the shard: a finished one is recognised, a stale one is never mistaken for it
-        file = f"{k:05d}-{digest[:16]}.parquet"
+        file = f"{k:05d}-{sha256[:16]}.parquet"
         kept += _keep(store, file, data, target)
         size += len(data)
-        records.append({"file": file, "rows": len(part), "bytes": len(data), "sha256": digest})
+        records.append({"file": file, "rows": len(part), "bytes": len(data), "sha256": sha256})
         progress(k + 1, len(parts))
     manifest = {
         "format": FORMAT,
@@ -194,6 +172,7 @@ def _write(
         "counts": dataset.counts,
         "classnames": list(dataset.classnames),
         "note": dataset.note,
+        "digest": digest,
         "shards": records,
     }
     _keep(store, MANIFEST, json.dumps(manifest, indent=1).encode(), target)

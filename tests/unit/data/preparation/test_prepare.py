@@ -96,9 +96,7 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, tmp_path: Path) -> None:
     assert len(open_dataset("dtd", tmp_path).train) == 48
 
 
-@pytest.mark.parametrize(
-    "name", [".00000-0a.parquet.7-0123abcd", ".00000-0a.parquet.7", "00000-0a.parquet.7.tmp"]
-)
+@pytest.mark.parametrize("name", [".00000-0a.parquet.7-0123abcd", ".00000-0a.parquet.7"])
 def test_half_a_shard_of_a_killed_process_is_gone_on_beside(
     small_dtd: Path, tmp_path: Path, name: str
 ) -> None:
@@ -186,6 +184,17 @@ def test_a_copy_that_differs_in_one_image_stays(own_dtd: Path, tmp_path: Path, c
     with pytest.raises(UserError, match="holds a prepared copy of other images that are called 'dtd' too"):
         prepare("dtd", own_dtd, tmp_path)
     assert tree(tmp_path / "dtd") == before
+
+
+def test_a_copy_without_a_digest_gets_one(small_dtd: Path, tmp_path: Path) -> None:
+    prepare("dtd", small_dtd, tmp_path)
+    before, manifest = tree(tmp_path), tmp_path / "dtd/manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["digest"]
+    manifest.write_text(json.dumps(content))
+    assert len(open_dataset("dtd", tmp_path).train) == 48
+    assert prepare("dtd", small_dtd, tmp_path).kept == 1
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda shard: shard.write_bytes(b"PAR1")])
