@@ -7,7 +7,7 @@ What every run needs, the tokenizer and the constants, are read from modules of 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
@@ -26,7 +26,7 @@ from prometar.backbone.frozen import closed
 from prometar.backbone.frozen_features import Tokenize
 from prometar.backbone.language import COPY_CACHE, language, require_transformers, text_network
 from prometar.backbone.trunks import image_network
-from prometar.backbone.weight_files import WeightsFile, read_weights
+from prometar.backbone.weight_files import read_weights
 from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
 from prometar.errors import UserError
@@ -192,7 +192,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         weights = read_weights(Path(pretrained))
         clip = _clip(name, weights.tensors, where=pretrained)
         if not (arch.trunk or arch.custom_text):
-            _require_told(name, arch, weights)
+            _require_told(name, arch, weights.metadata, where=pretrained)
         return clip
     return _clip(name, _fetch(name, pretrained), where=f"'{pretrained}'")
 
@@ -329,19 +329,16 @@ def _config(name: str) -> dict[str, Any]:
     return config
 
 
-def _require_told(name: str, arch: Architecture, weights: WeightsFile) -> None:
-    """Compare what the file says of itself with the same of the model."""
+def _require_told(name: str, arch: Architecture, told: Mapping[str, str], *, where: str) -> None:
+    """Compare what a file says of itself with the same of the model."""
     activation = arch.text_activation or arch.activation  # an image tower of another kind has its own
     model = {"activation": activation} | {k: str(getattr(arch, k)) for k in ("vision_heads", "text_heads")}
-    for key, value in weights.told.items():
-        if model[key] != value:
-            hint = ""
-            if key == "activation":
-                better = name.removesuffix("-quickgelu") + ("-quickgelu" if value == "quick_gelu" else "")
-                hint = f"; use --backbone {better}"
+    for key, wanted in model.items():
+        if (found := told.get(key, wanted)) != wanted:
+            better = name.removesuffix("-quickgelu") + ("-quickgelu" if found == "quick_gelu" else "")
+            hint = f"; use --backbone {better}" if key == "activation" else ""
             raise UserError(
-                f"{weights.path} does not fit {name}: {key} is {value} in the file, "
-                f"{model[key]} in the model{hint}"
+                f"{where} does not fit {name}: {key} is {found} in the file, {wanted} in the model{hint}"
             )
 
 

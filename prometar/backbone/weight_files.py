@@ -20,15 +20,8 @@ from prometar.io.files import size_of
 class WeightsFile:
     """Tensors by name, and what the file says of itself (activation, heads) where it does."""
 
-    path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
-
-    @property
-    def told(self) -> dict[str, str]:
-        """What its metadata tell of the architecture (keys of `Architecture`)."""
-        known = ("activation", "vision_heads", "text_heads")
-        return {key: self.metadata[key] for key in known if key in self.metadata}
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -59,14 +52,14 @@ def read_weights(path: Path) -> WeightsFile:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise UserError(f"{path} holds no state dict: expected tensors by name")
-    return WeightsFile(path, {str(k).removeprefix("module."): v for k, v in loaded.items()}, {})
+    return WeightsFile({str(k).removeprefix("module."): v for k, v in loaded.items()}, {})
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.offset_keys()}
-            return WeightsFile(path, tensors, file.metadata() or {})
+            return WeightsFile(tensors, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from None
 
@@ -80,4 +73,4 @@ def _read_torchscript(path: Path) -> WeightsFile:
     for tower, name in (("text", "positional_embedding"), ("vision", "visual.positional_embedding")):
         if name in tensors and tensors[name].ndim == 2:  # a ResNet has none there
             metadata[f"{tower}_heads"] = str(tensors[name].shape[1] // 64)
-    return WeightsFile(path, tensors, metadata)
+    return WeightsFile(tensors, metadata)

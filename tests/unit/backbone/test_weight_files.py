@@ -62,7 +62,7 @@ def test_every_format_reads_the_same_tensors(kind: str, state: dict[str, Tensor]
     weights = read_weights(write(kind, state, tmp_path))
     assert weights.tensors.keys() == state.keys()
     assert all(torch.equal(weights.tensors[name], tensor) for name, tensor in state.items())
-    assert weights.told.get("activation") == ("quick_gelu" if kind == "torchscript" else None)
+    assert weights.metadata.get("activation") == ("quick_gelu" if kind == "torchscript" else None)
 
 
 def test_a_file_gives_the_same_backbone(state: dict[str, Tensor], tmp_path: Path) -> None:
