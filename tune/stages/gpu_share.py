@@ -68,16 +68,14 @@ def kinds_of_gpu(nodes: Sequence[Node]) -> list[str]:
 
 
 class _Probe(BaseModel):
-    """What probe.json keeps: bytes, the kinds of GPU, a trial's share.
+    """What probe.json keeps: the kinds of GPU, a trial's share.
 
     least: Bytes of the smallest GPU, since those of one kind may differ; None: not known.
     """
 
-    used: int
-    total: int
     gpus: list[str]
     share: float
-    least: int | None = None
+    least: int | None
 
 
 def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Sequence[str]) -> float:
@@ -107,8 +105,7 @@ def measured_share(folder: StudyFolder, spec: StudySpec, means: Means, gpus: Seq
     if least is not None and least < 0.99 * total:
         of_gpu += f", and the smallest has {least / 2**30:.1f}"
     means.console.print(f"a trial uses {used / 2**30:.1f} of {of_gpu}: {share:g} of one each")
-    probe = _Probe(used=used, total=total, gpus=list(gpus), share=share, least=least)
-    write_atomically(path, probe.model_dump_json().encode())
+    write_atomically(path, _Probe(gpus=list(gpus), share=share, least=least).model_dump_json().encode())
     return share
 
 
