@@ -1,7 +1,5 @@
 """Write constraints.txt and THIRD_PARTY.md from what is installed where this runs: `make constraints`."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import distribution, metadata

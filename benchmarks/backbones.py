@@ -9,8 +9,6 @@ released procedure over open_clip's modules, whose attention is written out, as 
 derivative. Both sides take the step from one start, and the script fails where their prompts differ.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -17,8 +17,6 @@ baseline is the same study, undisturbed and one trial at a time: what a study ha
 last digit (of real ones also the final prompts, bit for bit). Ends with status 1 if anything was lost.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -4,8 +4,6 @@ A study on a development set sees one seed in its search and another in its last
 tested with those that are left. What a lead is worth, the portfolio and its gains are of the other sets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations

@@ -15,8 +15,6 @@ unfinished. Development sets need no --claim, and have a table of their own, as 
 The outcomes are kept in benchmarks/claim.jsonl, one line a search, which --show reads.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

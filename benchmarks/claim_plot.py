@@ -1,7 +1,5 @@
 """The plot of benchmarks/claim.py: a dot a search, chosen minus released, by data set and kind of search."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean

@@ -1,7 +1,5 @@
 """Where a driver's time goes: its calls by kind, in stretches of so many ended trials."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import defaultdict

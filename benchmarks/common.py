@@ -14,8 +14,6 @@ round, so that a drift of the machine meets all sides alike:
         write_json(args, rounds)
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ Each at its published settings, trained on all base classes, tested once. A run 
 is not made again: the same command goes on, another choice of seeds or arms adds to what is there.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -11,8 +11,6 @@ without gradients: open_clip's own (every token through every layer), and `prome
 prompts (SiLU folded into the weights, CLS alone in the last layer). Evaluation is held to the faster one.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import time

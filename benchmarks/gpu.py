@@ -7,8 +7,6 @@ are missing or failed. It ends with a table of claims (holds, does not hold, not
 with the figures, between the marks in --docs. Without a GPU: one line, and status 2.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

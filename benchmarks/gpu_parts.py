@@ -1,7 +1,5 @@
 """Parts of benchmarks/gpu.py of no other script: python benchmarks/gpu_parts.py PART --json FILE."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

@@ -10,8 +10,6 @@ n configurations in lockstep, with tasks of fixed shape. `--methods`: one step o
 batch, the first time and when the process knows what the frozen tower makes of these images.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

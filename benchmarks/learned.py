@@ -9,8 +9,6 @@ is trained and tested. No test image is in what it is fitted on. A run leaves a 
 made again.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from statistics import mean

@@ -8,8 +8,6 @@ process of its own, in turn; a figure is the median over iterations after one th
 the step in lockstep is recorded as a CUDA graph.
 """
 
-from __future__ import annotations
-
 import argparse
 
 import torch

@@ -1,7 +1,5 @@
 """A Ray cluster of many nodes on one machine, each a session of processes that is killed as a whole."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import shutil
@@ -53,7 +51,7 @@ class Nodes:
         self._log = self._folder / "0.log"  # of the node that has begun last
         self._num_nodes = num_nodes
 
-    def __enter__(self) -> Nodes:
+    def __enter__(self) -> "Nodes":
         try:
             self._start_head()
             for _ in range(self._num_nodes):

@@ -17,8 +17,6 @@ reads. Photographs have their own, since nothing of them is in what is known bef
     python benchmarks/objectives.py --sets dtd --data-root DIR --evidence benchmarks/photographs.json --keep
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

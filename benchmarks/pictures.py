@@ -6,8 +6,6 @@ Runs `python tune/search.py`, or goes on with it; needs Chromium. The terminal's
 command prints on a terminal of 100 columns.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import pty

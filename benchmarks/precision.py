@@ -8,8 +8,6 @@ the precision of the weights and towers differs. A run leaves a record in --out 
 same command goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Base classes held out in rotating quarters: an objective for objectives.py to judge."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Runs on the embedded benchmark as records: one JSON file a run; what has one is not run again."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

@@ -5,8 +5,6 @@ as that does, so that a killed trial goes on; but it imports neither torch nor o
 the other trains. Each epoch leaves a line in STEPS/<process>.log: trial, epoch, begin, end.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -9,8 +9,6 @@ SQLite. N trials are put into the storage first, then `--window` trials are time
 N; what must not is the difference. Memory is what a trial leaves behind on the heap (tracemalloc).
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import heapq

@@ -10,8 +10,6 @@ begun after `--minutes`. With `--kill-every` a node dies at once, and another is
 no epoch runs in them, counted from when all slots have begun to when the last trial has.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

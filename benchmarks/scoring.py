@@ -1,7 +1,5 @@
 """Figures of settings on data sets, and how well ways of scoring them tell what they test."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +66,7 @@ class Evidence:
         return json.dumps(fields, default=lambda values: np.round(values, 6).tolist()) + "\n"
 
     @staticmethod
-    def read(path: Path) -> Evidence:
+    def read(path: Path) -> "Evidence":
         found = json.loads(path.read_text("utf-8"))
         return Evidence(
             **found | {"seeds": tuple(found["seeds"]), "tables": tuple(map(_table, found["tables"]))}

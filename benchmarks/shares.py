@@ -7,8 +7,6 @@ Our iteration of `step.py`, ViT-B/16 with random weights, by torch's profiler. A
 to one group; `outside` is the rest of the wall clock: Python, autograd's bookkeeping, the profiler itself.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 

@@ -10,8 +10,6 @@ Operations are those of the matrix products that are done; their rate is set aga
 products in the same process. `tests/parity` proves that both sides compute the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
 import sys

@@ -9,8 +9,6 @@ takes them as fast as they come. Rates are of a whole second pass in a warm proc
 `in-process` uses no worker at all, for scale. Every side's pixels are compared.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import time

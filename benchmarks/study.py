@@ -9,8 +9,6 @@ slot that has nothing left to do at the end; `command` is the whole command, wit
 the start of the workers, the final comparison (whose training counts too) and the report.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -7,8 +7,6 @@ The data sets were made and chosen by these figures alone, so this is the one sc
 before the last table. A run leaves a record in --out and is not made again.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ into an empty cache; `cached` is the next process's time: the weights' digest an
 counts on every side, loading the model on none. Features of the baseline's templates are compared.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

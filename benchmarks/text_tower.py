@@ -10,8 +10,6 @@ that is not counted. `tests/unit/backbone` proves that both compute the same; he
 difference of a prompt's gradient norm stands beside.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

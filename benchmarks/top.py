@@ -8,8 +8,6 @@ leads promise was measured on random settings: where a search exploits the score
 Only studies on development sets are read. The same command goes on from the records in --out.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from statistics import mean

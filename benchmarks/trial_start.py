@@ -8,8 +8,6 @@ worker is the study's own, `tune.worker.trainable.TrialWorker`, in a placement g
 clock is added. Each trial trains one epoch before the next one comes.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable

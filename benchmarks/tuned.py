@@ -11,8 +11,6 @@ with --pairs fresh seeds, the same for all compositions, and tested. The same co
 records.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ Everything before `--` goes to `ray job submit` (--no-wait, --submission-id, ...
 says so only after it has packed everything, and does not say what is large.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

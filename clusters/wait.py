@@ -6,8 +6,6 @@ A study plans by the CPUs and GPUs that are there when it starts. On a cluster w
 it would be refused, or run fewer trials at a time than fit. The autoscaler is asked for what is missing.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math

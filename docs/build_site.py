@@ -4,8 +4,6 @@ So every link is checked, and works, as it is written. Pages are in the order in
 Mermaid diagrams are the pictures that docs/draw_diagrams.py has drawn of them.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

@@ -3,8 +3,6 @@
 pip install 'mmdr>=0.4,<1' && python docs/draw_diagrams.py
 """
 
-from __future__ import annotations
-
 import mmdr
 from build_site import ROOT, diagrams, digest_of
 

@@ -4,8 +4,6 @@ PYTHONPATH=examples python tune/search.py --dataset circles:Circles --backbone m
 PYTHONPATH=examples prometar train --set data.name=circles:Circles --set data.args.size=96
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass

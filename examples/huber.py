@@ -4,8 +4,6 @@ PYTHONPATH=examples python tune/search.py --set regularizer.kind=huber:Huber --s
 PYTHONPATH=examples prometar train --set regularizer.kind=huber:huber
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 PYTHONPATH=examples prometar train --set prompts.kind=lowrank:LowRank --set prompts.args.rank=2
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ PYTHONPATH=examples python tune/search.py --objective worst:worst
 PYTHONPATH=examples prometar train --objective worst:worst
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 

@@ -1,7 +1,5 @@
 """Hyperparameter studies for CLIP prompt learning with ProMetaR."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"

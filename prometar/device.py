@@ -5,8 +5,6 @@ the host is a wait, and so is a copy to the device from pageable memory. So what
 host, packed, and sent from pinned memory; and what the host must know is packed there, and fetched at once.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Collection
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What a study would find here: a line for each thing it needs, and whether it would be refused for it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """What a run was made with, and on: versions and machine."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

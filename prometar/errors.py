@@ -1,7 +1,5 @@
 """Errors that a user can cause or mend: each is one line that says what, where, and what to do."""
 
-from __future__ import annotations
-
 import re
 
 _ADVICE = re.compile(

@@ -1,7 +1,5 @@
 """Ctrl-C before a command has begun, while nothing is there that could be lost; signals while it works."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

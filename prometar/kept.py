@@ -1,7 +1,5 @@
 """What a process keeps for the runs that follow, in bounded memory."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar

@@ -1,7 +1,5 @@
 """Loading large packages."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What other packages log while they do what was asked for."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

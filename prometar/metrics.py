@@ -1,7 +1,5 @@
 """Means that figures are reported as, and how sure they are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A run's folder: config.yaml, checkpoint.safetensors while and after it trains, result.json at its end."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Fixtures that all tests share: one local Ray, and a small benchmark folder of photographs-to-be."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

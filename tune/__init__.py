@@ -1,7 +1,5 @@
 """The study: Optuna remembers, Ray executes. In Python: `from tune import Study, Space`."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Studies in Python and in notebooks: `from tune import Study, Space`."""
 
-from __future__ import annotations
-
 import os
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -34,14 +32,14 @@ class TrialRecords(tuple[TrialRecord, ...]):
     def __getitem__(self, index: SupportsIndex, /) -> TrialRecord: ...
 
     @overload
-    def __getitem__(self, index: slice, /) -> TrialRecords: ...
+    def __getitem__(self, index: slice, /) -> "TrialRecords": ...
 
-    def __getitem__(self, index: SupportsIndex | slice, /) -> TrialRecord | TrialRecords:
+    def __getitem__(self, index: SupportsIndex | slice, /) -> "TrialRecord | TrialRecords":
         if isinstance(index, slice):
             return TrialRecords(super().__getitem__(index))
         return super().__getitem__(index)
 
-    def to_frame(self) -> DataFrame:
+    def to_frame(self) -> "DataFrame":
         """A pandas table: a row a trial, with its figures and its settings by dotted name.
 
         Raises:
@@ -94,7 +92,7 @@ class Study:
         place = {"out": self.folder.parent, "study": self.folder.name, "command": f"{self!r}.run()"}
         self.options = options_of({**options, **place})
 
-    def run(self) -> Study:
+    def run(self) -> "Study":
         """Run it, or go on where it was left: search, last round, final test and report. Returns itself.
 
         Raises:
@@ -105,7 +103,7 @@ class Study:
         run(self.options)
         return self
 
-    def plan(self) -> Budget:
+    def plan(self) -> "Budget":
         """How much it trains at most: runs, epochs, steps. Nothing is run, and nothing is written.
 
         Raises:

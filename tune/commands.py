@@ -1,7 +1,5 @@
 """Commands of studies for `prometar`, which finds them as entry points of the group `prometar.commands`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

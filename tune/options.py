@@ -1,7 +1,5 @@
 """What a study can be asked, with its defaults: one place for the command line and for `Study` in Python."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, count, islice
@@ -134,7 +132,7 @@ class Options:
         """The study's, below `out`."""
         return self.study or "-".join(map(file_name, self.datasets))
 
-    def spec(self) -> StudySpec:
+    def spec(self) -> "StudySpec":
         """What decides the study's result.
 
         Raises:
@@ -214,7 +212,7 @@ class Options:
             asked["train.epochs"] = _first(self.epochs, EMBEDDED_EPOCHS)
         return asked
 
-    def place(self, spec: StudySpec) -> Place:
+    def place(self, spec: "StudySpec") -> "Place":
         """Where the study of `spec` lies, what it may use and where it starts.
 
         Raises:
@@ -276,7 +274,7 @@ def options_of(given: Mapping[str, Any]) -> Options:
         raise UserError(f"{name}: {wanted} (found {given[name]!r})") from None
 
 
-def run(options: Options, *, alone: bool = False) -> FinalTest:
+def run(options: Options, *, alone: bool = False) -> "FinalTest":
     """Run or continue the study; see `tune.study.run_study`. `alone`: this process is for nothing else."""
     configure_ray(local=options.address is None, verbose=options.verbose)
     with loaded_for_good() if alone else nothing_collected():
@@ -286,7 +284,7 @@ def run(options: Options, *, alone: bool = False) -> FinalTest:
     return run_study(spec, options.place(spec))
 
 
-def plan_of(options: Options) -> tuple[StudySpec, Budget]:
+def plan_of(options: Options) -> "tuple[StudySpec, Budget]":
     """What the study would search, and train at most; nothing is run, and nothing is written.
 
     Raises:
@@ -311,7 +309,7 @@ def describe_plan(options: Options) -> str:
     return "\n".join([study, str(budget), "searched:", *ranges, *_left_out(options, spec)])
 
 
-def _left_out(options: Options, spec: StudySpec) -> list[str]:
+def _left_out(options: Options, spec: "StudySpec") -> list[str]:
     """A line, where the method searches a part of a space that comes with the project."""
     if not isinstance(options.space, str):
         return []

@@ -4,8 +4,6 @@ Without arguments it runs the embedded default, 15 to 25 minutes on two cores. T
 with the study; a larger --trials extends it.
 """
 
-from __future__ import annotations
-
 if __name__ == "__main__":
     import os
     import sys

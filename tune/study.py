@@ -1,7 +1,5 @@
 """A study from beginning to end: check, search, compare, report. Every stage goes on where it was left."""
 
-from __future__ import annotations
-
 import socket
 import sys
 from collections.abc import Mapping, Sequence

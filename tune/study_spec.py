@@ -1,7 +1,5 @@
 """What a study is asked: everything that decides its result, and the numbers that may change later."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, islice

@@ -4,8 +4,6 @@ Like captions on the web, these rarely carry fine-grained names, so the alignmen
 CLIP as here: most use a broad word for a whole family, some the class name, some that of a look-alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -10,8 +10,6 @@ The rows of the token table that no caption uses stay N(0, 0.02) from numpy's PC
 docs/embedded.md says what was chosen by looking at what, and shows the figures.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import functools

@@ -3,8 +3,6 @@
 Shape legend: B = batch, L = caption length, V = used tokens, D = embedding, W = text width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Prompts do not mend poor features, so this stage gets most of the time; what is 
 Shape legend: B = batch, C = classes, D = embedding, H, W = image side.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

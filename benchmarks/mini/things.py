@@ -4,8 +4,6 @@ Each has a silhouette, a pattern, and colours of its own, so that `mini` learns 
 `MINI_VOCABULARY` names them: drift over it can be measured for every data set of the suite.
 """
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

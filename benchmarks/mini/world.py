@@ -3,8 +3,6 @@
 How far a data set is from it is a matter of how many images of it there are, and whether in other colours.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

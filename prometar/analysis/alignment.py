@@ -7,8 +7,6 @@ with or without a meta phase, on the same tasks.
 Source: ProMetaR (CVPR 2024), its analysis; there as an argument, here as a measurement.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -155,7 +153,7 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def of_run(folder: Path) -> Summary | None:
+def of_run(folder: Path) -> "Summary | None":
     """The summary of a run's folder; None where nothing was measured.
 
     Raises:

@@ -1,7 +1,5 @@
 """Alignment along runs, as one self-contained page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from html import escape
 

@@ -1,7 +1,5 @@
 """Activations of CLIP's MLPs, each with its two derivatives in as few kernels as there are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a CLIP consists of, and how it reads texts and pools tokens: all that its towers must be told."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ queries or the keys in such an order that queries, keys, values and probabilitie
 are an operand as they are.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

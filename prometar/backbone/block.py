@@ -3,8 +3,6 @@
 Of a tower that pools by attention, z = A(n_1(x)).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Shape suffixes in this package: B images, C classes, T tokens, P shared (prefix 
 H heads, K width of a head, E width of the joint embedding, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -65,14 +63,14 @@ class Tower:
     def width(self) -> int:
         return self.blocks[0].out_proj_bias.shape[0]
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Tower:
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Tower":
         """A copy with every tensor changed."""
         blocks = (
             Block._make(None if part is None else change(part) for part in block) for block in self.blocks
         )
         return replace(self, blocks=tuple(blocks))
 
-    def folded(self) -> Tower:
+    def folded(self) -> "Tower":
         """The same tower with fewer operations: what can be is in the weights of its products.
 
         That is weight and bias of the two LayerNorms, the queries' scale, and SiLU stands for QuickGELU, as
@@ -209,12 +207,12 @@ class Clip:
         """Of all of its numbers."""
         return sum(tensor.nbytes for tensor in self.tensors())
 
-    def folded(self) -> Clip:
+    def folded(self) -> "Clip":
         """The same CLIP, faster: see `Tower.folded`."""
         pool = None if self.pool is None else self.pool.folded()
         return replace(self, text=self.text.folded(), vision=self.vision.folded(), pool=pool)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Clip:
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Clip":
         """A copy with every tensor changed."""
         changed: dict[str, Any] = {}
         for field in fields(self):
@@ -224,7 +222,7 @@ class Clip:
             changed[field.name] = change(value) if isinstance(value, Tensor) else value
         return Clip(**changed)
 
-    def to(self, *args: Any, **kwargs: Any) -> Clip:
+    def to(self, *args: Any, **kwargs: Any) -> "Clip":
         """A copy with every tensor moved as by `Tensor.to`; the logit scale stays in at least float32."""
         clip = self.map(lambda tensor: tensor.to(*args, **kwargs))
         # Losses are in the working precision, and the scale is a part of them.

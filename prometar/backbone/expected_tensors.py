@@ -1,7 +1,5 @@
 """Which tensors a CLIP of an architecture consists of; checked once, where weights enter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What architecture an open_clip configuration describes, or why the towers do not compute it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ cache decides nothing: an entry that is missing, damaged or another's is compute
 written none is kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A network of others with its numbers as values: nothing in it is learned."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self

@@ -1,7 +1,5 @@
 """The frozen CLIP's own features, which the regularizers hold the prompted ones to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 

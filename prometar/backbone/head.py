@@ -3,8 +3,6 @@
 Linear parts are their own derivative; their second one has no term of its own.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch.nn.functional as F

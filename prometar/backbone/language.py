@@ -4,8 +4,6 @@ Nothing of it is rewritten, so that its derivatives are torch's own. Padding beh
 nothing attends to it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -112,7 +110,7 @@ class Language(Frozen):
         """Un-normalised features (C, E) of embedded tokens, with prompts in place of some."""
         return functional_call(self.network, dict(self.tensors), (embedded_CTD, seen_CT, prompts, put))
 
-    def folded(self) -> Language:
+    def folded(self) -> "Language":
         return self
 
 

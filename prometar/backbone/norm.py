@@ -1,7 +1,5 @@
 """LayerNorm of the towers and its derivatives, in float32 where float16 is too narrow for the second."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

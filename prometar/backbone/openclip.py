@@ -4,8 +4,6 @@ Importing open_clip takes three seconds, for image models that are not used here
 What every run needs, the tokenizer and the constants, are read from modules of its own.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

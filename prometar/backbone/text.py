@@ -7,8 +7,6 @@ text runs whole in a row of its own. The order of a row then matters to nothing 
 token stands first, so that the last layer has one query a text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

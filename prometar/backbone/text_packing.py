@@ -6,8 +6,6 @@ itself. Branches of different texts stand side by side in a row, not seeing each
 padded to the longest text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

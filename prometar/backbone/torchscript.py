@@ -6,8 +6,6 @@ pickle is followed by a machine that knows 32 opcodes and builds tensors, number
 modules only; nothing that the archive names is looked up or called.
 """
 
-from __future__ import annotations
-
 import math
 import pickletools
 import warnings

@@ -5,8 +5,6 @@ gradient of a weight is needed, all cotangents and tangents of one pass can go t
 second derivative one more reverse pass serves all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """Image towers of timm: plain vision transformers, whatever their names, told by what they consist of."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

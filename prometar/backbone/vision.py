@@ -3,8 +3,6 @@
 At the end stands CLS alone, or what pools the tokens of the image; prompts are attended to and not pooled.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Weights from local files: .safetensors, or .pt as a state dict or OpenAI's TorchScript archive."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What weights a backbone has, as a digest that files and unfinished runs name them by."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import fields
 

@@ -1,7 +1,5 @@
 """How CLIP is told a class: names as text, and the templates that hold them."""
 
-from __future__ import annotations
-
 from prometar.errors import UserError
 
 

@@ -4,8 +4,6 @@ Everything is float64 with soft edges: a last-digit difference of a machine's si
 Shape legend: H, W = image side in pixels; N = points. Coordinates are in pattern cells (see `Canvas`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`cells`: 10 kinds of cells and microbes under a microscope, stained: far from what `mini` has seen."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

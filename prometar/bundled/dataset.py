@@ -4,8 +4,6 @@ Items are addressed by a path, "<class>/<split>_<index>.png"; a path decides its
 alphabetical order: the first half is the base half, the rest the new one.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import zlib

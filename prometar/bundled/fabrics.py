@@ -1,7 +1,5 @@
 """`fabrics`: 14 kinds of cloth, close up: fine classes near to the textures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import tau
 

@@ -3,8 +3,6 @@
 Shape legend: H, W = image side in pixels; N = segments or corners.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

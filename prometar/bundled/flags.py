@@ -1,7 +1,5 @@
 """`flags`: 16 divisions and ordinaries of flags, in the colours of flags, on waving cloth."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

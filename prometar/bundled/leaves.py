@@ -1,7 +1,5 @@
 """`leaves`: 12 plants by their leaves, green to autumn red, on earth: fine classes of one kind of object."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

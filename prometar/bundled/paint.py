@@ -1,7 +1,5 @@
 """How drawn ink becomes pixels: two colours under uneven light, and what other painters share."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """`plots`: 12 curves and charts on paper, with axes: thin marks whose place is what matters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

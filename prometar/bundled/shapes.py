@@ -1,7 +1,5 @@
 """`shapes`: 16 plane figures, full or in outline, on a patterned ground."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """`sketches`: 48 things drawn with a pencil, some of them fine-grained, many classes for few images."""
 
-from __future__ import annotations
-
 from functools import cache, partial
 from itertools import pairwise
 

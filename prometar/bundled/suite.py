@@ -1,7 +1,5 @@
 """The rendered data sets by name. Adding one is adding a row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`terrain`: 10 uses of land seen from above, in the way of EuroSAT: far from what `mini` has seen."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

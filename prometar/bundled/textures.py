@@ -4,8 +4,6 @@ Both halves hold look-alikes (dotted, freckled and flecked, cracked and cobwebbe
 stratified, woven and waffled). A pattern is an ink field (H, W), about 0..1, on a canvas in pattern cells.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import tau

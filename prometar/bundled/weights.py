@@ -4,8 +4,6 @@ Most of the token table is never trained: `mini.safetensors` holds the rows that
 (`token_rows/ids`, `token_rows/values`); all other rows are seeded initial values, made anew on loading.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from importlib import resources

@@ -1,7 +1,5 @@
 """`prometar alignment`: how support and query gradients agreed along runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`prometar`: studies, data sets, single runs, and reports."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from importlib.metadata import entry_points

@@ -1,7 +1,5 @@
 """`prometar compare`: runs of several methods, paired by data set and seed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

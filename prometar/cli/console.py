@@ -1,7 +1,5 @@
 """What every command-line entry shares: a user's mistake is one line on stderr, never a traceback."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """`prometar data`: what is there, is it whole, get it, copy it as Parquet."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,7 +58,7 @@ def data_list(data_root: RootOption = None) -> None:
             print(printable(f"{row.name}: {'; '.join(lines)}"))
 
 
-def _sizes(row: Listed, root: str | None) -> tuple[str, ...]:
+def _sizes(row: "Listed", root: str | None) -> tuple[str, ...]:
     """Classes and images a split: those found, or the published ones if nothing was looked at."""
     published = BENCHMARKS.get(row.name)
     numbers = (row.classes, *row.counts.values()) if row.counts else (0, 0, 0, 0)
@@ -69,7 +67,7 @@ def _sizes(row: Listed, root: str | None) -> tuple[str, ...]:
     return tuple(str(number or "-") for number in numbers)
 
 
-def _state(row: Listed, root: str | None) -> str:
+def _state(row: "Listed", root: str | None) -> str:
     published = BENCHMARKS.get(row.name)
     if row.counts:
         return "rendered" if row.where == "rendered" else "other sizes" if row.differences else "complete"

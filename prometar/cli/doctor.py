@@ -1,7 +1,5 @@
 """`prometar doctor`: what a study would find here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

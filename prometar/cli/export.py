@@ -1,7 +1,5 @@
 """`prometar export`: a run's prompts as one file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`prometar push`: a prompt file on the Hugging Face hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

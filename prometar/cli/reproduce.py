@@ -1,7 +1,5 @@
 """`prometar reproduce`: the field's protocols, from a grid of runs to the tables."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

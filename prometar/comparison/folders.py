@@ -1,7 +1,5 @@
 """Runs as their folders tell them: what was trained, on what, and its figures."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

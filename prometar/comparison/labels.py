@@ -1,7 +1,5 @@
 """What runs are called where they are compared: by method, and by settings where one method has several."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A comparison as one self-contained page."""
 
-from __future__ import annotations
-
 from statistics import mean
 
 from markupsafe import Markup

@@ -1,7 +1,5 @@
 """Methods against one of them, paired by data set and seed: a pure function of the runs' figures."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A comparison for the terminal and as CSV; `cells` are the page's too."""
 
-from __future__ import annotations
-
 import csv
 import io
 

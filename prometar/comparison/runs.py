@@ -1,7 +1,5 @@
 """Any runs, compared: grouped by method and settings, paired by data set and seed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Wilcoxon's signed-rank test, exact also where ranks are tied, and Holm's correction for several tests."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

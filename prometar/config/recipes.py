@@ -4,8 +4,6 @@ A recipe holds what a method sets apart from the defaults of `config`, which are
 `Config(method=NAME)` starts from it, so a method's name alone gives the settings it was published with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache

@@ -5,8 +5,6 @@ keyword arguments. Defaults are the released settings of ProMetaR (CVPR 2024), t
 configuration that names another method starts from that method's recipe.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -40,7 +38,7 @@ class Section(PlainData):
     args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
 
     @model_validator(mode="after")
-    def _known(self) -> Section:
+    def _known(self) -> "Section":
         built_in = self.chosen in self.KINDS
         if not built_in and self.KINDS and reference_of(self.axis(), self.chosen) is None:
             known = ", ".join(self.KINDS)
@@ -83,7 +81,7 @@ class AugmentConfig(PlainData):
     jitter: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> AugmentConfig:
+    def _ordered(self) -> "AugmentConfig":
         if self.crop_scale_min > self.crop_scale_max:
             raise ValueError(f"crop_scale_min {self.crop_scale_min} is above crop_scale_max")
         return self
@@ -258,7 +256,7 @@ class Config(PlainData):
             )
         return tree
 
-    def override(self, values: Mapping[str, Any]) -> Config:
+    def override(self, values: Mapping[str, Any]) -> "Config":
         """A copy with dotted keys replaced.
 
         Another `method` brings its own published settings, whatever the old ones were; data, backbone and
@@ -290,7 +288,7 @@ class Config(PlainData):
         """Parts that are the user's own: `package.module:Name` by the section that chooses them."""
         return {name: part for name, section in _sections(self) if (part := section.reference) is not None}
 
-    def completed(self) -> Config:
+    def completed(self) -> "Config":
         """A copy with all settings of the user's own parts, by their defaults where they are not given.
 
         This imports their modules: call it for what the user himself has asked for.
@@ -306,7 +304,7 @@ class Config(PlainData):
                 tree[name]["args"] = building.complete(section.axis(), section.reference, section.args)
         return parse(tree, where="settings")
 
-    def refuse_own(self, where: str, *, trusted: bool = False) -> Config:
+    def refuse_own(self, where: str, *, trusted: bool = False) -> "Config":
         """This configuration, read from what somebody else may have made: `where`.
 
         Raises:

@@ -3,8 +3,6 @@
 Ray asks the machine, and, in a container, the container: it does not know of a job beside others.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

@@ -3,8 +3,6 @@
 Ray calls an A100 of 40 GB and one of 80 GB, or a part of one (MIG), by one name.
 """
 
-from __future__ import annotations
-
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

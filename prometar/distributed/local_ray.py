@@ -1,7 +1,5 @@
 """A quiet Ray in this process: started where none runs, or joined by address."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -5,8 +5,6 @@ stream always has a place to run, beside its trainer, even when runs hold every 
 for ever, in silence.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +83,7 @@ class Room:
     gpus: float
 
     @staticmethod
-    def of(nodes: Sequence[Node]) -> Room:
+    def of(nodes: Sequence[Node]) -> "Room":
         """The room that these machines have."""
         return Room(_largest(nodes, "CPU"), _largest(nodes, "GPU"))
 

@@ -1,7 +1,5 @@
 """Ray's private names that starting it rests on: another version may lack them, or mean other things."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Trained prompts as a classifier of images: `prometar.load(FILE).predict(images)`."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass

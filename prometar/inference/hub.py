@@ -3,8 +3,6 @@
 A repository holds prompts.safetensors and a README.md made of its card; nothing else is read or written.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ class PromptRepo:
         return f"{SCHEME}{self.repo}" + (f"@{self.revision}" if self.revision else "")
 
     @classmethod
-    def parse(cls, text: str) -> PromptRepo:
+    def parse(cls, text: str) -> "PromptRepo":
         """
         Raises:
             UserError: not owner/name or owner/name@revision, with or without hf:// before it.

@@ -3,8 +3,6 @@
 Where each image has its own text features (conditional prompts) there is no such program.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

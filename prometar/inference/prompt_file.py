@@ -4,8 +4,6 @@ The card stands in the file's metadata and, for readers, beside the file. It hol
 wrote it; the weights of the backbone are named by their digest.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A prompt file's way to the hub: it is checked, and its README.md is made of what it says of itself."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The Hugging Face hub: its names, its client, and what the client raises as one line."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -35,7 +33,7 @@ def require_repo(repo: str, text: str) -> None:
         raise UserError(f"'{text}' is no name on the hub: expected {SCHEME}owner/name")
 
 
-def client() -> HfApi:
+def client() -> "HfApi":
     """The hub's client, of HF_ENDPOINT; by itself it would wait for ever for an answer."""
     from huggingface_hub import HfApi, get_session  # slow to import, and few commands need it
 

@@ -1,7 +1,5 @@
 """HTML pages: how all of them look, and that one replaces an earlier one of its kind, and nothing else."""
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from pathlib import Path

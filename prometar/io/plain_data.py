@@ -1,7 +1,5 @@
 """Plain data that files and command lines give, as values of fixed fields."""
 
-from __future__ import annotations
-
 import re
 import reprlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Where files lie besides this machine: every file system that pyarrow knows, by URL."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """YAML from users: plain data, or one line that says what is wrong."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

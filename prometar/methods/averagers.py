@@ -1,7 +1,5 @@
 """Averagers: which prompts a trained run is tested with, out of those at the ends of its epochs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import exp
 from typing import Protocol

@@ -5,8 +5,6 @@ Nothing here or downstream tests a name, so any part goes with any other: an abl
 on another's prompts, is a setting.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,7 +86,7 @@ def build_prompts(config: Config) -> Prompts:
     return _part(PROMPTS, Prompts, config.prompts)
 
 
-def _part(kinds: Kinds, needs: type, section: Section) -> Any:
+def _part(kinds: "Kinds", needs: type, section: Section) -> Any:
     if section.reference is None:
         return kinds[section.chosen](section)
     return make(section.axis(), section.reference, section.args, needs=needs)

@@ -1,7 +1,5 @@
 """Modulators: how the regularizer's gradient joins the task's gradient."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Inner loops: how the meta phase adapts the prompts to the support images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

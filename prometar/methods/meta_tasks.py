@@ -1,7 +1,5 @@
 """Tasks: how a batch becomes support and query, and how the query is augmented."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 

@@ -3,8 +3,6 @@
 Built-in parts are not called: their tests have done so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

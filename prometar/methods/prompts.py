@@ -1,7 +1,5 @@
 """Prompts: which learnable tensors a method has, and which tokens they put into the towers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Regularizers: weighted sums of distances of the prompted CLIP from the frozen one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol

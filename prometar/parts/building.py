@@ -1,7 +1,5 @@
 """A part of what a reference names: its settings are typed by its fields, its methods are looked for."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass

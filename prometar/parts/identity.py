@@ -1,7 +1,5 @@
 """What a part's code is: the version of its distribution, or a digest of its files."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cache

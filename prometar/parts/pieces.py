@@ -1,7 +1,5 @@
 """The piece of code that a part is in: its files, as this process imported them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable, Mapping

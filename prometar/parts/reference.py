@@ -1,7 +1,5 @@
 """What `package.module:Name` names. A module is imported here alone, and only when its part is asked for."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Parts' code as data, for workers that have it in no folder of theirs."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What can be wrong with a grid, found before any run starts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Run jobs on Ray: a few workers that are used again, each in a placement group with its stream."""
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a grid's records say: a table with published figures beside, and the methods in pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev

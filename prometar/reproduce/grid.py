@@ -1,7 +1,5 @@
 """The grid of runs that a protocol asks for: each as a worker gets it, and its record in its own folder."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Protocols as values: which images a run trains on, what is tested, and what the table calls it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from prometar.data.datasets.benchmarks import BENCHMARKS

@@ -1,7 +1,5 @@
 """Published accuracies (published.json), cited and never mixed with ours."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

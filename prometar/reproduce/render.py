@@ -1,7 +1,5 @@
 """A table for the terminal, and as CSV, Markdown and LaTeX; the files of methods in pairs."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """A grid from beginning to end: check, run what is not there yet, make the tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

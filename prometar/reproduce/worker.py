@@ -1,7 +1,5 @@
 """One run of a grid: train from where it was left, test, write its record."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ autograd keeps no second-order graph where none is asked for; torch.func can be 
 (`torch.vmap`), which autograd cannot.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Protocol
 

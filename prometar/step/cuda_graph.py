@@ -3,8 +3,6 @@
 A step on four images is thousands of small kernels, and a GPU waits for Python between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

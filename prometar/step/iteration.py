@@ -4,8 +4,6 @@ Source: ProMetaR (CVPR 2024), as its released code computes it; tests/parity hol
 trajectories of that code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -7,8 +7,6 @@ again. Factors are powers of two: but for float16's range, nothing changes. On t
 16 times larger or smaller give the same gradients.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ fewest operations), or *static* (all images in every part, weight 0 where one do
 whatever the draw, for CUDA graphs and for steps mapped over configurations). Both give the same step.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

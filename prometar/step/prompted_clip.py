@@ -1,7 +1,5 @@
 """A frozen CLIP, a set of classes, and prompts: everything that is fixed while a method trains."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """SGD on leaves as a function, and the learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The complete state of a run: what a checkpoint holds, and all that a step changes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +24,7 @@ class State:
     step: int = 0
 
     @staticmethod
-    def start(prompts: Leaves, gate: Leaves) -> State:
+    def start(prompts: Leaves, gate: Leaves) -> "State":
         """Step 0, momenta at zero, nothing averaged yet."""
         return State(prompts, _zeros(prompts), gate, _zeros(gate), {})
 
@@ -39,13 +37,13 @@ class State:
         """Every tensor by "<group>/<leaf>"."""
         return {f"{group}/{name}": leaf for group in _GROUPS for name, leaf in getattr(self, group).items()}
 
-    def to(self, device: torch.device) -> State:
+    def to(self, device: torch.device) -> "State":
         """The same state on a device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return State.from_tensors(moved, self.step)
 
     @staticmethod
-    def from_tensors(tensors: Leaves, step: int) -> State:
+    def from_tensors(tensors: Leaves, step: int) -> "State":
         """The inverse of `tensors`."""
         groups: dict[str, Leaves] = {group: {} for group in _GROUPS}
         for key, value in tensors.items():

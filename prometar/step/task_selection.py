@@ -4,8 +4,6 @@ A device that was asked (how many are in the query, which partners are there) wo
 been given before it could answer.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

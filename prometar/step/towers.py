@@ -1,7 +1,5 @@
 """One run of both towers, and its derivatives at the tokens: what the step needs of the backbone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

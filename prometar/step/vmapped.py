@@ -5,8 +5,6 @@ is a function of these numbers, so `torch.vmap` maps it over them: every operati
 configurations, which is what a GPU needs to be busy with batches of four images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether the machine of a worker has what the driver has: then its figures are of the same things."""
 
-from __future__ import annotations
-
 import re
 import socket
 from collections.abc import Iterator, Mapping

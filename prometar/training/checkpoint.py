@@ -1,7 +1,5 @@
 """Checkpoints: a run's complete state in one safetensors file, replaced atomically."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ frozen CLIP says of names it was not tuned for lose its knowledge of new classes
 the evidence.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """An epoch of a run, or of several together: steps on streamed batches, read once at the end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A backbone in this process, with what has been computed with it: both are kept, and given up, together."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property

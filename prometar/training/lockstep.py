@@ -1,7 +1,5 @@
 """Runs trained in lockstep: one process, one pass over the images, several configurations."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from contextlib import suppress

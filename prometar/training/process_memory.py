@@ -1,7 +1,5 @@
 """How much of a machine's memory a run takes, known before it begins: counted on fake tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +38,7 @@ class Held:
     images: int = 0
 
     @classmethod
-    def of(cls, clip: Clip, splits: Sequence[Problem]) -> Held:
+    def of(cls, clip: Clip, splits: Sequence[Problem]) -> "Held":
         """Of runs on any of these."""
         most = max(len(split.classnames) for split in splits)
         return cls(clip.num_bytes, most, kept_bytes(splits, clip.image_size))

@@ -1,7 +1,5 @@
 """An iteration on fake tensors: shapes without data, to count what it does before anything runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 import torch

@@ -1,7 +1,5 @@
 """A run: everything that is fixed while it trains, built from a configuration."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence

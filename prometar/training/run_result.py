@@ -1,7 +1,5 @@
 """result.json of a run's folder: its figures, every epoch's record, and what made them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Accuracy of trained prompts: classes are encoded once, images in large batches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 
 import torch

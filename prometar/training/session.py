@@ -1,7 +1,5 @@
 """A run being trained, epoch by epoch: it goes on from its checkpoint, and is scored."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -61,7 +59,7 @@ class Session:
     @classmethod
     def or_anew(
         cls, run: Run, folder: Path, stream: Stream, watch: Watch | None = None
-    ) -> tuple[Session, str]:
+    ) -> "tuple[Session, str]":
         """The session in `folder`; where its checkpoint is damaged or another run's, it starts over.
 
         A run is a function of its settings and seeds, so the same figures come again. The checkpoint is kept

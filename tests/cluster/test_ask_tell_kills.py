@@ -1,7 +1,5 @@
 """The study's memory when its driver dies between any two lines, without Ray."""
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from pathlib import Path

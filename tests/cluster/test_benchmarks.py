@@ -1,7 +1,5 @@
 """Every benchmark script runs, and `make bench` knows it. What it measures decides no test."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A disk that is full or read-only: one line, nothing finished is lost, and the same command goes on."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -1,7 +1,5 @@
 """The real thing through the command line: a study, killed and continued, and the use of its files."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """A trial's share of a GPU: measured once a study, on GPUs that only Ray believes in."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

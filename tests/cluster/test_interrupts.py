@@ -1,7 +1,5 @@
 """Ctrl-C while a command still imports: one line and status 130, and nothing begun."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A study whose processes are killed ends as if nothing had happened; real processes, signals and files."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """A Ray that this project starts: it listens on this machine alone, and its tasks can be cancelled."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A study on a cluster of several machines that die: on one machine, with a Ray node for each."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

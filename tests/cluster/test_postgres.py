@@ -1,7 +1,5 @@
 """A study in PostgreSQL: a real server, a killed driver, a server that goes away and comes back."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

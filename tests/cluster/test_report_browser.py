@@ -1,7 +1,5 @@
 """The reports in a real browser: drawn, readable on a desktop and a phone, and deaf to hostile names."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`make docs`: the site is whole, every link in it leads somewhere, and it needs no other host."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

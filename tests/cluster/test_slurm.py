@@ -5,8 +5,6 @@ see. So each node is a set of Linux's namespaces: it has process numbers and a n
 leaves behind ends with it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

@@ -1,7 +1,5 @@
 """A job on a real cluster: submitted with this checkout, followed, stopped half-way, submitted again."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -138,7 +136,7 @@ def records(out: Path) -> dict[int, str]:
 
 
 def test_a_stopped_study_goes_on_when_it_is_submitted_again(
-    cluster: Cluster, refused: dict[str, Refused]
+    cluster: Cluster, refused: "dict[str, Refused]"
 ) -> None:
     """Meanwhile the cluster refuses others."""
     out = cluster.folder / "out"

@@ -1,7 +1,5 @@
 """The wheel holds every file that the code reads, and the commands work from it alone."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

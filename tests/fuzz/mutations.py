@@ -1,7 +1,5 @@
 """Changes that a hostile or an unlucky hand makes: to plain data, to bytes, to safetensors, to zips."""
 
-from __future__ import annotations
-
 import copy
 import json
 import struct

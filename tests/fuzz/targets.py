@@ -1,7 +1,5 @@
 """What the fuzzer changes, and the commands that read it."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

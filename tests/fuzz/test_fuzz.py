@@ -3,8 +3,6 @@
 `make fuzz` tries other examples for as long as FUZZ_EXAMPLES says, and counts them in out/fuzz.json.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -1,7 +1,5 @@
 """Recorded trajectories: finding them, and turning one into a model, a method and batches."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ A recording holds a run of one method; the frozen CLIP is in its own file, or in
 tests/golden/methods.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

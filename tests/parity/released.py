@@ -5,8 +5,6 @@ phase. It decides nothing by itself: `test_released.py` holds it to the recorded
 fast step to it where no recording is at hand.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

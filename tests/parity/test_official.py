@@ -4,8 +4,6 @@ float64: loss, learning rate and prompts within 1e-8 at every step; then the ave
 text features, and the logits among base and among new classes under the prompts that are tested.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

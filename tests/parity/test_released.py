@@ -1,7 +1,5 @@
 """The plain transcription against the recordings, and the fast step against the transcription."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ float64: losses, prompts and gate within 1e-8 after every step. float32: the fir
 value's own scale (the largest magnitude of its tensor, at least 1), about a thousand roundings of 1e-7.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

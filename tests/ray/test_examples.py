@@ -1,7 +1,5 @@
 """The examples, as their users run them: through a study and through a single run."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

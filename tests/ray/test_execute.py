@@ -1,7 +1,5 @@
 """Jobs on Ray: workers die and jobs fail, and every job still gets its record."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """A study survives its trials, its workers and its driver; on Ray, with trials that do not train."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

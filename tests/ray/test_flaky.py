@@ -1,7 +1,5 @@
 """A study on a database that fails now and then, and on a machine whose clock is set back."""
 
-from __future__ import annotations
-
 import random
 import re
 from pathlib import Path

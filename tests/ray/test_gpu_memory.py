@@ -1,7 +1,5 @@
 """What machines tell of their GPUs' memory."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

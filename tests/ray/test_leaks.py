@@ -1,7 +1,5 @@
 """A search opens no test image and no image of a new class: none of them need be an image at all."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

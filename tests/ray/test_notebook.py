@@ -1,7 +1,5 @@
 """examples/study.ipynb, as Jupyter runs it: a kernel of its own, with its own Ray."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A run on a folder of one's own images, and on a data set of the hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

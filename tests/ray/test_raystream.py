@@ -1,7 +1,5 @@
 """The stream on Ray Data equals the reference, whatever its blocks and workers, and does not hang."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """`prometar reproduce` through the command line: tiny runs by each protocol, interrupted and mended."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """An object store: prepare to it, go on after an interruption, read, stream and train from it."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

@@ -1,7 +1,5 @@
 """Encoded images in the object store: read once for all, and never lost."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """It makes no difference how a run's images are read: in this process, or by one worker or several."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Permissions do not bind root, so the refusals are made up; tests/cluster/test_disk.py has real ones.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from itertools import cycle

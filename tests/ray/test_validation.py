@@ -1,7 +1,5 @@
 """What a study runs on does not change while it goes on; and what may change is told."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

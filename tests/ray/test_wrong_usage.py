@@ -1,7 +1,5 @@
 """A user's mistake is one helpful line on stderr and exit status 1 or 2, never a traceback."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What clusters/anyscale.yaml may say: the fields of an Anyscale job that it uses."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -1,7 +1,5 @@
 """The table of docs/backbones.md: `python -m tests.support.backbones_table` writes it anew."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A real browser for tests: headless Chromium over its debugging pipe; the standard library is enough."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -65,7 +63,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
-    def __enter__(self) -> Browser:
+    def __enter__(self) -> "Browser":
         return self
 
     def __exit__(

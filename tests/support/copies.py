@@ -1,7 +1,5 @@
 """Small generated copies of every benchmark's layout, with real images."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

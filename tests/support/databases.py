@@ -1,7 +1,5 @@
 """Where tests keep studies that no command has begun: making a database takes Optuna forty statements."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """A small disk of its own: one that is really full, or really read-only."""
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Drives a fake study, also as a process that tests can kill: `python -m tests.support.driver OUT [...]`."""
 
-from __future__ import annotations
-
 import gc
 
 if __name__ == "__main__":  # as a study's own process does while it loads
@@ -135,7 +133,7 @@ class Driver:
                 text=True,
             )
 
-    def __enter__(self) -> Driver:
+    def __enter__(self) -> "Driver":
         return self
 
     def __exit__(self, *_: object) -> None:

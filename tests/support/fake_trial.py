@@ -4,8 +4,6 @@ A study's folder may hold behaviour.json, {"3": "nan", "5": "crash", "all": {...
 misbehave; so tests in other processes and Ray's workers are steered by plain data.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Workers that die, fail or answer as a job's folder says; Ray imports them by name: they load quickly."""
 
-from __future__ import annotations
-
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -21,7 +19,7 @@ class FakeWorker:
     def ready(self) -> None:
         pass
 
-    def run(self, job: Job) -> Record:
+    def run(self, job: "Job") -> "Record":
         from prometar.errors import StorageError
         from prometar.reproduce.grid import Record
 

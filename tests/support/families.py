@@ -1,7 +1,5 @@
 """Tiny models of other families than OpenAI's CLIP, under configurations that open_clip finds by name."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass

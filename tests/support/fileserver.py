@@ -1,7 +1,5 @@
 """A file server on this machine alone that breaks off, changes its file, or knows no ranges, as asked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

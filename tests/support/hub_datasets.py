@@ -1,7 +1,5 @@
 """A stand-in of the Hugging Face hub on this machine alone: the list of a data set's files, and the files."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

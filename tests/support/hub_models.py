@@ -1,7 +1,5 @@
 """A stand-in of the Hugging Face hub on this machine alone: what its client asks for a file or a commit."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Kernels and bytes of an iteration, counted on fake tensors: what tests hold and benchmarks print."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What the manifests of clusters/kuberay/ may say: the fields of KubeRay and Kubernetes that they use."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 
@@ -50,7 +48,7 @@ class Resources(Strict):
     limits: dict[str, Quantity]
 
     @model_validator(mode="after")
-    def _limits_hold(self) -> Resources:
+    def _limits_hold(self) -> "Resources":
         if self.requests.keys() != self.limits.keys():
             raise ValueError("requests and limits name different resources")
         for name, request in self.requests.items():
@@ -75,7 +73,7 @@ class EnvVar(Strict):
     valueFrom: EnvSource | None = None
 
     @model_validator(mode="after")
-    def _secrets_are_referenced(self) -> EnvVar:
+    def _secrets_are_referenced(self) -> "EnvVar":
         if (self.value is None) == (self.valueFrom is None):
             raise ValueError(f"{self.name}: give a value or where it comes from")
         if self.value is not None and _SECRET.search(self.name):
@@ -132,7 +130,7 @@ class PodSpec(Strict):
     tolerations: list[Toleration] = []
 
     @model_validator(mode="after")
-    def _mounts_are_volumes(self) -> PodSpec:
+    def _mounts_are_volumes(self) -> "PodSpec":
         volumes = {volume.name for volume in self.volumes}
         for mount in self.containers[0].volumeMounts:
             if mount.name not in volumes:
@@ -157,7 +155,7 @@ class HeadGroup(Strict):
     template: PodTemplate
 
     @model_validator(mode="after")
-    def _head_runs_no_trial(self) -> HeadGroup:
+    def _head_runs_no_trial(self) -> "HeadGroup":
         if self.rayStartParams.get("num-cpus") != "0" or self.template.spec.gpus():
             raise ValueError("the head would run trials: num-cpus must be '0', and it needs no GPU")
         if self.rayStartParams.get("num-gpus") != "0":  # an image of CUDA's sees all of a node's where it may
@@ -174,7 +172,7 @@ class WorkerGroup(Strict):
     template: PodTemplate
 
     @model_validator(mode="after")
-    def _scales(self) -> WorkerGroup:
+    def _scales(self) -> "WorkerGroup":
         if not self.minReplicas <= self.replicas <= self.maxReplicas:
             raise ValueError(f"{self.groupName}: replicas lie between minReplicas and maxReplicas")
         if not self.template.spec.gpus():
@@ -201,7 +199,7 @@ class ClusterSpec(Strict):
     workerGroupSpecs: Annotated[list[WorkerGroup], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _agrees(self) -> ClusterSpec:
+    def _agrees(self) -> "ClusterSpec":
         for image in self.images():
             if f":ray{self.rayVersion}-" not in image:
                 raise ValueError(f"the image {image} is not of Ray {self.rayVersion}")

@@ -1,7 +1,5 @@
 """What a Google Cloud machine of clusters/gcp.yaml may say; of AWS, boto knows every field itself."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

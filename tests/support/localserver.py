@@ -1,7 +1,5 @@
 """A server on 127.0.0.1, for as long as it is used."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What NFS does otherwise than a disk: a file that is removed while it is open stays until it is closed."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import suppress

@@ -4,8 +4,6 @@ It lives in a process of its own, `python -m tests.support.nodes`, so that it an
 asked for it know nothing of each other; that takes a command a line, and answers each with a line of JSON.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -81,7 +79,7 @@ class Cluster:
         assert answer, f"the cluster has died: {(self._folder / 'log').read_text()}"
         return json.loads(answer)
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> "Cluster":
         return self
 
     def __exit__(self, *_: object) -> None:

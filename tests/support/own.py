@@ -1,7 +1,5 @@
 """Parts of a user's own, in a file outside the package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 PARTS = '''

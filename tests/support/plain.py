@@ -3,8 +3,6 @@
 Each takes the leaves it starts from, so that the composed method can be held to it step by step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

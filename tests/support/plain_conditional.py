@@ -1,7 +1,5 @@
 """CoCoOp as its paper writes it: a net of the image shifts the context, each image has texts of its own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

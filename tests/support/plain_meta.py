@@ -1,7 +1,5 @@
 """ProMetaR's step on any prompts, plainly: the released procedure where tokens may be made of others."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

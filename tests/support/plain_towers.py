@@ -1,7 +1,5 @@
 """open_clip's own towers with prompts among their tokens, by hooks: every token in every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any

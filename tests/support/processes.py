@@ -1,7 +1,5 @@
 """Processes of tests: where they start, what they know, which belong together; nothing slow is imported."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from importlib.util import find_spec, module_from_spec

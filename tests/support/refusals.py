@@ -1,7 +1,5 @@
 """A disk that refuses: each call that writes below a folder can be the one where it begins to."""
 
-from __future__ import annotations
-
 import builtins
 import errno
 import io
@@ -117,7 +115,7 @@ class _File:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def __enter__(self) -> _File:
+    def __enter__(self) -> "_File":
         return self
 
     def __exit__(

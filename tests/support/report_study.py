@@ -1,7 +1,5 @@
 """Study folders made up for the reports' tests: realistic records, hostile names on request."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -1,7 +1,5 @@
 """Records without runs: a grid's request, and figures for each of its runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

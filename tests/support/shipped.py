@@ -1,7 +1,5 @@
 """The files of clusters/, what they must agree on, and a damaged copy of one."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import shlex

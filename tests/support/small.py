@@ -3,8 +3,6 @@
 It takes a quarter of the time of `mini`, the one that knows something.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from open_clip import factory

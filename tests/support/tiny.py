@@ -1,7 +1,5 @@
 """A tiny random open_clip model in float64, and the same model as our frozen towers."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

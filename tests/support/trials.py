@@ -1,7 +1,5 @@
 """Trials that have ended, as callbacks are told of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tune.results.schema import Epoch, State, TrialRecord

@@ -5,8 +5,6 @@ Each evaluates in the middle of its training, as runs do: a second stream while 
 Usage: python trials_hold_all_cpus.py DATA_ROOT OUT ADDRESS, of a Ray of two CPUs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """What a study in OUT/fake has finished, and what became of it after it was killed and went on."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

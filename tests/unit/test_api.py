@@ -1,7 +1,5 @@
 """Studies in Python: what they are asked, what they read, and what a notebook shows."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import subprocess

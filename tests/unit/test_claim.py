@@ -1,7 +1,5 @@
 """Benchmarks keep the data sets of the last table closed, and what is shipped is what they found."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

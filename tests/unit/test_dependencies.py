@@ -1,7 +1,5 @@
 """constraints.txt and THIRD_PARTY.md say of every dependency what pyproject.toml and its own metadata say."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

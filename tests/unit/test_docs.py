@@ -1,7 +1,5 @@
 """docs/methods.md says of every method what its recipe does, docs/settings.md names every setting."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

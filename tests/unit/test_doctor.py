@@ -1,7 +1,5 @@
 """`prometar doctor`: a line for each thing, and status 1 where a study would be refused."""
 
-from __future__ import annotations
-
 import json
 import re
 import warnings

@@ -1,7 +1,5 @@
 """What records say of the machine."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import cast
 

@@ -1,7 +1,5 @@
 """`make gpu` as far as no GPU is needed: records, claims, the block, and what it says without one."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 import time

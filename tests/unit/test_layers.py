@@ -1,7 +1,5 @@
 """Imports go one way between packages, and each outside system enters through few named places."""
 
-from __future__ import annotations
-
 import ast
 from functools import cache
 from graphlib import TopologicalSorter

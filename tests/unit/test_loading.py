@@ -1,7 +1,5 @@
 """No garbage is looked for while something large loads, and afterwards as before."""
 
-from __future__ import annotations
-
 import gc
 
 import pytest

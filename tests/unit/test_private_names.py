@@ -1,7 +1,5 @@
 """Private names of Ray, Optuna and open_clip that are used: they are there, and in a file for each use."""
 
-from __future__ import annotations
-
 import ast
 from importlib import import_module
 from importlib.metadata import version

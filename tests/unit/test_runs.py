@@ -1,7 +1,5 @@
 """A run's folder: what a run writes there, and what it leaves alone."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """What the command line hands to a study."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import re

@@ -1,7 +1,5 @@
 """Signals and time: when a study stops early."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

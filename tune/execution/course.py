@@ -3,8 +3,6 @@
 Ray Tune runs all of them in one go: workers that have loaded a backbone go on with the next batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partialmethod

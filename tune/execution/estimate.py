@@ -4,8 +4,6 @@ A first epoch holds what is done once (images are read, texts encoded, a GPU war
 next one is waited for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

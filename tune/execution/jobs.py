@@ -4,8 +4,6 @@ The controller calls the scheduler before the searcher; so with a result each ep
 what the pruner prunes, and all of this only ever passes on what the memory decides.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable

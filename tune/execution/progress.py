@@ -1,7 +1,5 @@
 """What a search shows while it runs: a live view on a terminal, one line an ended trial elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """All that is used of Ray's private names: another version may lack them, or mean other things by them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Writes each trial's record as it ends."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any

@@ -1,7 +1,5 @@
 """Runs of settings that have been chosen: those that have no result yet are run, each result is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run a course on Ray Tune: placement, concurrency, retries, reuse of workers; no state of its is kept."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """When a study is to stop early: at a signal, or when its time is used up."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

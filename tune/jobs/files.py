@@ -3,8 +3,6 @@
 Files at a URL are one study's, as a name says that its study.yaml and the URL both hold.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

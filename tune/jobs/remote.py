@@ -1,7 +1,5 @@
 """A trial's folder, kept at a URL besides: any worker, on any machine, goes on from what lies there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256

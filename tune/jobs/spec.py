@@ -1,7 +1,5 @@
 """What a driver hands to a worker: plain values, complete in themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,7 +80,7 @@ class Job:
     terms: Terms = Terms()
     number: int = 0
 
-    def alone(self) -> Job:
+    def alone(self) -> "Job":
         """The same for a worker of its own: what hung in a crew does not count."""
         return replace(self, terms=replace(self.terms, session=f"alone-{self.terms.session}"))
 

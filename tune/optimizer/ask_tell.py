@@ -4,8 +4,6 @@ A trial is asked, reported to epoch by epoch, and told once. What a dead driver 
 again with the same settings; nothing of Ray Tune's own state is needed.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -84,7 +82,7 @@ class Memory:
         *,
         reference: dict[str, Any],
         epochs: int = 100,
-        admit: Callable[[Memory], None] = lambda memory: None,
+        admit: "Callable[[Memory], None]" = lambda memory: None,
     ) -> None:
         self._space, self._seed, self._reference = search.space, search.seed, reference
         self._goals, self._bounds = search.goals, search.bounds

@@ -1,7 +1,5 @@
 """How settings are drawn and judged: a study's sampler, pruner and goals, and which of them go together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from optuna.pruners import NopPruner

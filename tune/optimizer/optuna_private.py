@@ -1,7 +1,5 @@
 """All that is used of Optuna's private names: another version may lack them, or mean other things by them."""
 
-from __future__ import annotations
-
 import heapq
 import json
 from typing import Any, cast

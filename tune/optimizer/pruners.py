@@ -1,7 +1,5 @@
 """What stops hopeless trials: by name, a function of a whole trial's epochs to Optuna's pruner."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from optuna.pruners import (

@@ -1,7 +1,5 @@
 """A study's trials made anew from their records, where its database is lost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 No sampler here keeps a state of its own: a restarted study draws what an undisturbed one would have drawn.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace

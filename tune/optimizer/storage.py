@@ -1,7 +1,5 @@
 """Where a study is kept: an Optuna storage, which its driver alone writes, and reads once."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

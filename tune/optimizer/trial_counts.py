@@ -1,7 +1,5 @@
 """What is known of a study's trials, kept from trial to trial: none has to look through all others."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 

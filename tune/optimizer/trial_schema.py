@@ -1,7 +1,5 @@
 """What the study's storage keeps of a trial besides Optuna's own fields, and a trial as a record."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast

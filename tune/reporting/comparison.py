@@ -1,7 +1,5 @@
 """Two studies side by side: what was asked, what was found, and the paired difference between them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How the reports write numbers, settings, times and intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 

@@ -1,7 +1,5 @@
 """A study's report: a self-contained HTML file and what a notebook shows, pure functions of its records."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

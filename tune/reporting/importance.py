@@ -1,7 +1,5 @@
 """How much each setting matters, from trial records."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

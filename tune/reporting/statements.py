@@ -1,7 +1,5 @@
 """What a study's records say, in sentences: the same on the page, in the terminal and in a comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import mean
 

@@ -1,7 +1,5 @@
 """What a study's records say, as rows of tables, and as three small tables for terminal and notebook."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev

@@ -1,7 +1,5 @@
 """What a study says in the terminal at its end: the page's own rows and sentences, the short way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

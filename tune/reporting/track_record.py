@@ -1,7 +1,5 @@
 """How searches like this one have done on data sets that nobody had looked at."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

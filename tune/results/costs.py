@@ -1,7 +1,5 @@
 """What a study's runs cost: how many, how long, and what they held."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Figures of a trial that a search can optimise or keep within bounds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a study's folder says, read once: study.yaml, trials/NNNN/record.json, lastround.json, finals.json."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

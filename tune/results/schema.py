@@ -4,8 +4,6 @@ A file is read strictly: a missing or unknown key, a value of another type, a nu
 file of another version is one line that names the file and the field.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A study's folder: where its files lie, who works on it, and what it was asked."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

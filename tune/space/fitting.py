@@ -1,7 +1,5 @@
 """Which of a space's settings a method searches: what it does not use is none of them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Points of a space by number: a grid in a shuffled order, and a quasi-random sequence."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ development set. Five of them are taken that do best together on the sets that a
 no search starts from what was learned on its own test images.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Search spaces as data: a YAML file of settings and their ranges, dotted or nested, some with conditions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A study's database and its records tell of the same trials, or nothing is run and nothing overwritten."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from prometar.errors import UserError

@@ -1,7 +1,5 @@
 """How much a study trains, known before anything runs: runs, epochs and steps of each of its stages."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -7,8 +7,6 @@ portfolio holds them. That settings were picked for their scores needs no correc
 weighed like all others, and drawn towards what is known before.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ class Belief:
         """That the gain is above 0."""
         return float(ndtr(self.mean / self.sd))
 
-    def given(self, measured: float, sd: float) -> Belief:
+    def given(self, measured: float, sd: float) -> "Belief":
         """This belief after an independent measurement N(gain, sd^2).
 
         Example:

@@ -1,7 +1,5 @@
 """The last comparison: chosen against released settings, same final seeds, tested once, paired by seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How much of a GPU a trial needs: one epoch of the released settings on a whole one, and what it used."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import suppress

@@ -5,8 +5,6 @@ which settings are ahead there does. So many trials of other data sets tell more
 noisy figure on one of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +79,7 @@ class Promises:
     @classmethod
     def of(
         cls, space: Space, studies: Sequence[EarlierStudy], leads: Sequence[Floats] | None = None
-    ) -> Promises:
+    ) -> "Promises":
         """`leads`: how far each study's trials are above its mean (default: in points, of one objective)."""
         features = [_features(space, study.settings) for study in studies]
         seen = np.concatenate([each - each.mean(axis=0) for each in features])

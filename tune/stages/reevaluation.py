@@ -4,8 +4,6 @@ The best of many noisy figures flatters. So settings are chosen by the mean of r
 selection, on the search's own images and with the same fresh seeds for all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import mean

@@ -5,8 +5,6 @@ So the 5 % that it may be wrong are spent over four looks, a share each (Bonferr
 the true difference together in 95 of 100 studies.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What can be wrong with a study, found before any worker starts; and on what exactly it is to run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Settings that a study starts from: files of the user's, and what other studies promise most of."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

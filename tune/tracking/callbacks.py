@@ -1,7 +1,5 @@
 """Passes a search's figures on to experiment trackers; none of them can stop or slow a study for long."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The experiment trackers a study can be shown in. Each is imported only when it is asked for."""
 
-from __future__ import annotations
-
 import logging
 import netrc
 import os

@@ -1,7 +1,5 @@
 """A worker as Ray runs it: one step tells of one epoch of one of its trials."""
 
-from __future__ import annotations
-
 from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -51,7 +49,7 @@ class TrialWorker(tune.Trainable):
             self._crew = self.open_crew(jobs, verdict)
         self._untold = deque[dict[str, Any]]()
 
-    def open_crew(self, jobs: list[Job], failure: str) -> Crew:
+    def open_crew(self, jobs: list[Job], failure: str) -> "Crew":
         """What trains the jobs, or tells why they are not trained."""
         only_given_gpus()
         crew = _crew()
@@ -76,7 +74,7 @@ class TrialWorker(tune.Trainable):
 
 
 @cache
-def _crew() -> type[Crew]:
+def _crew() -> "type[Crew]":
     """Loaded when it is needed: a worker of another kind need not wait for torch."""
     with loaded_for_good():
         from tune.worker.trial_group import Crew

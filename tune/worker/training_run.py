@@ -1,7 +1,5 @@
 """One training run of a trial: its session, opened from what its folder holds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from prometar.analysis.alignment import Alignment

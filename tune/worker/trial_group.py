@@ -1,7 +1,5 @@
 """The jobs of one worker: trained in lockstep where they can be, one after another where not."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from statistics import mean
@@ -50,7 +48,7 @@ class Crew:
             self._train(here)
         return [member.tell() for member in here if member.untold]
 
-    def _train(self, members: list[_Member]) -> None:
+    def _train(self, members: "list[_Member]") -> None:
         """One epoch of those with the fewest epochs behind them."""
         owners = {session: member for member in members for session in member.unfinished()}
         fewest = min((len(session.history) for session in owners), default=0)

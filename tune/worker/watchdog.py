@@ -1,7 +1,5 @@
 """Ends a worker that hangs, and leaves a file that shows where it hung."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import socket

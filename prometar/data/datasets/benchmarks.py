@@ -4,8 +4,6 @@ Folders, split files and sizes are those of CoOp (Zhou et al., IJCV 2022), which
 Adding a benchmark is adding a row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

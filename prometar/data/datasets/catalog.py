@@ -4,8 +4,6 @@ Nothing here writes. Splits are the published ones; only a user's own folder tha
 rule that is stated with it.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

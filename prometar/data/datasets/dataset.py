@@ -1,7 +1,5 @@
 """What a data set is: items (path, label, class name) in three splits, and a source of the bytes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence

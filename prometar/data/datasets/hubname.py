@@ -1,7 +1,5 @@
 """Names of image data sets on the Hugging Face hub: hf://owner/name?image=img&label=fine_label."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, fields
 from pathlib import PurePath

@@ -1,7 +1,5 @@
 """Any tree of image folders: a folder a class, in train/, val/ and test/ or to be split by a stated rule."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """How a benchmark's folder says which images it has: one small reader a layout, a value in the table."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a data set's folder lists: folders, images and lines of text, in an order that no disk decides."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A prepared copy: manifest.json beside Parquet shards of (path, label, classname, split, image)."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Where encoded images come from: a folder, the embedded renderer, or prepared Parquet shards."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Unpack an archive that nobody vouches for: files and folders only, below the target, of a bounded size."""
 
-from __future__ import annotations
-
 import gzip
 import shutil
 import stat

@@ -1,7 +1,5 @@
 """Look at data sets without changing anything: which are there, and what is wrong with one."""
 
-from __future__ import annotations
-
 import hashlib
 import html
 import unicodedata

@@ -1,7 +1,5 @@
 """Digests of downloaded files: computed, kept beside a file on first use, compared later."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Get a benchmark's public archives and its split, and put them where the catalog looks for them."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

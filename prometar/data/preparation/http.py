@@ -1,7 +1,5 @@
 """Get a file over HTTP: what an earlier, interrupted try got is kept and gone on with."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

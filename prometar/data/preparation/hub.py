@@ -1,7 +1,5 @@
 """The Hugging Face hub: which files a data set has at a commit, and one of them. No code of it runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 

@@ -1,7 +1,5 @@
 """Parquet files of images as the hub has them: their columns, labels, class names and bytes."""
 
-from __future__ import annotations
-
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +30,7 @@ class ImageFile:
     groups: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: Path, file: HubFile, wanted: HubName) -> ImageFile:
+    def open(cls, path: Path, file: HubFile, wanted: HubName) -> "ImageFile":
         """
         Raises:
             UserError: a missing column, one that is there twice, or of another kind.
@@ -149,7 +147,7 @@ class HubSource:
     groups: Mapping[str, Sequence[_Group]]
 
     @classmethod
-    def of(cls, column: str, tables: Mapping[str, Sequence[ImageFile]]) -> HubSource:
+    def of(cls, column: str, tables: Mapping[str, Sequence[ImageFile]]) -> "HubSource":
         groups: dict[str, list[_Group]] = {}
         for folder, part in tables.items():
             start, groups[folder] = 0, []

@@ -3,8 +3,6 @@
 Only names, columns and bytes are read; no code that lies beside them runs.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ shards are kept. Each is written under a temporary name and renamed; the manifes
 with one is complete.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

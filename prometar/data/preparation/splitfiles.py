@@ -1,7 +1,5 @@
 """A benchmark's split: CoOp's file from a public source, checked and remembered, or the official lists."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

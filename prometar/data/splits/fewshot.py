@@ -3,8 +3,6 @@
 Reference: CoOp / Dassl, as used by ProMetaR (mlvlab/ProMetaR, commit c907bdb).
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Sequence
 

@@ -6,8 +6,6 @@ is the benchmark's own base-to-new protocol, run once after a search; `all_class
 class.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ A row is one image in one epoch. Rows are numbered 0 .. epochs * rows_per_epoch 
 depends on the batch size (but for how many rows of an epoch are used), the block size, or the worker.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Ray Data's private names that the stream rests on: another version may lack them, or mean other things."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from typing import Any

@@ -5,8 +5,6 @@ ever, silently. So the ranges come from `from_items` (which needs no task), the 
 whose tasks are as small as `StreamOptions` says and, in a trial, lie in the trial's own placement group.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import sys

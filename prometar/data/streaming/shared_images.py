@@ -5,8 +5,6 @@ what was read: a worker that dies takes nothing with it, and a machine that dies
 Where there is no such actor, each process keeps its own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """Run a plan: `stream_local` in this process (the reference), `stream` on Ray Data; equal pixels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,7 +51,7 @@ class StreamOptions:
     resident_bytes: int = 2**30
 
     @classmethod
-    def in_bundle(cls, cpus: float) -> StreamOptions:
+    def in_bundle(cls, cpus: float) -> "StreamOptions":
         """Options that use up a placement-group bundle of `cpus`: a task for each whole CPU, at least one."""
         tasks = max(1, math.floor(cpus))
         return cls(num_cpus=cpus / tasks, max_tasks=tasks, in_placement_group=True)

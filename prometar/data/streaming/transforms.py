@@ -4,8 +4,6 @@ A Ray task that imported torch would start seconds later, so nothing here does. 
 torchvision's RandomResizedCrop / Resize / CenterCrop on Pillow images, which CLIP and the field use.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import warnings

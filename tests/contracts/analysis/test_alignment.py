@@ -1,7 +1,5 @@
 """Alignment is what plain gradients say, watching changes nothing, and records survive interruptions."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Each supported family against open_clip's own modules: features, and gradients of prompts put in."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache

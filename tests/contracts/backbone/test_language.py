@@ -1,7 +1,5 @@
 """Text towers of `transformers` against open_clip's own wrapper of them: features, gradients, training."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import replace

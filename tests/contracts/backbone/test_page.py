@@ -1,7 +1,5 @@
 """docs/backbones.md says what the code does."""
 
-from __future__ import annotations
-
 import open_clip
 
 from tests.support.backbones_table import END, PAGE, START, kind_of

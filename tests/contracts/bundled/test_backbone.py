@@ -1,7 +1,5 @@
 """The embedded backbone: its weights fit open_clip, are the recorded ones, and know the suite."""
 
-from __future__ import annotations
-
 import hashlib
 from importlib import resources
 from typing import Any

@@ -1,7 +1,5 @@
 """The files for `ray up`: Ray's own schema, each cloud's fields, and what must hold on all of them."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Exported prompts: what `prometar.load` gives back is what was trained, and nothing else is taken."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

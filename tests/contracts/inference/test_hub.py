@@ -1,7 +1,5 @@
 """Prompt files on a hub: what is pushed is the file and its card, what is loaded is checked as any file."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

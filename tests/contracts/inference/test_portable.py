@@ -1,7 +1,5 @@
 """Programs of exported runs: they say what `predict` says, without prometar, and their files run no code."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickletools

@@ -1,7 +1,5 @@
 """Trials whose files lie at a URL: any machine goes on from there, with the figures of a run in one place."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

@@ -1,7 +1,5 @@
 """A trial's folder at a URL: folders, a real S3 server on this machine, interruptions, hostile names."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

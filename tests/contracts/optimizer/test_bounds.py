@@ -1,7 +1,5 @@
 """What settings must keep, and several goals with a pruner, over plain Optuna."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

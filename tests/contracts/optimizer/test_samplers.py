@@ -1,7 +1,5 @@
 """Contracts of every sampler: settings lie in the space, and are a function of seed, number and results."""
 
-from __future__ import annotations
-
 import random
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The files of a study's folder: read as they were written, and one line for each that is damaged."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

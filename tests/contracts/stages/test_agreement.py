@@ -1,7 +1,5 @@
 """A study whose database is lost is refused, and made anew from its records: same trials, same next draws."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a worker's first step imports: a second of every trial, if it is too much."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

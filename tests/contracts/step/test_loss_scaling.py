@@ -1,7 +1,5 @@
 """Scaled cotangents change nothing in exact arithmetic, and rescue float16's gradients of both orders."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

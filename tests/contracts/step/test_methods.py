@@ -1,7 +1,5 @@
 """Contracts that every method of the table keeps, and each method against its paper's own procedure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The step over the table of methods and identities, on a tiny backbone in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

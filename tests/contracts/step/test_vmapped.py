@@ -1,7 +1,5 @@
 """Configurations that are stepped together end where each ends alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Experiment trackers: what they are told, over deaths and failures, and what the real ones then show."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

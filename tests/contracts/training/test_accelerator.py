@@ -3,8 +3,6 @@
 See `tests.support.accelerator`: any machine has it. Values there are those of the host, so runs compare too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path

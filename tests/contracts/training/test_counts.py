@@ -1,7 +1,5 @@
 """Kernels and bytes of an iteration are held to exact counts: where they fall, these fall with them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

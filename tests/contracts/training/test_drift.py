@@ -1,7 +1,5 @@
 """Drift is nothing before training, and what a search reads of it is no test image and no new class."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Training on other families, as the command does it, and what becomes of its runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

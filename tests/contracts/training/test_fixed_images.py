@@ -1,7 +1,5 @@
 """Where no prompt enters the image tower, an image is its feature: encoded once a step and a process."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

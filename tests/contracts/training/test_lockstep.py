@@ -1,7 +1,5 @@
 """Runs in lockstep: the records and checkpoints of their own runs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a run takes of a machine's memory, before it begins."""
 
-from __future__ import annotations
-
 import pytest
 
 from prometar.config.settings import Config

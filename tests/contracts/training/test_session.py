@@ -1,7 +1,5 @@
 """A run stopped and resumed equals one that never stopped, bit for bit; checkpoints survive trouble."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

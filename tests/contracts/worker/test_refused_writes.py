@@ -3,8 +3,6 @@
 The arithmetic is a formula, the writing is a worker's own.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

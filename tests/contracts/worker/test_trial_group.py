@@ -1,7 +1,5 @@
 """Jobs that one worker trains together: told like jobs alone, also when some end early, fail or lag."""
 
-from __future__ import annotations
-
 import pickle
 import weakref
 from collections.abc import Callable

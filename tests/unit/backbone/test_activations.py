@@ -1,7 +1,5 @@
 """QuickGELU, and what else goes into the weights, folded."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -4,8 +4,6 @@
 cotangent and for several, and mapped by `torch.vmap`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

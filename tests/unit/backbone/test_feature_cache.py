@@ -1,7 +1,5 @@
 """Frozen text features on disk: the same as computed ones, or computed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

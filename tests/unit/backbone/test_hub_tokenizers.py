@@ -1,7 +1,5 @@
 """Tokenizers of the Hugging Face hub: one from a folder, and what a user is told where there is none."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

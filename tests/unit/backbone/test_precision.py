@@ -1,7 +1,5 @@
 """Towers in 16 bits: near float32's features, trained, resumed, exported and cached like any others."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

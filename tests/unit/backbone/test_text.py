@@ -1,7 +1,5 @@
 """Packed texts: rows hold every text exactly, and the tower over them equals the plain one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

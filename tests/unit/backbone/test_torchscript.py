@@ -1,7 +1,5 @@
 """TorchScript archives: their tensors are read, their code is not run, and damage is one line."""
 
-from __future__ import annotations
-
 import pickle
 import random
 import warnings

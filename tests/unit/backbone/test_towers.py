@@ -1,7 +1,5 @@
 """The fast towers against plain open_clip: whole sequences, every token in every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pytest

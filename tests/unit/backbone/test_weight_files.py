@@ -1,7 +1,5 @@
 """Local weights: a state dict in .pt, OpenAI's TorchScript, .safetensors; equal towers from each."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The embedded suite: equal arguments give equal pixels, splits are disjoint, mistakes are named."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from typing import Any

@@ -1,7 +1,5 @@
 """No error leaves a command: each is one line, and what its frames hold is let go of."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

@@ -1,7 +1,5 @@
 """The image, the job files and the scripts: one Ray, one Python, and linters that know their languages."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """The KubeRay manifests: fields, quantities, volumes, versions, secrets; a damaged one is refused."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 

@@ -1,7 +1,5 @@
 """clusters/wait.py before it becomes the command: what cannot work ends it with a line."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """`prometar compare` through the command line, on run folders made here and on real ones."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Differences of pairs: worked out by hand, and what must hold whatever the figures."""
 
-from __future__ import annotations
-
 from statistics import mean
 
 import pytest

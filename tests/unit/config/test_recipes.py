@@ -1,7 +1,5 @@
 """A method's name stands for its published settings; what is asked besides overrides them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a batch system allots to a process, as Linux tells it."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

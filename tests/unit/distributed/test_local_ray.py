@@ -1,7 +1,5 @@
 """What Ray needs of the machine and of the environment, before any is started."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import resource

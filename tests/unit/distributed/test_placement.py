@@ -1,7 +1,5 @@
 """The resource plan: what fits, and what is refused with figures."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Batches one after another: none begins before the one before it has ended, and errors come out whole."""
 
-from __future__ import annotations
-
 import pickle
 from types import SimpleNamespace
 from typing import Any

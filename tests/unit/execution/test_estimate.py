@@ -1,7 +1,5 @@
 """How long a study still takes: said once, after the first epoch or the second."""
 
-from __future__ import annotations
-
 import io
 from types import SimpleNamespace
 from typing import Any

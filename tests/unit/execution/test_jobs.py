@@ -1,7 +1,5 @@
 """What hands out jobs and decides on them, with several trials a worker."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The progress of a search, driven without Ray's runtime."""
 
-from __future__ import annotations
-
 import io
 from types import SimpleNamespace
 from typing import Any

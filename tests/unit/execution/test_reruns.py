@@ -1,7 +1,5 @@
 """Which runs of chosen settings are still to be run, without Ray."""
 
-from __future__ import annotations
-
 import errno
 import os
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Plain files are read, pipes and devices refused at once, and what cannot be looked at is one line."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

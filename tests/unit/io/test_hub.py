@@ -1,7 +1,5 @@
 """Each thing that the hub's client raises is one line, of the right kind, and nothing else is said."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import time

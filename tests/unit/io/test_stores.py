@@ -1,7 +1,5 @@
 """A store that refuses for a while is asked again; what refuses for good is said at once."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field

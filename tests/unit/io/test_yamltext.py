@@ -1,7 +1,5 @@
 """YAML of strangers: plain data of a bounded size, or one line."""
 
-from __future__ import annotations
-
 from datetime import date
 from typing import Any
 

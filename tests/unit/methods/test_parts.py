@@ -1,7 +1,5 @@
 """Each part against a plain reference, and the identities of the axes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

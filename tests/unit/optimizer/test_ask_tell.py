@@ -1,7 +1,5 @@
 """The study's memory over plain Optuna: no Ray, no training, no time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a driver sees of its study is what the next one will read, whatever was written or has failed."""
 
-from __future__ import annotations
-
 import sqlite3
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A module of a user's own on the path, forgotten after each test."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

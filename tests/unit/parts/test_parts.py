@@ -1,7 +1,5 @@
 """Parts of one's own: found, given their settings, checked, told apart, sent."""
 
-from __future__ import annotations
-
 import importlib
 import shutil
 import subprocess

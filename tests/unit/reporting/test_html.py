@@ -1,7 +1,5 @@
 """The report's page, from study folders made up here."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The reports' plots, and the importance of settings, from made-up trials."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """A report tells how searches like its own have done, and says nothing where they were others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

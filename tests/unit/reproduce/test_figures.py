@@ -1,7 +1,5 @@
 """The table's figures, from records alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev

@@ -1,7 +1,5 @@
 """Grids as values: which runs a request means, and what its folder remembers of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A grid's methods in pairs: which figures meet, and what is written of them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """Tables as text: nothing is cut off, and no name breaks them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

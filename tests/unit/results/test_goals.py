@@ -1,7 +1,5 @@
 """Bounds as they are asked for."""
 
-from __future__ import annotations
-
 import pytest
 
 from prometar.errors import UserError

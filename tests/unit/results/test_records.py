@@ -1,7 +1,5 @@
 """What a study's files say: rounds, costs, the front, and what damaged ones are told."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

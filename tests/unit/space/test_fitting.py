@@ -1,7 +1,5 @@
 """The spaces that come with the project serve every method that learns something."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import product
 from pathlib import Path

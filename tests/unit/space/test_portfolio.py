@@ -1,7 +1,5 @@
 """A portfolio is chosen without the data sets that are searched."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Spaces as data."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

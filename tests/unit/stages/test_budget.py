@@ -1,7 +1,5 @@
 """What a study trains at most is what its jobs are."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The released settings stay unless others are probably better."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import mean
 

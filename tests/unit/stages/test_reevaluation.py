@@ -1,7 +1,5 @@
 """Who gets into the last round, and what is expected of it then."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

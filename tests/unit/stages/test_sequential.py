@@ -1,7 +1,5 @@
 """A comparison that looks several times is wrong no more often than one that looks once."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.special import stdtrit

@@ -1,7 +1,5 @@
 """Settings that a study starts from."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree

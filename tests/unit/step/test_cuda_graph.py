@@ -1,7 +1,5 @@
 """How a step is recorded, on a GPU that is only pretended: streams, memory, and what a failure leaves."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ class OnGpu(Tensor):
 
 
 class Stream:
-    def wait_stream(self, other: Stream) -> None:
+    def wait_stream(self, other: "Stream") -> None:
         pass
 
 

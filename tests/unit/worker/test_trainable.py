@@ -1,7 +1,5 @@
 """The worker as Ray calls it, without Ray."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

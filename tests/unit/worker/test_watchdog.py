@@ -1,7 +1,5 @@
 """Who has hung, and for whom that counts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How the search went: trial by trial, and epoch by epoch."""
 
-from __future__ import annotations
-
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 

@@ -1,7 +1,5 @@
 """Differences with their intervals, as a forest plot."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """One figure against another: base and new accuracy, and the front of a search with two goals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import plotly.graph_objects as go

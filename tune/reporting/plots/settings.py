@@ -1,7 +1,5 @@
 """The settings: how much each matters, and where the good values are."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

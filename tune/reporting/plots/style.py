@@ -1,7 +1,5 @@
 """What all plots share: colours, labels, axes, and how a figure becomes a piece of a page."""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Mapping, Sequence

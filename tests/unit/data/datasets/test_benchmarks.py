@@ -1,7 +1,5 @@
 """Every row of the table: a small copy opens, is drawn from and checked; a damaged one says what is wrong."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

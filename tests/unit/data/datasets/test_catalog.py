@@ -1,7 +1,5 @@
 """Opening data sets, and what a user is told when something is missing."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

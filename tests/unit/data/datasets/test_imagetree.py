@@ -1,7 +1,5 @@
 """`--dataset folder`: any tree of image folders, split by its folders or by a stated rule."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections import Counter

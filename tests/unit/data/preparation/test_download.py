@@ -1,7 +1,5 @@
 """Downloads from a server on this machine: continued, checked, unpacked without trust, placed, idempotent."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Image data sets of a stand-in of the hub: named, fetched, checked, written once, and what can be wrong."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

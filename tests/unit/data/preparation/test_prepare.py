@@ -1,7 +1,5 @@
 """Prepared copies equal their folders; broken images are all named and nothing is written."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

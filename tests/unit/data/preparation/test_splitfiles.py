@@ -1,7 +1,5 @@
 """Split files: fetched, held to what was published, kept; from mirrors; or made of the official lists."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The few-shot draw replays the field's draws; class splits follow its rule."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """An objective of one's own makes one finite number of accuracies, whenever it is asked."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

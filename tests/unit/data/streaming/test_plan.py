@@ -1,7 +1,5 @@
 """The plan is a pure value: its rows, batches and digest."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The local stream: the reference that every other way of running a plan must equal."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Pixels: Pillow and numpy only, decided by spec and seed, CLIP's evaluation transform."""
 
-from __future__ import annotations
-
 import io
 import struct
 import subprocess
