@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial, reduce
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -274,6 +274,7 @@ def _clip(name: str, state: dict[str, Tensor], *, where: str) -> Clip:
 
 def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
     config, arch = _described(name)
+    state = _widened(state)
     if config["text_cfg"].get("hf_tokenizer_name"):
         arch = replace(arch, form=replace(arch.form, num_start=_num_start(tokenizer_of(name))))
 
@@ -283,8 +284,14 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
     with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
         image = closed(image_network(config), own("visual."), arch.closed) if arch.closed else None
         text = language(text_network(name, config), own("text.")) if arch.language else None
-    clip = from_state_dict(in_our_names(arch, _shapes(name), state), arch, language=text, closed=image)
-    return clip.to(clip.working_dtype)  # files in float16 are exact in float32, products of theirs are not
+    return from_state_dict(in_our_names(arch, _shapes(name), state), arch, language=text, closed=image)
+
+
+def _widened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In at least float32, where what float16 holds is exact, and what is computed of it nearly so."""
+    numbers = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
+    wide = reduce(torch.promote_types, {tensor.dtype for tensor in numbers.values()}, torch.float32)
+    return {**state, **{key: tensor.to(wide) for key, tensor in numbers.items()}}
 
 
 @lru_cache(maxsize=8)

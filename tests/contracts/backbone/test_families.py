@@ -224,6 +224,18 @@ def test_what_a_pool_asks_has_no_other_last_bit_on_another_cpu(
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["tiny-siglip", "tiny-coca", "tiny-eva", "tiny-clipa", "tiny-resnet", "tiny-layer-scale"]
+)
+def test_a_file_in_float16_is_the_backbone_of_the_same_numbers_in_float32(name: str, tmp_path: Path) -> None:
+    path, digests = families.write_weights(name, tmp_path), set()
+    half = {key: t.half() if t.is_floating_point() else t for key, t in torch.load(path).items()}
+    for state in (half, {key: t.float() if t.is_floating_point() else t for key, t in half.items()}):
+        torch.save(state, path)
+        digests.add(weights_digest(load_clip(name, str(path))))
+    assert len(digests) == 1
+
+
 def test_a_closed_towers_file_is_checked(tmp_path: Path) -> None:
     path = families.write_weights("tiny-resnet", tmp_path)
     state = torch.load(path)
