@@ -175,6 +175,8 @@ def final_runs(settings: Mapping[str, Any], seeds: Sequence[int], shift: float =
             "seed": s,
             **figures(settings, random.Random(f"{s} {settings}"), shift),
             "seconds": 900.0,
+            "cpus": 2.0,
+            "gpus": 0.5,
             "alignment": 0.2 + s / 50,
         }
         for s in seeds
@@ -217,7 +219,8 @@ def last_round(trials: Sequence[Mapping[str, Any]], *, datasets: Sequence[str] =
     for t in [*done[:3], *(t for t in trials if t["reference"] and t not in done[:3])]:
         runs: list[dict[str, Any]] = [
             {"dataset": name, "seed": seed, "fold": 0,
-             **figures(t["settings"], random.Random(seed + t["number"]), -6.0 * place), "seconds": 610.0}
+             **figures(t["settings"], random.Random(seed + t["number"]), -6.0 * place), "seconds": 610.0,
+             "cpus": 2.0, "gpus": 0.5}
             for place, name in enumerate(datasets) for seed in (1001, 1002)
         ]  # fmt: skip
         rows.append(

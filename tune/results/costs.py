@@ -1,10 +1,10 @@
 """What a study's runs cost: how many, how long, and what they held."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tune.results.reader import STATES, Records
-from tune.results.schema import FinalTest, Reevaluation, Run, TrialRecord
+from tune.results.schema import Run, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,11 @@ class Cost:
 
 
 def costs(records: Records) -> list[Cost]:
-    """What each kind of run cost, those of the search by how they ended; the last row is the sum.
-
-    Runs after the search are counted at the share that each tells, else their file, else at a trial's.
-    """
+    """What each kind of run cost, those of the search by how they ended; the last row is the sum."""
     rows = [_searched(title, records.in_state(state)) for state, title in STATES.items()]
     again = [run for row in records.lastround.rows for run in row.runs] if records.lastround else []
     tested = [run for side in records.sides.values() for run in side]
-    rows += [
-        _later("last round", again, records.lastround, records.trials),
-        _later("final test", tested, records.finals, records.trials),
-    ]
+    rows += [_later("last round", again), _later("final test", tested)]
     rows = [row for row in rows if row.count]
     return [*rows, _sum(rows)]
 
@@ -50,23 +44,15 @@ def _searched(title: str, trials: Sequence[TrialRecord]) -> Cost:
     )
 
 
-def _later(
-    name: str, runs: Sequence[Run], file: Reevaluation | FinalTest | None, trials: Iterable[TrialRecord]
-) -> Cost:
-    held: tuple[float | None, float | None] = (None, None)
-    if file is not None and file.cpus is not None:
-        held = file.cpus, file.gpus
-    else:
-        held = next(((t.cpus, t.gpus) for t in trials if t.cpus), held)
-    timed = [run for run in runs if run.seconds is not None]
-    cpus = [held[0] if run.cpus is None else run.cpus for run in timed]
-    gpus = [held[1] if run.gpus is None else run.gpus for run in timed]
-    seconds = [run.seconds or 0.0 for run in timed]
-    return Cost(name, len(runs), sum(seconds), _hours(seconds, cpus), _hours(seconds, gpus))
-
-
-def _hours(seconds: Sequence[float], held: Sequence[float | None]) -> float | None:
-    return _all_of([None if h is None else s * h / 3600 for s, h in zip(seconds, held, strict=True)])
+def _later(name: str, runs: Sequence[Run]) -> Cost:
+    timed = [(run.seconds, run.cpus, run.gpus) for run in runs if run.seconds is not None]
+    return Cost(
+        name,
+        len(runs),
+        sum(seconds for seconds, _, _ in timed),
+        _all_of([None if cpus is None else seconds * cpus / 3600 for seconds, cpus, _ in timed]),
+        _all_of([None if gpus is None else seconds * gpus / 3600 for seconds, _, gpus in timed]),
+    )
 
 
 def _sum(rows: Sequence[Cost]) -> Cost:

@@ -31,7 +31,7 @@ from prometar.metrics import Interval
 from tune.results.goals import SECONDS, Bound, Goal, keeps
 from tune.space.spaces import Space
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 """Of all files; one more whenever a field is removed, gets another meaning, or is added without a default."""
 _MOST_CHARACTERS = 10_000_000  # of study.yaml as plain data: aliases make a large tree of a small file
 
@@ -58,7 +58,7 @@ class Versioned:
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # of its parts too
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,6 @@ class Reevaluation(Versioned):
         keep_unless: The probability of being better from which on settings replace the released ones; None
             where the highest mean is chosen.
         among: Finished trials that its rows were taken from.
-        cpus, gpus: Of all runs, in records whose runs do not say.
     """
 
     seeds: tuple[int, ...]
@@ -225,8 +224,6 @@ class Reevaluation(Versioned):
     rows: Annotated[tuple[Reevaluated, ...], _once(lambda row: row.number)]
     among: NonNegativeInt
     keep_unless: float | None = None
-    cpus: float | None = None
-    gpus: float | None = None
 
     @property
     def judged(self) -> bool:
@@ -325,7 +322,6 @@ class FinalTest(Versioned):
         matters: The smallest difference that matters, where pairs were added until it was decided.
         excluded: Whether a difference that matters is excluded.
         detectable: The smallest true difference that would have been shown in four of five such tests.
-        cpus, gpus: Of all runs, in records whose runs do not say.
     """
 
     seeds: tuple[int, ...]
@@ -342,8 +338,6 @@ class FinalTest(Versioned):
     matters: Figure | None = None
     excluded: bool = False
     detectable: Figure | None = None
-    cpus: float | None = None
-    gpus: float | None = None
 
     @property
     def level(self) -> str:

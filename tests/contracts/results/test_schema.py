@@ -165,7 +165,10 @@ def test_settings_keep_their_values_and_types(values: dict[str, Any], whole: Pat
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
     ("version", "says"),
-    [(None, f"has no version, and this prometar reads version {VERSION}"), (VERSION + 1, "is of version 2")],
+    [
+        (None, f"has no version, and this prometar reads version {VERSION}"),
+        (VERSION + 1, f"is of version {VERSION + 1}"),
+    ],
 )
 def test_another_version_is_one_clear_line(
     name: str, version: int | None, says: str, whole: Path, tmp_path: Path
@@ -179,7 +182,7 @@ def test_another_version_is_one_clear_line(
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
-    "text", ["", "[]", "x", "\x00", "[" * 100_000, '{"version": 1, "a": ' * 5000, "&a [*a]"]
+    "text", ["", "[]", "x", "\x00", "[" * 100_000, f'{{"version": {VERSION}, "a": ' * 5000, "&a [*a]"]
 )
 def test_what_is_no_record_is_one_line(name: str, text: str, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "study")

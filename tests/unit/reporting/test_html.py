@@ -45,6 +45,8 @@ def runs(*figures: float | None) -> list[dict[str, Any]]:
             "new": figure - 5,
             "objective": figure,
             "seconds": 60.0,
+            "cpus": 2.0,
+            "gpus": 0.5,
         }
         for seed, figure in enumerate(figures, start=1)
     ]

@@ -12,7 +12,7 @@ from prometar.errors import UserError
 from tests.support.report_study import compared, description, finals, last_round, record, trial, write
 from tune.results.costs import costs, span
 from tune.results.reader import dataset_means, paired, pareto, ranking, read_records
-from tune.results.schema import Run
+from tune.results.schema import VERSION, Run
 
 
 def runs(*figures: float | None, seconds: float = 3600.0) -> list[dict[str, Any]]:
@@ -26,6 +26,8 @@ def runs(*figures: float | None, seconds: float = 3600.0) -> list[dict[str, Any]
             "new": figure,
             "objective": figure,
             "seconds": seconds,
+            "cpus": 2.0,
+            "gpus": 0.25,
         }
         for seed, figure in enumerate(figures, start=1)
     ]
@@ -53,7 +55,7 @@ def test_the_last_round_chooses(tmp_path: Path) -> None:
 def test_a_last_round_that_was_not_asked_for_chooses_nothing(tmp_path: Path) -> None:
     """Its file then holds what led when it was written."""
     trials = [trial(n, objective=60.0 + n) for n in range(5)]
-    stale = {"version": 1, "seeds": [], "chosen": 2, "rows": [], "among": 0}
+    stale = {"version": VERSION, "seeds": [], "chosen": 2, "rows": [], "among": 0}
     records = read_records(write(tmp_path, description(), trials, lastround=stale))
     assert records.lastround is None
     assert records.chosen is not None
@@ -74,7 +76,7 @@ def test_costs_add_up_what_was_held(tmp_path: Path) -> None:
     for row in again["rows"]:
         row["runs"] = runs(70.0, None)
     entry = compared(runs(72.0, 73.0, None), runs(70.0, 70.0, 70.0))
-    tested = finals(trials[1], {"dtd": entry}, cpus=4.0, gpus=1.0)
+    tested = finals(trials[1], {"dtd": entry})
     folder = write(tmp_path, description(), trials, lastround=again, finals=tested)
     rows = {row.name: row for row in costs(read_records(folder))}
     assert list(rows) == ["search, finished", "search, failed", "last round", "final test", "all"]
@@ -82,25 +84,30 @@ def test_costs_add_up_what_was_held(tmp_path: Path) -> None:
     assert rows["search, finished"].gpu_hours == 0.75
     assert rows["search, failed"].cpu_hours == 2.0
     assert rows["last round"].count == 6
-    assert rows["last round"].cpu_hours == 6.0, "3 runs of an hour that finished, at a trial's share"
+    assert rows["last round"].cpu_hours == 6.0, "3 runs of an hour that finished"
     assert rows["final test"].count == 6
-    assert rows["final test"].cpu_hours == 20.0
+    assert rows["final test"].cpu_hours == 10.0
     assert rows["all"].seconds == 3 * 3600 + 1800 + 3 * 3600 + 5 * 3600
-    assert rows["all"].cpu_hours == 34.0
+    assert rows["all"].cpu_hours == 24.0
 
 
 def test_each_run_costs_what_it_held(tmp_path: Path) -> None:
     """A later command may run its own with another share."""
     trials = [trial(0, seconds=3600.0, cpus=2.0, gpus=0.0), trial(1, cpus=2.0, gpus=0.0)]
     entry = compared(runs(72.0, 73.0), runs(70.0, 70.0))
-    for run, cpus in zip((*entry["best"], *entry["released"]), (1.0, 4.0, 8.0, None), strict=True):
-        run |= {"cpus": cpus, "gpus": cpus and 0.5}
+    for run, cpus in zip((*entry["best"], *entry["released"]), (1.0, 4.0, 8.0, 2.0), strict=True):
+        run |= {"cpus": cpus, "gpus": cpus / 4}
     tested = finals(trials[1], {"dtd": entry})
     rows = {
         row.name: row for row in costs(read_records(write(tmp_path, description(), trials, finals=tested)))
     }
     assert rows["final test"].cpu_hours == 1 + 4 + 8 + 2
-    assert rows["final test"].gpu_hours == 1.5
+    assert rows["final test"].gpu_hours == 15 / 4
+    tested["datasets"]["dtd"]["best"][0] |= {"cpus": None, "gpus": None}
+    unknown = costs(read_records(write(tmp_path, description(), trials, finals=tested)))
+    assert {row.name: row.cpu_hours for row in unknown if row.cpu_hours is None} == {
+        "final test": None, "all": None
+    }  # fmt: skip
 
 
 def test_runs_that_are_both_sides_cost_once(tmp_path: Path) -> None:
