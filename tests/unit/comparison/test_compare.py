@@ -227,7 +227,7 @@ def test_what_is_no_record_is_refused_and_nothing_is_written(said: Any, tmp_path
     (path.parent / "config.yaml").write_text("optim: {lr: 1, magic: 2}")
     assert "config.yaml: optim.magic: unknown key" in refused(said, out, "--html", page)
     (path.parent / "config.yaml").write_text('modulator: {kind: "\\ud800"}')
-    assert "config.yaml is not YAML" in refused(said, out, "--html", page)
+    assert "config.yaml: the text of a setting is not UTF-8" in refused(said, out, "--html", page)
     (path.parent / "config.yaml").unlink()
     assert "config.yaml" in refused(said, out, "--html", page)
     assert not page.exists()
