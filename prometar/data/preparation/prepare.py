@@ -7,6 +7,7 @@ with one is complete.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def write_copy(
     """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
     if shard_rows < 1:
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
+    told = {"counts": dataset.counts, "classnames": list(dataset.classnames)}
+    _require_same(dataset, told, target)  # before every image is read
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
     seen = list(look(dataset.items, dataset.source))
     broken = [one.message for one in seen if one.message]
@@ -98,7 +101,7 @@ def write_copy(
         count = f"{len(broken)} of {len(rows)} images of {dataset.name}"
         raise WorkError(f"{count} are broken: {'; '.join(broken)}")
     digest = hashlib.sha256(b"".join([dataset.digest.encode(), *(one.digest for one in seen)])).hexdigest()
-    _require_same(dataset, digest, target)
+    _require_same(dataset, {"digest": digest}, target)
     return _write(dataset, digest, rows, target, shard_rows, progress)
 
 
@@ -131,9 +134,8 @@ def _is_own(name: str) -> bool:
     return whole.endswith(OWN_ENDINGS)
 
 
-def _require_same(dataset: Dataset, digest: str, target: str) -> None:
+def _require_same(dataset: Dataset, mine: Mapping[str, Any], target: str) -> None:
     """A copy of other images under the same name, such as of another image tree, stays as it is."""
-    mine = {"counts": dataset.counts, "classnames": list(dataset.classnames), "digest": digest}
     earlier = find_manifest(target) or {}
     if any(earlier.get(key, value) != value for key, value in mine.items()):  # some have no digest
         raise UserError(
