@@ -170,8 +170,9 @@ def _require_whole(wanted: HubName, part: Sequence[HubFile]) -> None:
     once = len(set(numbers)) == len(numbers)
     if numbers and not (once and {int(total) for _, total in numbers} == {len(numbers)}):
         raise UserError(
-            f"{wanted.repo}: {len(numbers)} files are numbered as {part[0].path} is, so one is missing or "
-            "there twice: choose another with ?revision=NAME"
+            f"{wanted.repo}: of the files that are numbered as {part[0].path} is, there "
+            f"{'is' if len(numbers) == 1 else 'are'} {len(numbers)}, so one is missing or there twice: "
+            "choose another with ?revision=NAME"
         )
 
 

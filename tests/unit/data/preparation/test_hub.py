@@ -228,20 +228,21 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
         NAME,
         lambda hub: hub.files["someone/leaves"].pop("data/train-00000-of-00002.parquet"),
         2,
-        "someone/leaves: 1 files are numbered as data/train-00001-of-00002.parquet is, so one is missing",
+        "someone/leaves: of the files that are numbered as data/train-00001-of-00002.parquet is, there is 1, "
+        "so one is missing",
     ),
     "two generations of a part": (
         NAME,
         lambda hub: hub.files["someone/leaves"].update({"data/train-00000-of-00002-9f.parquet": b""}),
         2,
-        "someone/leaves: 3 files are numbered as data/train-00000-of-00002-9f.parquet is, so one is missing "
-        "or there twice: choose another with ?revision=NAME",
+        "of the files that are numbered as data/train-00000-of-00002-9f.parquet is, there are 3, so "
+        "one is missing or there twice: choose another with ?revision=NAME",
     ),
     "two generations of a split": (
         NAME,
         lambda hub: hub.files["someone/leaves"].update({"data/train-00000-of-00001.parquet": b""}),
         2,
-        "3 files are numbered as data/train-00000-of-00001.parquet is, so one is missing or there twice",
+        "numbered as data/train-00000-of-00001.parquet is, there are 3, so one is missing or there twice",
     ),
     "one part twice in the place of another": (
         NAME,
@@ -253,7 +254,7 @@ WRONG: dict[str, tuple[str, Callable[[FakeHub], object] | None, int, str]] = {
             }
         ),
         2,
-        "2 files are numbered as data/train-00000-of-00002-9f.parquet is, so one is missing or there twice",
+        "numbered as data/train-00000-of-00002-9f.parquet is, there are 2, so one is missing or there twice",
     ),
     "labels that CLIP reads alike": (
         NAME,
