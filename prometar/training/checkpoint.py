@@ -18,7 +18,7 @@ from prometar.io.files import size_of, write_atomically
 from prometar.step.state import State
 from prometar.training.run_result import HISTORY, EpochRecord
 
-FORMAT = "prometar-run-1"
+FORMAT = "prometar-run-2"
 
 
 @dataclass(frozen=True)
