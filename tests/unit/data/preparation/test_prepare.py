@@ -187,14 +187,18 @@ def test_a_copy_that_differs_in_one_image_stays(own_dtd: Path, tmp_path: Path, c
     assert tree(tmp_path / "dtd") == before
 
 
-def test_a_copy_without_a_digest_gets_one(small_dtd: Path, tmp_path: Path) -> None:
+def test_a_copy_without_a_digest_is_read_and_never_replaced(small_dtd: Path, tmp_path: Path) -> None:
     prepare("dtd", small_dtd, tmp_path)
-    before, manifest = tree(tmp_path), tmp_path / "dtd/manifest.json"
+    manifest = tmp_path / "dtd/manifest.json"
     content = json.loads(manifest.read_text())
     del content["digest"]
     manifest.write_text(json.dumps(content))
+    before = tree(tmp_path)
     assert len(open_dataset("dtd", tmp_path).train) == 48
-    assert prepare("dtd", small_dtd, tmp_path).kept == 1
+    with pytest.raises(
+        UserError, match=r"that does not say of which images, as 0\.1\.0 made: choose another"
+    ):
+        prepare("dtd", small_dtd, tmp_path)
     assert tree(tmp_path) == before
 
 
