@@ -215,7 +215,7 @@ def test_where_nothing_keeps_a_bound_the_released_settings_are_kept(tmp_path: Pa
     finals, text = run_fake(tmp_path, spec)
     assert finals["same"]
     assert "No settings keep base at least 100, not even the released ones." in text
-    assert "Use the released settings" not in text
+    assert "Keep the released settings" not in text
     assert "0 of 3 finished trials keep base at least 100; the released settings do not." in text
     with pytest.raises(UserError, match="bounds"):
         run_fake(tmp_path, small_spec(trials=4))

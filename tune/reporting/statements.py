@@ -76,7 +76,7 @@ def _kept(records: Records) -> str:
     if all(trial.reference for trial in records.complete):
         return "Keep the released settings: no others have finished the search."
     if again is None or not others:
-        return "No searched settings beat the released ones on the search's own images."
+        return "Keep the released settings: no others beat them on the search's own images."
     if again.keep_unless is None:
         return "Keep the released settings: no others beat them in the last round."
     best = max(others, key=lambda row: row.probability or 0.0)
@@ -151,8 +151,8 @@ def advice(records: Records) -> str:
         return ""
     if finals is None or records.overtaken:
         return "Until the final test has been run, the released settings are the ones to use."
-    if finals.same:
-        return "Use the released settings." if _that_keep(records) or not records.asked.bounds else ""
+    if finals.same:  # the verdict has said it
+        return ""
     where = f"trial {finals.best.number}'s settings, in best.yaml"
     if records.leaking:
         return f"Use none of this: the search read the test images. Its best are {where}."

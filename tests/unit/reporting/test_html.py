@@ -152,7 +152,11 @@ def test_says_what_was_asked_and_found(tmp_path: Path) -> None:
         (TIED, {}, ["The best settings found and the released ones test equal in every pair."]),
         (NOTHING, {}, ["The final test shows nothing", "not shown to be better", "no interval"]),
         (UP, {"seeds": []}, ["no final test was asked for"]),
-        (UP, {"same": True, "difference": None}, ["No searched settings beat", "Use the released settings."]),
+        (
+            UP,
+            {"same": True, "difference": None},
+            ["Keep the released settings: no others beat them on the search's own images."],
+        ),
     ],
 )
 def test_verdicts(
