@@ -67,11 +67,10 @@ def check(spec: StudySpec) -> Checked:
         if note:
             notes.append(note if note == LEAKS else f"{name}: {note}")
     backbone = load_backbone(config.backbone.name, config.backbone.pretrained)
-    clip = backbone.clip
-    contents["weights"] = weights_digest(clip)[:_DIGITS]
-    everywhere[weights_entry(config.backbone)] = weights_digest(
-        clip.to(dtype=DTYPES[config.backbone.precision])
-    )
+    clip, narrow = backbone.clip, backbone.clip.to(dtype=DTYPES[config.backbone.precision])
+    contents["weights"] = backbone.digest[:_DIGITS]
+    same = narrow.dtype == clip.dtype
+    everywhere[weights_entry(config.backbone)] = backbone.digest if same else weights_digest(narrow)
     if searched[-1].predicts_new:
         contents["drift"] = drift_identity(backbone)
         for dataset in datasets:
