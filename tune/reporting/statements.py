@@ -97,18 +97,16 @@ def _keeping(records: Records) -> list[Reevaluated]:
     return [row for row in rows if row.keeps(bounds) and not (row.reference and slow)]
 
 
-def _that_keep(records: Records) -> Sequence[Reevaluated | TrialRecord]:
-    """What the choice was among: of the last round, or of a search that ends without one."""
-    return _keeping(records) if records.lastround else records.keeping
-
-
 def _released_break(records: Records) -> bool:
     """Whether the released settings have figures, where the choice was made, that break a bound."""
+    among: Sequence[Reevaluated | TrialRecord]  # of the last round, or of a search that ends without one
     if records.lastround:
         measured = any(row.reference and row.mean is not None for row in records.lastround.rows)
+        among = _keeping(records)
     else:
         measured = records.released is not None and records.released.score is not None
-    return measured and not any(row.reference for row in _that_keep(records))
+        among = records.keeping
+    return measured and not any(row.reference for row in among)
 
 
 def _what_it_excludes(finals: FinalTest) -> str:
