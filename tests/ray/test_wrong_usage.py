@@ -144,7 +144,7 @@ def test_records_without_their_database(tmp_path: Path, capsys: pytest.CaptureFi
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     line = fails(capsys, search_main, ["--out", str(tmp_path)])
     assert "has records of 2 trials, and its database" in line
-    assert line.endswith("restore the database, or restore study.yaml to rebuild it")
+    assert line.endswith("restore the database, or restore study.yaml and rebuild it with --from-records")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
     assert not (tmp_path / "textures" / "study.db").exists()
 

@@ -37,8 +37,8 @@ def require_agreement(folder: StudyFolder, storage: str, spec: StudySpec, *, fro
         f"lacks {len(odd)} of them or has others in their place (trial {odd[0]})"
     )
     if not from_records:
-        other = "rebuild it with --from-records" if folder.begun else "restore study.yaml to rebuild it"
-        raise UserError(f"{lost}: restore the database, or {other}")
+        first = "" if folder.begun else "restore study.yaml and "
+        raise UserError(f"{lost}: restore the database, or {first}rebuild it with --from-records")
     before = read_study(folder.path)
     aside = _put_aside(database) if own else None
     rebuild(
