@@ -24,8 +24,7 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.device import fetch
 from prometar.step.cuda_graph import Graph
-from prometar.step.vmapped import numbers_of, stack, step_all
-from prometar.training.epoch import prepare, rates, train_epoch, train_step
+from prometar.training.epoch import rates, train_epoch, train_step
 from prometar.training.process_memory import memory_of
 from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
 from prometar.training.session import Session
@@ -110,20 +109,12 @@ def steps_a_second(run: Run, graph: Graph | None, ready: Callable[[], object] = 
     """Of the same step on the same batch, again and again; `ready` is called before they are counted."""
     pictures = next(iter(stream_local(run.plan, run.dataset.source)))
     start, now = initial_state(run), rates(run.config, 1)
-    together, numbers = stack([start]), numbers_of(run.model, [run.method], [now])
-
-    def one_step() -> None:
-        if graph is None:
-            train_step(run, start, pictures, now)
-            return
-        batches = prepare([run], pictures, start.step, static=True)
-        step_all(run.model, [run.method], together, batches, [now], graph=graph, numbers=numbers)
 
     def seconds(number: int) -> float:
         torch.cuda.synchronize()
         began = time.perf_counter()
         for _ in range(number):
-            one_step()
+            train_step(run, start, pictures, now, graph)
         torch.cuda.synchronize()
         return time.perf_counter() - began
 

@@ -53,7 +53,7 @@ def _measured(side: str, configurations: int, backbone: str) -> Figures:
             train_step(run, start, pictures, now)
 
     def together() -> None:
-        batches = prepare(runs, pictures, 0, static=True)
+        batches = prepare(runs, pictures, 0, by_labels=True)
         step_all(runs[0].model, methods, stacked, batches, [now] * configurations, graph=graph)
 
     methods = [run.method for run in runs]

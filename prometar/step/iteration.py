@@ -49,8 +49,8 @@ def step(
 
     Direct phase: theta <- SGD(theta, g_task + m g_reg on the batch).
     Meta phase: theta' = theta - inner_lr (g_task + m g_reg on the support); theta and the gate <- SGD of
-    outer_weight * query loss(theta'). Both phases share the prompts' momentum. Where a static task is not
-    present, the meta phase changes nothing and its scalars are NaN.
+    outer_weight * query loss(theta'). Both phases share the prompts' momentum. A batch without a task has no
+    meta phase, and no scalars of one.
     """
     compute = _Compute(model, method, differentiate)
     gradient, losses = compute.direct(state, batch.images)
@@ -58,12 +58,8 @@ def step(
     state = _update(state, gradient, {}, rates)
     if method.inner is not None and batch.task is not None and state.prompts:
         prompts, gate, meta = compute.outer(method.inner, state, batch.task)
-        meta = {name: loss.detach() for name, loss in meta.items()}
-        updated, present = _update(state, prompts, gate, rates), batch.task.present
-        if present is not None:
-            updated = _where(present, updated, state)
-            meta = {name: loss.where(present, torch.nan) for name, loss in meta.items()}
-        state, scalars = updated, scalars | meta
+        state = _update(state, prompts, gate, rates)
+        scalars |= {name: loss.detach() for name, loss in meta.items()}
     return replace(state, step=state.step + 1), scalars
 
 
@@ -76,12 +72,6 @@ def _update(state: State, prompts: Leaves, gate: Leaves, rates: Rates) -> State:
         leaves, momenta = sgd(state.gate, state.gate_momenta, gate, lr=rates.gate_lr, **common)
         state = replace(state, gate=leaves, gate_momenta=momenta)
     return state
-
-
-def _where(condition: Tensor, yes: State, no: State) -> State:
-    kept = no.tensors()
-    chosen = {name: torch.where(condition, value, kept[name]) for name, value in yes.tensors().items()}
-    return State.from_tensors(chosen, yes.step)
 
 
 Second = Callable[[Leaves], Leaves]

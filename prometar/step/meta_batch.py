@@ -1,9 +1,4 @@
-"""What a step computes on: embedded images with weights, and the meta task as two smaller batches.
-
-Every mean over images is a sum with weights. So a task can be *compact* (only the images that take part: the
-fewest operations), or *static* (all images in every part, weight 0 where one does not take part: one shape
-whatever the draw, for CUDA graphs and for steps mapped over configurations). Both give the same step.
-"""
+"""What a step computes on: embedded images with weights, and the meta task as two smaller batches."""
 
 from typing import NamedTuple
 
@@ -17,7 +12,7 @@ from prometar.backbone.vision import embed_images
 from prometar.device import send
 from prometar.methods.composition import Method
 from prometar.methods.meta_tasks import TaskDraw
-from prometar.step.task_selection import Selection, select
+from prometar.step.task_selection import Mixing, Selection, select
 
 
 class Images(NamedTuple):
@@ -55,11 +50,10 @@ class Query(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The meta phase's images; `present` (a scalar) is False where a static task must change nothing."""
+    """The meta phase's images."""
 
     support: Images
     query: Query
-    present: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -70,13 +64,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    clip: Clip,
-    method: Method,
-    images_B3HW: Tensor,
-    labels: Tensor,
-    draw: TaskDraw | None,
-    *,
-    static: bool = False,
+    clip: Clip, method: Method, images_B3HW: Tensor, labels: Tensor, draw: TaskDraw | None, **how: bool
 ) -> Batch:
     """Embed a batch of normalised images once for all passes of a step.
 
@@ -84,14 +72,14 @@ def make_batch(
         images_B3HW: In the backbone's precision and place.
         labels: (B,), on the CPU or there.
         draw: The meta task, None where the method or the batch has none.
-        static: Every part holds all B images, and there is a task even where the batch has none.
+        how: Of `select`.
     """
     whole = embed_batch(clip, images_B3HW, labels, teach=method.uses_images)
-    selection = select_task(clip, method, len(labels), draw, static=static)
-    if selection is None:
+    if draw is None:
         return Batch(whole, None)
-    selection = send(selection, whole.tokens.device)
-    return Batch(whole, take(clip, method, images_B3HW, whole, selection))
+    selection = send(select(draw, method.augmentation, dtype=clip.working_dtype, **how), whole.tokens.device)
+    query = take_query(clip, method, images_B3HW, whole, selection)
+    return Batch(whole, Task(take_support(whole, selection), query))
 
 
 def embed_batch(
@@ -104,44 +92,34 @@ def embed_batch(
     return Images(tokens, labels, weights, frozen)
 
 
-def select_task(
-    clip: Clip, method: Method, num_images: int, draw: TaskDraw | None, *, static: bool
-) -> Selection | None:
-    """Which images the method's meta task takes, on the host; None where it has none."""
-    if method.inner is None or (draw is None and not static):
-        return None
-    return select(draw, method.augmentation, num_images, dtype=clip.working_dtype, static=static)
-
-
-def take(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Task:
+def take_support(whole: Images, selection: Selection) -> Images:
     """The selected images, embedded; the selection is where they are."""
-    rows, mixing = selection.support_rows, selection.mixing
-    frozen = None if whole.frozen is None else _rows(whole.frozen, rows)
-    support = Images(_rows(whole.tokens, rows), _rows(whole.labels, rows), selection.support_weights, frozen)
-    tokens, rows, shares = whole.tokens, selection.query_rows, None
+    rows = selection.support_rows
+    frozen = None if whole.frozen is None else whole.frozen[rows]
+    return Images(whole.tokens[rows], whole.labels[rows], selection.support_weights, frozen)
+
+
+def take_query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Query:
+    """The selected images, embedded, and what is mixed into them; the selection is where they are."""
+    rows, mixing = selection.query_rows, selection.mixing
+    own, shares = rows[: len(selection.query_weights)], None
+    if mixing is None or mixing.pixels is None:
+        tokens = whole.tokens[rows]
+    else:
+        partners = images_B3HW[mixing.partner]
+        tokens = embed_images(
+            clip, method.augmentation.mixed_images(images_B3HW[own], partners, mixing.pixels)
+        )
     if mixing is not None:
-        if mixing.pixels is not None:
-            partners = images_B3HW[mixing.pixels.partner]
-            mixed = method.augmentation.mixed_images(images_B3HW, partners, mixing.pixels)
-            tokens = embed_images(clip, mixed)
         shares = Shares(mixing.own, mixing.rest, whole.labels[mixing.partner], mixing.encoded)
-    labels = whole.labels if rows is None else whole.labels[rows[: len(selection.query_weights)]]
-    seen = _seen(whole.frozen, selection) if method.prompts.conditional else None
-    query = Query(_rows(tokens, rows), labels, selection.query_weights, shares, seen)
-    return Task(support, query, selection.present)
+    frozen = _seen(whole.frozen, own, mixing) if method.prompts.conditional else None
+    return Query(tokens, whole.labels[own], selection.query_weights, shares, frozen)
 
 
-def _seen(frozen_BE: Tensor | None, selection: Selection) -> Tensor:
+def _seen(frozen_BE: Tensor | None, own: Tensor, mixing: Mixing | None) -> Tensor:
     """The frozen features of the query images, mixed with those of their partners."""
     assert frozen_BE is not None
-    own = _rows(frozen_BE, selection.query_rows)[: len(selection.query_weights)]
-    mixing = selection.mixing
     if mixing is None:
-        return own
-    mixed = mixing.own[:, None] * own + mixing.rest[:, None] * frozen_BE[mixing.partner]
+        return frozen_BE[own]
+    mixed = mixing.own[:, None] * frozen_BE[own] + mixing.rest[:, None] * frozen_BE[mixing.partner]
     return F.normalize(mixed, dim=-1)
-
-
-def _rows(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    # A static task holds the very same tensors as its batch: nothing of them is stacked in lockstep.
-    return tensor if rows is None else tensor[rows]

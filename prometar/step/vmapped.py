@@ -63,8 +63,8 @@ def step_all(
     """`step` of each of P methods; states and scalars with P as their first dimension.
 
     Args:
-        batches: One for each, with static tasks (`make_batch(..., static=True)`). A tensor that is the very
-            same object in all of them is shared: images that all see are encoded with one product.
+        batches: One for each, of one shape (`select(..., by_labels=True)`). A tensor that is the very same
+            object in all of them is shared: images that all see are encoded with one product.
         graph: Records the step on a GPU; one for all steps of a model and a structure.
         numbers: `numbers_of` these methods and rates, if they are known already.
     Raises:

@@ -14,10 +14,11 @@ from prometar.methods.meta_tasks import Augmentation, one_class_out, task_rng
 from prometar.step.cuda_graph import Graph
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
-from prometar.step.meta_batch import embed_batch, select_task, take
+from prometar.step.meta_batch import Task, embed_batch, take_query, take_support
+from prometar.step.recorded import step_recorded
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
-from prometar.step.task_selection import Selection
+from prometar.step.task_selection import Selection, select
 from prometar.step.vmapped import numbers_of, stack, step_all, unstack
 from prometar.training.run import Run
 
@@ -55,16 +56,12 @@ def train_epoch(
         Diverged: a loss that is not finite; names the first such step.
     """
     per_epoch, first = run.plan.steps_per_epoch, state.step
-    if graph is not None:
-        (ended,), log, (finite,) = train_together([run], [state], batches, graph, watch)
-        own = {name: values[:, 0] for name, values in log.items()}
-        return close_epoch(run, ended, own, first, finite=finite)
     now, scalars = rates(run.config, first // per_epoch), list[dict[str, Tensor]]()
     while not scalars or state.step % per_epoch:
         batch = next(batches)
         if watch is not None:
             watch(run, state, batch)
-        state, each = train_step(run, state, batch, now)
+        state, each = train_step(run, state, batch, now, graph)
         scalars.append(each)
     losses, (finite,) = _read(scalars, [state])
     return close_epoch(run, state, losses, first, finite=finite)
@@ -75,11 +72,10 @@ def train_together(
     states: Sequence[State],
     batches: Iterator[Batch],
     graph: Graph,
-    watch: Watch | None = None,
 ) -> tuple[list[State], dict[str, Tensor], list[bool]]:
     """The states after the rest of the epoch, each scalar by step and run, and which prompts are finite.
 
-    The runs share backbone, images and their order, and a method's structure. `watch`: of the first.
+    The runs share backbone, images and their order, and a method's structure.
     """
     first, per_epoch = runs[0], runs[0].plan.steps_per_epoch
     now = [rates(run.config, states[0].step // per_epoch) for run in runs]
@@ -87,10 +83,7 @@ def train_together(
     numbers = numbers_of(first.model, methods, now)
     together, scalars = stack(states), list[dict[str, Tensor]]()
     while not scalars or together.step % per_epoch:
-        batch = next(batches)
-        if watch is not None:
-            watch(first, unstack(together)[0], batch)
-        prepared = prepare(runs, batch, together.step, static=True)
+        prepared = prepare(runs, next(batches), together.step, by_labels=True)
         together, each = step_all(first.model, methods, together, prepared, now, graph=graph, numbers=numbers)
         scalars.append(each)
     ended = unstack(together)
@@ -137,37 +130,41 @@ def close_epoch(
     return replace(state, average=average), means
 
 
-def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:
+def train_step(
+    run: Run, state: State, batch: Batch, now: Rates, graph: Graph | None = None
+) -> tuple[State, dict[str, Tensor]]:
     """One step on a streamed batch; the meta task is drawn from (seed, step)."""
-    (prepared,) = prepare([run], batch, state.step, static=False)
-    return step(run.model, run.method, state, prepared, now)
+    (prepared,) = prepare([run], batch, state.step, by_labels=graph is not None)
+    if graph is None:
+        return step(run.model, run.method, state, prepared, now)
+    return step_recorded(graph, run.model, run.method, state, prepared, now)
 
 
-def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, static: bool) -> list[Embedded]:
+def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, by_labels: bool) -> list[Embedded]:
     """Each run's batch: the images, embedded once for all, and its own task on them.
 
-    The runs share backbone, images and their order; the tasks are drawn from (seed, step).
+    The runs share backbone, images and their order; the tasks are drawn from (seed, step), of which each has
+    the same support. `by_labels`: as of `select`.
     """
     assert streamed.step == step, f"the stream is at step {streamed.step}, the state at {step}"
     first, clip = runs[0], runs[0].backbone.clip
     labels = torch.from_numpy(streamed.labels)
-    selections: dict[Augmentation, Selection | None] = {}
-    for run in runs:
-        augmentation = run.method.augmentation
-        if augmentation not in selections:
-            rng = task_rng(run.config.train.seed, step)
-            draw = None if run.method.inner is None else one_class_out(labels, augmentation, rng)
-            selections[augmentation] = select_task(clip, run.method, len(labels), draw, static=static)
-    images, labels, chosen = send(
-        (torch.from_numpy(streamed.images), labels, list(selections.values())), clip.device
-    )
+    selections: dict[Augmentation, Selection] = {}
+    for augmentation in dict.fromkeys(
+        run.method.augmentation for run in runs if run.method.inner is not None
+    ):
+        draw = one_class_out(labels, augmentation, task_rng(first.config.train.seed, step))
+        if draw is not None:
+            chosen = select(draw, augmentation, dtype=clip.working_dtype, by_labels=by_labels)
+            selections[augmentation] = chosen
+    images, labels, selections = send((torch.from_numpy(streamed.images), labels, selections), clip.device)
     images = first.backbone.normalise(images)
     teach = first.method.uses_images
     whole = embed_batch(clip, images, labels, seen=first.seen, step=step, teach=teach)
-    # One object for all that draw alike: nothing of it is stacked.
-    tasks = {
-        augmentation: selection
-        and take(clip, replace(first.method, augmentation=augmentation), images, whole, selection)
-        for augmentation, selection in zip(selections, chosen, strict=True)
-    }
-    return [Embedded(whole, tasks[run.method.augmentation]) for run in runs]
+    tasks: dict[Augmentation, Task] = {}
+    for augmentation, chosen in selections.items():
+        support = next((task.support for task in tasks.values()), None)  # one object: it is not stacked
+        support = support or take_support(whole, chosen)
+        method = replace(first.method, augmentation=augmentation)
+        tasks[augmentation] = Task(support, take_query(clip, method, images, whole, chosen))
+    return [Embedded(whole, tasks.get(run.method.augmentation)) for run in runs]

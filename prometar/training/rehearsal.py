@@ -24,9 +24,9 @@ RATES = Rates(2.5e-3, 1e-6)
 class Rehearsal:
     """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
 
-    Where nothing is learned there is no phase. `configurations`: how many are stepped in lockstep, with tasks
-    of fixed shape; None: one, whose query is half the batch, with one partner encoded beside it. `seen`: what
-    earlier calls have left. All tensors are of `mode`, which is to be entered around a call.
+    Where nothing is learned there is no phase. The task's query is half the batch, with one partner encoded
+    beside it. `configurations`: how many are stepped in lockstep; None: one, alone. `seen`: what earlier
+    calls have left. All tensors are of `mode`, which is to be entered around a call.
     """
 
     mode: FakeTensorMode
@@ -54,12 +54,6 @@ class Rehearsal:
     def _task(self, whole: Images, size: int) -> Task | None:
         if self.method.inner is None:
             return None
-        if self.configurations is not None:
-            share, everyone = whole.weights, whole.labels
-            query = Query(
-                whole.tokens, everyone, share, Shares(share, share, everyone, everyone), whole.frozen
-            )
-            return Task(whole, query, present=whole.labels.new_ones((), dtype=torch.bool))
         half = size // 2
         support = Images._make(None if part is None else part[:half] for part in whole)
         _, labels, share, frozen = Images._make(None if part is None else part[half:] for part in whole)

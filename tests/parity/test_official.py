@@ -46,8 +46,7 @@ def test_recordings_of_other_names_are_found(
 
 @every_recording
 @pytest.mark.parametrize("differentiate", [autograd, functional])
-@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
-def test_the_trajectory_is_the_official_one(path: Path, static: bool, differentiate: Differentiate) -> None:
+def test_the_trajectory_is_the_official_one(path: Path, differentiate: Differentiate) -> None:
     run = load_official(path)
     method, model, state = run.method, run.model("classnames"), State.start(run.leaves("step0/prompt/"), {})
     assert state.prompts
@@ -55,7 +54,7 @@ def test_the_trajectory_is_the_official_one(path: Path, static: bool, differenti
         epoch, place = divmod(index - 1, run.meta["steps_per_epoch"])
         now = rates(run.config, epoch)
         assert now.prompt_lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
-        batch = make_batch(model.clip, method, images, labels, None, static=static)
+        batch = make_batch(model.clip, method, images, labels, None)
         state, scalars = step(model, method, state, batch, now, differentiate)
         close(total(run, scalars), run.tensor(f"step{index}/loss"))
         close_leaves(state.prompts, run.leaves(f"step{index}/prompt/"))

@@ -36,7 +36,7 @@ def scaled_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_float64_scaling_changes_nothing(name: str, request: pytest.FixtureRequest) -> None:
     _, method, model, start = make({}, name)
     plain, scaled = start, start
-    batches = [batches_for(model, [method], number, static=False)[0] for number in range(2)]
+    batches = [batches_for(model, [method], number)[0] for number in range(2)]
     for batch in batches:
         plain, _ = step(model, method, plain, batch, RATES[0])
     request.getfixturevalue("scaled_in_float64")
@@ -50,7 +50,7 @@ def test_in_float64_scaling_changes_nothing(name: str, request: pytest.FixtureRe
 def test_each_of_several_configurations_has_its_own_factors() -> None:
     made = [make(numbers_of("prometar", {}, k), "prometar") for k in range(len(NUMBERS))]
     model, methods, alone = made[0][2], [m for _, m, _, _ in made], [start for *_, start in made]
-    batches = batches_for(model, methods, 0, static=True)
+    batches = batches_for(model, methods, 0, by_labels=True)
     together, _ = step_all(model, methods, stack(alone), batches, RATES)
     for k, ours in enumerate(unstack(together)):
         its, _ = step(model, methods[k], alone[k], batches[k], RATES[k])

@@ -78,18 +78,18 @@ def test_a_state_survives_its_tensors(name: str) -> None:
 
 
 OTHER_STEPS = pytest.mark.parametrize(
-    ("static", "differentiate"),
+    ("by_labels", "differentiate"),
     [(False, functional), (True, autograd), (True, functional)],
-    ids=["compact-functional", "static-autograd", "static-functional"],
+    ids=["fewest-functional", "by labels-autograd", "by labels-functional"],
 )
 
 
 @OTHER_STEPS
 @pytest.mark.parametrize("name", LEARNING)
 def test_steps_agree_whatever_their_shape_and_derivative(
-    name: str, static: bool, differentiate: Differentiate
+    name: str, by_labels: bool, differentiate: Differentiate
 ) -> None:
-    same_step(name, {}, static, differentiate)
+    same_step(name, {}, by_labels, differentiate)
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -100,14 +100,14 @@ def test_steps_with_any_mix_agree(name: str, mix: str) -> None:
 
 @cache
 def plain_step(name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[Method, Model, State, State]:
-    """A method, its model, and the states before and after a compact step by autograd."""
+    """A method, its model, and the states before and after a step by autograd."""
     _, method, model, start = make(dict(settings), name)
     return method, model, start, step(model, method, start, batch_for(model, method), RATES)[0]
 
 
-def same_step(name: str, values: dict[str, Any], static: bool, differentiate: Differentiate) -> None:
+def same_step(name: str, values: dict[str, Any], by_labels: bool, differentiate: Differentiate) -> None:
     method, model, start, plain = plain_step(name, tuple(values.items()))
-    other, _ = step(model, method, start, batch_for(model, method, static=static), RATES, differentiate)
+    other, _ = step(model, method, start, batch_for(model, method, by_labels=by_labels), RATES, differentiate)
     for key, tensor in plain.tensors().items():
         torch.testing.assert_close(other.tensors()[key], tensor, rtol=0, atol=1e-10, msg=key)
 
@@ -213,10 +213,10 @@ def test_many_images_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("mix", MIXES)
 @OTHER_STEPS
 def test_prometars_parts_go_with_conditional_prompts(
-    mix: str, static: bool, differentiate: Differentiate
+    mix: str, by_labels: bool, differentiate: Differentiate
 ) -> None:
     values = {"prompts.kind": "conditional", "modulator.reduction": 1, "task.augmentation": mix}
-    same_step("prometar", values, static, differentiate)
+    same_step("prometar", values, by_labels, differentiate)
 
 
 @pytest.mark.parametrize("name", META)

@@ -15,6 +15,7 @@ from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import TaskDraw
+from prometar.methods.prompts import enters_images
 from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, make_batch
@@ -48,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone, Method, Model, State]:
     config = Config(method=method).override({**SMALL, **values})
     part, clip = build(config), backbone(torch.float64)
+    clip = replace(clip, clip=replace(clip.clip, image_prompts=enters_images(part.prompts)))
     frozen = F.normalize(torch.linspace(-1, 1, 3 * 24, dtype=torch.float64).view(3, 24).sin(), dim=-1)
     texts = prompt_texts(CLASSES, part.prompts, init="a photo of a", template="a photo of a {}.")
     model = build_model(clip.clip, part.prompts, tokenize(texts), frozen)
@@ -61,12 +63,12 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
 IS_QUERY = torch.tensor([False, True, True, False])
 
 
-def batch_for(model: Model, method: Method, *, present: bool = True, static: bool = False) -> Batch:
+def batch_for(model: Model, method: Method, **how: bool) -> Batch:
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     draw = None
-    if method.inner is not None and present:
+    if method.inner is not None:
         draw = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(0)))
-    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), draw, static=static)
+    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), draw, **how)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "zero-shot"])
@@ -142,18 +144,17 @@ def outer_loss(model: Model, method: Method, prompts: dict[str, Tensor], gate: d
     return F.cross_entropy(model.logits(query, model.text_features(adapted)), whole.labels[IS_QUERY])
 
 
-@pytest.mark.parametrize("present", [True, False], ids=["task", "one class"])
 @pytest.mark.parametrize("differentiate", [autograd, functional])
 @pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
-def test_a_static_step_equals_the_compact_one(
-    values: dict[str, Any], differentiate: Differentiate, present: bool
+def test_however_many_partners_are_encoded_the_step_is_one(
+    values: dict[str, Any], differentiate: Differentiate
 ) -> None:
     _, method, model, start = make(values)
-    compact, _ = step(model, method, start, batch_for(model, method, present=present), RATES)
-    batch = batch_for(model, method, present=present, static=True)
-    static, _ = step(model, method, start, batch, RATES, differentiate)
-    for name, tensor in compact.tensors().items():
-        torch.testing.assert_close(static.tensors()[name], tensor, rtol=0, atol=1e-10, msg=name)
+    fewest, _ = step(model, method, start, batch_for(model, method), RATES)
+    batch = batch_for(model, method, by_labels=True)
+    other, _ = step(model, method, start, batch, RATES, differentiate)
+    for name, tensor in fewest.tensors().items():
+        torch.testing.assert_close(other.tensors()[name], tensor, rtol=0, atol=1e-10, msg=name)
 
 
 def test_outer_gradients_are_the_finite_differences_of_the_outer_loss() -> None:

@@ -12,9 +12,10 @@ from prometar.errors import UserError
 from prometar.methods.composition import Method
 from prometar.methods.meta_tasks import one_class_out, task_rng
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import Batch, embed_batch, select_task, take
+from prometar.step.meta_batch import Batch, Task, embed_batch, take_query, take_support
 from prometar.step.prompted_clip import Model
 from prometar.step.state import State
+from prometar.step.task_selection import select
 from prometar.step.vmapped import _split, require_one_structure, stack, step_all, unstack
 from tests.contracts.step.test_step import VARIANTS, make
 
@@ -43,7 +44,7 @@ def numbers_of(method: str, values: dict[str, Any], k: int) -> dict[str, Any]:
     return {key: value for key, value in NUMBERS[k].items() if there(key)}
 
 
-def batches_for(model: Model, methods: list[Method], number: int, *, static: bool) -> list[Batch]:
+def batches_for(model: Model, methods: list[Method], number: int, **how: bool) -> list[Batch]:
     """The same images for all, embedded once, and each method's own task on them."""
     generator = torch.Generator().manual_seed(number)
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
@@ -54,8 +55,11 @@ def batches_for(model: Model, methods: list[Method], number: int, *, static: boo
         draw = None
         if method.inner is not None:
             draw = one_class_out(labels, method.augmentation, task_rng(0, number))
-        selection = select_task(model.clip, method, len(labels), draw, static=static)
-        task = None if selection is None else take(model.clip, method, images, whole, selection)
+        task = None
+        if draw is not None:
+            chosen = select(draw, method.augmentation, dtype=model.clip.working_dtype, **how)
+            query = take_query(model.clip, method, images, whole, chosen)
+            task = Task(take_support(whole, chosen), query)
         found.append(Batch(whole, task))
     return found
 
@@ -68,11 +72,11 @@ def test_each_equals_its_own_run(case: str) -> None:
     alone = [start for *_, start in made]
     together = stack(alone)
     for number in range(3):
-        compact = batches_for(model, methods, number, static=False)
-        single = [step(model, *each) for each in zip(methods, alone, compact, RATES, strict=True)]
+        own = batches_for(model, methods, number)
+        single = [step(model, *each) for each in zip(methods, alone, own, RATES, strict=True)]
         alone = [state for state, _ in single]
-        static = batches_for(model, methods, number, static=True)
-        together, scalars = step_all(model, methods, together, static, RATES)
+        batches = batches_for(model, methods, number, by_labels=True)
+        together, scalars = step_all(model, methods, together, batches, RATES)
         for k, (_, own) in enumerate(single):
             for key, value in own.items():
                 torch.testing.assert_close(scalars[key][k], value, rtol=1e-9, atol=1e-9)
@@ -84,7 +88,7 @@ def test_each_equals_its_own_run(case: str) -> None:
 
 def test_images_that_all_see_are_encoded_unstacked() -> None:
     _, method, model, _ = make({})
-    batch = batches_for(model, [method], 0, static=True)[0]
+    batch = batches_for(model, [method], 0, by_labels=True)[0]
     shared, own, put = _split([batch, batch])
     assert not own
     assert put(shared, own).images.tokens is batch.images.tokens
@@ -99,7 +103,7 @@ def test_own_parts_with_other_settings_are_other_structures() -> None:
 
 def test_other_structures_are_refused() -> None:
     _, method, model, start = make({})
-    batch = batches_for(model, [method], 0, static=True)[0]
+    batch = batches_for(model, [method], 0, by_labels=True)[0]
     with pytest.raises(UserError, match="not in their modulator: Gate"):
         step_all(
             model,

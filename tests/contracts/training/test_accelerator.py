@@ -60,7 +60,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
         for user in USERS:
             monkeypatch.setattr(f"{user}.default_device", lambda: DEVICE)
         monkeypatch.setattr(run_module, "load_backbone", tiny)
-        for name in ("step", "step_all"):
+        for name in ("step", "step_all", "step_recorded"):
             monkeypatch.setattr(epoch, name, quiet(getattr(epoch, name), traffic))
         yield traffic
 

@@ -1,6 +1,5 @@
 """How a step is recorded, on a GPU that is only pretended: streams, memory, and what a failure leaves."""
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,27 +24,28 @@ class Stream:
 
 
 class Gpu:
-    """What was recorded on it and is still there, and the streams that were computed on and recorded on."""
+    """The streams that were computed on and recorded on, and the memory in which recordings compute."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.recorded: list[weakref.ref[Any]] = []
         self.warmed, self.captured, self.replays = list[Stream](), list[Stream](), 0
+        self.pools: list[object] = []
         self._main = Stream()
         gpu = self
 
         class Recording:
-            def __init__(self) -> None:
-                gpu.recorded.append(weakref.ref(self))
+            _pool: object
 
             def replay(self) -> None:
                 gpu.replays += 1
+
+            def pool(self) -> object:
+                return self._pool
 
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self._main)
         monkeypatch.setattr(torch.cuda, "stream", self._on)
         monkeypatch.setattr(torch.cuda, "graph", self._recording)
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
     @contextmanager
     def _on(self, stream: Stream) -> Iterator[None]:
@@ -53,13 +53,11 @@ class Gpu:
         yield
 
     @contextmanager
-    def _recording(self, graph: object, stream: Stream | None = None) -> Iterator[None]:
+    def _recording(self, graph: Any, pool: object = None, stream: Stream | None = None) -> Iterator[None]:
         self.captured.append(stream or Stream())
+        graph._pool = pool or object()
+        self.pools.append(graph._pool)
         yield
-
-    @property
-    def there(self) -> int:
-        return sum(each() is not None for each in self.recorded)
 
 
 @pytest.fixture
@@ -88,11 +86,31 @@ def test_all_recordings_of_a_process_are_made_on_one_stream(gpu: Gpu) -> None:
     assert len({*map(id, gpu.warmed), *map(id, gpu.captured)}) == 1
 
 
-def test_what_was_recorded_before_is_gone_when_the_next_one_needs_its_memory(gpu: Gpu) -> None:
-    graph, there = Graph(), list[int]()
-    for size in (2, 3):
-        graph(lambda x: there.append(gpu.there) or 2 * x, some(size))
-    assert there == [*[0] * WARM_UP, 1] * 2
+def test_inputs_of_several_shapes_are_recorded_once_each(gpu: Gpu) -> None:
+    graph, calls = Graph(), list[int]()
+    for size in (2, 3, 2, 3, 2):
+        found = graph(lambda x: calls.append(len(x)) or 2 * x, some(size))
+        assert found.shape == (size,)
+    assert calls == [*[2] * (WARM_UP + 1), *[3] * (WARM_UP + 1)]
+    assert gpu.replays == 5
+
+
+def test_recordings_share_their_memory_and_what_is_of_one_shape(gpu: Gpu) -> None:
+    graph, state = Graph(), some(5)
+    seen = dict[int, Tensor]()
+
+    def step(state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen[len(x)] = state
+        return state + 1, 2 * x
+
+    found = [graph(step, state, some(size)) for size in (2, 3)]
+    assert len(gpu.pools) == 2
+    assert len({*map(id, gpu.pools)}) == 1
+    assert seen[2] is seen[3], "the state that goes in"
+    outputs = [recording.outputs for recording in graph._recordings]
+    assert outputs[0][0] is outputs[1][0], "the state that comes out"
+    assert found[0][0] is not outputs[0][0], "the caller's is its own: the next replay writes to that memory"
+    assert [each.tolist() for each in (*found[0], *found[1])] == [[2] * 5, [2] * 2, [2] * 5, [2] * 3]
 
 
 def test_a_recording_that_fails_leaves_nothing_that_is_replayed(gpu: Gpu) -> None:
@@ -105,7 +123,9 @@ def test_a_recording_that_fails_leaves_nothing_that_is_replayed(gpu: Gpu) -> Non
         return 2 * x
 
     graph(function, some(2))
-    with pytest.raises(torch.OutOfMemoryError):
-        graph(function, some(3))
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            graph(function, some(3))
     graph(function, some(2))
-    assert calls == [*[2] * (WARM_UP + 1), 3, *[2] * (WARM_UP + 1)], "recorded anew"
+    assert calls == [*[2] * (WARM_UP + 1), 3, 3]
+    assert gpu.replays == 2
