@@ -8,8 +8,9 @@ from prometar.data.splits.objective import OBJECTIVES
 from tune.reporting.formatting import chance, interval, listed, number, shown, signed
 from tune.reporting.track_record import track_record
 from tune.results.goals import SECONDS, in_words
-from tune.results.reader import Records
+from tune.results.reader import Records, paired
 from tune.results.schema import FinalTest, Reevaluated, TrialRecord
+from tune.stages.sequential import LOOKS
 
 
 def verdict(records: Records) -> str:
@@ -42,7 +43,8 @@ def _verdict(records: Records) -> str:
         if several and any(entry.difference for entry in finals.datasets.values()):
             return "No difference shown over the data sets: fewer than two of them can be compared."
         return "The final test shows nothing: fewer than two seeds were finished by both settings."
-    if (difference.low, difference.high) == (0, 0):
+    singles = (paired(each.best, each.released).values() for each in finals.datasets.values())
+    if not any(map(any, singles)):
         return "The best settings found and the released ones test equal in every pair."
     measured = "best − released " + interval(
         difference, "data set" if several else "paired seed", finals.overall_level
@@ -198,8 +200,8 @@ def caveats(records: Records) -> list[str]:
             + (
                 " The last round's figure of the settings it chose is biased too, by less: it is one of few."
                 if records.lastround
-                else " The final test is not: it is read once, after the search."
-                if records.finals and records.finals.seeds
+                else " The final test's figures are no such picks: no choice goes by them."
+                if records.finals and records.finals.seeds and not records.leaking
                 else ""
             )
         )
@@ -317,15 +319,10 @@ def _about_the_test(records: Records) -> list[str]:
             "says nothing about another data set, backbone, or number of shots, nor about what a second "
             "search would have picked."
         )
-    if several and finals.matters is not None and not finals.same:
-        lines.append(
-            "Seeds were added until the mean difference over these data sets was shown, one of "
-            f"{finals.matters:g} points of H was excluded, or no seeds were left: {len(finals.seeds)} were "
-            "run. The interval over data sets also allows for other data sets, and is mostly wider."
-        )
+    lines += _when_it_ended(finals)
     if several and any(entry.difference for entry in finals.datasets.values()):
-        such = round(1 / finals.alpha)
-        lines.append(f"Each data set's interval stands alone: of {such} such, one misses by chance.")
+        one = "one misses" if finals.matters is None else "up to one misses"
+        lines.append(f"Each data set's interval stands alone: of {_such(finals)} such, {one} by chance.")
     shared = sorted(set(records.asked.seeds) & set(finals.seeds))
     if shared:
         lines.append(
@@ -345,6 +342,30 @@ def _about_the_test(records: Records) -> list[str]:
             "knowing that."
         )
     return lines
+
+
+def _such(finals: FinalTest) -> int:
+    """Of how many intervals of a data set one misses: where pairs were added, any of all looks may."""
+    return round(1 / (finals.alpha if finals.matters is None else sum(look.alpha for look in LOOKS)))
+
+
+def _when_it_ended(finals: FinalTest) -> list[str]:
+    """What added pairs, and what that does to the interval."""
+    if finals.matters is None or finals.same:
+        return []
+    if len(finals.datasets) > 1:
+        return [
+            "Seeds were added until the mean difference over these data sets was shown, one of "
+            f"{finals.matters:g} points of H was excluded, or no seeds were left: {len(finals.seeds)} were "
+            "run. The interval over data sets also allows for other data sets, and is mostly wider."
+        ]
+    if finals.difference is None:
+        return []
+    return [
+        f"Pairs were added until a difference was shown, one of {finals.matters:g} points of H was excluded, "
+        f"or no seeds were left. The interval's {finals.level} % are those of one look alone: of "
+        f"{_such(finals)} such studies, up to one ends with an interval that misses."
+    ]
 
 
 def _out_of_date(records: Records) -> list[str]:

@@ -316,7 +316,7 @@ class FinalTest(Versioned):
         same: Whether the chosen settings are the released ones, so that all runs are both sides.
         difference: The one data set's; over several, the interval of their mean differences.
         tested: Numbers of all trials whose settings have ever been tested, 0 for the released ones.
-        alpha: How often a data set's interval may be wrong.
+        alpha: How often a data set's interval may be wrong, at its last look alone.
         alpha_over_sets: How often that over several data sets may be; None where it is as often.
         looks: Trial and pairs of the tests before this one, of other trials or with other seeds.
         matters: The smallest difference that matters, where pairs were added until it was decided.
@@ -341,7 +341,7 @@ class FinalTest(Versioned):
 
     @property
     def level(self) -> str:
-        """How often a data set's interval holds the true difference, in percent."""
+        """How often a data set's interval holds the true difference at one look, in percent."""
         return f"{100 * (1 - self.alpha):g}"
 
     @property

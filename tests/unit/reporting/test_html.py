@@ -581,4 +581,34 @@ def test_the_interval_over_data_sets_has_a_level_of_its_own(tmp_path: Path) -> N
     why = "one of 1 points of H was excluded, or no seeds were left: 3 were run."
     assert why not in found
     added = finals(TRIALS[1], {"dtd": UP, "pets": UP}, alpha=0.005, alpha_over_sets=0.05, matters=1.0)
-    assert why in words(tmp_path, tested=added)
+    found = words(tmp_path, tested=added)
+    assert why in found
+    assert "of 20 such, up to one misses by chance" in found, "any of all looks may"
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_an_interval_after_one_of_several_looks_is_not_as_sure_as_it_would_be_alone(tmp_path: Path) -> None:
+    says = "The interval's 99.5 % are those of one look alone: of 20 such studies, up to one ends with"
+    assert says in words(tmp_path, tested=final_of(alpha=0.005, matters=1.0))
+    assert "look alone" not in words(tmp_path, tested=final_of(alpha=0.005)), "there was no other"
+    kept = final_of(same=True, difference=None, matters=1.0)
+    assert "look alone" not in words(tmp_path, tested=kept), "nothing was compared"
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_pairs_that_differ_are_not_called_equal_where_their_means_are(tmp_path: Path) -> None:
+    """On each data set one seed gains what the other loses."""
+    even = compared(runs(72, 70), runs(70, 72))
+    found = words(tmp_path, tested=finals(TRIALS[1], {"dtd": even, "pets": even}))
+    assert "No difference shown: best − released +0.00 points of H" in found
+    assert "equal in every pair" not in found
+    assert "equal in every pair" in words(tmp_path, tested=finals(TRIALS[1], {"dtd": TIED, "pets": TIED}))
+
+
+@pytest.mark.usefixtures("_no_library")
+def test_only_what_the_search_has_not_read_is_no_pick_of_it(tmp_path: Path) -> None:
+    says = "The final test's figures are no such picks: no choice goes by them."
+    assert says in words(tmp_path, tested=final_of(matters=1.0))
+    found = words(tmp_path, tested=final_of(), objective="oracle_test")
+    assert "biased upwards" in found
+    assert "The final test" not in found
