@@ -60,6 +60,8 @@ class Lockstep:
             for session, outcome in zip(self.sessions, outcomes, strict=True)
             if not (session.finished or isinstance(outcome, UserError))
         ]
+        if len(self.sessions) < len(runs):
+            self._graph = Graph()  # what was recorded for more holds memory for more
         if not self.sessions or self.sessions[0] is not stream:
             stream.close()
         return outcomes

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from prometar.errors import UserError
+from prometar.step.cuda_graph import Graph
+from prometar.training import lockstep
 from prometar.training.epoch import Diverged
 from prometar.training.lockstep import Lockstep
 from prometar.training.run import Run
@@ -48,13 +50,16 @@ def test_each_equals_its_own_run_also_when_interrupted(tmp_path: Path) -> None:
             torch.testing.assert_close(other.state.tensors()[name], tensor, rtol=0, atol=1e-8)
 
 
-def test_one_that_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_one_that_diverges_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Graph] = []
+    monkeypatch.setattr(lockstep, "Graph", lambda: made.append(Graph()) or made[-1])
     runs = [small_run(train__epochs=2), small_run(train__epochs=2, optim__lr=1e30, optim__warmup_epochs=0)]
     together = Lockstep(sessions(runs, tmp_path))
     survivor = together.sessions[0]
     outcomes = together.epoch()
     assert isinstance(outcomes[1], Diverged)
     assert together.sessions == [survivor]
+    assert len(made) == 2, "what was recorded for two would hold a GPU's memory for two"
     together.epoch()
     assert survivor.finished
     assert not together.sessions
