@@ -93,13 +93,17 @@ def memory_of(
 ) -> Memory:
     """The memory of one iteration of a configuration, or of several in lockstep; a second or two a call.
 
+    Of the iteration that takes most: all images but one are the support, whose gradients are differentiated.
+
     Example:
         >>> mini = Config().override({"backbone.name": "mini", "backbone.pretrained": None})
         >>> memory = memory_of(mini, num_classes=12)
         >>> memory.before < memory.peak < 2**30
         True
     """
-    rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, configurations=configurations)
+    rehearsal = rehearse(
+        config, num_classes=num_classes, dtype=dtype, configurations=configurations, num_query=1
+    )
     inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
     with rehearsal.mode, _Live() as live:
         before = live.note([*rehearsal.state.tensors().values(), *inputs, *rehearsal.model.clip.tensors()])

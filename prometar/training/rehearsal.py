@@ -24,8 +24,8 @@ RATES = Rates(2.5e-3, 1e-6)
 class Rehearsal:
     """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
 
-    Where nothing is learned there is no phase. The task's query is half the batch, with one partner encoded
-    beside it. `configurations`: how many are stepped in lockstep; None: one, alone. `seen`: what earlier
+    Where nothing is learned there is no phase. `num_query`: of the batch's images; one partner is encoded
+    beside them. `configurations`: how many are stepped in lockstep; None: one, alone. `seen`: what earlier
     calls have left. All tensors are of `mode`, which is to be entered around a call.
     """
 
@@ -35,6 +35,7 @@ class Rehearsal:
     state: State
     pixels_B3HW: Tensor
     labels_B: Tensor
+    num_query: int
     configurations: int | None
     seen: Seen = field(default_factory=Seen)
 
@@ -46,27 +47,35 @@ class Rehearsal:
         if not self.state.prompts:
             return whole
         count = self.configurations
-        batch = Batch(whole, self._task(whole, len(self.labels_B)))
+        batch = Batch(whole, self._task(whole))
         if count is None:
             return step(self.model, self.method, self.state, batch, RATES)
         return step_all(self.model, [self.method] * count, self.state, [batch] * count, [RATES] * count)
 
-    def _task(self, whole: Images, size: int) -> Task | None:
-        if self.method.inner is None:
+    def _task(self, whole: Images) -> Task | None:
+        num_support = len(whole.labels) - self.num_query
+        if self.method.inner is None or not num_support:
             return None
-        half = size // 2
-        support = Images._make(None if part is None else part[:half] for part in whole)
-        _, labels, share, frozen = Images._make(None if part is None else part[half:] for part in whole)
-        return Task(
-            support,
-            Query(whole.tokens[half - 1 :], labels, share, Shares(share, share, labels, labels), frozen),
+        support = Images._make(None if part is None else part[:num_support] for part in whole)
+        _, labels, share, frozen = Images._make(
+            None if part is None else part[num_support:] for part in whole
         )
+        shares = Shares(share, share, labels, labels)
+        return Task(support, Query(whole.tokens[num_support - 1 :], labels, share, shares, frozen))
 
 
 def rehearse(
-    config: Config, *, num_classes: int, dtype: torch.dtype = torch.float32, configurations: int | None = None
+    config: Config,
+    *,
+    num_classes: int,
+    dtype: torch.dtype = torch.float32,
+    configurations: int | None = None,
+    num_query: int | None = None,
 ) -> Rehearsal:
-    """A rehearsal of a configuration's training on so many classes, towers in `dtype`."""
+    """A rehearsal of a configuration's training on so many classes, towers in `dtype`.
+
+    num_query: Images of a batch that are the query; None: half of them.
+    """
     method, clip = build(config), outline(config.backbone.name).to(dtype)
     names = [f"class number {number}" for number in range(num_classes)]
     texts = prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}.")
@@ -85,4 +94,5 @@ def rehearse(
         state, size, side = State.start(prompts, gate), config.train.batch_size, clip.image_size
         state = state if configurations is None else stack([state] * configurations)
         pixels, labels = torch.empty(size, 3, side, side, dtype=dtype), torch.zeros(size, dtype=torch.long)
-    return Rehearsal(mode, model, method, state, pixels, labels, configurations)
+    num_query = (size + 1) // 2 if num_query is None else num_query
+    return Rehearsal(mode, model, method, state, pixels, labels, num_query, configurations)
