@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prometar.backbone.frozen_features import Seen
 from prometar.config.settings import Config, configure
+from prometar.training import process_memory
 from prometar.training.process_memory import Memory, _Live, memory_of
-from prometar.training.rehearsal import rehearse
+from prometar.training.rehearsal import Rehearsal, rehearse
 from tests.support.kernels import Kernels, kernels_of
 from tests.support.small import NAME
 
@@ -71,6 +73,17 @@ def test_memory_grows_with_classes_and_configurations_and_falls_with_precision()
     assert several[2] - several[1] > several[1] - several[0] > 0
     meta = partial(of, method="prometar-coop")
     assert meta(configurations=2).peak > meta().peak > max(meta(dtype=torch.bfloat16).peak, one.peak)
+
+
+def test_no_batch_takes_more_memory_than_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = memory_of(config("mini"), num_classes=12)
+    for num_query in (1, 2, 3):
+
+        def with_query(*args: Any, n: int = num_query, **settings: Any) -> Rehearsal:
+            return rehearse(*args, **{**settings, "num_query": n})
+
+        monkeypatch.setattr(process_memory, "rehearse", with_query)
+        assert memory_of(config("mini"), num_classes=12).peak <= counted.peak
 
 
 @pytest.mark.parametrize("method", ["zero-shot", "vpt", "cocoop", "maple"])
