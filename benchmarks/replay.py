@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ray import tune
 
 from tune.jobs.spec import jobs_in
-from tune.space.spaces import Space, load_space
+from tune.space.spaces import Choice, Space, load_space
 
 SPACE = "full"
 SECONDS = "REPLAY_SECONDS"  # environment of a node: mean length of an epoch
@@ -47,16 +47,16 @@ class Curves:
         return min(self._recorded, key=lambda recorded: math.dist(recorded[0], here))[1]
 
     def _point(self, settings: dict[str, Any]) -> list[float]:
-        """Every setting between 0 and 1; two different choices are as far apart as two ends of a range."""
+        """Every setting between 0 and 1, in the middle where it has no value.
+
+        Two different choices are as far apart as two ends of a range.
+        """
         point = []
         for name, entry in self._ranges.items():
-            if entry.type == "choice":
-                point += [math.sqrt(0.5) * (choice == settings[name]) for choice in entry.choices]
+            if isinstance(entry, Choice):
+                point += [math.sqrt(0.5) * (choice == settings.get(name)) for choice in entry.choices]
             else:
-                low, high, here = (
-                    math.log(x) if entry.log else x for x in (entry.low, entry.high, settings[name])
-                )
-                point.append((here - low) / (high - low))
+                point.append(entry.unit(settings[name]) if name in settings else 0.5)
         return point
 
 

@@ -14,7 +14,6 @@ import gc
 import heapq
 import io
 import json
-import math
 import random
 import sqlite3
 import time
@@ -23,14 +22,15 @@ import warnings
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial
+from replay import EPOCHS, SPACE, Curves
 from rich.console import Console
 
 from prometar.config.settings import configure
@@ -46,43 +46,11 @@ from tune.optimizer.samplers import STARTUP_TRIALS
 from tune.optimizer.trial_schema import RESULT
 from tune.results.schema import TrialRecord
 from tune.results.writer import StudyFolder
-from tune.space.spaces import Choice, Space, load_space
+from tune.space.spaces import Space, load_space
 from tune.study_spec import StudySpec
 
-CURVES = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
-EPOCHS = len(CURVES[0]["objective"])
 SLOTS = 2
 BEGAN = datetime(2026, 1, 1)
-
-
-class Driver(Protocol):
-    """One side: gives out settings, and takes in an epoch's objective; True stops the trial."""
-
-    def ask(self) -> tuple[Any, dict[str, Any]]: ...
-
-    def report(self, trial: Any, epoch: int, value: float) -> bool: ...
-
-
-class Curves:
-    """Learning curves of the recorded trial that lies nearest in the space."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self._known = [(self._point(row["settings"]), row["objective"]) for row in CURVES]
-
-    def __call__(self, settings: dict[str, Any]) -> list[float]:
-        point = self._point(settings)
-        return min(self._known, key=lambda known: math.dist(known[0], point))[1]
-
-    def _point(self, settings: dict[str, Any]) -> list[float]:
-        """Settings as numbers in 0 .. 1; what these do not have counts as in the middle."""
-        point = []
-        for name, entry in self._space.ranges.items():
-            if isinstance(entry, Choice):
-                point += [float(settings.get(name) == choice) / math.sqrt(2) for choice in entry.choices]
-            else:
-                point.append(entry.unit(settings[name]) if name in settings else 0.5)
-        return point
 
 
 class Bare:
@@ -153,22 +121,19 @@ class Ours:
         progress = Progress(memory, spec, console=Console(file=io.StringIO()))
         self._callbacks = (progress, _Unwritten(self._folder, memory, stopping, job_of))
 
-    def ask(self) -> tuple[SimpleNamespace, dict[str, Any]]:
+    def ask(self) -> tuple[Trial, dict[str, Any]]:
         self._begun += 1
-        trial = SimpleNamespace(
-            trial_id=f"{self._begun:08d}",
-            placement_group_factory=self._place,
-            run_metadata=SimpleNamespace(),
-        )
+        trial = Trial("", trial_id=f"{self._begun:08d}", placement_group_factory=self._place, stub=True)
+        trial.create_placement_group_factory()
         trial.config = self._jobs.suggest(trial.trial_id)
         for callback in self._callbacks:
             callback.on_trial_start(self._begun, [], trial)
         return trial, jobs_in(trial.config)[0].settings
 
-    def report(self, trial: SimpleNamespace, epoch: int, value: float) -> bool:
+    def report(self, trial: Trial, epoch: int, value: float) -> bool:
         result = {"epoch": epoch, "objective": value, "base": value, "new": value, "loss": 1.0,
                   "seconds": float(epoch), "failed": "", "finished": epoch == EPOCHS}  # fmt: skip
-        stop = self._jobs.on_result(trial, result) == "STOP"  # type: ignore[arg-type]
+        stop = self._jobs.on_result(trial, result) == "STOP"
         for callback in self._callbacks:
             callback.on_trial_result(self._begun, [], trial, result)
         if stop:
@@ -243,7 +208,7 @@ def insert(path: Path, trials: list[FrozenTrial]) -> None:
     base.close()
 
 
-def run(driver: Driver, curves: Curves, count: int) -> Figures:
+def run(driver: Bare | Ours, curves: Curves, count: int) -> Figures:
     """Drive `count` trials, two at a time in simulated time: milliseconds a trial, by what was called."""
     spent = {"ask": 0.0, "report": 0.0}
     slots: list[tuple[int, int, int]] = [(0, slot, 0) for slot in range(SLOTS)]  # when, which, epochs done
@@ -274,10 +239,10 @@ def run(driver: Driver, curves: Curves, count: int) -> Figures:
 def measure(side: str, behind: int, window: int, heap: bool) -> Figures:
     """Milliseconds a trial with `behind` trials in the storage; or, with `heap`, KiB that one leaves."""
     warnings.simplefilter("ignore")  # of arguments that Optuna calls experimental
-    space = load_space("full")
+    space = load_space(SPACE)
     curves = Curves(space)
     with TemporaryDirectory() as folder:
-        driver: Any = Bare(space) if side == "bare" else Ours(space, Path(folder))
+        driver = Bare(space) if side == "bare" else Ours(space, Path(folder))
         driver.fill(random_trials(space, behind - 1))
         run(driver, curves, SLOTS)  # what is loaded at the first use
         if not heap:

@@ -16,6 +16,7 @@ import torch
 from prometar.backbone.openclip import FOREIGN_NAMES
 from prometar.training.drift import foreign_to
 from prometar.training.run import build_run
+from tune.space.spaces import load_space
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -90,3 +91,11 @@ def test_a_search_s_signals_are_measured_with_other_names(monkeypatch: pytest.Mo
     assert torch.equal(ours.text.embedded_RTD, run.foreign.model.text.embedded_RTD)
     other = records.on_words_of_imagenet(run)
     assert len(other.frozen_text_VE) == len(records.foreign_names(run.dataset.classnames, FOREIGN_NAMES))
+
+
+def test_a_trial_is_replayed_also_without_the_settings_of_parts_that_are_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    replay = importlib.import_module("replay")
+    assert len(replay.Curves(load_space(replay.SPACE))({"regularizer.kind": "none"})) == replay.EPOCHS
