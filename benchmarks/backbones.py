@@ -9,7 +9,6 @@ released procedure over open_clip's modules, whose attention is written out, as 
 derivative. Both sides take the step from one start, and the script fails where their prompts differ.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,12 +20,12 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from common import table
-from records import publish
+from common import ROOT, parser_of, publish, table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prometar.backbone.openclip import Backbone, load_backbone
+from prometar.backbone.clip import Clip
+from prometar.backbone.openclip import load_backbone
 from prometar.config.settings import Config
 from prometar.logs import unlogged
 from prometar.methods.composition import build
@@ -37,7 +36,7 @@ from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(ROOT))
 from tests.parity.released import Leaves, Released
 from tests.support import families
 from tests.support.kernels import Kernels
@@ -87,9 +86,11 @@ def register(patch: pytest.MonkeyPatch, folder: Path) -> None:
 class Plain(Released):
     """The released procedure over open_clip's own modules."""
 
-    def __init__(self, model: Any, backbone: Backbone, *given: Any) -> None:
-        self.model, self.start = model, backbone.clip.form.num_start
-        super().__init__(backbone.clip, *given, 50, 20, 8, 5e-4, 5e-4, 0.0025, 1e-6)  # type: ignore[call-arg]
+    def __init__(self, model: Any, clip: Clip, tokens: Tensor, teacher: Tensor, state: State) -> None:
+        self.model, self.start = model, clip.form.num_start
+        super().__init__(
+            clip, tokens, teacher, state.prompts, state.gate, 50, 20, 8, 5e-4, 5e-4, 0.0025, 1e-6
+        )
 
     def text(self, prompts: Leaves) -> Tensor:
         language = hasattr(getattr(self.model, "text", None), "pooler")
@@ -118,7 +119,8 @@ def sides(name: str, num_classes: int) -> tuple[Callable[[], Leaves], Callable[[
     images = torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator)
     labels = torch.tensor([0, 1, 2, 2])
     task = one_class_out(labels, method.augmentation, np.random.default_rng(0))
-    reference = Plain(model, backbone, tokens, teacher, state.prompts, state.gate)
+    assert task is not None
+    reference = Plain(model, clip, tokens, teacher, state)
 
     def plain() -> Leaves:
         with sdpa_kernel(SDPBackend.MATH):
@@ -152,9 +154,7 @@ def row(family: str, name: str, num_classes: int) -> tuple[object, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--classes", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="two families")
     parser.add_argument("--docs", type=Path, help="put the table there")

@@ -15,7 +15,6 @@ unfinished. Development sets need no --claim, and have a table of their own, as 
 The outcomes are kept in benchmarks/claim.jsonl, one line a search, which --show reads.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -29,8 +28,8 @@ from statistics import mean
 from typing import Any
 
 from claim_plot import draw
-from common import WORSE, describe, machine, require_development, table
-from records import mean_and_interval, publish
+from common import ROOT, WORSE, describe, machine, parser_of, publish, require_development, table
+from records import mean_and_interval
 
 from prometar.bundled.suite import SUITE
 from prometar.io.files import write_atomically
@@ -40,7 +39,6 @@ from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST
 from tune.space.portfolio import shipped
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORDS = Path(__file__).with_suffix(".jsonl")
 SHIPPED = ROOT / "tune/reporting/track_record.json"
 _PLAIN = ["--space", "full", "--pruner", "none", "--top", "0"]
@@ -247,10 +245,9 @@ def track_record(rows: Sequence[dict[str, Any]]) -> TrackRecord | None:
     if over is None or not alone:
         return None
     worse, kept = sum(row["H"] < WORSE for row in mine), sum(row["kept"] for row in mine)
-    figures = (round(x, 2) for x in (over.mean, over.low, over.high))
-    return TrackRecord(
-        len(mine), len(over_sets(mine, "H")), *figures, worse, -WORSE, kept, round(mean(alone), 2)
-    )
+    gain, low, high, best_alone = (round(x, 2) for x in (over.mean, over.low, over.high, mean(alone)))
+    sets = len(over_sets(mine, "H"))
+    return TrackRecord(len(mine), sets, gain, low, high, worse, -WORSE, kept, best_alone)
 
 
 def show(doc: Path | None, plot: Path | None) -> None:
@@ -279,8 +276,7 @@ def show(doc: Path | None, plot: Path | None) -> None:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--sets", nargs="+", help="[all that are kept for this]")
     parser.add_argument("--data-root", help="of photographs")
     parser.add_argument("--searches", type=int, default=5)

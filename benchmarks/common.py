@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,10 @@ from statistics import median
 from typing import Any
 
 from prometar.bundled.suite import SUITE
+from prometar.io.files import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKBONE = "ViT-B-16-quickgelu"
 
 Figures = dict[str, Any]
 """What one run of a side gives: numbers by name, anything JSON can hold."""
@@ -41,6 +46,11 @@ WORSE = -0.5
 _TOLD = "FIGURES "
 
 
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a script's docstring, as it stands there."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def arguments(
     doc: str | None, add: Callable[[argparse.ArgumentParser], Any] | None = None, *, repeats: int = 5
 ) -> argparse.Namespace:
@@ -48,8 +58,7 @@ def arguments(
 
     `--side` is how `in_turn` hands a process its work: a mapping, None in the script's first process.
     """
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=doc, formatter_class=formatter)
+    parser = parser_of(doc)
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds; figures are medians over them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of matrix products")
     parser.add_argument("--quick", action="store_true", help="small and fast, to see that the script works")
@@ -164,6 +173,20 @@ def _cell(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def publish(text: str, doc: Path | None, block: str) -> None:
+    """Print a result, and put it between `<!-- BLOCK -->` and `<!-- end -->` of a document."""
+    print(f"\n{text}")
+    if doc is not None:
+        old = doc.read_text("utf-8")
+        pattern = rf"(<!-- {block} -->\n).*?(<!-- end -->)"
+        new, count = re.subn(pattern, lambda m: f"{m[1]}\n{text}\n\n{m[2]}", old, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(
+                f"error: {doc} must have one block <!-- {block} --> ... <!-- end -->, found {count}"
+            )
+        write_atomically(doc, new.encode())
 
 
 def write_json(args: argparse.Namespace, rounds: Any, **more: Any) -> None:

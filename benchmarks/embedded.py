@@ -7,19 +7,18 @@ Each at its published settings, trained on all base classes, tested once. A run 
 is not made again: the same command goes on, another choice of seeds or arms adds to what is there.
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import describe, table
+from common import describe, parser_of, publish, table
 from records import (
+    SCORES,
     Record,
     Wanted,
     mean_and_interval,
     paired,
-    publish,
     read_all,
     run_all,
     run_options,
@@ -29,7 +28,6 @@ from records import (
 from prometar.config.recipes import NAMES
 from prometar.config.settings import configure
 
-SCORES = ("base", "new", "H")
 DIGITS = dict.fromkeys(SCORES, 1) | {"alignment": 3}
 BASELINE = "prometar"
 
@@ -106,8 +104,7 @@ def report(records: Mapping[str, Mapping[int, Record]], seeds: list[int]) -> str
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
     run_options(parser, out="out/embedded")

@@ -4,10 +4,9 @@
 
 Each part runs in a process of its own and leaves a record in --out; the same command goes on with those that
 are missing or failed. It ends with a table of claims (holds, does not hold, not measured), and writes it,
-with the figures, between the marks in --docs. Without a GPU: one line, and status 2.
+with the figures, into the block `gpu` of --docs. Without a GPU: one line, and status 2.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -21,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import describe, table
+from common import BACKBONE, describe, parser_of, publish, table
+
+from prometar.io.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 Figures = Mapping[str, Any]
-LOCKSTEP = ("--backbone", "ViT-B-16-quickgelu", "--configurations", "1", "2", "4", "8", "16", "32")
+LOCKSTEP = ("--backbone", BACKBONE, "--configurations", "1", "2", "4", "8", "16", "32")
 PRECISIONS = ("--precisions", "fp32", "bf16", "fp16", "--sets", "cells", "leaves", "flags", "textures")
 STEPS = ("eager", "graph", "compiled")  # how a step is taken
 RUNS = ("--methods", "prometar", "--seeds", "1", "2", "3", "--jobs", "4")
@@ -164,9 +164,7 @@ def measure(
         if name in records or left <= 0:
             continue
         record = {"gpu": gpu, **run(name, left)}
-        path = folder / f"{name}.json"
-        path.with_suffix(".part").write_text(json.dumps(record, indent=1), "utf-8")
-        path.with_suffix(".part").replace(path)
+        write_atomically(folder / f"{name}.json", json.dumps(record, indent=1).encode())
         if not record["failed"]:
             records[name] = record
         print(f"{name}: {record['failed'] or 'measured'}", flush=True)
@@ -220,27 +218,12 @@ def block(gpu: str, records: Mapping[str, Figures]) -> str:
     return "\n\n".join(parts)
 
 
-def put_block(path: Path, text: str) -> None:
-    """Replace what stands between the marks.
-
-    Raises:
-        SystemExit: the marks are missing.
-    """
-    whole = path.read_text("utf-8")
-    if BEGIN not in whole or END not in whole:
-        raise SystemExit(f"{path} has no marks {BEGIN} and {END}")
-    before, rest = whole.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", "utf-8")
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", type=Path, default=Path("out/gpu"))
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--docs", type=Path, help="a file with the marks (default: none is written)")
+    parser.add_argument("--docs", type=Path, help="a document whose block `gpu` gets the tables")
     args = parser.parse_args()
     import torch
 
@@ -253,10 +236,7 @@ def main() -> int:
         args.out, gpu, args.parts, 60 * args.minutes,
         lambda name, seconds: run_part(name, seconds, folder=args.out, slug=slug),
     )  # fmt: skip
-    text = block(gpu, records)
-    print(text)
-    if args.docs:
-        put_block(args.docs, text)
+    publish(block(gpu, records), args.docs, "gpu")
     return 0
 
 

@@ -10,7 +10,6 @@ n configurations in lockstep, with tasks of fixed shape. `--methods`: one step o
 batch, the first time and when the process knows what the frozen tower makes of these images.
 """
 
-import argparse
 import json
 import sys
 import traceback
@@ -18,20 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import machine, table
+from common import BACKBONE, ROOT, machine, parser_of, table
 from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.backbone.frozen_features import Seen
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
 from prometar.training.rehearsal import Rehearsal, rehearse
+from prometar.training.run import DTYPES
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(ROOT))
 from tests.support.kernels import Kernels, kernels_of, operator_name
-
-ROOT = Path(__file__).resolve().parent.parent
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def place(_: object) -> str:
@@ -43,12 +39,8 @@ def place(_: object) -> str:
     return "outside"
 
 
-def count(config: Config, *, places: bool = False, **settings: Any) -> tuple[Kernels, int]:
+def count(rehearsal: Rehearsal, *, places: bool = False) -> tuple[Kernels, int]:
     """The kernels of an iteration, and its operations."""
-    return _count(rehearse(config, **settings), places=places)
-
-
-def _count(rehearsal: Rehearsal, *, places: bool = False) -> tuple[Kernels, int]:
     with rehearsal.mode, FlopCounterMode(display=False) as flops:
         rehearsal()
     return kernels_of(rehearsal, place if places else operator_name), flops.get_total_flops()
@@ -62,21 +54,19 @@ def of_methods(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]
         if config.prompts.kind == "none":
             continue
         first = rehearse(config, **settings)
-        new, flops = _count(first)
+        new, flops = count(first)
         later = replace(first, seen=Seen({}))
         with later.mode:
             later()
-        known, fewer = _count(later)
+        known, fewer = count(later)
         row = [config.train.batch_size, new.kernels.total(), new.bytes.total() / 1e9, flops / 1e12]
         rows.append((name, *row, known.bytes.total() / 1e9, fewer / 1e12))
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
+    parser = parser_of(__doc__)
+    parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--classes", type=int, default=16)
     parser.add_argument("--dtype", default="fp32", choices=DTYPES)
     parser.add_argument("--configurations", type=int, nargs="*", default=[1, 16], help="P, in lockstep")
@@ -88,13 +78,13 @@ def main() -> None:
     if args.quick:
         args.backbone, args.configurations = "mini", [2]
     weights = None if args.backbone == "mini" else "random"
-    config = Config().override({"backbone.name": args.backbone, "backbone.pretrained": weights})
+    values = {"backbone.name": args.backbone, "backbone.pretrained": weights}
     if args.methods:
-        values = {"backbone.name": args.backbone, "backbone.pretrained": weights}
         rows = of_methods(values, num_classes=args.classes, dtype=DTYPES[args.dtype])
         print(f"{args.backbone}, {args.classes} classes, {args.dtype}")
         print(table(("method", "batch", "kernels", "GB", "TFLOP", "GB known", "TFLOP known"), rows))
         return
+    config = Config().override(values)
     sides = {"eager": None, **{f"P = {n}": n for n in args.configurations}}
     figures, groups = {}, []
     rows = list[tuple[Any, ...]]()
@@ -104,7 +94,7 @@ def main() -> None:
             "dtype": DTYPES[args.dtype],
             "configurations": configurations,
         }
-        counted, flops = count(config, places=args.places, **settings)
+        counted, flops = count(rehearse(config, **settings), places=args.places)
         kernels, size = counted.kernels.total(), counted.bytes.total()
         by = {name: [number, counted.bytes[name]] for name, number in counted.kernels.most_common()}
         figures[side] = {"kernels": kernels, "views": counted.views, "bytes": size, "flops": flops, "by": by}

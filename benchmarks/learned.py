@@ -9,14 +9,13 @@ is trained and tested. No test image is in what it is fitted on. A run leaves a 
 made again.
 """
 
-import argparse
 from pathlib import Path
 from statistics import mean
 
 from choosing import searched
-from common import table
+from common import parser_of, publish, table
 from objectives import EVIDENCE, drawn
-from records import Wanted, mean_and_interval, nothing_else, on_mini, publish, read_all, run_all, run_options
+from records import Wanted, mean_and_interval, nothing_else, on_mini, read_all, run_all, run_options
 from scoring import Evidence, Table
 
 from tune.space.spaces import load_space
@@ -36,8 +35,7 @@ def wanted(found: Evidence, dataset: str, settings: dict[str, object], place: in
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--proposals", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     run_options(parser, out="out/learned")

@@ -30,19 +30,9 @@ from typing import Any
 
 import numpy as np
 from choosing import choices, promise
-from common import DEVELOPMENT, describe, require_development, table
+from common import DEVELOPMENT, describe, parser_of, publish, require_development, table
 from quarters import epochs_of
-from records import (
-    Record,
-    Wanted,
-    among_as_many,
-    on_mini,
-    publish,
-    read_all,
-    run_all,
-    run_options,
-    seen_by_a_search,
-)
+from records import Record, Wanted, among_as_many, on_mini, read_all, run_all, run_options, seen_by_a_search
 from scoring import BUDGET, DRIFT, WAYS, Evidence, Floats, Table, calibration, parts, results
 
 from prometar.io.files import write_atomically
@@ -109,8 +99,10 @@ def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str]
     return found
 
 
-SEEN = ("base", "new", "zero_shot", "divergence", "agreement", "text_cosine", "image_cosine")
-ELSEWHERE = ("imagenet divergence", "elsewhere", "elsewhere zero_shot")
+SEEN = (
+    "base", "new", "zero_shot", "divergence", "agreement", "text_cosine", "image_cosine",
+    "imagenet divergence", "elsewhere", "elsewhere zero_shot",
+)  # fmt: skip
 
 
 def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) -> Table:
@@ -124,22 +116,18 @@ def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) 
         ]
         return np.array(rows, np.float64)
 
+    def seen(name: str) -> Floats:
+        return grid("final", lambda record: record["signals"].get(name, math.nan))
+
     first = args.seeds[:1]
+    tests, base, new = (grid("final", itemgetter(name)) for name in ("H", "base", "new"))
     ways = dict.fromkeys(way for _, _, way in runs if way != "final")
-    return Table(
-        dataset,
-        *(grid("final", itemgetter(name)) for name in ("H", "base", "new")),
-        {
-            name: grid("final", lambda record, key=name: record["signals"].get(key, math.nan))
-            for name in (*SEEN, *ELSEWHERE)
-        },
-        {way: grid(way, itemgetter("H"), first) for way in ways}
-        | {
-            f"matched {way}": grid(way, lambda record: record["signals"].get("matched objective"), first)
-            for way in ways
-            if way.startswith("quarter")
-        },
-    )
+    holdout = {way: grid(way, itemgetter("H"), first) for way in ways} | {
+        f"matched {way}": grid(way, lambda record: record["signals"].get("matched objective"), first)
+        for way in ways
+        if way.startswith("quarter")
+    }
+    return Table(dataset, tests, base, new, {name: seen(name) for name in SEEN}, holdout)
 
 
 def gains(tables: Sequence[Table]) -> str:
@@ -224,8 +212,7 @@ def measured(args: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--sets", nargs="+", default=DEVELOPMENT)
     parser.add_argument("--data-root", help="of sets that do not come with the project, such as dtd")
     parser.add_argument("--settings", type=int, default=24, help="random ones, beside the released")

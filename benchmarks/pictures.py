@@ -6,7 +6,6 @@ Runs `python tune/search.py`, or goes on with it; needs Chromium. The terminal's
 command prints on a terminal of 100 columns.
 """
 
-import argparse
 import os
 import pty
 import re
@@ -16,13 +15,13 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from common import ROOT, parser_of
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
 from prometar.io.files import write_atomically
 
-ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = (
     "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -73,8 +72,7 @@ def report(page: Path, to: Path, *, height: int) -> None:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "out", help="where the study lies")
     parser.add_argument("--to", type=Path, default=ROOT / "docs", help="the pictures' folder")
     parser.add_argument("--quick", action="store_true", help="a study of two trials of one epoch")

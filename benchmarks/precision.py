@@ -8,19 +8,17 @@ the precision of the weights and towers differs. A run leaves a record in --out 
 same command goes on.
 """
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from common import describe, table
-from records import Record, Wanted, mean_and_interval, paired, run_all, run_options, values_of
+from common import describe, parser_of, table
+from records import SCORES, Record, Wanted, mean_and_interval, paired, run_all, run_options, values_of
 
 from prometar.config.settings import configure
 from prometar.metrics import t_interval
 
-SCORES = ("base", "new", "H")
 Records = Mapping[tuple[str, str], Mapping[tuple[str, int], Record]]
 """By method and precision, then by data set and seed."""
 
@@ -68,8 +66,7 @@ def differences_table(found: Mapping[tuple[str, str], Mapping[str, list[float]]]
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--methods", nargs="+", default=["prometar", "ivlp"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--sets", nargs="+", default=["textures"])

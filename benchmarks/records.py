@@ -3,7 +3,6 @@
 import argparse
 import json
 import multiprocessing
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +29,8 @@ from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
 from prometar.training.run import Evaluation, Run, build_run
 from prometar.training.session import Session
+
+SCORES = ("base", "new", "H")
 
 Record = dict[str, Any]
 """`base`, `new`, `H` in percent (None, and a `reason`, if it failed), `alignment`, and what made them."""
@@ -266,17 +267,3 @@ def paired(ours: Mapping[Any, Record], theirs: Mapping[Any, Record], key: str) -
         for pair, record in ours.items()
         if pair in theirs and record[key] is not None and theirs[pair][key] is not None
     ]
-
-
-def publish(text: str, doc: Path | None, block: str) -> None:
-    """Print a result, and put it between `<!-- BLOCK -->` and `<!-- end -->` of a document."""
-    print(f"\n{text}")
-    if doc is not None:
-        old = doc.read_text("utf-8")
-        pattern = rf"(<!-- {block} -->\n).*?(<!-- end -->)"
-        new, count = re.subn(pattern, lambda m: f"{m[1]}\n{text}\n\n{m[2]}", old, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(
-                f"error: {doc} must have one block <!-- {block} --> ... <!-- end -->, found {count}"
-            )
-        write_atomically(doc, new.encode())

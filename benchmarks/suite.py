@@ -7,20 +7,18 @@ The data sets were made and chosen by these figures alone, so this is the one sc
 before the last table. A run leaves a record in --out and is not made again.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import describe, require_development, table
+from common import describe, parser_of, publish, require_development, table
 from PIL import Image
-from records import Record, Wanted, mean_and_interval, publish, read_all, run_all, run_options, values_of
+from records import SCORES, Record, Wanted, mean_and_interval, read_all, run_all, run_options, values_of
 
 from prometar.bundled.suite import SUITE
 from prometar.config.settings import configure
 
 METHODS = ("zero-shot", "ivlp")
-SCORES = ("base", "new", "H")
 SHOWN = 10  # classes of a data set in the picture, two images each
 
 
@@ -63,8 +61,7 @@ def contact_sheet(names: Sequence[str], path: Path) -> None:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--datasets", nargs="+", choices=SUITE, default=list(SUITE), metavar="NAME")
     parser.add_argument("--claim", action="store_true", help="open the data sets kept for the last table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

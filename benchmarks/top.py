@@ -8,12 +8,11 @@ leads promise was measured on random settings: where a search exploits the score
 Only studies on development sets are read. The same command goes on from the records in --out.
 """
 
-import argparse
 from pathlib import Path
 from statistics import mean
 
-from common import describe, require_development, table
-from records import Record, Wanted, mean_and_interval, publish, run_all, run_options
+from common import describe, parser_of, publish, require_development, table
+from records import Record, Wanted, mean_and_interval, run_all, run_options
 
 from prometar.config.settings import Config
 from tune.results.reader import Records, read_records
@@ -53,8 +52,7 @@ def row(study: Records, top: int, seeds: list[int], found: dict[str, Record]) ->
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     parser.add_argument("--top", type=int, default=5, help="settings of each study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

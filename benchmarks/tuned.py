@@ -11,21 +11,20 @@ with --pairs fresh seeds, the same for all compositions, and tested. The same co
 records.
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from common import describe, table
+from common import describe, parser_of, publish, table
 from records import (
+    SCORES,
     Record,
     Wanted,
     mean_and_interval,
     on_mini,
     paired,
-    publish,
     run_all,
     run_options,
     seen_by_a_search,
@@ -34,7 +33,6 @@ from records import (
 
 from tune.space.portfolio import shipped
 
-SCORES = ("base", "new", "H")
 BASELINE = "prometar"
 COMPOSITIONS: dict[str, dict[str, Any]] = {
     BASELINE: {},
@@ -115,8 +113,7 @@ def choices(best: Mapping[Question, int]) -> str:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--sets", nargs="+", default=["cells", "leaves", "flags", "textures"])
     parser.add_argument("--pairs", type=int, default=8, help="on each data set")
     parser.add_argument("--searches", type=int, default=2, help="seeds that a candidate is scored with")

@@ -149,13 +149,13 @@ def test_what_a_smaller_gpu_has_no_memory_for_takes_no_other_figure_away(
 
 def test_the_block_stands_between_its_marks(gpu: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{gpu.BEGIN}\nold\n{gpu.END}\nafter\n")
+    page.write_text("before\n<!-- gpu -->\nold\n<!-- end -->\nafter\n")
     for text in ("new", "newer"):
-        gpu.put_block(page, text)
-    assert page.read_text() == f"before\n{gpu.BEGIN}\nnewer\n{gpu.END}\nafter\n"
+        gpu.publish(text, page, "gpu")
+    assert page.read_text() == "before\n<!-- gpu -->\n\nnewer\n\n<!-- end -->\nafter\n"
     page.write_text("nothing")
-    with pytest.raises(SystemExit, match="has no marks"):
-        gpu.put_block(page, "new")
+    with pytest.raises(SystemExit, match="must have one block <!-- gpu -->"):
+        gpu.publish("new", page, "gpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
