@@ -6,21 +6,21 @@
 Training time is what the trials' records say: their epochs with the scoring that follows each. `search` is
 the time from the first trial's begin to the last one's end, so it holds everything between trials, and the
 slot that has nothing left to do at the end; `command` is the whole command, with the start of Python and Ray,
-the start of the workers, the final comparison (whose training counts too) and the report.
+the start of the workers, the last round and the final comparison (whose training counts too) and the report.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import optuna
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from common import ROOT, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 
-SEARCH = Path(__file__).parent.parent / "tune" / "search.py"
+from tune.results.reader import read_records
+
+SEARCH = ROOT / "tune" / "search.py"
 
 
 def measure(trials: int, epochs: int, slots: int) -> Figures:
@@ -33,21 +33,20 @@ def measure(trials: int, epochs: int, slots: int) -> Figures:
             [sys.executable, str(SEARCH), *words, "--out", out], check=True, stdout=subprocess.DEVNULL
         )
         command = time.perf_counter() - began
-        folder = Path(out) / "textures"
-        storage = f"sqlite:///{folder / 'study.db'}"
-        ran = optuna.load_study(study_name="textures", storage=storage).get_trials()
-        records = [json.loads(path.read_text("utf-8")) for path in folder.glob("trials/*/record.json")]
-        finals = json.loads((folder / "finals.json").read_text("utf-8"))
-    first = min(t.datetime_start for t in ran if t.datetime_start)
-    last = max(t.datetime_complete for t in ran if t.datetime_complete)
-    sides = ("best",) if finals["same"] else ("best", "released")
-    runs = [run["seconds"] for side in sides for run in finals[side]["runs"]]
-    training = sum(record["seconds"] for record in records)
+        records = read_records(Path(out) / "textures")
+    assert records.finals is not None
+    tested = records.finals.datasets["textures"]
+    runs = [*tested.best, *(() if records.finals.same else tested.released)]
+    if records.lastround is not None:
+        runs += [run for row in records.lastround.rows for run in row.runs]
+    first = min(trial.started for trial in records.trials if trial.started)
+    last = max(trial.ended for trial in records.trials if trial.ended)
+    training = sum(trial.seconds for trial in records.trials)
     return {
         "command": command,
         "search": (last - first).total_seconds(),
         "training": training,
-        "training with finals": training + sum(runs),
+        "training with finals": training + sum(run.seconds or 0.0 for run in runs),
     }
 
 

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
+import ray
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 
 from prometar.config.settings import configure
@@ -32,31 +34,25 @@ class TimedWorker(TrialWorker):
 
     def __init__(self) -> None:
         self._crew = Crew([])
-        self._timeout = None
         self._spent: dict[str, float] = {}
 
+    @ray.method
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
         """Start a trial and train an epoch. Returns seconds by part, from `began` (time.time) on."""
-        import prometar.training.epoch
-        import tune.worker.training_run
+        from prometar.training import epoch
+        from prometar.training.session import Session
+        from tune.worker import training_run
 
         entered = time.time()
         self._spent = {"process": entered - began}
-        build, session, step = (
-            tune.worker.training_run.build_run,
-            tune.worker.training_run.Session,
-            prometar.training.epoch.train_step,
-        )
-        tune.worker.training_run.build_run = self._clocked("build_run", build)  # type: ignore[assignment]
-        tune.worker.training_run.Session = self._clocked("session", session)  # type: ignore[assignment, misc]
-        prometar.training.epoch.train_step = self._first_step(step)  # type: ignore[assignment]
-        try:
+        build, session, step = training_run.build_run, Session.or_anew, epoch.train_step
+        with (
+            patch.object(training_run, "build_run", self._clocked("build_run", build)),
+            patch.object(Session, "or_anew", self._clocked("session", session)),
+            patch.object(epoch, "train_step", self._first_step(step)),
+        ):
             self.reset_config(config)
-            self._started = time.time()
             self.step()
-        finally:
-            tune.worker.training_run.build_run, tune.worker.training_run.Session = build, session  # type: ignore[misc]
-            prometar.training.epoch.train_step = step
         spent = self._spent | {"total": self._stepped - began}
         return spent | {"rest": spent["total"] - sum(spent[name] for name in PARTS[:-1])}
 
@@ -66,7 +62,8 @@ class TimedWorker(TrialWorker):
             try:
                 return function(*args, **kwargs)
             finally:
-                self._spent[name] = time.time() - began
+                self._built = time.time()
+                self._spent[name] = self._built - began
 
         return clocked
 
@@ -74,7 +71,7 @@ class TimedWorker(TrialWorker):
         def stepped(*args: Any, **kwargs: Any) -> Any:
             if "first batch" not in self._spent:
                 self._stepped = time.time()
-                self._spent["first batch"] = self._stepped - self._started
+                self._spent["first batch"] = self._stepped - self._built
             return function(*args, **kwargs)
 
         return stepped
@@ -95,7 +92,7 @@ def jobs(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
 
 def measure(kind: str, trials: int) -> Figures:
     """Seconds by part, a value a trial."""
-    import ray
+    from ray.actor import ActorHandle
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -105,13 +102,14 @@ def measure(kind: str, trials: int) -> Figures:
     ray.get(group.ready())
     strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
     actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
-    rows, worker = [], None
+    rows, worker = list[dict[str, float]](), None
     with TemporaryDirectory() as folder:
         for job in jobs(folder, plan, trials + (kind == "reused actor")):
             began = time.time()
             worker = worker or actor.remote()
             rows.append(ray.get(worker.run.remote(job, began)))
             if kind == "new actor":
+                assert isinstance(worker, ActorHandle)
                 ray.kill(worker)
                 worker = None
     ray.shutdown()
