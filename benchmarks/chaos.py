@@ -36,9 +36,9 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import torch
-from common import arguments, describe, table, write_json
+from common import ROOT, arguments, describe, table, write_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(ROOT))
 
 from prometar.cli.console import INTERRUPTED
 from prometar.training.checkpoint import load_checkpoint

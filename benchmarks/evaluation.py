@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
-from text_tower import BACKBONE, names
+from common import BACKBONE, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from text_tower import names
 
 from prometar.backbone.openclip import Backbone, load_backbone, tokenize
 from prometar.backbone.vision import embed_images, encode_image
@@ -63,9 +63,9 @@ def evaluation(side: str, backbone: Backbone, batches: list[Batch], classes: int
 
 
 @torch.inference_mode()
-def measure(side: str, backbone: str, images: int, classes: int) -> Figures:
+def measure(side: str, images: int, classes: int) -> Figures:
     """Images a second over all batches, after one batch that is not counted."""
-    loaded = load_backbone(backbone, "random")
+    loaded = load_backbone(BACKBONE, "random")
     batches = batches_of(loaded, images, classes)
     evaluation(side, loaded, batches[:1], classes)()
     run = evaluation(side, loaded, batches, classes)
@@ -78,18 +78,17 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--classes", type=int, default=24)
         parser.add_argument("--images", type=int, default=128)
-        parser.add_argument("--backbone", default=BACKBONE)
 
     args = arguments(__doc__, add, repeats=3)
     if args.side:
         return tell(measure(**args.side))
     if args.quick:
         args.images, args.repeats = 16, 1
-    work = {"backbone": args.backbone, "images": args.images, "classes": args.classes}
+    work = {"images": args.images, "classes": args.classes}
     rounds = in_turn([{"side": side, **work} for side in SIDES], args)
     theirs, bare, mine = (median_of(side, "rate") for side in rounds)
     print(describe(args.threads))
-    print(f"{args.backbone}, {args.images} images, medians of {args.repeats} rounds, images/s")
+    print(f"{BACKBONE}, {args.images} images, medians of {args.repeats} rounds, images/s")
     head = ("classes", "open_clip", "bare tower", "evaluation", "evaluation / faster of both")
     print(table(head, [(args.classes, theirs, bare, mine, mine / max(theirs, bare))]))
     return write_json(args, rounds)

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from common import BACKBONE, ROOT, Figures
 from lockstep import measure as measure_lockstep
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -29,24 +30,23 @@ from prometar.training.process_memory import memory_of
 from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
 from prometar.training.session import Session
 
-Figures = dict[str, Any]
 Step = Callable[..., Any]
 Compiler = Callable[[torch.nn.Module], Step]
 PRECISIONS = ("fp32", "bf16", "fp16")
 WARM_UP, COUNTED = 3, 20  # steps
 HOST = torch.device("cpu")
-CLIP = "ViT-B-16-quickgelu"
-RANDOM_CLIP = {"backbone.name": CLIP, "backbone.pretrained": "random"}
+MINI = {"backbone.name": "mini"}
+RANDOM_CLIP = {"backbone.name": BACKBONE, "backbone.pretrained": "random"}
 AT_ONCE = (1, 2, 4, 8)  # processes on one GPU
 WAIT_SECONDS = 300  # for the others to be ready
 
 
-def run_of(precision: str, *, device: torch.device | None = None, **values: Any) -> Run:
-    """`textures` with the embedded backbone, two epochs of two images a class."""
+def run_of(precision: str, backbone: Mapping[str, str] = MINI, *, device: torch.device | None = None) -> Run:
+    """`textures`, two epochs of two images a class."""
     device = device or torch.device("cuda", 0)
     forget()
     config = Config().override(
-        {"train.epochs": 2, "data.shots": 2, "inner.lr": 0.1, "backbone.precision": precision, **values}
+        {"train.epochs": 2, "data.shots": 2, "inner.lr": 0.1, "backbone.precision": precision, **backbone}
     )
     with patch("prometar.training.run.default_device", lambda: device):
         return build_run(config, "all_classes")
@@ -97,7 +97,7 @@ def speed() -> Figures:
     """Steps a second of ViT-B/16 with random weights and 24 classes, by precision, eager and recorded."""
     found: Figures = {}
     for precision in PRECISIONS:
-        run = run_of(precision, **RANDOM_CLIP)
+        run = run_of(precision, RANDOM_CLIP)
         for name, graph in (("eager", None), ("graph", Graph())):
             torch.cuda.reset_peak_memory_stats()
             found[f"{precision} {name}"] = steps_a_second(run, graph)
@@ -163,7 +163,7 @@ def compiling() -> Figures:
     """Steps a second of a step that is recorded, and of one that is compiled before; seconds of compiling."""
     found: Figures = {}
     for precision in ("bf16", "fp32"):
-        run = run_of(precision, **RANDOM_CLIP)
+        run = run_of(precision, RANDOM_CLIP)
         found[f"{precision} graph"] = steps_a_second(run, Graph())
         graph, began = Compiled(), time.perf_counter()
         found[f"{precision} compiled"] = steps_a_second(run, graph)
@@ -176,7 +176,7 @@ def memory() -> Figures:
     """Peak bytes of an iteration, allocated and as counted without a GPU: by precision, and in lockstep."""
     found: Figures = {}
     for precision in PRECISIONS:
-        run = run_of(precision, **RANDOM_CLIP)
+        run = run_of(precision, RANDOM_CLIP)
         classes = len(run.dataset.classnames)
         pictures, start = next(iter(stream_local(run.plan, run.dataset.source))), initial_state(run)
         torch.cuda.reset_peak_memory_stats()
@@ -186,7 +186,8 @@ def memory() -> Figures:
     del run, start
     single = Config().override(RANDOM_CLIP)
     for count in (2, 8):
-        if not measure_lockstep("lockstep", count, CLIP, 1)["fits"]:  # counts from where its runs are built
+        # It counts from where its runs are built.
+        if not measure_lockstep("lockstep", count, BACKBONE, 1)["fits"]:
             break
         counted = memory_of(single, num_classes=classes, configurations=count)
         found[f"{count} in lockstep"] = [torch.cuda.max_memory_allocated(), counted.peak]
@@ -220,7 +221,7 @@ def together(count: int) -> float | None:
 
 def _steps(barrier: Any, seconds: Any) -> None:
     try:
-        run = run_of("bf16", **RANDOM_CLIP)
+        run = run_of("bf16", RANDOM_CLIP)
         seconds.put(COUNTED / steps_a_second(run, Graph(), ready=lambda: barrier.wait(WAIT_SECONDS)))
     except BaseException:
         barrier.abort()  # the others wait for no one
@@ -229,9 +230,9 @@ def _steps(barrier: Any, seconds: Any) -> None:
 
 def study() -> Figures:
     """A whole study of the embedded default, as a user starts it: its status and seconds."""
-    root, began = Path(__file__).resolve().parent.parent, time.perf_counter()
-    command = [sys.executable, str(root / "tune" / "search.py"), "--trials", "8", "--out", tempfile.mkdtemp()]
-    status = subprocess.run(command, cwd=root).returncode
+    began = time.perf_counter()
+    command = [sys.executable, str(ROOT / "tune" / "search.py"), "--trials", "8", "--out", tempfile.mkdtemp()]
+    status = subprocess.run(command, cwd=ROOT).returncode
     return {"status": status, "seconds": time.perf_counter() - began}
 
 

@@ -10,13 +10,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 START_SECONDS = 300  # on a busy machine
+LOOK_SECONDS = 2.0  # between two looks at the processes
+MEMORY_EVERY = 10  # looks
 STORE_BYTES = 80 * 2**20  # of a node's object store; Ray takes no less than 75 MiB
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -147,19 +149,19 @@ class Meter(threading.Thread):
     Memory is the proportional set size: what processes share is divided among them.
     """
 
-    def __init__(self, nodes: Nodes, every_seconds: float = 2.0, memory_every: int = 10) -> None:
+    def __init__(self, nodes: Nodes) -> None:
         super().__init__(daemon=True)
-        self._nodes, self._every, self._memory_every = nodes, every_seconds, memory_every
+        self._nodes = nodes
         self._over = threading.Event()
         self._cpu: dict[int, tuple[str, float]] = {}
-        self.seen: list[tuple[float, Counter[str]]] = []  # CPU seconds by kind, at a time
-        self.mib: Counter[str] = Counter()  # at most, by kind
+        self.seen: list[tuple[float, dict[str, float]]] = []  # CPU seconds by kind, at a time
+        self.mib: dict[str, float] = {}  # at most, by kind
         self.counts: Counter[str] = Counter()  # processes by kind, when that was
 
     def run(self) -> None:
         for turn in itertools.count():
-            self._look(turn % self._memory_every == self._memory_every - 1)
-            if self._over.wait(self._every):
+            self._look(turn % MEMORY_EVERY == MEMORY_EVERY - 1)
+            if self._over.wait(LOOK_SECONDS):
                 return
 
     def stop(self) -> None:
@@ -167,7 +169,7 @@ class Meter(threading.Thread):
         self.join()
 
     def _look(self, memory: bool) -> None:
-        sessions, mib, counts = self._nodes.sessions(), Counter[str](), Counter[str]()
+        sessions, mib, counts = self._nodes.sessions(), defaultdict[str, float](float), Counter[str]()
         for pid, stat in _stats():
             if stat.session not in sessions and stat.parent != os.getpid():
                 continue
@@ -177,12 +179,12 @@ class Meter(threading.Thread):
                 if memory:
                     mib[kind] += _pss_mib(pid)
                     counts[kind] += 1
-        totals = Counter[str]()
+        totals = defaultdict[str, float](float)
         for kind, cpu in self._cpu.values():
             totals[kind] += cpu
         totals["machine"] = _machine_cpu()
         self.seen.append((time.time(), totals))
-        if mib.total() > self.mib.total():
+        if sum(mib.values()) > sum(self.mib.values()):
             self.mib, self.counts = mib, counts
 
     def cores(self, begin: float, end: float) -> dict[str, float]:
@@ -190,7 +192,7 @@ class Meter(threading.Thread):
         first = min(self.seen, key=lambda seen: abs(seen[0] - begin))
         last = min(self.seen, key=lambda seen: abs(seen[0] - end))
         took = max(last[0] - first[0], 1e-9)
-        used = {kind: (last[1][kind] - first[1][kind]) / took for kind in last[1]}
+        used = {kind: (cpu - first[1].get(kind, 0.0)) / took for kind, cpu in last[1].items()}
         machine = used.pop("machine")
         return {**used, "others": machine - sum(used.values())}
 

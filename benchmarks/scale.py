@@ -121,7 +121,7 @@ def slots_of(workers: dict[str, list[Step]], num_slots: int) -> Figures:
     firsts = [step.begin for steps in workers.values() for step in steps if step.epoch == 1]
     begins = sorted(steps[0].begin for steps in workers.values())
     begin, end = begins[:num_slots][-1], max(firsts)
-    delays, gaps, busy = [], [], 0.0
+    delays, gaps, busy = list[float](), list[float](), 0.0
     for steps in workers.values():
         busy += sum(max(0.0, min(s.end, end) - max(s.begin, begin)) for s in steps)
         for last, step in pairwise(steps):

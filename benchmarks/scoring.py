@@ -74,12 +74,11 @@ class Evidence:
 
 
 def _table(found: dict[str, Any]) -> Table:
-    arrays = {name: np.array(found[name]) for name in ("tests", "base", "new")}
-    mappings = {
-        name: {key: np.array(values) for key, values in found[name].items()}
-        for name in ("signals", "holdout")
-    }
-    return Table(found["dataset"], **arrays, **mappings)
+    tests, base, new = (np.array(found[name]) for name in ("tests", "base", "new"))
+    signals, holdout = (
+        {key: np.array(values) for key, values in found[name].items()} for name in ("signals", "holdout")
+    )
+    return Table(found["dataset"], tests, base, new, signals, holdout)
 
 
 def _both(base: Floats, new: Floats) -> Floats:

@@ -11,7 +11,7 @@ import argparse
 import time
 
 import torch
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from common import BACKBONE, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from step import DTYPES, iteration
 from torch.profiler import ProfilerActivity, profile
 
@@ -56,7 +56,7 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--classes", type=int, nargs="+", default=[24, 100])
         parser.add_argument("--dtype", default="fp32", choices=DTYPES)
-        parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
+        parser.add_argument("--backbone", default=BACKBONE)
 
     args = arguments(__doc__, add, repeats=1)
     if args.side:

@@ -16,15 +16,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from common import BACKBONE, ROOT, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
+from prometar.backbone.clip import Clip, Tower
 from prometar.backbone.openclip import load_backbone, load_clip, tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import build
@@ -34,7 +34,6 @@ from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 
-ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COUNTED = 2  # iterations a process
@@ -57,12 +56,7 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
         sys.path.insert(0, str(ROOT))
         from tests.parity.released import Released
 
-        plain = load_clip(backbone, "random").to(device=DEVICE)
-        plain = replace(  # random weights serve one activation as well as the other
-            plain,
-            text=replace(plain.text, activation="quick_gelu"),
-            vision=replace(plain.vision, activation="quick_gelu"),
-        )
+        plain = plain_clip(backbone).to(device=DEVICE)
         reference = Released(
             plain, tokens, teacher, state.prompts, state.gate, 50, 20, 8, 5e-4, 5e-4, 0.0025, 1e-6
         )
@@ -74,6 +68,14 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
         return step(model, method, state, batch, Rates(0.0025, 1e-6))
 
     return run
+
+
+def plain_clip(backbone: str) -> Clip:
+    """As the reference takes it, with QuickGELU: random weights serve one activation as well as the other."""
+    clip = load_clip(backbone, "random")
+    assert isinstance(clip.text, Tower)
+    text, vision = (replace(tower, activation="quick_gelu") for tower in (clip.text, clip.vision))
+    return replace(clip, text=text, vision=vision)
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -134,7 +136,7 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--classes", type=int, nargs="+", default=[24, 100])
         parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES)
-        parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
+        parser.add_argument("--backbone", default=BACKBONE)
         parser.add_argument("--limit-gb", type=float, default=24.0, help="memory that a process may have")
 
     args = arguments(__doc__, add, repeats=2)

@@ -72,10 +72,10 @@ class PlanRows(torch.utils.data.Dataset[Images]):
 
 def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
-    steps = [range(*plan.step_rows(step)) for step in range(plan.num_steps)]
+    steps = [list(range(*plan.step_rows(step))) for step in range(plan.num_steps)]
     loader = torch.utils.data.DataLoader(
         PlanRows(plan, source), batch_sampler=steps, num_workers=workers, persistent_workers=True
-    )  # type: ignore[arg-type]
+    )
     return lambda: (batch.numpy() for batch in loader)
 
 
@@ -112,21 +112,19 @@ def in_an_actor(workers: int, **work: Any) -> Figures:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    class Consumer:
+        @ray.method
+        def consume(self, work: Figures) -> Figures:
+            return consume(**work)
+
     start_ray(num_cpus=1 + workers)
     group = placement_group([{"CPU": 1}, {"CPU": workers}])
     ray.get(group.ready())
     strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
     consumer = ray.remote(Consumer).options(num_cpus=1, scheduling_strategy=strategy).remote()
-    figures: Figures = ray.get(consumer.consume.remote(workers=workers, **work))
+    figures: Figures = ray.get(consumer.consume.remote({"workers": workers, **work}))
     ray.shutdown()
     return figures
-
-
-class Consumer:
-    """Stands for a trial."""
-
-    def consume(self, **work: Any) -> Figures:
-        return consume(**work)
 
 
 def measure(kind: str, **work: Any) -> Figures:

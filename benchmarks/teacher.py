@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 import open_clip
 import torch
 import torch.nn.functional as F
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
-from text_tower import BACKBONE, names
+from common import BACKBONE, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from text_tower import names
 
 from prometar.backbone.feature_cache import cached_text, text_digest
 from prometar.backbone.frozen_features import frozen_text
@@ -29,11 +29,11 @@ from prometar.backbone.openclip import TEMPLATES, load_backbone, tokenize
 COMPARED = 8  # classes whose features the sides hand over
 
 
-def plain(classes: int, backbone: str, templates: int) -> Figures:
+def plain(classes: int, templates: int) -> Figures:
     """Seconds of a text, and the mean features of the first templates."""
     logging.disable(logging.WARNING)  # it would warn of random weights
     torch.manual_seed(0)  # as `load_backbone` draws its random weights
-    model = open_clip.create_model(backbone, pretrained=None).eval()
+    model = open_clip.create_model(BACKBONE, pretrained=None).eval()
     called = names(classes)
     with torch.inference_mode():
         model.encode_text(tokenize(called[:8]))
@@ -47,9 +47,9 @@ def plain(classes: int, backbone: str, templates: int) -> Figures:
     return {"a_text": seconds / (classes * templates), "features": features[:COMPARED].tolist()}
 
 
-def ours(classes: int, backbone: str, templates: int) -> Figures:
+def ours(classes: int, templates: int) -> Figures:
     """Seconds into an empty cache, and out of it: digest and features."""
-    clip, called = load_backbone(backbone, "random").clip, names(classes)
+    clip, called = load_backbone(BACKBONE, "random").clip, names(classes)
     few = frozen_text(clip, tokenize, called, TEMPLATES[:templates])
     figures: Figures = {"features": few[:COMPARED].tolist()}
     with TemporaryDirectory() as folder:
@@ -69,7 +69,6 @@ SIDES = {"plain": plain, "ours": ours}
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--classes", type=int, default=100)
-        parser.add_argument("--backbone", default=BACKBONE)
         parser.add_argument("--plain-templates", type=int, default=2, help="of the 60, for the baseline")
 
     args = arguments(__doc__, add, repeats=3)
@@ -77,16 +76,17 @@ def main() -> None:
         return tell(SIDES[args.side.pop("side")](**args.side))
     if args.quick:
         args.classes, args.repeats, args.plain_templates = 10, 1, 1
-    work = {"classes": args.classes, "backbone": args.backbone, "templates": args.plain_templates}
+    work = {"classes": args.classes, "templates": args.plain_templates}
     rounds = in_turn([{"side": side, **work} for side in SIDES], args)
     print(describe(args.threads))
-    print(f"{args.backbone}, {len(TEMPLATES)} templates, medians of {args.repeats} rounds, seconds; "
+    print(f"{BACKBONE}, {len(TEMPLATES)} templates, medians of {args.repeats} rounds, seconds; "
           f"the baseline from {args.plain_templates} templates")  # fmt: skip
-    print(show(*rounds, args.classes))
+    print(show(rounds, args.classes))
     return write_json(args, rounds)
 
 
-def show(plain: list[Figures], ours: list[Figures], classes: int) -> str:
+def show(rounds: list[list[Figures]], classes: int) -> str:
+    plain, ours = rounds
     whole = median_of(plain, "a_text") * classes * len(TEMPLATES)
     computed, cached, digest = (median_of(ours, name) for name in ("computed", "cached", "digest"))
     theirs, mine = (torch.tensor(side[0]["features"]) for side in (plain, ours))

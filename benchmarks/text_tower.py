@@ -14,24 +14,22 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from common import BACKBONE, ROOT, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from step import plain_clip
 from torch import Tensor
 
 from prometar.backbone.clip import Clip
-from prometar.backbone.openclip import load_backbone, load_clip, tokenize
+from prometar.backbone.openclip import load_backbone, tokenize
 from prometar.backbone.text import TextInput, text_pass
 from prometar.config.settings import Config
 from prometar.methods.composition import build
 from prometar.methods.prompts import layers
 from prometar.step.prompted_clip import build_model, prompt_texts
 
-BACKBONE = "ViT-B-16-quickgelu"
 SIDES = ("plain", "ours")
 
 
@@ -45,23 +43,21 @@ Backward = Callable[[Tensor], list[Tensor]]
 """From a cotangent of the features to the prompts' gradients."""
 
 
-def forward_of(side: str, num_classes: int, backbone: str) -> Callable[[], tuple[Tensor, Backward]]:
+def forward_of(side: str, num_classes: int) -> Callable[[], tuple[Tensor, Backward]]:
     """A side's forward pass: normalised features (C, E), and the backward pass to follow."""
     method = build(Config(method="ivlp"))
     tokens = tokenize(prompt_texts(names(num_classes), method.prompts, init="a photo of a", template="{}"))
-    clip = load_backbone(backbone, "random").clip
+    clip = load_backbone(BACKBONE, "random").clip
     leaves = method.prompts.init(clip, tokens[0, 1:5], torch.Generator().manual_seed(0))
     prompts = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
     if side == "ours":
         text = build_model(clip, method.prompts, tokens).text
         assert isinstance(text, TextInput)
         return lambda: ours(clip, text, layers(prompts, "text"))
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(0, str(ROOT))
     from tests.parity.released import text_features
 
-    plain = load_clip(backbone, "random")
-    # Its reference knows QuickGELU alone; weights from chance serve one activation as well as the other.
-    plain = replace(plain, text=replace(plain.text, activation="quick_gelu"))
+    plain = plain_clip(BACKBONE)
     prompts = {name: leaf.requires_grad_() for name, leaf in prompts.items()}
 
     def forward() -> tuple[Tensor, Backward]:
@@ -87,9 +83,9 @@ def ours(clip: Clip, text: TextInput, prompts: dict[int, Tensor]) -> tuple[Tenso
     return features, backward
 
 
-def measure(side: str, classes: int, backbone: str, passes: int) -> Figures:
+def measure(side: str, classes: int, passes: int) -> Figures:
     """Seconds of forward and of backward in each counted pass, and a fingerprint of the gradient."""
-    forward = forward_of(side, classes, backbone)
+    forward = forward_of(side, classes)
     seconds: dict[str, list[float]] = {"forward": [], "backward": [], "both": []}
     for _ in range(passes + 1):
         started = time.perf_counter()
@@ -108,7 +104,6 @@ def measure(side: str, classes: int, backbone: str, passes: int) -> Figures:
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--classes", type=int, nargs="+", default=[24, 100])
-        parser.add_argument("--backbone", default=BACKBONE)
         parser.add_argument("--passes", type=int, default=2, help="counted passes of a process")
 
     args = arguments(__doc__, add, repeats=3)
@@ -117,10 +112,9 @@ def main() -> None:
     if args.quick:
         args.classes, args.repeats, args.passes = [24], 1, 1
     cases = [(side, n) for n in args.classes for side in SIDES]
-    work = {"backbone": args.backbone, "passes": args.passes}
-    rounds = in_turn([{"side": side, "classes": n, **work} for side, n in cases], args)
+    rounds = in_turn([{"side": side, "classes": n, "passes": args.passes} for side, n in cases], args)
     print(describe(args.threads))
-    print(f"{args.backbone}, medians of {args.repeats * args.passes} passes, seconds")
+    print(f"{BACKBONE}, medians of {args.repeats * args.passes} passes, seconds")
     print(show(dict(zip(cases, rounds, strict=True)), args.classes))
     return write_json(args, rounds)
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.mini.pretrain_vision import COLOURS
-from benchmarks.mini.world import CLASSES, WORDS
+from .pretrain_vision import COLOURS
+from .world import CLASSES, WORDS
 
 PLAIN: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.")
 

@@ -25,11 +25,12 @@ import torch
 from open_clip.transformer import PatchDropout
 from torch import Tensor
 
-from benchmarks.mini.captions import CaptionSettings, Corpus, build_corpus
-from benchmarks.mini.pretrain_text import TextSettings, image_features, train_text
-from benchmarks.mini.pretrain_vision import VisionSettings, render_images, train_vision
 from prometar.bundled.suite import SUITE
 from prometar.bundled.weights import ROW_IDS, ROW_VALUES, TOKEN_TABLE, initial_token_table, load_config
+
+from .captions import CaptionSettings, Corpus, build_corpus
+from .pretrain_text import TextSettings, image_features, train_text
+from .pretrain_vision import VisionSettings, render_images, train_vision
 
 
 class Log:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.mini.captions import PLAIN, CaptionSettings, Corpus, draw_words
-from benchmarks.mini.pretrain_vision import Images, batches, normalise, optimiser_of, rate
+from .captions import PLAIN, CaptionSettings, Corpus, draw_words
+from .pretrain_vision import Images, batches, normalise, optimiser_of, rate
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks.mini.world import CLASSES
+from .world import CLASSES
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's pixels, per channel in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.mini.things import THINGS
 from prometar.bundled.dataset import FIRST_SEED, RenderedSet
 from prometar.bundled.paint import Pixels, quantise
 from prometar.bundled.suite import SUITE
+
+from .things import THINGS
 
 
 @dataclass(frozen=True)
