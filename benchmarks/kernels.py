@@ -6,8 +6,8 @@
 Nothing is computed: shapes run through the step's own code. A kernel is an ATen operation that torch
 dispatches and that is no view; its bytes are those of all its operands and results; operations are those of
 matrix products and convolutions. `eager` is the step of one configuration as it runs by default; `P = n` are
-n configurations in lockstep, with tasks of fixed shape. `--methods`: one step of each method with its own
-batch, the first time and when the process knows what the frozen tower makes of these images.
+n configurations in lockstep. `--methods`: one step of each method with its own batch, the first time and when
+the process knows what the frozen tower makes of these images.
 """
 
 import json
