@@ -9,7 +9,7 @@ from typing import Any
 from prometar.backbone.openclip import load_clip
 from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
-from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.datasets.hubname import without_folders
 from prometar.data.preparation.hubset import obtain
@@ -60,6 +60,7 @@ def train_run(
         UserError: whatever is wrong with the configuration, the data or the weights.
         WorkError: the folder holds another run, or the loss is not finite.
     """
+    require_outside(folder, config.data.name, config.data.root)
     described = dump_config(config).encode()
     _require_free(folder, described)  # before much is fetched and loaded
     obtain(config.data.name, config.data.root)

@@ -19,7 +19,7 @@ from prometar.config.settings import (
     configure,
     parse_assignments,
 )
-from prometar.data.datasets.catalog import file_name
+from prometar.data.datasets.catalog import file_name, require_outside
 from prometar.distributed.local_ray import configure_ray
 from prometar.distributed.placement import Shares
 from prometar.errors import UserError
@@ -226,7 +226,10 @@ class Options:
             require_bucket(self.files)
         gpus = number_or_auto("--gpus-per-trial", str(self.gpus_per_trial))
         given, learned_from = list[Mapping[str, Any]](), tuple(map(Path, _many(self.warm_start)))
-        to_learn_from(StudyFolder(self.out, self.name), learned_from, spec.space)  # before a folder is made
+        folder = StudyFolder(self.out, self.name)
+        to_learn_from(folder, learned_from, spec.space)  # before a folder is made
+        for name in spec.names:
+            require_outside(folder.path, name, spec.config.data.root)
         for path in _many(self.enqueue):
             given += [each for each in enqueued(path, spec.space) if each not in given]
         return Place(

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prometar.comparison.render import print_comparison
+from prometar.data.datasets.catalog import require_outside
 from prometar.distributed.local_ray import require_address, start_ray
 from prometar.distributed.placement import ResourcePlan, Shares, plan_resources
 from prometar.errors import WorkError
@@ -42,9 +43,12 @@ def reproduce(asked: Asked, place: Place) -> None:
         WorkError: something could not be run; the table is made first, of all the rest.
     """
     console = Console(highlight=False, soft_wrap=True, markup=False)
+    folder = GridFolder(place.out)
+    root = next(iter(asked.configs.values())).data.root
+    for name in (*asked.trained_on, *asked.datasets):
+        require_outside(folder.path, name, root)
     found = look(asked)
     wanted = entries(asked, found.idle, found.missing)
-    folder = GridFolder(place.out)
     folder.require_same(wanted, found.contents)
     with locked(folder.path, f"the grid {folder.path}"):
         todo = [entry for entry in wanted if folder.finished(entry) is None]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from prometar.cli.app import main as prometar_main
 from tests.conftest import DTD_SPLIT
+from tests.support.copies import write_tree
 from tests.support.report_study import description, trial, write
 from tune.search import main as search_main
 
@@ -309,6 +310,36 @@ def test_nothing_is_written_into_the_data_folder(own_dtd: Path, tmp_path: Path, 
     args = ["train", "--set", "data.name=dtd", "--data-root", str(own_dtd), "--out", str(tmp_path / "run")]
     assert prometar_main([*args, "--set", "train.epochs=1"]) == 0
     assert sorted(own_dtd.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (search_main, []),
+        (search_main, ["--plan"]),
+        (search_main, ["--out", "oak/mine"]),
+        (prometar_main, ["train"]),
+        (prometar_main, ["train", "--out", "run"]),
+        (prometar_main, ["reproduce", "--methods", "coop"]),
+    ],
+)
+def test_what_is_written_is_no_class_of_ones_own_images(
+    main: Main,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ray_local: None,
+) -> None:
+    """As where a command is given in the folder of images itself: its default is out/ there."""
+    write_tree(tmp_path, [f"{name}/{k}.png" for name in ("ash", "elm", "oak", "yew") for k in range(10)])
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    dataset = "--datasets" if "reproduce" in words else "--dataset"
+    mini = ["--set", "backbone.name=mini"] if "train" in words else ["--backbone", "mini"]
+    line = fails(capsys, main, [*words, dataset, "folder", "--data-root", ".", *mini])
+    assert "lies in the data set's own folder: choose another --out" in line
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_no_machine_has_is_refused_and_leaves_nothing(

@@ -21,7 +21,7 @@ from prometar.data.datasets.listing import SPLITS, Items, Listing
 from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
 from prometar.data.datasets.sources import FolderSource, RenderedSource
 from prometar.errors import UserError
-from prometar.io.files import is_utf8
+from prometar.io.files import is_utf8, resolved
 from prometar.io.stores import join, masked
 from prometar.parts.building import own_part
 from prometar.parts.reference import failing, reference_of
@@ -82,6 +82,14 @@ def place_of(name: str, root: Path | str) -> str:
     if name == FOLDER:
         return str(root)
     return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
+
+
+def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
+    """Raises a UserError where what is written to `folder` would be a class of the user's own images."""
+    if name != FOLDER or root is None or "://" in str(root) or find_manifest(str(root)) is not None:
+        return
+    if (place := resolved(folder)).is_relative_to(resolved(root)):
+        raise UserError(f"{place} lies in the data set's own folder: choose another --out")
 
 
 def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, Any] | None = None) -> Dataset:

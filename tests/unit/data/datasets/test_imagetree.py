@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.cli.app import main
-from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.imagetree import SPLIT_NOTE, split_paths
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
@@ -149,6 +149,19 @@ def test_a_prepared_copy_keeps_the_split_and_its_note(tmp_path: Path) -> None:
             prepare("folder", tree, to)
     with pytest.raises(UserError, match="holds other files"):
         prepare("folder", tree, tmp_path)
+
+
+def test_no_result_lies_among_the_images(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", FLAT)
+    (tmp_path / "link").symlink_to(tree)
+    for folder in (tree, tree / "out", tree / "yew/out", tmp_path / "link/out"):
+        with pytest.raises(UserError, match=rf"^{tree}.* lies in the data set's own folder: choose another "):
+            require_outside(folder, "folder", str(tree))
+    require_outside(tmp_path / "out", "folder", str(tree))
+    require_outside(tmp_path / "tree-out", "folder", str(tree))
+    require_outside(tree / "out", "dtd", str(tree))  # a list says which its images are
+    prepare("folder", tree, tmp_path / "copy")
+    require_outside(tmp_path / "copy/out", "folder", tmp_path / "copy")
 
 
 def test_list_shows_the_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
