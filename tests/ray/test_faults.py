@@ -162,8 +162,9 @@ def test_the_last_round_decides_by_fresh_seeds_and_goes_on(
     assert finals["best"]["number"] == lastround["chosen"]
     assert finals["tested"] == [0, lastround["chosen"]]
     assert "last round" in text
+    shutil.copytree(next((tmp_path / NAME / "finals").iterdir()), tmp_path / NAME / "finals/trial-old")
     again, text = run_fake(tmp_path, spec, behaviour={"all": "raise"})
-    assert again == finals
+    assert again == finals, "a folder of the user's own beside the final runs is none of them"
     assert "failed: " not in text, "no run is run twice"
     more, text = run_fake(tmp_path, replace(spec, final_seeds=(1, 2, 3)), behaviour={})
     assert more["looks"] == [[lastround["chosen"], 2]]

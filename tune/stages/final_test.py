@@ -1,5 +1,6 @@
 """The last comparison: chosen against released settings, same final seeds, tested once, paired by seed."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,9 +52,9 @@ def run_finals(
     alpha = _OVER_SETS if several else look.alpha
     difference = over_all([each.difference for each in datasets.values()], level=1 - alpha)
     tested = {
-        int(each.name.split("-")[1])
+        int(run[1])
         for each in entries(folder.path / "finals")
-        if each.name.startswith("trial-") and size_of(each / "result.json") is not None
+        if (run := re.match(r"trial-(\d+)-", each.name)) and size_of(each / "result.json") is not None
     }
     record = FinalTest(
         seeds=seeds,
