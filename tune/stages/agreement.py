@@ -1,5 +1,6 @@
 """A study's database and its records tell of the same trials, or nothing is run and nothing overwritten."""
 
+from itertools import count
 from pathlib import Path
 
 from prometar.errors import UserError
@@ -64,5 +65,5 @@ def _put_aside(database: Path) -> Path | None:
     """Rename a database; None where there is none."""
     if not database.exists():
         return None
-    taken = len(list(database.parent.glob(f"{database.name}.before-*")))
-    return database.rename(database.with_name(f"{database.name}.before-{taken + 1}"))
+    names = (database.with_name(f"{database.name}.before-{number}") for number in count(1))
+    return database.rename(next(name for name in names if not name.exists()))

@@ -340,9 +340,12 @@ def test_another_studys_database_is_refused_and_put_aside(
     with pytest.raises(UserError, match="or has others in their place"):
         require_agreement(folder, folder.storage, spec, from_records=False)
     assert database.read_bytes() == content
+    earlier = folder.path / "study.db.before-2"  # and before-1 has been removed
+    earlier.write_text("what was lost before")
     note = require_agreement(folder, folder.storage, spec, from_records=True)
     assert note.endswith("what was there is now study.db.before-1")
     assert (folder.path / "study.db.before-1").read_bytes() == content
+    assert earlier.read_text() == "what was lost before"
     assert require_agreement(folder, folder.storage, spec, from_records=False) == ""
 
 
