@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def train_run(
     """
     require_outside(folder, config.data.name, config.data.root)
     described = dump_config(config).encode()
-    _require_free(folder, described)  # before much is fetched and loaded
+    _require_free(folder, described, objective)  # before much is fetched and loaded
     obtain(config.data.name, config.data.root)
     run = build_run(config, objective)
     with locked(folder, f"the run {folder}"):
@@ -75,15 +75,18 @@ def train_run(
     return session.history[-1]
 
 
-def _require_free(folder: Path, described: bytes) -> None:
+def _require_free(folder: Path, described: bytes, objective: str) -> None:
     """Raises a UserError where it holds a study, or files that a run without a checkpoint would replace."""
     if size_of(folder / "study.yaml") is not None:
         raise UserError(f"{folder} holds a study: name another folder with --out")
     if size_of(folder / "checkpoint.safetensors") is not None:
         return  # the session compares it
-    config = folder / "config.yaml"
+    config, result = folder / "config.yaml", folder / FILE
     own = size_of(config) is not None and read_bytes(config) == described
-    for file in (config, folder / FILE):
+    if own and size_of(result) is not None:
+        with suppress(UserError):  # a damaged one is written again
+            own = read_result(folder).objective == objective
+    for file in (config, result):
         if not own and size_of(file) is not None:
             raise UserError(
                 f"{file} is there already, and of no run that goes on here: name another folder with --out"

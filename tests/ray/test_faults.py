@@ -271,6 +271,17 @@ def test_one_worker_serves_all_stages_and_a_result_of_other_settings_is_no_resul
     found = list((tmp_path / NAME).rglob("pid"))
     assert len({path.relative_to(tmp_path / NAME).parts[0] for path in found}) == 3, "each stage has run jobs"
     assert len({path.read_text() for path in found}) == 1
+    lastround = (tmp_path / NAME / "lastround.json").read_text()
+    for path in (tmp_path / NAME / "lastround").glob(
+        "*/result.json"
+    ):  # as `prometar train --out` there writes
+        told = json.loads(path.read_text())
+        told["result"]["objective"] += 7
+        path.write_text(json.dumps({**told, "objective": "final"}))
+    run_fake(tmp_path, spec)
+    again = (tmp_path / NAME / "lastround.json").read_text()
+    means = [[row["mean"] for row in json.loads(each)["rows"]] for each in (lastround, again)]
+    assert means[0] == means[1], "a result on the test images is none of the last round's"
     for lost in ("study.db", "study.yaml"):
         (tmp_path / NAME / lost).unlink()
     shutil.rmtree(tmp_path / NAME / "trials")

@@ -65,6 +65,19 @@ def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None
     assert runs.train_run(config, tmp_path) == first
     (tmp_path / "checkpoint.safetensors").unlink()
     assert runs.train_run(config, tmp_path)["base"] == first["base"]
+    (tmp_path / "result.json").write_text("{")
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert runs.train_run(config, tmp_path)["base"] == first["base"]
+
+
+def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) -> None:
+    """As of a study's last round, which keeps no checkpoint: a configuration does not tell on what it ran."""
+    runs.train_run(config, tmp_path, objective="base_val")
+    (tmp_path / "checkpoint.safetensors").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="is there already, and of no run that goes on here"):
+        runs.train_run(config, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_images_of_the_hub_are_got_again_to_evaluate_a_run(

@@ -70,15 +70,15 @@ def _has_result(job: Job) -> bool:
 
 
 def _results_here(job: Job) -> bool:
-    """Whether all results are there; a damaged one, or of another configuration, is none and is removed."""
+    """Whether all results are there; a damaged one, or another run's, is none and is removed."""
     for leg in job.legs:
         path = _folder(job, leg)
-        if (path / FILE).exists() and not _is_whole(leg, path):
+        if (path / FILE).exists() and not _is_whole(job, leg, path):
             (path / FILE).unlink()
     return all((_folder(job, leg) / FILE).exists() for leg in job.legs)
 
 
-def _is_whole(leg: Leg, folder: Path) -> bool:
+def _is_whole(job: Job, leg: Leg, folder: Path) -> bool:
     """Whether a result is of a leg. Raises a StorageError where a file cannot be read now: it may be one."""
     config = folder / "config.yaml"
     try:
@@ -88,9 +88,9 @@ def _is_whole(leg: Leg, folder: Path) -> bool:
     except OSError as error:
         raise StorageError(f"cannot read {error.filename or folder}: {error.strerror}; {GO_ON}") from None
     try:
-        RunResult.model_validate_json(result)
+        objective = RunResult.model_validate_json(result).objective  # which no configuration tells
         found = parse(parse_yaml(described.decode(), where=str(config)), where=str(config))
-        return found == parse(leg.config, where=str(config))
+        return objective == job.objective and found == parse(leg.config, where=str(config))
     except (ValueError, UserError):
         return False
 
