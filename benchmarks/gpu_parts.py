@@ -124,7 +124,7 @@ def steps_a_second(run: Run, graph: Graph | None, ready: Callable[[], object] = 
 
 
 class Compiled(Graph):
-    """A step traced into ATen operations once, compiled, and then recorded.
+    """A step on batches of one shape, traced into ATen operations once, compiled, and then recorded.
 
     `compile`: What makes the traced operations faster.
     """

@@ -84,6 +84,7 @@ def _require_free(folder: Path, described: bytes, objective: str) -> None:
     config, result = folder / "config.yaml", folder / FILE
     own = size_of(config) is not None and read_bytes(config) == described
     if own and size_of(result) is not None:
+        read_bytes(result)  # one that cannot be read now may be whole
         with suppress(UserError):  # a damaged one is written again
             own = read_result(folder).objective == objective
     for file in (config, result):
@@ -247,7 +248,9 @@ def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, RunR
     config = load_config(folder / "config.yaml").refuse_own(str(folder), trusted=trust_parts)
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     if checkpoint is None:
-        raise UserError(f"{folder} has no checkpoint.safetensors: train the run first")
+        alone = "only its result was kept: train it in another folder, by its config.yaml"
+        what = "train the run first" if size_of(folder / FILE) is None else alone
+        raise UserError(f"{folder} has no checkpoint.safetensors: {what}")
     done, epochs = len(checkpoint.history), config.train.epochs
     if done < epochs:
         raise UserError(

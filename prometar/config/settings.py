@@ -204,7 +204,7 @@ class OptimConfig(PlainData):
 
 
 class TrainConfig(PlainData):
-    """How long, in what batches, from what seed; `cuda_graph`: a GPU replays what it recorded once."""
+    """How long, in what batches, from what seed; `cuda_graph`: a GPU records each shape once."""
 
     epochs: int = Field(default=10, ge=1, le=100_000)
     batch_size: int = Field(default=4, ge=1, le=65_536)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
+MOST = 8  # recordings: a batch of four has three shapes, or four; of larger ones the rare are not worth it
 WARM_UP = 3  # calls before the recording, in which libraries choose their kernels and take their workspaces
 
 
@@ -29,8 +30,8 @@ class Graph:
     """Calls a function of tensors; on a GPU, all calls but the first of a kind replay what that has recorded.
 
     The function must be the same at each call but for its inputs, ask nothing of the host, and have outputs
-    of one shape for inputs of one shape. On a CPU it is called as it is. Recordings for inputs of several
-    shapes share the memory in which they compute, and inputs and outputs that have one shape in all of them.
+    of one shape for inputs of one shape. On a CPU it is called as it is, as where `MOST` shapes are recorded.
+    Recordings share the memory in which they compute, and inputs and outputs that have one shape in all.
 
     Source: "CUDA Graphs", in the notes on CUDA semantics of PyTorch's documentation.
 
@@ -50,13 +51,28 @@ class Graph:
         kind = spec, [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         recording = next((each for each in self._recordings if each.kind == kind), None)
         if recording is None:
-            recording = self._record(function, leaves, kind)
+            if len(self._recordings) == MOST:
+                return function(*inputs)
+            recording = self._recorded(function, leaves, kind)
         for static, leaf in zip(recording.inputs, leaves, strict=True):
             if isinstance(leaf, Tensor):
                 static.copy_(leaf)
         recording.graph.replay()
         # The next replay writes to the same memory.
         return tree_map(lambda out: out.clone() if isinstance(out, Tensor) else out, recording.outputs)
+
+    def _recorded(
+        self, function: Callable[..., Any], leaves: list[Any], kind: tuple[TreeSpec, list[Any]]
+    ) -> _Recording:
+        try:
+            return self._record(function, leaves, kind)
+        except torch.OutOfMemoryError:
+            if not self._recordings:
+                raise
+        # The others hold what it needs to warm up, and are recorded again if they come again.
+        torch.cuda.synchronize()
+        self._recordings, self._held = [], {}
+        return self._record(function, leaves, kind)
 
     def _record(
         self, function: Callable[..., Any], leaves: list[Any], kind: tuple[TreeSpec, list[Any]]
@@ -87,7 +103,9 @@ class Graph:
         for place, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 key = role, place, leaf.shape, leaf.dtype
-                if key not in self._held:
+                if key in self._held:
+                    self._held[key].copy_(leaf)
+                else:
                     self._held[key] = leaf.clone()
                 kept[place] = self._held[key]
         return kept

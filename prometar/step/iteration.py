@@ -28,8 +28,8 @@ from prometar.step.towers import Towers
 class Rates:
     """Hyperparameters of both optimizers at this step."""
 
-    prompt_lr: float
-    gate_lr: float
+    prompt_lr: Number
+    gate_lr: Number
     momentum: float = 0.9
     weight_decay: float = 5e-4
 

@@ -64,7 +64,13 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    clip: Clip, method: Method, images_B3HW: Tensor, labels: Tensor, draw: TaskDraw | None, **how: bool
+    clip: Clip,
+    method: Method,
+    images_B3HW: Tensor,
+    labels: Tensor,
+    draw: TaskDraw | None,
+    *,
+    by_labels: bool = False,
 ) -> Batch:
     """Embed a batch of normalised images once for all passes of a step.
 
@@ -72,12 +78,13 @@ def make_batch(
         images_B3HW: In the backbone's precision and place.
         labels: (B,), on the CPU or there.
         draw: The meta task, None where the method or the batch has none.
-        how: Of `select`.
+        by_labels: Of `select`.
     """
     whole = embed_batch(clip, images_B3HW, labels, teach=method.uses_images)
     if draw is None:
         return Batch(whole, None)
-    selection = send(select(draw, method.augmentation, dtype=clip.working_dtype, **how), whole.tokens.device)
+    selection = select(draw, method.augmentation, dtype=clip.working_dtype, by_labels=by_labels)
+    selection = send(selection, whole.tokens.device)
     query = take_query(clip, method, images_B3HW, whole, selection)
     return Batch(whole, Task(take_support(whole, selection), query))
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from prometar.methods.composition import Method
 from prometar.methods.prompts import Leaves
@@ -22,12 +23,14 @@ def step_recorded(
         >>> state, scalars = step_recorded(Graph(), model, method, state, batch, rates)  # doctest: +SKIP
     """
     dtype, device = model.clip.working_dtype, model.clip.device
-    now = [torch.full((), rate, dtype=dtype, device=device) for rate in (rates.prompt_lr, rates.gate_lr)]
+    now = [
+        torch.full((), float(rate), dtype=dtype, device=device) for rate in (rates.prompt_lr, rates.gate_lr)
+    ]
 
-    def one(tensors: Leaves, batch: Batch, prompt_lr: float, gate_lr: float) -> tuple[Leaves, Scalars]:
+    def one(tensors: Leaves, batch: Batch, prompt_lr: Tensor, gate_lr: Tensor) -> tuple[Leaves, Scalars]:
         changed = replace(rates, prompt_lr=prompt_lr, gate_lr=gate_lr)
         new, scalars = step(model, method, State.from_tensors(tensors, 0), batch, changed)
         return new.tensors(), scalars
 
-    tensors, scalars = graph(one, state.tensors(), batch, *now)
-    return State.from_tensors(tensors, state.step + 1), scalars
+    tensors, scalars = graph(one, state.changing(), batch, *now)
+    return state.after(tensors), scalars

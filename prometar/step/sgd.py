@@ -13,7 +13,7 @@ def sgd(
     momenta: Leaves,
     gradient: Leaves,
     *,
-    lr: float,
+    lr: float | Tensor,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
 ) -> tuple[Leaves, Leaves]:

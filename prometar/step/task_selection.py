@@ -46,8 +46,8 @@ def select(
 
     Args:
         dtype: Of weights and shares.
-        by_labels: The labels alone decide how many are encoded, not which partners were drawn: steps of one
-            shape are recorded once, and configurations that draw other partners are stepped together.
+        by_labels: How many are encoded follows from the query's class alone, not from which partners were
+            drawn: a batch has few shapes to record, and configurations with other partners have one.
     """
     query, support = draw.is_query.nonzero()[:, 0], (~draw.is_query).nonzero()[:, 0]
     encoded, mixing = query, None

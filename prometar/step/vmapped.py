@@ -88,8 +88,8 @@ def step_all(
 
         return torch.vmap(one)(numbers, tensors, own)
 
-    tensors, scalars = (graph or Graph())(mapped, numbers, stacked.tensors(), own, shared)
-    return State.from_tensors(tensors, stacked.step + 1), scalars
+    tensors, scalars = (graph or Graph())(mapped, numbers, stacked.changing(), own, shared)
+    return stacked.after(tensors), scalars
 
 
 def numbers_of(model: Model, methods: Sequence[Method], rates: Sequence[Rates]) -> Tensor:

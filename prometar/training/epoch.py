@@ -126,7 +126,7 @@ def close_epoch(
     # A user's own may return the prompts' tensors, and no checkpoint takes those twice.
     if "averager" in run.config.own:
         average = {name: leaf.clone() for name, leaf in average.items()}
-    means = {name: float(values.nanmean()) for name, values in log.items() if not values.isnan().all()}
+    means = {name: float(values.mean()) for name, values in log.items()}
     return replace(state, average=average), means
 
 

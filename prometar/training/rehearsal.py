@@ -24,9 +24,9 @@ RATES = Rates(2.5e-3, 1e-6)
 class Rehearsal:
     """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
 
-    Where nothing is learned there is no phase. `num_query`: of the batch's images; one partner is encoded
-    beside them. `configurations`: how many are stepped in lockstep; None: one, alone. `seen`: what earlier
-    calls have left. All tensors are of `mode`, which is to be entered around a call.
+    Where nothing is learned there is no phase. `num_query`: of the batch's images. `configurations`: how many
+    are stepped in lockstep, with as many partners encoded as there may be; None: one, alone, with one.
+    `seen`: what earlier calls have left. All tensors are of `mode`, which is to be entered around a call.
     """
 
     mode: FakeTensorMode
@@ -60,8 +60,9 @@ class Rehearsal:
         _, labels, share, frozen = Images._make(
             None if part is None else part[num_support:] for part in whole
         )
-        shares = Shares(share, share, labels, labels)
-        return Task(support, Query(whole.tokens[num_support - 1 :], labels, share, shares, frozen))
+        num_partners = 1 if self.configurations is None else min(self.num_query, num_support)
+        shares, tokens = Shares(share, share, labels, labels), whole.tokens[num_support - num_partners :]
+        return Task(support, Query(tokens, labels, share, shares, frozen))
 
 
 def rehearse(

@@ -272,9 +272,7 @@ def test_one_worker_serves_all_stages_and_a_result_of_other_settings_is_no_resul
     assert len({path.relative_to(tmp_path / NAME).parts[0] for path in found}) == 3, "each stage has run jobs"
     assert len({path.read_text() for path in found}) == 1
     lastround = (tmp_path / NAME / "lastround.json").read_text()
-    for path in (tmp_path / NAME / "lastround").glob(
-        "*/result.json"
-    ):  # as `prometar train --out` there writes
+    for path in (tmp_path / NAME / "lastround").glob("*/result.json"):  # as of `prometar train --out` there
         told = json.loads(path.read_text())
         told["result"]["objective"] += 7
         path.write_text(json.dumps({**told, "objective": "final"}))

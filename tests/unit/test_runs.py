@@ -77,6 +77,8 @@ def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) 
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="is there already, and of no run that goes on here"):
         runs.train_run(config, tmp_path)
+    with pytest.raises(UserError, match="only its result was kept: train it in another folder"):
+        runs.evaluate_run(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

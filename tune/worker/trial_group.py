@@ -59,11 +59,12 @@ class Crew:
     def _epoch(self, sessions: list[Session]) -> list[UserError | None]:
         """Train them by one epoch; why each has ended, if it has failed."""
         try:
+            key, known = tuple(map(id, sessions)), self._together
+            # Those that have any of these sessions beside others are over, with what they recorded on a GPU.
+            self._together = {k: each for k, each in known.items() if k == key or set(key).isdisjoint(k)}
             if len(sessions) > 1:
-                key = tuple(map(id, sessions))
-                if key not in self._together:  # it ends those that have any of its sessions
-                    others = {k: each for k, each in self._together.items() if set(key).isdisjoint(k)}
-                    self._together = {key: Lockstep(sessions), **others}
+                if key not in self._together:
+                    self._together[key] = Lockstep(sessions)
                 together = self._together[key]
                 return [each if isinstance(each, UserError) else None for each in together.epoch()]
             sessions[0].epoch()

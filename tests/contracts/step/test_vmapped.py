@@ -48,7 +48,8 @@ def batches_for(model: Model, methods: list[Method], number: int, **how: bool) -
     """The same images for all, embedded once, and each method's own task on them."""
     generator = torch.Generator().manual_seed(number)
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
-    labels = torch.tensor([0, 1, 1, 2] if number != 1 else [1, 1, 1, 1])
+    # Step 0 draws one image for the query, step 1 none, step 2 two, whose partners are other ones for each.
+    labels = torch.tensor([[0, 1, 1, 2], [1, 1, 1, 1], [0, 0, 1, 2]][number])
     whole = embed_batch(model.clip, images, labels)
     found = []
     for method in methods:

@@ -8,8 +8,9 @@ import torch
 
 from prometar.errors import UserError
 from prometar.step.cuda_graph import Graph
+from prometar.step.vmapped import _split
 from prometar.training import lockstep
-from prometar.training.epoch import Diverged
+from prometar.training.epoch import Diverged, prepare
 from prometar.training.lockstep import Lockstep
 from prometar.training.run import Run
 from prometar.training.session import Session
@@ -48,6 +49,20 @@ def test_each_equals_its_own_run_also_when_interrupted(tmp_path: Path) -> None:
             )
         for name, tensor in one.state.tensors().items():
             torch.testing.assert_close(other.state.tensors()[name], tensor, rtol=0, atol=1e-8)
+
+
+def test_what_all_see_is_one_object_and_nothing_of_it_is_stacked() -> None:
+    runs = [small_run(task__mixup_alpha=alpha) for alpha in (0.5, 2.0)]
+    batch = next(local(runs[0])(runs[0].plan, 0))
+    one, other = prepare(runs, batch, 0, by_labels=True)
+    assert one.task is not None
+    assert other.task is not None
+    assert one.images is other.images
+    assert one.task.support is other.task.support
+    assert one.task.query is not other.task.query
+    shared, own, _ = _split([one, other])
+    assert any(leaf is one.task.support.tokens for leaf in shared)
+    assert {len(leaf) for leaf in own} == {2}
 
 
 def test_one_that_diverges_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

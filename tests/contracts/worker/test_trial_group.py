@@ -126,7 +126,9 @@ def test_a_stopped_job_is_left_out_and_the_others_go_on(tmp_path: Path, alone: A
     worker = Crew(mine)
     first = worker.advance()
     JobFiles(mine[0]).stop()  # it led: the images came through its stream
-    rest = finish(worker)
+    rest = worker.advance()
+    assert not worker._together, "what a GPU recorded for both is given up"
+    rest += finish(worker)
     assert [r["member"] for r in rest] == [1, 1]
     (its,) = alone(GENTLE)
     assert_same(figures(first + rest, 1), its)

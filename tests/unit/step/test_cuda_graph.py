@@ -46,6 +46,7 @@ class Gpu:
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self._main)
         monkeypatch.setattr(torch.cuda, "stream", self._on)
         monkeypatch.setattr(torch.cuda, "graph", self._recording)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
     @contextmanager
     def _on(self, stream: Stream) -> Iterator[None]:
@@ -95,6 +96,29 @@ def test_inputs_of_several_shapes_are_recorded_once_each(gpu: Gpu) -> None:
     assert gpu.replays == 5
 
 
+def test_of_many_shapes_the_rare_are_computed_as_they_are(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "MOST", 2)
+    graph, calls = Graph(), list[int]()
+    for size in (2, 3, 4, 4, 2):
+        assert graph(lambda x: calls.append(len(x)) or 2 * x, some(size)).tolist() == [2] * size
+    assert calls[-2:] == [4, 4]
+    assert gpu.replays == 3
+
+
+def test_where_recordings_leave_no_memory_for_the_next_they_go(gpu: Gpu) -> None:
+    graph = Graph()
+
+    def function(x: Tensor) -> Tensor:
+        if len(x) == 3 and graph._recordings:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 2 * x
+
+    for size in (2, 3, 2, 3):
+        assert graph(function, some(size)).tolist() == [2] * size
+    assert gpu.replays == 4
+    assert len(gpu.captured) == 3, "the first one again"
+
+
 def test_recordings_share_their_memory_and_what_is_of_one_shape(gpu: Gpu) -> None:
     graph, state = Graph(), some(5)
     seen = dict[int, Tensor]()
@@ -127,5 +151,5 @@ def test_a_recording_that_fails_leaves_nothing_that_is_replayed(gpu: Gpu) -> Non
         with pytest.raises(torch.OutOfMemoryError):
             graph(function, some(3))
     graph(function, some(2))
-    assert calls == [*[2] * (WARM_UP + 1), 3, 3]
+    assert calls == [*[2] * (WARM_UP + 1), 3, 3, 3, *[2] * (WARM_UP + 1)]
     assert gpu.replays == 2
