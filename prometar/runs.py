@@ -6,6 +6,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from prometar.backbone.openclip import load_clip
 from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
@@ -84,9 +86,8 @@ def _require_free(folder: Path, described: bytes, objective: str) -> None:
     config, result = folder / "config.yaml", folder / FILE
     own = size_of(config) is not None and read_bytes(config) == described
     if own and size_of(result) is not None:
-        read_bytes(result)  # one that cannot be read now may be whole
-        with suppress(UserError):  # a damaged one is written again
-            own = read_result(folder).objective == objective
+        with suppress(ValidationError):  # a damaged one is written again
+            own = RunResult.model_validate_json(read_bytes(result)).objective == objective
     for file in (config, result):
         if not own and size_of(file) is not None:
             raise UserError(

@@ -84,12 +84,17 @@ def place_of(name: str, root: Path | str) -> str:
     return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
 
 
+def lies_in(folder: Path, name: str, root: Path | str | None) -> bool:
+    """Whether a folder is in a data set's own, where that is one of this machine."""
+    if root is None or "://" in str(root):
+        return False
+    return resolved(folder).is_relative_to(resolved(place_of(name, root)))
+
+
 def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
     """Raises a UserError where what is written to `folder` would be a class of the user's own images."""
-    if name != FOLDER or root is None or "://" in str(root) or find_manifest(str(root)) is not None:
-        return
-    if (place := resolved(folder)).is_relative_to(resolved(root)):
-        raise UserError(f"{place} lies in the data set's own folder: choose another --out")
+    if name == FOLDER and lies_in(folder, name, root) and find_manifest(str(root)) is None:
+        raise UserError(f"{resolved(folder)} lies in the data set's own folder: choose another --out")
 
 
 def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, Any] | None = None) -> Dataset:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from prometar.data.datasets.catalog import known, open_dataset, place_of
+from prometar.data.datasets.catalog import known, lies_in, open_dataset, place_of
 from prometar.data.datasets.dataset import Dataset, Item, Source
 from prometar.data.datasets.hubname import is_hub
 from prometar.data.datasets.listing import SPLITS
@@ -119,7 +119,7 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
     if not isinstance(system, fs.LocalFileSystem):
         return target
     place = resolved(path)
-    if root is not None and "://" not in str(root) and place.is_relative_to(resolved(place_of(name, root))):
+    if lies_in(place, name, root):
         raise UserError(f"{target} lies in the data set's own folder: choose another --to")
     if place.is_dir():
         strange = [file.name for file in place.iterdir() if not _is_own(file.name)]
