@@ -13,8 +13,6 @@ from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.datasets.hubname import without_folders
-from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.fewshot import labels_of, select
 from prometar.data.splits.objective import own_objective
 from prometar.data.streaming.plan import eval_plan
@@ -65,7 +63,6 @@ def train_run(
     require_outside(folder, config.data.name, config.data.root)
     described = dump_config(config).encode()
     _require_free(folder, described, objective)  # before much is fetched and loaded
-    obtain(config.data.name, config.data.root)
     run = build_run(config, objective)
     with locked(folder, f"the run {folder}"):
         session = Session(run, folder, ray_stream(run), watch)
@@ -136,7 +133,6 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     if objective and not trust_parts:
         raise UserError(f"{folder} names code that is not prometar's ({objective[0]}): pass --trust-parts")
     require_same(str(folder), [*config.own.values(), *objective], result.code)
-    obtain(config.data.name, config.data.root)
     run = build_run(config, result.objective)
     return Session(run, folder, ray_stream(run)).score()
 
@@ -181,7 +177,6 @@ def evaluate_run_on(folder: Path, name: str, root: str | None, *, trust_parts: b
     Raises:
         UserError: no finished run, or a data set that is unknown or missing.
     """
-    obtain(name, root)
     dataset, classifier = open_dataset(name, root), trained(folder, trust_parts=trust_parts)
     start_ray()
     return evaluate_on(classifier, dataset)
@@ -225,7 +220,7 @@ def _card(classifier: Classifier) -> dict[str, Any]:
     from_file = pretrained is not None and os.path.isfile(pretrained)
     if from_file:
         pretrained = Path(str(pretrained)).name  # a card holds no folders of this machine
-    data = without_folders(config.data.name)
+    data = config.data.name
     shared = config.override({"data.root": None, "data.name": data, "backbone.pretrained": pretrained})
     return {
         "method": config.method,

@@ -1,4 +1,4 @@
-"""`prometar data`: what is there, is it whole, get it, copy it as Parquet."""
+"""`prometar data`: list, check, download and prepare datasets."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +15,7 @@ from rich.table import Table
 from prometar.cli.console import printable
 from prometar.cli.options import PLAIN, RootOption, at_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.catalog import place_of
-from prometar.data.datasets.hubname import is_hub
-from prometar.errors import UserError, WorkError
+from prometar.errors import WorkError
 from prometar.io.stores import masked
 
 if TYPE_CHECKING:
@@ -27,10 +25,7 @@ app = typer.Typer(
     no_args_is_help=True, help="List data sets, check them, get them, copy them as Parquet.", **PLAIN
 )
 
-NameArgument = Annotated[
-    str,
-    typer.Argument(help="A data set; `prometar data list` shows them, hf://owner/name is one on the hub."),
-]
+NameArgument = Annotated[str, typer.Argument(help="A dataset. `prometar data list` shows them.")]
 DATA = "data"
 """Where `download` puts data sets, and `check` looks for them, unless told otherwise."""
 
@@ -91,9 +86,8 @@ def data_check(
     """
     from prometar.data.preparation.check import check
 
-    if data_root is None and (name in BENCHMARKS or is_hub(name)):
+    if data_root is None and name in BENCHMARKS:
         data_root = DATA
-    _obtain(name, data_root)
     found = check(name, data_root)
     for line in (*found.problems, *(broken.message for broken in found.broken)):
         print(printable(line), file=sys.stderr)
@@ -118,44 +112,25 @@ def data_download(
     ] = "coop",
     mirror: Annotated[
         str | None,
-        typer.Option(help="Another source of the split file: https://.../FOLDER or hf://owner/name."),
+        typer.Option(help="URL of another folder with the split file."),
     ] = None,
 ) -> None:
-    """Get a benchmark's images and split, or a data set of the hub. The same command goes on."""
+    """Download a benchmark's images and split. Rerun the same command to resume."""
     from prometar.data.preparation.download import download
 
-    if is_hub(name):
-        if split != "coop" or mirror is not None:
-            raise UserError(f"--split and --mirror are for benchmarks, and {name} is a data set of the hub")
-        if not _obtain(name, to):
-            print(f"there already: {place_of(name, to)}")
-    else:
-        with _bar(DownloadColumn()) as progress:
-            result = download(name, to, split=split, mirror=mirror, progress=progress)
-        for key in result.placed:
-            print(f"placed: {result.folder / key}")
-        for key in result.kept:
-            print(f"there already: {result.folder / key}")
-        if result.note:
-            print(printable(result.note))
-        for line in result.missing:
-            print(f"still to get by hand: {line}")
-        if result.missing:
-            return
+    with _bar(DownloadColumn()) as progress:
+        result = download(name, to, split=split, mirror=mirror, progress=progress)
+    for key in result.placed:
+        print(f"placed: {result.folder / key}")
+    for key in result.kept:
+        print(f"there already: {result.folder / key}")
+    if result.note:
+        print(printable(result.note))
+    for line in result.missing:
+        print(f"still to get by hand: {line}")
+    if result.missing:
+        return
     print(f"complete; look at every image with `prometar data check {quote(name)} --data-root {quote(to)}`")
-
-
-def _obtain(name: str, root: str | None) -> bool:
-    """Get a data set of the hub that is not there yet; whether there was anything to do."""
-    if not is_hub(name):
-        return False
-    from prometar.data.preparation.hubset import obtain
-
-    with _bar(MofNCompleteColumn()) as progress:
-        result = obtain(name, root, progress)
-    if result is not None:
-        print(result)
-    return result is not None
 
 
 @app.command("prepare")

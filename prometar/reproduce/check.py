@@ -11,7 +11,6 @@ from prometar.backbone.weights_digest import weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, Item
-from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.fewshot import by_label
 from prometar.data.splits.objective import Problem, problem
 from prometar.errors import UserError, one_line
@@ -87,7 +86,6 @@ def _learns(config: Config, clip: Clip) -> bool:
 
 def _open(asked: Asked, name: str) -> Dataset:
     root = next(iter(asked.configs.values())).data.root
-    obtain(name, root)
     return open_dataset(name, root)
 
 

@@ -67,7 +67,7 @@ ENTRANCES = {
     },
     "pyarrow": {
         "prometar/io/stores.py", "prometar/data/datasets/sources.py",
-        "prometar/data/preparation/prepare.py", "prometar/data/preparation/hubparquet.py",
+        "prometar/data/preparation/prepare.py",
         "prometar/data/streaming/shared_images.py",
     },
 }  # fmt: skip

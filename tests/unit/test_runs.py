@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import shutil
 import socket
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from prometar.io.lock import locked
 from prometar.parts.identity import identities
 from prometar.training.run import forget
 from prometar.training.run_result import read_result
-from tests.support.hub_datasets import serve_hub, table
 from tests.support.own import write_parts
 
 HOLDER = f"{os.getpid()} on {socket.gethostname()}"
@@ -80,21 +78,6 @@ def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) 
     with pytest.raises(UserError, match="only its result was kept: train it in another folder"):
         runs.evaluate_run(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_the_images_of_the_hub_are_got_again_to_evaluate_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    files = {"train.parquet": table([0, 1, 2, 3] * 2), "test.parquet": table([0, 1, 2, 3])}
-    values = {"data.name": "hf://a/b", "data.root": str(tmp_path), "data.shots": 1, "train.epochs": 1}
-    with serve_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        hub.files["a/b"] = files
-        last = runs.train_run(configure("zero-shot", values), tmp_path / "run")
-        forget()
-        shutil.rmtree(tmp_path / "hf.a.b")
-        assert runs.evaluate_run(tmp_path / "run")["base"] == last["base"]
 
 
 def test_a_part_edited_while_it_trains_is_recorded_as_it_was(

@@ -8,7 +8,6 @@ from prometar.backbone.openclip import load_backbone
 from prometar.backbone.weights_digest import weights_digest
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
-from prometar.data.preparation.hubset import obtain
 from prometar.data.splits.objective import LEAKS, Problem
 from prometar.methods.probing import probe
 from prometar.parts.identity import identities
@@ -55,7 +54,6 @@ def check(spec: StudySpec) -> Checked:
     splits, datasets = list[Problem](), list[Dataset]()
     notes, contents, everywhere = list[str](), dict[str, str](), code_of("prometar") | code_of("tune")
     for name in spec.names:
-        obtain(name, config.data.root)
         dataset = open_dataset(name, config.data.root, spec.data_args(name))
         datasets.append(dataset)
         cited[name] = published(dataset, config)

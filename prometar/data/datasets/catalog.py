@@ -15,7 +15,6 @@ from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE, Benchmark, how_to_get, layout_in
 from prometar.data.datasets.dataset import Dataset, Item, flaw_of
-from prometar.data.datasets.hubname import hub_folder, is_hub, parse_hub
 from prometar.data.datasets.imagetree import read_tree
 from prometar.data.datasets.listing import SPLITS, Items, Listing
 from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
@@ -38,8 +37,6 @@ def title_of(name: str) -> str:
     """The name in tables."""
     if name == FOLDER:
         return "your own images"
-    if is_hub(name):
-        return parse_hub(name).repo
     return (BENCHMARKS.get(name) or SUITE[name]).title
 
 
@@ -50,17 +47,14 @@ def file_name(name: str) -> str:
         >>> file_name("dtd"), file_name("mine:flowers")
         ('dtd', 'mine.flowers')
     """
-    return hub_folder(name) if is_hub(name) else name.replace(":", ".")
+    return name.replace(":", ".")
 
 
 def require_name(name: str) -> None:
     """Raises a UserError of neither a known data set nor the user's own; nothing is imported for that."""
-    if is_hub(name):
-        parse_hub(name)
-    elif name not in known() and reference_of("data", name) is None:
+    if name not in known() and reference_of("data", name) is None:
         raise UserError(
-            f"unknown data set '{name}': known are {', '.join(known())}, hf://owner/name "
-            "of the hub, and package.module:Name of your own"
+            f"unknown data set '{name}': known are {', '.join(known())}, and package.module:Name of your own"
         )
 
 
@@ -72,7 +66,7 @@ def require_different(names: Sequence[str]) -> None:
 
 def place_beside(name: str, root: str | None, args: Mapping[str, Any]) -> str:
     """What tells data sets of one name apart; "" of a benchmark, whose copies are the same images."""
-    if name in BENCHMARKS or name in SUITE or is_hub(name):
+    if name in BENCHMARKS or name in SUITE:
         return ""
     return " ".join([root or "", *(f"{key}={value}" for key, value in sorted(args.items()))]).strip()
 
@@ -101,8 +95,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, A
     """A data set, ready to draw from.
 
     Args:
-        name: One of `known()`, hf://owner/name (a copy of the hub's, made by `data download`), or
-            `package.module:Name` of a loader of one's own: called with the root, it
+        name: One of `known()`, or `package.module:Name` of a loader of one's own: called with the root, it
             returns a `Dataset`.
         root: The folder (or URI of prepared copies) that holds the data set's folder, `--data-root`; for
             `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
@@ -124,7 +117,7 @@ def open_unverified(
 ) -> Dataset:
     """As `open_dataset`, but what is listed may be missing, listed twice, or named in two ways."""
     require_name(name)
-    if name not in known() and not is_hub(name):
+    if name not in known():
         return _open_own(name, None if root is None else str(root), args or {})
     if args:
         raise UserError(f"data.args are settings of a loader of your own, and {name} is built in")
@@ -177,10 +170,6 @@ def _open(name: str, root: Path | str | None) -> Dataset:
         return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
     if name in SUITE:
         return _open_rendered(SUITE[name])
-    if is_hub(name):
-        raise UserError(
-            f"there is no copy of {name} at {masked(uri)}: run `prometar data download '{name}' --to DIR`"
-        )
     if "://" in uri:
         raise UserError(
             f"there is no prepared copy at {masked(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
@@ -214,8 +203,6 @@ def problems_of(dataset: Dataset) -> Iterator[str]:
 def _what(name: str) -> str:
     if name == FOLDER:
         return "a folder with train/ and test/ folders of class folders, or of class folders"
-    if is_hub(name):
-        return f"with the copy that `prometar data download '{name}' --to DIR` makes"
     where = f"the folder that holds {place_of(name, '')}/"
     return f"{where}, or get it with `prometar data download {name}`" if name in BENCHMARKS else where
 

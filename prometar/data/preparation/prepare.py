@@ -18,7 +18,6 @@ from pyarrow import fs
 
 from prometar.data.datasets.catalog import known, lies_in, open_dataset, place_of
 from prometar.data.datasets.dataset import Dataset, Item, Source
-from prometar.data.datasets.hubname import is_hub
 from prometar.data.datasets.listing import SPLITS
 from prometar.data.datasets.manifest import FORMAT, MANIFEST, find_manifest
 from prometar.data.datasets.sources import SCHEMA
@@ -107,7 +106,7 @@ def write_copy(
 
 def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
     """Where the copy goes; never into the user's data, nor over another copy."""
-    if name not in known() and not is_hub(name):
+    if name not in known():
         raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
     target = place_of(name, to)
     earlier = find_manifest(target)

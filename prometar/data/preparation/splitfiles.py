@@ -2,19 +2,16 @@
 
 import json
 import os
-import shutil
 from itertools import chain
 from pathlib import Path
 
 from prometar.data.datasets.benchmarks import OFFICIAL_SPLIT, Benchmark
 from prometar.data.datasets.catalog import missing_below
-from prometar.data.datasets.hubname import is_hub, parse_hub
 from prometar.data.datasets.layouts import SplitFile
 from prometar.data.datasets.listing import SPLITS, Listing
 from prometar.data.preparation.check import differences
 from prometar.data.preparation.digests import digest_of, keep_digest
 from prometar.data.preparation.http import Progress, fetch
-from prometar.data.preparation.hub import look_up
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 
@@ -34,20 +31,16 @@ def get_split(row: Benchmark, folder: Path, mirror: str | None, work: Path, prog
     `data check` finds a change.
 
     Args:
-        mirror: Where to get it instead of `PUBLIC_SPLITS`: a URL, to which the file's name is added, or
-            hf://owner/name?folder=...
+        mirror: URL of a folder that replaces `PUBLIC_SPLITS`.
+
     Raises:
-        UserError: a mirror that is neither.
         WorkError: it cannot be had, or is another file.
     """
     assert isinstance(row.layout, SplitFile)
     file = work / row.layout.file
     try:
-        if mirror is not None and is_hub(mirror):
-            _get_from_hub(mirror, file, row.split_sha256)
-        else:
-            place = PUBLIC_SPLITS if mirror is None else mirror.rstrip("/")
-            fetch(f"{place}/{file.name}", file, sha256=row.split_sha256, progress=progress)
+        place = (mirror or PUBLIC_SPLITS).rstrip("/")
+        fetch(f"{place}/{file.name}", file, sha256=row.split_sha256, progress=progress)
         _require_published(row, folder / row.layout.images, file)
     except WorkError as error:
         file.unlink(missing_ok=True)
@@ -55,20 +48,6 @@ def get_split(row: Benchmark, folder: Path, mirror: str | None, work: Path, prog
     folder.mkdir(parents=True, exist_ok=True)
     keep_digest(folder / file.name, digest_of(file))
     os.replace(file, folder / file.name)
-
-
-def _get_from_hub(mirror: str, file: Path, sha256: str | None) -> None:
-    wanted = parse_hub(mirror)
-    path = f"{wanted.folder}/{file.name}" if wanted.folder else file.name
-    repo = look_up(wanted.repo, wanted.revision)
-    found = next((each for each in repo.files if each.path == path), None)
-    if found is None:
-        raise WorkError(f"{mirror} has no file {path}")
-    received = file.parent / "mirror"
-    os.replace(repo.get(found, received), file)
-    shutil.rmtree(received)
-    if sha256 not in (None, digest_of(file)):
-        raise WorkError(f"{file.name} of {mirror} is not CoOp's: its sha256 is {digest_of(file)}")
 
 
 def _require_published(row: Benchmark, images: Path, file: Path) -> None:

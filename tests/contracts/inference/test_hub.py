@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from prometar.cli.app import main
-from prometar.config.settings import dump_config, load_config
 from prometar.errors import UserError, WorkError
 from prometar.inference import load
 from prometar.inference.hub import FILE, PromptRepo
@@ -106,24 +104,6 @@ def test_the_card_of_a_repository(hub: Hub, prompts: Path) -> None:
     blocks = [json.loads(part.split("```")[0]) for part in body.split("```json\n")[1:]]
     assert blocks[0] == card["classnames"]
     assert blocks[1]["optim"] == card["config"]["optim"]
-
-
-def test_a_card_says_nothing_of_folders_here(hub: Hub, prompts: Path, tmp_path: Path) -> None:
-    run, path = tmp_path / "run", tmp_path / "named.safetensors"
-    shutil.copytree(prompts.parent, run)
-    for query in ("names=/home/me/secret/labels.txt", "n%61mes=%2Fhome%2Fme%2Fsecret%2Flabels.txt"):
-        config = load_config(run / "config.yaml")
-        config = config.override({"data.name": f"hf://a/b?label=kind&{query}"})
-        (run / "config.yaml").write_text(dump_config(config))
-        export_run(run, path)
-        _, card = read_prompts(path)
-        name = "hf://a/b?label=kind&names=labels.txt"
-        assert card["data"]["name"] == card["config"]["data"]["name"] == name
-        assert main(["push", str(path), "me/named"]) == 0
-        repo = hub.repos["me/named"]
-        assert not [k for k, file in repo.commits[repo.refs["main"]].items() if b"secret" in file]
-        for each in tmp_path.glob("named.*"):
-            each.unlink()
 
 
 def test_a_hostile_card_is_text_in_the_readme(hub: Hub, prompts: Path, tmp_path: Path) -> None:

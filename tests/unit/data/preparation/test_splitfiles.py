@@ -15,7 +15,6 @@ from prometar.data.datasets.layouts import SplitFile
 from prometar.data.preparation import check, digests, http, splitfiles
 from tests.support.copies import with_split, write_copy
 from tests.support.fileserver import Served, serve
-from tests.support.hub_datasets import serve_hub
 
 FILE = "split_zhou_DescribableTextures.json"
 
@@ -155,26 +154,13 @@ def test_a_split_comes_before_images_that_are_got_by_hand(
     assert "complete; look at every image" in capsys.readouterr().out
 
 
-def test_a_mirror_of_ones_own(
-    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirror_of_ones_own(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.served.files[f"/mine/{FILE}"] = place.served.files.pop(f"/splits/{FILE}")
     assert place.download() == 1
     assert "404 Not Found; --mirror names another source of the split file" in capsys.readouterr().err
     assert place.download("--mirror", "ftp://x") == 2
     assert place.download("--mirror", f"{place.served.url}/mine/") == 0
     assert (place.folder / FILE).read_bytes() == place.origin
-    (place.folder / FILE).unlink()
-    with serve_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        hub.files["me/splits"] = {f"dtd/{FILE}": place.origin + b" "}
-        capsys.readouterr()
-        assert place.download("--mirror", "hf://me/splits") == 1
-        assert f"hf://me/splits has no file {FILE}" in capsys.readouterr().err
-        assert place.download("--mirror", "hf://me/splits?folder=dtd") == 1
-        assert "is not CoOp's: its sha256 is" in capsys.readouterr().err
-        hub.files["me/splits"] = {f"dtd/{FILE}": place.origin}
-        assert place.download("--mirror", "hf://me/splits?folder=dtd") == place.check() == 0
     assert sorted(os.listdir(place.root)) == ["dtd"]
 
 
