@@ -50,7 +50,7 @@ def _run_folders(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         raise UserError(f"{path} is no folder: pass folders of runs, or folders that hold some")
     if size_of(path / "study.yaml") is not None:
-        raise UserError(f"{path} holds a study: `prometar report --compare` puts two studies side by side")
+        raise UserError(f"{path} is a study, not a run: pass folders of runs")
     for folder, names, files in os.walk(path, onerror=_refuse):
         names.sort()
         if "study.yaml" in files or {"config.yaml", FILE} & set(files):

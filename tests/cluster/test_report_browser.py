@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.browser import Browser, find_chromium
 from tests.support.report_study import IMAGE, SCRIPT, poor_study, rich_study
-from tune.reporting.comparison import build_comparison
 from tune.reporting.html import build_report
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -37,14 +36,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     hostile = rich_study(folder / "hostile", hostile=True)
-    other = rich_study(folder / "other", hostile=True, seed=8)
-    build_comparison(hostile, other, folder / "compare.html")
     times = rich_study(folder / "times", goals=["objective", "seconds"], objective="oracle_test")
     return {
         "hostile": build_report(hostile),
         "times": build_report(times),
         "poor": build_report(poor_study(folder / "poor")),
-        "compare": folder / "compare.html",
     }
 
 
@@ -63,7 +59,6 @@ def assert_sound(browser: Browser, page: Path) -> None:
         ("hostile", {"history", "importance", "contour", "parallel", "curves", "front", "forest"}),
         ("times", {"history", "importance", "contour", "parallel", "curves", "front", "trade-off", "forest"}),
         ("poor", {"history", "curves", "trade-off"}),
-        ("compare", {"forest"}),
     ],
 )
 def test_everything_is_drawn(
@@ -94,12 +89,11 @@ def test_the_verdict_and_the_facts_are_on_the_first_screen(browser: Browser, pag
 
 
 def test_hostile_names_are_text(browser: Browser, pages: dict[str, Path]) -> None:
-    for name in ("compare", "hostile"):
-        browser.open(pages[name], **DESKTOP)
-        text = browser.js("document.body.innerText")
-        assert f"dtd{SCRIPT}" in text
-        assert f"eurosat{IMAGE}" in text
-        assert browser.js("document.title").count(SCRIPT) == (1 if name == "hostile" else 0)
+    browser.open(pages["hostile"], **DESKTOP)
+    text = browser.js("document.body.innerText")
+    assert f"dtd{SCRIPT}" in text
+    assert f"eurosat{IMAGE}" in text
+    assert browser.js("document.title").count(SCRIPT) == 1
     ticks = browser.js("[...document.querySelectorAll('#plot-forest .ytick text')].map(t => t.textContent)")
     assert ticks == ["dtd<script>alert(1)</sc…", 'eurosat"><img src=x one…', "over data sets"]
     labels = browser.js("[...document.querySelectorAll('#plot-parallel .tick text')].map(t => t.textContent)")

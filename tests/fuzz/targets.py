@@ -172,8 +172,6 @@ TARGETS: Sequence[Target] = (
     Target("finals", "study/finals.json", mutated_json, report, 0.4, read_whole(FINAL_TEST)),
     Target("learned", "study/learned.json", mutated_json, report, 0.4, read_whole(LEARNED)),
     Target("description", "study/study.yaml", mutated_yaml, report, 0.4, read_whole(STUDY)),
-    Target("comparison", "study/*.json", mutated_json,
-           command(prometar_main, "report", "--compare", "{0}/study", "{0}/other", "--to", "{1}/x"), 0.4),
     Target("split file", f"data/dtd/{DTD_SPLIT}", mutated_json,
            command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data")),
     Target("image", "data/dtd/images/banded/*.*", mutated_bytes,
@@ -222,7 +220,6 @@ def furnish(folder: Path) -> None:
     settings = [{"regularizer.text_weight": 5.0}, {"regularizer": {"image_weight": 2.0}}]
     (folder / "enqueue.yaml").write_text(yaml.safe_dump(settings))
     rich_study(folder / "study")
-    rich_study(folder / "other", seed=8)
     write_dtd(folder / "data", per_class=2)
     prepare("dtd", folder / "data", folder / "prepared")
     shutil.copy(next((folder / "data/dtd/images/banded").iterdir()), folder / "picture.png")

@@ -131,7 +131,7 @@ OPTIONS: dict[str, list[str]] = {
     "evaluate": ["", "--dataset", "--data-root"],
     "export": ["", "--to", "--format"],
     "push": ["", "", "--license"],
-    "report": ["", "--compare", "--to"],
+    "report": [""],
     "compare": ["", "--to", "--csv", "--html"],
     "data check": ["", "--data-root"],
     "data list": ["--data-root"],

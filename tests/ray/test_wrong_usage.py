@@ -115,7 +115,6 @@ def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     for main, words, status in (
         (search_main, ["--out", circle], 2),
         (search_main, ["--data-root", circle], 2),
-        (prometar_main, ["report", "--compare", circle, tmp_path], 2),
         (prometar_main, ["train", "--data-root", circle], 2),
         (prometar_main, ["data", "download", "dtd", "--to", circle], 1),
         (prometar_main, ["data", "prepare", "textures", "--to", circle], 1),

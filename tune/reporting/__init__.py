@@ -1,1 +1,1 @@
-"""The page, the terminal and the comparison of two studies."""
+"""Report page and terminal summary of a study."""
