@@ -12,7 +12,6 @@ from prometar.cli import data
 from prometar.cli.alignment import alignment
 from prometar.cli.compare import compare
 from prometar.cli.console import run_cli
-from prometar.cli.doctor import doctor
 from prometar.cli.export import export
 from prometar.cli.options import PLAIN, GroupedHelp, ManyValues, RootOption, TrustOption
 from prometar.cli.push import push
@@ -30,7 +29,6 @@ app.command()(export)
 app.command()(push)
 app.command()(alignment)
 app.command()(compare)
-app.command(cls=ManyValues)(doctor)
 app.command(cls=ManyValues)(reproduce)
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):
     app.command(name=_command.name, cls=GroupedHelp)(_command.load())

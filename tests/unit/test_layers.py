@@ -31,7 +31,6 @@ PACKAGES = (
     "prometar.runs",
     "prometar.comparison",
     "prometar.reproduce",
-    "prometar.doctor",
     "prometar.cli",
     "prometar.__main__",
     "tune.space",
