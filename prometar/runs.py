@@ -21,7 +21,6 @@ from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier, require_prompts
-from prometar.inference.portable import require_program_target, write_program
 from prometar.inference.prompt_file import require_prompts_target, write_prompts
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.io.lock import locked
@@ -192,24 +191,6 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     require_prompts_target(to)
     classifier = trained(folder, trust_parts=trust_parts)
     return write_prompts(to, classifier.leaves, _card(classifier))
-
-
-def export_program(
-    folder: Path, to: Path, format: str, *, classes_as_input: bool = False, trust_parts: bool = False
-) -> None:
-    """Write a finished run as a program that needs no prometar (`prometar.inference.portable`).
-
-    Args:
-        format: "onnx" or "torch".
-        classes_as_input: Whether text features are a second input instead of inside (default: inside).
-    Raises:
-        UserError: no finished run, another suffix, a file that is there, a missing package, or conditional
-            prompts.
-        WorkError: too large for the format, or nothing can be written.
-    """
-    form = require_program_target(to, format)
-    classifier = trained(folder, trust_parts=trust_parts)
-    write_program(classifier, to, form, _card(classifier), classes_as_input=classes_as_input)
 
 
 def _card(classifier: Classifier) -> dict[str, Any]:

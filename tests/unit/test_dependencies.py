@@ -36,10 +36,8 @@ DIRECT: list[Requirement] = [r for group in DEPENDENCIES.groups().values() for r
 PINNED = {canonicalize_name(r.name): r for r in map(Requirement, LINES)}
 FAILING = {  # of each, the last release with which something failed
     "open_clip_torch": "3.2.0",  # calls what transformers 5 no longer has, and lacks configurations
-    "torch": "2.8.0",  # exported programs hold pickles; 2.7.1 makes none
     "safetensors": "0.5.3",  # no `offset_keys`: no file of weights, prompts or checkpoints is read
     "pydantic": "2.11.10",  # no `exclude_if`: settings are written otherwise, and have another digest
-    "onnxscript": "0.6.1",  # makes no ONNX file with torch 2.9
     "typer": "0.25.1",  # imports what click 9 will not have
     "rich": "14.2.0",  # an empty line before errors that are one line
 }

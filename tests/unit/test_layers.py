@@ -56,7 +56,6 @@ ENTRANCES = {
     },
     "transformers": {"prometar/backbone/language.py"},
     "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/io/hub.py", "prometar/inference/hub.py"},
-    "onnx": set(),
     "optuna": {"tune/optimizer/"},
     "ray": {
         "prometar/data/streaming/ray_private.py", "prometar/data/streaming/raystream.py",

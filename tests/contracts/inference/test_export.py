@@ -347,7 +347,7 @@ def test_importing_prometar_stays_light() -> None:
 def test_inference_needs_nothing_of_studies(exported: Path) -> None:
     """What a server has to install and to import: no search, no cluster, no tables, no hub, no plots."""
     heavy = {"ray", "optuna", "pandas", "mlflow", "matplotlib", "plotly", "open_clip", "torchvision"}
-    heavy |= {"huggingface_hub", "onnx", "tune"}
+    heavy |= {"huggingface_hub", "tune"}
     code = (
         "import sys, numpy, prometar.inference\n"
         "classifier = prometar.inference.load(sys.argv[1])\n"
