@@ -1,1 +1,1 @@
-"""Methods compared in pairs: the same data set, the same seed."""
+"""Paired comparison of methods: the same dataset, the same seed."""

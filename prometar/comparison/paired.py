@@ -1,196 +1,152 @@
-"""Methods against one of them, paired by data set and seed: a pure function of the runs' figures."""
+"""Paired differences between methods, as a pure function of the runs' figures."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import mean
 
-from prometar.comparison.signed_rank import holm, midranks, rounded, signed_rank
-from prometar.config.settings import Config
+from scipy.stats import wilcoxon
+
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""The seed of what learns nothing: its figure is paired with each seed of the others."""
+"""Seed of a method that trains nothing. Its figure is paired with each seed of the others."""
 Scores = Mapping[str, Mapping[int, float]]
-"""Percent by column and seed, of one method on one data set."""
+"""Percent by column and seed, of one method on one dataset."""
 Results = Mapping[str, Mapping[str, Scores]]
-"""Scores by method and data set."""
+"""Scores by method and dataset."""
+
+_DECIMALS = 9  # differences of percentages that are equal up to rounding count as ties
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's figure in a column minus the reference's, in points.
+    """Difference between a method and the reference in one column, in points.
 
     Args:
-        by_dataset: The differences of each data set, one a seed that both have.
+        by_dataset: Differences of each dataset, one per seed that both methods have.
+        p_holm: `p` with Holm's correction for all methods of the column.
     """
 
+    column: str
+    method: str
     by_dataset: Mapping[str, tuple[float, ...]]
+    p_holm: float | None = None
 
-    @cached_property
+    @property
     def means(self) -> tuple[float, ...]:
-        """Over seeds, one a data set."""
-        return tuple(mean(singles) for singles in self.by_dataset.values())
+        """Means over seeds, one per dataset."""
+        return tuple(round(mean(by_seed), _DECIMALS) for by_seed in self.by_dataset.values())
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Values that the interval is over: the datasets' means, or the seeds of a single dataset."""
+        return self.means if len(self.by_dataset) > 1 else next(iter(self.by_dataset.values()))
+
+    @property
+    def unit(self) -> str:
+        """Unit of `values`."""
+        return "datasets" if len(self.by_dataset) > 1 else "seeds"
 
     @property
     def mean(self) -> float:
-        """Over seeds, then over data sets."""
-        return mean(self.means)
-
-    @property
-    def over(self) -> str:
-        """What the interval is over."""
-        return "data sets" if len(self.means) > 1 else "seeds"
-
-    @property
-    def singles(self) -> tuple[float, ...]:
-        """What the interval is made of: the mean of each data set; of a lone one, its seeds."""
-        return self.means if len(self.means) > 1 else next(iter(self.by_dataset.values()))
+        """Mean over seeds, then over datasets."""
+        return mean(self.values)
 
     @property
     def interval(self) -> Interval | None:
-        """95 % t-interval; None for one pair."""
-        return t_interval(self.singles)
+        """95% t-interval, or None for a single value."""
+        return t_interval(self.values)
 
     @property
     def p(self) -> float | None:
-        """Of the signed-rank test over data sets; None for one data set."""
-        return signed_rank(self.means) if len(self.means) > 1 else None
+        """Two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset."""
+        if len(self.means) < 2:
+            return None
+        return float(wilcoxon(self.means).pvalue) if any(self.means) else 1.0
 
     @property
     def wins_ties_losses(self) -> tuple[int, int, int]:
-        """Data sets on which the method is above, equal to and below the reference."""
-        signs = [(d > 0) - (d < 0) for d in map(rounded, self.means)]
+        """Number of datasets on which the method is above, equal to and below the reference."""
+        signs = [(value > 0) - (value < 0) for value in self.means]
         return signs.count(1), signs.count(0), signs.count(-1)
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column, by method.
-
-    Args:
-        differences: To the reference. holm: Their p-values with Holm's correction.
-        ranked: Data sets on which all methods have a seed in common.
-        ranks: Average places over these: 1 is best, equal ones share theirs.
-    """
-
-    name: str
-    differences: Mapping[str, Difference]
-    holm: Mapping[str, float]
-    ranked: tuple[str, ...]
-    ranks: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """Methods against a reference.
+    """Comparison of methods with a reference.
 
     Args:
-        methods: All, in the order of tables. reference: One of them.
-        remarks: What could not be paired, and what else must be said, in sentences.
+        differences: By column, then by method.
+        notes: Remarks about what could not be paired.
     """
 
-    title: str
     reference: str
-    methods: tuple[str, ...]
-    columns: tuple[Column, ...]
-    remarks: tuple[str, ...]
-
-    @property
-    def differences(self) -> list[Difference]:
-        """Of all columns; empty where nothing could be paired."""
-        return [difference for column in self.columns for difference in column.differences.values()]
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """On which anything was paired, in the order of the results."""
-        return tuple(dict.fromkeys(name for d in self.differences for name in d.by_dataset))
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = ()
 
 
-def default_reference(methods: Sequence[str]) -> str:
-    """The method that a configuration has by default, prometar, or the first where it is not among them."""
-    return Config().method if Config().method in methods else methods[0]
-
-
-def compare(results: Results, *, reference: str, columns: Sequence[str], title: str = "") -> Comparison:
-    """Each method minus the reference on the same data set and seed, with what can be said of it.
+def compare(results: Results, *, reference: str, columns: Sequence[str]) -> Comparison:
+    """Subtract the reference from each method on the same dataset and seed.
 
     Example:
         >>> results = {"a": {"dtd": {"H": {1: 60.0, 2: 64.0}}}, "b": {"dtd": {"H": {1: 61.0, 2: 66.0}}}}
-        >>> compare(results, reference="a", columns=["H"]).columns[0].differences["b"].mean
+        >>> compare(results, reference="a", columns=["H"]).differences[0].mean
         1.5
     """
-    made = tuple(_column(results, reference, column) for column in columns)
-    return Comparison(title, reference, tuple(results), made, tuple(_missing(results, columns)))
-
-
-def _column(results: Results, reference: str, column: str) -> Column:
-    others = (method for method in results if method != reference)
-    pairs = {method: _pairs(results[method], results[reference], column) for method in others}
-    differences = {method: Difference(found) for method, found in pairs.items() if found}
-    tested = {m: p for m, d in differences.items() if (p := d.p) is not None}
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return Column(column, differences, corrected, *_ranks(results, column))
+    others = [method for method in results if method != reference]
+    differences = list[Difference]()
+    for column in columns:
+        pairs = {method: _pairs(results[method], results[reference], column) for method in others}
+        found = [Difference(column, method, pairs[method]) for method in others if pairs[method]]
+        corrected = holm([each.p for each in found])
+        differences += [replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True)]
+    return Comparison(reference, tuple(differences), tuple(_unpaired(results)))
 
 
 def _pairs(
     ours: Mapping[str, Scores], theirs: Mapping[str, Scores], column: str
 ) -> dict[str, tuple[float, ...]]:
-    found: dict[str, tuple[float, ...]] = {}
+    pairs = {}
     for dataset in theirs:
         a, b = ours.get(dataset, {}).get(column, {}), theirs[dataset].get(column, {})
-        if singles := tuple(_at(a, seed) - _at(b, seed) for seed in _in_common(a, b)):
-            found[dataset] = singles
-    return found
-
-
-def _in_common(*scores: Mapping[int, float]) -> list[int]:
-    """The seeds that all have; EVERY_SEED where all are the same for every one, so that they count once."""
-    own = [set(by_seed) for by_seed in scores if EVERY_SEED not in by_seed]
-    return sorted(set.intersection(*own)) if own else [EVERY_SEED]
+        seeded = [set(scores) for scores in (a, b) if EVERY_SEED not in scores]
+        seeds = sorted(set.intersection(*seeded)) if seeded else [EVERY_SEED]
+        if seeds:
+            pairs[dataset] = tuple(_at(a, seed) - _at(b, seed) for seed in seeds)
+    return pairs
 
 
 def _at(by_seed: Mapping[int, float], seed: int) -> float:
-    return by_seed[seed] if seed in by_seed else by_seed[EVERY_SEED]
+    return by_seed[EVERY_SEED] if EVERY_SEED in by_seed else by_seed[seed]
 
 
-def _ranks(results: Results, column: str) -> tuple[tuple[str, ...], dict[str, float]]:
-    """A method without any figure in the column has no rank, and keeps no data set from being ranked."""
-    methods = [m for m in results if any(s.get(column) for s in results[m].values())]
-    ranks: dict[str, list[float]] = {}
-    for dataset in dict.fromkeys(name for m in methods for name in results[m]):
-        scores = [results[m].get(dataset, {}).get(column, {}) for m in methods]
-        if common := _in_common(*scores):
-            ranks[dataset] = midranks([-mean(_at(s, seed) for seed in common) for s in scores])
-    places = zip(*ranks.values(), strict=True)
-    return tuple(ranks), dict(zip(methods, map(mean, places), strict=True)) if ranks else {}
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Apply Holm's step-down correction to the p-values that there are.
 
-
-def _missing(results: Results, columns: Sequence[str]) -> list[str]:
-    """For each method, the seeds that others have and it has not."""
-    whole: dict[str, set[int]] = {}
-    for scores_of in results.values():
-        for dataset, scores in scores_of.items():
-            whole.setdefault(dataset, set()).update(*(scores.get(column, {}) for column in columns))
-    lines = []
-    for method, scores_of in results.items():
-        lacking = []
-        for dataset, seeds in whole.items():
-            scores = scores_of.get(dataset, {})
-            has = set.intersection(*(set(scores.get(column, {})) for column in columns))
-            wanted = seeds - has - ({EVERY_SEED} if has else set())
-            if wanted and EVERY_SEED not in has:
-                lacking.append(f"{dataset} {seeds_text(wanted)}".strip())
-        if lacking:
-            lines.append(f"not paired, for want of runs of {method}: {', '.join(lacking)}")
-    return lines
-
-
-def seeds_text(seeds: Collection[int]) -> str:
-    """
     Example:
-        >>> seeds_text({2}), seeds_text({3, 1}), seeds_text({EVERY_SEED})
-        ('seed 2', 'seeds 1 3', '')
+        >>> [p and round(p, 3) for p in holm([0.01, 0.04, None, 0.03])]
+        [0.03, 0.06, None, 0.06]
     """
-    own = sorted(set(seeds) - {EVERY_SEED})
-    return f"seed{'s' if len(own) > 1 else ''} {' '.join(map(str, own))}" if own else ""
+    corrected, largest = list(p_values), 0.0
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[place] = largest
+    return corrected
+
+
+def _unpaired(results: Results) -> Iterator[str]:
+    """Name the runs that a method lacks and another one has."""
+    for dataset in dict.fromkeys(name for scores_of in results.values() for name in scores_of):
+        seeds = {method: _seeds(scores_of.get(dataset, {})) for method, scores_of in results.items()}
+        wanted = set.union(*seeds.values()) - {EVERY_SEED}
+        for method, own in seeds.items():
+            if not own:
+                yield f"Not paired: {method} has no run on {dataset}."
+            elif EVERY_SEED not in own and (missing := wanted - own):
+                listed = ", ".join(map(str, sorted(missing)))
+                yield f"Not paired: {method} has no run on {dataset} with seed {listed}."
+
+
+def _seeds(scores: Scores) -> set[int]:
+    return {seed for by_seed in scores.values() for seed in by_seed}

@@ -6,7 +6,8 @@ from statistics import mean, stdev
 from types import MappingProxyType
 from typing import Any
 
-from prometar.comparison.paired import EVERY_SEED, Comparison, compare, default_reference
+from prometar.comparison.paired import EVERY_SEED, Comparison, compare
+from prometar.config.settings import Config
 from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean, t_interval
 from prometar.reproduce.grid import Asked, Record
 from prometar.reproduce.protocols import shots_column
@@ -162,8 +163,8 @@ def _figures(scores: Scores, columns: Sequence[str], published: Mapping[str, flo
     return figures
 
 
-def pair_methods(asked: Asked, records: Sequence[Record], *, title: str = "") -> Comparison:
-    """Each method minus the reference, over the data sets of the table's average: without the source."""
+def pair_methods(asked: Asked, records: Sequence[Record]) -> Comparison:
+    """Compare the methods on the datasets of the table's average, without the source."""
     idle = {record.entry.config.method for record in records if not record.entry.trains}
     results: dict[str, dict[str, Scores]] = {}
     for method in asked.configs:
@@ -173,8 +174,9 @@ def pair_methods(asked: Asked, records: Sequence[Record], *, title: str = "") ->
             for dataset, scores in found.items()
             if scores
         }
-    reference = asked.compared_to or default_reference(list(asked.configs))
-    return compare(results, reference=reference, columns=asked.protocol.columns(asked.shots), title=title)
+    default = Config().method if Config().method in results else next(iter(results))
+    reference = asked.compared_to or default
+    return compare(results, reference=reference, columns=asked.protocol.columns(asked.shots))
 
 
 def _for_every_seed(scores: Scores) -> Scores:

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
-from prometar.comparison.page import page
 from prometar.comparison.paired import Comparison
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.io.files import write_atomically
@@ -26,12 +25,12 @@ _PUBLISHED = "   published"
 
 
 def write_tables(table: Table, pairs: Comparison, folder: Path) -> list[Path]:
-    """FOLDER/table.csv, table.md and table.tex, and pairs.csv and pairs.html where anything is paired."""
+    """Write FOLDER/table.csv, table.md and table.tex, and pairs.csv if anything is paired."""
     made = {"table.csv": as_csv(table), "table.md": as_markdown(table), "table.tex": as_latex(table)}
     if pairs.differences:
-        made |= {"pairs.csv": pairs_as_csv(pairs), "pairs.html": page(pairs)}
-    for name in {"pairs.csv", "pairs.html"} - made.keys():  # of an earlier request
-        (folder / name).unlink(missing_ok=True)
+        made["pairs.csv"] = pairs_as_csv(pairs)
+    else:
+        (folder / "pairs.csv").unlink(missing_ok=True)  # of an earlier request
     for name, text in made.items():
         write_atomically(folder / name, text.encode())
     return [folder / name for name in made]

@@ -71,7 +71,7 @@ def reproduce(asked: Asked, place: Place) -> None:
         )
         console.print()
         print_table(table, console)
-        pairs = pair_methods(asked, records, title=f"in pairs: {table.title}")
+        pairs = pair_methods(asked, records)
         paths = write_tables(table, pairs, folder.path / asked.protocol.name)
         if pairs.differences:
             console.print()

@@ -132,7 +132,7 @@ OPTIONS: dict[str, list[str]] = {
     "export": ["", "--to", "--format"],
     "push": ["", "", "--license"],
     "report": [""],
-    "compare": ["", "--to", "--csv", "--html"],
+    "compare": ["", "--to", "--csv"],
     "data check": ["", "--data-root"],
     "data list": ["--data-root"],
 }  # fmt: skip

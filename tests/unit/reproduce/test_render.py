@@ -88,7 +88,7 @@ def test_files_are_written(tmp_path: Path) -> None:
     asked = ask("few-shot", METHODS)
     pairs = pair_methods(asked, fill(asked, lambda e, name: 50.0))
     paths = write_tables(table_of("few-shot"), pairs, tmp_path / "few-shot")
-    assert [p.name for p in paths] == ["table.csv", "table.md", "table.tex", "pairs.csv", "pairs.html"]
+    assert [p.name for p in paths] == ["table.csv", "table.md", "table.tex", "pairs.csv"]
     assert all(path.stat().st_size for path in paths)
 
 
