@@ -50,8 +50,7 @@ class Architecture:
 
     From `text_activation` on the defaults are OpenAI's CLIP. `pool_heads`: of open_clip's own attention pool.
     `custom_text`: the text tower's names begin with "text.". `trunk`: the vision tower has timm's names.
-    `closed`: why no prompt can enter the image tower, if so; then it has no heads. `language`: the language
-    model that the text tower is, if so, likewise.
+    `closed`: why no prompt can enter the image tower, if so; then it has no heads.
     """
 
     activation: str
@@ -63,6 +62,5 @@ class Architecture:
     vision_eps: float = EPS
     pool_heads: int | None = None
     trunk: bool = False
-    language: str = ""
     closed: str = ""
     form: Form = OPENAI

@@ -15,7 +15,6 @@ from torch import Tensor
 from prometar.backbone.activations import QUICK
 from prometar.backbone.architecture import OPENAI, Architecture, Form
 from prometar.backbone.frozen import Closed, Frozen
-from prometar.backbone.language import Language
 from prometar.backbone.norm import EPS, Norm
 from prometar.errors import UserError
 
@@ -124,11 +123,10 @@ class Clip:
     `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
     `logit_scale` is exp of the learned log scale, a scalar tensor. None is what a family has not. `pool`: one
     block that makes an image's feature of all its tokens, the last LayerNorm included. `closed`: an image
-    tower that no prompt can enter; then `vision` has no block. `image_prompts`: False where none will. A
-    `Language` has its positions, norms and projection inside.
+    tower that no prompt can enter; then `vision` has no block. `image_prompts`: False where none will.
     """
 
-    text: Tower | Language
+    text: Tower
     vision: Tower
     token_embedding: Tensor
     text_positions: Tensor | None
@@ -158,8 +156,6 @@ class Clip:
 
     @property
     def embed_dim(self) -> int:
-        if isinstance(self.text, Language):
-            return self.text.embed_dim
         return self.text.width if self.text_projection is None else self.text_projection.shape[1]
 
     @property
@@ -233,7 +229,6 @@ def from_state_dict(
     state: Mapping[str, Tensor],
     arch: Architecture,
     *,
-    language: tuple[Language, Tensor] | None = None,
     closed: Closed | None = None,
 ) -> Clip:
     """A `Clip` from tensors under OpenAI's names (open_clip's CLIP class uses the same).
@@ -244,7 +239,6 @@ def from_state_dict(
     Args:
         state: All that the model has: see `prometar.backbone.expected_tensors.require_tensors`.
         arch: Read for what tensors do not tell: heads, activations, eps and form.
-        language: The text tower and its table of tokens, where it is none of blocks.
         closed: The image tower, where it is none of blocks.
     """
     state = {name: tensor.detach() for name, tensor in state.items()}
@@ -261,11 +255,11 @@ def from_state_dict(
     if "visual.attn_pool.query" in state:
         assert arch.pool_heads is not None
         pool = replace(vision, num_heads=arch.pool_heads).query_pool("visual.attn_pool")
-    table = state["token_embedding.weight"] if language is None else language[1]
+    table = state["token_embedding.weight"]
     if (summary := get("cls_emb")) is not None:
         table = torch.cat([table, summary[None]])
     return Clip(
-        text=text.tower("transformer") if language is None else language[0],
+        text=text.tower("transformer"),
         vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, arch.activation, 1.0),
         token_embedding=table,
         text_positions=get("positional_embedding"),

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from prometar.backbone.architecture import Architecture
 from prometar.backbone.frozen import names
-from prometar.backbone.language import text_network
 from prometar.backbone.trunks import image_network
 from prometar.bundled.weights import mini_shapes
 from prometar.errors import UserError
@@ -21,12 +20,15 @@ def expected_shapes(name: str, config: Mapping[str, Any], arch: Architecture) ->
     """Every tensor's shape by its name in a file, the scale's last: those of open_clip's own towers.
 
     Raises:
-        Unlike, UserError, WorkError: as `text_network`.
+        Unlike: as `trunk_parts`.
     """
     if name == "mini":  # without open_clip, which takes seconds to import
         return mini_shapes()
+    from open_clip.model import _build_text_tower
+
     with torch.device("meta"):
-        text, image = text_network(name, config), image_network(config)
+        text = _build_text_tower(config["embed_dim"], config["text_cfg"])
+        image = image_network(config)
     towers = _shapes("text." if arch.custom_text else "", text) | _shapes("visual.", image)
     return {**towers, "logit_scale": ()}
 

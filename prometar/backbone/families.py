@@ -20,6 +20,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     """Raises Unlike (says why) where it is no ViT with a text transformer as the towers compute them."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    if text.get("hf_model_name"):
+        raise Unlike("its text tower is a language model")
     for key in ("correct_cls_mask", *_OWN_ATTENTION):
         if text.get(key):
             raise Unlike(f"its text tower has {key}")
@@ -29,13 +31,6 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         parts = trunk_parts(config) if vision.get("timm_model_name") else _vision(vision, activation)
     except Unlike as why:
         parts = _closed(config, str(why))
-    if text.get("hf_model_name"):
-        return Architecture(
-            language=text["hf_model_name"],
-            custom_text=True,
-            form=Form(causal=False, text_pool="last", **parts.pop("form")),
-            **parts,
-        )
     text_form: dict[str, Any] = {
         "causal": not text.get("no_causal_mask", False),
         "text_pool": text.get("pool_type", "argmax"),

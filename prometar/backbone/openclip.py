@@ -22,7 +22,6 @@ from prometar.backbone.expected_tensors import Shapes, expected_shapes, in_our_n
 from prometar.backbone.families import architecture
 from prometar.backbone.frozen import closed
 from prometar.backbone.frozen_features import Tokenize
-from prometar.backbone.language import COPY_CACHE, language, require_transformers, text_network
 from prometar.backbone.trunks import image_network
 from prometar.backbone.weight_files import read_weights
 from prometar.backbone.weights_digest import weights_digest
@@ -123,15 +122,26 @@ def tokenizer_of(name: str) -> Tokenize:
     config, _ = _described(name)
     if not config["text_cfg"].get("hf_tokenizer_name"):
         return partial(tokenize, context_length=config["text_cfg"].get("context_length", 77))
-    require_transformers(name, config)
+    _require_transformers(name, config)
     return _hub_tokenizer(name)
 
 
 @cache
 def _hub_tokenizer(name: str) -> Tokenize:
-    with fetching(f"the tokenizer of {name}", COPY_CACHE):
+    otherwise = "run the command once on a machine with a network, and copy its Hugging Face cache"
+    with fetching(f"the tokenizer of {name}", otherwise):
         read: Any = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: read(list(texts))
+
+
+def _require_transformers(name: str, config: Mapping[str, Any]) -> None:
+    """Raise a UserError if a model's tokenizer needs `transformers`, which is not installed."""
+    tokenizer = config["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer and find_spec("transformers") is None:
+        raise UserError(
+            f"backbone {name} reads texts with {tokenizer}, which needs transformers: "
+            "pip install '.[transformers]'"
+        )
 
 
 def _num_start(read: Tokenize) -> int:
@@ -208,7 +218,7 @@ def require_backbone(name: str, pretrained: str | None) -> Architecture:
         )
     if pretrained not in (None, "random") and not _is_file(name, str(pretrained)):
         _require_tag(name, config, str(pretrained))
-    require_transformers(name, config)
+    _require_transformers(name, config)
     return arch
 
 
@@ -283,8 +293,7 @@ def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
 
     with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
         image = closed(image_network(config), own("visual."), arch.closed) if arch.closed else None
-        text = language(text_network(name, config), own("text.")) if arch.language else None
-    return from_state_dict(in_our_names(arch, _shapes(name), state), arch, language=text, closed=image)
+    return from_state_dict(in_our_names(arch, _shapes(name), state), arch, closed=image)
 
 
 def _widened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from prometar.backbone.block import Layer
-from prometar.backbone.clip import Clip, Tower
+from prometar.backbone.clip import Clip
 from prometar.backbone.head import Part, Rows, projection
-from prometar.backbone.language import Language
 from prometar.backbone.norm import Norm
 from prometar.backbone.text_packing import pack, summarise
 from prometar.backbone.tower import Pass, Prompts, Slots
@@ -31,8 +30,7 @@ class TextInput:
     embedded_RTD: tokens with positions added, first of all SOS and the context. mask_R1TS: added to the
     scores of the S keys: the slots of the own row, and before them, where there are several rows, SOS and
     context, which stand in the first; end_C: the slot of each EOT, rows one behind the other. Where each
-    text has a row of its own, both are None, and the first slot is its end. For a language model (`Language`)
-    the order is the text's, and seen_CT: what is no padding.
+    text has a row of its own, both are None, and the first slot is its end.
     """
 
     embedded_RTD: Tensor
@@ -40,13 +38,10 @@ class TextInput:
     end_C: Tensor | None
     num_start: int
     num_context: int
-    seen_CT: Tensor | None = None
 
     @property
     def slots(self) -> Slots:
         """Where prompts stand."""
-        if self.seen_CT is not None:
-            return _InEach(self.num_start, self.num_context)
         if self.mask_R1TS is None:
             return _InEach(1 + self.num_start, self.num_context)
         return _Replaced(self.num_start, self.num_context)
@@ -63,8 +58,6 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
         UserError: nothing of the class names is left behind the context.
     """
     num_start, tokens = clip.form.num_start, tokens_CT.tolist()
-    if isinstance(clip.text, Language):
-        return _as_it_is(clip, clip.text.pad, tokens, num_context)
     assert clip.text_positions is not None
     start = num_start + num_context
     ends = [clip.form.end(ids) for ids in tokens]
@@ -94,15 +87,6 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     return TextInput(embedded_RTD, mask[:, None], end, num_start, num_context)
 
 
-def _as_it_is(clip: Clip, pad: int, tokens: Sequence[Sequence[int]], num_context: int) -> TextInput:
-    """As a language model reads it, without the padding behind the longest text."""
-    ids = np.array(tokens)
-    ids = ids[:, (ids != pad).any(axis=0)]
-    assert (ids[:, 0] != pad).all(), "padding stands behind texts"
-    ids_CT, seen_CT = (torch.from_numpy(array).to(clip.device) for array in (ids, ids != pad))
-    return TextInput(clip.token_embedding[ids_CT], None, None, clip.form.num_start, num_context, seen_CT)
-
-
 def _whole(clip: Clip, tokens: Sequence[Sequence[int]], ends: Sequence[int]) -> Tensor:
     """All tokens of each text, embedded, the one at its end before the others."""
     order = [[end, *(k for k in range(len(ids)) if k != end)] for ids, end in zip(tokens, ends, strict=True)]
@@ -117,20 +101,16 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
 
     A layer-0 prompt gets position embeddings like any token; deeper ones replace hidden states as they are.
     """
-    if isinstance(clip.text, Language):
-        assert text.seen_CT is not None
-        return clip.text(text.embedded_RTD, text.seen_CT, prompts or {}, text.slots.put)
     return text_pass(clip, text, prompts or {}, fused=not torch.is_grad_enabled())[0]
 
 
 def text_pass(clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = False) -> tuple[Tensor, Pass]:
-    """`encode_text` of a tower of blocks, and the pass that gives its derivatives."""
+    """`encode_text`, and the pass that gives its derivatives."""
     num, mask = text.num_context, text.mask_R1TS
     # Keys of row 0 that all rows have before their own.
     num_keys = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
     assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
     tower = clip.text
-    assert isinstance(tower, Tower)
     if mask is not None and not fused:  # copied for all heads once, and not in every layer
         mask = mask.expand(-1, tower.num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, tower.num_heads))
     *blocks, block = tower.blocks

@@ -10,7 +10,6 @@ from torch import Tensor
 from prometar.backbone.architecture import OPENAI
 from prometar.backbone.clip import Clip, Tower
 from prometar.backbone.frozen import Frozen
-from prometar.backbone.language import Language
 from prometar.backbone.norm import EPS
 
 
@@ -38,8 +37,6 @@ def weights_digest(clip: Clip) -> str:
         elif isinstance(value, Tensor):
             add(value)
         elif isinstance(value, Frozen):
-            if isinstance(value, Language):
-                state.update(value.description.encode())
             for name, tensor in sorted(value.tensors.items()):
                 state.update(name.encode())
                 add(tensor)

@@ -99,7 +99,7 @@ def asking(what: str, file: str = "such file") -> Iterator[None]:
 
 @contextmanager
 def fetching(what: str, otherwise: str) -> Iterator[None]:
-    """What open_clip and transformers get from the hub, and why they could not, in one line.
+    """What open_clip gets from the hub, and why they could not, in one line.
 
     It is told on stderr where it takes more than a few seconds.
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from prometar.backbone.clip import Clip
 from prometar.backbone.frozen_features import mean_text
-from prometar.backbone.language import Language
 from prometar.backbone.text import TextInput, encode_text, text_input, text_pass
 from prometar.backbone.vision import encode_image, image_pass
 from prometar.backbone.wording import filled, readable
@@ -70,12 +69,6 @@ class Model:
             assert frozen_BE is not None, "conditional prompts see images"
             each = Derived(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
             features["text"], runs["text"] = each.features, each
-        elif isinstance(text, TextInput) and own and isinstance(self.clip.text, Language):
-            one = Derived(
-                lambda t: encode_text(self.clip, text, self._layers(t, "text")).to(working),
-                {name: token for name, token in tokens.items() if name.startswith("text.")},
-            )
-            features["text"], runs["text"] = one.features, one
         elif isinstance(text, TextInput) and own:
             features["text"], runs["text"] = text_pass(self.clip, text, own)
         else:

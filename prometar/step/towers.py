@@ -16,7 +16,7 @@ from prometar.methods.prompts import Leaves, layers
 class Derived:
     """A text tower by torch's own derivatives: a `Pass` by token name.
 
-    It sees the images, (B, C, E), or is a network of others, (C, E).
+    It sees the images: features (B, C, E).
     """
 
     def __init__(self, function: Callable[[Leaves], Tensor], tokens: Leaves) -> None:

@@ -67,7 +67,6 @@ def prometar_test_eva02(**settings: Any) -> Any:
     return trunk(Eva, **{"use_rot_pos_emb": True, "swiglu_mlp": True, **settings})
 
 
-EMBED, LENGTH = 24, 16  # of features and of texts, with the language models
 TEXT: dict[str, Any] = {"width": 16, "heads": 2, "layers": 3}
 VISION: dict[str, Any] = {"layers": 3, "width": 32, "head_width": 8, "image_size": 16, "patch_size": 8}
 OTHERS: dict[str, Any] = {**TEXT, "context_length": 12, "vocab_size": 60, "hf_tokenizer_name": "words"}
@@ -133,47 +132,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
     "tiny-fc-norm": {"embed_dim": 24, "text_cfg": TEXT, "vision_cfg": timm("fc_norm", "", "linear")},
 }
-LANGUAGE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "tiny-roberta": ("RobertaConfig", {"max_position_embeddings": 80}, {}),
-    "tiny-xlm-roberta": ("XLMRobertaConfig", {}, {"hf_proj_type": "linear", "hf_pooler_type": "cls_pooler"}),
-    "tiny-causal": ("RobertaConfig", {"is_decoder": True}, {"hf_proj_type": "linear"}),
-    "tiny-mt5": (
-        "MT5Config",
-        {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 3, "num_decoder_layers": 1, "num_heads": 4},
-        {},
-    ),
-    "tiny-nllb": (
-        "M2M100Config",
-        {"d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 48,
-         "decoder_layers": 1, "decoder_ffn_dim": 8},
-        {"hf_proj_type": "linear", "hf_pooler_type": "cls_pooler"},
-    ),
-}  # fmt: skip
-"""Text towers of `transformers`: class and settings of their description, and what open_clip is told."""
-
-_BERT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
-
-
-def register_languages(monkeypatch: Any, folder: Path) -> None:
-    """Make the tiny language models known to open_clip too; their descriptions lie in a folder."""
-    import transformers
-
-    openclip._shapes.cache_clear()
-    openclip._described.cache_clear()
-    register(monkeypatch)
-    for name, (kind, settings, text) in LANGUAGE.items():
-        own = _BERT if "Roberta" in kind else {}
-        described = getattr(transformers, kind)(vocab_size=60, pad_token_id=1, **{**own, **settings})
-        described.save_pretrained(folder / name)
-        where = {"hf_model_name": str(folder / name), "hf_tokenizer_name": "words"}
-        config = {"embed_dim": EMBED, "text_cfg": {**where, **text}, "vision_cfg": VISION}
-        monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
-    coca = {**factory._MODEL_CONFIGS["tiny-roberta"], "custom_text": True, "multimodal_cfg": TEXT}
-    for tower in ("text_cfg", "vision_cfg"):
-        coca[tower] = {**coca[tower], "output_tokens": True}
-    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-coca-roberta", coca)
-
-
 CLOSED: dict[str, dict[str, Any]] = {
     "tiny-resnet": {
         "embed_dim": 24,
@@ -212,8 +170,6 @@ def register(monkeypatch: Any) -> None:
         monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
 
     def words(name: str) -> Words:
-        if name not in CONFIGS:
-            return Words(LENGTH, [0], pad=1)
         return Words(CONFIGS[name]["text_cfg"]["context_length"], START.get(name, []))
 
     monkeypatch.setattr(openclip, "_hub_tokenizer", words)

@@ -7,18 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LAYERS = {"roberta": "encoder.layer", "xlm-roberta": "encoder.layer", "mt5": "block", "m2m_100": "layers"}
-
 
 def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
     tower = model.text if hasattr(model, "text") else model
     return _replaced(model, ids, prompts, start, tower.token_embedding, tower.transformer.resblocks)
-
-
-def plain_language(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
-    transformer = model.text.transformer
-    layers = transformer.get_submodule(_LAYERS[transformer.config.model_type])
-    return _replaced(model, ids, prompts, start, transformer.get_input_embeddings(), layers)
 
 
 def _replaced(

@@ -52,9 +52,10 @@ PACKAGES = (
 )  # fmt: skip
 ENTRANCES = {
     "open_clip": {
-        "prometar/backbone/language.py", "prometar/backbone/openclip.py", "prometar/backbone/trunks.py",
+        "prometar/backbone/expected_tensors.py", "prometar/backbone/openclip.py",
+        "prometar/backbone/trunks.py",
     },
-    "transformers": {"prometar/backbone/language.py"},
+    "transformers": set(),
     "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/io/hub.py", "prometar/inference/hub.py"},
     "optuna": {"tune/optimizer/"},
     "ray": {

@@ -40,7 +40,7 @@ NAMES = [
     (OPTUNA, "optuna.storages._rdb.models", "StudyUserAttributeModel"),
     (OPTUNA, "optuna.storages._rdb.storage", "_create_scoped_session"),
     ("prometar/backbone/trunks.py", "open_clip.model", "_build_vision_tower"),
-    ("prometar/backbone/language.py", "open_clip.model", "_build_text_tower"),
+    ("prometar/backbone/expected_tensors.py", "open_clip.model", "_build_text_tower"),
 ]
 
 

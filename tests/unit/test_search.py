@@ -13,7 +13,7 @@ import open_clip
 import pytest
 from open_clip import factory
 
-from prometar.backbone import language
+from prometar.backbone import openclip
 from prometar.cli.app import main as prometar_main
 from prometar.interrupts import INTERRUPTED
 from tune import study
@@ -169,8 +169,8 @@ def test_a_plan_of_what_is_not_there_is_one_line(
         (["tiny-other", "--pretrained", "random"], "not supported: its text tower has qk_norm; use e.g. ViT"),
         (["RN50", "--pretrained", "random"], "takes none (its image tower is a ResNet): take one of text"),
         (
-            ["coca_roberta-ViT-B-32", "--pretrained", "random"],
-            "roberta-base, which needs transformers: pip install '.[transformers]'",
+            ["ViT-B-16-SigLIP2", "--pretrained", "random"],
+            "timm/ViT-B-16-SigLIP2, which needs transformers: pip install '.[transformers]'",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_plan_refuses_a_backbone_as_the_study_does(
     plain = open_clip.get_model_config("ViT-B-16")
     text = {**plain["text_cfg"], "qk_norm": True}
     monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-other", {**plain, "text_cfg": text})
-    monkeypatch.setattr(language, "find_spec", lambda name: None)
+    monkeypatch.setattr(openclip, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     assert main(["--plan", "--dataset", "cells", "--backbone", *backbone]) == 2
     said = capsys.readouterr()

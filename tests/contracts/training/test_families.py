@@ -14,8 +14,8 @@ from tests.support import families
 
 
 @pytest.fixture(autouse=True)
-def _tiny_models(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    families.register_languages(monkeypatch, tmp_path_factory.mktemp("languages"))
+def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    families.register(monkeypatch)
 
     def local(run: runs.Run) -> runs.Stream:
         return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
