@@ -45,7 +45,6 @@ _PLAIN = ["--space", "full", "--pruner", "none", "--top", "0"]
 ARMS: Mapping[str, Sequence[str]] = {
     "default": [],
     "without the portfolio": ["--portfolio", "0"],
-    "random, held-out half": ["--objective", "class_holdout", "--sampler", "random", *_PLAIN],
     "TPE, base validation": ["--objective", "base_val", "--sampler", "tpe", *_PLAIN],
     "portfolio's best alone": ["--enqueue", "BEST", "--portfolio", "0", "--trials", "2", "--top", "0"],
     "after three searches": ["--portfolio", "0", "--warm-start", "EARLIER"],

@@ -1,14 +1,12 @@
 """How well ways of scoring settings without a test image rank them by what they test.
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
-        [--holdout cells ...] [--space recipe] [--out DIR] [--jobs 2] [--keep] [--quick]
+        [--space recipe] [--out DIR] [--jobs 2] [--keep] [--quick]
     python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/objectives.md] [--portfolio FILE]
 
 The released settings and random draws of a space, each trained on all base classes and tested with several
 seeds; what a search could have seen of the same prompts (validation images of base classes, drift on foreign
-names, images of other data sets) is measured beside the test. `--holdout` scores each on these data sets,
-with the first seed, on held-out base classes too: on each half, and on rotating quarters with the final
-run's steps.
+names, images of other data sets) is measured beside the test.
 A way of scoring sees one seed and is judged by the tests of the others. Standard errors are of a bootstrap
 over sets and settings. The same command goes on from the records in --out. Only development sets are read.
 The figures are kept (--keep) in benchmarks/objectives.json, or the file that --evidence names, which --show
@@ -31,8 +29,7 @@ from typing import Any
 import numpy as np
 from choosing import choices, promise
 from common import DEVELOPMENT, describe, parser_of, publish, require_development, table
-from quarters import epochs_of
-from records import Record, Wanted, among_as_many, on_mini, read_all, run_all, run_options, seen_by_a_search
+from records import Record, Wanted, on_mini, read_all, run_all, run_options, seen_by_a_search
 from scoring import BUDGET, DRIFT, WAYS, Evidence, Floats, Table, calibration, parts, results
 
 from prometar.io.files import write_atomically
@@ -40,7 +37,6 @@ from tune.space.portfolio import shipped
 from tune.space.spaces import load_space
 
 EVIDENCE = Path(__file__).with_suffix(".json")
-HALVES, QUARTERS = 2, 2  # folds that are run, of four quarters
 
 
 @dataclass(frozen=True)
@@ -76,26 +72,13 @@ def drawn(found: Evidence) -> list[dict[str, Any]]:
 
 
 def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str], Wanted]:
-    """By setting, seed and way (`final`, or a fold)."""
+    """By setting, seed and way."""
     found = {}
     for seed in args.seeds:
         for number in range(args.settings + 1):
             here = partial(on_mini, settings_of(args.space, number), dataset, seed=seed, root=args.data_root)
-            config = here(epochs=args.epochs)
             name = f"{dataset}/{args.space}-{number:03d}-seed{seed}"
-            found[number, seed, "final"] = Wanted(name, config, signals=seen_by_a_search)
-            if dataset not in args.holdout or seed != args.seeds[0]:
-                continue
-            for fold in range(HALVES):
-                found[number, seed, f"half {fold}"] = Wanted(
-                    f"{name}-half{fold}", config, "class_holdout", fold
-                )
-            for fold in range(QUARTERS):
-                longer = epochs_of(dataset, args.data_root, fold, args.epochs)
-                config = here(epochs=longer)
-                found[number, seed, f"quarter {fold}"] = Wanted(
-                    f"{name}-quarter{fold}", config, "quarters:QUARTERS", fold, among_as_many
-                )
+            found[number, seed, "final"] = Wanted(name, here(epochs=args.epochs), signals=seen_by_a_search)
     return found
 
 
@@ -109,9 +92,9 @@ def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) 
     """Settings that failed score nothing and test nothing."""
     records = read_all(runs.values(), args.out)
 
-    def grid(way: str, figure: Callable[[Record], float | None], seeds: Sequence[int] = args.seeds) -> Floats:
+    def grid(way: str, figure: Callable[[Record], float | None]) -> Floats:
         rows = [
-            [figure(records[runs[number, seed, way].name]) or 0.0 for seed in seeds]
+            [figure(records[runs[number, seed, way].name]) or 0.0 for seed in args.seeds]
             for number in range(args.settings + 1)
         ]
         return np.array(rows, np.float64)
@@ -119,15 +102,8 @@ def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) 
     def seen(name: str) -> Floats:
         return grid("final", lambda record: record["signals"].get(name, math.nan))
 
-    first = args.seeds[:1]
     tests, base, new = (grid("final", itemgetter(name)) for name in ("H", "base", "new"))
-    ways = dict.fromkeys(way for _, _, way in runs if way != "final")
-    holdout = {way: grid(way, itemgetter("H"), first) for way in ways} | {
-        f"matched {way}": grid(way, lambda record: record["signals"].get("matched objective"), first)
-        for way in ways
-        if way.startswith("quarter")
-    }
-    return Table(dataset, tests, base, new, {name: seen(name) for name in SEEN}, holdout)
+    return Table(dataset, tests, base, new, {name: seen(name) for name in SEEN})
 
 
 def gains(tables: Sequence[Table]) -> str:
@@ -185,8 +161,6 @@ def show(found: Evidence, doc: Path | None) -> None:
     settings, space = drawn(found), load_space(found.space)
     free = np.array([each.get("regularizer.kind") == "none" for each in ({}, *settings)])
     blocks = {"objectives": f"{head}\n\n{results(found.tables, free)}\n\n{parts(found.tables)}"}
-    if held_out := [t for t in found.tables if t.holdout]:
-        blocks["holdout"] = f"{', '.join(t.dataset for t in held_out)}:\n\n{results(held_out, free)}"
     if found.settings == len(shipped().known):
         blocks["portfolio"] = gains(found.tables)
     if len(found.seeds) > 2 and len((*found.tables, *others)) > 2:
@@ -219,9 +193,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--space", default="recipe")
-    parser.add_argument(
-        "--holdout", nargs="+", default=[], metavar="SET", help="score on held-out base classes too"
-    )
     run_options(parser, out="out/objectives")
     parser.add_argument("--quick", action="store_true", help="two settings, one epoch")
     parser.add_argument("--evidence", type=Path, default=EVIDENCE, help=f"kept figures [{EVIDENCE.name}]")

@@ -19,7 +19,7 @@ from prometar.analysis.alignment import Alignment, of_run
 from prometar.backbone.frozen_features import frozen_text
 from prometar.backbone.openclip import FOREIGN_NAMES, tokenize
 from prometar.config.settings import Config, DataConfig, configure
-from prometar.data.datasets.dataset import Source, classnames
+from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
@@ -27,7 +27,7 @@ from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.drift import TEMPLATE, Foreign, foreign_names
-from prometar.training.run import Evaluation, Run, build_run
+from prometar.training.run import Run, build_run
 from prometar.training.session import Session
 
 SCORES = ("base", "new", "H")
@@ -46,7 +46,6 @@ class Wanted:
     name: str
     config: Config
     objective: str = "final"
-    fold: int = 0
     signals: Callable[[Session], dict[str, float]] | None = None
 
 
@@ -114,7 +113,7 @@ def _run_and_write(run: Wanted, out: Path) -> Record:
 def _run(wanted: Wanted) -> Record:
     """Train and score once, at the end."""
     started = time.perf_counter()
-    run = replace(build_run(wanted.config, wanted.objective, fold=wanted.fold), every_epoch=False)
+    run = replace(build_run(wanted.config, wanted.objective), every_epoch=False)
     scores: dict[str, Any] = {"base": None, "new": None, "objective": None}
     reason, signals = "", dict[str, float]()
     with TemporaryDirectory() as name:
@@ -182,20 +181,6 @@ def on_other_sets(session: Session, config: Config) -> dict[str, float]:
         "elsewhere": mean(each["base"] for each in found),
         "elsewhere zero_shot": mean(each["zero_shot"] for each in found),
     }
-
-
-def among_as_many(session: Session) -> dict[str, float]:
-    """`matched base`, `matched new`, `matched objective`: seen and unseen classes told apart among as many
-    names as the final test's base and new classes are, filled up with foreign ones."""
-    run, final = session.run, build_run(session.run.config, "final")
-    fill = foreign_names(run.dataset.classnames, run.backbone.vocabulary)
-
-    def among(name: str, evaluation: Evaluation) -> Evaluation:
-        own, size = classnames(evaluation.plan.items), len(classnames(final.evaluations[name].plan.items))
-        return replace(evaluation, model=model_of(run, (*own, *fill[: size - len(own)])))
-
-    session.run = replace(run, evaluations={name: among(name, e) for name, e in run.evaluations.items()})
-    return {f"matched {name}": value for name, value in session.score().items()}
 
 
 def model_of(run: Run, names: Sequence[str]) -> Model:

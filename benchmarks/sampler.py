@@ -90,7 +90,7 @@ class Ours:
     def __init__(self, space: Space, folder: Path) -> None:
         config = configure("prometar", {"train.epochs": EPOCHS})
         self._request = StudySpec(
-            config=config, space=space, objective="class_holdout", seed=1, pruner="median", val_per_class=20,
+            config=config, space=space, objective="drift", seed=1, pruner="median", val_per_class=20,
             trials=10**6, final_seeds=(),
         )  # fmt: skip
         self._folder = StudyFolder(folder, "s")

@@ -54,7 +54,7 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
         time.sleep(1)
     config = configure("prometar", {"train.epochs": EPOCHS})
     spec = StudySpec(
-        config=config, space=load_space(SPACE), objective="class_holdout", seed=1, pruner="median",
+        config=config, space=load_space(SPACE), objective="drift", seed=1, pruner="median",
         val_per_class=20, trials=trials, final_seeds=(), top=0,
     )  # fmt: skip
     clocks = Clocks(stretch=max(1, trials // 10))

@@ -28,7 +28,6 @@ class Table:
     Args:
         dataset: Its name. tests: H on the test images. base, new: Accuracy on them.
         signals: By name, what a search could see.
-        holdout: By way of holding base classes out, H over seen and held-out ones, of the first seed.
     """
 
     dataset: str
@@ -36,7 +35,6 @@ class Table:
     base: Floats
     new: Floats
     signals: Mapping[str, Floats]
-    holdout: Mapping[str, Floats]
 
     @property
     def gains(self) -> Floats:
@@ -75,10 +73,8 @@ class Evidence:
 
 def _table(found: dict[str, Any]) -> Table:
     tests, base, new = (np.array(found[name]) for name in ("tests", "base", "new"))
-    signals, holdout = (
-        {key: np.array(values) for key, values in found[name].items()} for name in ("signals", "holdout")
-    )
-    return Table(found["dataset"], tests, base, new, signals, holdout)
+    signals = {key: np.array(values) for key, values in found["signals"].items()}
+    return Table(found["dataset"], tests, base, new, signals)
 
 
 def _both(base: Floats, new: Floats) -> Floats:
@@ -110,19 +106,7 @@ WAYS: dict[str, Way] = {
         t.signals["base"], t.signals["zero_shot"] * t.signals["elsewhere"] / t.signals["elsewhere zero_shot"]
     ),
 }
-HELD_OUT: dict[str, Way] = {
-    "one half held out": lambda t: t.holdout["half 0"],
-    "both halves held out": lambda t: _mean_of(t, "half"),
-    "one quarter held out": lambda t: t.holdout["quarter 0"],
-    "quarters in turn": lambda t: _mean_of(t, "quarter"),
-    "quarters in turn, among as many names": lambda t: _mean_of(t, "matched quarter"),
-}
 TEST: dict[str, Way] = {"the test itself, another seed": lambda t: t.tests}
-
-
-def _mean_of(t: Table, kind: str) -> Floats:
-    means: Floats = np.mean([t.holdout[way] for way in t.holdout if way.startswith(f"{kind} ")], axis=0)
-    return means
 
 
 def scores_of(way: Way, t: Table) -> Floats:
@@ -230,12 +214,12 @@ def _covariance(one: Floats, other: Floats) -> float:
 
 
 def results(tables: Sequence[Table], free: NDArray[np.bool_]) -> str:
-    """How well each way of scoring ranks; of held-out classes where all have been scored on some.
+    """How well each way of scoring ranks.
 
     `free`: Which settings have no regularizer.
     """
     rows = []
-    for name, way in (WAYS | (HELD_OUT if all(t.holdout for t in tables) else {}) | TEST).items():
+    for name, way in (WAYS | TEST).items():
         s = summary(way, tables)
         within = f"{s['rank']:.2f} ± {error_of(way, tables):.2f}"
         ranks = (within, *(f"{rank:.2f}" for rank in (over_sets(way, tables), s["rank of good"])))

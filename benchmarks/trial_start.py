@@ -85,7 +85,7 @@ def jobs(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
         settings = {"regularizer.text_weight": 10.0 + k}
         tree = config.override(settings).model_dump(mode="json")
         run_dir = str(Path(folder) / f"{k:04d}")
-        job = Job(run_dir, (Leg(tree),), "class_holdout", settings, terms=Terms(plan))
+        job = Job(run_dir, (Leg(tree),), "drift", settings, terms=Terms(plan))
         found.append({"jobs": [job]})
     return found
 

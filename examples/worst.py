@@ -8,5 +8,5 @@ from collections.abc import Mapping
 
 
 def worst(accuracies: Mapping[str, float]) -> float:
-    """One number, more is better, of accuracies in percent; the images are those of `class_holdout`."""
+    """One number, more is better, of accuracies in percent; the images are those of `drift`."""
     return min(accuracies.values())

@@ -79,7 +79,6 @@ class Options:
     out: Path = Path("out")
     seed: int = 0
     seeds_per_trial: int = 1
-    folds: int = 1
     top: int = 3
     top_seeds: int = 2
     final_seeds: str | int | Sequence[int] = AUTO
@@ -158,7 +157,6 @@ class Options:
             trials=_first(self.trials, EMBEDDED_TRIALS if self.embedded else TRIALS),
             datasets=self.datasets,
             seeds_per_trial=self.seeds_per_trial,
-            folds=self.folds,
             top=self.top,
             top_seeds=self.top_seeds,
             final_seeds=final_seeds_of(self.final_seeds, own),

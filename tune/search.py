@@ -82,7 +82,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
         "seed": _option(int, "Seed of the search, of the images drawn and of their order."),
     },
     JUDGED: {
-        "objective": _option(str, "drift, class_holdout, base_val, or oracle_test (which leaks)."),
+        "objective": _option(str, "drift, base_val, or oracle_test (which leaks)."),
         "goals": _option(TEXTS, "What to optimise: objective, base, new, seconds. Several: a Pareto front."),
         "at_least": _option(TEXTS, "figure=number that settings must reach, such as base=80."),
         "at_most": _option(TEXTS, "figure=number they must not pass, such as seconds=600."),
@@ -94,7 +94,6 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
     },
     ON: {
         "pretrained": _option(TEXT, "An open_clip tag, or a .pt or .safetensors file [openai]."),
-        "folds": _option(int, "Halves of the base classes to train on, 1 or, with class_holdout, 2."),
         "val_per_class": _option(int, "At most this many validation images per class."),
     },
     WHERE: {

@@ -32,7 +32,6 @@ class StudySpec(Search):
         trials: How many are to be run; more may be asked later.
         datasets: One setting is searched for all of them, scored by the mean (default: config's own).
         seeds_per_trial: Runs of every trial, with seeds counted up from config's (default 1).
-        folds: Ways to divide the base classes that every trial is run on (default 1).
         top: How many of the best settings are run again with fresh seeds, beside the released ones, before
             one is called best; 0 for none (default 3). top_seeds: How many fresh seeds (default 2).
         final_seeds: Of the last comparison on the test images.
@@ -50,7 +49,6 @@ class StudySpec(Search):
     final_seeds: tuple[int, ...]
     datasets: tuple[str, ...] = ()
     seeds_per_trial: int = 1
-    folds: int = 1
     top: int = 3
     top_seeds: int = 2
     matters: float | None = None
@@ -85,9 +83,6 @@ class StudySpec(Search):
         if not objective.searches:
             known = ", ".join(SEARCH_OBJECTIVES)
             raise UserError(f"the objective {self.objective} is not for searches: choose one of {known}")
-        if not 1 <= self.folds <= objective.folds:
-            known = "1" if objective.folds == 1 else f"from 1 to {objective.folds}"
-            raise UserError(f"--folds with {self.objective} must be {known}, found {self.folds}")
         if not objective.scores_new and "new" in {*self.goals, *(bound.figure for bound in self.bounds)}:
             what = "--goals new" if "new" in self.goals else "a bound on new"
             raise UserError(f"{what}: the objective {self.objective} scores no new classes")
@@ -139,7 +134,6 @@ class StudySpec(Search):
             "val_per_class": self.val_per_class,
             "datasets": " ".join(self.names),
             "seeds_per_trial": self.seeds_per_trial,
-            "folds": self.folds,
         }
         if self.bounds:
             flat["bounds"] = ", ".join(map(str, self.bounds))
@@ -172,17 +166,14 @@ class StudySpec(Search):
     def search_job(
         self, settings: dict[str, Any], seeds: tuple[int, ...], folder: str, terms: Terms, *, number: int = 0
     ) -> Job:
-        """Settings on the search's own objective: a run for each data set, seed and fold."""
-        keys = [
-            (dataset, seed, fold) for dataset in self.names for seed in seeds for fold in range(self.folds)
-        ]
+        """Settings on the search's own objective: a run for each data set and seed."""
+        keys = [(dataset, seed) for dataset in self.names for seed in seeds]
         legs = tuple(
             Leg(
                 self.configured(settings, dataset=dataset, seed=seed).model_dump(mode="json"),
-                f"{file_name(dataset)}-seed{seed}-fold{fold}" if len(keys) > 1 else "",
-                fold,
+                f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else "",
             )
-            for dataset, seed, fold in keys
+            for dataset, seed in keys
         )
         return Job(folder, legs, self.objective, settings, self.val_per_class, terms, number)
 

@@ -109,8 +109,7 @@ def foreign_to(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
     if len(names) < FEWEST:
         raise UserError(
             f"drift cannot be measured for {dataset.name}: of {len(vocabulary)} foreign names, {len(names)} "
-            f"share no word with its classes, and {FEWEST} are needed: choose the objective class_holdout or "
-            "base_val"
+            f"share no word with its classes, and {FEWEST} are needed: use --objective base_val"
         )
     return names
 

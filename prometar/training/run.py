@@ -88,7 +88,7 @@ def _loaded(config: BackboneConfig) -> Loaded:
     return Loaded(backbone_of(config), config.precision)
 
 
-_MOST_RUNS = 16  # of one trial (data sets, seeds, folds) whose data are kept in the process for the next one
+_MOST_RUNS = 16  # of one trial (data sets, seeds) whose data are kept in the process for the next one
 
 
 @lru_cache(maxsize=_MOST_RUNS)
@@ -135,7 +135,7 @@ def _data(config: Config) -> tuple[tuple[str, str | None, str, str], Dataset]:
     return key, _dataset(*key)
 
 
-def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: int = 0) -> Run:
+def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
     """Load (once a process) the data set and the backbone, and compose the method.
 
     Raises:
@@ -157,7 +157,6 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20, fold: 
         shots=config.data.shots,
         seed=config.train.seed,
         val_per_class=val_per_class,
-        fold=fold,
     )
 
     def model_of(names: Sequence[str], frozen: Tensor | None = None) -> Model:

@@ -122,7 +122,7 @@ def test_changed_files(
 OPTIONS: dict[str, list[str]] = {
     "search": [
         "--dataset", "--data-root", "--trials", "--epochs", "--space", "--objective", "--goals", "--method",
-        "--backbone", "--pretrained", "--set", "--study", "--seed", "--seeds-per-trial", "--folds", "--top",
+        "--backbone", "--pretrained", "--set", "--study", "--seed", "--seeds-per-trial", "--top",
         "--top-seeds", "--final-seeds", "--sampler", "--pruner", "--enqueue", "--warm-start", "--track",
         "--val-per-class", "--max-hours", "--trial-timeout", "--max-concurrent", "--cpus-per-trial",
         "--gpus-per-trial", "--lockstep",

@@ -176,7 +176,7 @@ def test_a_trial_has_a_run_for_each_data_set_and_seed() -> None:
         trials=2, datasets=("textures", "folder"), seeds_per_trial=2, final_seeds=(1, 2), top=1, top_seeds=1
     )
     assert [leg.name for leg in spec.search_job({}, (7,), "x", Terms()).legs] == [
-        {"dataset": name, "seed": 7, "fold": 0} for name in ("textures", "folder")
+        {"dataset": name, "seed": 7} for name in ("textures", "folder")
     ]
     assert len(spec.search_job({}, spec.seeds, "x", Terms()).legs) == 4
 

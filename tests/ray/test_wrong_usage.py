@@ -33,7 +33,6 @@ def fails(capsys: pytest.CaptureFixture[str], main: Main, args: list[str], *, st
 SEARCHES = [
     (["--final-seeds", "5000000000"], "--final-seeds must be different numbers from 0 to 2^32 - 1"),
     (["--goals", "base"], "--goals base: one goal alone is the objective"),
-    (["--objective", "base_val", "--folds", "2"], "--folds with base_val must be 1, found 2"),
     (["--dataset", "textures", "textures"], "--dataset names one twice"),
     (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml: no such file"),
     (["--warm-start", "nowhere"], "--warm-start nowhere holds no study"),
@@ -62,7 +61,7 @@ SEARCHES = [
     (["--set", "prompts.text_length=false"], "prompts.text_length: false is no number"),
     (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
-    (["--objective", "test"], "unknown objective 'test': choose one of drift, class_holdout, base_val"),
+    (["--objective", "test"], "unknown objective 'test': choose one of drift, base_val"),
     (["--space", "huge"], "unknown space 'huge': no such file, and known are augmentation, full"),
     (["--pruner", "best"], "unknown pruner 'best': choose one of hopeless, median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
@@ -186,7 +185,7 @@ PROMETAR = [
     (["train", "--method", "coop", "--set", "method=ivlp"], "--set method: --method gives it too"),
     (["train", "--set", "prompts.depth=3"], "unknown setting 'prompts.depth'"),
     (["train", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
-    (["train", "--objective", "test"], "class_holdout, base_val, oracle_test, final, all_classes, or"),
+    (["train", "--objective", "test"], "base_val, oracle_test, final, all_classes, or"),
     (["train", "--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only"),
     (["data", "prepare", "cells", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
     (["evaluate", "nowhere"], "nowhere holds no run"),
@@ -238,12 +237,6 @@ def test_a_missing_image(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (own_dtd / "dtd" / "images" / first).unlink()
     line = fails(capsys, search_main, [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")])
     assert first in line
-
-
-def test_too_few_classes(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = [*DTD, "--objective", "class_holdout", "--data-root", str(own_dtd), "--out", str(tmp_path / "out")]
-    line = fails(capsys, search_main, args)
-    assert "class_holdout needs at least 4 base classes, found 2" in line
 
 
 def test_a_broken_image_stops_the_training_and_is_named(

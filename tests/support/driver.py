@@ -56,7 +56,7 @@ def small_spec(
     given: dict[str, Any] = {
         "config": Config().override({"train.epochs": epochs, "train.seed": seed}),
         "space": parse_space("small", SPACE),
-        "objective": "class_holdout",
+        "objective": "drift",
         "seed": seed,
         "pruner": "none",
         "val_per_class": 20,

@@ -80,8 +80,8 @@ def description(**changes: Any) -> dict[str, Any]:
     asked = {
         "datasets": ["dtd"], "data_root": "data",
         "backbone": "ViT-B-16-quickgelu", "pretrained": "openai", "method": "prometar",
-        "objective": "class_holdout", "goals": ["objective"], "trials": 60, "epochs": 5, "shots": 16,
-        "seed": 7, "seeds": [0, 1], "folds": 1, "sampler": "tpe", "pruner": "median", "val_per_class": 20,
+        "objective": "drift", "goals": ["objective"], "trials": 60, "epochs": 5, "shots": 16,
+        "seed": 7, "seeds": [0, 1], "sampler": "tpe", "pruner": "median", "val_per_class": 20,
         "final_seeds": [1, 2, 3], "top": 3, "top_seeds": [1001, 1002], "max_hours": None, **changes,
     }  # fmt: skip
     asked |= {
@@ -146,7 +146,7 @@ def trial(number: int, state: str = "COMPLETE", **changes: Any) -> dict[str, Any
     noise = random.Random(1000 + number)
     epochs = {"COMPLETE": 5, "PRUNED": 2, "FAIL": 1}[state]
     runs = [
-        {"dataset": name, "seed": seed, "fold": 0, **figures(settings, noise, -6.0 * place)}
+        {"dataset": name, "seed": seed, **figures(settings, noise, -6.0 * place)}
         for place, name in enumerate(datasets)
         for seed in (0, 1)
     ]
@@ -218,7 +218,7 @@ def last_round(trials: Sequence[Mapping[str, Any]], *, datasets: Sequence[str] =
     rows = []
     for t in [*done[:3], *(t for t in trials if t["reference"] and t not in done[:3])]:
         runs: list[dict[str, Any]] = [
-            {"dataset": name, "seed": seed, "fold": 0,
+            {"dataset": name, "seed": seed,
              **figures(t["settings"], random.Random(seed + t["number"]), -6.0 * place), "seconds": 610.0,
              "cpus": 2.0, "gpus": 0.5}
             for place, name in enumerate(datasets) for seed in (1001, 1002)

@@ -56,8 +56,8 @@ def test_the_command_line_has_the_options_and_defaults_of_python() -> None:
     [
         ([], {}),
         (
-            ["--dataset", "cells", "flags", "--trials", "3", "--goals", "base", "new", "--folds", "1"],
-            {"dataset": ["cells", "flags"], "trials": 3, "goals": ("base", "new"), "folds": 1},
+            ["--dataset", "cells", "flags", "--trials", "3", "--goals", "base", "new"],
+            {"dataset": ["cells", "flags"], "trials": 3, "goals": ("base", "new")},
         ),
         (
             ["--final-seeds", "4 5", "--set", "optim.lr=0.01", "data.shots=2", "--gpus-per-trial", "0.5"],

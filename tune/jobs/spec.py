@@ -17,12 +17,10 @@ class Leg:
     Args:
         config: A complete configuration, `Config.model_dump(mode="json")`.
         folder: Where its state lies below the job's folder (default "": in the job's folder itself).
-        fold: Of the objective's classes (default 0).
     """
 
     config: dict[str, Any]
     folder: str = ""
-    fold: int = 0
 
     @property
     def name(self) -> dict[str, Any]:
@@ -30,7 +28,6 @@ class Leg:
         return {
             "dataset": self.config["data"]["name"],
             "seed": self.config["train"]["seed"],
-            "fold": self.fold,
         }
 
 
@@ -65,7 +62,7 @@ class Job:
 
     Args:
         run_dir: Absolute folder of the job.
-        legs: Its runs (data sets x seeds x folds); its figures are means over them.
+        legs: Its runs (data sets x seeds); its figures are means over them.
         objective: Their images and scores (`prometar.data.splits.objective`).
         settings: The searched settings alone, for messages.
         val_per_class: Most validation images a class that a search scores on (default 20).

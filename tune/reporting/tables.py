@@ -108,7 +108,7 @@ def round_rows(records: Records) -> list[RoundRow]:
 
 
 def _over_seeds(row: Reevaluated) -> str:
-    """The mean, with the standard deviation over seeds of their means over data sets and folds."""
+    """The mean, with the standard deviation over seeds of their means over data sets."""
     found = row.by_seed.values()
     most = max(map(len, found), default=0)  # a seed with a failed run has another mean
     means = [mean(values) for values in found if len(values) == most]

@@ -46,7 +46,7 @@ def track_record(records: Records) -> str:
     claimed = {
         "objective": "drift", "method": "prometar", "backbone": "mini", "sampler": "tpe",
         "pruner": "hopeless", "trials": 24, "epochs": 5, "shots": 16, "top": 3,
-        "goals": ("objective",), "bounds": (), "folds": 1, "max_hours": None, "val_per_class": 20,
+        "goals": ("objective",), "bounds": (), "max_hours": None, "val_per_class": 20,
     }  # fmt: skip
     alike = all(getattr(asked, key) == value for key, value in claimed.items())
     origins = [trial.origin for trial in records.trials]

@@ -204,7 +204,7 @@ def paired(ours: Iterable[Run], theirs: Iterable[Run]) -> dict[int, float]:
 
 
 def dataset_means(trial: TrialRecord) -> dict[str, float]:
-    """A trial's objective by data set, over its seeds and folds."""
+    """A trial's objective by data set, over its seeds."""
     groups: dict[str, list[float]] = {}
     for run in trial.runs:
         if run.objective is not None:

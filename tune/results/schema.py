@@ -75,7 +75,6 @@ class Run:
 
     dataset: str
     seed: int
-    fold: int = 0
     base: Figure | None = None
     new: Figure | None = None
     objective: Figure | None = None
@@ -100,7 +99,7 @@ def _once(key: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-Runs = Annotated[tuple[Run, ...], _once(lambda run: (run.dataset, run.seed, run.fold))]
+Runs = Annotated[tuple[Run, ...], _once(lambda run: (run.dataset, run.seed))]
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ class Reevaluated:
 
     @property
     def by_seed(self) -> dict[int, list[float]]:
-        """Objectives of its finished runs (data sets and folds) by seed, in the order of the seeds."""
+        """Objectives of its finished runs by seed, in the order of the seeds."""
         found: dict[int, list[float]] = {}
         for run in sorted(self.runs, key=lambda run: run.seed):
             if run.objective is not None:
@@ -366,7 +365,7 @@ class AskedFor:
 
     Args:
         leaks: Whether the objective reads the test images. score: What the objective is called.
-        seeds, folds: Of every trial. top_seeds: Fresh ones of the last round.
+        seeds: Of every trial. top_seeds: Fresh ones of the last round.
         max_hours: Of searching, as the last command allowed; None for no end.
         bounds: What settings must keep to be chosen.
     """
@@ -386,7 +385,6 @@ class AskedFor:
     shots: int
     seed: int
     seeds: tuple[int, ...]
-    folds: int
     sampler: str
     pruner: str
     val_per_class: int

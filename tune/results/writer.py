@@ -173,7 +173,6 @@ def _asked(spec: StudySpec, max_hours: float | None) -> AskedFor:
         shots=config.data.shots,
         seed=spec.seed,
         seeds=spec.seeds,
-        folds=spec.folds,
         sampler=spec.sampler,
         pruner=spec.pruner,
         val_per_class=spec.val_per_class,

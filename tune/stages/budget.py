@@ -81,7 +81,7 @@ class Budget:
 
 
 class Steps(NamedTuple):
-    """Steps of an epoch on a data set at most: of the search's runs with one seed (all folds), and of a final
+    """Steps of an epoch on a data set at most: of the search's runs with one seed, and of a final
     run; `released`: of the former with the released settings."""
 
     search: int
@@ -147,7 +147,7 @@ def _require_backbone(config: Config) -> None:
 
 
 def problems(spec: StudySpec, dataset: Dataset) -> tuple[list[Problem], Problem]:
-    """What the search trains on, by fold, and what the final test does.
+    """What the search trains on, and what the final test does.
 
     Raises:
         UserError: see `problem`.
@@ -159,7 +159,7 @@ def problems(spec: StudySpec, dataset: Dataset) -> tuple[list[Problem], Problem]
         seed=spec.config.train.seed,
         val_per_class=spec.val_per_class,
     )
-    return [drawn(spec.objective, fold=fold) for fold in range(spec.folds)], drawn("final")
+    return [drawn(spec.objective)], drawn("final")
 
 
 def steps_of(spec: StudySpec, searched: list[Problem], final: Problem) -> Steps:
@@ -207,4 +207,4 @@ def _fewer_finals(spec: StudySpec) -> str:
 
 
 def _runs_per_seed(spec: StudySpec) -> int:
-    return len(spec.names) * spec.folds
+    return len(spec.names)

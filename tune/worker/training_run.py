@@ -39,7 +39,7 @@ class LegRun:
                 require_shared(root / "study.yaml", name=root, otherwise=", or pass --files URL")
             with like_the_driver(job.terms.contents) as found:
                 found.update(contents_of(config) | code_of("tune"))
-        run = build_run(config, job.objective, val_per_class=job.val_per_class, fold=leg.fold)
+        run = build_run(config, job.objective, val_per_class=job.val_per_class)
         watch = Alignment(folder) if job.objective == FINAL else None
         stream = ray_stream(run, StreamOptions.in_bundle(self._plan.stream_cpus))
         self.session, self.note = Session.or_anew(run, folder, stream, watch)

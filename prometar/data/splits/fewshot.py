@@ -110,23 +110,3 @@ def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, .
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)
     return tuple(select(s, base) for s in splits), tuple(select(s, new) for s in splits)
-
-
-def class_holdout(*splits: Sequence[Item], fold: int = 0) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
-    """Pseudo-base and pseudo-new items inside the base classes, so that a search never sees the new ones.
-
-    Fold 0 takes the first ceil(n/2) labels of the first split as pseudo-base, fold 1 the others.
-
-    Raises:
-        UserError: fewer than four classes.
-    """
-    num_classes = len(labels_of(splits[0]))
-    if num_classes < MIN_HALVED:
-        raise UserError(
-            f"class_holdout needs at least {MIN_HALVED} base classes, found {num_classes}: "
-            "use --objective base_val"
-        )
-    if fold not in (0, 1):
-        raise UserError(f"class_holdout has folds 0 and 1, found {fold}")
-    first, others = base_new(*splits)
-    return (others, first) if fold else (first, others)

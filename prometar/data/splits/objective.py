@@ -1,9 +1,8 @@
-"""Objectives: which images a run learns from, and which it is scored on.
+"""Objectives: the images that a run is trained and scored on.
 
-A search must not read what it is judged by: `drift`, `class_holdout` and `base_val` use base-class images of
-the train and validation splits only. `oracle_test` reads it, to show what such a search would claim. `final`
-is the benchmark's own base-to-new protocol, run once after a search; `all_classes` trains and tests on every
-class.
+A search must not read the images that it is judged by. `drift` and `base_val` use base-class images of the
+train and validation splits only. `oracle_test` reads the test split, to show the bias of such a search.
+`final` is the base-to-new protocol, run once after a search. `all_classes` trains and tests on every class.
 """
 
 import math
@@ -18,7 +17,6 @@ from prometar.data.splits.fewshot import (
     base_labels,
     base_new,
     by_label,
-    class_holdout,
     draw,
     labels_of,
     select,
@@ -81,12 +79,6 @@ def _at_most(items: Sequence[Item], per_class: int) -> Items:
     return tuple(item for item in items if item in kept)
 
 
-def _class_holdout(dataset: Dataset, shots: int, seed: int, per_class: int, fold: int = 0) -> Problem:
-    train, val, note = _search_images(dataset, shots, seed, per_class)
-    (train_seen, val_seen), (_, val_unseen) = class_holdout(train, val, fold=fold)
-    return Problem(train_seen, {"base": val_seen, "new": val_unseen}, every_epoch=True, note=note)
-
-
 def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, val, note = _search_images(dataset, shots, seed, per_class)
     return Problem(train, {"base": val}, every_epoch=True, note=note)
@@ -127,8 +119,8 @@ class Objective:
     """How runs are scored.
 
     Args:
-        problem: Images of (dataset, shots, seed, val_per_class), and `fold` where there are several.
-        searches: Whether a search may use it. folds: How many ways it can divide its classes.
+        problem: Images of (dataset, shots, seed, val_per_class).
+        searches: Whether a search may use it.
         leaks: Whether it reads the test images. predicts: Whether it says what new classes would be, from
             none of their images. scores_new: Whether new classes are scored apart.
         figure: One number of the accuracies in percent by set; more is better.
@@ -137,7 +129,6 @@ class Objective:
 
     problem: Callable[..., Problem]
     searches: bool = False
-    folds: int = 1
     leaks: bool = False
     predicts: bool = False
     scores_new: bool = True
@@ -147,7 +138,6 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "drift": Objective(_drift, searches=True, predicts=True),
-    "class_holdout": Objective(_class_holdout, searches=True, folds=2),
     "base_val": Objective(_base_val, searches=True, scores_new=False, title="base accuracy"),
     "oracle_test": Objective(_oracle_test, searches=True, leaks=True),
     "final": Objective(_final),
@@ -160,7 +150,7 @@ SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if obje
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """An objective by name, or the user's own, `package.module:Name`.
 
-    A function of accuracies by set to one number is scored on the images of `class_holdout`.
+    A function of accuracies by set to one number is scored on the images of `drift`.
 
     Args:
         known: Those that an unknown name's message lists (default: all).
@@ -171,12 +161,10 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
         return OBJECTIVES[name]
     found = own_part("objective", name, known)
     if isinstance(found, Objective):
-        if type(found.folds) is not int or found.folds < 1:
-            raise UserError(f"{name}: folds must be a whole number, 1 at least, found {found.folds!r:.60}")
         return found
     if not callable(found):
         raise UserError(f"{name} is no objective: it cannot be called (docs/extending.md)")
-    objective = replace(OBJECTIVES["class_holdout"], figure=found, title=name)
+    objective = replace(OBJECTIVES["drift"], figure=found, title=name)
     _figure(objective, name, {"base": 80.0, "new": 60.0})
     return objective
 
@@ -203,23 +191,18 @@ def own_objective(name: str) -> list[str]:
     return own_reference("objective", name, OBJECTIVES)
 
 
-def problem(
-    name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20, fold: int = 0
-) -> Problem:
+def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20) -> Problem:
     """What the objective `name` trains and scores on.
 
     Args:
         shots: Training images a class. seed: Of the few-shot draw.
         val_per_class: Most validation images a class that a search's score is taken on.
-        fold: Which half of the base classes `class_holdout` trains on (default 0).
     Raises:
-        UserError: unknown objective or fold, no validation split, too few classes, or a class without images.
+        UserError: unknown objective, no validation split, too few classes, or a class without images.
     """
     objective = objective_of(name)
-    if not 0 <= fold < objective.folds:
-        raise UserError(f"{name} has {objective.folds} folds, found fold {fold}")
     with failing(name):
-        found = objective.problem(dataset, shots, seed, val_per_class, **({"fold": fold} if fold else {}))
+        found = objective.problem(dataset, shots, seed, val_per_class)
     if not isinstance(found, Problem):
         raise UserError(f"{name} must return a Problem, found {type(found).__name__} (docs/extending.md)")
     _require_scores(name, objective, found)

@@ -47,7 +47,7 @@ def run(memory: Memory, asked: Asked, *, failing: bool = False) -> None:
         result: dict[str, Any] = {
             "epoch": epoch, "objective": value, "base": value + 1, "new": value - 1, "seconds": 2.0 * epoch,
             "finished": epoch == EPOCHS, "cpus": 1.0, "gpus": 0.0,
-            "runs": [{"dataset": "textures", "seed": 3, "fold": 0, "objective": value}],
+            "runs": [{"dataset": "textures", "seed": 3, "objective": value}],
         }  # fmt: skip
         if failing:
             memory.fail(asked.number, "its worker was killed")

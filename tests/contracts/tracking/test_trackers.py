@@ -33,7 +33,7 @@ def ended(number: int, state: State, objectives: list[float], **last: float) -> 
 def tune_trial(tune_id: str) -> Any:
     """One of Tune's: its worker trains the study's trials of these numbers."""
     legs = (Leg({}),)
-    jobs = [Job("/run", legs, "class_holdout", SETTINGS, number=int(each)) for each in tune_id.split()]
+    jobs = [Job("/run", legs, "drift", SETTINGS, number=int(each)) for each in tune_id.split()]
     return SimpleNamespace(trial_id=tune_id, config={"jobs": jobs})
 
 

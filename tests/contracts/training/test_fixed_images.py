@@ -41,7 +41,7 @@ TEXT_ALONE: dict[str, dict[str, Any]] = {
 }
 
 
-def small_run(name: str, objective: str = "class_holdout", **more: Any) -> Run:
+def small_run(name: str, objective: str = "drift", **more: Any) -> Run:
     config = Config(method=name.split()[0])
     small = {**BACKBONE, "backbone.precision": "fp64", "train.epochs": 2, "data.shots": 3}
     return build_run(

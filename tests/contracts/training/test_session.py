@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def small_run(method: str = "prometar", objective: str = "class_holdout", **values: Any) -> Run:
+def small_run(method: str = "prometar", objective: str = "drift", **values: Any) -> Run:
     dotted = {key.replace("__", "."): value for key, value in values.items()}
     return build_run(Config(method=method).override({**SMALL, **dotted}), objective, val_per_class=1)
 
@@ -129,7 +129,7 @@ def count_opened(run: Run, opened: list[str]) -> Stream:
 def test_a_search_never_opens_a_test_image_or_a_new_class(tmp_path: Path) -> None:
     names = small_run(objective="final").dataset.classnames
     base = set(names[: (len(names) + 1) // 2])
-    for objective in ("class_holdout", "base_val"):
+    for objective in ("drift", "base_val"):
         opened: list[str] = []
         run = small_run(objective=objective, train__epochs=1)
         train(Session(run, tmp_path / objective, count_opened(run, opened)))
@@ -215,7 +215,7 @@ def test_a_stream_that_starts_slowly_costs_the_first_run_nothing(
 
 
 def test_unknown_objectives_are_named() -> None:
-    with pytest.raises(UserError, match="unknown objective 'x': choose one of drift, class_holdout"):
+    with pytest.raises(UserError, match="unknown objective 'x': choose one of drift, base_val"):
         small_run(objective="x")
 
 
@@ -316,7 +316,7 @@ def test_a_checkpoint_is_checked_where_it_enters(kind: str, tmp_path: Path) -> N
 
 def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     """All of them NaN, the first class would be the most likely one."""
-    run = small_run()
+    run = small_run(objective="base_val")
     session = Session(run, tmp_path, local(run))
     scale = replace(run.backbone.clip, logit_scale=torch.tensor(torch.inf))
     models = {name: replace(e, model=replace(e.model, clip=scale)) for name, e in run.evaluations.items()}

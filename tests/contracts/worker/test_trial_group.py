@@ -40,7 +40,7 @@ def jobs(folder: Path, *settings: dict[str, Any]) -> list[Job]:
         Job(
             str(folder / f"{k:04d}"),
             (Leg(Config().override({**BASE, **each}).model_dump(mode="json")),),
-            "class_holdout",
+            "drift",
             each,
             val_per_class=2,
         )
@@ -197,17 +197,17 @@ def test_images_that_cannot_be_read_fail_all_who_need_them(
 
 
 def test_a_worker_gets_what_its_driver_has_handed_out(tmp_path: Path) -> None:
-    mine = [*jobs(tmp_path, {}, GENTLE), of_runs(tmp_path, {"train.seed": 5}, fold=1)]
+    mine = [*jobs(tmp_path, {}, GENTLE), of_runs(tmp_path, {"train.seed": 5})]
     assert pickle.loads(pickle.dumps({"jobs": mine})) == {"jobs": mine}
 
 
-def of_runs(folder: Path, *changes: dict[str, Any], fold: int = 0) -> Job:
+def of_runs(folder: Path, *changes: dict[str, Any]) -> Job:
     """A job of several runs."""
     legs = tuple(
-        Leg(Config().override({**BASE, **each}).model_dump(mode="json"), f"run{k}", fold)
+        Leg(Config().override({**BASE, **each}).model_dump(mode="json"), f"run{k}")
         for k, each in enumerate(changes)
     )
-    return Job(str(folder / "several"), legs, "class_holdout", {}, 2, Terms(ResourcePlan(1, 2.0, 0.5), 60.0))
+    return Job(str(folder / "several"), legs, "drift", {}, 2, Terms(ResourcePlan(1, 2.0, 0.5), 60.0))
 
 
 def test_figures_of_several_runs_are_their_means(tmp_path: Path) -> None:
@@ -220,18 +220,11 @@ def test_figures_of_several_runs_are_their_means(tmp_path: Path) -> None:
     for mine, a, b in zip(told, one, other, strict=True):
         for key in ("objective", "base", "new", "loss"):
             assert mine[key] == pytest.approx((a[key] + b[key]) / 2, abs=1e-9)
-        assert [(r["dataset"], r["seed"], r["fold"]) for r in mine["runs"]] == [
-            ("textures", 0, 0), ("textures", 1, 0)
+        assert [(r["dataset"], r["seed"]) for r in mine["runs"]] == [
+            ("textures", 0), ("textures", 1)
         ]  # fmt: skip
         assert [r["objective"] for r in mine["runs"]] == [a["objective"], b["objective"]]
     assert all((tmp_path / "several" / f"run{k}" / "result.json").exists() for k in (0, 1))
-
-
-def test_folds_train_on_different_classes(tmp_path: Path) -> None:
-    (first,) = jobs(tmp_path, {})
-    second = of_runs(tmp_path, {}, fold=1)
-    a, b = (LegRun(job, job.legs[0]).session.run.plan.items for job in (first, second))
-    assert {item.classname for item in a}.isdisjoint({item.classname for item in b})
 
 
 def test_runs_whose_state_is_ahead_wait_for_the_others(tmp_path: Path) -> None:

@@ -36,14 +36,14 @@ SMALL: dict[str, Any] = {
 }
 
 
-def session(folder: Path, precision: str, objective: str = "class_holdout", **data: str) -> Session:
+def session(folder: Path, precision: str, objective: str = "drift", **data: str) -> Session:
     where = {f"data.{key}": value for key, value in data.items()}
     config = Config().override({**SMALL, **where, "backbone.precision": precision})
     run = build_run(config, objective, val_per_class=1)
     return Session(run, folder, lambda plan, step: stream_local(plan, run.dataset.source, start_step=step))
 
 
-def train(folder: Path, precision: str, objective: str = "class_holdout", **data: str) -> Session:
+def train(folder: Path, precision: str, objective: str = "drift", **data: str) -> Session:
     whole = session(folder, precision, objective, **data)
     while not whole.finished:
         whole.epoch()

@@ -49,7 +49,7 @@ def job_in(folder: Path) -> MakeJob:
     def job(asked: Asked) -> Job:
         (folder / str(asked.number)).mkdir()
         own = str(folder / str(asked.number))
-        return Job(own, (Leg({}),), "class_holdout", asked.settings, number=asked.number)
+        return Job(own, (Leg({}),), "drift", asked.settings, number=asked.number)
 
     return job
 

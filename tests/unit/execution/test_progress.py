@@ -19,7 +19,7 @@ def trial(number: int, state: State, curve: list[float], lr: float = 1.0, **chan
 
 def tune_trial(number: int) -> Any:
     """One of Tune's, whose worker trains the study's trial of this number."""
-    return SimpleNamespace(config={"jobs": [Job("/run", (Leg({}),), "class_holdout", number=number)]})
+    return SimpleNamespace(config={"jobs": [Job("/run", (Leg({}),), "drift", number=number)]})
 
 
 class Study:

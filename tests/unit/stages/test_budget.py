@@ -19,8 +19,7 @@ from tune.study_spec import StudySpec
 def steps_of(job: Job) -> int:
     """Of an epoch of all its runs, as they are trained."""
     return sum(
-        build_run(Config.model_validate(leg.config), job.objective, fold=leg.fold).plan.steps_per_epoch
-        for leg in job.legs
+        build_run(Config.model_validate(leg.config), job.objective).plan.steps_per_epoch for leg in job.legs
     )
 
 
@@ -53,14 +52,6 @@ def test_it_counts_what_is_trained(spec: StudySpec) -> None:
     )  # fmt: skip
     assert found.total.runs == 16 + 18 + 8
     assert "4 where the released settings are kept" in str(found)
-
-
-def test_folds_are_counted_with_their_own_classes() -> None:
-    config = Config().override({"data.name": "leaves", "train.epochs": 1})
-    one, both = (small_spec(config=config, folds=folds, top=0, final_seeds=(1,)) for folds in (1, 2))
-    assert planned(both).search.runs == 2 * planned(one).search.runs
-    trial = both.search_job(both.reference(), both.seeds, "", Terms())
-    assert planned(both).steps_per_epoch == steps_of(trial)
 
 
 def test_a_test_that_ends_when_it_is_decided() -> None:

@@ -169,7 +169,7 @@ def test_what_other_studies_promise_is_known_before(spec: StudySpec) -> None:
     assert without[1].expected < (other.expected or 0.0)
 
 
-@pytest.mark.parametrize(("objective", "dataset"), [("class_holdout", "other"), ("drift", "dtd")])
+@pytest.mark.parametrize(("objective", "dataset"), [("base_val", "other"), ("drift", "dtd")])
 def test_studies_of_another_objective_or_of_the_same_images_are_not_weighed(
     spec: StudySpec, objective: str, dataset: str
 ) -> None:

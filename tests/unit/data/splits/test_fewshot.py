@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.splits.fewshot import base_new, class_holdout, draw, labels_of, select, val_of_train
+from prometar.data.splits.fewshot import base_new, draw, labels_of, select, val_of_train
 from prometar.errors import UserError
 
 
@@ -114,20 +114,6 @@ def test_base_new_halves_the_sorted_labels_of_the_first_split() -> None:
 def test_base_is_the_larger_half() -> None:
     base, new = base_new(_items([0, 1, 2, 3, 4]))
     assert (labels_of(base[0]), labels_of(new[0])) == ((0, 1, 2), (0, 1))
-
-
-def test_class_holdout_parts_are_disjoint_and_folds_swap_them() -> None:
-    items = _items([0, 1, 2, 3, 4] * 2)
-    (seen,), (unseen,) = class_holdout(items)
-    assert {i.classname for i in seen} == {"class 0", "class 1", "class 2"}
-    assert {i.classname for i in unseen} == {"class 3", "class 4"}
-    assert labels_of(seen) == (0, 1, 2)
-    assert class_holdout(items, fold=1) == ((unseen,), (seen,))
-
-
-def test_class_holdout_needs_two_classes_a_half() -> None:
-    with pytest.raises(UserError, match="at least 4 base classes, found 3"):
-        class_holdout(_items([0, 1, 2]))
 
 
 def test_select_relabels_and_keeps_the_order() -> None:

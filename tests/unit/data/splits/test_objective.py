@@ -33,7 +33,6 @@ ends = Objective(partial(made, every_epoch=False), searches=True)
 blind = Objective(partial(made, evaluations={}), searches=True)
 baseless = Objective(partial(made, evaluations={"val": ()}, predicts_new=True), searches=True)
 newless = Objective(made, searches=True, figure=lambda accuracies: accuracies["new"])
-folded = Objective(made, searches=True, folds="2")
 right = Objective(made, searches=True)
 """
 
@@ -92,7 +91,6 @@ def dataset(**without: str) -> Dataset:
         ("blind", r"its Problem needs evaluations, found \[\]"),
         ("baseless", r"its Problem needs 'base' among its evaluations, found \['val'\]"),
         ("newless", "fails: KeyError: 'new'"),
-        ("folded", "folds must be a whole number, 1 at least, found '2'"),
     ],
 )
 def test_what_no_trial_could_be_scored_with_is_told_first(name: str, said: str) -> None:
@@ -110,7 +108,6 @@ def test_what_no_trial_could_be_scored_with_is_told_first(name: str, said: str) 
         ("all_classes", "train", "bee"),
         ("drift", "val", "cat"),
         ("base_val", "val", "ant"),
-        ("class_holdout", "val", "cat"),
     ],
 )
 def test_a_class_without_images_is_named(objective: str, split: str, name: str) -> None:
