@@ -21,7 +21,7 @@ from prometar.distributed.local_ray import start_ray
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier, require_prompts
-from prometar.inference.prompt_file import require_prompts_target, write_prompts
+from prometar.inference.prompt_file import Card, require_prompts_target, write_prompts
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts
@@ -153,9 +153,7 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
     state = checkpoint.state.to(backbone.clip.device)
     prompts = build_prompts(config)
     require_prompts(folder / "checkpoint.safetensors", backbone.clip, prompts, state.tested)
-    return Classifier(
-        backbone, prompts, state.tested, config, result.classnames, result.template, result.described()
-    )
+    return Classifier(backbone, prompts, state.tested, config, result.classnames, result.template)
 
 
 def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOptions | None = None) -> float:
@@ -182,40 +180,32 @@ def evaluate_run_on(folder: Path, name: str, root: str | None, *, trust_parts: b
 
 
 def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
-    """Write a finished run's prompts and their card; returns the path of the readable card beside them.
+    """Write a finished run's prompts and their card. Returns the path of the readable card.
 
     Raises:
-        UserError: no finished run, another suffix than .safetensors, or a file that is there and no export.
-        WorkError: nothing can be written.
+        UserError: no finished run, another suffix than .safetensors, or a file that exists.
+        WorkError: the folder is not writable.
     """
     require_prompts_target(to)
-    classifier = trained(folder, trust_parts=trust_parts)
-    return write_prompts(to, classifier.leaves, _card(classifier))
-
-
-def _card(classifier: Classifier) -> dict[str, Any]:
-    """What an exported file says of a run: `classifier` as `trained` makes it."""
-    config, known = classifier.config, classifier.card
-    name, pretrained = config.backbone.name, config.backbone.pretrained
-    digest = weights_digest(load_clip(name, pretrained))
-    from_file = pretrained is not None and os.path.isfile(pretrained)
-    if from_file:
-        pretrained = Path(str(pretrained)).name  # a card holds no folders of this machine
-    data = config.data.name
-    shared = config.override({"data.root": None, "data.name": data, "backbone.pretrained": pretrained})
-    return {
-        "method": config.method,
-        "config": shared.model_dump(mode="json"),
-        "data": {"name": data, "objective": known["objective"], "shots": config.data.shots,
-                 "seed": config.train.seed},
-        "classnames": list(classifier.classnames),
-        "template": classifier.template,
-        "backbone": {"name": name, "pretrained": pretrained, "file": from_file, "digest": digest},
-        "figures": known["accuracies"],
-        "images": known["images"],
-        "versions": known["environment"],
-        **({"code": known["code"]} if "code" in known else {}),
-    }  # fmt: skip
+    classifier, result = trained(folder, trust_parts=trust_parts), read_result(folder)
+    backbone = classifier.config.backbone
+    local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
+    shared: dict[str, Any] = {"data.root": None}
+    if local:
+        shared["backbone.pretrained"] = Path(str(backbone.pretrained)).name
+    card = Card(
+        config=classifier.config.override(shared),
+        objective=result.objective,
+        classnames=result.classnames,
+        template=result.template,
+        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),
+        weights_file=local,
+        accuracies=result.accuracies,
+        images=result.images,
+        environment=result.environment,
+        code=result.code,
+    )
+    return write_prompts(to, classifier.leaves, card)
 
 
 def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, RunResult]:

@@ -28,8 +28,7 @@ from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
 from prometar.errors import UserError
 from prometar.io.files import size_of
-from prometar.io.hub import fetching
-from prometar.logs import unlogged
+from prometar.io.hub import fetching, unlogged
 
 
 def _open_clip() -> Any:

@@ -1,4 +1,4 @@
-"""`prometar push`: a prompt file on the Hugging Face hub."""
+"""`prometar push`: a prompt file on the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,17 +8,10 @@ import typer
 
 def push(
     prompts: Annotated[Path, typer.Argument(help="FILE.safetensors that `prometar export` wrote.")],
-    name: Annotated[str, typer.Argument(help="owner/name of the repository; it is made if it is missing.")],
-    public: Annotated[
-        bool, typer.Option("--public", help="Anybody may read it; otherwise it is private.")
-    ] = False,
-    license: Annotated[str, typer.Option(help="The licence's identifier in the hub's list.")] = "unknown",
+    repository: Annotated[str, typer.Argument(help="owner/name. It is created if it does not exist.")],
+    public: Annotated[bool, typer.Option("--public", help="Create a public repository [private].")] = False,
 ) -> None:
-    """Put a prompt file and its card on the Hugging Face hub.
+    """Upload a prompt file and its card to the Hugging Face Hub for `load("hf://owner/name")`."""
+    from prometar.inference import hub
 
-    `load("hf://owner/name")` reads it from there.
-    """
-    from prometar.inference.hub import PromptRepo
-    from prometar.inference.publish import publish
-
-    print(f"written: {publish(prompts, PromptRepo.parse(name), public=public, license=license)}")
+    print(f"written: {hub.push(prompts, repository, public=public)}")

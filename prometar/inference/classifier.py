@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +16,15 @@ from prometar.backbone.clip import Clip
 from prometar.backbone.expected_tensors import all_finite
 from prometar.backbone.openclip import Backbone, load_clip, ready
 from prometar.backbone.weights_digest import weights_digest
-from prometar.config.settings import Config, parse
+from prometar.config.settings import Config
 from prometar.data.datasets.dataset import as_read, flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, named_device, send
 from prometar.errors import UserError, first_line
-from prometar.inference.hub import PromptRepo
-from prometar.inference.hub import fetch as fetch_prompts
-from prometar.inference.prompt_file import read_prompts
+from prometar.inference import hub
+from prometar.inference.prompt_file import Card, read_prompts
 from prometar.io.files import read_bytes
-from prometar.io.hub import SCHEME
 from prometar.methods.composition import build_prompts
 from prometar.methods.prompts import Prompts
 from prometar.parts.identity import require_same
@@ -60,7 +58,7 @@ class Classifier:
         prompts: Which prompts there are. leaves: The trained ones.
         config: The run's settings. classnames: What it was trained on.
         template: Text of a class where the method learns no text context ("a photo of a {}.").
-        card: What is known about the prompts (see `prometar export`).
+        card: Description of exported prompts.
     """
 
     backbone: Backbone
@@ -69,7 +67,7 @@ class Classifier:
     config: Config
     classnames: tuple[str, ...]
     template: str
-    card: Mapping[str, Any]
+    card: Card | None = None
 
     def __repr__(self) -> str:
         """One line: all its tensors are thousands, in a notebook too."""
@@ -82,23 +80,6 @@ class Classifier:
             classnames, self.prompts, init=self.config.prompts.init, template=template or self.template
         )
         return build_model(self.backbone.clip, self.prompts, self.backbone.tokenize(texts))
-
-    @torch.no_grad()
-    def text_features(self, classnames: Sequence[str] | None = None) -> NDArray[np.float32]:
-        """Normalised text features (C, E): what a program with `--classes-as-input` takes beside images.
-
-        Args:
-            classnames: Other classes than those of the training (default: those).
-        Raises:
-            UserError: no, repeated or blank class names; each image has its own text features.
-        """
-        if self.prompts.conditional:
-            raise UserError(
-                f"the prompts of {self.config.method} see each image: classes have no features alone"
-            )
-        model = self.model(self.classnames if classnames is None else _names(classnames))
-        found = model.text_features(self.prompts.tokens(dict(self.leaves)))
-        return fetch(found).float().numpy()
 
     def predict(
         self,
@@ -146,42 +127,43 @@ def load(
     device: str | None = None,
     trust_parts: bool = False,
 ) -> Classifier:
-    """A classifier from a file that `prometar export` wrote, or `prometar push` put on the Hugging Face hub.
+    """Load a classifier from a file of `prometar export`, or from the Hugging Face Hub.
 
     Args:
-        path: The file, or hf://owner/name, of which @revision may follow (a branch, a tag, a commit).
-        pretrained: The backbone's weights, where they came from a local file (default: as in the card).
-        device: Such as "cpu" or "cuda" (default: a GPU where there is one).
-        trust_parts: Whether modules that the file names may be imported (default: they are refused).
+        path: The file, or hf://owner/name, optionally with @revision (a branch, a tag or a commit).
+        pretrained: Weights of the backbone (default: as in the card). Required if they are a local file.
+        device: Such as "cpu" or "cuda" (default: a GPU if there is one).
+        trust_parts: Import modules that the file names (default: such files are rejected).
     Raises:
-        UserError: the file is no export, or not there; the backbone's weights are missing or others than it
-            was trained with; it names a module that is not trusted, or one that has changed; there is no such
-            device.
-        WorkError: no network, for a name on the hub that is not in the local cache.
+        UserError: the file is missing or not an export, the weights are missing or differ from those of the
+            training, a module is not trusted or has changed, or the device does not exist.
+        WorkError: the Hub does not provide the file.
     """
     there = default_device() if device is None else named_device(device)
-    on_hub = isinstance(path, str) and path.startswith(SCHEME)
-    path = fetch_prompts(PromptRepo.parse(str(path))) if on_hub else Path(path)
+    path = hub.download(path) if isinstance(path, str) and path.startswith(hub.SCHEME) else Path(path)
     leaves, card = read_prompts(path)
-    config = parse(card["config"], where=f"{path}: its card").refuse_own(str(path), trusted=trust_parts)
-    require_same(str(path), filter(None, [config.prompts.reference]), card.get("code"))
-    given = pretrained or config.backbone.pretrained
-    if pretrained is None and card["backbone"].get("file"):
-        raise UserError(f"{path} was trained with the weights file {given}: pass it as pretrained=FILE")
-    if pretrained is None and given is not None and (Path(given).suffix or Path(given).name != given):
-        raise UserError(f"{path}: its card names a file of weights: pass yours as pretrained=FILE")
-    clip = load_clip(config.backbone.name, given)
-    if weights_digest(clip) != card["backbone"]["digest"]:
+    config = card.config.refuse_own(str(path), trusted=trust_parts)
+    require_same(str(path), filter(None, [config.prompts.reference]), card.code)
+    name, known = config.backbone.name, config.backbone.pretrained
+    if pretrained is None and (card.weights_file or (known is not None and _is_path(known))):
+        raise UserError(f"{path} needs a file of weights: pass it as pretrained=FILE.")
+    clip = load_clip(name, pretrained or known)
+    if weights_digest(clip) != card.digest:
         raise UserError(
-            f"{path} was trained with other weights of {config.backbone.name} than {given or 'its own'}: "
-            "the digests differ"
+            f"{path} was trained with other weights of {name} than {pretrained or known or 'mini'}. "
+            "Pass the original ones as pretrained=FILE."
         )
     clip = clip.folded().to(device=there, dtype=DTYPES[config.backbone.precision])
-    backbone = ready(config.backbone.name, given, clip)
     prompts = build_prompts(config)
     require_prompts(path, clip, prompts, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
-    return Classifier(backbone, prompts, leaves, config, tuple(card["classnames"]), card["template"], card)
+    backbone = ready(name, pretrained or known, clip)
+    return Classifier(backbone, prompts, leaves, config, card.classnames, card.template, card)
+
+
+def _is_path(pretrained: str) -> bool:
+    path = Path(pretrained)
+    return bool(path.suffix) or path.name != pretrained
 
 
 def require_prompts(path: Path, clip: Clip, prompts: Prompts, leaves: Mapping[str, Tensor]) -> None:
@@ -198,11 +180,6 @@ def require_prompts(path: Path, clip: Clip, prompts: Prompts, leaves: Mapping[st
         raise UserError(
             f"{path}: {odd[0]} is {found.get(odd[0], 'missing')}, the method has {wanted.get(odd[0], 'none')}"
         )
-    require_finite(path, leaves)
-
-
-def require_finite(path: Path, leaves: Mapping[str, Tensor]) -> None:
-    """Raises a UserError where the leaves of the file at `path` are not finite numbers."""
     for name, leaf in leaves.items():
         if not leaf.is_floating_point() or not all_finite(leaf):
             raise UserError(f"{path}: the prompts {name} are not finite numbers: train and export them again")

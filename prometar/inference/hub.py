@@ -1,93 +1,45 @@
-"""Prompt files on the Hugging Face hub: `hf://owner/name` or `hf://owner/name@revision`.
+"""Prompt files on the Hugging Face Hub: `hf://owner/name` or `hf://owner/name@revision`."""
 
-A repository holds prompts.safetensors and a README.md made of its card; nothing else is read or written.
-"""
-
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from prometar.errors import UserError, WorkError
-from prometar.io.hub import SCHEME, TIMEOUT_SECONDS, asking, client, require_repo
+from prometar.errors import WorkError, first_line
+from prometar.inference.prompt_file import read_prompts
+from prometar.io.hub import fetching
 
+SCHEME = "hf://"
 FILE = "prompts.safetensors"
-_MOST_BYTES = 2**30  # prompts of the largest models have some hundred megabytes
-_REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
+_ADVICE = "check the name, the network and `hf auth login`"
 
 
-@dataclass(frozen=True)
-class PromptRepo:
-    """A repository, and a branch, tag or commit of it (None: the newest)."""
-
-    repo: str
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return f"{SCHEME}{self.repo}" + (f"@{self.revision}" if self.revision else "")
-
-    @classmethod
-    def parse(cls, text: str) -> "PromptRepo":
-        """
-        Raises:
-            UserError: not owner/name or owner/name@revision, with or without hf:// before it.
-
-        Example:
-            >>> PromptRepo.parse("hf://me/prompts@v1")
-            PromptRepo(repo='me/prompts', revision='v1')
-        """
-        repo, at, revision = text.removeprefix(SCHEME).partition("@")
-        require_repo(repo, text)
-        if at and not (_REVISION.fullmatch(revision) and ".." not in revision):
-            raise UserError(f"'{text}' is no name on the hub: a revision is a branch, a tag or a commit")
-        return cls(repo, revision or None)
-
-
-def fetch(name: PromptRepo) -> Path:
-    """The prompt file of a repository, from the local cache where it is the newest; unread.
+def download(name: str) -> Path:
+    """Return the path of a repository's prompt file in the local cache.
 
     Raises:
-        UserError: no such repository, revision or file, or none that the token may read.
-        WorkError: no network, or a file larger than 1 GiB.
+        WorkError: the Hub does not provide it.
     """
-    with asking(f"{name}", FILE):
-        size = client().hf_hub_download(name.repo, FILE, revision=name.revision, dry_run=True).file_size
-        if size is None or size > _MOST_BYTES:
-            raise WorkError(
-                f"{name}: {FILE} has {size or 'an unknown number of'} bytes, no prompts have so many"
-            )
-        return Path(client().hf_hub_download(name.repo, FILE, revision=name.revision))
+    from huggingface_hub import hf_hub_download  # slow to import
+
+    repository, _, revision = name.removeprefix(SCHEME).partition("@")
+    with fetching(name, _ADVICE):
+        return Path(hf_hub_download(repository, FILE, revision=revision or None))
 
 
-def push(name: PromptRepo, prompts: bytes, readme: str, *, public: bool = False) -> str:
-    """Write a prompt file and its README as one commit; the repository is made if it is missing.
+def push(path: Path, repository: str, *, public: bool = False) -> str:
+    """Upload a prompt file and its card as one commit. Returns the address of the repository.
 
-    Args:
-        public: Whether everybody may read it (default: it is private).
-    Returns: the repository's address.
+    A new repository is private unless `public`. An existing one keeps its visibility.
+
     Raises:
-        UserError: no token, or one that may not write there; a repository that holds something else, or is
-            public where it should be private, or the other way round: its visibility is never changed.
-        WorkError: no network.
+        UserError: the file is not a prompt file. WorkError: the Hub refuses the upload.
     """
-    from huggingface_hub import CommitOperationAdd, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi
 
-    with asking(f"{name}"):
-        if get_token() is None:
-            raise UserError(
-                f"there is no token to write {name} with: run `hf auth login`, or set HF_TOKEN to one"
-            )
-        api = client()
-        address = api.create_repo(name.repo, private=not public, exist_ok=True)
-        found = api.model_info(name.repo, timeout=TIMEOUT_SECONDS)
-        if bool(found.private) == public:
-            kind, option = ("private", "leave --public out") if public else ("public", "pass --public")
-            raise UserError(f"{name} is there already and is {kind}: {option}, or take another name")
-        there = {file.rfilename for file in found.siblings or ()} - {".gitattributes"}
-        if there and FILE not in there:
-            raise UserError(
-                f"{name} is there already and holds no prompts, but {min(there)}: take another name"
-            )
-        files = {FILE: prompts, "README.md": readme.encode("utf-8", "backslashreplace")}
-        added = [CommitOperationAdd(path, content) for path, content in files.items()]
-        api.create_commit(name.repo, added, commit_message="Prompts and their card")
+    _, card = read_prompts(path)
+    files = {FILE: path.read_bytes(), "card.json": card.model_dump_json(indent=1).encode()}
+    try:
+        address = HfApi().create_repo(repository, private=not public, exist_ok=True)
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        HfApi().create_commit(repository, added, commit_message="Prompts and card")
+    except Exception as error:  # the client raises errors of several libraries
+        raise WorkError(f"cannot upload to {repository} ({first_line(error)}): {_ADVICE}") from None
     return str(address)

@@ -1,90 +1,104 @@
-"""Exported prompts: a safetensors file of the leaves, with a JSON card that says what they belong to.
+"""Prompt files: the learned tensors as safetensors, with a JSON card that describes them.
 
-The card stands in the file's metadata and, for readers, beside the file. It holds no path of the machine that
-wrote it; the weights of the backbone are named by their digest.
+The card is stored in the file's metadata and, for readers, beside the file.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from prometar.backbone.wording import is_template
+from prometar.config.settings import Config
 from prometar.data.datasets.dataset import flaw_of
 from prometar.device import fetch
 from prometar.errors import UserError, first_line
-from prometar.io.files import read_bytes, resolved, size_of, write_atomically
+from prometar.io.files import resolved, size_of, write_atomically
+from prometar.io.plain_data import problems_of
 from prometar.methods.prompts import Leaves
 
-_FAMILY = "prometar-prompts-"
-FORMAT = f"{_FAMILY}1"
-_KEYS = {"method", "config", "data", "classnames", "template", "backbone", "figures", "versions"}
+FORMAT = "prometar-prompts-2"
 
 
-def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
-    """Write FILE.safetensors and FILE.json; returns the latter's path.
+class Card(BaseModel):
+    """Description of trained prompts, without any path of the machine that trained them.
+
+    Args:
+        config: Settings of the run. objective: Images it was trained on and scores it was measured by.
+        classnames: Classes of the training, by label. template: Text around a class name.
+        digest: Digest of the backbone's stored weights.
+        weights_file: Whether the weights came from a local file.
+        accuracies: Percent by set of classes. images: Number of test images of each set.
+        environment: Versions and machine. code: Digests of custom components.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    config: Config
+    objective: str
+    classnames: tuple[str, ...] = Field(min_length=1)
+    template: str
+    digest: str
+    weights_file: bool
+    accuracies: dict[str, float]
+    images: dict[str, int]
+    environment: dict[str, str]
+    code: dict[str, str] = {}
+
+    @field_validator("classnames")
+    @classmethod
+    def _are_readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if flaws := [flaw for flaw in map(flaw_of, names) if flaw]:
+            raise ValueError(flaws[0])
+        return names
+
+    @field_validator("template")
+    @classmethod
+    def _has_one_place(cls, template: str) -> str:
+        if not is_template(template):
+            raise ValueError("a template contains {} once")
+        return template
+
+
+def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
+    """Write FILE.safetensors and FILE.json. Returns the path of the latter.
 
     Raises:
-        UserError: see `require_prompts_target`. WorkError: the folder cannot be written.
+        UserError: see `require_prompts_target`. WorkError: the folder is not writable.
     """
     require_prompts_target(path)
     tensors = {name: leaf.contiguous() for name, leaf in fetch(dict(leaves)).items()}
-    write_atomically(path, save(tensors, {"format": FORMAT, "card": json.dumps(card)}))
+    write_atomically(path, save(tensors, {"format": FORMAT, "card": card.model_dump_json()}))
     readable = path.with_suffix(".json")
-    write_atomically(readable, (json.dumps({"format": FORMAT, **card}, indent=1) + "\n").encode())
+    write_atomically(readable, (card.model_dump_json(indent=1) + "\n").encode())
     return readable
 
 
 def require_prompts_target(path: Path) -> None:
-    """Refuse to write prompts over anything but an earlier export, and over no file of a run or a study.
-
+    """
     Raises:
-        UserError: another suffix, or a file that is there.
+        UserError: another suffix than .safetensors, or a file that exists.
     """
     if path.suffix != ".safetensors":
         raise UserError(f"--to {path}: expected a name that ends in .safetensors")
-    folder = resolved(path.parent)
-    inside = next((p for p in (folder, *folder.parents) if any((p / n).exists() for n in _OF_RESULTS)), None)
     for target in (path, path.with_suffix(".json")):
-        if not os.path.lexists(target):
-            continue
-        if inside:
-            raise UserError(
-                f"--to {path}: {target} is there already, in the results of {inside}: take a new name"
-            )
-        if not _exported(target):
-            raise UserError(f"--to {path}: {target} is there already, and no export: take a new name")
+        resolved(target.parent)
+        if os.path.lexists(target):
+            raise UserError(f"--to {path}: {target} exists. Choose another name.")
 
 
-_OF_RESULTS = ("config.yaml", "study.yaml", "result.json")  # what the folder of a run or a study holds
-
-
-def _exported(path: Path) -> bool:
-    """Whether `prometar export` wrote a file, of any version."""
-    try:
-        if path.suffix == ".json":
-            return str(json.loads(read_bytes(path))["format"]).startswith(_FAMILY)
-        if size_of(path) is None:
-            return False
-        with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get("format")).startswith(_FAMILY)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
-        return False
-
-
-def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:
-    """The leaves and the card of an exported file; nothing in it is executed.
+def read_prompts(path: Path) -> tuple[Leaves, Card]:
+    """Return the tensors and the card of a prompt file. Nothing in it is executed.
 
     Raises:
-        UserError: no such file, damaged, or not written by `prometar export`.
+        UserError: the file is missing, corrupt, or was not written by `prometar export`.
     """
     if size_of(path) is None:
-        raise UserError(f"there is no prompts file {path}: write one with `prometar export RUN --to FILE`")
+        raise UserError(f"There is no prompt file {path}. Write one with `prometar export RUN --to FILE`.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -92,19 +106,8 @@ def read_prompts(path: Path) -> tuple[Leaves, dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from None
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} holds no prompts that `prometar export` of this version wrote")
+        raise UserError(f"{path} was not written by `prometar export` of this version.")
     try:
-        card = json.loads(metadata["card"])
-    except (KeyError, ValueError, RecursionError):
-        card = None
-    if not isinstance(card, dict) or not card.keys() >= _KEYS or not _plain(card):
-        raise UserError(f"{path}: its card is damaged: export the run again")
-    return leaves, card
-
-
-def _plain(card: dict[str, Any]) -> bool:
-    match card:
-        case {"classnames": [_, *_] as names, "template": str() as template, "backbone": {"digest": str()}}:
-            named = all(isinstance(name, str) and not flaw_of(name) for name in names)
-            return named and is_template(template)
-    return False
+        return leaves, Card.model_validate_json(metadata.get("card", ""))
+    except ValidationError as error:
+        raise UserError(f"{path}: corrupt card: {problems_of(error)}. Export the run again.") from None

@@ -83,7 +83,7 @@ def _run(job: Job) -> Record:
     record.write(job.folder)
     classifier = Classifier(
         run.backbone, run.method.prompts, session.state.tested, entry.config, result.classnames,
-        dataset.template, result.described(),
+        dataset.template,
     )  # fmt: skip
     for target in entry.targets:
         if target not in record.tests:

@@ -14,7 +14,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 # but never in a circle.
 PACKAGES = (
     "prometar.errors", "prometar.device", "prometar.environment", "prometar.interrupts", "prometar.kept",
-    "prometar.loading", "prometar.logs", "prometar.metrics", "prometar.replaced", "prometar.words",
+    "prometar.loading", "prometar.metrics", "prometar.replaced", "prometar.words",
     "prometar.io",
     "prometar.bundled",
     "prometar.parts",
@@ -56,7 +56,7 @@ ENTRANCES = {
         "prometar/backbone/trunks.py",
     },
     "transformers": set(),
-    "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/io/hub.py", "prometar/inference/hub.py"},
+    "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/inference/hub.py"},
     "optuna": {"tune/optimizer/"},
     "ray": {
         "prometar/data/streaming/ray_private.py", "prometar/data/streaming/raystream.py",

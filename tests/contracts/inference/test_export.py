@@ -116,7 +116,7 @@ def test_every_method_comes_back_as_it_was(method: str, small_dtd: Path, tmp_pat
         hits = [a == item.classname for a, item in zip(predicted.names, items, strict=True)]
         assert 100 * np.mean(hits) == pytest.approx(result.accuracies[name])
         assert np.allclose(predicted.probabilities.sum(axis=1), 1, atol=1e-5)
-    assert classifier.card["method"] == method
+    assert classifier.config.method == method
     assert classifier.classnames == classnames(base)
 
 
@@ -202,18 +202,20 @@ def test_a_broken_image_is_named(exported: Path, tmp_path: Path) -> None:
         prometar.load(exported).predict([])
 
 
-def test_the_card_says_what_the_prompts_are(run: tuple[Path, RunResult], exported: Path) -> None:
+def test_the_card_describes_the_prompts(run: tuple[Path, RunResult], exported: Path) -> None:
     card = json.loads(exported.with_suffix(".json").read_text())
     with safe_open(exported, framework="pt") as file:
-        inside = json.loads(file.metadata()["card"])
-    assert {k: v for k, v in card.items() if k != "format"} == inside
-    assert card["figures"] == run[1].accuracies
+        assert card == json.loads(file.metadata()["card"])
+    assert card["accuracies"] == run[1].accuracies
     assert card["classnames"] == list(run[1].classnames)
-    assert card["data"] == {"name": "dtd", "objective": "final", "shots": 1, "seed": 1}
-    assert card["backbone"]["name"] == "mini"
-    assert len(card["backbone"]["digest"]) == 64
-    assert card["versions"]["torch"] == version("torch")
-    assert "root" in card["config"]["data"]
+    assert (card["config"]["data"]["name"], card["config"]["data"]["shots"], card["objective"]) == (
+        "dtd",
+        1,
+        "final",
+    )
+    assert len(card["digest"]) == 64
+    assert card["environment"]["torch"] == version("torch")
+    assert card["config"]["data"]["root"] is None
     assert str(Path.cwd()) not in exported.with_suffix(".json").read_text()
 
 
@@ -229,16 +231,16 @@ def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path
     path = tmp_path / "prompts.safetensors"
     export_run(tmp_path / "run", path)
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
-    with pytest.raises(UserError, match=r"the weights file mine\.safetensors: pass it as pretrained=FILE"):
+    with pytest.raises(UserError, match="needs a file of weights: pass it as pretrained=FILE"):
         prometar.load(path)
-    with pytest.raises(UserError, match="the digests differ"):
+    with pytest.raises(UserError, match="was trained with other weights"):
         prometar.load(path, pretrained=str(other))
     assert isinstance(prometar.load(path, pretrained=str(weights)), Classifier)
 
 
 def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     path = tmp_path / "prompts.safetensors"
-    with pytest.raises(UserError, match="there is no prompts file"):
+    with pytest.raises(UserError, match="There is no prompt file"):
         prometar.load(path)
     path.write_bytes(exported.read_bytes()[:-7])
     with pytest.raises(UserError, match="is not a safetensors file"):
@@ -247,7 +249,7 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     with safe_open(exported, framework="pt") as file:
         metadata = file.metadata()
     save_file(leaves, path)
-    with pytest.raises(UserError, match="holds no prompts"):
+    with pytest.raises(UserError, match="was not written by `prometar export`"):
         prometar.load(path)
     card = json.loads(metadata["card"])
     formats = [json.dumps({**card, "template": each}) for each in ("a photo.", "{:>100000000}", "{} {}")]
@@ -256,17 +258,17 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     ]
     for damaged in ("{}", "[" * 5000, '{"method": 1}', "null", *formats, *flaws):
         save_file(leaves, path, {**metadata, "card": damaged})
-        with pytest.raises(UserError, match="its card is damaged"):
+        with pytest.raises(UserError, match="corrupt card: "):
             prometar.load(path)
     save_file(
         leaves, path, {**metadata, "card": json.dumps({**card, "config": {"method": "prometar", "x": 1}})}
     )
-    with pytest.raises(UserError, match="its card: x: unknown key"):
+    with pytest.raises(UserError, match=r"corrupt card: config\.x: unknown key"):
         prometar.load(path)
     for backbone, message in (
         ({"name": "hf-hub:a/b", "pretrained": "openai"}, "names of hubs and folders are not taken"),
         ({"name": "local-dir:/tmp", "pretrained": "openai"}, "names of hubs and folders are not taken"),
-        ({"name": "mini", "pretrained": "/dev/zero"}, "its card names a file of weights"),
+        ({"name": "mini", "pretrained": "/dev/zero"}, "needs a file of weights"),
     ):
         config = {**card["config"], "backbone": {**card["config"]["backbone"], **backbone}}
         save_file(leaves, path, {**metadata, "card": json.dumps({**card, "config": config})})
@@ -305,35 +307,47 @@ def test_a_damaged_result_is_one_line(
         assert "result.json is missing or damaged" in capsys.readouterr().err
 
 
-def test_an_export_never_overwrites_results(
+def test_an_export_overwrites_nothing(
     run: tuple[Path, RunResult], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No file of a run or a study, through whatever path; elsewhere earlier exports alone."""
-    folder = tmp_path / "study" / "trials" / "0001"
+    folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
-    (tmp_path / "study" / "study.yaml").write_text("name: study")
-    (tmp_path / "study" / "best.safetensors").write_bytes(b"anything")
-    (tmp_path / "other.safetensors").write_bytes(b"a user's own")
     (tmp_path / "plain.json").write_text("{}")
-    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "dangling.safetensors").symlink_to(tmp_path / "nothing")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for to, message in (
-        (folder / "checkpoint.safetensors", "is there already, in the results of"),
-        (folder / "result.safetensors", "result.json is there already, in the results of"),
-        (folder / ".." / "0001" / "result.safetensors", "is there already, in the results of"),
-        (tmp_path / "link" / "checkpoint.safetensors", "is there already, in the results of"),
-        (tmp_path / "study" / "best.safetensors", "is there already, in the results of"),
-        (tmp_path / "other.safetensors", "is there already, and no export"),
-        (tmp_path / "plain.safetensors", "plain.json is there already, and no export"),
-    ):
+    names = ("run/checkpoint", "run/result", "plain", "dangling")
+    for to in (exported, *(tmp_path / f"{name}.safetensors" for name in names)):
         assert main(["export", str(folder), "--to", str(to)]) == 2
-        assert message in capsys.readouterr().err
+        assert "exists. Choose another name." in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    again = tmp_path / exported.name
-    for suffix in (".safetensors", ".json"):
-        shutil.copy(exported.with_suffix(suffix), again.with_suffix(suffix))
-    assert main(["export", str(folder), "--to", str(again)]) == 0
-    assert main(["export", str(folder), "--to", str(folder / "prompts.safetensors")]) == 0
+
+
+def test_a_pushed_file_is_loaded_from_the_hub(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: dict[str, list[Any]] = {}
+
+    def create_commit(api: object, repo: str, added: list[Any], **kwargs: str) -> None:
+        commits[repo] = added
+
+    def hf_hub_download(repo: str, name: str, *, revision: str | None) -> str:
+        if repo not in commits:
+            raise OSError("no such repository")
+        assert revision == "v1"
+        (file,) = [each for each in commits[repo] if each.path_in_repo == name]
+        (tmp_path / name).write_bytes(file.path_or_fileobj)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda api, repo, **kwargs: f"https://hub/{repo}"
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", create_commit)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    assert main(["push", str(exported), "me/prompts"]) == 0
+    assert [each.path_in_repo for each in commits["me/prompts"]] == ["prompts.safetensors", "card.json"]
+    assert prometar.load("hf://me/prompts@v1").card == prometar.load(exported).card
+    with pytest.raises(WorkError, match=r"cannot fetch hf://me/none \(no such repository\)"):
+        prometar.load("hf://me/none")
 
 
 def test_importing_prometar_stays_light() -> None:
