@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import BACKBONE, describe, parser_of, publish, table
+from common import describe, parser_of, publish, table
 
 from prometar.io.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 Figures = Mapping[str, Any]
-LOCKSTEP = ("--backbone", BACKBONE, "--configurations", "1", "2", "4", "8", "16", "32")
 PRECISIONS = ("--precisions", "fp32", "bf16", "fp16", "--sets", "cells", "leaves", "flags", "textures")
-STEPS = ("eager", "graph", "compiled")  # how a step is taken
 RUNS = ("--methods", "prometar", "--seeds", "1", "2", "3", "--jobs", "4")
 
 
@@ -49,12 +47,10 @@ PARTS = {
     "repeat": Part("gpu_parts.py", ("repeat",)),
     "speed": Part("gpu_parts.py", ("speed",)),
     "study": Part("gpu_parts.py", ("study",)),
-    "lockstep": Part("lockstep.py", (*LOCKSTEP, "--repeats", "1")),
     "memory": Part("gpu_parts.py", ("memory",)),
     "packing": Part("gpu_parts.py", ("packing",)),
     "stream": Part("stream.py", ("--repeats", "1")),
     "accuracy": Part("precision.py", (*RUNS, *PRECISIONS), runs=True),
-    "compile": Part("gpu_parts.py", ("compile",)),
 }
 """What takes longest, and may find no time left, comes last."""
 
@@ -76,14 +72,7 @@ CLAIMS = (
     Claim("a float32 run equals the CPU's within 1e-3, TF32 off", "parity", lambda f: f["fp32"] < 1e-3),
     Claim("two runs are equal bit for bit", "repeat", lambda f: f["again"]),
     Claim("a resumed run equals one that never stopped, bit for bit", "repeat", lambda f: f["resumed"]),
-    Claim("a graph equals the eager step within 1e-8 in float64", "parity", lambda f: f["graph"] < 1e-8),
-    Claim("a graph is twice as fast as the eager step, fp32", "speed", lambda f: _ratio(f, "fp32") >= 2),
-    Claim("bf16 is faster than fp32, both as graphs", "speed", lambda f: f["bf16 graph"] > f["fp32 graph"]),
-    Claim(
-        "sixteen in lockstep take at most eight times one",
-        "lockstep",
-        lambda f: _lockstep(f) <= 8,
-    ),
+    Claim("bf16 is faster than fp32", "speed", lambda f: f["bf16"] > f["fp32"]),
     Claim(
         "the counted memory is within a quarter of what is allocated",
         "memory",
@@ -100,11 +89,6 @@ CLAIMS = (
         "accuracy",
         lambda f: _costs_little(f, "fp16"),
     ),
-    Claim(
-        "compiling makes a recorded bf16 step faster",
-        "compile",
-        lambda f: f["bf16 compiled"] > f["bf16 graph"],
-    ),
     Claim("a whole study ends", "study", lambda f: f["status"] == 0),
 )
 
@@ -112,19 +96,6 @@ CLAIMS = (
 def _costs_little(figures: Figures, precision: str) -> bool:
     """Whether a loss of a point lies outside the interval of the difference to float32."""
     return bool(figures["differences"][f"prometar, {precision} - fp32"]["low"] > -1)
-
-
-def _ratio(figures: Figures, precision: str) -> float:
-    return float(figures[f"{precision} graph"] / figures[f"{precision} eager"])
-
-
-def _lockstep(figures: Figures) -> float:
-    seconds = {
-        side["configurations"]: min(side["seconds"])
-        for (side, *_) in figures["rounds"]
-        if side["side"] == "lockstep" and "seconds" in side
-    }
-    return float(seconds[16] / seconds[1])
 
 
 def verdict(claim: Claim, records: Mapping[str, Figures]) -> str:
@@ -206,9 +177,8 @@ def block(gpu: str, records: Mapping[str, Figures]) -> str:
     """What is written into the docs."""
     speeds = records.get("speed", {}).get("figures", {})
     parts = [f"Measured on {gpu}, with `make gpu`.", claims_table(records)]
-    speeds = {**speeds, **records.get("compile", {}).get("figures", {})}
     if speeds:
-        rows = [(name, value) for name, value in speeds.items() if name.endswith(STEPS)]
+        rows = [(name, value) for name, value in speeds.items() if "peak" not in name]
         parts.append(table(("ViT-B/16, 24 classes, batch 4", "steps a second"), rows))
     if packed := records.get("packing", {}).get("figures"):
         parts.append(table(("processes on one GPU, bf16", "steps a second together"), packed.items()))

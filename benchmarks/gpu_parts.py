@@ -15,23 +15,17 @@ from unittest.mock import patch
 
 import torch
 from common import BACKBONE, ROOT, Figures
-from lockstep import measure as measure_lockstep
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from prometar.config.settings import Config
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.device import fetch
-from prometar.step.cuda_graph import Graph
 from prometar.training.epoch import rates, train_epoch, train_step
 from prometar.training.process_memory import memory_of
 from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
 from prometar.training.session import Session
 
-Step = Callable[..., Any]
-Compiler = Callable[[torch.nn.Module], Step]
 PRECISIONS = ("fp32", "bf16", "fp16")
 WARM_UP, COUNTED = 3, 20  # steps
 HOST = torch.device("cpu")
@@ -52,10 +46,10 @@ def run_of(precision: str, backbone: Mapping[str, str] = MINI, *, device: torch.
         return build_run(config, "all_classes")
 
 
-def prompts_after(run: Run, graph: Graph | None = None) -> dict[str, Tensor]:
+def prompts_after(run: Run) -> dict[str, Tensor]:
     """The prompts after an epoch."""
     batches = stream_local(run.plan, run.dataset.source)
-    state, _ = train_epoch(run, initial_state(run), batches, graph=graph)
+    state, _ = train_epoch(run, initial_state(run), batches)
     return fetch(state.prompts)
 
 
@@ -65,11 +59,9 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def parity() -> Figures:
-    """Differences of an epoch from the CPU's, by precision, and of a recorded step from the eager one."""
+    """Differences of an epoch from the CPU's, by precision."""
     here = prompts_after(run_of("fp64", device=HOST))
-    found = {p: distance(prompts_after(run_of(p)), here) for p in ("fp64", *PRECISIONS)}
-    run = run_of("fp64")
-    return {**found, "graph": distance(prompts_after(run), prompts_after(run, Graph()))}
+    return {p: distance(prompts_after(run_of(p)), here) for p in ("fp64", *PRECISIONS)}
 
 
 def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
@@ -94,18 +86,17 @@ def repeat() -> Figures:
 
 
 def speed() -> Figures:
-    """Steps a second of ViT-B/16 with random weights and 24 classes, by precision, eager and recorded."""
+    """Steps a second of ViT-B/16 with random weights and 24 classes, by precision."""
     found: Figures = {}
     for precision in PRECISIONS:
         run = run_of(precision, RANDOM_CLIP)
-        for name, graph in (("eager", None), ("graph", Graph())):
-            torch.cuda.reset_peak_memory_stats()
-            found[f"{precision} {name}"] = steps_a_second(run, graph)
-            found[f"{precision} {name} peak bytes"] = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        found[precision] = steps_a_second(run)
+        found[f"{precision} peak bytes"] = torch.cuda.max_memory_allocated()
     return found
 
 
-def steps_a_second(run: Run, graph: Graph | None, ready: Callable[[], object] = lambda: None) -> float:
+def steps_a_second(run: Run, ready: Callable[[], object] = lambda: None) -> float:
     """Of the same step on the same batch, again and again; `ready` is called before they are counted."""
     pictures = next(iter(stream_local(run.plan, run.dataset.source)))
     start, now = initial_state(run), rates(run.config, 1)
@@ -114,7 +105,7 @@ def steps_a_second(run: Run, graph: Graph | None, ready: Callable[[], object] = 
         torch.cuda.synchronize()
         began = time.perf_counter()
         for _ in range(number):
-            train_step(run, start, pictures, now, graph)
+            train_step(run, start, pictures, now)
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
@@ -123,57 +114,8 @@ def steps_a_second(run: Run, graph: Graph | None, ready: Callable[[], object] = 
     return COUNTED / seconds(COUNTED)
 
 
-class Compiled(Graph):
-    """A step on batches of one shape, traced into ATen operations once, compiled, and then recorded.
-
-    `compile`: What makes the traced operations faster.
-    """
-
-    def __init__(self, compile: Compiler = partial(torch.compile, dynamic=False)) -> None:
-        super().__init__()
-        self._compile = compile
-        self._step: Step | None = None
-
-    def __call__(self, function: Step, *inputs: Any) -> Any:
-        if self._step is None:
-            self._step = self._compiled(function, inputs)
-        return super().__call__(self._step, *inputs)
-
-    def _compiled(self, function: Step, inputs: tuple[Any, ...]) -> Step:
-        """For inputs of these shapes; what are no tensors are constants."""
-        leaves, spec = tree_flatten(inputs)
-        results: list[TreeSpec] = []
-
-        def flat(*tensors: Tensor) -> list[Any]:
-            left = iter(tensors)
-            whole = [next(left) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            outputs, out_spec = tree_flatten(function(*tree_unflatten(whole, spec)))
-            results.append(out_spec)
-            return outputs
-
-        step = self._compile(make_fx(flat)(*_tensors(leaves)))
-        return lambda *inputs: tree_unflatten(step(*_tensors(tree_flatten(inputs)[0])), results[0])
-
-
-def _tensors(leaves: list[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def compiling() -> Figures:
-    """Steps a second of a step that is recorded, and of one that is compiled before; seconds of compiling."""
-    found: Figures = {}
-    for precision in ("bf16", "fp32"):
-        run = run_of(precision, RANDOM_CLIP)
-        found[f"{precision} graph"] = steps_a_second(run, Graph())
-        graph, began = Compiled(), time.perf_counter()
-        found[f"{precision} compiled"] = steps_a_second(run, graph)
-        seconds = time.perf_counter() - began - COUNTED / found[f"{precision} compiled"]
-        found[f"{precision} seconds to compile"] = seconds
-    return found
-
-
 def memory() -> Figures:
-    """Peak bytes of an iteration, allocated and as counted without a GPU: by precision, and in lockstep."""
+    """Peak bytes of an iteration, allocated and as counted without a GPU, by precision."""
     found: Figures = {}
     for precision in PRECISIONS:
         run = run_of(precision, RANDOM_CLIP)
@@ -183,19 +125,11 @@ def memory() -> Figures:
         train_step(run, start, pictures, rates(run.config, 1))
         counted = memory_of(run.config, num_classes=classes, dtype=DTYPES[precision])
         found[precision] = [torch.cuda.max_memory_allocated(), counted.peak]
-    del run, start
-    single = Config().override(RANDOM_CLIP)
-    for count in (2, 8):
-        # It counts from where its runs are built.
-        if not measure_lockstep("lockstep", count, BACKBONE, 1)["fits"]:
-            break
-        counted = memory_of(single, num_classes=classes, configurations=count)
-        found[f"{count} in lockstep"] = [torch.cuda.max_memory_allocated(), counted.peak]
     return found
 
 
 def packing() -> Figures:
-    """Steps a second of several processes on one GPU together, bf16, each with its graph."""
+    """Steps a second of several processes on one GPU together, bf16."""
     found: Figures = {}
     for count in AT_ONCE:
         steps = together(count)
@@ -222,7 +156,7 @@ def together(count: int) -> float | None:
 def _steps(barrier: Any, seconds: Any) -> None:
     try:
         run = run_of("bf16", RANDOM_CLIP)
-        seconds.put(COUNTED / steps_a_second(run, Graph(), ready=lambda: barrier.wait(WAIT_SECONDS)))
+        seconds.put(COUNTED / steps_a_second(run, ready=lambda: barrier.wait(WAIT_SECONDS)))
     except BaseException:
         barrier.abort()  # the others wait for no one
         raise
@@ -238,7 +172,7 @@ def study() -> Figures:
 
 MEASURES: dict[str, Callable[[], Figures]] = {
     "parity": parity, "repeat": repeat, "speed": speed, "memory": memory, "packing": packing,
-    "compile": compiling, "study": study,
+    "study": study,
 }  # fmt: skip
 
 

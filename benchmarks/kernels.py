@@ -1,13 +1,12 @@
 """Kernels, bytes and operations of one ProMetaR iteration, counted exactly on fake tensors.
 
     python benchmarks/kernels.py [--backbone ViT-B-16-quickgelu] [--classes 16] [--dtype fp32]
-        [--configurations 1 16] [--places] [--methods] [--quick] [--json FILE]
+        [--places] [--methods] [--quick] [--json FILE]
 
 Nothing is computed: shapes run through the step's own code. A kernel is an ATen operation that torch
 dispatches and that is no view; its bytes are those of all its operands and results; operations are those of
-matrix products and convolutions. `eager` is the step of one configuration as it runs by default; `P = n` are
-n configurations in lockstep. `--methods`: one step of each method with its own batch, the first time and when
-the process knows what the frozen tower makes of these images.
+matrix products and convolutions. `--methods`: one step of each method with its own batch, the first time and
+when the process knows what the frozen tower makes of these images.
 """
 
 import json
@@ -69,14 +68,13 @@ def main() -> None:
     parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--classes", type=int, default=16)
     parser.add_argument("--dtype", default="fp32", choices=DTYPES)
-    parser.add_argument("--configurations", type=int, nargs="*", default=[1, 16], help="P, in lockstep")
     parser.add_argument("--methods", action="store_true", help="a step of each method instead")
     parser.add_argument("--places", action="store_true", help="by place in our code, not by operator")
-    parser.add_argument("--quick", action="store_true", help="mini, one configuration")
+    parser.add_argument("--quick", action="store_true", help="mini")
     parser.add_argument("--json", type=Path, help="write every figure here")
     args = parser.parse_args()
     if args.quick:
-        args.backbone, args.configurations = "mini", [2]
+        args.backbone = "mini"
     weights = None if args.backbone == "mini" else "random"
     values = {"backbone.name": args.backbone, "backbone.pretrained": weights}
     if args.methods:
@@ -85,29 +83,18 @@ def main() -> None:
         print(table(("method", "batch", "kernels", "GB", "TFLOP", "GB known", "TFLOP known"), rows))
         return
     config = Config().override(values)
-    sides = {"eager": None, **{f"P = {n}": n for n in args.configurations}}
-    figures, groups = {}, []
-    rows = list[tuple[Any, ...]]()
-    for side, configurations in sides.items():
-        settings = {
-            "num_classes": args.classes,
-            "dtype": DTYPES[args.dtype],
-            "configurations": configurations,
-        }
-        counted, flops = count(rehearse(config, **settings), places=args.places)
-        kernels, size = counted.kernels.total(), counted.bytes.total()
-        by = {name: [number, counted.bytes[name]] for name, number in counted.kernels.most_common()}
-        figures[side] = {"kernels": kernels, "views": counted.views, "bytes": size, "flops": flops, "by": by}
-        rows.append(
-            (side, kernels, counted.views, size / 1e9, flops / 1e12, size / 1e9 / (configurations or 1))
-        )
-        groups += [(side, name, number, moved / 1e9) for name, (number, moved) in list(by.items())[:16]]
+    rehearsal = rehearse(config, num_classes=args.classes, dtype=DTYPES[args.dtype])
+    counted, flops = count(rehearsal, places=args.places)
+    kernels, size = counted.kernels.total(), counted.bytes.total()
+    by = {name: [number, counted.bytes[name]] for name, number in counted.kernels.most_common()}
+    figures = {"kernels": kernels, "views": counted.views, "bytes": size, "flops": flops, "by": by}
     print(f"{args.backbone}, {args.classes} classes, batch {config.train.batch_size}, {args.dtype}")
-    print(table(("step", "kernels", "views", "GB", "TFLOP", "GB a configuration"), rows))
+    print(table(("kernels", "views", "GB", "TFLOP"), [(kernels, counted.views, size / 1e9, flops / 1e12)]))
     print()
-    print(table(("step", "place" if args.places else "operator", "kernels", "GB"), groups))
+    groups = [(name, number, moved / 1e9) for name, (number, moved) in list(by.items())[:16]]
+    print(table(("place" if args.places else "operator", "kernels", "GB"), groups))
     if args.json:
-        args.json.write_text(json.dumps({**figures, "machine": machine()}, indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps({"eager": figures, "machine": machine()}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

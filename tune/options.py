@@ -97,7 +97,6 @@ class Options:
     max_concurrent: int | None = None
     cpus_per_trial: float = 1.0
     gpus_per_trial: str | float = AUTO
-    lockstep: int = 1
     address: str | None = None
     from_records: bool = False
     verbose: bool = False
@@ -238,7 +237,6 @@ class Options:
             files=join(absolute_root(self.files), self.name) if self.files else None,
             trackers=_many(self.track),
             address=self.address,
-            lockstep=self.lockstep,
             max_hours=self.max_hours,
             trial_timeout=self.trial_timeout,
             enqueued=given,

@@ -105,10 +105,9 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
             bool, "Rebuild the study's lost database from its records.", "--from-records"
         ),
         "address": _option(TEXT, "Join a running Ray cluster."),
-        "max_concurrent": _option(COUNT, "Trials (or workers of --lockstep) at a time [as many as fit]."),
+        "max_concurrent": _option(COUNT, "Trials at a time [as many as fit]."),
         "cpus_per_trial": _option(float, "CPUs a trial."),
         "gpus_per_trial": _option(str, "GPUs a trial, or auto: as little of one as it needs."),
-        "lockstep": _option(int, "Trials that a worker trains together, where they differ in numbers alone."),
         "trial_timeout": _option(
             NUMBER, "A trial counts as hung after so many seconds without a result [never]."
         ),

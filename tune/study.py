@@ -73,7 +73,6 @@ class Place:
     storage: str | None = None
     files: str | None = None
     address: str | None = None
-    lockstep: int = 1
     max_hours: float | None = None
     trial_timeout: float | None = None
     enqueued: Sequence[Mapping[str, Any]] = ()
@@ -85,8 +84,6 @@ class Place:
     command: str | None = None
 
     def __post_init__(self) -> None:
-        if self.lockstep < 1:
-            raise UserError(f"--lockstep must be at least 1, found {self.lockstep}")
         check_trackers(self.trackers)
         if self.address is not None:
             require_address(self.address)
@@ -170,7 +167,7 @@ def run_study(
 def _planned(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node]) -> ResourcePlan:
     """What a trial gets of these machines, its memory counted; raises as `plan_resources`."""
     on_gpu = place.shares.on_gpu(nodes)
-    memory = process_memory(spec.config, checked.held, configurations=place.lockstep, on_gpu=on_gpu)
+    memory = process_memory(spec.config, checked.held, on_gpu=on_gpu)
     return plan_resources(nodes, place.shares, memory=memory)
 
 
@@ -234,12 +231,11 @@ class _Begun:
         )
         stopping = Stopping(console, max_seconds=left)
         means = Means(trainable, plan, Room.of(self.nodes), terms, stopping, console, place.verbose)
-        if place.shares.gpus is None and plan.gpus_per_trial and place.lockstep == 1:
+        if place.shares.gpus is None and plan.gpus_per_trial:
             share = measured_share(self.folder, self.spec, means, kinds_of_gpu(self.nodes))
             place = replace(place, shares=replace(place.shares, gpus=share))
             plan = _planned(self.spec, place, self.checked, self.nodes)
-        together = f"; up to {place.lockstep} trials share a place" if place.lockstep > 1 else ""
-        console.print(plan.describe(self.nodes) + together)
+        console.print(plan.describe(self.nodes))
         return replace(means, plan=plan, terms=replace(terms, plan=plan))
 
     def course(self, means: Means) -> Course[FinalTest]:
@@ -263,7 +259,7 @@ class _Begun:
             at = str(folder.trial(asked.number))
             return spec.search_job(asked.settings, spec.seeds, at, means.terms, number=asked.number)
 
-        jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room, place.lockstep)
+        jobs = SearchJobs(memory, job_of, spec.trials, stopping, means.room)
         keeper = RecordKeeper(folder, memory, stopping, job_of)
         progress = Progress(memory, spec, console=console)
         trackers = Trackers(place.trackers, folder.path, folder.name, memory, console=console)

@@ -204,12 +204,11 @@ class OptimConfig(PlainData):
 
 
 class TrainConfig(PlainData):
-    """How long, in what batches, from what seed; `cuda_graph`: a GPU records each shape once."""
+    """Epochs, batch size and seed."""
 
     epochs: int = Field(default=10, ge=1, le=100_000)
     batch_size: int = Field(default=4, ge=1, le=65_536)
     seed: int = Field(default=1, ge=0, lt=2**32)
-    cuda_graph: bool = False
 
 
 class Config(PlainData):

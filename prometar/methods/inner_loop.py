@@ -42,6 +42,4 @@ class InnerSGD:
     second_order: bool = True
 
     def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves:
-        if isinstance(self.lr, float):
-            return {name: torch.add(leaf, gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
-        return {name: leaf - self.lr * gradient[name] for name, leaf in prompts.items()}  # mapped over rates
+        return {name: torch.add(leaf, gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}

@@ -6,6 +6,7 @@ trajectories of that code.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,8 @@ from prometar.methods.composition import Method
 from prometar.methods.inner_loop import InnerLoop
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
-from prometar.step.autodiff import Differentiate, Pull, autograd
-from prometar.step.loss_scaling import ROOM, Number, factor
+from prometar.step.autodiff import Vjp, detached, differentiable_vjp, vjp
+from prometar.step.loss_scaling import ROOM, factor
 from prometar.step.meta_batch import Batch, Images, Query, Task
 from prometar.step.prompted_clip import Model
 from prometar.step.sgd import sgd
@@ -28,8 +29,8 @@ from prometar.step.towers import Towers
 class Rates:
     """Hyperparameters of both optimizers at this step."""
 
-    prompt_lr: Number
-    gate_lr: Number
+    prompt_lr: float
+    gate_lr: float
     momentum: float = 0.9
     weight_decay: float = 5e-4
 
@@ -37,22 +38,15 @@ class Rates:
 Scalars = dict[str, Tensor]
 
 
-def step(
-    model: Model,
-    method: Method,
-    state: State,
-    batch: Batch,
-    rates: Rates,
-    differentiate: Differentiate = autograd,
-) -> tuple[State, Scalars]:
-    """The state after one batch, and named scalars (detached; `*_text`, `*_image` are unweighted).
+def step(model: Model, method: Method, state: State, batch: Batch, rates: Rates) -> tuple[State, Scalars]:
+    """Return the state after one batch, and named scalars (detached; `*_text`, `*_image` are unweighted).
 
     Direct phase: theta <- SGD(theta, g_task + m g_reg on the batch).
     Meta phase: theta' = theta - inner_lr (g_task + m g_reg on the support); theta and the gate <- SGD of
     outer_weight * query loss(theta'). Both phases share the prompts' momentum. A batch without a task has no
     meta phase, and no scalars of one.
     """
-    compute = _Compute(model, method, differentiate)
+    compute = _Compute(model, method)
     gradient, losses = compute.direct(state, batch.images)
     scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, rates)
@@ -74,64 +68,65 @@ def _update(state: State, prompts: Leaves, gate: Leaves, rates: Rates) -> State:
     return state
 
 
-Second = Callable[[Leaves], Leaves]
-"""u (K, P, D) by token to the gradient of sum_k <u_k, g_k> at the tokens, for gradients g_k there."""
+Hvp = Callable[[Leaves], Leaves]
+"""Directions u_k (K, P, D) by token to the gradient of sum_k <u_k, g_k> at the tokens, for gradients g_k."""
 
 
 @dataclass(frozen=True)
 class _Compute:
     """Gradients of both phases.
 
-    The towers' derivatives are the backbone's own (`prometar.backbone.tower`); all that is small goes through
-    `differentiate`: losses at the features, and what becomes of gradients at the tokens.
+    The towers' derivatives are hand-written (`prometar.backbone.tower`). Everything small goes through
+    autograd (`prometar.step.autodiff`): losses at the features, and what becomes of gradients at the tokens.
     """
 
     model: Model
     method: Method
-    differentiate: Differentiate
 
     def direct(self, state: State, images: Images) -> tuple[Leaves, Scalars]:
-        """The modulated gradient of the prompts on images, and the losses."""
-        tokens, _, to_leaves = self._tokens(state.prompts)
-        each, losses, _ = self._gradients(tokens, images, again=False)
+        """Return the modulated gradient of the prompts on images, and the losses."""
+        tokens, _, to_leaves = vjp(self._tokens, state.prompts)
+        each, losses = self._gradients(tokens, images)
         return to_leaves(self._modulated(state.gate, each)), losses
 
     def outer(self, inner: InnerLoop, state: State, task: Task) -> tuple[Leaves, Leaves, Scalars]:
-        """Gradients of outer_weight * query loss after the inner step, for the prompts and for the gate.
+        """Return gradients of outer_weight * query loss after the inner step, for the prompts and the gate.
 
         With v the query's gradient at the adapted tokens, and u_k what the inner step makes of it at the
         support's gradients, the prompts get v and sum_k H_k u_k.
         """
-        again = inner.second_order
-        tokens, _, to_leaves = self._tokens(state.prompts)
-        support, losses, second = self._gradients(tokens, task.support, again=again)
+        tokens, _, to_leaves = vjp(self._tokens, state.prompts)
+        hvp: Hvp | None = None
+        if inner.second_order:
+            support, losses, hvp = self._gradients_and_hvp(tokens, task.support)
+        else:
+            support, losses = self._gradients(tokens, task.support)
 
         def adapt(values: Leaves) -> tuple[Leaves, Leaves]:
             prompts, gate, each = (_group(values, name) for name in ("prompts", "gate", "gradient"))
-            # Gradients are modulated at the tokens in the towers, then pulled back to the leaves that these
-            # are made of: for independent prompts both are the same.
-            _, _, to_leaves = self._tokens(prompts, again=again)
-            gradient = to_leaves(self._modulated(gate, each), connected=True)
+            # Gradients are modulated at the tokens, then pulled back to the leaves that the tokens are made
+            # of. For independent prompts both are the same.
+            at = prompts if inner.second_order else detached(prompts)
+            _, _, to_leaves = differentiable_vjp(self._tokens, at)
+            gradient = to_leaves(self._modulated(gate, each))
             return self.method.prompts.tokens(inner(prompts, gradient)), {}
 
         parts = {"prompts": state.prompts, "gate": state.gate, "gradient": support}
         values = {f"{name}/{key}": leaf for name, part in parts.items() for key, leaf in part.items()}
-        adapted, _, back = self.differentiate(adapt, values)
+        adapted, _, back = vjp(adapt, values)
         query, query_loss = self._query(adapted, task.query, inner)
         outer = back(query)
         prompts = _group(outer, "prompts")
-        if second is not None:
+        if hvp is not None:
             rate = factor(self.model.clip.dtype, ROOM, inner.lr, inner.outer_weight)
-            bent = second(_times(_group(outer, "gradient"), rate))
+            bent = hvp(_times(_group(outer, "gradient"), rate))
             bent = to_leaves(_times(bent, 1 / rate))
             prompts = {name: leaf + bent[name] for name, leaf in prompts.items()}
         scalars = {f"support_{name}": loss for name, loss in losses.items()}
         return prompts, _group(outer, "gate"), scalars | {"query_loss": query_loss}
 
-    def _tokens(self, prompts: Leaves, *, again: bool = False) -> tuple[Leaves, Leaves, Pull]:
-        return self.differentiate(
-            lambda leaves: (self.method.prompts.tokens(leaves), {}), prompts, again=again
-        )
+    def _tokens(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
+        return self.method.prompts.tokens(leaves), {}
 
     def _modulated(self, gate: Leaves, each: Leaves) -> Leaves:
         if any(len(gradients) == 1 for gradients in each.values()):
@@ -140,33 +135,40 @@ class _Compute:
         task, regularizer = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
         return self.method.modulator(gate, task, regularizer)
 
-    def _gradients(
-        self, tokens: Leaves, images: Images, *, again: bool
-    ) -> tuple[Leaves, Scalars, Second | None]:
-        """(K, P, D) at each token: of the task's and of the regularizer's loss, or of one sum; the losses."""
+    def _gradients(self, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
+        """Return gradients (K, P, D) at each token, and the losses.
+
+        K is 2 for the gradients of the task and of the regularizer, or 1 for that of one sum.
+        """
+        towers = self.model.run(tokens, images.tokens, images.frozen)
+        values, losses, to_features = vjp(partial(self._losses, towers, images), towers.features)
+        return towers.pull(self._at_features(values, to_features)), losses
+
+    def _gradients_and_hvp(self, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars, Hvp]:
+        """Return the same as `_gradients`, and the product of a direction with the Hessians."""
         towers = self.model.run(tokens, images.tokens, images.frozen)
 
         def at_features(features: Leaves) -> tuple[Leaves, Scalars]:
-            values, losses, pull = self.differentiate(
-                lambda f: self._losses(towers, f, images), features, again=again
-            )
-            one, strength = torch.ones_like(values["task"]), self.method.modulator.constant
-            if "regularizer" not in values:
-                each = [pull({"task": one})]
-            elif strength is not None:  # one pass: the modulated gradient is the gradient of one sum
-                each = [pull({"task": one, "regularizer": strength * one})]
-            else:
-                each = [pull({"task": one}, last=False), pull({"regularizer": one})]
-            return {tower: torch.stack([g[tower] for g in each]) for tower in features}, losses
+            losses_of = partial(self._losses, towers, images)
+            values, losses, to_features = differentiable_vjp(losses_of, features)
+            return self._at_features(values, to_features), losses
 
-        if not again:
-            cotangents, losses = at_features(towers.features)
-            return towers.pull(cotangents), losses, None
-        cotangents, losses, bend = self.differentiate(at_features, towers.features)
+        cotangents, losses, bend = vjp(at_features, towers.features)
         each = towers.pull(cotangents, again=True)
         return each, losses, lambda u: towers.second(bend(towers.push(u)))
 
-    def _losses(self, towers: Towers, features: Leaves, images: Images) -> tuple[Leaves, Scalars]:
+    def _at_features(self, values: Leaves, to_features: Vjp) -> Leaves:
+        """Return K gradients (K, N, E) of the losses at the features of each tower."""
+        one, strength = torch.ones_like(values["task"]), self.method.modulator.constant
+        if "regularizer" not in values:
+            each = [to_features({"task": one})]
+        elif strength is not None:  # one pass: the modulated gradient is the gradient of one sum
+            each = [to_features({"task": one, "regularizer": strength * one})]
+        else:
+            each = [to_features({"task": one}), to_features({"regularizer": one})]
+        return {tower: torch.stack([g[tower] for g in each]) for tower in each[0]}
+
+    def _losses(self, towers: Towers, images: Images, features: Leaves) -> tuple[Leaves, Scalars]:
         model, (text_CE, image_BE) = self.model, towers.both(features)
         task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
         views = Views(
@@ -180,12 +182,12 @@ class _Compute:
     def _query(self, tokens: Leaves, query: Query, inner: InnerLoop) -> tuple[Leaves, Tensor]:
         """The gradient of outer_weight * query loss at the adapted tokens, and the loss."""
         towers = self.model.run(tokens, query.tokens, query.frozen)
-        values, _, pull = self.differentiate(
+        values, _, to_features = vjp(
             lambda features: ({"query": self._query_loss(towers, features, query)}, {}), towers.features
         )
         weight = factor(self.model.clip.dtype, inner.outer_weight)
         one = torch.ones_like(values["query"]) * (inner.outer_weight * weight)
-        pulled = towers.pull({name: g[None] for name, g in pull({"query": one}).items()})
+        pulled = towers.pull({name: g[None] for name, g in to_features({"query": one}).items()})
         return _times({name: g[0] for name, g in pulled.items()}, 1 / weight), values["query"]
 
     def _query_loss(self, towers: Towers, features: Leaves, query: Query) -> Tensor:
@@ -205,10 +207,8 @@ def _group(values: Leaves, name: str) -> Leaves:
     return {key.partition("/")[2]: leaf for key, leaf in values.items() if key.startswith(f"{name}/")}
 
 
-def _times(leaves: Leaves, number: Number) -> Leaves:
-    if isinstance(number, float) and number == 1:
-        return leaves
-    return {name: leaf * number for name, leaf in leaves.items()}
+def _times(leaves: Leaves, number: float) -> Leaves:
+    return leaves if number == 1 else {name: leaf * number for name, leaf in leaves.items()}
 
 
 def cross_entropy(logits_BC: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

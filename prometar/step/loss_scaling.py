@@ -10,14 +10,12 @@ again. Factors are powers of two: but for float16's range, nothing changes. On t
 import math
 
 import torch
-from torch import Tensor
 
-Number = float | Tensor
 ROOM = 16.0
 """What a tangent is kept smaller by: in products with cotangents float16 must not overflow either."""
 
 
-def factor(dtype: torch.dtype, *numbers: Number) -> Number:
+def factor(dtype: torch.dtype, *numbers: float) -> float:
     """What a cotangent that is too small by the product of `numbers` enters towers in `dtype` multiplied by.
 
     1 / product to the nearest power of two in float16, where zero counts as 2^-40; else 1.
@@ -28,7 +26,4 @@ def factor(dtype: torch.dtype, *numbers: Number) -> Number:
     """
     if dtype is not torch.float16:
         return 1.0
-    product = math.prod(numbers)
-    if isinstance(product, Tensor):
-        return torch.exp2(-torch.log2(product.clamp_min(2.0**-40)).round())
-    return 2.0 ** -round(math.log2(max(product, 2.0**-40)))
+    return 2.0 ** -round(math.log2(max(math.prod(numbers), 2.0**-40)))

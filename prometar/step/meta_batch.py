@@ -64,13 +64,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    clip: Clip,
-    method: Method,
-    images_B3HW: Tensor,
-    labels: Tensor,
-    draw: TaskDraw | None,
-    *,
-    by_labels: bool = False,
+    clip: Clip, method: Method, images_B3HW: Tensor, labels: Tensor, draw: TaskDraw | None
 ) -> Batch:
     """Embed a batch of normalised images once for all passes of a step.
 
@@ -78,12 +72,11 @@ def make_batch(
         images_B3HW: In the backbone's precision and place.
         labels: (B,), on the CPU or there.
         draw: The meta task, None where the method or the batch has none.
-        by_labels: Of `select`.
     """
     whole = embed_batch(clip, images_B3HW, labels, teach=method.uses_images)
     if draw is None:
         return Batch(whole, None)
-    selection = select(draw, method.augmentation, dtype=clip.working_dtype, by_labels=by_labels)
+    selection = select(draw, method.augmentation, dtype=clip.working_dtype)
     selection = send(selection, whole.tokens.device)
     query = take_query(clip, method, images_B3HW, whole, selection)
     return Batch(whole, Task(take_support(whole, selection), query))

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from torch import Tensor
 
 from prometar.methods.prompts import Leaves
 
@@ -13,7 +12,7 @@ def sgd(
     momenta: Leaves,
     gradient: Leaves,
     *,
-    lr: float | Tensor,
+    lr: float,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
 ) -> tuple[Leaves, Leaves]:
@@ -28,17 +27,10 @@ def sgd(
     # Autograd may hand out transposed layouts. A state has one layout, else a resumed run, whose state
     # comes from a file, would sum in another order than one that never stopped.
     velocities = [gradient.pop(name).detach().contiguous() for name in leaves]
-    velocities = _plus(velocities, momentum, [momenta[name] for name in leaves])
-    velocities = _plus(velocities, weight_decay, old)
-    new = _plus(old, -lr, velocities)
+    velocities = list(torch._foreach_add(velocities, [momenta[name] for name in leaves], alpha=momentum))
+    velocities = list(torch._foreach_add(velocities, old, alpha=weight_decay))
+    new = list(torch._foreach_add(old, velocities, alpha=-lr))
     return dict(zip(leaves, new, strict=True)), dict(zip(leaves, velocities, strict=True))
-
-
-def _plus(a: list[Tensor], factor: float | Tensor, b: list[Tensor]) -> list[Tensor]:
-    """a + factor * b, all of them in one kernel."""
-    if isinstance(factor, Tensor):  # kernels of many tensors know no configurations side by side
-        return [torch.addcmul(x, factor, y) for x, y in zip(a, b, strict=True)]
-    return list(torch._foreach_add(a, b, alpha=factor))
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:

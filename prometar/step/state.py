@@ -1,6 +1,6 @@
 """The complete state of a run: what a checkpoint holds, and all that a step changes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,14 +36,6 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by "<group>/<leaf>"."""
         return {f"{group}/{name}": leaf for group in _GROUPS for name, leaf in getattr(self, group).items()}
-
-    def changing(self) -> dict[str, Tensor]:
-        """`tensors`, without the average: what a step changes."""
-        return replace(self, average={}).tensors()
-
-    def after(self, changed: Leaves) -> "State":
-        """The state one step later, of which `changing` are these."""
-        return replace(State.from_tensors(changed, self.step + 1), average=self.average)
 
     def to(self, device: torch.device) -> "State":
         """The same state on a device."""

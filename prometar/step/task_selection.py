@@ -39,36 +39,19 @@ class Selection(NamedTuple):
     mixing: Mixing | None
 
 
-def select(
-    draw: TaskDraw, augmentation: Augmentation, *, dtype: torch.dtype, by_labels: bool = False
-) -> Selection:
-    """A drawn task's images in its batch.
-
-    Args:
-        dtype: Of weights and shares.
-        by_labels: How many are encoded follows from the query's class alone, not from which partners were
-            drawn: a batch has few shapes to record, and configurations with other partners have one.
-    """
+def select(draw: TaskDraw, augmentation: Augmentation, *, dtype: torch.dtype) -> Selection:
+    """Return a drawn task's images in its batch; `dtype` is that of weights and shares."""
     query, support = draw.is_query.nonzero()[:, 0], (~draw.is_query).nonzero()[:, 0]
     encoded, mixing = query, None
     if (mix := draw.mix) is not None:
         partner, place = support[mix.partner], None
         if not augmentation.of_images:
-            others, place = _encoded(partner, support, by_labels=by_labels)
+            others, place = partner.unique(return_inverse=True)
             encoded, place = torch.cat([query, others]), len(query) + place
         # 1 - lam is taken in the precision that lam was drawn in, as the released code does.
         shares = mix.lam.to(dtype), (1 - mix.lam).to(dtype)
         mixing = Mixing(*shares, partner, place, mix if augmentation.of_images else None)
     return Selection(support, _equal(len(support), dtype), encoded, _equal(len(query), dtype), mixing)
-
-
-def _encoded(partner_Q: Tensor, support: Tensor, *, by_labels: bool) -> tuple[Tensor, Tensor]:
-    """Rows of the batch that are encoded to be mixed in, and which of them each query image's partner is."""
-    if not by_labels:
-        return partner_Q.unique(return_inverse=True)
-    if len(partner_Q) < len(support):
-        return partner_Q, torch.arange(len(partner_Q))
-    return support, torch.searchsorted(support, partner_Q)
 
 
 def _equal(number: int, dtype: torch.dtype) -> Tensor:

@@ -1,1 +1,1 @@
-"""One run: built, trained epoch by epoch, checkpointed and scored; several in lockstep."""
+"""One run: built, trained epoch by epoch, checkpointed and scored."""

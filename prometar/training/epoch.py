@@ -1,4 +1,4 @@
-"""An epoch of a run, or of several together: steps on streamed batches, read once at the end."""
+"""An epoch of a run: steps on streamed batches, with one synchronization at the end."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,16 +10,13 @@ from prometar.config.settings import Config
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
-from prometar.methods.meta_tasks import Augmentation, one_class_out, task_rng
-from prometar.step.cuda_graph import Graph
+from prometar.methods.meta_tasks import one_class_out, task_rng
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
 from prometar.step.meta_batch import Task, embed_batch, take_query, take_support
-from prometar.step.recorded import step_recorded
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
-from prometar.step.task_selection import Selection, select
-from prometar.step.vmapped import numbers_of, stack, step_all, unstack
+from prometar.step.task_selection import select
 from prometar.training.run import Run
 
 Watch = Callable[[Run, State, Batch], None]
@@ -42,15 +39,9 @@ def rates(config: Config, epoch: int) -> Rates:
 
 
 def train_epoch(
-    run: Run,
-    state: State,
-    batches: Iterator[Batch],
-    watch: Watch | None = None,
-    graph: Graph | None = None,
+    run: Run, state: State, batches: Iterator[Batch], watch: Watch | None = None
 ) -> tuple[State, dict[str, float]]:
-    """The state after the rest of the current epoch, and the mean of each scalar over its steps.
-
-    `graph`: where the step is recorded, if it is.
+    """Return the state after the rest of the epoch, and the mean of each scalar over its steps.
 
     Raises:
         Diverged: a loss that is not finite; names the first such step.
@@ -61,60 +52,27 @@ def train_epoch(
         batch = next(batches)
         if watch is not None:
             watch(run, state, batch)
-        state, each = train_step(run, state, batch, now, graph)
+        state, each = train_step(run, state, batch, now)
         scalars.append(each)
-    losses, (finite,) = _read(scalars, [state])
-    return close_epoch(run, state, losses, first, finite=finite)
+    return _close_epoch(run, state, *_read(scalars, state), first)
 
 
-def train_together(
-    runs: Sequence[Run],
-    states: Sequence[State],
-    batches: Iterator[Batch],
-    graph: Graph,
-) -> tuple[list[State], dict[str, Tensor], list[bool]]:
-    """The states after the rest of the epoch, each scalar by step and run, and which prompts are finite.
+def _read(scalars: Sequence[Mapping[str, Tensor]], state: State) -> tuple[dict[str, Tensor], bool]:
+    """Return an epoch's scalars by step on the host, and whether the prompts are finite.
 
-    The runs share backbone, images and their order, and a method's structure.
-    """
-    first, per_epoch = runs[0], runs[0].plan.steps_per_epoch
-    now = [rates(run.config, states[0].step // per_epoch) for run in runs]
-    methods = [run.method for run in runs]
-    numbers = numbers_of(first.model, methods, now)
-    together, scalars = stack(states), list[dict[str, Tensor]]()
-    while not scalars or together.step % per_epoch:
-        prepared = prepare(runs, next(batches), together.step, by_labels=True)
-        together, each = step_all(first.model, methods, together, prepared, now, graph=graph, numbers=numbers)
-        scalars.append(each)
-    ended = unstack(together)
-    return ended, *_read(scalars, ended)
-
-
-def _read(
-    scalars: Sequence[Mapping[str, Tensor]], states: Sequence[State]
-) -> tuple[dict[str, Tensor], list[bool]]:
-    """An epoch's scalars on the host, by step, and whether each state's prompts are finite.
-
-    The one wait for the device in an epoch's training.
+    This is the only synchronization with the device during an epoch.
     """
     names = dict.fromkeys(name for each in scalars for name in each)
     whole = {name: torch.stack([each[name] for each in scalars if name in each]) for name in names}
-    finite = [[leaf.isfinite().all() for leaf in state.prompts.values()] for state in states]
+    finite = [leaf.isfinite().all() for leaf in state.prompts.values()]
     read, flags = fetch((whole, finite))
-    return read, [all(map(bool, each)) for each in flags]
+    return read, all(map(bool, flags))
 
 
-def close_epoch(
-    run: Run, state: State, log: Mapping[str, Tensor], first: int, *, finite: bool
+def _close_epoch(
+    run: Run, state: State, log: Mapping[str, Tensor], finite: bool, first: int
 ) -> tuple[State, dict[str, float]]:
-    """The state with the epoch's prompts averaged in, and each scalar's mean over the steps since `first`.
-
-    `log`: each scalar by step. `finite`: whether its prompts are.
-
-    Raises:
-        Diverged: as `train_epoch`.
-    """
-    # Looked at once an epoch: asking after every step would make a GPU wait for the answer.
+    """Return the state with the epoch's prompts averaged in, and each scalar's mean since step `first`."""
     losses = log["direct_ce"]
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
@@ -130,41 +88,24 @@ def close_epoch(
     return replace(state, average=average), means
 
 
-def train_step(
-    run: Run, state: State, batch: Batch, now: Rates, graph: Graph | None = None
-) -> tuple[State, dict[str, Tensor]]:
-    """One step on a streamed batch; the meta task is drawn from (seed, step)."""
-    (prepared,) = prepare([run], batch, state.step, by_labels=graph is not None)
-    if graph is None:
-        return step(run.model, run.method, state, prepared, now)
-    return step_recorded(graph, run.model, run.method, state, prepared, now)
+def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:
+    """Train one step on a streamed batch; the meta task is drawn from (seed, step)."""
+    return step(run.model, run.method, state, prepare(run, batch, state.step), now)
 
 
-def prepare(runs: Sequence[Run], streamed: Batch, step: int, *, by_labels: bool) -> list[Embedded]:
-    """Each run's batch: the images, embedded once for all, and its own task on them.
-
-    The runs share backbone, images and their order; the tasks are drawn from (seed, step), of which each has
-    the same support. `by_labels`: as of `select`.
-    """
+def prepare(run: Run, streamed: Batch, step: int) -> Embedded:
+    """Return the embedded images of a streamed batch, and the meta task on them."""
     assert streamed.step == step, f"the stream is at step {streamed.step}, the state at {step}"
-    first, clip = runs[0], runs[0].backbone.clip
-    labels = torch.from_numpy(streamed.labels)
-    selections: dict[Augmentation, Selection] = {}
-    for augmentation in dict.fromkeys(
-        run.method.augmentation for run in runs if run.method.inner is not None
-    ):
-        draw = one_class_out(labels, augmentation, task_rng(first.config.train.seed, step))
+    clip, method = run.backbone.clip, run.method
+    labels, selection = torch.from_numpy(streamed.labels), None
+    if method.inner is not None:
+        draw = one_class_out(labels, method.augmentation, task_rng(run.config.train.seed, step))
         if draw is not None:
-            chosen = select(draw, augmentation, dtype=clip.working_dtype, by_labels=by_labels)
-            selections[augmentation] = chosen
-    images, labels, selections = send((torch.from_numpy(streamed.images), labels, selections), clip.device)
-    images = first.backbone.normalise(images)
-    teach = first.method.uses_images
-    whole = embed_batch(clip, images, labels, seen=first.seen, step=step, teach=teach)
-    tasks: dict[Augmentation, Task] = {}
-    for augmentation, chosen in selections.items():
-        support = next((task.support for task in tasks.values()), None)  # one object: it is not stacked
-        support = support or take_support(whole, chosen)
-        method = replace(first.method, augmentation=augmentation)
-        tasks[augmentation] = Task(support, take_query(clip, method, images, whole, chosen))
-    return [Embedded(whole, tasks.get(run.method.augmentation)) for run in runs]
+            selection = select(draw, method.augmentation, dtype=clip.working_dtype)
+    images, labels, selection = send((torch.from_numpy(streamed.images), labels, selection), clip.device)
+    images = run.backbone.normalise(images)
+    whole = embed_batch(clip, images, labels, seen=run.seen, step=step, teach=method.uses_images)
+    if selection is None:
+        return Embedded(whole, None)
+    query = take_query(clip, method, images, whole, selection)
+    return Embedded(whole, Task(take_support(whole, selection), query))

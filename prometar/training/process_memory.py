@@ -44,8 +44,8 @@ class Held:
         return cls(clip.num_bytes, most, kept_bytes(splits, clip.image_size))
 
 
-def process_memory(config: Config, held: Held, *, configurations: int = 1, on_gpu: bool = False) -> int:
-    """Bytes that a run of a configuration takes on a machine, or several that are trained in lockstep.
+def process_memory(config: Config, held: Held, *, on_gpu: bool = False) -> int:
+    """Bytes that a run of a configuration takes on a machine.
 
     What the processes hold, and the peak of an iteration as it is counted on fake tensors (`memory_of`, a few
     seconds). Where the weights are so small that it cannot matter, a multiple of them stands for it.
@@ -60,13 +60,12 @@ def process_memory(config: Config, held: Held, *, configurations: int = 1, on_gp
     process = PROCESSES + held.images
     if on_gpu:
         return process + held.weights
-    roughly = held.weights * (1 + _OF_WEIGHTS * configurations)
+    roughly = held.weights * (1 + _OF_WEIGHTS)
     if roughly < _SMALL * PROCESSES:
         return process + roughly
-    together = None if configurations == 1 else configurations
     dtype = DTYPES[config.backbone.precision]
     try:
-        counted = memory_of(config, num_classes=held.num_classes, dtype=dtype, configurations=together)
+        counted = memory_of(config, num_classes=held.num_classes, dtype=dtype)
     except Exception:  # a part of the user's own may need data, and is no reason not to run it
         return process + roughly
     return process + counted.peak
@@ -84,14 +83,8 @@ class Memory:
     peak: int
 
 
-def memory_of(
-    config: Config,
-    *,
-    num_classes: int,
-    dtype: torch.dtype = torch.float32,
-    configurations: int | None = None,
-) -> Memory:
-    """The memory of one iteration of a configuration, or of several in lockstep; a second or two a call.
+def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.float32) -> Memory:
+    """The memory of one iteration of a configuration; a second or two a call.
 
     Of the iteration that takes most: all images but one are the support, whose gradients are differentiated.
 
@@ -101,9 +94,7 @@ def memory_of(
         >>> memory.before < memory.peak < 2**30
         True
     """
-    rehearsal = rehearse(
-        config, num_classes=num_classes, dtype=dtype, configurations=configurations, num_query=1
-    )
+    rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, num_query=1)
     inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
     with rehearsal.mode, _Live() as live:
         before = live.note([*rehearsal.state.tensors().values(), *inputs, *rehearsal.model.clip.tensors()])

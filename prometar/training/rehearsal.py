@@ -15,7 +15,6 @@ from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, Images, Query, Shares, Task, embed_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.step.vmapped import stack, step_all
 
 RATES = Rates(2.5e-3, 1e-6)
 
@@ -24,9 +23,8 @@ RATES = Rates(2.5e-3, 1e-6)
 class Rehearsal:
     """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
 
-    Where nothing is learned there is no phase. `num_query`: of the batch's images. `configurations`: how many
-    are stepped in lockstep, with as many partners encoded as there may be; None: one, alone, with one.
-    `seen`: what earlier calls have left. All tensors are of `mode`, which is to be entered around a call.
+    Without learnable prompts there is no phase. `num_query`: images of the batch in the query. `seen`: what
+    earlier calls have computed. Enter `mode`, to which all tensors belong, around a call.
     """
 
     mode: FakeTensorMode
@@ -36,7 +34,6 @@ class Rehearsal:
     pixels_B3HW: Tensor
     labels_B: Tensor
     num_query: int
-    configurations: int | None
     seen: Seen = field(default_factory=Seen)
 
     def __call__(self) -> object:
@@ -46,11 +43,7 @@ class Rehearsal:
         )
         if not self.state.prompts:
             return whole
-        count = self.configurations
-        batch = Batch(whole, self._task(whole))
-        if count is None:
-            return step(self.model, self.method, self.state, batch, RATES)
-        return step_all(self.model, [self.method] * count, self.state, [batch] * count, [RATES] * count)
+        return step(self.model, self.method, self.state, Batch(whole, self._task(whole)), RATES)
 
     def _task(self, whole: Images) -> Task | None:
         num_support = len(whole.labels) - self.num_query
@@ -60,8 +53,7 @@ class Rehearsal:
         _, labels, share, frozen = Images._make(
             None if part is None else part[num_support:] for part in whole
         )
-        num_partners = 1 if self.configurations is None else min(self.num_query, num_support)
-        shares, tokens = Shares(share, share, labels, labels), whole.tokens[num_support - num_partners :]
+        shares, tokens = Shares(share, share, labels, labels), whole.tokens[num_support - 1 :]
         return Task(support, Query(tokens, labels, share, shares, frozen))
 
 
@@ -70,7 +62,6 @@ def rehearse(
     *,
     num_classes: int,
     dtype: torch.dtype = torch.float32,
-    configurations: int | None = None,
     num_query: int | None = None,
 ) -> Rehearsal:
     """A rehearsal of a configuration's training on so many classes, towers in `dtype`.
@@ -93,7 +84,6 @@ def rehearse(
         prompts = method.prompts.init(clip, torch.arange(config.prompts.text_length), generator)
         gate = method.modulator.init(method.prompts.tokens(prompts), generator)
         state, size, side = State.start(prompts, gate), config.train.batch_size, clip.image_size
-        state = state if configurations is None else stack([state] * configurations)
         pixels, labels = torch.empty(size, 3, side, side, dtype=dtype), torch.zeros(size, dtype=torch.long)
     num_query = (size + 1) // 2 if num_query is None else num_query
-    return Rehearsal(mode, model, method, state, pixels, labels, num_query, configurations)
+    return Rehearsal(mode, model, method, state, pixels, labels, num_query)

@@ -18,7 +18,6 @@ from prometar.data.splits.objective import Problem, own_objective, problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
-from prometar.errors import UserError
 from prometar.methods.composition import Method, build
 from prometar.methods.probing import probe
 from prometar.methods.prompts import enters_images
@@ -149,8 +148,6 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     backbone = loaded.backbone if enters_images(method.prompts) else loaded.for_text_prompts
     clip = backbone.clip
     source = (*data, repr(dataset.source))
-    if config.train.cuda_graph and backbone.clip.device.type != "cuda":
-        raise UserError("train.cuda_graph needs a GPU, and none can be seen here")
     split = problem(
         objective,
         dataset,

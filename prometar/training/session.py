@@ -13,7 +13,6 @@ from prometar.errors import WorkError
 from prometar.io.files import refused
 from prometar.kept import Kept
 from prometar.metrics import harmonic_mean
-from prometar.step.cuda_graph import Graph
 from prometar.step.state import State
 from prometar.training.checkpoint import Checkpoint, damaged, load_checkpoint, require_state, save_checkpoint
 from prometar.training.epoch import Watch, train_epoch
@@ -44,7 +43,6 @@ class Session:
     def __init__(self, run: Run, folder: Path, stream: Stream, watch: Watch | None = None) -> None:
         self.run = run
         self._watch = watch
-        self._graph = Graph() if run.config.train.cuda_graph else None
         self.state = initial_state(run)
         self.history: list[dict[str, Any]] = []
         self._path = folder / _CHECKPOINT
@@ -101,11 +99,11 @@ class Session:
         """
         state, losses, started = self.state, dict[str, float](), time.perf_counter()
         if state.prompts:
-            batches, started = self.batches(), time.perf_counter()
-            state, losses = train_epoch(self.run, state, batches, self._watch, self._graph)
-        return self.conclude(state, losses, started)
+            batches, started = self._started(), time.perf_counter()
+            state, losses = train_epoch(self.run, state, batches, self._watch)
+        return self._conclude(state, losses, started)
 
-    def batches(self) -> Iterator[Batch]:
+    def _started(self) -> Iterator[Batch]:
         """The stream, from the state's step on; its first batch is there.
 
         Else whoever is the first in its process would take the longest: a stream starts slowly.
@@ -118,7 +116,7 @@ class Session:
             self._batches = chain([*islice(self._source, 1)], self._source)
         return self._batches
 
-    def conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:
+    def _conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:
         """End an epoch that was trained since `started` (`time.perf_counter`); otherwise as `epoch`."""
         self.state = state
         record: dict[str, Any] = {"epoch": len(self.history) + 1, **losses}

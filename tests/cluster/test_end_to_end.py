@@ -185,25 +185,3 @@ def test_real_photographs(real_dtd: Path, tmp_path: Path) -> None:
     text = finish(search(tmp_path, *args, "--set", "data.shots=2", "--epochs", "1", "--final-seeds", "1"))
     assert_whole(tmp_path / "dtd", "dtd", 2)
     assert "not with published ones" in text
-
-
-def test_trials_in_lockstep_give_the_records_of_trials_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: str
-) -> None:
-    space = tmp_path / "numbers.yaml"
-    space.write_text(
-        "regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true}\n"
-        "inner.lr: {type: float, low: 1.0e-5, high: 0.1, log: true}\n"
-    )
-    args = ["--space", str(space), "--pruner", "none", "--final-seeds", "", "--top", "0", "--trials", "2"]
-    found = []
-    for count in ("1", "2"):
-        assert search_here(tmp_path / count, *args, "--lockstep", count) == 0
-        said = capsys.readouterr()
-        assert said.err == ""
-        assert ("up to 2 trials share a place" in said.out) == (count == "2")
-        found.append(records(tmp_path / count / "textures"))
-    for one, other in zip(*found, strict=True):
-        assert other["state"] == "COMPLETE"
-        assert other["settings"] == one["settings"]
-        assert other["objective"] == pytest.approx(one["objective"], abs=2.0)  # a few of 64 images

@@ -125,7 +125,7 @@ OPTIONS: dict[str, list[str]] = {
         "--backbone", "--pretrained", "--set", "--study", "--seed", "--seeds-per-trial", "--top",
         "--top-seeds", "--final-seeds", "--sampler", "--pruner", "--enqueue", "--warm-start", "--track",
         "--val-per-class", "--max-hours", "--trial-timeout", "--max-concurrent", "--cpus-per-trial",
-        "--gpus-per-trial", "--lockstep",
+        "--gpus-per-trial",
     ],
     "train": ["--config", "--method", "--data-root", "--set", "--alignment-every"],
     "evaluate": ["", "--dataset", "--data-root"],

@@ -14,7 +14,6 @@ from torch import Tensor
 from prometar.backbone.vision import embed_images
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark
 from prometar.methods.prompts import Leaves
-from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Scalars, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.state import State
@@ -45,8 +44,7 @@ def test_recordings_of_other_names_are_found(
 
 
 @every_recording
-@pytest.mark.parametrize("differentiate", [autograd, functional])
-def test_the_trajectory_is_the_official_one(path: Path, differentiate: Differentiate) -> None:
+def test_the_trajectory_is_the_official_one(path: Path) -> None:
     run = load_official(path)
     method, model, state = run.method, run.model("classnames"), State.start(run.leaves("step0/prompt/"), {})
     assert state.prompts
@@ -55,7 +53,7 @@ def test_the_trajectory_is_the_official_one(path: Path, differentiate: Different
         now = rates(run.config, epoch)
         assert now.prompt_lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
         batch = make_batch(model.clip, method, images, labels, None)
-        state, scalars = step(model, method, state, batch, now, differentiate)
+        state, scalars = step(model, method, state, batch, now)
         close(total(run, scalars), run.tensor(f"step{index}/loss"))
         close_leaves(state.prompts, run.leaves(f"step{index}/prompt/"))
         if place == run.meta["steps_per_epoch"] - 1:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from prometar.backbone.vision import embed_images
-from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import step
 from prometar.step.meta_batch import make_batch
 
@@ -27,15 +26,13 @@ def test_there_are_recorded_trajectories() -> None:
     assert len(FILES) >= 2
 
 
-@pytest.mark.parametrize("differentiate", [autograd, functional])
-@pytest.mark.parametrize("by_labels", [False, True], ids=["fewest partners", "as many as the labels say"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_float64_trajectory(path: Path, by_labels: bool, differentiate: Differentiate) -> None:
+def test_float64_trajectory(path: Path) -> None:
     golden, tolerance = load(path, torch.float64), 1e-8
     state = golden.start
     for index, images, labels, draw in golden.steps():
-        batch = make_batch(golden.model.clip, golden.method, images, labels, draw, by_labels=by_labels)
-        state, scalars = step(golden.model, golden.method, state, batch, golden.rates, differentiate)
+        batch = make_batch(golden.model.clip, golden.method, images, labels, draw)
+        state, scalars = step(golden.model, golden.method, state, batch, golden.rates)
         assert_scalars(golden, index, scalars, tolerance)
         for recorded, ours in ((golden.prompts(index), state.prompts), (golden.gate(index), state.gate)):
             for name, value in recorded.items():

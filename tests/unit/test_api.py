@@ -209,7 +209,6 @@ def test_a_study_is_read_without_the_machinery_that_made_it(small: Path) -> None
         ({"gpus_per_trial": "x"}, "--gpus-per-trial 'x': expected a number"),
         ({"gpus_per_trial": float("nan")}, "--gpus-per-trial must be 0 or at least 0.01"),
         ({"cpus_per_trial": 0}, "--cpus-per-trial must be at least 0.1"),
-        ({"lockstep": 0}, "--lockstep must be at least 1"),
         ({"track": "nosuch"}, "unknown tracker 'nosuch'"),
         ({"files": "s3://"}, "cannot open 's3://': it names no bucket"),
         ({"settings": {"train.seed": 3}}, "--set train.seed: a search's seed is given by --seed"),

@@ -18,11 +18,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return loaded("gpu", monkeypatch)
 
 
-@pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return loaded("gpu_parts", monkeypatch)
-
-
 def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
@@ -35,10 +30,10 @@ def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 GOOD: dict[str, dict[str, Any]] = {
-    "parity": {"fp64": 1e-12, "fp32": 1e-5, "graph": 1e-12},
+    "parity": {"fp64": 1e-12, "fp32": 1e-5},
     "repeat": {"again": True, "resumed": False},
-    "speed": {"fp32 eager": 1.0, "fp32 graph": 3.0, "bf16 graph": 2.0},
-    "memory": {"fp32": [4 * 2**30, 3.5 * 2**30], "8 in lockstep": [2**30, 2**30]},
+    "speed": {"fp32": 3.0, "bf16": 2.0},
+    "memory": {"fp32": [4 * 2**30, 3.5 * 2**30]},
     "packing": {"1": 2.0, "4": 2.9},
     "accuracy": {
         "differences": {"prometar, bf16 - fp32": {"low": -0.4}, "prometar, fp16 - fp32": {"low": -2}}
@@ -56,7 +51,7 @@ def test_a_claim_holds_does_not_or_is_not_measured(gpu: ModuleType, tmp_path: Pa
     verdicts = {claim.text: gpu.verdict(claim, records) for claim in gpu.CLAIMS}
     assert verdicts["two runs are equal bit for bit"] == "holds"
     assert verdicts["a resumed run equals one that never stopped, bit for bit"] == "does not hold"
-    assert verdicts["bf16 is faster than fp32, both as graphs"] == "does not hold"
+    assert verdicts["bf16 is faster than fp32"] == "does not hold"
     assert verdicts["the counted memory is within a quarter of what is allocated"] == "holds"
     assert verdicts["four trials on a GPU do 1.5 times the steps of one"] == "does not hold"
     assert verdicts["bf16 costs less than a point of H on the embedded suite"] == "holds"
@@ -76,7 +71,7 @@ def test_the_same_command_goes_on_with_what_is_missing(gpu: ModuleType, tmp_path
         return part(name, seconds)
 
     gpu.measure(tmp_path, "a card", list(gpu.PARTS), 60.0, note)
-    assert asked == ["speed", "study", "lockstep", "stream", "compile"]
+    assert asked == ["speed", "study", "stream"]
     asked.clear()
     gpu.measure(tmp_path, "another card", list(gpu.PARTS), 0.0, note)
     assert not asked, "no time is left"
@@ -105,46 +100,6 @@ def test_what_a_part_has_started_ends_when_its_time_is_over(
         time.sleep(0.1)
     else:
         pytest.fail("it goes on")
-
-
-def test_what_is_traced_takes_new_tensors(parts: ModuleType) -> None:
-    def function(leaves: dict[str, torch.Tensor], power: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        x = leaves["x"].detach().requires_grad_()
-        (slope,) = torch.autograd.grad((x**power).sum(), x, create_graph=True)
-        (curve,) = torch.autograd.grad(slope.sum(), x)
-        return {"x": curve}, slope.detach()
-
-    graph, traced = parts.Compiled(lambda traced: traced), []
-    for value in (1.0, 2.0):
-        leaves = {"x": torch.full((3,), value)}
-        found, expected = graph(function, leaves, 3), function(leaves, 3)
-        assert torch.equal(found[0]["x"], expected[0]["x"])
-        assert torch.equal(found[1], expected[1])
-        traced.append(graph._step)
-    assert traced[0] is traced[1]
-
-
-def test_sixteen_in_lockstep_against_one(gpu: ModuleType) -> None:
-    rounds = [
-        [{"side": side, "configurations": count, "seconds": [count * each]}]
-        for count in (1, 16)
-        for side, each in (("one by one", 1.0), ("lockstep", 0.25))
-    ]
-    assert gpu._lockstep({"rounds": rounds}) == 16
-
-
-def test_what_a_smaller_gpu_has_no_memory_for_takes_no_other_figure_away(
-    gpu: ModuleType, parts: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lacks(*args: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(sys.modules["lockstep"], "build_run", lacks)
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    large = {"side": "lockstep", "configurations": 32, **parts.measure_lockstep("lockstep", 32, "mini", 1)}
-    assert not large["fits"]
-    some = [{"side": "lockstep", "configurations": count, "seconds": [float(count)]} for count in (1, 16)]
-    assert gpu._lockstep({"rounds": [[side] for side in (*some, large)]}) == 16
 
 
 def test_the_block_stands_between_its_marks(gpu: ModuleType, tmp_path: Path) -> None:

@@ -152,7 +152,6 @@ def test_a_plan_of_what_is_not_there_is_one_line(
     for words, line in (
         (["--trials", "0"], "--trials must be at least 1"),
         (["--seeds-per-trial", str(10**10)], "--seeds-per-trial must be at most 1,000, found 10,000,000,000"),
-        (["--lockstep", "0"], "--lockstep must be at least 1"),
         (["--max-hours", "0"], "--max-hours must be above 0"),
         (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml: no such file"),
         (["--warm-start", "nowhere"], "--warm-start nowhere holds no study"),

@@ -147,47 +147,34 @@ class Jobs(ABC):
 
 
 class SearchJobs(Jobs):
-    """Asks the memory until `target` trials have begun, interrupted ones first; `lockstep` a worker.
+    """Asks the memory until `target` trials have begun, interrupted ones first.
 
     Reports every epoch to the memory and stops what it says.
     """
 
     def __init__(
-        self,
-        memory: Memory,
-        make_job: MakeJob,
-        target: int,
-        stopping: Stopping,
-        room: Room,
-        lockstep: int = 1,
+        self, memory: Memory, make_job: MakeJob, target: int, stopping: Stopping, room: Room
     ) -> None:
         super().__init__(stopping, room)
-        self._memory, self._make_job, self._target, self._lockstep = memory, make_job, target, lockstep
+        self._memory, self._make_job, self._target = memory, make_job, target
 
     def _fresh(self) -> list[Job]:
-        crew = list[Job]()
-        while len(crew) < self._lockstep:
+        while True:
             asked = self._memory.next(self._target, fresh=not self._stopping.out_of_time())
             if asked is None:
-                break
+                return []
             try:
-                crew.append(self._make_job(asked))
+                job = self._make_job(asked)
             except UserError as error:  # settings that a run refuses together
                 self._memory.fail(asked.number, str(error))
-        for job in crew:
+                continue
             JobFiles(job).allow()
-        return crew
+            return [job]
 
     def _fail(self, trial_id: str, reason: str) -> None:
-        """Of a crew, which one is to blame shows where each is trained alone."""
-        crew = self.crews[trial_id]
-        running = [job for job in crew if self._memory.is_running(job.number)]
-        if len(crew) > 1 and not self._memory.hopeless():
-            self._again += [[job.alone()] for job in reversed(running)]
-            self._times_again.pop(crew[0].run_dir, None)
-            return
-        for job in running:
-            self._memory.fail(job.number, reason)
+        for job in self.crews[trial_id]:
+            if self._memory.is_running(job.number):
+                self._memory.fail(job.number, reason)
         if self._memory.hopeless():  # what waits would only be lost too
             for job in chain.from_iterable(self._again):
                 self._memory.fail(job.number, reason)

@@ -1,7 +1,7 @@
 """What a driver hands to a worker: plain values, complete in themselves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometar.distributed.placement import ResourcePlan
@@ -76,10 +76,6 @@ class Job:
     val_per_class: int = 20
     terms: Terms = Terms()
     number: int = 0
-
-    def alone(self) -> "Job":
-        """The same for a worker of its own: what hung in a crew does not count."""
-        return replace(self, terms=replace(self.terms, session=f"alone-{self.terms.session}"))
 
     @property
     def epochs(self) -> int:

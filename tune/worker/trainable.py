@@ -5,7 +5,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from prometar.distributed.allotment import only_given_gpus, require_given_gpus
-from prometar.errors import WorkError
 from prometar.loading import loaded_for_good, nothing_collected
 from prometar.parts.sending import install
 from tune.jobs.files import JobFiles
@@ -43,8 +42,6 @@ class TrialWorker(tune.Trainable):
         terms = jobs[0].terms
         self._watchdog = Watchdog(JobFiles(jobs[0]).own_disk, terms.session, terms.timeout_seconds)
         verdict = self._watchdog.verdict()
-        if verdict and len(jobs) > 1:
-            raise WorkError(verdict)  # one of them may be to blame: each is tried alone
         with self._watchdog.watching():
             self._crew = self.open_crew(jobs, verdict)
         self._untold = deque[dict[str, Any]]()

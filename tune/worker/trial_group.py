@@ -1,4 +1,4 @@
-"""The jobs of one worker: trained in lockstep where they can be, one after another where not."""
+"""The jobs of one worker."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import Any
 from prometar.device import give_back
 from prometar.errors import StorageError, UserError
 from prometar.training.epoch import Diverged
-from prometar.training.lockstep import Lockstep, partition
 from prometar.training.session import Session
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job
@@ -18,7 +17,7 @@ _MEANS = ("objective", "base", "new")
 
 
 class Crew:
-    """Jobs trained together, all by one epoch at a time; those that are behind first.
+    """Jobs trained in turn, all by one epoch at a time; those that are behind first.
 
     A result names the `member` (its index in `jobs`), and whether that is its last one (`finished`). Results
     of epochs that checkpoints already hold come first. A single job is trained as `Session` does.
@@ -31,7 +30,6 @@ class Crew:
 
     def __init__(self, jobs: Sequence[Job], failure: str = "") -> None:
         self._members = [_Member(number, job, failure) for number, job in enumerate(jobs)]
-        self._together: dict[tuple[int, ...], Lockstep] = {}
 
     @property
     def over(self) -> bool:
@@ -52,33 +50,24 @@ class Crew:
         """One epoch of those with the fewest epochs behind them."""
         owners = {session: member for member in members for session in member.unfinished()}
         fewest = min((len(session.history) for session in owners), default=0)
-        for sessions in partition([session for session in owners if len(session.history) == fewest]):
-            for session, problem in zip(sessions, self._epoch(sessions), strict=True):
-                owners[session].conclude_epoch(session, problem)
+        for session, member in owners.items():
+            if len(session.history) == fewest:
+                member.conclude_epoch(session, self._epoch(session))
 
-    def _epoch(self, sessions: list[Session]) -> list[UserError | None]:
-        """Train them by one epoch; why each has ended, if it has failed."""
+    def _epoch(self, session: Session) -> UserError | None:
+        """Train it by one epoch; why it has ended, if it has failed."""
         try:
-            key, known = tuple(map(id, sessions)), self._together
-            # Those that have any of these sessions beside others are over, with what they recorded on a GPU.
-            self._together = {k: each for k, each in known.items() if k == key or set(key).isdisjoint(k)}
-            if len(sessions) > 1:
-                if key not in self._together:
-                    self._together[key] = Lockstep(sessions)
-                together = self._together[key]
-                return [each if isinstance(each, UserError) else None for each in together.epoch()]
-            sessions[0].epoch()
+            session.epoch()
         except StorageError:
             raise
         except UserError as error:
-            return [error] * len(sessions)
-        return [None]
+            return error
+        return None
 
     def close(self) -> None:
         """End the streams, and keep nothing of a GPU that other workers share."""
         for member in self._members:
             member.close()
-        self._together.clear()
         give_back()
 
 

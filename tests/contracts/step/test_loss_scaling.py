@@ -19,9 +19,7 @@ from prometar.step.loss_scaling import factor
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
-from prometar.step.vmapped import stack, step_all, unstack
-from tests.contracts.step.test_step import make
-from tests.contracts.step.test_vmapped import NUMBERS, RATES, batches_for, numbers_of
+from tests.contracts.step.test_step import RATES, batch_for, make
 
 LEARNING = [name for name in METHODS if not name.startswith("zero-shot")]
 NAMES = [f"class number {k}" for k in range(6)]
@@ -36,26 +34,14 @@ def scaled_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_float64_scaling_changes_nothing(name: str, request: pytest.FixtureRequest) -> None:
     _, method, model, start = make({}, name)
     plain, scaled = start, start
-    batches = [batches_for(model, [method], number)[0] for number in range(2)]
-    for batch in batches:
-        plain, _ = step(model, method, plain, batch, RATES[0])
+    batch = batch_for(model, method)
+    for _ in range(2):
+        plain, _ = step(model, method, plain, batch, RATES)
     request.getfixturevalue("scaled_in_float64")
-    for batch in batches:
-        scaled, _ = step(model, method, scaled, batch, RATES[0])
+    for _ in range(2):
+        scaled, _ = step(model, method, scaled, batch, RATES)
     for key, value in plain.tensors().items():
         torch.testing.assert_close(scaled.tensors()[key], value, rtol=1e-11, atol=1e-13)
-
-
-@pytest.mark.usefixtures("scaled_in_float64")
-def test_each_of_several_configurations_has_its_own_factors() -> None:
-    made = [make(numbers_of("prometar", {}, k), "prometar") for k in range(len(NUMBERS))]
-    model, methods, alone = made[0][2], [m for _, m, _, _ in made], [start for *_, start in made]
-    batches = batches_for(model, methods, 0, by_labels=True)
-    together, _ = step_all(model, methods, stack(alone), batches, RATES)
-    for k, ours in enumerate(unstack(together)):
-        its, _ = step(model, methods[k], alone[k], batches[k], RATES[k])
-        for key, value in its.tensors().items():
-            torch.testing.assert_close(ours.tensors()[key], value, rtol=0, atol=1e-8)
 
 
 def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> dict[str, Tensor]:

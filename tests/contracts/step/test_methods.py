@@ -1,7 +1,6 @@
 """Contracts that every method of the table keeps, and each method against its paper's own procedure."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from prometar.backbone.vision import embed_images
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
-from prometar.methods.composition import Method, build
+from prometar.methods.composition import build
 from prometar.methods.meta_tasks import TaskDraw
 from prometar.methods.regularizers import ImageDistance, TextDistance
 from prometar.step import prompted_clip
-from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
@@ -75,41 +73,6 @@ def test_a_state_survives_its_tensors(name: str) -> None:
     assert ahead.step == ahead_again.step == 2
     assert ahead.tensors().keys() == ahead_again.tensors().keys()
     assert all(torch.equal(tensor, ahead_again.tensors()[key]) for key, tensor in ahead.tensors().items())
-
-
-OTHER_STEPS = pytest.mark.parametrize(
-    ("by_labels", "differentiate"),
-    [(False, functional), (True, autograd), (True, functional)],
-    ids=["fewest-functional", "by labels-autograd", "by labels-functional"],
-)
-
-
-@OTHER_STEPS
-@pytest.mark.parametrize("name", LEARNING)
-def test_steps_agree_whatever_their_shape_and_derivative(
-    name: str, by_labels: bool, differentiate: Differentiate
-) -> None:
-    same_step(name, {}, by_labels, differentiate)
-
-
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("name", META)
-def test_steps_with_any_mix_agree(name: str, mix: str) -> None:
-    same_step(name, {"task.augmentation": mix}, True, functional)
-
-
-@cache
-def plain_step(name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[Method, Model, State, State]:
-    """A method, its model, and the states before and after a step by autograd."""
-    _, method, model, start = make(dict(settings), name)
-    return method, model, start, step(model, method, start, batch_for(model, method), RATES)[0]
-
-
-def same_step(name: str, values: dict[str, Any], by_labels: bool, differentiate: Differentiate) -> None:
-    method, model, start, plain = plain_step(name, tuple(values.items()))
-    other, _ = step(model, method, start, batch_for(model, method, by_labels=by_labels), RATES, differentiate)
-    for key, tensor in plain.tensors().items():
-        torch.testing.assert_close(other.tensors()[key], tensor, rtol=0, atol=1e-10, msg=key)
 
 
 @pytest.mark.parametrize("mix", MIXES[1:])
@@ -210,15 +173,6 @@ def test_many_images_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(model.text_features(state.prompts, image[None])[0], text)
 
 
-@pytest.mark.parametrize("mix", MIXES)
-@OTHER_STEPS
-def test_prometars_parts_go_with_conditional_prompts(
-    mix: str, by_labels: bool, differentiate: Differentiate
-) -> None:
-    values = {"prompts.kind": "conditional", "modulator.reduction": 1, "task.augmentation": mix}
-    same_step("prometar", values, by_labels, differentiate)
-
-
 @pytest.mark.parametrize("name", META)
 def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
     clip, method, model, state = make({}, name)
@@ -244,9 +198,19 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
                 torch.testing.assert_close(ours[key], leaf.detach(), rtol=0, atol=1e-9, msg=key)
 
 
-@pytest.mark.parametrize("name", META)
-def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(name: str) -> None:
-    _, method, model, start = make({}, name)
+CONDITIONAL = {"prompts.kind": "conditional", "modulator.reduction": 1}
+COMPOSED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in META},
+    "conditional prompts": ("prometar", CONDITIONAL),
+    "cutmix": ("prometar", {"task.augmentation": "cutmix"}),
+    "projection": ("prometar-maple", {"modulator.kind": "projection"}),
+}
+
+
+@pytest.mark.parametrize("case", COMPOSED)
+def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str) -> None:
+    name, values = COMPOSED[case]
+    _, method, model, start = make(values, name)
     still, batch = Rates(0.0, 0.0, momentum=0.0, weight_decay=0.0), batch_for(model, method)
     state, _ = step(model, method, start, batch, still)  # at rate 0 the momenta are the last gradients
     gradient = {key: g for key, g in state.tensors().items() if "momenta" in key}

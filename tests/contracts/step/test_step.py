@@ -16,7 +16,6 @@ from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import TaskDraw
 from prometar.methods.prompts import enters_images
-from prometar.step.autodiff import Differentiate, autograd, functional
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
@@ -63,12 +62,12 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
 IS_QUERY = torch.tensor([False, True, True, False])
 
 
-def batch_for(model: Model, method: Method, **how: bool) -> Batch:
+def batch_for(model: Model, method: Method) -> Batch:
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     draw = None
     if method.inner is not None:
         draw = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(0)))
-    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), draw, **how)
+    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), draw)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "zero-shot"])
@@ -142,19 +141,6 @@ def outer_loss(model: Model, method: Method, prompts: dict[str, Tensor], gate: d
     adapted = {name: leaf - 0.5 * modulated[name] for name, leaf in prompts.items()}
     query = model.image_features(adapted, whole.tokens[IS_QUERY])
     return F.cross_entropy(model.logits(query, model.text_features(adapted)), whole.labels[IS_QUERY])
-
-
-@pytest.mark.parametrize("differentiate", [autograd, functional])
-@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
-def test_however_many_partners_are_encoded_the_step_is_one(
-    values: dict[str, Any], differentiate: Differentiate
-) -> None:
-    _, method, model, start = make(values)
-    fewest, _ = step(model, method, start, batch_for(model, method), RATES)
-    batch = batch_for(model, method, by_labels=True)
-    other, _ = step(model, method, start, batch, RATES, differentiate)
-    for name, tensor in fewest.tensors().items():
-        torch.testing.assert_close(other.tensors()[name], tensor, rtol=0, atol=1e-10, msg=name)
 
 
 def test_outer_gradients_are_the_finite_differences_of_the_outer_loss() -> None:

@@ -19,11 +19,8 @@ from prometar.device import fetch, send
 from prometar.inference.prompt_file import read_prompts
 from prometar.runs import export_run, write_result
 from prometar.step import iteration
-from prometar.step.cuda_graph import Graph
 from prometar.training import epoch
 from prometar.training import run as run_module
-from prometar.training.epoch import train_epoch
-from prometar.training.lockstep import Lockstep
 from prometar.training.run import DTYPES, Run, forget
 from prometar.training.session import Session
 from tests.contracts.training.test_session import local, small_run, without_time
@@ -60,8 +57,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
         for user in USERS:
             monkeypatch.setattr(f"{user}.default_device", lambda: DEVICE)
         monkeypatch.setattr(run_module, "load_backbone", tiny)
-        for name in ("step", "step_all", "step_recorded"):
-            monkeypatch.setattr(epoch, name, quiet(getattr(epoch, name), traffic))
+        monkeypatch.setattr(epoch, "step", quiet(epoch.step, traffic))
         yield traffic
 
 
@@ -107,18 +103,6 @@ def test_an_epoch_copies_once_a_batch_and_waits_once(
     assert run.backbone.clip.device == DEVICE
     session = Session(run, tmp_path, local(run))
     count_epoch(session, seen)
-    if precision == "fp16" and session.state.prompts:  # the step as a GPU records it, with all that it has
-        train_epoch(run, session.state, local(run)(run.plan, session.state.step), graph=Graph())
-
-
-def test_lockstep_copies_once_for_all(seen: Traffic, tmp_path: Path) -> None:
-    values = ({}, {"inner__lr": 0.02, "task__mixup_alpha": 2.0}, {"optim__lr": 0.01})
-    runs = [warm(small_run(**SMALL, **each)) for each in values]
-    together = Lockstep([Session(run, tmp_path / str(k), local(run)) for k, run in enumerate(runs)])
-    scored, sets = num_scored(runs[0]), len(runs[0].evaluations)
-    numbers = 1  # once an epoch
-    copies = runs[0].plan.steps_per_epoch + numbers + 3 * scored
-    count(together.epoch, seen, copies=copies, waits=1 + 3 * (sets + 1))
 
 
 @pytest.mark.parametrize("method", ["prometar", "promptsrc", "maple"])

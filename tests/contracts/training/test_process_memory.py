@@ -27,10 +27,8 @@ def test_large_ones_are_counted() -> None:
     assert needed == PROCESSES + memory_of(small, num_classes=12).peak
 
 
-@pytest.mark.parametrize(("precision", "configurations"), [("fp32", 1), ("bf16", 1), ("fp64", 2)])
-def test_they_are_counted_with_precision_and_lockstep(
-    precision: str, configurations: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_they_are_counted_with_precision(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, counted = Config().override({"backbone.precision": precision}), list[object]()
 
     def memory_of(of: Config, **named: object) -> Memory:
@@ -38,10 +36,9 @@ def test_they_are_counted_with_precision_and_lockstep(
         return Memory(1, 1000)
 
     monkeypatch.setattr(module, "memory_of", memory_of)
-    needed = process_memory(config, Held(WEIGHTS, 12), configurations=configurations)
+    needed = process_memory(config, Held(WEIGHTS, 12))
     assert needed == PROCESSES + 1000
-    together = None if configurations == 1 else configurations
-    named = {"num_classes": 12, "dtype": DTYPES[precision], "configurations": together}
+    named = {"num_classes": 12, "dtype": DTYPES[precision]}
     assert counted == [(config, named)]
 
 

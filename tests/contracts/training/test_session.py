@@ -20,7 +20,6 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
 from prometar.kept import Kept
-from prometar.step.cuda_graph import Graph
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
 from prometar.training.epoch import Diverged, rates, train_epoch
@@ -231,45 +230,6 @@ def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pyt
     state, _ = train_epoch(second, initial_state(second), local(second)(second.plan, 0))
     for name, tensor in alone.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name
-
-
-@pytest.mark.parametrize(("method", "batch_size"), [("prometar", 4), ("prometar", 1), ("promptsrc", 4)])
-def test_the_step_that_a_gpu_records_is_the_same(method: str, batch_size: int) -> None:
-    run = small_run(method, train__batch_size=batch_size, backbone__precision="fp64")
-    kinds = set[frozenset[str]]()
-
-    class Watched(Graph):
-        def __call__(self, function: Callable[..., Any], *inputs: Any) -> Any:
-            kinds.add(frozenset(inputs[0]))
-            return super().__call__(function, *inputs)
-
-    plain = recorded = initial_state(run)
-    for _ in range(2):
-        plain, losses = train_epoch(run, plain, local(run)(run.plan, plain.step))
-        recorded, same_losses = train_epoch(
-            run, recorded, local(run)(run.plan, recorded.step), graph=Watched()
-        )
-        assert same_losses == pytest.approx(losses, abs=1e-9)
-        assert recorded.step == plain.step
-        assert recorded.tensors().keys() == plain.tensors().keys()
-        for name, tensor in plain.tensors().items():
-            torch.testing.assert_close(recorded.tensors()[name], tensor, rtol=0, atol=1e-9)
-    assert len(kinds) == 1, "an average that has begun is no reason to record a step anew"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_recording_without_a_gpu_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.cuda_graph needs a GPU"):
-        small_run(train__cuda_graph=True)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_recorded_run_equals_a_plain_one(tmp_path: Path) -> None:
-    runs = [small_run(train__cuda_graph=graph) for graph in (False, True)]
-    plain, recorded = (Session(run, tmp_path / str(k), local(run)) for k, run in enumerate(runs))
-    train(plain), train(recorded)
-    for name, tensor in plain.state.tensors().items():
-        torch.testing.assert_close(recorded.state.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, str]], object]

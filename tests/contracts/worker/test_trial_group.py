@@ -1,22 +1,19 @@
 """Jobs that one worker trains together: told like jobs alone, also when some end early, fail or lag."""
 
 import pickle
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from prometar.config.settings import Config, parse
 from prometar.data.streaming.stream import stream_local
 from prometar.distributed.placement import ResourcePlan
-from prometar.errors import StorageError, WorkError
+from prometar.errors import StorageError
 from prometar.training.run import Run, code_of, contents_of
 from tests.support.small import BACKBONE
-from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, Leg, Terms
 from tune.worker import training_run
 from tune.worker.training_run import LegRun
@@ -76,124 +73,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
         return [told[str(each)] for each in settings]
 
     return of
-
-
-def assert_same(ours: list[dict[str, Any]], its: list[dict[str, Any]]) -> None:
-    """Equal within float32's rounding, which may move an image or two of 32 to another class."""
-    assert [[r[key] for key in ("epoch", "finished", "failed")] for r in ours] == [
-        [r[key] for key in ("epoch", "finished", "failed")] for r in its
-    ]
-    for key, tolerance in (("loss", 1e-4), ("base", 7.0), ("new", 7.0)):
-        assert [r[key] for r in ours] == pytest.approx([r[key] for r in its], abs=tolerance)
-
-
-def test_each_tells_what_it_tells_alone(tmp_path: Path, alone: Alone) -> None:
-    settings = ({}, GENTLE, OTHER)
-    told = finish(Crew(jobs(tmp_path / "crew", *settings)))
-    assert [r["member"] for r in told] == 3 * [0, 1, 2]
-    assert [r["finished"] for r in told] == 6 * [False] + 3 * [True]
-    for k, its in enumerate(alone(*settings)):
-        assert_same(figures(told, k), its)
-        assert (tmp_path / "crew" / f"{k:04d}" / "result.json").exists()
-
-
-def test_seconds_are_shares_of_what_took_place_together(tmp_path: Path) -> None:
-    together = finish(Crew(jobs(tmp_path / "crew", {}, GENTLE)))
-    last = [r["seconds"] for r in together if r["finished"]]
-    assert max(last) < 1.5 * min(last)
-
-
-def test_a_gpu_s_memory_is_given_back_when_jobs_have_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else the largest of its trials would be a worker's for good, and other workers on the GPU have less."""
-    left = list[int]()
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda, "empty_cache", lambda: left.append(sum(each() is not None for each in held))
-    )
-    worker = Crew(jobs(tmp_path / "crew", {}, GENTLE))
-    worker.advance()
-    (together,) = worker._together.values()
-    held = [weakref.ref(each) for each in (together, together._graph, *together.sessions)]
-    del together
-    worker.close()
-    assert left == [0]
-
-
-def test_a_stopped_job_is_left_out_and_the_others_go_on(tmp_path: Path, alone: Alone) -> None:
-    mine = jobs(tmp_path / "crew", {}, GENTLE)
-    worker = Crew(mine)
-    first = worker.advance()
-    JobFiles(mine[0]).stop()  # it led: the images came through its stream
-    rest = worker.advance()
-    assert not worker._together, "what a GPU recorded for both is given up"
-    rest += finish(worker)
-    assert [r["member"] for r in rest] == [1, 1]
-    (its,) = alone(GENTLE)
-    assert_same(figures(first + rest, 1), its)
-
-
-def test_one_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
-    told = finish(Crew(jobs(tmp_path / "crew", {}, {"optim.lr": 1e30}, {"data.name": "nowhere"})))
-    (diverged,), (unknown,) = figures(told, 1), figures(told, 2)
-    assert diverged["finished"]
-    assert "optim.lr" in diverged["failed"]
-    assert unknown["finished"]
-    assert "nowhere" in unknown["failed"]
-    assert [r["epoch"] for r in figures(told, 0)] == [1, 2, 3]
-
-
-def test_those_behind_catch_up_and_go_on_together(tmp_path: Path, alone: Alone) -> None:
-    mine = jobs(tmp_path / "crew", {}, GENTLE)
-    ahead = Crew(mine[:1])
-    first = ahead.advance()
-    ahead.close()
-    worker = Crew(mine)
-    told = finish(worker)
-    assert figures(told[:1], 0) == figures(first, 0)  # told again: perhaps nobody has heard of it
-    assert [(r["member"], r["epoch"]) for r in told[1:]] == [(1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
-    for k, its in enumerate(alone({}, GENTLE)):
-        assert_same(figures(told, k), its)
-
-
-def test_one_that_caught_up_leads_when_the_leader_is_stopped(tmp_path: Path, alone: Alone) -> None:
-    mine = jobs(tmp_path / "crew", {}, GENTLE)
-    ahead = Crew(mine[:1])
-    ahead.advance()
-    ahead.close()
-    worker = Crew(mine)
-    told = worker.advance() + worker.advance() + worker.advance()  # told again, caught up, together
-    assert [(r["member"], r["epoch"]) for r in told] == [(0, 1), (1, 1), (0, 2), (1, 2)]
-    JobFiles(mine[0]).stop()
-    told += finish(worker)
-    (its,) = alone(GENTLE)
-    assert_same(figures(told, 1), its)
-
-
-def test_a_restarted_crew_leaves_out_who_has_ended(tmp_path: Path) -> None:
-    mine = jobs(tmp_path / "crew", {}, GENTLE)
-    JobFiles(mine[0]).stop()
-    assert {r["member"] for r in finish(Crew(mine))} == {1}
-    JobFiles(mine[0]).allow()
-    assert {r["member"] for r in finish(Crew(mine))} == {0, 1}
-
-
-def test_images_that_cannot_be_read_fail_all_who_need_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(run: Run, options: object) -> Any:
-        def stream(plan: object, step: int) -> Any:
-            raise WorkError("broken image a.jpg")
-
-        return stream
-
-    monkeypatch.setattr(training_run, "ray_stream", broken)
-    told = finish(Crew(jobs(tmp_path / "crew", {}, GENTLE)))
-    assert [(r["member"], r["failed"], r["finished"]) for r in told] == [
-        (0, "broken image a.jpg", True),
-        (1, "broken image a.jpg", True),
-    ]
 
 
 def test_a_worker_gets_what_its_driver_has_handed_out(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What hands out jobs and decides on them, with several trials a worker."""
+"""What hands out jobs and decides on them."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfDiskError
 from ray.tune import PlacementGroupFactory
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 from rich.console import Console
 
 from prometar.distributed.placement import Room
@@ -24,8 +22,8 @@ from tune.execution.jobs import (
     reason_of,
 )
 from tune.execution.stopping import Stopping
-from tune.jobs.spec import Job, Leg, jobs_in
-from tune.optimizer.ask_tell import HOPELESS, Asked, Memory
+from tune.jobs.spec import Job, Leg
+from tune.optimizer.ask_tell import Asked, Memory
 
 PLACE = PlacementGroupFactory([{"CPU": 0.5}, {"CPU": 0.5}])
 
@@ -54,31 +52,18 @@ def job_in(folder: Path) -> MakeJob:
     return job
 
 
-def jobs_of(memory: Memory, folder: Path, lockstep: int) -> SearchJobs:
-    return SearchJobs(memory, job_in(folder), 5, Stopping(Console()), Room(2, 0), lockstep)
+def jobs_of(memory: Memory, folder: Path) -> SearchJobs:
+    return SearchJobs(memory, job_in(folder), 5, Stopping(Console()), Room(2, 0))
 
 
 def result(member: int, epoch: int, **more: Any) -> dict[str, Any]:
     return {"member": member, "epoch": epoch, "objective": 50.0, "finished": False, **more}
 
 
-def test_a_worker_gets_as_many_as_there_are(memory: Memory, tmp_path: Path) -> None:
-    jobs = jobs_of(memory, tmp_path, 3)
-    crews = [jobs_in(jobs.suggest(name)) for name in ("w0", "w1")]
-    assert [[job.number for job in crew] for crew in crews] == [[0, 1, 2], [3, 4]]
-    assert jobs.suggest("w2") is None, "one of them may come back"
-    for name in ("w0", "w1"):
-        jobs.on_end(name, error=False)
-    for name in ("w2", "w3", "w4", "w5", "w6"):
-        assert len(jobs_in(jobs.suggest(name))) == 1
-        jobs.on_end(name, error=False)
-    assert jobs.suggest("w7") == Searcher.FINISHED
-
-
 def test_what_a_lost_worker_had_not_begun_is_handed_out_again_and_not_for_ever(
     memory: Memory, tmp_path: Path
 ) -> None:
-    jobs = jobs_of(memory, tmp_path, 1)
+    jobs = jobs_of(memory, tmp_path)
     first = jobs.suggest("w0")
     for times in range(MAX_FAILURES):
         jobs.unbegun.add(f"w{times}")
@@ -88,73 +73,6 @@ def test_what_a_lost_worker_had_not_begun_is_handed_out_again_and_not_for_ever(
     jobs.on_end(f"w{MAX_FAILURES}", error=True)
     assert [t.state for t in memory.ended()] == ["FAIL"]
     assert jobs.suggest("next") != first
-
-
-def test_it_ends_when_its_last_trial_has(memory: Memory, tmp_path: Path) -> None:
-    jobs = jobs_of(memory, tmp_path, 2)
-    jobs.suggest("w0")
-
-    def told(result: dict[str, Any]) -> str:
-        return jobs.on_result(WORKER, result)
-
-    assert told(result(0, 1)) == told(result(1, 1)) == TrialScheduler.CONTINUE
-    assert told(result(1, 2, failed="the loss is nan", finished=True)) == TrialScheduler.CONTINUE
-    assert told(result(0, 2, finished=True)) == TrialScheduler.STOP
-    assert [t.state for t in memory.ended()] == ["FAIL", "COMPLETE"]
-
-
-def test_each_trial_of_a_worker_held_its_whole_place_for_its_own_share_of_the_time(
-    memory: Memory, tmp_path: Path
-) -> None:
-    jobs = jobs_of(memory, tmp_path, 2)
-    jobs.suggest("w0")
-    for member in (0, 1):
-        jobs.on_result(WORKER, result(member, 1, seconds=3.0, finished=True))
-    assert [(t.seconds, t.cpus) for t in memory.ended()] == [(3.0, 1.0), (3.0, 1.0)]
-
-
-def test_a_pruned_one_is_told_to_its_worker(
-    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs = jobs_of(memory, tmp_path, 2)
-    jobs.suggest("w0")
-    monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda self: True)
-    told = jobs.on_result(WORKER, result(1, 1))
-    assert told == TrialScheduler.CONTINUE
-    assert [(t.number, t.state) for t in memory.ended()] == [(1, "PRUNED")]
-    assert [(tmp_path / name / "stopped").exists() for name in ("0", "1")] == [False, True]
-
-
-def test_of_a_lost_crew_that_one_fails_which_is_lost_alone_too(memory: Memory, tmp_path: Path) -> None:
-    jobs = jobs_of(memory, tmp_path, 3)
-    crew = jobs_in(jobs.suggest("w0"))
-    jobs.on_result(tune_trial("w0"), result(2, 1, finished=True))
-    jobs.reasons["w0"] = "the worker died"
-    jobs.on_end("w0", error=True)
-    assert [t.state for t in memory.ended()] == ["COMPLETE"], "nobody knows which was to blame"
-
-    alone = [jobs_in(jobs.suggest(name)) for name in ("w1", "w2")]
-    assert [job.run_dir for [job] in alone] == [job.run_dir for job in crew[:2]]
-    assert crew[0].terms.session not in {job.terms.session for [job] in alone}, "what hung before counts not"
-    jobs.reasons["w1"] = "the worker died again"
-    jobs.on_end("w1", error=True)
-    jobs.on_result(tune_trial("w2"), result(0, 1, finished=True))
-    jobs.on_end("w2", error=False)
-    ended = {t.number: (t.state, t.reason) for t in memory.ended()}
-    assert ended == {0: ("FAIL", "the worker died again"), 1: ("COMPLETE", ""), 2: ("COMPLETE", "")}
-
-
-def test_alone_no_more_are_lost_than_tell_that_it_is_hopeless(memory: Memory, tmp_path: Path) -> None:
-    jobs = SearchJobs(memory, job_in(tmp_path), 16, Stopping(Console()), Room(2, 0), 16)
-    jobs.suggest("w0")
-    jobs.reasons["w0"] = "the worker died"
-    jobs.on_end("w0", error=True)
-    tried = 0
-    while jobs.suggest(f"alone-{tried}") != Searcher.FINISHED:
-        jobs.on_end(f"alone-{tried}", error=True)
-        tried += 1
-    assert tried == HOPELESS
-    assert [t.state for t in memory.ended()] == ["FAIL"] * 16
 
 
 @pytest.mark.parametrize(
@@ -171,7 +89,7 @@ def test_a_disk_that_refuses_ends_the_study_and_fails_no_trial(
     memory: Memory, tmp_path: Path, reason: str
 ) -> None:
     listed = [Job(str(tmp_path / "job"), (Leg({}),), "final")]
-    for jobs in (jobs_of(memory, tmp_path, 1), ListedJobs(listed, Stopping(Console()), Room(2, 0))):
+    for jobs in (jobs_of(memory, tmp_path), ListedJobs(listed, Stopping(Console()), Room(2, 0))):
         jobs.suggest("w0")
         jobs.reasons["w0"] = reason
         with pytest.raises(StorageError, match=re.escape(reason.split(": ", 1)[1])):
@@ -189,7 +107,7 @@ def test_a_disk_that_refuses_ends_the_study_and_fails_no_trial(
 def test_workers_of_other_code_end_the_study_and_fail_no_trial(
     memory: Memory, tmp_path: Path, reason: str
 ) -> None:
-    jobs = jobs_of(memory, tmp_path, 2)
+    jobs = jobs_of(memory, tmp_path)
     jobs.suggest("w0")
     jobs.reasons["w0"] = reason
     with pytest.raises(StorageError, match=f"other code of prometar .*: {re.escape(reason)}"):
@@ -198,7 +116,7 @@ def test_workers_of_other_code_end_the_study_and_fail_no_trial(
 
 
 def test_what_a_second_try_has_got_over_is_forgotten(memory: Memory, tmp_path: Path) -> None:
-    jobs = jobs_of(memory, tmp_path, 1)
+    jobs = jobs_of(memory, tmp_path)
     jobs.suggest("w0")
     jobs.reasons["w0"] = "OSError: [Errno 28] No space left on device"
     jobs.on_result(WORKER, result(0, 1, finished=True))  # type: ignore[arg-type]
@@ -207,7 +125,7 @@ def test_what_a_second_try_has_got_over_is_forgotten(memory: Memory, tmp_path: P
 
 
 def test_deaths_count_until_an_epoch_is_done_that_was_not(memory: Memory, tmp_path: Path) -> None:
-    jobs = jobs_of(memory, tmp_path, 1)
+    jobs = jobs_of(memory, tmp_path)
     jobs.suggest("w0")
     counts = []
     for epoch in (1, 1, 2, 1, 2, 3):  # a new worker tells again what the one before it had done
