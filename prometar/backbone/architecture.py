@@ -20,8 +20,6 @@ class Form:
         `eos_id`, `last` the last of all, padding or not.
     average: Whether an image's feature is the mean of its patches instead of the first token.
     norm_after_pool: Whether that mean is taken before the last LayerNorm.
-    summary: Whether a text's feature is a token of its own, behind the last position (CoCa); its id is the
-        last one. A token behind id 0, which is padding and CLIP's "!", then is no key.
     image_size: Pixels, where the patches leave some out at the edge.
     """
 
@@ -32,7 +30,6 @@ class Form:
     average: bool = False
     norm_after_pool: bool = False
     image_size: int | None = None
-    summary: bool = False
 
     def end(self, ids: Sequence[int]) -> int:
         """Where the token stands that a text's feature is."""
@@ -48,7 +45,7 @@ OPENAI = Form()
 class Architecture:
     """What a model's configuration says, and its tensors do not.
 
-    From `text_activation` on the defaults are OpenAI's CLIP. `pool_heads`: of open_clip's own attention pool.
+    From `text_activation` on the defaults are OpenAI's CLIP.
     `custom_text`: the text tower's names begin with "text.". `trunk`: the vision tower has timm's names.
     `closed`: why no prompt can enter the image tower, if so; then it has no heads.
     """
@@ -60,7 +57,6 @@ class Architecture:
     text_eps: float = EPS
     custom_text: bool = False
     vision_eps: float = EPS
-    pool_heads: int | None = None
     trunk: bool = False
     closed: str = ""
     form: Form = OPENAI

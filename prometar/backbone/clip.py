@@ -15,7 +15,7 @@ from torch import Tensor
 from prometar.backbone.activations import QUICK
 from prometar.backbone.architecture import OPENAI, Architecture, Form
 from prometar.backbone.frozen import Closed, Frozen
-from prometar.backbone.norm import EPS, Norm
+from prometar.backbone.norm import EPS
 from prometar.errors import UserError
 
 
@@ -252,16 +252,10 @@ def from_state_dict(
         positions = torch.cat([positions[:-num_patches], positions[-num_patches:] + patch_bias])
     if pooled:
         pool = vision.attention_pool("visual.attn_pool", "visual.ln_post")
-    if "visual.attn_pool.query" in state:
-        assert arch.pool_heads is not None
-        pool = replace(vision, num_heads=arch.pool_heads).query_pool("visual.attn_pool")
-    table = state["token_embedding.weight"]
-    if (summary := get("cls_emb")) is not None:
-        table = torch.cat([table, summary[None]])
     return Clip(
         text=text.tower("transformer"),
         vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, arch.activation, 1.0),
-        token_embedding=table,
+        token_embedding=state["token_embedding.weight"],
         text_positions=get("positional_embedding"),
         ln_final_weight=get("ln_final.weight"),
         ln_final_bias=get("ln_final.bias"),
@@ -323,35 +317,6 @@ class _Reader:
             c_proj_bias=self.state[f"{prefix}.mlp.c_proj.bias"],
         )
         return replace(self._tower((block,)), residual=False)
-
-    def query_pool(self, prefix: str) -> Tower:
-        """The same of CoCa, whose first query's answer is the feature; its block has an MLP of width 0."""
-        stem = f"{prefix}.attn"
-        if f"{stem}.in_proj_weight" in self.state:
-            query, key, value = self.state[f"{stem}.in_proj_weight"].chunk(3)
-        else:
-            query, key, value = (self.state[f"{stem}.{part}_proj_weight"] for part in "qkv")
-        bias = self.state[f"{stem}.in_proj_bias"]
-        norm = [self.state[f"{prefix}.ln_q.{part}"] for part in ("weight", "bias")]
-        ask = _in_double(self._ask, self.state[f"{prefix}.query"][:1], *norm, query, bias[: len(query)])[0]
-        block = Block(
-            ln_1_weight=self.state[f"{prefix}.ln_k.weight"],
-            ln_1_bias=self.state[f"{prefix}.ln_k.bias"],
-            in_proj_weight=torch.cat([torch.zeros_like(key), key, value]),
-            in_proj_bias=torch.cat([ask, bias[len(query) :]]),
-            out_proj_weight=self.state[f"{stem}.out_proj.weight"],
-            out_proj_bias=self.state[f"{stem}.out_proj.bias"],
-            ln_2_weight=None,
-            ln_2_bias=None,
-            c_fc_weight=query[:0],
-            c_fc_bias=bias[:0],
-            c_proj_weight=query[:, :0],
-            c_proj_bias=torch.zeros_like(ask),
-        )
-        return replace(self._tower((block,)), residual=False)
-
-    def _ask(self, query: Tensor, weight: Tensor, bias: Tensor, *linear: Tensor) -> Tensor:
-        return F.linear(Norm(weight, bias, self.eps).forward(query, keep=False), *linear)
 
     def _block(self, stem: str) -> Block:
         """Scales of a layer are in the weights of the products before them."""

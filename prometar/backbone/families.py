@@ -13,16 +13,15 @@ _OWN_ATTENTION = (
 )  # fmt: skip
 
 
-_SUMMARISED = {"causal": True, "text_pool": "argmax", "eos_id": 2, "summary": True}
-
-
 def architecture(config: Mapping[str, Any]) -> Architecture:
     """Raises Unlike (says why) where it is no ViT with a text transformer as the towers compute them."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     if text.get("hf_model_name"):
         raise Unlike("its text tower is a language model")
-    for key in ("correct_cls_mask", *_OWN_ATTENTION):
+    if "multimodal_cfg" in config:
+        raise Unlike("it is a CoCa")
+    for key in _OWN_ATTENTION:
         if text.get(key):
             raise Unlike(f"its text tower has {key}")
     if text.get("pool_type", "argmax") not in ("argmax", "eos", "last"):
@@ -35,10 +34,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         "causal": not text.get("no_causal_mask", False),
         "text_pool": text.get("pool_type", "argmax"),
         "eos_id": text.get("eos_id", 2),
-        "summary": bool(text.get("embed_cls")),
     }
-    if text_form["summary"] and text_form != _SUMMARISED:
-        raise Unlike("its text tower has embed_cls and is not causal")
     return Architecture(
         text_heads=text["heads"],
         text_activation=_activation(text, activation),
@@ -67,15 +63,13 @@ def _vision(vision: Mapping[str, Any], activation: str) -> dict[str, Any]:
     if vision.get("pool_type", "tok") not in ("tok", "avg"):
         raise Unlike(f"its image feature is pooled by '{vision['pool_type']}'")
     average = vision.get("pool_type") == "avg"
-    queries = vision.get("attentional_pool", False)
-    if queries and (queries is not True or average):
-        raise Unlike("its image tower pools twice")
+    if vision.get("attentional_pool"):
+        raise Unlike("its image tower has an attention pool")
     size = vision["image_size"]
     return {
         "activation": _activation(vision, activation),
         "vision_heads": vision["width"] // vision.get("head_width", 64),
         "vision_eps": _eps(vision),
-        "pool_heads": vision.get("attn_pooler_heads", 8) if queries else None,
         "form": {
             "average": average,
             "norm_after_pool": average and bool(vision.get("final_ln_after_pool")),

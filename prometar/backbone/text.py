@@ -18,7 +18,7 @@ from prometar.backbone.block import Layer
 from prometar.backbone.clip import Clip
 from prometar.backbone.head import Part, Rows, projection
 from prometar.backbone.norm import Norm
-from prometar.backbone.text_packing import pack, summarise
+from prometar.backbone.text_packing import pack
 from prometar.backbone.tower import Pass, Prompts, Slots
 from prometar.errors import UserError
 
@@ -69,13 +69,8 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     if not clip.form.causal:
         return TextInput(_whole(clip, tokens, ends), None, None, num_start, num_context)
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
-    if clip.form.summary:
-        summary = len(clip.token_embedding) - 1
-        rests = [[*ids[start : end + 2], summary] for ids, end in zip(tokens, ends, strict=True)]
     rows = pack(tokens[0][:start], rests)
     seen = rows.sees
-    if clip.form.summary:
-        summarise(rows, len(clip.text_positions) - 1)
     if len(seen) == 1:
         seen[:, :, start : 2 * start] |= seen[:, :, :start]
         seen = seen[:, :, start:]

@@ -26,14 +26,12 @@ class Rows:
     ids, depth (R, T): token of each slot, and its position in its text (0, 0 at empty slots). sees (R, T,
     num_shared + T): which shared tokens, and which slots of its own row, a slot attends to; a shared token
     counts as such alone, and an empty slot sees itself. end (N,): where each text ends, as r * T + slot.
-    before (R, T): the token before each slot's in its text, -1 where there is none.
     """
 
     ids: NDArray[np.int64]
     depth: NDArray[np.int64]
     sees: NDArray[np.bool_]
     end: NDArray[np.int64]
-    before: NDArray[np.int64]
     num_shared: int
 
 
@@ -49,12 +47,10 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Rows:
     branches = _cut(starts, len(shared))
     length = max(len(shared) * (r == 0) + len(branch) for r, branch in enumerate(branches))
     ids, depth = np.zeros((2, len(branches), length), np.int64)
-    before = np.full_like(ids, -1)
     sees = np.zeros((len(branches), length, len(shared) + length), bool)
     own = sees[:, :, len(shared) :]
     own[:] = np.eye(length, dtype=bool)
     ids[0, : len(shared)], depth[0, : len(shared)] = shared, np.arange(len(shared))
-    before[0, 1 : len(shared)] = shared[:-1]
     sees[0, : len(shared)] = np.tri(len(shared), len(shared) + length, dtype=bool)
     places: dict[Start, int] = {}
     for r, branch in enumerate(branches):
@@ -62,24 +58,11 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Rows:
         slots = {start: first + k for k, start in enumerate(branch)}
         for start, slot in slots.items():
             ids[r, slot], depth[r, slot] = start[-1], len(shared) + len(start) - 1
-            before[r, slot] = (shared[-1], *start)[-2]
             sees[r, slot, : len(shared)] = True
             if len(start) > 1:
                 own[r, slot] |= own[r, slots[start[:-1]]]
             places[start] = r * length + slot
-    return Rows(ids, depth, sees, np.array([places[start] for start in starts]), before, len(shared))
-
-
-def summarise(rows: Rows, last: int) -> None:
-    """Put each text's end at the position `last`, and hide what stands behind padding from all.
-
-    open_clip's mask for CoCa is shifted by one: the first padding token is seen, and the end does not see
-    itself but in a text without padding.
-    """
-    rows.depth.flat[rows.end] = last
-    hidden, num = rows.before == 0, rows.num_shared
-    rows.sees[:, :, num:] &= ~hidden[:, None]
-    rows.sees[:, :, :num] &= ~hidden[0, :num]
+    return Rows(ids, depth, sees, np.array([places[start] for start in starts]), len(shared))
 
 
 def _cut(starts: Sequence[Start], num_shared: int) -> list[list[Start]]:

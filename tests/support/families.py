@@ -107,29 +107,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-mobileclip": custom({**TEXT, "no_causal_mask": True}, timm("clip")),
     "tiny-eva": custom(TEXT, timm("eva")),
     "tiny-gap": {"embed_dim": 24, "text_cfg": TEXT, "vision_cfg": timm("gap", "", "linear")},
-    "tiny-coca": custom(
-        {**TEXT, "context_length": 16, "embed_cls": True, "output_tokens": True},
-        {
-            **VISION,
-            "attentional_pool": True,
-            "attn_pooler_heads": 4,
-            "attn_pooler_queries": 5,
-            "output_tokens": True,
-        },
-        multimodal_cfg={**TEXT, "context_length": 16},
-    ),
-    "tiny-coca-square": {
-        "embed_dim": 32,
-        "custom_text": True,
-        "text_cfg": {**TEXT, "context_length": 9, "embed_cls": True, "output_tokens": True},
-        "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-        "multimodal_cfg": {**TEXT, "context_length": 9},
-    },
-    "tiny-coca-base": custom(
-        {**TEXT, "context_length": 16, "embed_cls": True, "output_tokens": True},
-        {**VISION, "output_tokens": True},
-        multimodal_cfg={**TEXT, "context_length": 16},
-    ),
     "tiny-fc-norm": {"embed_dim": 24, "text_cfg": TEXT, "vision_cfg": timm("fc_norm", "", "linear")},
 }
 CLOSED: dict[str, dict[str, Any]] = {
