@@ -93,7 +93,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
         "matters": _option(float, "The smallest difference in H that matters, with --final-seeds auto."),
     },
     ON: {
-        "pretrained": _option(TEXT, "An open_clip tag, or a .pt or .safetensors file [openai]."),
+        "pretrained": _option(TEXT, "An open_clip tag, or a .safetensors file [openai]."),
         "val_per_class": _option(int, "At most this many validation images per class."),
     },
     WHERE: {

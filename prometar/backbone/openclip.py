@@ -183,7 +183,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
 
     Args:
         name: `mini`, or an open_clip model of a supported family (`ViT-B-16-quickgelu`; docs/backbones.md).
-        pretrained: an open_clip tag (`openai`), a local .pt or .safetensors file, or `random` (for speed
+        pretrained: an open_clip tag (`openai`), a local .safetensors file, or `random` (for speed
             measurements only). None: the weights that come with `mini`.
     Raises:
         UserError: unknown name or tag, missing file, weights that do not fit the model (says in what).
@@ -191,16 +191,12 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     """
     if name == "mini" and pretrained is None:
         return _clip(name, load_mini()[1], where="mini")
-    arch = require_backbone(name, pretrained)
+    require_backbone(name, pretrained)
     assert pretrained is not None
     if pretrained == "random":
         return _clip(name, _random_state(name), where=name)
     if _is_file(name, pretrained):
-        weights = read_weights(Path(pretrained))
-        clip = _clip(name, weights.tensors, where=pretrained)
-        if not (arch.trunk or arch.custom_text):
-            _require_told(name, arch, weights.metadata, where=pretrained)
-        return clip
+        return _clip(name, read_weights(Path(pretrained)), where=pretrained)
     return _clip(name, _fetch(name, pretrained), where=f"'{pretrained}'")
 
 
@@ -340,19 +336,6 @@ def _config(name: str) -> dict[str, Any]:
         hint = f"did you mean {', '.join(close)}?" if close else "known are mini and open_clip's models"
         raise UserError(f"unknown backbone '{name}': {hint}")
     return config
-
-
-def _require_told(name: str, arch: Architecture, told: Mapping[str, str], *, where: str) -> None:
-    """Compare what a file says of itself with the same of the model."""
-    activation = arch.text_activation or arch.activation  # an image tower of another kind has its own
-    model = {"activation": activation} | {k: str(getattr(arch, k)) for k in ("vision_heads", "text_heads")}
-    for key, wanted in model.items():
-        if (found := told.get(key, wanted)) != wanted:
-            better = name.removesuffix("-quickgelu") + ("-quickgelu" if found == "quick_gelu" else "")
-            hint = f"; use --backbone {better}" if key == "activation" else ""
-            raise UserError(
-                f"{where} does not fit {name}: {key} is {found} in the file, {wanted} in the model{hint}"
-            )
 
 
 def _random_state(name: str) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def reproduce(
         ),
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="An open_clip tag, or a .pt or .safetensors file [openai].")
+        str | None, typer.Option(help="An open_clip tag, or a .safetensors file [openai].")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of every method [each method's own].")] = None,
     settings: Annotated[

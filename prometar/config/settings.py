@@ -88,7 +88,7 @@ class AugmentConfig(PlainData):
 
 
 class BackboneConfig(PlainData):
-    """An open_clip model name (or `mini`) and its weights: an open_clip tag or a local .pt / .safetensors.
+    """An open_clip model name (or `mini`) and its weights: an open_clip tag or a local .safetensors file.
 
     `precision`: of the weights and the towers. Prompts, gate, losses and optimizers are in at least fp32.
     """

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 import tarfile
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -38,7 +36,6 @@ from tests.fuzz.mutations import (
     mutated_json,
     mutated_safetensors,
     mutated_tree,
-    mutated_zip,
 )
 from tests.support.report_study import rich_study
 from tune.results.schema import FINAL_TEST, LEARNED, REEVALUATION, STUDY, TRIAL, File
@@ -196,10 +193,6 @@ TARGETS: Sequence[Target] = (
            library(lambda folder, out: prometar.load(folder / "prompts.safetensors")), 0.5),
     Target("weights", "weights.safetensors", mutated_safetensors,
            command(search_main, *SEARCH, "--pretrained", "{0}/weights.safetensors"), 0.3),
-    Target("state dict", "state.pt", mutated_zip,
-           command(search_main, *SEARCH, "--pretrained", "{0}/state.pt"), 0.3),
-    Target("TorchScript", "script.pt", mutated_zip,
-           command(search_main, *SEARCH, "--pretrained", "{0}/script.pt"), 0.3),
     Target("archive", "archive.*", mutated_bytes,
            library(lambda folder, out: [unpack(file, out / file.name) for file in folder.glob("archive.*")])),
 )  # fmt: skip
@@ -252,8 +245,3 @@ def _weights(folder: Path) -> None:
     """Mini's weights, but for most of the token table: what is read of a file does not depend on its size."""
     state = {name: tensor.contiguous() for name, tensor in load_mini()[1].items()}
     save_file(state, folder / "weights.safetensors", {"activation": "quick_gelu"})
-    small = {name: tensor for name, tensor in state.items() if "token_embedding" not in name}
-    torch.save(small, folder / "state.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates the format
-        torch.jit.save(torch.jit.script(torch.nn.Linear(8, 8)), str(folder / "script.pt"))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -258,20 +257,11 @@ def test_weights_that_do_not_fit_say_in_what(tmp_path: Path, capsys: pytest.Capt
     _, state = load_mini()
     out = str(tmp_path / "out")
     path = tmp_path / "weights.safetensors"
-    save_file({k: v.contiguous() for k, v in state.items()}, path, {"activation": "gelu"})
-    line = fails(capsys, search_main, ["--backbone", "mini", "--pretrained", str(path), "--out", out])
-    assert "does not fit mini: activation is gelu in the file, quick_gelu in the model" in line
-    save_file({k: v.contiguous() for k, v in state.items()}, path, {"text_heads": "3"})
-    line = fails(capsys, search_main, ["--backbone", "mini", "--pretrained", str(path), "--out", out])
-    assert "text_heads is 3 in the file" in line
     save_file({k: v.contiguous() for k, v in state.items()}, path)
     line = fails(
         capsys, search_main, ["--backbone", "ViT-B-16-quickgelu", "--pretrained", str(path), "--out", out]
     )
     assert f"{path} does not fit: 'positional_embedding' is (77, 128), the model's is (77, 512)" in line
-    torch.save({"a": "text"}, tmp_path / "weights.pt")
-    line = fails(capsys, search_main, ["--pretrained", str(tmp_path / "weights.pt"), "--out", out])
-    assert "holds no state dict" in line
 
 
 def test_a_pickle_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,7 +274,7 @@ def test_a_pickle_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[
     path = tmp_path / "weights.pt"
     path.write_bytes(pickle.dumps(Hostile()))
     line = fails(capsys, search_main, ["--pretrained", str(path), "--out", str(tmp_path / "out")])
-    assert "is damaged, or holds more than tensors: nothing of it is run" in line
+    assert f"{path} is not a .safetensors file; convert it with `state = torch.jit.load(" in line
     assert not (tmp_path / "executed").exists()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip import factory
+from safetensors.torch import save_file
 from timm.layers import LayerNorm
 from timm.models import register_model
 from timm.models.eva import Eva
@@ -164,6 +165,6 @@ def model_of(name: str) -> Any:
 
 
 def write_weights(name: str, folder: Path) -> Path:
-    path = folder / f"{name}.pt"
-    torch.save(model_of(name).state_dict(), path)
+    path = folder / f"{name}.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in model_of(name).state_dict().items()}, path)
     return path

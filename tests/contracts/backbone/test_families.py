@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from open_clip import factory
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prometar.backbone.clip import Clip
-from prometar.backbone.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready, tokenize
+from prometar.backbone.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
 from prometar.backbone.text import encode_text, text_input, text_pass
 from prometar.backbone.vision import embed_images, encode_image, image_pass
 from prometar.backbone.weights_digest import weights_digest
@@ -22,7 +22,6 @@ from tests.support import families
 from tests.support.plain_towers import plain_image, plain_text
 from tests.unit.backbone.test_derivatives import require_derivatives
 from tests.unit.backbone.test_towers import random_prompts
-from tests.unit.backbone.test_weight_files import write
 
 TEXTS = ["a photo of a cat .", "a photo of a woven polka dotted thing .", "a photo of a cat and dog ."]
 PROMPTED: list[set[int]] = [set(), {0}, {1}, {0, 1, 2}, {2}]
@@ -130,9 +129,9 @@ def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> 
 
 def test_a_file_that_lacks_a_tensor_says_which_by_its_own_name(tmp_path: Path) -> None:
     path = families.write_weights("tiny-siglip", tmp_path)
-    state = torch.load(path)
+    state = load_file(path)
     del state["visual.trunk.attn_pool.kv.bias"]
-    torch.save(state, path)
+    save_file(state, path)
     with pytest.raises(UserError, match=r"has no 'visual\.trunk\.attn_pool\.kv\.bias'"):
         load_clip("tiny-siglip", str(path))
 
@@ -159,7 +158,9 @@ def test_images_are_normalised_as_the_weights_tag_says() -> None:
     assert {ready("ViT-B-16", tag, clip).mean for tag in ("openai", None)} == {OPENAI_MEAN}
     assert ready("ViT-L-14", "laion2b_s32b_b82k", clip).mean == (0.5, 0.5, 0.5)
     assert (
-        ready("ViT-L-14", "laion400m_e32", clip).mean == OPENAI_MEAN == ready("ViT-L-14", "a.pt", clip).mean
+        ready("ViT-L-14", "laion400m_e32", clip).mean
+        == OPENAI_MEAN
+        == ready("ViT-L-14", "a.safetensors", clip).mean
     )
 
 
@@ -199,10 +200,10 @@ def test_what_a_pool_asks_has_no_other_last_bit_on_another_cpu(
 ) -> None:
     """CPUs sum a product in other orders: here its terms have another one."""
     path = families.write_weights(name, tmp_path)
-    state = {key: tensor.float() for key, tensor in torch.load(path).items()}
+    state = {key: tensor.float() for key, tensor in load_file(path).items()}
     asked = set()
     for shift in range(5):
-        torch.save(state | {part: state[part].roll(shift, -1) for part in parts}, path)
+        save_file(state | {part: state[part].roll(shift, -1) for part in parts}, path)
         pool = load_clip(name, str(path)).pool
         assert pool is not None
         asked.add(pool.blocks[0].in_proj_bias.numpy().tobytes())
@@ -212,32 +213,17 @@ def test_what_a_pool_asks_has_no_other_last_bit_on_another_cpu(
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-eva", "tiny-clipa", "tiny-resnet", "tiny-layer-scale"])
 def test_a_file_in_float16_is_the_backbone_of_the_same_numbers_in_float32(name: str, tmp_path: Path) -> None:
     path, digests = families.write_weights(name, tmp_path), set()
-    half = {key: t.half() if t.is_floating_point() else t for key, t in torch.load(path).items()}
+    half = {key: t.half() if t.is_floating_point() else t for key, t in load_file(path).items()}
     for state in (half, {key: t.float() if t.is_floating_point() else t for key, t in half.items()}):
-        torch.save(state, path)
+        save_file(state, path)
         digests.add(weights_digest(load_clip(name, str(path))))
     assert len(digests) == 1
 
 
 def test_a_closed_towers_file_is_checked(tmp_path: Path) -> None:
     path = families.write_weights("tiny-resnet", tmp_path)
-    state = torch.load(path)
+    state = load_file(path)
     state["visual.bn1.running_var"] = state["visual.bn1.running_var"][1:]
-    torch.save(state, path)
+    save_file(state, path)
     with pytest.raises(UserError, match=r"'visual\.bn1\.running_var' is \(3,\), the model's is \(4,\)"):
         load_clip("tiny-resnet", str(path))
-
-
-def test_openais_archive_of_a_resnet_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as RN50.pt: TorchScript, whose texts have QuickGELU and heads of width 64."""
-    config = {**families.CLOSED["tiny-resnet"], "text_cfg": {"width": 64, "heads": 1, "layers": 2}}
-    monkeypatch.setitem(factory._MODEL_CONFIGS, "archived", config)
-    monkeypatch.setitem(factory._MODEL_CONFIGS, "archived-quickgelu", {**config, "quick_gelu": True})
-    model = families.model_of("archived-quickgelu")
-    path = write("torchscript", model.state_dict(), tmp_path)
-    clip = load_clip("archived-quickgelu", str(path))
-    ids, pixels = tokenize(TEXTS), images(clip)
-    torch.testing.assert_close(encode_image(clip, embed_images(clip, pixels)), model.encode_image(pixels))
-    torch.testing.assert_close(encode_text(clip, text_input(clip, ids)), model.encode_text(ids))
-    with pytest.raises(UserError, match=r"activation is quick_gelu in the file.*archived-quickgelu"):
-        load_clip("archived", str(path))

@@ -1,4 +1,4 @@
-"""Local weights: a state dict in .pt, OpenAI's TorchScript, .safetensors; equal towers from each."""
+"""Weights from local files."""
 
 import logging
 import warnings
@@ -13,27 +13,8 @@ from torch import Tensor, nn
 from prometar.backbone.expected_tensors import expected_shapes
 from prometar.backbone.families import architecture
 from prometar.backbone.openclip import TEMPLATES, load_backbone
-from prometar.backbone.weight_files import read_weights
 from prometar.bundled.weights import load_mini
 from prometar.errors import UserError, WorkError
-
-
-class Named(nn.Module):
-    """A module whose state dict has given dotted names."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        for name, tensor in tensors.items():
-            *path, last = name.split(".")
-            module: nn.Module = self
-            for part in path:
-                if part not in dict(module.named_children()):
-                    module.add_module(part, nn.Module())
-                module = getattr(module, part)
-            module.register_buffer(last, tensor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 @pytest.fixture(scope="module")
@@ -41,47 +22,43 @@ def state() -> dict[str, Tensor]:
     return load_mini()[1]
 
 
-def write(kind: str, state: dict[str, Tensor], folder: Path) -> Path:
-    path = folder / f"weights.{'safetensors' if kind == 'safetensors' else 'pt'}"
-    if kind == "safetensors":
-        save_file({k: v.contiguous() for k, v in state.items()}, path)
-    elif kind == "torchscript":
-        extra = {k: torch.tensor(77) for k in ("input_resolution", "context_length", "vocab_size")}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch deprecates the format
-            torch.jit.save(torch.jit.script(Named(state | extra)), str(path))
-    else:
-        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
-    return path
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "state dict", "torchscript"])
-def test_every_format_reads_the_same_tensors(kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
-    weights = read_weights(write(kind, state, tmp_path))
-    assert weights.tensors.keys() == state.keys()
-    assert all(torch.equal(weights.tensors[name], tensor) for name, tensor in state.items())
-    assert weights.metadata.get("activation") == ("quick_gelu" if kind == "torchscript" else None)
-
-
 def test_a_file_gives_the_same_backbone(state: dict[str, Tensor], tmp_path: Path) -> None:
-    path = write("safetensors", state, tmp_path)
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     ours, theirs = load_backbone("mini", str(path)).clip, load_backbone("mini", None).clip
     assert torch.equal(ours.text_projection, theirs.text_projection)
     pairs = list(zip(ours.vision.blocks[2], theirs.vision.blocks[2], strict=True))
     assert all(a is b is None or torch.equal(a, b) for a, b in pairs)
 
 
-def test_openai_heads_are_checked(state: dict[str, Tensor], tmp_path: Path) -> None:
-    """OpenAI's archives mean heads of width 64; mini has narrower ones."""
-    with pytest.raises(UserError, match="does not fit mini: vision_heads is 2 in the file, 4 in the model"):
-        load_backbone("mini", str(write("torchscript", state, tmp_path)))
+def test_a_corrupt_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"PK\x03\x04 not a file of tensors")
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        load_backbone("mini", str(tmp_path / "weights.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-def test_a_damaged_file_is_one_line(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"PK\x03\x04 not a file of tensors")
-    with pytest.raises(UserError, match=r"is not a (plain file of tensors|safetensors file)"):
-        load_backbone("mini", str(tmp_path / name))
+def test_a_pt_file_is_rejected_with_a_conversion_that_works(
+    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OpenAI publishes them: TorchScript, with the sizes as further tensors."""
+    monkeypatch.chdir(tmp_path)
+    module = nn.Module()
+    for name, tensor in {**state, "input_resolution": torch.tensor(64)}.items():
+        *parents, last = name.split(".")
+        parent = module
+        for part in parents:
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.Module())
+            parent = getattr(parent, part)
+        parent.register_buffer(last, tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the format
+        torch.jit.save(torch.jit.script(module), "mini.pt")
+        with pytest.raises(UserError, match=r"mini\.pt is not a \.safetensors file; convert it") as caught:
+            load_backbone("mini", "mini.pt")
+        first, second = str(caught.value).split("`")[1::2]
+        exec(f"import torch, safetensors.torch\n{first}\n{second}")
+    assert load_backbone("mini", "mini.safetensors").digest == load_backbone("mini", None).digest
 
 
 def _changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
