@@ -7,7 +7,7 @@ ViT-B/16 with random weights, float32, IVLP's prompts (4 tokens in each of 9 lay
 pixels in batches of 64. Evaluation is the whole of `prometar.training.scoring.accuracy` from uint8 images on:
 classes encoded once, normalising, embedding, the prompted vision tower, logits. Two baselines get
 normalised images and stop at the features of the unprompted tower, both with torch's fused attention and
-without gradients: open_clip's own (every token through every layer), and `prometar.backbone.vision` without
+without gradients: open_clip's own (every token through every layer), and `prometar.clip.vision` without
 prompts (SiLU folded into the weights, CLS alone in the last layer). Evaluation is held to the faster one.
 """
 
@@ -23,8 +23,8 @@ import torch
 from common import BACKBONE, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from text_tower import names
 
-from prometar.backbone.openclip import Backbone, load_backbone, tokenize
-from prometar.backbone.vision import embed_images, encode_image
+from prometar.clip.openclip import Backbone, load_backbone, tokenize
+from prometar.clip.vision import embed_images, encode_image
 from prometar.config.settings import Config
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.stream import Batch

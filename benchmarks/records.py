@@ -16,8 +16,8 @@ import torch
 from common import DEVELOPMENT, machine, require_development
 
 from prometar.analysis.alignment import Alignment, of_run
-from prometar.backbone.frozen_features import frozen_text
-from prometar.backbone.openclip import FOREIGN_NAMES, tokenize
+from prometar.clip.frozen_features import frozen_text
+from prometar.clip.openclip import FOREIGN_NAMES, tokenize
 from prometar.config.settings import Config, DataConfig, configure
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from common import BACKBONE, ROOT, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
-from prometar.backbone.clip import Clip, Tower
-from prometar.backbone.openclip import load_backbone, load_clip, tokenize
+from prometar.clip.model import Clip, Tower
+from prometar.clip.openclip import load_backbone, load_clip, tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import build
 from prometar.methods.meta_tasks import one_class_out

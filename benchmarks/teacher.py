@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from common import BACKBONE, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 from text_tower import names
 
-from prometar.backbone.feature_cache import cached_text, text_digest
-from prometar.backbone.frozen_features import frozen_text
-from prometar.backbone.openclip import TEMPLATES, load_backbone, tokenize
+from prometar.clip.feature_cache import cached_text, text_digest
+from prometar.clip.frozen_features import frozen_text
+from prometar.clip.openclip import TEMPLATES, load_backbone, tokenize
 
 COMPARED = 8  # classes whose features the sides hand over
 

@@ -6,7 +6,7 @@ ViT-B/16's text tower with random weights, float32, IVLP's prompts (4 tokens in 
 of a <name>." with names of ImageNet classes. The baseline runs all 77 tokens of every class through every
 layer, as the released code does (`tests/parity/released.py`). Sides run in processes of their own, in turn.
 A pass is the normalised features of all classes and the gradient of a fixed weighted sum of them, after one
-that is not counted. `tests/unit/backbone` proves that both compute the same; here the largest relative
+that is not counted. `tests/unit/clip` proves that both compute the same; here the largest relative
 difference of a prompt's gradient norm stands beside.
 """
 
@@ -22,9 +22,9 @@ from common import BACKBONE, ROOT, Figures, arguments, describe, in_turn, median
 from step import plain_clip
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.openclip import load_backbone, tokenize
-from prometar.backbone.text import TextInput, text_pass
+from prometar.clip.model import Clip
+from prometar.clip.openclip import load_backbone, tokenize
+from prometar.clip.text import TextInput, text_pass
 from prometar.config.settings import Config
 from prometar.methods.composition import build
 from prometar.methods.prompts import layers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
+from prometar.clip.model import Clip
 from prometar.methods.prompts import Leaves
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prometar.backbone.openclip import load_clip
-from prometar.backbone.weights_digest import weights_digest
+from prometar.clip.openclip import load_clip
+from prometar.clip.weights_digest import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset, classnames

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from prometar.backbone.wording import is_template
+from prometar.clip.wording import is_template
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import flaw_of
 from prometar.device import fetch

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from prometar.backbone.openclip import TEMPLATES
+from prometar.clip.openclip import TEMPLATES
 from prometar.config.settings import Config, PromptsConfig, RegularizerConfig, Section
 from prometar.methods.averagers import Averager, Gaussian, Last
 from prometar.methods.gradient_modulators import Constant, Gate, Modulator, Projection

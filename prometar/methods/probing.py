@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
+from prometar.clip.model import Clip
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.methods.composition import Method, build

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
+from prometar.clip.model import Clip
 from prometar.errors import UserError
 
 Leaves = dict[str, Tensor]

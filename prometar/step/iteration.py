@@ -76,7 +76,7 @@ Hvp = Callable[[Leaves], Leaves]
 class _Compute:
     """Gradients of both phases.
 
-    The towers' derivatives are hand-written (`prometar.backbone.tower`). Everything small goes through
+    The towers' derivatives are hand-written (`prometar.clip.tower`). Everything small goes through
     autograd (`prometar.step.autodiff`): losses at the features, and what becomes of gradients at the tokens.
     """
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.frozen_features import Seen
-from prometar.backbone.vision import embed_images
+from prometar.clip.frozen_features import Seen
+from prometar.clip.model import Clip
+from prometar.clip.vision import embed_images
 from prometar.device import send
 from prometar.methods.composition import Method
 from prometar.methods.meta_tasks import TaskDraw

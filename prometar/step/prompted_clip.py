@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.frozen_features import mean_text
-from prometar.backbone.text import TextInput, encode_text, text_input, text_pass
-from prometar.backbone.vision import encode_image, image_pass
-from prometar.backbone.wording import filled, readable
+from prometar.clip.frozen_features import mean_text
+from prometar.clip.model import Clip
+from prometar.clip.text import TextInput, encode_text, text_input, text_pass
+from prometar.clip.vision import encode_image, image_pass
+from prometar.clip.wording import filled, readable
 from prometar.errors import UserError
 from prometar.methods.prompts import Leaves, Prompts, layers
 from prometar.methods.regularizers import similarity

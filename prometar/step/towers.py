@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vjp
 
-from prometar.backbone.tower import Pass
+from prometar.clip.tower import Pass
 from prometar.methods.prompts import Leaves, layers
 
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.frozen_features import Seen
-from prometar.backbone.openclip import Backbone
-from prometar.backbone.wording import readable
+from prometar.clip.frozen_features import Seen
+from prometar.clip.openclip import Backbone
+from prometar.clip.wording import readable
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.streaming.stream import Batch
 from prometar.errors import UserError

@@ -6,10 +6,10 @@ from functools import cached_property
 
 from torch import Tensor
 
-from prometar.backbone.expected_tensors import all_finite
-from prometar.backbone.feature_cache import cached_text, text_digest
-from prometar.backbone.frozen_features import Seen
-from prometar.backbone.openclip import Backbone
+from prometar.clip.expected_tensors import all_finite
+from prometar.clip.feature_cache import cached_text, text_digest
+from prometar.clip.frozen_features import Seen
+from prometar.clip.openclip import Backbone
 from prometar.data.streaming.plan import Plan
 from prometar.errors import UserError
 from prometar.kept import Kept

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prometar.backbone.clip import Clip
+from prometar.clip.model import Clip
 from prometar.config.settings import Config
 from prometar.data.splits.objective import Problem
 from prometar.training.rehearsal import rehearse

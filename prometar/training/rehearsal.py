@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prometar.backbone.frozen_features import Seen
-from prometar.backbone.openclip import outline, tokenizer_of
+from prometar.clip.frozen_features import Seen
+from prometar.clip.openclip import outline, tokenizer_of
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images

@@ -9,8 +9,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from prometar.backbone.frozen_features import Seen
-from prometar.backbone.openclip import Backbone, load_backbone
+from prometar.clip.frozen_features import Seen
+from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames

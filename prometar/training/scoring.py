@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from prometar.backbone.frozen_features import Seen
-from prometar.backbone.openclip import Backbone
+from prometar.clip.frozen_features import Seen
+from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
-from prometar.backbone.openclip import FOREIGN_NAMES
+from prometar.clip.openclip import FOREIGN_NAMES
 from prometar.training.drift import foreign_to
 from prometar.training.run import build_run
 from tune.space.spaces import load_space

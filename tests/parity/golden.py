@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.clip import Clip, from_state_dict
-from prometar.backbone.families import architecture
-from prometar.backbone.openclip import tokenize
+from prometar.clip.families import architecture
+from prometar.clip.model import Clip, from_state_dict
+from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import Mix, TaskDraw

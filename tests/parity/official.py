@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.frozen_features import frozen_text
-from prometar.backbone.openclip import tokenize
+from prometar.clip.frozen_features import frozen_text
+from prometar.clip.model import Clip
+from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, configure
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import Leaves

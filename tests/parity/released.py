@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prometar.backbone.activations import quick_gelu
-from prometar.backbone.clip import Block, Clip, Tower
+from prometar.clip.activations import quick_gelu
+from prometar.clip.model import Block, Clip, Tower
 from prometar.methods.meta_tasks import TaskDraw
 
 Leaves = dict[str, Tensor]

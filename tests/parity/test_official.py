@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prometar.backbone.vision import embed_images
+from prometar.clip.vision import embed_images
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark
 from prometar.methods.prompts import Leaves
 from prometar.step.iteration import Scalars, step

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prometar.backbone.openclip import tokenize
+from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import build
 from prometar.methods.meta_tasks import one_class_out

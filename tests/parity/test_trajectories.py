@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prometar.backbone.vision import embed_images
+from prometar.clip.vision import embed_images
 from prometar.step.iteration import step
 from prometar.step.meta_batch import make_batch
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prometar.backbone.clip import Clip
+from prometar.clip.model import Clip
 from tests.parity.released import image_features, text_features
 
 Leaves = Mapping[str, Tensor]

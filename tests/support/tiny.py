@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from open_clip.model import CLIP
 
-from prometar.backbone.clip import Clip, from_state_dict
-from prometar.backbone.families import architecture
-from prometar.backbone.openclip import Backbone
+from prometar.clip.families import architecture
+from prometar.clip.model import Clip, from_state_dict
+from prometar.clip.openclip import Backbone
 
 
 def config(*, layers: int = 3, quick_gelu: bool = True) -> dict[str, Any]:

@@ -19,7 +19,7 @@ PACKAGES = (
     "prometar.bundled",
     "prometar.parts",
     "prometar.config",
-    "prometar.backbone",
+    "prometar.clip",
     "prometar.data", "prometar.data.datasets", "prometar.data.splits", "prometar.data.streaming",
     "prometar.data.preparation",
     "prometar.methods",
@@ -52,11 +52,11 @@ PACKAGES = (
 )  # fmt: skip
 ENTRANCES = {
     "open_clip": {
-        "prometar/backbone/expected_tensors.py", "prometar/backbone/openclip.py",
-        "prometar/backbone/trunks.py",
+        "prometar/clip/expected_tensors.py", "prometar/clip/openclip.py",
+        "prometar/clip/trunks.py",
     },
     "transformers": set(),
-    "huggingface_hub": {"prometar/backbone/openclip.py", "prometar/inference/hub.py"},
+    "huggingface_hub": {"prometar/clip/openclip.py", "prometar/inference/hub.py"},
     "optuna": {"tune/optimizer/"},
     "ray": {
         "prometar/data/streaming/ray_private.py", "prometar/data/streaming/raystream.py",

@@ -39,8 +39,8 @@ NAMES = [
     (OPTUNA, "optuna.study", "Study._get_trials"),
     (OPTUNA, "optuna.storages._rdb.models", "StudyUserAttributeModel"),
     (OPTUNA, "optuna.storages._rdb.storage", "_create_scoped_session"),
-    ("prometar/backbone/trunks.py", "open_clip.model", "_build_vision_tower"),
-    ("prometar/backbone/expected_tensors.py", "open_clip.model", "_build_text_tower"),
+    ("prometar/clip/trunks.py", "open_clip.model", "_build_vision_tower"),
+    ("prometar/clip/expected_tensors.py", "open_clip.model", "_build_text_tower"),
 ]
 
 

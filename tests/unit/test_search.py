@@ -13,8 +13,8 @@ import open_clip
 import pytest
 from open_clip import factory
 
-from prometar.backbone import openclip
 from prometar.cli.app import main as prometar_main
+from prometar.clip import openclip
 from prometar.interrupts import INTERRUPTED
 from tune import study
 from tune.options import Options

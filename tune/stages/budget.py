@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from prometar.backbone.openclip import outline, require_backbone
+from prometar.clip.openclip import outline, require_backbone
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset

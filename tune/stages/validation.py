@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prometar.backbone.openclip import load_backbone
-from prometar.backbone.weights_digest import weights_digest
+from prometar.clip.openclip import load_backbone
+from prometar.clip.weights_digest import weights_digest
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import LEAKS, Problem

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prometar.backbone.wording import is_template
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
+from prometar.clip.wording import is_template
 from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE, Benchmark, how_to_get, layout_in
 from prometar.data.datasets.dataset import Dataset, Item, flaw_of
 from prometar.data.datasets.imagetree import read_tree

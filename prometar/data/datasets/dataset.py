@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Protocol
 from unicodedata import category
 
-from prometar.backbone.wording import readable
+from prometar.clip.wording import readable
 from prometar.errors import UserError
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from prometar.analysis.alignment import FILE, Alignment, Summary, measure, read, summarize
 from prometar.analysis.plot import page
-from prometar.backbone.openclip import tokenize
 from prometar.cli.app import main
+from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError

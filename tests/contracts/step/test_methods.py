@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.frozen_features import frozen_text
-from prometar.backbone.openclip import TEMPLATES, tokenize
-from prometar.backbone.vision import embed_images
+from prometar.clip.frozen_features import frozen_text
+from prometar.clip.openclip import TEMPLATES, tokenize
+from prometar.clip.vision import embed_images
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames

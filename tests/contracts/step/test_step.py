@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.openclip import Backbone, tokenize
+from prometar.clip.openclip import Backbone, tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prometar.backbone.openclip import Backbone
+from prometar.clip.openclip import Backbone
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import dump_config
 from prometar.device import fetch, send

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prometar.backbone.frozen_features import Seen
+from prometar.clip.frozen_features import Seen
 from prometar.config.settings import Config, configure
 from prometar.training import process_memory
 from prometar.training.process_memory import Memory, _Live, memory_of

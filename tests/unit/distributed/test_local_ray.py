@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prometar.backbone.openclip import has_cached
+from prometar.clip.openclip import has_cached
 from prometar.distributed import local_ray
 from prometar.distributed.local_ray import configure_ray, start_ray
 from prometar.environment import num_cpus

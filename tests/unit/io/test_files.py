@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prometar.backbone.openclip import load_backbone
+from prometar.clip.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.sources import FolderSource
 from prometar.errors import UserError

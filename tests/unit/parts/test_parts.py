@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.openclip import load_backbone
+from prometar.clip.model import Clip
+from prometar.clip.openclip import load_backbone
 from prometar.config.settings import Config, configure, dump_config, load_config, parse, parse_assignments
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import (

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.block import Layer
-from prometar.backbone.clip import Clip
-from prometar.backbone.head import Mean, Part, Rows, projection
-from prometar.backbone.norm import Norm
-from prometar.backbone.tower import Pass, Prompts
+from prometar.clip.block import Layer
+from prometar.clip.head import Mean, Part, Rows, projection
+from prometar.clip.model import Clip
+from prometar.clip.norm import Norm
+from prometar.clip.tower import Pass, Prompts
 from prometar.replaced import replaced
 
 

@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from prometar.backbone.activations import QUICK, quick_gelu
-from prometar.backbone.text import encode_text, text_input
-from prometar.backbone.vision import embed_images, encode_image
+from prometar.clip.activations import QUICK, quick_gelu
+from prometar.clip.text import encode_text, text_input
+from prometar.clip.vision import embed_images, encode_image
 from tests.support.tiny import backbone
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Part(Protocol):
-    """Like `prometar.backbone.norm.Norm`. Those below are linear: cotangents are pulled as `second` does."""
+    """Like `prometar.clip.norm.Norm`. Those below are linear: cotangents are pulled as `second` does."""
 
     def forward(self, x: Tensor) -> Tensor: ...
 

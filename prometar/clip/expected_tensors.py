@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prometar.backbone.architecture import Architecture
-from prometar.backbone.frozen import names
-from prometar.backbone.trunks import image_network
 from prometar.bundled.weights import mini_shapes
+from prometar.clip.architecture import Architecture
+from prometar.clip.frozen import names
+from prometar.clip.trunks import image_network
 from prometar.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,7 +39,7 @@ def _shapes(tower: str, network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def in_our_names(arch: Architecture, shapes: Shapes, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The expected tensors of a file, by the names and in the shapes of `prometar.backbone.clip`."""
+    """The expected tensors of a file, by the names and in the shapes of `prometar.clip.model`."""
     found = dict[str, Tensor]()
     for in_file in shapes:
         name, tensor = _our_name(arch, in_file), state[in_file]

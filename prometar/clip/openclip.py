@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prometar.backbone.architecture import Architecture, Unlike
-from prometar.backbone.clip import Clip, from_state_dict
-from prometar.backbone.expected_tensors import Shapes, expected_shapes, in_our_names, require_tensors
-from prometar.backbone.families import architecture
-from prometar.backbone.frozen import closed
-from prometar.backbone.frozen_features import Tokenize
-from prometar.backbone.trunks import image_network
-from prometar.backbone.weight_files import read_weights
-from prometar.backbone.weights_digest import weights_digest
 from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
+from prometar.clip.architecture import Architecture, Unlike
+from prometar.clip.expected_tensors import Shapes, expected_shapes, in_our_names, require_tensors
+from prometar.clip.families import architecture
+from prometar.clip.frozen import closed
+from prometar.clip.frozen_features import Tokenize
+from prometar.clip.model import Clip, from_state_dict
+from prometar.clip.trunks import image_network
+from prometar.clip.weight_files import read_weights
+from prometar.clip.weights_digest import weights_digest
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.hub import fetching, unlogged

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prometar.backbone.architecture import Architecture, Form, Unlike
-from prometar.backbone.norm import EPS
-from prometar.backbone.trunks import trunk_parts
+from prometar.clip.architecture import Architecture, Form, Unlike
+from prometar.clip.norm import EPS
+from prometar.clip.trunks import trunk_parts
 
 _OWN_ATTENTION = (
     "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn",

@@ -2,7 +2,7 @@
 
 A causal one runs all texts as one tree of tokens. What follows EOT never matters and is cut. SOS + context,
 which all classes share, run once; every class only adds its few tokens behind them
-(`prometar.backbone.text_packing`). Without a causal mask every token sees all others, padding too, and each
+(`prometar.clip.text_packing`). Without a causal mask every token sees all others, padding too, and each
 text runs whole in a row of its own. The order of a row then matters to nothing but its positions: the pooled
 token stands first, so that the last layer has one query a text.
 """
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prometar.backbone.block import Layer
-from prometar.backbone.clip import Clip
-from prometar.backbone.head import Part, Rows, projection
-from prometar.backbone.norm import Norm
-from prometar.backbone.text_packing import pack
-from prometar.backbone.tower import Pass, Prompts, Slots
+from prometar.clip.block import Layer
+from prometar.clip.head import Part, Rows, projection
+from prometar.clip.model import Clip
+from prometar.clip.norm import Norm
+from prometar.clip.text_packing import pack
+from prometar.clip.tower import Pass, Prompts, Slots
 from prometar.errors import UserError
 
 

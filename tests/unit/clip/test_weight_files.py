@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prometar.backbone.expected_tensors import expected_shapes
-from prometar.backbone.families import architecture
-from prometar.backbone.openclip import TEMPLATES, load_backbone
 from prometar.bundled.weights import load_mini
+from prometar.clip.expected_tensors import expected_shapes
+from prometar.clip.families import architecture
+from prometar.clip.openclip import TEMPLATES, load_backbone
 from prometar.errors import UserError, WorkError
 
 

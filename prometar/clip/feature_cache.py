@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.frozen_features import Tokenize, frozen_text
-from prometar.backbone.weights_digest import weights_digest
+from prometar.clip.frozen_features import Tokenize, frozen_text
+from prometar.clip.model import Clip
+from prometar.clip.weights_digest import weights_digest
 from prometar.errors import StorageError
 from prometar.io.files import write_atomically
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prometar.backbone import feature_cache
-from prometar.backbone.clip import Clip
-from prometar.backbone.feature_cache import cached_text, text_digest
-from prometar.backbone.frozen_features import frozen_text
-from prometar.backbone.openclip import tokenize
+from prometar.clip import feature_cache
+from prometar.clip.feature_cache import cached_text, text_digest
+from prometar.clip.frozen_features import frozen_text
+from prometar.clip.model import Clip
+from prometar.clip.openclip import tokenize
 from tests.support.tiny import backbone
 
 NAMES = ("banded", "polka-dotted", "sports_car")
@@ -167,7 +167,7 @@ def test_the_default_folder_is_in_the_home(tmp_path: Path, monkeypatch: pytest.M
 
 WRITER = """
 import torch
-from prometar.backbone import feature_cache
+from prometar.clip import feature_cache
 from pathlib import Path
 import sys
 features = torch.arange(60000.0).view(3, -1)

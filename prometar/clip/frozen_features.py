@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.text import encode_text, text_input
-from prometar.backbone.vision import embed_images, encode_image
-from prometar.backbone.wording import filled
+from prometar.clip.model import Clip
+from prometar.clip.text import encode_text, text_input
+from prometar.clip.vision import embed_images, encode_image
+from prometar.clip.wording import filled
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context length)."""

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prometar.backbone.clip import Clip
-from prometar.backbone.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
-from prometar.backbone.text import encode_text, text_input, text_pass
-from prometar.backbone.vision import embed_images, encode_image, image_pass
-from prometar.backbone.weights_digest import weights_digest
+from prometar.clip.model import Clip
+from prometar.clip.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
+from prometar.clip.text import encode_text, text_input, text_pass
+from prometar.clip.vision import embed_images, encode_image, image_pass
+from prometar.clip.weights_digest import weights_digest
 from prometar.errors import UserError
 from tests.support import families
 from tests.support.plain_towers import plain_image, plain_text
-from tests.unit.backbone.test_derivatives import require_derivatives
-from tests.unit.backbone.test_towers import random_prompts
+from tests.unit.clip.test_derivatives import require_derivatives
+from tests.unit.clip.test_towers import random_prompts
 
 TEXTS = ["a photo of a cat .", "a photo of a woven polka dotted thing .", "a photo of a cat and dog ."]
 PROMPTED: list[set[int]] = [set(), {0}, {1}, {0, 1, 2}, {2}]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from open_clip.model import CLIP
 from torch import Tensor
 
-from prometar.backbone.openclip import tokenize
-from prometar.backbone.text import encode_text, text_input
-from prometar.backbone.vision import embed_images, encode_image
+from prometar.clip.openclip import tokenize
+from prometar.clip.text import encode_text, text_input
+from prometar.clip.vision import embed_images, encode_image
 from tests.support.tiny import open_clip_model, towers
 
 LAYERS = 3

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.activations import QUICK
-from prometar.backbone.architecture import OPENAI, Architecture, Form
-from prometar.backbone.frozen import Closed, Frozen
-from prometar.backbone.norm import EPS
+from prometar.clip.activations import QUICK
+from prometar.clip.architecture import OPENAI, Architecture, Form
+from prometar.clip.frozen import Closed, Frozen
+from prometar.clip.norm import EPS
 from prometar.errors import UserError
 
 
@@ -237,7 +237,7 @@ def from_state_dict(
     bias of the patches or of a projection, an attention pool. What is there is used.
 
     Args:
-        state: All that the model has: see `prometar.backbone.expected_tensors.require_tensors`.
+        state: All that the model has: see `prometar.clip.expected_tensors.require_tensors`.
         arch: Read for what tensors do not tell: heads, activations, eps and form.
         closed: The image tower, where it is none of blocks.
     """

@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vjp
 
-from prometar.backbone import text_packing
-from prometar.backbone.activations import ACTIVATIONS, Activation, quick_gelu
-from prometar.backbone.attention import Attention
-from prometar.backbone.block import Layer
-from prometar.backbone.head import Mean, Projection, Rows
-from prometar.backbone.norm import EPS, Norm
-from prometar.backbone.openclip import tokenize
-from prometar.backbone.text import text_input, text_pass
-from prometar.backbone.tower import Pass, Prompts
-from prometar.backbone.vision import embed_images, image_pass
+from prometar.clip import text_packing
+from prometar.clip.activations import ACTIVATIONS, Activation, quick_gelu
+from prometar.clip.attention import Attention
+from prometar.clip.block import Layer
+from prometar.clip.head import Mean, Projection, Rows
+from prometar.clip.norm import EPS, Norm
+from prometar.clip.openclip import tokenize
+from prometar.clip.text import text_input, text_pass
+from prometar.clip.tower import Pass, Prompts
+from prometar.clip.vision import embed_images, image_pass
 from tests.parity.released import attend
 from tests.support.tiny import backbone
-from tests.unit.backbone.test_towers import TEXTS
+from tests.unit.clip.test_towers import TEXTS
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 ROWS, LENGTH, WIDTH, HEADS, SHARED = 2, 5, 16, 2, 2

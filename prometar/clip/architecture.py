@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prometar.backbone.norm import EPS
+from prometar.clip.norm import EPS
 
 
 class Unlike(ValueError):

@@ -6,10 +6,10 @@ Of a tower that pools by attention, z = A(n_1(x)).
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.backbone.activations import Activation
-from prometar.backbone.attention import Attention
-from prometar.backbone.clip import Block, Tower
-from prometar.backbone.norm import Norm
+from prometar.clip.activations import Activation
+from prometar.clip.attention import Attention
+from prometar.clip.model import Block, Tower
+from prometar.clip.norm import Norm
 
 
 class Layer:

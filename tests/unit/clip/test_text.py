@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prometar.backbone import text_packing
-from prometar.backbone.frozen_features import frozen_text, mean_text
-from prometar.backbone.openclip import TEMPLATES, tokenize
-from prometar.backbone.text import encode_text, text_input
-from prometar.backbone.text_packing import Rows, pack
-from prometar.backbone.wording import filled
+from prometar.clip import text_packing
+from prometar.clip.frozen_features import frozen_text, mean_text
+from prometar.clip.openclip import TEMPLATES, tokenize
+from prometar.clip.text import encode_text, text_input
+from prometar.clip.text_packing import Rows, pack
+from prometar.clip.wording import filled
 from prometar.errors import UserError
 from tests.support.tiny import open_clip_model, towers
-from tests.unit.backbone.test_towers import EXACT, compare, plain_text, random_prompts
+from tests.unit.clip.test_towers import EXACT, compare, plain_text, random_prompts
 
 NAMES = [
     "banded", "polka-dotted", "sports car", "sports car", "American black bear", "American bullfrog",

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prometar
-from prometar.backbone.feature_cache import cached_text, text_digest
-from prometar.backbone.frozen import Closed
-from prometar.backbone.openclip import TEMPLATES, load_backbone, tokenize
-from prometar.backbone.text import encode_text, text_input
-from prometar.backbone.vision import embed_images, encode_image
+from prometar.clip.feature_cache import cached_text, text_digest
+from prometar.clip.frozen import Closed
+from prometar.clip.openclip import TEMPLATES, load_backbone, tokenize
+from prometar.clip.text import encode_text, text_input
+from prometar.clip.vision import embed_images, encode_image
 from prometar.config.settings import Config, dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from open_clip import factory
 
-from prometar.backbone import openclip
+from prometar.clip import openclip
 from prometar.config.settings import configure
 from prometar.errors import UserError, WorkError
 from prometar.methods.composition import build_prompts

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prometar.backbone.architecture import OPENAI
-from prometar.backbone.clip import Clip, Tower
-from prometar.backbone.frozen import Frozen
-from prometar.backbone.norm import EPS
+from prometar.clip.architecture import OPENAI
+from prometar.clip.frozen import Frozen
+from prometar.clip.model import Clip, Tower
+from prometar.clip.norm import EPS
 
 
 def weights_digest(clip: Clip) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prometar.backbone.architecture import Unlike
+from prometar.clip.architecture import Unlike
 
 
 def trunk_parts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from prometar.backbone.block import Layer
-from prometar.backbone.head import Part
-from prometar.backbone.norm import Norm
+from prometar.clip.block import Layer
+from prometar.clip.head import Part
+from prometar.clip.norm import Norm
 
 Prompts = Mapping[int, Tensor]
 """Learnable tokens by layer, each (P, D), or K cotangents or tangents of such, (K, P, D).
