@@ -22,8 +22,7 @@ from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from prometar.distributed.local_ray import interrupts_heard
-from prometar.distributed.ray_private import without_helpers
+from prometar.distributed.local_ray import own_signal_handlers
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -135,7 +134,7 @@ def ray_local() -> Iterator[str]:
     for attempt in range(3):
         ray.shutdown()  # what a test has left running, or a start that broke off half-way
         try:
-            with without_helpers(), interrupts_heard():
+            with own_signal_handlers():
                 ray.init(
                     address="local",  # never one that runs already
                     num_cpus=2,

@@ -4,7 +4,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,6 @@ from tune.results.writer import StudyFolder
 from tune.stages.agreement import require_agreement
 from tune.stages.budget import headline
 from tune.stages.final_test import failed_runs, run_finals
-from tune.stages.gpu_share import kinds_of_gpu, measured_share
 from tune.stages.reevaluation import run_last_round
 from tune.stages.validation import Checked, check
 from tune.stages.warm_start import learned_of
@@ -52,6 +51,11 @@ from tune.tracking.kinds import check_trackers
 from tune.worker.trainable import TrialWorker
 
 _MOST = 1e6  # hours of searching, seconds of waiting: a clock must hold them
+
+
+def _kinds_of_gpu(nodes: Sequence[Node]) -> str:
+    kinds = {key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")}
+    return " ".join(sorted(kinds))
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def run_study(
             command=place.command,
             forgiven=memory.forgiven,
             seconds_searched=memory.seconds_searched,
-            gpus=(" ".join(kinds_of_gpu(nodes)) or "of an unknown kind") if plan.gpus_per_trial else "",
+            gpus=(_kinds_of_gpu(nodes) or "of an unknown kind") if plan.gpus_per_trial else "",
         )
         if place.files is not None:
             take(place.files, folder.key)
@@ -231,12 +235,8 @@ class _Begun:
         )
         stopping = Stopping(console, max_seconds=left)
         means = Means(trainable, plan, Room.of(self.nodes), terms, stopping, console, place.verbose)
-        if place.shares.gpus is None and plan.gpus_per_trial:
-            share = measured_share(self.folder, self.spec, means, kinds_of_gpu(self.nodes))
-            place = replace(place, shares=replace(place.shares, gpus=share))
-            plan = _planned(self.spec, place, self.checked, self.nodes)
         console.print(plan.describe(self.nodes))
-        return replace(means, plan=plan, terms=replace(terms, plan=plan))
+        return means
 
     def course(self, means: Means) -> Course[FinalTest]:
         """Search, last round, and best.yaml compared with the released settings on the test images."""

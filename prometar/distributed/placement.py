@@ -1,8 +1,7 @@
-"""The resource plan: what a run gets, how many run at once, and a refusal of what cannot run.
+"""Resource plan: what each run gets, and how many run at once.
 
-A run is a placement group of two bundles on one machine: its trainer, and the tasks of its stream. So a
-stream always has a place to run, beside its trainer, even when runs hold every CPU; without it Ray Data waits
-for ever, in silence.
+A run is a placement group of two bundles on one machine: its trainer, and the tasks of its stream. A stream
+thus always has CPUs of its own. Without them Ray Data waits for ever, silently.
 """
 
 import math
@@ -10,24 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prometar.errors import UserError
-from prometar.words import counted
 
 Node = Mapping[str, float]
-"""A machine's resources as Ray tells them, e.g. {"CPU": 8.0, "GPU": 1.0, "object_store_memory": 2e9}."""
+"""Resources of a machine as Ray reports them, e.g. {"CPU": 8.0, "GPU": 1.0, "memory": 2e10}."""
 
 STRATEGY = "STRICT_PACK"
-"""How Ray places a run's bundles: on one machine."""
+"""Placement strategy of a run's bundles: one machine."""
 
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """Runs at a time, and what each gets.
+    """Concurrent runs and the resources of each.
 
     Args:
-        cpus_per_trial: Trainer and stream together.
-        memory: Bytes of a machine's memory that each takes; 0: not known.
-        note: What the machines' memory says to it; "" where there is enough.
-        noun: What a run is called.
+        cpus_per_trial: Of trainer and stream together.
+        memory: Bytes of a machine's memory per run; 0: unknown.
+        note: Effect of the machines' memory on the plan; empty: none.
+        noun: Name of a run.
     """
 
     max_concurrent: int
@@ -48,21 +46,20 @@ class ResourcePlan:
         return max(1, math.floor(self.cpus_per_trial))
 
     def bundles(self) -> list[dict[str, float]]:
-        """The run's placement group: trainer, then stream."""
+        """Return the run's placement group: trainer, then stream."""
         trainer = {"CPU": self.cpus_per_trial - self.stream_cpus}
         if self.gpus_per_trial:
             trainer["GPU"] = self.gpus_per_trial
         return [trainer, {"CPU": self.stream_cpus}]
 
     def describe(self, nodes: Sequence[Node]) -> str:
-        """The plan as one line."""
+        """Return the plan as one line."""
         gpus = f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else ""
-        store = total(nodes, "object_store_memory") / 2**30
         memory = f", about {self.memory / 2**30:.1f} GiB of memory{self.note}" if self.memory else ""
         return (
             f"{at_a_time(self.max_concurrent, self.noun)}, each with {self.cpus_per_trial:g} CPU (half for "
-            f"its stream){gpus}{memory}, of {total(nodes, 'CPU'):g} CPUs and "
-            f"{total(nodes, 'GPU'):g} GPUs on {counted(len(nodes), 'machine')}, object store {store:.1f} GiB"
+            f"its stream){gpus}{memory}, of {_total(nodes, 'CPU'):g} CPUs and {_total(nodes, 'GPU'):g} GPUs "
+            f"on {len(nodes)} machine{'s' * (len(nodes) != 1)}"
         )
 
 
@@ -77,21 +74,20 @@ def at_a_time(number: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Room:
-    """The most that one run can be given: the CPUs and GPUs of the largest machine."""
+    """CPUs and GPUs of the largest machine: the most that one run can get."""
 
     cpus: float
     gpus: float
 
     @staticmethod
     def of(nodes: Sequence[Node]) -> "Room":
-        """The room that these machines have."""
         return Room(_largest(nodes, "CPU"), _largest(nodes, "GPU"))
 
     def larger(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
-        """Bundles of twice the share, as far as there is room; None where there is none.
+        """Return bundles with a trainer of twice the size, or None if the machine has no more.
 
-        A run's figures do not depend on its share: its threads and its stream's tasks stay as they are. A
-        GPU's memory goes with the share of the GPU, a machine's with that of its CPUs.
+        Results do not change: threads and stream stay as they are. The memory that a run may use grows with
+        its share of the GPU, or of the machine's CPUs.
 
         Example:
             >>> Room(cpus=8, gpus=1).larger([{"CPU": 0.5, "GPU": 0.25}, {"CPU": 0.5}])
@@ -101,22 +97,20 @@ class Room:
         kind = "GPU" if trainer.get("GPU") else "CPU"
         most = min(1.0, self.gpus) if kind == "GPU" else self.cpus - sum(b.get("CPU", 0.0) for b in others)
         share = min(2 * trainer[kind], most)
-        if share <= trainer[kind]:
-            return None
-        return [{**trainer, kind: share}, *others]
+        return [{**trainer, kind: share}, *others] if share > trainer[kind] else None
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What runs are to get, as far as it can be told without any machine.
+    """Requested resources of runs.
 
     Args:
-        max_concurrent: Runs at a time at most; None: as many as fit.
-        cpus: For trainer and stream together (default 1).
-        gpus: A share of a GPU, or a whole number of them; None: one where there are GPUs, else 0.
-        noun: What a run is called in messages and options (`--cpus-per-<noun>`).
+        max_concurrent: Maximum number of concurrent runs; None: as many as fit.
+        cpus: CPUs of trainer and stream together (default 1).
+        gpus: A share of a GPU, or a whole number; None: one GPU per run if there are any.
+        noun: Name of a run in messages and options (`--cpus-per-<noun>`).
     Raises:
-        UserError: a number that makes no sense.
+        UserError: a number out of range.
     """
 
     max_concurrent: int | None = None
@@ -125,30 +119,27 @@ class Shares:
     noun: str = "trial"
 
     def __post_init__(self) -> None:
-        most, gpus, noun = self.max_concurrent, self.gpus, self.noun
+        gpus = self.gpus or 0
         if not 0.1 <= self.cpus < math.inf:
-            raise UserError(f"--cpus-per-{noun} must be at least 0.1, found {self.cpus:g}")
-        if most is not None and most < 1:
-            raise UserError(f"--max-concurrent must be at least 1, found {most}")
-        if gpus and not 0.01 <= gpus < math.inf:
-            raise UserError(f"--gpus-per-{noun} must be 0 or at least 0.01, found {gpus:g}")
-        if gpus and gpus > 1 and gpus != round(gpus):
-            raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, found {gpus:g}")
+            raise UserError(f"--cpus-per-{self.noun} must be at least 0.1, got {self.cpus:g}.")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise UserError(f"--max-concurrent must be at least 1, got {self.max_concurrent}.")
+        if not (gpus == 0 or 0.01 <= gpus <= 1 or (1 < gpus < math.inf and gpus == round(gpus))):
+            raise UserError(f"--gpus-per-{self.noun} must be 0, 0.01 to 1, or a whole number, got {gpus:g}.")
 
     def on_gpu(self, nodes: Sequence[Node]) -> bool:
-        """Whether runs are placed on GPUs of these machines."""
-        return bool(total(nodes, "GPU") if self.gpus is None else self.gpus)
+        """Return True if runs get GPUs of these machines."""
+        return bool(_total(nodes, "GPU") if self.gpus is None else self.gpus)
 
 
 def plan_resources(nodes: Sequence[Node], shares: Shares = Shares(), *, memory: float = 0) -> ResourcePlan:
-    """A plan that fits machines' resources ([{"CPU": 2.0, "GPU": 1.0}]).
+    """Plan the concurrent runs on machines with these resources, e.g. [{"CPU": 2.0, "GPU": 1.0}].
 
     Args:
-        memory: Bytes that a run takes of its machine's memory; 0: not known. It is counted, not measured: so
-            `max_concurrent` goes before it, and a machine for whose memory one is too large gets one if
-            no other has room.
+        memory: Estimated bytes of a machine's memory per run; 0: unknown. Being an estimate, it never
+            prevents one run per machine, nor a requested `max_concurrent`.
     Raises:
-        UserError: not even one run fits on any machine, with the figures.
+        UserError: no machine has the resources of one run.
 
     Example:
         >>> plan_resources([{"CPU": 3.0}, {"CPU": 3.0}], Shares(cpus=2.0)).max_concurrent
@@ -156,54 +147,40 @@ def plan_resources(nodes: Sequence[Node], shares: Shares = Shares(), *, memory: 
     """
     most, cpus, noun = shares.max_concurrent, shares.cpus, shares.noun
     gpus = float(shares.on_gpu(nodes)) if shares.gpus is None else shares.gpus
-    if not total(nodes, "CPU"):
-        raise UserError(
-            f"Ray has no CPUs for a {noun} yet: wait until a worker has joined it (clusters/wait.py does)"
-        )
-    _require("CPU", cpus, nodes, noun)
-    _require("GPU", gpus, nodes, noun)
     counts = [_fit(node, cpus, gpus) for node in nodes]
     fits = sum(counts)
     if not fits:
+        gpu = f" and {gpus:g} GPU" if gpus else ""
+        has = f"{_largest(nodes, 'CPU'):g} CPU" + (f" and {_largest(nodes, 'GPU'):g} GPU" if gpus else "")
         raise UserError(
-            f"no machine has both the {cpus:g} CPU and the {gpus:g} GPU that a {noun} asks for: "
-            f"lower --cpus-per-{noun} or --gpus-per-{noun}"
+            f"A {noun} needs {cpus:g} CPU{gpu} on one machine, Ray's machines have at most {has}. Lower "
+            f"--cpus-per-{noun} or --gpus-per-{noun}, or wait until workers have joined (clusters/wait.py)."
         )
-    held = sum(_hold(node, memory, most=count) for node, count in zip(nodes, counts, strict=True))
+    held = sum(_in_memory(node, memory, most=count) for node, count in zip(nodes, counts, strict=True))
     at_once = min(fits, most or held or sum(map(bool, counts)))
     note = ""
     if at_once > held:
         note = f" (their machines have memory for {held}: more may be killed)"
     elif held < fits and not most:
-        note = " (their machines have memory for no more)"
+        note = " (limited by memory)"
     return ResourcePlan(at_once, cpus, gpus, memory, note, noun)
 
 
-def total(nodes: Sequence[Node], kind: str) -> float:
-    """All machines' resources of a kind."""
+def _total(nodes: Sequence[Node], kind: str) -> float:
     return sum(node.get(kind, 0.0) for node in nodes)
 
 
 def _largest(nodes: Sequence[Node], kind: str) -> float:
-    """The most that one machine has of a kind."""
     return max((node.get(kind, 0.0) for node in nodes), default=0.0)
 
 
-def _require(kind: str, each: float, nodes: Sequence[Node], noun: str) -> None:
-    most = _largest(nodes, kind)
-    if each > most + 1e-9:
-        option = f"--{kind.lower()}s-per-{noun}"
-        where = " on its largest machine" if len(nodes) > 1 else ""
-        raise UserError(f"a {noun} asks for {each:g} {kind}, Ray has {most:g}{where}: lower {option}")
-
-
-def _hold(node: Node, memory: float, *, most: int) -> int:
-    """How many runs a machine's memory holds, of `most`; all of them where it is not known."""
+def _in_memory(node: Node, memory: float, *, most: int) -> int:
+    """Return how many of at most `most` runs the machine's memory holds."""
     return min(most, math.floor(node["memory"] / memory)) if memory and "memory" in node else most
 
 
 def _fit(node: Node, cpus: float, gpus: float) -> int:
-    """How many runs one machine holds; a share lies on one GPU, so 0.4 of one fits twice on each."""
+    """Return how many runs fit on a machine. A share lies on one GPU, so 0.4 of one fits twice on each."""
     by_cpu = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
     if not gpus:
         return by_cpu

@@ -6,7 +6,7 @@ from dataclasses import replace
 from prometar.config.settings import dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.stream import StreamOptions
-from prometar.distributed.allotment import only_given_gpus, require_given_gpus
+from prometar.distributed.gpus import only_given_gpus, require_given_gpus
 from prometar.environment import environment
 from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically

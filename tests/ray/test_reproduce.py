@@ -318,8 +318,8 @@ def test_wrong_usage(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--cpus-per-run", "64"], "a run asks for 64 CPU, Ray has 2: lower --cpus-per-run"),
-        (["--gpus-per-run", "1"], "a run asks for 1 GPU, Ray has 0: lower --gpus-per-run"),
+        (["--cpus-per-run", "64"], "A run needs 64 CPU on one machine, Ray's machines have at most 2 CPU"),
+        (["--gpus-per-run", "1"], "A run needs 1 CPU and 1 GPU on one machine"),
         (["--max-concurrent", "0"], "--max-concurrent must be at least 1, found 0"),
     ],
 )

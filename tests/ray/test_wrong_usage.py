@@ -329,7 +329,7 @@ def test_what_no_machine_has_is_refused_and_leaves_nothing(
 ) -> None:
     out = tmp_path / "not" / "yet"
     line = fails(capsys, search_main, ["--cpus-per-trial", "64", "--out", str(out)])
-    assert "a trial asks for 64 CPU, Ray has 2: lower --cpus-per-trial" in line
+    assert "A trial needs 64 CPU on one machine, Ray's machines have at most 2 CPU" in line
     assert not any(tmp_path.iterdir())
 
 

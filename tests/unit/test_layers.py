@@ -61,7 +61,7 @@ ENTRANCES = {
     "ray": {
         "prometar/data/streaming/ray_private.py", "prometar/data/streaming/raystream.py",
         "prometar/data/streaming/shared_images.py", "prometar/distributed/", "prometar/reproduce/execute.py",
-        "tune/worker/trainable.py", "tune/execution/", "tune/stages/gpu_share.py",
+        "tune/worker/trainable.py", "tune/execution/",
         "tune/study.py", "tune/tracking/callbacks.py",
     },
     "pyarrow": {

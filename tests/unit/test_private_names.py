@@ -12,20 +12,15 @@ from optuna.trial import create_trial
 from ray.tune.execution import class_cache
 from ray.tune.utils.object_cache import _ObjectCache
 
-from prometar.distributed.ray_private import HELPERS
 from tests.support.fake_trial import FakeTrial
 from tests.unit.test_layers import FILES, ROOT, imports_of
 from tune.execution.ray_private import idle_workers_stay, workers_are_like_any_other
 from tune.optimizer.optuna_private import id_of, let_go
 
-START, RAY = "prometar/distributed/ray_private.py", "tune/execution/ray_private.py"
+RAY = "tune/execution/ray_private.py"
 STREAM, EXECUTOR = "prometar/data/streaming/ray_private.py", "ray.data._internal.execution.streaming_executor"
 OPTUNA = "tune/optimizer/optuna_private.py"
 NAMES = [
-    *((START, "ray._private.node", f"Node.{name}") for name in (*HELPERS, "kill_all_processes")),
-    (START, "ray._private.utils", "estimate_available_memory"),
-    (START, "ray._private.utils", "get_num_cpus"),
-    (START, "ray._private.utils", "set_sigterm_handler"),
     (STREAM, "ray.data", "Dataset._create_executor"),
     (STREAM, EXECUTOR, "create_cluster_autoscaler"),
     (STREAM, EXECUTOR, "StreamingExecutor.execute"),
@@ -110,4 +105,4 @@ def _private_uses(source: str) -> set[str]:
 def test_private_names_are_used_in_a_file_for_each_use() -> None:
     users = [path for path in FILES if {name.split(".")[0] for name in imports_of(path)} & {"ray", "optuna"}]
     found = {str(path.relative_to(ROOT)): _private_uses(path.read_text("utf-8")) for path in users}
-    assert {file for file, uses in found.items() if uses} == {START, STREAM, RAY, OPTUNA}
+    assert {file for file, uses in found.items() if uses} == {STREAM, RAY, OPTUNA}

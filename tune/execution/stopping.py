@@ -11,8 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from prometar.distributed.local_ray import head_is_gone, own_node_is_gone
-from prometar.distributed.ray_private import started_here
+from prometar.distributed.local_ray import head_is_gone, own_node_is_gone, started_here
 from prometar.errors import WorkError
 from prometar.interrupts import INTERRUPTED, MESSAGE, handled
 from tune.optimizer.storage import GO_ON

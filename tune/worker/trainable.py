@@ -4,7 +4,7 @@ from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from prometar.distributed.allotment import only_given_gpus, require_given_gpus
+from prometar.distributed.gpus import only_given_gpus, require_given_gpus
 from prometar.loading import loaded_for_good, nothing_collected
 from prometar.parts.sending import install
 from tune.jobs.files import JobFiles

@@ -26,7 +26,6 @@ from prometar.training.session import Session
 from tests.contracts.training.test_session import local, small_run, without_time
 from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
 from tests.support.tiny import open_clip_model, towers
-from tune.stages import gpu_share
 
 SMALL: dict[str, Any] = {"train__epochs": 2, "data__shots": 1}
 TINY = towers(open_clip_model(layers=2)).folded()
@@ -194,10 +193,3 @@ def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:
         assert torch.equal(ours, its)
     assert bool(back["a"][1]) is True
     assert back["b"][1] is None
-
-
-def test_the_probe_tells_what_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_share.memory() is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3, 10))
-    assert gpu_share.memory() == [7, 10]
