@@ -64,7 +64,7 @@ fuzz: install
 	  $(BIN)/python -m pytest -q --timeout 0 tests/fuzz
 
 # Timings, a script a claim, about 50 minutes; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
-SCRIPTS := step shares text_tower teacher evaluation stream trial_start sampler study
+SCRIPTS := step stream trial_start sampler study
 DATA_ROOT ?=
 QUICK ?=
 bench: install

@@ -22,14 +22,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from prometar.bundled.suite import SUITE
 from prometar.io.files import write_atomically
+from prometar.metrics import t_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = "ViT-B-16-quickgelu"
@@ -37,11 +37,12 @@ BACKBONE = "ViT-B-16-quickgelu"
 Figures = dict[str, Any]
 """What one run of a side gives: numbers by name, anything JSON can hold."""
 
-DEVELOPMENT = tuple(name for name, row in SUITE.items() if row.purpose == "development")
-"""Data sets that may be looked at while methods are made."""
-
+DEVELOPMENT = ("textures", "cells", "suite:flags", "suite:leaves")
+"""Datasets that methods may be developed on."""
+CLAIM = ("suite:shapes", "suite:fabrics", "suite:plots", "suite:terrain", "suite:sketches")
+"""Datasets that nothing was developed on, for final results."""
 WORSE = -0.5
-"""Points of H below the released settings, from which on a choice counts as worse."""
+"""Points of H below the default settings from which on a selection counts as worse."""
 
 _TOLD = "FIGURES "
 
@@ -96,22 +97,6 @@ def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) ->
     m = where or machine()
     versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "ray", "optuna"))
     return f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {threads} threads, {dtype}, {versions}"
-
-
-def require_development(names: Iterable[str], *, claim: bool) -> None:
-    """Nothing if no data set is kept for the last table, or `claim` (--claim) opens it.
-
-    What has been looked at while methods were made can no longer show that they work elsewhere.
-
-    Raises:
-        SystemExit: a data set whose purpose is `claim`.
-    """
-    closed = sorted({name for name in names if name in SUITE and SUITE[name].purpose == "claim"})
-    if closed and not claim:
-        raise SystemExit(
-            f"error: {', '.join(closed)} are kept for the last table: pass --claim to open them, or choose "
-            f"from {', '.join(DEVELOPMENT)}"
-        )
 
 
 def in_turn(
@@ -173,6 +158,19 @@ def _cell(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def mean_and_interval(values: Sequence[float]) -> str:
+    """Format a mean with its 95% t-interval.
+
+    Example:
+        >>> mean_and_interval([1.0, 2.0, 3.0])
+        '+2.00 [-0.48, +4.48]'
+    """
+    interval = t_interval(values)
+    if interval is None:
+        return f"{values[0]:+.2f}"
+    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 
 def publish(text: str, doc: Path | None, block: str) -> None:

@@ -7,7 +7,6 @@ are missing or failed. It ends with a table of claims (holds, does not hold, not
 with the figures, into the block `gpu` of --docs. Without a GPU: one line, and status 2.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -26,20 +25,14 @@ from prometar.io.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 Figures = Mapping[str, Any]
-PRECISIONS = ("--precisions", "fp32", "bf16", "fp16", "--sets", "cells", "leaves", "flags", "textures")
-RUNS = ("--methods", "prometar", "--seeds", "1", "2", "3", "--jobs", "4")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A script and its arguments; it writes its figures to the --json that it is given.
-
-    `runs`: it keeps runs in the folder --out, one a card.
-    """
+    """A script and its arguments. It writes its figures to the --json that it is given."""
 
     script: str
     arguments: tuple[str, ...] = ()
-    runs: bool = False
 
 
 PARTS = {
@@ -50,7 +43,6 @@ PARTS = {
     "memory": Part("gpu_parts.py", ("memory",)),
     "packing": Part("gpu_parts.py", ("packing",)),
     "stream": Part("stream.py", ("--repeats", "1")),
-    "accuracy": Part("precision.py", (*RUNS, *PRECISIONS), runs=True),
 }
 """What takes longest, and may find no time left, comes last."""
 
@@ -79,23 +71,8 @@ CLAIMS = (
         lambda f: all(0.75 < counted / allocated < 1.25 for allocated, counted in f.values()),
     ),
     Claim("four trials on a GPU do 1.5 times the steps of one", "packing", lambda f: f["4"] >= 1.5 * f["1"]),
-    Claim(
-        "bf16 costs less than a point of H on the embedded suite",
-        "accuracy",
-        lambda f: _costs_little(f, "bf16"),
-    ),
-    Claim(
-        "fp16 costs less than a point of H on the embedded suite",
-        "accuracy",
-        lambda f: _costs_little(f, "fp16"),
-    ),
     Claim("a whole study ends", "study", lambda f: f["status"] == 0),
 )
-
-
-def _costs_little(figures: Figures, precision: str) -> bool:
-    """Whether a loss of a point lies outside the interval of the difference to float32."""
-    return bool(figures["differences"][f"prometar, {precision} - fp32"]["low"] > -1)
 
 
 def verdict(claim: Claim, records: Mapping[str, Figures]) -> str:
@@ -142,13 +119,11 @@ def measure(
     return records
 
 
-def run_part(name: str, seconds: float, *, folder: Path, slug: str) -> Figures:
+def run_part(name: str, seconds: float, *, folder: Path) -> Figures:
     """A part's figures, or why there are none."""
     part, figures = PARTS[name], folder / f"{name}.figures.json"
     figures.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures)]
-    if part.runs:
-        command += ["--out", str(folder / f"runs-{slug}")]
     status = _run(command, seconds)
     if status is None:
         return {"failed": "no time was left", "figures": {}}
@@ -201,10 +176,9 @@ def main() -> int:
         print("no GPU can be used here: nothing is measured", file=sys.stderr)
         return 2
     gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {describe(1)}"
-    slug = hashlib.sha256(gpu.encode()).hexdigest()[:12]  # whatever a card is called
     records = measure(
         args.out, gpu, args.parts, 60 * args.minutes,
-        lambda name, seconds: run_part(name, seconds, folder=args.out, slug=slug),
+        lambda name, seconds: run_part(name, seconds, folder=args.out),
     )  # fmt: skip
     publish(block(gpu, records), args.docs, "gpu")
     return 0

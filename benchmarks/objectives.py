@@ -1,53 +1,59 @@
-"""How well ways of scoring settings without a test image rank them by what they test.
+"""Rank settings by scores that read no test image, and compare the ranks with those of the test.
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
-        [--space recipe] [--out DIR] [--jobs 2] [--keep] [--quick]
-    python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/objectives.md] [--portfolio FILE]
+        [--space recipe] [--out DIR] [--jobs 2] [--evidence FILE] [--quick]
+    python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/objectives.md] [--block objectives]
 
-The released settings and random draws of a space, each trained on all base classes and tested with several
-seeds; what a search could have seen of the same prompts (validation images of base classes, drift on foreign
-names, images of other data sets) is measured beside the test.
-A way of scoring sees one seed and is judged by the tests of the others. Standard errors are of a bootstrap
-over sets and settings. The same command goes on from the records in --out. Only development sets are read.
-The figures are kept (--keep) in benchmarks/objectives.json, or the file that --evidence names, which --show
-reads. Photographs have their own, since nothing of them is in what is known before a search:
-
-    python benchmarks/objectives.py --sets dtd --data-root DIR --evidence benchmarks/photographs.json --keep
+The default settings and random samples of a space are trained with several seeds on all base classes, scored
+as a search scores them, and tested. A score sees one seed and is judged by the tests of the others. The same
+command resumes from the records in --out. `--show` prints the tables of a file that --evidence wrote.
 """
 
 import argparse
 import json
-import math
+import multiprocessing
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
-from operator import itemgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from choosing import choices, promise
-from common import DEVELOPMENT, describe, parser_of, publish, require_development, table
-from records import Record, Wanted, on_mini, read_all, run_all, run_options, seen_by_a_search
-from scoring import BUDGET, DRIFT, WAYS, Evidence, Floats, Table, calibration, parts, results
+import torch
+from common import DEVELOPMENT, WORSE, describe, parser_of, publish, table
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
+from prometar.config.settings import Config, configure
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, stream_local
+from prometar.errors import WorkError
 from prometar.io.files import write_atomically
-from tune.space.portfolio import shipped
+from prometar.metrics import harmonic_mean
+from prometar.training.drift import LOSS_PER_NAT
+from prometar.training.run import build_run
+from prometar.training.session import Session
 from tune.space.spaces import load_space
 
+Floats = NDArray[np.float64]
 EVIDENCE = Path(__file__).with_suffix(".json")
+SEEN = ("base", "zero_shot", "divergence")
+"""Figures of `drift` that a search can see."""
+BUDGET = 24
+"""Settings that a search compares."""
+RESAMPLED = 400
 
 
 @dataclass(frozen=True)
 class RandomDraws:
-    """Values keyed by (search, trial, setting): a setting has the same one in every composition."""
+    """Random values that depend on the trial and the setting only."""
 
-    search: int
     trial: int
 
     def _rng(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([self.search, self.trial, zlib.crc32(name.encode())])
+        return np.random.default_rng([0, self.trial, zlib.crc32(name.encode())])
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         if log:
@@ -61,156 +67,192 @@ class RandomDraws:
         return choices[self._rng(name).integers(len(choices))]
 
 
-def settings_of(space: str, number: int) -> dict[str, Any]:
-    """Number 0 is the released settings."""
-    return load_space(space).draw(RandomDraws(0, number)) if number else {}
+@dataclass(frozen=True)
+class Table:
+    """Figures of one dataset, settings x seeds. The default settings come first.
+
+    Args:
+        tests: H on the test images. base, new: Accuracy on them.
+        signals: Figures that a search can see, by name.
+    """
+
+    dataset: str
+    tests: Floats
+    base: Floats
+    new: Floats
+    signals: Mapping[str, Floats]
 
 
-def drawn(found: Evidence) -> list[dict[str, Any]]:
-    """All settings but the released ones."""
-    return [settings_of(found.space, number) for number in range(1, found.settings + 1)]
+def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
+    """Read what was measured, and how."""
+    found = json.loads(path.read_text("utf-8"))
+    tables = []
+    for each in found.pop("tables"):
+        tests, base, new = (np.array(each[name], np.float64) for name in ("tests", "base", "new"))
+        signals = {name: np.array(each["signals"][name], np.float64) for name in SEEN}
+        tables.append(Table(each["dataset"], tests, base, new, signals))
+    return found, tables
 
 
-def runs_of(args: argparse.Namespace, dataset: str) -> dict[tuple[int, int, str], Wanted]:
-    """By setting, seed and way."""
-    found = {}
-    for seed in args.seeds:
-        for number in range(args.settings + 1):
-            here = partial(on_mini, settings_of(args.space, number), dataset, seed=seed, root=args.data_root)
-            name = f"{dataset}/{args.space}-{number:03d}-seed{seed}"
-            found[number, seed, "final"] = Wanted(name, here(epochs=args.epochs), signals=seen_by_a_search)
-    return found
+# Measuring
 
 
-SEEN = (
-    "base", "new", "zero_shot", "divergence", "agreement", "text_cosine", "image_cosine",
-    "imagenet divergence", "elsewhere", "elsewhere zero_shot",
-)  # fmt: skip
+def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) -> Config:
+    """Return a configuration. Number 0 is the default settings."""
+    settings = load_space(args.space).draw(RandomDraws(number)) if number else {}
+    where = {"data.name": dataset, "data.root": args.data_root, "backbone.name": "mini"}
+    return configure("prometar", {**settings, **where, "train.epochs": args.epochs, "train.seed": seed})
 
 
-def collect(args: argparse.Namespace, dataset: str, runs: Mapping[Any, Wanted]) -> Table:
-    """Settings that failed score nothing and test nothing."""
-    records = read_all(runs.values(), args.out)
+def train(config: Config, path: Path) -> None:
+    """Train, score as `drift` does, test, and write the record."""
+    torch.set_num_threads(1)
+    run, judge = build_run(config, "final"), build_run(config, "drift")
 
-    def grid(way: str, figure: Callable[[Record], float | None]) -> Floats:
-        rows = [
-            [figure(records[runs[number, seed, way].name]) or 0.0 for seed in args.seeds]
-            for number in range(args.settings + 1)
-        ]
-        return np.array(rows, np.float64)
+    def stream(plan: Plan, step: int) -> Iterator[Batch]:
+        return stream_local(plan, session.run.dataset.source, start_step=step)
 
-    def seen(name: str) -> Floats:
-        return grid("final", lambda record: record["signals"].get(name, math.nan))
-
-    tests, base, new = (grid("final", itemgetter(name)) for name in ("H", "base", "new"))
-    return Table(dataset, tests, base, new, {name: seen(name) for name in SEEN})
-
-
-def gains(tables: Sequence[Table]) -> str:
-    """What the settings of the portfolio, which are the same draws, have gained."""
-    known = shipped()
-    numbers = [[each.settings for each in known.known].index(s) for s in known.choose(without=())]
-    rows = [(brief(known.known[k].settings), *(f"{t.gains[k].mean():+.1f}" for t in tables)) for k in numbers]
-    return table(("settings", *(t.dataset for t in tables)), rows)
+    with TemporaryDirectory() as folder:
+        session = Session(run, Path(folder), stream)
+        try:
+            while not session.finished:
+                session.epoch()
+            last = session.history[-1]
+            session.run = judge  # the same prompts, on other images
+            seen = session.score()
+            record = {"H": last["objective"], "base": last["base"], "new": last["new"]}
+            record |= {f"seen {name}": seen[name] for name in SEEN}
+        except WorkError as error:  # a diverged run is a result too
+            record = {"H": 0.0, "base": 0.0, "new": 0.0} | {f"seen {name}": 0.0 for name in SEEN}
+            print(f"{path.stem}: {error}", flush=True)
+    write_atomically(path, json.dumps(record).encode())
 
 
-def brief(settings: Mapping[str, Any]) -> str:
-    """Settings of `recipe` in few words."""
-    s = settings
-    kind = s["regularizer.kind"]
-    weights = (
-        "no regularizer"
-        if kind == "none"
-        else (f"{kind} {s['regularizer.text_weight']:.0f} and {s['regularizer.image_weight']:.0f}")
-    )
-    ends = "averaged" if s["averager.kind"] == "gaussian" else "last epoch"
-    return (
-        f"{weights}, {ends}, depths {s['prompts.text_depth']} and {s['prompts.vision_depth']}, rate "
-        f"{s['optim.lr']:.2g}, crops from {s['augment.crop_scale_min']:.2f}"
-    )
-
-
-def portfolio(found: Evidence) -> dict[str, Any]:
-    """What `tune/space/portfolio.py` reads: each setting's mean gain by data set."""
-    known = [
-        {
-            "settings": settings,
-            "gains": {t.dataset: round(float(t.gains[k].mean()), 2) for t in found.tables},
-        }
-        for k, settings in enumerate(drawn(found))
-    ]
-    return {
-        "space": found.space,
-        "method": "prometar",
-        "backbone": "mini",
-        "epochs": found.epochs,
-        "seeds": len(found.seeds),
-        "known": known,
+def measure(args: argparse.Namespace) -> None:
+    """Train what has no record yet, and write the evidence."""
+    runs = {
+        (dataset, number, seed): args.out / f"{dataset}-{args.space}-{number:03d}-seed{seed}.json"
+        for dataset in args.sets
+        for number in range(args.settings + 1)
+        for seed in args.seeds
     }
+    todo = [key for key, path in runs.items() if not path.exists()]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context) as pool:
+        running = [pool.submit(train, config_of(args, *key), runs[key]) for key in todo]
+        for number, done in enumerate(as_completed(running), 1):
+            done.result()
+            print(f"{number} of {len(todo)} runs", flush=True)
 
+    def grid(dataset: str, name: str) -> list[list[float]]:
+        settings = range(args.settings + 1)
+        records = [[json.loads(runs[dataset, k, s].read_text("utf-8")) for s in args.seeds] for k in settings]
+        return [[round(record[name], 6) for record in row] for row in records]
 
-def show(found: Evidence, doc: Path | None) -> None:
-    """What scores tell, what settings known from elsewhere gain, and what rules of choosing would have."""
-    of_suite = {t.dataset for t in found.tables} <= set(DEVELOPMENT)
-    others = () if of_suite else Evidence.read(EVIDENCE).tables
-    head = (
-        f"{found.machine}. {', '.join(t.dataset for t in found.tables)}: the released settings and "
-        f"{found.settings} draws of `{found.space}`, {found.epochs} epochs, seeds "
-        f"{', '.join(map(str, found.seeds))}; picks of {min(BUDGET, found.settings + 1)}."
+    tables = [
+        {
+            "dataset": dataset,
+            "tests": grid(dataset, "H"),
+            "base": grid(dataset, "base"),
+            "new": grid(dataset, "new"),
+            "signals": {name: grid(dataset, f"seen {name}") for name in SEEN},
+        }
+        for dataset in args.sets
+    ]
+    asked = {key: getattr(args, key) for key in ("space", "settings", "seeds", "epochs")}
+    write_atomically(
+        args.evidence, json.dumps({"machine": describe(threads=1), **asked, "tables": tables}).encode()
     )
-    settings, space = drawn(found), load_space(found.space)
-    free = np.array([each.get("regularizer.kind") == "none" for each in ({}, *settings)])
-    blocks = {"objectives": f"{head}\n\n{results(found.tables, free)}\n\n{parts(found.tables)}"}
-    if found.settings == len(shipped().known):
-        blocks["portfolio"] = gains(found.tables)
-    if len(found.seeds) > 2 and len((*found.tables, *others)) > 2:
-        blocks["choices"] = choices(found.tables, settings, space, others)
-    if of_suite:
-        for name, text in blocks.items():
-            publish(text, doc, name)
-    else:
-        publish("\n\n".join(blocks.values()), doc, "photographs")
-    if len(found.tables) > 2:
-        for name in (DRIFT, "base validation accuracy"):
-            print(f"{name}: {calibration(WAYS[name], found.tables)}")
-        print(f"{DRIFT}: {promise(found.tables, settings, space)}")
 
 
-def measured(args: argparse.Namespace) -> Evidence:
-    """Run what has no record yet."""
-    require_development(args.sets, claim=False)
-    runs = {name: runs_of(args, name) for name in args.sets}
-    run_all([run for by_key in runs.values() for run in by_key.values()], args.out, jobs=args.jobs)
-    tables = tuple(collect(args, name, by_key) for name, by_key in runs.items())
-    return Evidence(describe(threads=1), args.space, args.settings, tuple(args.seeds), args.epochs, tables)
+# Judging
+
+
+def drift(t: Table, loss: float) -> Floats:
+    """Score by H of base validation accuracy and predicted new accuracy."""
+    new = t.signals["zero_shot"] * np.exp(-loss * t.signals["divergence"])
+    return np.vectorize(lambda b, n: harmonic_mean({"base": b, "new": n}))(t.signals["base"], new)
+
+
+SCORES: dict[str, Callable[[Table], Floats]] = {
+    "base validation accuracy": lambda t: t.signals["base"],
+    f"drift, {LOSS_PER_NAT} a nat": lambda t: drift(t, LOSS_PER_NAT),
+    "drift, 0.02 a nat": lambda t: drift(t, 0.02),
+    "drift, 0.2 a nat": lambda t: drift(t, 0.2),
+    "the test itself, another seed": lambda t: t.tests,
+}
+
+
+def others(tests: Floats, seed: int) -> Floats:
+    """Return the mean test of the other seeds."""
+    means: Floats = np.delete(tests, seed, axis=1).mean(axis=1)
+    return means
+
+
+def pick_gains(score: Floats, test: Floats) -> Floats:
+    """Return what the best-scored of BUDGET random settings gain over the default settings."""
+    rng, size = np.random.default_rng(0), min(BUDGET, len(score))
+    sampled = [np.r_[0, 1 + rng.permutation(len(score) - 1)[: size - 1]] for _ in range(RESAMPLED)]
+    return np.array([test[rows[np.argmax(score[rows])]] - test[0] for rows in sampled])
+
+
+def scores_table(tables: Sequence[Table]) -> str:
+    """One row per score: rank correlation, gain of the pick, share of picks below the default settings."""
+    rows = []
+    for name, score in SCORES.items():
+        pairs = [(score(t)[:, k], others(t.tests, k)) for t in tables for k in range(t.tests.shape[1])]
+        ranks = [spearmanr(*pair).statistic for pair in pairs]
+        gains = np.array([pick_gains(*pair) for pair in pairs])
+        cells = (f"{np.mean(ranks):.2f}", f"{gains.mean():+.2f}", f"{100 * np.mean(gains < WORSE):.0f} %")
+        rows.append((name, *cells))
+    return table(("score", "rank correlation", f"gain of the pick of {BUDGET}", "worse"), rows)
+
+
+def parts_table(tables: Sequence[Table]) -> str:
+    """Rank correlations of base and new accuracy, each by the figure that predicts it."""
+    parts: dict[str, Callable[[Table], tuple[Floats, Floats]]] = {
+        "base, by validation accuracy": lambda t: (t.signals["base"], t.base),
+        "new, by divergence": lambda t: (-t.signals["divergence"], t.new),
+        "new, by the test with another seed": lambda t: (t.new, t.new),
+    }
+    rows = []
+    for name, part in parts.items():
+        ranks = []
+        for score, test in map(part, tables):
+            seeds = range(test.shape[1])
+            ranks.append(np.mean([spearmanr(score[:, k], others(test, k)).statistic for k in seeds]))
+        rows.append((name, *(f"{rank:.2f}" for rank in ranks)))
+    return table(("rank correlation", *(t.dataset for t in tables)), rows)
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--sets", nargs="+", default=DEVELOPMENT)
-    parser.add_argument("--data-root", help="of sets that do not come with the project, such as dtd")
-    parser.add_argument("--settings", type=int, default=24, help="random ones, beside the released")
+    parser.add_argument("--data-root", help="of datasets that do not come with the project")
+    parser.add_argument("--settings", type=int, default=24, help="random ones, besides the default settings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--space", default="recipe")
-    run_options(parser, out="out/objectives")
+    parser.add_argument("--out", type=Path, default=Path("out/objectives"))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--quick", action="store_true", help="two settings, one epoch")
-    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help=f"kept figures [{EVIDENCE.name}]")
-    parser.add_argument("--keep", action="store_true", help="write the figures there")
-    parser.add_argument("--show", action="store_true", help="run nothing: the figures that are there")
-    parser.add_argument("--doc", type=Path, help="a document whose blocks get the tables")
-    parser.add_argument("--portfolio", type=Path, help="write what each setting gained, for first trials")
+    parser.add_argument("--show", action="store_true", help="train nothing")
+    parser.add_argument("--doc", type=Path, help="document whose block gets the tables")
+    parser.add_argument("--block", default="objectives")
     args = parser.parse_args()
     if args.quick:
         args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"
-    if args.quick and (args.doc or args.portfolio or args.keep):
-        parser.error("--quick is no evidence: it writes neither --doc nor --portfolio, and is not kept")
-    found = Evidence.read(args.evidence) if args.show else measured(args)
-    if args.keep:
-        write_atomically(args.evidence, found.to_json().encode())
-    show(found, args.doc)
-    if args.portfolio:
-        args.portfolio.write_text(json.dumps(portfolio(found), indent=1) + "\n", "utf-8")
+        args.evidence = args.out / "evidence.json"
+    if not args.show:
+        measure(args)
+    how, tables = read_evidence(args.evidence)
+    sets, seeds = ", ".join(t.dataset for t in tables), ", ".join(map(str, how["seeds"]))
+    head = (
+        f"{how['machine']}. {sets}: the default settings and {how['settings']} samples of `{how['space']}`, "
+        f"{how['epochs']} epochs, seeds {seeds}."
+    )
+    publish(f"{head}\n\n{scores_table(tables)}\n\n{parts_table(tables)}", args.doc, args.block)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The script that made `mini.safetensors`: python -m benchmarks.mini.pretrain --out DIR
+"""The script that made `mini.safetensors`: cd benchmarks; python -m mini.pretrain --out DIR
 
 1. render: the world (world.py), with seeds that no split of the suite uses;
 2. vision tower: on clean class and colour labels (pretrain_vision.py);
@@ -23,9 +23,9 @@ import open_clip
 import safetensors.torch
 import torch
 from open_clip.transformer import PatchDropout
+from suite import SETS
 from torch import Tensor
 
-from prometar.bundled.suite import SUITE
 from prometar.bundled.weights import ROW_IDS, ROW_VALUES, TOKEN_TABLE, initial_token_table, load_config
 
 from .captions import CaptionSettings, Corpus, build_corpus
@@ -62,7 +62,7 @@ def contexts() -> list[str]:
     """CLIP's 80 ImageNet contexts and the suite's own, each with "{}" for the words."""
     return [
         *(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
-        *(s.template for s in SUITE.values()),
+        *(s.template for s in SETS.values()),
     ]
 
 

@@ -44,7 +44,6 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
 THINGS = RenderedSet(
     name="things",
     template="a photo of a {}.",
-    purpose="development",
     counts={},
     draw=_draw,
     families={"object": {noun: noun for noun in MINI_VOCABULARY}},

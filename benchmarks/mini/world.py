@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from suite import SETS
+from suite.flags import WILD as FLAGS
+from suite.leaves import WILD as LEAVES
+from suite.shapes import WILD as SHAPES
+from suite.sketches import WILD as SKETCHES
 
 from prometar.bundled.dataset import FIRST_SEED, RenderedSet
 from prometar.bundled.paint import Pixels, quantise
-from prometar.bundled.suite import SUITE
 
 from .things import THINGS
 
@@ -20,7 +24,7 @@ class Kind:
     """A data set's share in pre-training.
 
     Args:
-        rendered: The data set.
+        rendered: The dataset, in its harder renderings if there are some.
         images: Images a class.
         recoloured: Shown in other colours than the data set's own.
         named, mistaken: Shares of captions with the class name, and with a look-alike's.
@@ -34,15 +38,15 @@ class Kind:
 
 
 WORLD: tuple[Kind, ...] = (
-    Kind(SUITE["textures"], 250, recoloured=False),
-    Kind(SUITE["shapes"], 200, recoloured=False, named=0.12, mistaken=0.03),
-    Kind(SUITE["flags"], 150),
-    Kind(SUITE["fabrics"], 150),
-    Kind(SUITE["plots"], 100, named=0.05, mistaken=0.03),
-    Kind(SUITE["leaves"], 100, named=0.15, mistaken=0.04),
-    Kind(SUITE["cells"], 60),
-    Kind(SUITE["terrain"], 60),
-    Kind(SUITE["sketches"], 80, named=0.15, mistaken=0.03),
+    Kind(SETS["textures"], 250, recoloured=False),
+    Kind(SHAPES, 200, recoloured=False, named=0.12, mistaken=0.03),
+    Kind(FLAGS, 150),
+    Kind(SETS["fabrics"], 150),
+    Kind(SETS["plots"], 100, named=0.05, mistaken=0.03),
+    Kind(LEAVES, 100, named=0.15, mistaken=0.04),
+    Kind(SETS["cells"], 60),
+    Kind(SETS["terrain"], 60),
+    Kind(SKETCHES, 80, named=0.15, mistaken=0.03),
     Kind(THINGS, 80, recoloured=False, named=0.5, mistaken=0.0),
 )
 
@@ -59,7 +63,7 @@ class WorldClass:
     def picture(self, index: int) -> Pixels:
         """Its image `index`, with a seed that no split uses."""
         seed = FIRST_SEED["pretrain"] + index
-        pixels = self.kind.rendered.render(self.name, seed, wild=True)
+        pixels = self.kind.rendered.render(self.name, seed)
         return recolour(pixels, seed) if self.kind.recoloured else pixels
 
 

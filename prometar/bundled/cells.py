@@ -126,7 +126,6 @@ def _draw(depth: Callable[[Frame], Stain], rng: np.random.Generator, size: int) 
 CELLS = RenderedSet(
     name="cells",
     template="a microscope image of a {}.",
-    purpose="development",
     counts={"train": 32, "val": 20, "test": 120},
     draw=_draw,
     families={

@@ -51,19 +51,3 @@ def distance(frame: Frame, starts: Field, ends: Field) -> Field:
     dx, dy = frame.x - ax, frame.y - ay
     t = np.clip((dx * bx + dy * by) / (bx * bx + by * by + 1e-12), 0.0, 1.0)
     return np.sqrt(((dx - t * bx) ** 2 + (dy - t * by) ** 2).min(0))
-
-
-def polygon(frame: Frame, corners: Field) -> Field:
-    """(H, W) depth in the polygon of `corners` (N, 2): the distance to its edge, negative outside."""
-    ends = np.roll(corners, -1, axis=0)
-    rest = distance(frame, corners, ends)
-    ax, ay, bx, by = (part[:, None, None] for part in (*corners.T, *ends.T))
-    flat = np.where(by == ay, 1e-12, by - ay)
-    crossed = ((ay > frame.y) != (by > frame.y)) & (frame.x < ax + (bx - ax) * (frame.y - ay) / flat)
-    return np.where(np.logical_xor.reduce(crossed, axis=0), rest, -rest)
-
-
-def regular(corners: int, turn: float = 0.0) -> Field:
-    """(N, 2) corners of a regular polygon of radius 1, the first at the top."""
-    angle = np.arange(corners) * 2.0 * np.pi / corners + turn - np.pi / 2.0
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1)

@@ -258,7 +258,6 @@ def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
 TEXTURES = RenderedSet(
     name="textures",
     template="a photo of a {}.",
-    purpose="development",
     counts={"train": 32, "val": 20, "test": 50},
     draw=_draw,
     families={

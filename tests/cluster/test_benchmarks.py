@@ -1,5 +1,6 @@
 """Every benchmark script runs, and `make bench` knows it. What it measures decides no test."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -13,38 +14,36 @@ from unittest import mock
 import pytest
 import torch
 
-from prometar.clip.openclip import FOREIGN_NAMES
-from prometar.training.drift import foreign_to
-from prometar.training.run import build_run
+from prometar.bundled.weights import ROW_IDS, unpack
+from prometar.data.datasets.catalog import open_dataset
 from tune.space.spaces import load_space
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
 COUNTS = {"kernels", "backbones"}  # exact, no timing; tests/contracts/training/test_counts.py holds them
-ACCURACIES = {"embedded", "suite", "tuned", "precision", "objectives", "claim", "top", "learned"}
+ACCURACIES = {"objectives", "claim"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {
-    "common",
-    "records",
-    "scoring",
-    "quarters",
-    "choosing",
-    "clocks",
-    "nodes",
-    "replay",
-    "gpu_parts",
-    "claim_plot",
+SHARED = {"common", "clocks", "nodes", "replay", "gpu_parts"}
+SLOW = {"study", "sampler", "trial_start"}  # a minute or more
+
+SUITE_PIXELS = {
+    "flags": "2d1d6dfc7753b2d5ad8b4fddb765b68f189d2cacb7f5e640f41d7cd960cdcabe",
+    "leaves": "0b992da72a350dc6de3ad77b3eece99e50bf9335e95404405837df1e37ec4659",
+    "shapes": "19959a45eb397b4f11091f177257ce0412ed8973a161b69fd61f527829406954",
+    "fabrics": "b00d5514beeb357bdd277e2aeaf981931b1c8fa9e46441df3fa19c4ce975f6c5",
+    "plots": "fd024ac85f1cd7a8ff5b9f129fa3f2ebedde9086257c9a8927a38274bd86ad99",
+    "terrain": "5eab8efd4b42d425e68c2c9e617f9f7a6d6f03b8f8b3710650cde83fc13ae8eb",
+    "sketches": "c990d4ba60964678722cd8780d990bc5e5a6b095b8004d21ba43e8e4cd0183ff",
 }
-PICTURES = {"pictures"}  # of the README, with a browser
-SLOW = {"teacher", "text_tower", "evaluation", "study", "sampler", "trial_start"}  # a minute or more
+"""SHA-256 over the pixels of image 0 of every class."""
 
 
 def test_every_script_is_in_the_makefile() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS, *SHARED, *PICTURES}
+    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS, *SHARED}
 
 
 @pytest.fixture
@@ -82,15 +81,35 @@ def test_help(name: str, run: Callable[..., None], capsys: pytest.CaptureFixture
     assert "--quick" in capsys.readouterr().out
 
 
-def test_a_search_s_signals_are_measured_with_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_of_the_suite_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    records = importlib.import_module("records")
-    run = build_run(records.on_mini({"data.shots": 1}, "textures", epochs=1, seed=1), "drift")
-    assert run.foreign is not None
-    ours = records.model_of(run, foreign_to(run.dataset, run.backbone.vocabulary))
-    assert torch.equal(ours.text.embedded_RTD, run.foreign.model.text.embedded_RTD)
-    other = records.on_words_of_imagenet(run)
-    assert len(other.frozen_text_VE) == len(records.foreign_names(run.dataset.classnames, FOREIGN_NAMES))
+    sets = importlib.import_module("suite").SETS
+    for name, expected in SUITE_PIXELS.items():
+        digest = hashlib.sha256()
+        for classname in sets[name].classnames:
+            digest.update(sets[name].render(classname, 0).tobytes())
+        assert digest.hexdigest() == expected, name
+        assert open_dataset(f"suite:{name}").classnames == sets[name].classnames
+
+
+def test_pretraining_mini_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    pretrain, vision, text, captions, world = (
+        importlib.import_module(f"mini.{name}")
+        for name in ("pretrain", "pretrain_vision", "pretrain_text", "captions", "world")
+    )
+    torch.set_num_threads(1)
+    monkeypatch.setattr(vision, "CLASSES", world.CLASSES[::40])
+    settings = (
+        vision.VisionSettings(images=0.001, steps=2, batch=4),
+        text.TextSettings(steps=2, batch=4),
+        captions.CaptionSettings(),
+    )
+    runs = [pretrain.pretrain(*settings, seed=3, log=pretrain.Log()) for _ in range(2)]
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    state = unpack(runs[0], 49408)
+    again = unpack(pretrain.pack(state, runs[0][ROW_IDS].long()), 49408)
+    assert all(torch.equal(again[name], state[name]) for name in state)
 
 
 def test_a_trial_is_replayed_also_without_the_settings_of_parts_that_are_off(

@@ -56,8 +56,8 @@ def test_the_command_line_has_the_options_and_defaults_of_python() -> None:
     [
         ([], {}),
         (
-            ["--dataset", "cells", "flags", "--trials", "3", "--goals", "base", "new"],
-            {"dataset": ["cells", "flags"], "trials": 3, "goals": ("base", "new")},
+            ["--dataset", "cells", "textures", "--trials", "3", "--goals", "base", "new"],
+            {"dataset": ["cells", "textures"], "trials": 3, "goals": ("base", "new")},
         ),
         (
             ["--final-seeds", "4 5", "--set", "optim.lr=0.01", "data.shots=2", "--gpus-per-trial", "0.5"],
@@ -219,7 +219,7 @@ def test_a_study_is_read_without_the_machinery_that_made_it(small: Path) -> None
 )
 def test_a_plan_refuses_what_the_study_would(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        Study(tmp_path / "it", dataset="leaves", **options).plan()
+        Study(tmp_path / "it", dataset="cells", **options).plan()
 
 
 def test_a_study_means_the_same_from_every_folder(asked: Asked, tmp_path: Path) -> None:

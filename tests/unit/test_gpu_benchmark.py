@@ -35,9 +35,6 @@ GOOD: dict[str, dict[str, Any]] = {
     "speed": {"fp32": 3.0, "bf16": 2.0},
     "memory": {"fp32": [4 * 2**30, 3.5 * 2**30]},
     "packing": {"1": 2.0, "4": 2.9},
-    "accuracy": {
-        "differences": {"prometar, bf16 - fp32": {"low": -0.4}, "prometar, fp16 - fp32": {"low": -2}}
-    },
 }
 
 
@@ -54,8 +51,6 @@ def test_a_claim_holds_does_not_or_is_not_measured(gpu: ModuleType, tmp_path: Pa
     assert verdicts["bf16 is faster than fp32"] == "does not hold"
     assert verdicts["the counted memory is within a quarter of what is allocated"] == "holds"
     assert verdicts["four trials on a GPU do 1.5 times the steps of one"] == "does not hold"
-    assert verdicts["bf16 costs less than a point of H on the embedded suite"] == "holds"
-    assert verdicts["fp16 costs less than a point of H on the embedded suite"] == "does not hold"
     assert verdicts["a whole study ends"] == "not measured"
     assert {gpu.verdict(claim, {}) for claim in gpu.CLAIMS} == {"not measured"}
     assert all(text in gpu.block("a card", records) for text in verdicts)
@@ -91,7 +86,7 @@ def test_what_a_part_has_started_ends_when_its_time_is_over(
     )
     monkeypatch.setattr(gpu, "HERE", tmp_path)
     monkeypatch.setitem(gpu.PARTS, "slow", gpu.Part("slow.py"))
-    record = gpu.run_part("slow", 3.0, folder=tmp_path, slug="a")
+    record = gpu.run_part("slow", 3.0, folder=tmp_path)
     assert record == {"failed": "no time was left", "figures": {}}
     stat = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
     for _ in range(100):

@@ -203,7 +203,7 @@ def test_an_interrupted_study_says_how_to_go_on(
     assert capsys.readouterr().err == "error: interrupted; the same command goes on from here\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--plan", "--dataset", "cells", "flags", "--trials", "7"]])
+@pytest.mark.parametrize("words", [["--help"], ["--plan", "--dataset", "cells", "textures", "--trials", "7"]])
 def test_the_installed_command_says_what_the_script_says(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +216,18 @@ def test_the_installed_command_says_what_the_script_says(
 
 
 def test_the_installed_command_makes_the_same_study(asked: list[Any]) -> None:
-    words = ["--dataset", "cells", "flags", "--set", "optim.lr=0.01", "--seed", "3", "--goals", "base", "new"]
+    words = [
+        "--dataset",
+        "cells",
+        "textures",
+        "--set",
+        "optim.lr=0.01",
+        "--seed",
+        "3",
+        "--goals",
+        "base",
+        "new",
+    ]
     assert main(words) == prometar_main(["search", *words]) == 0
     assert asked[0] == asked[1]
 

@@ -14,7 +14,7 @@ from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
 from prometar.clip.wording import is_template
 from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE, Benchmark, how_to_get, layout_in
-from prometar.data.datasets.dataset import Dataset, Item, flaw_of
+from prometar.data.datasets.dataset import Dataset, Item, Source, flaw_of
 from prometar.data.datasets.imagetree import read_tree
 from prometar.data.datasets.listing import SPLITS, Items, Listing
 from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
@@ -160,7 +160,7 @@ def _open(name: str, root: Path | str | None) -> Dataset:
         raise UserError(f"data root {root} is not a folder: pass --data-root DIR, {_what(name)}")
     if root is None:
         if name in SUITE:
-            return _open_rendered(SUITE[name])
+            return rendered_dataset(SUITE[name], RenderedSource(name))
         raise UserError(f"data set '{name}' needs its files: pass --data-root DIR, {_what(name)}")
     uri = place_of(name, root)
     row = BENCHMARKS.get(name) or SUITE.get(name)
@@ -169,7 +169,7 @@ def _open(name: str, root: Path | str | None) -> Dataset:
     if manifest is not None:
         return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
     if name in SUITE:
-        return _open_rendered(SUITE[name])
+        return rendered_dataset(SUITE[name], RenderedSource(name))
     if "://" in uri:
         raise UserError(
             f"there is no prepared copy at {masked(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
@@ -207,7 +207,8 @@ def _what(name: str) -> str:
     return f"{where}, or get it with `prometar data download {name}`" if name in BENCHMARKS else where
 
 
-def _open_rendered(row: RenderedSet[Any]) -> Dataset:
+def rendered_dataset(row: RenderedSet[Any], source: Source) -> Dataset:
+    """Return a rendered dataset whose images are read from `source`."""
     label = {name: k for k, name in enumerate(row.classnames)}
 
     def items(split: str) -> Items:
@@ -215,7 +216,6 @@ def _open_rendered(row: RenderedSet[Any]) -> Dataset:
         return tuple(Item(path, label[name], name) for path, name in names)
 
     train, val, test = map(items, SPLITS)
-    source = RenderedSource(row.name)
     return Dataset(row.name, row.title, train, val, test, source, row.template, "the renderer")
 
 

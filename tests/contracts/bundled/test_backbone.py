@@ -9,8 +9,8 @@ import open_clip
 import pytest
 import safetensors.torch
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from benchmarks.mini import captions, pretrain, pretrain_text, pretrain_vision, world
 from prometar.bundled import weights
 from prometar.bundled.dataset import item_path
 from prometar.bundled.suite import SUITE
@@ -59,14 +59,6 @@ def test_a_process_makes_the_tensors_once() -> None:
     assert weights.TOKEN_TABLE in weights.load_mini()[1], "who leaves some out leaves them out alone"
 
 
-def test_pack_and_unpack_are_inverse_up_to_half_precision() -> None:
-    _, state = weights.load_mini()
-    ids = safetensors.torch.load(WEIGHTS.read_bytes())[weights.ROW_IDS].long()
-    again = weights.unpack(pretrain.pack(state, ids), 49408)
-    assert again.keys() == state.keys()
-    assert all(torch.equal(again[name], state[name]) for name in state)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", SUITE)
 def test_zero_shot_is_clearly_above_chance(mini: Any, name: str) -> None:
@@ -77,7 +69,9 @@ def test_zero_shot_is_clearly_above_chance(mini: Any, name: str) -> None:
         paths = [item_path(c, "val", k) for c in names for k in range(per_class)]
         images = [rendered.render(*rendered.locate(path)) for path in paths]
         tokens = open_clip.get_tokenizer("ViT-B-16")([rendered.template.format(c) for c in names])
-        pixels = pretrain_vision.normalise(torch.from_numpy(np.stack(images)))
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+        mean, std = (torch.tensor(each)[:, None, None] for each in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+        pixels = (pixels - mean) / std
         guess = (
             mini.encode_image(pixels, normalize=True) @ mini.encode_text(tokens, normalize=True).T
         ).argmax(1)
@@ -94,62 +88,4 @@ def test_every_foreign_word_has_trained_token_rows(mini: Any) -> None:
     with torch.no_grad():
         text = mini.encode_text(tokens, normalize=True)
     alike = text @ text.T - torch.eye(len(MINI_VOCABULARY))
-    assert float(alike.max()) < 0.99  # each has a place of its own
-
-
-@torch.no_grad()
-def test_captions_made_of_parts_are_those_of_the_tokeniser(mini: Any) -> None:
-    corpus = pretrain.mini_corpus()
-    word = world.WORDS.index("polka-dotted")
-    for context, template in ((0, captions.PLAIN[0]), (len(captions.PLAIN), None)):
-        tokens = corpus.used[corpus.tokens([context], [word], [2])]
-        text = f"{pretrain_vision.COLOURS[1]} polka-dotted"
-        template = template or next(c for c in pretrain.contexts() if c not in captions.PLAIN)
-        full = open_clip.get_tokenizer("ViT-B-16")([template.format(text)])
-        assert torch.equal(tokens, full[:, : tokens.shape[1]])
-        assert int(full[:, tokens.shape[1] :].sum()) == 0
-
-
-@torch.no_grad()
-def test_cut_captions_have_the_features_of_full_ones(mini: Any) -> None:
-    corpus = pretrain.mini_corpus()
-    rows = mini.token_embedding.weight[corpus.used]
-    places = corpus.tokens([0, 1, 2], [5, 5, 5], [2, 2, 2])
-    full = torch.zeros(3, 77, dtype=torch.long)
-    full[:, : places.shape[1]] = corpus.used[places]
-    torch.testing.assert_close(pretrain_text.encode_text(mini, rows, places), mini.encode_text(full))
-
-
-def test_look_alikes_are_of_the_same_half_and_family() -> None:
-    for each in world.CLASSES:
-        names = each.kind.rendered.classnames
-        half = len(names) // 2
-        assert (names.index(each.name) < half) == (names.index(each.look_alike) < half)
-        assert each.look_alike in each.kind.rendered.families[each.family]
-
-
-def test_caption_words_follow_the_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = world.Kind(SUITE["textures"], 1, named=0.5, mistaken=0.25)
-    it = world.WorldClass(kind, "grid", "waffled", "regular")
-    monkeypatch.setattr(captions, "CLASSES", (it,))
-    rng = np.random.Generator(np.random.PCG64(0))
-    words = np.array(world.WORDS)[captions.draw_words(np.zeros(4000, dtype=np.int64), rng)]
-    for word, share in (("grid", 0.5), ("waffled", 0.25), ("regular", 0.25)):
-        assert abs((words == word).mean() - share) < 0.03
-
-
-def test_recoloured_pictures_are_repeatable_and_differ_from_the_data_sets() -> None:
-    it = next(each for each in world.CLASSES if each.kind.recoloured)
-    own = it.kind.rendered.render(it.name, 1_000_003)
-    assert np.array_equal(it.picture(3), it.picture(3))
-    assert not np.array_equal(it.picture(3), own)
-
-
-def test_pretraining_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(pretrain_vision, "CLASSES", world.CLASSES[::40])
-    vision = pretrain_vision.VisionSettings(images=0.001, steps=2, batch=4)
-    text = pretrain_text.TextSettings(steps=2, batch=4)
-    shares = captions.CaptionSettings()
-    runs = [pretrain.pretrain(vision, text, shares, seed=3, log=pretrain.Log()) for _ in range(2)]
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert float(alike.max()) < 0.99, "features of different words differ"

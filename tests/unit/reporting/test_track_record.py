@@ -41,7 +41,7 @@ def test_the_figures_are_those_that_were_measured(tmp_path: Path) -> None:
     "changes",
     [{"objective": "base_val"}, {"trials": 4}, {"space": "full"}, {"backbone": "ViT-B-16"}, {"shots": 1},
      {"known": 0}, {"known": 1},
-     {"other": "enqueued"}, {"other": "warm start"}, {"datasets": ["cells", "flags"]}, {"top": 0},
+     {"other": "enqueued"}, {"other": "warm start"}, {"datasets": ["cells", "textures"]}, {"top": 0},
      {"method": "promptsrc"},
      {"begun": 23}, {"seeds": [7, 8]}, {"goals": ["base", "new"]}, {"max_hours": 1.0}, {"top_seeds": [1]},
      {"val_per_class": 2},

@@ -51,21 +51,21 @@ def test_what_comes_with_the_package_lies_in_its_space() -> None:
     for each in found.known:
         assert space.checked(each.settings, what="the portfolio") == dict(each.settings)
     config = configure("prometar", {"backbone.name": "mini", "train.epochs": 5})
-    first = first_trials(space, config, ["shapes"], 5)
+    first = first_trials(space, config, ["cells"], 5)
     assert len(first) == 5
     assert all(len(known_gains(each, ["cells"])) == 3 for each in first)
-    assert known_gains({**first[0], "optim.lr": 0.001}, ["shapes"]) == []
+    assert known_gains({**first[0], "optim.lr": 0.001}, ["cells"]) == []
 
 
 @pytest.mark.parametrize(
     ("space", "method", "changes", "dataset"),
     [
-        ("augmentation", "prometar", {}, "shapes"),
-        ("recipe", "promptsrc", {}, "shapes"),
-        ("recipe", "prometar", {"backbone.name": "ViT-B-16", "backbone.pretrained": "openai"}, "shapes"),
-        ("recipe", "prometar", {"optim.lr": 0.02}, "shapes"),
-        ("recipe", "prometar", {"data.shots": 4}, "shapes"),
-        ("recipe", "prometar", {"train.epochs": 10}, "shapes"),
+        ("augmentation", "prometar", {}, "cells"),
+        ("recipe", "promptsrc", {}, "cells"),
+        ("recipe", "prometar", {"backbone.name": "ViT-B-16", "backbone.pretrained": "openai"}, "cells"),
+        ("recipe", "prometar", {"optim.lr": 0.02}, "cells"),
+        ("recipe", "prometar", {"data.shots": 4}, "cells"),
+        ("recipe", "prometar", {"train.epochs": 10}, "cells"),
         ("recipe", "prometar", {}, "dtd"),
     ],
 )

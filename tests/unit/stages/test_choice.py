@@ -1,6 +1,5 @@
 """The released settings stay unless others are probably better."""
 
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune.space.portfolio import shipped
 from tune.stages.choice import (
     CALIBRATIONS,
     EMBEDDED,
@@ -52,25 +50,6 @@ def test_settings_known_to_gain_more_are_believed_to(gains: list[float], more: f
     assert belief(better, UNKNOWN).mean >= belief(gains, UNKNOWN).mean
     assert belief(better, UNKNOWN).sd == pytest.approx(belief(gains, UNKNOWN).sd)
     assert abs(belief(gains, UNKNOWN).mean) <= abs(sum(gains) / len(gains)), "shrunk towards nothing"
-
-
-def lead_needed(pairs: int, calibration: Calibration, before: Belief) -> float:
-    """The smallest lead with which settings replace the released ones."""
-    low, high = -100.0, 100.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        enough = believed([middle] * pairs, calibration, before).probability >= KEEP_UNLESS
-        low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
-def test_the_leads_that_the_documents_name_are_those_that_are_asked_for() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text(encoding="utf-8")
-    known = [each.gains.values() for each in shipped().known]
-    best = max((belief(list(gains), EMBEDDED) for gains in known), key=lambda each: each.probability)
-    for before in (UNKNOWN, EMBEDDED, best):
-        needed = round(lead_needed(3, CALIBRATIONS["drift"], before), 1) + 0.0
-        assert f"{needed} points" in text
 
 
 def test_the_posterior_is_that_of_simulated_studies() -> None:

@@ -20,12 +20,12 @@ from tune.stages.choice import CALIBRATIONS, EMBEDDED, UNKNOWN, believed
 from tune.stages.reevaluation import _chosen, _judged, _slow, contenders, run_last_round
 from tune.study_spec import StudySpec
 
-KNOWN = shipped().choose(without=["shapes"])[0]
+KNOWN = shipped().choose(without=["cells"])[0]
 
 
 @pytest.fixture
 def spec() -> StudySpec:
-    config = configure("prometar", {"data.name": "shapes", "backbone.name": "mini", "train.epochs": 5})
+    config = configure("prometar", {"data.name": "cells", "backbone.name": "mini", "train.epochs": 5})
     return small_spec(config=config, space=load_space("recipe"), objective="drift", top=2)
 
 
@@ -82,7 +82,7 @@ def test_what_breaks_a_bound_gets_into_no_last_round(spec: StudySpec) -> None:
 
 
 def again(number: int, base: float, probability: float | None) -> Reevaluated:
-    run = Run("shapes", 1000, base=base, new=60.0, objective=60.0, seconds=1.0)
+    run = Run("cells", 1000, base=base, new=60.0, objective=60.0, seconds=1.0)
     expected = None if probability is None else 10 * probability
     return Reevaluated(number, number == 0, {}, 60.0, base, (run,), expected, probability)
 
@@ -114,7 +114,7 @@ def test_released_settings_that_were_too_slow_in_the_search_are_not_kept() -> No
 def fresh(number: int, searched: float | None, *scores: float) -> Reevaluated:
     """A row of the last round: the search's score, and those of fresh seeds."""
     runs = tuple(
-        Run("shapes", 1000 + k, base=x, new=x, objective=x, seconds=1.0) for k, x in enumerate(scores)
+        Run("cells", 1000 + k, base=x, new=x, objective=x, seconds=1.0) for k, x in enumerate(scores)
     )
     return Reevaluated(number, number == 0, drawn(number), searched, sum(scores) / len(scores), runs)
 

@@ -1,14 +1,31 @@
 """`shapes`: 16 plane figures, full or in outline, on a patterned ground."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from prometar.bundled.canvas import Field, Frame, edge, fractal
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Stance, place, polygon, regular
+from prometar.bundled.figures import Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, contrasting, lit
+
+
+def polygon(frame: Frame, corners: Field) -> Field:
+    """(H, W) depth in the polygon of `corners` (N, 2): the distance to its edge, negative outside."""
+    ends = np.roll(corners, -1, axis=0)
+    rest = distance(frame, corners, ends)
+    ax, ay, bx, by = (part[:, None, None] for part in (*corners.T, *ends.T))
+    flat = np.where(by == ay, 1e-12, by - ay)
+    crossed = ((ay > frame.y) != (by > frame.y)) & (frame.x < ax + (bx - ax) * (frame.y - ay) / flat)
+    return np.where(np.logical_xor.reduce(crossed, axis=0), rest, -rest)
+
+
+def regular(corners: int, turn: float = 0.0) -> Field:
+    """(N, 2) corners of a regular polygon of radius 1, the first at the top."""
+    angle = np.arange(corners) * 2.0 * np.pi / corners + turn - np.pi / 2.0
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def _corners(points: Field) -> Callable[[Frame], Field]:
@@ -59,10 +76,8 @@ def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int, 
 SHAPES = RenderedSet(
     name="shapes",
     template="a photo of a {}.",
-    purpose="claim",
     counts={"train": 32, "val": 20, "test": 80},
     draw=partial(_draw, stance=_OWN),
-    wild=partial(_draw, stance=_WILD),
     families={
         "rounded": {
             "circle": lambda f: 0.9 - np.hypot(f.x, f.y),
@@ -88,3 +103,5 @@ SHAPES = RenderedSet(
         },
     },
 )
+WILD = replace(SHAPES, draw=partial(_draw, stance=_WILD))
+"""The harder renderings that `mini` was pre-trained on."""

@@ -117,7 +117,6 @@ def _draw(pattern: Callable[[Canvas], Field], rng: np.random.Generator, size: in
 FABRICS = RenderedSet(
     name="fabrics",
     template="a photo of {} fabric.",
-    purpose="claim",
     counts={"train": 32, "val": 20, "test": 90},
     draw=_draw,
     families={

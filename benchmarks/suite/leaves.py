@@ -1,6 +1,7 @@
 """`leaves`: 12 plants by their leaves, green to autumn red, on earth: fine classes of one kind of object."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -91,10 +92,8 @@ def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int, 
 LEAVES = RenderedSet(
     name="leaves",
     template="a photo of a {} leaf.",
-    purpose="development",
     counts={"train": 32, "val": 20, "test": 100},
     draw=partial(_draw, stance=_OWN),
-    wild=partial(_draw, stance=_WILD),
     families={
         "lobed": {
             "holly": lambda f: _blade(f, 0.42) + 0.16 * np.abs(np.sin(f.y * 6.5)) - 0.06,
@@ -116,3 +115,5 @@ LEAVES = RenderedSet(
         },
     },
 )
+WILD = replace(LEAVES, draw=partial(_draw, stance=_WILD))
+"""The harder renderings that `mini` was pre-trained on."""

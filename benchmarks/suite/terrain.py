@@ -116,7 +116,6 @@ def _draw(scene: Callable[[Canvas], Field], rng: np.random.Generator, size: int)
 TERRAIN = RenderedSet(
     name="terrain",
     template="a satellite photo of a {}.",
-    purpose="claim",
     counts={"train": 32, "val": 20, "test": 120},
     draw=_draw,
     families={

@@ -1,5 +1,6 @@
 """`sketches`: 48 things drawn with a pencil, some of them fine-grained, many classes for few images."""
 
+from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
 
@@ -123,9 +124,9 @@ def _draw(strokes: str, rng: np.random.Generator, size: int, *, stance: Stance) 
 SKETCHES = RenderedSet(
     name="sketches",
     template="a sketch of a {}.",
-    purpose="claim",
     counts={"train": 20, "val": 10, "test": 30},
     draw=partial(_draw, stance=_OWN),
-    wild=partial(_draw, stance=_WILD),
     families=STROKES,
 )
+WILD = replace(SKETCHES, draw=partial(_draw, stance=_WILD))
+"""The harder renderings that `mini` was pre-trained on."""

@@ -1,6 +1,7 @@
 """`flags`: 16 divisions and ordinaries of flags, in the colours of flags, on waving cloth."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -63,10 +64,8 @@ def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int, 
 FLAGS = RenderedSet(
     name="flags",
     template="a photo of a {}, on a flag.",
-    purpose="development",
     counts={"train": 32, "val": 20, "test": 80},
     draw=partial(_draw, stance=_OWN),
-    wild=partial(_draw, stance=_WILD),
     families={
         "stripy": {
             "barry": lambda f: 0.25 - np.abs(centred(f.y * f.rng.integers(2, 4))),
@@ -96,3 +95,5 @@ FLAGS = RenderedSet(
         },
     },
 )
+WILD = replace(FLAGS, draw=partial(_draw, stance=_WILD))
+"""The harder renderings that `mini` was pre-trained on."""

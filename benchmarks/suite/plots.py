@@ -101,7 +101,6 @@ def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int) 
 PLOTS = RenderedSet(
     name="plots",
     template="a plot of a {}.",
-    purpose="claim",
     counts={"train": 32, "val": 20, "test": 100},
     draw=_draw,
     families={

@@ -1,0 +1,51 @@
+"""Rendered datasets besides those of the package, as custom datasets.
+
+With `benchmarks` on PYTHONPATH: `--dataset suite:flags --backbone mini`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+from prometar.bundled.cells import CELLS
+from prometar.bundled.dataset import RenderedSet
+from prometar.bundled.textures import TEXTURES
+from prometar.data.datasets.catalog import rendered_dataset
+from prometar.data.datasets.dataset import Dataset
+
+from .fabrics import FABRICS
+from .flags import FLAGS
+from .leaves import LEAVES
+from .plots import PLOTS
+from .shapes import SHAPES
+from .sketches import SKETCHES
+from .terrain import TERRAIN
+
+SETS: dict[str, RenderedSet[Any]] = {
+    each.name: each for each in (TEXTURES, FLAGS, LEAVES, CELLS, SHAPES, FABRICS, PLOTS, TERRAIN, SKETCHES)
+}
+
+
+@dataclass(frozen=True)
+class SuiteSource:
+    """Images of the dataset `name`, rendered on reading."""
+
+    name: str
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        return [_rendered(self.name, path) for path in paths]
+
+
+@cache
+def _rendered(name: str, path: str) -> bytes:
+    return SETS[name].encode(path)
+
+
+def _open(name: str, root: str | None) -> Dataset:
+    return rendered_dataset(SETS[name], SuiteSource(name))
+
+
+flags, leaves, shapes, fabrics, plots, terrain, sketches = (
+    partial(_open, name) for name in ("flags", "leaves", "shapes", "fabrics", "plots", "terrain", "sketches")
+)
