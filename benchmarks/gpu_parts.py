@@ -22,9 +22,9 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.device import fetch
 from prometar.training.epoch import rates, train_epoch, train_step
-from prometar.training.process_memory import memory_of
 from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
 from prometar.training.session import Session
+from tests.support.memory import memory_of
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 WARM_UP, COUNTED = 3, 20  # steps

@@ -21,7 +21,6 @@ from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 from prometar.io.stores import filesystem, masked
 from prometar.parts.sending import sources_of
-from prometar.training.process_memory import process_memory
 from tune.execution.course import Batch, Course
 from tune.execution.estimate import Estimate
 from tune.execution.jobs import SearchJobs
@@ -171,7 +170,7 @@ def run_study(
 def _planned(spec: StudySpec, place: Place, checked: Checked, nodes: Sequence[Node]) -> ResourcePlan:
     """What a trial gets of these machines, its memory counted; raises as `plan_resources`."""
     on_gpu = place.shares.on_gpu(nodes)
-    memory = process_memory(spec.config, checked.held, on_gpu=on_gpu)
+    memory = checked.footprint.memory(spec.config, on_gpu=on_gpu)
     return plan_resources(nodes, place.shares, memory=memory)
 
 

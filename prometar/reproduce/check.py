@@ -18,7 +18,7 @@ from prometar.methods.probing import probe
 from prometar.reproduce.grid import WEIGHTS, Asked
 from prometar.reproduce.protocols import shots_column
 from prometar.reproduce.published import unlike_published
-from prometar.training.process_memory import Held
+from prometar.training.memory import Footprint
 from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
 
 
@@ -38,7 +38,7 @@ class Found:
 
     idle: frozenset[str]
     missing: Mapping[str, str]
-    held: Held
+    footprint: Footprint
     notes: tuple[str, ...]
     contents: Mapping[str, str]
     everywhere: Mapping[str, str]
@@ -75,8 +75,8 @@ def look(asked: Asked) -> Found:
     contents[WEIGHTS] = weights_digest(narrow)
     everywhere |= {weights_entry(backbone): contents[WEIGHTS]} | code_of("prometar")
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
-    held = Held.of(clip, splits)
-    return Found(idle, missing, held, tuple(notes), contents, everywhere, uncited)
+    footprint = Footprint.of(clip, splits)
+    return Found(idle, missing, footprint, tuple(notes), contents, everywhere, uncited)
 
 
 def _learns(config: Config, clip: Clip) -> bool:

@@ -18,7 +18,6 @@ from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.figures import build_table, pair_methods
 from prometar.reproduce.grid import Asked, Entry, GridFolder, Job, Record, entries
 from prometar.reproduce.render import print_table, write_tables
-from prometar.training.process_memory import process_memory
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def _planned(todo: list[Entry], found: Found, place: Place) -> tuple[ResourcePla
     nodes = start_ray(address=place.address, verbose=place.verbose)
     on_gpu = place.shares.on_gpu(nodes)
     configs = {entry.config.method: entry.config for entry in todo}
-    memory = max(process_memory(config, found.held, on_gpu=on_gpu) for config in configs.values())
+    memory = max(found.footprint.memory(config, on_gpu=on_gpu) for config in configs.values())
     plan = plan_resources(nodes, place.shares, memory=memory)
     return plan, plan.describe(nodes)
 

@@ -1,9 +1,10 @@
-"""A backbone in this process, with what has been computed with it: both are kept, and given up, together."""
+"""A backbone in this process, with the features computed with it."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from cachetools import LRUCache
 from torch import Tensor
 
 from prometar.clip.expected_tensors import all_finite
@@ -12,24 +13,27 @@ from prometar.clip.frozen_features import Seen
 from prometar.clip.openclip import Backbone
 from prometar.data.streaming.plan import Plan
 from prometar.errors import UserError
-from prometar.kept import Kept
 
-_MIB = 1024**2
-Features = Kept[dict[int, Tensor]]
+_MIB = 2**20
+Features = LRUCache[Hashable, tuple[int, dict[int, Tensor]]]
+"""Features of plans' images by batch, each with the bytes that all batches take."""
 
 
 def _features() -> Features:
-    """Of plans' images; 65,000 of ViT-B/16 in float32 are the most of one plan."""
-    return Kept(most=256 * _MIB, most_each=128 * _MIB)
+    return LRUCache(256 * _MIB, getsizeof=lambda sized: sized[0])
+
+
+def _texts() -> LRUCache[Hashable, Tensor]:
+    return LRUCache(64 * _MIB, getsizeof=lambda features: features.nbytes)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A backbone and its precision; teachers: frozen text features; trained, scored: features of images."""
+    """A backbone and its precision, with features of texts, and of images in training and evaluation."""
 
     backbone: Backbone
     precision: str
-    teachers: Kept[Tensor] = field(default_factory=lambda: Kept(most=64 * _MIB, most_each=64 * _MIB))
+    texts: LRUCache[Hashable, Tensor] = field(default_factory=_texts)
     trained: Features = field(default_factory=_features)
     scored: Features = field(default_factory=_features)
 
@@ -43,14 +47,14 @@ class Loaded:
         return text_digest(self.backbone.clip)
 
     def teacher(self, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
-        """Frozen text features of classes (C, E).
+        """Return frozen text features of classes (C, E).
 
         Raises:
             UserError: they are not finite.
         """
-        found = self.teachers.find((classes, templates))
-        if found is not None:
-            return found
+        key = (classes, templates)
+        if key in self.texts:
+            return self.texts[key]
         clip, tokenize = self.backbone.clip, self.backbone.tokenize
         features = cached_text(clip, self._text_digest, tokenize, classes, templates)
         if not all_finite(features):
@@ -58,14 +62,21 @@ class Loaded:
                 f"the text features of {self.backbone.name} in {self.precision} are not finite: take another "
                 "precision"
             )
-        return self.teachers.put((classes, templates), features, features.nbytes)
+        if features.nbytes <= self.texts.maxsize:
+            self.texts[key] = features
+        return features
 
-    def seen(self, kept: Features, plan: Plan, *key: Hashable) -> Seen:
-        """What is known of a plan's images; `key` is all that tells them from those of equal plans."""
+    def seen(self, cache: Features, plan: Plan, *source: Hashable) -> Seen:
+        """Return the cached features of a plan's images.
+
+        Args:
+            source: Distinguishes the images from those of equal plans.
+        """
         clip = self.backbone.clip
         num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
-        if not kept.takes(num_bytes):
+        if num_bytes > cache.maxsize // 2:
             return Seen()
-        whole = (plan.digest, *key)
-        known = kept.find(whole)
-        return Seen(kept.put(whole, {}, num_bytes) if known is None else known)
+        key = (plan.digest, *source)
+        if key not in cache:
+            cache[key] = (num_bytes, {})
+        return Seen(cache[key][1])

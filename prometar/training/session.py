@@ -1,17 +1,18 @@
 """A run being trained, epoch by epoch: it goes on from its checkpoint, and is scored."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from prometar.data.splits.objective import Problem, figure_of
+from cachetools import LRUCache
+
+from prometar.data.splits.objective import figure_of
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, without_pixels
 from prometar.errors import WorkError
 from prometar.io.files import refused
-from prometar.kept import Kept
 from prometar.metrics import harmonic_mean
 from prometar.step.state import State
 from prometar.training.checkpoint import Checkpoint, damaged, load_checkpoint, require_state, save_checkpoint
@@ -25,8 +26,12 @@ Stream = Callable[[Plan, int], Iterator[Batch]]
 
 _CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
 
-_IMAGES = Kept[Sequence[Batch]](most=2 * 1024**3, most_each=2 * 1024**3 // 4)
-"""Those of evaluation sets, by plan and source."""
+MOST_IMAGES = 2 * 2**30
+"""Bytes of evaluation images that a process caches."""
+_IMAGES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
+    MOST_IMAGES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
+)
+"""Evaluation images by plan and source. Centre crops never change."""
 
 
 class Session:
@@ -150,32 +155,21 @@ class Session:
         self._source = self._batches = None
 
     def _images(self, scored: Evaluation) -> Iterator[Batch]:
-        """A set's batches; images of small sets are kept in the process, since centre crops never change."""
+        """Return the batches of an evaluation set, from the cache if they are there."""
         plan, seen, clip = scored.plan, scored.seen, self.run.backbone.clip
         if seen.suffices(clip, range(plan.num_steps)):
             yield from without_pixels(plan)
             return
         key = (plan.digest, *scored.source)
-        if (kept := _IMAGES.find(key)) is not None:
-            yield from kept
+        if key in _IMAGES:
+            yield from _IMAGES[key]
             return
-        num_bytes = _image_bytes(len(plan.items), plan.transform.size)
-        keep = _IMAGES.takes(num_bytes) and not seen.suffices(clip)
+        num_bytes = len(plan.items) * 3 * plan.transform.size**2
+        cache = num_bytes <= _IMAGES.maxsize // 4 and not seen.suffices(clip)
         batches: list[Batch] = []
         for batch in self._stream(plan, 0):
-            if keep:
+            if cache:
                 batches.append(batch)
             yield batch
-        if keep:
-            _IMAGES.put(key, batches, num_bytes)
-
-
-def _image_bytes(count: int, size: int) -> int:
-    return count * 3 * size**2
-
-
-def kept_bytes(splits: Iterable[Problem], size: int) -> int:
-    """Bytes of the images that a process keeps when runs are scored on all of these; `size`: of one."""
-    sets = {items for split in splits for items in split.evaluations.values()}
-    each = (_image_bytes(len(items), size) for items in sets)
-    return min(_IMAGES.most, sum(filter(_IMAGES.takes, each)))
+        if cache:
+            _IMAGES[key] = batches

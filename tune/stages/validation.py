@@ -13,7 +13,7 @@ from prometar.methods.probing import probe
 from prometar.parts.identity import identities
 from prometar.reproduce.published import published
 from prometar.training.drift import drift_identity, foreign_to
-from prometar.training.process_memory import Held
+from prometar.training.memory import Footprint
 from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
 from tune.stages.budget import Budget, Steps, budget_of, problems, require_space, steps_of
 from tune.study_spec import StudySpec
@@ -30,7 +30,7 @@ class Checked:
         notes: What a user must be told of the search's images.
         identity: What must not change while a study goes on: the spec's own, and digests of the data
             sets' splits and of the backbone's weights, so that no study mixes figures of two.
-        held: What each worker's process holds.
+        footprint: Sizes that determine a run's memory.
         contents: What every worker's machine must have too (`Terms.contents`).
     """
 
@@ -38,7 +38,7 @@ class Checked:
     notes: tuple[str, ...]
     identity: dict[str, Any]
     budget: Budget
-    held: Held
+    footprint: Footprint
     contents: Mapping[str, str]
 
 
@@ -77,4 +77,4 @@ def check(spec: StudySpec) -> Checked:
     probe(config, clip)
     told = tuple(dict.fromkeys(notes))
     budget = budget_of(spec, steps)
-    return Checked(cited, told, spec.identity | contents, budget, Held.of(clip, splits), everywhere)
+    return Checked(cited, told, spec.identity | contents, budget, Footprint.of(clip, splits), everywhere)

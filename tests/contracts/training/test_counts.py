@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prometar.clip.frozen_features import Seen
+from prometar.clip.openclip import outline
 from prometar.config.settings import Config, configure
-from prometar.training import process_memory
-from prometar.training.process_memory import Memory, _Live, memory_of
-from prometar.training.rehearsal import Rehearsal, rehearse
+from prometar.data.datasets.dataset import Item
+from prometar.data.splits.objective import Problem
+from prometar.training.memory import PROCESSES, Footprint
+from prometar.training.rehearsal import rehearse
 from tests.support.kernels import Kernels, kernels_of
+from tests.support.memory import Memory, _Live, memory_of
 from tests.support.small import NAME
 
 
@@ -72,23 +74,20 @@ def test_memory_grows_with_classes_and_the_meta_phase_and_falls_with_precision()
     assert meta().peak > max(meta(dtype=torch.bfloat16).peak, one.peak)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_no_batch_takes_more_memory_than_is_counted(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = config("mini").override({"inner.order": order})
-    counted = memory_of(asked, num_classes=12)
-    for num_query in (2, 3):
-
-        def with_query(*args: Any, n: int = num_query, **settings: Any) -> Rehearsal:
-            return rehearse(*args, **{**settings, "num_query": n})
-
-        monkeypatch.setattr(process_memory, "rehearse", with_query)
-        assert memory_of(asked, num_classes=12).peak <= counted.peak
-
-
-@pytest.mark.parametrize("method", ["zero-shot", "vpt", "cocoop", "maple"])
-def test_the_memory_of_other_methods_is_counted(method: str) -> None:
-    counted = memory_of(config(method=method), num_classes=3)
-    assert 0 < counted.before < counted.peak
+@pytest.mark.parametrize(
+    ("method", "num_classes"),
+    [("prometar", 12), ("promptsrc", 12), ("coop", 100), ("kgcoop", 12), ("maple", 12)],
+)
+def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int) -> None:
+    clip = outline("ViT-B-16-quickgelu")
+    classes = Problem(
+        tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {}, every_epoch=True
+    )
+    asked = config("ViT-B-16-quickgelu", method)
+    estimated = Footprint.of(clip, [classes]).memory(asked) - PROCESSES
+    counted = memory_of(asked, num_classes=num_classes).peak
+    assert 0.95 * counted < estimated < 1.2 * counted
+    assert Footprint.of(clip, [classes]).memory(asked, on_gpu=True) == PROCESSES + clip.num_bytes
 
 
 @pytest.mark.parametrize("method", ["coop", "prometar-coop"])

@@ -19,7 +19,6 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import UserError, WorkError
-from prometar.kept import Kept
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
 from prometar.training.epoch import Diverged, rates, train_epoch
@@ -100,9 +99,9 @@ def test_an_average_may_be_the_prompts_themselves(tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture
-def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_kept() -> None:
     """Images that another test has left in the process would not be opened again."""
-    monkeypatch.setattr(session_module, "_IMAGES", Kept(most=2**30, most_each=2**28))
+    session_module._IMAGES.clear()
 
 
 @pytest.mark.usefixtures("_nothing_kept")
