@@ -25,7 +25,6 @@ from prometar.inference.prompt_file import Card, require_prompts_target, write_p
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts
-from prometar.parts.identity import require_same
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch
 from prometar.training.run import Run, backbone_of, build_run
@@ -131,7 +130,6 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     objective = own_objective(result.objective)
     if objective and not trust_parts:
         raise UserError(f"{folder} names code that is not prometar's ({objective[0]}): pass --trust-parts")
-    require_same(str(folder), [*config.own.values(), *objective], result.code)
     run = build_run(config, result.objective)
     return Session(run, folder, ray_stream(run)).score()
 
@@ -145,7 +143,6 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
     config, checkpoint, result = _finished(folder, trust_parts)
     if checkpoint.run != result.run:
         raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
-    require_same(str(folder), filter(None, [config.prompts.reference]), result.code)
     backbone = backbone_of(config.backbone)
     if result.weights != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name

@@ -23,9 +23,9 @@ from prometar.data.datasets.catalog import file_name, require_outside
 from prometar.distributed.local_ray import configure_ray
 from prometar.distributed.placement import Shares
 from prometar.errors import UserError
+from prometar.io.custom import is_reference
 from prometar.io.stores import join, require_bucket
 from prometar.loading import loaded_for_good, nothing_collected
-from prometar.parts.reference import reference_of
 from tune.results.goals import parse_bounds
 from tune.space.portfolio import SIZE, first_trials
 from tune.space.spaces import EPOCHS, Space, known_spaces, load_space
@@ -186,7 +186,7 @@ class Options:
         for key, option in _ALSO_OPTIONS.items():
             if key in chosen and getattr(self, option) is not None:
                 raise UserError(f"--set {key}: --{option.replace('_', '-')} gives it too, leave out one")
-        own = [name for name in self.datasets if reference_of("data", name)]
+        own = [name for name in self.datasets if is_reference(name)]
         for key in chosen:
             if key.startswith("data.args.") and len(own) > 1:
                 raise UserError(

@@ -20,7 +20,6 @@ from prometar.distributed.placement import Node, ResourcePlan, Room, Shares, pla
 from prometar.errors import UserError, WorkError
 from prometar.io.files import write_atomically
 from prometar.io.stores import filesystem, masked
-from prometar.parts.sending import sources_of
 from tune.execution.course import Batch, Course
 from tune.execution.estimate import Estimate
 from tune.execution.jobs import SearchJobs
@@ -228,9 +227,7 @@ class _Begun:
             place.trial_timeout,
             str(self.folder.path),
             place.files,
-            sources_of(self.spec.own),
             uuid4().hex[:8],
-            self.checked.contents,
         )
         stopping = Stopping(console, max_seconds=left)
         means = Means(trainable, plan, Room.of(self.nodes), terms, stopping, console, place.verbose)

@@ -9,11 +9,9 @@ from prometar.config.settings import Config
 from prometar.data.datasets.catalog import file_name, require_different
 from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of, own_objective
 from prometar.errors import UserError
-from prometar.parts.building import own_reference
+from prometar.io.custom import is_reference
 from tune.jobs.spec import Job, Leg, Terms
 from tune.optimizer.choices import Search
-from tune.optimizer.pruners import PRUNERS
-from tune.optimizer.samplers import SAMPLERS
 from tune.space.spaces import EPOCHS, Choice
 
 _OF_THE_STUDY = {"method", "train.seed", "data.name", "data.root"}
@@ -158,8 +156,7 @@ class StudySpec(Search):
                 configs += [self.config.override({**beside, key: value}) for value in entry.choices]
         return {
             *own_objective(self.objective),
-            *own_reference("sampler", self.sampler, SAMPLERS),
-            *own_reference("pruner", self.pruner, PRUNERS),
+            *filter(is_reference, (self.sampler, self.pruner)),
             *(reference for config in configs for reference in config.own.values()),
         }
 

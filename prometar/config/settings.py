@@ -16,11 +16,10 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 
 from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
+from prometar.io.custom import completed, is_reference
 from prometar.io.files import require_utf8, resolved
 from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
-from prometar.parts import building
-from prometar.parts.reference import reference_of
 
 DEFAULT_OBJECTIVE = "drift"
 """What a search uses if nothing is said."""
@@ -40,17 +39,12 @@ class Section(PlainData):
     @model_validator(mode="after")
     def _known(self) -> "Section":
         built_in = self.chosen in self.KINDS
-        if not built_in and self.KINDS and reference_of(self.axis(), self.chosen) is None:
+        if not built_in and self.KINDS and not is_reference(self.chosen):
             known = ", ".join(self.KINDS)
             raise ValueError(f"{self.CHOOSER} '{self.chosen}' is none of {known}, and no package.module:Name")
         if built_in and self.args:
             raise ValueError(f"args are settings of a part of your own, and {self.chosen} is built in")
         return self
-
-    @classmethod
-    def axis(cls) -> str:
-        """What the section chooses, in the names of entry points and in messages."""
-        return cls.__name__.removesuffix("Config").lower()
 
     @property
     def chosen(self) -> str:
@@ -59,7 +53,7 @@ class Section(PlainData):
     @property
     def reference(self) -> str | None:
         """`package.module:Name` of the user's own part; None of a built-in one."""
-        return None if self.chosen in self.KINDS else reference_of(self.axis(), self.chosen)
+        return self.chosen if is_reference(self.chosen) else None
 
 
 class DataConfig(Section):
@@ -300,7 +294,7 @@ class Config(PlainData):
         tree = self.model_dump(mode="json")
         for name, section in _sections(self):
             if section.reference is not None:
-                tree[name]["args"] = building.complete(section.axis(), section.reference, section.args)
+                tree[name]["args"] = completed(section.reference, section.args)
         return parse(tree, where="settings")
 
     def refuse_own(self, where: str, *, trusted: bool = False) -> "Config":

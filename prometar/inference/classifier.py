@@ -27,7 +27,6 @@ from prometar.inference.prompt_file import Card, read_prompts
 from prometar.io.files import read_bytes
 from prometar.methods.composition import build_prompts
 from prometar.methods.prompts import Prompts
-from prometar.parts.identity import require_same
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.run import DTYPES
 from prometar.training.scoring import classify, not_finite
@@ -136,14 +135,13 @@ def load(
         trust_parts: Import modules that the file names (default: such files are rejected).
     Raises:
         UserError: the file is missing or not an export, the weights are missing or differ from those of the
-            training, a module is not trusted or has changed, or the device does not exist.
+            training, a module is not trusted, or the device does not exist.
         WorkError: the Hub does not provide the file.
     """
     there = default_device() if device is None else named_device(device)
     path = hub.download(path) if isinstance(path, str) and path.startswith(hub.SCHEME) else Path(path)
     leaves, card = read_prompts(path)
     config = card.config.refuse_own(str(path), trusted=trust_parts)
-    require_same(str(path), filter(None, [config.prompts.reference]), card.code)
     name, known = config.backbone.name, config.backbone.pretrained
     if pretrained is None and (card.weights_file or (known is not None and _is_path(known))):
         raise UserError(f"{path} needs a file of weights: pass it as pretrained=FILE.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from prometar.clip.openclip import TEMPLATES
 from prometar.config.settings import Config, PromptsConfig, RegularizerConfig, Section
+from prometar.io.custom import make
 from prometar.methods.averagers import Averager, Gaussian, Last
 from prometar.methods.gradient_modulators import Constant, Gate, Modulator, Projection
 from prometar.methods.inner_loop import InnerLoop, InnerSGD
@@ -32,10 +33,7 @@ from prometar.methods.regularizers import (
     Regularizer,
     Term,
     TextDistance,
-    require_distance,
 )
-from prometar.parts.building import make, members
-from prometar.parts.reference import failing
 
 
 @dataclass(frozen=True)
@@ -68,28 +66,29 @@ def build(config: Config) -> Method:
         >>> build(Config()).modulator
         Gate(reduction=8)
     """
-    inner = _part(INNER_LOOPS, InnerLoop, config.inner)
-    augmentation = _part(AUGMENTATIONS, Augmentation, config.task)
+    inner = _part(INNER_LOOPS, config.inner)
+    augmentation = _part(AUGMENTATIONS, config.task)
     prompts = build_prompts(config)
     return Method(
         prompts,
         _regularizer(config.regularizer, prompts),
-        _part(MODULATORS, Modulator, config.modulator),
+        _part(MODULATORS, config.modulator),
         inner,
         NoAugmentation() if inner is None else augmentation,  # without tasks there is nothing to augment
-        _part(AVERAGERS, Averager, config.averager),
+        _part(AVERAGERS, config.averager),
     )
 
 
 def build_prompts(config: Config) -> Prompts:
     """The prompts of a configuration alone: all that is needed where nothing is trained."""
-    return _part(PROMPTS, Prompts, config.prompts)
+    found: Prompts = _part(PROMPTS, config.prompts)
+    return found
 
 
-def _part(kinds: "Kinds", needs: type, section: Section) -> Any:
+def _part(kinds: "Kinds", section: Section) -> Any:
     if section.reference is None:
         return kinds[section.chosen](section)
-    return make(section.axis(), section.reference, section.args, needs=needs)
+    return make(section.reference, section.args)
 
 
 def _regularizer(r: RegularizerConfig, prompts: Prompts) -> Regularizer:
@@ -123,11 +122,9 @@ def _held(distance: Distance, r: RegularizerConfig) -> Terms:
 
 def _own_terms(r: RegularizerConfig, reference: str) -> Terms:
     """A part of one's own is a term, whose weight is its own matter, or a distance."""
-    part = make(r.axis(), reference, r.args)
-    if all(hasattr(part, name) for name in members(Term)):
+    part = make(reference, r.args)
+    if hasattr(part, "uses_text"):  # a term
         return [(part, 1.0), (LogitsDivergence(), r.logits_weight)]
-    with failing(r.kind):
-        require_distance(r.kind, part)
     return _held(part, r)
 
 

@@ -4,11 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from prometar.errors import UserError
 
 
 class Views(NamedTuple):
@@ -54,19 +51,6 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 DISTANCES: dict[str, Distance] = {"l1": l1, "l2": l2, "cosine": cosine}
-
-
-def require_distance(name: str, distance: Distance) -> None:
-    """Raises a UserError where it gives something else than (N,) of two (N, E) tensors."""
-    if not callable(distance):
-        raise UserError(f"{name} is no distance and no Term: it cannot be called (docs/extending.md)")
-    rows = torch.eye(2, 3)
-    found = distance(rows, rows.flip(0))
-    if not isinstance(found, Tensor) or found.shape != (2,):
-        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(
-            f"{name} must make one distance a row, (N,) of two (N, E) tensors: found {what} of (2, 3)"
-        )
 
 
 class Term(Protocol):

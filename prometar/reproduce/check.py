@@ -14,12 +14,12 @@ from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.splits.fewshot import by_label
 from prometar.data.splits.objective import Problem, problem
 from prometar.errors import UserError, one_line
-from prometar.methods.probing import probe
+from prometar.methods.smoke_test import smoke_test
 from prometar.reproduce.grid import WEIGHTS, Asked
 from prometar.reproduce.protocols import shots_column
 from prometar.reproduce.published import unlike_published
 from prometar.training.memory import Footprint
-from prometar.training.run import DTYPES, code_of, split_entry, weights_entry
+from prometar.training.run import DTYPES
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Found:
         notes: What the data sets are too small for.
         contents: Digests of the data sets' splits by name, and of the weights (`Outcome.contents`).
         uncited: Data sets whose figures do not compare with published ones, and why.
-        everywhere: What every worker's machine must have too (`Job.everywhere`).
     """
 
     idle: frozenset[str]
@@ -41,7 +40,6 @@ class Found:
     footprint: Footprint
     notes: tuple[str, ...]
     contents: Mapping[str, str]
-    everywhere: Mapping[str, str]
     uncited: Mapping[str, str]
 
 
@@ -71,16 +69,14 @@ def look(asked: Asked) -> Found:
     backbone = next(iter(asked.configs.values())).backbone
     clip = load_backbone(backbone.name, backbone.pretrained).clip
     narrow = clip.to(dtype=DTYPES[backbone.precision])
-    everywhere = {split_entry(name): digest for name, digest in contents.items()}
     contents[WEIGHTS] = weights_digest(narrow)
-    everywhere |= {weights_entry(backbone): contents[WEIGHTS]} | code_of("prometar")
     idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
     footprint = Footprint.of(clip, splits)
-    return Found(idle, missing, footprint, tuple(notes), contents, everywhere, uncited)
+    return Found(idle, missing, footprint, tuple(notes), contents, uncited)
 
 
 def _learns(config: Config, clip: Clip) -> bool:
-    leaves = probe(config, clip).prompts.init(clip, torch.zeros(0, dtype=torch.long), torch.Generator())
+    leaves = smoke_test(config, clip).prompts.init(clip, torch.zeros(0, dtype=torch.long), torch.Generator())
     return bool(leaves)
 
 

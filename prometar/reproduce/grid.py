@@ -13,10 +13,8 @@ from prometar.data.datasets.catalog import file_name, require_name
 from prometar.environment import environment
 from prometar.errors import UserError, one_line
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically
-from prometar.parts.identity import require_same
-from prometar.parts.sending import Sent
 from prometar.reproduce.protocols import Protocol, shots_column
-from prometar.training.run_result import FILE, STRICT, Percent, read_result
+from prometar.training.run_result import STRICT, Percent
 
 WEIGHTS = "the weights"
 """Among `Outcome.contents`; no data set has a name with a space."""
@@ -99,12 +97,6 @@ class Entry:
         return (
             f"{self.objective}-{file_name(data.name)}-{data.shots}shots-{self.config.method}-seed{train.seed}"
         )
-
-    @property
-    def own(self) -> list[str]:
-        """`package.module:Name` of all parts of the user's own."""
-        targets = [self.config.override({"data.name": name}).data.reference for name in self.targets]
-        return [*self.config.own.values(), *filter(None, targets)]
 
     @property
     def title(self) -> str:
@@ -203,17 +195,12 @@ def read_record(entry: Entry, folder: Path) -> Record | None:
 
 @dataclass(frozen=True)
 class Job:
-    """A run as the driver hands it to a worker; its state lies in `folder`.
-
-    everywhere: Digests of what the driver has found, which the worker's machine must have too.
-    """
+    """A run as the driver hands it to a worker; its state lies in `folder`."""
 
     entry: Entry
     folder: Path
     threads: int
     stream_cpus: float
-    code: tuple[Sent, ...] = ()
-    everywhere: Mapping[str, str] = field(default_factory=dict)
 
     def failed(self, reason: str) -> Record:
         """Write and return a record that says so; figures that are there already stay."""
@@ -255,8 +242,6 @@ class GridFolder:
                     f"the run {folder} was made with other {what} than now: restore them, or choose "
                     "another --out"
                 )
-            if entry.config.own and size_of(folder / FILE) is not None:
-                require_same(str(folder), entry.config.own.values(), _code(folder))
 
     def record(self, entry: Entry) -> Record | None:
         """The run's record, or None where there is none that can be read."""
@@ -276,13 +261,6 @@ def _configurations(folder: Path, record: Record | None) -> Iterator[Config]:
         yield load_config(folder / "config.yaml")
     if record is not None:
         yield parse(record.config, where=f"the settings in {folder / 'record.json'}")
-
-
-def _code(folder: Path) -> Mapping[str, str]:
-    try:
-        return read_result(folder).code
-    except UserError:  # written again with the run
-        return {}
 
 
 def _list(values: tuple[Any, ...]) -> str:

@@ -12,7 +12,6 @@ from prometar.distributed.local_ray import require_address, start_ray
 from prometar.distributed.placement import ResourcePlan, Shares, plan_resources
 from prometar.errors import WorkError
 from prometar.io.lock import locked
-from prometar.parts.sending import sources_of
 from prometar.reproduce.check import Found, look
 from prometar.reproduce.execute import run_jobs
 from prometar.reproduce.figures import build_table, pair_methods
@@ -93,11 +92,7 @@ def _planned(todo: list[Entry], found: Found, place: Place) -> tuple[ResourcePla
 
 
 def _run(todo: list[Entry], found: Found, folder: GridFolder, plan: ResourcePlan, console: Console) -> None:
-    code = sources_of({part for entry in todo for part in entry.own})
-    jobs = [
-        Job(entry, folder.run(entry), plan.threads, plan.stream_cpus, code, found.everywhere)
-        for entry in todo
-    ]
+    jobs = [Job(entry, folder.run(entry), plan.threads, plan.stream_cpus) for entry in todo]
     num_ended = 0
 
     def say(record: Record) -> None:

@@ -11,7 +11,6 @@ from prometar.environment import environment
 from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
 from prometar.loading import nothing_collected
-from prometar.parts.sending import install
 from prometar.reproduce.grid import WEIGHTS, Job, Record, read_record
 
 with nothing_collected():
@@ -20,8 +19,7 @@ with nothing_collected():
     from prometar.device import give_back
     from prometar.inference.classifier import Classifier
     from prometar.runs import evaluate_on, ray_stream, write_result
-    from prometar.training.alike import like_the_driver, require_shared
-    from prometar.training.run import build_run, contents_of, split_entry
+    from prometar.training.run import build_run
     from prometar.training.session import Session
 
 
@@ -44,7 +42,6 @@ class Worker:
             StorageError: nothing can be kept, or this machine lacks what the driver has; no run is to blame.
         """
         torch.set_num_threads(job.threads)
-        install(job.code)
         try:
             return _run(job)
         except StorageError:
@@ -57,10 +54,6 @@ class Worker:
 
 def _run(job: Job) -> Record:
     entry, options = job.entry, StreamOptions.in_bundle(job.stream_cpus)
-    out = job.folder.parents[1]
-    require_shared(out, name=out)
-    with like_the_driver(job.everywhere) as found:
-        found.update(contents_of(entry.config))
     run = build_run(entry.config, entry.objective)
     session, note = Session.or_anew(run, job.folder, ray_stream(run, options))
     write_atomically(job.folder / "config.yaml", dump_config(entry.config).encode())
@@ -87,9 +80,7 @@ def _run(job: Job) -> Record:
     )  # fmt: skip
     for target in entry.targets:
         if target not in record.tests:
-            with like_the_driver(job.everywhere) as found:
-                tested = open_dataset(target, entry.config.data.root)
-                found[split_entry(target)] = tested.digest
+            tested = open_dataset(target, entry.config.data.root)
             tests = {**record.tests, target: evaluate_on(classifier, tested, options=options)}
             num_classes = {**record.num_classes, target: len(tested.classnames)}
             contents = {**record.contents, target: tested.digest}

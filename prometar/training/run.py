@@ -18,10 +18,10 @@ from prometar.data.splits.objective import Problem, own_objective, problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
+from prometar.io.custom import digest_of
 from prometar.methods.composition import Method, build
-from prometar.methods.probing import probe
 from prometar.methods.prompts import enters_images
-from prometar.parts.identity import identities, own_code
+from prometar.methods.smoke_test import smoke_test
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import TEMPLATE, Foreign, foreign_to
@@ -48,8 +48,8 @@ class Run:
     """Everything that is fixed while a run trains.
 
     `backbone`: as its prompts need it. `seen`: what is known of each step's images. `foreign`: what accuracy
-    on new classes is predicted with, where the objective does so. `code`: what the user's own parts are when
-    it is built (`prometar.parts.identity`).
+    on new classes is predicted with, where the objective does so. `code`: sha256 of the source files of
+    custom components, by reference.
     """
 
     config: Config
@@ -101,36 +101,9 @@ def forget() -> None:
     _dataset.cache_clear()
 
 
-def contents_of(config: Config) -> dict[str, str]:
-    """Digests of what a run is made of beside its settings, by what they are of: split, weights, code.
-
-    Raises:
-        UserError: the data or the weights cannot be opened.
-    """
-    backbone, data = config.backbone, _data(config)[1]
-    weights = _loaded(backbone).backbone.digest
-    found = {split_entry(config.data.name): data.digest, weights_entry(backbone): weights}
-    return found | code_of("prometar")
-
-
-def code_of(package: str) -> dict[str, str]:
-    """The digest of the code of one of our packages, by what it is called among `contents_of`."""
-    return {f"code of {package}": own_code(package)}
-
-
-def split_entry(dataset: str) -> str:
-    """What the digest of a data set is called among `contents_of`."""
-    return f"splits of {dataset}"
-
-
-def weights_entry(backbone: BackboneConfig) -> str:
-    """What the digest of its weights is called: another precision is other numbers."""
-    return f"weights of {backbone.name} {backbone.pretrained or ''} in {backbone.precision}"
-
-
 def _data(config: Config) -> tuple[tuple[str, str | None, str, str], Dataset]:
-    code = identities([config.data.reference] if config.data.reference else [])
-    key = (config.data.name, config.data.root, json.dumps(config.data.args), str(code))
+    code = digest_of(config.data.reference) if config.data.reference else ""
+    key = (config.data.name, config.data.root, json.dumps(config.data.args), code)
     return key, _dataset(*key)
 
 
@@ -144,7 +117,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     data, dataset = _data(config)
     loaded = _loaded(config.backbone)
     if config.own or loaded.backbone.clip.closed:
-        probe(config, loaded.backbone.clip)
+        smoke_test(config, loaded.backbone.clip)
     backbone = loaded.backbone if enters_images(method.prompts) else loaded.for_text_prompts
     clip = backbone.clip
     source = (*data, repr(dataset.source))
@@ -186,7 +159,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         split.every_epoch,
         loaded.seen(loaded.trained, plan, clip.embeds_features, *source),
         _foreign(loaded, model_of, dataset, split, evaluations["base"].seen) if split.predicts_new else None,
-        identities([*config.own.values(), *own_objective(objective)]),
+        {name: digest_of(name) for name in [*config.own.values(), *own_objective(objective)]},
     )
 
 

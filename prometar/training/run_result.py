@@ -28,7 +28,7 @@ class RunResult(BaseModel):
         classnames: What it was trained on, by label. template: Around the names.
         run: The digest of everything that decides its outcome. data, weights: Those of the data set's splits,
             and of the backbone as it ran.
-        environment: Versions of what it ran on. code: Identities of parts that are not prometar's.
+        environment: Versions of what it ran on. code: sha256 of the source files of custom components.
         cpus, gpus: What it held while it ran, where that was told.
     """
 

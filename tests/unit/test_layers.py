@@ -17,7 +17,6 @@ PACKAGES = (
     "prometar.loading", "prometar.metrics", "prometar.replaced", "prometar.words",
     "prometar.io",
     "prometar.bundled",
-    "prometar.parts",
     "prometar.config",
     "prometar.clip",
     "prometar.data", "prometar.data.datasets", "prometar.data.splits", "prometar.data.streaming",

@@ -14,8 +14,8 @@ from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config, configure, dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
+from prometar.io.custom import digest_of
 from prometar.io.lock import locked
-from prometar.parts.identity import identities
 from prometar.training.run import forget
 from prometar.training.run_result import read_result
 from tests.support.own import write_parts
@@ -80,17 +80,14 @@ def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_part_edited_while_it_trains_is_recorded_as_it_was(
+def test_the_code_of_a_custom_component_is_recorded(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = write_parts(tmp_path, "edited")
+    write_parts(tmp_path, "recorded")
     monkeypatch.syspath_prepend(tmp_path)
-    config = config.override({"regularizer.kind": "edited:huber"})
-    before = identities(config.own.values())
-    runs.train_run(config, tmp_path / "run", on_epoch=lambda _: part.write_text("huber = 1"))
-    assert read_result(tmp_path / "run").code == before
-    with pytest.raises(UserError, match=r"^edited\.py has changed since this process imported it"):
-        runs.train_run(config, tmp_path / "next")
+    config = config.override({"regularizer.kind": "recorded:huber"})
+    runs.train_run(config, tmp_path / "run")
+    assert read_result(tmp_path / "run").code == {"recorded:huber": digest_of("recorded:huber")}
 
 
 def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from ray.tune.search import Searcher
 from prometar.distributed.placement import STRATEGY, Room
 from prometar.errors import StorageError, UserError, last_line
 from prometar.io.files import is_refused_write
-from prometar.training.alike import is_of_other_code
 from tune.execution.stopping import Stopping
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job
@@ -137,10 +136,6 @@ class Jobs(ABC):
             StorageError: nothing can be kept, or the worker's machine has other code: no trial is to blame.
         """
         reason = self.reasons.get(trial_id, _NO_RESULT)
-        if is_of_other_code(reason):
-            raise StorageError(
-                f"workers have other code of prometar than this command, make them the same: {reason}"
-            )
         if is_refused_write(reason):
             raise StorageError(reason.split(": ", 1)[-1])
         return reason

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prometar.distributed.placement import ResourcePlan
-from prometar.parts.sending import Sent
 
 _ONE_CPU = ResourcePlan(max_concurrent=1, cpus_per_trial=1.0, gpus_per_trial=0.0)
 
@@ -41,19 +40,14 @@ class Terms:
         root: The study's folder on the driver's machine, which the jobs' folders lie below (default "").
         files: URL that stands for `root` where workers share no file system with the driver (default None:
             they share it).
-        code: Of the user's own parts, so that workers have it wherever they are (default none).
         session: Of the command that runs the jobs; another one's workers that hung do not count (default "").
-        contents: Digests that the driver has found, which a worker's machine must have too, as
-            `prometar.training.run.contents_of` names them (default none).
     """
 
     plan: ResourcePlan = _ONE_CPU
     timeout_seconds: float | None = None
     root: str = ""
     files: str | None = None
-    code: tuple[Sent, ...] = ()
     session: str = ""
-    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prometar.errors import StorageError, UserError
-from prometar.parts.reference import failing, reference_of
+from prometar.io.custom import failing, is_reference
 from tune.optimizer.choices import Search
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
 from tune.optimizer.samplers import SAMPLERS, Draw, MakeSampler, point_sampler, sampler_of
@@ -86,9 +86,9 @@ class Memory:
     ) -> None:
         self._space, self._seed, self._reference = search.space, search.seed, reference
         self._goals, self._bounds = search.goals, search.bounds
-        self._sampler, self._drawing = sampler_of(search.sampler), _own("sampler", search.sampler)
+        self._sampler, self._drawing = sampler_of(search.sampler), _own(search.sampler)
         self._front = FRONT_PRUNERS.get(search.pruner) if len(search.goals) > 1 else None
-        self._pruning, pruner = _own("pruner", search.pruner), pruner_of(search.pruner, epochs)
+        self._pruning, pruner = _own(search.pruner), pruner_of(search.pruner, epochs)
         directions = [GOALS[goal] for goal in search.goals]
         self._study, self._storage = drive_study(storage, name, directions=directions, pruner=pruner)
         admit(self)
@@ -373,9 +373,9 @@ class Memory:
         return next(iter(by_score(self.ended())), None)
 
 
-def _own(axis: str, name: str) -> Callable[[], AbstractContextManager[None]]:
+def _own(name: str) -> Callable[[], AbstractContextManager[None]]:
     """While a sampler or a pruner works: an error of a user's own is told as that."""
-    if not reference_of(axis, name):
+    if not is_reference(name):
         return nullcontext
     return partial(failing, name, but=(UserError, *LOST))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from optuna.pruners import NopPruner
 
 from prometar.errors import UserError
-from prometar.parts.reference import failing
+from prometar.io.custom import failing
 from tune.optimizer.pruners import FRONT_PRUNERS, pruner_of
 from tune.optimizer.samplers import SAMPLERS, Draw, sampler_of
 from tune.results.goals import GOALS, Bound, Goal

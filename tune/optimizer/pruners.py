@@ -12,8 +12,7 @@ from optuna.pruners import (
 )
 
 from prometar.errors import UserError
-from prometar.parts.building import own_part
-from prometar.parts.reference import failing
+from prometar.io.custom import component, failing
 
 _STARTUP = 8  # finished trials before anything is stopped
 _WARMUP = 2  # epochs that are not judged: the first trains at the warm-up rate alone
@@ -62,7 +61,7 @@ def pruner_of(name: str, epochs: int) -> BasePruner:
     """
     if name in PRUNERS:
         return PRUNERS[name](epochs)
-    found = own_part("pruner", name, PRUNERS)
+    found = component("pruner", name, PRUNERS)
     with failing(name):
         made = found(epochs)
     if not isinstance(made, BasePruner):

@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, PartialFixedSa
 from optuna.trial import FrozenTrial
 
 from prometar.errors import UserError
-from prometar.parts.building import own_part
+from prometar.io.custom import component
 from tune.optimizer.optuna_private import RememberingTPE
 from tune.space.point_sets import Point, quasirandom_point
 from tune.space.spaces import Choice, IntRange, Numbers, Range, Space
@@ -169,7 +169,7 @@ def sampler_of(name: str) -> Sampler:
     """
     if name in SAMPLERS:
         return SAMPLERS[name]
-    found = own_part("sampler", name, SAMPLERS)
+    found = component("sampler", name, SAMPLERS)
     sampler = found if isinstance(found, Sampler) else Sampler(found)
     return replace(sampler, make=lambda draw: _OwnSampler(name, sampler.make(draw), draw.space))
 

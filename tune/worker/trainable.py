@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from prometar.distributed.gpus import only_given_gpus, require_given_gpus
 from prometar.loading import loaded_for_good, nothing_collected
-from prometar.parts.sending import install
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, jobs_in
 from tune.worker.watchdog import Watchdog
@@ -38,7 +37,6 @@ class TrialWorker(tune.Trainable):
 
     def _start(self, config: dict[str, Any]) -> None:
         jobs = jobs_in(config)
-        install(jobs[0].terms.code)
         terms = jobs[0].terms
         self._watchdog = Watchdog(JobFiles(jobs[0]).own_disk, terms.session, terms.timeout_seconds)
         verdict = self._watchdog.verdict()

@@ -8,8 +8,7 @@ from prometar.data.streaming.stream import StreamOptions
 from prometar.errors import UserError
 from prometar.io.files import refused, write_atomically
 from prometar.runs import FINAL, ray_stream, write_result
-from prometar.training.alike import like_the_driver, require_shared
-from prometar.training.run import build_run, code_of, contents_of
+from prometar.training.run import build_run
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
 from tune.jobs.files import JobFiles
@@ -33,12 +32,6 @@ class LegRun:
         if self._mirror is not None:
             self._mirror.pull()
         config = parse(leg.config, where=f"the settings of {folder.name}")
-        if job.terms.contents:
-            if job.terms.files is None:
-                root = Path(job.terms.root)
-                require_shared(root / "study.yaml", name=root, otherwise=", or pass --files URL")
-            with like_the_driver(job.terms.contents) as found:
-                found.update(contents_of(config) | code_of("tune"))
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         watch = Alignment(folder) if job.objective == FINAL else None
         stream = ray_stream(run, StreamOptions.in_bundle(self._plan.stream_cpus))

@@ -20,10 +20,9 @@ from prometar.data.datasets.listing import SPLITS, Items, Listing
 from prometar.data.datasets.manifest import MANIFEST, find_manifest, open_prepared
 from prometar.data.datasets.sources import FolderSource, RenderedSource
 from prometar.errors import UserError
+from prometar.io.custom import failing, is_reference, make
 from prometar.io.files import is_utf8, resolved
 from prometar.io.stores import join, masked
-from prometar.parts.building import own_part
-from prometar.parts.reference import failing, reference_of
 
 FOLDER = "folder"
 
@@ -52,7 +51,7 @@ def file_name(name: str) -> str:
 
 def require_name(name: str) -> None:
     """Raises a UserError of neither a known data set nor the user's own; nothing is imported for that."""
-    if name not in known() and reference_of("data", name) is None:
+    if name not in known() and not is_reference(name):
         raise UserError(
             f"unknown data set '{name}': known are {', '.join(known())}, and package.module:Name of your own"
         )
@@ -126,7 +125,8 @@ def open_unverified(
 
 
 def _open_own(name: str, root: str | None, args: Mapping[str, Any]) -> Dataset:
-    loader = own_part("data", name, known(), args)
+    require_name(name)
+    loader = make(name, args)
     if not callable(loader):
         raise UserError(f"{name} is no loader: it cannot be called (docs/extending.md)")
     with failing(name):

@@ -23,9 +23,8 @@ from prometar.data.splits.fewshot import (
     val_of_train,
 )
 from prometar.errors import UserError
+from prometar.io.custom import component, failing, is_reference
 from prometar.metrics import harmonic_mean
-from prometar.parts.building import own_part, own_reference
-from prometar.parts.reference import failing
 
 LEAKS = "objective oracle_test reads the test images: the search leaks, and its figures are no results"
 
@@ -159,7 +158,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = own_part("objective", name, known)
+    found = component("objective", name, known)
     if isinstance(found, Objective):
         return found
     if not callable(found):
@@ -188,7 +187,7 @@ def _figure(objective: Objective, name: str, accuracies: Mapping[str, float]) ->
 
 def own_objective(name: str) -> list[str]:
     """`package.module:Name` of the user's own objective, in a list; empty for a built-in one."""
-    return own_reference("objective", name, OBJECTIVES)
+    return [name] if is_reference(name) else []
 
 
 def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20) -> Problem:

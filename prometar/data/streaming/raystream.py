@@ -7,7 +7,6 @@ whose tasks are as small as `StreamOptions` says and, in a trial, lie in the tri
 
 import gc
 import logging
-import sys
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -18,7 +17,6 @@ import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray import cloudpickle
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data.block import BlockAccessor
 from ray.data.exceptions import ExecutionTimeoutError
@@ -34,7 +32,6 @@ from prometar.data.streaming.shared_images import Resident, files_of, resident
 from prometar.data.streaming.stream import Batch, StreamOptions, steps
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec, make_images
 from prometar.errors import StorageError, UserError, WorkError, last_line
-from prometar.parts.pieces import is_everywhere
 
 FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
 # Ranges of one execution; each is put (1 ms) before the first batch, so longer plans take several.
@@ -69,7 +66,6 @@ def _blocks(
     An execution hears of its tasks' ends when all that run have ended, or after 100 ms. So each lane is an
     execution of one task at a time.
     """
-    _send_by_value(source)
     kept = resident(plan.items, source, options.resident_bytes)
     inputs = {"order": plan.order, "spec": plan.transform, "kept": kept, "source": source}
     ranges = _ranges(first_row, plan.num_rows, options.block_rows)
@@ -81,13 +77,6 @@ def _blocks(
     finally:
         for lane in lanes:
             lane.close()
-
-
-def _send_by_value(source: Source) -> None:
-    """A class of the user's own code goes to the tasks as this code: their machines need not have it."""
-    module = sys.modules[type(source).__module__]
-    if not is_everywhere(module.__name__):
-        cloudpickle.register_pickle_by_value(module)
 
 
 def _ranges(start: int, stop: int, most: int) -> list[Range]:

@@ -6,7 +6,6 @@ Where there is no such actor, each process keeps its own.
 """
 
 import hashlib
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from prometar.data.datasets.dataset import Item, Source
 from prometar.errors import UserError
 from prometar.kept import Kept
-from prometar.parts.identity import identity
-from prometar.parts.pieces import is_everywhere, piece_of
 
 SAMPLE = 32  # images read to estimate the size of a data set
 READ_AT_ONCE = 256
@@ -52,7 +49,7 @@ def resident(items: Sequence[Item], source: Source, resident_bytes: int) -> Resi
     """
     paths = [item.path for item in items]
     state = hashlib.sha256("\0".join([str(resident_bytes), *paths]).encode())
-    state.update(_identity(source))
+    state.update(cloudpickle.dumps(source))
     context = ray.get_runtime_context()
     key = (context.get_node_id(), context.get_job_id(), state.hexdigest())  # a new ray.init has a new node
     found = _RESIDENT.find(key)
@@ -63,16 +60,6 @@ def resident(items: Sequence[Item], source: Source, resident_bytes: int) -> Resi
     size = _nbytes(ray.get(images))
     made = Resident(ray.put(pa.array(paths, pa.string())), images if size else None)
     return _RESIDENT.put(key, made, size)
-
-
-def _identity(source: Source) -> bytes:
-    """What tells a source from all others: its code and all that it holds, whatever it shows of itself."""
-    module = type(source).__module__
-    try:
-        code = "" if is_everywhere(module) else identity(piece_of(module))
-        return code.encode() + pickle.dumps(source)
-    except (UserError, LookupError, pickle.PicklingError, AttributeError, TypeError):  # no module is its home
-        return cloudpickle.dumps(source)
 
 
 def files_of(kept: Resident, rows: NDArray[Any], source: Source) -> tuple[list[str], list[bytes]]:

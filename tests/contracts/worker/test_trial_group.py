@@ -2,17 +2,15 @@
 
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prometar.config.settings import Config, parse
+from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
 from prometar.distributed.placement import ResourcePlan
-from prometar.errors import StorageError
-from prometar.training.run import Run, code_of, contents_of
+from prometar.training.run import Run
 from tests.support.small import BACKBONE
 from tune.jobs.spec import Job, Leg, Terms
 from tune.worker import training_run
@@ -114,28 +112,6 @@ def test_runs_whose_state_is_ahead_wait_for_the_others(tmp_path: Path) -> None:
     ahead.session.close()
     told = finish(Crew([job]))
     assert figures(told, 0) == figures(whole, 0)
-
-
-def test_a_machine_that_is_not_like_the_drivers_is_to_blame_and_no_trial(tmp_path: Path) -> None:
-    (job,) = jobs(tmp_path, GENTLE)
-    config = parse(job.legs[0].config, where="it")
-    (tmp_path / "study.yaml").touch()
-    right = contents_of(config) | code_of("tune")
-
-    def begin(contents: dict[str, str], root: Path = tmp_path, **data: Any) -> None:
-        leg = Leg(config.override(data).model_dump(mode="json"))
-        Crew([replace(job, legs=(leg,), terms=replace(job.terms, root=str(root), contents=contents))]).close()
-
-    begin(right)
-    assert len(right) == 4
-    for name in right:
-        with pytest.raises(StorageError, match=f"the machine .* has other {name} than this command began"):
-            begin({**right, name: "0" * 64})
-    begin({**right, "weights of mini  in bf16": "0" * 64})  # which this run does not use
-    with pytest.raises(StorageError, match="elsewhere: share it between the machines, or pass"):
-        begin(right, tmp_path / "elsewhere")
-    with pytest.raises(StorageError, match="lacks what the driver has checked: "):
-        begin(right, **{"data.name": "folder", "data.root": str(tmp_path / "nowhere")})
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "foreign"])

@@ -97,24 +97,6 @@ def test_a_disk_that_refuses_ends_the_study_and_fails_no_trial(
     assert not memory.ended()
 
 
-@pytest.mark.parametrize(
-    "reason",
-    [
-        "AttributeError: Can't get attribute 'Worker._new' on <module 'tune.worker' from '/a/b.py'>",
-        "ModuleNotFoundError: No module named 'prometar.new'",
-    ],
-)
-def test_workers_of_other_code_end_the_study_and_fail_no_trial(
-    memory: Memory, tmp_path: Path, reason: str
-) -> None:
-    jobs = jobs_of(memory, tmp_path)
-    jobs.suggest("w0")
-    jobs.reasons["w0"] = reason
-    with pytest.raises(StorageError, match=f"other code of prometar .*: {re.escape(reason)}"):
-        jobs.on_end("w0", error=True)
-    assert not memory.ended()
-
-
 def test_what_a_second_try_has_got_over_is_forgotten(memory: Memory, tmp_path: Path) -> None:
     jobs = jobs_of(memory, tmp_path)
     jobs.suggest("w0")

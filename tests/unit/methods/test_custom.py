@@ -1,0 +1,133 @@
+"""Custom components: loaded, given their settings, called once, and reported in one line."""
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prometar.clip.model import Clip
+from prometar.clip.openclip import load_backbone
+from prometar.config.settings import Config, configure, dump_config, load_config, parse, parse_assignments
+from prometar.errors import UserError
+from prometar.io.custom import digest_of, load
+from prometar.methods.composition import build
+from prometar.methods.regularizers import ImageDistance, LogitsDivergence, TextDistance
+from prometar.methods.smoke_test import smoke_test
+from tests.support.own import write_parts
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_backbone("mini", None).clip
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The path of mine.py, which can be imported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield write_parts(tmp_path, "mine")
+    sys.modules.pop("mine", None)
+
+
+def test_a_function_is_a_distance_in_both_towers(mine: Path, clip: Clip) -> None:
+    method = smoke_test(configure("promptsrc", {"regularizer.kind": "mine:huber"}), clip)
+    huber = importlib.import_module("mine").huber
+    assert method.regularizer.terms == (TextDistance(huber), ImageDistance(huber), LogitsDivergence())
+    assert method.regularizer.weights == (25.0, 10.0, 1.0)
+
+
+def test_args_are_typed_by_the_fields_and_completed_by_their_defaults(mine: Path, tmp_path: Path) -> None:
+    values = parse_assignments(["regularizer.kind=mine:Huber"])
+    assert configure("prometar", values).flat()["regularizer.args.delta"] == 1.0
+    config = configure("prometar", values | parse_assignments(["regularizer.args.delta=2"]))
+    assert config.flat()["regularizer.args.delta"] == 2.0
+    assert build(config).regularizer.terms[0].distance.delta == 2.0  # type: ignore[attr-defined]
+    path = tmp_path / "best.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_another_kind_drops_the_args_of_the_one_before(mine: Path) -> None:
+    config = configure("prometar", {"regularizer.kind": "mine:Huber", "regularizer.args.delta": 2})
+    assert config.override({"regularizer.kind": "l1"}) == Config()
+    assert config.override({"regularizer.kind": "mine:Huber"}) == config
+    assert "args" not in dump_config(Config())
+
+
+def test_a_term_has_its_own_weight(mine: Path, clip: Clip) -> None:
+    values = {"regularizer.kind": "mine:Spread", "regularizer.args.weight": 3}
+    regularizer = smoke_test(configure("prometar", values), clip).regularizer
+    assert [term.name for term in regularizer.terms] == ["spread"]
+    assert regularizer.terms[0].weight == 3.0  # type: ignore[attr-defined]
+
+
+def test_a_modulator_takes_its_place(mine: Path, clip: Clip) -> None:
+    assert smoke_test(configure("prometar", {"modulator.kind": "mine:Half"}), clip).modulator.constant == 0.5
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"regularizer.kind": "mine:hubber"}, "mine.py has no 'hubber'"),
+    ({"regularizer.kind": "nothere:huber"}, "no module named 'nothere': add its folder to PYTHONPATH"),
+    ({"regularizer.kind": "l3"}, "l3"),
+    ({"regularizer.kind": "../x.py:f"}, "../x.py:f"),
+    ({"regularizer.kind": "mine:total"}, "mine:total"),
+    ({"regularizer.kind": "mine:broken"}, "mine:broken"),
+    ({"regularizer.kind": "mine:Mute"}, "mine:Mute"),
+    ({"regularizer.kind": "mine:Spread"}, "mine:Spread: weight: a value is needed"),
+    ({"regularizer.args.delta": 1}, "args"),
+    ({"regularizer.kind": "mine:huber", "regularizer.args.delta": 1}, "delta: it has no such setting"),
+    ({"regularizer.kind": "mine:Huber", "regularizer.args.eps": 1}, "eps: it has no such setting"),
+    ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": "x"}, "delta: Input should be a valid"),
+    ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": float("nan")}, "finite number"),
+    ({"modulator.kind": "mine:Mute"}, "mine:Mute fails: AttributeError"),
+    ({"inner.kind": "mine:huber"}, "mine:huber fails: AttributeError"),
+    ({"averager.kind": "mine:huber"}, "mine:huber"),
+    ({"task.augmentation": "mine:Mute"}, "mine:Mute fails: AttributeError"),
+    ({"prompts.kind": "mine:Wide"}, "mine:Wide: text.0 must be a tensor of shape (2, "),
+    ({"optim.args.x": 1}, "optim"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG, ids=lambda v: str(v)[:40])
+def test_a_mistake_is_reported_in_one_line(
+    mine: Path, clip: Clip, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        smoke_test(configure("prometar", values), clip)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["raise RuntimeError('no luck')", "raise SystemExit('no luck')"])
+def test_a_module_that_fails_is_reported_with_the_line(mine: Path, line: str) -> None:
+    mine.write_text(f"import torch\n\n{line}\n")
+    with pytest.raises(UserError, match=r"mine:f fails: \w+: no luck \(mine\.py, line 3\)"):
+        load("mine:f")
+
+
+def test_errors_of_a_gpu_are_raised(mine: Path, clip: Clip) -> None:
+    """A retry with more memory may succeed."""
+    error = "torch.OutOfMemoryError('CUDA out of memory.')"
+    mine.write_text(f"import torch\n\ndef full(a, b):\n    raise {error}\n")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        smoke_test(configure("prometar", {"regularizer.kind": "mine:full"}), clip)
+
+
+def test_reading_a_configuration_imports_nothing(mine: Path) -> None:
+    mine.write_text("raise SystemExit('imported')\n")
+    config = parse({"regularizer": {"kind": "mine:huber", "args": {"delta": 1}}}, where="a file")
+    assert config.own == {"regularizer": "mine:huber"}
+    assert "mine" not in sys.modules
+    with pytest.raises(UserError, match=r"a file names code that is not prometar's \(mine:huber\)"):
+        config.refuse_own("a file")
+    assert config.refuse_own("a file", trusted=True) is config
+    assert Config().refuse_own("a file") == Config()
+
+
+def test_the_digest_is_that_of_the_source_file(mine: Path) -> None:
+    assert digest_of("mine:huber") == hashlib.sha256(mine.read_bytes()).hexdigest()
