@@ -19,7 +19,7 @@ from typing import Any
 from common import BACKBONE, ROOT, machine, parser_of, table
 from torch.utils.flop_counter import FlopCounterMode
 
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
 from prometar.training.rehearsal import Rehearsal, rehearse

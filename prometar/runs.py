@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prometar.clip.openclip import load_clip
-from prometar.clip.weights_digest import weights_digest
+from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset, classnames

@@ -43,15 +43,6 @@ def unpack(stored: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
     return state
 
 
-def mini_shapes() -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors of `load_mini`."""
-    stored = safetensors.torch.load((_FILES / "mini.safetensors").read_bytes())
-    width = stored.pop(ROW_VALUES).shape[1]
-    del stored[ROW_IDS]
-    table = {TOKEN_TABLE: (load_config()["text_cfg"]["vocab_size"], width)}
-    return {name: tuple(tensor.shape) for name, tensor in stored.items()} | table
-
-
 def load_mini() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config of `mini` and its full float32 state dict (open_clip's names; fits strictly).
 

@@ -1,62 +1,75 @@
-"""What a CLIP consists of, and how it reads texts and pools tokens: all that its towers must be told."""
+"""Architectures that the towers compute, as open_clip's configurations describe them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from prometar.clip.norm import EPS
+from prometar.errors import UserError
 
-
-class Unlike(ValueError):
-    """Why a model is none that the towers compute: its text follows "is not supported: "."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """OpenAI's CLIP by default.
-
-    causal: Whether a text's token sees those up to it alone.
-    num_start: How many tokens the tokenizer puts before a text.
-    text_pool: The token that a text's feature is: `argmax` the first of the largest id, `eos` the first
-        `eos_id`, `last` the last of all, padding or not.
-    average: Whether an image's feature is the mean of its patches instead of the first token.
-    norm_after_pool: Whether that mean is taken before the last LayerNorm.
-    image_size: Pixels, where the patches leave some out at the edge.
-    """
-
-    causal: bool = True
-    num_start: int = 1
-    text_pool: str = "argmax"
-    eos_id: int = 2
-    average: bool = False
-    norm_after_pool: bool = False
-    image_size: int | None = None
-
-    def end(self, ids: Sequence[int]) -> int:
-        """Where the token stands that a text's feature is."""
-        if self.text_pool == "last":
-            return len(ids) - 1
-        return ids.index(max(ids) if self.text_pool == "argmax" else self.eos_id)
-
-
-OPENAI = Form()
+_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
+_SIGLIP_TEXT = _TEXT | {
+    "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type", "proj_bias",
+    "proj_type", "norm_kwargs", "act_kwargs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a model's configuration says, and its tensors do not.
+    """Properties of a model that its tensors do not tell.
 
-    From `text_activation` on the defaults are OpenAI's CLIP.
-    `custom_text`: the text tower's names begin with "text.". `trunk`: the vision tower has timm's names.
-    `closed`: why no prompt can enter the image tower, if so; then it has no heads.
+    causal: If true, OpenAI's CLIP: a token attends to earlier ones, and a text's feature is its end token.
+        Otherwise SigLIP: a token attends to all others, and a text's feature is the last of them.
+    num_start: Tokens that the tokenizer puts before a text.
     """
 
-    activation: str
-    vision_heads: int = 0
-    text_heads: int = 0
-    text_activation: str | None = None
-    text_eps: float = EPS
-    custom_text: bool = False
-    vision_eps: float = EPS
-    trunk: bool = False
-    closed: str = ""
-    form: Form = OPENAI
+    vision_heads: int
+    text_heads: int
+    vision_activation: str
+    text_activation: str
+    image_size: int
+    causal: bool = True
+    num_start: int = 1
+
+    @property
+    def eps(self) -> float:
+        """The epsilon of every LayerNorm."""
+        return 1e-5 if self.causal else 1e-6
+
+
+def clip_architecture(config: Mapping[str, Any]) -> Architecture:
+    """Describe a CLIP with OpenAI's vision and text transformers."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    heads = vision["width"] // vision.get("head_width", 64)
+    return Architecture(heads, text["heads"], activation, activation, vision["image_size"])
+
+
+def siglip_architecture(config: Mapping[str, Any], model: Any) -> Architecture:
+    """Describe a SigLIP; `model` is open_clip's, as its image tower is defined by a name of timm."""
+    text, trunk = config["text_cfg"], model.visual.trunk
+    return Architecture(
+        vision_heads=trunk.blocks[0].attn.num_heads,
+        text_heads=text["heads"],
+        vision_activation="gelu_tanh" if "tanh" in repr(trunk.blocks[0].mlp.act).lower() else "gelu",
+        text_activation="gelu_tanh" if text.get("act_kwargs") else "gelu",
+        image_size=trunk.patch_embed.img_size[0],
+        causal=False,
+    )
+
+
+def is_siglip(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is a SigLIP's, and not a CLIP's.
+
+    Raises:
+        UserError: it is neither.
+    """
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SIGLIP_TEXT
+    clip = vision.keys() <= _VISION and text.keys() <= _TEXT and isinstance(vision["layers"], int)
+    if not (clip or siglip):
+        raise UserError(
+            f"backbone {name} is not supported: it is neither a CLIP with vision transformer nor a SigLIP; "
+            "use e.g. ViT-B-16-quickgelu (docs/backbones.md)"
+        )
+    return siglip

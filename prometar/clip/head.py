@@ -5,7 +5,6 @@ Linear parts are their own derivative; their second one has no term of its own.
 
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -36,24 +35,6 @@ class Rows(Part):
         return r.unflatten(-2, self._size)
 
 
-class Mean(Part):
-    """(..., B, T, D) to (..., B, D): the mean of the tokens behind the first `start`."""
-
-    def __init__(self, start: int) -> None:
-        self._start = start
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._num = x.shape[-2] - self._start
-        return self.push(x)
-
-    def push(self, t_K: Tensor) -> Tensor:
-        return t_K[..., self._start :, :].mean(dim=-2)
-
-    def second(self, r: Tensor) -> Tensor:
-        each = (r / self._num).unsqueeze(-2).expand(*r.shape[:-1], self._num, r.shape[-1])
-        return F.pad(each, (0, 0, self._start, 0)) if self._start else each
-
-
 class Projection(Part):
     """x W + b."""
 
@@ -71,6 +52,6 @@ class Projection(Part):
         return r @ self._weight_DE.T
 
 
-def projection(weight_DE: Tensor | None, bias_E: Tensor | None) -> list[Part]:
+def projection(weight_DE: Tensor | None, bias_E: Tensor | None = None) -> list[Part]:
     """A projection, if there is one."""
     return [] if weight_DE is None else [Projection(weight_DE, bias_E)]

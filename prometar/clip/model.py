@@ -1,22 +1,18 @@
-"""Frozen CLIP weights as plain values, from a state dict in OpenAI's names.
+"""A frozen CLIP or SigLIP as plain values.
 
 Shape suffixes in this package: B images, C classes, T tokens, P shared (prefix or prompt) tokens, D width,
 H heads, K width of a head, E width of the joint embedding, L layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.clip.activations import QUICK
-from prometar.clip.architecture import OPENAI, Architecture, Form
-from prometar.clip.frozen import Closed, Frozen
 from prometar.clip.norm import EPS
-from prometar.errors import UserError
 
 
 class Block(NamedTuple):
@@ -34,13 +30,6 @@ class Block(NamedTuple):
     c_fc_bias: Tensor
     c_proj_weight: Tensor
     c_proj_bias: Tensor
-
-
-_BLOCK_KEYS = (
-    "ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
-    "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
-    "mlp.c_proj.weight", "mlp.c_proj.bias",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,21 +110,24 @@ class Clip:
     """A frozen CLIP: two towers and what stands before and after them.
 
     `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
-    `logit_scale` is exp of the learned log scale, a scalar tensor. None is what a family has not. `pool`: one
-    block that makes an image's feature of all its tokens, the last LayerNorm included. `closed`: an image
-    tower that no prompt can enter; then `vision` has no block. `image_prompts`: False where none will.
+    `logit_scale` is exp of the learned log scale, a scalar tensor. SigLIP has no class embedding, no first
+    LayerNorm and no projection of images, and its text projection may be missing.
+
+    pool: SigLIP's attention pool with the last LayerNorm, as a block that makes a feature of all tokens.
+    causal, num_start: As in `prometar.clip.architecture.Architecture`.
+    image_prompts: If false, no prompt enters the image tower, and an image is embedded as its feature.
     """
 
     text: Tower
     vision: Tower
     token_embedding: Tensor
-    text_positions: Tensor | None
-    ln_final_weight: Tensor | None
-    ln_final_bias: Tensor | None
+    text_positions: Tensor
+    ln_final_weight: Tensor
+    ln_final_bias: Tensor
     text_projection: Tensor | None
-    patch_weight: Tensor | None
+    patch_weight: Tensor
     class_embedding: Tensor | None
-    vision_positions: Tensor | None
+    vision_positions: Tensor
     ln_pre_weight: Tensor | None
     ln_pre_bias: Tensor | None
     ln_post_weight: Tensor | None
@@ -143,41 +135,15 @@ class Clip:
     vision_projection: Tensor | None
     logit_scale: Tensor
     text_projection_bias: Tensor | None = None
-    vision_projection_bias: Tensor | None = None
     pool: Tower | None = None
-    closed: Closed | None = None
+    causal: bool = True
+    num_start: int = 1
+    image_size: int = 224
     image_prompts: bool = True
-    form: Form = OPENAI
-
-    @property
-    def embeds_features(self) -> bool:
-        """Whether an image is embedded as its feature, since no prompt enters the image tower."""
-        return self.closed is not None or not self.image_prompts
 
     @property
     def embed_dim(self) -> int:
         return self.text.width if self.text_projection is None else self.text_projection.shape[1]
-
-    @property
-    def image_size(self) -> int:
-        if self.form.image_size is not None:
-            return self.form.image_size
-        assert self.vision_positions is not None
-        assert self.patch_weight is not None
-        grid = round((len(self.vision_positions) - self.num_class_tokens) ** 0.5)
-        return grid * self.patch_weight.shape[-1]
-
-    def require_open(self) -> None:
-        """Raises a UserError where no prompt can enter the image tower."""
-        if self.closed is not None:
-            raise UserError(
-                "the method has prompts in the image tower, and the backbone's takes none "
-                f"({self.closed.why}): take one of text prompts alone (coop, cocoop, kgcoop, prograd)"
-            )
-
-    @property
-    def num_class_tokens(self) -> int:
-        return 0 if self.class_embedding is None else 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -213,7 +179,7 @@ class Clip:
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tower | Frozen):
+            if isinstance(value, Tower):
                 value = value.map(change)
             changed[field.name] = change(value) if isinstance(value, Tensor) else value
         return Clip(**changed)
@@ -223,114 +189,3 @@ class Clip:
         clip = self.map(lambda tensor: tensor.to(*args, **kwargs))
         # Losses are in the working precision, and the scale is a part of them.
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
-
-
-def from_state_dict(
-    state: Mapping[str, Tensor],
-    arch: Architecture,
-    *,
-    closed: Closed | None = None,
-) -> Clip:
-    """A `Clip` from tensors under OpenAI's names (open_clip's CLIP class uses the same).
-
-    Others have less or more: no `visual.class_embedding` or `visual.ln_pre`, a `ls_1.gamma` in the blocks, a
-    bias of the patches or of a projection, an attention pool. What is there is used.
-
-    Args:
-        state: All that the model has: see `prometar.clip.expected_tensors.require_tensors`.
-        arch: Read for what tensors do not tell: heads, activations, eps and form.
-        closed: The image tower, where it is none of blocks.
-    """
-    state = {name: tensor.detach() for name, tensor in state.items()}
-    text = _Reader(state, arch.text_heads, arch.text_activation or arch.activation, arch.text_eps)
-    vision = _Reader(state, arch.vision_heads, arch.activation, arch.vision_eps)
-    get, pooled = state.get, "visual.attn_pool.latent" in state
-    positions, pool = get("visual.positional_embedding"), None
-    if (patch_bias := get("visual.conv1.bias")) is not None and positions is not None:
-        num_patches = len(positions) - ("visual.class_embedding" in state)
-        # A constant of every patch, as its position is.
-        positions = torch.cat([positions[:-num_patches], positions[-num_patches:] + patch_bias])
-    if pooled:
-        pool = vision.attention_pool("visual.attn_pool", "visual.ln_post")
-    return Clip(
-        text=text.tower("transformer"),
-        vision=vision.tower("visual.transformer") if closed is None else Tower((), 1, arch.activation, 1.0),
-        token_embedding=state["token_embedding.weight"],
-        text_positions=get("positional_embedding"),
-        ln_final_weight=get("ln_final.weight"),
-        ln_final_bias=get("ln_final.bias"),
-        text_projection=get("text_projection"),
-        patch_weight=get("visual.conv1.weight"),
-        class_embedding=get("visual.class_embedding"),
-        vision_positions=positions,
-        ln_pre_weight=get("visual.ln_pre.weight"),
-        ln_pre_bias=get("visual.ln_pre.bias"),
-        ln_post_weight=None if pooled else get("visual.ln_post.weight"),
-        ln_post_bias=None if pooled else get("visual.ln_post.bias"),
-        vision_projection=get("visual.proj"),
-        logit_scale=_in_double(torch.exp, state["logit_scale"]).reshape(()),
-        text_projection_bias=get("text_projection_bias"),
-        vision_projection_bias=get("visual.proj_bias"),
-        pool=pool,
-        closed=closed,
-        form=arch.form,
-    )
-
-
-def _in_double(function: Callable[..., Tensor], tensor: Tensor, *others: Tensor | None) -> Tensor:
-    """Rounded once, so that its last bit, and with it the digest of the weights, is the same on every CPU."""
-    wide = (None if other is None else other.double() for other in others)
-    return function(tensor.double(), *wide).to(tensor.dtype)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Tensors by name, and the blocks of a tower that are made of them."""
-
-    state: Mapping[str, Tensor]
-    num_heads: int
-    activation: str
-    eps: float
-
-    def tower(self, prefix: str) -> Tower:
-        stem = f"{prefix}.resblocks."
-        numbers = (int(k[len(stem) :].split(".")[0]) for k in self.state if k.startswith(stem))
-        return self._tower(tuple(self._block(f"{stem}{i}.") for i in range(1 + max(numbers))))
-
-    def attention_pool(self, prefix: str, norm: str) -> Tower:
-        """A block whose only query is the pool's own: its weight is zero, and what it asks is its bias."""
-        latent, weight = self.state[f"{prefix}.latent"].flatten(0, -2), self.state[f"{prefix}.q.weight"]
-        ask = _in_double(F.linear, latent, weight, self.state.get(f"{prefix}.q.bias"))[0]
-        keys, bias = self.state[f"{prefix}.kv.weight"], self.state[f"{prefix}.kv.bias"]
-        block = Block(
-            ln_1_weight=self.state[f"{norm}.weight"],
-            ln_1_bias=self.state[f"{norm}.bias"],
-            in_proj_weight=torch.cat([torch.zeros_like(keys[: len(ask)]), keys]),
-            in_proj_bias=torch.cat([ask, bias]),
-            out_proj_weight=self.state[f"{prefix}.proj.weight"],
-            out_proj_bias=self.state[f"{prefix}.proj.bias"],
-            ln_2_weight=self.state[f"{prefix}.norm.weight"],
-            ln_2_bias=self.state[f"{prefix}.norm.bias"],
-            c_fc_weight=self.state[f"{prefix}.mlp.c_fc.weight"],
-            c_fc_bias=self.state[f"{prefix}.mlp.c_fc.bias"],
-            c_proj_weight=self.state[f"{prefix}.mlp.c_proj.weight"],
-            c_proj_bias=self.state[f"{prefix}.mlp.c_proj.bias"],
-        )
-        return replace(self._tower((block,)), residual=False)
-
-    def _block(self, stem: str) -> Block:
-        """Scales of a layer are in the weights of the products before them."""
-        block = Block(*(self.state[f"{stem}{key}"] for key in _BLOCK_KEYS))
-        one, two = self.state.get(f"{stem}ls_1.gamma"), self.state.get(f"{stem}ls_2.gamma")
-        if one is None or two is None:
-            return block
-        return block._replace(
-            out_proj_weight=block.out_proj_weight * one[:, None],
-            out_proj_bias=block.out_proj_bias * one,
-            c_proj_weight=block.c_proj_weight * two[:, None],
-            c_proj_bias=block.c_proj_bias * two,
-        )
-
-    def _tower(self, blocks: tuple[Block, ...]) -> Tower:
-        width = blocks[0].out_proj_bias.shape[0]
-        return Tower(blocks, self.num_heads, self.activation, (width // self.num_heads) ** -0.5, self.eps)

@@ -1,31 +1,24 @@
-"""Where open_clip enters: model configurations, pretrained weights, the tokenizer, the templates.
+"""Backbones by name: open_clip's configurations, pretrained weights, tokenizers and templates.
 
 Importing open_clip takes three seconds, for image models that are not used here, so only named models do it.
-What every run needs, the tokenizer and the constants, are read from modules of its own.
+The tokenizer and the constants, which every run needs, are read from modules of their own.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache, partial, reduce
+from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
-from prometar.clip.architecture import Architecture, Unlike
-from prometar.clip.expected_tensors import Shapes, expected_shapes, in_our_names, require_tensors
-from prometar.clip.families import architecture
-from prometar.clip.frozen import closed
-from prometar.clip.frozen_features import Tokenize
-from prometar.clip.model import Clip, from_state_dict
-from prometar.clip.trunks import image_network
-from prometar.clip.weight_files import read_weights
-from prometar.clip.weights_digest import weights_digest
+from prometar.bundled.weights import MINI_VOCABULARY, load_mini
+from prometar.clip.architecture import Architecture, clip_architecture, is_siglip, siglip_architecture
+from prometar.clip.features import Tokenize
+from prometar.clip.model import Clip
+from prometar.clip.weights import from_state_dict, read_weights, require_tensors, weights_digest
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.hub import fetching, unlogged
@@ -39,7 +32,7 @@ def _open_clip() -> Any:
 
 @cache
 def _module(name: str) -> Any:
-    """A module of open_clip that uses no other, without the package around it."""
+    """Import a module of open_clip that uses no other, without the package around it."""
     package: Any = find_spec("open_clip")
     spec: Any = spec_from_file_location(f"open_clip_{name}", Path(package.origin).with_name(f"{name}.py"))
     module = module_from_spec(spec)
@@ -53,22 +46,22 @@ TEMPLATES: tuple[str, ...] = tuple(
 """The 60 templates of the frozen text features, with "{}" for the class name."""
 
 FOREIGN_NAMES: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
-"""A hundred names of things, to see what prompts do to names that they were not tuned for."""
+"""A hundred out-of-domain class names, which prompts were not trained on."""
 
 OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
 OPENAI_STD = _module("constants").OPENAI_DATASET_STD
 
 
 def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
-    """CLIP's token ids (N, context length): SOS, text, EOT (the largest id), zeros; long texts are cut."""
+    """Return CLIP's token ids (N, context length): SOS, text, EOT (the largest id), zeros."""
     return _module("tokenizer").tokenize(list(texts), context_length)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen CLIP with what its images must be normalised by (per-channel mean and standard deviation).
+    """A frozen CLIP with its tokenizer and the mean and standard deviation of its images' channels.
 
-    `vocabulary`: Names of things that it knows, for `prometar.training.drift`.
+    vocabulary: Names of things that it knows, for `prometar.training.drift`.
     """
 
     name: str
@@ -79,18 +72,16 @@ class Backbone:
     tokenize: Tokenize = tokenize
 
     def words(self, text: str) -> Tensor:
-        """The ids of a text's own tokens, without those that stand before and behind every text."""
-        form = self.clip.form
-        ids, nothing = self.tokenize([text])[0], self.tokenize([""])[0]
-        if form.text_pool == "last":
-            behind = set(nothing[form.num_start :].tolist())
-            end = next((k for k, each in enumerate(ids.tolist()) if each in behind), len(ids))
-        else:
-            end = form.end(ids.tolist())
-        return ids[form.num_start : end]
+        """Return the ids of a text's own tokens, without those before and after every text."""
+        start = self.clip.num_start
+        ids, empty = self.tokenize([text])[0], self.tokenize([""])[0]
+        if self.clip.causal:
+            return ids[start : ids.argmax()]
+        ends = torch.isin(ids[start:], empty[start:])
+        return ids[start : start + int(ends.int().argmax())]
 
     def normalise(self, images_BHW3: Tensor) -> Tensor:
-        """uint8 images (B, H, W, 3) to normalised (B, 3, H, W) in the backbone's precision and place."""
+        """Convert uint8 images to (B, 3, H, W) in the backbone's precision, on its device."""
         # Rounded once, at the end: pixels are no coarser than the precision makes them.
         images = images_BHW3.to(self.clip.device).to(self.clip.working_dtype).permute(0, 3, 1, 2) / 255
         mean, std = self._constants
@@ -103,25 +94,23 @@ class Backbone:
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (3, 1, 1) where the images are, brought there once."""
-        dtype, device = self.clip.working_dtype, self.clip.device
-        mean, std = (
-            torch.tensor(v, dtype=dtype, device=device)[:, None, None] for v in (self.mean, self.std)
-        )
+        """Mean and standard deviation (3, 1, 1) on the images' device."""
+        both = torch.tensor([self.mean, self.std], dtype=self.clip.working_dtype, device=self.clip.device)
+        mean, std = both[..., None, None]
         return mean, std
 
 
 def tokenizer_of(name: str) -> Tokenize:
-    """A model's tokenizer; those of the Hugging Face hub need `transformers`, and a network the first time.
+    """Return a model's tokenizer; SigLIP's need `transformers`, and a network the first time.
 
     Raises:
         UserError: as `load_clip`, or `transformers` is missing.
         WorkError: the tokenizer could not be fetched.
     """
-    config, _ = _described(name)
-    if not config["text_cfg"].get("hf_tokenizer_name"):
-        return partial(tokenize, context_length=config["text_cfg"].get("context_length", 77))
-    _require_transformers(name, config)
+    text = _described(name).config["text_cfg"]
+    if not text.get("hf_tokenizer_name"):
+        return partial(tokenize, context_length=text.get("context_length", 77))
+    _require_transformers(name)
     return _hub_tokenizer(name)
 
 
@@ -133,9 +122,8 @@ def _hub_tokenizer(name: str) -> Tokenize:
     return lambda texts: read(list(texts))
 
 
-def _require_transformers(name: str, config: Mapping[str, Any]) -> None:
-    """Raise a UserError if a model's tokenizer needs `transformers`, which is not installed."""
-    tokenizer = config["text_cfg"].get("hf_tokenizer_name")
+def _require_transformers(name: str) -> None:
+    tokenizer = _described(name).config["text_cfg"].get("hf_tokenizer_name")
     if tokenizer and find_spec("transformers") is None:
         raise UserError(
             f"backbone {name} reads texts with {tokenizer}, which needs transformers: "
@@ -144,7 +132,7 @@ def _require_transformers(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _num_start(read: Tokenize) -> int:
-    """How many tokens stand before every text."""
+    """Return how many tokens are before every text."""
     rows = read(["cat", "photo", "of", "many"]).T.tolist()
     return next((k for k, column in enumerate(rows) if len(set(column)) > 1), 0)
 
@@ -156,13 +144,13 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> Backbone:
-    """A frozen backbone, ready to run: `load_clip`'s weights with the activation folded into them."""
+    """Load a frozen backbone, with the activation and the norms folded into its weights."""
     clip = load_clip(name, pretrained)
     return ready(name, pretrained, clip.folded().to(device=device, dtype=dtype))
 
 
 def ready(name: str, pretrained: str | None, clip: Clip) -> Backbone:
-    """A loaded CLIP as the backbone that it is: with its tokenizer, and what its images are normalised by."""
+    """Return a loaded CLIP with its tokenizer and normalization."""
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
     mean, std = _normalisation(name, pretrained)
@@ -170,16 +158,20 @@ def ready(name: str, pretrained: str | None, clip: Clip) -> Backbone:
 
 
 def _normalisation(name: str, pretrained: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of a tag's weights; for a file, that of the model's tags where they agree, else OpenAI's."""
-    tags = _open_clip().list_pretrained_tags_by_model(name)
+    """Return a tag's mean and std; for a file, those of the model's tags if they agree, else OpenAI's."""
+    tags = _tags(name)
     tags = [pretrained] if pretrained in tags else tags
     known = [_open_clip().get_pretrained_cfg(name, tag) for tag in tags]
     found = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in known}
     return found.pop() if len(found) == 1 else (OPENAI_MEAN, OPENAI_STD)
 
 
+def _tags(name: str) -> list[str]:
+    return list(_open_clip().list_pretrained_tags_by_model(name))
+
+
 def load_clip(name: str, pretrained: str | None) -> Clip:
-    """A frozen CLIP as its weights are stored.
+    """Load a frozen CLIP as its weights are stored.
 
     Args:
         name: `mini`, or an open_clip model of a supported family (`ViT-B-16-quickgelu`; docs/backbones.md).
@@ -189,142 +181,101 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         UserError: unknown name or tag, missing file, weights that do not fit the model (says in what).
         WorkError: the tag's weights could not be fetched.
     """
-    if name == "mini" and pretrained is None:
-        return _clip(name, load_mini()[1], where="mini")
     require_backbone(name, pretrained)
-    assert pretrained is not None
+    if name == "mini" and pretrained in (None, "random"):
+        return _arranged(name, load_mini()[1])
     if pretrained == "random":
-        return _clip(name, _random_state(name), where=name)
-    if _is_file(name, pretrained):
-        return _clip(name, read_weights(Path(pretrained)), where=pretrained)
-    return _clip(name, _fetch(name, pretrained), where=f"'{pretrained}'")
+        with torch.random.fork_rng(devices=[]), unlogged():
+            torch.manual_seed(0)
+            return _arranged(name, _open_clip().create_model(name, pretrained=None).state_dict())
+    if pretrained not in _tags(name):
+        state = read_weights(Path(str(pretrained)))
+    else:
+        otherwise = "download them on a machine with a network and pass the file with --pretrained FILE"
+        with fetching(f"the weights '{pretrained}' of {name}", otherwise):
+            state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
+    require_tensors(_described(name).tensors, state, where=str(pretrained))
+    return _arranged(name, state)
 
 
-def require_backbone(name: str, pretrained: str | None) -> Architecture:
-    """What a model is, as far as can be told before anything of it is read or fetched.
+def require_backbone(name: str, pretrained: str | None) -> None:
+    """Check a backbone as far as possible before anything of it is read or fetched.
 
     Raises:
         UserError: as `load_clip`: an unknown name or tag, an unsupported model, or no weights named.
     """
-    config, arch = _described(name)
+    config = _described(name).config
     if pretrained is None and name != "mini":
         raise UserError(
             f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
         )
-    if pretrained not in (None, "random") and not _is_file(name, str(pretrained)):
-        _require_tag(name, config, str(pretrained))
-    _require_transformers(name, config)
-    return arch
+    if pretrained not in (None, "random"):
+        _require_pretrained(name, config, pretrained)
+    _require_transformers(name)
 
 
-def _is_file(name: str, pretrained: str) -> bool:
-    """Whether weights are meant to be a file; a tag comes first."""
-    file = Path(pretrained)
-    named = file.suffix in {".pt", ".pth", ".bin", ".safetensors"}
-    return not is_tag(name, pretrained) and (named or size_of(file) is not None)
-
-
-def _require_tag(name: str, config: dict[str, Any], tag: str) -> None:
-    """Raises a UserError where open_clip knows no such weights, or they have another activation."""
-    tags = _open_clip().list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise UserError(
-            f"no weights '{tag}' for {name}: it is no file, and open_clip knows {', '.join(tags) or 'none'}"
-        )
-    weights_are_quick = bool(_open_clip().get_pretrained_cfg(name, tag).get("quick_gelu", False))
+def _require_pretrained(name: str, config: Mapping[str, Any], pretrained: str) -> None:
+    tags = _tags(name)
+    if pretrained not in tags:
+        file = Path(pretrained)
+        if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None:
+            return
+        known = ", ".join(tags) or "none"
+        raise UserError(f"no weights '{pretrained}' for {name}: it is no file, and open_clip knows {known}")
+    weights_are_quick = bool(_open_clip().get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     if weights_are_quick != bool(config.get("quick_gelu")):
         theirs = "quick_gelu" if weights_are_quick else "gelu"
         better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
         raise UserError(
-            f"weights '{tag}' were trained with activation {theirs}, which {name} has not: use {better}"
+            f"weights '{pretrained}' were trained with activation {theirs}, which {name} has not: "
+            f"use {better}"
         )
 
 
-def is_tag(name: str, pretrained: str) -> bool:
-    """Whether open_clip knows weights of a model by this tag."""
-    return pretrained in _open_clip().list_pretrained_tags_by_model(name)
-
-
-def has_cached(name: str, tag: str) -> bool:
-    """Whether a tag's weights lie where open_clip looks before it fetches them."""
-    from huggingface_hub import try_to_load_from_cache
-
-    known = _open_clip().get_pretrained_cfg(name, tag)
-    url, hub = str(known.get("url") or ""), str(known.get("hf_hub") or "")
-    repo, _, file = hub.rpartition("/")
-    usual = (
-        "open_clip_model.safetensors",
-        "open_clip_pytorch_model.safetensors",
-        "open_clip_pytorch_model.bin",
-    )
-    on_hub = [try_to_load_from_cache(repo, each) for each in ((file,) if file else usual)] if hub else []
-    by_url = Path(os.path.expanduser("~/.cache/clip"), url.rsplit("/", 1)[-1])  # Path.home may raise
-    return any(isinstance(path, str) for path in on_hub) or (bool(url) and by_url.is_file())
-
-
 def outline(name: str) -> Clip:
-    """A frozen CLIP of a model's shapes, on the device `meta`: what can be counted without any weights.
+    """Return a CLIP of a model's shapes on the device `meta`, without weights.
 
     Raises:
         UserError: as `load_clip`.
     """
-    empty = {key: torch.empty(shape, device="meta") for key, shape in _shapes(name).items()}
-    return _arranged(name, empty)
+    return _arranged(name, _described(name).tensors)
 
 
-def _clip(name: str, state: dict[str, Tensor], *, where: str) -> Clip:
-    require_tensors(_shapes(name), state, where=where)
-    return _arranged(name, state)
+def _arranged(name: str, state: Mapping[str, Tensor]) -> Clip:
+    architecture = _described(name).architecture
+    if not architecture.causal:
+        architecture = replace(architecture, num_start=_num_start(tokenizer_of(name)))
+    return from_state_dict(state, architecture)
 
 
-def _arranged(name: str, state: dict[str, Tensor]) -> Clip:
-    config, arch = _described(name)
-    state = _widened(state)
-    if config["text_cfg"].get("hf_tokenizer_name"):
-        arch = replace(arch, form=replace(arch.form, num_start=_num_start(tokenizer_of(name))))
+class _Description(NamedTuple):
+    """A model's open_clip configuration, its architecture, and its tensors on the device `meta`."""
 
-    def own(tower: str) -> dict[str, Tensor]:
-        return {key.removeprefix(tower): tensor for key, tensor in state.items() if key.startswith(tower)}
-
-    with torch.device(state["logit_scale"].device), torch.random.fork_rng(devices=[]):
-        image = closed(image_network(config), own("visual."), arch.closed) if arch.closed else None
-    return from_state_dict(in_our_names(arch, _shapes(name), state), arch, closed=image)
-
-
-def _widened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In at least float32, where what float16 holds is exact, and what is computed of it nearly so."""
-    numbers = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
-    wide = reduce(torch.promote_types, {tensor.dtype for tensor in numbers.values()}, torch.float32)
-    return {**state, **{key: tensor.to(wide) for key, tensor in numbers.items()}}
+    config: Mapping[str, Any]
+    architecture: Architecture
+    tensors: Mapping[str, Tensor]
 
 
 @lru_cache(maxsize=8)
-def _shapes(name: str) -> Shapes:
-    config, arch = _described(name)
-    with _supported(name):
-        return expected_shapes(name, config, arch)
-
-
-@lru_cache(maxsize=8)
-def _described(name: str) -> tuple[dict[str, Any], Architecture]:
-    """A model's configuration and what it describes.
+def _described(name: str) -> _Description:
+    """Describe a model without its weights.
 
     Raises:
         UserError: there is no such model, or its family is not supported.
     """
-    config = load_config() if name == "mini" else _config(name)
-    with _supported(name):
-        return config, architecture(config)
+    if name == "mini":  # without open_clip, which takes seconds to import
+        config, state = load_mini()
+        return _Description(config, clip_architecture(config), _outlined(state))
+    config = _config(name)
+    siglip = is_siglip(name, config)
+    with torch.device("meta"), unlogged():
+        model = _open_clip().create_model(name, device="meta")
+    architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
+    return _Description(config, architecture, _outlined(model.state_dict()))
 
 
-@contextmanager
-def _supported(name: str) -> Iterator[None]:
-    try:
-        yield
-    except Unlike as reason:
-        raise UserError(
-            f"backbone {name} is not supported: {reason}; use e.g. ViT-B-16-quickgelu (docs/backbones.md)"
-        ) from None
+def _outlined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to("meta") for name, tensor in state.items() if name != "logit_bias"}
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -336,20 +287,3 @@ def _config(name: str) -> dict[str, Any]:
         hint = f"did you mean {', '.join(close)}?" if close else "known are mini and open_clip's models"
         raise UserError(f"unknown backbone '{name}': {hint}")
     return config
-
-
-def _random_state(name: str) -> dict[str, Tensor]:
-    if name == "mini":
-        return load_mini()[1]
-    with torch.random.fork_rng(devices=[]), unlogged():
-        torch.manual_seed(0)
-        return dict(_open_clip().create_model(name, pretrained=None, pretrained_text=False).state_dict())
-
-
-def _fetch(name: str, tag: str) -> dict[str, Tensor]:
-    with fetching(
-        f"the weights '{tag}' of {name}",
-        "download them on a machine with a network and pass the file with --pretrained FILE",
-    ):
-        model = _open_clip().create_model(name, pretrained=tag, pretrained_text=False)
-    return dict(model.state_dict())

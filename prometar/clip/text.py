@@ -57,16 +57,15 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     Raises:
         UserError: nothing of the class names is left behind the context.
     """
-    num_start, tokens = clip.form.num_start, tokens_CT.tolist()
-    assert clip.text_positions is not None
+    num_start, tokens = clip.num_start, tokens_CT.tolist()
     start = num_start + num_context
-    ends = [clip.form.end(ids) for ids in tokens]
+    ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in tokens]
     if min(ends) < start + bool(num_context):
         raise UserError(
             f"prompts.text_length {num_context} leaves no room for class names: the backbone reads "
             f"{len(tokens[0])} tokens"
         )
-    if not clip.form.causal:
+    if not clip.causal:
         return TextInput(_whole(clip, tokens, ends), None, None, num_start, num_context)
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
     rows = pack(tokens[0][:start], rests)
@@ -86,7 +85,6 @@ def _whole(clip: Clip, tokens: Sequence[Sequence[int]], ends: Sequence[int]) -> 
     """All tokens of each text, embedded, the one at its end before the others."""
     order = [[end, *(k for k in range(len(ids)) if k != end)] for ids, end in zip(tokens, ends, strict=True)]
     ids = [[row[k] for k in slots] for row, slots in zip(tokens, order, strict=True)]
-    assert clip.text_positions is not None
     ids_CT, depth_CT = (torch.from_numpy(np.array(rows)).to(clip.device) for rows in (ids, order))
     return clip.token_embedding[ids_CT] + clip.text_positions[depth_CT]
 
@@ -113,7 +111,6 @@ def text_pass(clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = Fa
     one = None if text.end_C is not None else 1
     layers.append(Layer(tower, block, mask=mask, num_shared=num_keys, ends=text.end_C, num_out=one))
     if 0 in prompts:
-        assert clip.text_positions is not None
         prompts = {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
     norm = Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)
     end: list[Part] = [Rows(), norm, *projection(clip.text_projection, clip.text_projection_bias)]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.clip.block import Layer
-from prometar.clip.head import Mean, Part, Rows, projection
+from prometar.clip.head import Part, Rows, projection
 from prometar.clip.model import Clip
 from prometar.clip.norm import Norm
 from prometar.clip.tower import Pass, Prompts
@@ -28,16 +28,12 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     cudnn: Any = torch.backends.cudnn
     # On a GPU torch takes 10 bits of 23 of a float32 (TF32) for convolutions, though not for products.
     with replaced(cudnn.conv, fp32_precision="ieee"):
-        if clip.closed is not None:
-            return clip.closed(images_B3HW)[:, None]
-        if clip.embeds_features:
+        if not clip.image_prompts:
             return image_pass(clip, _tokens(clip, images_B3HW), {}, fused=True)[0][:, None]
         return _tokens(clip, images_B3HW)
 
 
 def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
-    assert clip.patch_weight is not None
-    assert clip.vision_positions is not None
     patches = F.conv2d(images_B3HW, clip.patch_weight, stride=clip.patch_weight.shape[-1])
     patches = patches.flatten(2).transpose(1, 2)
     tokens = patches
@@ -56,8 +52,8 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
     before; a layer-0 prompt passes `ln_pre` like the patches. Their outputs are computed only where the
     next layer uses them.
     """
-    if clip.embeds_features:
-        assert not prompts, "prompts enter an image tower that was said to have none"
+    if not clip.image_prompts:
+        assert not prompts, "the image tower takes no prompts"
         return tokens_BTD[:, 0]
     return image_pass(clip, tokens_BTD, prompts or {}, fused=not torch.is_grad_enabled())[0]
 
@@ -69,26 +65,19 @@ def image_pass(
     tower, num_own = clip.vision, tokens_BTD.shape[1]
     # Of each block, how many of its tokens the next one reads; None: all.
     num_out = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
-    num_out.append(num_own if clip.pool or clip.form.average else 1)
+    num_out.append(num_own if clip.pool else 1)
     layers = [Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, num_out, strict=True)]
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
     first = None
     if clip.ln_pre_weight is not None:
         first = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps)
-    one = Pass(layers, _Appended(num_own), first=first, end=_end(clip))
-    return one.forward(tokens_BTD, prompts, fused=fused), one
-
-
-def _end(clip: Clip) -> list[Part]:
-    """Pooling, the last LayerNorm and the projection, as far as they are there."""
-    pool: Part = Mean(clip.num_class_tokens) if clip.form.average else Rows()
-    parts = [pool]
+    end: list[Part] = [Rows()]
     if clip.ln_post_weight is not None:
-        norm = Norm(clip.ln_post_weight, clip.ln_post_bias, clip.vision.eps)
-        before = clip.form.average and not clip.form.norm_after_pool
-        parts = [norm, pool] if before else [pool, norm]
-    return [*parts, *projection(clip.vision_projection, clip.vision_projection_bias)]
+        end.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
+    end += projection(clip.vision_projection)
+    one = Pass(layers, _Appended(num_own), first=first, end=end)
+    return one.forward(tokens_BTD, prompts, fused=fused), one
 
 
 @dataclass(frozen=True)

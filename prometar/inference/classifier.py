@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from prometar.clip.expected_tensors import all_finite
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_clip, ready
-from prometar.clip.weights_digest import weights_digest
+from prometar.clip.weights import all_finite, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import as_read, flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE

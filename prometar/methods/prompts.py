@@ -129,8 +129,6 @@ class IndependentPrompts(Prompts):
                 leaves["text.0"] = F.pad(words, (0, 0, self.text_length - len(words), 0))
             else:
                 leaves[f"text.{layer}"] = self._random(self.text_length, clip.text.width, clip, generator)
-        if self.vision_depth:
-            clip.require_open()
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
             leaves[f"vision.{layer}"] = self._random(self.vision_length, clip.vision.width, clip, generator)
         return leaves
@@ -169,7 +167,6 @@ class CoupledPrompts(Prompts):
         return self.length
 
     def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
-        clip.require_open()
         depth = min(self.depth, len(clip.text.blocks), len(clip.vision.blocks))
         text = IndependentPrompts(self.length, depth, vision_depth=0, std=self.std, padding=self.padding)
         leaves = text.init(clip, init_tokens, generator)

@@ -7,7 +7,7 @@ import torch
 
 from prometar.clip.model import Clip
 from prometar.clip.openclip import load_backbone
-from prometar.clip.weights_digest import weights_digest
+from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, Item

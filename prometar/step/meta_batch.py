@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen
 from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
 from prometar.device import send

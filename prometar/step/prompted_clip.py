@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.frozen_features import mean_text
+from prometar.clip.features import mean_text
 from prometar.clip.model import Clip
 from prometar.clip.text import TextInput, encode_text, text_input, text_pass
 from prometar.clip.vision import encode_image, image_pass
@@ -117,7 +117,7 @@ def build_model(
         UserError: the context's words are fewer tokens than are learned.
     """
     if prompts.num_context:
-        start = clip.form.num_start
+        start = clip.num_start
         if len({tuple(ids[start : start + prompts.num_context]) for ids in tokens_NT.tolist()}) > 1:
             raise UserError(
                 f"the backbone's tokenizer makes fewer than {prompts.num_context} tokens of the context's "

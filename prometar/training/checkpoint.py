@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from prometar.clip.expected_tensors import all_finite
+from prometar.clip.weights import all_finite
 from prometar.device import fetch
 from prometar.errors import WorkError, first_line
 from prometar.io.files import size_of, write_atomically

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen
 from prometar.clip.openclip import Backbone
 from prometar.clip.wording import readable
 from prometar.data.datasets.dataset import Dataset

@@ -7,10 +7,9 @@ from functools import cached_property
 from cachetools import LRUCache
 from torch import Tensor
 
-from prometar.clip.expected_tensors import all_finite
-from prometar.clip.feature_cache import cached_text, text_digest
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen, cached_text, text_digest
 from prometar.clip.openclip import Backbone
+from prometar.clip.weights import all_finite
 from prometar.data.streaming.plan import Plan
 from prometar.errors import UserError
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen
 from prometar.clip.openclip import outline, tokenizer_of
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen
 from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
@@ -116,7 +116,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     method = build(config)
     data, dataset = _data(config)
     loaded = _loaded(config.backbone)
-    if config.own or loaded.backbone.clip.closed:
+    if config.own:
         smoke_test(config, loaded.backbone.clip)
     backbone = loaded.backbone if enters_images(method.prompts) else loaded.for_text_prompts
     clip = backbone.clip
@@ -139,7 +139,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         name: Evaluation(
             each,
             model_of(classnames(each.items)),
-            loaded.seen(loaded.scored, each, clip.embeds_features, *source),
+            loaded.seen(loaded.scored, each, not clip.image_prompts, *source),
             source,
         )
         for name, each in plans.items()
@@ -157,7 +157,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         plan,
         evaluations,
         split.every_epoch,
-        loaded.seen(loaded.trained, plan, clip.embeds_features, *source),
+        loaded.seen(loaded.trained, plan, not clip.image_prompts, *source),
         _foreign(loaded, model_of, dataset, split, evaluations["base"].seen) if split.predicts_new else None,
         {name: digest_of(name) for name in [*config.own.values(), *own_objective(objective)]},
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen
 from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send

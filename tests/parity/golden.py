@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.families import architecture
-from prometar.clip.model import Clip, from_state_dict
+from prometar.clip.architecture import clip_architecture
+from prometar.clip.model import Clip
 from prometar.clip.openclip import tokenize
+from prometar.clip.weights import from_state_dict
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.meta_tasks import Mix, TaskDraw
@@ -112,7 +113,7 @@ def frozen_clip(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype
     rows = torch.from_numpy(arrays["token_rows/values"]).to(dtype)
     embedding = torch.zeros(arch["vocab_size"], rows.shape[1], dtype=dtype)
     embedding[torch.from_numpy(arrays["token_rows/ids"])] = rows
-    return from_state_dict(state | {"token_embedding.weight": embedding}, architecture(_described(arch)))
+    return from_state_dict(state | {"token_embedding.weight": embedding}, clip_architecture(_described(arch)))
 
 
 def _described(arch: Mapping[str, Any]) -> dict[str, Any]:

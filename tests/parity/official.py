@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.frozen_features import frozen_text
+from prometar.clip.features import frozen_text
 from prometar.clip.model import Clip
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, configure

@@ -9,14 +9,8 @@ from torch import Tensor, nn
 
 
 def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
+    """All tokens from their ids; prompts replace those after the start."""
     tower = model.text if hasattr(model, "text") else model
-    return _replaced(model, ids, prompts, start, tower.token_embedding, tower.transformer.resblocks)
-
-
-def _replaced(
-    model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int, table: nn.Module, layers: Any
-) -> Tensor:
-    """All tokens from their ids; prompts take the places behind the start."""
 
     def put(x: Tensor, prompt: Tensor) -> Tensor:
         each = prompt.expand(len(x), -1, -1)
@@ -25,9 +19,10 @@ def _replaced(
     with ExitStack() as hooks:
         for layer, prompt in prompts.items():
             if layer == 0:
-                hook = table.register_forward_hook(lambda m, a, x, p=prompt: put(x, p))
+                hook = tower.token_embedding.register_forward_hook(lambda m, a, x, p=prompt: put(x, p))
             else:
-                hook = layers[layer].register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
+                block = tower.transformer.resblocks[layer]
+                hook = block.register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
             hooks.callback(hook.remove)
         features: Tensor = model.encode_text(ids, normalize=False)
     return features

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from open_clip.model import CLIP
 
-from prometar.clip.families import architecture
-from prometar.clip.model import Clip, from_state_dict
+from prometar.clip.architecture import clip_architecture
+from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone
+from prometar.clip.weights import from_state_dict
 
 
 def config(*, layers: int = 3, quick_gelu: bool = True) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def open_clip_model(*, layers: int = 3, quick_gelu: bool = True, seed: int = 0) 
 
 
 def towers(model: CLIP, *, quick_gelu: bool = True) -> Clip:
-    return from_state_dict(model.state_dict(), architecture(config(quick_gelu=quick_gelu)))
+    return from_state_dict(model.state_dict(), clip_architecture(config(quick_gelu=quick_gelu)))
 
 
 @cache

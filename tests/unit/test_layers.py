@@ -50,12 +50,9 @@ PACKAGES = (
     "tune.commands", "tune.search",
 )  # fmt: skip
 ENTRANCES = {
-    "open_clip": {
-        "prometar/clip/expected_tensors.py", "prometar/clip/openclip.py",
-        "prometar/clip/trunks.py",
-    },
+    "open_clip": {"prometar/clip/openclip.py"},
     "transformers": set(),
-    "huggingface_hub": {"prometar/clip/openclip.py", "prometar/inference/hub.py"},
+    "huggingface_hub": {"prometar/inference/hub.py"},
     "optuna": {"tune/optimizer/"},
     "ray": {
         "prometar/data/streaming/ray_private.py", "prometar/data/streaming/raystream.py",

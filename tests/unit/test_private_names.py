@@ -34,8 +34,6 @@ NAMES = [
     (OPTUNA, "optuna.study", "Study._get_trials"),
     (OPTUNA, "optuna.storages._rdb.models", "StudyUserAttributeModel"),
     (OPTUNA, "optuna.storages._rdb.storage", "_create_scoped_session"),
-    ("prometar/clip/trunks.py", "open_clip.model", "_build_vision_tower"),
-    ("prometar/clip/expected_tensors.py", "open_clip.model", "_build_text_tower"),
 ]
 
 

@@ -165,8 +165,7 @@ def test_a_plan_of_what_is_not_there_is_one_line(
     [
         (["ViT-B-17"], "unknown backbone 'ViT-B-17'"),
         (["ViT-B-16"], "activation quick_gelu, which ViT-B-16 has not: use ViT-B-16-quickgelu"),
-        (["tiny-other", "--pretrained", "random"], "not supported: its text tower has qk_norm; use e.g. ViT"),
-        (["RN50", "--pretrained", "random"], "takes none (its image tower is a ResNet): take one of text"),
+        (["tiny-other", "--pretrained", "random"], "backbone tiny-other is not supported: it is neither"),
         (
             ["ViT-B-16-SigLIP2", "--pretrained", "random"],
             "timm/ViT-B-16-SigLIP2, which needs transformers: pip install '.[transformers]'",

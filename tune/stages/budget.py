@@ -6,10 +6,7 @@ from functools import partial
 from math import ceil
 from typing import NamedTuple
 
-import torch
-
-from prometar.clip.openclip import outline, require_backbone
-from prometar.config.settings import Config
+from prometar.clip.openclip import require_backbone
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem
@@ -110,7 +107,7 @@ def planned(spec: StudySpec) -> Budget:
             backbone that is not supported, or takes no prompts of the method.
     """
     require_space(spec)
-    _require_backbone(spec.config)
+    require_backbone(spec.config.backbone.name, spec.config.backbone.pretrained)
     steps = {}
     for name in spec.names:
         dataset = open_dataset(name, spec.config.data.root, spec.data_args(name))
@@ -136,14 +133,6 @@ def require_space(spec: StudySpec) -> None:
                 f"the space {space.name} searches {key}, which {config.method} does not use with these "
                 "settings: choose another --space"
             )
-
-
-def _require_backbone(config: Config) -> None:
-    """Raises a UserError for what needs no weights to be told."""
-    backbone = require_backbone(config.backbone.name, config.backbone.pretrained)
-    if backbone.closed:
-        nothing = torch.zeros(0, dtype=torch.long)
-        build(config).prompts.init(outline(config.backbone.name), nothing, torch.Generator())
 
 
 def problems(spec: StudySpec, dataset: Dataset) -> tuple[list[Problem], Problem]:

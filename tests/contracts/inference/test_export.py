@@ -20,7 +20,7 @@ import prometar
 from prometar.bundled.weights import load_mini
 from prometar.cli.app import main
 from prometar.clip.openclip import load_clip
-from prometar.clip.weights_digest import weights_digest
+from prometar.clip.weights import weights_digest
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import open_dataset

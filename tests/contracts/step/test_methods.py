@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.frozen_features import frozen_text
+from prometar.clip.features import frozen_text
 from prometar.clip.openclip import TEMPLATES, tokenize
 from prometar.clip.vision import embed_images
 from prometar.config.recipes import NAMES as METHODS

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen
 from prometar.clip.openclip import outline
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import Item

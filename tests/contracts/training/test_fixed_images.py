@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from prometar.clip import vision
-from prometar.clip.frozen_features import Seen
-from prometar.clip.weights_digest import weights_digest
+from prometar.clip.features import Seen
+from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.streaming.plan import Plan

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from prometar.clip.frozen_features import Seen
+from prometar.clip.features import Seen
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item
@@ -225,7 +225,7 @@ def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pyt
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("prometar.clip.frozen_features.frozen_image", never)
+    monkeypatch.setattr("prometar.clip.features.frozen_image", never)
     state, _ = train_epoch(second, initial_state(second), local(second)(second.plan, 0))
     for name, tensor in alone.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name

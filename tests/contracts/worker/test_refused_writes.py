@@ -19,7 +19,7 @@ import torch
 from prometar import runs
 from prometar.analysis import alignment
 from prometar.analysis.alignment import Alignment
-from prometar.clip.feature_cache import cached_text, text_digest
+from prometar.clip.features import cached_text, text_digest
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, dump_config
 from prometar.errors import StorageError

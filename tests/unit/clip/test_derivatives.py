@@ -17,7 +17,7 @@ from prometar.clip import text_packing
 from prometar.clip.activations import ACTIVATIONS, Activation, quick_gelu
 from prometar.clip.attention import Attention
 from prometar.clip.block import Layer
-from prometar.clip.head import Mean, Projection, Rows
+from prometar.clip.head import Projection, Rows
 from prometar.clip.norm import EPS, Norm
 from prometar.clip.openclip import tokenize
 from prometar.clip.text import text_input, text_pass
@@ -77,7 +77,6 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
     "norm with weights": (lambda: Norm(WEIGHT, BIAS), weighted_norm, WIDTH),
     "norm of a large eps": (lambda: Norm(WEIGHT, BIAS, 0.1), wide_norm, WIDTH),
     "rows": (Rows, lambda x: x.flatten(0, -2), WIDTH),
-    "mean": (lambda: Mean(2), lambda x: x[:, 2:].mean(dim=1), WIDTH),
     "projection": (lambda: Projection(MATRIX, None), lambda x: x @ MATRIX, WIDTH),
     "projection with a bias": (lambda: Projection(MATRIX, BIAS[:3]), lambda x: x @ MATRIX + BIAS[:3], WIDTH),
     "silu": (lambda: Activation("silu"), F.silu, WIDTH),

@@ -32,8 +32,8 @@ def test_a_tokenizer_that_cannot_be_fetched_is_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(openclip, "find_spec", lambda name: object())
     monkeypatch.setattr("open_clip.get_tokenizer", refuse)
-    with pytest.raises(WorkError, match=r"cannot fetch the tokenizer of ViT-H-14-CLIPA \(no network\): run"):
-        openclip.outline("ViT-H-14-CLIPA")
+    with pytest.raises(WorkError, match=r"cannot fetch the tokenizer of ViT-B-16-SigLIP \(no network\): run"):
+        openclip.outline("ViT-B-16-SigLIP")
 
 
 def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,13 +53,13 @@ def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytes
         )
     )
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    config = families.CONFIGS["tiny-clipa"]
+    config = families.CONFIGS["tiny-siglip"]
     text = {**config["text_cfg"], "hf_tokenizer_name": str(tmp_path)}
     text["tokenizer_kwargs"] = {"strip_sep_token": True}
-    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-bert", {**config, "text_cfg": text})
-    backbone = openclip.load_backbone("tiny-bert", "random")
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-real", {**config, "text_cfg": text})
+    backbone = openclip.load_backbone("tiny-real", "random")
     assert backbone.tokenize(["a photo of"]).tolist() == [[2, 4, 5, 6, *[0] * 8]]
-    assert backbone.clip.form.num_start == 1
+    assert backbone.clip.num_start == 1
     assert backbone.words("a photo of").tolist() == [4, 5, 6]
     assert not (tmp_path / "ran").exists(), "code beside a tokenizer ran"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prometar.clip import text_packing
-from prometar.clip.frozen_features import frozen_text, mean_text
+from prometar.clip.features import frozen_text, mean_text
 from prometar.clip.openclip import TEMPLATES, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.text_packing import Rows, pack

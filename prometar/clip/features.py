@@ -1,0 +1,149 @@
+"""Frozen features, which the regularizers compare prompted ones with, and their stores.
+
+Text features are cached on disk: one safetensors file per entry, in $PROMETAR_CACHE or ~/.cache/prometar,
+which can be removed at any time. An entry that is missing, corrupt or another's is computed again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from prometar.clip.model import Clip
+from prometar.clip.text import encode_text, text_input
+from prometar.clip.vision import embed_images, encode_image
+from prometar.clip.weights import weights_digest
+from prometar.clip.wording import filled
+from prometar.errors import StorageError
+from prometar.io.files import write_atomically
+
+Tokenize = Callable[[Sequence[str]], Tensor]
+"""Texts to token ids (N, context length)."""
+
+FORMAT = "prometar-text-features-1"
+"""Changes whenever the same weights, names and templates would give other features."""
+
+_OF_IMAGES: dict[str, Any] = dict.fromkeys((
+    "vision", "patch_weight", "class_embedding", "vision_positions", "ln_pre_weight", "ln_pre_bias",
+    "ln_post_weight", "ln_post_bias", "vision_projection", "logit_scale", "pool",
+))  # fmt: skip
+
+
+def frozen_text(
+    clip: Clip, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """Return `mean_text` of each class in these templates, which have one "{}" each.
+
+    Source: the released code's teacher (60 ImageNet templates).
+    """
+    texts = [filled(template, name) for name in classnames for template in templates]
+    return mean_text(clip, tokenize(texts), len(templates))
+
+
+@torch.no_grad()
+def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: int = 256) -> Tensor:
+    """Return the normalized mean (C, E) of un-normalized frozen text features over each class's texts.
+
+    The texts of a class are adjacent. They are encoded in the order of their tokens, so that a batch has
+    those that share most: a template's words before the class name run once for all its classes.
+    """
+    order = torch.from_numpy(np.lexsort(tokens_NT.cpu().numpy().T[::-1]))
+    features = torch.empty(len(tokens_NT), clip.embed_dim, dtype=clip.working_dtype, device=clip.device)
+    for rows in order.split(batch_size):
+        text = text_input(clip, tokens_NT[rows])
+        features[rows.to(clip.device)] = encode_text(clip, text).to(features.dtype)
+    return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
+
+
+@torch.no_grad()
+def frozen_image(clip: Clip, tokens_BTD: Tensor) -> Tensor:
+    """Return normalized frozen image features (B, E) of embedded images."""
+    return F.normalize(encode_image(clip, tokens_BTD).to(clip.working_dtype), dim=-1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The frozen features of a plan's images by batch, shared by the runs of one plan.
+
+    features: None if they are too many to store.
+    """
+
+    features: dict[int, Tensor] | None = None
+
+    def suffices(self, clip: Clip, numbers: Iterable[int] = ()) -> bool:
+        """Return whether these batches' images are not needed again; without numbers, whether that can be."""
+        known = self.features
+        return not clip.image_prompts and known is not None and all(number in known for number in numbers)
+
+    def embed(self, clip: Clip, number: int, images_B3HW: Tensor) -> Tensor:
+        """Return `embed_images` of a batch, stored if these are features."""
+        if clip.image_prompts:
+            return embed_images(clip, images_B3HW)
+        return self._once(number, lambda: embed_images(clip, images_B3HW))
+
+    def frozen(self, clip: Clip, number: int, tokens_BTD: Tensor) -> Tensor:
+        """Return `frozen_image` of a batch, stored."""
+        if not clip.image_prompts:
+            return frozen_image(clip, tokens_BTD)
+        return self._once(number, lambda: frozen_image(clip, tokens_BTD))
+
+    def _once(self, number: int, compute: Callable[[], Tensor]) -> Tensor:
+        if self.features is None:
+            return compute()
+        if number not in self.features:
+            self.features[number] = compute()
+        return self.features[number]
+
+
+def text_digest(clip: Clip) -> str:
+    """Return a digest of everything that text features depend on; a third of a second for ViT-B/16."""
+    # By exclusion: a tensor that is added to `Clip` counts until it is known not to matter.
+    of_texts = weights_digest(replace(clip, **_OF_IMAGES))
+    return f"{of_texts} {clip.dtype} {clip.device.type} {clip.text.scale}"
+
+
+def cached_text(
+    clip: Clip, digest: str, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """Return `frozen_text`, from the cache if it has an entry. `digest` is the CLIP's `text_digest`."""
+    key = [FORMAT, digest, list(classnames), list(templates)]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    folder = Path(os.environ.get("PROMETAR_CACHE") or Path.home() / ".cache" / "prometar")
+    path = folder / "text-features" / f"{name}.safetensors"
+    features = _read(path, name)
+    if features is not None and features.shape == (len(classnames), clip.embed_dim):
+        return features.to(clip.device)
+    features = frozen_text(clip, tokenize, classnames, templates)
+    stored = features.cpu().contiguous()
+    with suppress(StorageError):  # if the folder cannot be written, the next process computes them again
+        write_atomically(path, save({"features": stored}, _metadata(name, stored)))
+    return features
+
+
+def _read(path: Path, name: str) -> Tensor | None:
+    """Return an entry, or None if it is missing or corrupt."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Cloned into torch's own alignment: kernels sum in another order over unaligned memory.
+            features = file.get_tensor("features").clone()
+    except (OSError, SafetensorError):
+        return None
+    return features if metadata == _metadata(name, features) else None
+
+
+def _metadata(name: str, features: Tensor) -> dict[str, str]:
+    """Return an entry's metadata. Its digest reveals a changed byte, which safetensors would not."""
+    digest = hashlib.sha256(features.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    return {"format": FORMAT, "name": name, "sha256": digest}

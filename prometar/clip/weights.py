@@ -1,0 +1,201 @@
+"""Frozen weights: safetensors files, the checks of their tensors, and the `Clip` made of them."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from prometar.clip.architecture import Architecture
+from prometar.clip.model import Block, Clip, Tower
+from prometar.clip.norm import EPS
+from prometar.errors import UserError, first_line
+from prometar.io.files import size_of
+
+State = Mapping[str, Tensor]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name.
+
+    Raises:
+        UserError: there is no such file, or it is not a safetensors file.
+    """
+    if size_of(path) is None:
+        raise UserError(f"no weights file {path}: pass --pretrained with an existing .safetensors file")
+    if path.suffix != ".safetensors":
+        load = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
+        save = f"safetensors.torch.save_file(state, {str(path.with_suffix('.safetensors'))!r})"
+        raise UserError(
+            f"{path} is not a .safetensors file; convert it with `{load}` (torch.load for a file that holds "
+            f"a state dict) and `{save}`"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.offset_keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from None
+
+
+def require_tensors(expected: State, state: State, *, where: str) -> None:
+    """Raise a UserError if a tensor is missing, unexpected, of another shape, integral or not finite."""
+    for name, like in expected.items():
+        tensor = state.get(name)
+        if tensor is None:
+            raise UserError(f"{where} has no '{name}': it is not a CLIP of this architecture")
+        # Some files store the scale as a vector of one.
+        shape = like.shape if name == "logit_scale" and tensor.numel() == 1 else tensor.shape
+        if shape != like.shape:
+            raise UserError(
+                f"{where} does not fit: '{name}' is {tuple(shape)}, the model's is {tuple(like.shape)}"
+            )
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{where}: '{name}' is {kind}: quantised weights are not supported")
+        if not all_finite(tensor.exp() if name == "logit_scale" else tensor):
+            raise UserError(f"{where}: '{name}' has values that are not finite: the file is corrupt")
+    for name in state:  # The first layers of a deeper model would fit.
+        if name not in expected and "blocks." in name:
+            raise UserError(f"{where} does not fit: it has '{name}', the model has not")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor has neither NaN nor infinity, without a mask of its size."""
+    if tensor.numel() == 0:
+        return True
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
+
+
+def weights_digest(clip: Clip) -> str:
+    """Return the sha256 (hex) of a backbone's weights in float32, in the order of its fields."""
+    digest = hashlib.sha256()
+
+    def add(tensor: Tensor) -> None:
+        array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+
+    for field in fields(clip):
+        value = getattr(clip, field.name)
+        if isinstance(value, Tower):
+            digest.update(f"{value.num_heads} {value.activation}".encode())
+            if value.eps != EPS:
+                digest.update(f" {value.eps}".encode())
+            for block in value.blocks:
+                for tensor in block:
+                    if tensor is not None:
+                        add(tensor)
+        elif isinstance(value, Tensor):
+            add(value)
+    return digest.hexdigest()
+
+
+def from_state_dict(state: State, arch: Architecture) -> Clip:
+    """Arrange the tensors of open_clip's state dict as a `Clip`, in at least float32.
+
+    What is computed of float16 weights, such as the logit scale, is then nearly exact.
+    """
+    floats = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    dtype = reduce(torch.promote_types, floats, torch.float32)
+    state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
+    if not arch.causal:
+        state = _openai_names(state)
+    get, positions = state.get, state["visual.positional_embedding"]
+    if (bias := get("visual.conv1.bias")) is not None:  # of every patch, as its position is
+        positions = positions + bias
+    return Clip(
+        text=_tower(state, "transformer", arch.text_heads, arch.text_activation, arch.eps),
+        vision=_tower(state, "visual.transformer", arch.vision_heads, arch.vision_activation, arch.eps),
+        token_embedding=state["token_embedding.weight"],
+        text_positions=state["positional_embedding"],
+        ln_final_weight=state["ln_final.weight"],
+        ln_final_bias=state["ln_final.bias"],
+        text_projection=get("text_projection"),
+        patch_weight=state["visual.conv1.weight"],
+        class_embedding=get("visual.class_embedding"),
+        vision_positions=positions,
+        ln_pre_weight=get("visual.ln_pre.weight"),
+        ln_pre_bias=get("visual.ln_pre.bias"),
+        ln_post_weight=get("visual.ln_post.weight") if arch.causal else None,
+        ln_post_bias=get("visual.ln_post.bias") if arch.causal else None,
+        vision_projection=get("visual.proj"),
+        logit_scale=_in_double(torch.exp, state["logit_scale"]).reshape(()),
+        text_projection_bias=get("text_projection.bias"),
+        pool=None if arch.causal else _attention_pool(state, arch),
+        causal=arch.causal,
+        num_start=arch.num_start,
+        image_size=arch.image_size,
+    )
+
+
+_OF_TIMM = (
+    (".trunk.patch_embed.proj", ".conv1"), (".trunk.pos_embed", ".positional_embedding"),
+    (".trunk.blocks", ".transformer.resblocks"), (".trunk.attn_pool", ".attn_pool"),
+    (".trunk.norm.", ".ln_post."), (".norm1.", ".ln_1."), (".norm2.", ".ln_2."),
+    (".attn.qkv.", ".attn.in_proj_"), (".attn.proj.", ".attn.out_proj."), (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+)  # fmt: skip
+"""Parts of timm's names, and what they are in OpenAI's."""
+
+
+def _openai_names(state: State) -> dict[str, Tensor]:
+    """Rename SigLIP's tensors; the text's projection and the positions get OpenAI's shapes."""
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("text.")
+        for theirs, ours in _OF_TIMM:
+            name = name.replace(theirs, ours)
+        renamed[name] = tensor
+    if "text_projection.weight" in renamed:
+        renamed["text_projection"] = renamed["text_projection.weight"].T
+    renamed["visual.positional_embedding"] = renamed["visual.positional_embedding"].flatten(0, -2)
+    return renamed
+
+
+def _in_double(function: Callable[..., Tensor], tensor: Tensor, *others: Tensor) -> Tensor:
+    """Compute in float64, so that the last bit, and with it the digest, is the same on every CPU."""
+    return function(tensor.double(), *(other.double() for other in others)).to(tensor.dtype)
+
+
+_BLOCK_KEYS = (
+    "ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
+    "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+    "mlp.c_proj.weight", "mlp.c_proj.bias",
+)  # fmt: skip
+
+
+def _tower(state: State, prefix: str, num_heads: int, activation: str, eps: float) -> Tower:
+    stem = f"{prefix}.resblocks."
+    depth = 1 + max(int(name[len(stem) :].split(".")[0]) for name in state if name.startswith(stem))
+    blocks = tuple(Block(*(state[f"{stem}{i}.{key}"] for key in _BLOCK_KEYS)) for i in range(depth))
+    scale = (blocks[0].out_proj_bias.shape[0] // num_heads) ** -0.5
+    return Tower(blocks, num_heads, activation, scale, eps)
+
+
+def _attention_pool(state: State, arch: Architecture) -> Tower:
+    """SigLIP's pool as a block whose query is constant: its weight is zero, and its bias is the query."""
+    part = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
+    query = _in_double(F.linear, part["latent"].flatten(0, -2), part["q.weight"], part["q.bias"])[0]
+    keys = part["kv.weight"]
+    block = Block(
+        ln_1_weight=state["visual.ln_post.weight"],
+        ln_1_bias=state["visual.ln_post.bias"],
+        in_proj_weight=torch.cat([torch.zeros_like(keys[: len(query)]), keys]),
+        in_proj_bias=torch.cat([query, part["kv.bias"]]),
+        out_proj_weight=part["proj.weight"],
+        out_proj_bias=part["proj.bias"],
+        ln_2_weight=part["norm.weight"],
+        ln_2_bias=part["norm.bias"],
+        c_fc_weight=part["mlp.c_fc.weight"],
+        c_fc_bias=part["mlp.c_fc.bias"],
+        c_proj_weight=part["mlp.c_proj.weight"],
+        c_proj_bias=part["mlp.c_proj.bias"],
+    )
+    scale = (len(query) // arch.vision_heads) ** -0.5
+    return Tower((block,), arch.vision_heads, arch.vision_activation, scale, arch.eps, residual=False)
