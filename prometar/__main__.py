@@ -2,12 +2,9 @@
 
 import sys
 
-from prometar.interrupts import end_at_once
-
 
 def main() -> int:
-    """The entry point; returns the exit status."""
-    end_at_once()
+    """The entry point. Return the exit status."""
     from prometar.cli.app import main as run
 
     return run()

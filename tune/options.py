@@ -25,7 +25,6 @@ from prometar.distributed.placement import Shares
 from prometar.errors import UserError
 from prometar.io.custom import is_reference
 from prometar.io.stores import join, require_bucket
-from prometar.loading import loaded_for_good, nothing_collected
 from tune.results.goals import parse_bounds
 from tune.space.portfolio import SIZE, first_trials
 from tune.space.spaces import EPOCHS, Space, known_spaces, load_space
@@ -276,8 +275,7 @@ def options_of(given: Mapping[str, Any]) -> Options:
 def run(options: Options, *, alone: bool = False) -> "FinalTest":
     """Run or continue the study; see `tune.study.run_study`. `alone`: this process is for nothing else."""
     configure_ray(local=options.address is None, verbose=options.verbose)
-    with loaded_for_good() if alone else nothing_collected():
-        from tune.study import run_study
+    from tune.study import run_study
 
     spec = options.spec()
     return run_study(spec, options.place(spec))

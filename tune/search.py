@@ -12,11 +12,6 @@ if __name__ == "__main__":
     _HERE = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [place for place in sys.path if place != _HERE]
 
-    # Before all that takes its time to import.
-    from prometar.interrupts import end_at_once
-
-    end_at_once()
-
 import sys
 from collections.abc import Iterator, Mapping
 from inspect import Parameter, Signature

@@ -20,7 +20,6 @@ from prometar.config.settings import Config, absolute_root, load_config, parse_a
 from prometar.distributed.local_ray import start_ray
 from prometar.errors import UserError
 from prometar.io.files import resolved
-from prometar.loading import loaded_for_good
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
 app.add_typer(data.app, name="data")
@@ -79,13 +78,13 @@ def train(
                 raise UserError(f"--set {key}: {option} gives it too; leave one of them out")
             values[key] = given
     chosen = chosen.override(values).completed()
-    with loaded_for_good():  # after the configuration is known to be right: torch loads slowly
-        from prometar.analysis.alignment import Alignment
-        from prometar.data.datasets.catalog import file_name
-        from prometar.data.splits.objective import objective_of
-        from prometar.methods.composition import build
-        from prometar.methods.prompts import enters_images
-        from prometar.runs import train_run
+    # Torch loads slowly, so the configuration is validated first.
+    from prometar.analysis.alignment import Alignment
+    from prometar.data.datasets.catalog import file_name
+    from prometar.data.splits.objective import objective_of
+    from prometar.methods.composition import build
+    from prometar.methods.prompts import enters_images
+    from prometar.runs import train_run
 
     prompts = build(chosen).prompts  # before Ray starts
     if alignment_every is not None and not (prompts.num_context or enters_images(prompts)):

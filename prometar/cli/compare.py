@@ -11,7 +11,7 @@ def compare(
     to: Annotated[str | None, typer.Option(help="Reference method [prometar, or the first].")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
-    """Compare methods on the datasets and seeds that their runs share."""
+    """Compare methods on shared datasets and seeds."""
     from rich.console import Console
 
     from prometar.comparison.render import CSV_HEAD, as_csv, print_comparison

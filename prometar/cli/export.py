@@ -13,7 +13,10 @@ def export(
     to: Annotated[Path, typer.Option(help="FILE.safetensors. The card is written beside it as FILE.json.")],
     trust_parts: TrustOption = False,
 ) -> None:
-    """Write a finished run's prompts for `prometar.load(FILE).predict(images)`."""
+    """Write a finished run's prompts to one file.
+
+    `prometar.load(FILE).predict(images)` uses them.
+    """
     from prometar.runs import export_run
 
     print(f"written: {to} and {export_run(run, to, trust_parts=trust_parts)}")

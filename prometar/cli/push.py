@@ -11,7 +11,10 @@ def push(
     repository: Annotated[str, typer.Argument(help="owner/name. It is created if it does not exist.")],
     public: Annotated[bool, typer.Option("--public", help="Create a public repository [private].")] = False,
 ) -> None:
-    """Upload a prompt file and its card to the Hugging Face Hub for `load("hf://owner/name")`."""
+    """Upload a prompt file to the Hugging Face Hub.
+
+    `prometar.load("hf://owner/name")` loads it from there.
+    """
     from prometar.inference import hub
 
     print(f"written: {hub.push(prompts, repository, public=public)}")

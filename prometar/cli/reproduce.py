@@ -9,7 +9,6 @@ from prometar.cli.options import RootOption, number_or_auto
 from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
 from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError
-from prometar.loading import loaded_for_good
 
 METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 SEEDS = [1, 2, 3]
@@ -70,14 +69,13 @@ def reproduce(
 ) -> None:
     """Run methods by a protocol of the field; compare in pairs. The same command goes on."""
     configure_ray(local=address is None, verbose=verbose)
-    with loaded_for_good():
-        from prometar.bundled.suite import default_backbone
-        from prometar.config.recipes import is_file, recipe
-        from prometar.distributed.placement import Shares
-        from prometar.reproduce.grid import Asked
-        from prometar.reproduce.protocols import protocol_of
-        from prometar.reproduce.published import settings_of
-        from prometar.reproduce.run import Place, reproduce
+    from prometar.bundled.suite import default_backbone
+    from prometar.config.recipes import is_file, recipe
+    from prometar.distributed.placement import Shares
+    from prometar.reproduce.grid import Asked
+    from prometar.reproduce.protocols import protocol_of
+    from prometar.reproduce.published import settings_of
+    from prometar.reproduce.run import Place, reproduce
 
     chosen = protocol_of(protocol)
     names = tuple(datasets or chosen.datasets)

@@ -15,7 +15,6 @@ from prometar.clip.head import Part, Rows, projection
 from prometar.clip.model import Clip
 from prometar.clip.norm import Norm
 from prometar.clip.tower import Pass, Prompts
-from prometar.replaced import replaced
 
 
 @torch.no_grad()
@@ -26,11 +25,15 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     tower there is one token, its un-normalised feature.
     """
     cudnn: Any = torch.backends.cudnn
+    convolution = cudnn.conv
     # On a GPU torch takes 10 bits of 23 of a float32 (TF32) for convolutions, though not for products.
-    with replaced(cudnn.conv, fp32_precision="ieee"):
+    before, convolution.fp32_precision = convolution.fp32_precision, "ieee"
+    try:
         if not clip.image_prompts:
             return image_pass(clip, _tokens(clip, images_B3HW), {}, fused=True)[0][:, None]
         return _tokens(clip, images_B3HW)
+    finally:
+        convolution.fp32_precision = before
 
 
 def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:

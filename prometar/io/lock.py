@@ -1,12 +1,10 @@
-"""One process at a time in a folder of results."""
+"""Exclusive use of a folder of results by one process."""
 
-import fcntl
-import os
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from prometar.errors import WorkError
 from prometar.io.files import refused
@@ -14,70 +12,40 @@ from prometar.io.files import refused
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold `folder` alone; the lock ends with the process, however it ends.
+    """Lock `folder`. The lock ends with the process, however it ends.
 
-    Folders made for it go again where an error leaves nothing in them.
+    Folders that were created for it are removed if an error leaves them empty.
 
     Args:
-        what: What the folder is, for messages ("the study out/dtd").
+        what: Name of the folder in messages ("the study out/dtd").
     Raises:
-        WorkError: another process holds it (says which), or its file system has no locks.
-        StorageError: the folder cannot be written.
+        WorkError: another process has locked it.
+        StorageError: the folder is not writable, or its file system has no locks.
     """
-    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
-    with _held(folder, what) as file:
-        holder = f"{os.getpid()} on {socket.gethostname()}"
-        try:
-            file.truncate(0)
-            os.write(file.fileno(), holder.encode())  # past the buffer, which would fail again at close
-        except OSError as error:
-            raise refused(folder, error) from None
-        try:
-            yield
-        except BaseException:
-            with suppress(OSError):
-                if made and os.listdir(folder) == ["lock"]:
-                    (folder / "lock").unlink()
-                    for path in made:
-                        path.rmdir()
-            raise
-
-
-def _held(folder: Path, what: str) -> TextIO:
-    """The lock's file, locked: the one that is there, and not one that its last holder has just removed."""
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / "lock").open("a+")
-        except IsADirectoryError as error:
-            raise refused(folder / "lock", error) from None
-        except OSError as error:
-            raise refused(folder, error) from None
-        with suppress(FileNotFoundError), ExitStack() as opened:
-            opened.enter_context(file)
-            _lock(file, folder, what)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
-                opened.pop_all()
-                return file
-
-
-def _lock(file: TextIO, folder: Path, what: str) -> None:
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / "lock", blocking=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        raise WorkError(f"{what} is being run by process {holder}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise WorkError(f"{what} is in use by another process. Wait until it ends, or stop it.") from None
     except OSError as error:
-        said = f"cannot lock {folder}: {error.strerror or error}"
-        raise WorkError(f"{said}: choose a folder on another file system") from None
+        raise refused(folder / "lock", error) from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if created and [path.name for path in folder.iterdir()] == ["lock"]:
+                (folder / "lock").unlink()
+                for path in created:
+                    path.rmdir()
+        raise
+    finally:
+        lock.release()
 
 
 def leave(folder: Path) -> None:
-    """Remove a folder that was `locked`, and the one that it lies in, where nothing is left in them.
-
-    Not while it is locked: what is open stays in its folder on NFS, whoever removes it.
-    """
+    """Remove an unlocked folder and its parent if they are empty."""
     for each in (folder, folder.parent):
         with suppress(OSError):
             each.rmdir()

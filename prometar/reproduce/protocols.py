@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError
 from prometar.metrics import ACCURACY, HARMONIC
-from prometar.words import counted
 
 ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant_of)
 VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant_of == "imagenet")
@@ -50,7 +49,7 @@ def shots_column(shots: int) -> str:
         >>> shots_column(1), shots_column(16)
         ('1 shot', '16 shots')
     """
-    return counted(shots, "shot")
+    return f"{shots} shot{'s' * (shots != 1)}"
 
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -3,24 +3,21 @@
 from contextlib import closing
 from dataclasses import replace
 
+import torch
+
 from prometar.config.settings import dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.stream import StreamOptions
+from prometar.device import give_back
 from prometar.distributed.gpus import only_given_gpus, require_given_gpus
 from prometar.environment import environment
 from prometar.errors import StorageError, UserError
+from prometar.inference.classifier import Classifier
 from prometar.io.files import write_atomically
-from prometar.loading import nothing_collected
 from prometar.reproduce.grid import WEIGHTS, Job, Record, read_record
-
-with nothing_collected():
-    import torch
-
-    from prometar.device import give_back
-    from prometar.inference.classifier import Classifier
-    from prometar.runs import evaluate_on, ray_stream, write_result
-    from prometar.training.run import build_run
-    from prometar.training.session import Session
+from prometar.runs import evaluate_on, ray_stream, write_result
+from prometar.training.run import build_run
+from prometar.training.session import Session
 
 
 class Worker:

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from prometar.cli.console import INTERRUPTED, MESSAGE
 from prometar.errors import WorkError
-from prometar.interrupts import INTERRUPTED, MESSAGE
 from tests.support.databases import open_study
 from tests.support.driver import NAME, Driver, forget_hanging, misbehave, run_fake, spec_of
 from tests.support.fake_trial import HANGS, FakeTrial
@@ -97,8 +96,7 @@ def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) ->
         with pytest.raises(WorkError) as second:
             go_on(life.out)
         assert str(second.value) == (
-            f"the study {life.out / NAME} is being run by process {driver.process.pid} on "
-            f"{socket.gethostname()}"
+            f"the study {life.out / NAME} is in use by another process. Wait until it ends, or stop it."
         )
         stop(driver, signal.SIGTERM)
         time.sleep(1)

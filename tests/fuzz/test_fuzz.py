@@ -65,7 +65,7 @@ def look(name: str, run: Callable[[], int], capsys: pytest.CaptureFixture[str], 
     COUNTS[f"{name}: status {status}"] += 1
     assert status in (0, 1, 2), status
     assert "Traceback" not in error, error
-    assert "unforeseen" not in error, error
+    assert "unexpected" not in error, error
     assert bool(error) == (status != 0) or status == 1, error
     if not name.startswith(("image", "split", "manifest", "shard")):  # `data check` lists what it finds
         assert error.count("\n") <= MOST_LINES, error

@@ -17,11 +17,11 @@ import pytest
 from safetensors.torch import load_file
 
 from prometar.cli.app import main
+from prometar.cli.console import INTERRUPTED
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.layouts import SplitFile
 from prometar.errors import StorageError
-from prometar.interrupts import INTERRUPTED
 from prometar.io.lock import locked
 from prometar.reproduce import run
 from prometar.reproduce.check import Found, look
@@ -221,7 +221,7 @@ def test_sigterm_is_an_interrupt(copies: Path, tmp_path: Path, ray_local: str) -
     said = driver.communicate(timeout=120)[1]
     assert (driver.returncode, said) == (
         INTERRUPTED,
-        "error: interrupted; the same command goes on from here\n",
+        "error: interrupted. Rerun the same command to resume.\n",
     )
 
 
@@ -244,7 +244,7 @@ def test_a_killed_driver_goes_on(
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGSTOP)  # two at once: while it is certainly there
     assert reproduce("base-to-new", copies, killed, *args) == 1
-    assert f"the grid {killed} is being run by process {driver.pid}" in capsys.readouterr().err
+    assert f"the grid {killed} is in use by another process" in capsys.readouterr().err
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
     assert reproduce("base-to-new", copies, killed, *args) == 0
@@ -339,7 +339,7 @@ def test_a_grid_that_runs_is_refused_before_ray_starts(
     monkeypatch.setattr(run, "start_ray", lambda **_: pytest.fail("Ray starts"))
     with locked(tmp_path, "it"):
         assert main(["reproduce", "--datasets", "cells", "--methods", "coop", "--out", str(tmp_path)]) == 1
-    assert f"the grid {tmp_path} is being run by process {os.getpid()}" in capsys.readouterr().err
+    assert f"the grid {tmp_path} is in use by another process" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,10 +29,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
+from prometar.cli.console import INTERRUPTED
 from prometar.config.settings import Config
 from prometar.distributed.placement import Shares
 from prometar.errors import UserError
-from prometar.interrupts import INTERRUPTED
 from prometar.io.files import beside, write_atomically
 from tests.support.fake_trial import BEHAVIOUR, HANGS, FakeTrial
 from tests.support.processes import ROOT, session

@@ -1,9 +1,5 @@
 """A run's folder: what a run writes there, and what it leaves alone."""
 
-import errno
-import fcntl
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -19,8 +15,6 @@ from prometar.io.lock import locked
 from prometar.training.run import forget
 from prometar.training.run_result import read_result
 from tests.support.own import write_parts
-
-HOLDER = f"{os.getpid()} on {socket.gethostname()}"
 
 
 @pytest.fixture
@@ -108,43 +102,14 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
 def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Path) -> None:
     with (
         locked(tmp_path, "the first"),
-        pytest.raises(WorkError, match=f"the run {tmp_path} is being run by process {HOLDER}$"),
+        pytest.raises(WorkError, match=f"the run {tmp_path} is in use by another process"),
     ):
         runs.train_run(config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_a_lock_that_its_holder_has_just_removed_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who fails and leaves nothing removes its folder, which another may have opened just before."""
-    folder, flock, removed = tmp_path / "run", fcntl.flock, []
-
-    def late(file: object, operation: int) -> None:
-        if not removed:
-            (folder / "lock").unlink()
-            removed.append(folder.rmdir())
-        flock(file, operation)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with locked(folder, "the first"), pytest.raises(WorkError, match="by process"), locked(folder, "the run"):
-        pytest.fail("the lock was taken twice")
-
-
 def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     said = f"^cannot write {tmp_path}/lock: Is a directory: move that folder away$"
-    with pytest.raises(WorkError, match=said), locked(tmp_path, "the run"):
-        pytest.fail("the lock was taken")
-
-
-def test_a_file_system_without_locks_is_not_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def flock(file: object, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    said = f"^cannot lock {tmp_path}: No locks available: choose a folder on another file system$"
     with pytest.raises(WorkError, match=said), locked(tmp_path, "the run"):
         pytest.fail("the lock was taken")

@@ -14,8 +14,8 @@ import pytest
 from open_clip import factory
 
 from prometar.cli.app import main as prometar_main
+from prometar.cli.console import INTERRUPTED
 from prometar.clip import openclip
-from prometar.interrupts import INTERRUPTED
 from tune import study
 from tune.options import Options
 from tune.results.reader import read_study
@@ -199,7 +199,7 @@ def test_an_interrupted_study_says_how_to_go_on(
 
     monkeypatch.setattr(study, "run_study", interrupted)
     assert main([]) == INTERRUPTED
-    assert capsys.readouterr().err == "error: interrupted; the same command goes on from here\n"
+    assert capsys.readouterr().err == "error: interrupted. Rerun the same command to resume.\n"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--plan", "--dataset", "cells", "textures", "--trials", "7"]])

@@ -9,8 +9,8 @@ import time
 import pytest
 from rich.console import Console
 
+from prometar.cli.console import INTERRUPTED
 from prometar.errors import WorkError
-from prometar.interrupts import INTERRUPTED
 from tune.execution import stopping
 from tune.execution.course import RelayedCallback, Running
 from tune.execution.stopping import Stopping

@@ -11,9 +11,9 @@ from types import FrameType
 
 from rich.console import Console
 
+from prometar.cli.console import INTERRUPTED, MESSAGE, handled
 from prometar.distributed.local_ray import head_is_gone, own_node_is_gone, started_here
 from prometar.errors import WorkError
-from prometar.interrupts import INTERRUPTED, MESSAGE, handled
 from tune.optimizer.storage import GO_ON
 
 _LOOK, _PATIENCE = 10, 30  # seconds

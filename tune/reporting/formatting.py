@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
 from prometar.metrics import Interval
-from prometar.words import counted
 from tune.space.spaces import Choice, Range
+from tune.stages.budget import counted
 
 NONE = "–"
 

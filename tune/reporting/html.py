@@ -10,7 +10,6 @@ from markupsafe import Markup
 from prometar.io.files import write_atomically
 from prometar.io.pages import templates
 from prometar.io.stores import masked
-from prometar.words import counted
 from tune.reporting import formatting, statements, tables
 from tune.reporting.importance import MIN_COMPLETE, Importances, importances
 from tune.reporting.plots import course, goals, settings, style
@@ -19,6 +18,7 @@ from tune.results.costs import costs, span
 from tune.results.reader import STATES, Records, dataset_means, paired, pareto, ranking, read_records
 from tune.results.schema import StudyRecord, TrialRecord
 from tune.space.spaces import Choice
+from tune.stages.budget import counted
 
 TOP = 20  # trials on the leaderboard; the others are folded away
 

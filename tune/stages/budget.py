@@ -15,13 +15,17 @@ from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
-from prometar.words import counted
 from tune.space.fitting import is_used
 from tune.space.spaces import EPOCHS
 from tune.stages.sequential import ALONE, LOOKS
 from tune.study_spec import StudySpec
 
 _COUNTED = ("runs", "epochs", "steps")
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, e.g. "3 seeds"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,12 @@ from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ray import tune
+
 from prometar.distributed.gpus import only_given_gpus, require_given_gpus
-from prometar.loading import loaded_for_good, nothing_collected
 from tune.jobs.files import JobFiles
 from tune.jobs.spec import Job, jobs_in
 from tune.worker.watchdog import Watchdog
-
-with nothing_collected():
-    from ray import tune
 
 if TYPE_CHECKING:
     from tune.worker.trial_group import Crew
@@ -71,6 +69,6 @@ class TrialWorker(tune.Trainable):
 @cache
 def _crew() -> "type[Crew]":
     """Loaded when it is needed: a worker of another kind need not wait for torch."""
-    with loaded_for_good():
-        from tune.worker.trial_group import Crew
+    from tune.worker.trial_group import Crew
+
     return Crew
