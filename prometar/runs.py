@@ -1,12 +1,10 @@
-"""A run's folder: config.yaml, checkpoint.safetensors while and after it trains, result.json at its end."""
+"""Runs in folders: config.yaml, checkpoint.safetensors, and result.json at the end."""
 
 import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from prometar.clip.openclip import load_clip
 from prometar.clip.weights import weights_digest
@@ -33,11 +31,11 @@ from prometar.training.scoring import accuracy
 from prometar.training.session import Session, Stream
 
 FINAL = "final"
-"""The objective of a run outside a search: train on all base classes, test once at the end."""
+"""Objective of a run outside a search: train on all base classes, test once at the end."""
 
 
 def ray_stream(run: Run, options: StreamOptions | None = None) -> Stream:
-    """The run's images on Ray Data; Ray must be running."""
+    """Return the run's images as a stream on Ray Data. Ray must be running."""
     return lambda plan, step: stream(plan, run.dataset.source, start_step=step, options=options)
 
 
@@ -49,18 +47,19 @@ def train_run(
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Train on all base classes and test; goes on from the folder's checkpoint. Returns the last record.
+    """Train and test a run, from the folder's checkpoint if there is one. Return the last epoch's record.
 
-    `objective`: other images and scores than those (`prometar.data.splits.objective`).
-    `on_epoch` is told each epoch's record; `watch` sees each step's state and batch (`analysis.alignment`).
-
+    Args:
+        objective: Images and scores (`prometar.data.splits.objective`).
+        on_epoch: Receives each epoch's record.
+        watch: Receives the state and the batch before each step.
     Raises:
-        UserError: whatever is wrong with the configuration, the data or the weights.
-        WorkError: the folder holds another run, or the loss is not finite.
+        UserError: an error in the configuration, the data or the weights.
+        WorkError: the folder contains another run, or the loss is not finite.
     """
     require_outside(folder, config.data.name, config.data.root)
     described = dump_config(config).encode()
-    _require_free(folder, described, objective)  # before much is fetched and loaded
+    _require_free(folder, described, objective)  # before the data and the weights are loaded
     run = build_run(config, objective)
     with locked(folder, f"the run {folder}"):
         session = Session(run, folder, ray_stream(run), watch)
@@ -73,29 +72,31 @@ def train_run(
 
 
 def _require_free(folder: Path, described: bytes, objective: str) -> None:
-    """Raises a UserError where it holds a study, or files that a run without a checkpoint would replace."""
+    """
+    Raises:
+        UserError: the folder contains a study, or files of a run that cannot be resumed.
+    """
     if size_of(folder / "study.yaml") is not None:
-        raise UserError(f"{folder} holds a study: name another folder with --out")
+        raise UserError(f"{folder} contains a study. Choose another folder with --out.")
     if size_of(folder / "checkpoint.safetensors") is not None:
         return  # the session compares it
     config, result = folder / "config.yaml", folder / FILE
-    own = size_of(config) is not None and read_bytes(config) == described
-    if own and size_of(result) is not None:
-        with suppress(ValidationError):  # a damaged one is written again
-            own = RunResult.model_validate_json(read_bytes(result)).objective == objective
+    same = size_of(config) is not None and read_bytes(config) == described
+    if same and size_of(result) is not None:
+        with suppress(UserError):  # a corrupt one is written again
+            same = read_result(folder).objective == objective
     for file in (config, result):
-        if not own and size_of(file) is not None:
-            raise UserError(
-                f"{file} is there already, and of no run that goes on here: name another folder with --out"
-            )
+        if not same and size_of(file) is not None:
+            raise UserError(f"{file} belongs to another run. Choose another folder with --out.")
 
 
 def write_result(
     folder: Path, session: Session, *, cpus: float | None = None, gpus: float | None = None
 ) -> RunResult:
-    """Write result.json of a session that has ended, and return what it says.
+    """Write result.json of a finished session, and return it.
 
-    cpus, gpus: What it held while it ran.
+    Args:
+        cpus, gpus: Resources of the run.
     """
     run, last = session.run, session.history[-1]
     result = RunResult(
@@ -119,65 +120,66 @@ def write_result(
 
 
 def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
-    """Test a finished run's prompts again: accuracies in percent and their harmonic mean.
+    """Test a finished run's prompts again. Return accuracies in percent and their harmonic mean.
 
     Args:
-        trust_parts: Whether modules that the folder's files name may be imported (default: they are refused).
+        trust_parts: Import modules that the folder's files name (default: such folders are rejected).
     Raises:
-        UserError: the folder holds no run, or one that has not finished.
+        UserError: the folder does not contain a finished run.
     """
     config, _, result = _finished(folder, trust_parts)
     objective = own_objective(result.objective)
     if objective and not trust_parts:
-        raise UserError(f"{folder} names code that is not prometar's ({objective[0]}): pass --trust-parts")
+        raise UserError(
+            f"{folder} names the custom objective {objective[0]}. Read it, then pass --trust-parts."
+        )
     run = build_run(config, result.objective)
     return Session(run, folder, ray_stream(run)).score()
 
 
-def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
-    """A finished run's prompts as a classifier; its images are not needed.
-
-    Raises:
-        UserError: the folder holds no run, or one that has not finished; the weights are missing.
-    """
-    config, checkpoint, result = _finished(folder, trust_parts)
-    if checkpoint.run != result.run:
-        raise UserError(f"the checkpoint and the result in {folder} are of two runs: train it again")
-    backbone = backbone_of(config.backbone)
-    if result.weights != backbone.digest:
-        pretrained = config.backbone.pretrained or config.backbone.name
-        raise UserError(f"the run in {folder} was trained with other weights than {pretrained} now holds")
-    state = checkpoint.state.to(backbone.clip.device)
-    prompts = build_prompts(config)
-    require_prompts(folder / "checkpoint.safetensors", backbone.clip, prompts, state.tested)
-    return Classifier(backbone, prompts, state.tested, config, result.classnames, result.template)
-
-
-def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOptions | None = None) -> float:
-    """Accuracy in percent on all test images of a data set, among its own classes; Ray must be running."""
-    labels = labels_of((*dataset.train, *dataset.val, *dataset.test))
-    items = select(dataset.test, labels)
-    if not items:
-        raise UserError(f"{dataset.name} has no test images")
-    plan = eval_plan(items, size=classifier.backbone.clip.image_size)
-    model = classifier.model(dataset.classnames, dataset.template)
-    batches = stream(plan, dataset.source, options=options)
-    return accuracy(classifier.backbone, model, classifier.leaves, batches)
-
-
 def evaluate_run_on(folder: Path, name: str, root: str | None, *, trust_parts: bool = False) -> float:
-    """`evaluate_on` of a run's folder and a data set by name.
+    """Return a finished run's accuracy in percent on another dataset.
 
     Raises:
-        UserError: no finished run, or a data set that is unknown or missing.
+        UserError: the folder does not contain a finished run, or the dataset is unknown or missing.
     """
     dataset, classifier = open_dataset(name, root), trained(folder, trust_parts=trust_parts)
     start_ray()
     return evaluate_on(classifier, dataset)
 
 
+def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOptions | None = None) -> float:
+    """Return the accuracy in percent on all test images of a dataset. Ray must be running."""
+    items = select(dataset.test, labels_of(dataset.items))
+    if not items:
+        raise UserError(f"{dataset.name} has no test images.")
+    plan = eval_plan(items, size=classifier.backbone.clip.image_size)
+    model = classifier.model(dataset.classnames, dataset.template)
+    batches = stream(plan, dataset.source, options=options)
+    return accuracy(classifier.backbone, model, classifier.leaves, batches)
+
+
+def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
+    """Return a finished run's prompts as a classifier. Its images are not needed.
+
+    Raises:
+        UserError: the folder does not contain a finished run, or the weights are missing.
+    """
+    config, checkpoint, result = _finished(folder, trust_parts)
+    if checkpoint.run != result.run:
+        raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
+    backbone = backbone_of(config.backbone)
+    if result.weights != backbone.digest:
+        pretrained = config.backbone.pretrained or config.backbone.name
+        raise UserError(f"{folder} was trained with other weights than {pretrained} contains now.")
+    state = checkpoint.state.to(backbone.clip.device)
+    prompts = build_prompts(config)
+    require_prompts(folder / "checkpoint.safetensors", backbone.clip, prompts, state.tested)
+    return Classifier(backbone, prompts, state.tested, config, result.classnames, result.template)
+
+
 def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
-    """Write a finished run's prompts and their card. Returns the path of the readable card.
+    """Write a finished run's prompts and their card. Return the path of the readable card.
 
     Raises:
         UserError: no finished run, another suffix than .safetensors, or a file that exists.
@@ -206,18 +208,14 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
 
 
 def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, RunResult]:
-    """What the folder of a run that has ended holds."""
+    """Return the files of a finished run."""
     if size_of(folder / "config.yaml") is None:
-        raise UserError(f"{folder} holds no run: pass a folder that `prometar train --out` wrote")
+        raise UserError(f"{folder} does not contain a run. Pass a folder that `prometar train --out` wrote.")
     config = load_config(folder / "config.yaml").refuse_own(str(folder), trusted=trust_parts)
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     if checkpoint is None:
-        alone = "only its result was kept: train it in another folder, by its config.yaml"
-        what = "train the run first" if size_of(folder / FILE) is None else alone
-        raise UserError(f"{folder} has no checkpoint.safetensors: {what}")
+        raise UserError(f"{folder} has no checkpoint.safetensors. Train its config.yaml in another folder.")
     done, epochs = len(checkpoint.history), config.train.epochs
     if done < epochs:
-        raise UserError(
-            f"the run in {folder} has done {done} of {epochs} epochs: finish it with `prometar train`"
-        )
+        raise UserError(f"{folder} has finished {done} of {epochs} epochs. Resume it with `prometar train`.")
     return config, checkpoint, read_result(folder)

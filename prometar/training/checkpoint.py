@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -15,15 +15,25 @@ from prometar.clip.weights import all_finite
 from prometar.device import fetch
 from prometar.errors import WorkError, first_line
 from prometar.io.files import size_of, write_atomically
+from prometar.io.plain_data import problems_of
 from prometar.step.state import State
-from prometar.training.run_result import HISTORY, EpochRecord
+from prometar.training.run_result import STRICT, EpochRecord
 
 FORMAT = "prometar-run-2"
+_HISTORY = TypeAdapter(tuple[EpochRecord, ...], config=STRICT)
+
+
+class _Metadata(BaseModel):
+    format: str
+    run: str
+    weights: str
+    step: NonNegativeInt
+    history: str
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state, the records of the epochs that led to it, and the digests of its run and of the weights."""
+    """A state, the records of the epochs before it, and the digests of its run and of the weights."""
 
     state: State
     history: tuple[EpochRecord, ...]
@@ -44,68 +54,56 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, or None where there is none.
+    """Return the checkpoint at `path`, or None if there is none.
 
     Raises:
-        WorkError: the file is damaged, or is no checkpoint of this project.
+        WorkError: the file is corrupt, or of another version.
     """
     if size_of(path) is None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = _Metadata.model_validate(file.metadata() or {})
             # Cloned into torch's own alignment: kernels sum in another order over unaligned memory.
             tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
-        if metadata.get("format") != FORMAT:
-            raise WorkError(f"{path} is no checkpoint of this version: remove it to start this run over")
-        state = State.from_tensors(tensors, _step(metadata["step"]))
-        return Checkpoint(state, _history(metadata["history"]), metadata["run"], metadata["weights"])
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
-        raise damaged(path, first_line(error)) from None
+        history = _HISTORY.validate_json(metadata.history)
+        state = State.from_tensors(tensors, metadata.step)
+    except ValidationError as error:
+        raise corrupt(path, problems_of(error)) from None
+    except (SafetensorError, OSError, KeyError) as error:
+        raise corrupt(path, first_line(error)) from None
+    if metadata.format != FORMAT:
+        raise WorkError(f"{path} was written by another version. Remove it to start this run over.")
+    for number, record in enumerate(history, start=1):
+        if record.get("epoch") != number or "seconds" not in record:
+            raise corrupt(path, f"no record of epoch {number}")
+    return Checkpoint(state, history, metadata.run, metadata.weights)
 
 
-def damaged(path: Path, reason: str) -> WorkError:
-    """What is said of a checkpoint that cannot be gone on with."""
-    return WorkError(f"the checkpoint {path} is damaged ({reason}): remove it to start this run over")
+def corrupt(path: Path, reason: str) -> WorkError:
+    """Return the error of a checkpoint that cannot be used."""
+    return WorkError(f"The checkpoint {path} is corrupt ({reason}). Remove it to start this run over.")
 
 
 def require_state(path: Path, found: State, like: State) -> None:
     """
     Raises:
-        WorkError: the checkpoint at `path` lacks a tensor of `like`, has one more, or one of another shape or
-            kind, or prompts that are not finite.
+        WorkError: the tensors of the checkpoint at `path` have other names, shapes or dtypes than those of
+            `like`, or its prompts are not finite.
     """
     wanted, tensors = like.tensors(), found.tensors()
     if found.average:
         wanted |= {f"average/{name}": leaf for name, leaf in like.prompts.items()}
     for name in sorted(wanted.keys() | tensors.keys()):
-        was, now = (_kind(each.get(name)) for each in (wanted, tensors))
-        if was != now:
-            raise damaged(path, f"{name} is {now}, the run's is {was}")
+        expected, got = (_kind(each.get(name)) for each in (wanted, tensors))
+        if expected != got:
+            raise corrupt(path, f"{name} is {got}, expected {expected}")
     for name, leaf in found.tested.items():
         if not all_finite(leaf):
-            raise damaged(path, f"the prompts {name} are not finite")
+            raise corrupt(path, f"the prompts {name} are not finite")
 
 
 def _kind(tensor: Tensor | None) -> str:
-    return (
-        "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-    )
-
-
-def _step(text: str) -> int:
-    if not text.isdecimal() or len(text) > 15:
-        raise ValueError("its step is no number")
-    return int(text)
-
-
-def _history(text: str) -> tuple[EpochRecord, ...]:
-    """An epoch's record each, in their order."""
-    try:
-        history = HISTORY.validate_json(text)
-    except ValidationError:
-        raise ValueError("its history is no list of records of numbers") from None
-    for number, record in enumerate(history, start=1):
-        if record.get("epoch") != number or "seconds" not in record:
-            raise ValueError(f"its history has no record of epoch {number}")
-    return history
+    if tensor is None:
+        return "missing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -1,10 +1,10 @@
-"""result.json of a run's folder: its figures, every epoch's record, and what made them."""
+"""Result of a run: result.json in its folder."""
 
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, write_atomically
@@ -14,22 +14,21 @@ EpochRecord = dict[str, int | float]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 STRICT = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
-"""Of records of figures: nothing is read as what it is not, and every number is finite."""
-HISTORY = TypeAdapter(tuple[EpochRecord, ...], config=STRICT)
+"""Configuration of records: no conversions, and only finite numbers."""
 
 
 class RunResult(BaseModel):
-    """What a finished run found.
+    """Result of a finished run.
 
     Args:
-        result: The last epoch's record. history: Every epoch's.
-        accuracies: Percent by set of classes. images: How many each was measured on.
-        objective: What the run trained on and was scored by.
-        classnames: What it was trained on, by label. template: Around the names.
-        run: The digest of everything that decides its outcome. data, weights: Those of the data set's splits,
-            and of the backbone as it ran.
-        environment: Versions of what it ran on. code: sha256 of the source files of custom components.
-        cpus, gpus: What it held while it ran, where that was told.
+        result: Record of the last epoch. history: Records of all epochs.
+        accuracies: Percent by set of classes. images: Number of test images of each set.
+        objective: Images it was trained on and scores it was measured by.
+        classnames: Classes of the training, by label. template: Text around a class name.
+        run: Digest of everything that determines the result. data, weights: Digests of the dataset's splits
+            and of the backbone in its precision.
+        environment: Versions and machine. code: sha256 of the source files of custom components.
+        cpus, gpus: Allocated resources; None if unknown.
     """
 
     model_config = STRICT
@@ -50,20 +49,28 @@ class RunResult(BaseModel):
     gpus: float | None = None
 
     def described(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def write(self, folder: Path) -> None:
-        """Raises a WorkError where nothing can be written."""
+        """Write result.json.
+
+        Raises:
+            StorageError: the folder is not writable.
+        """
         write_atomically(folder / FILE, json.dumps(self.described(), indent=1).encode())
 
 
 def read_result(folder: Path) -> RunResult:
-    """Raises a UserError where it is missing or damaged."""
+    """Read result.json.
+
+    Raises:
+        UserError: it is missing or corrupt.
+    """
     path = folder / FILE
     try:
         return RunResult.model_validate_json(read_bytes(path))
     except (OSError, ValidationError):
         raise UserError(
-            f"{path} is missing or damaged: the command that trained the run writes it again"
+            f"{path} is missing or corrupt. Rerun the command that trained the run to write it again."
         ) from None

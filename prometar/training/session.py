@@ -1,7 +1,7 @@
-"""A run being trained, epoch by epoch: it goes on from its checkpoint, and is scored."""
+"""Training session: one run that resumes from its checkpoint, trains an epoch, scores, and saves."""
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,13 @@ from prometar.data.streaming.stream import Batch, without_pixels
 from prometar.errors import WorkError
 from prometar.io.files import refused
 from prometar.metrics import harmonic_mean
-from prometar.step.state import State
-from prometar.training.checkpoint import Checkpoint, damaged, load_checkpoint, require_state, save_checkpoint
+from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, require_state, save_checkpoint
 from prometar.training.epoch import Watch, train_epoch
 from prometar.training.run import Evaluation, Run, initial_state
 from prometar.training.scoring import accuracy
 
 Stream = Callable[[Plan, int], Iterator[Batch]]
-"""Runs a plan from a step on: `data.streaming.stream.stream` on Ray Data, or `stream_local` here."""
-
+"""Streams a plan's batches from a step on: `stream` on Ray Data, or `stream_local` in this process."""
 
 _CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
 
@@ -35,41 +33,41 @@ _IMAGES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
 
 
 class Session:
-    """One run being trained, epoch by epoch, with its checkpoint in `folder`.
+    """One run in training. It resumes from the checkpoint in `folder`, bit for bit.
 
-    It goes on from the checkpoint it finds there, exactly as if it had never stopped. `history` holds one
-    record an epoch: epoch (1-based), seconds (so far), the mean of each loss, and after a scored epoch the
-    accuracies in percent and `objective`.
+    Attributes:
+        history: One record per epoch: epoch (1-based), seconds (so far), the mean of each loss, and after a
+            scored epoch the accuracies in percent and `objective`.
 
     Raises:
-        WorkError: the checkpoint is damaged, or belongs to another run.
+        WorkError: the checkpoint is corrupt, or belongs to another run.
     """
 
     def __init__(self, run: Run, folder: Path, stream: Stream, watch: Watch | None = None) -> None:
         self.run = run
-        self._watch = watch
         self.state = initial_state(run)
         self.history: list[dict[str, Any]] = []
+        self._watch = watch
         self._path = folder / _CHECKPOINT
-        self._owner = {"run": run.digest, "weights": run.backbone.digest}  # read now: no step waits for it
+        self._owner = {"run": run.digest, "weights": run.backbone.digest}  # now, so that no step waits for it
         self._stream = stream
         self._source: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
         found = load_checkpoint(self._path)
         if found is not None:
-            self._go_on_from(found)
+            self._resume(found)
 
     @classmethod
     def or_anew(
         cls, run: Run, folder: Path, stream: Stream, watch: Watch | None = None
     ) -> "tuple[Session, str]":
-        """The session in `folder`; where its checkpoint is damaged or another run's, it starts over.
+        """Return the session in `folder`; if its checkpoint cannot be used, a new one and the reason.
 
-        A run is a function of its settings and seeds, so the same figures come again. The checkpoint is kept
-        under another name, and a line says so.
+        The results are the same, since a run is a function of its settings and seeds. The checkpoint is
+        renamed.
 
         Raises:
-            StorageError: it cannot be set aside.
+            StorageError: the folder is not writable.
         """
         try:
             return cls(run, folder, stream, watch), ""
@@ -81,49 +79,30 @@ class Session:
                 raise refused(aside, reason) from None
             return cls(run, folder, stream, watch), f"started over: {error}"
 
-    def _go_on_from(self, found: Checkpoint) -> None:
-        run, path = self.run, self._path
-        if found.run != self._owner["run"]:
-            raise WorkError(f"{path} belongs to a run with other settings or data: use another folder")
-        if found.weights != self._owner["weights"]:
-            raise WorkError(f"{path} belongs to a run with other weights: use another folder")
-        require_state(path, found.state, self.state)
-        if len(found.history) > run.config.train.epochs:
-            raise damaged(path, f"it has done {len(found.history)} epochs")
-        self.state, self.history = found.state.to(run.backbone.clip.device), list(found.history)
+    def _resume(self, found: Checkpoint) -> None:
+        for digest, what in ((found.run, "run"), (found.weights, "weights")):
+            if digest != self._owner[what]:
+                different = "weights" if what == "weights" else "settings or data"
+                raise WorkError(f"{self._path} belongs to a run with other {different}. Use another folder.")
+        require_state(self._path, found.state, self.state)
+        if len(found.history) > self.run.config.train.epochs:
+            raise corrupt(self._path, f"it contains {len(found.history)} epochs")
+        self.state, self.history = found.state.to(self.run.backbone.clip.device), list(found.history)
 
     @property
     def finished(self) -> bool:
         return len(self.history) == self.run.config.train.epochs
 
     def epoch(self) -> dict[str, Any]:
-        """Train one epoch, score it where the objective says so, write the checkpoint, return the record.
+        """Train one epoch, score it if the objective requires it, write the checkpoint. Return the record.
 
         Raises:
-            Diverged, WorkError (a broken image, a full disk).
+            Diverged: the loss is not finite. WorkError: a corrupt image, a full disk.
         """
-        state, losses, started = self.state, dict[str, float](), time.perf_counter()
-        if state.prompts:
-            batches, started = self._started(), time.perf_counter()
-            state, losses = train_epoch(self.run, state, batches, self._watch)
-        return self._conclude(state, losses, started)
-
-    def _started(self) -> Iterator[Batch]:
-        """The stream, from the state's step on; its first batch is there.
-
-        Else whoever is the first in its process would take the longest: a stream starts slowly.
-        """
-        if self._batches is None:
-            run, start = self.run, self.state.step
-            looked_at = self._watch is not None or run.method.augmentation.of_images
-            known = not looked_at and run.seen.suffices(run.backbone.clip, range(start, run.plan.num_steps))
-            self._source = (without_pixels if known else self._stream)(run.plan, start)
-            self._batches = chain([*islice(self._source, 1)], self._source)
-        return self._batches
-
-    def _conclude(self, state: State, losses: Mapping[str, float], started: float) -> dict[str, Any]:
-        """End an epoch that was trained since `started` (`time.perf_counter`); otherwise as `epoch`."""
-        self.state = state
+        batches = self._open() if self.state.prompts else None
+        started, losses = time.perf_counter(), dict[str, float]()
+        if batches is not None:
+            self.state, losses = train_epoch(self.run, self.state, batches, self._watch)
         record: dict[str, Any] = {"epoch": len(self.history) + 1, **losses}
         if self.run.every_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()
@@ -133,8 +112,20 @@ class Session:
         save_checkpoint(self._path, self.state, self.history, **self._owner)
         return record
 
+    def _open(self) -> Iterator[Batch]:
+        """Return the batches from the state's step on. Prefetches one, so that start-up is not measured."""
+        if self._batches is None:
+            run, start = self.run, self.state.step
+            reads_pixels = self._watch is not None or run.method.augmentation.of_images
+            known = not reads_pixels and run.seen.suffices(
+                run.backbone.clip, range(start, run.plan.num_steps)
+            )
+            self._source = (without_pixels if known else self._stream)(run.plan, start)
+            self._batches = chain([*islice(self._source, 1)], self._source)
+        return self._batches
+
     def score(self) -> dict[str, float]:
-        """Accuracies in percent by set, and `objective`, one number of them: mostly their harmonic mean."""
+        """Return accuracies in percent by set, and `objective`: usually their harmonic mean."""
         foreign, leaves, sets = self.run.foreign, self.state.tested, self.run.evaluations
         if foreign is not None:
             base = sets["base"]
@@ -148,7 +139,7 @@ class Session:
         return {**accuracies, "objective": figure_of(self.run.objective, accuracies)}
 
     def close(self) -> None:
-        """End the stream."""
+        """Close the stream."""
         close = getattr(self._source, "close", None)
         if close is not None:
             close()

@@ -187,7 +187,7 @@ PROMETAR = [
     (["train", "--objective", "test"], "base_val, oracle_test, final, all_classes, or"),
     (["train", "--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only"),
     (["data", "prepare", "cells", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
-    (["evaluate", "nowhere"], "nowhere holds no run"),
+    (["evaluate", "nowhere"], "nowhere does not contain a run"),
     (["report", "nowhere"], "nowhere holds no study"),
     (["data", "check", "nope"], "unknown data set 'nope'"),
     (["data", "prepare", "dtd"], "Missing option '--to'"),

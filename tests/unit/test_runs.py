@@ -34,10 +34,10 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"study.yaml": "x"}, "holds a study"),
-        ({"config.yaml": "# mine\noptim: {lr: 0.1}"}, "config.yaml is there already"),
-        ({"result.json": "{}"}, "result.json is there already"),
-        ({"config.yaml": "# mine", "result.json": "{}"}, "config.yaml is there already"),
+        ({"study.yaml": "x"}, "contains a study"),
+        ({"config.yaml": "# mine\noptim: {lr: 0.1}"}, "config.yaml belongs to another run"),
+        ({"result.json": "{}"}, "result.json belongs to another run"),
+        ({"config.yaml": "# mine", "result.json": "{}"}, "config.yaml belongs to another run"),
     ],
 )
 def test_a_folder_of_something_else_is_left_alone(
@@ -45,7 +45,7 @@ def test_a_folder_of_something_else_is_left_alone(
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"{said}.*: name another folder with --out"):
+    with pytest.raises(UserError, match=f"{said}. Choose another folder with --out"):
         runs.train_run(config, tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
@@ -67,9 +67,9 @@ def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) 
     runs.train_run(config, tmp_path, objective="base_val")
     (tmp_path / "checkpoint.safetensors").unlink()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="is there already, and of no run that goes on here"):
+    with pytest.raises(UserError, match="belongs to another run"):
         runs.train_run(config, tmp_path)
-    with pytest.raises(UserError, match="only its result was kept: train it in another folder"):
+    with pytest.raises(UserError, match="has no checkpoint"):
         runs.evaluate_run(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -94,7 +94,7 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     with pytest.raises(WorkError, match="belongs to a run with other weights"):
         runs.train_run(config, tmp_path / "run")
     with pytest.raises(
-        UserError, match=r"run was trained with other weights than .*weights\.safetensors now"
+        UserError, match=r"run was trained with other weights than .*weights\.safetensors contains now"
     ):
         runs.trained(tmp_path / "run")
 

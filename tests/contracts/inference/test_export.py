@@ -288,7 +288,7 @@ def test_wrong_usage_of_export(
         return capsys.readouterr().err
 
     to = str(tmp_path / "x.safetensors")
-    assert "holds no run" in fails("nowhere", "--to", to)
+    assert "does not contain a run" in fails("nowhere", "--to", to)
     assert "expected a name that ends in .safetensors" in fails(str(run[0]), "--to", str(tmp_path / "x.pt"))
     assert "Missing option '--to'" in fails(str(run[0]))
     assert main(["export", str(run[0]), "--to", to]) == 0
@@ -304,7 +304,7 @@ def test_a_damaged_result_is_one_line(
     for change in ({"images": 7}, {"accuracies": 7}, {"classnames": 7}, {"environment": 7}, {"code": 7}):
         (folder / "result.json").write_text(json.dumps(result | change))
         assert main(["export", str(folder), "--to", str(tmp_path / "x.safetensors")]) == 2
-        assert "result.json is missing or damaged" in capsys.readouterr().err
+        assert "result.json is missing or corrupt" in capsys.readouterr().err
 
 
 def test_an_export_overwrites_nothing(
