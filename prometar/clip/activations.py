@@ -80,21 +80,26 @@ class Activation:
     def __init__(self, name: str) -> None:
         self._function = ACTIVATIONS[name]
 
-    def forward(self, x: Tensor, *, keep: bool = True) -> Tensor:
-        if keep:
-            self._x = x
+    def value(self, x: Tensor) -> Tensor:
+        """Return the value without storing anything for derivatives."""
         return self._function.value(x)
 
-    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
-        if again:
-            self._g_K = g_K
+    def forward(self, x: Tensor) -> Tensor:
+        self._x = x
+        return self._function.value(x)
+
+    def vjp(self, g_K: Tensor) -> Tensor:
         return self._function.first(g_K, self._x)
 
-    def push(self, t_K: Tensor) -> Tensor:
+    def differentiable_vjp(self, g_K: Tensor) -> Tensor:
+        self._g_K = g_K
+        return self._function.first(g_K, self._x)
+
+    def jvp(self, t_K: Tensor) -> Tensor:
         self._t_K = t_K
         return self._function.first(t_K, self._x)
 
-    def second(self, r: Tensor) -> Tensor:
+    def hvp(self, r: Tensor) -> Tensor:
         w = self._g_K[0] * self._t_K[0]
         for g, t in zip(self._g_K[1:], self._t_K[1:], strict=True):
             w = torch.addcmul(w, g, t)

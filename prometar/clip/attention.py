@@ -15,9 +15,9 @@ class Attention:
     """o = softmax(q k^T + mask) v, (B, T, 3D) projections to (B, N, D), for the first N tokens as queries.
 
     With p the probabilities and centred(x) = x - <p, x> along the keys:
-        pull: a = centred(g v^T), b = p a; (b k, b^T q, p^T g)
-        push: c = centred(t_q k^T + q t_k^T), d = p c; d v + p t_v
-        second: s = p centred(r v^T + sum_k g_k t_v^T + a_k c_k);
+        vjp: a = centred(g v^T), b = p a; (b k, b^T q, p^T g)
+        jvp: c = centred(t_q k^T + q t_k^T), d = p c; d v + p t_v
+        hvp: s = p centred(r v^T + sum_k g_k t_v^T + a_k c_k);
             (s k + sum_k b_k t_k, s^T q + sum_k b_k^T t_q, p^T r + sum_k d_k^T g_k)
     where a row's constant in p's cotangent does not get through the softmax, so that centred factors serve.
 
@@ -39,8 +39,8 @@ class Attention:
         self._num_heads, self._scale, self._num_queries = num_heads, scale, num_queries
         self._mask, self._num_shared = mask, num_shared
 
-    def fused(self, qkv_BTD: Tensor) -> Tensor:
-        """The value alone, by torch's fused kernel."""
+    def value(self, qkv_BTD: Tensor) -> Tensor:
+        """Return the value by torch's fused kernel, without storing anything for derivatives."""
         heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads[0, :, :, : self._num_queries], *self._with_shared(heads[1:])
         return _merged(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
@@ -62,21 +62,28 @@ class Attention:
         self._o = torch.bmm(self._p, self._v)
         return _merged(self._o.unflatten(0, (-1, self._num_heads)))
 
-    def pull(self, g_KBND: Tensor, *, again: bool) -> Tensor:
+    def vjp(self, g_KBND: Tensor) -> Tensor:
         g = self._beside(g_KBND.unflatten(-1, (self._num_heads, -1)))
+        if len(g_KBND) > 1:
+            return self._at_tokens(g, self._centred(g) * self._p[:, :, None])
         a = _product(g, self._v.mT)
-        if again or len(g_KBND) > 1:
-            a = a - torch.matmul(g, self._o[..., None])
-            b = a * self._p[:, :, None]
-        else:  # both in one kernel
-            b = torch.ops.aten._softmax_backward_data(a, self._p[:, :, None], -1, a.dtype)
-        if again:
-            self._g, self._a = g, a
-        dq, dk = _product(b, self._k), torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (len(g_KBND), -1))
-        dv = torch.bmm(self._p.mT, g.flatten(2)).unflatten(-1, (len(g_KBND), -1))
+        return self._at_tokens(g, torch.ops.aten._softmax_backward_data(a, self._p[:, :, None], -1, a.dtype))
+
+    def differentiable_vjp(self, g_KBND: Tensor) -> Tensor:
+        self._g = self._beside(g_KBND.unflatten(-1, (self._num_heads, -1)))
+        self._a = self._centred(self._g)
+        return self._at_tokens(self._g, self._a * self._p[:, :, None])
+
+    def _centred(self, g: Tensor) -> Tensor:
+        return _product(g, self._v.mT) - torch.matmul(g, self._o[..., None])
+
+    def _at_tokens(self, g: Tensor, b: Tensor) -> Tensor:
+        num = g.shape[2]
+        dq, dk = _product(b, self._k), torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (num, -1))
+        dv = torch.bmm(self._p.mT, g.flatten(2)).unflatten(-1, (num, -1))
         return self._joined(dq.movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
 
-    def push(self, t_KBTD: Tensor) -> Tensor:
+    def jvp(self, t_KBTD: Tensor) -> Tensor:
         t = t_KBTD.unflatten(-1, (3, self._num_heads, -1))
         self._tq = self._beside(t[:, :, : self._num_queries, 0])
         if self._scale != 1:
@@ -92,7 +99,7 @@ class Attention:
         pushed = torch.baddbmm(pushed.flatten(2), self._p, self._tv.flatten(2)).view_as(pushed)
         return _merged(pushed.movedim(2, 0).unflatten(1, (-1, self._num_heads)))
 
-    def second(self, r_BND: Tensor) -> Tensor:
+    def hvp(self, r_BND: Tensor) -> Tensor:
         p, r = self._p, r_BND.unflatten(-1, (self._num_heads, -1)).transpose(1, 2).flatten(0, 1)
         x = torch.baddbmm(torch.bmm(r, self._v.mT), self._g.flatten(2), self._tv.flatten(2).mT)
         for a, c in zip(self._a.unbind(2), self._c.unbind(2), strict=True):

@@ -9,8 +9,8 @@ EPS = 1e-5
 class Norm:
     """n(x) = (x - mean) / sigma over the last dimension, times a weight plus a bias where there are any.
 
-    Its derivative J = (1 - 1 1^T / D - n n^T / D) / sigma is its own transpose: pulling a cotangent back and
-    pushing a tangent forward are one kernel. The gradient of sum_k <g_k, J(x) t_k> is
+    Its derivative J = (1 - 1 1^T / D - n n^T / D) / sigma is its own transpose, so that `vjp` and `jvp` are
+    one kernel. The gradient of sum_k <g_k, J(x) t_k> is
 
         -(J c + n s) / (D sigma),  c = sum_k <n, t_k> g_k + <n, g_k> t_k,  s = sum_k <g_k, J t_k>
 
@@ -21,28 +21,32 @@ class Norm:
     def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> None:
         self._weight, self._bias, self._eps = weight, bias, eps
 
-    def forward(self, x: Tensor, *, keep: bool = True) -> Tensor:
-        wide = _wide(x)
-        n, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], None, None, self._eps)
-        if keep:
-            self._dtype, self._x, self._n, self._mean, self._rstd = x.dtype, wide, n, mean, rstd
-        n = n.to(x.dtype)
-        if self._weight is None or self._bias is None:
-            return n
-        return torch.addcmul(self._bias, n, self._weight)
+    def value(self, x: Tensor) -> Tensor:
+        """Return the value without storing anything for derivatives."""
+        return self._affine(
+            torch.native_layer_norm(_wide(x), x.shape[-1:], None, None, self._eps)[0], x.dtype
+        )
 
-    def pull(self, g_K: Tensor, *, again: bool) -> Tensor:
-        g_K = _wide(self._weighted(g_K))
-        if again:
-            self._g_K = g_K
-        return self._each(g_K).to(self._dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        self._dtype, self._x = x.dtype, _wide(x)
+        self._n, self._mean, self._rstd = torch.native_layer_norm(
+            self._x, x.shape[-1:], None, None, self._eps
+        )
+        return self._affine(self._n, x.dtype)
 
-    def push(self, t_K: Tensor) -> Tensor:
+    def vjp(self, g_K: Tensor) -> Tensor:
+        return self._each(_wide(self._weighted(g_K))).to(self._dtype)
+
+    def differentiable_vjp(self, g_K: Tensor) -> Tensor:
+        self._g_K = _wide(self._weighted(g_K))
+        return self._each(self._g_K).to(self._dtype)
+
+    def jvp(self, t_K: Tensor) -> Tensor:
         self._t_K = _wide(t_K)
         self._pushed_K = self._each(self._t_K)
         return self._weighted(self._pushed_K.to(self._dtype))
 
-    def second(self, r: Tensor) -> Tensor:
+    def hvp(self, r: Tensor) -> Tensor:
         g, t, n = self._g_K, self._t_K, self._n
         c = torch.addcmul(_dot(n, t) * g, _dot(n, g), t).sum(dim=0)
         s = (g * self._pushed_K).sum(dim=(0, -1)).unsqueeze(-1)
@@ -51,6 +55,12 @@ class Norm:
         r = torch.addcmul(_wide(self._weighted(r)), c, self._rstd, value=minus).to(self._x.dtype)
         pulled = self._jacobian(r)
         return torch.addcmul(pulled, n, s * self._rstd, value=minus).to(self._dtype)
+
+    def _affine(self, n: Tensor, dtype: torch.dtype) -> Tensor:
+        n = n.to(dtype)
+        if self._weight is None or self._bias is None:
+            return n
+        return torch.addcmul(self._bias, n, self._weight)
 
     def _each(self, x_K: Tensor) -> Tensor:
         if len(x_K) == 1:

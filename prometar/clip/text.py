@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from prometar.clip.block import Layer
-from prometar.clip.head import Part, Rows, projection
 from prometar.clip.model import Clip
 from prometar.clip.norm import Norm
+from prometar.clip.part import Part, Projection, Rows
 from prometar.clip.text_packing import pack
 from prometar.clip.tower import Pass, Prompts, Slots
 from prometar.errors import UserError
@@ -94,28 +94,43 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
 
     A layer-0 prompt gets position embeddings like any token; deeper ones replace hidden states as they are.
     """
-    return text_pass(clip, text, prompts or {}, fused=not torch.is_grad_enabled())[0]
+    prompts = prompts or {}
+    if torch.is_grad_enabled():
+        return text_pass(clip, text, prompts)[0]
+    run = _pass(clip, text, text.mask_R1TS)
+    return run.value(text.embedded_RTD, _positioned(clip, text, prompts))
 
 
-def text_pass(clip: Clip, text: TextInput, prompts: Prompts, *, fused: bool = False) -> tuple[Tensor, Pass]:
-    """`encode_text`, and the pass that gives its derivatives."""
-    num, mask = text.num_context, text.mask_R1TS
+def text_pass(clip: Clip, text: TextInput, prompts: Prompts) -> tuple[Tensor, Pass]:
+    """Return `encode_text`, and the pass that gives its derivatives."""
+    mask, num_heads = text.mask_R1TS, clip.text.num_heads
+    if mask is not None:  # copied for all heads once, and not in every layer
+        mask = mask.expand(-1, num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, num_heads))
+    run = _pass(clip, text, mask)
+    return run.forward(text.embedded_RTD, _positioned(clip, text, prompts)), run
+
+
+def _positioned(clip: Clip, text: TextInput, prompts: Prompts) -> Prompts:
+    """Add the position embeddings to the prompts of layer 0."""
+    num = text.num_context
+    assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
+    if 0 not in prompts:
+        return prompts
+    return {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
+
+
+def _pass(clip: Clip, text: TextInput, mask: Tensor | None) -> Pass:
+    tower = clip.text
     # Keys of row 0 that all rows have before their own.
     num_keys = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
-    assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
-    tower = clip.text
-    if mask is not None and not fused:  # copied for all heads once, and not in every layer
-        mask = mask.expand(-1, tower.num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, tower.num_heads))
     *blocks, block = tower.blocks
     layers = [Layer(tower, each, mask=mask, num_shared=num_keys) for each in blocks]
     one = None if text.end_C is not None else 1
     layers.append(Layer(tower, block, mask=mask, num_shared=num_keys, ends=text.end_C, num_out=one))
-    if 0 in prompts:
-        prompts = {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
-    norm = Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)
-    end: list[Part] = [Rows(), norm, *projection(clip.text_projection, clip.text_projection_bias)]
-    run = Pass(layers, text.slots, end=end)
-    return run.forward(text.embedded_RTD, prompts, fused=fused), run
+    end: list[Part] = [Rows(), Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
+    if clip.text_projection is not None:
+        end.append(Projection(clip.text_projection, clip.text_projection_bias))
+    return Pass(layers, text.slots, end=end)
 
 
 @dataclass(frozen=True)

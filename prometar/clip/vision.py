@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.clip.block import Layer
-from prometar.clip.head import Part, Rows, projection
 from prometar.clip.model import Clip
 from prometar.clip.norm import Norm
+from prometar.clip.part import Part, Projection, Rows
 from prometar.clip.tower import Pass, Prompts
 
 
@@ -30,7 +30,8 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     before, convolution.fp32_precision = convolution.fp32_precision, "ieee"
     try:
         if not clip.image_prompts:
-            return image_pass(clip, _tokens(clip, images_B3HW), {}, fused=True)[0][:, None]
+            tokens = _tokens(clip, images_B3HW)
+            return _pass(clip, tokens.shape[1], {}).value(tokens, {})[:, None]
         return _tokens(clip, images_B3HW)
     finally:
         convolution.fp32_precision = before
@@ -45,7 +46,7 @@ def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     tokens = tokens + clip.vision_positions
     if clip.ln_pre_weight is None:
         return tokens
-    return Norm(clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps).forward(tokens, keep=False)
+    return Norm(clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps).value(tokens)
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None) -> Tensor:
@@ -58,14 +59,19 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
     if not clip.image_prompts:
         assert not prompts, "the image tower takes no prompts"
         return tokens_BTD[:, 0]
-    return image_pass(clip, tokens_BTD, prompts or {}, fused=not torch.is_grad_enabled())[0]
+    prompts = prompts or {}
+    run = _pass(clip, tokens_BTD.shape[1], prompts)
+    return (run.forward if torch.is_grad_enabled() else run.value)(tokens_BTD, prompts)
 
 
-def image_pass(
-    clip: Clip, tokens_BTD: Tensor, prompts: Prompts, *, fused: bool = False
-) -> tuple[Tensor, Pass]:
-    """`encode_image`, and the pass that gives its derivatives."""
-    tower, num_own = clip.vision, tokens_BTD.shape[1]
+def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: Prompts) -> tuple[Tensor, Pass]:
+    """Return `encode_image`, and the pass that gives its derivatives."""
+    run = _pass(clip, tokens_BTD.shape[1], prompts)
+    return run.forward(tokens_BTD, prompts), run
+
+
+def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
+    tower = clip.vision
     # Of each block, how many of its tokens the next one reads; None: all.
     num_out = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
     num_out.append(num_own if clip.pool else 1)
@@ -78,9 +84,9 @@ def image_pass(
     end: list[Part] = [Rows()]
     if clip.ln_post_weight is not None:
         end.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
-    end += projection(clip.vision_projection)
-    one = Pass(layers, _Appended(num_own), first=first, end=end)
-    return one.forward(tokens_BTD, prompts, fused=fused), one
+    if clip.vision_projection is not None:
+        end.append(Projection(clip.vision_projection))
+    return Pass(layers, _Appended(num_own), first=first, end=end)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class _Compute:
         """
         towers = self.model.run(tokens, images.tokens, images.frozen)
         values, losses, to_features = vjp(partial(self._losses, towers, images), towers.features)
-        return towers.pull(self._at_features(values, to_features)), losses
+        return towers.vjp(self._at_features(values, to_features)), losses
 
     def _gradients_and_hvp(self, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars, Hvp]:
         """Return the same as `_gradients`, and the product of a direction with the Hessians."""
@@ -154,8 +154,8 @@ class _Compute:
             return self._at_features(values, to_features), losses
 
         cotangents, losses, bend = vjp(at_features, towers.features)
-        each = towers.pull(cotangents, again=True)
-        return each, losses, lambda u: towers.second(bend(towers.push(u)))
+        each = towers.differentiable_vjp(cotangents)
+        return each, losses, lambda u: towers.hvp(bend(towers.jvp(u)))
 
     def _at_features(self, values: Leaves, to_features: Vjp) -> Leaves:
         """Return K gradients (K, N, E) of the losses at the features of each tower."""
@@ -187,7 +187,7 @@ class _Compute:
         )
         weight = factor(self.model.clip.dtype, inner.outer_weight)
         one = torch.ones_like(values["query"]) * (inner.outer_weight * weight)
-        pulled = towers.pull({name: g[None] for name, g in to_features({"query": one}).items()})
+        pulled = towers.vjp({name: g[None] for name, g in to_features({"query": one}).items()})
         return _times({name: g[0] for name, g in pulled.items()}, 1 / weight), values["query"]
 
     def _query_loss(self, towers: Towers, features: Leaves, query: Query) -> Tensor:

@@ -23,12 +23,15 @@ class Derived:
         self._function, self._tokens = function, dict(tokens)
         self.features, self._pullback = vjp(function, self._tokens)  # type: ignore[misc]
 
-    def pull(self, g_KBCE: Tensor, *, again: bool = False) -> Leaves:
-        self._g_K = g_KBCE
+    def vjp(self, g_KBCE: Tensor) -> Leaves:
         pulled = [self._pullback(g)[0] for g in g_KBCE]
         return {name: torch.stack([each[name] for each in pulled]) for name in self._tokens}
 
-    def push(self, tangents: Leaves) -> Tensor:
+    def differentiable_vjp(self, g_KBCE: Tensor) -> Leaves:
+        self._g_K = g_KBCE
+        return self.vjp(g_KBCE)
+
+    def jvp(self, tangents: Leaves) -> Tensor:
         self._t_K = [{name: tangents[name][k] for name in self._tokens} for k in range(len(self._g_K))]
 
         def transposed(g: Tensor) -> Leaves:
@@ -37,7 +40,7 @@ class Derived:
         _, push = vjp(transposed, torch.zeros_like(self.features))  # type: ignore[misc]
         return torch.stack([push(t)[0] for t in self._t_K])
 
-    def second(self, r_BCE: Tensor) -> Leaves:
+    def hvp(self, r_BCE: Tensor) -> Leaves:
         def whole(tokens: Leaves) -> Tensor:
             features, pullback = vjp(self._function, tokens)  # type: ignore[misc]
             total = (r_BCE * features).sum()
@@ -74,27 +77,32 @@ class Towers:
         return text_CE, image_BE
 
     @torch.no_grad()
-    def pull(self, cotangents: Leaves, *, again: bool = False) -> Leaves:
-        """K cotangents of the features, each (K, N, E), to those of the tokens, each (K, P, D)."""
-        return self._at_tokens(cotangents, lambda run, g: run.pull(g, again=again))
+    def vjp(self, cotangents: Leaves) -> Leaves:
+        """Map K cotangents of the features, each (K, N, E), to those of the tokens, each (K, P, D)."""
+        return self._at_tokens(cotangents, lambda run, g: run.vjp(g))
 
     @torch.no_grad()
-    def push(self, tangents: Leaves) -> Leaves:
-        """K tangents of the tokens to those of the features; the inverse shapes of `pull`."""
+    def differentiable_vjp(self, cotangents: Leaves) -> Leaves:
+        """Return the same as `vjp`; `jvp` and then `hvp` can follow."""
+        return self._at_tokens(cotangents, lambda run, g: run.differentiable_vjp(g))
+
+    @torch.no_grad()
+    def jvp(self, tangents: Leaves) -> Leaves:
+        """Map K tangents of the tokens to those of the features; the inverse shapes of `vjp`."""
         pushed = {}
         for tower, run in self.runs.items():
             if isinstance(run, Pass):
                 own = layers(tangents, tower)
-                features = run.push({layer: tangent.to(self.dtype) for layer, tangent in own.items()})
+                features = run.jvp({layer: tangent.to(self.dtype) for layer, tangent in own.items()})
             else:
-                features = run.push(tangents)
+                features = run.jvp(tangents)
             pushed[tower] = features.to(self.features[tower].dtype)
         return pushed
 
     @torch.no_grad()
-    def second(self, cotangents: Leaves) -> Leaves:
+    def hvp(self, cotangents: Leaves) -> Leaves:
         """Gradients at the tokens, (P, D), of <r, features> + sum_k <g_k, J t_k>; r (N, E) by tower."""
-        return self._at_tokens(cotangents, lambda run, r: run.second(r))
+        return self._at_tokens(cotangents, lambda run, r: run.hvp(r))
 
     def _at_tokens(
         self, cotangents: Leaves, through: Callable[[Run, Tensor], Mapping[Any, Tensor]]

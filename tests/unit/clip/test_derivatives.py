@@ -1,7 +1,6 @@
 """Every hand-written derivative against torch's automatic ones of the plain formula, in float64.
 
-`pull` is J^T g, `push` J t, `second` the gradient of <r, f(x)> + sum_k <g_k, J(x) t_k>: exact, for one
-cotangent and for several, and mapped by `torch.vmap`.
+`vjp` is J^T g, `jvp` is J t, and `hvp` is the gradient of <r, f(x)> + sum_k <g_k, J(x) t_k>.
 """
 
 from collections.abc import Callable
@@ -17,9 +16,9 @@ from prometar.clip import text_packing
 from prometar.clip.activations import ACTIVATIONS, Activation, quick_gelu
 from prometar.clip.attention import Attention
 from prometar.clip.block import Layer
-from prometar.clip.head import Projection, Rows
 from prometar.clip.norm import EPS, Norm
 from prometar.clip.openclip import tokenize
+from prometar.clip.part import Projection, Rows, differentiable_vjp, hvp
 from prometar.clip.text import text_input, text_pass
 from prometar.clip.tower import Pass, Prompts
 from prometar.clip.vision import embed_images, image_pass
@@ -110,13 +109,12 @@ def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -
     x = random(ROWS, LENGTH, width)
     expected, pullback = vjp(plain, x)
     g, t, r = random(count, *expected.shape), random(count, *x.shape) + 0.1, random(*expected.shape)
-    part = make()
+    part, pulled = make(), torch.stack([pullback(each)[0] for each in g])
     torch.testing.assert_close(part.forward(x), expected, **EXACT)
-    torch.testing.assert_close(
-        part.pull(g, again=True), torch.stack([pullback(each)[0] for each in g]), **EXACT
-    )
-    torch.testing.assert_close(part.push(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
-    torch.testing.assert_close(part.second(r), second(plain, x, g, t, r), **EXACT)
+    torch.testing.assert_close(part.vjp(g), pulled, **EXACT)
+    torch.testing.assert_close(part.differentiable_vjp(g), pulled, **EXACT)
+    torch.testing.assert_close(part.jvp(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
+    torch.testing.assert_close(part.hvp(r), second(plain, x, g, t, r), **EXACT)
 
 
 def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -136,24 +134,8 @@ def test_activations_are_differentiated_in_float32_too(name: str, count: int) ->
     x, g = random(3, 40), random(count, 3, 40)
     wide, narrow = Activation(name), Activation(name)
     wide.forward(x), narrow.forward(x.float())
-    expected, found = (one.pull(each, again=True) for one, each in ((wide, g), (narrow, g.float())))
+    expected, found = (one.differentiable_vjp(each) for one, each in ((wide, g), (narrow, g.float())))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_mapped_they_are_each_ones_own(case: str) -> None:
-    make, plain, width = CASES[case]
-    xs = random(3, ROWS, LENGTH, width)
-    like = plain(xs[0])
-    g, t, r = random(2, *like.shape), random(2, *xs[0].shape), random(*like.shape)
-
-    def through(x: Tensor) -> tuple[Tensor, ...]:
-        part = make()
-        return part.forward(x), part.pull(g, again=True), part.push(t), part.second(r)
-
-    mapped = torch.vmap(through)(xs)
-    for k, x in enumerate(xs):
-        torch.testing.assert_close(tuple(each[k] for each in mapped), through(x), **EXACT)
 
 
 @pytest.mark.parametrize("kept", [{}, {"num_out": 3}, {"ends": torch.tensor([1, 4, 4, 7])}], ids=str)
@@ -170,14 +152,12 @@ def test_a_block_is_the_plain_one_to_its_second_derivative(folded: bool, kept: d
     expected, pullback = vjp(plain, x)
     g, t, r = random(2, *expected.shape), random(2, *x.shape) + 0.1, random(*expected.shape)
     layer = Layer(tower, tower.blocks[0], **kept)
-    torch.testing.assert_close(layer.forward(x, fused=True), expected, **EXACT)
+    torch.testing.assert_close(layer.value(x), expected, **EXACT)
     torch.testing.assert_close(layer.forward(x), expected, **EXACT)
-    pulled = torch.cat(layer.pull(g, again=True), dim=-2)
+    pulled = torch.cat(layer.reverse(g, differentiable_vjp), dim=-2)
     torch.testing.assert_close(pulled, torch.stack([pullback(each)[0] for each in g]), **EXACT)
-    torch.testing.assert_close(
-        layer.push(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT
-    )
-    torch.testing.assert_close(torch.cat(layer.second(r), dim=-2), second(plain, x, g, t, r), **EXACT)
+    torch.testing.assert_close(layer.jvp(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
+    torch.testing.assert_close(torch.cat(layer.reverse(r, hvp), dim=-2), second(plain, x, g, t, r), **EXACT)
 
 
 def text_tower(layers: set[int]) -> tuple[Callable[[Prompts], tuple[Tensor, Pass]], Prompts]:
@@ -220,8 +200,8 @@ def require_derivatives(run: Callable[[Prompts], tuple[Tensor, Pass]], prompts: 
         return (r * value).sum() + sum(pairs)
 
     torch.testing.assert_close(features, expected, **EXACT)
-    pulled, pushed = one.pull(g, again=True), one.push(t)
+    pulled, pushed = one.differentiable_vjp(g), one.jvp(t)
     for k in range(2):
         torch.testing.assert_close({n: each[k] for n, each in pulled.items()}, pullback(g[k])[0], **EXACT)
         torch.testing.assert_close(pushed[k], tangent_of(plain, prompts, tangents[k]), **EXACT)
-    torch.testing.assert_close(one.second(r), grad(whole)(prompts), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(one.hvp(r), grad(whole)(prompts), rtol=1e-8, atol=1e-9)

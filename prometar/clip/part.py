@@ -1,0 +1,81 @@
+"""The interface of the towers' parts: a value and its hand-written derivatives."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Part(Protocol):
+    """A differentiable function f of tokens x whose weights are constants.
+
+    After `forward`, `vjp` gives J^T g_k for K cotangents. After `differentiable_vjp`, which gives the same,
+    `jvp` gives J t_k for K tangents, and then `hvp` the gradient of <r, f(x)> + sum_k <g_k, J t_k>.
+    """
+
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    def vjp(self, g_K: Tensor) -> Tensor: ...
+
+    def differentiable_vjp(self, g_K: Tensor) -> Tensor: ...
+
+    def jvp(self, t_K: Tensor) -> Tensor: ...
+
+    def hvp(self, r: Tensor) -> Tensor: ...
+
+
+Reverse = Callable[[Part, Tensor], Tensor]
+"""One of the reverse passes through a part: `vjp`, `differentiable_vjp` or `hvp`."""
+
+
+def vjp(part: Part, g_K: Tensor) -> Tensor:
+    return part.vjp(g_K)
+
+
+def differentiable_vjp(part: Part, g_K: Tensor) -> Tensor:
+    return part.differentiable_vjp(g_K)
+
+
+def hvp(part: Part, r: Tensor) -> Tensor:
+    return part.hvp(r)
+
+
+class Linear(Part):
+    """A linear part. Its derivative is itself, and `hvp` is its transpose."""
+
+    def vjp(self, g_K: Tensor) -> Tensor:
+        return self.hvp(g_K)
+
+    def differentiable_vjp(self, g_K: Tensor) -> Tensor:
+        return self.hvp(g_K)
+
+
+class Rows(Linear):
+    """(..., B, T, D) to (..., B T, D): the remaining tokens are the features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._size = x.shape[:-1]
+        return x.flatten(0, -2)
+
+    def jvp(self, t_K: Tensor) -> Tensor:
+        return t_K.flatten(1, -2)
+
+    def hvp(self, r: Tensor) -> Tensor:
+        return r.unflatten(-2, self._size)
+
+
+class Projection(Linear):
+    """x W + b."""
+
+    def __init__(self, weight_DE: Tensor, bias_E: Tensor | None = None) -> None:
+        self._weight_DE, self._bias_E = weight_DE, bias_E
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self._weight_DE
+        return y if self._bias_E is None else y + self._bias_E
+
+    def jvp(self, t_K: Tensor) -> Tensor:
+        return t_K @ self._weight_DE
+
+    def hvp(self, r: Tensor) -> Tensor:
+        return r @ self._weight_DE.T
