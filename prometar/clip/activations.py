@@ -1,4 +1,4 @@
-"""Activations of CLIP's MLPs, each with its two derivatives in as few kernels as there are."""
+"""Activations of CLIP's MLPs with both derivatives, in as few kernels as possible."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
 
 
 def _gelu_first(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    # In float32 on a CPU it takes operands of one shape alone.
+    # In float32 on a CPU it accepts only operands of one shape.
     return torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate=approximate)
 
 

@@ -1,9 +1,8 @@
 """Attention of the towers, written out to its second derivative.
 
-torch's fused kernels have no second derivative, and products and a softmax keep a dozen tensors of queries x
-keys for it. Here all K cotangents, and all K tangents, go through together: they stand next to the
-queries or the keys in such an order that queries, keys, values and probabilities, which all of them share,
-are an operand as they are.
+torch's fused kernels have no second derivative, and autograd stores a dozen tensors of queries x keys for
+it. Here all K cotangents, and all K tangents, go through together. They are adjacent to the queries or the
+keys in an order in which queries, keys, values and probabilities, which all of them share, need no copy.
 """
 
 import torch

@@ -16,7 +16,7 @@ from prometar.clip.norm import EPS
 
 
 class Block(NamedTuple):
-    """One residual attention block; every entry is a frozen tensor, or None where it changes nothing."""
+    """The frozen tensors of one residual attention block. LayerNorms may have none."""
 
     ln_1_weight: Tensor | None
     ln_1_bias: Tensor | None
@@ -36,8 +36,9 @@ class Block(NamedTuple):
 class Tower:
     """The blocks of one tower, its number of heads and its activation (a key of `ACTIVATIONS`).
 
-    scale: what queries are multiplied by, 1 / sqrt(width of a head), or 1 where it is in their weights.
-    eps: of its LayerNorms. residual: whether what attention finds is added to the token that asked.
+    scale: Factor of the queries, 1 / sqrt(width of a head), or 1 if it is folded into their weights.
+    eps: Epsilon of the LayerNorms.
+    residual: If true, the output of attention is added to its input.
     """
 
     blocks: tuple[Block, ...]
@@ -52,17 +53,17 @@ class Tower:
         return self.blocks[0].out_proj_bias.shape[0]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Tower":
-        """A copy with every tensor changed."""
+        """Return a copy with every tensor changed."""
         blocks = (
             Block._make(None if part is None else change(part) for part in block) for block in self.blocks
         )
         return replace(self, blocks=tuple(blocks))
 
     def folded(self) -> "Tower":
-        """The same tower with fewer operations: what can be is in the weights of its products.
+        """Return the same tower with fewer operations.
 
-        That is weight and bias of the two LayerNorms, the queries' scale, and SiLU stands for QuickGELU, as
-        x sigmoid(a x) = silu(a x) / a.
+        Weight and bias of the two LayerNorms and the queries' scale are folded into the weights of the linear
+        layers. SiLU replaces QuickGELU, as x sigmoid(a x) = silu(a x) / a.
         """
         quick = QUICK if self.activation == "quick_gelu" else 1.0
         if quick == self.scale == 1:
@@ -97,7 +98,7 @@ def _folded(block: Block, scale: float, quick: float) -> Block:
 def _behind_norm(
     weight: Tensor, bias: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """A product with the norm's weight and bias before it: W (n w + v) + b = (W w) n + (W v + b)."""
+    """Fold a norm into the linear layer after it: W (n w + v) + b = (W w) n + (W v + b)."""
     if norm_weight is None or norm_bias is None:
         return weight, bias
     # In float64, since in float32 the last bit depends on where in memory a file's tensors lie.
@@ -107,7 +108,7 @@ def _behind_norm(
 
 @dataclass(frozen=True)
 class Clip:
-    """A frozen CLIP: two towers and what stands before and after them.
+    """A frozen CLIP: two towers and the tensors before and after them.
 
     `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
     `logit_scale` is exp of the learned log scale, a scalar tensor. SigLIP has no class embedding, no first
@@ -151,7 +152,7 @@ class Clip:
 
     @property
     def working_dtype(self) -> torch.dtype:
-        """The precision of prompts, gates and losses: that of the weights, and at least float32."""
+        """The precision of prompts, gates and losses: that of the weights, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
@@ -159,23 +160,23 @@ class Clip:
         return self.token_embedding.device
 
     def tensors(self) -> list[Tensor]:
-        """All of its numbers."""
+        """Return all tensors."""
         found = list[Tensor]()
         self.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
         return found
 
     @property
     def num_bytes(self) -> int:
-        """Of all of its numbers."""
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors())
 
     def folded(self) -> "Clip":
-        """The same CLIP, faster: see `Tower.folded`."""
+        """Return the same CLIP with folded towers, as `Tower.folded`."""
         pool = None if self.pool is None else self.pool.folded()
         return replace(self, text=self.text.folded(), vision=self.vision.folded(), pool=pool)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Clip":
-        """A copy with every tensor changed."""
+        """Return a copy with every tensor changed."""
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -185,7 +186,7 @@ class Clip:
         return Clip(**changed)
 
     def to(self, *args: Any, **kwargs: Any) -> "Clip":
-        """A copy with every tensor moved as by `Tensor.to`; the logit scale stays in at least float32."""
+        """Return a copy with every tensor moved as by `Tensor.to`. The logit scale stays wide."""
         clip = self.map(lambda tensor: tensor.to(*args, **kwargs))
         # Losses are in the working precision, and the scale is a part of them.
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))

@@ -1,4 +1,4 @@
-"""LayerNorm of the towers and its derivatives, in float32 where float16 is too narrow for the second."""
+"""LayerNorm of the towers and its derivatives."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ EPS = 1e-5
 
 
 class Norm:
-    """n(x) = (x - mean) / sigma over the last dimension, times a weight plus a bias where there are any.
+    """n(x) = (x - mean) / sigma over the last dimension, times a weight plus a bias if there are any.
 
     Its derivative J = (1 - 1 1^T / D - n n^T / D) / sigma is its own transpose, so that `vjp` and `jvp` are
     one kernel. The gradient of sum_k <g_k, J(x) t_k> is
 
         -(J c + n s) / (D sigma),  c = sum_k <n, t_k> g_k + <n, g_k> t_k,  s = sum_k <g_k, J t_k>
 
-    but for the sigma that J has in it. In float16 the cube of 1 / sigma overflows for sigma below 0.025,
-    which token embeddings have: it is widened, as torch.autocast does.
+    except for the sigma in J. In float16 the cube of 1 / sigma overflows for sigma below 0.025, which token
+    embeddings have. Float16 is therefore computed in float32, as by torch.autocast.
     """
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> None:

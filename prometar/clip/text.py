@@ -1,16 +1,15 @@
-"""The text tower: the pooled token alone at the end.
+"""The text tower.
 
-A causal one runs all texts as one tree of tokens. What follows EOT never matters and is cut. SOS + context,
-which all classes share, run once; every class only adds its few tokens behind them
-(`prometar.clip.text_packing`). Without a causal mask every token sees all others, padding too, and each
-text runs whole in a row of its own. The order of a row then matters to nothing but its positions: the pooled
-token stands first, so that the last layer has one query a text.
+CLIP's is causal and runs all texts as one tree of tokens (`prometar.clip.text_packing`). SOS and the
+context, which all classes share, run once. Every class only adds its tokens up to EOT.
+
+In SigLIP's every token attends to all others, padding included, and each text has a row of its own. The
+order of its tokens matters only to the positions. The pooled token is first, so that the last layer has one
+query per text.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +24,13 @@ from prometar.errors import UserError
 
 @dataclass(frozen=True)
 class TextInput:
-    """Token sequences packed into R rows of T slots; made once a set of classes by `text_input`.
+    """Token sequences packed into R rows of T slots, for a set of classes.
 
-    embedded_RTD: tokens with positions added, first of all SOS and the context. mask_R1TS: added to the
-    scores of the S keys: the slots of the own row, and before them, where there are several rows, SOS and
-    context, which stand in the first; end_C: the slot of each EOT, rows one behind the other. Where each
-    text has a row of its own, both are None, and the first slot is its end.
+    embedded_RTD: Tokens with positions added. SOS and the context are first.
+    mask_R1TS: Added to the scores of the S keys, which are the slots of the row itself, and, before them if
+        there are several rows, SOS and the context, which are in the first row.
+    end_C: The slot of each EOT, counted row by row.
+    If each text has a row of its own, both are None, and the first slot is its end.
     """
 
     embedded_RTD: Tensor
@@ -41,7 +41,7 @@ class TextInput:
 
     @property
     def slots(self) -> Slots:
-        """Where prompts stand."""
+        """The slots of prompts."""
         if self.mask_R1TS is None:
             return _InEach(1 + self.num_start, self.num_context)
         return _Replaced(self.num_start, self.num_context)
@@ -51,11 +51,11 @@ class TextInput:
 def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextInput:
     """Pack token ids (C, context length) with `num_context` tokens after SOS for prompts to replace.
 
-    In a tree the context tokens are taken from the first sequence: they must be the same in all when no
-    prompt replaces them.
+    In a tree the context tokens are those of the first sequence. They must be the same in all if no prompt
+    replaces them.
 
     Raises:
-        UserError: nothing of the class names is left behind the context.
+        UserError: the context leaves nothing of the class names.
     """
     num_start, tokens = clip.num_start, tokens_CT.tolist()
     start = num_start + num_context
@@ -66,7 +66,9 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
             f"{len(tokens[0])} tokens"
         )
     if not clip.causal:
-        return TextInput(_whole(clip, tokens, ends), None, None, num_start, num_context)
+        last_first_CT = tokens_CT.roll(1, dims=1).to(clip.device)
+        embedded_CTD = clip.token_embedding[last_first_CT] + clip.text_positions.roll(1, dims=0)
+        return TextInput(embedded_CTD, None, None, num_start, num_context)
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
     rows = pack(tokens[0][:start], rests)
     seen = rows.sees
@@ -81,18 +83,10 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     return TextInput(embedded_RTD, mask[:, None], end, num_start, num_context)
 
 
-def _whole(clip: Clip, tokens: Sequence[Sequence[int]], ends: Sequence[int]) -> Tensor:
-    """All tokens of each text, embedded, the one at its end before the others."""
-    order = [[end, *(k for k in range(len(ids)) if k != end)] for ids, end in zip(tokens, ends, strict=True)]
-    ids = [[row[k] for k in slots] for row, slots in zip(tokens, order, strict=True)]
-    ids_CT, depth_CT = (torch.from_numpy(np.array(rows)).to(clip.device) for rows in (ids, order))
-    return clip.token_embedding[ids_CT] + clip.text_positions[depth_CT]
-
-
 def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> Tensor:
-    """Un-normalised text features (C, E), with `prompts` in place of the context tokens of their layers.
+    """Return un-normalized text features (C, E), with `prompts` as the context tokens of their layers.
 
-    A layer-0 prompt gets position embeddings like any token; deeper ones replace hidden states as they are.
+    A layer-0 prompt gets position embeddings like any token. Deeper ones replace hidden states as they are.
     """
     prompts = prompts or {}
     if torch.is_grad_enabled():
@@ -121,7 +115,7 @@ def _positioned(clip: Clip, text: TextInput, prompts: Prompts) -> Prompts:
 
 def _pass(clip: Clip, text: TextInput, mask: Tensor | None) -> Pass:
     tower = clip.text
-    # Keys of row 0 that all rows have before their own.
+    # The first keys of row 0 are also the first keys of all other rows.
     num_keys = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
     *blocks, block = tower.blocks
     layers = [Layer(tower, each, mask=mask, num_shared=num_keys) for each in blocks]
@@ -135,7 +129,7 @@ def _pass(clip: Clip, text: TextInput, mask: Tensor | None) -> Pass:
 
 @dataclass(frozen=True)
 class _Replaced:
-    """The slots of row 0 behind the first ones."""
+    """Slots of row 0 after the first ones."""
 
     first: int
     num: int

@@ -1,9 +1,8 @@
 """Texts as a tree of tokens, packed into rows of about equal length.
 
-A causal state depends on nothing but the tokens up to it. So texts that start alike share the states of their
-start, and a batch of texts is a tree: a node is a token behind one certain start, and sees its ancestors and
-itself. Branches of different texts stand side by side in a row, not seeing each other, so that nothing is
-padded to the longest text.
+A causal state depends only on the tokens up to it. Texts with a common start share its states, and a batch
+of texts is a tree. A node is a token after one particular start, and attends to its ancestors and itself.
+A row has branches of different texts, which do not attend to each other. Nothing is padded to the longest.
 """
 
 from collections.abc import Sequence
@@ -13,19 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 Start = tuple[int, ...]
-"""The first tokens of a text, which name a node."""
+"""The first tokens of a text, which identify a node."""
 
 ROW_LENGTH = 96
-"""Slots a row aims at: long rows waste attention between strangers, short ones make small products."""
+"""Desired slots per row. Long rows waste attention between branches, and short ones make small products."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """R rows of T slots, the first `num_shared` of row 0 for the tokens that all texts start with.
+    """R rows of T slots. The first `num_shared` of row 0 are the tokens that all texts start with.
 
-    ids, depth (R, T): token of each slot, and its position in its text (0, 0 at empty slots). sees (R, T,
-    num_shared + T): which shared tokens, and which slots of its own row, a slot attends to; a shared token
-    counts as such alone, and an empty slot sees itself. end (N,): where each text ends, as r * T + slot.
+    ids, depth: (R, T), the token of each slot, and its position in its text; 0 at empty slots.
+    sees: (R, T, num_shared + T), if a slot attends to a shared token, or to a slot of its own row. An empty
+        slot attends to itself.
+    end: (N,), the last slot of each text, as r * T + slot.
     """
 
     ids: NDArray[np.int64]
@@ -36,7 +36,7 @@ class Rows:
 
 
 def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Rows:
-    """Rows for texts that are `shared` (not empty) followed by one of `rests` (none empty).
+    """Pack texts that are `shared` (not empty) followed by one of `rests` (none empty).
 
     Example:
         >>> rows = pack([7], [[1, 2], [1, 3]])
@@ -66,7 +66,7 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Rows:
 
 
 def _cut(starts: Sequence[Start], num_shared: int) -> list[list[Start]]:
-    """The nodes of each row, parents first: the shortest rows of which the wanted number is enough."""
+    """Return the nodes of each row, parents first, with the shortest rows that give the desired number."""
     texts = sorted(set(starts))
     num_nodes = num_shared + len({text[: k + 1] for text in texts for k in range(len(text))})
     num_rows = max(1, round(num_nodes / ROW_LENGTH))
@@ -77,7 +77,7 @@ def _cut(starts: Sequence[Start], num_shared: int) -> list[list[Start]]:
 
 
 def _fill(texts: Sequence[Start], num_shared: int, length: int) -> list[list[Start]]:
-    """Row after row of at most `length` slots (more where one text alone is longer)."""
+    """Fill row after row of at most `length` slots, or more if one text alone is longer."""
     rows: list[dict[Start, None]] = [{}]
     free = length - num_shared
     for text in texts:

@@ -1,6 +1,7 @@
-"""The vision tower: prompts appended after the patches, replaced at their layers.
+"""The vision tower.
 
-At the end stands CLS alone, or what pools the tokens of the image; prompts are attended to and not pooled.
+Prompts are appended after the patches and replaced at their layers. The feature is that of CLS, or is pooled
+from the image's own tokens. Prompts are attended to and not pooled.
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from prometar.clip.tower import Pass, Prompts
 
 @torch.no_grad()
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
-    """CLS and patch tokens after `ln_pre`, (B, T, D): frozen, so once a batch serves every pass over it.
+    """Return CLS and patch tokens after `ln_pre`, (B, T, D), which are frozen and serve every pass.
 
-    Images are normalised with the backbone's own mean and standard deviation. Where no prompt enters the
-    tower there is one token, its un-normalised feature.
+    Images are normalized with the backbone's mean and standard deviation. If no prompt enters the tower, the
+    only token is the un-normalized feature.
     """
     cudnn: Any = torch.backends.cudnn
     convolution = cudnn.conv
@@ -50,11 +51,10 @@ def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None) -> Tensor:
-    """Un-normalised image features (B, E) of `embed_images`' tokens.
+    """Return un-normalized image features (B, E) of the tokens of `embed_images`.
 
-    A layer with an entry in `prompts` sees these tokens after the patches, instead of those of the layer
-    before; a layer-0 prompt passes `ln_pre` like the patches. Their outputs are computed only where the
-    next layer uses them.
+    A layer with an entry in `prompts` gets these tokens after the patches, and not those of the layer before.
+    A layer-0 prompt passes `ln_pre` like the patches. Outputs of prompts are computed only if used.
     """
     if not clip.image_prompts:
         assert not prompts, "the image tower takes no prompts"
@@ -72,7 +72,7 @@ def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: Prompts) -> tuple[Tensor
 
 def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
     tower = clip.vision
-    # Of each block, how many of its tokens the next one reads; None: all.
+    # The number of each block's tokens that the next one reads; None for all.
     num_out = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
     num_out.append(num_own if clip.pool else 1)
     layers = [Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, num_out, strict=True)]
@@ -91,7 +91,7 @@ def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
 
 @dataclass(frozen=True)
 class _Appended:
-    """The slots of all rows behind their own."""
+    """Slots of all rows after their own tokens."""
 
     num_own: int
 

@@ -1,15 +1,15 @@
-"""How CLIP is told a class: names as text, and the templates that hold them."""
+"""Class names as text, and the templates around them."""
 
 from prometar.errors import UserError
 
 
 def readable(classname: str) -> str:
-    """A class name as it is read: underscores become spaces."""
+    """Return a class name with spaces in place of underscores."""
     return classname.replace("_", " ")
 
 
 def is_template(text: object) -> bool:
-    """Whether a class's name has its place there, and one only.
+    """Return whether a text has exactly one "{}".
 
     Example:
         >>> is_template("a photo of a {}."), is_template("{} and {}"), is_template(None)
@@ -19,7 +19,7 @@ def is_template(text: object) -> bool:
 
 
 def filled(template: str, classname: str) -> str:
-    """A template with the class name for its "{}"; other braces are text.
+    """Return a template with the class name for its "{}"; other braces are text.
 
     Raises:
         UserError: the template has no "{}", or several.
@@ -29,5 +29,5 @@ def filled(template: str, classname: str) -> str:
         'a photo of a polka dotted.'
     """
     if not is_template(template):
-        raise UserError(f"the template {template[:80]!a} must hold {{}} once, where a class's name goes")
+        raise UserError(f"the template {template[:80]!a} must have {{}} once, for the class name")
     return template.replace("{}", readable(classname))

@@ -1,6 +1,6 @@
 """Each supported family against open_clip's own modules: features, and gradients of prompts put in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +20,9 @@ from prometar.errors import UserError
 from tests.support import families
 from tests.support.plain_towers import plain_image, plain_text
 from tests.unit.clip.test_derivatives import require_derivatives
-from tests.unit.clip.test_towers import random_prompts
+from tests.unit.clip.test_towers import compare, random_prompts
 
 TEXTS = ["a photo of a cat .", "a photo of a woven polka dotted thing .", "a photo of a cat and dog ."]
-PROMPTED: list[set[int]] = [set(), {0}, {1}, {0, 1, 2}, {2}]
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +70,8 @@ def test_features_and_logits_are_open_clips(name: str) -> None:
     torch.testing.assert_close(ours, model.logit_scale.exp() * theirs, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("layers", PROMPTED, ids=str)
-@pytest.mark.parametrize("name", families.CONFIGS)
+@pytest.mark.parametrize("layers", [set(), {0}, {1}, {0, 1, 2}, {2}], ids=str)
+@pytest.mark.parametrize("name", [name for name in families.CONFIGS if "siglip" in name])
 def test_prompts_and_their_gradients_are_those_of_open_clips_modules(name: str, layers: set[int]) -> None:
     model, backbone = loaded(name)
     clip, ids = backbone.clip, backbone.tokenize(TEXTS)
@@ -81,21 +80,12 @@ def test_prompts_and_their_gradients_are_those_of_open_clips_modules(name: str, 
         encode_text(clip, text_input(clip, ids, num_context=4), text),
         plain_text(model, ids, text, clip.num_start),
         text,
+        rtol=1e-8,
     )
     vision = random_prompts(layers, 3, clip.vision.width)
     pixels = images(clip)
-    compare(
-        encode_image(clip, embed_images(clip, pixels), vision), plain_image(model, pixels, vision), vision
-    )
-
-
-def compare(ours: Tensor, theirs: Tensor, prompts: Mapping[int, Tensor]) -> None:
-    exact = {"rtol": 1e-8, "atol": 1e-10}
-    torch.testing.assert_close(ours, theirs, **exact)
-    if prompts:
-        weights, leaves = torch.linspace(-1, 1, ours.numel(), dtype=ours.dtype), list(prompts.values())
-        gradients = (torch.autograd.grad((x.flatten().sin() * weights).sum(), leaves) for x in (ours, theirs))
-        torch.testing.assert_close(*gradients, **exact)
+    ours = encode_image(clip, embed_images(clip, pixels), vision)
+    compare(ours, plain_image(model, pixels, vision), vision, rtol=1e-8)
 
 
 @pytest.mark.parametrize("layers", [{0, 1, 2}, {1}, {2}], ids=str)
@@ -118,21 +108,8 @@ def drawn(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
 
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> None:
-    shapes: list[list[tuple[int, ...]]] = []
-    for clip in (load_clip(name, str(families.write_weights(name, tmp_path))), outline(name)):
-        found: list[tuple[int, ...]] = []
-        clip.map(lambda tensor, found=found: found.append(tuple(tensor.shape)) or tensor)  # type: ignore[func-returns-value]
-        shapes.append(found)
-    assert shapes[0] == shapes[1]
-
-
-def test_a_file_that_lacks_a_tensor_says_which_by_its_own_name(tmp_path: Path) -> None:
-    path = families.write_weights("tiny-siglip", tmp_path)
-    state = load_file(path)
-    del state["visual.trunk.attn_pool.kv.bias"]
-    save_file(state, path)
-    with pytest.raises(UserError, match=r"has no 'visual\.trunk\.attn_pool\.kv\.bias'"):
-        load_clip("tiny-siglip", str(path))
+    whole = load_clip(name, str(families.write_weights(name, tmp_path)))
+    assert [x.shape for x in outline(name).tensors()] == [x.shape for x in whole.tensors()]
 
 
 def test_words_are_a_texts_own_tokens() -> None:

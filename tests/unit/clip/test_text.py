@@ -17,8 +17,9 @@ from prometar.clip.text import encode_text, text_input
 from prometar.clip.text_packing import Rows, pack
 from prometar.clip.wording import filled
 from prometar.errors import UserError
+from tests.support.plain_towers import plain_text
 from tests.support.tiny import open_clip_model, towers
-from tests.unit.clip.test_towers import EXACT, compare, plain_text, random_prompts
+from tests.unit.clip.test_towers import EXACT, compare, random_prompts
 
 NAMES = [
     "banded", "polka-dotted", "sports car", "sports car", "American black bear", "American bullfrog",
@@ -78,9 +79,11 @@ def test_rows_of_any_length_equal_the_plain_tower(row_length: int, layers: set[i
     prompts = random_prompts(layers, 4, 16)
     text = text_input(clip, ids, num_context=4)
     assert (len(text.embedded_RTD) == 1) == (row_length == 96)
-    compare(encode_text(clip, text, prompts), plain_text(model, ids, prompts), prompts)
+    compare(encode_text(clip, text, prompts), plain_text(model, ids, prompts, 1), prompts)
     with torch.no_grad():
-        torch.testing.assert_close(encode_text(clip, text, prompts), plain_text(model, ids, prompts), **EXACT)
+        torch.testing.assert_close(
+            encode_text(clip, text, prompts), plain_text(model, ids, prompts, 1), **EXACT
+        )
 
 
 def test_a_context_that_leaves_no_room_for_names_is_refused() -> None:
@@ -135,5 +138,5 @@ def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batc
 def test_braces_of_a_template_are_text() -> None:
     assert filled("{:>9} {0.__class__} {} {", "a_{}") == "{:>9} {0.__class__} a {} {"
     for template in ("a photo.", "{} {}", "{:>100000000}"):
-        with pytest.raises(UserError, match=r"must hold \{\} once, where a class's name goes"):
+        with pytest.raises(UserError, match=r"must have \{\} once, for the class name"):
             filled(template, "a")

@@ -5,53 +5,17 @@ from collections.abc import Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from open_clip.model import CLIP
 from torch import Tensor
 
+from prometar.clip.activations import QUICK, quick_gelu
 from prometar.clip.openclip import tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
-from tests.support.tiny import open_clip_model, towers
+from tests.support.plain_towers import plain_image, plain_text
+from tests.support.tiny import backbone, open_clip_model, towers
 
-LAYERS = 3
 TEXTS = ["a photo of a cat.", "a photo of a polka-dotted annual crop land.", "a photo of a woven."]
 EXACT = {"rtol": 0, "atol": 1e-10}
-
-
-def plain_text(model: CLIP, tokens: Tensor, prompts: Mapping[int, Tensor]) -> Tensor:
-    """All 77 positions through open_clip's own blocks; prompts overwrite the positions after SOS."""
-    x = model.token_embedding(tokens)
-    if 0 in prompts:
-        x = overwrite(x, prompts[0])
-    x = x + model.positional_embedding
-    for layer, block in enumerate(model.transformer.resblocks):
-        if layer and layer in prompts:
-            x = overwrite(x, prompts[layer])
-        x = block(x, attn_mask=model.attn_mask)
-    x = model.ln_final(x)[torch.arange(len(tokens)), tokens.argmax(-1)]
-    return x @ model.text_projection
-
-
-def overwrite(x: Tensor, prompt: Tensor) -> Tensor:
-    return torch.cat([x[:, :1], prompt.expand(len(x), -1, -1), x[:, 1 + len(prompt) :]], dim=1)
-
-
-def plain_image(model: CLIP, images: Tensor, prompts: Mapping[int, Tensor]) -> Tensor:
-    """All tokens through open_clip's own blocks; prompts are appended, and replaced at their layers."""
-    visual = model.visual
-    x = visual.conv1(images).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding
-    num_own = x.shape[1]
-    if 0 in prompts:
-        x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1)
-    x = visual.ln_pre(x)
-    for layer, block in enumerate(visual.transformer.resblocks):
-        if layer and layer in prompts:
-            x = torch.cat([x[:, :num_own], prompts[layer].expand(len(x), -1, -1)], dim=1)
-        x = block(x)
-    return visual.ln_post(x[:, 0]) @ visual.proj
 
 
 def random_prompts(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
@@ -62,54 +26,57 @@ def random_prompts(layers: set[int], length: int, width: int) -> dict[int, Tenso
     }
 
 
+def random_images(number: int) -> Tensor:
+    return torch.randn(number, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def compare(fast: Tensor, plain: Tensor, prompts: Mapping[int, Tensor], *, rtol: float = 0) -> None:
+    """Features, and gradients of the prompts."""
+    torch.testing.assert_close(fast, plain, rtol=rtol, atol=1e-10)
+    if prompts:
+        weights, leaves = torch.linspace(-1, 1, fast.numel(), dtype=fast.dtype), list(prompts.values())
+        ours, theirs = (
+            torch.autograd.grad((x.flatten().sin() * weights).sum(), leaves) for x in (fast, plain)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-10)
+
+
+@pytest.mark.parametrize("layers", [{0}, {1}, {0, 2}, {0, 1, 2}], ids=str)
+@pytest.mark.parametrize("length", [1, 4])
+def test_prompts_at_any_layers_and_their_gradients_equal_open_clip(layers: set[int], length: int) -> None:
+    model, tokens, images = open_clip_model(), tokenize(TEXTS), random_images(2)
+    clip = towers(model)
+    text, vision = (random_prompts(layers, length, width) for width in (16, 32))
+    fast = encode_text(clip, text_input(clip, tokens, num_context=length), text)
+    compare(fast, plain_text(model, tokens, text, 1), text)
+    fast = encode_image(clip, embed_images(clip, images), vision)
+    compare(fast, plain_image(model, images, vision), vision)
+
+
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_unprompted_towers_equal_open_clip(quick_gelu: bool) -> None:
     model = open_clip_model(quick_gelu=quick_gelu)
-    clip, tokens = towers(model, quick_gelu=quick_gelu), tokenize(TEXTS)
-    images = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    clip, tokens, images = towers(model, quick_gelu=quick_gelu), tokenize(TEXTS), random_images(3)
     for num_context in (0, 2, 4):
         ours = encode_text(clip, text_input(clip, tokens, num_context=num_context))
         torch.testing.assert_close(ours, model.encode_text(tokens), **EXACT)
-    torch.testing.assert_close(
-        encode_image(clip, embed_images(clip, images)), model.encode_image(images), **EXACT
-    )
+    ours = encode_image(clip, embed_images(clip, images))
+    torch.testing.assert_close(ours, model.encode_image(images), **EXACT)
 
 
-layers = st.sets(st.integers(0, LAYERS - 1), max_size=LAYERS)
+def test_silu_replaces_quick_gelu() -> None:
+    x = torch.linspace(-9, 9, 37, dtype=torch.float64)
+    torch.testing.assert_close(F.silu(QUICK * x) / QUICK, quick_gelu(x), rtol=0, atol=1e-14)
 
 
-@settings(max_examples=25, deadline=None)
-@given(layers=layers, length=st.integers(1, 4))
-def test_text_prompts_at_any_layers_value_and_gradients(layers: set[int], length: int) -> None:
-    model = open_clip_model()
-    clip, tokens = towers(model), tokenize(TEXTS)
-    prompts = random_prompts(layers, length, 16)
-    fast = encode_text(clip, text_input(clip, tokens, num_context=length), prompts)
-    compare(fast, plain_text(model, tokens, prompts), prompts)
-
-
-@settings(max_examples=25, deadline=None)
-@given(layers=layers, length=st.integers(1, 5))
-def test_vision_prompts_at_any_layers_value_and_gradients(layers: set[int], length: int) -> None:
-    model = open_clip_model()
-    clip = towers(model)
-    images = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(length))
-    prompts = random_prompts(layers, length, 32)
-    compare(
-        encode_image(clip, embed_images(clip, images), prompts), plain_image(model, images, prompts), prompts
-    )
-
-
-def compare(fast: Tensor, plain: Tensor, prompts: Mapping[int, Tensor]) -> None:
-    torch.testing.assert_close(fast, plain, **EXACT)
-    if not prompts:
-        return
-    leaves = list(prompts.values())
-    weights = torch.linspace(-1, 1, fast.numel(), dtype=fast.dtype).view_as(fast)
-    ours, theirs = (
-        torch.autograd.grad((F.normalize(x, dim=-1) * weights).sum(), leaves) for x in (fast, plain)
-    )
-    torch.testing.assert_close(ours, theirs, **EXACT)
+def test_a_folded_clip_is_the_same_clip() -> None:
+    clip, images, tokens = backbone(torch.float64).clip, random_images(2), tokenize(TEXTS)
+    folded = clip.folded()
+    assert (clip.vision.activation, folded.vision.activation) == ("quick_gelu", "silu")
+    features = [encode_image(c, embed_images(c, images)) for c in (clip, folded)]
+    torch.testing.assert_close(*features, rtol=0, atol=1e-12)
+    texts = [encode_text(c, text_input(c, tokens)) for c in (clip, folded)]
+    torch.testing.assert_close(*texts, rtol=0, atol=1e-12)
 
 
 def test_the_second_derivative_is_that_of_the_values() -> None:
@@ -124,10 +91,9 @@ def test_the_second_derivative_is_that_of_the_values() -> None:
 
 
 def test_without_gradients_the_fused_kernel_gives_the_same() -> None:
-    model = open_clip_model()
-    clip, tokens = towers(model), tokenize(TEXTS)
+    clip = towers(open_clip_model())
     prompts = random_prompts({0, 1}, 3, 16)
-    text = text_input(clip, tokens, num_context=3)
+    text = text_input(clip, tokenize(TEXTS), num_context=3)
     with torch.no_grad():
         fused = encode_text(clip, text, prompts)
     torch.testing.assert_close(fused, encode_text(clip, text, prompts), **EXACT)
