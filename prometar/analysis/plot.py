@@ -7,10 +7,6 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from prometar.analysis.alignment import Record
-from prometar.io.pages import mark
-
-KIND = "alignment"
-"""Of page, for `prometar.io.pages`."""
 
 
 def page(runs: Mapping[str, Sequence[Record]]) -> str:
@@ -31,9 +27,7 @@ def page(runs: Mapping[str, Sequence[Record]]) -> str:
         yaxis={"title": "cosine", "range": [-1, 1], "zeroline": True},
         legend={"orientation": "h", "y": -0.2},
     )
-    return str(figure.to_html(include_plotlyjs=True, full_html=True)).replace(
-        "<head>", f"<head>{mark(KIND)}", 1
-    )
+    return str(figure.to_html(include_plotlyjs=True, full_html=True))
 
 
 def _by_epoch(records: Sequence[Record]) -> dict[str, list[float]]:

@@ -17,12 +17,9 @@ def alignment(
     Their figure is the cosine of support and query gradients, measured as the runs trained.
     """
     from prometar.analysis.alignment import FILE, read, summarize
-    from prometar.analysis.plot import KIND, page
+    from prometar.analysis.plot import page
     from prometar.io.files import write_atomically
-    from prometar.io.pages import require_page_target
 
-    if to is not None:
-        require_page_target(to, KIND)
     records = {str(run): read(run / FILE) for run in runs}
     for name, found in records.items():
         print(f"{name}: {summarize(found) or 'no batch held two classes'}")

@@ -14,13 +14,10 @@ def compare(
     """Compare methods on shared datasets and seeds."""
     from rich.console import Console
 
-    from prometar.comparison.render import CSV_HEAD, as_csv, print_comparison
+    from prometar.comparison.render import as_csv, print_comparison
     from prometar.comparison.runs import compare_runs
     from prometar.io.files import write_atomically
-    from prometar.io.pages import require_target
 
-    if csv is not None:
-        require_target(csv, ",".join(CSV_HEAD), "table of `prometar compare`", option="--csv")
     comparison = compare_runs(runs, to=to)
     print_comparison(comparison, Console(highlight=False, soft_wrap=True, markup=False))
     if csv is not None:

@@ -1,8 +1,7 @@
-"""Plain data that files and command lines give, as values of fixed fields."""
+"""Plain data from files and command lines as pydantic models."""
 
 import re
 import reprlib
-from collections.abc import Iterator
 from functools import cache
 from typing import Any, get_args
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 
 class PlainData(BaseModel):
-    """Fields that do not change: none that is unknown, no number that is not finite, or that is no number.
+    """Frozen fields. Unknown keys, infinite numbers, and booleans for numbers are rejected.
 
     Example:
         >>> class Point(PlainData):
@@ -28,10 +27,10 @@ class PlainData(BaseModel):
 
 
 def no_truth(value: Any) -> Any:
-    """A value or several, none of them true or false: Python counts true as 1, which nobody means.
+    """Return a value or several, none of which is a boolean: Python counts True as 1.
 
     Raises:
-        ValueError: one of them is.
+        ValueError: one of them is a boolean.
     """
     for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, bool):
@@ -40,31 +39,28 @@ def no_truth(value: Any) -> Any:
 
 
 def problems_of(error: ValidationError, *, unknown: str = "unknown key") -> str:
-    """All fields that are wrong, and why; `unknown`: what is said of one that does not exist."""
-    said = {"extra_forbidden": unknown, "missing": "a value is needed"}
-    places = (".".join(map(str, each["loc"])) for each in error.errors())
-    problems = (said.get(each["type"]) or _problem(each) for each in error.errors())
-    return "; ".join(": ".join(filter(None, each)) for each in zip(places, problems, strict=True))
+    """Return all wrong fields and why, in one line. `unknown` describes a field that does not exist."""
+    texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, each["loc"])), texts.get(each["type"]) or _problem(each))))
+        for each in error.errors()
+    )
 
 
 def _problem(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    said = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", error["msg"])  # a bound of 1e30
-    return f"{said} (found {reprlib.repr(error['input'])})"
+    message = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", error["msg"])  # a limit of 1e30
+    return f"{message} (found {reprlib.repr(error['input'])})"
 
 
 @cache
 def _holds_numbers(model: type[BaseModel], field: str) -> bool:
-    """Whether a field holds numbers, and no truth: looked at once, as all of them are at every change."""
-    kinds = list(_kinds(model.model_fields[field].annotation))
+    kinds = _kinds(model.model_fields[field].annotation)
     return bool not in kinds and (int in kinds or float in kinds)
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of."""
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation is made of."""
     parts = get_args(annotation)
-    if not parts:
-        yield annotation
-    for part in parts:
-        yield from _kinds(part)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}

@@ -9,7 +9,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from prometar.errors import StorageError, UserError, WorkError
-from prometar.io.files import beside, require_no_url, require_utf8, write_atomically
+from prometar.io.files import beside, require_utf8, write_atomically
 
 _SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of a URL's options
 _BUCKETS = {"s3", "gs", "gcs", "abfs", "abfss"}
@@ -29,7 +29,6 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """
     require_utf8(uri)
     if "://" not in uri:
-        require_no_url(uri)
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     try:
         return fs.FileSystem.from_uri(uri)

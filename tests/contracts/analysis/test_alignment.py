@@ -192,13 +192,3 @@ def test_a_watch_says_so_where_it_cannot_write(tmp_path: Path) -> None:
     run = small_run()
     with pytest.raises(WorkError, match=r"cannot write .*file"):
         Alignment(tmp_path / "file", every=1)(run, initial_state(run), pictures(run, (0, 1, 1, 2)))
-
-
-def test_a_plot_replaces_plots_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, plot = write(tmp_path / "run", [0.1, 0.3]), tmp_path / "plot.html"
-    for _ in range(2):
-        assert main(["alignment", str(run), "--to", str(plot)]) == 0
-    kept = (run / FILE).read_bytes()
-    assert main(["alignment", str(run), "--to", str(run / FILE)]) == 2
-    assert "is there already, and no page of `prometar alignment`" in capsys.readouterr().err
-    assert (run / FILE).read_bytes() == kept

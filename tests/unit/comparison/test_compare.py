@@ -167,13 +167,6 @@ def test_folders_without_runs(said: Any, tmp_path: Path) -> None:
     assert "no finished run found" in refused(said, study), "trials are not runs to compare"
 
 
-def test_no_other_file_is_replaced(said: Any, tmp_path: Path) -> None:
-    out, mine = grid(tmp_path / "out", seeds=(1,)), tmp_path / "mine"
-    mine.write_text("column,of,mine")
-    assert f"--csv {mine} " in refused(said, out, "--csv", mine)
-    assert mine.read_text() == "column,of,mine"
-
-
 def test_hostile_names_are_printed_as_text(said: Any, tmp_path: Path) -> None:
     out = grid(tmp_path / "out", seeds=(1,))
     write(tmp_path / "other", config_of("coop", **{"prompts.init": HOSTILE}), base=1.0, new=1.0)

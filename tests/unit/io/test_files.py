@@ -89,10 +89,8 @@ def test_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("path", [Path("s3://bucket/x"), "s3:/bucket/x", "file:///x", Path("gs://b")])
 def test_a_url_is_no_folder(path: Path | str) -> None:
-    """It made a folder called s3: where the command was given."""
     with pytest.raises(UserError, match=r"^'\w+:/\.\.\.' is no folder: a URL begins with \w+://"):
         resolved(path)
-    assert resolved("s3:x").name == "s3:x"
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

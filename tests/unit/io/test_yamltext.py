@@ -17,12 +17,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "its aliases stand for more than 500,000 values"),
-        ("&a [*a]", "an alias stands inside of what it means"),
-        ("&a {b: {c: *a}}", "an alias stands inside of what it means"),
-        ("x: " + "9" * 6000, "a number has 6000 characters"),
-        ("x: 0x" + "f" * 6000, "a number has 6002 characters"),
-        ("x: 1." + "9" * 6000, "a number has 6002 characters"),
+        (BOMB, "aliases expand to more than 500,000 values"),
+        ("&a [*a]", "Recursive YAML alias"),
+        ("&a {b: {c: *a}}", "Recursive YAML alias"),
+        ("x: " + "9" * 6000, "a number has 6000 digits"),
+        ("x: 0x" + "f" * 6000, "a number has 6002 digits"),
+        ("x: 1." + "9" * 6000, "a number has 6002 digits"),
         ("!!bool x", "is not YAML"),
         ("!!int ''", "is not YAML"),
         ("!!timestamp x", "is not YAML"),
@@ -32,8 +32,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 1\n--- \nb: 2", "is not YAML"),
         ("[" * 100_000, "is nested too deep"),
         ("\x00", "is not YAML"),
-        ("train: {epochs: 1}\ntrain: {seed: 3}", "'train' is given twice, again in line 2"),
-        ("a: {b: 1, c: 2, b: 1}", "'b' is given twice, again in line 1"),
+        ("train: {epochs: 1}\ntrain: {seed: 3}", "'train' is given twice"),
+        ("a: {b: 1, c: 2, b: 1}", "'b' is given twice"),
     ],
 )
 def test_hostile_text_is_one_line(text: str, message: str) -> None:
