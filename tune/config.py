@@ -1,0 +1,396 @@
+"""Everything that a study can be asked, as one typed tree.
+
+The command line (`OPTIONS`), `Study(...)` in Python and study.yaml are three views of this tree.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import count, islice
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from prometar.bundled.suite import SUITE, default_backbone
+from prometar.config.settings import (
+    DEFAULT_OBJECTIVE,
+    Config,
+    absolute_paths,
+    absolute_root,
+    configure,
+    flatten,
+    parse_assignments,
+)
+from prometar.data.datasets.catalog import file_name, require_different
+from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of
+from prometar.errors import UserError
+from prometar.io.plain_data import PlainData
+from tune.space.space import EPOCHS, Space, known_spaces, load_enqueued, load_space
+
+EMBEDDED = "textures"
+"""Dataset of a study that names none."""
+EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
+MOST_PAIRS = 15
+"""Seed pairs of a final test with `--final-seeds auto`, at most."""
+CONFIRMATION_SEEDS_FROM = 1000
+"""First seed of the confirmation, beyond those that users choose for searches and final tests."""
+
+Goal = Literal["objective", "base", "new", "seconds"]
+GOALS: dict[str, Literal["minimize", "maximize"]] = {
+    "objective": "maximize", "base": "maximize", "new": "maximize", "seconds": "minimize"
+}  # fmt: skip
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class SearchConfig(PlainData):
+    """How settings are sampled and scored. A trial is the mean over its datasets and seeds."""
+
+    datasets: tuple[str, ...] = Field((EMBEDDED,), min_length=1, description="Datasets. One setting for all.")
+    space: Space = Field(description="Search space: a name or a YAML file.")
+    trials: int = Field(40, ge=1, le=1_000_000, description="Trials in total. Default: 24 embedded, else 40.")
+    objective: str = Field(
+        DEFAULT_OBJECTIVE, description="Score of a trial: drift, base_val, oracle_test (leaks), module:Name."
+    )
+    goals: tuple[Goal, ...] = Field(
+        ("objective",), min_length=1, description="Figures to optimize. Several: a Pareto front."
+    )
+    sampler: str = Field("tpe", description="tpe, random, gp or module:Name.")
+    pruner: str = Field("percentile", description="percentile, median, asha, hyperband, none or module:Name.")
+    seed: Seed = Field(0, description="Seed of the sampler and first seed of every trial.")
+    seeds_per_trial: int = Field(
+        1, ge=1, le=1000, description="Runs per trial and dataset, each with its own seed."
+    )
+    val_per_class: int = Field(20, ge=1, le=1_000_000, description="Validation images per class, at most.")
+    enqueue: tuple[dict[str, Any], ...] = Field((), description="YAML files of settings to run first.")
+
+    @field_validator("datasets")
+    @classmethod
+    def _different_datasets(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
+        require_different(datasets)
+        return datasets
+
+    @field_validator("goals")
+    @classmethod
+    def _useful_goals(cls, goals: tuple[Goal, ...]) -> tuple[Goal, ...]:
+        if len(set(goals)) < len(goals):
+            raise ValueError(f"each goal must be given once, got {' '.join(goals)}")
+        if len(goals) == 1 and goals[0] != "objective":
+            raise ValueError("a single goal must be the objective. Add a second goal for a Pareto front")
+        return goals
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of every trial."""
+        return tuple(range(self.seed, self.seed + self.seeds_per_trial))
+
+
+class ConfirmConfig(PlainData):
+    """Which trials are rerun before one is selected, and with how many fresh seeds."""
+
+    top: int = Field(3, ge=0, le=1000, description="Best trials to rerun with fresh seeds. 0: none.")
+    seeds: int = Field(2, ge=1, le=1000, description="Fresh seeds per rerun.")
+
+
+class FinalTestConfig(PlainData):
+    """Comparison of the selected settings with the default settings on test images.
+
+    With `auto`, seed pairs are added until a difference is shown, one of `matters` points is excluded, or
+    `MOST_PAIRS` pairs are done.
+    """
+
+    seeds: Literal["auto"] | tuple[Seed, ...] = Field("auto", description="auto, or seeds such as '1 2 3'.")
+    epochs: int = Field(10, ge=1, le=100_000, description="Epochs of the final test. Default: the method's.")
+    matters: float = Field(1.0, gt=0, le=100, description="Smallest difference in H that matters, in points.")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        if not isinstance(given, str) or given.strip() == "auto":
+            return given.strip() if isinstance(given, str) else given
+        return given.replace(",", " ").split()
+
+    @field_validator("seeds")
+    @classmethod
+    def _different_seeds(cls, seeds: Any) -> Any:
+        if len(set(seeds)) < len(seeds) and seeds != "auto":
+            raise ValueError(f"seeds must differ, got {seeds}")
+        return seeds
+
+
+class ResourcesConfig(PlainData):
+    """Resources of trials. They do not influence results."""
+
+    max_concurrent: int | None = Field(
+        None, ge=1, description="Concurrent trials. Default: what fits, at most a fifth of --trials."
+    )
+    cpus_per_trial: float | None = Field(
+        None, ge=0.1, lt=1e6, description="CPUs per trial, half of them for its image stream."
+    )
+    gpus_per_trial: float | Literal["auto"] = Field(
+        "auto", ge=0, lt=1e6, description="GPUs per trial, or auto."
+    )
+    trial_timeout: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Seconds without a result before a trial is restarted. Default: no limit.",
+    )
+    max_hours: float | None = Field(
+        None, gt=0, le=1e6, description="Start no new trials after so many hours of searching."
+    )
+
+
+class LocationConfig(PlainData):
+    """Where a study lies and who watches it. None of it influences results."""
+
+    out: Path = Field(Path("out"), description="Folder of studies.")
+    study: str = Field(
+        "", pattern=r"^(\w[\w.-]*)?$", description="Name of the study. Default: the dataset's."
+    )
+    storage: str | None = Field(
+        None, description="Optuna storage URL. Default: study.db in the study's folder."
+    )
+    address: str | None = Field(
+        None, description="Address of a running Ray cluster. Default: start Ray here."
+    )
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field((), description="Trackers.")
+
+
+class StudyConfig(PlainData):
+    """A study: the baseline, the search, the confirmation and the final test.
+
+    Args:
+        run: The baseline: default settings on the first dataset, with the epochs of a trial.
+        resources, location: Without influence on results.
+    """
+
+    run: Config
+    search: SearchConfig
+    confirm: ConfirmConfig = ConfirmConfig()
+    test: FinalTestConfig = FinalTestConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    location: LocationConfig = LocationConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        search, objective = self.search, objective_of(self.search.objective, SEARCH_OBJECTIVES)
+        if not objective.searches:
+            raise ValueError(
+                f"--objective must be one of {', '.join(SEARCH_OBJECTIVES)}, got {search.objective}"
+            )
+        if "new" in search.goals and not objective.scores_new:
+            raise ValueError(f"--goals new: the objective {search.objective} does not score new classes")
+        fixed = {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys()
+        if fixed:
+            raise ValueError(
+                f"--space {search.space.name} must not search {min(fixed)}, which the study sets"
+            )
+        return self
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """Build a configuration from options as `tune/search.py` and `Study` take them.
+
+        Args:
+            options: Names of `OPTIONS` with "_" for "-", and `settings`: `key=value` texts or a mapping by
+                dotted key, of the run (`optim.lr`) or of this tree (`confirm.seeds`). None is the default.
+
+        Raises:
+            UserError: an option does not exist, or a value is invalid.
+
+        Example:
+            >>> StudyConfig.of(dataset="textures", trials=3).search.trials
+            3
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        unknown = given.keys() - {name.replace("-", "_") for name in OPTIONS} - {"settings"}
+        if unknown:
+            raise UserError(f"Unknown option '{min(unknown)}'. See tune/search.py --help.")
+        settings = given.pop("settings", {})
+        if not isinstance(settings, Mapping):
+            settings = parse_assignments(list(_several(settings)))
+        flat = {OPTIONS[name.replace("_", "-")].path: _plain(value) for name, value in given.items()}
+        for key, value in settings.items():
+            path = key if key.partition(".")[0] in cls.model_fields else f"run.{key}"
+            if path in flat:
+                raise UserError(f"--set {key} is also given as an option. Give it once.")
+            if path in _NOT_SET:
+                raise UserError(f"--set {key} is not allowed in a study. Use {_NOT_SET[path]}.")
+            flat[path] = value
+        return cls._from_flat(flat)
+
+    @classmethod
+    def _from_flat(cls, flat: dict[str, Any]) -> Self:
+        datasets = tuple(_several(flat.pop("search.datasets", EMBEDDED)))
+        own_run = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
+        space = flat.pop("search.space", "default")
+        enqueue = flat.pop("search.enqueue", ())
+        embedded = SUITE.keys() >= set(datasets)
+        backbone, pretrained = default_backbone(
+            datasets, own_run.pop("backbone.name", None), own_run.pop("backbone.pretrained", None)
+        )
+        root = own_run.pop("data.root", None)
+        method = own_run.pop("method", "prometar")
+        own_run |= {
+            "backbone.name": backbone,
+            "backbone.pretrained": pretrained,
+            "data.name": datasets[0] if datasets else EMBEDDED,
+            "data.root": absolute_root(str(root)) if root else None,
+            "train.seed": flat.get("search.seed", 0),
+        }
+        published = configure(method).train.epochs
+        if embedded:
+            own_run.setdefault("train.epochs", EMBEDDED_EPOCHS)
+            flat.setdefault("search.trials", EMBEDDED_TRIALS)
+        flat.setdefault("test.epochs", published)
+        run = absolute_paths(configure(method, own_run))
+        if not isinstance(space, Space):
+            shipped = space in known_spaces()
+            space = load_space(space)
+            space = space.fitted(run) if shipped else space
+        if EPOCHS in space.ranges:
+            flat.setdefault("search.pruner", "none")
+        flat["search.enqueue"] = tuple(
+            settings for file in _several(enqueue) for settings in load_enqueued(Path(file), space)
+        )
+        tree: dict[str, Any] = {"run": run, "search": {"datasets": datasets, "space": space}}
+        for path, value in flat.items():
+            section, _, name = path.partition(".")
+            tree.setdefault(section, {})[name] = value
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise UserError("; ".join(_problems(error))) from None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines results, as a flat mapping. It must not change when a study resumes."""
+        search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
+        space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
+        return flatten(search) | space | {k: v for k, v in self.run.flat().items() if k != "data.root"}
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.location.study or "-".join(map(file_name, self.search.datasets))
+
+    @property
+    def storage(self) -> str:
+        """Optuna storage URL."""
+        return self.location.storage or f"sqlite:///{(self.location.out / self.name).absolute() / 'study.db'}"
+
+    @property
+    def baseline(self) -> dict[str, Any]:
+        """Default values of the searched settings.
+
+        Raises:
+            UserError: a default value lies outside its range.
+        """
+        return self.search.space.values_of(self.run)
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of the longest trial."""
+        searched = self.search.space.ranges.get(EPOCHS)
+        return max([self.run.train.epochs, *(searched.tried if searched else ())])
+
+    @property
+    def final_seeds(self) -> tuple[int, ...]:
+        """Seeds of the final test, in order; with `auto` the first ones that the search does not use."""
+        if self.test.seeds != "auto":
+            return self.test.seeds
+        return _fresh(1, MOST_PAIRS, used=self.search.seeds)
+
+    @property
+    def confirmation_seeds(self) -> tuple[int, ...]:
+        """Seeds that neither the search nor the final test uses."""
+        used = (*self.search.seeds, *self.final_seeds)
+        return _fresh(CONFIRMATION_SEEDS_FROM, self.confirm.seeds, used=used)
+
+    def configured(
+        self, settings: Mapping[str, Any], *, dataset: str, seed: int, epochs: int | None = None
+    ) -> Config:
+        """Return the configuration of one run.
+
+        Args:
+            settings: Searched settings by dotted key.
+            epochs: Default: those of a trial. Searched epochs take precedence.
+        """
+        length = {} if epochs is None else {EPOCHS: epochs}
+        return self.run.override({**length, **settings, "data.name": dataset, "train.seed": seed})
+
+
+class Option(NamedTuple):
+    """A field of `StudyConfig` with an option of its own."""
+
+    path: str
+    group: str
+    help: str = ""
+
+
+_FIRST, _SEARCH, _JUDGE, _TRAIN, _PLACE = "Basics", "Search", "Selection and test", "Training", "Resources"
+OPTIONS: dict[str, Option] = {
+    "dataset": Option("search.datasets", _FIRST),
+    "data-root": Option("run.data.root", _FIRST, "Folder that contains the datasets."),
+    "trials": Option("search.trials", _FIRST),
+    "epochs": Option("run.train.epochs", _FIRST, "Epochs per trial. Default: 5 embedded, else the method's."),
+    "space": Option("search.space", _FIRST),
+    "out": Option("location.out", _FIRST),
+    "study": Option("location.study", _FIRST),
+    "method": Option("run.method", _TRAIN, "Method or recipe file (YAML)."),
+    "backbone": Option(
+        "run.backbone.name",
+        _TRAIN,
+        "mini or an open_clip model. Default: mini for embedded datasets, else ViT-B-16-quickgelu.",
+    ),
+    "pretrained": Option(
+        "run.backbone.pretrained", _TRAIN, "open_clip tag or .safetensors file. Default: openai."
+    ),
+    "sampler": Option("search.sampler", _SEARCH),
+    "pruner": Option("search.pruner", _SEARCH),
+    "seed": Option("search.seed", _SEARCH),
+    "seeds-per-trial": Option("search.seeds_per_trial", _SEARCH),
+    "enqueue": Option("search.enqueue", _SEARCH),
+    "max-hours": Option("resources.max_hours", _SEARCH),
+    "objective": Option("search.objective", _JUDGE),
+    "goals": Option("search.goals", _JUDGE),
+    "top": Option("confirm.top", _JUDGE),
+    "final-seeds": Option("test.seeds", _JUDGE),
+    "final-epochs": Option("test.epochs", _JUDGE),
+    "max-concurrent": Option("resources.max_concurrent", _PLACE),
+    "cpus-per-trial": Option("resources.cpus_per_trial", _PLACE),
+    "gpus-per-trial": Option("resources.gpus_per_trial", _PLACE),
+    "storage": Option("location.storage", _PLACE),
+    "address": Option("location.address", _PLACE),
+}
+"""Options of `tune/search.py` by name. Every other field is reached by `--set`."""
+
+_NOT_SET = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
+_MOST = {"greater_than_equal": "at least {ge}", "greater_than": "above {gt}",
+         "less_than_equal": "at most {le}", "less_than": "below {lt}"}  # fmt: skip
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    """Each wrong field with its option, the problem and the value."""
+    names = {option.path: f"--{name}" for name, option in OPTIONS.items()}
+    for each in error.errors():
+        path = ".".join(map(str, each["loc"][:2]))
+        name = names.get(path, f"--set {path}")
+        if each["type"] in _MOST:
+            yield f"{name} must be {_MOST[each['type']].format(**each['ctx'])}, got {each['input']}."
+        elif each["type"] == "value_error":
+            text = str(each["ctx"]["error"])
+            yield f"{text}." if text.startswith("--") or not path else f"{name}: {text}."
+        else:
+            yield f"{name}: {each['msg']}, got {each['input']!r}."
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    return (given,) if isinstance(given, str | Path | Space) else tuple(given)
+
+
+def _plain(given: Any) -> Any:
+    """Arrays as lists."""
+    return given.tolist() if hasattr(given, "tolist") else given
+
+
+def _fresh(start: int, number: int, *, used: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(islice((seed for seed in count(start) if seed not in used), number))
