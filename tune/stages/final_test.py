@@ -1,152 +1,180 @@
-"""The last comparison: chosen against released settings, same final seeds, tested once, paired by seed."""
+"""Final test: selected settings against the baseline on test images, seed pair by seed pair."""
 
-import re
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from statistics import mean
+from typing import Literal
 
-from prometar.analysis.alignment import of_run
-from prometar.errors import UserError
-from prometar.io.files import entries, size_of
-from prometar.metrics import over_all, t_interval
-from tune.execution.course import Course
-from tune.execution.reruns import Means, run_missing, runs_of
-from tune.jobs.spec import Job
-from tune.results.reader import paired
-from tune.results.schema import FINAL_TEST, DatasetTest, FinalTest, Run, Tested
-from tune.results.writer import StudyFolder
-from tune.stages.sequential import ALONE, LOOKS, Look, verdict
-from tune.study_spec import StudySpec
+from prometar.metrics import Interval, over_all, t_interval
+from tune.config import StudyConfig
+from tune.execution.jobs import WAIT, EpochReport, Job, Wait
+from tune.records.folder import StudyFolder
+from tune.records.schema import DatasetTest, FinalTest, RunScore, SettingsUnderTest
+from tune.stages.jobs import final_job, missing, scores
+from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES, Decision, InterimAnalysis, decide
+
+Side = dict[tuple[str, int], Job]
+"""Jobs of one side by dataset and seed."""
 
 
-def run_finals(
-    folder: StudyFolder, spec: StudySpec, best: Tested, means: Means, *, published: Mapping[str, float | None]
-) -> Course[FinalTest]:
-    """Run what has no result yet, and write finals.json. Returns its content.
-
-    With `spec.matters`, pairs are added until the comparison is decided (`tune.stages.sequential`).
+class FinalTestJobs:
+    """Source of the final test's runs: seed pairs are added until an interim analysis decides.
 
     Args:
-        best: The chosen settings, number 0 for the released ones.
-        published: The published harmonic mean of each data set, or None.
+        selected: Settings under test, number 0 if they are the baseline's.
     """
-    released = Tested(0, spec.reference())
-    for look in _looks(spec, same=best.number == 0):
-        seeds = spec.final_seeds[: look.pairs]
-        runs = yield from _runs(folder, spec, best, released, seeds, means)
-        found = verdict(_over_sets(runs, spec.names, seeds), look.alpha, matters=spec.matters or 0.0)
-        if found is not None and found.decided and spec.matters is not None:
-            break
-    datasets = {
-        dataset: _compared(
-            *(tuple(runs[side, dataset, seed] for seed in seeds) for side in _SIDES),
-            level=1 - look.alpha,
-            same=best.number == 0,
-            published=published.get(dataset),
+
+    def __init__(self, config: StudyConfig, folder: StudyFolder, selected: SettingsUnderTest) -> None:
+        self._config, self._folder, self.selected = config, folder, selected
+        self.baseline = SettingsUnderTest(number=0, settings=config.baseline)
+        self.same = selected.number == 0
+        self.failures: dict[str, str] = {}
+        self._left = deque(self._analyses())
+        self._queue: deque[Job] = deque()
+        self._running: set[str] = set()
+        self.analysis, self.decision = InterimAnalysis(0, 0.05), None
+        self._advance()
+
+    def next(self) -> Job | Wait | None:
+        if not self._queue and not self._running:
+            self._advance()
+        if self._queue:
+            job = self._queue.popleft()
+            self._running.add(job.name)
+            return job
+        return WAIT if self._running else None
+
+    def report(self, job: Job, report: EpochReport, resources: Mapping[str, float]) -> bool:
+        return True
+
+    def finish(self, job: Job, failure: str) -> None:
+        self._running.discard(job.name)
+        if failure:
+            self.failures[job.name] = failure
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the pairs so far."""
+        return self._config.final_seeds[: self.analysis.pairs]
+
+    def side(self, tested: SettingsUnderTest) -> Side:
+        """Jobs of one side by dataset and seed."""
+        return {
+            (dataset, seed): final_job(
+                self._config, self._folder, tested.number, tested.settings, dataset, seed
+            )
+            for dataset in self._config.search.datasets
+            for seed in self.seeds
+        }
+
+    def _analyses(self) -> Sequence[InterimAnalysis]:
+        seeds = self._config.final_seeds
+        if self._config.test.seeds != "auto":
+            return (InterimAnalysis(len(seeds), 0.05),)
+        return (InterimAnalysis(BASELINE_RUNS, 0.05),) if self.same else INTERIM_ANALYSES
+
+    def _advance(self) -> None:
+        """Analyze the pairs so far; queue those of the next analyses until something is missing."""
+        while not self._queue and self._left and not (self.decision and self.decision.final):
+            self.analysis = self._left.popleft()
+            sides = [self.side(tested) for tested in (self.baseline, self.selected)]
+            jobs = {job.runs[0].folder: job for side in sides for job in side.values()}
+            self._queue.extend(job for job in missing(list(jobs.values())) if job.name not in self.failures)
+            if not self._queue:
+                self.decision = self._decide()
+
+    def _decide(self) -> Decision | None:
+        """Analyze the mean differences over the datasets, of the seeds whose runs all finished."""
+        by_dataset = [paired_differences(*self.runs(name)) for name in self._config.search.datasets]
+        complete = [seed for seed in self.seeds if all(seed in found for found in by_dataset)]
+        differences = [mean(found[seed] for found in by_dataset) for seed in complete]
+        return decide(differences, self.analysis.alpha, matters=self._config.test.matters)
+
+    def runs(self, dataset: str) -> tuple[tuple[RunScore, ...], tuple[RunScore, ...]]:
+        """Runs of a dataset by seed: selected settings, baseline."""
+        selected, baseline = (
+            tuple(
+                scores(job, self.failures)[0]
+                for (name, _), job in self.side(tested).items()
+                if name == dataset
+            )
+            for tested in (self.selected, self.baseline)
         )
-        for dataset in spec.names
-    }
-    several = len(datasets) > 1
-    # Pairs are added for what seeds show on these data sets: over data sets it is looked at once.
-    alpha = _OVER_SETS if several else look.alpha
-    difference = over_all([each.difference for each in datasets.values()], level=1 - alpha)
-    tested = {
-        int(run[1])
-        for each in entries(folder.path / "finals")
-        if (run := re.match(r"trial-(\d+)-", each.name)) and size_of(each / "result.json") is not None
-    }
-    record = FinalTest(
-        seeds=seeds,
-        same=best.number == 0,
-        best=best,
-        released=released,
-        datasets=datasets,
-        difference=difference,
-        shown=bool(difference and difference.excludes_zero),
-        tested=tuple(sorted(tested)),
-        alpha=look.alpha,
-        alpha_over_sets=alpha if several else None,
-        looks=_looks_before(folder, best, seeds),
-        matters=spec.matters,
-        # Of training seeds alone: with several data sets the difference shown is over those.
-        excluded=bool(found and found.excluded and spec.matters is not None and not several),
-        detectable=found.detectable if found and best.number and not several else None,
-    )
-    FINAL_TEST.write(folder / "finals.json", record)
-    return record
+        return selected, baseline
 
+    def record(self, published: Mapping[str, float | None], before: FinalTest | None) -> FinalTest:
+        """Summarize the finished test.
 
-_OVER_SETS = 0.05
-_SIDES = ("best", "released")
-_Runs = Mapping[tuple[str, str, int], Run]
-
-
-def _looks(spec: StudySpec, *, same: bool) -> tuple[Look, ...]:
-    """When the comparison is looked at: once after all seeds, or until it is decided."""
-    if spec.matters is None:
-        return (Look(len(spec.final_seeds), 0.05),)
-    return (Look(ALONE, 0.05),) if same else LOOKS
-
-
-def _looks_before(folder: StudyFolder, best: Tested, seeds: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """What finals.json has told so far: whoever has seen it may have asked for more because of it."""
-    try:
-        before = FINAL_TEST.read(folder / "finals.json")
-    except UserError:  # there is none, or nobody can read it
-        return ()
-    again = (before.best.number, before.seeds) == (best.number, tuple(seeds))
-    if again or before.same or not before.seeds:
-        return before.looks
-    return (*before.looks, (before.best.number, len(before.seeds)))
-
-
-def _runs(
-    folder: StudyFolder, spec: StudySpec, best: Tested, released: Tested, seeds: Sequence[int], means: Means
-) -> Course[_Runs]:
-    """The final runs of both sides with these seeds, by side, data set and seed."""
-    jobs = {
-        (side, dataset, seed): spec.final_job(
-            dict(tested.settings), dataset, seed, str(folder.final(tested.number, dataset, seed)), means.terms
+        Args:
+            published: Published harmonic mean by dataset.
+            before: Record of an earlier test of this study, whose analyses are remembered.
+        """
+        datasets = {name: self._compared(name, published.get(name)) for name in self._config.search.datasets}
+        several = len(datasets) > 1
+        # Pairs are added for what seeds show on these datasets. Over datasets there is one analysis.
+        difference = over_all(
+            [each.difference for each in datasets.values()],
+            level=0.95 if several else 1 - self.analysis.alpha,
         )
-        for dataset in spec.names
-        for seed in seeds
-        for side, tested in zip(_SIDES, (best, released), strict=True)
+        shown, decision = bool(difference and difference.excludes_zero), self.decision
+        return FinalTest(
+            seeds=self.seeds,
+            epochs=self._config.test.epochs,
+            selected=self.selected,
+            baseline=self.baseline,
+            same=self.same,
+            datasets=datasets,
+            difference=difference,
+            verdict=_verdict(difference) if shown and difference else "baseline" if self.same else "either",
+            alpha=0.05 if several else self.analysis.alpha,
+            matters=self._config.test.matters,
+            excluded=bool(decision and decision.excluded and not several),
+            detectable=decision.detectable if decision and not self.same and not several else None,
+            earlier_tests=_earlier(before, self.selected.number, self.seeds),
+        )
+
+    def _compared(self, dataset: str, published: float | None) -> DatasetTest:
+        selected, baseline = self.runs(dataset)
+
+        def interval(figure: Literal["objective", "base", "new"]) -> Interval | None:
+            if self.same:
+                return None
+            differences = paired_differences(selected, baseline, figure)
+            return t_interval(list(differences.values()), level=1 - self.analysis.alpha)
+
+        return DatasetTest(
+            selected=selected,
+            baseline=baseline,
+            difference=interval("objective"),
+            base_difference=interval("base"),
+            new_difference=interval("new"),
+            published=published,
+        )
+
+
+def paired_differences(
+    selected: Sequence[RunScore],
+    baseline: Sequence[RunScore],
+    figure: Literal["objective", "base", "new"] = "objective",
+) -> dict[int, float]:
+    """Return selected minus baseline by seed, for the seeds whose two runs finished."""
+    theirs = {run.seed: getattr(run, figure) for run in baseline}
+    ours = {run.seed: getattr(run, figure) for run in selected}
+    return {
+        seed: value - theirs[seed]
+        for seed, value in ours.items()
+        if value is not None and theirs.get(seed) is not None
     }
-    what = f"trial {best.number} and the released settings" if best.number else "the released settings"
-    shown = f"final comparison on the test images: {what}, seeds {', '.join(map(str, seeds))}"
-    means.console.print(shown if seeds else "no final comparison")
-    unique = {job.run_dir: job for job in jobs.values()}  # the same runs, where the released settings won
-    reasons = yield from run_missing(list(unique.values()), means, what="final run")
-    return {place: _run(job, reasons) for place, job in jobs.items()}
 
 
-def _over_sets(runs: _Runs, datasets: Sequence[str], seeds: Sequence[int]) -> list[float]:
-    """Differences by seed, means over the data sets; of seeds whose runs have all finished."""
-    found = []
-    for seed in seeds:
-        scores = {side: [runs[side, dataset, seed].objective for dataset in datasets] for side in _SIDES}
-        best, released = ([x for x in scores[side] if x is not None] for side in _SIDES)
-        if len(best) == len(released) == len(datasets):
-            found.append(mean(best) - mean(released))
-    return found
+def _verdict(difference: Interval) -> Literal["selected", "baseline"]:
+    return "selected" if difference.low > 0 else "baseline"
 
 
-def _compared(
-    best: tuple[Run, ...], released: tuple[Run, ...], *, level: float, same: bool, published: float | None
-) -> DatasetTest:
-    """One data set's runs by side, and their paired difference."""
-    interval = None if same else t_interval(list(paired(best, released).values()), level=level)
-    return DatasetTest(best, released, interval, bool(interval and interval.excludes_zero), published)
-
-
-def _run(job: Job, reasons: Mapping[str, str]) -> Run:
-    (run,) = runs_of(job, reasons)
-    alignment = None if run.failed else of_run(Path(job.run_dir))
-    return replace(run, alignment=alignment.mean if alignment else None)
-
-
-def failed_runs(finals: FinalTest) -> list[str]:
-    """Reasons of final runs that failed."""
-    runs = [run for name in finals.datasets for side in finals.sides(name).values() for run in side]
-    return [run.failed for run in runs if run.failed]
+def _earlier(before: FinalTest | None, number: int, seeds: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Trial and pairs of earlier tests: whoever saw their result may have asked for more because of it."""
+    if before is None or before.same or not before.seeds:
+        return before.earlier_tests if before else ()
+    if (before.selected.number, tuple(before.seeds)) == (number, tuple(seeds)):
+        return before.earlier_tests
+    return (*before.earlier_tests, (before.selected.number, len(before.seeds)))

@@ -1,0 +1,55 @@
+"""Confirmation: the best trials and the baseline are rerun with fresh seeds, then one is selected.
+
+The best of many noisy scores is too high. Runs with fresh seeds, equal for all candidates, correct most of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from prometar.errors import WorkError
+from tune.config import StudyConfig
+from tune.execution.jobs import Job
+from tune.records.folder import StudyFolder
+from tune.records.schema import Candidate, Confirmation, TrialRecord, best_first
+from tune.stages.jobs import confirmation_job, missing, scores
+
+RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
+"""Runs jobs and returns the reasons of those that failed, by name."""
+
+
+def candidates(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
+    """Return the baseline, if it finished, and the `top` best other trials."""
+    ranked = best_first(trials)
+    baseline = [trial for trial in ranked if trial.baseline]
+    others = [trial for trial in ranked if not trial.baseline]
+    return [*baseline, *others[:top]] if top else ranked[:1]
+
+
+def confirm(
+    config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: RunJobs
+) -> Confirmation:
+    """Rerun the candidates and select the highest mean over all their seeds; the baseline wins ties.
+
+    Raises:
+        WorkError: no candidate finished with every fresh seed.
+    """
+    chosen = candidates(trials, config.confirm.top)
+    seeds = config.confirmation_seeds if len(chosen) > 1 else ()
+    jobs = {(t.number, seed): confirmation_job(config, folder, t, seed) for t in chosen for seed in seeds}
+    failures = run_jobs(missing(list(jobs.values())))
+    rows = tuple(
+        Candidate(
+            number=trial.number,
+            baseline=trial.baseline,
+            settings=trial.settings,
+            runs=(*trial.runs, *(s for seed in seeds for s in scores(jobs[trial.number, seed], failures))),
+        )
+        for trial in chosen
+    )
+    complete = [row for row in rows if row.mean is not None]
+    if not complete:
+        reason = next(run.failed for row in rows for run in row.runs if run.failed)
+        raise WorkError(
+            f"No candidate finished the confirmation: {reason}. Fix the cause, then rerun this command to resume."
+        )
+    best = max(complete, key=lambda row: (row.mean, row.baseline))
+    return Confirmation(seeds=seeds, candidates=rows, selected=best.number)
