@@ -325,6 +325,13 @@ class Option(NamedTuple):
     group: str
     help: str = ""
 
+    @property
+    def description(self) -> str:
+        """Text for `--help`. Default: the field's own description."""
+        section, _, name = self.path.partition(".")
+        found = StudyConfig.model_fields[section].annotation
+        return self.help or str(found.model_fields[name].description)  # type: ignore[union-attr]
+
 
 _FIRST, _SEARCH, _JUDGE, _TRAIN, _PLACE = "Basics", "Search", "Selection and test", "Training", "Resources"
 OPTIONS: dict[str, Option] = {

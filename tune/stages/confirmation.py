@@ -1,6 +1,7 @@
 """Confirmation: the best trials and the baseline are rerun with fresh seeds, then one is selected.
 
-The best of many noisy scores is too high. Runs with fresh seeds, equal for all candidates, correct most of it.
+The best of many noisy scores is too high. Runs with fresh seeds, equal for all candidates, correct most of
+this.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from prometar.errors import WorkError
 from tune.config import StudyConfig
 from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
-from tune.records.schema import Candidate, Confirmation, TrialRecord, best_first
+from tune.records.schema import Candidate, Confirmation, TrialRecord, by_score
 from tune.stages.jobs import confirmation_job, missing, scores
 
 RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
@@ -18,10 +19,16 @@ RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
 
 def candidates(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
     """Return the baseline, if it finished, and the `top` best other trials."""
-    ranked = best_first(trials)
+    ranked = by_score(trials)
     baseline = [trial for trial in ranked if trial.baseline]
     others = [trial for trial in ranked if not trial.baseline]
     return [*baseline, *others[:top]] if top else ranked[:1]
+
+
+def candidates_at_most(trials: int, top: int) -> int:
+    """Return how many candidates are rerun at most; 0 if there is nothing to select from."""
+    number = min(top + 1, trials) if top else 1
+    return number if number > 1 else 0
 
 
 def confirm(
@@ -49,7 +56,8 @@ def confirm(
     if not complete:
         reason = next(run.failed for row in rows for run in row.runs if run.failed)
         raise WorkError(
-            f"No candidate finished the confirmation: {reason}. Fix the cause, then rerun this command to resume."
+            f"No candidate finished the confirmation: {reason}. "
+            "Fix the cause, then rerun this command to resume."
         )
     best = max(complete, key=lambda row: (row.mean, row.baseline))
     return Confirmation(seeds=seeds, candidates=rows, selected=best.number)

@@ -8,8 +8,8 @@ from typing import Literal
 from prometar.metrics import Interval, over_all, t_interval
 from tune.config import StudyConfig
 from tune.execution.jobs import WAIT, EpochReport, Job, Wait
-from tune.records.folder import StudyFolder
-from tune.records.schema import DatasetTest, FinalTest, RunScore, SettingsUnderTest
+from tune.records.folder import StudyFolder, paired
+from tune.records.schema import DatasetTest, FinalTest, RunScore, SettingsUnderTest, Verdict
 from tune.stages.jobs import final_job, missing, scores
 from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES, Decision, InterimAnalysis, decide
 
@@ -85,7 +85,7 @@ class FinalTestJobs:
 
     def _decide(self) -> Decision | None:
         """Analyze the mean differences over the datasets, of the seeds whose runs all finished."""
-        by_dataset = [paired_differences(*self.runs(name)) for name in self._config.search.datasets]
+        by_dataset = [paired(*self.runs(name)) for name in self._config.search.datasets]
         complete = [seed for seed in self.seeds if all(seed in found for found in by_dataset)]
         differences = [mean(found[seed] for found in by_dataset) for seed in complete]
         return decide(differences, self.analysis.alpha, matters=self._config.test.matters)
@@ -116,7 +116,7 @@ class FinalTestJobs:
             [each.difference for each in datasets.values()],
             level=0.95 if several else 1 - self.analysis.alpha,
         )
-        shown, decision = bool(difference and difference.excludes_zero), self.decision
+        decision = self.decision
         return FinalTest(
             seeds=self.seeds,
             epochs=self._config.test.epochs,
@@ -125,10 +125,9 @@ class FinalTestJobs:
             same=self.same,
             datasets=datasets,
             difference=difference,
-            verdict=_verdict(difference) if shown and difference else "baseline" if self.same else "either",
+            verdict=_verdict(difference, same=self.same),
             alpha=0.05 if several else self.analysis.alpha,
-            matters=self._config.test.matters,
-            excluded=bool(decision and decision.excluded and not several),
+            matters=self._config.test.matters if self._config.test.seeds == "auto" else None,
             detectable=decision.detectable if decision and not self.same and not several else None,
             earlier_tests=_earlier(before, self.selected.number, self.seeds),
         )
@@ -139,7 +138,7 @@ class FinalTestJobs:
         def interval(figure: Literal["objective", "base", "new"]) -> Interval | None:
             if self.same:
                 return None
-            differences = paired_differences(selected, baseline, figure)
+            differences = paired(selected, baseline, figure)
             return t_interval(list(differences.values()), level=1 - self.analysis.alpha)
 
         return DatasetTest(
@@ -152,23 +151,10 @@ class FinalTestJobs:
         )
 
 
-def paired_differences(
-    selected: Sequence[RunScore],
-    baseline: Sequence[RunScore],
-    figure: Literal["objective", "base", "new"] = "objective",
-) -> dict[int, float]:
-    """Return selected minus baseline by seed, for the seeds whose two runs finished."""
-    theirs = {run.seed: getattr(run, figure) for run in baseline}
-    ours = {run.seed: getattr(run, figure) for run in selected}
-    return {
-        seed: value - theirs[seed]
-        for seed, value in ours.items()
-        if value is not None and theirs.get(seed) is not None
-    }
-
-
-def _verdict(difference: Interval) -> Literal["selected", "baseline"]:
-    return "selected" if difference.low > 0 else "baseline"
+def _verdict(difference: Interval | None, *, same: bool) -> Verdict:
+    if same or (difference and difference.high < 0):
+        return "baseline"
+    return "selected" if difference and difference.low > 0 else "either"
 
 
 def _earlier(before: FinalTest | None, number: int, seeds: Sequence[int]) -> tuple[tuple[int, int], ...]:

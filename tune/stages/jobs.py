@@ -18,26 +18,13 @@ FINAL = "final"
 
 def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: Settings) -> Job:
     """Job of a trial: a run for each dataset and seed, scored by the search's objective."""
-    keys = [(dataset, seed) for dataset in config.search.datasets for seed in config.search.seeds]
-    runs = tuple(
-        RunSpec(
-            _plain(config, settings, dataset, seed),
-            str(folder.trial(number) / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else "")),
-        )
-        for dataset, seed in keys
-    )
+    runs = _runs(config, settings, config.search.seeds, folder.trial(number))
     return Job(f"trial {number}", runs, config.search.objective, config.search.val_per_class, number)
 
 
 def confirmation_job(config: StudyConfig, folder: StudyFolder, trial: TrialRecord, seed: int) -> Job:
     """Job of a trial's settings with a fresh seed, scored by the search's objective."""
-    runs = tuple(
-        RunSpec(
-            _plain(config, trial.settings, dataset, seed),
-            str(folder.confirmation(trial.number, dataset, seed)),
-        )
-        for dataset in config.search.datasets
-    )
+    runs = _runs(config, trial.settings, [seed], folder.confirmation(trial.number, seed))
     name = f"confirmation of trial {trial.number}, seed {seed}"
     return Job(name, runs, config.search.objective, config.search.val_per_class, trial.number)
 
@@ -53,6 +40,20 @@ def final_job(
     who = "the default settings" if number == 0 else f"trial {number}"
     return Job(
         f"final test of {who}, {dataset}, seed {seed}", (run,), FINAL, config.search.val_per_class, number
+    )
+
+
+def _runs(
+    config: StudyConfig, settings: Settings, seeds: Sequence[int], folder: Path
+) -> tuple[RunSpec, ...]:
+    """A run for each dataset and seed. A single run lies in the folder itself."""
+    keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
+    return tuple(
+        RunSpec(
+            _plain(config, settings, dataset, seed),
+            str(folder / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else "")),
+        )
+        for dataset, seed in keys
     )
 
 
