@@ -1,0 +1,252 @@
+"""Folder of a study: file locations, records and what they tell together."""
+
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from prometar.config.settings import Config, dump_config, flatten
+from prometar.data.datasets.catalog import file_name
+from prometar.data.splits.objective import objective_of
+from prometar.environment import environment
+from prometar.errors import UserError
+from prometar.io.files import entries, resolved, write_atomically
+from prometar.io.lock import locked
+from prometar.io.stores import masked
+from tune.config import ConfirmConfig, FinalTestConfig, SearchConfig, StudyConfig
+from tune.records.schema import (
+    Confirmation,
+    FinalTest,
+    RunScore,
+    State,
+    StudyRecord,
+    TrialRecord,
+    by_score,
+    read_record,
+    write_record,
+)
+
+STATES: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
+
+
+class StudyFolder:
+    """OUT/STUDY: study.yaml, study.db, trials/, confirmation/, finals/, best.yaml, report.html."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = resolved(path)
+
+    @classmethod
+    def of(cls, config: StudyConfig) -> Self:
+        """Folder of a study with this configuration."""
+        return cls(config.location.out / config.name)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study exclusively.
+
+        Raises:
+            WorkError: another process holds it, or the folder cannot be written.
+        """
+        with locked(self.path, f"the study {self.path}"):
+            yield
+
+    def trial(self, number: int) -> Path:
+        """Folder of a trial."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def confirmation(self, number: int, seed: int) -> Path:
+        """Folder of a confirmation run of trial `number`'s settings."""
+        return self.path / "confirmation" / f"trial-{number:04d}-seed{seed}"
+
+    def final(self, number: int, dataset: str, seed: int) -> Path:
+        """Folder of a final-test run of trial `number`'s settings."""
+        return self.path / "finals" / f"trial-{number:04d}-{file_name(dataset)}-seed{seed}"
+
+    def write_study(
+        self, config: StudyConfig, contents: Mapping[str, str], seconds_searched: float = 0.0
+    ) -> StudyRecord:
+        """Write study.yaml. Environments of earlier commands are kept if they differ."""
+        objective = objective_of(config.search.objective)
+        now, earlier = {**environment(), **_machine()}, list[Mapping[str, str]]()
+        if before := self.read_study():
+            earlier = [each for each in (*before.earlier_environments, before.environment) if each != now]
+        record = StudyRecord(
+            config=config.model_dump(mode="json"),
+            score=objective.title,
+            leaks=objective.leaks,
+            contents=dict(contents),
+            command=masked(_command(sys.argv)),
+            environment=now,
+            earlier_environments=tuple(earlier),
+            seconds_searched=seconds_searched,
+        )
+        write_record(self / "study.yaml", record)
+        return record
+
+    def read_study(self) -> StudyRecord | None:
+        """study.yaml, None if it does not exist."""
+        return read_record(self / "study.yaml", StudyRecord)
+
+    def write_trial(self, trial: TrialRecord) -> None:
+        """Write the record of a finished trial."""
+        write_record(self.trial(trial.number) / "record.json", trial)
+
+    def read_trials(self) -> tuple[TrialRecord, ...]:
+        """Records of the finished trials, by number.
+
+        Raises:
+            UserError: a record is corrupt, or lies in the folder of another trial.
+        """
+        found = []
+        for folder in entries(self.path / "trials"):
+            trial = read_record(path := folder / "record.json", TrialRecord)
+            if trial is None:
+                continue
+            if folder != self.trial(trial.number):
+                raise UserError(f"{path} is the record of trial {trial.number}. Move it out of the study.")
+            found.append(trial)
+        return tuple(sorted(found, key=lambda trial: trial.number))
+
+    def write_confirmation(self, confirmation: Confirmation) -> None:
+        """Write confirmation.json."""
+        write_record(self / "confirmation.json", confirmation)
+
+    def read_confirmation(self) -> Confirmation | None:
+        """confirmation.json, None if it does not exist."""
+        return read_record(self / "confirmation.json", Confirmation)
+
+    def write_final_test(self, test: FinalTest) -> None:
+        """Write finals.json."""
+        write_record(self / "finals.json", test)
+
+    def read_final_test(self) -> FinalTest | None:
+        """finals.json, None if it does not exist."""
+        return read_record(self / "finals.json", FinalTest)
+
+    def write_best(self, config: Config) -> Path:
+        """Write best.yaml, the complete configuration of the selected settings. Return its path."""
+        path = self / "best.yaml"
+        write_atomically(path, dump_config(config).encode())
+        return path
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records of a study. A study that has not finished lacks the later ones."""
+
+    folder: Path
+    study: StudyRecord
+    trials: tuple[TrialRecord, ...]
+    confirmation: Confirmation | None
+    final_test: FinalTest | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def search(self) -> SearchConfig:
+        """Configuration of the search."""
+        return SearchConfig.model_validate(self.study.config["search"])
+
+    @cached_property
+    def confirm(self) -> ConfirmConfig:
+        """Configuration of the confirmation."""
+        return ConfirmConfig.model_validate(self.study.config["confirm"])
+
+    @cached_property
+    def test(self) -> FinalTestConfig:
+        """Configuration of the final test."""
+        return FinalTestConfig.model_validate(self.study.config["test"])
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """Default settings by dotted key. They stay plain, because custom components may be missing here."""
+        tree = self.study.config["run"]
+        return flatten(tree) if isinstance(tree, dict) else {}
+
+    def in_state(self, state: State) -> list[TrialRecord]:
+        """Trials that finished in this state."""
+        return [trial for trial in self.trials if trial.state == state]
+
+    @cached_property
+    def completed(self) -> list[TrialRecord]:
+        """Completed trials, highest objective first."""
+        return by_score(self.trials)
+
+    @cached_property
+    def baseline(self) -> TrialRecord | None:
+        """Trial of the default settings. If it was rerun after a failure, the completed one."""
+        return next((trial for trial in (*self.completed, *self.trials) if trial.baseline), None)
+
+    @cached_property
+    def selected(self) -> TrialRecord | None:
+        """Trial that the confirmation selected. Without a confirmation, the best one of the search."""
+        number = self.confirmation.selected if self.confirmation else None
+        best = self.completed[0] if self.completed else None
+        return next((trial for trial in self.trials if trial.number == number), best)
+
+    @property
+    def outdated(self) -> bool:
+        """True if the final test compared settings that are no longer selected."""
+        if self.final_test is None or self.selected is None:
+            return False
+        tested = self.final_test.selected.number
+        return tested != self.selected.number and not (self.final_test.same and self.selected.baseline)
+
+
+def read_records(folder: Path) -> Records:
+    """Read all records of a study.
+
+    Raises:
+        UserError: the folder does not contain a study, or a record is corrupt or has another version.
+    """
+    source = StudyFolder(folder)
+    study = source.read_study()
+    if study is None:
+        raise UserError(f"{folder} does not contain a study. Pass a folder OUT/STUDY of tune/search.py.")
+    return Records(
+        source.path, study, source.read_trials(), source.read_confirmation(), source.read_final_test()
+    )
+
+
+def paired(
+    ours: Sequence[RunScore], theirs: Sequence[RunScore], figure: str = "objective"
+) -> dict[int, float]:
+    """Differences of a figure by seed, for seeds that have it on both sides."""
+    other = {run.seed: getattr(run, figure) for run in theirs}
+    pairs = {run.seed: (getattr(run, figure), other.get(run.seed)) for run in ours}
+    return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def _command(words: Sequence[str]) -> str:
+    """This process's command line as a user types it.
+
+    Example:
+        >>> _command(["/opt/bin/prometar", "search", "--seed", "3"]), _command(["tune/search.py"])
+        ('prometar search --seed 3', 'python tune/search.py')
+    """
+    path = Path(words[0])
+    if path.name == "__main__.py":
+        return shlex.join(["python", "-m", path.parent.name, *words[1:]])
+    if path.is_absolute() and not path.suffix:
+        return shlex.join([path.name, *words[1:]])
+    return shlex.join(["python", *words])
+
+
+def _machine() -> dict[str, str]:
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        cpu = (re.findall(r"model name\s*: (.*)", info.read_text()) or [cpu])[0]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": cpu, "cores": str(os.cpu_count()), "memory": f"{memory:.0f} GiB"}
