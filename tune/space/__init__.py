@@ -1,1 +1,1 @@
-"""Search spaces as data, and points in them."""
+"""Search spaces."""

@@ -1,0 +1,1 @@
+"""Ask-and-tell store of a study's trials in an Optuna storage."""

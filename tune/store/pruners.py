@@ -1,0 +1,61 @@
+"""Pruners: they stop trials that are not promising."""
+
+from collections.abc import Callable
+
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
+
+from prometar.errors import UserError
+from prometar.parts.building import own_part
+from tune.config import SearchConfig
+from tune.space.space import EPOCHS
+
+PATIENCE = 8
+"""Finished trials before a trial is pruned, at least."""
+WARMUP = 2
+"""Epochs after which no trial is pruned: the first one has only the warm-up rate."""
+
+
+def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePruner:
+    """Make the pruner of a search.
+
+    Pruners compare trials at the same epoch. If epochs are searched, trials follow different learning-rate
+    schedules: a long trial may be behind a short one in epoch 5 and finish ahead. So nothing is pruned then.
+
+    Args:
+        epochs: Epochs of a trial.
+        concurrency: Concurrent trials. The first wave finishes before a trial is pruned.
+
+    Raises:
+        UserError: there is no such pruner, or it does not fit the search.
+    """
+    patience = max(PATIENCE, concurrency)
+    pruners: dict[str, Callable[[int], BasePruner]] = {
+        # The worst quarter, so that a trial that learns slowly and finishes well is kept.
+        "percentile": lambda epochs: PercentilePruner(75.0, n_startup_trials=patience, n_warmup_steps=WARMUP),
+        "median": lambda epochs: MedianPruner(n_startup_trials=patience, n_warmup_steps=WARMUP),
+        "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
+        "hyperband": lambda epochs: HyperbandPruner(2, max(2, epochs), 3),
+        "none": lambda epochs: NopPruner(),
+    }
+    make = pruners.get(search.pruner) or own_part("pruner", search.pruner, pruners)
+    pruner = make(epochs)
+    if not isinstance(pruner, BasePruner):
+        raise UserError(
+            f"--pruner {search.pruner} must return an Optuna pruner, got {type(pruner).__name__}."
+        )
+    if not isinstance(pruner, NopPruner):
+        if EPOCHS in search.space.ranges:
+            raise UserError(
+                f"--pruner {search.pruner} compares trials at the same epoch, but the space "
+                f"{search.space.name} searches {EPOCHS}. Use --pruner none."
+            )
+        if len(search.goals) > 1:
+            raise UserError(f"--pruner {search.pruner} requires a single goal. Use --pruner none.")
+    return pruner
