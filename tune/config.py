@@ -247,7 +247,7 @@ class StudyConfig(PlainData):
             shipped = space in known_spaces()
             space = load_space(space)
             space = space.fitted(run) if shipped else space
-        if EPOCHS in space.ranges:
+        if EPOCHS in space.ranges or len(_several(flat.get("search.goals", ("objective",)))) > 1:
             flat.setdefault("search.pruner", "none")
         flat["search.enqueue"] = tuple(
             settings for file in _several(enqueue) for settings in load_enqueued(Path(file), space)

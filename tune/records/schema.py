@@ -257,6 +257,12 @@ class FinalTest:
         """Confidence level in percent."""
         return f"{100 * (1 - self.alpha):g}"
 
+    @property
+    def failures(self) -> list[str]:
+        """Error messages of failed runs."""
+        tests = self.datasets.values()
+        return [run.failed for test in tests for run in (*test.selected, *test.baseline) if run.failed]
+
 
 @dataclass(frozen=True, config=_STRICT)
 class StudyRecord:

@@ -53,6 +53,14 @@ class FinalTestJobs:
             self.failures[job.name] = failure
 
     @property
+    def total(self) -> int:
+        """Runs that are missing, at most."""
+        pairs = max((analysis.pairs for analysis in self._left), default=self.analysis.pairs)
+        later = pairs - self.analysis.pairs
+        sides = 1 if self.same else 2
+        return len(self._queue) + sides * later * len(self._config.search.datasets)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the pairs so far."""
         return self._config.final_seeds[: self.analysis.pairs]

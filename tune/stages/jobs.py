@@ -43,9 +43,7 @@ def final_job(
     )
 
 
-def _runs(
-    config: StudyConfig, settings: Settings, seeds: Sequence[int], folder: Path
-) -> tuple[RunSpec, ...]:
+def _runs(config: StudyConfig, settings: Settings, seeds: Sequence[int], folder: Path) -> tuple[RunSpec, ...]:
     """A run for each dataset and seed. A single run lies in the folder itself."""
     keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
     return tuple(

@@ -1,7 +1,7 @@
 """Search: trials are sampled, trained and scored until the budget is used."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prometar.errors import UserError
@@ -60,19 +60,27 @@ class SearchJobs:
             self._ended(job.number)
         self._running.discard(job.number)
 
+    def notices(self) -> Iterator[str]:
+        """Why fewer trials than asked for were started."""
+        counts, trials = self._store.counts, self._config.search.trials
+        if self._store.exhausted:
+            yield "Search space exhausted: every combination has been tried."
+        elif self.out_of_time and counts.done < trials:
+            yield "Time limit reached (--max-hours): no new trials will be started."
+        if counts.done > trials:
+            yield f"--trials {trials} is below the {counts.done} finished trials. All of them count."
+
     def close(self) -> None:
         """Store how long the search took."""
         self._store.add_seconds(time.monotonic() - self._started)
         self._started = time.monotonic()
 
     def _ended(self, number: int) -> None:
-        if number in self._running or self._store.trial(number) is not None:
-            self._record(self._store.trial(number))
+        if (trial := self._store.trial(number)) is not None:
+            self._record(trial)
 
-    def _record(self, trial: TrialRecord | None) -> None:
+    def _record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""
-        if trial is None:
-            return
         self._folder.write_trial(trial)
         for checkpoint in Path(self._folder.trial(trial.number)).rglob(CHECKPOINTS):
             checkpoint.unlink(missing_ok=True)
