@@ -1,0 +1,225 @@
+"""Studies made up for the report's tests: realistic records, hostile names on request."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from prometar.metrics import over_all, t_interval
+from tune.config import StudyConfig
+from tune.records.folder import Records, StudyFolder, paired, read_records
+from tune.records.schema import (
+    Candidate,
+    Confirmation,
+    DatasetTest,
+    Epoch,
+    FinalTest,
+    RunScore,
+    SettingsUnderTest,
+    StudyRecord,
+    TrialRecord,
+    by_score,
+    write_record,
+)
+from tune.space.space import space_of
+
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = '"><img src=x onerror=alert(2)>'
+RANGES: dict[str, dict[str, Any]] = {
+    "regularizer.kind": {"type": "choice", "choices": ["l1", "l2", "none"]},
+    "regularizer.text_weight": {
+        "type": "float", "low": 0.5, "high": 200.0, "log": True, "when": {"regularizer.kind": ["l1", "l2"]},
+    },
+    "optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True},
+    "prompts.text_depth": {"type": "int", "low": 0, "high": 12},
+    "augment.flip": {"type": "float", "low": 0.0, "high": 0.5},
+}  # fmt: skip
+DEFAULT: dict[str, Any] = {
+    "regularizer.kind": "l1", "regularizer.text_weight": 25.0, "optim.lr": 0.0025,
+    "prompts.text_depth": 9, "augment.flip": 0.5,
+}  # fmt: skip
+
+
+def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
+    """study.yaml of a study with these options."""
+    config = StudyConfig.of(**{"dataset": ["dtd"], "trials": 60, "space": space_of(ranges), **options})
+    return StudyRecord(
+        config=config.model_dump(mode="json"),
+        score="base accuracy" if config.search.objective == "base_val" else "H",
+        leaks=config.search.objective == "oracle_test",
+        contents={"weights": "4b1d"},
+        command="python tune/search.py --dataset dtd --trials 60",
+        environment={"python": "3.12.1", "cpu": "a processor"},
+    )
+
+
+def settings_of(number: int) -> dict[str, Any]:
+    """Default settings for trial 0, sampled ones for others."""
+    if number == 0:
+        return dict(DEFAULT)
+    rng = random.Random(number)
+    settings = {
+        "regularizer.kind": rng.choice(["l1", "l1", "l2", "none"]),
+        "regularizer.text_weight": 0.5 * 400 ** rng.random(),
+        "optim.lr": 1e-4 * 1000 ** rng.random(),
+        "prompts.text_depth": rng.randint(0, 12),
+        "augment.flip": rng.uniform(0, 0.5),
+    }
+    if settings["regularizer.kind"] == "none":
+        del settings["regularizer.text_weight"]
+    return settings
+
+
+def run(dataset: str, seed: int, settings: Mapping[str, Any], base: float = 0, new: float = 0) -> RunScore:
+    """A run whose accuracies follow from its settings. `base`, `new`: additional points."""
+    noise = random.Random(f"{dataset} {seed} {sorted(settings.items())}")
+    rate = math.log10(settings["optim.lr"]) + 2.3
+    weight = math.log10(settings.get("regularizer.text_weight", 0.1)) / 2.3
+    depth = settings["prompts.text_depth"]
+    base += 78 - 5 * rate**2 - 3 * weight + 0.3 * depth + noise.gauss(0, 0.6)
+    new += 64 - 3 * max(0, rate) ** 2 + 6 * weight - 0.4 * depth + noise.gauss(0, 0.8)
+    harmonic = 2 * base * new / (base + new)
+    return RunScore(dataset, seed, base, new, harmonic, seconds=900.0, cpus=2.0, gpus=0.5)
+
+
+def trial(
+    number: int, state: Any = "COMPLETE", datasets: Sequence[str] = ("dtd",), **changes: Any
+) -> TrialRecord:
+    """A trial on these datasets and two seeds."""
+    settings = changes.pop("settings", settings_of(number))
+    epochs = {"COMPLETE": 5, "PRUNED": 2, "FAIL": 0}[state]
+    runs = tuple(run(name, seed, settings) for name in datasets for seed in (0, 1)) if epochs else ()
+    figures: dict[str, Any] = {
+        name: mean(getattr(each, name) for each in runs) if runs else None
+        for name in ("objective", "base", "new")
+    }
+    start = datetime(2026, 1, 1) + timedelta(minutes=7 * number)
+    record = TrialRecord(
+        number=number,
+        state=state,
+        baseline=number == 0,
+        origin="baseline" if number == 0 else "sampled",
+        settings=settings,
+        epoch=epochs,
+        epochs=tuple(Epoch(e, figures["objective"] - 8 * 0.5**e) for e in range(1, epochs + 1)),
+        runs=runs,
+        seconds=120.0 * epochs + number,
+        cpus=2.0,
+        gpus=0.5,
+        started=start,
+        ended=start + timedelta(seconds=55),
+        **figures,
+    )
+    return replace(record, **changes)
+
+
+def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
+    """Confirmation of the three best trials and the baseline, with seeds 1000 and 1001."""
+    best = by_score(trials)
+    chosen = [*best[:3], *(each for each in best[3:] if each.baseline)]
+    rows = tuple(
+        Candidate(
+            t.number,
+            t.baseline,
+            t.settings,
+            (*t.runs, *(run(name, seed, t.settings) for name in dict.fromkeys(r.dataset for r in t.runs)
+                        for seed in (1000, 1001))),
+        )
+        for t in chosen
+    )  # fmt: skip
+    return Confirmation((1000, 1001), rows, max(rows, key=lambda row: row.mean or 0.0).number)
+
+
+def final_test(
+    selected: SettingsUnderTest,
+    shifts: Mapping[str, tuple[float, float]],
+    seeds: Sequence[int] = (11, 12, 13, 14, 15),
+    **changes: Any,
+) -> FinalTest:
+    """Final test in which the selected settings gain so much base and new accuracy, by dataset."""
+    default, same, datasets = SettingsUnderTest(0, DEFAULT), selected.number == 0, dict[str, DatasetTest]()
+    for name, shift in shifts.items():
+        ours = tuple(run(name, seed, default.settings, *shift) for seed in seeds)
+        ours = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in ours)
+        theirs = tuple(run(name, seed, default.settings) for seed in seeds)
+        both = ours if not same else theirs, theirs
+        figures: Any = ("objective", "base", "new")
+        found = [None if same else t_interval(list(paired(*both, figure).values())) for figure in figures]
+        datasets[name] = DatasetTest(*both, *found)
+    difference = over_all([each.difference for each in datasets.values()])
+    shown = difference and difference.excludes_zero
+    verdict: Any = "either"
+    if same or (shown and difference and difference.mean < 0):
+        verdict = "baseline"
+    elif shown:
+        verdict = "selected"
+    test = FinalTest(tuple(seeds), 10, selected, default, same, datasets, difference, verdict)
+    return replace(test, **changes)
+
+
+def write(folder: Path, records: Records) -> Path:
+    """Write all records into a folder."""
+    target = StudyFolder(folder)
+    write_record(target / "study.yaml", records.study)
+    for each in records.trials:
+        target.write_trial(each)
+    if records.confirmation:
+        target.write_confirmation(records.confirmation)
+    if records.final_test:
+        target.write_final_test(records.final_test)
+    return folder
+
+
+def small(folder: Path, base: float = 3.0, new: float = 2.0, *, selected: int = 1, **options: Any) -> Records:
+    """Four trials on one dataset; trial `selected` gains so much base and new accuracy in the final test."""
+    trials = (trial(0), trial(1), trial(2, "PRUNED"), trial(3, "FAIL", reason="the loss is nan"))
+    rows = tuple(Candidate(t.number, t.baseline, t.settings, t.runs) for t in trials[:2])
+    tested = SettingsUnderTest(selected, settings_of(selected))
+    return Records(
+        folder,
+        study(**options),
+        trials,
+        Confirmation((1000,), rows, selected),
+        final_test(tested, {"dtd": (base, new)}),
+    )
+
+
+def rich(folder: Path, *, hostile: bool = False, **options: Any) -> Path:
+    """A study of 60 trials on two datasets with conditional settings, failed and pruned trials, all stages.
+
+    With `hostile`, every name that comes from outside tries to be a script.
+    """
+    evil, image = (SCRIPT, IMAGE) if hostile else ("", "")
+    datasets = [f"dtd{evil}", f"eurosat{image}"]
+    ranges = {**RANGES, "regularizer.kind": {"type": "choice", "choices": ["l1", f"l2{evil}", "none"]}}
+    ranges["regularizer.text_weight"] = {
+        **RANGES["regularizer.text_weight"],
+        "when": {"regularizer.kind": ["l1", f"l2{evil}"]},
+    }
+    trials = []
+    for number in range(60):
+        settings = settings_of(number)
+        if settings["regularizer.kind"] == "l2":
+            settings["regularizer.kind"] = f"l2{evil}"
+        state = "PRUNED" if number % 4 == 3 else "FAIL" if number in (10, 41) else "COMPLETE"
+        changes = {"reason": f"the loss is nan, class 'zig{evil}' {image}"} if state == "FAIL" else {}
+        trials.append(trial(number, state, datasets, settings=settings, **changes))
+    trials[5] = replace(trials[5], notes=(f"out of memory: larger share {evil}",))
+    again = confirmation(trials)
+    selected = SettingsUnderTest(again.selected, trials[again.selected].settings)
+    test = final_test(selected, {datasets[0]: (9.0, -6.0), datasets[1]: (2.0, 1.0)})
+    described = study(ranges, **options)
+    config: Any = {**described.config}
+    config["search"] = {**config["search"], "datasets": datasets}
+    described = replace(described, config=config, command=f"python tune/search.py --study '{evil}{image}'")
+    records = Records(folder, described, tuple(trials), again, test)
+    return write(folder, records)
+
+
+def read(folder: Path) -> Records:
+    """Records of a folder that `write` filled."""
+    return read_records(folder)

@@ -1,0 +1,81 @@
+"""Formats of numbers, settings, times and intervals."""
+
+from collections.abc import Collection, Iterable
+from statistics import mean, stdev
+
+from prometar.metrics import Interval
+
+NONE = "-"
+
+
+def number(value: float | None) -> str:
+    """Two decimals, a dash for None."""
+    return NONE if value is None else f"{value:.2f}"
+
+
+def setting(value: object) -> str:
+    """Short form of a setting's value."""
+    if value is None:
+        return NONE
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def spread(values: Collection[float]) -> str:
+    """Mean and standard deviation.
+
+    Example:
+        >>> spread([60.0, 62.0]), spread([60.0]), spread([])
+        ('61.0 ± 1.4', '60.0', '-')
+    """
+    if not values:
+        return NONE
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def points(difference: Interval | None) -> str:
+    """Mean difference with its interval. Bounds close to 0 get a second decimal.
+
+    Example:
+        >>> points(Interval(2.34, 1.1, 4.06, 5)), points(Interval(0.24, 0.03, 0.45, 5)), points(None)
+        ('+2.3 [+1.1, +4.1]', '+0.24 [+0.03, +0.45]', '-')
+    """
+    if difference is None:
+        return NONE
+    digits = 1 if min(abs(difference.low), abs(difference.high)) >= 0.05 else 2
+    middle, low, high = (f"{x:+.{digits}f}" for x in (difference.mean, difference.low, difference.high))
+    return f"{middle} [{low}, {high}]"
+
+
+def interval(difference: Interval, unit: str, level: str) -> str:
+    """Mean difference as a sentence states it.
+
+    Example:
+        >>> interval(Interval(2.34, 1.1, 4.06, 5), "H", "95")
+        '+2.3 H (95% CI [+1.1, +4.1], n = 5)'
+    """
+    middle, bounds = points(difference).split(" ", 1)
+    return f"{middle} {unit} ({level}% CI {bounds}, n = {difference.n})"
+
+
+def duration(seconds: float) -> str:
+    """
+    Example:
+        >>> duration(75), duration(3725), duration(4.2)
+        ('1 min 15 s', '1 h 2 min', '4.2 s')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    return (
+        f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    )
+
+
+def listed(names: Iterable[object]) -> str:
+    """
+    Example:
+        >>> listed(["a"]), listed(["a", "b", "c"])
+        ('a', 'a, b and c')
+    """
+    texts = [str(name) for name in names]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

@@ -1,0 +1,74 @@
+"""report.html: one file that works offline, made from records alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prometar.io.files import write_atomically
+from prometar.io.pages import templates
+from prometar.io.stores import masked
+from tune.records.folder import STATES, Records
+from tune.report import statements
+from tune.report.optuna_study import MIN_COMPLETED
+from tune.report.plots import library, plots
+from tune.report.tables import all_tables, summary_tables
+
+
+@dataclass(frozen=True)
+class Report:
+    """Report of a study. A notebook shows its summary.
+
+    Args:
+        path: The page, report.html.
+    """
+
+    path: Path
+    records: Records
+
+    def _repr_html_(self) -> str:
+        return _filled("summary.html.jinja", self.records, path=self.path)
+
+    def __repr__(self) -> str:
+        return f"{statements.verdict(self.records)} Report: {self.path}"
+
+
+def write_report(records: Records) -> Report:
+    """Write report.html into the study's folder.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    path = records.folder / "report.html"
+    write_atomically(path, render(records).encode())
+    return Report(path, records)
+
+
+def render(records: Records) -> str:
+    """The page as HTML."""
+    study = records.study
+    return _filled(
+        "report.html.jinja",
+        records,
+        plotly=library(),
+        plots=plots(records),
+        more_tables=all_tables(records),
+        min_completed=MIN_COMPLETED,
+        config=masked(yaml.safe_dump(dict(study.config), sort_keys=False)),
+        environments=[study.environment, *study.earlier_environments],
+    )
+
+
+def _filled(template: str, records: Records, **content: Any) -> str:
+    return (
+        templates("tune.report")
+        .get_template(template)
+        .render(
+            records=records,
+            says=statements,
+            states=STATES,
+            tables=summary_tables(records),
+            **content,
+        )
+    )

@@ -1,0 +1,170 @@
+"""Plots of a report. Optuna draws the search; the final test and accuracies by class have own plots."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import optuna.visualization as visualization
+import plotly.graph_objects as go
+from markupsafe import Markup
+from optuna.exceptions import ExperimentalWarning
+from plotly.io import to_html
+from plotly.offline import get_plotlyjs
+
+from tune.records.folder import Records, paired
+from tune.records.schema import FinalTest, RunScore, TrialRecord
+from tune.report.formatting import points
+from tune.report.optuna_study import evaluator, first_goal, importance_target, importances, label, rebuild
+from tune.report.statements import NAMES, side_runs
+
+SELECTED, BASELINE, TRIALS, GREY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
+MOST_SLICES = 6
+_AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
+
+_MARKERS = {
+    "trials": {"color": TRIALS, "size": 8, "opacity": 0.6},
+    NAMES["baseline"]: {"color": BASELINE, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
+    NAMES["selected"]: {"color": SELECTED, "size": 12, "symbol": "star"},
+}
+
+
+def library() -> Markup:
+    """plotly.js, included in a page once."""
+    return Markup(get_plotlyjs())
+
+
+def plots(records: Records) -> dict[str, Markup]:
+    """All plots of a report by name, without those that have nothing to show."""
+    return {**_search(records), **_final_test(records)}
+
+
+def _search(records: Records) -> dict[str, Markup]:
+    """Optuna's plots of the search, with the accuracies of its trials."""
+    if not records.completed:
+        return {}
+    study, goals, found = rebuild(records), records.search.goals, dict[str, go.Figure]()
+    target = first_goal if len(goals) > 1 else None
+    title = label(records.study.score if goals[0] == "objective" else goals[0])
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        found["history"] = visualization.plot_optimization_history(study, target=target, target_name=title)
+        if len(goals) in (2, 3):
+            found["pareto"] = visualization.plot_pareto_front(study, target_names=list(goals))
+        if ranked := importances(study):
+            found["importance"] = visualization.plot_param_importances(
+                study, evaluator=evaluator(), target=importance_target(study)
+            )
+            found["slice"] = visualization.plot_slice(
+                study, params=list(ranked)[:MOST_SLICES], target=target, target_name=title
+            )
+        if any(trial.epochs for trial in records.trials):
+            found["curves"] = visualization.plot_intermediate_values(study)
+            found["curves"].update_yaxes(title=label(records.study.score))
+    if both := [t for t in records.trials if t.base is not None and t.new is not None]:
+        found["accuracies"] = accuracies(
+            {
+                "trials": [t for t in both if not t.baseline and t is not records.selected],
+                NAMES["baseline"]: [t for t in both if t.baseline],
+                NAMES["selected"]: [t for t in both if t is records.selected and not t.baseline],
+            }
+        )
+    return {name: embedded(figure, name) for name, figure in found.items()}
+
+
+def _final_test(records: Records) -> dict[str, Markup]:
+    test = records.final_test
+    if test is None or not test.seeds:
+        return {}
+    sides = {NAMES["baseline"]: side_runs(test, "baseline")}
+    if not test.same:
+        sides[NAMES["selected"]] = side_runs(test, "selected")
+    figures = {"tested": accuracies(sides)}
+    if any(each.difference for each in test.datasets.values()):
+        figures["pairs"] = seed_pairs(test)
+    return {name: embedded(figure, name) for name, figure in figures.items()}
+
+
+def accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Figure:
+    """New against base accuracy, with dotted lines of equal harmonic mean."""
+    figure = go.Figure()
+    known = {
+        name: [(each.base, each.new) for each in group if each.base is not None and each.new is not None]
+        for name, group in groups.items()
+    }
+    everything = [point for group in known.values() for point in group]
+    bases, news = zip(*everything, strict=True) if everything else ((50.0,), (50.0,))
+    low, high = min(bases) - 1, max(bases) + 1
+    steps = [low + (high - low) * i / 50 for i in range(51)]
+    means = [2 * base * new / (base + new) for base, new in everything if base + new]
+    for level in sorted({5 * round(mean / 5) for mean in means} - {0}):
+        line = [(base, level * base / (2 * base - level)) for base in steps if 2 * base > level]
+        figure.add_scatter(
+            x=[x for x, _ in line],
+            y=[y for _, y in line],
+            mode="lines",
+            line={"color": "#cbd5e0", "dash": "dot", "width": 1},
+            hovertemplate=f"H = {level}<extra></extra>",
+            showlegend=False,
+        )
+    for name, group in known.items():
+        figure.add_scatter(
+            x=[base for base, _ in group],
+            y=[new for _, new in group],
+            mode="markers",
+            name=name,
+            marker=_MARKERS[name],
+            hovertemplate="base %{x:.1f}, new %{y:.1f}",
+        )
+    figure.update_xaxes(title="base accuracy (%)", range=[low, high])
+    return figure.update_yaxes(title="new accuracy (%)", range=[min(news) - 1, max(news) + 1])
+
+
+def seed_pairs(test: FinalTest) -> go.Figure:
+    """Differences in H of all seed pairs, with the confidence interval of each dataset."""
+    figure = go.Figure().add_vline(x=0, line={"color": "#4a5568", "width": 1.5})
+    for place, (name, found) in enumerate(test.datasets.items()):
+        pairs = paired(found.selected, found.baseline)
+        figure.add_scatter(
+            x=list(pairs.values()),
+            y=[place + 0.2] * len(pairs),
+            mode="markers",
+            text=[f"seed {seed}" for seed in pairs],
+            hovertemplate="%{text}: %{x:+.2f} H<extra></extra>",
+            marker={"color": GREY, "size": 7, "opacity": 0.6},
+        )
+        if mean := found.difference:
+            color = GREY if not mean.excludes_zero else TRIALS if mean.mean > 0 else SELECTED
+            figure.add_scatter(
+                x=[mean.mean],
+                y=[place],
+                error_x={"array": [mean.high - mean.mean], "arrayminus": [mean.mean - mean.low], "width": 6},
+                mode="markers",
+                hovertext=label(f"{name}: {points(mean)} H"),
+                hoverinfo="text",
+                marker={"color": color, "size": 12, "symbol": "square"},
+            )
+    ticks = [label(name if len(name) <= 24 else f"{name[:23]}…") for name in test.datasets]
+    figure.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.4, -0.6])
+    figure.update_xaxes(title="selected minus default settings (H)")
+    return figure.update_layout(showlegend=False, height=120 + 50 * len(ticks))
+
+
+def embedded(figure: go.Figure, name: str) -> Markup:
+    """Part of a page that contains plotly.js already."""
+    figure.update_xaxes(**_AXIS)
+    figure.update_yaxes(**_AXIS)
+    figure.update_layout(
+        title=None,
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "size": 13},
+        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        height=figure.layout.height or 400,
+    )
+    return Markup(
+        to_html(
+            figure,
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"plot-{name}",
+            config={"displayModeBar": False, "responsive": True},
+        )
+    )

@@ -1,0 +1,276 @@
+"""Statements of a report: verdict, evidence, caveats and next steps. Page and terminal show the same ones."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import mean
+from typing import Literal
+
+from prometar.data.datasets.catalog import file_name
+from prometar.data.splits.objective import OBJECTIVES
+from prometar.metrics import Interval, over_all
+from tune.config import EPOCHS
+from tune.records.folder import Records
+from tune.records.schema import FigureName, FinalTest, RunScore, Verdict, seed_means
+from tune.report.formatting import interval, listed, number, spread
+
+MOST_CAVEATS = 5
+NAMES = {"selected": "selected settings", "baseline": "default settings"}
+
+Status = Verdict | Literal["unfinished", "leaking"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A next step. `command` may be empty."""
+
+    text: str
+    command: str = ""
+
+
+def status(records: Records) -> Status:
+    """Verdict of a study, or why there is none. Everything else follows from it."""
+    if records.study.leaks:
+        return "leaking"
+    if records.final_test is None or records.selected is None or records.outdated:
+        return "unfinished"
+    return records.final_test.verdict
+
+
+def verdict(records: Records) -> str:
+    """Settings to use and why, in two sentences."""
+    test = records.final_test
+    match status(records):
+        case "leaking":
+            return (
+                f"Do not use these results. The objective {records.search.objective} reads the test images."
+            )
+        case "unfinished":
+            return f"No verdict yet. {_unfinished(records)}"
+        case "selected":
+            return (
+                f"Use the selected settings (trial {_number(test)}). They are better than the default ones."
+            )
+        case "baseline" if test and test.same:
+            return f"Keep the default settings. {_why_kept(records)}"
+        case "baseline":
+            return f"Keep the default settings. The selected settings (trial {_number(test)}) are worse."
+        case _ if test and test.difference:
+            shown = "The final test shows no difference between the selected and the default settings."
+            return f"Use either. {shown}"
+        case _ if test and not test.seeds:
+            return "Use either. No final test was requested, so nothing was compared on test images."
+    return "Use either. Fewer than two seed pairs finished, so no difference can be shown."
+
+
+def _number(test: FinalTest | None) -> int:
+    assert test is not None
+    return test.selected.number
+
+
+def _unfinished(records: Records) -> str:
+    if records.selected is None:
+        return "No trial has finished."
+    if records.final_test is None:
+        return "The final test has not finished."
+    return f"The final test compared trial {records.final_test.selected.number}, which is no longer selected."
+
+
+def _why_kept(records: Records) -> str:
+    if all(trial.baseline for trial in records.completed):
+        return "No other settings finished the search."
+    stage = "confirmation" if records.confirmation and records.confirmation.seeds else "search"
+    return f"The search found nothing better: no other settings scored higher in the {stage}."
+
+
+def evidence(records: Records) -> list[str]:
+    """Numbers behind the verdict."""
+    test = records.final_test
+    if test is None or records.outdated or not test.seeds:
+        return [line for line in (_leader(records), _epochs(records)) if line]
+    lines = [_difference(test), *_trade_off(test), _detectable(test), _new_accuracy(test), _epochs(records)]
+    return [line for line in lines if line]
+
+
+def _leader(records: Records) -> str:
+    selected, baseline = records.selected, records.baseline
+    if selected is None:
+        return ""
+    images = "test" if records.study.leaks else "validation"
+    score = f"{records.study.score} {number(selected.score)}"
+    leader = "The default settings lead" if selected.baseline else f"Trial {selected.number} leads"
+    line = f"{leader} with {score} on {images} images"
+    if baseline is None or baseline.score is None or selected.baseline:
+        return f"{line}."
+    return f"{line}, the default settings have {number(baseline.score)}."
+
+
+def _difference(test: FinalTest) -> str:
+    if test.difference is None:
+        return ""
+    over = "datasets" if len(test.datasets) > 1 else "seed pairs"
+    measured = interval(test.difference, "H", test.level)
+    return f"Mean difference over {over} (selected minus default settings, test images): {measured}."
+
+
+def accuracy_difference(test: FinalTest, figure: Literal["base", "new"]) -> Interval | None:
+    """Selected minus default settings in base or new accuracy, over all datasets."""
+    found = [getattr(each, f"{figure}_difference") for each in test.datasets.values()]
+    return over_all(found, level=1 - test.alpha)
+
+
+def _trade_off(test: FinalTest) -> Iterator[str]:
+    base, new = (accuracy_difference(test, figure) for figure in ("base", "new"))
+    if base is None or new is None:
+        return
+    both = [interval(base, "base", test.level), interval(new, "new", test.level)]
+    yield f"By accuracy: {' and '.join(both)}."
+    if base.mean > 0 and (new.high < 0 or new.mean <= -(test.matters or 1.0)):
+        unclear = "" if new.high < 0 else " The interval of new accuracy contains 0."
+        gained = f"{base.mean:+.0f} base, {new.mean:+.0f} new"
+        yield f"Base accuracy was gained at the expense of new accuracy: {gained}.{unclear}"
+
+
+def _detectable(test: FinalTest) -> str:
+    if test.verdict != "either" or test.detectable is None or test.detectable >= 100:
+        return ""
+    line = f"This test detects a true difference of {test.detectable:.1f} H with a power of 80%."
+    if test.matters and test.difference and test.difference.within(test.matters):
+        line += f" It excludes differences of {test.matters:g} H or more."
+    return line
+
+
+def side_runs(test: FinalTest, side: Literal["selected", "baseline"]) -> list[RunScore]:
+    """Runs of one side of the final test, on all datasets."""
+    return [run for each in test.datasets.values() for run in getattr(each, side)]
+
+
+def _new_accuracy(test: FinalTest) -> str:
+    found = {"baseline": _means(test, "baseline", "new")}
+    if not test.same:
+        found = {"selected": _means(test, "selected", "new"), **found}
+    shown = [f"{spread(values)} with the {NAMES[side]}" for side, values in found.items() if values]
+    seeds = max(map(len, found.values()))
+    return (
+        f"New accuracy: {', '.join(shown)} (mean ± standard deviation over {seeds} seeds)." if shown else ""
+    )
+
+
+def _means(test: FinalTest, side: Literal["selected", "baseline"], figure: FigureName) -> list[float]:
+    return list(seed_means(side_runs(test, side), figure).values())
+
+
+def _epochs(records: Records) -> str:
+    test = records.final_test
+    final = test.epochs if test else records.test.epochs
+    if EPOCHS not in records.search.space.ranges:
+        return f"Epochs: {records.run[EPOCHS]} per trial, {final} in the final test for both sides."
+    own = test.selected.settings.get(EPOCHS) if test and not test.same else None
+    selected = f" {own} for the selected and" if own else ""
+    return f"Epochs: searched in trials. In the final test{selected} {final} for the default settings."
+
+
+def caveats(records: Records) -> list[str]:
+    """Limits of the results, the most important first."""
+    return list(_caveats(records))[:MOST_CAVEATS]
+
+
+def _caveats(records: Records) -> Iterator[str]:
+    test, again = records.final_test, "Rerun the same command to resume."
+    baseline, best = records.baseline, records.completed[:1]
+    if records.completed and baseline and baseline.score is None:
+        yield f"The default settings failed in the search: {baseline.reason[:80]}. {again}"
+    if records.confirmation and best and len(records.search.goals) == 1:
+        confirmed = {candidate.number for candidate in records.confirmation.candidates}
+        if confirmed and best[0].number not in confirmed:
+            yield f"Trial {best[0].number} leads the search but was not confirmed. {again}"
+    if test and not records.outdated:
+        yield from _about_the_test(records, test)
+    objective = OBJECTIVES.get(records.search.objective)
+    if objective and objective.predicts:
+        yield (
+            "During the search, new accuracy is a prediction from drift on out-of-domain class names. "
+            "No image of a new class is used."
+        )
+    elif records.study.score != "H":
+        yield f"The search maximized {records.study.score}. The final test compares H."
+    if len(records.completed) > 1:
+        yield (
+            f"The best search score is the maximum of {len(records.completed)} noisy scores, therefore "
+            "biased upwards. Rely on the final test."
+        )
+    if records.run.get("backbone.name") == "mini":
+        yield "The embedded backbone mini is a test bed. Do not compare its numbers with published ones."
+    elif test and any(each.published is not None for each in test.datasets.values()):
+        yield "Published numbers are cited. Their seeds, images and epochs may differ."
+
+
+def _about_the_test(records: Records, test: FinalTest) -> Iterator[str]:
+    runs = side_runs(test, "baseline") + ([] if test.same else side_runs(test, "selected"))
+    if failed := [run.failed for run in runs if run.failed]:
+        reason = failed[0][:80]
+        yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their pairs are missing."
+    if earlier := sorted({number for number, _ in test.earlier_tests}):
+        trials = f"{'trial' if len(earlier) == 1 else 'trials'} {listed(earlier)}"
+        yield (
+            f"The test images were used before, to test {trials}. "
+            "Choices made after seeing that result are not reflected in the interval."
+        )
+    if shared := sorted(set(records.search.seeds) & set(test.seeds)):
+        yield (
+            f"The search used {'seed' if len(shared) == 1 else 'seeds'} {listed(shared)} of the final test, "
+            "so the same training images selected the settings."
+        )
+    if test.difference is None:
+        return
+    if len(test.datasets) > 1:
+        yield (
+            f"The interval covers datasets like these {test.difference.n}, which are not a random sample. "
+            "With so few, it is rough."
+        )
+    else:
+        yield (
+            "The interval covers other training seeds on this dataset. "
+            "It does not cover other datasets, backbones, shots or repeated searches."
+        )
+
+
+def next_steps(records: Records) -> list[Step]:
+    """Next steps that follow from the verdict."""
+    resume = records.study.command
+    match status(records):
+        case "leaking":
+            return [Step("Search with an objective that does not read test images: --objective drift.")]
+        case "unfinished":
+            return [Step("Rerun the same command to resume:", resume)]
+        case "selected":
+            return [Step("Train with the selected settings:", _train(records, "selected"))]
+        case "baseline":
+            steps = [Step("Train with the default settings:", _train(records, "baseline"))]
+        case _:
+            steps = [
+                Step("Train with the selected settings:", _train(records, "selected")),
+                Step("Or train with the default settings:", _train(records, "baseline")),
+            ]
+    if not (records.final_test and records.final_test.seeds):
+        return [Step("Compare both on test images: rerun with --final-seeds auto.")]
+    more = f"--trials {2 * records.search.trials}"
+    return [*steps, Step(f"To search longer, rerun the same command with more trials, such as {more}.")]
+
+
+def _train(records: Records, side: Verdict) -> str:
+    """Command that trains one side. Every baseline run of the final test holds the default configuration."""
+    test, config = records.final_test, records.folder / "best.yaml"
+    if side == "baseline" and test and test.seeds and not test.same:
+        run = f"trial-{0:04d}-{file_name(next(iter(test.datasets)))}-seed{test.seeds[0]}"
+        config = records.folder / "finals" / run / "config.yaml"
+    return f"prometar train --config {shlex.quote(str(config))}"
+
+
+def alignment(test: FinalTest) -> str:
+    """Gradient alignment of the final runs, "" if it was not measured."""
+    means = []
+    for side in ("selected", "baseline") if not test.same else ("baseline",):
+        found = [run.alignment for run in side_runs(test, side) if run.alignment is not None]
+        means += [f"{mean(found):+.2f} with the {NAMES[side]}"] if found else []
+    return f"Mean cosine of inner and outer gradients: {listed(means)}." if means else ""

@@ -1,0 +1,185 @@
+"""Tables of a report as rows of texts. Page, terminal and notebook show the same ones."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import mean
+
+from tune.records.folder import STATES, Records
+from tune.records.schema import RunScore, Settings, TrialRecord, seed_means
+from tune.report.formatting import NONE, duration, listed, number, points, setting, spread
+from tune.report.statements import NAMES, side_runs
+
+SHOWN_SETTINGS = 8
+"""Changed settings that a row lists, at most."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. The first `texts` columns are texts, the others are numbers.
+
+    Args:
+        marked: Kinds of rows by place: "selected" or "baseline".
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    texts: int = 1
+    marked: tuple[str, ...] = ()
+
+
+def summary_tables(records: Records) -> list[Table]:
+    """Tables that fit on a screen: confirmation and final test."""
+    return [table for table in (_confirmation(records), _final_test(records)) if table and table.rows]
+
+
+def all_tables(records: Records) -> dict[str, Table]:
+    """Tables of the page by name."""
+    found = {"settings": _settings(records), "trials": _trials(records), "costs": _costs(records)}
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def changes(settings: Settings, records: Records) -> str:
+    """Settings that differ from the default settings."""
+    default = records.baseline.settings if records.baseline else {}
+    found = [f"{key} {setting(value)}" for key, value in settings.items() if value != default.get(key)]
+    more = len(found) - SHOWN_SETTINGS
+    return ", ".join(found[:SHOWN_SETTINGS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _final_test(records: Records) -> Table | None:
+    test = records.final_test
+    if test is None or not test.seeds:
+        return None
+    rows, marked = list[tuple[str, ...]](), list[str]()
+    for dataset, found in test.datasets.items():
+        sides = {"baseline": found.baseline} | ({} if test.same else {"selected": found.selected})
+        for side, runs in sides.items():
+            name = NAMES[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
+            rows.append((name, *_figures(runs), str(sum(run.finished for run in runs)), NONE))
+            marked.append(side)
+        if not test.same:
+            differences = (found.base_difference, found.new_difference, found.difference)
+            pairs = str(found.difference.n) if found.difference else NONE
+            rows.append(("difference", *map(points, differences), pairs, NONE))
+            marked.append("")
+        if found.published is not None:
+            rows.append(("published", NONE, NONE, number(found.published), NONE, "cited"))
+            marked.append("")
+    title = f"Final test: {test.epochs} epochs, test images, mean ± standard deviation over seeds"
+    columns: tuple[str, ...] = ("", "base (%)", "new (%)", "H (%)", "runs")
+    if any(row[-1] != NONE for row in rows):
+        return Table(title, (*columns, ""), tuple(rows), marked=tuple(marked))
+    return Table(title, columns, tuple(row[:-1] for row in rows), marked=tuple(marked))
+
+
+def _figures(runs: Iterable[RunScore]) -> Iterator[str]:
+    runs = list(runs)
+    for figure in ("base", "new", "objective"):
+        yield spread(seed_means(runs, figure).values())
+
+
+def _confirmation(records: Records) -> Table | None:
+    confirmation = records.confirmation
+    if confirmation is None or not confirmation.seeds:
+        return None
+    ranked = sorted(confirmation.candidates, key=lambda c: -c.mean if c.mean is not None else 1.0)
+    by_number = {trial.number: trial for trial in records.trials}
+    rows, marked = [], []
+    for each in ranked:
+        tags = ["default settings"] * each.baseline + ["selected"] * (each.number == confirmation.selected)
+        trial = by_number.get(each.number)
+        fresh = [value for seed, value in each.by_seed.items() if seed in confirmation.seeds]
+        rows.append(
+            (
+                f"trial {each.number}" + (f" ({', '.join(tags)})" if tags else ""),
+                number(trial.score if trial else None),
+                number(mean(fresh)) if fresh else NONE,
+                spread(each.by_seed.values()) if each.mean is not None else "failed",
+            )
+        )
+        marked.append("selected" if each.number == confirmation.selected else "")
+    images = "test" if records.study.leaks else "validation"
+    seeds = f"{'seed' if len(confirmation.seeds) == 1 else 'seeds'} {listed(confirmation.seeds)}"
+    title = f"Confirmation: {records.study.score} on {images} images, fresh {seeds}"
+    return Table(title, ("", "search", "fresh seeds", "all seeds"), tuple(rows), marked=tuple(marked))
+
+
+def _settings(records: Records) -> Table:
+    """Searched settings, changed ones first."""
+    default = records.baseline.settings if records.baseline else {}
+    selected = records.selected.settings if records.selected else {}
+    ranges = records.search.space.describe()
+    changed = {key: key in selected and selected[key] != default.get(key) for key in ranges}
+    rows = tuple(
+        (key, setting(default.get(key)), setting(selected.get(key)), ranges[key])
+        for key in sorted(ranges, key=lambda key: not changed[key])
+    )
+    marked = tuple("selected" if changed[row[0]] else "" for row in rows)
+    return Table("Settings", ("setting", "default", "selected", "range"), rows, texts=4, marked=marked)
+
+
+def _trials(records: Records) -> Table:
+    """All trials: completed ones by score, then pruned and failed ones."""
+    order = list(STATES)
+    ranked = sorted(
+        records.trials,
+        key=lambda t: (order.index(t.state), -(t.score or 0.0), -t.epoch, t.number),
+    )
+    rows = tuple(
+        (
+            f"{t.number}",
+            STATES[t.state] + (" (default settings)" if t.baseline else ""),
+            changes(t.settings, records) or NONE,
+            "; ".join([*([t.reason] if t.reason else []), *t.notes]) or NONE,
+            number(t.objective),
+            number(t.base),
+            number(t.new),
+            str(t.epoch),
+            duration(t.seconds),
+        )
+        for t in ranked
+    )
+    columns = (
+        "trial",
+        "state",
+        "changed settings",
+        "notes",
+        records.study.score,
+        "base",
+        "new",
+        "epochs",
+        "time",
+    )
+    return Table("Trials", columns, rows, texts=4, marked=tuple(_kind(t, records) for t in ranked))
+
+
+def _kind(trial: TrialRecord, records: Records) -> str:
+    if records.selected and trial.number == records.selected.number:
+        return "selected"
+    return "baseline" if trial.baseline else ""
+
+
+def _costs(records: Records) -> Table:
+    """Training time and allocated resources by stage."""
+    confirmation, test = records.confirmation, records.final_test
+    fresh = [
+        run
+        for each in (confirmation.candidates if confirmation else ())
+        for run in each.runs
+        if confirmation and run.seed in confirmation.seeds
+    ]
+    final = [run for side in ("baseline", "selected") for run in side_runs(test, side)] if test else []
+    if test and test.same:
+        final = side_runs(test, "baseline")
+    stages: dict[str, list[TrialRecord] | list[RunScore]] = {
+        "search": list(records.trials), "confirmation": fresh, "final test": final
+    }  # fmt: skip
+    rows = tuple(_cost(name, runs) for name, runs in stages.items() if runs)
+    return Table("Cost", ("stage", "jobs", "training time", "CPU hours", "GPU hours"), rows)
+
+
+def _cost(name: str, runs: Iterable[TrialRecord | RunScore]) -> tuple[str, ...]:
+    timed = [(run.seconds or 0.0, run.cpus or 0.0, run.gpus or 0.0) for run in runs]
+    cpu, gpu = (sum(row[0] * row[place] for row in timed) / 3600 for place in (1, 2))
+    return name, str(len(timed)), duration(sum(row[0] for row in timed)), f"{cpu:.2f}", f"{gpu:.2f}"
