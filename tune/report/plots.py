@@ -51,13 +51,13 @@ def _search(records: Records) -> dict[str, Markup]:
         if ranked := importances(study):
             found["importance"] = visualization.plot_param_importances(
                 study, evaluator=evaluator(), target=importance_target(study)
-            )
+            ).update_layout(xaxis_title="importance", yaxis_title=None)
             found["slice"] = visualization.plot_slice(
                 study, params=list(ranked)[:MOST_SLICES], target=target, target_name=title
             )
         if any(trial.epochs for trial in records.trials):
             found["curves"] = visualization.plot_intermediate_values(study)
-            found["curves"].update_yaxes(title=label(records.study.score))
+            found["curves"].update_layout(xaxis_title="epoch", yaxis_title=label(records.study.score))
     if both := [t for t in records.trials if t.base is not None and t.new is not None]:
         found["accuracies"] = accuracies(
             {
@@ -143,7 +143,7 @@ def seed_pairs(test: FinalTest) -> go.Figure:
             )
     ticks = [label(name if len(name) <= 24 else f"{name[:23]}…") for name in test.datasets]
     figure.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.4, -0.6])
-    figure.update_xaxes(title="selected minus default settings (H)")
+    figure.update_xaxes(title="difference (H)")
     return figure.update_layout(showlegend=False, height=120 + 50 * len(ticks))
 
 

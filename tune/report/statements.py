@@ -127,7 +127,7 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
     yield f"By accuracy: {' and '.join(both)}."
     if base.mean > 0 and (new.high < 0 or new.mean <= -(test.matters or 1.0)):
         unclear = "" if new.high < 0 else " The interval of new accuracy contains 0."
-        gained = f"{base.mean:+.0f} base, {new.mean:+.0f} new"
+        gained = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
         yield f"Base accuracy was gained at the expense of new accuracy: {gained}.{unclear}"
 
 

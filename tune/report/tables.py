@@ -29,8 +29,8 @@ class Table:
 
 
 def summary_tables(records: Records) -> list[Table]:
-    """Tables that fit on a screen: confirmation and final test."""
-    return [table for table in (_confirmation(records), _final_test(records)) if table and table.rows]
+    """Tables that fit on a screen: final test and confirmation."""
+    return [table for table in (_final_test(records), _confirmation(records)) if table and table.rows]
 
 
 def all_tables(records: Records) -> dict[str, Table]:
