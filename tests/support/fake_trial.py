@@ -1,7 +1,7 @@
-"""A trial without training: `tune.worker.trainable.TrialWorker` over a formula, in milliseconds.
+"""A worker that does not train: `TrialWorker` over a formula, in milliseconds.
 
-A study's folder may hold behaviour.json, {"3": "nan", "5": "crash", "all": {...}}, which makes trial 3 or 5
-misbehave; so tests in other processes and Ray's workers are steered by plain data.
+The study's folder may hold behaviour.json, {"3": "nan", "5": "crash", "all": {...}}, which makes the job in
+folder 0003 or 0005 misbehave. So tests in other processes and Ray's workers are steered by plain data.
 """
 
 import contextlib
@@ -15,52 +15,50 @@ from typing import Any
 
 import yaml
 
+from prometar.errors import StorageError
 from prometar.io.files import write_atomically
 from prometar.training.run_result import RunResult
-from tune.jobs.spec import Job
-from tune.worker.trainable import TrialWorker
+from tune.execution2.jobs import EpochReport, Job, RunSpec
+from tune.execution2.worker import Task, TrialWorker
 
 BEHAVIOUR = "behaviour.json"
 HANGS = "hangs"
-"""In the folder of a trial that was told to hang, from then on: the worker's process id."""
+"""In the folder of a job that was told to hang, from then on: the worker's process id."""
 
 
-def curve(settings: dict[str, Any], epoch: int) -> float:
+def curve(text: float, image: float, epoch: int) -> float:
     """An objective in percent: highest at text_weight 5, image_weight 2; rises with the epochs."""
-    text = float(settings.get("regularizer.text_weight", 50.0))
-    image = float(settings.get("regularizer.image_weight", 20.0))
     loss = math.log10(text / 5) ** 2 + math.log10(image / 2) ** 2
     return 70.0 - 10.0 * loss - 5.0 / epoch
+
+
+def value_of(run: RunSpec, epoch: int) -> float:
+    """The objective of a run. It differs by seed, and better settings are better with every seed."""
+    settings = run.config.get("regularizer", {})
+    text, image = (float(settings.get(key, 10.0)) for key in ("text_weight", "image_weight"))
+    return curve(text, image, epoch) + run.seed % 7 * 0.25
 
 
 class FakeTrial(TrialWorker):
     """The study's worker, with jobs that do not train."""
 
-    def open_crew(self, jobs: list[Job], failure: str) -> Any:
-        (job,) = jobs
-        return FakeCrew(job, failure)
+    def open_training(self, task: Task) -> "FakeTraining":
+        return FakeTraining(task)
 
 
-class FakeCrew:
-    """One step is one epoch; its state lies in the job's folder, and what is found there is told again."""
+class FakeTraining:
+    """One step is one epoch. Its state lies in the job's folder, as a checkpoint does."""
 
-    def __init__(self, job: Job, failure: str) -> None:
-        self._job, self._failure, self._folder = job, failure, Path(job.run_dir)
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, task: Task) -> None:
+        self._task, self._job, self._folder = task, task.job, task.folder
         state = self._folder / "state.json"
         found = json.loads(state.read_text()) if state.exists() else {}
-        of_these = found.get("settings") == job.settings  # else it is another configuration's
-        self._done: list[dict[str, Any]] = found["done"] if of_these else []
-        self._num_told = 0
-        self.over = False
+        self._owner = [run.config for run in self._job.runs]  # else it is another configuration's
+        self._done: list[EpochReport] = found["done"] if found.get("owner") == self._owner else []
+        self._epoch = 0
 
     def close(self) -> None:
         """Nothing is open."""
-
-    def advance(self) -> list[dict[str, Any]]:
-        result = self._advance()
-        self.over = bool(result.get("finished"))
-        return [result]
 
     def _behaviour(self) -> str:
         table = {}
@@ -69,14 +67,12 @@ class FakeCrew:
         name = self._folder.name
         return str(table.get(name.lstrip("0") or "0", table.get("all", "")))
 
-    def _advance(self) -> dict[str, Any]:
-        # Here: Tune may set up a second worker of a trial, and drop it before it has done anything.
+    def advance(self) -> EpochReport:
+        # Here: Tune may set up a second worker of a job, and drop it before it has done anything.
         write_atomically(self._folder / "pid", str(os.getpid()).encode())  # whole for who looks meanwhile
-        self._num_told = epoch = self._num_told + 1
-        if self._failure:
-            return self._failed(epoch, self._failure)
+        self._epoch = epoch = self._epoch + 1
         if epoch <= len(self._done):
-            return self._told(self._done[epoch - 1])
+            return self._reported(self._done[epoch - 1])
         behaviour = self._behaviour()
         if behaviour.startswith("sleep"):
             time.sleep(float(behaviour.removeprefix("sleep")))
@@ -87,30 +83,37 @@ class FakeCrew:
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "hang" and epoch == 2:
             self._hang()
-        if behaviour.startswith("needs") and _share() < float(behaviour.removeprefix("needs")):
+        if behaviour.startswith("needs") and self._share < float(behaviour.removeprefix("needs")):
             with (self._folder / "shares.log").open("a") as log:
-                log.write(f"{_share():g}\n")
+                log.write(f"{self._share:g}\n")
             # A driver goes by the words; torch itself would take longer to load than all else here.
             raise RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.")
         if behaviour == "raise":
             raise RuntimeError("the disk is made of cheese")
+        if behaviour == "full":
+            raise StorageError(f"cannot write {self._folder}: No space left on device")
         if behaviour == "fail":
-            return self._failed(epoch, f"the loss is nan in step 7, with {self._job.settings}")
-        result = self._result(epoch)
+            return EpochReport(epoch=epoch, failed="loss is nan in step 7", finished=True)
+        report = self._report(epoch)
         if behaviour == "nan":
-            result["objective"] = math.nan
+            report["objective"] = math.nan
         if behaviour == "missing":
-            del result["objective"]
-        if behaviour == "memory":
-            result["memory"] = [5 * 2**30, 24 * 2**30]
+            del report["objective"]
         if behaviour == "bad":
-            result["objective"] = 1.0 + epoch
-        self._done.append(result)
-        state = {"settings": self._job.settings, "done": self._done}
+            report["objective"] = 1.0 + epoch
+        self._done.append(report)
+        state = {"owner": self._owner, "done": self._done}
         write_atomically(self._folder / "state.json", json.dumps(state).encode())
         with (self._folder / "steps.log").open("a") as log:
             log.write(f"{epoch}\n")
-        return self._told(result)
+        return self._reported(report)
+
+    @property
+    def _share(self) -> float:
+        """CPUs of the trainer's bundle, as Ray allocated them."""
+        import ray
+
+        return float(ray.util.get_current_placement_group().bundle_specs[0]["CPU"])
 
     def _hang(self) -> None:
         """Until it is killed, or told to behave in another way."""
@@ -118,53 +121,54 @@ class FakeCrew:
         while self._behaviour() == "hang":
             time.sleep(0.02)
 
-    def _told(self, result: dict[str, Any]) -> dict[str, Any]:
-        # As the real crew: a worker killed after its last epoch was kept may not have written the result.
-        if result["finished"]:
-            self._conclude()
-        return result
+    def _reported(self, report: EpochReport) -> EpochReport:
+        # As in real training: a worker killed after its last checkpoint may not have written the result.
+        if report["finished"]:
+            for run in self._job.runs:
+                self._write_result(run)
+        return report
 
-    def _failed(self, epoch: int, reason: str) -> dict[str, Any]:
-        return {"epoch": epoch, "failed": reason, "finished": True}
+    def _write_result(self, run: RunSpec) -> None:
+        records = [
+            {k: v for k, v in done.items() if isinstance(v, float) and math.isfinite(v)}
+            for done in self._done
+        ]
+        result = RunResult(
+            result=records[-1] | {"objective": value_of(run, self._job.epochs)}, accuracies={"base": 50.0},
+            images={"base": 1}, history=tuple(records), objective=self._job.objective, classnames=(),
+            template="", run="", data="", weights="", environment={}, **self._task.resources,
+        )  # fmt: skip
+        write_atomically(Path(run.folder) / "config.yaml", yaml.safe_dump(run.config).encode())
+        result.write(Path(run.folder))
 
-    def _conclude(self) -> None:
-        for leg in self._job.legs:
-            value = self._value(self._job.epochs, leg.name["seed"])
-            records = [
-                {k: v for k, v in done.items() if isinstance(v, float) and math.isfinite(v)}
-                for done in self._done
-            ]
-            result = RunResult(
-                result=records[-1] | {"objective": value}, accuracies={"base": 50.0}, images={"base": 1},
-                history=tuple(records), objective=self._job.objective, classnames=(), template="", run="",
-                data="", weights="", environment={},
-                cpus=self._job.terms.plan.cpus_per_trial, gpus=self._job.terms.plan.gpus_per_trial,
-            )  # fmt: skip
-            config = yaml.safe_dump(leg.config).encode()
-            write_atomically(self._folder / leg.folder / "config.yaml", config)
-            result.write(self._folder / leg.folder)
-
-    def _value(self, epoch: int, seed: int) -> float:
-        # Runs differ by seed, and in pairs: better settings are better with every seed.
-        return curve(self._job.settings, epoch) + seed % 7 * 0.25
-
-    def _result(self, epoch: int) -> dict[str, Any]:
-        seeds = [leg.name["seed"] for leg in self._job.legs]
-        value = sum(self._value(epoch, seed) for seed in seeds) / len(seeds)
-        return {
-            "epoch": epoch,
-            "objective": value,
-            "base": value + 2,
-            "new": value - 2,
-            "loss": 1.0 / epoch,
-            "seconds": 0.5 * epoch,
-            "failed": "",
-            "finished": epoch == self._job.epochs,
-        }
+    def _report(self, epoch: int) -> EpochReport:
+        values = [value_of(run, epoch) for run in self._job.runs]
+        value = sum(values) / len(values)
+        return EpochReport(
+            epoch=epoch,
+            objective=value,
+            base=value + 2,
+            new=value - 2,
+            loss=1.0 / epoch,
+            seconds=0.5 * epoch,
+            runs=[
+                {"dataset": run.dataset, "seed": run.seed, "objective": each, "base": each + 2,
+                 "new": each - 2, "seconds": 0.5 * epoch}
+                for run, each in zip(self._job.runs, values, strict=True)
+            ],
+            finished=epoch == self._job.epochs,
+        )  # fmt: skip
 
 
-def _share() -> float:
-    """CPUs of this worker's own bundle."""
-    import ray
+def fake_job(folder: Path, number: int, *, epochs: int = 3, **settings: Any) -> Job:
+    """A job of one run in FOLDER/trials/NNNN."""
+    config = {
+        "data": {"name": "textures"}, "train": {"seed": 0, "epochs": epochs}, "regularizer": settings
+    }  # fmt: skip
+    run = RunSpec(config, str(folder / f"trials/{number:04d}"))
+    return Job(f"trial {number}", (run,), "drift", 20, number)
 
-    return float(ray.util.get_current_placement_group().bundle_specs[0]["CPU"])
+
+def misbehave(folder: Path, behaviour: dict[str, str]) -> None:
+    """Tell the jobs below a folder how to behave."""
+    write_atomically(folder / BEHAVIOUR, json.dumps(behaviour).encode())

@@ -1,0 +1,1 @@
+"""Jobs on Ray Tune: sources, workers, resources, retries and the live view."""

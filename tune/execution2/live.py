@@ -1,0 +1,149 @@
+"""Live view of a stage: progress, best score and time left."""
+
+import time
+from collections.abc import Callable
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from prometar.errors import one_line
+from tune.execution2.jobs import EpochReport, Job
+
+
+class LiveView:
+    """Progress of one stage: a bar on a terminal, otherwise one line per finished job.
+
+    Use it as a context manager around `run_jobs`, as one of its observers.
+
+    Args:
+        stage: "Search", "Confirmation" or "Final test".
+        total: Jobs of the stage. done: Jobs that finished earlier. Both may be changed meanwhile.
+        best: Best objective so far and the name of its job.
+        compared: True if the best objective is shown.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        stage: str,
+        total: int,
+        done: int = 0,
+        *,
+        best: tuple[float, str] | None = None,
+        compared: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._stage, self.total, self.done = console, stage, total, done
+        self._best, self._compared, self._clock = best, compared, clock
+        self._start = clock()
+        self._running: dict[str, tuple[Job, EpochReport]] = {}  # a job and its last report
+        self._epochs = self._trained = self._finished = 0
+        terminal = console.is_terminal and not console.is_dumb_terminal
+        self._live = (
+            Live(console=console, refresh_per_second=2, get_renderable=self._view) if terminal else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, job: Job) -> None:
+        self._running[job.name] = job, {}
+
+    def reported(self, job: Job, report: EpochReport) -> None:
+        _, before = self._running.get(job.name, (job, {}))
+        if report.get("epoch", 0) > before.get("epoch", 0):  # a new worker repeats earlier epochs
+            self._trained += 1
+        self._running[job.name] = job, report
+        if report.get("epoch") == 1:
+            for note in report.get("notes", ()):
+                self._print(f"{job.name}: {note}")
+
+    def finished(self, job: Job, failure: str) -> None:
+        _, report = self._running.pop(job.name, (job, {}))
+        self.done += 1
+        self._finished += 1
+        self._epochs += job.epochs
+        failure = failure or report.get("failed", "")
+        objective = report.get("objective")
+        complete = report.get("finished") and not failure
+        if objective is not None and complete and (self._best is None or objective > self._best[0]):
+            self._best = objective, job.name
+        if failure or self._live is None:
+            self._print("; ".join(filter(None, (self._ending(job, report, failure), *self._state()))))
+
+    def _print(self, line: str) -> None:
+        elapsed = duration(self._clock() - self._start)
+        self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def _ending(self, job: Job, report: EpochReport, failure: str) -> str:
+        if failure:
+            return f"{job.name} failed: {one_line(failure)}"
+        how = (
+            "finished" if report.get("finished") else f"pruned at epoch {report.get('epoch', 0)}/{job.epochs}"
+        )
+        return f"{job.name} {how}{_objective(report)}"
+
+    def _state(self) -> list[str]:
+        """Counts, best objective and time left."""
+        state = [f"{self.done} of {self.total} done"]
+        if self._compared and self._best:
+            state.append(f"best {self._best[0]:.1f} ({self._best[1]})")
+        if (seconds := self._seconds_left()) is not None:
+            state.append(f"{duration(seconds)} left")
+        return state
+
+    def _seconds_left(self) -> float | None:
+        """Elapsed time scaled from finished epochs to those that are left. None before the first epoch.
+
+        Epochs of pruned jobs that were not trained count as finished, as the ones to come will be pruned too.
+        """
+        running = list(self._running.values())
+        epochs = self._epochs + sum(report.get("epoch", 0) for _, report in running)
+        if not self._trained or not epochs:
+            return None
+        per_job = (self._epochs + sum(job.epochs for job, _ in running)) / (self._finished + len(running))
+        left = (self.total - self.done) * per_job - sum(report.get("epoch", 0) for _, report in running)
+        return max(0.0, left) * (self._clock() - self._start) / epochs
+
+    def _view(self) -> Group:
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(self.total, self.done + self._fraction(), width=30)
+        line.add_row(self._stage, bar, Text(", ".join(self._state()), no_wrap=True, overflow="ellipsis"))
+        running = [
+            Text(
+                f"  {name}: epoch {report.get('epoch', 0)}/{job.epochs}{_objective(report)}",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+            for name, (job, report) in list(self._running.items())
+        ]
+        return Group(line, *running)
+
+    def _fraction(self) -> float:
+        """Finished part of the running jobs."""
+        return sum(report.get("epoch", 0) / job.epochs for job, report in list(self._running.values()))
+
+
+def _objective(report: EpochReport) -> str:
+    return f", objective {report['objective']:.1f}" if "objective" in report else ""
+
+
+def duration(seconds: float) -> str:
+    """Format as m:ss, or as h:mm:ss from an hour on.
+
+    Example:
+        >>> duration(80), duration(3661)
+        ('1:20', '1:01:01')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
