@@ -1,18 +1,30 @@
-"""Where tests keep studies that no command has begun: making a database takes Optuna forty statements."""
+"""Databases of studies, and stores on them."""
 
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
-from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 
-from tune.optimizer.storage import backend_of
+from prometar.io.yamltext import parse_yaml
+from tune.config import StudyConfig
+from tune.space.space import Space, space_of
+from tune.store.trial_store import PendingTrial, TrialStore
+
+NAME = "s"
+PLAIN = """
+regularizer.text_weight: {type: float, low: 1.0, high: 100.0, log: true}
+augment.jitter: {type: float, low: 0.0, high: 0.5}
+"""
+BASELINE = {"regularizer.text_weight": 50.0, "augment.jitter": 0.0}
+"""ProMetaR's default values of `PLAIN`."""
 
 
 def new_database(folder: Path) -> str:
-    """The URL of FOLDER/study.db, a copy of an empty one where there is none."""
+    """URL of FOLDER/study.db. A copy of an empty one, because Optuna needs forty statements to make it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.db"
     if not path.exists():
@@ -28,12 +40,51 @@ def _empty() -> bytes:
         return Path(folder, "study.db").read_bytes()
 
 
-def open_study(url: str, name: str) -> optuna.Study:
-    """The study `name` as it is there at each moment: what is read is asked of the storage itself."""
-    return optuna.load_study(storage=backend_of(url), study_name=name)
+def open_study(url: str, name: str = NAME) -> optuna.Study:
+    """A study as other processes see it."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.load_study(storage=url, study_name=name)
 
 
-@cache
-def remembered(folder: Path) -> Any:
-    """A storage without a database, for what a study draws and decides; the same again for a folder."""
-    return InMemoryStorage()
+def space_from(text: str, name: str = "mine") -> Space:
+    """Space from YAML text."""
+    return space_of(parse_yaml(text, where=name), name=name)
+
+
+def study_config(out: Path, *, space: str = PLAIN, **options: Any) -> StudyConfig:
+    """Configuration of a study in OUT/s."""
+    options = {"trials": 100, "pruner": "none", "seed": 3, "study": NAME, **options}
+    return StudyConfig.of(space=space_from(space), out=out, **options)
+
+
+def open_store(
+    out: Path, *, url: str = "", storage: BaseStorage | None = None, concurrency: int = 1, **options: Any
+) -> TrialStore:
+    """Store of a study in OUT/s, in a database there, at a URL, or in a storage."""
+    config = study_config(out, **options)
+    store = TrialStore(config, storage or url or new_database(out / NAME), concurrency)
+    store.claim(out / NAME, {"weights": "abc"})
+    return store
+
+
+def score(settings: Mapping[str, Any]) -> float:
+    """Objective of settings of `PLAIN`: best at text_weight 10 and jitter 0."""
+    return 60.0 - abs(settings["regularizer.text_weight"] - 10) / 10 - 10 * settings["augment.jitter"]
+
+
+def report(trial: PendingTrial, epoch: int = 1, *, of: int = 1, **changes: Any) -> dict[str, Any]:
+    """What a worker reports after an epoch."""
+    value = changes.pop("objective", None) or score(trial.settings) + epoch
+    figures = {"objective": value, "base": value, "new": 100 - value, "seconds": 1.0 * epoch}
+    return {"epoch": epoch, **figures, "finished": epoch == of, **changes}
+
+
+def run(
+    store: TrialStore, value: Callable[[Mapping[str, Any]], float] = score, most: int = 10**6
+) -> list[PendingTrial]:
+    """Run trials one after the other, until there is none, or `most`."""
+    done = list[PendingTrial]()
+    while len(done) < most and (trial := store.ask()) is not None:
+        assert not store.report(trial.number, report(trial, objective=value(trial.settings)))
+        done.append(trial)
+    return done

@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from prometar.config.settings import Config, as_number, flatten
 from prometar.errors import UserError
@@ -35,10 +35,10 @@ class Space(PlainData):
     name: str
     ranges: Mapping[str, Range]
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _load(cls, given: Any) -> Any:
-        return load_space(str(given)) if isinstance(given, str | Path) else given
+    def _load(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Any:
+        return load_space(str(given)) if isinstance(given, str | Path) else validate(given)
 
     @model_validator(mode="after")
     def _possible_conditions(self) -> Self:

@@ -141,8 +141,9 @@ def _opening(url: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, RuntimeError, ValueError) as error:
-        fix = " Run pip install '.[postgresql]'." if "psycopg" in str(error) else ""
-        raise UserError(masked(f"Cannot open --storage {url}: {str(error).splitlines()[0]}.{fix}")) from None
+        reason = str(error.__cause__ or error).splitlines()[0]
+        fix = " Run pip install '.[postgresql]'." if "psycopg" in reason else ""
+        raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
 
 def _database(url: str) -> RDBStorage:

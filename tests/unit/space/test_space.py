@@ -1,0 +1,241 @@
+"""Spaces as data, and settings to start from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from prometar.config.settings import Config, configure, dump_config
+from prometar.errors import UserError
+from tests.support.databases import space_from
+from tune.space.space import EPOCHS, Space, known_spaces, load_enqueued, load_space, space_of
+
+NESTED = """
+modulator.kind: {type: choice, choices: [gate, add]}
+regularizer.kind: {type: choice, choices: [l1, none]}
+regularizer.text_weight: {type: float, low: 1.0, high: 100.0, when: {regularizer.kind: l1}}
+inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: [l1], modulator.kind: gate}}
+"""
+
+
+@pytest.mark.parametrize("name", known_spaces())
+def test_every_space_contains_the_default_settings(name: str) -> None:
+    """All that have an effect beside each other."""
+    space = load_space(name)
+    values = space.values_of(Config())
+    assert values.keys() == {key for key, entry in space.ranges.items() if entry.active(values)}
+    assert space.fitted(Config()) == space
+
+
+def test_the_spaces_are_four_and_full_is_two_of_them() -> None:
+    assert known_spaces() == ["augmentation", "default", "full", "regularizer"]
+    full, parts = load_space("full").ranges, (load_space(n).ranges for n in ("regularizer", "augmentation"))
+    assert full == {key: entry for part in parts for key, entry in part.items()}
+
+
+@pytest.mark.parametrize("name", known_spaces())
+def test_a_space_is_a_field_of_plain_data(name: str) -> None:
+    class Model(BaseModel):
+        space: Space
+
+    model = Model.model_validate({"space": name})
+    assert model.space == load_space(name)
+    assert Model.model_validate_json(model.model_dump_json()) == model
+    assert list(model.model_dump(mode="json")["space"]) == ["name", "ranges"]
+    with pytest.raises(
+        UserError, match=r"--space huge does not exist. Choose augmentation, default, full, reg"
+    ):
+        Model.model_validate({"space": "huge"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("[]", "must map settings to ranges"),
+        ("optim.lr: {type: float, low: 1, high: 0}", "low 1.0 must be below high 0.0"),
+        ("optim.lr: {type: float, low: 0, high: 1, log: true}", "above 0 with log"),
+        ("optim.lr: {type: float, low: 0, high: 1, step: 2}", "step: unknown key"),
+        ("optim.lr: {type: float, low: false, high: 1}", "low: false is no number"),
+        ("optim.lr: {type: float, low: 0, high: 1, log: 1}", "log: Input should be a valid boolean"),
+        ("optim.lr: {type: real}", "optim.lr: Input tag 'real'"),
+        ("a: {choices: [x]}", "a: Unable to extract tag using discriminator 'type'"),
+        ("a: 0.5", "A range is, for example, optim.lr: {type: float"),
+        ("a: {type: choice, choices: [x, x]}", "choices must differ"),
+        (
+            NESTED.replace("modulator.kind: {", "optim.x: {"),
+            "condition 'modulator.kind' must be a setting above",
+        ),
+        (
+            "a: {type: choice, choices: [x]}\nb: {type: int, low: 1, high: 2, when: {a: y}}",
+            "b: its condition requires a in x",
+        ),
+        (
+            "a: {type: int, low: 1, high: 2}\nb: {type: int, low: 1, high: 2, when: {a: []}}",
+            "b: its condition requires a in 1 .. 2",
+        ),
+    ],
+)
+def test_a_wrong_space_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        space_from(text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_conditions() -> None:
+    space = space_from(NESTED)
+    given = {"modulator.kind": "gate", "regularizer.text_weight": 5.0, "inner.order": "first"}
+    assert space.checked({**given, "regularizer.kind": "none"}, what="x") == {
+        "modulator.kind": "gate", "regularizer.kind": "none"
+    }  # fmt: skip
+    both = {**given, "regularizer.kind": "l1"}
+    assert space.checked(both, what="x") == both
+    assert set(space.checked({**both, "modulator.kind": "add"}, what="x")) == {*both} - {"inner.order"}
+    open_ = {"regularizer.text_weight": 5.0}
+    assert space.checked(open_, what="x") == open_, "kept in case that its condition holds"
+    assert space.describe()["inner.order"] == (
+        "first | second if regularizer.kind = l1 and modulator.kind = gate"
+    )
+
+
+def test_combinations() -> None:
+    finite = space_from("""
+regularizer.kind: {type: choice, choices: [l1, none]}
+data.shots: {type: int, low: 1, high: 3}
+inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: l1}}
+""")
+    found = finite.combinations()
+    assert found is not None
+    assert len({repr(each) for each in found}) == len(found) == 2 * 3 + 3
+    assert all(finite.checked(each, what="x") == each for each in found)
+    assert space_from(NESTED).combinations() is None
+    assert space_from("data.shots: {type: int, low: 1, high: 3000}").combinations() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "optim.lr: {type: float, low: 0.1, high: 1.0}",
+            r"optim.lr = 0.0025 lies outside the range 0.1 .. 1 ",
+        ),
+        ("optim.rate: {type: float, low: 0.1, high: 1.0}", r"searches optim.rate, which is not a setting"),
+    ],
+)
+def test_defaults_outside_a_space_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        space_from(text).values_of(Config())
+
+
+LACKS = {
+    "coop": {"prompts.vision_depth", "regularizer.image_weight", "task.augmentation", EPOCHS},
+    "vpt": {"prompts.text_depth", "regularizer.text_weight", "task.augmentation"},
+    "maple": {"prompts.vision_depth", "task.augmentation"},
+    "prometar-maple": {"prompts.vision_depth"},
+}
+
+
+@pytest.mark.parametrize("method", LACKS)
+def test_settings_that_a_method_lacks_are_left_out(method: str) -> None:
+    """CoOp's 200 epochs lie outside the range."""
+    whole, found = load_space("default"), load_space("default").fitted(configure(method))
+    assert whole.ranges.keys() - found.ranges.keys() == LACKS[method]
+    assert list(found.ranges) == [key for key in whole.ranges if key in found.ranges]
+    assert found.values_of(configure(method))
+
+
+def test_settings_of_the_meta_phase_are_left_out_without_one() -> None:
+    for method, has_one in (("ivlp", False), ("prometar-coop", True)):
+        ranges = load_space("regularizer").fitted(configure(method)).ranges
+        for key in ("optim.gate_schedule", "optim.gate_lr", "inner.lr"):
+            assert (key in ranges) == has_one
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "gone"),
+    [
+        ("modulator.kind", "projection", {"modulator.kind", "optim.gate_schedule", "optim.gate_lr"}),
+        ("task.augmentation", "cutmix", {"task.augmentation", "task.mixup_alpha", "task.mixup_beta"}),
+        ("regularizer.image_weight", 0, {"regularizer.image_weight"}),
+        ("regularizer.text_weight", 300, {"regularizer.text_weight"}),
+    ],
+)
+def test_settings_whose_default_lies_outside_are_left_out(key: str, value: Any, gone: set[str]) -> None:
+    config, whole = configure("prometar", {key: value}), load_space("full")
+    found = whole.fitted(config)
+    assert whole.ranges.keys() - found.ranges.keys() == gone
+    assert found.values_of(config)
+
+
+CONDITIONAL = {
+    "inner.order": {"type": "choice", "choices": ["first", "second"]},
+    "inner.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "when": {"inner.order": "second"}},
+    "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "when": {"inner.order": "second"}},
+    "augment.flip": {"type": "float", "low": 0.0, "high": 0.9, "when": {"inner.order": "first"}},
+}
+CHAIN = """
+inner.kind: {type: choice, choices: [none, sgd]}
+task.augmentation: {type: choice, choices: [none, feature_mixup], when: {inner.kind: sgd}}
+task.mixup_alpha: {type: float, low: 0.1, high: 2.0, when: {task.augmentation: feature_mixup}}
+"""
+BESIDE = """
+regularizer.kind: {type: choice, choices: [none, l1]}
+regularizer.text_weight: {type: float, low: 0.5, high: 50, when: {regularizer.kind: [none, l1]}}
+"""
+
+
+def test_conditions_on_settings_that_are_left_out_are_resolved() -> None:
+    found = space_of(CONDITIONAL).fitted(configure("coop"))  # the order is "second", and has no effect
+    assert list(found.ranges) == ["optim.lr"]
+    assert not found.ranges["optim.lr"].when
+
+
+@pytest.mark.parametrize(("method", "text"), [("ivlp", CHAIN), ("prometar", CHAIN), ("ivlp", BESIDE)])
+def test_a_setting_is_used_if_one_of_its_conditions_allows_it(method: str, text: str) -> None:
+    assert len(space_from(text).fitted(configure(method)).ranges) == text.count("type")
+
+
+START = space_from(
+    "optim.lr: {type: float, low: 0.001, high: 1.0, log: true}\n"
+    "regularizer.kind: {type: choice, choices: [l1, none]}\n"
+    "regularizer.text_weight: {type: float, low: 1.0, high: 100.0, when: {regularizer.kind: l1}}"
+)
+BEST = {"optim.lr": 0.02, "regularizer.kind": "l1", "regularizer.text_weight": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("optim.lr: 0.01", [{"optim.lr": 0.01}]),
+        ("optim.lr: 1e-2", [{"optim.lr": 0.01}]),
+        ("optim: {lr: 0.01}\nregularizer: {kind: none}", [{"optim.lr": 0.01, "regularizer.kind": "none"}]),
+        ("- optim.lr: 0.01\n- optim.lr: 0.1", [{"optim.lr": 0.01}, {"optim.lr": 0.1}]),
+        (dump_config(Config().override(BEST)), [BEST]),
+    ],
+    ids=range(5),
+)
+def test_enqueued_settings(tmp_path: Path, text: str, found: list[dict[str, Any]]) -> None:
+    (tmp_path / "start.yaml").write_text(text)
+    assert load_enqueued(tmp_path / "start.yaml", START) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim.lr: 5", "start.yaml, entry 1: optim.lr = 5 lies outside the range 0.001 .. 1"),
+        ("optim.lr: true", "optim.lr = True lies outside"),
+        ("- optim.lr: 0.1\n- optim.momentum: 0.5", "entry 2: optim.momentum is not searched"),
+        ("optim: {momentum: 0.5}\nmethod: coop\ndata: {name: dtd}", "contains no setting of the space mine"),
+        ("regularizer.text_weight: 5", "regularizer.text_weight requires regularizer.kind, which is missing"),
+        ("[]", "must hold settings and their values"),
+        ("just words", "must hold settings and their values"),
+    ],
+)
+def test_wrong_enqueued_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "start.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_enqueued(tmp_path / "start.yaml", START)
+    with pytest.raises(UserError, match=r"--enqueue .*nowhere.yaml does not exist"):
+        load_enqueued(tmp_path / "nowhere.yaml", START)
