@@ -6,9 +6,10 @@ The command line (`OPTIONS`), `Study(...)` in Python and study.yaml are three vi
 from collections.abc import Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from prometar.bundled.suite import SUITE, default_backbone
 from prometar.config.settings import (
@@ -328,9 +329,26 @@ class Option(NamedTuple):
     @property
     def description(self) -> str:
         """Text for `--help`. Default: the field's own description."""
-        section, _, name = self.path.partition(".")
-        found = StudyConfig.model_fields[section].annotation
-        return self.help or str(found.model_fields[name].description)  # type: ignore[union-attr]
+        return self.help or str(self._field.description)
+
+    @property
+    def metavar(self) -> str:
+        """Kind of value for `--help`."""
+        kinds = {*get_args(self._field.annotation), self._field.annotation}
+        return "NUMBER" if kinds & {int, float} else "DIR" if Path in kinds else "VALUE"
+
+    @property
+    def several(self) -> bool:
+        """True if the option takes several values."""
+        return get_origin(self._field.annotation) is tuple
+
+    @property
+    def _field(self) -> FieldInfo:
+        kind: Any = StudyConfig
+        for name in self.path.split("."):
+            field = kind.model_fields[name]
+            kind = field.annotation
+        return field
 
 
 _FIRST, _SEARCH, _JUDGE, _TRAIN, _PLACE = "Basics", "Search", "Selection and test", "Training", "Resources"

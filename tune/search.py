@@ -25,21 +25,21 @@ from tune.config import OPTIONS, StudyConfig
 
 app = typer.Typer(help=__doc__, **PLAIN)
 
-_LISTS = {"dataset", "goals", "enqueue"}
-
 
 def _parameters() -> Iterator[Parameter]:
     """Parameters of the command for typer, generated from `OPTIONS`. `StudyConfig` validates the values."""
     for name, option in OPTIONS.items():
-        kind = list[str] | None if name in _LISTS else str | None
-        described = typer.Option(f"--{name}", help=option.description, rich_help_panel=option.group)
+        kind = list[str] | None if option.several else str | None
+        described = typer.Option(
+            f"--{name}", help=option.description, rich_help_panel=option.group, metavar=option.metavar
+        )
         yield Parameter(
             name.replace("-", "_"),
             Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[kind, described],
         )
-    assign = typer.Option("--set", help="key=value of any setting.", rich_help_panel="Training")
+    assign = typer.Option("--set", help="Any setting.", rich_help_panel="Training", metavar="KEY=VALUE")
     yield Parameter(
         "settings", Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str] | None, assign]
     )

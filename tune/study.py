@@ -81,6 +81,20 @@ class Study:
         """Check the study and count what it trains. Nothing is run or written."""
         return plan_study(self.config)
 
+    def describe_plan(self) -> str:
+        """Describe the plan for `--plan`: what is searched and what it costs."""
+        plan, ranges = self.plan(), self.config.search.space.describe()
+        searched = [f"  {key}: {values}" for key, values in ranges.items()]
+        return "\n".join(
+            [
+                f"Study {self.folder.path}: {self.headline}",
+                str(plan),
+                "Searched settings:",
+                *searched,
+                *plan.notes,
+            ]
+        )
+
     def search(self) -> None:
         """Sample, train and score trials until the budget is used.
 

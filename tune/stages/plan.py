@@ -21,6 +21,8 @@ from tune.config import StudyConfig
 from tune.space.space import EPOCHS
 from tune.stages.confirmation import candidates_at_most
 from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES
+from tune.store.pruners import make_pruner
+from tune.store.samplers import make_sampler
 
 BATCH = "train.batch_size"
 
@@ -77,8 +79,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     """Check everything that needs no weights, and count what the study trains.
 
     Raises:
-        UserError: a dataset is missing or too small, the backbone is unknown, or the method has nothing to
-            search.
+        UserError: a dataset is missing or too small, the backbone, sampler or pruner is unknown, or there is
+            nothing to search.
     """
     if isinstance(build(config.run).prompts, NoPrompts):
         raise UserError(f"--method {config.run.method} trains nothing. Choose a method with prompts.")
@@ -87,6 +89,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
             f"--space {config.search.space.name} contains no setting of {config.run.method}. Choose another."
         )
     _require_values(config)
+    make_sampler(config.search.sampler, config.search.space, 1, 1)
+    make_pruner(config.search, config.max_epochs, 1)
     require_backbone(config.run.backbone.name, config.run.backbone.pretrained)
     datasets, splits, notes = list[Dataset](), dict[str, tuple[Problem, Problem]](), list[str]()
     for name in config.search.datasets:
