@@ -5,6 +5,7 @@ The source decides what is run and what is stopped. Nothing that Tune stores is 
 
 import logging
 import os
+import re
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -238,7 +239,7 @@ class _Dispatcher:
             return
         with self._recorded():
             if error and is_refused_write(attempt.reason):
-                raise StorageError(attempt.reason.partition(": ")[2])
+                raise StorageError(re.sub(r"^[\w.]+: ", "", attempt.reason))
             if error and self._retry(attempt):
                 self._retries.append(attempt)
                 return

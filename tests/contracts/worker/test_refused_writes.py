@@ -1,4 +1,4 @@
-"""Every write of a run is refused in turn: one line, no half-written file counts, the same command goes on.
+"""Every write of a run is refused in turn: one line, no half-written file counts, the same command resumes.
 
 The arithmetic is a formula, the writing is a worker's own.
 """
@@ -22,7 +22,9 @@ from prometar.analysis.alignment import Alignment
 from prometar.clip.features import cached_text, text_digest
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, dump_config
+from prometar.distributed.placement import ResourcePlan
 from prometar.errors import StorageError
+from prometar.io.files import refused
 from prometar.reproduce import worker as grid_worker
 from prometar.reproduce.grid import Entry
 from prometar.step.state import State
@@ -33,10 +35,10 @@ from prometar.training.session import Session
 from tests.support.refusals import FAULTS, Fault, RefusingDisk
 from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
-from tune.jobs.spec import Job, Leg, Terms
-from tune.worker import training_run
-from tune.worker.trainable import TrialWorker
-from tune.worker.trial_group import Crew
+from tune.execution2 import training
+from tune.execution2.jobs import Job, RunSpec
+from tune.execution2.training import JobTraining
+from tune.execution2.worker import Task, TrialWorker
 
 CONFIG = (
     Config().override({**BACKBONE, "train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0}).completed()
@@ -49,30 +51,31 @@ HALF = b"half a checkpoint"
 class Worker(TrialWorker):
     """A trial's worker, without Ray around it."""
 
-    def __init__(self, jobs: list[Job]) -> None:
-        self.setup({"jobs": jobs})
+    def __init__(self, task: Task) -> None:
+        self.setup({"task": task})
 
-    def open_crew(self, jobs: list[Job], failure: str) -> Crew:
-        return Crew(jobs, failure)
+    def open_training(self, task: Task) -> JobTraining:
+        return JobTraining(task)
 
 
-def trial(folder: Path, files: str | None = None) -> list[dict[str, Any]]:
-    """What a worker tells of a trial, from its start to its end."""
-    terms = Terms(timeout_seconds=600, root=str(folder), files=files)
-    leg = Leg(CONFIG.model_dump(mode="json"))
-    worker = Worker([Job(str(folder / "trial"), (leg,), runs.FINAL, terms=terms)])
+def trial(folder: Path) -> list[dict[str, Any]]:
+    """What a worker reports of a trial, from its start to its end."""
+    run = RunSpec(CONFIG.model_dump(mode="json"), str(folder / "trial"))
+    try:
+        (folder / "trial").mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # as the driver, which creates it
+        raise refused(folder / "trial", error) from None
+    plan = ResourcePlan(1, 1.0, 0.0)
+    job = Job("trial 0", (run,), runs.FINAL, 20)
+    worker = Worker(Task(job, plan, plan.bundles(), 600, "session"))
     told: list[dict[str, Any]] = []
     try:
         while not told or not told[-1]["done"]:
-            told.append(worker.step())
+            told.append(dict(worker.step()))
     finally:
         worker.cleanup()
-    assert not any(each["failed"] for each in told), "no trial is to blame"
+    assert not any(each.get("failed") for each in told), "no trial is to blame"
     return told
-
-
-def mirrored(folder: Path) -> list[dict[str, Any]]:
-    return trial(folder, f"file://{folder}/store")
 
 
 def damaged(folder: Path) -> list[dict[str, Any]]:
@@ -81,7 +84,7 @@ def damaged(folder: Path) -> list[dict[str, Any]]:
 
 
 def leave_half(folder: Path) -> None:
-    (folder / "trial").mkdir(parents=True)
+    (folder / "trial").mkdir(parents=True, exist_ok=True)
     (folder / "trial/checkpoint.safetensors").write_bytes(HALF)
 
 
@@ -99,7 +102,7 @@ def trained(folder: Path) -> object:
 
 
 COMMANDS: dict[str, Callable[[Path], object]] = {
-    "trial": trial, "mirrored": mirrored, "damaged": damaged, "reproduce": of_grid, "train": trained
+    "trial": trial, "damaged": damaged, "reproduce": of_grid, "train": trained
 }  # fmt: skip
 
 
@@ -128,13 +131,13 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         value = float(sum(leaf.mean() for leaf in session.state.prompts.values()))
         return {"base": value, "new": value + 1, "objective": value}
 
-    for module in (training_run, grid_worker, runs):
+    for module in (training, grid_worker, runs):
         monkeypatch.setattr(module, "build_run", lambda *_, **__: run)
         monkeypatch.setattr(module, "ray_stream", lambda *_: lambda plan, step: iter(()))
         monkeypatch.setattr(module, "dump_config", described)
     for module in (grid_worker, runs):
         monkeypatch.setattr(module, "environment", dict)  # slow, and not to be compared
-    monkeypatch.setattr(training_run, "Alignment", partial(Alignment, every=2))
+    monkeypatch.setattr(training, "Alignment", partial(Alignment, every=2))
     monkeypatch.setattr(alignment, "measure", lambda run, state, pictures: {"cosine": state.step / 8})
     monkeypatch.setattr(session_module, "train_epoch", train_epoch)
     monkeypatch.setattr(Session, "score", score)
@@ -184,7 +187,7 @@ def test_every_write_is_refused_in_turn(
     if command is damaged:
         leave_half(tmp_path / "whole")
     told = without_times(command(tmp_path / "whole"))
-    expected, refused = contents(tmp_path / "whole"), set[str]()
+    expected, names = contents(tmp_path / "whole"), set[str]()
     for number, folder in numbered(tmp_path):
         if command is damaged:
             leave_half(folder)
@@ -201,7 +204,7 @@ def test_every_write_is_refused_in_turn(
                 assert fault.reason in said
         if not disk.refused:
             break
-        refused.add(disk.refused[0][1].lstrip("."))
+        names.add(disk.refused[0][1].lstrip("."))
         for path in folder.rglob("[!.]*"):  # whole as far as it goes, or a run would be told wrong figures
             if path.name in ("result.json", "record.json"):
                 assert content(path) == expected[path.relative_to(folder).as_posix()]
@@ -212,7 +215,7 @@ def test_every_write_is_refused_in_turn(
         shutil.rmtree(folder)
     assert number > 12, "each was refused once"
     for name in ("config.yaml", "checkpoint.safetensors", "result.json"):
-        assert any(each.startswith(name) for each in refused)
+        assert any(each.startswith(name) for each in names)
 
 
 def numbered(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -1,0 +1,168 @@
+"""Training of one job: its reports, failures, checkpoints and results."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prometar.config.settings import Config
+from prometar.data.streaming.stream import stream_local
+from prometar.distributed.placement import ResourcePlan
+from prometar.errors import WorkError
+from prometar.training.run import Run
+from tests.support.small import BACKBONE
+from tune.execution2 import training
+from tune.execution2.jobs import EpochReport, Job, RunSpec
+from tune.execution2.training import JobTraining, TrainingRun
+from tune.execution2.worker import Task
+
+BASE: dict[str, Any] = {**BACKBONE, "train.epochs": 3, "data.shots": 2, "optim.warmup_epochs": 0}
+GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
+PLAN = ResourcePlan(1, 1.0, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    def local(run: Run, options: object) -> Any:
+        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
+
+    monkeypatch.setattr(training, "ray_stream", local)
+
+
+def job(folder: Path, *changes: dict[str, Any]) -> Job:
+    """A job of a run for each of these settings."""
+    runs = tuple(
+        RunSpec(
+            Config().override({**BASE, **each}).model_dump(mode="json"),
+            str(folder / (f"run{k}" if len(changes) > 1 else "")),
+        )
+        for k, each in enumerate(changes)
+    )
+    return Job("trial 3", runs, "base_val", 2)
+
+
+def opened(job: Job) -> JobTraining:
+    return JobTraining(Task(job, PLAN, PLAN.bundles(), None, ""))
+
+
+def finish(job: Job) -> list[EpochReport]:
+    """All reports of a job."""
+    started, reports = opened(job), list[EpochReport]()
+    while not reports or not reports[-1]["finished"]:
+        reports.append(started.advance())
+    started.close()
+    return reports
+
+
+def figures(reports: list[EpochReport]) -> list[dict[str, Any]]:
+    """Reports without times and notes."""
+    return [
+        {key: report[key] for key in ("epoch", "objective", "base", "loss", "finished") if key in report}  # type: ignore[literal-required]
+        for report in reports
+    ]
+
+
+Alone = Callable[[dict[str, Any]], list[EpochReport]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """Reports of a job with one run; each is trained once for all tests."""
+    known: dict[str, list[EpochReport]] = {}
+
+    def of(settings: dict[str, Any]) -> list[EpochReport]:
+        if str(settings) not in known:
+            known[str(settings)] = finish(job(tmp_path_factory.mktemp("alone"), settings))
+        return known[str(settings)]
+
+    return of
+
+
+def test_figures_of_several_runs_are_their_means(tmp_path: Path, alone: Alone) -> None:
+    seeds: tuple[dict[str, Any], ...] = ({"train.seed": 0}, {"train.seed": 1})
+    reports = finish(job(tmp_path, *seeds))
+    assert [report["epoch"] for report in reports] == [1, 2, 3]
+    assert [report["finished"] for report in reports] == [False, False, True]
+    for both, a, b in zip(reports, alone(seeds[0]), alone(seeds[1]), strict=True):
+        for key in ("objective", "base", "loss"):
+            assert both[key] == pytest.approx((a[key] + b[key]) / 2, abs=1e-9)  # type: ignore[literal-required]
+        assert [(r["dataset"], r["seed"]) for r in both["runs"]] == [("textures", 0), ("textures", 1)]
+        assert [r["objective"] for r in both["runs"]] == [a["objective"], b["objective"]]
+    assert all((tmp_path / f"run{k}" / "result.json").exists() for k in (0, 1))
+
+
+def test_a_run_that_is_ahead_waits_for_the_others(tmp_path: Path, alone: Alone) -> None:
+    seeds: tuple[dict[str, Any], ...] = ({"train.seed": 0}, {"train.seed": 1})
+    own = job(tmp_path, *seeds)
+    ahead = TrainingRun(own, own.runs[0], PLAN.stream_cpus)
+    ahead.session.epoch()
+    ahead.session.close()
+    reports = finish(own)
+    assert [r["runs"][0]["objective"] for r in reports] == [r["objective"] for r in alone(seeds[0])]
+
+
+def test_a_job_that_cannot_succeed_is_a_failed_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (diverged,) = finish(job(tmp_path / "a", {"optim.lr": 1e30}))
+    assert "finite" in diverged["failed"] or "nan" in diverged["failed"]
+    (unknown,) = finish(job(tmp_path / "b", {"data.name": "nowhere"}))
+    assert "nowhere" in unknown["failed"]
+
+    def broken(run: Run, options: object) -> Any:
+        def stream(plan: object, step: int) -> Any:
+            raise WorkError("broken image a.jpg")
+
+        return stream
+
+    monkeypatch.setattr(training, "ray_stream", broken)
+    (image,) = finish(job(tmp_path / "c", GENTLE))
+    assert (image["failed"], image["epoch"]) == ("broken image a.jpg", 1)
+
+
+@pytest.mark.parametrize("damage", ["none", "short", "empty", "foreign"])
+def test_a_job_resumes_or_starts_over(tmp_path: Path, damage: str, alone: Alone) -> None:
+    own, other = job(tmp_path / "own", GENTLE), job(tmp_path / "other", {"regularizer.kind": "cosine"})
+    first = opened(own)
+    report = first.advance()
+    first.close()
+    path = tmp_path / "own/checkpoint.safetensors"
+    content = path.read_bytes()
+    if damage == "foreign":
+        opened(other).advance()
+        content = (tmp_path / "other/checkpoint.safetensors").read_bytes()
+    elif damage != "none":
+        content = content[: 100 if damage == "short" else 0]
+    path.write_bytes(content)
+    reports = finish(own)
+    assert figures(reports) == figures(alone(GENTLE)), "the same as if it had never been disturbed"
+    if damage == "none":
+        assert reports[0] == report, "reported again: perhaps nobody has received it"
+    else:
+        assert "started over: " in reports[-1]["notes"][0]
+        assert (tmp_path / "own/checkpoint.set-aside.safetensors").read_bytes() == content
+
+
+def test_a_result_of_other_settings_is_removed(tmp_path: Path) -> None:
+    finish(job(tmp_path, {"train.epochs": 1}))
+    result = (tmp_path / "result.json").read_bytes()
+    for name in ("checkpoint.safetensors", "config.yaml"):
+        (tmp_path / name).unlink()
+    opened(job(tmp_path, {"train.epochs": 1})).advance()
+    assert (tmp_path / "result.json").exists()
+    (tmp_path / "result.json").write_bytes(result)
+    opened(job(tmp_path, GENTLE)).advance()
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_gpu_memory_is_returned_when_a_job_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a worker keeps the memory of its largest job, and other workers on the GPU have less."""
+    released = list[bool]()
+    started = opened(job(tmp_path, {"train.epochs": 1}))
+    started.advance()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(not started._runs))
+    started.close()
+    assert released == [True]

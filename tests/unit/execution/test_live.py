@@ -1,0 +1,103 @@
+"""The live view: a line per finished job, or a bar with the running ones; time left from finished epochs."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tests.support.fake_trial import fake_job
+from tune.execution2.jobs import EpochReport, Job
+from tune.execution2.live import LiveView
+
+
+class Stage:
+    """A view, its clock and what it shows. Jobs have five epochs."""
+
+    def __init__(self, total: int = 4, done: int = 0, *, terminal: bool = False, **options: Any) -> None:
+        self.out, self.now = io.StringIO(), 0.0
+        console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None)
+        self.view = LiveView(console, "Search", total, done, clock=lambda: self.now, **options)
+        self.console = console
+
+    def job(self, number: int) -> Job:
+        return fake_job(Path("/study"), number, epochs=5)
+
+    def start(self, number: int) -> None:
+        self.view.started(self.job(number))
+
+    def epochs(self, number: int, *objectives: float, first: int = 1, **more: Any) -> None:
+        for epoch, objective in enumerate(objectives, start=first):
+            report = EpochReport(epoch=epoch, objective=objective, finished=epoch == 5)
+            self.view.reported(self.job(number), report | more)  # type: ignore[typeddict-item]
+
+    def end(self, number: int, now: float, failure: str = "") -> None:
+        self.now = now
+        self.view.finished(self.job(number), failure)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.getvalue().splitlines()
+
+    @property
+    def shown(self) -> list[str]:
+        with self.console.capture() as capture:
+            self.console.print(self.view._view())
+        return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_without_a_terminal_each_finished_job_is_a_line() -> None:
+    stage = Stage()
+    with stage.view:
+        for number in range(3):
+            stage.start(number)
+        stage.epochs(0, 60, 61, 62, 63, 64)
+        stage.end(0, 42.0)
+        stage.epochs(1, 50, 51)
+        stage.end(1, 60.0)
+        stage.epochs(2, 99, 99)
+        stage.end(2, 3700.0, "loss is nan\nin step 7")
+    assert stage.lines == [
+        "[0:42] trial 0 finished, objective 64.0; 1 of 4 done; best 64.0 (trial 0); 2:06 left",
+        "[1:00] trial 1 pruned at epoch 2/5, objective 51.0; 2 of 4 done; best 64.0 (trial 0); 1:00 left",
+        "[1:01:40] trial 2 failed: loss is nan in step 7; 3 of 4 done; best 64.0 (trial 0); 20:33 left",
+    ]
+
+
+def test_scores_are_compared_only_where_they_can_be() -> None:
+    stage = Stage(best=(70.0, "trial 9"), done=2)
+    stage.epochs(0, 60, 61, 62, 63, 64)
+    stage.end(0, 10.0)
+    assert "3 of 4 done; best 70.0 (trial 9); 0:10 left" in stage.lines[0]
+    other = Stage(compared=False)
+    other.epochs(0, 60, 61, 62, 63, 64)
+    other.end(0, 10.0)
+    assert "best" not in other.lines[0]
+
+
+def test_on_a_terminal_a_bar_and_the_running_jobs_are_shown() -> None:
+    stage = Stage(total=2, terminal=True)
+    stage.start(0)
+    first, running = stage.shown
+    assert first.split() == ["Search", "0", "of", "2", "done"]
+    assert running == "  trial 0: epoch 0/5"
+    stage.epochs(0, 60, 61)
+    stage.now = 20.0
+    first, running = stage.shown
+    assert first.startswith("Search ━━━━━━ ")
+    assert first.endswith("0 of 2 done, 1:20 left"), "eight epochs of ten"
+    assert running == "  trial 0: epoch 2/5, objective 61.0"
+    stage.epochs(0, 62, 63, 64, first=3)
+    stage.end(0, 50.0)
+    stage.start(1)
+    assert stage.lines == [], "the bar shows it"
+    stage.end(1, 60.0, "out of memory")
+    assert "trial 1 failed: out of memory; 2 of 2 done" in stage.lines[0], "a bar cannot show reasons"
+
+
+def test_a_new_worker_is_announced_and_its_repetitions_count_once() -> None:
+    stage = Stage(total=2)
+    stage.start(0)
+    stage.epochs(0, 60, 61)
+    stage.epochs(0, 60, notes=["started over: the checkpoint is corrupt"])
+    assert stage.lines == ["[0:00] trial 0: started over: the checkpoint is corrupt"]

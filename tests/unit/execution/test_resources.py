@@ -1,0 +1,80 @@
+"""Resources of trials: a fifth of the budget at once, and shares that grow accordingly."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prometar.errors import UserError
+from tune.config import ResourcesConfig
+from tune.execution2.resources import module_paths, study_plan
+
+FOUR_GPUS = [{"CPU": 32.0, "GPU": 4.0}]
+FIFTH = "a fifth of 40, so that the search learns from results"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "trials", "expected", "reason"),
+    [
+        (FOUR_GPUS, {}, 40, (8, 4.0, 0.5), f"8 concurrent trials ({FIFTH}), each with 4 CPUs and 0.5 GPU"),
+        ([{"CPU": 2.0}], {}, 24, (2, 1.0, 0.0), "2 concurrent trials (all that fit), each with 1 CPU"),
+        ([{"CPU": 2.0}], {}, 4, (1, 2.0, 0.0), "1 concurrent trial (a fifth of 4, so that the search learns "
+         "from results), each with 2 CPUs"),
+        ([{"CPU": 64.0}], {}, 40, (8, 8.0, 0.0), f"8 concurrent trials ({FIFTH}), each with 8 CPUs"),
+        ([{"CPU": 8.0, "GPU": 1.0}] * 3, {}, 40, (8, 2.0, 0.3333),
+         f"8 concurrent trials ({FIFTH}), each with 2 CPUs and 0.33 GPU"),
+        (FOUR_GPUS, {"max_concurrent": 16}, 40, (16, 2.0, 0.25),
+         "16 concurrent trials (--max-concurrent), each with 2 CPUs and 0.25 GPU"),
+        (FOUR_GPUS, {"max_concurrent": 99}, 40, (16, 2.0, 0.25),
+         "16 concurrent trials (all that fit of --max-concurrent 99), each with 2 CPUs and 0.25 GPU"),
+        (FOUR_GPUS, {"gpus_per_trial": 1.0}, 40, (4, 8.0, 1.0),
+         "4 concurrent trials (all that fit), each with 8 CPUs and 1 GPU"),
+        (FOUR_GPUS, {"gpus_per_trial": 0.0, "cpus_per_trial": 0.5}, 40, (8, 0.5, 0.0),
+         f"8 concurrent trials ({FIFTH}), each with 0.5 CPU"),
+    ],
+)  # fmt: skip
+def test_plan(
+    nodes: list[dict[str, float]],
+    asked: dict[str, float],
+    trials: int,
+    expected: tuple[int, float, float],
+    reason: str,
+) -> None:
+    plan, shown = study_plan(nodes, ResourcesConfig.model_validate(asked), trials)
+    assert (plan.max_concurrent, plan.cpus_per_trial, plan.gpus_per_trial) == expected
+    assert shown == reason
+
+
+@given(st.integers(1, 64), st.integers(0, 8), st.integers(1, 200), st.integers(1, 4))
+def test_a_plan_fits_on_the_machines(cpus: int, gpus: int, trials: int, machines: int) -> None:
+    plan, _ = study_plan([{"CPU": float(cpus), "GPU": float(gpus)}] * machines, ResourcesConfig(), trials)
+    assert 1 <= plan.max_concurrent <= max(1, trials // 5)
+    assert plan.max_concurrent * plan.cpus_per_trial <= cpus * machines
+    assert plan.max_concurrent * plan.gpus_per_trial <= gpus * machines
+    assert (plan.gpus_per_trial > 0) == (gpus > 0)
+
+
+def test_memory_bounds_the_plan() -> None:
+    nodes = [{"CPU": 32.0, "memory": 10e9}]
+    plan, shown = study_plan(nodes, ResourcesConfig(), 40, memory=4e9)
+    assert plan.max_concurrent == 2
+    assert plan.cpus_per_trial == 16.0
+    assert "2 concurrent trials (all that fit)" in shown
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="GPU"):
+        study_plan([{"CPU": 4.0}], ResourcesConfig(gpus_per_trial=1.0), 40)
+
+
+def test_files_of_custom_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "alone_part.py").touch()
+    (tmp_path / "package_of_parts").mkdir()
+    for name in ("__init__", "inner"):
+        (tmp_path / f"package_of_parts/{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = module_paths(
+        ["alone_part:Loss", "package_of_parts.inner:Prompts", "alone_part:Other", "numpy:sum"]
+    )
+    assert found == [str(tmp_path / "alone_part.py"), str(tmp_path / "package_of_parts")]

@@ -1,0 +1,116 @@
+"""Signals, and the death of Ray: when a study stops early."""
+
+import io
+import os
+import signal
+import threading
+
+import pytest
+from rich.console import Console
+
+from tune.execution2 import stopping
+from tune.execution2.stopping import RAY_DIED, Stopping
+
+
+def new() -> tuple[Stopping, io.StringIO]:
+    said = io.StringIO()
+    return Stopping(Console(file=said, width=200)), said
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_HEAD_SECONDS", 0.05), ("_NODE_SECONDS", 0.05), ("_GRACE_SECONDS", 0.2)):
+        monkeypatch.setattr(stopping, name, seconds)
+    for name in ("head_is_gone", "own_node_is_gone", "started_here"):
+        monkeypatch.setattr(stopping, name, lambda: False)
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> dict[int, threading.Event]:
+    """Events that are set where the process would exit, by status."""
+    events = {1: threading.Event(), 130: threading.Event()}
+    monkeypatch.setattr(os, "_exit", lambda status: events[status].set())
+    return events
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_requests_a_stop_and_the_second_stops(number: signal.Signals) -> None:
+    stop, said = new()
+    before = signal.getsignal(number)
+    with stop.listening():
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        assert "Stopping after the current epoch of each running trial." in said.getvalue()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_study_whose_ray_died_exits(
+    monkeypatch: pytest.MonkeyPatch, ended: dict[int, threading.Event], head: bool
+) -> None:
+    """Without a signal, and in any thread: no epoch would ever end."""
+    monkeypatch.setattr(stopping, "head_is_gone", lambda: head)
+    monkeypatch.setattr(stopping, "started_here", lambda: head)
+    monkeypatch.setattr(stopping, "own_node_is_gone", lambda: not head)
+    stop, said = new()
+
+    def run() -> None:
+        with stop.listening():
+            assert ended[1].wait(30)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert stop.ray_died
+    assert RAY_DIED in said.getvalue()
+
+
+def test_a_head_elsewhere_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+
+    def gone() -> bool:
+        looked.set()
+        return True
+
+    monkeypatch.setattr(stopping, "head_is_gone", gone)
+    stop, _ = new()
+    with stop.listening():
+        assert looked.wait(30)
+    assert not stop.ray_died
+
+
+def test_a_signal_to_all_of_ray_ends_the_study_at_once(
+    monkeypatch: pytest.MonkeyPatch, ended: dict[int, threading.Event]
+) -> None:
+    """Whoever asks for this machine's node meanwhile gets no answer for a minute."""
+    asking, answered = threading.Event(), threading.Event()
+
+    def no_answer() -> bool:
+        asking.set()
+        return not answered.wait(30)
+
+    monkeypatch.setattr(stopping, "head_is_gone", asking.is_set)
+    monkeypatch.setattr(stopping, "own_node_is_gone", no_answer)
+    monkeypatch.setattr(stopping, "_GRACE_SECONDS", 60.0)
+    stop, said = new()
+    with stop.listening():
+        assert asking.wait(30)
+        stop.requested = True
+        assert ended[130].wait(30)
+        answered.set()
+    assert "Interrupted, and Ray has ended too." in said.getvalue()
+
+
+def test_a_study_that_can_still_end_does_so_itself(
+    monkeypatch: pytest.MonkeyPatch, ended: dict[int, threading.Event]
+) -> None:
+    monkeypatch.setattr(stopping, "own_node_is_gone", lambda: True)
+    monkeypatch.setattr(stopping, "_GRACE_SECONDS", 60.0)
+    stop, _ = new()
+    died = threading.Event()
+    with stop.listening():
+        while not stop.ray_died:
+            died.wait(0.01)
+    assert not any(event.is_set() for event in ended.values())
