@@ -12,13 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from prometar.config.settings import Config, dump_config, flatten
+from pydantic import ConfigDict, ValidationError
+
+from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import objective_of
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.io.files import entries, resolved, write_atomically
 from prometar.io.lock import locked
+from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.stores import masked
 from tune.config import ConfirmConfig, FinalTestConfig, SearchConfig, StudyConfig
 from tune.records.schema import (
@@ -140,6 +143,17 @@ class StudyFolder:
         return path
 
 
+class StudySections(PlainData):
+    """Parts of a `StudyConfig` that can be read if its custom components are missing."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: Config
+    search: SearchConfig
+    confirm: ConfirmConfig
+    test: FinalTestConfig
+
+
 @dataclass(frozen=True)
 class Records:
     """Records of a study. A study that has not finished lacks the later ones."""
@@ -155,25 +169,27 @@ class Records:
         return self.folder.name
 
     @cached_property
+    def config(self) -> StudySections:
+        """Configuration of the study.
+
+        Raises:
+            UserError: it is corrupt.
+        """
+        try:
+            return StudySections.model_validate(self.study.config)
+        except ValidationError as error:
+            path = self.folder / "study.yaml"
+            raise UserError(f"{path} is corrupt ({problems_of(error)}). Restore it from a backup.") from None
+
+    @property
     def search(self) -> SearchConfig:
         """Configuration of the search."""
-        return SearchConfig.model_validate(self.study.config["search"])
-
-    @cached_property
-    def confirm(self) -> ConfirmConfig:
-        """Configuration of the confirmation."""
-        return ConfirmConfig.model_validate(self.study.config["confirm"])
-
-    @cached_property
-    def test(self) -> FinalTestConfig:
-        """Configuration of the final test."""
-        return FinalTestConfig.model_validate(self.study.config["test"])
+        return self.config.search
 
     @cached_property
     def run(self) -> dict[str, Any]:
-        """Default settings by dotted key. They stay plain, because custom components may be missing here."""
-        tree = self.study.config["run"]
-        return flatten(tree) if isinstance(tree, dict) else {}
+        """Default settings by dotted key."""
+        return self.config.run.flat()
 
     def in_state(self, state: State) -> list[TrialRecord]:
         """Trials that finished in this state."""
@@ -215,9 +231,10 @@ def read_records(folder: Path) -> Records:
     study = source.read_study()
     if study is None:
         raise UserError(f"{folder} does not contain a study. Pass a folder OUT/STUDY of tune/search.py.")
-    return Records(
-        source.path, study, source.read_trials(), source.read_confirmation(), source.read_final_test()
-    )
+    trials = source.read_trials()
+    records = Records(source.path, study, trials, source.read_confirmation(), source.read_final_test())
+    _ = records.config
+    return records
 
 
 def paired(

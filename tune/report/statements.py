@@ -162,7 +162,7 @@ def _means(test: FinalTest, side: Literal["selected", "baseline"], figure: Figur
 
 def _epochs(records: Records) -> str:
     test = records.final_test
-    final = test.epochs if test else records.test.epochs
+    final = test.epochs if test else records.config.test.epochs
     if EPOCHS not in records.search.space.ranges:
         return f"Epochs: {records.run[EPOCHS]} per trial, {final} in the final test for both sides."
     own = test.selected.settings.get(EPOCHS) if test and not test.same else None
