@@ -1,302 +1,281 @@
-"""What a trial costs the driver, ask to tell, in a study that has N behind it: bare Optuna, and ours.
+"""Concurrency of a search, simulated: regret and wall time against the number of concurrent trials.
 
-    python benchmarks/sampler.py [--trials 100 1000 10000] [--window 20] [--repeats 3] [--quick] [--json FILE]
+    python benchmarks/sampler.py [--seeds 10] [--samplers tpe gp random] [--budgets 40 200] [--jobs 2]
+        [--json FILE] [--plot docs/concurrency.svg] [--quick]
 
-No training: two trials at a time run in simulated time and read their learning curves from `curves.json`, a
-real study's records. `bare`: Optuna's TPE and median pruner on in-memory storage, asked, reported to and told
-in the same order. `ours`: the searcher, the scheduler, the records and the progress lines of a study, on
-SQLite. N trials are put into the storage first, then `--window` trials are timed. TPE's own work grows with
-N; what must not is the difference. Memory is what a trial leaves behind on the heap (tracemalloc).
+Nothing is trained. The trial store of a study samples and stores trials of simulated duration, so
+samplers wait for the first wave as they do there. Problems: a quadratic function on the space `default`,
+with another optimum for each seed, in which few settings matter and a trial is as long as its epochs;
+the Hartmann function of six settings; and the nearest of recorded trials (curves.json) on the space
+`full`. Scores have noise. Regret is that of the settings with the highest score: 0 is the optimum, 100 a
+median random sample. Wall time is in mean trial durations. Results are stored in --json after each
+search, seed by seed; the same command resumes.
 """
 
 import argparse
-import gc
 import heapq
-import io
 import json
+import math
 import random
-import sqlite3
-import time
-import tracemalloc
 import warnings
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from itertools import count, product
+from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from statistics import mean, median, stdev
 from typing import Any
 
 import optuna
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
-from optuna.distributions import distribution_to_json
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from ray.tune import PlacementGroupFactory
-from ray.tune.experiment import Trial
-from replay import EPOCHS, SPACE, Curves
-from rich.console import Console
+from common import parser_of, table
+from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
 
-from prometar.config.settings import configure
-from prometar.distributed.placement import ResourcePlan, Room
-from tune.execution.jobs import SearchJobs
-from tune.execution.progress import Progress
-from tune.execution.record_keeper import RecordKeeper
-from tune.execution.stopping import Stopping
-from tune.jobs.spec import Job, Terms, jobs_in
-from tune.optimizer.ask_tell import Asked, Memory
-from tune.optimizer.pruners import PRUNERS
-from tune.optimizer.samplers import STARTUP_TRIALS
-from tune.optimizer.trial_schema import RESULT
-from tune.results.schema import TrialRecord
-from tune.results.writer import StudyFolder
-from tune.space.spaces import Space, load_space
-from tune.study_spec import StudySpec
+from prometar.io.files import write_atomically
+from tune.config import StudyConfig
+from tune.space.ranges import Choice, FloatRange, IntRange
+from tune.space.space import EPOCHS, Space, load_space
+from tune.store.trial_store import TrialStore
 
-SLOTS = 2
-BEGAN = datetime(2026, 1, 1)
+CONCURRENCY = (1, 2, 4, 8, 16, 40)
+NOISE = 8.0
+"""Standard deviation of a score, on the scale of regret: about that of a seed on validation images."""
+HARTMANN = (
+    "optim.lr", "prompts.text_depth", "prompts.vision_depth", "augment.crop_scale_min", "augment.flip", EPOCHS
+)  # fmt: skip
+RECORDED = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
+Objective = Callable[[Mapping[str, Any]], float]
 
 
-class Bare:
-    """Optuna alone, in memory."""
+def unit(entry: FloatRange | IntRange | Choice, value: Any) -> float:
+    """Position of a value in its range, from 0 to 1."""
+    if isinstance(entry, Choice):
+        return entry.choices.index(value) / max(1, len(entry.choices) - 1)
+    scale = math.log if entry.log else float
+    return (scale(value) - scale(entry.low)) / (scale(entry.high) - scale(entry.low))
 
-    def __init__(self, space: Space) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space = space
-        sampler = optuna.samplers.TPESampler(
-            seed=1, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
+
+def quadratic(space: Space, seed: int) -> tuple[Objective, float]:
+    """A function whose optimum lies anywhere. Weights fall by 0.6 from setting to setting."""
+    rng = random.Random(seed)
+    names = rng.sample(list(space.ranges), len(space.ranges))
+    terms = {name: (0.6**k, rng.random(), rng.sample(range(9), 9)) for k, name in enumerate(names)}
+
+    def loss(name: str, value: Any) -> float:
+        entry, (weight, best, order) = space.ranges[name], terms[name]
+        if isinstance(entry, Choice):
+            ranks = order[: len(entry.choices)]
+            return weight * sorted(ranks).index(ranks[entry.choices.index(value)]) / len(ranks)
+        return weight * (unit(entry, value) - best) ** 2
+
+    return lambda settings: -sum(loss(name, value) for name, value in settings.items()), 0.0
+
+
+def hartmann(space: Space, seed: int) -> tuple[Objective, float]:
+    """The six-dimensional Hartmann function, its coordinates in another order for each seed."""
+    a = ((10, 3, 17, 3.5, 1.7, 8), (0.05, 10, 17, 0.1, 8, 14),
+         (3, 3.5, 1.7, 10, 17, 8), (17, 8, 0.05, 10, 0.1, 14))  # fmt: skip
+    p = ((1312, 1696, 5569, 124, 8283, 5886), (2329, 4135, 8307, 3736, 1004, 9991),
+         (2348, 1451, 3522, 2883, 3047, 6650), (4047, 8828, 8732, 5743, 1091, 381))  # fmt: skip
+    names = random.Random(seed).sample(HARTMANN, len(HARTMANN))
+
+    def value(settings: Mapping[str, Any]) -> float:
+        x = [unit(space.ranges[name], settings[name]) for name in names]
+        inner = (
+            sum(weight * (u - place / 1e4) ** 2 for weight, place, u in zip(weights, places, x, strict=True))
+            for weights, places in zip(a, p, strict=True)
         )
-        self._study = optuna.create_study(
-            direction="maximize", sampler=sampler, pruner=PRUNERS["median"](EPOCHS)
-        )
+        return sum(c * math.exp(-s) for c, s in zip((1.0, 1.2, 3.0, 3.2), inner, strict=True))
 
-    def fill(self, trials: list[FrozenTrial]) -> None:
-        self._study.add_trials(trials)
-
-    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
-        trial = self._study.ask()
-        return trial, self._space.draw(trial)
-
-    def report(self, trial: optuna.Trial, epoch: int, value: float) -> bool:
-        trial.report(value, epoch)
-        if epoch == EPOCHS:
-            self._study.tell(trial, value)
-        elif trial.should_prune():
-            self._study.tell(trial, state=TrialState.PRUNED)
-        else:
-            return False
-        return True
+    return value, 3.32237
 
 
-class Ours:
-    """A study's driver without Ray: what `tune.study` hands to Tune, called in the order that Tune does."""
+def recorded(space: Space, seed: int) -> tuple[Objective, float]:
+    """Last score of the recorded trial whose settings are nearest."""
 
-    def __init__(self, space: Space, folder: Path) -> None:
-        config = configure("prometar", {"train.epochs": EPOCHS})
-        self._request = StudySpec(
-            config=config, space=space, objective="drift", seed=1, pruner="median", val_per_class=20,
-            trials=10**6, final_seeds=(),
-        )  # fmt: skip
-        self._folder = StudyFolder(folder, "s")
-        self._folder.path.mkdir()
-        self._begun = 0
-        self.fill([])
+    def distance(settings: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        return sum(_apart(entry, settings.get(name), other.get(name)) for name, entry in space.ranges.items())
 
-    def fill(self, trials: list[FrozenTrial]) -> None:
-        self._open()
-        if trials:
-            job, _ = self.ask()  # the released settings are the first trial
-            for epoch in range(1, EPOCHS + 1):
-                self.report(job, epoch, 75.0)
-            insert(self._folder.path / "study.db", trials)
-            self._open()
+    def value(settings: Mapping[str, Any]) -> float:
+        return float(min(RECORDED, key=lambda trial: distance(settings, trial["settings"]))["objective"][-1])
 
-    def _open(self) -> None:
-        spec, plan = self._request, ResourcePlan(SLOTS, 1.0, 0.0)
-
-        def job_of(asked: Asked) -> Job:
-            at = str(self._folder.trial(asked.number))
-            return spec.search_job(asked.settings, spec.seeds, at, terms, number=asked.number)
-
-        stopping, terms = Stopping(Console(file=io.StringIO())), Terms(plan)
-        memory = Memory(self._folder.storage, "s", spec, reference=spec.reference())
-        self._jobs = SearchJobs(memory, job_of, spec.trials, stopping, Room(SLOTS, 0.0))
-        self._place = PlacementGroupFactory(plan.bundles())
-        progress = Progress(memory, spec, console=Console(file=io.StringIO()))
-        self._callbacks = (progress, _Unwritten(self._folder, memory, stopping, job_of))
-
-    def ask(self) -> tuple[Trial, dict[str, Any]]:
-        self._begun += 1
-        trial = Trial("", trial_id=f"{self._begun:08d}", placement_group_factory=self._place, stub=True)
-        trial.create_placement_group_factory()
-        trial.config = self._jobs.suggest(trial.trial_id)
-        for callback in self._callbacks:
-            callback.on_trial_start(self._begun, [], trial)
-        return trial, jobs_in(trial.config)[0].settings
-
-    def report(self, trial: Trial, epoch: int, value: float) -> bool:
-        result = {"epoch": epoch, "objective": value, "base": value, "new": value, "loss": 1.0,
-                  "seconds": float(epoch), "failed": "", "finished": epoch == EPOCHS}  # fmt: skip
-        stop = self._jobs.on_result(trial, result) == "STOP"
-        for callback in self._callbacks:
-            callback.on_trial_result(self._begun, [], trial, result)
-        if stop:
-            self._jobs.on_end(trial.trial_id, error=False)
-            for callback in self._callbacks:
-                callback.on_trial_complete(self._begun, [], trial)
-        for callback in self._callbacks:
-            callback.on_step_end(self._begun, [])
-        return stop
+    return value, max(trial["objective"][-1] for trial in RECORDED)
 
 
-class _Unwritten(RecordKeeper):
-    """Records of the trials that were only put into the storage are not there, and not wanted."""
-
-    _wanted = False
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self._wanted = True
-
-    def _write(self, trial: TrialRecord) -> None:
-        if self._wanted:
-            super()._write(trial)
+def _apart(entry: FloatRange | IntRange | Choice, one: Any, other: Any) -> float:
+    if one is None or other is None or isinstance(entry, Choice):
+        return float(one != other)
+    return (unit(entry, one) - unit(entry, other)) ** 2
 
 
-def random_trials(space: Space, count: int) -> list[FrozenTrial]:
-    """Finished trials with random settings."""
-    rng, curves = random.Random(0), Curves(space)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    trials = []
-    for _ in range(count):
-        drawn = study.ask()
-        params = space.draw(drawn)
-        curve = curves(params)
-        values = {epoch: curve[epoch - 1] + rng.gauss(0, 0.5) for epoch in range(1, EPOCHS + 1)}
-        attributes = {RESULT: {"epoch": EPOCHS, "objective": values[EPOCHS], "seconds": 5.0}}
-        trials.append(
-            create_trial(params=params, distributions=drawn.distributions, value=values[EPOCHS],
-                         intermediate_values=values, user_attrs=attributes)
-        )  # fmt: skip
-    return trials
+PROBLEMS = {"quadratic": quadratic, "hartmann": hartmann, "recorded": recorded}
 
 
-def insert(path: Path, trials: list[FrozenTrial]) -> None:
-    """Put trials into Optuna's SQLite file at once; through its own interface 10,000 would take minutes."""
-    base = sqlite3.connect(path)
-    (first,) = base.execute("select max(trial_id) from trials").fetchone()
-    keyed = list(enumerate(trials, start=first + 1))
-    rows: dict[str, list[tuple[Any, ...]]] = {
-        "trials (trial_id, number, study_id, state, datetime_start, datetime_complete)": [
-            (k, k - 1, 1, "COMPLETE", str(BEGAN), str(BEGAN)) for k, _ in keyed
-        ],
-        "trial_params (trial_id, param_name, param_value, distribution_json)": [
-            (k, name, d.to_internal_repr(t.params[name]), distribution_to_json(d))
-            for k, t in keyed
-            for name, d in t.distributions.items()
-        ],
-        "trial_values (trial_id, objective, value, value_type)": [
-            (k, 0, t.value, "FINITE") for k, t in keyed
-        ],
-        "trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)": [
-            (k, step, value, "FINITE") for k, t in keyed for step, value in t.intermediate_values.items()
-        ],
-        "trial_user_attributes (trial_id, key, value_json)": [
-            (k, key, json.dumps(value)) for k, t in keyed for key, value in t.user_attrs.items()
-        ],
-    }
-    with base:
-        for target, values in rows.items():
-            marks = ", ".join("?" * len(values[0]))
-            base.executemany(f"insert into {target} values ({marks})", values)
-    base.close()
+@cache
+def space_of(problem: str) -> Space:
+    """Space of a problem."""
+    if problem == "recorded":
+        return load_space("full")
+    whole = load_space("default")
+    if problem == "quadratic":
+        return whole
+    return Space(name=problem, ranges={name: whole.ranges[name] for name in HARTMANN})
 
 
-def run(driver: Bare | Ours, curves: Curves, count: int) -> Figures:
-    """Drive `count` trials, two at a time in simulated time: milliseconds a trial, by what was called."""
-    spent = {"ask": 0.0, "report": 0.0}
-    slots: list[tuple[int, int, int]] = [(0, slot, 0) for slot in range(SLOTS)]  # when, which, epochs done
-    at_work: dict[int, tuple[Any, list[float]]] = {}
-    left = count
-    while slots:
-        now, slot, epoch = heapq.heappop(slots)
-        began = time.perf_counter()
-        if slot not in at_work:
-            if not left:
-                continue
-            left -= 1
-            trial, settings = driver.ask()
-            spent["ask"] += time.perf_counter() - began
-            at_work[slot] = trial, curves(settings)
-            heapq.heappush(slots, (now + 2 + slot, slot, 1))
-            continue
-        trial, curve = at_work[slot]
-        stop = driver.report(trial, epoch, curve[epoch - 1])
-        spent["report"] += time.perf_counter() - began
-        if stop:
-            del at_work[slot]
-        heapq.heappush(slots, (now + (0 if stop else 2 + slot), slot, 0 if stop else epoch + 1))
-    figures = {f"{name} ms": 1000 * seconds / count for name, seconds in spent.items()}
-    return figures | {"ms": sum(figures.values())}
+@cache
+def scaled(problem: str, seed: int) -> Objective:
+    """Regret of settings: 0 at the optimum, 100 for a median random sample."""
+    space = space_of(problem)
+    function, optimum = PROBLEMS[problem](space, seed)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=RandomSampler(seed))
+    typical = median(function(space.sample(study.ask())) for _ in range(300))
+    return lambda settings: 100 * (optimum - function(settings)) / (optimum - typical)
 
 
-def measure(side: str, behind: int, window: int, heap: bool) -> Figures:
-    """Milliseconds a trial with `behind` trials in the storage; or, with `heap`, KiB that one leaves."""
-    warnings.simplefilter("ignore")  # of arguments that Optuna calls experimental
-    space = load_space(SPACE)
-    curves = Curves(space)
-    with TemporaryDirectory() as folder:
-        driver = Bare(space) if side == "bare" else Ours(space, Path(folder))
-        driver.fill(random_trials(space, behind - 1))
-        run(driver, curves, SLOTS)  # what is loaded at the first use
-        if not heap:
-            return run(driver, curves, window)
-        gc.collect()
-        tracemalloc.start()
-        before, _ = tracemalloc.get_traced_memory()
-        run(driver, curves, window)
-        gc.collect()
-        return {"kib": (tracemalloc.get_traced_memory()[0] - before) / window / 1024}
+def search(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Simulate one search: regret of the settings with the highest score, and wall time."""
+    warnings.simplefilter("ignore")
+    problem, seed, slots = cell["problem"], cell["seed"], cell["concurrency"]
+    space, regret = space_of(problem), scaled(problem, seed)
+    config = StudyConfig.of(
+        space=space, trials=cell["budget"], sampler=cell["sampler"], pruner="none", seed=seed, epochs=10
+    )
+    store = TrialStore(config, InMemoryStorage(), slots)
+    store.claim(Path("nowhere"), {})
+    running: list[tuple[float, int, dict[str, Any]]] = []
+    scores: dict[int, tuple[float, float]] = {}
+    now = 0.0
+    while True:
+        while len(running) < slots and (trial := store.ask()) is not None:
+            rng = random.Random(f"{seed} {trial.number}")
+            duration = rng.uniform(0.7, 1.3) * trial.settings.get(EPOCHS, 10) / 10
+            heapq.heappush(running, (now + duration, trial.number, trial.settings))
+        if not running:
+            best = max(scores.values())
+            return {**cell, "regret": round(best[1], 3), "wall": round(now, 3)}
+        now, number, settings = heapq.heappop(running)
+        true = regret(settings)
+        score = random.Random(f"{seed} {number} noise").gauss(100 - true, NOISE)
+        scores[number] = score, true
+        store.report(number, {"epoch": 1, "objective": score, "finished": True})
+
+
+def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All searches, seed by seed, so that a part of them is balanced."""
+    for seed, budget, problem, sampler, slots in product(
+        range(args.seeds), args.budgets, PROBLEMS, args.samplers, CONCURRENCY
+    ):
+        yield {"problem": problem, "sampler": sampler, "budget": budget, "concurrency": slots, "seed": seed}
+
+
+Summary = dict[tuple[str, int, int], tuple[float, float, float]]
+
+
+def summarize(rows: list[dict[str, Any]]) -> Summary:
+    """Mean regret, its standard error and mean wall time, by (sampler, budget, concurrency)."""
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["sampler"], row["budget"], row["concurrency"]), []).append(row)
+    found = {}
+    for key, group in groups.items():
+        values = [row["regret"] for row in group]
+        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        found[key] = mean(values), error, mean(row["wall"] for row in group)
+    return found
+
+
+WIDTH, HEIGHT, LEFT, TOP, PANEL = 860, 360, 60, 50, 340
+COLORS = {"tpe": "#0b6e99", "gp": "#b8860b", "random": "#777777"}
+
+
+def plot(found: Summary, path: Path) -> None:
+    """Regret against concurrency, a panel for each budget. Wall times stand below the ticks."""
+    budgets = sorted({budget for _, budget, _ in found})
+    high = 1.1 * max(value + error for value, error, _ in found.values())
+
+    def text(x: float, y: float, words: str, anchor: str = "middle") -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+
+    def y_of(value: float) -> float:
+        return TOP + (HEIGHT - TOP - 80) * (1 - value / high)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        'font-size="13" fill="#222">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+    ]
+    for panel, budget in enumerate(budgets):
+        left = LEFT + panel * (PANEL + 70)
+        at = {
+            slots: left + 30 + k * (PANEL - 60) / (len(CONCURRENCY) - 1)
+            for k, slots in enumerate(CONCURRENCY)
+        }
+        parts.append(text(left + PANEL / 2, 20, f"{budget} trials: regret (0 optimum, 100 random setting)"))
+        parts.append(f'<path d="M{left} {y_of(0):.1f} h{PANEL}" stroke="#999"/>')
+        step = next(each for each in (2, 5, 10, 20, 50) if high / each < 8)
+        for tick in range(0, int(high) + 1, step):
+            parts.append(text(left - 8, y_of(tick) + 4, str(tick), "end"))
+        for slots, x in at.items():
+            walls = [wall for (_, b, c), (_, _, wall) in found.items() if (b, c) == (budget, slots)]
+            parts.append(text(x, HEIGHT - 60, str(slots)))
+            parts.append(text(x, HEIGHT - 40, f"{mean(walls):.0f}" if walls else ""))
+        parts.append(text(left + PANEL / 2, HEIGHT - 12, "concurrent trials; below: wall time in trials"))
+        for k, (sampler, color) in enumerate(COLORS.items()):
+            points = [
+                (x + 5 * (k - 1), found[key]) for c, x in at.items() if (key := (sampler, budget, c)) in found
+            ]
+            if points:
+                line = " L".join(f"{x:.1f} {y_of(value):.1f}" for x, (value, _, _) in points)
+                parts.append(f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+                parts.append(text(left + 40 + 70 * k, 42, sampler).replace("<text", f'<text fill="{color}"'))
+            for x, (value, error, _) in points:
+                low, top = y_of(max(0.0, value - error)), y_of(value + error)
+                parts.append(f'<path d="M{x:.1f} {low:.1f} V{top:.1f}" stroke="{color}"/>')
+                parts.append(f'<circle cx="{x:.1f}" cy="{y_of(value):.1f}" r="4" fill="{color}"/>')
+    write_atomically(path, ("\n".join([*parts, "</svg>"]) + "\n").encode())
+
+
+def _cell(figure: tuple[float, float, float] | None) -> str:
+    return "{:.1f} ± {:.1f} ({:.0f})".format(*figure) if figure else "-"
+
+
+def show(found: Summary) -> str:
+    """Regret with its standard error, and wall time."""
+    budgets = sorted({budget for _, budget, _ in found})
+    samplers = [name for name in COLORS if any(key[0] == name for key in found)]
+    head = ("trials", "sampler", *(f"{slots} concurrent" for slots in CONCURRENCY))
+    rows = []
+    for budget, sampler in product(budgets, samplers):
+        figures = [found.get((sampler, budget, slots)) for slots in CONCURRENCY]
+        rows.append((budget, sampler, *(_cell(figure) for figure in figures)))
+    return "Regret ± standard error (wall time in trial durations)\n\n" + table(head, rows)
 
 
 def main() -> None:
-    def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 10000])
-        parser.add_argument("--window", type=int, default=20, help="trials that are timed")
-
-    args = arguments(__doc__, add, repeats=3)
-    if args.side:
-        return tell(measure(**args.side))
+    parser = parser_of(__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--samplers", nargs="+", choices=COLORS, default=list(COLORS))
+    parser.add_argument("--budgets", type=int, nargs="+", default=[40, 200])
+    parser.add_argument("--jobs", type=int, default=2, help="searches at a time")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_name("concurrency.json"))
+    parser.add_argument("--plot", type=Path, help="SVG, such as docs/concurrency.svg")
+    parser.add_argument("--quick", action="store_true", help="one seed, ten trials, results are not kept")
+    args = parser.parse_args()
     if args.quick:
-        args.repeats, args.trials, args.window = 1, [100], 5
-    cases = [(n, side) for n in args.trials for side in ("bare", "ours")]
-    speed = in_turn([{"side": s, "behind": n, "window": args.window, "heap": False} for n, s in cases], args)
-    args.repeats = 1
-    heaps = in_turn(
-        [
-            {"side": s, "behind": args.trials[0], "window": 5 * args.window, "heap": True}
-            for _, s in cases[:2]
-        ],
-        args,
-    )
-    show(cases, speed, heaps, args)
-    write_json(args, [*speed, *heaps])
-    return None
-
-
-def show(
-    cases: list[tuple[int, str]],
-    speed: list[list[Figures]],
-    heaps: list[list[Figures]],
-    args: argparse.Namespace,
-) -> None:
-    took = dict(zip(cases, speed, strict=True))
-    rows = []
-    for n in args.trials:
-        bare, ours = (median_of(took[n, side], "ms") for side in ("bare", "ours"))
-        parts = [median_of(took[n, "ours"], name) for name in ("ask ms", "report ms")]
-        rows.append((n, bare, ours, *parts, ours - bare, ours / bare))
-    print(describe(args.threads))
-    head = ("trials behind", "bare ms a trial", "ours ms", "of it ask", "report and tell", "more ms", "ratio")
-    print(table(head, rows))
-    bare, ours = (median_of(side, "kib") for side in heaps)
-    print(f"a trial leaves {bare:.1f} KiB in the bare study's memory, {ours:.1f} KiB in ours")
+        args.seeds, args.budgets = 1, [10]
+    rows = json.loads(args.json.read_text()) if args.json.exists() and not args.quick else []
+    done = [{key: row[key] for key in row if key not in ("regret", "wall")} for row in rows]
+    missing = [cell for cell in cells(args) if cell not in done]
+    with get_context("spawn").Pool(args.jobs) as pool:
+        for number, row in zip(count(1), pool.imap_unordered(search, missing), strict=False):
+            rows.append(row)
+            if not args.quick:
+                write_atomically(args.json, ("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n").encode())
+            print(f"{number} of {len(missing)} searches", end="\r", flush=True)
+    print(show(summarize(rows)))
+    if args.plot:
+        plot(summarize(rows), args.plot)
 
 
 if __name__ == "__main__":
