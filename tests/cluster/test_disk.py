@@ -1,4 +1,4 @@
-"""A disk that is full or read-only: one line, nothing finished is lost, and the same command goes on."""
+"""A disk that is full or read-only: one line, nothing finished is lost, and the same command resumes."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from prometar.io.lock import locked
 from prometar.step.state import State
 from prometar.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.disk import MIB, Disk
-from tests.support.driver import NAME, records, run_fake, small_spec
+from tests.support.driver import NAME, records, run_fake
 from tests.support.fake_trial import BEHAVIOUR, HANGS
 
 
@@ -97,12 +97,12 @@ def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
     filling = fill_when_hanging(2, disk, disk.path)
     behaviour = {"2": "hang"}
     with pytest.raises(WorkError) as caught:
-        run_fake(disk.path, small_spec(trials=5), behaviour=behaviour)
+        run_fake(disk.path, trials=5, behaviour=behaviour)
     filling.join(90)
     assert "\n" not in str(caught.value)
-    assert "the same command goes on" in str(caught.value)
+    assert "Rerun the same command to resume." in str(caught.value)
     with pytest.raises(WorkError, match=r"No space left on device|disk is full") as still:
-        run_fake(disk.path, small_spec(trials=5))
+        run_fake(disk.path, trials=5)
     assert "\n" not in str(still.value)
     before = records(disk.path)
     disk.free()
@@ -110,10 +110,10 @@ def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
     with pytest.raises(
         WorkError, match=r"cannot write .*fake: Read-only file system: make it writable"
     ) as refused:
-        run_fake(disk.path, small_spec(trials=5))
+        run_fake(disk.path, trials=5)
     assert "\n" not in str(refused.value)
     disk.unprotect()
-    run_fake(disk.path, small_spec(trials=5))
+    run_fake(disk.path, trials=5)
     found = records(disk.path)
     assert [r["state"] for r in found] == ["COMPLETE"] * 5
     assert [r for r in found if r["number"] in {old["number"] for old in before}] == before
@@ -128,19 +128,18 @@ def test_a_worker_whose_disk_fills_up_fails_no_trial(disk: Disk, tmp_path: Path)
     trials.mkdir(parents=True)
     (trials / "0002").symlink_to(mine)
     filling = fill_when_hanging(2, disk, out)
-    spec = small_spec(trials=5)
     with pytest.raises(WorkError) as caught:
-        run_fake(out, spec, behaviour={"2": "hang"}, max_concurrent=1, trial_timeout=300)
+        run_fake(out, trials=5, behaviour={"2": "hang"}, settings={"resources.trial_timeout": 300})
     filling.join(90)
     expected = (
-        rf"the study has stopped: cannot write {trials}/0002/[\w.-]+: No space left on device: make room; "
-        "the same command goes on from here"
+        rf"Study stopped: cannot write {trials}/0002/[\w.-]+: No space left on device.*\. "
+        r"Rerun the same command to resume\."
     )
     assert re.fullmatch(expected, str(caught.value))
     before = records(out)
     assert [(r["number"], r["state"]) for r in before] == [(0, "COMPLETE"), (1, "COMPLETE")]
     disk.free()
-    run_fake(out, spec, max_concurrent=1)
+    run_fake(out, trials=5)
     found = records(out)
     assert [r["state"] for r in found] == ["COMPLETE"] * 5
     assert found[:2] == before

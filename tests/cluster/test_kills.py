@@ -14,23 +14,22 @@ import pytest
 from prometar.cli.console import INTERRUPTED, MESSAGE
 from prometar.errors import WorkError
 from tests.support.databases import open_study
-from tests.support.driver import NAME, Driver, forget_hanging, misbehave, run_fake, spec_of
+from tests.support.driver import INTERRUPTED, NAME, Driver, forget_hanging, misbehave, options_of, run_fake
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
-from tune.jobs.spec import jobs_in
-from tune.optimizer.ask_tell import SEARCHED
-from tune.optimizer.trial_schema import curve_of
+from tune.execution2.worker import Task
+from tune.store.trial_store import SECONDS
 
 TRIALS = 6
 ASKED = ("--trials", TRIALS, "--top", 1, "--final-seeds", 1, 2)
 STUDY = (*ASKED, "--max-concurrent", 1)  # so that trials end in the same order, and are drawn from the same
-STOPPING = "stopping when each running trial has ended its epoch; once more: now"
-EPOCHS = 3 * (TRIALS + 4 + 4)  # last round and finals: two settings with two seeds each
+STOPPING = "Stopping after the current epoch of each running trial."
+EPOCHS = 3 * (TRIALS + 4 + 4)  # confirmation and finals: two settings with two seeds each
 
 
 def go_on(out: Path) -> str:
     """The same study once more, in this process. Returns what it says."""
-    return run_fake(out, spec_of(*ASKED))[1]
+    return run_fake(out, **options_of(*ASKED))[1]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,10 @@ def a_signal_to_its_ray_too_ends_it_at_once(life: Life) -> None:
         driver.wait_until(lambda: life.hangs("trials/0001"))
         os.killpg(driver.process.pid, signal.SIGTERM)
         assert driver.process.wait() == INTERRUPTED, driver.errors()
-        assert driver.said().splitlines()[-1] == f"Ray has been ended too; {MESSAGE}"
+        assert (
+            driver.said().splitlines()[-1]
+            == "Interrupted, and Ray has ended too. Rerun the same command to resume."
+        )
         assert not driver.errors(), "Ray has had no time for a word of its own"
     life.witness.look()
 
@@ -95,9 +97,7 @@ def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) ->
         driver.wait_until(lambda: life.hangs("trials/0001"))
         with pytest.raises(WorkError) as second:
             go_on(life.out)
-        assert str(second.value) == (
-            f"the study {life.out / NAME} is in use by another process. Wait until it ends, or stop it."
-        )
+        assert f"process {driver.process.pid}" in str(second.value)
         stop(driver, signal.SIGTERM)
         time.sleep(1)
         misbehave(life.out, {})
@@ -107,9 +107,9 @@ def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) ->
     study = open_study(f"sqlite:///{life.out / NAME / 'study.db'}", NAME)
     took = study.trials[0].duration
     assert took is not None
-    searched = study.user_attrs[SEARCHED]
+    searched = study.user_attrs[SECONDS]
     assert searched > took.total_seconds() + 1, "for --max-hours, also what came after the last ended trial"
-    assert list(curve_of(study.trials[1])) == [1, 2], "what has ended is told"
+    assert list(study.trials[1].intermediate_values) == [1, 2], "what has ended is told"
 
 
 def killed_while_it_starts_or_soon_after(life: Life) -> None:
@@ -129,7 +129,7 @@ def a_killed_worker_is_replaced_and_a_second_signal_waits_for_nothing(life: Life
         driver.wait_until(lambda: life.hangs("trials/0003"))
         assert int((folder / "pid").read_text()) != killed
         assert (folder / "steps.log").read_text().split() == ["1", "2", "3"], "from its state on, and once"
-        assert "failed" not in driver.said().replace("0 failed", "")
+        assert "failed" not in driver.said()
         stop(driver, signal.SIGINT)
         assert driver.end(signal.SIGTERM) == INTERRUPTED, driver.errors()
     life.assert_waits(3)
@@ -139,7 +139,7 @@ def killed_somewhere_in_the_search(life: Life) -> None:
     epochs, later = life.draw.randrange(num_epochs(life.out) + 1, 3 * TRIALS), life.draw.uniform(0, 0.2)
     with life.joined({"all": "sleep0.2"}) as driver:
         driver.wait_until(lambda: num_epochs(life.out) >= epochs)
-        assert "going on: 3 trials are done, 1 were interrupted" in driver.said()
+        assert "Resuming: 3 trials finished, 1 interrupted" in driver.said()
         time.sleep(later)
         assert driver.kill() == -signal.SIGKILL, f"{later:.3f} s after epoch {epochs}"
     life.witness.look()
@@ -147,7 +147,7 @@ def killed_somewhere_in_the_search(life: Life) -> None:
 
 def killed_in_every_later_stage(life: Life) -> None:
     seen = [life.witness.look()]
-    for run in ("lastround/trial-0000-seed1001", "finals/trial-0000-textures-seed2"):
+    for run in ("confirmation/trial-0000-seed1001", "finals/trial-0000-textures-seed2"):
         with life.joined({Path(run).name: "hang"}) as driver:
             driver.wait_until(lambda run=run: life.hangs(run))
             assert driver.kill() == -signal.SIGKILL
@@ -187,16 +187,16 @@ class DiesWhenHandedOver(FakeTrial):
     dying = ("0001", "0004", "trial-0000-seed1001", "trial-0000-textures-seed2")
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        folder = Path(jobs_in(new_config)[0].run_dir)
+        task: Task = new_config["task"]
+        folder = task.folder
         if folder.name in self.dying and not (folder / "died").exists():
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().reset_config(new_config)
 
 
 def test_a_worker_killed_between_two_trials_costs_none(tmp_path: Path, expected: dict[str, Any]) -> None:
-    _, text = run_fake(tmp_path, spec_of(*ASKED), behaviour={}, trainable=DiesWhenHandedOver)
+    _, text = run_fake(tmp_path, behaviour={}, trainable=DiesWhenHandedOver, **options_of(*ASKED))
     died = {file.parent.name for file in (tmp_path / NAME).glob("*/*/died")}
     assert died == set(DiesWhenHandedOver.dying)
     assert "failed: " not in text

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.driver import NAME, Driver, misbehave, run_fake, spec_of
+from tests.support.driver import NAME, Driver, misbehave, options_of, run_fake
 from tests.support.fake_trial import HANGS
 from tests.support.nodes import Cluster
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 
 # Settings that do not hang on the order in which trials end.
-ASKED = ("--trials", 9, "--sampler", "random", "--top", 1, "--final-seeds", 1, 2)
+ASKED = ("--trials", 9, "--sampler", "random", "--top", 1, "--final-seeds", 1, 2, "--max-concurrent", 2)
 EPOCHS = 3 * (9 + 4 + 4)
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the study finds on one machine, when nobody disturbs it."""
     out = tmp_path_factory.mktemp("undisturbed")
-    run_fake(out, spec_of(*ASKED))
+    run_fake(out, **options_of(*ASKED))
     assert num_epochs(out) == EPOCHS
     return outcome(out)
 
@@ -54,7 +54,7 @@ def test_a_node_dies_another_joins_and_a_study_outlives_the_head(
     ):
         first, other = cluster.nodes
         driver.wait_until(lambda: hanging(cluster, tmp_path).keys() == {first, other})
-        assert "2 trials at a time, each with 1 CPU" in driver.said()
+        assert "2 concurrent trials (--max-concurrent), each with 1 CPU" in driver.said()
         before = hanging(cluster, tmp_path)
         cluster.kill(first)
         joined = cluster.add(1)
@@ -72,7 +72,7 @@ def test_a_node_dies_another_joins_and_a_study_outlives_the_head(
         (line,) = driver.errors().strip().splitlines()
         assert "Failed to connect to GCS within 5 seconds" in line
         assert witness.look() == 7
-    _, said = run_fake(tmp_path, spec_of(*ASKED), behaviour={}, max_concurrent=2)
-    assert "going on: 7 trials are done, 2 were interrupted" in said
+    _, said = run_fake(tmp_path, behaviour={}, **options_of(*ASKED))
+    assert "Resuming: 7 trials finished, 2 interrupted" in said
     assert witness.losses(expected) == NO_LOSSES
     assert num_epochs(tmp_path) == EPOCHS, "no epoch is run again once its state is kept"

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 from unittest import mock
@@ -29,77 +30,62 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from prometar.cli.console import INTERRUPTED
-from prometar.config.settings import Config
-from prometar.distributed.placement import Shares
 from prometar.errors import UserError
-from prometar.io.files import beside, write_atomically
-from tests.support.fake_trial import BEHAVIOUR, HANGS, FakeTrial
+from prometar.io.files import beside
+from prometar.io.yamltext import parse_yaml
+from tests.support.fake_trial import HANGS, FakeTrial
+from tests.support.fake_trial import misbehave as _misbehave
 from tests.support.processes import ROOT, session
-from tune.results.writer import StudyFolder
-from tune.space.spaces import parse_space
-from tune.study import Place, run_study
-from tune.study_spec import StudySpec
+from tune.config import StudyConfig
+from tune.space.space import space_of
+from tune.study import Study
 
+INTERRUPTED = 130
 NAME = "fake"
 SPACE = """
 regularizer.kind: {type: choice, choices: [l1, l2, cosine, none]}
 regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true}
 regularizer.image_weight: {type: float, low: 0.2, high: 100, log: true}
 """
+SMALL: dict[str, Any] = {
+    "dataset": "textures", "trials": 4, "epochs": 3, "final_epochs": 3, "final_seeds": (1,), "seed": 3,
+    "top": 0, "pruner": "none", "study": NAME, "max_concurrent": 1,
+}  # fmt: skip
+"""Options of a small study: one trial at a time, because a second worker takes seconds to start."""
 
 
-def small_spec(
-    *, trials: int = 4, epochs: int = 3, seed: int = 3, final_seeds: tuple[int, ...] = (), **changes: Any
-) -> StudySpec:
-    """A study over three settings; more by StudySpec's names."""
-    given: dict[str, Any] = {
-        "config": Config().override({"train.epochs": epochs, "train.seed": seed}),
-        "space": parse_space("small", SPACE),
-        "objective": "drift",
-        "seed": seed,
-        "pruner": "none",
-        "val_per_class": 20,
-        "trials": trials,
-        "final_seeds": final_seeds,
-        "top": 0,
-    }
-    return StudySpec(**{**given, **changes})
+def small_config(out: Path, **options: Any) -> StudyConfig:
+    """Configuration of a study of three settings in OUT/fake. Options are those of `StudyConfig.of`."""
+    space = space_of(parse_yaml(SPACE, where="small"), name="small")
+    return StudyConfig.of(**{**SMALL, "space": space, "out": out, **options})
 
 
 def misbehave(out: Path, behaviour: dict[str, str]) -> None:
     """Tell the trials of OUT/fake how to behave."""
-    write_atomically(StudyFolder(out, NAME) / BEHAVIOUR, json.dumps(behaviour).encode())
+    _misbehave(out / NAME, behaviour)
 
 
 def run_fake(
     out: Path,
-    spec: StudySpec,
     *,
     behaviour: dict[str, str] | None = None,
     trainable: type[FakeTrial] = FakeTrial,
-    **place: Any,
+    **options: Any,
 ) -> tuple[dict[str, Any], str]:
-    """A study of the fake trial in OUT/fake. Returns finals.json's content and what was printed.
-
-    By default one trial at a time: a second worker costs two seconds of a core, and its trials none.
-    """
+    """Run a study of the fake trial in OUT/fake. Returns the content of finals.json and what is printed."""
     if behaviour is not None:
         misbehave(out, behaviour)
     text = io.StringIO()
-    _run(out, spec, text, trainable, **{"max_concurrent": 1, **place})
+    _run(small_config(out, **options), text, trainable)
     return json.loads((out / NAME / "finals.json").read_text()), text.getvalue()
 
 
-def _run(
-    out: Path, spec: StudySpec, shown: TextIO, trainable: type[FakeTrial] = FakeTrial, **place: Any
-) -> None:
-    console = Console(file=shown, width=200, soft_wrap=True)
-    # No trial reads an image, and who keeps them for all is a process more.
-    with mock.patch("tune.study.shared_images", contextlib.nullcontext):
-        given = {key: place.pop(key) for key in ("max_concurrent", "cpus") if key in place}
-        asked = Place(out=out, name=NAME, shares=Shares(**given), **place)
-        run_study(spec, asked, trainable=trainable, console=console)
+def _run(config: StudyConfig, shown: TextIO, trainable: type[FakeTrial] = FakeTrial) -> None:
+    from tune.execution2 import executor
+
+    fake = partial(executor.ExecutionContext, trainable=trainable)
+    with mock.patch.object(executor, "ExecutionContext", fake):
+        Study(config=config, console=Console(file=shown, width=200, soft_wrap=True)).run()
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -208,43 +194,30 @@ def trial_workers(leader: int) -> list[int]:
     for pid in session(leader):
         with contextlib.suppress(OSError):
             title = Path(f"/proc/{pid}/cmdline").read_text()
-            if re.match(r"ray::(\w*Trial|ResourceTrainable)", title):
+            if re.match(r"ray::\w*Trial", title):
                 found.append(pid)
     return found
 
 
 def _parse(options: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--trials", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--sampler", default="tpe")
-    parser.add_argument("--pruner", default="none")
-    parser.add_argument("--top", type=int, default=0)
-    parser.add_argument("--final-seeds", type=int, nargs="*", default=())
-    parser.add_argument("--max-concurrent", type=int)
-    parser.add_argument("--address")
-    parser.add_argument("--storage")
-    parser.add_argument("--die-in-report", action="store_true")
-    parser.add_argument("--flaky", type=int, help="one statement in fifty fails in the database; a seed")
-    parser.add_argument("--set-back", action="store_true", help="the clock, an hour after three looks at it")
+    for name in ("trials", "seed", "top", "max-concurrent"):
+        parser.add_argument(f"--{name}", type=int)
+    for name in ("sampler", "address", "storage"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--final-seeds", type=int, nargs="*")
+    parser.add_argument("--die-in-report", action="store_true", default=False)
+    parser.add_argument("--flaky", type=int, default=None, help="one statement in fifty fails; a seed")
+    parser.add_argument("--set-back", action="store_true", default=False, help="the clock, after three looks")
     return parser.parse_args(options)
 
 
-def spec_of(*options: object) -> StudySpec:
-    """What a driver with these options is asked for."""
-    return _spec(_parse(["unused", *map(str, options)]))
-
-
-def _spec(given: argparse.Namespace) -> StudySpec:
-    return small_spec(
-        trials=given.trials,
-        seed=given.seed,
-        sampler=given.sampler,
-        pruner=given.pruner,
-        top=given.top,
-        final_seeds=tuple(given.final_seeds),
-    )
+def options_of(*words: object) -> dict[str, Any]:
+    """Options of a driver with these words, as `small_config` takes them."""
+    given = vars(_parse(["unused", *map(str, words)]))
+    own = ("out", "die_in_report", "flaky", "set_back")
+    return {name: value for name, value in given.items() if name not in own}
 
 
 def main(options: Sequence[str]) -> int:
@@ -259,9 +232,8 @@ def main(options: Sequence[str]) -> int:
         fail_one_in_fifty(random.Random(given.flaky))
     if given.set_back:
         in_memory.datetime = Back  # type: ignore[attr-defined]
-    place = {key: getattr(given, key) for key in ("max_concurrent", "address", "storage")}
     try:
-        _run(given.out, _spec(given), sys.stdout, **place)
+        _run(small_config(given.out, **options_of(*options[1:])), sys.stdout)
     except KeyboardInterrupt:
         return INTERRUPTED
     except UserError as error:
@@ -294,13 +266,13 @@ class Back(datetime):
 
 def _die_in_report() -> None:
     """Killed when half of the report has been written, before it is in place."""
-    from tune.reporting import html
+    from tune.report import page
 
     def half(path: Path, content: bytes) -> None:
         path.with_name(beside(path.name)).write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    html.write_atomically = half  # type: ignore[assignment]
+    page.write_atomically = half  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a study in OUT/fake has finished, and what became of it after it was killed and went on."""
+"""What a study in OUT/fake has finished, and what became of it after it was killed and resumed."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ class Witness:
 
     def look(self) -> int:
         """Remember what is finished now; what was seen before stays as it was. Returns how much that is."""
-        for pattern in ("trials/*/record.json", "lastround/*/result.json", "finals/*/result.json"):
+        for pattern in ("trials/*/record.json", "confirmation/*/result.json", "finals/*/result.json"):
             for file in (self._out / NAME).glob(pattern):
                 self._seen.setdefault(str(file.relative_to(self._out)), file.read_bytes())
         return len(self._seen)
@@ -59,7 +59,7 @@ def _content(file: Path) -> bytes | None:
 def outcome(out: Path) -> dict[str, Any]:
     """All that a study has found, by file: its records and both comparisons, without times and notes."""
     found = {f"trial {record['number']}": record for record in records(out)}
-    for name in ("lastround.json", "finals.json"):
+    for name in ("confirmation.json", "finals.json"):
         file = out / NAME / name
         found[name] = json.loads(file.read_text()) if file.exists() else {}
     return {name: _found(content) for name, content in found.items()}
