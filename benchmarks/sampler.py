@@ -1,7 +1,9 @@
 """Concurrency of a search, simulated: regret and wall time against the number of concurrent trials.
 
-    python benchmarks/sampler.py [--seeds 10] [--samplers tpe gp random] [--budgets 40 200] [--jobs 2]
+    python benchmarks/sampler.py [--seeds 10] [--samplers tpe random] [--budgets 40 200] [--jobs 2]
         [--json FILE] [--plot docs/concurrency.svg] [--quick]
+    python benchmarks/sampler.py --samplers gp --budgets 40 --seeds 3     # a minute per search
+
 
 Nothing is trained. The trial store of a study samples and stores trials of simulated duration, so
 samplers wait for the first wave as they do there. Problems: a quadratic function on the space `default`,
@@ -255,7 +257,7 @@ def show(found: Summary) -> str:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--samplers", nargs="+", choices=COLORS, default=list(COLORS))
+    parser.add_argument("--samplers", nargs="+", choices=COLORS, default=["tpe", "random"])
     parser.add_argument("--budgets", type=int, nargs="+", default=[40, 200])
     parser.add_argument("--jobs", type=int, default=2, help="searches at a time")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("concurrency.json"))
