@@ -1,4 +1,4 @@
-"""Each file of a study's folder refused once: one line, nothing lost, and the same command goes on.
+"""Each file of a study's folder refused once: one line, nothing lost, and the same command resumes.
 
 Permissions do not bind root, so the refusals are made up; tests/cluster/test_disk.py has real ones.
 """
@@ -13,11 +13,13 @@ import pytest
 
 from prometar.errors import StorageError
 from prometar.io.stores import is_hidden
-from tests.support.driver import NAME, records, run_fake, small_spec
+from tests.support.driver import NAME, records, run_fake
 
-SPEC = small_spec(trials=2, epochs=2, top=1, top_seeds=1, final_seeds=(1,))
+OPTIONS: dict[str, Any] = {
+    "trials": 2, "epochs": 2, "top": 1, "settings": {"confirm.seeds": 1}
+}  # fmt: skip
 WRITTEN = [
-    "study.yaml", "trials/0000/record.json", "trials/0001/record.json", "lastround.json", "best.yaml",
+    "study.yaml", "trials/0000/record.json", "trials/0001/record.json", "confirmation.json", "best.yaml",
     "finals.json", "report.html",
 ]  # fmt: skip
 
@@ -57,20 +59,20 @@ def told(out: Path) -> list[dict[str, Any]]:
 
 def test_every_file_is_refused_once(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    whole, _ = run_fake(tmp_path / "whole", SPEC)
+    whole, _ = run_fake(tmp_path / "whole", **OPTIONS)
     refusing = Refusing(out / NAME, monkeypatch)
     before: list[dict[str, Any]] = []
     for _ in WRITTEN:  # the records in the order in which the trials end
         refusing.now = ""
         with pytest.raises(StorageError) as caught:
-            run_fake(out, SPEC)
+            run_fake(out, **OPTIONS)
         assert f"cannot write {out / NAME / refusing.now}: " in str(caught.value)
         assert "\n" not in str(caught.value)
         found = records(out)
         assert [record for record in found if record in before] == before, "a record was lost"
         before = found
-    found_finals, _ = run_fake(out, SPEC)
+    found_finals, _ = run_fake(out, **OPTIONS)
     assert sorted(refusing.refused) == sorted(WRITTEN)
     assert told(out) == told(tmp_path / "whole")
-    assert found_finals["best"] == whole["best"]
+    assert found_finals["selected"] == whole["selected"]
     assert not list(out.rglob(".*")), "half a file was left"

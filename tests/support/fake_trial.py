@@ -110,10 +110,11 @@ class FakeTraining:
 
     @property
     def _share(self) -> float:
-        """CPUs of the trainer's bundle, as Ray allocated them."""
+        """GPUs, or else CPUs, of the trainer's bundle, as Ray allocated them."""
         import ray
 
-        return float(ray.util.get_current_placement_group().bundle_specs[0]["CPU"])
+        bundle = ray.util.get_current_placement_group().bundle_specs[0]
+        return float(bundle.get("GPU") or bundle["CPU"])
 
     def _hang(self) -> None:
         """Until it is killed, or told to behave in another way."""

@@ -16,7 +16,6 @@ from typing import Any
 from uuid import uuid4
 
 from ray import tune
-from ray.exceptions import RayError
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -81,7 +80,7 @@ def run_jobs(source: JobSource, context: ExecutionContext, observers: Sequence[O
             _fit(dispatcher, context)
         if dispatcher.error is not None:
             raise dispatcher.error
-    except (TuneError, RayError, RuntimeError, UserError) as error:
+    except Exception as error:
         if stopping.ray_died:
             raise WorkError(RAY_DIED) from None
         cause = dispatcher.error or error  # Tune passes on its text alone
