@@ -258,7 +258,7 @@ class _Dispatcher:
 
 
 class _Relay:
-    """Base of Tune's counterparts of the dispatcher. They are pickled as nothing: it holds connections."""
+    """Base of Tune's counterparts of the dispatcher. Pickled without it, because it holds connections."""
 
     def __init__(self, dispatcher: _Dispatcher) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ class _Scheduler(_Relay, FIFOScheduler):
 
 
 class _Abort(_Relay, Stopper):
-    """Ends Tune's experiment after an error, some of which Tune takes for errors of a trial."""
+    """Ends Tune's experiment after an error. Tune takes some of them for errors of a trial."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False

@@ -80,7 +80,7 @@ def _part(count: int) -> float:
 
 
 def _counted(number: float, noun: str) -> str:
-    return f"{number:.2g} {noun}{'s' if number > 1 else ''}"
+    return f"{round(number, 2):g} {noun}{'s' if number > 1 else ''}"
 
 
 def _described(plan: ResourcePlan) -> str:

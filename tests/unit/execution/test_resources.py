@@ -21,6 +21,8 @@ FIFTH = "a fifth of 40, so that the search learns from results"
         ([{"CPU": 2.0}], {}, 24, (2, 1.0, 0.0), "2 concurrent trials (all that fit), each with 1 CPU"),
         ([{"CPU": 2.0}], {}, 4, (1, 2.0, 0.0), "1 concurrent trial (a fifth of 4, so that the search learns "
          "from results), each with 2 CPUs"),
+        ([{"CPU": 128.0}], {}, 5, (1, 128.0, 0.0), "1 concurrent trial (a fifth of 5, so that the search "
+         "learns from results), each with 128 CPUs"),
         ([{"CPU": 64.0}], {}, 40, (8, 8.0, 0.0), f"8 concurrent trials ({FIFTH}), each with 8 CPUs"),
         ([{"CPU": 8.0, "GPU": 1.0}] * 3, {}, 40, (8, 2.0, 0.3333),
          f"8 concurrent trials ({FIFTH}), each with 2 CPUs and 0.33 GPU"),
