@@ -291,6 +291,10 @@ class StudyRecord:
 
 Record = TypeVar("Record", StudyRecord, TrialRecord, Confirmation, FinalTest)
 
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (StudyRecord, TrialRecord, Confirmation, FinalTest)
+}
+
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
     """Return the record in a file, or None if the file does not exist.
@@ -308,7 +312,8 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
                 f"{path} has version {str(found.get('version'))[:20]}, but this prometar reads version "
                 f"{VERSION}. Use the prometar that wrote it, or start another study with --study NAME."
             )
-        return TypeAdapter(kind).validate_json(text)
+        record: Record = _ADAPTERS[kind].validate_json(text)
+        return record
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except ValidationError as error:
@@ -327,7 +332,7 @@ def write_record(path: Path, record: Record) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    adapter = TypeAdapter(type(record))
+    adapter = _ADAPTERS[type(record)]
     if path.suffix == ".json":
         content = adapter.dump_json(record, indent=1)
     else:

@@ -1,0 +1,127 @@
+"""A study's folder, and what its records tell together."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prometar.errors import UserError, WorkError
+from tests.support.study_records import DEFAULT, run, settings_of, small, trial, write
+from tune.config import StudyConfig
+from tune.records.folder import StudyFolder, paired, read_records
+from tune.records.schema import Candidate, RunScore, by_score, seed_means
+
+
+def test_a_study_is_described_and_its_environments_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["tune/search.py", "--trials", "3", "--storage", "postgresql://u:secret@h/d"]
+    )
+    config = StudyConfig.of(dataset="textures", trials=3, out=tmp_path)
+    folder = StudyFolder.of(config)
+    assert folder.path == tmp_path / "textures"
+    with folder.lock():
+        first = folder.write_study(config, {"weights": "4b1d"})
+        monkeypatch.setattr("tune.records.folder.environment", lambda: {"python": "4"})
+        second = folder.write_study(config, {"weights": "4b1d"}, seconds_searched=5.0)
+        with pytest.raises(WorkError, match="textures"), StudyFolder(folder.path).lock():
+            pass
+    records = read_records(folder.path)
+    assert records.study == second
+    assert second.earlier_environments == (first.environment,)
+    assert (second.score, second.leaks, second.seconds_searched) == ("H", False, 5.0)
+    assert second.command.startswith("python tune/search.py --trials 3")
+    assert "secret" not in second.command
+    assert records.search.trials == 3
+    assert records.run["data.name"] == "textures"
+
+
+def test_the_earliest_of_the_best_trials_leads() -> None:
+    trials = [trial(0, objective=60.0), trial(1, objective=62.0), trial(2, objective=62.0), trial(3, "FAIL")]
+    assert [each.number for each in by_score(trials)] == [1, 2, 0]
+
+
+def test_the_confirmation_selects(tmp_path: Path) -> None:
+    records = small(tmp_path)
+    assert records.selected is not None
+    assert records.selected.number == 1
+    assert records.completed[0].number == 0
+    assert replace(records, confirmation=None).selected is records.trials[0]
+
+
+def test_a_baseline_that_was_rerun_counts_once_it_has_finished(tmp_path: Path) -> None:
+    failed, again = trial(0, "FAIL"), trial(4, baseline=True, settings=DEFAULT)
+    records = replace(small(tmp_path), trials=(failed, trial(1), again))
+    assert records.baseline is again
+    assert replace(records, trials=(failed, trial(1))).baseline is failed
+
+
+@pytest.mark.parametrize(
+    ("tested", "selected", "outdated"), [(1, 1, False), (0, 0, False), (0, 1, True), (1, 0, True)]
+)
+def test_a_final_test_of_other_settings_is_outdated(
+    tested: int, selected: int, outdated: bool, tmp_path: Path
+) -> None:
+    records = small(tmp_path, selected=tested)
+    assert records.confirmation is not None
+    records = replace(records, confirmation=replace(records.confirmation, selected=selected))
+    assert records.outdated == outdated
+
+
+def test_candidates_are_compared_over_all_their_seeds() -> None:
+    runs = (run("a", 0, DEFAULT), run("b", 0, DEFAULT), run("a", 1000, DEFAULT), run("b", 1000, DEFAULT))
+    known = Candidate(0, True, DEFAULT, runs)
+    assert sorted(known.by_seed) == [0, 1000]
+    assert known.mean == pytest.approx(sum(each.objective or 0.0 for each in runs) / 4)
+    assert known.spread is not None
+    failed = replace(known, runs=(*runs[:3], RunScore("b", 1000, failed="killed")))
+    assert failed.mean is None
+    assert list(failed.by_seed) == [0]
+
+
+def test_pairs_and_means_need_both_runs() -> None:
+    ours = (RunScore("a", 2, objective=5.0), RunScore("a", 1, objective=3.0), RunScore("a", 3, failed="x"))
+    theirs = (
+        RunScore("a", 1, objective=1.0),
+        RunScore("a", 2, objective=2.0),
+        RunScore("a", 3, objective=1.0),
+    )
+    assert paired(ours, theirs) == {1: 2.0, 2: 3.0}
+    assert seed_means((*ours, RunScore("b", 1, objective=4.0))) == {1: 3.5, 2: 5.0}
+    assert seed_means(ours, "new") == {}
+
+
+def test_a_folder_without_a_study(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not contain a study"):
+        read_records(tmp_path / "none")
+
+
+def test_a_record_in_the_folder_of_another_trial(tmp_path: Path) -> None:
+    write(tmp_path, small(tmp_path))
+    (tmp_path / "trials/0001").rename(tmp_path / "trials/0007")
+    with pytest.raises(UserError, match="is the record of trial 1"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["study.yaml", "finals.json", "trials/0001/record.json"])
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_record_that_is_not_a_file(name: str, kind: str, tmp_path: Path) -> None:
+    write(tmp_path, small(tmp_path))
+    (tmp_path / name).unlink()
+    if kind == "folder":
+        (tmp_path / name).mkdir()
+    else:
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=Path(name).name):
+        read_records(tmp_path)
+
+
+def test_a_partial_study_can_be_read(tmp_path: Path) -> None:
+    write(tmp_path, replace(small(tmp_path), confirmation=None, final_test=None))
+    (tmp_path / "trials/0009").mkdir()  # a trial that is running
+    records = read_records(tmp_path)
+    assert [each.number for each in records.trials] == [0, 1, 2, 3]
+    assert (records.confirmation, records.final_test, records.outdated) == (None, None, False)
+    assert records.trials[1].settings == settings_of(1)

@@ -1,0 +1,210 @@
+"""Statements of a report: verdict, evidence, caveats and next steps."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from prometar.metrics import Interval
+from tests.support.study_records import final_test, settings_of, small, trial
+from tune.records.folder import Records
+from tune.records.schema import DatasetTest, RunScore, SettingsUnderTest
+from tune.report.statements import caveats, evidence, next_steps, verdict
+from tune.report.terminal import print_summary
+
+
+def with_test(records: Records, **changes: Any) -> Records:
+    assert records.final_test is not None
+    return replace(records, final_test=replace(records.final_test, **changes))
+
+
+def printed(records: Records, width: int = 110) -> str:
+    out = io.StringIO()
+    print_summary(Console(file=out, width=width), records)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("gains", "selected", "says", "trains"),
+    [
+        ((3, 2), 1, "Use the selected settings (trial 1). They are better than the default ones.",
+         ["best.yaml"]),
+        ((0, 0), 1, "Use either. The final test shows no difference between the selected and the default "
+         "settings.", ["best.yaml", "finals/trial-0000-dtd-seed11/config.yaml"]),
+        ((-3, -2), 1, "Keep the default settings. The selected settings (trial 1) are worse.",
+         ["finals/trial-0000-dtd-seed11/config.yaml"]),
+        ((0, 0), 0, "Keep the default settings. The search found nothing better: no other settings scored "
+         "higher in the confirmation.", ["best.yaml"]),
+    ],
+)  # fmt: skip
+def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
+    gains: tuple[float, float], selected: int, says: str, trains: list[str], tmp_path: Path
+) -> None:
+    records = small(tmp_path, *gains, selected=selected)
+    assert verdict(records) == says
+    commands = [step.command for step in next_steps(records) if step.command]
+    assert commands == [f"prometar train --config {tmp_path / name}" for name in trains]
+    lines = printed(records, 200).strip().splitlines()
+    assert lines[0] == says
+    assert lines[-1] == f"Report: {tmp_path / 'report.html'}"
+
+
+def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
+    records = with_test(small(tmp_path, epochs=5), difference=Interval(2.34, 1.1, 4.06, 5), alpha=0.005)
+    first, second, new, epochs = evidence(records)
+    assert first == (
+        "Mean difference over seed pairs (selected minus default settings, test images): "
+        "+2.3 H (99.5% CI [+1.1, +4.1], n = 5)."
+    )
+    assert second.startswith("By accuracy: +3.3 base (99.5% CI [")
+    assert new == (
+        "New accuracy: 66.6 ± 1.0 with the selected settings, 64.6 ± 1.0 with the default settings "
+        "(mean ± standard deviation over 5 seeds)."
+    )
+    assert epochs == "Epochs: 5 per trial, 10 in the final test for both sides."
+
+
+def test_searched_epochs(tmp_path: Path) -> None:
+    ranges = {"train.epochs": {"type": "int", "low": 3, "high": 20}}
+    records = small(tmp_path, ranges=ranges)
+    records = with_test(records, selected=SettingsUnderTest(1, {"train.epochs": 17}))
+    assert evidence(records)[-1] == (
+        "Epochs: searched in trials. In the final test 17 for the selected and 10 for the default settings."
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "interval", "said"),
+    [
+        ((10.0, -7.0), None, "+10.3 base, -7.0 new."),
+        ((10.0, -7.0), Interval(-3.0, -8.0, 2.0, 5),
+         "+10.3 base, -3.0 new. The interval of new accuracy contains 0."),
+        ((10.0, -7.0), Interval(-0.5, -8.0, 7.0, 5), ""),
+        ((3.0, 2.0), None, ""),
+        ((-3.0, -2.0), None, ""),
+    ],
+)  # fmt: skip
+def test_base_accuracy_gained_at_the_expense_of_new_accuracy_is_said(
+    gains: tuple[float, float], interval: Interval | None, said: str, tmp_path: Path
+) -> None:
+    records = small(tmp_path, *gains)
+    assert records.final_test is not None
+    if interval is not None:
+        found = records.final_test.datasets["dtd"]
+        records = with_test(records, datasets={"dtd": replace(found, new_difference=interval)})
+    lines = [line for line in evidence(records) if "at the expense" in line]
+    expected = f"Base accuracy was gained at the expense of new accuracy: {said}"
+    assert lines == ([expected] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("detectable", "within", "says"),
+    [
+        (1.9, False, ["This test detects a true difference of 1.9 H with a power of 80%."]),
+        (0.4, True, ["This test detects a true difference of 0.4 H with a power of 80%. "
+                     "It excludes differences of 1 H or more."]),
+        (150.0, False, []),
+    ],
+)  # fmt: skip
+def test_what_the_test_could_have_shown(
+    detectable: float, within: bool, says: list[str], tmp_path: Path
+) -> None:
+    width = 0.5 if within else 2.0
+    difference = Interval(0.1, -width, width, 5)
+    records = with_test(small(tmp_path, 0, 0), detectable=detectable, matters=1.0, difference=difference)
+    assert [line for line in evidence(records) if line.startswith("This test")] == says
+
+
+def test_several_datasets_are_judged_over_their_means(tmp_path: Path) -> None:
+    test = final_test(
+        SettingsUnderTest(1, settings_of(1)), {"dtd": (2, 1), "eurosat": (2, 1), "pets": (2, 2)}
+    )
+    records = replace(small(tmp_path), final_test=test)
+    assert verdict(records).startswith("Use the selected settings")
+    assert evidence(records)[0].startswith("Mean difference over datasets")
+    assert "n = 3)" in evidence(records)[0]
+    assert caveats(records)[0].startswith("The interval covers datasets like these 3")
+    assert "selected settings, eurosat" in printed(records)
+
+
+def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
+    whole = small(tmp_path)
+    records = replace(whole, final_test=None)
+    assert verdict(records) == "No verdict yet. The final test has not finished."
+    assert evidence(records)[0].startswith("Trial 1 leads with H ")
+    assert [step.command for step in next_steps(records)] == [records.study.command]
+    nothing = replace(records, trials=(), confirmation=None)
+    assert verdict(nothing) == "No verdict yet. No trial has finished."
+    assert printed(nothing)
+    assert whole.confirmation is not None
+    outdated = replace(whole, confirmation=replace(whole.confirmation, selected=0))
+    assert (
+        verdict(outdated) == "No verdict yet. The final test compared trial 1, which is no longer selected."
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [((), "No final test was requested"), ((1,), "Fewer than two seed pairs finished")],
+)
+def test_nothing_was_compared(seeds: tuple[int, ...], says: str, tmp_path: Path) -> None:
+    test = final_test(SettingsUnderTest(1, settings_of(1)), {"dtd": (3, 2)}, seeds)
+    records = replace(small(tmp_path), final_test=test)
+    assert verdict(records).startswith(f"Use either. {says}")
+    assert printed(records)
+    assert any("--final-seeds auto" in step.text for step in next_steps(records)) == (not seeds)
+
+
+def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
+    for records in (
+        small(tmp_path, objective="oracle_test"),
+        small(tmp_path, -3, -2, objective="oracle_test"),
+    ):
+        assert verdict(records).startswith(
+            "Do not use these results. The objective oracle_test reads the test"
+        )
+        assert not any(step.command for step in next_steps(records))
+        assert "on test images" in printed(records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"earlier_tests": ((3, 5), (2, 5))}, "The test images were used before, to test trials 2 and 3."),
+        ({"seeds": (0, 11)}, "The search used seed 0 of the final test"),
+    ],
+)
+def test_the_test_has_caveats(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    assert any(line.startswith(says) for line in caveats(with_test(small(tmp_path), **changes)))
+    assert not any(line.startswith(says) for line in caveats(small(tmp_path)))
+
+
+def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:
+    records = small(tmp_path)
+    assert records.final_test is not None
+    found = records.final_test.datasets["dtd"]
+    failed = (*found.baseline[:4], RunScore("dtd", 15, failed="out of memory"))
+    records = with_test(records, datasets={"dtd": DatasetTest(found.selected, failed, found.difference)})
+    records = replace(records, trials=(trial(0, "FAIL", reason="killed"), trial(1), trial(9, objective=99.0)))
+    lines = caveats(records)
+    assert lines[0] == "The default settings failed in the search: killed. Rerun the same command to resume."
+    assert lines[1].startswith("Trial 9 leads the search but was not confirmed.")
+    assert lines[2].startswith("1 of 10 final-test runs failed (out of memory).")
+    assert len(lines) == 5, "more are left out"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "During the search, new accuracy is a prediction"),
+        ({"objective": "base_val"}, "The search maximized base accuracy. The final test compares H."),
+        ({"dataset": ["textures"]}, "The embedded backbone mini is a test bed."),
+    ],
+)
+def test_the_search_has_caveats(options: dict[str, Any], says: str, tmp_path: Path) -> None:
+    lines = caveats(small(tmp_path, **options))
+    assert any(line.startswith(says) for line in lines)
+    assert all(len(line) <= 200 for line in lines), "two lines each"
