@@ -4,7 +4,6 @@
         [--json FILE] [--plot docs/concurrency.svg] [--quick]
     python benchmarks/sampler.py --samplers gp --budgets 40 --seeds 3     # a minute per search
 
-
 Nothing is trained. The trial store of a study samples and stores trials of simulated duration, so
 samplers wait for the first wave as they do there. Problems: a quadratic function on the space `default`,
 with another optimum for each seed, in which few settings matter and a trial is as long as its epochs;

@@ -1,5 +1,6 @@
 """Ranges of settings: floats, integers and choices, some of them conditional."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -75,6 +76,11 @@ class FloatRange(_Numbers):
     """low <= value <= high, sampled uniformly or uniformly in the logarithm."""
 
     type: Literal["float"]
+
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """Values that show if a setting has an effect. The last one is refused by a setting of integers."""
+        return self.low, self.high, self.low + (self.high - self.low) / math.pi
 
     def suggest(self, name: str, trial: Suggests) -> float:
         return trial.suggest_float(name, self.low, self.high, log=self.log)

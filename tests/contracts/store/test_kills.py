@@ -1,6 +1,8 @@
 """The trial store if its process dies between any two statements, without Ray."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from tests.support.databases import open_store, open_study, run
+from tests.support.databases import new_database, open_store, open_study, run
+from tests.support.processes import ROOT
 from tune.store import trial_store
 from tune.store.samplers import STARTUP_TRIALS
 from tune.store.storage import open_storage
@@ -58,7 +61,7 @@ def test_no_trial_is_lost_or_repeated_wherever_the_process_dies(
     def finish(folder: Path) -> list[dict[str, Any]]:
         with open_store(folder, space=space, trials=trials) as store:
             run(store, lambda settings: 50.0 + len(str(settings["regularizer.kind"])))
-            return [trial.settings | {"state": trial.state} for trial in store.trials()]
+            return [{**trial.settings, "state": trial.state} for trial in store.trials()]
 
     whole = finish(tmp_path / "whole")
     folder, count = tmp_path / "killed", 0
@@ -69,6 +72,20 @@ def test_no_trial_is_lost_or_repeated_wherever_the_process_dies(
     assert count > 60
     states = {t.state for t in open_study(f"sqlite:///{folder}/s/study.db").trials}
     assert states <= {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_killed_by_a_signal_while_trials_run(tmp_path: Path) -> None:
+    url = new_database(tmp_path / "s")
+    command = [sys.executable, "-m", "tests.support.store_process", str(tmp_path), url, "2", "3"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hanging 2 3\n"
+        process.kill()
+    trials = open_study(url).trials
+    assert [t.state.name for t in trials] == ["COMPLETE", "COMPLETE", "RUNNING", "RUNNING"]
+    with open_store(tmp_path, trials=4) as store:
+        assert run(store) == [PendingTrial(number, trials[number].params) for number in (2, 3)]
+    assert {t.state for t in open_study(url).trials} == {TrialState.COMPLETE}
 
 
 def test_killed_after_the_study_was_created(tmp_path: Path) -> None:
@@ -89,8 +106,10 @@ def test_killed_while_settings_were_sampled(tmp_path: Path, num_ended: int) -> N
         trial = open_store(tmp_path, space=SPACE)._start()
         assert trial is not None
         sampled = {key: ranges[key].suggest(key, trial) for key in list(ranges)[:num_sampled]}
-        found.append(open_store(tmp_path, space=SPACE).ask())
-        assert sampled.items() <= found[-1].settings.items()
+        pending = open_store(tmp_path, space=SPACE).ask()
+        assert pending is not None
+        assert sampled.items() <= pending.settings.items()
+        found.append(pending)
     assert [trial.number for trial in found] == [num_ended] * len(found)
     assert all(trial == found[0] for trial in found)
 

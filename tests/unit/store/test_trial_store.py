@@ -187,7 +187,7 @@ def test_a_hopeless_study_stops_and_resumes(tmp_path: Path) -> None:
 
 
 def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> None:
-    given = {"trials": 3, "enqueue": [enqueue(tmp_path, MINE)]}
+    given: dict[str, Any] = {"trials": 3, "enqueue": [enqueue(tmp_path, MINE)]}
     with open_store(tmp_path, **given) as store:
         assert store.ask() is not None
         store.fail(0, "the worker died")
