@@ -1,18 +1,19 @@
-"""The study: Optuna remembers, Ray executes. In Python: `from tune import Study, Space`."""
+"""Hyperparameter studies: Optuna stores and samples trials, Ray runs them. `from tune import Study, Space`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Space", "Study"]
-_PLACES = {"Space": "tune.space.spaces", "Study": "tune.api"}
+__all__ = ["Space", "Study", "StudyConfig"]
+_MODULES = {"Space": "tune.space.space", "Study": "tune.study", "StudyConfig": "tune.config"}
 
 if TYPE_CHECKING:
-    from tune.api import Study
-    from tune.space.spaces import Space
+    from tune.config import StudyConfig
+    from tune.space.space import Space
+    from tune.study import Study
 
 
 def __getattr__(name: str) -> Any:
-    """`tune.Study` and `tune.Space`, imported when they are first used: this package's tools load little."""
-    if name not in _PLACES:
+    """Import public names when they are first used. Workers load only what they need."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'tune' has no attribute '{name}'")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

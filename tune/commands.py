@@ -1,4 +1,4 @@
-"""Commands of studies for `prometar`, which finds them as entry points of the group `prometar.commands`."""
+"""Commands of studies for `prometar`, found through the entry points of the group `prometar.commands`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,14 @@ from typing import Annotated
 import typer
 
 
-def report(study: Annotated[Path, typer.Argument(help="A study's folder, OUT/STUDY.")]) -> None:
-    """Rebuild a study's report from its records."""
-    from tune.reporting.html import build_report
+def report(study: Annotated[Path, typer.Argument(help="Folder of a study, OUT/STUDY.")]) -> None:
+    """Write report.html from a study's records, and print the summary."""
+    from rich.console import Console
 
-    print(f"written: {build_report(study)}")
+    from tune.records.folder import read_records
+    from tune.report.page import write_report
+    from tune.report.terminal import print_summary
+
+    records = read_records(study)
+    write_report(records)
+    print_summary(Console(highlight=False), records)

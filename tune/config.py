@@ -291,7 +291,7 @@ class StudyConfig(PlainData):
     def max_epochs(self) -> int:
         """Epochs of the longest trial."""
         searched = self.search.space.ranges.get(EPOCHS)
-        return max([self.run.train.epochs, *(searched.tried if searched else ())])
+        return max([self.run.train.epochs, *(map(int, searched.tried) if searched else ())])
 
     @property
     def final_seeds(self) -> tuple[int, ...]:

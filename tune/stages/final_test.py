@@ -32,7 +32,8 @@ class FinalTestJobs:
         self._left = deque(self._analyses())
         self._queue: deque[Job] = deque()
         self._running: set[str] = set()
-        self.analysis, self.decision = InterimAnalysis(0, 0.05), None
+        self.analysis = InterimAnalysis(0, 0.05)
+        self.decision: Decision | None = None
         self._advance()
 
     def next(self) -> Job | Wait | None:

@@ -99,13 +99,19 @@ def _score(job: Job, run: RunSpec, failure: str) -> RunScore:
         return RunScore(dataset=run.dataset, seed=run.seed, failed=failure)
     result = read_result(folder)
     alignment = of_run(folder) if job.objective == FINAL else None
-    figures = {key: float(result.result[key]) for key in ("objective", "base", "new") if key in result.result}
+    figures = result.result
     return RunScore(
         dataset=run.dataset,
         seed=run.seed,
+        objective=_float(figures.get("objective")),
+        base=_float(figures.get("base")),
+        new=_float(figures.get("new")),
         seconds=float(result.result["seconds"]),
         cpus=result.cpus,
         gpus=result.gpus,
         alignment=alignment.mean if alignment else None,
-        **figures,
     )
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)

@@ -177,7 +177,7 @@ def _stages(
 
 def _searched(config: StudyConfig, key: str) -> tuple[int, ...]:
     entry = config.search.space.ranges.get(key)
-    return tuple(entry.tried) if entry else ()
+    return tuple(map(int, entry.tried)) if entry else ()
 
 
 def _steps_per_epoch(split: Problem, batch_size: int) -> int:
