@@ -148,7 +148,9 @@ def final_test(
         theirs = tuple(run(name, seed, default.settings) for seed in seeds)
         both = ours if not same else theirs, theirs
         figures: Any = ("objective", "base", "new")
-        found = [None if same else t_interval(list(paired(*both, figure).values())) for figure in figures]
+        found: Any = [
+            None if same else t_interval(list(paired(*both, figure).values())) for figure in figures
+        ]
         datasets[name] = DatasetTest(*both, *found)
     difference = over_all([each.difference for each in datasets.values()])
     shown = difference and difference.excludes_zero

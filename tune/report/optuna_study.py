@@ -1,7 +1,7 @@
 """Optuna study rebuilt from records, for Optuna's own plots and importance."""
 
 import html
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -12,10 +12,9 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune.config import GOALS
+from tune.config import GOALS, Goal
 from tune.records.folder import Records
 from tune.records.schema import TrialRecord
 from tune.space.ranges import Choice, FloatRange, Range
@@ -29,17 +28,19 @@ def label(text: Any) -> Any:
     return html.escape(text, quote=False) if isinstance(text, str) else text
 
 
-def rebuild(records: Records) -> optuna.Study:
-    """Build an in-memory study with the same trials. Trials without all goals are failed trials."""
+def rebuild(records: Records, goals: Sequence[Goal]) -> optuna.Study:
+    """Build an in-memory study with the same trials. Trials that lack a goal are failed trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=[GOALS[goal] for goal in records.search.goals])
+    study = optuna.create_study(directions=[GOALS[goal] for goal in goals])
     numbers = {trial.number: trial for trial in records.trials}
-    study.add_trials(_trial(numbers.get(number), records) for number in range(max(numbers, default=-1) + 1))
+    study.add_trials(
+        _trial(numbers.get(number), records, goals) for number in range(max(numbers, default=-1) + 1)
+    )
     return study
 
 
-def _trial(trial: TrialRecord | None, records: Records) -> FrozenTrial:
-    ranges, goals = records.search.space.ranges, records.search.goals
+def _trial(trial: TrialRecord | None, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
+    ranges = records.search.space.ranges
     found = [getattr(trial, goal) for goal in goals] if trial else []
     values = [value for value in found if value is not None]
     fits = trial and all(key in ranges and ranges[key].contains(x) for key, x in trial.settings.items())
@@ -62,27 +63,14 @@ def _distribution(entry: Range) -> BaseDistribution:
     return IntDistribution(entry.low, entry.high, log=entry.log)
 
 
-def first_goal(trial: FrozenTrial) -> float:
-    """Value of the first goal."""
-    return float(trial.values[0])
-
-
 def evaluator() -> PedAnovaImportanceEvaluator:
     """Evaluator that compares the best quarter of the trials with all of them."""
     return PedAnovaImportanceEvaluator(target_quantile=0.25)
 
 
-def importance_target(study: optuna.Study) -> Callable[[FrozenTrial], float] | None:
-    """Figure that the evaluator explains with several goals. It looks for low values."""
-    if len(study.directions) == 1:
-        return None
-    sign = -1 if study.directions[0] is StudyDirection.MAXIMIZE else 1
-    return lambda trial: sign * first_goal(trial)
-
-
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the importances of settings, highest first. Empty with too few trials."""
+    """Return the importances of settings for a single goal, highest first. Empty with too few trials."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    if len(completed) < MIN_COMPLETED or len(set(map(first_goal, completed))) == 1:
+    if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}
-    return get_param_importances(study, evaluator=evaluator(), target=importance_target(study))
+    return get_param_importances(study, evaluator=evaluator())

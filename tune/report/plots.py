@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from tune.records.folder import Records, paired
 from tune.records.schema import FinalTest, RunScore, TrialRecord
 from tune.report.formatting import points
-from tune.report.optuna_study import evaluator, first_goal, importance_target, importances, label, rebuild
+from tune.report.optuna_study import evaluator, importances, label, rebuild
 from tune.report.statements import NAMES, side_runs
 
 SELECTED, BASELINE, TRIALS, GREY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
@@ -41,19 +41,21 @@ def _search(records: Records) -> dict[str, Markup]:
     """Optuna's plots of the search, with the accuracies of its trials."""
     if not records.completed:
         return {}
-    study, goals, found = rebuild(records), records.search.goals, dict[str, go.Figure]()
-    target = first_goal if len(goals) > 1 else None
+    goals, found = records.search.goals, dict[str, go.Figure]()
+    study = rebuild(records, goals[:1])
     title = label(records.study.score if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        found["history"] = visualization.plot_optimization_history(study, target=target, target_name=title)
+        found["history"] = visualization.plot_optimization_history(study, target_name=title)
         if len(goals) in (2, 3):
-            found["pareto"] = visualization.plot_pareto_front(study, target_names=list(goals))
+            found["pareto"] = visualization.plot_pareto_front(
+                rebuild(records, goals), target_names=list(goals)
+            )
         if ranked := importances(study):
             found["importance"] = visualization.plot_param_importances(
-                study, evaluator=evaluator(), target=importance_target(study)
+                study, evaluator=evaluator()
             ).update_layout(xaxis_title="importance", yaxis_title=None)
             found["slice"] = visualization.plot_slice(
-                study, params=list(ranked)[:MOST_SLICES], target=target, target_name=title
+                study, params=list(ranked)[:MOST_SLICES], target_name=title
             )
         if any(trial.epochs for trial in records.trials):
             found["curves"] = visualization.plot_intermediate_values(study)

@@ -1,0 +1,133 @@
+"""The page and the notebook summary."""
+
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.study_records import IMAGE, SCRIPT, rich, small, trial
+from tune.records.folder import Records, read_records
+from tune.report import page
+from tune.report.page import render, write_report
+from tune.report.statements import caveats, evidence, next_steps, verdict
+
+
+@pytest.fixture(autouse=True)
+def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without the five megabytes of plotly.js."""
+    monkeypatch.setattr(page, "library", lambda: "")
+
+
+class Tags(HTMLParser):
+    """Tags and texts outside of scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] != ["script"]:
+            self.texts.append(data)
+
+
+def text(records: Records) -> str:
+    return " ".join(" ".join(Tags(render(records)).texts).split())
+
+
+def test_page_and_notebook_show_the_same_statements(tmp_path: Path) -> None:
+    records = small(tmp_path)
+    report = write_report(records)
+    assert report.path == tmp_path / "report.html"
+    assert verdict(records) in repr(report)
+    for html in (report.path.read_text(), report._repr_html_()):
+        shown = " ".join(unescape(html).split())
+        lines = [verdict(records), *evidence(records), *caveats(records)]
+        for line in [*lines, *(step.text for step in next_steps(records))]:
+            assert line in shown
+        assert "Final test: 10 epochs, test images" in shown
+    assert "<script" not in report._repr_html_()
+    assert report.path.read_text() == render(records), "deterministic"
+
+
+@pytest.mark.parametrize("goals", [("objective",), ("base", "new"), ("objective", "seconds")])
+def test_sections_of_a_whole_study(goals: tuple[str, ...], tmp_path: Path) -> None:
+    records = read_records(rich(tmp_path, goals=goals))
+    found = set(re.findall(r'id="plot-([\w-]+)"', render(records)))
+    plots = {"history", "importance", "slice", "curves", "accuracies", "tested", "pairs"}
+    assert found == plots | ({"pareto"} if len(goals) > 1 else set())
+    shown = text(records)
+    for title in ("Settings", "Trials", "Cost", "Configuration", "Confirmation: H on validation images"):
+        assert title in shown
+    assert "43 finished, 15 pruned, 2 failed of 60 trials" in shown
+    assert "the loss is nan, class 'zig'" in shown
+    assert "out of memory: larger share" in shown
+    assert "0.5 .. 200 (log) if regularizer.kind = l1 or l2" in shown
+
+
+@pytest.mark.parametrize("left", ["nothing", "baseline", "failed", "search", "confirmation"])
+def test_a_partial_study_has_a_page(left: str, tmp_path: Path) -> None:
+    whole = small(tmp_path)
+    trials = {"nothing": (), "baseline": whole.trials[:1], "failed": whole.trials[3:]}
+    records = replace(
+        whole,
+        trials=trials.get(left, whole.trials),
+        confirmation=whole.confirmation if left == "confirmation" else None,
+        final_test=None,
+    )
+    assert "No verdict yet." in text(records)
+    assert verdict(records) in write_report(records)._repr_html_()
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    records = read_records(rich(tmp_path, hostile=True))
+    html = render(records)
+    tags = Tags(html)
+    assert f"dtd{SCRIPT}" in "".join(tags.texts)
+    assert f"eurosat{IMAGE}" in "".join(tags.texts)
+    for part in (html, write_report(records)._repr_html_()):
+        assert SCRIPT not in part
+        assert "<img" not in part
+    assert not {"img", "iframe", "link"} & set(tags.tags)
+    assert not [name for name, _ in tags.attributes if name.startswith("on") or name in ("src", "href")]
+
+
+def test_a_page_needs_no_network(tmp_path: Path) -> None:
+    html = render(small(tmp_path))
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", html)
+
+
+@pytest.mark.parametrize("published", [None, 70.4])
+def test_published_numbers(published: float | None, tmp_path: Path) -> None:
+    records = small(tmp_path)
+    assert records.final_test is not None
+    found = replace(records.final_test.datasets["dtd"], published=published)
+    records = replace(records, final_test=replace(records.final_test, datasets={"dtd": found}))
+    assert ("70.40" in text(records)) == (published is not None)
+    assert ("Published numbers are cited." in text(records)) == (published is not None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [({"settings": {"optim.lr": "fast"}}, "fast"), ({"new": None, "base": None}, "Trials")],
+)
+def test_unusual_trials_are_shown(changes: dict[str, Any], shown: str, tmp_path: Path) -> None:
+    records = small(tmp_path)
+    assert shown in text(replace(records, trials=(*records.trials, replace(trial(4), **changes))))
+
+
+def test_costs_add_up(tmp_path: Path) -> None:
+    records = small(tmp_path)
+    shown = text(records)
+    assert "search 4 24 min 6 s 0.80 0.20" in shown  # 600 + 601 + 242 + 3 seconds, two CPUs, half a GPU
+    assert "final test 10 2 h 30 min 5.00 1.25" in shown

@@ -1,0 +1,93 @@
+"""Plots: Optuna's study from records, importance, and own plots."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from tests.support.study_records import RANGES, SCRIPT, run, settings_of, small, trial
+from tune.config import Goal
+from tune.records.folder import Records
+from tune.report.optuna_study import MIN_COMPLETED, importances, rebuild
+from tune.report.plots import accuracies, embedded, seed_pairs
+
+
+def searched(folder: Path, number: int, **options: Any) -> Records:
+    trials = tuple(trial(n) for n in range(number))
+    return replace(small(folder, **options), trials=trials, confirmation=None, final_test=None)
+
+
+def test_a_rebuilt_study_has_the_same_trials(tmp_path: Path) -> None:
+    records = small(tmp_path)
+    records = replace(
+        records, trials=(*records.trials, trial(6), replace(trial(7), settings={"optim.lr": "fast"}))
+    )
+    study = rebuild(records, ["objective"])
+    by_number = {each.number: each for each in study.trials}
+    done = {number for number, each in by_number.items() if each.state is TrialState.COMPLETE}
+    assert done == {0, 1, 6}
+    assert by_number[2].state is TrialState.PRUNED
+    assert {n for n, each in by_number.items() if each.state is TrialState.FAIL} == {3, 4, 5, 7}
+    for number in done:
+        assert by_number[number].params == settings_of(number)
+        assert by_number[number].value == trial(number).objective
+    assert list(by_number[2].intermediate_values) == [1, 2]
+    assert study.best_trial.number == max(done, key=lambda n: trial(n).objective or 0.0)
+
+
+@pytest.mark.parametrize(("goal", "setting"), [("objective", "optim.lr"), ("seconds", "prompts.text_depth")])
+def test_importance_finds_the_setting_that_matters(goal: Goal, setting: str, tmp_path: Path) -> None:
+    records = searched(tmp_path, 60)
+    seconds = [120.0 + 60 * float(str(each.settings["prompts.text_depth"])) for each in records.trials]
+    slow = tuple(replace(t, seconds=s) for t, s in zip(records.trials, seconds, strict=True))
+    ranked = importances(rebuild(replace(records, trials=slow), [goal]))
+    assert next(iter(ranked)) == setting
+
+
+def test_no_importance_without_enough_different_trials(tmp_path: Path) -> None:
+    assert importances(rebuild(searched(tmp_path, MIN_COMPLETED - 1), ["objective"])) == {}
+    records = searched(tmp_path, MIN_COMPLETED)
+    assert importances(rebuild(records, ["objective"]))
+    equal = tuple(replace(each, objective=60.0) for each in records.trials)
+    assert importances(rebuild(replace(records, trials=equal), ["objective"])) == {}
+
+
+def test_names_are_escaped_for_plotly(tmp_path: Path) -> None:
+    ranges = {**RANGES, "regularizer.kind": {"type": "choice", "choices": ["l1", SCRIPT]}}
+    del ranges["regularizer.text_weight"]
+    settings = {key: value for key, value in settings_of(0).items() if key in ranges}
+    records = replace(
+        small(tmp_path, ranges=ranges), trials=(trial(0, settings={**settings, "regularizer.kind": "l1"}),)
+    )
+    hostile = replace(records.trials[0], number=1, settings={**settings, "regularizer.kind": SCRIPT})
+    study = rebuild(replace(records, trials=(*records.trials, hostile)), ["objective"])
+    assert study.trials[1].params["regularizer.kind"] == "&lt;script&gt;alert(1)&lt;/script&gt;"
+
+
+def test_pairs_whose_interval_contains_0_are_gray(tmp_path: Path) -> None:
+    colors = {}
+    for name, gains in {"better": (3, 2), "worse": (-3, -2), "even": (0, 0)}.items():
+        records = small(tmp_path, *gains)
+        assert records.final_test is not None
+        singles, interval = seed_pairs(records.final_test).data
+        assert len(singles.x) == 5
+        colors[name] = interval.marker.color
+        found = records.final_test.datasets["dtd"].difference
+        assert found is not None
+        assert interval.x[0] - interval.error_x.arrayminus[0] == pytest.approx(found.low)
+    assert colors["even"] == "#7b8794"
+    assert len(set(colors.values())) == 3
+
+
+def test_accuracies_lie_on_lines_of_equal_h() -> None:
+    settings = settings_of(0)
+    figure = accuracies({"default settings": [run("dtd", 1, settings), run("dtd", 2, settings, 20, -30)]})
+    *lines, points = figure.data
+    assert len(points.x) == 2
+    for line in lines:
+        means = [2 * base * new / (base + new) for base, new in zip(line.x, line.y, strict=True)]
+        assert means == pytest.approx([means[0]] * len(means))
+        assert means[0] % 5 == pytest.approx(0)
+    assert "plot-x" in embedded(accuracies({"trials": []}), "x"), "an empty plot"
