@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 import prometar
@@ -37,8 +38,8 @@ from tests.fuzz.mutations import (
     mutated_safetensors,
     mutated_tree,
 )
-from tests.support.report_study import rich_study
-from tune.results.schema import FINAL_TEST, LEARNED, REEVALUATION, STUDY, TRIAL, File
+from tests.support.study_records import rich
+from tune.records.schema import Confirmation, FinalTest, StudyRecord, TrialRecord, read_record
 from tune.search import main as search_main
 
 Main = Callable[[list[str]], int]
@@ -95,12 +96,12 @@ def report(folder: Path, out: Path) -> int:
     return prometar_main(["report", str(out / "study")])
 
 
-def read_whole(kind: File[Any]) -> Callable[[Path, bytes, bytes], bool]:
+def read_whole(kind: Any) -> Callable[[Path, bytes, bytes], bool]:
     """That nothing of a record was left out or read as something else."""
 
     def right(file: Path, whole: bytes, changed: bytes) -> bool:
         return _holds(
-            kind.plain(kind.read(file)),
+            TypeAdapter(kind).dump_python(read_record(file, kind), mode="json"),
             yaml.safe_load(changed) if file.suffix == ".yaml" else json.loads(changed),
         )
 
@@ -162,13 +163,10 @@ TARGETS: Sequence[Target] = (
            command(search_main, *SEARCH, "--space", "{0}/space.yaml"), 0.4),
     Target("enqueue", "enqueue.yaml", mutated_yaml,
            command(search_main, *SEARCH, "--enqueue", "{0}/enqueue.yaml"), 0.4),
-    Target("warm start", "study/*.yaml", mutated_yaml,
-           command(search_main, *SEARCH, "--warm-start", "{0}/study"), 0.4),
-    Target("record", "study/trials/*/record.json", mutated_json, report, 0.4, read_whole(TRIAL)),
-    Target("last round", "study/lastround.json", mutated_json, report, 0.4, read_whole(REEVALUATION)),
-    Target("finals", "study/finals.json", mutated_json, report, 0.4, read_whole(FINAL_TEST)),
-    Target("learned", "study/learned.json", mutated_json, report, 0.4, read_whole(LEARNED)),
-    Target("description", "study/study.yaml", mutated_yaml, report, 0.4, read_whole(STUDY)),
+    Target("trial", "study/trials/*/record.json", mutated_json, report, 0.4, read_whole(TrialRecord)),
+    Target("confirmation", "study/confirmation.json", mutated_json, report, 0.4, read_whole(Confirmation)),
+    Target("final test", "study/finals.json", mutated_json, report, 0.4, read_whole(FinalTest)),
+    Target("study", "study/study.yaml", mutated_yaml, report, 0.4, read_whole(StudyRecord)),
     Target("split file", f"data/dtd/{DTD_SPLIT}", mutated_json,
            command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data")),
     Target("image", "data/dtd/images/banded/*.*", mutated_bytes,
@@ -212,7 +210,7 @@ def furnish(folder: Path) -> None:
     (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
     settings = [{"regularizer.text_weight": 5.0}, {"regularizer": {"image_weight": 2.0}}]
     (folder / "enqueue.yaml").write_text(yaml.safe_dump(settings))
-    rich_study(folder / "study")
+    rich(folder / "study")
     write_dtd(folder / "data", per_class=2)
     prepare("dtd", folder / "data", folder / "prepared")
     shutil.copy(next((folder / "data/dtd/images/banded").iterdir()), folder / "picture.png")
