@@ -17,7 +17,7 @@ from tests.support.databases import open_study
 from tests.support.driver import INTERRUPTED, NAME, Driver, forget_hanging, misbehave, options_of, run_fake
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
-from tune.execution2.worker import Task
+from tune.execution.worker import Task
 from tune.store.trial_store import SECONDS
 
 TRIALS = 6

@@ -18,9 +18,9 @@ from sqlalchemy.exc import OperationalError
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError, WorkError
 from tests.support.fake_trial import HANGS, FakeTrial, fake_job, misbehave
-from tune.execution2.executor import ExecutionContext, run_jobs
-from tune.execution2.jobs import WAIT, EpochReport, Job, ListedJobs, Wait
-from tune.execution2.worker import Task
+from tune.execution.executor import ExecutionContext, run_jobs
+from tune.execution.jobs import WAIT, EpochReport, Job, ListedJobs, Wait
+from tune.execution.worker import Task
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -81,7 +81,7 @@ def run_fake(
 
 
 def _run(config: StudyConfig, shown: TextIO, trainable: type[FakeTrial] = FakeTrial) -> None:
-    from tune.execution2 import executor
+    from tune.execution import executor
 
     fake = partial(executor.ExecutionContext, trainable=trainable)
     with mock.patch.object(executor, "ExecutionContext", fake):

@@ -18,8 +18,8 @@ import yaml
 from prometar.errors import StorageError
 from prometar.io.files import write_atomically
 from prometar.training.run_result import RunResult
-from tune.execution2.jobs import EpochReport, Job, RunSpec
-from tune.execution2.worker import Task, TrialWorker
+from tune.execution.jobs import EpochReport, Job, RunSpec
+from tune.execution.worker import Task, TrialWorker
 
 BEHAVIOUR = "behaviour.json"
 HANGS = "hangs"

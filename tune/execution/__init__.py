@@ -1,1 +1,1 @@
-"""Jobs on Ray Tune: searcher, scheduler, retries and callbacks."""
+"""Jobs on Ray Tune: sources, workers, resources, retries and the live view."""

@@ -1,105 +1,90 @@
-"""When a study is to stop early: at a signal, or when its time is used up."""
+"""Early end of a study: at a signal, or if Ray dies on this machine."""
 
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from types import FrameType
 
 from rich.console import Console
 
-from prometar.cli.console import INTERRUPTED, MESSAGE, handled
-from prometar.distributed.local_ray import head_is_gone, own_node_is_gone, started_here
-from prometar.errors import WorkError
-from tune.optimizer.storage import GO_ON
+from prometar.distributed.local_ray import head_is_gone, own_node_is_gone
+from prometar.distributed.ray_private import started_here
 
-_LOOK, _PATIENCE = 10, 30  # seconds
+RESUME = "Rerun the same command to resume."
+RAY_DIED = f"Ray died on this machine. {RESUME}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HEAD_SECONDS, _NODE_SECONDS = 1.0, 10.0
+"""Seconds between two looks at Ray's head and at this machine's node."""
+_GRACE_SECONDS = 30.0
+"""Seconds that Tune gets to raise an error of its own after Ray died."""
 
 
 class Stopping:
-    """Whether a study has been asked to stop, and whether it may begin more trials.
+    """State of an early end.
 
-    `died`: What there is to say where Ray's part on this machine has died: nothing runs any more.
+    Attributes:
+        requested: True after the first signal. Running jobs end after their current epoch.
+        ray_died: True after Ray's head or node on this machine died.
 
     Args:
-        console: Where it says what a signal does.
-        max_seconds: Of searching, after which no trial is begun (default None: no end).
-        clock: Seconds (default time.monotonic).
+        console: Where signals are acknowledged.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        *,
-        max_seconds: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console, self._max_seconds, self._clock = console, max_seconds, clock
-        self._begin = clock()
-        self.asked = False
-        self.died = ""
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since this began."""
-        return self._clock() - self._begin
-
-    def out_of_time(self) -> bool:
-        """Whether the time for beginning trials is over."""
-        return self._max_seconds is not None and self.elapsed >= self._max_seconds
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.requested = self.ray_died = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks to stop after the running epochs; the second stops at once.
+        """Handle SIGINT and SIGTERM, and watch Ray.
 
-        Where the same signal has ended Ray, as a batch system's does, no epoch will end: this process does.
+        The first signal requests a stop, the second raises KeyboardInterrupt. If Ray dies, its calls may
+        block for ever. Then the process exits.
         """
         over = threading.Event()
-        with handled(_SIGNALS, self._hear):
-            for watch in (self._watch_head, self._watch_node):
-                threading.Thread(target=watch, args=(over,), daemon=True).start()
-            try:
-                yield
-            finally:
-                over.set()
+        # Only the main thread may set handlers.
+        signals = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._handle) for number in signals}
+        for watch in (self._watch_head, self._watch_node):
+            threading.Thread(target=watch, args=(over,), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         self._console.print(
-            "stopping when each running trial has ended its epoch; once more: now, and those epochs are lost"
+            "Stopping after the current epoch of each running trial. Send the signal again to stop now."
         )
 
     def _watch_head(self, over: threading.Event) -> None:
-        """Left to itself, Ray would look for its head for a minute and then abort."""
-        for second in count():
-            if over.wait(1):
-                return
-            look = second % _LOOK == 0
-            gone = (self.asked or look) and head_is_gone()
-            if self.asked and gone and not over.is_set():  # else it has just been closed
-                self._end(f"Ray has been ended too; {MESSAGE}", INTERRUPTED)
-            if look and gone and started_here():  # elsewhere a head may come back
-                self._mourn(over)
+        """Without this, Ray waits a minute for its head and then aborts."""
+        while not over.wait(_HEAD_SECONDS):
+            # A stop of the whole process group ends Ray too. The head of a cluster may come back.
+            if head_is_gone() and (self.requested or started_here()) and not over.is_set():
+                self._end(over)
 
     def _watch_node(self, over: threading.Event) -> None:
-        """Ray waits for its node, and whom it asks about it may end meanwhile: then there is no answer."""
-        while not over.wait(_LOOK):
+        """A thread of its own, since the question may block if the head dies meanwhile."""
+        while not over.wait(_NODE_SECONDS):
             if not head_is_gone() and own_node_is_gone():
-                self._mourn(over)
+                self._end(over)
 
-    def _mourn(self, over: threading.Event) -> None:
-        self.died = f"Ray has died on this machine; {GO_ON}"
-        if not over.wait(_PATIENCE):  # else the study has ended with an error
-            self._end(self.died, WorkError.exit_code)
-
-    def _end(self, message: str, status: int) -> None:
-        """Nothing of Ray can be closed any more; what was told is on disk."""
+    def _end(self, over: threading.Event) -> None:
+        """Exit unless the main thread does so itself. Everything reported is already on disk."""
+        self.ray_died = True
+        waited = 0.0
+        while not self.requested and waited < _GRACE_SECONDS:
+            if over.wait(_HEAD_SECONDS):
+                return
+            waited += _HEAD_SECONDS
         self._console.show_cursor()
-        self._console.print(message)
-        os._exit(status)
+        self._console.print(f"Interrupted, and Ray has ended too. {RESUME}" if self.requested else RAY_DIED)
+        os._exit(128 + signal.SIGINT if self.requested else 1)

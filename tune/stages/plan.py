@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from prometar.backbone.openclip import load_backbone, require_backbone
+from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem

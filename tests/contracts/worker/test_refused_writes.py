@@ -35,10 +35,10 @@ from prometar.training.session import Session
 from tests.support.refusals import FAULTS, Fault, RefusingDisk
 from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
-from tune.execution2 import training
-from tune.execution2.jobs import Job, RunSpec
-from tune.execution2.training import JobTraining
-from tune.execution2.worker import Task, TrialWorker
+from tune.execution import training
+from tune.execution.jobs import Job, RunSpec
+from tune.execution.training import JobTraining
+from tune.execution.worker import Task, TrialWorker
 
 CONFIG = (
     Config().override({**BACKBONE, "train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0}).completed()

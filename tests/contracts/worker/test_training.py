@@ -13,10 +13,10 @@ from prometar.distributed.placement import ResourcePlan
 from prometar.errors import WorkError
 from prometar.training.run import Run
 from tests.support.small import BACKBONE
-from tune.execution2 import training
-from tune.execution2.jobs import EpochReport, Job, RunSpec
-from tune.execution2.training import JobTraining, TrainingRun
-from tune.execution2.worker import Task
+from tune.execution import training
+from tune.execution.jobs import EpochReport, Job, RunSpec
+from tune.execution.training import JobTraining, TrainingRun
+from tune.execution.worker import Task
 
 BASE: dict[str, Any] = {**BACKBONE, "train.epochs": 3, "data.shots": 2, "optim.warmup_epochs": 0}
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}

@@ -15,7 +15,7 @@ from rich.console import Console
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
-from tune.execution2.executor import (
+from tune.execution.executor import (
     _OUT_OF_MEMORY,
     MAX_RETRIES,
     ExecutionContext,
@@ -24,9 +24,9 @@ from tune.execution2.executor import (
     _Scheduler,
     _Searcher,
 )
-from tune.execution2.jobs import ListedJobs
-from tune.execution2.stopping import Stopping
-from tune.execution2.worker import Task
+from tune.execution.jobs import ListedJobs
+from tune.execution.stopping import Stopping
+from tune.execution.worker import Task
 
 GPU = ResourcePlan(1, 2.0, 0.25)
 

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from tests.support.fake_trial import fake_job
-from tune.execution2.jobs import EpochReport, Job
-from tune.execution2.live import LiveView
+from tune.execution.jobs import EpochReport, Job
+from tune.execution.live import LiveView
 
 
 class Stage:

@@ -8,7 +8,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.tune.execution import class_cache
 
 from tests.support.fake_trial import FakeTrial
-from tune.execution2.patching import reuse_prestarted_workers, treat_oom_as_actor_death
+from tune.execution.patching import reuse_prestarted_workers, treat_oom_as_actor_death
 
 
 def test_workers_need_no_environment_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

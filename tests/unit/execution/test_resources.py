@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
-from tune.execution2.resources import module_paths, study_plan
+from tune.execution.resources import module_paths, study_plan
 
 FOUR_GPUS = [{"CPU": 32.0, "GPU": 4.0}]
 FIFTH = "a fifth of 40, so that the search learns from results"

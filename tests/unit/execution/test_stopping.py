@@ -8,8 +8,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from tune.execution2 import stopping
-from tune.execution2.stopping import RAY_DIED, Stopping
+from tune.execution import stopping
+from tune.execution.stopping import RAY_DIED, Stopping
 
 
 def new() -> tuple[Stopping, io.StringIO]:

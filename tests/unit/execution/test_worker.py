@@ -10,8 +10,8 @@ from ray.tune import PlacementGroupFactory
 from prometar.distributed.placement import ResourcePlan
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
-from tune.execution2.jobs import EpochReport
-from tune.execution2.worker import MAX_HUNG, Task, TrialWorker
+from tune.execution.jobs import EpochReport
+from tune.execution.worker import MAX_HUNG, Task, TrialWorker
 
 PLAN = ResourcePlan(1, 1.0, 0.5)
 

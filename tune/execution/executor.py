@@ -26,10 +26,10 @@ from rich.console import Console
 from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError, UserError, WorkError, first_line, last_line
 from prometar.io.files import is_refused_write, refused
-from tune.execution2.jobs import EpochReport, Job, JobSource, Observer, Wait
-from tune.execution2.patching import reuse_prestarted_workers, treat_oom_as_actor_death
-from tune.execution2.stopping import RAY_DIED, RESUME, Stopping
-from tune.execution2.worker import Task, TrialWorker
+from tune.execution.jobs import EpochReport, Job, JobSource, Observer, Wait
+from tune.execution.patching import reuse_prestarted_workers, treat_oom_as_actor_death
+from tune.execution.stopping import RAY_DIED, RESUME, Stopping
+from tune.execution.worker import Task, TrialWorker
 
 MAX_RETRIES = 2
 """Retries of a job in one epoch after its worker died. It resumes from its own checkpoint."""

@@ -13,8 +13,8 @@ from prometar.runs import FINAL, ray_stream, write_result
 from prometar.training.run import build_run
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
-from tune.execution2.jobs import EpochReport, Job, RunSpec
-from tune.execution2.worker import Task
+from tune.execution.jobs import EpochReport, Job, RunSpec
+from tune.execution.worker import Task
 
 _FIGURES = ("objective", "base", "new")
 

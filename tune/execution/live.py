@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prometar.errors import one_line
-from tune.execution2.jobs import EpochReport, Job
+from tune.execution.jobs import EpochReport, Job
 
 
 class LiveView:

@@ -15,7 +15,7 @@ from prometar.distributed.allotment import only_given_gpus, require_given_gpus
 from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import StorageError
 from prometar.io.files import refused
-from tune.execution2.jobs import EpochReport, Job
+from tune.execution.jobs import EpochReport, Job
 
 MAX_HUNG = 2
 """Workers of one job that may hang. The first time its machine or file system may be to blame."""
@@ -109,7 +109,7 @@ class TrialWorker(tune.Trainable):
         only_given_gpus()  # before torch is imported
         import torch
 
-        from tune.execution2.training import JobTraining
+        from tune.execution.training import JobTraining
 
         require_given_gpus("trial")
         torch.set_num_threads(task.plan.threads)

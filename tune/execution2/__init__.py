@@ -1,1 +1,0 @@
-"""Jobs on Ray Tune: sources, workers, resources, retries and the live view."""

@@ -1,1 +1,0 @@
-"""What a driver hands a worker, and where its files lie."""

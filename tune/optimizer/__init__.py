@@ -1,1 +1,0 @@
-"""Ask and tell one Optuna study that outlives its processes."""

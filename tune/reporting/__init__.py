@@ -1,1 +1,0 @@
-"""Report page and terminal summary of a study."""

@@ -1,1 +1,0 @@
-"""A study's folder: written and read."""

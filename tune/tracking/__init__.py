@@ -1,1 +1,0 @@
-"""TensorBoard, MLflow and W&B."""

@@ -1,1 +1,0 @@
-"""The Ray actor that trains trials."""
