@@ -19,7 +19,6 @@ from statistics import mean
 from typing import Any
 
 from common import CLAIM, ROOT, WORSE, describe, machine, mean_and_interval, parser_of, publish, table
-
 from tune.results.reader import paired
 from tune.results.schema import FINAL_TEST
 

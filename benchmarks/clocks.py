@@ -11,14 +11,14 @@ import optuna
 import ray
 from optuna.samplers import TPESampler
 from ray.tune.execution.tune_controller import TuneController
-
-from tune import study
 from tune.execution.course import RelayedScheduler
-from tune.execution.jobs import Jobs, SearchJobs
 from tune.execution.progress import Progress
 from tune.execution.record_keeper import RecordKeeper
 from tune.optimizer.ask_tell import Memory
 from tune.optimizer.storage import WriteThrough
+
+from tune import study
+from tune.execution.jobs import Jobs, SearchJobs
 
 WAITING, ASK, REPORT, TELL, RETRY, PAGE = "waiting", "ask", "report", "tell", "retry", "report.html"
 _WATCHED: list[tuple[Any, str, str]] = [

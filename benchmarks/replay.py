@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray import tune
-
 from tune.jobs.spec import jobs_in
+
 from tune.space.spaces import Choice, Space, load_space
 
 SPACE = "full"

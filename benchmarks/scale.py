@@ -39,13 +39,13 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
     """The study's driver, in a process of its own: what it has measured of itself, and what is kept."""
     from clocks import ASK, PAGE, REPORT, RETRY, TELL, WAITING, Clocks
     from rich.console import Console
+    from tune.study_spec import StudySpec
 
     from prometar.config.settings import configure
     from prometar.distributed.local_ray import start_ray
     from prometar.distributed.placement import Shares
     from tune.space.spaces import load_space
     from tune.study import Place, run_study
-    from tune.study_spec import StudySpec
 
     end = time.monotonic() + 300
     while len(found := start_ray(address=address)) <= nodes:
@@ -89,7 +89,6 @@ def drive(address: str, out: str, trials: int, nodes: int, minutes: float) -> Fi
 def kept(folder: Path) -> Figures:
     """What a study has of its trials, and what it has lost."""
     import optuna
-
     from tune.optimizer.trial_counts import REPEAT
 
     database = folder / "study.db"

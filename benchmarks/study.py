@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common import ROOT, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
-
 from tune.results.reader import read_records
 
 SEARCH = ROOT / "tune" / "search.py"

@@ -18,13 +18,13 @@ from unittest.mock import patch
 
 import ray
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from tune.jobs.spec import Job, Leg, Terms
+from tune.worker.trainable import TrialWorker
+from tune.worker.trial_group import Crew
 
 from prometar.config.settings import configure
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import ResourcePlan
-from tune.jobs.spec import Job, Leg, Terms
-from tune.worker.trainable import TrialWorker
-from tune.worker.trial_group import Crew
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
 
@@ -39,9 +39,10 @@ class TimedWorker(TrialWorker):
     @ray.method
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
         """Start a trial and train an epoch. Returns seconds by part, from `began` (time.time) on."""
+        from tune.worker import training_run
+
         from prometar.training import epoch
         from prometar.training.session import Session
-        from tune.worker import training_run
 
         entered = time.time()
         self._spent = {"process": entered - began}

@@ -201,7 +201,7 @@ class Study:
             return
         config = self.config
         plan = self.plan()
-        contents = load_contents(config, plan)
+        contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
         from prometar.distributed.local_ray import start_ray
         from prometar.distributed.placement import Room
@@ -211,7 +211,9 @@ class Study:
         with self.folder.lock():
             _require_same(self.folder.read_study(), config, contents)
             nodes = start_ray(address=config.location.address)
-            resources, reason = study_plan(nodes, config.resources, config.search.trials)
+            on_gpu = config.resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
+            memory = footprint.memory(config.run, on_gpu=on_gpu)
+            resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
             self.console.print(f"Study {self.folder.path}: {self.headline}\n{plan}\n{reason}")
             for note in plan.notes:
                 self.console.print(note)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prometar.cli.console import INTERRUPTED, MESSAGE
+from prometar.cli.console import INTERRUPTED
 from prometar.errors import WorkError
 from tests.support.databases import open_study
 from tests.support.driver import INTERRUPTED, NAME, Driver, forget_hanging, misbehave, options_of, run_fake

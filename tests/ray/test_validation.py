@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tune.reporting.html import build_report
+from tune.results import writer as folder
+from tune.results.reader import read_records
+from tune.stages.validation import check
 
 from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from tests.conftest import DTD_SPLIT
 from tests.support.driver import NAME, run_fake, small_spec
-from tune.reporting.html import build_report
-from tune.results import writer as folder
-from tune.results.reader import read_records
-from tune.stages.validation import check
 
 
 def test_digests_are_of_contents(own_dtd: Path, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
+from tune.results.schema import VERSION, Run, TrialRecord
 
 from prometar.metrics import t_interval
-from tune.results.schema import VERSION, Run, TrialRecord
 from tune.space.spaces import Range, Space
 
 SCRIPT = "<script>alert(1)</script>"

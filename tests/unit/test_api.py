@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tune.options import Options
+from tune.study_spec import StudySpec
 
 from prometar.errors import UserError
 from tests.support import report_study
 from tests.support.report_study import SCRIPT, description, trial, write
 from tune import Space, Study, study
-from tune.options import Options
 from tune.search import main, search
 from tune.study import Place
-from tune.study_spec import StudySpec
 
 Asked = list[tuple[StudySpec, Place]]
 IN_PYTHON_ALONE = {"command"}

@@ -5,10 +5,10 @@ from typing import cast
 
 import pytest
 import torch
-
-from prometar.environment import environment
 from tune.reporting.html import _environment
 from tune.results.schema import StudyRecord
+
+from prometar.environment import environment
 
 
 def study(now: dict[str, str], *earlier: dict[str, str]) -> StudyRecord:

@@ -11,11 +11,11 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.trial import create_trial
 from ray.tune.execution import class_cache
 from ray.tune.utils.object_cache import _ObjectCache
+from tune.execution.ray_private import idle_workers_stay, workers_are_like_any_other
+from tune.optimizer.optuna_private import id_of, let_go
 
 from tests.support.fake_trial import FakeTrial
 from tests.unit.test_layers import FILES, ROOT, imports_of
-from tune.execution.ray_private import idle_workers_stay, workers_are_like_any_other
-from tune.optimizer.optuna_private import id_of, let_go
 
 RAY = "tune/execution/ray_private.py"
 STREAM, EXECUTOR = "prometar/data/streaming/ray_private.py", "ray.data._internal.execution.streaming_executor"

@@ -12,17 +12,17 @@ from unittest.mock import Mock
 import open_clip
 import pytest
 from open_clip import factory
+from tune.options import Options
+from tune.results.reader import read_study
+from tune.results.writer import StudyFolder
+from tune.study_spec import StudySpec
 
 from prometar.cli.app import main as prometar_main
 from prometar.cli.console import INTERRUPTED
 from prometar.clip import openclip
 from tune import study
-from tune.options import Options
-from tune.results.reader import read_study
-from tune.results.writer import StudyFolder
 from tune.search import FIRST, HOW, JUDGED, ON, WHAT, WHERE, main, search
 from tune.study import Place
-from tune.study_spec import StudySpec
 
 ROOT = Path(__file__).parents[2]
 

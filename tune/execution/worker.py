@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ray import tune
 
-from prometar.distributed.allotment import only_given_gpus, require_given_gpus
+from prometar.distributed.gpus import only_given_gpus, require_given_gpus
 from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import StorageError
 from prometar.io.files import refused

@@ -14,9 +14,11 @@ from prometar.data.splits.objective import Problem, problem
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
+from prometar.io.custom import digest_of, is_reference
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
 from prometar.training.drift import drift_identity, foreign_to
+from prometar.training.memory import Footprint
 from tune.config import StudyConfig
 from tune.space.space import EPOCHS
 from tune.stages.confirmation import candidates_at_most
@@ -107,20 +109,27 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     return StudyPlan(_stages(config, splits), splits, tuple(datasets), tuple(dict.fromkeys(notes)))
 
 
-def load_contents(config: StudyConfig, plan: StudyPlan) -> dict[str, str]:
-    """Load the weights. Return digests of what determines results beside settings.
+def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str], Footprint]:
+    """Load the weights.
+
+    Returns:
+        Digests of what determines results beside settings, by name, and sizes that determine the memory.
 
     Raises:
         UserError: the weights are missing, or drift cannot be measured for a dataset.
     """
+    search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
     contents = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     contents["weights"] = backbone.digest[:12]
-    if any(search.predicts_new for search, _ in plan.splits.values()):
+    components = [search.objective, search.sampler, search.pruner, *config.run.own.values()]
+    contents |= {f"code of {name}": digest_of(name)[:12] for name in components if is_reference(name)}
+    splits = [split for both in plan.splits.values() for split in both]
+    if any(split.predicts_new for split in splits):
         contents["drift"] = drift_identity(backbone)
         for dataset in plan.datasets:
             foreign_to(dataset, backbone.vocabulary)
-    return contents
+    return contents, Footprint.of(backbone.clip, splits)
 
 
 def _require_values(config: StudyConfig) -> None:

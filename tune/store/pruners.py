@@ -12,7 +12,7 @@ from optuna.pruners import (
 )
 
 from prometar.errors import UserError
-from prometar.parts.building import own_part
+from prometar.io.custom import component
 from tune.config import SearchConfig
 from tune.space.space import EPOCHS
 
@@ -44,7 +44,7 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
         "hyperband": lambda epochs: HyperbandPruner(2, max(2, epochs), 3),
         "none": lambda epochs: NopPruner(),
     }
-    make = pruners.get(search.pruner) or own_part("pruner", search.pruner, pruners)
+    make = pruners.get(search.pruner) or component("pruner", search.pruner, pruners)
     pruner = make(epochs)
     if not isinstance(pruner, BasePruner):
         raise UserError(

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prometar.config.settings import differences
 from prometar.errors import UserError
-from prometar.parts.reference import failing
+from prometar.io.custom import failing
 from tune.config import GOALS, StudyConfig
 from tune.records.schema import Epoch, RunScore, State, TrialRecord
 from tune.store.pruners import make_pruner

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tune.jobs.files import JobFiles
+from tune.jobs.spec import Job, Leg, Terms
+from tune.worker import training_run
+from tune.worker.trial_group import Crew
 
 from prometar.data.streaming.stream import stream_local
 from prometar.errors import StorageError
 from prometar.training.run import Run
 from tests.contracts.worker.test_trial_group import GENTLE, figures, finish, jobs
-from tune.jobs.files import JobFiles
-from tune.jobs.spec import Job, Leg, Terms
-from tune.worker import training_run
-from tune.worker.trial_group import Crew
 
 
 @pytest.fixture(autouse=True)

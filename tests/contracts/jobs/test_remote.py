@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
+from tune.jobs.files import require_own, take
+from tune.jobs.remote import Mirror
 
 from prometar.errors import UserError, WorkError
 from prometar.io import stores
 from prometar.io.stores import Store, is_inside, join
 from tests.support.texts import ANY
-from tune.jobs.files import require_own, take
-from tune.jobs.remote import Mirror
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT, RESULT = "checkpoint.safetensors", "result.json"

@@ -12,11 +12,6 @@ import pytest
 from optuna import delete_study
 from optuna.storages import RDBStorage
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
-
-from prometar.errors import UserError, WorkError
-from tests.support.databases import open_study
-from tests.support.driver import NAME, small_spec
-from tests.support.fake_trial import curve
 from tune.optimizer.ask_tell import Asked, Memory
 from tune.optimizer.rebuild import rebuild
 from tune.optimizer.samplers import STARTUP_TRIALS
@@ -26,9 +21,14 @@ from tune.results.goals import parse_bounds
 from tune.results.reader import read_trials
 from tune.results.schema import TRIAL
 from tune.results.writer import StudyFolder
-from tune.space.spaces import parse_space
 from tune.stages.agreement import require_agreement
 from tune.study_spec import StudySpec
+
+from prometar.errors import UserError, WorkError
+from tests.support.databases import open_study
+from tests.support.driver import NAME, small_spec
+from tests.support.fake_trial import curve
+from tune.space.spaces import parse_space
 
 EPOCHS = 3
 CONDITIONAL = """

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tune.stages.warm_start import enqueued
 
 from prometar.clip.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
@@ -16,7 +17,6 @@ from prometar.training.checkpoint import load_checkpoint
 from tests.conftest import DTD_SPLIT
 from tests.support.processes import as_elsewhere
 from tune.space.spaces import load_space, parse_space
-from tune.stages.warm_start import enqueued
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tune.jobs.spec import Job, Terms
+from tune.stages.budget import Budget, Part, headline, planned
+from tune.stages.sequential import LOOKS
+from tune.study_spec import StudySpec
 
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.training.run import build_run
 from tests.support.driver import small_spec
-from tune.jobs.spec import Job, Terms
 from tune.space.spaces import Space
-from tune.stages.budget import Budget, Part, headline, planned
-from tune.stages.sequential import LOOKS
-from tune.study_spec import StudySpec
 
 
 def steps_of(job: Job) -> int:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tune.stages.choice import (
     CALIBRATIONS,
     EMBEDDED,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tune.results.schema import EarlierStudy, EarlierTrial
-from tune.space.spaces import Space, load_space
 from tune.stages.learned import Promises, propose
+
+from tune.space.spaces import Space, load_space
 
 SPACE = Space.of(
     {

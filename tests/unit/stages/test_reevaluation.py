@@ -7,18 +7,18 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-
-from prometar.config.settings import configure
-from prometar.errors import WorkError
-from tests.support.driver import small_spec
 from tune.results.goals import parse_bounds
 from tune.results.schema import EarlierStudy, EarlierTrial, Learned, Reevaluated, Run, TrialRecord
 from tune.results.writer import StudyFolder
 from tune.space.portfolio import shipped
-from tune.space.spaces import load_space
 from tune.stages.choice import CALIBRATIONS, EMBEDDED, UNKNOWN, believed
 from tune.stages.reevaluation import _chosen, _judged, _slow, contenders, run_last_round
 from tune.study_spec import StudySpec
+
+from prometar.config.settings import configure
+from prometar.errors import WorkError
+from tests.support.driver import small_spec
+from tune.space.spaces import load_space
 
 KNOWN = shipped().choose(without=["cells"])[0]
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from scipy.special import stdtrit
-
 from tune.stages.sequential import LOOKS, detectable, verdict
 
 

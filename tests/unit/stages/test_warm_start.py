@@ -6,15 +6,15 @@ from shutil import rmtree
 from typing import Any
 
 import pytest
+from tune.results.schema import LEARNED, EarlierStudy, EarlierTrial
+from tune.results.writer import StudyFolder
+from tune.stages.choice import CALIBRATIONS, UNKNOWN, Promise
+from tune.stages.warm_start import WARM_TRIALS, earlier_study, enqueued, learned_of, promised
 
 from prometar.config.settings import Config, dump_config
 from prometar.errors import UserError
 from tests.support.report_study import description, trial, write
-from tune.results.schema import LEARNED, EarlierStudy, EarlierTrial
-from tune.results.writer import StudyFolder
 from tune.space.spaces import parse_space
-from tune.stages.choice import CALIBRATIONS, UNKNOWN, Promise
-from tune.stages.warm_start import WARM_TRIALS, earlier_study, enqueued, learned_of, promised
 
 SPACE = parse_space(
     "mine",
