@@ -38,7 +38,10 @@ def print_summary(console: Console, records: Records) -> None:
 def _table(table: Table) -> RichTable:
     shown = RichTable(title=Text(table.title), title_justify="left", box=None, min_width=len(table.title))
     for place, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="left" if place < table.texts else "right", overflow="fold")
+        if place < table.texts:
+            shown.add_column(Text(column), overflow="fold")
+        else:
+            shown.add_column(Text(column), justify="right", no_wrap=True)
     for row in table.rows:
         shown.add_row(*map(Text, row))
     return shown
