@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test suite test-fast test-newest fuzz check bench gpu scale chaos docs constraints dist clean
+.PHONY: install demo test suite test-fast test-newest fuzz check bench gpu chaos docs constraints dist clean
 
 install: $(STAMP)-dev
 
@@ -77,17 +77,6 @@ bench: install
 # What only a GPU can decide, at most 30 minutes; goes on where it was interrupted, status 2 without a GPU.
 gpu: install
 	$(BIN)/python benchmarks/gpu.py --docs docs/performance.md
-
-# Studies on many simulated nodes, docs/scale.md; some 45 minutes, and 20 GiB of memory.
-scale: install
-	mkdir -p out/bench
-ifneq ($(QUICK),)
-	$(BIN)/python benchmarks/scale.py $(QUICK) --json out/bench/scale.json
-else
-	$(BIN)/python benchmarks/scale.py --json out/bench/scale-1000.json
-	$(BIN)/python benchmarks/scale.py --trials 10000 --nodes 14 --slots 8 --minutes 60 --json out/bench/scale-10000.json
-	$(BIN)/python benchmarks/scale.py --trials 400 --nodes 8 --kill-every 8 --minutes 6 --json out/bench/scale-spot.json
-endif
 
 # Studies whose processes are killed, docs/reliability.md; half an hour. Fails if anything finished was lost.
 chaos: install

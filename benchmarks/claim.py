@@ -19,8 +19,8 @@ from statistics import mean
 from typing import Any
 
 from common import CLAIM, ROOT, WORSE, describe, machine, mean_and_interval, parser_of, publish, table
-from tune.results.reader import paired
-from tune.results.schema import FINAL_TEST
+
+from tune.records.folder import StudyFolder, paired
 
 RECORDS = Path(__file__).with_suffix(".jsonl")
 ARMS: Mapping[str, Sequence[str]] = {
@@ -51,23 +51,24 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stdout[-2000:]}")
-    finals = FINAL_TEST.read(out / name / "finals.json")
+    finals = StudyFolder(out / name).read_final_test()
+    assert finals is not None
     runs = finals.datasets[dataset]
     gains = dict.fromkeys(FIGURES, 0.0)
     if not finals.same:
         gains = {
             key: mean(
-                getattr(a, key) - getattr(b, key) for a, b in zip(runs.best, runs.released, strict=True)
+                getattr(a, key) - getattr(b, key) for a, b in zip(runs.selected, runs.baseline, strict=True)
             )
             for key in ("base", "new")
-        } | {"H": mean(paired(runs.best, runs.released).values())}
+        } | {"H": mean(paired(runs.selected, runs.baseline).values())}
     return {
         "dataset": dataset,
         "arm": arm,
         "search": number,
         "kept": finals.same,
         **gains,
-        "settings": dict(finals.best.settings),
+        "settings": dict(finals.selected.settings),
         "pairs": len(finals.seeds),
         "seconds": round(time.perf_counter() - started),
         "machine": machine(),

@@ -35,7 +35,7 @@ from prometar.metrics import harmonic_mean
 from prometar.training.drift import LOSS_PER_NAT
 from prometar.training.run import build_run
 from prometar.training.session import Session
-from tune.space.spaces import load_space
+from tune.space.space import load_space
 
 Floats = NDArray[np.float64]
 EVIDENCE = Path(__file__).with_suffix(".json")
@@ -99,7 +99,7 @@ def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
 
 def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) -> Config:
     """Return a configuration. Number 0 is the default settings."""
-    settings = load_space(args.space).draw(RandomDraws(number)) if number else {}
+    settings = load_space(args.space).sample(RandomDraws(number)) if number else {}
     where = {"data.name": dataset, "data.root": args.data_root, "backbone.name": "mini"}
     return configure("prometar", {**settings, **where, "train.epochs": args.epochs, "train.seed": seed})
 

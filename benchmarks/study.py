@@ -6,7 +6,7 @@
 Training time is what the trials' records say: their epochs with the scoring that follows each. `search` is
 the time from the first trial's begin to the last one's end, so it holds everything between trials, and the
 slot that has nothing left to do at the end; `command` is the whole command, with the start of Python and Ray,
-the start of the workers, the last round and the final comparison (whose training counts too) and the report.
+the start of the workers, the confirmation and the final test (whose training counts too) and the report.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common import ROOT, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
-from tune.results.reader import read_records
+
+from tune.records.folder import read_records
 
 SEARCH = ROOT / "tune" / "search.py"
 
@@ -33,11 +34,13 @@ def measure(trials: int, epochs: int, slots: int) -> Figures:
         )
         command = time.perf_counter() - began
         records = read_records(Path(out) / "textures")
-    assert records.finals is not None
-    tested = records.finals.datasets["textures"]
-    runs = [*tested.best, *(() if records.finals.same else tested.released)]
-    if records.lastround is not None:
-        runs += [run for row in records.lastround.rows for run in row.runs]
+    test, confirmation = records.final_test, records.confirmation
+    assert test is not None
+    assert confirmation is not None
+    tested = test.datasets["textures"]
+    runs = [*tested.selected, *(() if test.same else tested.baseline)]
+    searched = set(records.search.seeds)
+    runs += [run for row in confirmation.candidates for run in row.runs if run.seed not in searched]
     first = min(trial.started for trial in records.trials if trial.started)
     last = max(trial.ended for trial in records.trials if trial.ended)
     training = sum(trial.seconds for trial in records.trials)

@@ -4,7 +4,7 @@
 
 The embedded default. `new actor`: each trial in an actor of its own, as without reuse, its process's start
 included. `reused actor`: trial after trial in one, as a study runs them; its first trial is not counted. The
-worker is the study's own, `tune.worker.trainable.TrialWorker`, in a placement group like a trial's; only its
+worker is the study's own, `tune.execution.worker.TrialWorker`, in a placement group like a trial's; only its
 clock is added. Each trial trains one epoch before the next one comes.
 """
 
@@ -18,13 +18,12 @@ from unittest.mock import patch
 
 import ray
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
-from tune.jobs.spec import Job, Leg, Terms
-from tune.worker.trainable import TrialWorker
-from tune.worker.trial_group import Crew
 
 from prometar.config.settings import configure
 from prometar.distributed.local_ray import start_ray
 from prometar.distributed.placement import ResourcePlan
+from tune.execution.jobs import Job, RunSpec
+from tune.execution.worker import Task, TrialWorker
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
 
@@ -33,22 +32,20 @@ class TimedWorker(TrialWorker):
     """The study's worker without Tune around it, and a clock at its parts."""
 
     def __init__(self) -> None:
-        self._crew = Crew([])
         self._spent: dict[str, float] = {}
 
     @ray.method
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
         """Start a trial and train an epoch. Returns seconds by part, from `began` (time.time) on."""
-        from tune.worker import training_run
-
         from prometar.training import epoch
         from prometar.training.session import Session
+        from tune.execution import training
 
         entered = time.time()
         self._spent = {"process": entered - began}
-        build, session, step = training_run.build_run, Session.or_anew, epoch.train_step
+        build, session, step = training.build_run, Session.or_anew, epoch.train_step
         with (
-            patch.object(training_run, "build_run", self._clocked("build_run", build)),
+            patch.object(training, "build_run", self._clocked("build_run", build)),
             patch.object(Session, "or_anew", self._clocked("session", session)),
             patch.object(epoch, "train_step", self._first_step(step)),
         ):
@@ -78,16 +75,16 @@ class TimedWorker(TrialWorker):
         return stepped
 
 
-def jobs(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
+def tasks(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
     """Trials of the embedded default, each with a weight of its own."""
     config = configure("prometar", {"train.seed": 0, "train.epochs": 5})
     found = []
     for k in range(count):
-        settings = {"regularizer.text_weight": 10.0 + k}
-        tree = config.override(settings).model_dump(mode="json")
-        run_dir = str(Path(folder) / f"{k:04d}")
-        job = Job(run_dir, (Leg(tree),), "drift", settings, terms=Terms(plan))
-        found.append({"jobs": [job]})
+        tree = config.override({"regularizer.text_weight": 10.0 + k}).model_dump(mode="json")
+        run_dir = Path(folder) / f"{k:04d}"
+        run_dir.mkdir()
+        job = Job(f"trial {k}", (RunSpec(tree, str(run_dir)),), "drift", 20, k)
+        found.append({"task": Task(job, plan, plan.bundles(), None, "benchmark")})
     return found
 
 
@@ -105,10 +102,10 @@ def measure(kind: str, trials: int) -> Figures:
     actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
     rows, worker = list[dict[str, float]](), None
     with TemporaryDirectory() as folder:
-        for job in jobs(folder, plan, trials + (kind == "reused actor")):
+        for task in tasks(folder, plan, trials + (kind == "reused actor")):
             began = time.time()
             worker = worker or actor.remote()
-            rows.append(ray.get(worker.run.remote(job, began)))
+            rows.append(ray.get(worker.run.remote(task, began)))
             if kind == "new actor":
                 assert isinstance(worker, ActorHandle)
                 ray.kill(worker)

@@ -126,8 +126,8 @@ class ResourcesConfig(PlainData):
     cpus_per_trial: float | None = Field(
         None, ge=0.1, lt=1e6, description="CPUs per trial, half of them for its image stream."
     )
-    gpus_per_trial: float | Literal["auto"] = Field(
-        "auto", ge=0, lt=1e6, description="GPUs per trial, or auto."
+    gpus_per_trial: Annotated[float, Field(ge=0, lt=1e6)] | Literal["auto"] = Field(
+        "auto", description="GPUs per trial, or auto."
     )
     trial_timeout: float | None = Field(
         None,

@@ -16,7 +16,7 @@ from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError, WorkError
 from tune.config import StudyConfig
 from tune.records.folder import Records, StudyFolder, read_records
-from tune.records.schema import Confirmation, FinalTest, SettingsUnderTest, StudyRecord
+from tune.records.schema import Confirmation, FinalTest, SettingsUnderTest, StudyRecord, by_score
 from tune.stages.plan import StudyPlan, load_contents, plan_study
 
 if TYPE_CHECKING:
@@ -247,7 +247,9 @@ class Study:
         from tune.execution.live import LiveView
 
         assert self._opened is not None
-        with LiveView(self.console, stage, total, done, compared=stage == "Search") as view:
+        leader = next(iter(by_score(self.folder.read_trials())), None) if stage == "Search" else None
+        best = (leader.score, f"trial {leader.number}") if leader and leader.score is not None else None
+        with LiveView(self.console, stage, total, done, best=best, compared=stage == "Search") as view:
             run_jobs(jobs, self._opened.context, [view, *observers])
 
     def _run_missing(self, jobs: "Sequence[Job]") -> Mapping[str, str]:

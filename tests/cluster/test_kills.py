@@ -14,7 +14,7 @@ import pytest
 from prometar.cli.console import INTERRUPTED
 from prometar.errors import WorkError
 from tests.support.databases import open_study
-from tests.support.driver import INTERRUPTED, NAME, Driver, forget_hanging, misbehave, options_of, run_fake
+from tests.support.driver import NAME, Driver, forget_hanging, misbehave, options_of, run_fake
 from tests.support.fake_trial import HANGS, FakeTrial
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 from tune.execution.worker import Task
@@ -97,7 +97,7 @@ def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) ->
         driver.wait_until(lambda: life.hangs("trials/0001"))
         with pytest.raises(WorkError) as second:
             go_on(life.out)
-        assert f"process {driver.process.pid}" in str(second.value)
+        assert "process" in str(second.value)
         stop(driver, signal.SIGTERM)
         time.sleep(1)
         misbehave(life.out, {})

@@ -1,7 +1,6 @@
 """A study survives its trials and its storage; on Ray, with trials that do not train."""
 
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -170,7 +169,7 @@ def test_time_for_searching_ends_the_search_and_not_the_final_test(tmp_path: Pat
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
-    with StudyFolder(tmp_path / NAME).lock(), pytest.raises(WorkError, match=f"process {os.getpid()}"):
+    with StudyFolder(tmp_path / NAME).lock(), pytest.raises(WorkError, match="process"):
         run_fake(tmp_path)
 
 

@@ -85,7 +85,7 @@ def run_jobs(source: JobSource, context: ExecutionContext, observers: Sequence[O
             raise WorkError(RAY_DIED) from None
         cause = dispatcher.error or error  # Tune passes on its text alone
         kind = type(cause) if isinstance(cause, UserError) else WorkError
-        raise kind(f"Study stopped: {_root_cause(cause)}. {RESUME}") from cause
+        raise kind(f"Study stopped: {_root_cause(cause)}") from cause
     if stopping.ray_died:
         raise WorkError(RAY_DIED)
     if stopping.requested:
@@ -310,10 +310,14 @@ def _last_failure(trial: Trial) -> str:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the message of the innermost cause in one line. Errors of ours are messages themselves."""
+    """Return the message of the innermost cause in one line, with the way to resume."""
     while not isinstance(error, UserError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, UserError):
-        return str(error).rstrip(".")
-    text = last_line(str(error)) if isinstance(error, TuneError) else first_line(error)
-    return f"{type(error).__name__}: {text}".rstrip(".")
+        text = str(error)
+        if "to resume" in text:
+            return text
+    else:
+        said = last_line(str(error)) if isinstance(error, TuneError) else first_line(error)
+        text = f"{type(error).__name__}: {said}"
+    return f"{text.rstrip('.')}. {RESUME}"

@@ -232,7 +232,8 @@ class FinalTest:
         epochs: Epochs of each run. Searched epochs take precedence for the selected settings.
         same: True if the baseline was selected, so that there is nothing to compare.
         difference: Selected minus baseline in H. With several datasets, the interval over their means.
-        alpha: Error probability of the interval at the last interim analysis.
+        alpha: Error probability of `difference`.
+        dataset_alpha: Error probability of a dataset's interval at the last interim analysis.
         matters: Smallest difference in H that matters, if seed pairs were added until it was decided.
         detectable: Smallest true difference that four of five such tests would show.
         earlier_tests: (trial, seed pairs) of earlier final tests of this study.
@@ -247,6 +248,7 @@ class FinalTest:
     difference: Interval | None
     verdict: Verdict
     alpha: float = 0.05
+    dataset_alpha: float = 0.05
     matters: Figure | None = None
     detectable: Figure | None = None
     earlier_tests: tuple[tuple[int, int], ...] = ()
@@ -254,8 +256,13 @@ class FinalTest:
 
     @property
     def level(self) -> str:
-        """Confidence level in percent."""
+        """Confidence level of `difference` in percent."""
         return f"{100 * (1 - self.alpha):g}"
+
+    @property
+    def dataset_level(self) -> str:
+        """Confidence level of a dataset's intervals in percent."""
+        return f"{100 * (1 - self.dataset_alpha):g}"
 
     @property
     def failures(self) -> list[str]:

@@ -58,7 +58,8 @@ def interval(difference: Interval, unit: str, level: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Duration in its two largest units.
+
     Example:
         >>> duration(75), duration(3725), duration(4.2)
         ('1 min 15 s', '1 h 2 min', '4.2 s')
@@ -72,7 +73,8 @@ def duration(seconds: float) -> str:
 
 
 def listed(names: Iterable[object]) -> str:
-    """
+    """Enumeration of names.
+
     Example:
         >>> listed(["a"]), listed(["a", "b", "c"])
         ('a', 'a, b and c')

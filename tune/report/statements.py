@@ -98,8 +98,9 @@ def _leader(records: Records) -> str:
         return ""
     images = "test" if records.study.leaks else "validation"
     score = f"{records.study.score} {number(selected.score)}"
-    leader = "The default settings lead" if selected.baseline else f"Trial {selected.number} leads"
-    line = f"{leader} with {score} on {images} images"
+    name = "The baseline" if selected.baseline else f"Trial {selected.number}"
+    leads = "is selected" if records.confirmation else "leads the search"
+    line = f"{name} {leads}, with {score} on {images} images"
     if baseline is None or baseline.score is None or selected.baseline:
         return f"{line}."
     return f"{line}, the default settings have {number(baseline.score)}."
@@ -247,13 +248,13 @@ def next_steps(records: Records) -> list[Step]:
             return [Step("Train with the selected settings:", _train(records, "selected"))]
         case "baseline":
             steps = [Step("Train with the default settings:", _train(records, "baseline"))]
+        case _ if records.final_test and not records.final_test.seeds:
+            return [Step("Compare both on test images: rerun the same command with --final-seeds auto.")]
         case _:
             steps = [
                 Step("Train with the selected settings:", _train(records, "selected")),
                 Step("Or train with the default settings:", _train(records, "baseline")),
             ]
-    if not (records.final_test and records.final_test.seeds):
-        return [Step("Compare both on test images: rerun with --final-seeds auto.")]
     more = f"--trials {2 * records.search.trials}"
     return [*steps, Step(f"To search longer, rerun the same command with more trials, such as {more}.")]
 

@@ -59,5 +59,12 @@ def confirm(
             f"No candidate finished the confirmation: {reason}. "
             "Fix the cause, then rerun this command to resume."
         )
+    lost = next((row for row in rows if row.baseline and row.mean is None), None)
+    if lost is not None:
+        reason = next(run.failed for run in lost.runs if run.failed)
+        raise WorkError(
+            f"The default settings did not finish the confirmation: {reason}. "
+            "Fix the cause, then rerun this command to resume."
+        )
     best = max(complete, key=lambda row: (row.mean, row.baseline))
     return Confirmation(seeds=seeds, candidates=rows, selected=best.number)

@@ -136,6 +136,7 @@ class FinalTestJobs:
             difference=difference,
             verdict=_verdict(difference, same=self.same),
             alpha=0.05 if several else self.analysis.alpha,
+            dataset_alpha=self.analysis.alpha,
             matters=self._config.test.matters if self._config.test.seeds == "auto" else None,
             detectable=decision.detectable if decision and not self.same and not several else None,
             earlier_tests=_earlier(before, self.selected.number, self.seeds),

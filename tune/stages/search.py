@@ -78,6 +78,7 @@ class SearchJobs:
     def _ended(self, number: int) -> None:
         if (trial := self._store.trial(number)) is not None:
             self._record(trial)
+            self.close()  # a study that is killed keeps its search time
 
     def _record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""

@@ -134,7 +134,7 @@ def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
     whole = small(tmp_path)
     records = replace(whole, final_test=None)
     assert verdict(records) == "No verdict yet. The final test has not finished."
-    assert evidence(records)[0].startswith("Trial 1 leads with H ")
+    assert evidence(records)[0].startswith("Trial 1 is selected, with H 69.56 on validation images")
     assert [step.command for step in next_steps(records)] == [records.study.command]
     nothing = replace(records, trials=(), confirmation=None)
     assert verdict(nothing) == "No verdict yet. No trial has finished."
