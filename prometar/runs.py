@@ -46,6 +46,7 @@ def train_run(
     objective: str = FINAL,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     watch: Watch | None = None,
+    options: StreamOptions | None = None,
 ) -> dict[str, Any]:
     """Train and test a run, from the folder's checkpoint if there is one. Return the last epoch's record.
 
@@ -62,7 +63,7 @@ def train_run(
     _require_free(folder, described, objective)  # before the data and the weights are loaded
     run = build_run(config, objective)
     with locked(folder, f"the run {folder}"):
-        session = Session(run, folder, ray_stream(run), watch)
+        session = Session(run, folder, ray_stream(run, options), watch)
         write_atomically(folder / "config.yaml", described)
         with closing(session):
             while not session.finished:

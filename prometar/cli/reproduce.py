@@ -1,4 +1,4 @@
-"""`prometar reproduce`: the field's protocols, from a grid of runs to the tables."""
+"""`prometar reproduce`: protocols of the field."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,30 +26,32 @@ def reproduce(
     datasets: Annotated[
         list[str] | None,
         typer.Option(
-            help="Data sets [the protocol's own: ten or eleven benchmarks, or ImageNet's four variants]."
+            help="Datasets [the protocol's own: ten or eleven benchmarks, or ImageNet's four variants]."
         ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="What cross-dataset and domain-generalisation train on [imagenet].")
+        str | None,
+        typer.Option(help="Dataset that cross-dataset and domain-generalisation train on [imagenet]."),
     ] = None,
     methods: Annotated[
-        list[str], typer.Option(help="Methods, each as its authors ran it, or recipes FILE.yaml of your own.")
+        list[str], typer.Option(help="Methods, each as its authors ran it, or custom recipes FILE.yaml.")
     ] = METHODS,
     seeds: Annotated[
-        list[int], typer.Option(help="They draw the images, the prompts and the order.")
+        list[int],
+        typer.Option(min=0, max=2**32 - 1, help="Seeds of the images, the prompts and the order."),
     ] = SEEDS,
     shots: Annotated[
-        list[int] | None, typer.Option(help="Training images a class [16; few-shot: 1 2 4 8 16].")
+        list[int] | None, typer.Option(min=1, help="Training images per class [16; few-shot: 1 2 4 8 16].")
     ] = None,
     compare_to: Annotated[
-        str | None, typer.Option(help="The method that the others are compared to, in pairs [prometar].")
+        str | None, typer.Option(help="Reference of the paired comparison [prometar].")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where runs and tables lie.")] = Path("out/reproduce"),
+    out: Annotated[Path, typer.Option(help="Folder of runs and tables.")] = Path("out/reproduce"),
     data_root: RootOption = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="mini or an open_clip model [mini for the embedded suite, else ViT-B-16-quickgelu]."
+            help="mini or an open_clip model [mini for rendered datasets, else ViT-B-16-quickgelu]."
         ),
     ] = None,
     pretrained: Annotated[
@@ -59,27 +61,27 @@ def reproduce(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of every run, e.g. optim.lr=0.01.")
     ] = None,
-    max_concurrent: Annotated[int | None, typer.Option(help="Runs at a time [as many as fit].")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Maximum number of concurrent runs [as many as fit].")
+    ] = None,
     cpus_per_run: Annotated[float, typer.Option(help="CPUs per run.")] = 1.0,
-    gpus_per_run: Annotated[
-        str, typer.Option(help="GPUs per run, or auto: one where there are any.")
-    ] = "auto",
+    gpus_per_run: Annotated[str, typer.Option(help="GPUs per run, or auto: one if there are any.")] = "auto",
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
     verbose: Annotated[bool, typer.Option(help="Show Ray's own output.")] = False,
 ) -> None:
-    """Run methods by a protocol of the field; compare in pairs. The same command goes on."""
+    """Run methods under a protocol of the field, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None, verbose=verbose)
     from prometar.bundled.suite import default_backbone
-    from prometar.config.recipes import is_file, recipe
+    from prometar.config.recipes import recipe
     from prometar.distributed.placement import Shares
-    from prometar.reproduce.grid import Asked
+    from prometar.reproduce.grid import Grid
     from prometar.reproduce.protocols import protocol_of
     from prometar.reproduce.published import settings_of
-    from prometar.reproduce.run import Place, reproduce
+    from prometar.reproduce.run import reproduce
 
     chosen = protocol_of(protocol)
-    names = tuple(datasets or chosen.datasets)
     trained_on = source or chosen.source
+    names = tuple(name for name in dict.fromkeys(datasets or chosen.datasets) if name != trained_on)
     used = (*names, trained_on) if trained_on else names
     backbone, pretrained = default_backbone(used, backbone, pretrained)
     values: dict[str, Any] = {
@@ -89,29 +91,20 @@ def reproduce(
         **({"train.epochs": epochs} if epochs is not None else {}),
         **_settings(settings or []),
     }
-    recipes = {recipe(method).name: method for method in methods}
-    if len(recipes) != len(methods):
-        raise UserError(f"--methods must be different names, found {', '.join(methods)}")
-    asked = Asked(
+    grid = Grid(
         protocol=chosen,
         datasets=names,
         configs={
             name: absolute_paths(configure(method, {**settings_of(protocol, name), **values}))
-            for name, method in recipes.items()
+            for name, method in {recipe(method).name: method for method in methods}.items()
         },
-        seeds=tuple(seeds),
-        shots=tuple(shots or chosen.shots),
+        seeds=tuple(dict.fromkeys(seeds)),
+        shots=tuple(dict.fromkeys(shots or chosen.shots)),
         source=trained_on,
         compared_to=compare_to,
-        recipes={name: configure(method) for name, method in recipes.items() if is_file(method)},
     )
-    place = Place(
-        out=out,
-        shares=Shares(max_concurrent, cpus_per_run, number_or_auto("--gpus-per-run", gpus_per_run), "run"),
-        address=address,
-        verbose=verbose,
-    )
-    reproduce(asked, place)
+    shares = Shares(max_concurrent, cpus_per_run, number_or_auto("--gpus-per-run", gpus_per_run), "run")
+    reproduce(grid, out, shares, address=address, verbose=verbose)
 
 
 def _settings(assignments: list[str]) -> dict[str, Any]:
@@ -120,5 +113,5 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
         if key in _OPTIONS:
             raise UserError(f"--set {key}: use {_OPTIONS[key]}")
         if key.startswith("data.args"):
-            raise UserError(f"--set {key}: the data sets of a grid are opened without settings of their own")
+            raise UserError(f"--set {key}: the datasets of a grid take no settings")
     return values

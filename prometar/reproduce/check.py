@@ -1,112 +1,64 @@
-"""What can be wrong with a grid, found before any run starts."""
+"""Checks of a grid before any run starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from prometar.clip.model import Clip
 from prometar.clip.openclip import load_backbone
-from prometar.clip.weights import weights_digest
-from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.datasets.dataset import Dataset, Item
-from prometar.data.splits.fewshot import by_label
+from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem
 from prometar.errors import UserError, one_line
 from prometar.methods.smoke_test import smoke_test
-from prometar.reproduce.grid import WEIGHTS, Asked
-from prometar.reproduce.protocols import shots_column
-from prometar.reproduce.published import unlike_published
+from prometar.reproduce.grid import Grid
 from prometar.training.memory import Footprint
-from prometar.training.run import DTYPES
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is there to work with.
+class Checked:
+    """What the checks found.
 
     Args:
-        idle: Methods that have nothing to learn.
-        missing: Data sets that cannot be used, and why.
-        held: What each worker's process holds.
-        notes: What the data sets are too small for.
-        contents: Digests of the data sets' splits by name, and of the weights (`Outcome.contents`).
-        uncited: Data sets whose figures do not compare with published ones, and why.
+        untrained: Methods that train nothing.
+        datasets: Datasets that can be used, by name.
+        missing: Why the others cannot be used, by name.
+        footprint: Sizes that determine the memory of a run.
     """
 
-    idle: frozenset[str]
+    untrained: frozenset[str]
+    datasets: Mapping[str, Dataset]
     missing: Mapping[str, str]
     footprint: Footprint
-    notes: tuple[str, ...]
-    contents: Mapping[str, str]
-    uncited: Mapping[str, str]
 
 
-def look(asked: Asked) -> Found:
-    """Open every data set once, and compose every method.
+def check(grid: Grid) -> Checked:
+    """Open every dataset and compose every method.
 
     Raises:
-        UserError: no data set to train on; settings that a method refuses; unknown or missing weights.
-        WorkError: the weights cannot be fetched.
+        UserError: no dataset to train on, settings that a method rejects, or unknown weights.
     """
-    missing, contents, uncited = dict[str, str](), dict[str, str](), dict[str, str]()
-    splits, notes = list[Problem](), list[str]()
-    for dataset in dict.fromkeys((*asked.trained_on, *asked.datasets)):
+    datasets, missing, problems = dict[str, Dataset](), dict[str, str](), list[Problem]()
+    for name in dict.fromkeys(grid.all_datasets):
         try:
-            opened = _open(asked, dataset)
-            splits += _trained(asked, opened, notes)
+            dataset = open_dataset(name, grid.config.data.root)
+            if name in grid.trained_on:
+                shots, seed = max(grid.shots), grid.seeds[0]
+                problems.append(problem(grid.protocol.objective, dataset, shots=shots, seed=seed))
+            elif not dataset.test:
+                raise UserError(f"{name} has no test images")
+            datasets[name] = dataset
         except UserError as error:
-            missing[dataset] = one_line(str(error))
-            continue
-        contents[dataset] = opened.digest
-        if why := unlike_published(opened):
-            uncited[dataset] = why
-    if missing.keys() >= set(asked.trained_on):
-        first, *others = missing.values()
-        more = f" ({len(others)} more data sets cannot be used either)" if others else ""
-        raise UserError(f"no data set can be trained on: {first}{more}")
-    backbone = next(iter(asked.configs.values())).backbone
+            missing[name] = one_line(str(error))
+    if missing.keys() >= set(grid.trained_on):
+        raise UserError(f"No dataset can be trained on. {next(iter(missing.values()))}")
+    backbone = grid.config.backbone
     clip = load_backbone(backbone.name, backbone.pretrained).clip
-    narrow = clip.to(dtype=DTYPES[backbone.precision])
-    contents[WEIGHTS] = weights_digest(narrow)
-    idle = frozenset(method for method, config in asked.configs.items() if not _learns(config, clip))
-    footprint = Footprint.of(clip, splits)
-    return Found(idle, missing, footprint, tuple(notes), contents, uncited)
+    untrained = frozenset(method for method in grid.configs if not _trains(grid, method, clip))
+    return Checked(untrained, datasets, missing, Footprint.of(clip, problems))
 
 
-def _learns(config: Config, clip: Clip) -> bool:
-    leaves = smoke_test(config, clip).prompts.init(clip, torch.zeros(0, dtype=torch.long), torch.Generator())
-    return bool(leaves)
-
-
-def _open(asked: Asked, name: str) -> Dataset:
-    root = next(iter(asked.configs.values())).data.root
-    return open_dataset(name, root)
-
-
-def _trained(asked: Asked, dataset: Dataset, notes: list[str]) -> list[Problem]:
-    """What is trained and scored on a data set; nothing where it is only tested on."""
-    if dataset.name in asked.trained_on:
-        notes += too_few(dataset.name, dataset.train, asked.shots)
-        return [problem(asked.protocol.objective, dataset, shots=max(asked.shots), seed=asked.seeds[0])]
-    if not dataset.test:
-        raise UserError(f"{dataset.name} has no test images")
-    return []
-
-
-def too_few(name: str, train: Sequence[Item], shots: Sequence[int]) -> list[str]:
-    """What is to be said where no class of a data set has so many training images.
-
-    Raises:
-        UserError: several numbers of shots would draw the same images.
-    """
-    most = max(map(len, by_label(train).values()), default=0)
-    more = [k for k in sorted(shots) if k > most]
-    if not more:
-        return []
-    said = f"{name} has at most {most} training images a class"
-    alike = [k for k in sorted(shots) if k >= most]
-    if len(alike) > 1:
-        raise UserError(f"{said}: --shots {alike[0]} and {alike[1]} would be the same images, leave one out")
-    return [f"{said}: {shots_column(more[0])} are all of them"]
+def _trains(grid: Grid, method: str, clip: Clip) -> bool:
+    prompts = smoke_test(grid.configs[method], clip).prompts
+    return bool(prompts.init(clip, torch.zeros(0, dtype=torch.long), torch.Generator()))

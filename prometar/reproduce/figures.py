@@ -1,31 +1,30 @@
-"""What a grid's records say: a table with published figures beside, and the methods in pairs."""
+"""Results of a grid as a table with published figures, and as a paired comparison."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
-from types import MappingProxyType
 from typing import Any
 
 from prometar.comparison.paired import EVERY_SEED, Comparison, compare
 from prometar.config.settings import Config
 from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean, t_interval
-from prometar.reproduce.grid import Asked, Record
+from prometar.reproduce.grid import Grid, GridResult
 from prometar.reproduce.protocols import shots_column
-from prometar.reproduce.published import AVERAGE, Series, beside, changes, full_size, harmonic, settings_of
+from prometar.reproduce.published import AVERAGE, beside, changes, harmonic, settings_of
 
 Scores = dict[str, dict[int, float]]
-"""Percent by column and seed, of one method on one data set."""
+"""Percent by column and seed, of one method on one dataset."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """An accuracy over n seeds, and the published one beside it.
+    """Accuracy over n seeds.
 
     Args:
-        mean: Percent. For H, the harmonic mean of the mean base and the mean new accuracy.
-        sd: Standard deviation over seeds; None for one seed. For H, of the H of each seed.
-        low, high: 95 % t-interval, as sd.
-        published: Percent, where one may stand beside.
+        mean: Percent. H is the harmonic mean of the mean base and the mean new accuracy.
+        sd, low, high: Standard deviation and 95% t-interval over seeds; None for one seed. Those of H are of
+            the H of each seed.
+        published: Comparable published accuracy, if there is one.
     """
 
     n: int
@@ -37,13 +36,13 @@ class Figure:
 
     @property
     def difference(self) -> float | None:
-        """Ours - published."""
+        """Our accuracy minus the published one."""
         return None if self.published is None else self.mean - self.published
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one data set, or on average; a column without results has no figure."""
+    """Figures of one method on one dataset, or on average, by column."""
 
     dataset: str
     method: str
@@ -52,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, and what must be said with them."""
+    """Table of a grid, with the notes that belong to it."""
 
     protocol: str
     title: str
@@ -61,197 +60,151 @@ class Table:
     notes: tuple[str, ...]
 
 
-def build_table(
-    asked: Asked,
-    records: Sequence[Record],
-    *,
-    notes: Sequence[str] = (),
-    uncited: Mapping[str, str] = MappingProxyType({}),
-) -> Table:
-    """The table of what was asked, from the records that there are.
+def build_table(grid: Grid, results: Sequence[GridResult], *, uncited: Mapping[str, str]) -> Table:
+    """Build the table from the results that there are.
 
     Args:
-        notes: What the data sets are too small for, and what could not be run, and why.
-        uncited: Data sets whose figures do not compare with published ones, and why.
+        uncited: Datasets whose figures do not compare with published ones, and why.
     """
-    columns = asked.protocol.columns(asked.shots)
-    datasets = (*asked.trained_on, *asked.datasets) if asked.source else asked.datasets
-    scores = {(d, m): _scores_of(asked, records, d, m) for d in datasets for m in asked.configs}
-    averaged = [d for d in asked.datasets if any(scores[d, m] for m in asked.configs)]
-    cited = _Cited(asked, records, uncited)
+    columns = grid.protocol.columns(grid.shots)
+    shots = {"data.shots": grid.shots[0]}
+    comparable = {m: beside(grid.protocol.name, config.override(shots)) for m, config in grid.configs.items()}
+    series = {method: found for method, found in comparable.items() if found}
+
+    def published(method: str, row: str, datasets: Sequence[str]) -> dict[str, float]:
+        if method not in series or not uncited.keys().isdisjoint(datasets):
+            return {}
+        figures = series[method].figures.get(row, {})
+        h = harmonic(figures)
+        return {**figures, **({HARMONIC: h} if h is not None else {})}
+
+    scores = {(d, m): _scores_of(grid, results, d, m) for d in grid.all_datasets for m in grid.configs}
     rows = [
-        Row(dataset, method, _figures(found, columns, cited.of(method, dataset, [dataset])))
+        Row(dataset, method, _figures(found, columns, published(method, dataset, [dataset])))
         for (dataset, method), found in scores.items()
     ]
+    averaged = [d for d in grid.datasets if any(scores[d, m] for m in grid.configs)]
     if len(averaged) > 1:
-        all_there = len(averaged) == len(asked.datasets)
-        label = AVERAGE if all_there else f"{AVERAGE} of {len(averaged)}"
-        comparable = set(averaged) == set(asked.protocol.datasets)  # those of the published average
-        for method in asked.configs:
-            found = _average([scores[dataset, method] for dataset in averaged])
-            published = cited.of(method, AVERAGE, averaged) if comparable else {}
-            rows.append(Row(label, method, _figures(found, columns, published)))
-    explained = _explain(asked, records, rows, cited)
-    return Table(asked.protocol.name, _title(asked), columns, tuple(rows), (*explained, *notes))
+        label = AVERAGE if len(averaged) == len(grid.datasets) else f"{AVERAGE} of {len(averaged)}"
+        is_whole = set(averaged) == set(grid.protocol.datasets)
+        for method in grid.configs:
+            average = _average([scores[dataset, method] for dataset in averaged])
+            cited = published(method, AVERAGE, averaged) if is_whole else {}
+            rows.append(Row(label, method, _figures(average, columns, cited)))
+    shown = {row.method for row in rows if any(f.published is not None for f in row.figures.values())}
+    notes = [*_notes(grid, results), *_settings(grid)]
+    if shown:
+        papers = ", ".join(found.cited for method, found in series.items() if method in shown)
+        notes.append(f"Published figures are cited, not run here: {papers}. Difference: ours - published.")
+    if series:
+        notes += [f"Not comparable with published figures: {name} ({why})." for name, why in uncited.items()]
+    return Table(grid.protocol.name, _title(grid), columns, tuple(rows), tuple(notes))
 
 
-def _scores_of(asked: Asked, records: Sequence[Record], dataset: str, method: str) -> Scores:
-    """What the runs of a method have on a data set, by the table's columns; H not yet."""
-    found: Scores = {}
-    for record in records:
-        config = record.entry.config
-        if config.method != method:
-            continue
-        if config.data.name == dataset:
-            for column, value in _own(asked, record).items():
-                found.setdefault(column, {})[config.train.seed] = value
-        elif dataset in record.tests:
-            found.setdefault(ACCURACY, {})[config.train.seed] = record.tests[dataset]
-    return found
+def _scores_of(grid: Grid, results: Sequence[GridResult], dataset: str, method: str) -> Scores:
+    """Return the figures of a method on a dataset by column and seed."""
+    scores: Scores = {}
+    for found in results:
+        config = found.run.config
+        if config.method == method and config.data.name == dataset:
+            for column, value in _accuracies(grid, found).items():
+                scores.setdefault(column, {})[config.train.seed] = value
+        elif config.method == method and dataset in found.tests:
+            scores.setdefault(ACCURACY, {})[config.train.seed] = found.tests[dataset].accuracy
+    return scores
 
 
-def _own(asked: Asked, record: Record) -> dict[str, float]:
-    """A run's accuracies on the data set that it was trained on, by the table's columns."""
-    if asked.protocol.objective == "final" or not record.accuracies:
-        return dict(record.accuracies)
-    accuracy = record.accuracies["all"]
-    if not asked.protocol.by_shots:
-        return {ACCURACY: accuracy}
-    shots = (record.entry.config.data.shots,) if record.entry.trains else asked.shots
-    return {shots_column(k): accuracy for k in shots}
-
-
-def _with_harmonic(scores: Scores) -> Scores:
-    """With H of each seed, where there are base and new."""
-    if not {"base", "new"} <= scores.keys():
-        return scores
-    base, new = scores["base"], scores["new"]
-    by_seed = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in base if s in new}
-    return {**scores, HARMONIC: by_seed}
+def _accuracies(grid: Grid, found: GridResult) -> dict[str, float]:
+    """Return a run's accuracies on the dataset that it was trained on, by column."""
+    accuracies = found.accuracies
+    if "all" not in accuracies:
+        h = {HARMONIC: harmonic_mean(accuracies)} if {"base", "new"} == accuracies.keys() else {}
+        return {**accuracies, **h}
+    if not grid.protocol.by_shots:
+        return {ACCURACY: accuracies["all"]}
+    shots = (found.run.config.data.shots,) if found.run.trains else grid.shots
+    return {shots_column(k): accuracies["all"] for k in shots}
 
 
 def _average(scores: Sequence[Scores]) -> Scores:
-    """By seed, over data sets; of the columns and seeds that all of them have."""
-    columns = set.intersection(*(set(s) for s in scores))
+    """Average over datasets, seed by seed. H is that of the averages."""
     averages: Scores = {}
-    for column in columns:
-        seeds = set.intersection(*(set(s[column]) for s in scores))
-        averages[column] = {seed: mean(s[column][seed] for s in scores) for seed in sorted(seeds)}
+    for column in set.intersection(*(set(each) for each in scores)):
+        seeds = set.intersection(*(set(each[column]) for each in scores))
+        averages[column] = {seed: mean(each[column][seed] for each in scores) for seed in sorted(seeds)}
+    if HARMONIC in averages:
+        base, new = averages["base"], averages["new"]
+        averages[HARMONIC] = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in averages[HARMONIC]}
     return averages
 
 
 def _figures(scores: Scores, columns: Sequence[str], published: Mapping[str, float]) -> dict[str, Figure]:
-    """A figure for each column that has values."""
-    scores = _with_harmonic(scores)
-    figures: dict[str, Figure] = {}
+    """Return a figure for each column that has values."""
+    figures = {}
     for column in columns:
-        values = list(scores.get(column, {}).values())
-        if not values:
+        if not (values := list(scores.get(column, {}).values())):
             continue
         middle = mean(values)
         if column == HARMONIC:
             middle = harmonic_mean({key: mean(scores[key].values()) for key in ("base", "new")})
-        interval = t_interval(values)
-        figures[column] = Figure(
-            n=len(values),
-            mean=middle,
-            sd=stdev(values) if interval else None,
-            low=interval.low if interval else None,
-            high=interval.high if interval else None,
-            published=published.get(column),
-        )
+        figure = Figure(len(values), middle, published=published.get(column))
+        if interval := t_interval(values):
+            figure = replace(figure, sd=stdev(values), low=interval.low, high=interval.high)
+        figures[column] = figure
     return figures
 
 
-def pair_methods(asked: Asked, records: Sequence[Record]) -> Comparison:
+def pair_methods(grid: Grid, results: Sequence[GridResult]) -> Comparison:
     """Compare the methods on the datasets of the table's average, without the source."""
-    idle = {record.entry.config.method for record in records if not record.entry.trains}
-    results: dict[str, dict[str, Scores]] = {}
-    for method in asked.configs:
-        found = {d: _with_harmonic(_scores_of(asked, records, d, method)) for d in asked.datasets}
-        results[method] = {
-            dataset: _for_every_seed(scores) if method in idle else scores
-            for dataset, scores in found.items()
+    untrained = {found.run.config.method for found in results if not found.run.trains}
+    figures: dict[str, dict[str, Scores]] = {}
+    for method in grid.configs:
+        by_dataset = {dataset: _scores_of(grid, results, dataset, method) for dataset in grid.datasets}
+        figures[method] = {
+            dataset: _for_every_seed(scores) if method in untrained else scores
+            for dataset, scores in by_dataset.items()
             if scores
         }
-    default = Config().method if Config().method in results else next(iter(results))
-    reference = asked.compared_to or default
-    return compare(results, reference=reference, columns=asked.protocol.columns(asked.shots))
+    default = Config().method if Config().method in figures else next(iter(figures))
+    columns = grid.protocol.columns(grid.shots)
+    return compare(figures, reference=grid.compared_to or default, columns=columns)
 
 
 def _for_every_seed(scores: Scores) -> Scores:
-    """Of what learns nothing: its one run is that of every seed."""
     return {column: {EVERY_SEED: value} for column, found in scores.items() for value in found.values()}
 
 
-class _Cited:
-    """The published figures that may stand beside the asked ones."""
-
-    def __init__(self, asked: Asked, records: Sequence[Record], uncited: Mapping[str, str]) -> None:
-        self.uncited = uncited
-        self._sizes = {name: size for record in records for name, size in record.num_classes.items()}
-        shots = {"data.shots": asked.shots[0]}
-        found = {m: beside(asked.protocol.name, c.override(shots)) for m, c in asked.configs.items()}
-        self.series: dict[str, Series] = {method: one for method, one in found.items() if one}
-
-    def of(self, method: str, row: str, datasets: Sequence[str]) -> dict[str, float]:
-        """A row's figures by column; only where its data sets are the benchmarks', with all their classes."""
-        whole = all(full_size(d, self._sizes.get(d, 0)) and d not in self.uncited for d in datasets)
-        if method not in self.series or not whole:
-            return {}
-        figures = self.series[method].figures.get(row, {})
-        h = harmonic(figures)
-        return {**figures, **({HARMONIC: h} if h is not None else {})}
+def _title(grid: Grid) -> str:
+    backbone = " ".join(filter(None, (grid.config.backbone.name, grid.config.backbone.pretrained)))
+    shots = "" if grid.protocol.by_shots else f"{shots_column(grid.shots[0])}, "
+    source = f"trained on {grid.source}, " if grid.source else ""
+    seeds = ", ".join(map(str, grid.seeds))
+    return f"{grid.protocol.name}: {source}{shots}{backbone}, seeds {seeds}, test accuracy in percent"
 
 
-def _title(asked: Asked) -> str:
-    config = next(iter(asked.configs.values()))
-    backbone = " ".join(filter(None, (config.backbone.name, config.backbone.pretrained)))
-    shots = "" if asked.protocol.by_shots else f"{shots_column(asked.shots[0])}, "
-    source = f"trained on {asked.source}, " if asked.source else ""
-    seeds = ", ".join(map(str, asked.seeds))
-    return f"{asked.protocol.name}: {source}{shots}{backbone}, seeds {seeds}, test accuracy in percent"
-
-
-def _explain(asked: Asked, records: Sequence[Record], rows: Sequence[Row], cited: _Cited) -> list[str]:
-    """How the table is to be read, in sentences."""
-    lines = ["mean ± standard deviation [95 % t-interval] over n seeds; no spread where n is 1"]
-    if HARMONIC in asked.protocol.columns(asked.shots):
-        lines.append(
-            "H is the harmonic mean of the mean base and the mean new accuracy (H of the averages); "
-            "its deviation and interval are those of the H of each seed"
-        )
-    if asked.source:
-        lines.append(f"an average is over the data sets other than the source {asked.source}")
-    idle = sorted({r.entry.config.method for r in records if not r.entry.trains})
-    if idle:
-        lines.append(f"nothing is trained by {', '.join(idle)}: one run, the same for every seed")
-    lines += _settings(asked)
-    shown_series = {row.method for row in rows if any(f.published is not None for f in row.figures.values())}
-    if shown_series:
-        papers = (s.cited for m, s in cited.series.items() if m in shown_series)
-        lines.append(
-            f"published figures are cited, not run here: {', '.join(papers)}; difference: ours - published"
-        )
-    if cited.series:
-        left = (f"{name} ({why})" for name, why in cited.uncited.items())
-        lines += [f"no published figures stand beside those on {each}" for each in left]
-    if next(iter(asked.configs.values())).backbone.name == "mini":
-        lines.append("figures of the embedded backbone compare with each other only, not with published ones")
+def _notes(grid: Grid, results: Sequence[GridResult]) -> list[str]:
+    """Explain the table in sentences."""
+    lines = ["Mean ± standard deviation [95% t-interval] over n seeds."]
+    if HARMONIC in grid.protocol.columns(grid.shots):
+        lines.append("H is the harmonic mean of the mean base and the mean new accuracy.")
+    if grid.source:
+        lines.append(f"The average is over the datasets other than the source {grid.source}.")
+    if untrained := sorted({found.run.config.method for found in results if not found.run.trains}):
+        lines.append(f"Nothing is trained by {', '.join(untrained)}: one run for all seeds.")
+    if grid.config.backbone.name == "mini":
+        lines.append("Figures of mini compare with each other only, not with published ones.")
     return lines
 
 
-def _settings(asked: Asked) -> list[str]:
-    """Where runs are not at their methods' recipes."""
-    own = {method: settings_of(asked.protocol.name, method) for method in asked.configs}
-    kept = {m: {k: v for k, v in own[m].items() if asked.configs[m].flat()[k] == v} for m in own}
-    lines = [f"{method} under this protocol: {_assigned(kept[method])}" for method in kept if kept[method]]
-    changed = {
-        key: value
-        for method, config in asked.configs.items()
-        for key, value in changes(config, own[method], recipe=asked.recipes.get(method)).items()
-    }
-    return lines + ([f"not the methods' own settings: {_assigned(changed)}"] if changed else [])
+def _settings(grid: Grid) -> list[str]:
+    """Name the settings that differ from the methods' recipes."""
+    lines, changed = [], dict[str, Any]()
+    for method, config in grid.configs.items():
+        flat, own = config.flat(), settings_of(grid.protocol.name, method)
+        if kept := {key: value for key, value in own.items() if flat[key] == value}:
+            lines.append(f"Under this protocol, {method} has {_assigned(kept)}.")
+        changed |= changes(config, own)
+    return lines + ([f"Changed settings: {_assigned(changed)}."] if changed else [])
 
 
 def _assigned(settings: Mapping[str, Any]) -> str:

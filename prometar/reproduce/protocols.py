@@ -1,4 +1,4 @@
-"""Protocols as values: which images a run trains on, what is tested, and what the table calls it."""
+"""Protocols: which images a run trains on, what is tested, and the columns of the table."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,14 @@ VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant_of == "
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to compare methods.
+    """Protocol to compare methods.
 
     Args:
-        name: What `--protocol` takes.
-        about: One line for people.
+        about: Description in one line.
         objective: What a run trains and tests on (`prometar.data.splits.objective`).
-        datasets: By default; those trained on, or, where there is a source, those tested on.
-        source: The one data set that all runs train on; None: each data set is trained on by itself.
-        shots: Training images a class by default; more than one number makes a column of each.
+        datasets: Default datasets. With a source, they are tested on only.
+        source: Dataset that all runs train on; None: each dataset is trained on by itself.
+        shots: Default training images per class. Several numbers make one column each.
     """
 
     name: str
@@ -32,18 +31,18 @@ class Protocol:
 
     @property
     def by_shots(self) -> bool:
-        """Whether the table has a column for each number of shots."""
+        """True if the table has one column per number of shots."""
         return len(self.shots) > 1
 
     def columns(self, shots: tuple[int, ...]) -> tuple[str, ...]:
-        """The table's columns."""
+        """Return the table's columns."""
         if self.by_shots:
-            return tuple(shots_column(k) for k in shots)
+            return tuple(map(shots_column, shots))
         return ("base", "new", HARMONIC) if self.objective == "final" else (ACCURACY,)
 
 
 def shots_column(shots: int) -> str:
-    """The column of a number of shots.
+    """Return the column of a number of shots.
 
     Example:
         >>> shots_column(1), shots_column(16)
@@ -63,7 +62,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "cross-dataset",
-            "train on all classes of the source; test on all classes of each other data set",
+            "train on all classes of the source; test on all classes of each other dataset",
             objective="all_classes",
             datasets=tuple(name for name in ELEVEN if name != "imagenet"),
             source="imagenet",
@@ -77,7 +76,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "few-shot",
-            "train and test on all classes, with few to many images a class",
+            "train and test on all classes, with few to many images per class",
             objective="all_classes",
             datasets=ELEVEN,
             shots=(1, 2, 4, 8, 16),
@@ -87,10 +86,10 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of a name.
+    """Return a protocol by name.
 
     Raises:
-        UserError: an unknown name.
+        UserError: unknown name.
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol '{name}': choose one of {', '.join(PROTOCOLS)}")

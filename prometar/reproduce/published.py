@@ -1,4 +1,4 @@
-"""Published accuracies (published.json), cited and never mixed with ours."""
+"""Published accuracies (published.json). They are cited and never mixed with ours."""
 
 import json
 from collections.abc import Mapping
@@ -15,20 +15,21 @@ from prometar.data.preparation.check import differences
 from prometar.metrics import harmonic_mean
 
 AVERAGE = "average"
-# What may differ from a published run: which images and seeds, and how numbers are held.
+# Settings that may differ from a published run: images, seeds, and the precision.
 _FREE = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained", "backbone.precision",
          "train.seed"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Series:
-    """One method's published accuracies under one protocol.
+    """Published accuracies of one method under one protocol.
 
     Args:
-        method: Its name here. title: Its name in the paper. paper: Of the method.
-        settings: What the series was run with where the method has several.
-        configuration: The file of its settings, where the paper is not the figures' source.
-        figures: Percent by data set (or "average") and column, {"dtd": {"base": 83.37, "new": 62.97}}.
+        title: Name in the paper.
+        paper: Paper of the method.
+        settings: Settings of the series, if the method was published with several.
+        figures: Percent by dataset (or "average") and column, {"dtd": {"base": 83.37, "new": 62.97}}.
+        configuration: File of the settings, if the paper is not the source of the figures.
     """
 
     method: str
@@ -40,7 +41,7 @@ class Series:
 
     @property
     def cited(self) -> str:
-        """How it is named where its figures stand."""
+        """Citation."""
         return f"{self.title} ({'; '.join(filter(None, (self.paper, self.configuration)))})"
 
 
@@ -50,7 +51,7 @@ def _file() -> dict[str, Any]:
 
 
 def settings_of(protocol: str, method: str) -> Mapping[str, Any]:
-    """What a method's authors set under a protocol besides its recipe; nothing where that is not known.
+    """Return the settings that a method's authors used under a protocol in addition to its recipe.
 
     Example:
         >>> settings_of("cross-dataset", "maple")["train.epochs"]
@@ -60,10 +61,10 @@ def settings_of(protocol: str, method: str) -> Mapping[str, Any]:
 
 
 def beside(protocol: str, config: Config) -> Series | None:
-    """The series that may stand beside runs of `config`, else None.
+    """Return the series that is comparable with runs of `config`, if there is one.
 
-    Only the paper's own setting compares: ViT-B/16 with OpenAI's weights, 16 shots, and no setting changed
-    but those that the protocol or the series itself names.
+    Only ViT-B/16 with OpenAI's weights and 16 shots compares, and only settings of the protocol and of the
+    series may differ from the method's.
     """
     setting = (config.backbone.name, config.backbone.pretrained, config.data.shots)
     if setting != tuple(_file()["setting"][key] for key in ("backbone", "pretrained", "shots")):
@@ -75,54 +76,45 @@ def beside(protocol: str, config: Config) -> Series | None:
     return None
 
 
-def changes(
-    config: Config, settings: Mapping[str, Any] | None = None, *, recipe: Config | None = None
-) -> dict[str, Any]:
-    """The settings in which a configuration is not its method's own, with `settings` on top.
+def changes(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the settings that differ from the method's own, with `settings` on top.
 
-    Which images, seeds, backbone and precision are used is left out.
-
-    Args:
-        recipe: What a method of the user's own is, by its file; None: the configuration is the method.
+    Images, seeds, backbone and precision are left out, and so are custom recipes.
 
     Example:
         >>> changes(Config().override({"train.epochs": 2, "train.seed": 7}))
         {'train.epochs': 2}
     """
-    method = recipe or (config if is_file(config.method) else Config(method=config.method))
-    own = method.override(settings or {}).flat()
+    if is_file(config.method):
+        return {}
+    own = Config(method=config.method).override(settings or {}).flat()
     return {key: value for key, value in config.flat().items() if key not in _FREE and value != own.get(key)}
 
 
-def full_size(dataset: str, num_classes: int) -> bool:
-    """Whether a data set has all the classes of its benchmark: a part of one does not compare."""
-    return dataset in BENCHMARKS and BENCHMARKS[dataset].classes == num_classes
-
-
 def unlike_published(dataset: Dataset) -> str:
-    """Why figures on a benchmark's images here do not compare with published ones; "" where they do."""
+    """Return why figures on this dataset do not compare with published ones; empty if they do."""
+    if dataset.name not in BENCHMARKS:
+        return "not a benchmark"
     if dataset.note == OFFICIAL_NOTE:
         return OFFICIAL_NOTE
     return ", ".join(differences(dataset.name, len(dataset.classnames), dataset.counts))
 
 
 def published(dataset: Dataset, config: Config) -> float | None:
-    """The published harmonic mean of a configuration's method where ours may stand beside it, else None.
+    """Return the published harmonic mean of a configuration's method on a dataset, if it is comparable.
 
-    Of the configuration's own settings, backbone and shots alone must be the published ones.
+    Only its backbone and shots have to be the published ones.
     """
-    if is_file(config.method):
-        return None
     given = config.flat()
     settings = {key: given[key] for key in ("backbone.name", "backbone.pretrained", "data.shots")}
-    series = beside("base-to-new", Config(method=config.method).override(settings))
-    if series is None or unlike_published(dataset):
+    if is_file(config.method) or unlike_published(dataset):
         return None
-    return harmonic(series.figures.get(dataset.name, {}))
+    series = beside("base-to-new", Config(method=config.method).override(settings))
+    return harmonic(series.figures.get(dataset.name, {})) if series else None
 
 
 def harmonic(figures: Mapping[str, float]) -> float | None:
-    """The published H, or that of the published base and new accuracy.
+    """Return the published H, or that of the published base and new accuracy.
 
     Example:
         >>> harmonic({"base": 83.37, "new": 62.97})

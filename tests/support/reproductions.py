@@ -1,41 +1,48 @@
-"""Records without runs: a grid's request, and figures for each of its runs."""
+"""Results without runs: a grid, and figures for each of its runs."""
 
 from collections.abc import Callable
 from typing import Any
 
 from prometar.config.settings import configure
-from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.reproduce.grid import Asked, Entry, Record, entries
+from prometar.reproduce.grid import Grid, GridResult, GridRun, TargetTest
 from prometar.reproduce.protocols import protocol_of
 from prometar.reproduce.published import settings_of
+from prometar.training.run_result import RunResult
 
 PUBLISHED = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
-IDLE = frozenset({"zero-shot", "zero-shot-ensemble"})
+UNTRAINED = frozenset({"zero-shot", "zero-shot-ensemble"})
 
 
 def ask(
     protocol: str, methods: tuple[str, ...] = ("zero-shot", "coop"), *, seeds: tuple[int, ...] = (1, 2, 3),
     datasets: tuple[str, ...] = (), shots: tuple[int, ...] = (), settings: dict[str, Any] | None = None,
-) -> Asked:  # fmt: skip
-    """A request by the published setting, with `settings` on top."""
+    compared_to: str | None = None,
+) -> Grid:  # fmt: skip
+    """A grid with the published setting, and with `settings` on top."""
     chosen = protocol_of(protocol)
     values = {**PUBLISHED, **(settings or {})}
     configs = {method: configure(method, {**settings_of(protocol, method), **values}) for method in methods}
-    return Asked(
-        chosen, datasets or chosen.datasets, configs, seeds, shots or chosen.shots, chosen.source
+    return Grid(
+        chosen, datasets or chosen.datasets, configs, seeds, shots or chosen.shots, chosen.source, compared_to
     )  # fmt: skip
 
 
-def fill(asked: Asked, value: Callable[[Entry, str], float], *, classes: int | None = None) -> list[Record]:
-    """A record of each run; `value(entry, column or target)` in percent; `classes` None: the benchmark's."""
-    sets = ("base", "new") if asked.protocol.objective == "final" else ("all",)
+def result_of(accuracies: dict[str, float], data: str = "") -> RunResult:
+    """A run's result with these accuracies."""
+    return RunResult(
+        result={"epoch": 1}, accuracies=accuracies, images={}, history=(), objective="final", classnames=(),
+        template="", run="", data=data, weights="", environment={},
+    )  # fmt: skip
+
+
+def fill(grid: Grid, value: Callable[[GridRun, str], float]) -> list[GridResult]:
+    """A result of each run; `value(run, column or target)` in percent."""
+    sets = ("base", "new") if grid.protocol.objective == "final" else ("all",)
     return [
-        Record(
-            {name: value(entry, name) for name in sets},
-            {target: value(entry, target) for target in entry.targets},
-            {name: classes or BENCHMARKS[name].classes for name in (entry.config.data.name, *entry.targets)},
-            seconds=1.0,
-            entry=entry,
+        GridResult(
+            run,
+            result_of({name: value(run, name) for name in sets}),
+            {target: TargetTest(accuracy=value(run, target), data="") for target in run.targets},
         )
-        for entry in entries(asked, IDLE)
+        for run in grid.runs(UNTRAINED)
     ]

@@ -25,8 +25,6 @@ from prometar.config.settings import Config, dump_config
 from prometar.distributed.placement import ResourcePlan
 from prometar.errors import StorageError
 from prometar.io.files import refused
-from prometar.reproduce import worker as grid_worker
-from prometar.reproduce.grid import Entry
 from prometar.step.state import State
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
@@ -88,21 +86,13 @@ def leave_half(folder: Path) -> None:
     (folder / "trial/checkpoint.safetensors").write_bytes(HALF)
 
 
-def of_grid(folder: Path) -> tuple[dict[str, float], str]:
-    """A run of `prometar reproduce`."""
-    job = grid_worker.Job(Entry(CONFIG, runs.FINAL), folder / "run", torch.get_num_threads(), 0.5)
-    record = grid_worker.Worker().run(job)
-    assert not record.reason, "no run is to blame"
-    return record.accuracies, record.note.split(":")[0]
-
-
 def trained(folder: Path) -> object:
     """`prometar train`."""
     return runs.train_run(CONFIG, folder / "run", watch=Alignment(folder / "run", every=2))
 
 
 COMMANDS: dict[str, Callable[[Path], object]] = {
-    "trial": trial, "damaged": damaged, "reproduce": of_grid, "train": trained
+    "trial": trial, "damaged": damaged, "train": trained
 }  # fmt: skip
 
 
@@ -131,12 +121,11 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         value = float(sum(leaf.mean() for leaf in session.state.prompts.values()))
         return {"base": value, "new": value + 1, "objective": value}
 
-    for module in (training, grid_worker, runs):
+    for module in (training, runs):
         monkeypatch.setattr(module, "build_run", lambda *_, **__: run)
         monkeypatch.setattr(module, "ray_stream", lambda *_: lambda plan, step: iter(()))
         monkeypatch.setattr(module, "dump_config", described)
-    for module in (grid_worker, runs):
-        monkeypatch.setattr(module, "environment", dict)  # slow, and not to be compared
+    monkeypatch.setattr(runs, "environment", dict)  # slow, and not to be compared
     monkeypatch.setattr(training, "Alignment", partial(Alignment, every=2))
     monkeypatch.setattr(alignment, "measure", lambda run, state, pictures: {"cosine": state.step / 8})
     monkeypatch.setattr(session_module, "train_epoch", train_epoch)
@@ -166,14 +155,6 @@ def contents(folder: Path) -> dict[str, Any]:
     """All that lies below a folder, hidden files too."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {path.relative_to(folder).as_posix(): content(path) for path in files}
-
-
-@pytest.mark.usefixtures("_formula")
-def test_a_run_of_a_grid_whose_checkpoint_is_damaged_starts_over(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/checkpoint.safetensors").write_bytes(HALF)
-    assert of_grid(tmp_path) == (of_grid(tmp_path / "whole")[0], "started over")
-    assert (tmp_path / "run/checkpoint.set-aside.safetensors").read_bytes() == HALF
 
 
 @pytest.mark.usefixtures("_formula")
