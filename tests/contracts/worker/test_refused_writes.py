@@ -109,7 +109,7 @@ def described(config: Config) -> str:
 
 @pytest.fixture
 def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_epoch(run: Run, state: State, batches: object, watch: Any, graph: object) -> Any:
+    def train_epoch(run: Run, state: State, batches: object, watch: Any) -> Any:
         for _ in range(run.plan.steps_per_epoch):
             if watch is not None:
                 watch(run, state, None)
