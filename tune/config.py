@@ -247,7 +247,8 @@ class StudyConfig(PlainData):
         if not isinstance(space, Space):
             shipped = space in known_spaces()
             space = load_space(space)
-            space = space.fitted(run) if shipped else space
+            if shipped:
+                space = space.fitted(run, fixed={EPOCHS} & own_run.keys())
         if EPOCHS in space.ranges or len(_several(flat.get("search.goals", ("objective",)))) > 1:
             flat.setdefault("search.pruner", "none")
         flat["search.enqueue"] = tuple(

@@ -1,6 +1,6 @@
 """Search spaces as data: a YAML file of settings and their ranges, some with conditions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -118,15 +118,18 @@ class Space(PlainData):
                 values[key] = given[key]
         return values
 
-    def fitted(self, config: Config) -> Self:
+    def fitted(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
         """Return the space without settings that have no effect or whose default lies outside the range.
 
         Conditions on settings that are left out are replaced by their default values.
+
+        Args:
+            fixed: Settings that are left out anyway.
         """
         defaults, kept = config.flat(), dict[str, Range]()
         for key, whole in self.ranges.items():
-            fixed = whole.when.keys() - kept.keys()
-            if any(defaults[other] not in whole.when[other] for other in fixed):
+            absent = whole.when.keys() - kept.keys()
+            if key in fixed or any(defaults[other] not in whole.when[other] for other in absent):
                 continue
             when = {other: values for other, values in whole.when.items() if other in kept}
             entry = whole.model_copy(update={"when": when})
