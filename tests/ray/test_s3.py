@@ -2,9 +2,6 @@
 
 import itertools
 import os
-import signal
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -18,12 +15,10 @@ from prometar.data.preparation.check import check, list_datasets
 from prometar.data.preparation.prepare import prepare
 from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import StreamOptions, stream, stream_local
+from prometar.data.streaming.stream import stream, stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import filesystem, join
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -96,34 +91,18 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, bucket: str) -> None:
     assert len(open_dataset("dtd", bucket).train) == 48
 
 
-def test_a_killed_run_goes_on(small_dtd: Path, bucket: str) -> None:
-    script = (
-        "import os, signal\n"
-        "from prometar.data.preparation.prepare import prepare\n"
-        "def kill(done, total):\n"
-        "    if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"prepare('dtd', {str(small_dtd)!r}, {bucket!r}, shard_rows=20, progress=kill)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=120, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert len(files(bucket)) == 3
-    assert prepare("dtd", small_dtd, bucket, shard_rows=20).kept == 3
-    assert open_dataset("dtd", bucket).splits == open_dataset("dtd", small_dtd).splits
-
-
-@pytest.mark.parametrize("resident_bytes", [0, 2**30], ids=["read by tasks", "read once"])
+@pytest.mark.parametrize("epochs", [1, 2], ids=["read by tasks", "read once"])
 def test_streams_from_a_bucket_give_equal_pixels(
-    small_dtd: Path, bucket: str, ray_local: None, resident_bytes: int
+    small_dtd: Path, bucket: str, ray_local: None, epochs: int
 ) -> None:
     prepare("dtd", small_dtd, bucket, shard_rows=40)
     batches = []
     for root in (small_dtd, bucket):
         dataset = open_dataset("dtd", root)
         train, _ = draw(dataset.train, dataset.val, shots=2, seed=1)
-        plan = Plan(train, TransformSpec(24, train=True), batch_size=5, epochs=2)
+        plan = Plan(train, TransformSpec(24, train=True), batch_size=5, epochs=epochs)
         batches.append(np.stack([batch.images for batch in stream_local(plan, dataset.source)]))
-    options = StreamOptions(resident_bytes=resident_bytes)
-    batches.append(np.stack([batch.images for batch in stream(plan, dataset.source, options=options)]))
+    batches.append(np.stack([batch.images for batch in stream(plan, dataset.source)]))
     assert np.array_equal(batches[0], batches[1])
     assert np.array_equal(batches[0], batches[2])
 

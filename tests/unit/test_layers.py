@@ -55,15 +55,14 @@ ENTRANCES = {
     "huggingface_hub": {"prometar/inference/hub.py"},
     "optuna": {"tune/optimizer/"},
     "ray": {
-        "prometar/data/streaming/ray_private.py", "prometar/data/streaming/raystream.py",
-        "prometar/data/streaming/shared_images.py", "prometar/distributed/", "prometar/reproduce/execute.py",
+        "prometar/data/streaming/raystream.py", "prometar/distributed/",
         "tune/worker/trainable.py", "tune/execution/",
         "tune/study.py", "tune/tracking/callbacks.py",
     },
     "pyarrow": {
         "prometar/io/stores.py", "prometar/data/datasets/sources.py",
         "prometar/data/preparation/prepare.py",
-        "prometar/data/streaming/shared_images.py",
+        "prometar/data/streaming/raystream.py",
     },
 }  # fmt: skip
 

@@ -18,14 +18,8 @@ from tests.support.fake_trial import FakeTrial
 from tests.unit.test_layers import FILES, ROOT, imports_of
 
 RAY = "tune/execution/ray_private.py"
-STREAM, EXECUTOR = "prometar/data/streaming/ray_private.py", "ray.data._internal.execution.streaming_executor"
 OPTUNA = "tune/optimizer/optuna_private.py"
 NAMES = [
-    (STREAM, "ray.data", "Dataset._create_executor"),
-    (STREAM, EXECUTOR, "create_cluster_autoscaler"),
-    (STREAM, EXECUTOR, "StreamingExecutor.execute"),
-    (STREAM, EXECUTOR, "StreamingExecutor._update_stats_metrics"),
-    (STREAM, EXECUTOR, "_StatsManager.register_dataset_to_stats_actor"),
     (RAY, "ray.air._internal.usage", "tag_callbacks"),
     (RAY, "ray.air.execution._internal.actor_manager", "RayActorManager._actor_task_failed"),
     (RAY, "ray.tune.utils.object_cache", "_ObjectCache.cache_object"),
@@ -103,4 +97,4 @@ def _private_uses(source: str) -> set[str]:
 def test_private_names_are_used_in_a_file_for_each_use() -> None:
     users = [path for path in FILES if {name.split(".")[0] for name in imports_of(path)} & {"ray", "optuna"}]
     found = {str(path.relative_to(ROOT)): _private_uses(path.read_text("utf-8")) for path in users}
-    assert {file for file, uses in found.items() if uses} == {STREAM, RAY, OPTUNA}
+    assert {file for file, uses in found.items() if uses} == {RAY, OPTUNA}

@@ -31,36 +31,6 @@ class Rows(NamedTuple):
     seed: Ints
 
 
-@dataclass(frozen=True)
-class Order:
-    """The part of a plan that decides rows; small, so that it can be sent to every worker.
-
-    Args:
-        num_items: N, images an epoch draws from.
-        rows_per_epoch: Rows used of each epoch; at most N.
-        seed: Seed of the order and of the augmentation.
-        shuffle: Whether each epoch has its own order.
-    """
-
-    num_items: int
-    rows_per_epoch: int
-    seed: int
-    shuffle: bool
-
-    def rows(self, start: int, stop: int) -> Rows:
-        """Rows start .. stop-1."""
-        images, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        while start < stop:
-            epoch, first = divmod(start, self.rows_per_epoch)
-            last = min(first + stop - start, self.rows_per_epoch)
-            order, seed_of = _epoch(self.num_items, self.seed, epoch, self.shuffle)
-            image = order[first:last]
-            images.append(image)
-            seeds.append(seed_of[image])
-            start += last - first
-        return Rows(np.concatenate(images), np.concatenate(seeds))
-
-
 @lru_cache(maxsize=8)
 def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
     """(N,) order of the images, and (N,) augmentation seeds *by image*: keyed by (seed, epoch, image)."""
@@ -128,16 +98,20 @@ class Plan:
         """Rows of all epochs."""
         return self.epochs * self.rows_per_epoch
 
-    @property
-    def order(self) -> Order:
-        """What decides the rows."""
-        return Order(len(self.items), self.rows_per_epoch, self.seed, self.shuffle)
-
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows start .. stop-1 (numbered over all epochs); an epoch's order is computed once and kept."""
+        """Rows start .. stop-1, numbered over all epochs."""
         if not 0 <= start <= stop <= self.num_rows:
             raise ValueError(f"rows {start}..{stop} lie outside the plan's 0..{self.num_rows}")
-        return self.order.rows(start, stop)
+        images, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        while start < stop:
+            epoch, first = divmod(start, self.rows_per_epoch)
+            last = min(first + stop - start, self.rows_per_epoch)
+            order, seed_of = _epoch(len(self.items), self.seed, epoch, self.shuffle)
+            image = order[first:last]
+            images.append(image)
+            seeds.append(seed_of[image])
+            start += last - first
+        return Rows(np.concatenate(images), np.concatenate(seeds))
 
     def step_rows(self, step: int) -> tuple[int, int]:
         """First row of a step, and the row after its last; `step == num_steps` gives an empty range."""

@@ -1,47 +1,36 @@
-"""The plan on Ray Data: one execution over row ranges of all epochs, in order, without hanging.
+"""A data plan on Ray Data: one execution over the steps of all epochs, in order.
 
-Ray Data starts helper tasks of one CPU for many of its readers; when trials hold every CPU those wait for
-ever, silently. So the ranges come from `from_items` (which needs no task), the pixels from one `map_batches`
-whose tasks are as small as `StreamOptions` says and, in a trial, lie in the trial's own placement group.
+A trial's placement group has a bundle for the trainer and one for the stream. The tasks run in the second
+bundle, so they can start even if trials occupy every CPU. The plan enters through `from_items`, which needs
+no task. Ray Data waits silently for ever if one of its tasks cannot be placed.
 """
 
 import gc
 import logging
 import warnings
-from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data.block import BlockAccessor
-from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import OutOfDiskError, RayError, UserCodeException
+from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import Order, Plan
-from prometar.data.streaming.ray_private import bundles_of
-from prometar.data.streaming.shared_images import Resident, files_of, resident
+from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, StreamOptions, steps
-from prometar.data.streaming.transforms import BrokenImage, TransformSpec, make_images
+from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import StorageError, UserError, WorkError, last_line
 
-FIRST_ROWS = 16  # of the first block; the next ones grow to `block_rows`, so that a stream starts at once
-# Ranges of one execution; each is put (1 ms) before the first batch, so longer plans take several.
-MAX_BLOCKS = 256
-_KNOWN = (UserError, WorkError, StorageError, BrokenImage)
-ERRORS: dict[str, type[UserError]] = {each.__name__: each for each in _KNOWN}
-
-Columns = dict[str, NDArray[Any]]
-Images = NDArray[np.uint8]
-Range = tuple[int, int]
+MAX_STORED_IMAGES = 10_000  # about 1 GB of photographs
 
 
 def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> Iterator[Batch]:
@@ -50,180 +39,106 @@ def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> 
         return
     if not ray.is_initialized():
         raise RuntimeError("stream needs a running Ray: call ray.init first, or use stream_local")
-    first, _ = plan.step_rows(start_step)
-    blocks = _blocks(plan, source, first, options)
+    blocks = _blocks(_dataset(plan, source, start_step, options))
+    images = np.empty(0, np.uint8)
     try:
-        yield from _rebatch(plan, start_step, blocks)
-    finally:
+        for step, rows, labels in steps(plan, start_step):
+            if not len(images):
+                images = _next(blocks, step)
+            size = len(rows.image)
+            yield Batch(step, images[:size].copy(), labels)  # a block is a read-only view of shared memory
+            images = images[size:]
+    except GeneratorExit:
         blocks.close()
+        gc.collect()  # Ray Data holds finished blocks in reference cycles
+        raise
 
 
-def _blocks(
-    plan: Plan, source: Source, first_row: int, options: StreamOptions
-) -> Generator[Images, None, None]:
-    """uint8 (R, H, W, 3) blocks of consecutive rows from `first_row` on, from `max_tasks` lanes in turn.
+def _blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
+    """Images of each block. `iter_batches` leaks a thread and blocks if it is closed early (Ray 2.60)."""
+    for bundle in dataset.iter_internal_ref_bundles():
+        for ref in bundle.block_refs:
+            columns = BlockAccessor.for_block(ray.get(ref)).to_batch_format("numpy")
+            yield cast(dict[str, NDArray[np.uint8]], columns)["image"]
 
-    An execution hears of its tasks' ends when all that run have ended, or after 100 ms. So each lane is an
-    execution of one task at a time.
-    """
-    kept = resident(plan.items, source, options.resident_bytes)
-    inputs = {"order": plan.order, "spec": plan.transform, "kept": kept, "source": source}
-    ranges = _ranges(first_row, plan.num_rows, options.block_rows)
-    num = options.max_tasks
-    lanes = [_lane(plan, ranges[k::num], inputs, options) for k in range(num)]
+
+def _next(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.uint8]:
     try:
-        for k in range(len(ranges)):
-            yield next(lanes[k % num])
-    finally:
-        for lane in lanes:
-            lane.close()
+        return next(blocks)
+    except RayError as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+            raise type(error.cause)(str(error.cause).splitlines()[0]) from None  # Ray Data adds lines
+        if isinstance(error, OutOfDiskError):
+            raise StorageError("Ray's object store and its disk are full. Free disk space.") from None
+        raise WorkError(f"the data stream failed at step {step}: {last_line(str(error))}") from error
 
 
-def _ranges(start: int, stop: int, most: int) -> list[Range]:
-    """start .. stop in ranges of FIRST_ROWS, then twice as many each, `most` at most.
+def _dataset(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> ray.data.Dataset:
+    """One block for a few steps and one task per block.
 
-    Example:
-        >>> _ranges(0, 200, 64)
-        [(0, 16), (16, 48), (48, 112), (112, 176), (176, 200)]
+    A task that makes several blocks holds its CPU until the consumer takes them. An evaluation between two
+    epochs would then wait for the training stream, which waits for the evaluation.
     """
-    ranges, rows = [], min(FIRST_ROWS, most)
-    while start < stop:
-        ranges.append((start, min(start + rows, stop)))
-        start, rows = start + rows, min(2 * rows, most)
-    return ranges
-
-
-def _lane(
-    plan: Plan, ranges: list[Range], inputs: dict[str, Any], options: StreamOptions
-) -> Generator[Images, None, None]:
-    for k in range(0, len(ranges), MAX_BLOCKS):
-        part = ranges[k : k + MAX_BLOCKS]
-        yield from _checked(_execution(plan, part, inputs, options), part)
-
-
-def _execution(
-    plan: Plan, ranges: list[Range], inputs: dict[str, Any], options: StreamOptions
-) -> Generator[Columns, None, None]:
-    """Ray Data making ranges of rows: a task a range, a block a task.
-
-    A task that made several blocks would keep its CPU while they wait for the consumer; when that consumer
-    waits for a second stream in the same placement group (evaluation between epochs), both wait for ever.
-    """
-    items = [{"start": start, "stop": stop} for start, stop in ranges]
-    with _context(plan, options):
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    size = max(1, options.block_rows // plan.batch_size)
+    starts = range(start_step, plan.num_steps, size)
+    items = [_described(plan, start, min(start + size, plan.num_steps)) for start in starts]
+    inputs = {"spec": plan.transform, "source": source, "files": _stored(plan, source)}
+    with _context(options):
+        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             cast(Any, make_block),
             fn_kwargs=inputs,
-            batch_size=1,
-            batch_format="numpy",
+            batch_size=None,
+            batch_format="pyarrow",
             num_cpus=options.num_cpus,
-            compute=TaskPoolStrategy(size=1),
-            **_placement(options),
+            compute=TaskPoolStrategy(size=options.max_tasks),
         )
-        # not iter_batches: it leaves a thread behind each time (ray 2.60), thousands in a study
-        bundles = bundles_of(dataset)
-    return _columns(bundles)
 
 
-def _columns(bundles: Iterator[Any]) -> Generator[Columns, None, None]:
-    """Each block as NumPy arrays: views of shared memory."""
-    for bundle in bundles:
-        for block in bundle.block_refs:
-            yield cast(Columns, BlockAccessor.for_block(ray.get(block)).to_batch_format("numpy"))
-
-
-def _checked(batches: Generator[Columns, None, None], ranges: list[Range]) -> Generator[Images, None, None]:
-    """The images of `batches`, a block a range; raises what a task reported, or if a row is lost."""
-    left = deque(ranges)
-    try:
-        for columns in batches:
-            name, _, message = str(columns["error"][0]).partition(":")
-            if name:
-                raise ERRORS[name](message)
-            start, stop = left.popleft() if left else (0, 0)
-            if not np.array_equal(columns["row"], np.arange(start, stop)):
-                raise WorkError(f"the data stream lost its order at row {start}: please report this")
-            yield columns["image"]
-    except (RayError, UserCodeException, ExecutionTimeoutError) as error:
-        where, text = f"the data stream failed at row {left[0][0]}", str(error)
-        if isinstance(error, OutOfDiskError) or OutOfDiskError.__name__ in text:
-            raise StorageError(
-                f"{where}: Ray's memory is full, and so is the disk it spills to: make room"
-            ) from None
-        raise WorkError(f"{where}: {last_line(text)}") from error
-    finally:
-        batches.close()  # stops the tasks if the consumer leaves early
-        if left:
-            gc.collect()  # Ray Data's executor holds finished blocks in reference cycles
-    if left:
-        raise WorkError(f"the data stream ended at row {left[0][0]}: please report this")
-
-
-def _rebatch(plan: Plan, start_step: int, blocks: Iterator[Images]) -> Iterator[Batch]:
-    """The plan's batches cut from blocks; copies, since blocks are read-only views of shared memory."""
-    block, used = next(blocks), 0
-    for step, _, labels in steps(plan, start_step):
-        images = np.empty((len(labels), *block.shape[1:]), np.uint8)
-        filled = 0
-        while filled < len(images):
-            if used == len(block):
-                block, used = next(blocks), 0
-            take = min(len(images) - filled, len(block) - used)
-            images[filled : filled + take] = block[used : used + take]
-            filled, used = filled + take, used + take
-        yield Batch(step, images, labels)
+def _described(plan: Plan, start: int, stop: int) -> dict[str, list[Any]]:
+    """Images, augmentation seeds and paths of the steps start .. stop-1."""
+    rows = plan.rows(plan.step_rows(start)[0], plan.step_rows(stop - 1)[1])
+    paths = [plan.items[k].path for k in rows.image]
+    return {"image": rows.image.tolist(), "seed": rows.seed.tolist(), "path": paths}
 
 
 def make_block(
-    chunk: Columns, *, order: Order, spec: TransformSpec, kept: Resident, source: Source
-) -> Columns:
-    """In a Ray task: the pixels of one range of rows; a user's error travels as data, not as a traceback."""
-    start, stop = int(chunk["start"][0]), int(chunk["stop"][0])
-    try:
-        rows = order.rows(start, stop)
-        paths, files = files_of(kept, rows.image, source)
-        images = make_images(spec, files, rows.seed, paths)
-    except UserError as error:
-        blank = np.zeros((1, spec.size, spec.size, 3), np.uint8)
-        name = type(error).__name__ if type(error).__name__ in ERRORS else "WorkError"
-        return {"row": np.array([start]), "image": blank, "error": np.array([f"{name}:{error}"])}
-    return {"row": np.arange(start, stop), "image": images, "error": np.full(stop - start, "")}
+    block: pa.Table, *, spec: TransformSpec, source: Source, files: ray.ObjectRef | None
+) -> dict[str, NDArray[np.uint8]]:
+    """Make the images of a block, in a Ray task."""
+    [rows] = block.to_pylist()
+    if files is None:
+        encoded = source.read_many(rows["path"])
+    else:
+        encoded = ray.get(files).take(pa.array(rows["image"])).to_pylist()
+    return {"image": make_images(spec, encoded, rows["seed"], rows["path"])}
 
 
-def _placement(options: StreamOptions) -> dict[str, Any]:
-    """Where the tasks run: in the trial's own placement group, whose CPUs no other trial can take."""
-    group = get_current_placement_group() if options.in_placement_group else None
-    if group is None:
-        return {}
-    # the trainer holds the first bundle; a task that fits no other one would wait for ever
-    bundles = [bundle.get("CPU", 0.0) for bundle in group.bundle_specs[1:]]
-    if max(bundles, default=0.0) < options.num_cpus - 1e-4:  # Ray counts in steps of 0.0001
-        found = ", ".join(f"{cpus:g}" for cpus in bundles) or "none"
-        raise UserError(
-            f"a task of the data stream needs {options.num_cpus:g} CPU of the trial's placement group, "
-            f"but the bundles beside the trainer's have {found}: give it a bundle"
-        )
-    strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-    return {"scheduling_strategy": strategy}
+def _stored(plan: Plan, source: Source) -> ray.ObjectRef | None:
+    """Put the encoded images into the object store if several epochs read them."""
+    if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
+        return None
+    return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))
 
 
 @contextmanager
-def _context(plan: Plan, options: StreamOptions) -> Iterator[None]:
-    """Ray Data's settings for this stream alone; a data set keeps those it was made under."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+def _context(options: StreamOptions) -> Iterator[None]:
+    """Ray Data's settings for one stream. A dataset keeps the settings that it was made under."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the consumer raises what it would log
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
-    block_bytes = options.block_rows * plan.transform.size**2 * 3
-    context.target_max_block_size = max(2 * block_bytes, 2**20)  # never split a range
+    context.raise_original_map_exception = True
+    context.target_max_block_size = None  # never split a block
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
-    context.memory_usage_poll_interval_s = None  # else a thread a task
-    memory = max(options.memory_bytes // options.max_tasks, 4 * block_bytes)
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
-    with DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 announces the end of `scheduling_strategy` for data sets and names no other way into a
-        # placement group. When it goes, map_batches raises TypeError: loud, where a lost setting would hang.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        yield
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=options.memory_bytes
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # no other setting reaches the bundle
+        if options.in_placement_group and (group := get_current_placement_group()):
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+            context.scheduling_strategy = context.scheduling_strategy_large_args = strategy
+        with DataContext.current(context):
+            yield

@@ -35,20 +35,17 @@ class StreamOptions:
     Args:
         num_cpus: Logical CPUs of a task (default 0.5). Inside a placement group it must fit a bundle.
         max_tasks: Tasks at a time (default 1).
-        block_rows: Rows a task makes at a time at most (default 128).
-        in_placement_group: Run the tasks in the current placement group, as a trial that owns its CPUs must;
-            ignored where there is no group (default False).
+        block_rows: Rows that a task makes, in whole steps (default 64).
+        in_placement_group: Run the tasks in the current placement group, if there is one. A trial needs this
+            (default False).
         memory_bytes: Bound on finished blocks that wait for a slow consumer (default 128 MiB).
-        resident_bytes: Data sets up to this size are put into the object store, once for all processes where
-            there is `shared_images`; larger ones are read by the tasks (default 1 GiB).
     """
 
     num_cpus: float = 0.5
     max_tasks: int = 1
-    block_rows: int = 128
+    block_rows: int = 64
     in_placement_group: bool = False
     memory_bytes: int = 2**27
-    resident_bytes: int = 2**30
 
     @classmethod
     def in_bundle(cls, cpus: float) -> "StreamOptions":
