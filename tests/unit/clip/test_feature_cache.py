@@ -115,18 +115,6 @@ def test_a_damaged_entry_is_computed_again_and_mended(folder: Path, damage: str)
     assert get(clip)[1] == (damage == "a folder")  # which nothing can replace
 
 
-def test_an_entry_under_anothers_name_is_not_taken(folder: Path) -> None:
-    clip = backbone().clip
-    get(clip)
-    (mine,) = folder.iterdir()
-    expected, _ = get(clip, NAMES[::-1])
-    (other,) = set(folder.iterdir()) - {mine}
-    other.write_bytes(mine.read_bytes())
-    features, computed = get(clip, NAMES[::-1])
-    assert computed == 1
-    assert torch.equal(features, expected)
-
-
 def test_where_nothing_can_be_written_features_are_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,10 +131,3 @@ def test_a_full_disk_leaves_nothing_behind(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", full)
     assert get(backbone().clip)[1] == 1
     assert list(folder.iterdir()) == []
-
-
-def test_the_default_folder_is_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PROMETAR_CACHE")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    get(backbone().clip)
-    assert len(list((tmp_path / ".cache" / "prometar" / "text-features").glob("*.safetensors"))) == 1
