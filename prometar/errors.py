@@ -1,4 +1,4 @@
-"""Errors that a user can cause or mend: each is one line that says what, where, and what to do."""
+"""Errors that a user can cause or fix: one line each, the problem and the fix."""
 
 import re
 
@@ -9,29 +9,29 @@ _ADVICE = re.compile(
 
 
 class UserError(Exception):
-    """Wrong usage or missing input. Command-line tools print the message and exit with `exit_code`."""
+    """Wrong usage or missing input. Commands print the message and exit with `exit_code`."""
 
     exit_code = 2
 
 
 class WorkError(UserError):
-    """The request was right, but the work failed (a broken image, a diverged run, a lost store)."""
+    """Failed work: a corrupt image, a diverged run, an unreachable store."""
 
     exit_code = 1
 
 
 class StorageError(WorkError):
-    """Nothing can be kept or read any more: a full disk, a lost store. No trial has failed by that."""
+    """Storage that cannot be used: a full disk, an unreachable store. No run is to blame."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line of at most 160 characters."""
+    """Return the message of another library's error in one line of at most 160 characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
 
 
 def last_line(text: str) -> str:
-    """What a traceback ends with, but for the advice that torch puts behind every error of a GPU.
+    """Return the last line of a traceback without the advice that torch appends to GPU errors.
 
     Example:
         >>> last_line("Traceback:\\nAcceleratorError: CUDA error: some\\nFor debugging consider passing A=1")
@@ -42,17 +42,14 @@ def last_line(text: str) -> str:
 
 
 def is_of_accelerator(error: BaseException) -> bool:
-    """Whether torch tells of a GPU that has no memory left, is another's, or has failed.
-
-    After some of these all that the process asks of its GPU fails. Torch need not be loaded.
-    """
+    """Return True for errors of a GPU: out of memory, in use, or failed. Torch need not be imported."""
     kind, libraries = type(error), ("CUDA error: ", "cuDNN error: ")
     of_torch = kind.__module__ == "torch" and kind.__name__ in {"AcceleratorError", "OutOfMemoryError"}
     return of_torch or (isinstance(error, RuntimeError) and str(error).startswith(libraries))
 
 
 def one_line(text: str) -> str:
-    """A message that no name in it (of a class, of a file) can break or colour.
+    """Return a message in one line without control characters from names of classes or files.
 
     Example:
         >>> one_line("a\\nb\\x1b[2J")

@@ -1,4 +1,4 @@
-"""Gradient alignment: does a step on some classes help the one that was left out?
+"""Gradient alignment: the cosine of support and query gradients along a run.
 
 The meta phase lowers the query loss at theta - lr g_support, to first order L_query - lr g_support .
 g_query: it asks for support and query gradients that agree. `Alignment` measures their cosine along a run,
@@ -37,10 +37,10 @@ Record = dict[str, Any]
 
 @dataclass
 class Alignment:
-    """Watches a run: every `every` steps, a record in FILE of the run's folder.
+    """Watch that writes a record to FILE in the run's folder every `every` steps.
 
-    A record holds `step` (0-based, before it is taken), `epoch` (1-based), `cosine` over all leaves, `text`
-    and `vision` over a tower's (absent where it learns nothing), and both gradients' norms.
+    A record contains `step` (0-based), `epoch` (1-based), `cosine` over all prompts, `text` and `vision` over
+    those of a tower (if it has any), and the norms of both gradients.
 
     Raises:
         UserError: `every` below 1.
@@ -66,7 +66,7 @@ class Alignment:
             _append(self.folder / FILE, {"step": state.step, "epoch": epoch, **found})
 
     def _forget(self, step: int) -> None:
-        """A run that was interrupted does some steps again: their records are made anew."""
+        """Drop records of steps that a resumed run repeats."""
         path = self.folder / FILE
         if path.exists():
             kept = [json.dumps(record) + "\n" for record in read(path) if record["step"] < step]
@@ -74,10 +74,10 @@ class Alignment:
 
 
 def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
-    """Cosines of the modulated support gradient and the query's task gradient at the state's prompts.
+    """Return cosines of the modulated support gradient and the query's task gradient.
 
-    The task is the one that the step's meta phase has, or would have; the query is not augmented. None where
-    the batch holds one class, or nothing is learned.
+    The task is that of the step's meta phase, without augmentation of the query. Returns None if the batch
+    contains one class only, or nothing is learned.
     """
     method = run.method
     images = run.backbone.normalise(torch.from_numpy(pictures.images))
@@ -94,7 +94,7 @@ def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
 
 
 def _gradient(run: Run, method: Method, state: State, images: Images) -> Leaves:
-    """What the direct phase would follow on these images: the momenta of a step that goes nowhere."""
+    """Return the gradient of the direct phase: the momenta of a step with lr 0."""
     after, _ = step(run.model, replace(method, inner=None), state, Batch(images, None), _STILL)
     return after.prompt_momenta
 
@@ -128,10 +128,10 @@ def _append(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """A run's records; a last line that was cut off is left out.
+    """Read a run's records. An incomplete last line is ignored.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: the file is missing or contains anything else.
     """
     try:
         lines = read_bytes(path).decode().splitlines()
@@ -154,10 +154,10 @@ def read(path: Path) -> list[Record]:
 
 
 def of_run(folder: Path) -> "Summary | None":
-    """The summary of a run's folder; None where nothing was measured.
+    """Return the summary of a run's folder; None if nothing was measured.
 
     Raises:
-        UserError: the file holds something else than records.
+        UserError: the file contains anything but records.
     """
     path = folder / FILE
     return summarize(read(path)) if path.is_file() else None
@@ -165,7 +165,7 @@ def of_run(folder: Path) -> "Summary | None":
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean cosine over a run, over its first and its last quarter of records, and how many were positive."""
+    """Mean cosine over a run and over its first and last quarter, and the share of positive ones."""
 
     num_records: int
     mean: float
@@ -182,7 +182,7 @@ class Summary:
 
 
 def summarize(records: Sequence[Record]) -> Summary | None:
-    """A run's records in a line; None where there are none."""
+    """Summarize a run's records; None if there are none."""
     cosines = [record["cosine"] for record in records]
     if not cosines:
         return None

@@ -1,4 +1,4 @@
-"""Alignment along runs, as one self-contained page."""
+"""Page with the gradient alignment along runs."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,7 +10,7 @@ from prometar.analysis.alignment import Record
 
 
 def page(runs: Mapping[str, Sequence[Record]]) -> str:
-    """An HTML page: each run's cosines by step as points, and their means by epoch as a line."""
+    """Return an HTML page: each run's cosines by step, and their means by epoch."""
     figure = go.Figure()
     colours = qualitative.Plotly
     for number, (name, records) in enumerate(runs.items()):

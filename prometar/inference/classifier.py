@@ -1,4 +1,4 @@
-"""Trained prompts as a classifier of images: `prometar.load(FILE).predict(images)`."""
+"""Image classifier with trained prompts: `prometar.load(FILE).predict(images)`."""
 
 import io
 from collections.abc import Mapping, Sequence, Set
@@ -34,10 +34,10 @@ Picture = Image.Image | str | Path | NDArray[np.uint8]
 
 
 class Predictions(NamedTuple):
-    """What `Classifier.predict` returns for N images and C classes.
+    """Predictions for N images and C classes.
 
     Attributes:
-        names: The most likely class of each image, N.
+        names: Most likely class of each image, N.
         probabilities: softmax of the logits, float32 (N, C).
         classnames: The columns of `probabilities`, C.
     """
@@ -49,13 +49,13 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A frozen CLIP with trained prompts, for any classes; by default those it was trained on.
+    """Frozen CLIP with trained prompts, for any classes.
 
     Args:
         backbone: The frozen CLIP.
-        prompts: Which prompts there are. leaves: The trained ones.
-        config: The run's settings. classnames: What it was trained on.
-        template: Text of a class where the method learns no text context ("a photo of a {}.").
+        prompts: Structure of the prompts. leaves: Trained tensors.
+        config: Settings of the run. classnames: Classes of the training, the default of `predict`.
+        template: Text of a class if the method learns no text context ("a photo of a {}.").
         card: Description of exported prompts.
     """
 
@@ -68,12 +68,12 @@ class Classifier:
     card: Card | None = None
 
     def __repr__(self) -> str:
-        """One line: all its tensors are thousands, in a notebook too."""
+        """Return one line instead of thousands of tensors."""
         config, classes = self.config, len(self.classnames)
         return f"<{config.method} on {config.data.name} with {config.backbone.name}, {classes} classes>"
 
     def model(self, classnames: Sequence[str], template: str | None = None) -> Model:
-        """The prompted CLIP for these classes."""
+        """Return the prompted CLIP for these classes."""
         texts = prompt_texts(
             classnames, self.prompts, init=self.config.prompts.init, template=template or self.template
         )
@@ -86,7 +86,7 @@ class Classifier:
         classnames: Sequence[str] | None = None,
         batch_size: int = EVAL_BATCH_SIZE,
     ) -> Predictions:
-        """Classify images: p(c | x) = softmax_c(s f(x) . g_c), as accuracies are measured.
+        """Classify images: p(c | x) = softmax_c(s f(x) . g_c).
 
         Args:
             images: Pillow images, paths, or uint8 arrays (H, W, 3); one, or a sequence.
@@ -186,7 +186,7 @@ def _names(classnames: Sequence[str]) -> tuple[str, ...]:
     try:
         names = () if isinstance(classnames, str) else tuple(classnames)
         usable = bool(names) and len(set(map(as_read, names))) == len(names) and not any(map(flaw_of, names))
-    except (TypeError, AttributeError):  # no sequence, or not of texts
+    except (TypeError, AttributeError):  # not a sequence of texts
         usable = False
     if not usable:
         raise UserError(f"classnames must be different names as CLIP reads them, found {classnames!r:.200}")
@@ -204,7 +204,7 @@ def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
 
 
 def _encoded(picture: Picture) -> bytes:
-    """An image file's bytes. Pixels are wrapped in a lossless format: all images take the same way."""
+    """Return an encoded image. Pixels get a lossless format, so that all images are decoded alike."""
     if isinstance(picture, str | Path):
         try:
             return read_bytes(Path(picture))
@@ -212,9 +212,8 @@ def _encoded(picture: Picture) -> bytes:
             raise UserError(f"cannot read image {picture}: {error.strerror}") from None
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            raise UserError(
-                f"an image array must be uint8 (H, W, 3), found {picture.dtype} {tuple(picture.shape)}"
-            )
+            kind = f"{picture.dtype} {tuple(picture.shape)}"
+            raise UserError(f"an image array must be uint8 (H, W, 3), found {kind}")
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
         raise UserError(f"expected a Pillow image, a path or an array, found {type(picture).__name__}")
@@ -223,7 +222,7 @@ def _encoded(picture: Picture) -> bytes:
         to_rgb(picture).save(file, "PPM")
     except ValueError as error:
         raise UserError(f"an image cannot be classified: {error}") from None
-    except Exception as error:  # its file is read only now: see `transforms.decode`
+    except Exception as error:  # Pillow reads the file only now, and raises errors of many kinds
         where = getattr(picture, "filename", "") or "given as pixels"
         raise BrokenImage(f"broken image {where}: {first_line(error)}") from None
     return file.getvalue()

@@ -1,8 +1,7 @@
-"""How far prompts have moved a CLIP where nobody needs a label: on foreign class names.
+"""Drift of prompted features from frozen ones, measured on out-of-domain class names without labels.
 
-Accuracy on new classes cannot be measured without their images. What can be: prompts that change what the
-frozen CLIP says of names it was not tuned for lose its knowledge of new classes, too. docs/objectives.md has
-the evidence.
+Accuracy on new classes cannot be measured without their images. But prompts that change the predictions of
+the frozen CLIP on names outside the training lose its knowledge of new classes too (docs/objectives.md).
 """
 
 import hashlib
@@ -19,27 +18,28 @@ from prometar.clip.openclip import Backbone
 from prometar.clip.wording import readable
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.streaming.stream import Batch
+from prometar.device import send
 from prometar.errors import UserError
 from prometar.methods.regularizers import similarity
 from prometar.step.prompted_clip import Model
 from prometar.training.scoring import not_finite
 
 TEMPLATE = "a photo of a {}."
-"""Of the frozen CLIP's texts that prompts are compared with: what most contexts start from."""
+"""Template of the frozen texts. Most contexts start from it."""
 LOSS_PER_NAT = 0.05
-"""The share of new accuracy that is lost with each nat of divergence (docs/objectives.md)."""
+"""Relative loss of new accuracy per nat of divergence (docs/objectives.md)."""
 FEWEST = 20
-"""Foreign names that a measure of drift needs."""
+"""Smallest number of out-of-domain names."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Means over the images, or over the foreign names.
+    """Distances between prompted and frozen features: means over images or out-of-domain names.
 
     Args:
         divergence: KL(frozen || prompted) of an image's probabilities over the names, in nats.
         agreement: Share of images whose most likely name is the same.
-        text_cosine: Of a name's prompted and frozen feature. image_cosine: Of an image's.
+        text_cosine, image_cosine: Cosine of the prompted and the frozen feature.
     """
 
     divergence: float
@@ -52,11 +52,12 @@ class Drift:
 def measure_drift(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
 ) -> Drift:
-    """The drift of normalised features under prompts from those of the frozen CLIP.
+    """Return the drift of normalised prompted features from frozen ones.
 
     Args:
-        image_NE: Of N images. text_VE: Of V foreign names, or (N, V, E) where they see the images.
-        scale: What cosines are multiplied by in logits.
+        image_NE: Features of N images.
+        text_VE: Features of V out-of-domain names, or (N, V, E) if they depend on the images.
+        scale: Factor of cosines in logits.
 
     Example:
         >>> features = F.normalize(torch.eye(2))
@@ -75,21 +76,22 @@ def measure_drift(
 
 
 def predicted_new(zero_shot: float, drift: Drift) -> float:
-    """zero_shot * exp(-LOSS_PER_NAT * divergence): accuracy in percent on classes that were never seen.
+    """Predict the accuracy in percent on new classes: zero_shot * exp(-LOSS_PER_NAT * divergence).
 
-    `zero_shot`: the frozen CLIP's accuracy on the base classes' validation images, which sets the level.
+    Args:
+        zero_shot: Accuracy of the frozen CLIP on validation images of the base classes.
     """
     return zero_shot * math.exp(-LOSS_PER_NAT * drift.divergence)
 
 
 def drift_identity(backbone: Backbone) -> str:
-    """What decides a prediction beside images and prompts: scores of two do not compare."""
+    """Return an identifier of the prediction rule. Scores of different rules do not compare."""
     names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{LOSS_PER_NAT} a nat, names {names}"
 
 
 def foreign_names(known: Iterable[str], vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """What of a vocabulary shares no word with the known names.
+    """Return the names of a vocabulary that share no word with the known names.
 
     Example:
         >>> foreign_names(["red_fox", "owl"], ["fox", "dog", "barn owl"])
@@ -100,10 +102,10 @@ def foreign_names(known: Iterable[str], vocabulary: Sequence[str]) -> tuple[str,
 
 
 def foreign_to(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """The foreign names that drift is measured on for a data set.
+    """Return the out-of-domain names of a dataset.
 
     Raises:
-        UserError: they are too few to tell anything, as for ImageNet, whose names these are.
+        UserError: they are too few, as for ImageNet, which contains most names of the vocabulary.
     """
     names = foreign_names(dataset.classnames, vocabulary)
     if len(names) < FEWEST:
@@ -120,12 +122,12 @@ def _words(name: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What drift is measured on.
+    """Out-of-domain names of a run, which predict its accuracy on new classes.
 
     Args:
-        model: Of the foreign names. frozen_text_VE: Their features under the frozen CLIP.
-        frozen_base_CE: Of the base names, for the zero-shot accuracy.
-        seen: What is known of each batch of base images.
+        model: Prompted CLIP of the names. frozen_text_VE: Their frozen features.
+        frozen_base_CE: Frozen features of the base names, for the zero-shot accuracy.
+        seen: Cached features of the base images.
     """
 
     model: Model
@@ -137,18 +139,18 @@ class Foreign:
     def score(
         self, backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], batches: Iterable[Batch]
     ) -> dict[str, float]:
-        """Percent of base images classified rightly (`base`), the prediction for new classes (`new`), and
-        the drift that it is made from.
+        """Return the accuracy on base images, the predicted one on new classes, and the drift.
 
         Args:
-            model: Of the base classes. leaves: Trained prompts. batches: Validation images of base classes.
+            model: Prompted CLIP of the base classes. leaves: Trained prompts.
+            batches: Validation images of the base classes.
         Raises:
-            WorkError: a figure is not finite: such a model has no score.
+            WorkError: a value is not finite.
         """
         prompts = model.prompts.tokens(dict(leaves))
         images, frozen, labels = [], [], []
         for batch in batches:
-            pixels = backbone.normalise(torch.from_numpy(batch.images))
+            pixels = backbone.normalise(send(torch.from_numpy(batch.images), backbone.clip.device))
             tokens = self.seen.embed(backbone.clip, batch.step, pixels)
             frozen.append(self.seen.frozen(backbone.clip, batch.step, tokens))
             images.append(F.normalize(model.image_features(prompts, tokens), dim=-1))

@@ -20,15 +20,15 @@ from prometar.step.task_selection import select
 from prometar.training.run import Run
 
 Watch = Callable[[Run, State, Batch], None]
-"""Sees a run's state and the batch that it is about to be trained on, and changes neither."""
+"""Receives a run's state and the next batch before each step."""
 
 
 class Diverged(WorkError):
-    """The loss is not a finite number any more; the message names the step."""
+    """The loss is NaN or infinite. The message names the step."""
 
 
 def rates(config: Config, epoch: int) -> Rates:
-    """Both optimizers' hyperparameters in a 0-based epoch."""
+    """Return both optimizers' hyperparameters in a 0-based epoch."""
     o = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": o.warmup_epochs}
     gate_lr = o.gate_warmup_lr  # as released: the gate's schedule is never stepped
@@ -44,7 +44,7 @@ def train_epoch(
     """Return the state after the rest of the epoch, and the mean of each scalar over its steps.
 
     Raises:
-        Diverged: a loss that is not finite; names the first such step.
+        Diverged: a loss is not finite.
     """
     per_epoch, first = run.plan.steps_per_epoch, state.step
     now, scalars = rates(run.config, first // per_epoch), list[dict[str, Tensor]]()

@@ -1,4 +1,4 @@
-"""A run: everything that is fixed while it trains, built from a configuration."""
+"""Run: everything that is fixed during training, built from a configuration."""
 
 import hashlib
 import json
@@ -32,9 +32,11 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A set that accuracy is measured on: its plan, the model of its classes, what is known of its images.
+    """Images and classes on which accuracy is measured.
 
-    source: Tells its images from those of other data sets.
+    Args:
+        model: Prompted CLIP of the classes. seen: Cached features of the images.
+        source: Distinguishes the images from those of other datasets.
     """
 
     plan: Plan
@@ -45,11 +47,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that is fixed while a run trains.
+    """Everything that is fixed during the training of one configuration.
 
-    `backbone`: as its prompts need it. `seen`: what is known of each step's images. `foreign`: what accuracy
-    on new classes is predicted with, where the objective does so. `code`: sha256 of the source files of
-    custom components, by reference.
+    Args:
+        every_epoch: Whether each epoch is scored, not only the last one.
+        seen: Cached features of the training images.
+        foreign: Out-of-domain names, if the objective predicts the accuracy on new classes.
+        code: sha256 of the source files of custom components, by reference.
     """
 
     config: Config
@@ -67,7 +71,7 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of settings, objective, plans, texts and own parts: a checkpoint's owner."""
+        """sha256 of settings, objective, plans, texts and custom components. It identifies checkpoints."""
         plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
         parts = [self.config.model_dump_json(), self.objective, self.dataset.template]
         parts += [f"{name} {wording}" for name, wording in sorted(self.dataset.wordings.items())]
@@ -77,7 +81,7 @@ class Run:
 
 
 def backbone_of(config: BackboneConfig) -> Backbone:
-    """In its precision, where this process computes."""
+    """Load a backbone in its precision on this process's device."""
     dtype, device = DTYPES[config.precision], default_device()
     return load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
 
@@ -87,7 +91,7 @@ def _loaded(config: BackboneConfig) -> Loaded:
     return Loaded(backbone_of(config), config.precision)
 
 
-_MOST_RUNS = 16  # of one trial (data sets, seeds) whose data are kept in the process for the next one
+_MOST_RUNS = 16  # datasets and seeds of a trial, cached for the next one
 
 
 @lru_cache(maxsize=_MOST_RUNS)
@@ -96,7 +100,7 @@ def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
 
 
 def forget() -> None:
-    """Keep no backbone, data set and feature in this process."""
+    """Drop the cached backbones, datasets and features of this process."""
     _loaded.cache_clear()
     _dataset.cache_clear()
 
@@ -108,10 +112,10 @@ def _data(config: Config) -> tuple[tuple[str, str | None, str, str], Dataset]:
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
-    """Load (once a process) the data set and the backbone, and compose the method.
+    """Load the dataset and the backbone (once per process), and compose the method.
 
     Raises:
-        UserError: whatever is wrong with the configuration, the data or the weights.
+        UserError: an error in the configuration, the data or the weights.
     """
     method = build(config)
     data, dataset = _data(config)
@@ -130,7 +134,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     )
 
     def model_of(names: Sequence[str], frozen: Tensor | None = None) -> Model:
-        """The method's prompts with these class names, worded as the data set's."""
+        """Return the prompted CLIP of these classes with the dataset's template."""
         texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
         return build_model(clip, method.prompts, backbone.tokenize(texts), frozen)
 
@@ -185,7 +189,7 @@ def _train_plan(config: Config, split: Problem, backbone: Backbone) -> Plan:
 
 
 def initial_state(run: Run) -> State:
-    """Leaves drawn from the run's seed."""
+    """Return prompts and gate sampled with the run's seed."""
     generator = torch.Generator().manual_seed(run.config.train.seed)
     init_tokens = run.backbone.words(run.config.prompts.init)
     prompts = run.method.prompts.init(run.backbone.clip, init_tokens, generator)

@@ -16,10 +16,12 @@ from prometar.step.prompted_clip import Model
 def classify(
     backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], seen: Seen = Seen()
 ) -> Callable[[Tensor, int], Tensor]:
-    """A function from uint8 images (B, H, W, 3), where the backbone is, and their batch's number to logits.
+    """Return a function from uint8 images (B, H, W, 3) and their batch's number to logits (B, C).
 
-    These are (B, C). Classes are encoded once; once an image where the text sees it. `seen`: what is known of
-    each batch.
+    Classes are encoded once, or once per image if the text depends on it.
+
+    Args:
+        seen: Cached features of the batches.
     """
     with torch.no_grad():
         prompts = model.prompts.tokens(dict(leaves))
@@ -43,10 +45,10 @@ def accuracy(
     batches: Iterable[Batch],
     seen: Seen = Seen(),
 ) -> float:
-    """Percent of the batches' images whose most likely class of `model` is their label.
+    """Return the accuracy in percent on the batches' images among the classes of `model`.
 
     Raises:
-        WorkError: a logit is not finite: such a model has no score.
+        WorkError: a logit is not finite. Such a model has no score.
     """
     logits, device, total = classify(backbone, model, leaves, seen), backbone.clip.device, 0
     correct = torch.zeros((), dtype=torch.long, device=device)
@@ -57,7 +59,7 @@ def accuracy(
         correct += (found.argmax(dim=-1) == labels).sum()
         finite &= found.isfinite().all()
         total += len(batch.labels)
-    # Read once: asking after every batch would make a GPU wait for the next one.
+    # Read once: reading after each batch would synchronize with the GPU.
     right, whole = fetch((correct, finite))
     if not whole:
         raise not_finite(backbone)
@@ -65,7 +67,7 @@ def accuracy(
 
 
 def not_finite(backbone: Backbone) -> WorkError:
-    """What is said of a model whose logits hold NaN or infinity."""
+    """Return the error of a model with NaN or infinite logits."""
     kind = str(backbone.clip.dtype).removeprefix("torch.")
     return WorkError(
         f"logits of {backbone.name} in {kind} are not finite: its prompts or its precision overflow"

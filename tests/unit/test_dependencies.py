@@ -1,9 +1,7 @@
 """constraints.txt and THIRD_PARTY.md say of every dependency what pyproject.toml and its own metadata say."""
 
 import importlib.util
-import os
 import re
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -66,13 +64,6 @@ def test_what_was_seen_to_fail_is_not_in_the_range(name: str) -> None:
     assert not [str(r) for r in asked_for if FAILING[name] in r.specifier]
 
 
-def test_what_dependencies_need_is_there_too() -> None:
-    assert {"markupsafe", "sqlalchemy", "aiohttp"} <= PINNED.keys(), "aiohttp is of Ray's extra `default`"
-    found = DEPENDENCIES.needed([Requirement("ray[default]"), Requirement("torch")])
-    assert {"aiohttp", "ray", "torch", "sympy"} <= found.keys()
-    assert not [version for version in found.values() if "+" in version]
-
-
 def test_licences_are_those_of_the_packages() -> None:
     """Of the versions in constraints.txt: another one may say it in other words."""
     assert [row[0] for row in ROWS] == list(dict.fromkeys(direct.name for direct in DIRECT))
@@ -84,19 +75,3 @@ def test_licences_are_those_of_the_packages() -> None:
         exact = re.sub(r".*==", "", str(PINNED[canonicalize_name(name)]))
         if Version(version(name)).public == exact:
             assert licence == DEPENDENCIES.licence(name), f"{name}: make constraints"
-
-
-def test_the_newest_versions_are_tested_in_an_environment_of_their_own() -> None:
-    """Whatever pip is told elsewhere: an empty PIP_CONSTRAINT would leave what its files say."""
-    environ = {name: text for name, text in os.environ.items() if "MAKE" not in name and name != "MFLAGS"}
-    told = subprocess.run(
-        ["make", "--dry-run", "test-newest"],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "PIP_CONSTRAINT=/dev/null" in told
-    assert "-m pytest" in told
-    assert set(re.findall(r"\S*\.venv/bin/", told)) == {"out/newest/.venv/bin/"}

@@ -18,7 +18,6 @@ from prometar.cli.app import main
 from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.errors import UserError, WorkError
 from prometar.methods.meta_tasks import NoAugmentation, one_class_out, task_rng
 from prometar.step.prompted_clip import prompt_texts
 from prometar.step.state import State
@@ -183,12 +182,3 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (damaged / FILE).unlink()
     os.mkfifo(damaged / FILE)  # to read it would wait for ever
     assert f"there is no {damaged / FILE}" in fails(["alignment", str(damaged)])
-
-
-def test_a_watch_says_so_where_it_cannot_write(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="every 1 or more steps, found -1"):
-        Alignment(tmp_path, every=-1)
-    (tmp_path / "file").write_text("")
-    run = small_run()
-    with pytest.raises(WorkError, match=r"cannot write .*file"):
-        Alignment(tmp_path / "file", every=1)(run, initial_state(run), pictures(run, (0, 1, 1, 2)))

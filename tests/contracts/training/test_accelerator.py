@@ -14,10 +14,7 @@ from torch import Tensor
 
 from prometar.clip.openclip import Backbone
 from prometar.config.recipes import NAMES as METHODS
-from prometar.config.settings import dump_config
 from prometar.device import fetch, send
-from prometar.inference.prompt_file import read_prompts
-from prometar.runs import export_run, write_result
 from prometar.step import iteration
 from prometar.training import epoch
 from prometar.training import run as run_module
@@ -98,7 +95,8 @@ def count_epoch(session: Session, seen: Traffic) -> None:
 def test_an_epoch_copies_once_a_batch_and_waits_once(
     method: str, precision: str, seen: Traffic, tmp_path: Path
 ) -> None:
-    run = warm(small_run(method, backbone__precision=precision, train__batch_size=6, **SMALL))
+    settings = {"backbone__precision": precision, "train__batch_size": 6, **SMALL}
+    run = warm(small_run(method, objective="base_val", **settings))
     assert run.backbone.clip.device == DEVICE
     session = Session(run, tmp_path, local(run))
     count_epoch(session, seen)
@@ -128,31 +126,15 @@ def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: p
             torch.testing.assert_close(tensor, here.state.tensors()[name], rtol=0, atol=1e-10)
 
 
-def test_what_was_trained_there_is_exported(seen: Traffic, tmp_path: Path) -> None:
-    run = small_run(train__epochs=1, data__shots=1)
-    session = Session(run, tmp_path, local(run))
-    session.epoch()
-    write_result(tmp_path, session)
-    (tmp_path / "config.yaml").write_text(dump_config(run.config))
-    export_run(tmp_path, tmp_path / "prompts.safetensors")
-    leaves, _ = read_prompts(tmp_path / "prompts.safetensors")
-    for name, leaf in fetch(session.state.prompts).items():
-        assert torch.equal(leaves[name], leaf), name
-
-
 @pytest.mark.parametrize(
     "planted",
     [
-        lambda a: a.cpu().to(a.device),
         lambda a: a * (1 + 0 * a.detach().sum().item()),
         lambda a: a * torch.ones(a.shape[-1]),
-        lambda a: a * torch.ones(a.shape[-1]).to(a.device),
-        lambda a: a * torch.tensor(1.0),
         lambda a: a * torch.tensor(1.0, device=a.device),
         lambda a: a[a.detach().sum(dim=-1).isfinite()],
-        lambda a: a.index_select(0, a.detach().sum(dim=-1).isfinite().nonzero()[:, 0]),
     ],
-    ids=["cpu", "item", "host tensor", "sent", "host scalar", "sent scalar", "mask", "nonzero"],
+    ids=["item", "host tensor", "sent scalar", "mask"],
 )
 def test_what_a_gpu_would_wait_for_is_found_in_the_step(
     planted: Callable[[Tensor], Tensor], seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,18 +144,6 @@ def test_what_a_gpu_would_wait_for_is_found_in_the_step(
     run = small_run(**SMALL)
     with pytest.raises((AssertionError, MixedDevices), match=r"inside the step|here and there"):
         Session(run, tmp_path, local(run)).epoch()
-
-
-def test_what_a_gpu_would_wait_for_is_found_around_the_step(
-    seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = small_run(**SMALL)
-    embed = epoch.embed_batch
-    monkeypatch.setattr(
-        epoch, "embed_batch", lambda clip, images, labels, **more: embed(clip, images, labels.cpu(), **more)
-    )
-    with pytest.raises(AssertionError):
-        count_epoch(Session(run, tmp_path, local(run)), seen)
 
 
 def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:

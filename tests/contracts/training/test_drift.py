@@ -78,7 +78,7 @@ def test_foreign_names_share_no_word_with_known_ones(run: Run) -> None:
 
 def test_too_few_foreign_names_are_refused(run: Run) -> None:
     names = [*run.dataset.classnames, "owl"]
-    with pytest.raises(UserError, match=r"of \d+ foreign names, 1 share no word.*choose the objective"):
+    with pytest.raises(UserError, match=r"of \d+ foreign names, 1 share no word.*use --objective base_val"):
         foreign_to(run.dataset, names)
 
 

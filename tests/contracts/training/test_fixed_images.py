@@ -1,7 +1,7 @@
 """Where no prompt enters the image tower, an image is its feature: encoded once a step and a process."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,11 @@ from PIL import Image
 
 from prometar.clip import vision
 from prometar.clip.features import Seen
-from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.errors import UserError
-from prometar.methods.prompts import IndependentPrompts, Leaves
 from prometar.step.prompted_clip import Model
-from prometar.step.state import State
-from prometar.training import run as run_module
 from prometar.training.epoch import train_epoch
 from prometar.training.run import Run, build_run, forget, initial_state
 from prometar.training.scoring import accuracy
@@ -74,14 +69,21 @@ def fresh() -> Iterator[None]:
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each pass of the image tower has had."""
-    counted, run = list[int](), vision.image_pass
+    counted, plain = list[int](), vision._pass
 
-    def counting(clip: Any, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        counted.append(len(tokens))
-        return run(clip, tokens, *args, **kwargs)
+    def counting(*args: Any) -> Any:
+        made = plain(*args)
+        for name in ("value", "forward"):
+            inner = getattr(made, name)
 
-    monkeypatch.setattr(vision, "image_pass", counting)
-    monkeypatch.setattr("prometar.step.prompted_clip.image_pass", counting)
+            def call(tokens: torch.Tensor, *rest: Any, inner: Any = inner) -> Any:
+                counted.append(len(tokens))
+                return inner(tokens, *rest)
+
+            setattr(made, name, call)
+        return made
+
+    monkeypatch.setattr(vision, "_pass", counting)
     return counted
 
 
@@ -144,19 +146,6 @@ def test_scored_images_are_encoded_once(name: str, passes: list[int]) -> None:
     assert score(plain, Seen(), replace(each.model, clip=plain.backbone.clip)) == figure
 
 
-def test_drift_encodes_an_image_once(passes: list[int]) -> None:
-    run = small_run("coop", "drift")
-    base, leaves = run.evaluations["base"], initial_state(run).prompts
-    score: Callable[[], Any] = lambda: run.foreign.score(  # type: ignore[union-attr]  # noqa: E731
-        run.backbone, base.model, leaves, batches(run, base.plan)
-    )
-    figures = score()
-    assert sum(passes) == len(base.plan.items)
-    passes.clear()
-    assert score() == figures
-    assert not passes
-
-
 def test_known_images_are_not_read_again(tmp_path: Path) -> None:
     first, second = small_run("coop"), small_run("coop", **{"optim.lr": 0.01})
     read = list[tuple[Plan, int]]()
@@ -181,31 +170,16 @@ def test_known_images_are_not_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
-def test_images_that_somebody_looks_at_are_read(name: str, tmp_path: Path) -> None:
-    run, looked = small_run(name), list[int]()
+def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: Path) -> None:
+    run, read = small_run(name), list[Plan]()
     train(Session(run, tmp_path / "first", local(run)))
 
-    def watch(_: Run, __: State, batch: Batch) -> None:
-        looked.append(batch.images.size)
+    def stream(plan: Plan, start: int) -> Iterator[Batch]:
+        read.append(plan)
+        return stream_local(plan, run.dataset.source, start_step=start)
 
-    second = Session(run, tmp_path / "second", local(run), None if "pixels" in name else watch)
-    assert next(second.batches()).images.size
-    second.close()
-    second.epoch()
-    second.close()
-    assert all(looked)
-
-
-def test_a_run_that_goes_on_in_a_new_process_reads_what_is_left(tmp_path: Path) -> None:
-    first = small_run("coop")
-    session = Session(first, tmp_path, local(first))
-    session.epoch()
-    session.close()
-    forget()
-    second = small_run("coop")
-    session = Session(second, tmp_path, local(second))
-    assert next(session.batches()).images.size
-    session.close()
+    train(Session(run, tmp_path / "second", stream, None if "pixels" in name else lambda *_: None))
+    assert run.plan in read
 
 
 def without_seconds(session: Session) -> list[dict[str, Any]]:
@@ -255,51 +229,6 @@ def test_images_are_not_taken_for_those_of_a_set_with_other_settings(tmp_path: P
         session = Session(run, tmp_path / f"in turn {seed}", local(run))
         train(session)
         assert without_seconds(session) == without_seconds(alone[seed])
-
-
-def test_features_go_with_the_weights_that_made_them(passes: list[int]) -> None:
-    first = small_run("coop")
-    train_epoch(first, initial_state(first), batches(first))
-    run_module._loaded.cache_clear()  # as where two other backbones have been loaded since
-    second = small_run("coop")
-    passes.clear()
-    train_epoch(second, initial_state(second), batches(second))
-    assert sum(passes) == second.plan.rows_per_epoch
-
-
-def test_both_kinds_of_prompts_share_the_weights() -> None:
-    text, whole = small_run("coop").backbone.clip, small_run("prometar").backbone.clip
-    for one, other in zip(text.tensors(), whole.tensors(), strict=True):
-        assert one.data_ptr() == other.data_ptr()
-    assert weights_digest(text) == weights_digest(whole)
-
-
-@dataclass(frozen=True)
-class Late(IndependentPrompts):
-    """Own prompts, whose token in the image tower comes when another has grown."""
-
-    says = True
-
-    @property
-    def enters_images(self) -> bool:
-        return self.says
-
-    def tokens(self, leaves: Leaves) -> Leaves:
-        grown = leaves["text.0"].sum() > 9
-        return {name: leaf for name, leaf in leaves.items() if grown or "vision" not in name}
-
-
-class Wrong(Late):
-    says = False
-
-    def tokens(self, leaves: Leaves) -> Leaves:
-        return leaves
-
-
-def test_own_prompts_keep_the_image_tower_open_unless_they_say_that_none_enters_it() -> None:
-    assert small_run("coop", **{"prompts.kind": f"{__name__}:Late"}).backbone.clip.image_prompts
-    with pytest.raises(UserError, match="enters_images is False, and there are tokens for the image tower"):
-        small_run("coop", **{"prompts.kind": f"{__name__}:Wrong"})
 
 
 def test_prompts_in_the_image_tower_keep_it_open() -> None:
