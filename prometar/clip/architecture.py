@@ -59,7 +59,7 @@ def siglip_architecture(config: Mapping[str, Any], model: Any) -> Architecture:
 
 
 def is_siglip(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is a SigLIP's, and not a CLIP's.
+    """Return True for a configuration of a SigLIP, and False for one of a CLIP.
 
     Raises:
         UserError: it is neither.

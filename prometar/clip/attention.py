@@ -18,12 +18,12 @@ class Attention:
         jvp: c = centred(t_q k^T + q t_k^T), d = p c; d v + p t_v
         hvp: s = p centred(r v^T + sum_k g_k t_v^T + a_k c_k);
             (s k + sum_k b_k t_k, s^T q + sum_k b_k^T t_q, p^T r + sum_k d_k^T g_k)
-    where a row's constant in p's cotangent does not get through the softmax, so that centred factors serve.
+    The softmax removes a constant of a row in p's cotangent, so that centred factors are sufficient.
 
     Args:
         mask: (B, 1 or heads, T, S), added to the scores; S = num_shared + T.
-        num_shared: The first tokens of row 0 are keys of all rows, before their own.
-        scale: What queries are multiplied by, if their weights are not.
+        num_shared: Number of first tokens of row 0 that are keys of all rows, before their own.
+        scale: Factor of the queries, or 1 if it is folded into their weights.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Attention:
     def forward(self, qkv_BTD: Tensor) -> Tensor:
         self._size = qkv_BTD.shape[:2]
         heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if not self._num_shared:  # else keys and values are copied where the shared ones come before them
+        if not self._num_shared:  # otherwise prepending the shared ones copies keys and values
             heads = heads.contiguous()
         q = heads[0, :, :, : self._num_queries].flatten(0, 1)
         self._q = q if self._scale == 1 else q * self._scale
@@ -111,18 +111,18 @@ class Attention:
         return self._joined(dq[None], dk[None], dv[None])[0]
 
     def _beside(self, x_KBTHD: Tensor) -> Tensor:
-        """(BH, T, K, D): cotangents or tangents of a token next to each other."""
+        """Make the cotangents or tangents of a token adjacent: (BH, T, K, D)."""
         return x_KBTHD.permute(1, 3, 2, 0, 4).flatten(0, 1).contiguous()
 
     def _with_shared(self, x: Tensor, *, row: int = 1) -> Tensor:
-        """Tokens (next to the last dimension) of all rows, behind the shared ones of row 0."""
+        """Prepend the shared tokens of row 0 to the tokens (second to last dimension) of all rows."""
         if not self._num_shared:
             return x
         shared = x.narrow(row, 0, 1).narrow(-2, 0, self._num_shared)
         return torch.cat([shared.expand_as(x.narrow(-2, 0, self._num_shared)), x], dim=-2)
 
     def _joined(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
-        """(K, BH, tokens, D) of queries, keys and values to (K, B, T, 3D)."""
+        """Join queries, keys and values, each (K, BH, tokens, D), to (K, B, T, 3D)."""
         if self._scale != 1:
             dq = dq * self._scale
         if missing := self._size[1] - dq.shape[2]:
@@ -135,7 +135,7 @@ class Attention:
     def _without_shared(self, x_KBSHD: Tensor) -> Tensor:
         """The inverse of `_with_shared`, for cotangents."""
         shared, own = x_KBSHD.split([self._num_shared, self._size[1]], dim=2)
-        own[:, 0, : self._num_shared].add_(shared.sum(dim=1))  # nobody else has these products
+        own[:, 0, : self._num_shared].add_(shared.sum(dim=1))  # no other tensor shares its memory
         return own
 
 
@@ -144,5 +144,5 @@ def _merged(x_BHTK: Tensor) -> Tensor:
 
 
 def _product(x_NTKD: Tensor, y_NDS: Tensor) -> Tensor:
-    """All of a token's K rows times a matrix that they share."""
+    """Multiply the K rows of each token by one matrix."""
     return torch.bmm(x_NTKD.flatten(1, 2), y_NDS).unflatten(1, x_NTKD.shape[1:3])

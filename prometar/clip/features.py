@@ -82,7 +82,7 @@ class Seen:
     features: dict[int, Tensor] | None = None
 
     def suffices(self, clip: Clip, numbers: Iterable[int] = ()) -> bool:
-        """Return whether these batches' images are not needed again; without numbers, whether that can be."""
+        """Return True if the stored features replace these batches' images."""
         known = self.features
         return not clip.image_prompts and known is not None and all(number in known for number in numbers)
 

@@ -220,15 +220,17 @@ def _require_pretrained(name: str, config: Mapping[str, Any], pretrained: str) -
         file = Path(pretrained)
         if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None:
             return
-        known = ", ".join(tags) or "none"
-        raise UserError(f"no weights '{pretrained}' for {name}: it is no file, and open_clip knows {known}")
+        raise UserError(
+            f"no weights '{pretrained}' for {name}: it is neither a file nor a tag of open_clip "
+            f"({', '.join(tags) or 'none'})"
+        )
     weights_are_quick = bool(_open_clip().get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     if weights_are_quick != bool(config.get("quick_gelu")):
         theirs = "quick_gelu" if weights_are_quick else "gelu"
         better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
         raise UserError(
-            f"weights '{pretrained}' were trained with activation {theirs}, which {name} has not: "
-            f"use {better}"
+            f"weights '{pretrained}' were trained with activation {theirs}, which {name} does not "
+            f"use; use {better}"
         )
 
 
@@ -280,7 +282,7 @@ def _outlined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _config(name: str) -> dict[str, Any]:
     if ":" in name:  # open_clip would read the model from wherever such a name says
-        raise UserError(f"unknown backbone '{name}': names of hubs and folders are not taken")
+        raise UserError(f"unknown backbone '{name}': names of hubs and folders are not supported")
     config: dict[str, Any] | None = _open_clip().get_model_config(name)
     if config is None:
         close = [m for m in _open_clip().list_models() if m.lower().startswith(name.lower()[:5])][:6]

@@ -62,11 +62,11 @@ def require_tensors(expected: State, state: State, *, where: str) -> None:
             raise UserError(f"{where}: '{name}' has values that are not finite: the file is corrupt")
     for name in state:  # The first layers of a deeper model would fit.
         if name not in expected and "blocks." in name:
-            raise UserError(f"{where} does not fit: it has '{name}', the model has not")
+            raise UserError(f"{where} does not fit: it has '{name}', the model does not")
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor has neither NaN nor infinity, without a mask of its size."""
+    """Return True if a tensor has neither NaN nor infinity. Allocates no mask of its size."""
     if tensor.numel() == 0:
         return True
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
@@ -99,7 +99,7 @@ def weights_digest(clip: Clip) -> str:
 def from_state_dict(state: State, arch: Architecture) -> Clip:
     """Arrange the tensors of open_clip's state dict as a `Clip`, in at least float32.
 
-    What is computed of float16 weights, such as the logit scale, is then nearly exact.
+    Tensors computed from float16 weights, such as the logit scale, are then nearly exact.
     """
     floats = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     dtype = reduce(torch.promote_types, floats, torch.float32)

@@ -9,7 +9,7 @@ def readable(classname: str) -> str:
 
 
 def is_template(text: object) -> bool:
-    """Return whether a text has exactly one "{}".
+    """Return True if a text has exactly one "{}".
 
     Example:
         >>> is_template("a photo of a {}."), is_template("{} and {}"), is_template(None)

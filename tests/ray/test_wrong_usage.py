@@ -70,7 +70,7 @@ SEARCHES = [
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "/dev/zero"], "/dev/zero is no plain file"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "no weights file none.pt"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "laion"], "no weights 'laion' for ViT-B-16"),
-    (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 has not"),
+    (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 does"),
     (["--final-seeds", "1 x"], "--final-seeds '1 x': expected auto, or numbers"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial 'half': expected a number, or auto"),
     (["--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only where"),

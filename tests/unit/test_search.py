@@ -164,7 +164,7 @@ def test_a_plan_of_what_is_not_there_is_one_line(
     ("backbone", "why"),
     [
         (["ViT-B-17"], "unknown backbone 'ViT-B-17'"),
-        (["ViT-B-16"], "activation quick_gelu, which ViT-B-16 has not: use ViT-B-16-quickgelu"),
+        (["ViT-B-16"], "activation quick_gelu, which ViT-B-16 does not use; use ViT-B-16-quickgelu"),
         (["tiny-other", "--pretrained", "random"], "backbone tiny-other is not supported: it is neither"),
         (
             ["ViT-B-16-SigLIP2", "--pretrained", "random"],

@@ -242,8 +242,8 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"corrupt card: config\.x: unknown key"):
         prometar.load(path)
     for backbone, message in (
-        ({"name": "hf-hub:a/b", "pretrained": "openai"}, "names of hubs and folders are not taken"),
-        ({"name": "local-dir:/tmp", "pretrained": "openai"}, "names of hubs and folders are not taken"),
+        ({"name": "hf-hub:a/b", "pretrained": "openai"}, "names of hubs and folders are not supported"),
+        ({"name": "local-dir:/tmp", "pretrained": "openai"}, "names of hubs and folders are not supported"),
         ({"name": "mini", "pretrained": "/dev/zero"}, "needs a file of weights"),
     ):
         config = {**card["config"], "backbone": {**card["config"]["backbone"], **backbone}}

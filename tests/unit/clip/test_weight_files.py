@@ -78,11 +78,11 @@ WRONG = {
     "no projection": ({"visual__proj": None}, "has no 'visual.proj'"),
     "an odd block": (
         {"transformer__resblocks__x__ln_1__weight": torch.ones(96)},
-        r"does not fit: it has 'transformer\.resblocks\.x\.ln_1\.weight', the model has not",
+        r"does not fit: it has 'transformer\.resblocks\.x\.ln_1\.weight', the model does not",
     ),
     "a deeper model": (
         {"visual__transformer__resblocks__4__ln_1__weight": torch.ones(128)},
-        r"does not fit: it has 'visual\.transformer\.resblocks\.4\.ln_1\.weight', the model has not",
+        r"does not fit: it has 'visual\.transformer\.resblocks\.4\.ln_1\.weight', the model does not",
     ),
 }
 
@@ -102,7 +102,7 @@ def test_names_of_hubs_and_folders_are_refused_unread(name: str, monkeypatch: py
         raise AssertionError("open_clip was asked for it")
 
     monkeypatch.setattr("open_clip.get_model_config", read)
-    with pytest.raises(UserError, match="names of hubs and folders are not taken"):
+    with pytest.raises(UserError, match="names of hubs and folders are not supported"):
         load_backbone(name, "openai")
 
 
