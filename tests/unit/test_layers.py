@@ -13,8 +13,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 # From the ground up: a package imports from those before it; modules of one package import each other freely,
 # but never in a circle.
 PACKAGES = (
-    "prometar.errors", "prometar.device", "prometar.environment", "prometar.kept", "prometar.metrics",
-    "prometar.replaced",
+    "prometar.errors", "prometar.device", "prometar.environment", "prometar.metrics",
     "prometar.io",
     "prometar.bundled",
     "prometar.config",

@@ -1,19 +1,15 @@
 """A store that refuses for a while is asked again; what refuses for good is said at once."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 
 import pytest
-from pyarrow import fs
 
 from prometar.errors import StorageError
 from prometar.io import stores
 from prometar.io.stores import Store
 from tests.support.localserver import serving
-from tests.support.processes import as_elsewhere
 
 CONTENT = b"short"
 REFUSAL = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -90,23 +86,3 @@ def test_what_is_refused_for_good_is_asked_for_once(bucket: Bucket, status: int,
         with pytest.raises(StorageError, match=found):
             Store(bucket.url).read("stopped")
     assert bucket.asked == ["HEAD"]
-
-
-def test_writers_with_one_process_number_do_not_meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On a file system where half a file can be seen, such as HDFS."""
-    system = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(stores, "filesystem", lambda url: (system, url))
-    monkeypatch.setattr("os.getpid", lambda: 7)
-    store, put = Store("store"), Store._put
-
-    def amid(self: Store, path: str, content: bytes) -> None:
-        put(self, path, content)
-        monkeypatch.setattr(Store, "_put", put)
-        with monkeypatch.context() as there:
-            there.setattr(stores, "beside", as_elsewhere("prometar.io.files").beside)
-            store.write("file", b"the other's, which is longer")
-
-    monkeypatch.setattr(Store, "_put", amid)
-    store.write("file", b"ours")
-    assert store.read("file") == b"ours"
-    assert os.listdir(tmp_path / "store") == ["file"]
