@@ -85,7 +85,7 @@ class Benchmark:
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 
 # md5: the class of the same name in torchvision.datasets (0.28); EuroSAT's is that of the mirror's equal file
-# split_sha256: where the copy (`splitfiles.PUBLIC_SPLITS`) was looked at (it has the published sizes) and
+# split_sha256: where the copy (`download.PUBLIC_SPLITS`) was looked at (it has the published sizes) and
 # another project's record of its files from CoOp agrees
 _ROWS = (
     Benchmark(

@@ -24,7 +24,7 @@ from prometar.data.datasets.dataset import Dataset, Item, Source, as_read
 from prometar.data.datasets.layouts import SplitFile
 from prometar.data.datasets.manifest import damaged_shards, find_manifest
 from prometar.data.datasets.sources import ParquetSource
-from prometar.data.preparation.digests import change_of, digest_of
+from prometar.data.preparation.http import digest_of
 from prometar.data.streaming.transforms import decode
 from prometar.environment import num_cpus
 from prometar.errors import UserError
@@ -156,29 +156,25 @@ def check(name: str, root: Path | str | None = None) -> CheckResult:
     items = list({item.path: item for item in dataset.items}.values())
     seen = list(look(items, dataset.source))
     classes = len({item.label for item in items})
-    changed, another = _split_file(name, root)
     return CheckResult(
         name,
         dataset.counts,
         classes,
         tuple(one for one in seen if one.message),
-        (*problems_of(dataset), *_damaged(dataset), *filter(None, [changed])),
-        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, another)),
+        (*problems_of(dataset), *_damaged(dataset)),
+        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, _other_split(name, root))),
     )
 
 
-def _split_file(name: str, root: Path | str | None) -> tuple[str, str]:
-    """How CoOp's file in a benchmark's folder has changed, and a note where it is another one; else ""."""
+def _other_split(name: str, root: Path | str | None) -> str:
+    """Return a note if the split file in a benchmark's folder is not CoOp's."""
     row = BENCHMARKS.get(name)
-    if row is None or not isinstance(row.layout, SplitFile) or "://" in str(root):
-        return "", ""
+    if row is None or row.split_sha256 is None or not isinstance(row.layout, SplitFile) or "://" in str(root):
+        return ""
     file = Path(place_of(name, str(root)), row.layout.file)
-    if not file.exists():
-        return "", ""
-    digest, note = digest_of(file), ""
-    if row.split_sha256 not in (None, digest):
-        note = f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
-    return change_of(file, digest), note
+    if not file.exists() or digest_of(file) == row.split_sha256:
+        return ""
+    return f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
 
 
 def _damaged(dataset: Dataset) -> Iterator[str]:
