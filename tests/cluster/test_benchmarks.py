@@ -16,17 +16,15 @@ import torch
 
 from prometar.bundled.weights import ROW_IDS, unpack
 from prometar.data.datasets.catalog import open_dataset
-from tune.space.spaces import load_space
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
-COUNTS = {"kernels", "backbones"}  # exact, no timing; tests/contracts/training/test_counts.py holds them
+COUNTS = {"kernels"}  # exact, no timing; tests/contracts/training/test_counts.py holds them
 ACCURACIES = {"objectives", "claim"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
-CLUSTERS = {"scale"}  # many processes: `make scale`
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "clocks", "nodes", "replay", "gpu_parts"}
+SHARED = {"common", "gpu_parts"}
 SLOW = {"study", "sampler", "trial_start"}  # a minute or more
 
 SUITE_PIXELS = {
@@ -43,7 +41,7 @@ SUITE_PIXELS = {
 
 def test_every_script_is_in_the_makefile() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *CLUSTERS, *KILLS, *SHARED}
+    assert scripts == {*TIMED, *COUNTS, *ACCURACIES, *GPU, *KILLS, *SHARED}
 
 
 @pytest.fixture
@@ -73,7 +71,7 @@ def test_quick(
     assert found["rounds"]
 
 
-@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *CLUSTERS, *KILLS}))
+@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *KILLS}))
 def test_help(name: str, run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(name, "--help")
@@ -110,11 +108,3 @@ def test_pretraining_mini_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None
     state = unpack(runs[0], 49408)
     again = unpack(pretrain.pack(state, runs[0][ROW_IDS].long()), 49408)
     assert all(torch.equal(again[name], state[name]) for name in state)
-
-
-def test_a_trial_is_replayed_also_without_the_settings_of_parts_that_are_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    replay = importlib.import_module("replay")
-    assert len(replay.Curves(load_space(replay.SPACE))({"regularizer.kind": "none"})) == replay.EPOCHS
