@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_orig
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from prometar.bundled.suite import SUITE, default_backbone
+from prometar.bundled.suite import DEFAULT, SUITE, default_backbone
 from prometar.config.settings import (
     DEFAULT_OBJECTIVE,
     Config,
@@ -27,8 +27,6 @@ from prometar.errors import UserError
 from prometar.io.plain_data import PlainData
 from tune.space.space import EPOCHS, Space, known_spaces, load_enqueued, load_space
 
-EMBEDDED = "textures"
-"""Dataset of a study that names none."""
 EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
 MOST_PAIRS = 15
 """Seed pairs of a final test with `--final-seeds auto`, at most."""
@@ -45,7 +43,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class SearchConfig(PlainData):
     """How settings are sampled and scored. A trial is the mean over its datasets and seeds."""
 
-    datasets: tuple[str, ...] = Field((EMBEDDED,), min_length=1, description="Datasets. One setting for all.")
+    datasets: tuple[str, ...] = Field((DEFAULT,), min_length=1, description="Datasets. One setting for all.")
     space: Space = Field(description="Search space: a name or a YAML file.")
     trials: int = Field(40, ge=1, le=1_000_000, description="Trials in total. Default: 24 embedded, else 40.")
     objective: str = Field(
@@ -221,7 +219,7 @@ class StudyConfig(PlainData):
 
     @classmethod
     def _from_flat(cls, flat: dict[str, Any]) -> Self:
-        datasets = tuple(_several(flat.pop("search.datasets", EMBEDDED)))
+        datasets = tuple(_several(flat.pop("search.datasets", DEFAULT)))
         own_run = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
         space = flat.pop("search.space", "default")
         enqueue = flat.pop("search.enqueue", ())
@@ -234,7 +232,7 @@ class StudyConfig(PlainData):
         own_run |= {
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,
-            "data.name": datasets[0] if datasets else EMBEDDED,
+            "data.name": datasets[0] if datasets else DEFAULT,
             "data.root": absolute_root(str(root)) if root else None,
             "train.seed": flat.get("search.seed", 0),
         }

@@ -12,7 +12,6 @@ from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
-from prometar.methods.composition import Method, build
 from tune.space.ranges import FloatRange, IntRange, Range, Suggests
 
 EPOCHS = "train.epochs"
@@ -169,8 +168,10 @@ def _contexts(entry: Range, ranges: Mapping[str, Range]) -> list[dict[str, Any]]
 _PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 
 
-def _run(config: Config) -> tuple[Method, dict[str, Any]]:
+def _run(config: Config) -> tuple[object, dict[str, Any]]:
     """What determines a run: its method, and the settings that no part of a method reads."""
+    from prometar.methods.composition import build  # loads torch, which --help does not need
+
     method = build(config)
     unused = _PARTS if method.inner else {*_PARTS, "optim.gate_lr", "optim.gate_schedule"}
     others = {k: v for k, v in config.flat().items() if not {k, k.partition(".")[0]} & unused}
