@@ -65,7 +65,7 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
 
     Raises:
         UserError: the copy is of another data set.
-        WorkError: a shard is missing or damaged.
+        StorageError: A shard is missing or corrupt.
     """
     if manifest.get("name") != name:
         raise UserError(f"{masked(uri)} is a prepared copy of '{manifest.get('name')}', not of '{name}'")
@@ -73,8 +73,6 @@ def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, 
     splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for shard in shards:
         table, _ = read_index(uri, shard, INDEX_COLUMNS)
-        if any(column.null_count for column in table.columns):
-            raise UserError(f"{masked(join(uri, shard))} has empty fields: {AGAIN}")
         columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
         for path, label, classname, split in zip(*columns, strict=True):
             if split not in splits:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prometar.bundled.suite import SUITE
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.errors import StorageError, UserError
 from prometar.io.files import read_bytes
 from prometar.io.stores import filesystem, join, masked, reason
 
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of a shard."""
-AGAIN = "delete this copy and make it again"  # what helps where a prepared copy is damaged
+AGAIN = "delete this copy and prepare it again"  # what helps where a prepared copy is damaged
 READ_THREADS = 8  # an object store answers slowly but many at once
 
 
@@ -95,9 +95,9 @@ class ParquetSource:
 
         def fetch(place: tuple[int, int]) -> None:
             with _shard(self.uri, self.shards[place[0]]) as file:
-                column = read_group(file, place[1], "image")
-            for row, k in wanted[place]:
-                found[k] = column[row].as_py()
+                column = file.read_row_group(place[1], columns=["image"]).column(0)
+                for row, k in wanted[place]:
+                    found[k] = column[row].as_py()
 
         places = sorted(wanted)
         if "://" in self.uri and len(places) > 1:
@@ -113,35 +113,24 @@ def read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list
     """The small columns of a shard, and the number of rows of each of its row groups.
 
     Raises:
-        StorageError: the shard is missing or damaged. WorkError: it has other columns.
+        StorageError: The shard is missing or corrupt, or has other columns.
     """
     with _shard(uri, shard) as file:
         meta = file.metadata
         groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-        table = file.read(columns=columns)
-        require_rows(table, sum(groups))
-        return table, groups
-
-
-def _require_columns(file: pq.ParquetFile, where: str) -> None:
-    found = file.schema_arrow
-    for field in SCHEMA:
-        if field.name not in found.names or found.field(field.name).type != field.type:
-            raise WorkError(f"shard {where} has no column '{field.name}' ({field.type}): {AGAIN}")
+        fields = [field for field in SCHEMA if field.name in columns]
+        return file.read(columns=columns).select(columns).cast(pa.schema(fields)), groups
 
 
 @contextmanager
 def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
-    """A shard that has the columns."""
+    """Open a shard."""
     system, folder = filesystem(uri)
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:
-            # Else a bit that a disk has lost is another picture, and nobody would see it.
-            file = pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
-            _require_columns(file, masked(join(uri, shard)))
-            yield file
-    except (OSError, pa.ArrowException) as error:
-        # No trial is to blame, and every other one would meet the same.
+            # A changed bit would be another picture that nobody notices.
+            yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
+    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
         raise StorageError(
             f"cannot read shard {masked(join(uri, shard))}: {reason(error)}; if it is damaged, {AGAIN}"
         ) from None
@@ -164,24 +153,3 @@ def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, 
         places = ((s, group, row) for group, size in enumerate(sizes) for row in range(size))
         index.update(zip(table.column("path").to_pylist(), places, strict=True))
     return index
-
-
-def read_group(file: pq.ParquetFile, number: int, column: str) -> pa.ChunkedArray:
-    """A column of a row group, whole.
-
-    Raises:
-        ArrowInvalid: see `require_rows`.
-    """
-    table = file.read_row_group(number, columns=[column])
-    require_rows(table, file.metadata.row_group(number).num_rows)
-    return table.column(0)
-
-
-def require_rows(table: pa.Table, promised: int) -> None:
-    """Pages may hold fewer rows than the footer says, which pyarrow takes as it comes.
-
-    Raises:
-        ArrowInvalid: as pyarrow does for other damage.
-    """
-    if table.num_rows != promised:
-        raise pa.ArrowInvalid(f"it holds {table.num_rows} rows of {promised}")

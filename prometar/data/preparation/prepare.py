@@ -138,9 +138,10 @@ def _require_same(dataset: Dataset, mine: Mapping[str, Any], target: str) -> Non
     earlier = find_manifest(target)
     if earlier is None or all(earlier.get(key) == value for key, value in mine.items()):
         return
-    of_others = f"of other images that are called '{dataset.name}' too"
-    found = of_others if earlier.keys() >= mine.keys() else "that does not say of which images, as 0.1.0 made"
-    raise UserError(f"{masked(target)} holds a prepared copy {found}: choose another --to, or remove it")
+    raise UserError(
+        f"{masked(target)} holds a prepared copy of other images that are called '{dataset.name}' too: "
+        "choose another --to, or remove it"
+    )
 
 
 def _write(
