@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-from tune.stages.warm_start import enqueued
 
 from prometar.clip.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
@@ -16,7 +15,6 @@ from prometar.io.yamltext import read_yaml
 from prometar.training.checkpoint import load_checkpoint
 from tests.conftest import DTD_SPLIT
 from tests.support.processes import as_elsewhere
-from tune.space.spaces import load_space, parse_space
 
 
 @pytest.fixture
@@ -30,7 +28,6 @@ def pipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", [None, "/dev/zero", "/dev/null"])
 def test_pipes_and_devices_are_refused_wherever_files_are_read(path: str | None, pipe: Path) -> None:
     file = Path(path) if path else pipe
-    space = parse_space("small", "optim.lr: {type: float, low: 0.001, high: 0.1}")
     with pytest.raises(OSError, match="it is no plain file"):
         read_bytes(file)
     for read in (
@@ -38,8 +35,6 @@ def test_pipes_and_devices_are_refused_wherever_files_are_read(path: str | None,
         read_yaml,
         read_prompts,
         load_checkpoint,
-        lambda file: load_space(str(file)),
-        lambda file: enqueued(file, space),
         lambda file: FolderSource(str(file.parent)).read_many([file.name]),
         lambda file: load_backbone("mini", str(file)),
     ):
