@@ -28,11 +28,11 @@ from prometar.clip.model import Clip, Tower
 from prometar.clip.openclip import load_backbone, load_clip, tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import build
-from prometar.methods.meta_tasks import one_class_out
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.task_selection import one_class_out
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,8 +47,8 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
     tokens = tokenize(prompt_texts(names, method.prompts, init="a photo of a", template="{}"))
     generator = torch.Generator().manual_seed(0)
     teacher = F.normalize(torch.randn(num_classes, clip.embed_dim, generator=generator), dim=-1).to(DEVICE)
-    prompts = method.prompts.init(clip, tokenize(["a photo of a"])[0, 1:5], generator)
-    state = State.start(prompts, method.modulator.init(prompts, generator))
+    prompts = method.prompts.initialize(clip, tokenize(["a photo of a"])[0, 1:5], generator)
+    state = State.start(prompts, method.modulator.initialize(prompts, generator))
     images = torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator).to(DEVICE, clip.dtype)
     labels = torch.tensor([0, 1, 2, 2])
     task = one_class_out(labels, method.augmentation, np.random.default_rng(0))

@@ -19,15 +19,16 @@ from torch import Tensor
 from prometar.data.streaming.stream import Batch as Pictures
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, refused, write_atomically
+from prometar.methods.augmentations import NoAugmentation
 from prometar.methods.composition import Method
-from prometar.methods.gradient_modulators import Constant
 from prometar.methods.inner_loop import InnerSGD
-from prometar.methods.meta_tasks import NoAugmentation, one_class_out, task_rng
+from prometar.methods.modulators import Add
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Regularizer
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, Images, make_batch
 from prometar.step.state import State
+from prometar.step.task_selection import one_class_out, task_rng
 from prometar.training.run import Run
 
 FILE = "alignment.jsonl"
@@ -89,7 +90,7 @@ def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
     task = make_batch(run.backbone.clip, with_task, images, labels, draw).task
     assert task is not None
     query = Images(task.query.tokens, task.query.labels, task.query.weights, task.query.frozen)
-    plain = replace(method, regularizer=Regularizer(), modulator=Constant())
+    plain = replace(method, regularizer=Regularizer(), modulator=Add())
     return _cosines(_gradient(run, method, state, task.support), _gradient(run, plain, state, query))
 
 

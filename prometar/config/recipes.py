@@ -40,15 +40,6 @@ class Recipe:
     settings: Mapping[str, Mapping[str, Any]]
     unverified: str = ""
 
-    def complete(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """A configuration's plain data with this recipe's settings where `tree` has none of its own."""
-        whole = {**tree, "method": self.name}
-        for section, settings in self.settings.items():
-            given = whole.setdefault(section, {})
-            if isinstance(given, Mapping):
-                whole[section] = {**settings, **given}
-        return whole
-
 
 def is_file(method: str) -> bool:
     """Whether a method is a recipe of one's own, a YAML file; a configuration keeps the file's name alone.

@@ -1,15 +1,15 @@
-"""Configuration of one run: frozen, typed, unknown keys refused.
+"""Configuration of one run: frozen and typed, unknown keys are rejected.
 
-A configuration stops at the builders (`methods.build`, `data.catalog.open_dataset`, ...): parts take plain
-keyword arguments. Defaults are the released settings of ProMetaR (CVPR 2024), the paper's code at c907bdb; a
-configuration that names another method starts from that method's recipe.
+The sections of a method are its parts themselves (`prometar.methods`), selected by `kind`. Defaults are the
+released settings of ProMetaR (CVPR 2024), the paper's code at c907bdb. A configuration that names another
+method starts from that method's recipe.
 """
 
 import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
@@ -18,52 +18,38 @@ from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
 from prometar.io.custom import completed, is_reference
 from prometar.io.files import require_utf8, resolved
-from prometar.io.plain_data import PlainData, problems_of
+from prometar.io.plain_data import PlainData, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
+from prometar.methods.augmentations import AnyAugmentation, FeatureMixup
+from prometar.methods.averagers import AnyAverager, Last
+from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
+from prometar.methods.modulators import AnyModulator, Gate
+from prometar.methods.part import TAGS, Custom, Part
+from prometar.methods.prompts import AnyPrompts, IndependentPrompts
+from prometar.methods.regularizers import L1, AnyRegularizer
 
 DEFAULT_OBJECTIVE = "drift"
 """What a search uses if nothing is said."""
 
 
-class Section(PlainData):
-    """A section that chooses a part: one of `KINDS`, or `package.module:Name` of one's own, with its `args`.
-
-    `CHOOSER` is the field that chooses. A part is not looked for here: see `Config.completed`.
-    """
-
-    CHOOSER: ClassVar[str] = "kind"
-    KINDS: ClassVar[tuple[str, ...]] = ()
-
-    args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
-
-    @model_validator(mode="after")
-    def _known(self) -> "Section":
-        built_in = self.chosen in self.KINDS
-        if not built_in and self.KINDS and not is_reference(self.chosen):
-            known = ", ".join(self.KINDS)
-            raise ValueError(f"{self.CHOOSER} '{self.chosen}' is none of {known}, and no package.module:Name")
-        if built_in and self.args:
-            raise ValueError(f"args are settings of a part of your own, and {self.chosen} is built in")
-        return self
-
-    @property
-    def chosen(self) -> str:
-        return str(getattr(self, self.CHOOSER))
-
-    @property
-    def reference(self) -> str | None:
-        """`package.module:Name` of the user's own part; None of a built-in one."""
-        return self.chosen if is_reference(self.chosen) else None
-
-
-class DataConfig(Section):
-    """What is learned from: `shots` images a class, drawn with the run's seed."""
-
-    CHOOSER: ClassVar[str] = "name"
+class DataConfig(PlainData):
+    """Training data: `shots` images per class, drawn with the run's seed. `args`: of a custom loader."""
 
     name: str = "textures"
     root: str | None = None
     shots: int = Field(default=16, ge=1, le=1_000_000)
+    args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
+
+    @model_validator(mode="after")
+    def _args_of_a_custom_loader(self) -> Self:
+        if self.args and not self.reference:
+            raise ValueError(f"args are settings of a custom loader, and {self.name} is built in")
+        return self
+
+    @property
+    def reference(self) -> str | None:
+        """`package.module:Name` of a custom loader, or None."""
+        return self.name if is_reference(self.name) else None
 
 
 class AugmentConfig(PlainData):
@@ -90,94 +76,6 @@ class BackboneConfig(PlainData):
     name: str = "mini"
     pretrained: str | None = None
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
-
-
-class PromptsConfig(Section):
-    """Learnable tokens: `*_length` in each of the first `*_depth` layers of a tower; depth 0 is none.
-
-    `coupled`: linear maps of the text's tokens are the vision tower's, which so has the text's length and
-    depth. `conditional`: text tokens of the first layer alone, which a net shifts by the image's frozen
-    features. `frozen_text` is what a class is called where no text context is learned: the data set's own
-    template, "<init> <name>.", or the mean of 60 templates. `init_padding`: a text context that is longer
-    than its words starts at random, or as zeros and behind them the words. `reduction`: how many times
-    narrower than the features the conditional net's hidden layer is.
-    """
-
-    KINDS: ClassVar[tuple[str, ...]] = ("none", "independent", "coupled", "conditional")
-
-    kind: str = "independent"
-    text_length: int = Field(default=4, ge=1, le=64)
-    text_depth: int = Field(default=9, ge=0)
-    vision_length: int = Field(default=4, ge=1, le=128)
-    vision_depth: int = Field(default=9, ge=0)
-    init: str = "a photo of a"
-    init_std: float = Field(default=0.02, ge=0)
-    init_padding: Literal["random", "zeros"] = "random"
-    reduction: int = Field(default=16, ge=1)
-    frozen_text: Literal["template", "init", "ensemble"] = "template"
-
-
-class RegularizerConfig(Section):
-    """Distance of prompted from frozen features; a weight of 0 switches that part off, `none` all of them.
-
-    `logits_weight`: of the divergence of the class probabilities. `teacher`: the frozen text features are
-    the mean of 60 templates, or those of the data set's own: as it is, as a sentence about a photo, or with
-    the class name last.
-    """
-
-    KINDS: ClassVar[tuple[str, ...]] = ("none", "l1", "l2", "cosine")
-
-    kind: str = "l1"
-    text_weight: float = Field(default=50.0, ge=0)
-    image_weight: float = Field(default=20.0, ge=0)
-    logits_weight: float = Field(default=0.0, ge=0)
-    teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
-
-
-class ModulatorConfig(Section):
-    """How the regularizer's gradient joins the task's: g_task + m * g_reg with m learned, constant, or 1.
-
-    `projection`: it takes out `share` of the task gradient's part against it, and adds nothing else.
-    """
-
-    KINDS: ClassVar[tuple[str, ...]] = ("add", "constant", "gate", "projection")
-
-    kind: str = "gate"
-    value: float = Field(default=0.5, ge=0, le=1)
-    share: float = Field(default=1.0, ge=0, le=1)
-    reduction: int = Field(default=8, ge=1)
-
-
-class InnerConfig(Section):
-    """The inner step of the meta phase; kind `none` switches the meta phase off."""
-
-    KINDS: ClassVar[tuple[str, ...]] = ("none", "sgd")
-
-    kind: str = "sgd"
-    lr: float = Field(default=5e-4, ge=0, le=1e30)
-    order: Literal["first", "second"] = "second"
-    outer_weight: float = Field(default=5e-4, ge=0)
-
-
-class TaskConfig(Section):
-    """Task augmentation of the query set, with lam ~ Beta(mixup_alpha, mixup_beta)."""
-
-    CHOOSER: ClassVar[str] = "augmentation"
-    KINDS: ClassVar[tuple[str, ...]] = ("none", "feature_mixup", "input_mixup", "cutmix")
-
-    augmentation: str = "feature_mixup"
-    mixup_alpha: float = Field(default=0.5, gt=0)
-    mixup_beta: float = Field(default=0.5, gt=0)
-
-
-class AveragerConfig(Section):
-    """Which prompts are tested: the last epoch's, or a Gaussian average; mean, std as shares of the run."""
-
-    KINDS: ClassVar[tuple[str, ...]] = ("last", "gaussian")
-
-    kind: str = "last"
-    mean: float = Field(default=0.75, ge=0, le=100)
-    std: float = Field(default=0.05, ge=1e-4)
 
 
 class OptimConfig(PlainData):
@@ -222,12 +120,12 @@ class Config(PlainData):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     backbone: BackboneConfig = BackboneConfig()
-    prompts: PromptsConfig = PromptsConfig()
-    regularizer: RegularizerConfig = RegularizerConfig()
-    modulator: ModulatorConfig = ModulatorConfig()
-    inner: InnerConfig = InnerConfig()
-    task: TaskConfig = TaskConfig()
-    averager: AveragerConfig = AveragerConfig()
+    prompts: AnyPrompts = IndependentPrompts()
+    regularizer: AnyRegularizer = L1()
+    modulator: AnyModulator = Gate()
+    inner: AnyInnerLoop = InnerSGD()
+    task: AnyAugmentation = FeatureMixup()
+    averager: AnyAverager = Last()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
@@ -240,23 +138,23 @@ class Config(PlainData):
         if not isinstance(method, str):
             return tree
         if not is_file(method):
-            return recipe(method).complete(tree)
-        # Its settings were filled in where the file was read, and are all that travels.
+            return _completed(tree, method, recipe(method).settings)
+        # Its settings were filled in when the file was read, and are stored in the configuration.
         missing = sorted(cls.model_fields.keys() - tree.keys())
         if missing:
             raise ValueError(
-                f"method {method} is a recipe's file, and there is no section {missing[0]}: use --method"
+                f"method {method} is a recipe file, and section {missing[0]} is missing: use --method"
             )
         return tree
 
     def override(self, values: Mapping[str, Any]) -> "Config":
-        """A copy with dotted keys replaced.
+        """Return a copy with dotted keys replaced.
 
-        Another `method` brings its own published settings, whatever the old ones were; data, backbone and
-        seed stay. The other keys override them.
+        Another `method` brings its own published settings; data, backbone and seed stay. Another kind of a
+        part keeps the settings that both kinds share. Settings that only other kinds have are dropped.
 
         Raises:
-            UserError: an unknown key or a value that its field refuses.
+            UserError: an unknown key, or a value that its field rejects.
 
         Example:
             >>> Config().override({"regularizer.text_weight": 10}).regularizer.text_weight
@@ -266,39 +164,41 @@ class Config(PlainData):
         method = values.pop("method", self.method)
         if method != self.method:
             kept = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
-            empty: dict[str, Any] = {name: {} for name in Config.model_fields if name != "method"}
-            start = parse(empty | recipe(method).complete(kept), where=f"method {method}")
+            chosen = recipe(method)
+            start = parse(_completed(kept, chosen.name, chosen.settings), where=f"method {method}")
         tree = start.model_dump(mode="json")
-        for key in sorted(values, key=_is_arg):  # another part first, then its settings
-            if _is_arg(key):
-                _set_arg(tree, key, values[key])
-            else:
-                _set(tree, key, values[key])
+        for section, changes in _by_section(values).items():
+            args = {key[5:]: value for key, value in changes.items() if key.startswith("args.")}
+            chosen = changes.get(_chooser(section), tree[section].get(_chooser(section)))
+            fields = _model(section, chosen).model_fields
+            tree[section] = _merged(section, tree[section], {k: v for k, v in changes.items() if k in fields})
+            if args:
+                tree[section]["args"] = {**tree[section].get("args", {}), **args}
         return parse(tree, where="settings")
 
     @property
     def own(self) -> dict[str, str]:
-        """Parts that are the user's own: `package.module:Name` by the section that chooses them."""
-        return {name: part for name, section in _sections(self) if (part := section.reference) is not None}
+        """References of custom components, `package.module:Name`, by section."""
+        found = {name: part.reference for name, part in self if isinstance(part, Custom)}
+        return found | ({"data": self.data.reference} if self.data.reference else {})
 
     def completed(self) -> "Config":
-        """A copy with all settings of the user's own parts, by their defaults where they are not given.
+        """Return a copy with all settings of custom components, with defaults for those not given.
 
-        This imports their modules: call it for what the user himself has asked for.
+        This imports their modules. Call it only for what the user has requested.
 
         Raises:
-            UserError: a part that cannot be found, or does not take its settings.
+            UserError: a component cannot be loaded, or rejects its settings.
         """
         if not self.own:
             return self
         tree = self.model_dump(mode="json")
-        for name, section in _sections(self):
-            if section.reference is not None:
-                tree[name]["args"] = completed(section.reference, section.args)
+        for name, reference in self.own.items():
+            tree[name]["args"] = completed(reference, getattr(self, name).args)
         return parse(tree, where="settings")
 
     def refuse_own(self, where: str, *, trusted: bool = False) -> "Config":
-        """This configuration, read from what somebody else may have made: `where`.
+        """Return this configuration, read from `where`, which somebody else may have made.
 
         Raises:
             UserError: it names a module, and the user has not said that it may be imported.
@@ -320,21 +220,87 @@ class Config(PlainData):
         return flatten(self.model_dump(mode="json"))
 
 
-def _sections(config: Config) -> list[tuple[str, Section]]:
-    return [(name, section) for name, section in config if isinstance(section, Section)]
+def _completed(tree: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's plain data with a recipe's settings where `tree` has none of its own."""
+    whole = {**settings, **tree, "method": method}
+    for section in Config.model_fields.keys() - {"method"}:
+        given = tree.get(section, {})
+        if isinstance(given, Mapping):
+            default = getattr(Config.model_fields[section].default, _chooser(section), None)
+            base = _merged(section, {_chooser(section): default}, settings.get(section, {}))
+            whole[section] = _merged(section, base, given)
+    return whole
 
 
-def _is_arg(key: str) -> bool:
-    return key.split(".")[1:2] == ["args"]
+def _merged(section: str, base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `given` over `base`, of which only the settings remain that the chosen kind has."""
+    chooser = _chooser(section)
+    chosen = given.get(chooser, base.get(chooser))
+    fields, same = _model(section, chosen).model_fields, chosen == base.get(chooser)
+    kept = {key: value for key, value in base.items() if key in fields and (same or key != "args")}
+    return {**kept, **given}
 
 
-def _set_arg(tree: dict[str, Any], key: str, value: Any) -> None:
-    section, _, name = key.partition(".args")
-    if section not in choosers():
-        raise UserError(f"unknown setting '{key}': only sections that choose a part have args")
-    if not name.removeprefix(".").isidentifier():
-        raise UserError(f"'{key}': set one of the part's settings, {section}.args.NAME")
-    tree[section].setdefault("args", {})[name.removeprefix(".")] = value
+def _by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return dotted settings by section.
+
+    Raises:
+        UserError: an unknown setting, or a key that names a whole section.
+    """
+    grouped: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if section not in Config.model_fields:
+            raise UserError(f"unknown setting '{key}': the sections are {', '.join(Config.model_fields)}")
+        known = ", ".join(dict.fromkeys(field for each in _models(section) for field in each.model_fields))
+        if not name:
+            raise UserError(f"'{key}' is a group of settings: set one of {known}")
+        if not (is_setting(key) or name.startswith("args.")):
+            raise UserError(f"unknown setting '{key}': {section} has {known}")
+        grouped.setdefault(section, {})[name] = value
+    return grouped
+
+
+def _chooser(section: str) -> str:
+    """Return the setting that selects a section's kind: of a part, or of a dataset's loader."""
+    default = Config.model_fields[section].default
+    return default.CHOOSER if isinstance(default, Part) else "name"
+
+
+@cache
+def _tags() -> frozenset[str]:
+    """Return the names that pydantic puts into the place of an error for the halves and kinds of a union."""
+    parts = [each for name in Config.model_fields for each in _models(name) if issubclass(each, Part)]
+    return TAGS | {str(each.model_fields[each.CHOOSER].default) for each in parts}
+
+
+def is_setting(key: str) -> bool:
+    """Return whether a configuration may have the dotted setting: of any kind of a part.
+
+    Example:
+        >>> [is_setting(key) for key in ("averager.std", "averager.sdt")]
+        [True, False]
+    """
+    section, _, name = key.partition(".")
+    return section in Config.model_fields and any(name in each.model_fields for each in _models(section))
+
+
+@cache
+def _models(section: str) -> tuple[type[BaseModel], ...]:
+    """Return the models of a section: one per kind of a part."""
+    found = dict.fromkeys(leaf_types(Config.model_fields[section].annotation))
+    return tuple(each for each in found if isinstance(each, type) and issubclass(each, BaseModel))
+
+
+def _model(section: str, chosen: Any) -> type[BaseModel]:
+    """Return the model of a kind; the last one, of custom components, for an unknown kind."""
+    models, chooser = _models(section), _chooser(section)
+    fitting = (
+        each
+        for each in models
+        if chooser in each.model_fields and each.model_fields[chooser].default == chosen
+    )
+    return next(fitting, models[-1])
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -369,27 +335,6 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(changed[:6] + more)
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    group, node, parts = tree, tree, key.split(".")
-    for depth, part in enumerate(parts):
-        if not isinstance(node, dict) or part not in node:
-            here = ".".join(parts[:depth]) or "the configuration"
-            known = ", ".join(node) if isinstance(node, dict) else "no keys"
-            raise UserError(f"unknown setting '{key}': {here} has {known}")
-        group, node = node, node[part]
-    if isinstance(node, dict):
-        raise UserError(f"'{key}' is a group of settings: set one of {', '.join(node)}")
-    if node != value and key in choosers().values():
-        group.pop("args", None)  # another part has other settings
-    group[parts[-1]] = value
-
-
-@cache
-def choosers() -> Mapping[str, str]:
-    """The settings that choose parts, by section: {"regularizer": "regularizer.kind", ...}."""
-    return {name: f"{name}.{section.CHOOSER}" for name, section in _sections(Config())}
-
-
 def parse(tree: Any, *, where: str) -> Config:
     """A configuration from plain data; `where` names the source in the message.
 
@@ -403,7 +348,7 @@ def parse(tree: Any, *, where: str) -> Config:
     except UnicodeEncodeError:  # half a surrogate pair, which YAML can write as an escape
         raise UserError(f"{where}: the text of a setting is not UTF-8") from None
     except ValidationError as error:
-        raise UserError(f"{where}: {problems_of(error)}") from None
+        raise UserError(f"{where}: {problems_of(error, without=_tags())}") from None
 
 
 def load_config(path: Path) -> Config:
@@ -445,14 +390,12 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def _takes_text(key: str) -> bool:
-    """Whether a dotted setting holds any text."""
-    kind: Any = Config
-    for part in key.split("."):
-        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
-        if part not in fields:
-            return False
-        kind = fields[part].annotation
-    return kind is str or kind == str | None
+    """Return whether a dotted setting takes any text."""
+    section, _, name = key.partition(".")
+    if section not in Config.model_fields or not name:
+        return section == "method"
+    fields = [each.model_fields[name] for each in _models(section) if name in each.model_fields]
+    return any(each.annotation in (str, str | None) for each in fields)
 
 
 def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -169,7 +169,7 @@ def require_prompts(path: Path, clip: Clip, prompts: Prompts, leaves: Mapping[st
         UserError: the leaves of the file at `path` are not the method's on this CLIP, or not finite.
     """
     nothing = torch.zeros(0, dtype=torch.long)
-    expected = prompts.init(clip, nothing, torch.Generator().manual_seed(0))
+    expected = prompts.initialize(clip, nothing, torch.Generator().manual_seed(0))
     found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     wanted = {name: tuple(leaf.shape) for name, leaf in expected.items()}
     if found != wanted:

@@ -2,6 +2,7 @@
 
 import re
 import reprlib
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any, get_args
 
@@ -38,13 +39,17 @@ def no_truth(value: Any) -> Any:
     return value
 
 
-def problems_of(error: ValidationError, *, unknown: str = "unknown key") -> str:
-    """Return all wrong fields and why, in one line. `unknown` describes a field that does not exist."""
+def problems_of(
+    error: ValidationError, *, unknown: str = "unknown key", without: Collection[str] = ()
+) -> str:
+    """Return all wrong fields and why, in one line.
+
+    `unknown` describes a field that does not exist. Names in `without` are left out of a field's place.
+    """
     texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
-    return "; ".join(
-        ": ".join(filter(None, (".".join(map(str, each["loc"])), texts.get(each["type"]) or _problem(each))))
-        for each in error.errors()
-    )
+    places = (".".join(str(part) for part in each["loc"] if part not in without) for each in error.errors())
+    problems = (texts.get(each["type"]) or _problem(each) for each in error.errors())
+    return "; ".join(": ".join(filter(None, each)) for each in zip(places, problems, strict=True))
 
 
 def _problem(error: Any) -> str:
@@ -56,11 +61,14 @@ def _problem(error: Any) -> str:
 
 @cache
 def _holds_numbers(model: type[BaseModel], field: str) -> bool:
-    kinds = _kinds(model.model_fields[field].annotation)
+    kinds = list(leaf_types(model.model_fields[field].annotation))
     return bool not in kinds and (int in kinds or float in kinds)
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """Return the types that an annotation is made of."""
+def leaf_types(annotation: Any) -> Iterator[Any]:
+    """Yield the types that an annotation is made of, in order."""
     parts = get_args(annotation)
-    return set().union(*map(_kinds, parts)) if parts else {annotation}
+    if not parts:
+        yield annotation
+    for part in parts:
+        yield from leaf_types(part)

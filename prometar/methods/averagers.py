@@ -1,37 +1,42 @@
-"""Averagers: which prompts a trained run is tested with, out of those at the ends of its epochs."""
+"""Averagers: select the prompts that a trained run is tested with, from those at the end of each epoch."""
 
-from dataclasses import dataclass
 from math import exp
-from typing import Protocol
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from prometar.methods.part import BUILT_IN, ORIGIN, AnyCustom, Part
 from prometar.methods.prompts import Leaves
 
 
-class Averager(Protocol):
-    """The average after a 0-based epoch of `epochs`, from the one before it and the epoch's prompts."""
+class Averager(Part):
+    """Base class of averagers."""
 
-    def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves: ...
+    def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
+        """Return the average after a 0-based epoch, from the previous one and the epoch's prompts."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Last:
-    """Identity: the last epoch's prompts; nothing is kept beside them."""
+class Last(Averager):
+    """Identity: the last epoch's prompts, and no average."""
+
+    kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
         return {}
 
 
-@dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Averager):
     """sum_t w_t theta_t / sum_t w_t with w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
 
-    Args: mean, std as shares of the run, so that they hold for any number of epochs. Kept as a running mean,
-    so that every epoch has an average to be scored with.
+    `mean` and `std` are shares of the run, so they hold for any number of epochs. The average is updated
+    after every epoch, so every epoch can be scored.
     Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (released: epochs 15 and 1 of 20).
     """
 
-    mean: float = 0.75
-    std: float = 0.05
+    kind: Literal["gaussian"] = "gaussian"
+    mean: float = Field(default=0.75, ge=0, le=100)
+    std: float = Field(default=0.05, ge=1e-4)
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
         if not average:
@@ -40,3 +45,8 @@ class Gaussian:
         weights = [exp(log - max(logs)) for log in logs]
         share = weights[-1] / sum(weights)
         return {name: old + share * (prompts[name] - old) for name, old in average.items()}
+
+
+AnyAverager = Annotated[
+    Annotated[Annotated[Last | Gaussian, Field(discriminator="kind")], BUILT_IN] | AnyCustom, ORIGIN
+]

@@ -1,45 +1,51 @@
-"""Inner loops: how the meta phase adapts the prompts to the support images."""
+"""Inner loops: adapt the prompts to the support images in the meta phase."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal
 
-import torch
+from pydantic import Field
 
+from prometar.methods.part import BUILT_IN, ORIGIN, AnyCustom, Part
 from prometar.methods.prompts import Leaves
 
 
-class InnerLoop(Protocol):
-    """One step theta' = theta - lr * modulated gradient on the support images."""
+class InnerLoop(Part):
+    """One step theta' = theta - lr * modulated gradient on the support images.
 
-    @property
-    def lr(self) -> float:
-        """How much of a gradient the step takes."""
-        ...
+    `outer_weight`: weight of the query loss in the outer loss. `order`: whether the task's and the
+    regularizer's gradients are differentiated themselves.
+    """
+
+    lr: float = Field(default=5e-4, ge=0, le=1e30)
+    order: Literal["first", "second"] = "second"
+    outer_weight: float = Field(default=5e-4, ge=0)
 
     @property
     def second_order(self) -> bool:
-        """Whether the task's and the regularizer's gradients are themselves differentiated."""
-        ...
-
-    @property
-    def outer_weight(self) -> float:
-        """Weight of the query loss in the outer loss."""
-        ...
-
-    def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves: ...
-
-
-@dataclass(frozen=True)
-class InnerSGD:
-    """theta' = theta - lr * g (released: lr 5e-4, outer_weight 5e-4, second order).
-
-    First order takes d theta' / d theta as the identity, as in FOMAML (MAML, ICML 2017); the gate
-    still learns, since theta' depends on it directly.
-    """
-
-    lr: float = 5e-4
-    outer_weight: float = 5e-4
-    second_order: bool = True
+        return self.order == "second"
 
     def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves:
-        return {name: torch.add(leaf, gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
+        raise NotImplementedError
+
+
+class NoInnerLoop(Part):
+    """Identity: there is no meta phase."""
+
+    kind: Literal["none"] = "none"
+
+
+class InnerSGD(InnerLoop):
+    """theta' = theta - lr * g (released: lr 5e-4, outer_weight 5e-4, second order).
+
+    First order takes d theta' / d theta as the identity, as in FOMAML (MAML, ICML 2017). The gate still
+    learns, since theta' depends on it directly.
+    """
+
+    kind: Literal["sgd"] = "sgd"
+
+    def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves:
+        return {name: leaf.add(gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
+
+
+AnyInnerLoop = Annotated[
+    Annotated[Annotated[NoInnerLoop | InnerSGD, Field(discriminator="kind")], BUILT_IN] | AnyCustom, ORIGIN
+]

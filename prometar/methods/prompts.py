@@ -1,115 +1,160 @@
-"""Prompts: which learnable tensors a method has, and which tokens they put into the towers."""
+"""Prompts: the learnable tensors of a method, and the tokens they put into the towers."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from prometar.clip.model import Clip
-from prometar.errors import UserError
+from prometar.methods.part import BUILT_IN, CUSTOM, ORIGIN, CustomPart, Part
 
-Leaves = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from prometar.clip.model import Clip
+
+Leaves = dict[str, "Tensor"]
 """Small learnable tensors by name; everything that training changes is of this kind."""
 
 
-class Prompts(Protocol):
-    """Makes leaves, and the towers' tokens of them."""
+class Prompts(Part):
+    """Makes leaves, and the towers' tokens of them. `init`: the words that a text context starts from."""
+
+    conditional: ClassVar[bool] = False
+    """True if the text's tokens, and so its features, differ from image to image."""
+
+    init: str = "a photo of a"
 
     @property
     def num_context(self) -> int:
-        """Text tokens after SOS that layer-0 prompts stand for (0: the text keeps its own)."""
-        ...
+        """Number of text tokens after SOS that layer-0 prompts replace (0: the text keeps its own)."""
+        return 0
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Where the text keeps its own: texts of a class whose mean it is; none: the data set's own one."""
+        """Templates whose mean is a class's text if no context is learned (none: the dataset's own)."""
         return ()
 
     @property
-    def conditional(self) -> bool:
-        """Whether the text's tokens, and so its features, differ from image to image."""
+    def enters_images(self) -> bool:
+        """True if a prompt enters the image tower. Otherwise each image is encoded only once."""
         return False
 
-    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
-        """Initial leaves; `init_tokens` are the token ids of the initial context's words."""
-        ...
+    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
+        """Return the initial leaves; `init_tokens` are the token ids of the initial context's words."""
+        raise NotImplementedError
 
     def tokens(self, leaves: Leaves) -> Leaves:
-        """What the leaves put into the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
+        """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
 
-        Where they are conditional, also what `seeing` makes the text's of. By default the leaves themselves.
+        If they are conditional, also what `seeing` makes the text's tokens of.
         """
         return leaves
 
-    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
-        """The text's tokens for each image (B, P, D), by its frozen features; only where `conditional`."""
+    def seeing(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
+        """Return the text's tokens for each image (B, P, D), by frozen features; only if `conditional`."""
         return tokens
 
 
 def enters_images(prompts: Prompts) -> bool:
-    """Whether a prompt may enter the image tower; where none does, that runs once an image.
-
-    A prompt type of one's own may say so, by `enters_images = False`.
-    """
+    """Return whether a prompt may enter the image tower; True for custom prompts that do not say."""
     return bool(getattr(prompts, "enters_images", True))
 
 
-def layers(tokens: Leaves, tower: str) -> dict[int, Tensor]:
-    """The tokens of one tower ("text" or "vision") by layer."""
+def layers(tokens: Leaves, tower: str) -> dict[int, "Tensor"]:
+    """Return the tokens of one tower ("text" or "vision") by layer."""
     return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
 
 
-def linear(shape: tuple[int, ...], num_in: int, *, like: Tensor, generator: torch.Generator) -> Tensor:
+def linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "Generator") -> "Tensor":
     """U(-1/sqrt(num_in), 1/sqrt(num_in)), the default of torch.nn.Linear for its weight and its bias.
 
-    Drawn in float64 on the CPU: the same start whatever the precision and the device, which are those of
-    `like`.
+    Drawn in float64 on the CPU, so that the start does not depend on the precision and device of `like`.
     """
+    import torch
+
     draw = torch.rand(*shape, dtype=torch.float64, generator=generator) * 2 - 1
     return (draw * num_in**-0.5).to(dtype=like.dtype, device=like.device)
 
 
-@dataclass(frozen=True)
-class NoPrompts(Prompts):
+def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Generator") -> "Tensor":
+    """N(0, std^2), drawn in float64 on the CPU as in `linear`."""
+    import torch
+
+    draw = torch.randn(length, width, dtype=torch.float64, generator=generator) * std
+    return draw.to(dtype=clip.working_dtype, device=clip.device)
+
+
+class _FrozenText(Prompts):
+    """`frozen_text`: a class's text if no context is learned.
+
+    It is the dataset's own template, "<init> <name>.", or the mean of 60 templates.
+    """
+
+    frozen_text: Literal["template", "init", "ensemble"] = "template"
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        from prometar.clip.openclip import TEMPLATES
+
+        known = {"template": (), "init": (f"{self.init} {{}}.",), "ensemble": TEMPLATES}
+        return () if self.num_context else known[self.frozen_text]
+
+
+class NoPrompts(_FrozenText):
     """Identity: the frozen CLIP itself."""
 
-    templates: tuple[str, ...] = ()
-    num_context: int = 0
-    enters_images: bool = False
+    kind: Literal["none"] = "none"
 
-    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
-        return {}
-
-    def tokens(self, leaves: Leaves) -> Leaves:
+    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
         return {}
 
 
-@dataclass(frozen=True)
-class IndependentPrompts(Prompts):
+class _Context(Prompts):
+    """A learned text context of `text_length` tokens.
+
+    In layer 0 it starts from the embeddings of the words in `init`, in other layers from N(0, init_std^2).
+    `init_padding`: a context longer than its words starts at random, or as zeros followed by the words.
+    """
+
+    text_length: int = Field(default=4, ge=1, le=64)
+    init_std: float = Field(default=0.02, ge=0)
+    init_padding: Literal["random", "zeros"] = "random"
+
+    @property
+    def num_context(self) -> int:
+        return self.text_length
+
+    def _text(self, clip: "Clip", words: "Tensor", depth: int, generator: "Generator") -> Leaves:
+        """Return `text.<layer>` of the first `depth` layers."""
+        leaves: Leaves = {}
+        for layer in range(min(depth, len(clip.text.blocks))):
+            if layer == 0 and (self.init_padding == "zeros" or self.text_length <= len(words)):
+                rows = clip.token_embedding[words[: self.text_length]].to(clip.working_dtype)
+                leaves["text.0"] = rows.new_zeros(self.text_length, clip.text.width)
+                leaves["text.0"][self.text_length - len(rows) :] = rows
+            else:
+                width = clip.text.width
+                leaves[f"text.{layer}"] = _normal(self.text_length, width, self.init_std, clip, generator)
+        return leaves
+
+
+class IndependentPrompts(_Context, _FrozenText):
     """Independent text and vision prompts (IVLP): leaves `text.<layer>` and `vision.<layer>`.
 
-    Layer 0 of the text starts from the embeddings of the initial words where there are enough of them (with
-    `padding` "zeros" always: zeros stand before them), all others from N(0, std^2). A depth of 0 leaves that
-    tower alone; depths beyond a tower's layers stop at its last.
+    A depth of 0 leaves that tower alone; depths beyond a tower's layers stop at its last.
 
     Source: "MaPLe", CVPR 2023 (its IVLP baseline); ProMetaR.
     """
 
-    text_length: int = 4
-    text_depth: int = 9
-    vision_length: int = 4
-    vision_depth: int = 9
-    std: float = 0.02
-    templates: tuple[str, ...] = ()
-    padding: str = "random"
+    kind: Literal["independent"] = "independent"
+    text_depth: int = Field(default=9, ge=0)
+    vision_length: int = Field(default=4, ge=1, le=128)
+    vision_depth: int = Field(default=9, ge=0)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
         if self.text_depth == 0 and self.vision_depth == 0:
-            raise UserError(
-                "prompts.text_depth and prompts.vision_depth are both 0: nothing would be learned"
-            )
+            raise ValueError("text_depth and vision_depth are both 0: nothing would be learned")
+        return self
 
     @property
     def num_context(self) -> int:
@@ -119,57 +164,34 @@ class IndependentPrompts(Prompts):
     def enters_images(self) -> bool:
         return self.vision_depth > 0
 
-    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
-        leaves: Leaves = {}
-        for layer in range(min(self.text_depth, len(clip.text.blocks))):
-            if layer == 0 and (self.padding == "zeros" or self.text_length <= len(init_tokens)):
-                words = clip.token_embedding[init_tokens[: self.text_length]].to(
-                    clip.working_dtype, copy=True
-                )
-                leaves["text.0"] = F.pad(words, (0, 0, self.text_length - len(words), 0))
-            else:
-                leaves[f"text.{layer}"] = self._random(self.text_length, clip.text.width, clip, generator)
+    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
+        leaves = self._text(clip, init_tokens, self.text_depth, generator)
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
-            leaves[f"vision.{layer}"] = self._random(self.vision_length, clip.vision.width, clip, generator)
+            width = clip.vision.width
+            leaves[f"vision.{layer}"] = _normal(self.vision_length, width, self.init_std, clip, generator)
         return leaves
 
-    def _random(self, length: int, width: int, clip: Clip, generator: torch.Generator) -> Tensor:
-        # Drawn in float64 on the CPU: the same start whatever the precision and the device.
-        draw = torch.randn(length, width, dtype=torch.float64, generator=generator) * self.std
-        return draw.to(dtype=clip.working_dtype, device=clip.device)
 
-
-@dataclass(frozen=True)
-class CoupledPrompts(Prompts):
-    """v_l = t_l W_l^T + b_l in each of the first `depth` layers: leaves `text.l`, `vision.l.weight`
+class CoupledPrompts(_Context):
+    """v_l = t_l W_l^T + b_l in each of the first `text_depth` layers: leaves `text.l`, `vision.l.weight`
     (D_vision, D_text) and `vision.l.bias`.
 
-    The text's tokens start as those of `IndependentPrompts`; the maps as a torch.nn.Linear, the first layer's
-    as one and all deeper ones' as copies of another. The depth stops at the shallower tower's last layer.
-
-    Raises:
-        UserError: depth 0.
+    The maps start as torch.nn.Linear does: the first layer's as one, all deeper ones' as copies of another.
+    The depth stops at the shallower tower's last layer.
 
     Source: "MaPLe", CVPR 2023 (released: 2 tokens, depth 9).
     """
 
-    length: int = 2
-    depth: int = 9
-    std: float = 0.02
-    padding: str = "random"
-
-    def __post_init__(self) -> None:
-        if self.depth == 0:
-            raise UserError("prompts.text_depth is 0: coupled prompts start in the text tower")
+    kind: Literal["coupled"] = "coupled"
+    text_depth: int = Field(default=9, ge=1)
 
     @property
-    def num_context(self) -> int:
-        return self.length
+    def enters_images(self) -> bool:
+        return True
 
-    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
-        depth = min(self.depth, len(clip.text.blocks), len(clip.vision.blocks))
-        text = IndependentPrompts(self.length, depth, vision_depth=0, std=self.std, padding=self.padding)
-        leaves = text.init(clip, init_tokens, generator)
+    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
+        depth = min(self.text_depth, len(clip.text.blocks), len(clip.vision.blocks))
+        leaves = self._text(clip, init_tokens, depth, generator)
         width, like = clip.text.width, leaves["text.0"]
         shapes = {"weight": (clip.vision.width, width), "bias": (clip.vision.width,)}
         for layer in range(depth):
@@ -189,40 +211,48 @@ class CoupledPrompts(Prompts):
         return tokens
 
 
-@dataclass(frozen=True)
-class ConditionalPrompts(Prompts):
+class ConditionalPrompts(_Context):
     """t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out for every token t of the context, in the first layer.
 
-    f0(x) are the frozen CLIP's normalised features of the image; the hidden layer has E / `reduction` units.
-    Leaves: `text.0`, and `shift.in` and `shift.out` with `.weight` and `.bias`. The context starts as that of
-    `IndependentPrompts`, the net as two torch.nn.Linear.
+    f0(x) are the frozen CLIP's normalised features of the image. The hidden layer has E / `reduction` units.
+    Leaves: `text.0`, and `shift.in` and `shift.out` with `.weight` and `.bias`. The net starts as two
+    torch.nn.Linear.
 
     Source: "Conditional Prompt Learning for Vision-Language Models" (CoCoOp), CVPR 2022 (released: 4 tokens,
     reduction 16).
     """
 
-    length: int = 4
-    std: float = 0.02
-    reduction: int = 16
-    padding: str = "random"
-    conditional: bool = True
-    enters_images: bool = False
+    conditional: ClassVar[bool] = True
 
-    @property
-    def num_context(self) -> int:
-        return self.length
+    kind: Literal["conditional"] = "conditional"
+    reduction: int = Field(default=16, ge=1)
 
-    def init(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
-        text = IndependentPrompts(self.length, 1, vision_depth=0, std=self.std, padding=self.padding)
-        leaves = text.init(clip, init_tokens, generator)
+    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
+        leaves = self._text(clip, init_tokens, 1, generator)
         widths = (clip.embed_dim, max(1, clip.embed_dim // self.reduction), clip.text.width)
         for name, num_in, num_out in zip(("in", "out"), widths, widths[1:], strict=False):
-            for kind, shape in (("weight", (num_out, num_in)), ("bias", (num_out,))):
+            for part, shape in (("weight", (num_out, num_in)), ("bias", (num_out,))):
                 leaf = linear(shape, num_in, like=leaves["text.0"], generator=generator)
-                leaves[f"shift.{name}.{kind}"] = leaf
+                leaves[f"shift.{name}.{part}"] = leaf
         return leaves
 
-    def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+    def seeing(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
         hidden = (frozen_BE @ tokens["shift.in.weight"].T + tokens["shift.in.bias"]).relu()
         shift_BD = hidden @ tokens["shift.out.weight"].T + tokens["shift.out.bias"]
         return {"text.0": tokens["text.0"] + shift_BD[:, None]}
+
+
+class CustomPrompts(CustomPart, Prompts):
+    """Custom prompts; `init` is given to the tokenizer as for built-in ones."""
+
+
+AnyPrompts = Annotated[
+    Annotated[
+        Annotated[
+            NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts, Field(discriminator="kind")
+        ],
+        BUILT_IN,
+    ]
+    | Annotated[CustomPrompts, CUSTOM],
+    ORIGIN,
+]

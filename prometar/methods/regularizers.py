@@ -1,11 +1,16 @@
-"""Regularizers: weighted sums of distances of the prompted CLIP from the frozen one."""
+"""Regularizers: weighted sums of distances between features of the prompted and the frozen CLIP."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
-import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
+
+from prometar.methods.part import BUILT_IN, CUSTOM, ORIGIN, CustomPart, Part
+from prometar.methods.prompts import Prompts, enters_images
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Views(NamedTuple):
@@ -15,24 +20,24 @@ class Views(NamedTuple):
     images, sum 1; scale: of the logits.
     """
 
-    text_CE: Tensor
-    frozen_text_CE: Tensor | None
-    image_BE: Tensor
-    frozen_image_BE: Tensor | None
-    weights_B: Tensor
-    scale: Tensor
+    text_CE: "Tensor"
+    frozen_text_CE: "Tensor | None"
+    image_BE: "Tensor"
+    frozen_image_BE: "Tensor | None"
+    weights_B: "Tensor"
+    scale: "Tensor"
 
 
-def similarity(image_BE: Tensor, text_CE: Tensor) -> Tensor:
+def similarity(image_BE: "Tensor", text_CE: "Tensor") -> "Tensor":
     """f . g_c, (B, C); of each image with its own text features where these are (B, C, E)."""
     return image_BE @ text_CE.T if text_CE.ndim == 2 else (text_CE @ image_BE[:, :, None])[:, :, 0]
 
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+Distance = Callable[["Tensor", "Tensor"], "Tensor"]
 """Rows of features (N, E) and the frozen ones to one distance a row (N,)."""
 
 
-def l1(a: Tensor, b: Tensor) -> Tensor:
+def l1(a: "Tensor", b: "Tensor") -> "Tensor":
     """mean |a - b| over dimensions."""
     difference = a - b
     # |x| = x sgn(x), whose sign has no derivative: torch would carry the zeros that it has for it through the
@@ -40,17 +45,14 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
     return (difference * difference.detach().sgn()).mean(dim=-1)
 
 
-def l2(a: Tensor, b: Tensor) -> Tensor:
+def l2(a: "Tensor", b: "Tensor") -> "Tensor":
     """mean (a - b)^2 over dimensions."""
     return (a - b).square().mean(dim=-1)
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
+def cosine(a: "Tensor", b: "Tensor") -> "Tensor":
     """1 - a . b; the features are normalised."""
     return 1 - (a * b).sum(dim=-1)
-
-
-DISTANCES: dict[str, Distance] = {"l1": l1, "l2": l2, "cosine": cosine}
 
 
 class Term(Protocol):
@@ -65,7 +67,7 @@ class Term(Protocol):
     @property
     def uses_images(self) -> bool: ...
 
-    def __call__(self, views: Views) -> Tensor: ...
+    def __call__(self, views: Views) -> "Tensor": ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class TextDistance:
     uses_text: bool = True
     uses_images: bool = False
 
-    def __call__(self, views: Views) -> Tensor:
+    def __call__(self, views: Views) -> "Tensor":
         assert views.frozen_text_CE is not None
         ours, width = views.text_CE, views.text_CE.shape[-1]
         if ours.ndim == 2:
@@ -96,7 +98,7 @@ class ImageDistance:
     uses_text: bool = False
     uses_images: bool = True
 
-    def __call__(self, views: Views) -> Tensor:
+    def __call__(self, views: Views) -> "Tensor":
         assert views.frozen_image_BE is not None
         return (self.distance(views.image_BE, views.frozen_image_BE) * views.weights_B).sum()
 
@@ -112,12 +114,14 @@ class LogitsDivergence:
     uses_text: bool = True
     uses_images: bool = True
 
-    def __call__(self, views: Views) -> Tensor:
+    def __call__(self, views: Views) -> "Tensor":
+        from torch.nn.functional import kl_div
+
         assert views.frozen_text_CE is not None
         assert views.frozen_image_BE is not None
         ours = (views.scale * similarity(views.image_BE, views.text_CE)).log_softmax(dim=-1)
         frozen = (views.scale * views.frozen_image_BE @ views.frozen_text_CE.T).log_softmax(dim=-1)
-        by_image = F.kl_div(ours, frozen, reduction="none", log_target=True).mean(dim=-1)
+        by_image = kl_div(ours, frozen, reduction="none", log_target=True).mean(dim=-1)
         return (by_image * views.weights_B).sum()
 
 
@@ -126,7 +130,7 @@ class Regularizer:
     """sum of weight * term; without terms it is the identity: nothing is held to the frozen features.
 
     Weights are in units of the loss (released: text l1 50, image l1 20). `templates`: the frozen text
-    features are their mean; none: those of the data set's own template, in the words of `wording`.
+    features are their mean; none: those of the dataset's own template, in the wording `wording`.
     """
 
     terms: tuple[Term, ...] = ()
@@ -142,8 +146,111 @@ class Regularizer:
     def uses_images(self) -> bool:
         return any(term.uses_images for term in self.terms)
 
-    def __call__(self, views: Views) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The weighted sum (None without terms), and the unweighted distances by name."""
+    def __call__(self, views: Views) -> "tuple[Tensor | None, dict[str, Tensor]]":
+        """Return the weighted sum (None without terms), and the unweighted distances by name."""
         distances = {term.name: term(views) for term in self.terms}
         weighted = [w * d for w, d in zip(self.weights, distances.values(), strict=True)]
         return (sum(weighted[1:], weighted[0]) if weighted else None), distances
+
+
+Terms = list[tuple[Term, float]]
+
+
+class NoRegularizer(Part):
+    """Identity: nothing is held to the frozen features."""
+
+    kind: Literal["none"] = "none"
+
+    def regularizer(self, prompts: Prompts) -> Regularizer:
+        return Regularizer()
+
+
+class Distances(Part):
+    """Distances of prompted from frozen features; a weight of 0 switches a term off.
+
+    `logits_weight`: of the divergence of the class probabilities. `teacher`: the frozen text features are
+    the mean of 60 templates, or those of the dataset's own template: as it is, as a sentence about a photo,
+    or with the class name last.
+    """
+
+    text_weight: float = Field(default=50.0, ge=0)
+    image_weight: float = Field(default=20.0, ge=0)
+    logits_weight: float = Field(default=0.0, ge=0)
+    teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
+
+    def terms(self) -> Terms:
+        """Return all terms with their weights."""
+        raise NotImplementedError
+
+    def regularizer(self, prompts: Prompts) -> Regularizer:
+        """Return the weighted sum of the terms that can have a gradient with these prompts."""
+        used = [(term, weight) for term, weight in self.terms() if weight and _has_gradient(term, prompts)]
+        if not used:
+            return Regularizer()
+        terms, weights = zip(*used, strict=True)
+        return Regularizer(terms, weights, _templates(self.teacher), self.teacher)
+
+    def _held_by(self, distance: Distance) -> Terms:
+        """Return the terms of one distance for both towers, and that of the class probabilities."""
+        return [
+            (TextDistance(distance), self.text_weight),
+            (ImageDistance(distance), self.image_weight),
+            (LogitsDivergence(), self.logits_weight),
+        ]
+
+
+def _templates(teacher: str) -> tuple[str, ...]:
+    from prometar.clip.openclip import TEMPLATES
+
+    return TEMPLATES if teacher == "ensemble" else ()
+
+
+def _has_gradient(term: Term, prompts: Prompts) -> bool:
+    """Features of a tower without prompts are constant."""
+    if isinstance(term, TextDistance):
+        return prompts.num_context > 0
+    return enters_images(prompts) or not isinstance(term, ImageDistance)
+
+
+class L1(Distances):
+    """mean |a - b|. Source: ProMetaR."""
+
+    kind: Literal["l1"] = "l1"
+
+    def terms(self) -> Terms:
+        return self._held_by(l1)
+
+
+class L2(Distances):
+    """mean (a - b)^2."""
+
+    kind: Literal["l2"] = "l2"
+
+    def terms(self) -> Terms:
+        return self._held_by(l2)
+
+
+class Cosine(Distances):
+    """1 - cosine. Source: KgCoOp (CVPR 2023)."""
+
+    kind: Literal["cosine"] = "cosine"
+
+    def terms(self) -> Terms:
+        return self._held_by(cosine)
+
+
+class CustomRegularizer(CustomPart, Distances):
+    """A custom distance, or a custom `Term`, whose weight is one of its own settings."""
+
+    def terms(self) -> Terms:
+        found = self.component()
+        if hasattr(found, "uses_text"):  # a term
+            return [(found, 1.0), (LogitsDivergence(), self.logits_weight)]
+        return self._held_by(found)
+
+
+AnyRegularizer = Annotated[
+    Annotated[Annotated[NoRegularizer | L1 | L2 | Cosine, Field(discriminator="kind")], BUILT_IN]
+    | Annotated[CustomRegularizer, CUSTOM],
+    ORIGIN,
+]

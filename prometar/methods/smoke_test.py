@@ -7,35 +7,40 @@ import torch
 from torch import Tensor
 
 from prometar.clip.model import Clip
-from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.io.custom import failing
-from prometar.methods.composition import Method, build
+from prometar.methods.composition import Method, Sections, build
+from prometar.methods.part import Custom
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import ImageDistance, TextDistance, Views
 
 _QUERY, _SUPPORT, _CLASSES = 2, 3, 4
 
 
-def smoke_test(config: Config, clip: Clip) -> Method:
+def smoke_test(config: Sections, clip: Clip) -> Method:
     """Build the method of a configuration, and call its custom components once.
 
     Raises:
         UserError: a component fails, or returns another shape than it must.
     """
-    method, custom = build(config), config.own
+    method = build(config)
+    parts = {
+        name: getattr(config, name)
+        for name in ("prompts", "regularizer", "modulator", "inner", "task", "averager")
+    }
+    custom = {name: part.reference for name, part in parts.items() if isinstance(part, Custom)}
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
 
     def calling(section: str) -> AbstractContextManager[None]:
         return failing(custom[section]) if section in custom else nullcontext()
 
     with calling("prompts"):
-        leaves = method.prompts.init(clip, torch.zeros(0, dtype=torch.long), generator)
+        leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
         tokens = method.prompts.tokens(leaves)
         if not method.prompts.conditional:
             _require_tokens(custom.get("prompts", ""), tokens, clip)
     with calling("modulator"):
-        gate = method.modulator.init(tokens, generator)
+        gate = method.modulator.initialize(tokens, generator)
         if "modulator" in custom and method.modulator.constant is None:
             _require_alike(custom["modulator"], tokens, method.modulator(gate, tokens, tokens))
     if "inner" in custom and method.inner is not None:

@@ -61,4 +61,4 @@ def check(grid: Grid) -> Checked:
 
 def _trains(grid: Grid, method: str, clip: Clip) -> bool:
     prompts = smoke_test(grid.configs[method], clip).prompts
-    return bool(prompts.init(clip, torch.zeros(0, dtype=torch.long), torch.Generator()))
+    return bool(prompts.initialize(clip, torch.zeros(0, dtype=torch.long), torch.Generator()))

@@ -11,8 +11,7 @@ from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
 from prometar.device import send
 from prometar.methods.composition import Method
-from prometar.methods.meta_tasks import TaskDraw
-from prometar.step.task_selection import Mixing, Selection, select
+from prometar.step.task_selection import Mixing, Selection, TaskDraw, select
 
 
 class Images(NamedTuple):

@@ -6,10 +6,40 @@ been given before it could answer.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from prometar.methods.meta_tasks import Augmentation, Mix, TaskDraw
+from prometar.methods.augmentations import Augmentation, Mix
+
+
+class TaskDraw(NamedTuple):
+    """One meta task of a batch of B images: (B,) whether each is in the query, and the query's mix.
+
+    The mix is in the order of the query images in the batch. Its partners count support images in the
+    order of the batch.
+    """
+
+    is_query: Tensor
+    mix: Mix | None
+
+
+def one_class_out(labels: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> TaskDraw | None:
+    """Draw one present class as the query; all other images are the support.
+
+    None if the batch holds only one class. Source: ProMetaR.
+    """
+    present = labels.unique().numpy(force=True)
+    if len(present) < 2:
+        return None
+    is_query = labels == int(rng.choice(present))
+    num_query = int(is_query.sum())
+    return TaskDraw(is_query, augmentation.draw(num_query, len(labels) - num_query, rng))
+
+
+def task_rng(seed: int, step: int) -> np.random.Generator:
+    """Return the generator of one step's draws, keyed by (seed, step): a resumed run draws the same."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, step, 0x7A5C])))
 
 
 class Mixing(NamedTuple):

@@ -10,13 +10,12 @@ from prometar.config.settings import Config
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
-from prometar.methods.meta_tasks import one_class_out, task_rng
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch as Embedded
 from prometar.step.meta_batch import Task, embed_batch, take_query, take_support
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
-from prometar.step.task_selection import select
+from prometar.step.task_selection import one_class_out, select, task_rng
 from prometar.training.run import Run
 
 Watch = Callable[[Run, State, Batch], None]

@@ -7,7 +7,7 @@ from prometar.clip.model import Clip
 from prometar.config.settings import Config
 from prometar.data.splits.objective import Problem
 from prometar.methods.composition import build
-from prometar.methods.gradient_modulators import Gate
+from prometar.methods.modulators import Gate
 from prometar.methods.prompts import enters_images
 from prometar.training.session import MOST_IMAGES
 

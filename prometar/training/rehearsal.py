@@ -81,8 +81,8 @@ def rehearse(
         else:  # texts that nothing enters are read, and here are none
             model = Model(clip, method.prompts, frozen, frozen)
         generator = torch.Generator().manual_seed(0)
-        prompts = method.prompts.init(clip, torch.arange(config.prompts.text_length), generator)
-        gate = method.modulator.init(method.prompts.tokens(prompts), generator)
+        prompts = method.prompts.initialize(clip, torch.arange(method.prompts.num_context), generator)
+        gate = method.modulator.initialize(method.prompts.tokens(prompts), generator)
         state, size, side = State.start(prompts, gate), config.train.batch_size, clip.image_size
         pixels, labels = torch.empty(size, 3, side, side, dtype=dtype), torch.zeros(size, dtype=torch.long)
     num_query = (size + 1) // 2 if num_query is None else num_query

@@ -192,6 +192,6 @@ def initial_state(run: Run) -> State:
     """Return prompts and gate sampled with the run's seed."""
     generator = torch.Generator().manual_seed(run.config.train.seed)
     init_tokens = run.backbone.words(run.config.prompts.init)
-    prompts = run.method.prompts.init(run.backbone.clip, init_tokens, generator)
+    prompts = run.method.prompts.initialize(run.backbone.clip, init_tokens, generator)
     tokens = run.method.prompts.tokens(prompts)
-    return State.start(prompts, run.method.modulator.init(tokens, generator))
+    return State.start(prompts, run.method.modulator.initialize(tokens, generator))

@@ -17,11 +17,12 @@ from prometar.clip.model import Clip
 from prometar.clip.openclip import tokenize
 from prometar.clip.weights import from_state_dict
 from prometar.config.settings import Config
+from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
-from prometar.methods.meta_tasks import Mix, TaskDraw
 from prometar.step.iteration import Rates
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.task_selection import TaskDraw
 
 HERE = Path(__file__).resolve().parent.parent / "golden"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prometar.clip.activations import quick_gelu
 from prometar.clip.model import Block, Clip, Tower
-from prometar.methods.meta_tasks import TaskDraw
+from prometar.step.task_selection import TaskDraw
 
 Leaves = dict[str, Tensor]
 

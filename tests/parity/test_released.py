@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import build
-from prometar.methods.meta_tasks import one_class_out
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.task_selection import one_class_out
 from tests.support.tiny import backbone
 
 from .golden import golden_files, load
@@ -65,8 +65,8 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
     teacher = F.normalize(torch.randn(4, 24, dtype=torch.float64, generator=generator), dim=-1)
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")
     model = build_model(clip.folded(), method.prompts, tokenize(texts), teacher)
-    prompts = method.prompts.init(clip, tokenize(["a photo of a"])[0, 1:5], generator)
-    state = State.start(prompts, method.modulator.init(prompts, generator))
+    prompts = method.prompts.initialize(clip, tokenize(["a photo of a"])[0, 1:5], generator)
+    state = State.start(prompts, method.modulator.initialize(prompts, generator))
     reference = Released(
         clip, tokenize(texts), teacher, state.prompts, state.gate, 50, 20, 8, 0.5, 1.0, 0.02, 0.05
     )

@@ -48,7 +48,7 @@ class Half:
 
     constant: float = 0.5
 
-    def init(self, tokens, generator):
+    def initialize(self, tokens, generator):
         return {}
 
     def __call__(self, gate, task, regularizer):
@@ -72,7 +72,7 @@ class Wide:
     templates: tuple[str, ...] = ()
     conditional: bool = False
 
-    def init(self, clip, init_tokens, generator):
+    def initialize(self, clip, init_tokens, generator):
         return {"text.0": torch.zeros(2, 3)}
 
     def tokens(self, leaves):

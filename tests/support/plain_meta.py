@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.methods.meta_tasks import TaskDraw
+from prometar.step.task_selection import TaskDraw
 from tests.parity.released import Leaves, Released, image_features, text_features
 
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
-from prometar.config.settings import Config, as_number, flatten
+from prometar.config.settings import Config, as_number, flatten, is_setting
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.plain_data import PlainData, problems_of
@@ -88,9 +88,10 @@ class Space(PlainData):
         """
         defaults, given = config.flat(), dict[str, Any]()
         for key, entry in self.ranges.items():
-            if entry.active(given) or ".args." not in key:  # args exist only for the chosen component
-                if key not in defaults:
-                    raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
+            exists = is_setting(key) or ".args." in key
+            if key not in defaults and (entry.active(given) or not exists):
+                raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
+            if entry.active(given):  # each kind of a part has its own settings
                 given[key] = defaults[key]
         return self.checked(given, what="the default settings")
 
@@ -128,11 +129,11 @@ class Space(PlainData):
         defaults, kept = config.flat(), dict[str, Range]()
         for key, whole in self.ranges.items():
             absent = whole.when.keys() - kept.keys()
-            if key in fixed or any(defaults[other] not in whole.when[other] for other in absent):
+            if key in fixed or any(defaults.get(other) not in whole.when[other] for other in absent):
                 continue
             when = {other: values for other, values in whole.when.items() if other in kept}
             entry = whole.model_copy(update={"when": when})
-            outside = entry.active(defaults) and not entry.contains(defaults[key])
+            outside = entry.active(defaults) and key in defaults and not entry.contains(defaults[key])
             if not outside and _has_effect(key, entry, kept, config):
                 kept[key] = entry
         return self.model_copy(update={"ranges": kept})

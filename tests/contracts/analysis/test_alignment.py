@@ -18,9 +18,10 @@ from prometar.cli.app import main
 from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.methods.meta_tasks import NoAugmentation, one_class_out, task_rng
+from prometar.methods.augmentations import NoAugmentation
 from prometar.step.prompted_clip import prompt_texts
 from prometar.step.state import State
+from prometar.step.task_selection import one_class_out, task_rng
 from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
 from tests.contracts.step.test_step import CLASSES, make

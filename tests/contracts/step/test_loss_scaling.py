@@ -12,13 +12,13 @@ from prometar.clip.openclip import load_backbone, tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import build
-from prometar.methods.meta_tasks import one_class_out
 from prometar.step import iteration
 from prometar.step.iteration import Rates, step
 from prometar.step.loss_scaling import factor
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.task_selection import one_class_out
 from tests.contracts.step.test_step import RATES, batch_for, make
 
 LEARNING = [name for name in METHODS if not name.startswith("zero-shot")]
@@ -53,8 +53,8 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     method, generator = build(Config().override(settings)), torch.Generator().manual_seed(0)
     tokens = tokenize(prompt_texts(NAMES, method.prompts, init="a photo of a", template="{}"))
     teacher = F.normalize(torch.randn(len(NAMES), clip.embed_dim, generator=generator), dim=-1)
-    prompts = method.prompts.init(clip, tokens[0, 1:5], generator)
-    state = State.start(prompts, method.modulator.init(prompts, generator))
+    prompts = method.prompts.initialize(clip, tokens[0, 1:5], generator)
+    state = State.start(prompts, method.modulator.initialize(prompts, generator))
     images = torch.randn(4, 3, 64, 64, generator=generator).to(dtype)
     labels = torch.tensor([0, 1, 2, 2])
     task = one_class_out(labels, method.augmentation, np.random.default_rng(0))

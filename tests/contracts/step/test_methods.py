@@ -17,13 +17,13 @@ from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
 from prometar.methods.composition import build
-from prometar.methods.meta_tasks import TaskDraw
 from prometar.methods.regularizers import ImageDistance, TextDistance
 from prometar.step import prompted_clip
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.task_selection import TaskDraw
 from prometar.training.run import build_run
 from prometar.training.scoring import classify
 from tests.contracts.step.test_step import CLASSES, IS_QUERY, RATES, batch_for, make

@@ -14,12 +14,12 @@ from prometar.clip.openclip import Backbone, tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
-from prometar.methods.meta_tasks import TaskDraw
 from prometar.methods.prompts import enters_images
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Batch, make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.task_selection import TaskDraw
 from tests.support.tiny import backbone
 
 CLASSES = ("banded", "polka-dotted", "woven")
@@ -46,7 +46,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone, Method, Model, State]:
-    config = Config(method=method).override({**SMALL, **values})
+    config = Config(method=method).override(values)
+    known = config.flat().keys() - values.keys()
+    config = config.override({key: value for key, value in SMALL.items() if key in known})
     part, clip = build(config), backbone(torch.float64)
     clip = replace(clip, clip=replace(clip.clip, image_prompts=enters_images(part.prompts)))
     frozen = F.normalize(torch.linspace(-1, 1, 3 * 24, dtype=torch.float64).view(3, 24).sin(), dim=-1)
@@ -54,8 +56,8 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
     model = build_model(clip.clip, part.prompts, tokenize(texts), frozen)
     words = tokenize(["a photo of a"])[0, 1:5]
     generator = torch.Generator().manual_seed(0)
-    prompts = part.prompts.init(clip.clip, words, generator)
-    gate = part.modulator.init(part.prompts.tokens(prompts), generator)
+    prompts = part.prompts.initialize(clip.clip, words, generator)
+    gate = part.modulator.initialize(part.prompts.tokens(prompts), generator)
     return clip, part, model, State.start(prompts, gate)
 
 

@@ -11,28 +11,23 @@ from torch import Tensor
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.errors import UserError
+from prometar.methods.augmentations import CutMix, FeatureMixup, InputMixup, Mix, NoAugmentation
 from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import build
-from prometar.methods.gradient_modulators import Constant, Gate, Projection
-from prometar.methods.meta_tasks import (
-    CutMix,
-    FeatureMixup,
-    InputMixup,
-    Mix,
-    NoAugmentation,
-    one_class_out,
-    task_rng,
-)
+from prometar.methods.modulators import Add, Constant, Gate, Projection
 from prometar.methods.prompts import CoupledPrompts, IndependentPrompts
 from prometar.methods.regularizers import (
-    DISTANCES,
     ImageDistance,
     LogitsDivergence,
     Regularizer,
     TextDistance,
     Views,
+    cosine,
+    l1,
+    l2,
 )
 from prometar.step.sgd import sgd, warmup_cosine
+from prometar.step.task_selection import one_class_out, task_rng
 from tests.support.tiny import backbone
 
 
@@ -43,7 +38,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 def test_gate_is_two_linear_layers_a_sigmoid_and_a_repeat() -> None:
     prompts = {"text.0": torch.zeros(4, 6), "vision.1": torch.zeros(2, 8)}
     gate = Gate(reduction=4)
-    leaves = gate.init(prompts, torch.Generator().manual_seed(0))
+    leaves = gate.initialize(prompts, torch.Generator().manual_seed(0))
     draw = torch.Generator().manual_seed(1)
     task, reg = ({k: torch.randn(p.shape, generator=draw) for k, p in prompts.items()} for _ in range(2))
     modulated = gate(leaves, task, reg)
@@ -62,13 +57,13 @@ def test_gate_is_two_linear_layers_a_sigmoid_and_a_repeat() -> None:
 
 def test_gate_refuses_a_reduction_that_does_not_divide() -> None:
     with pytest.raises(UserError, match=r"modulator.reduction 5 does not divide the 24 scalars of text\.0"):
-        Gate(reduction=5).init({"text.0": torch.zeros(4, 6)}, torch.Generator())
+        Gate(reduction=5).initialize({"text.0": torch.zeros(4, 6)}, torch.Generator())
 
 
 def test_constant_modulators() -> None:
     task, reg = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([10.0, -10.0])}
-    assert Constant()({}, task, reg)["a"].tolist() == [11.0, -8.0]
-    assert Constant(0.5)({}, task, reg)["a"].tolist() == [6.0, -3.0]
+    assert Add()({}, task, reg)["a"].tolist() == [11.0, -8.0]
+    assert Constant(value=0.5)({}, task, reg)["a"].tolist() == [6.0, -3.0]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.8, 0.0])
@@ -78,7 +73,7 @@ def test_projection_takes_out_what_conflicts_and_nothing_else(share: float) -> N
     reg = {"against": torch.tensor([[0.0, -3.0], [0.0, -4.0]]), "along": torch.tensor([0.0, 1.0]),
            "alone": torch.tensor([0.0])}  # fmt: skip
     for length in (1.0, 1e-3):
-        found = Projection(share)({}, task, {name: length * g for name, g in reg.items()})
+        found = Projection(share=share)({}, task, {name: length * g for name, g in reg.items()})
         left = torch.tensor(
             [[0.0, 2 - 0.6 * 4.4], [0.0, 4 - 0.8 * 4.4]]
         )  # (2, 4) less its part along (.6, .8)
@@ -94,12 +89,15 @@ def test_a_context_longer_than_its_words_starts_at_random_or_padded(kind: str) -
     embedded = clip.token_embedding[words]
     asked = Config().override({"prompts.kind": kind, "prompts.text_length": 5})
     padded, drawn = (
-        build(asked.override({"prompts.init_padding": padding})).prompts.init(clip, words, torch.Generator())
+        build(asked.override({"prompts.init_padding": padding})).prompts.initialize(
+            clip, words, torch.Generator()
+        )
         for padding in ("zeros", "random")
     )
     assert torch.equal(padded["text.0"], torch.cat([torch.zeros_like(embedded[:1]).repeat(3, 1), embedded]))
     assert drawn["text.0"].count_nonzero() == drawn["text.0"].numel()
-    short = IndependentPrompts(1, 1, vision_depth=0, padding="zeros").init(clip, words, torch.Generator())
+    one = IndependentPrompts(text_length=1, text_depth=1, vision_depth=0, init_padding="zeros")
+    short = one.initialize(clip, words, torch.Generator())
     assert torch.equal(short["text.0"], embedded[:1])
 
 
@@ -110,6 +108,9 @@ def views(text: Tensor, frozen: Tensor, images: Tensor, frozen_images: Tensor) -
 
 def normalised(generator: torch.Generator) -> Tensor:
     return nn.functional.normalize(torch.randn(5, 7, generator=generator), dim=-1)
+
+
+DISTANCES = {"l1": l1, "l2": l2, "cosine": cosine}
 
 
 @pytest.mark.parametrize("kind", DISTANCES)
@@ -155,8 +156,8 @@ def test_divergence_of_logits() -> None:
 
 def test_coupled_tokens_are_linear_layers_of_the_texts() -> None:
     clip, words = backbone(torch.float64).clip, torch.tensor([5, 6])
-    prompts = CoupledPrompts(length=2, depth=9)
-    leaves = prompts.init(clip, words, torch.Generator().manual_seed(0))
+    prompts = CoupledPrompts(text_length=2, text_depth=9)
+    leaves = prompts.initialize(clip, words, torch.Generator().manual_seed(0))
     assert len(leaves) == 3 * 3  # the tiny towers have three layers
     assert torch.equal(leaves["text.0"], clip.token_embedding[words])
     tokens = prompts.tokens(leaves)
@@ -166,8 +167,8 @@ def test_coupled_tokens_are_linear_layers_of_the_texts() -> None:
         torch.testing.assert_close(tokens[f"vision.{layer}"], linear(leaves[f"text.{layer}"]))
         bound = 16**-0.5
         assert 0.8 * bound < float(leaves[f"vision.{layer}.weight"].abs().max()) <= bound
-    with pytest.raises(UserError, match="coupled prompts start in the text tower"):
-        CoupledPrompts(depth=0)
+    with pytest.raises(UserError, match=r"prompts\.text_depth: Input should be greater than or equal to 1"):
+        Config().override({"prompts.kind": "coupled", "prompts.text_depth": 0})
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 20])
@@ -177,7 +178,7 @@ def test_gaussian_average_of_all_epochs(epochs: int) -> None:
     prompts = [{"a": torch.randn(3, dtype=torch.float64, generator=generator)} for _ in range(epochs)]
     average: dict[str, Tensor] = {}
     for epoch, leaves in enumerate(prompts):
-        average = Gaussian(0.75, 0.05)(average, leaves, epoch, epochs)
+        average = Gaussian(mean=0.75, std=0.05)(average, leaves, epoch, epochs)
         assert average["a"].data_ptr() != leaves["a"].data_ptr()
     t = torch.arange(1, epochs + 1, dtype=torch.float64)
     weights = (-0.5 * ((t - 0.75 * epochs) / (0.05 * epochs)) ** 2).exp()
@@ -189,7 +190,7 @@ def test_averages_far_from_their_mean_and_none_at_all() -> None:
     prompts = [{"a": torch.tensor([float(t)])} for t in range(3)]
     average: dict[str, Tensor] = {}
     for epoch, leaves in enumerate(prompts):  # weights that would all be 0 as floats
-        average = Gaussian(mean=1.0, std=1e-6)(average, leaves, epoch, 100)
+        average = Gaussian(mean=100, std=1e-4)(average, leaves, epoch, 100)
     assert average["a"].tolist() == [2.0]
     assert Last()({}, prompts[0], 0, 1) == {}
 
@@ -204,7 +205,8 @@ def test_input_mixup_is_a_weighted_sum_of_pixels() -> None:
     mixed = InputMixup().mixed_images(query, partners, Mix(lam, torch.tensor([0, 0])))
     assert torch.equal(mixed[0], 0.25 * query[0] + 0.75 * partners[0])
     assert torch.equal(mixed[1], query[1])
-    drawn, other = (mix.draw(5, 3, rng(4)) for mix in (InputMixup(0.3, 0.7), FeatureMixup(0.3, 0.7)))
+    rates = {"mixup_alpha": 0.3, "mixup_beta": 0.7}
+    drawn, other = (mix.draw(5, 3, rng(4)) for mix in (InputMixup(**rates), FeatureMixup(**rates)))
     assert torch.equal(drawn.lam, other.lam)
     assert torch.equal(drawn.partner, other.partner)
 

@@ -187,8 +187,8 @@ regularizer.text_weight: {type: float, low: 0.5, high: 50, when: {regularizer.ki
 
 
 def test_conditions_on_settings_that_are_left_out_are_resolved() -> None:
-    found = space_of(CONDITIONAL).fitted(configure("coop"))  # the order is "second", and has no effect
-    assert list(found.ranges) == ["optim.lr"]
+    found = space_of(CONDITIONAL).fitted(configure("prometar"), fixed={"inner.order"})  # it is "second"
+    assert list(found.ranges) == ["inner.lr", "optim.lr"]
     assert not found.ranges["optim.lr"].when
 
 

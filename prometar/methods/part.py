@@ -1,0 +1,62 @@
+"""Base classes of the parts of a method: one class per kind, whose fields are the kind's settings.
+
+A configuration holds the parts themselves, so no file here imports torch when it is imported.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag, model_validator
+
+from prometar.io.custom import is_reference, make
+from prometar.io.plain_data import PlainData, no_truth
+
+
+class Part(BaseModel):
+    """A part of a method. The field `CHOOSER` holds the name of its kind."""
+
+    model_config = PlainData.model_config
+    CHOOSER: ClassVar[str] = "kind"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            no_truth([value for key, value in tree.items() if key != "args"])
+        return tree
+
+
+class Custom(Part):
+    """A custom component, `package.module:Name`, with its arguments."""
+
+    args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
+
+    @property
+    def reference(self) -> str:
+        return str(getattr(self, self.CHOOSER))
+
+    def component(self) -> Any:
+        """Import and return the component.
+
+        Raises:
+            UserError: it cannot be loaded, or rejects its arguments.
+        """
+        return make(self.reference, self.args)
+
+
+class CustomPart(Custom):
+    """A custom component of an axis whose kinds share no setting."""
+
+    kind: str
+
+
+def _origin(value: Any) -> str:
+    """Return the tag of the union's half that a section belongs to."""
+    tree = dict(value) if isinstance(value, Mapping | Part) else {}
+    names = [tree.get(key) for key in ("kind", "augmentation")]
+    return "custom" if any(isinstance(name, str) and is_reference(name) for name in names) else "built-in"
+
+
+BUILT_IN, CUSTOM, ORIGIN = Tag("built-in"), Tag("custom"), Discriminator(_origin)
+TAGS = frozenset({"built-in", "custom"})
+AnyCustom = Annotated[CustomPart, CUSTOM]
