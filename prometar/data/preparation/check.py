@@ -1,13 +1,10 @@
 """Look at data sets without changing anything: which are there, and what is wrong with one."""
 
 import hashlib
-import html
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 
 from prometar.bundled.suite import SUITE
@@ -20,7 +17,7 @@ from prometar.data.datasets.catalog import (
     problems_of,
     title_of,
 )
-from prometar.data.datasets.dataset import Dataset, Item, Source, as_read
+from prometar.data.datasets.dataset import Dataset, Item, Source, same_class
 from prometar.data.datasets.layouts import SplitFile
 from prometar.data.datasets.manifest import damaged_shards, find_manifest
 from prometar.data.datasets.sources import ParquetSource
@@ -162,7 +159,7 @@ def check(name: str, root: Path | str | None = None) -> CheckResult:
         classes,
         tuple(one for one in seen if one.message),
         (*problems_of(dataset), *_damaged(dataset)),
-        tuple(_notes(dataset, classes, {one.path: one.digest for one in seen}, _other_split(name, root))),
+        tuple(_notes(dataset, classes, _other_split(name, root))),
     )
 
 
@@ -182,18 +179,7 @@ def _damaged(dataset: Dataset) -> Iterator[str]:
         yield from damaged_shards(dataset.source.uri, manifest)
 
 
-def _repeated(dataset: Dataset, digests: Mapping[str, bytes]) -> Iterator[str]:
-    """Images that a split shares with another one under another name, byte for byte."""
-    for one, other in combinations(dataset.splits, 2):
-        first = {digests[item.path]: item.path for item in dataset.splits[one] if digests[item.path]}
-        same = [(first[d], item.path) for item in dataset.splits[other] if (d := digests[item.path]) in first]
-        same = [(mine, theirs) for mine, theirs in same if mine != theirs]
-        if same:
-            mine, theirs = same[0]
-            yield f"{len(same)} images of {other} are also in {one}, byte for byte, such as {theirs} ({mine})"
-
-
-def _notes(dataset: Dataset, classes: int, digests: Mapping[str, bytes], another: str) -> Iterator[str]:
+def _notes(dataset: Dataset, classes: int, another: str) -> Iterator[str]:
     found = differences(dataset.name, classes, dataset.counts)
     if found:
         yield f"not the published sizes: {', '.join(found)}"
@@ -207,19 +193,11 @@ def _notes(dataset: Dataset, classes: int, digests: Mapping[str, bytes], another
         without = [name for label, name in sorted(pairs) if label not in there]
         if there and without:
             yield f"no {split} images of {len(without)} classes: {', '.join(without[:SHOWN_NAMES])}"
-    texts = Counter(_cleaned(name) for _, name in pairs)
-    shared = sorted({name for _, name in pairs if texts[_cleaned(name)] > 1})
-    if shared:
-        yield f"{len(shared)} class names stand for several labels, or are one text: {', '.join(shared)}"
-    yield from _repeated(dataset, digests)
+    if same := same_class(name for _, name in sorted(pairs)):
+        yield f"CLIP reads the class names '{same[0]}' and '{same[1]}' as one"
     names = [name for _, name in sorted(pairs)]
     shown = names if len(names) <= SHOWN_NAMES else [*names[: SHOWN_NAMES - 1], "...", names[-1]]
     yield f"class names: {', '.join(shown)}"
-
-
-def _cleaned(name: str) -> str:
-    """A class name as CLIP's tokenizer cleans it, nearly: names that are equal then are one to it."""
-    return as_read(html.unescape(unicodedata.normalize("NFC", name)))
 
 
 def look(items: Sequence[Item], source: Source) -> Iterator[Seen]:

@@ -7,7 +7,6 @@ with one is complete.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +90,6 @@ def write_copy(
     """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
     if shard_rows < 1:
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
-    told = {"counts": dataset.counts, "classnames": list(dataset.classnames)}
-    _require_same(dataset, told, target)  # before every image is read
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
     seen = list(look(dataset.items, dataset.source))
     broken = [one.message for one in seen if one.message]
@@ -100,7 +97,12 @@ def write_copy(
         count = f"{len(broken)} of {len(rows)} images of {dataset.name}"
         raise WorkError(f"{count} are broken: {'; '.join(broken)}")
     digest = hashlib.sha256(b"".join([dataset.digest.encode(), *(one.digest for one in seen)])).hexdigest()
-    _require_same(dataset, {"digest": digest}, target)
+    earlier = find_manifest(target)
+    if earlier is not None and earlier.get("digest") != digest:
+        raise UserError(
+            f"{masked(target)} holds a prepared copy of other images that are called '{dataset.name}' too: "
+            "choose another --to, or remove it"
+        )
     return _write(dataset, digest, rows, target, shard_rows, progress)
 
 
@@ -131,17 +133,6 @@ def _is_own(name: str) -> bool:
     """Whether a file is a copy's, or one that was being written when its process was killed."""
     whole = name.rpartition(".")[0] if is_hidden(name) else name
     return whole.endswith(OWN_ENDINGS)
-
-
-def _require_same(dataset: Dataset, mine: Mapping[str, Any], target: str) -> None:
-    """A copy of other images under the same name, such as of another image tree, stays as it is."""
-    earlier = find_manifest(target)
-    if earlier is None or all(earlier.get(key) == value for key, value in mine.items()):
-        return
-    raise UserError(
-        f"{masked(target)} holds a prepared copy of other images that are called '{dataset.name}' too: "
-        "choose another --to, or remove it"
-    )
 
 
 def _write(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from prometar.errors import UserError, WorkError
 
@@ -87,20 +86,14 @@ def _require_size(width: int, height: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel; transparency is dropped. Grey levels of 12 or 16 bits are scaled to it.
+    """Eight bits a channel; transparency is dropped. Grey levels of 16 bits are scaled to it.
 
     Raises:
         ValueError: pixels of which nobody can say what is white (floating point, 32 bits).
     """
     # Pillow's own way clips such pixels at 255, so that nearly all of them become white.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        white, inverted = 65535, False
-        if isinstance(image, TiffImageFile):  # whose numbers of more than 8 bits it leaves as they are stored
-            white = 2 ** image.tag_v2[BITSPERSAMPLE][0] - 1
-            inverted = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
-        grey = np.asarray(image).astype(np.float64) / (white / 255)
-        if inverted:
-            grey = 255 - grey
+        grey = np.asarray(image).astype(np.float64) / (65535 / 255)
         image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers")

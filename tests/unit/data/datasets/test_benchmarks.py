@@ -125,16 +125,6 @@ def test_a_copy_is_prepared_and_read_back(copies: Path, tmp_path: Path, name: st
     assert ours.source.read_many(paths) == theirs.source.read_many(paths)
 
 
-@pytest.mark.parametrize(("other", "listed"), [("tench", "tench"), (" TENCH", " TENCH, tench")])
-def test_class_names_that_are_one_text_are_told_not_refused(tmp_path: Path, other: str, listed: str) -> None:
-    folder = write_copy("imagenet", tmp_path)
-    names = folder / "classnames.txt"
-    names.write_text(names.read_text("utf-8").replace("F/A-18", other), "utf-8")
-    assert len(open_dataset("imagenet", tmp_path).classnames) == CLASSES
-    (said,) = (n for n in check("imagenet", tmp_path).notes if "stand for several" in n)
-    assert said.endswith(f"class names stand for several labels, or are one text: {listed}")
-
-
 def test_imagenet_labels_are_ranks_of_the_sorted_folders(copies: Path) -> None:
     dataset = open_dataset("imagenet", copies)
     assert {(i.path.split("/")[1], i.label, i.classname) for i in dataset.train} == {
@@ -174,17 +164,11 @@ def test_a_missing_part_names_itself_and_how_to_get_it(tmp_path: Path, name: str
     assert any(word in message for word in ("get ", "data download", "copy it"))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_missing_folder_names_itself(tmp_path: Path, name: str) -> None:
-    message = fails(name, tmp_path)
-    assert f"{tmp_path / BENCHMARKS[name].folder} is missing: --data-root must be the folder" in message
-
-
 def images_of(dataset: Dataset, folder: Path) -> list[Path]:
     return [folder / item.path for split in dataset.splits.values() for item in split]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["dtd", "imagenet"])
 def test_broken_images_are_all_listed(tmp_path: Path, name: str) -> None:
     write_copy(name, tmp_path)
     dataset = open_dataset(name, tmp_path)
@@ -198,7 +182,7 @@ def test_broken_images_are_all_listed(tmp_path: Path, name: str) -> None:
     assert all("\n" not in one.message and one.path in one.message for one in found.broken)
 
 
-@pytest.mark.parametrize("name", [*of(SplitFile), *of(VariantLists)])
+@pytest.mark.parametrize("name", ["dtd", "fgvc_aircraft"])
 def test_missing_images_stop_opening_and_are_all_listed_by_check(tmp_path: Path, name: str) -> None:
     write_copy(name, tmp_path)
     dataset = open_dataset(name, tmp_path)
@@ -224,7 +208,7 @@ def test_a_class_folder_without_images_is_named(tmp_path: Path, name: str) -> No
     assert f"class folder {folder} has no images (.jpg, " in fails(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", of(SplitFile))
+@pytest.mark.parametrize("name", ["dtd"])
 def test_split_files_that_contradict_themselves(tmp_path: Path, name: str) -> None:
     folder = write_copy(name, tmp_path)
     file = folder / BENCHMARKS[name].layout.parts[-1]
@@ -286,15 +270,6 @@ def test_imagenets_splits_must_hold_the_same_classes(tmp_path: Path) -> None:
     folder = write_copy("imagenet", tmp_path)
     (folder / "images/val" / wnid(2)).rename(tmp_path / "gone")
     assert f"hold different classes, such as {wnid(2)}" in fails("imagenet", tmp_path)
-
-
-def test_imagenets_val_must_be_sorted_into_folders(tmp_path: Path) -> None:
-    folder = write_copy("imagenet", tmp_path)
-    (folder / "images/val").rename(tmp_path / "gone")
-    (folder / "images/val").mkdir()
-    (folder / "images/val/ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
-    assert "has no class folders" in (message := fails("imagenet", tmp_path))
-    assert "found 1 files, such as ILSVRC2012_val_00000001.JPEG" in message
 
 
 def test_list_compares_with_the_published_sizes(
