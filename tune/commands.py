@@ -7,7 +7,10 @@ import typer
 
 
 def report(study: Annotated[Path, typer.Argument(help="Folder of a study, OUT/STUDY.")]) -> None:
-    """Write report.html from a study's records, and print the summary."""
+    """Write report.html from a study's records.
+
+    Prints the summary too.
+    """
     from rich.console import Console
 
     from tune.records.folder import read_records

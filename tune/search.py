@@ -49,7 +49,7 @@ def _parameters() -> Iterator[Parameter]:
 
 @app.command(cls=GroupedHelp)
 def search(*, plan: bool = False, **options: Any) -> None:
-    """Search settings, confirm the best, and test them against the default settings."""
+    """Search settings, confirm the best, and test them."""
     config = StudyConfig.of(**options)
     from tune.study import Study  # loads torch and Ray, which --help does not need
 

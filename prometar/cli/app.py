@@ -1,4 +1,4 @@
-"""`prometar`: studies, data sets, single runs, and reports."""
+"""`prometar`: studies, datasets, single runs, and reports."""
 
 import sys
 from functools import partial
@@ -36,18 +36,18 @@ for _command in sorted(entry_points(group="prometar.commands"), key=lambda found
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Option(help="A YAML configuration, such as a study's best.yaml.")
+        Path | None, typer.Option(help="YAML configuration, such as a study's best.yaml.")
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="A method, or a recipe FILE.yaml of your own [prometar]. Of a --config with "
-            "another method, the data, backbone and seed are kept, and nothing else."
+            help="Method, or a recipe FILE.yaml [prometar]. With a --config of another method, only its "
+            "data, backbone and seed are used."
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="A data set [textures].")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Dataset [textures].")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder [out/train/<method>-<data>-seed<seed>].")
+        Path | None, typer.Option(help="Folder of the run [out/train/<method>-<data>-seed<seed>].")
     ] = None,
     data_root: RootOption = None,
     settings: Annotated[
@@ -55,15 +55,16 @@ def train(
     ] = None,
     objective: Annotated[
         str,
-        typer.Option(
-            help="Which images it trains on and is scored by: final, all_classes, a search's, or your own."
-        ),
+        typer.Option(help="Images for training and scores: final, all_classes, or an objective of a search."),
     ] = "final",
     alignment_every: Annotated[
-        int | None, typer.Option(help="Measure how gradients align, once in this many steps.")
+        int | None, typer.Option(help="Measure gradient alignment every N steps.")
     ] = None,
 ) -> None:
-    """Train one run on base classes, test it on base and new ones. The same command goes on."""
+    """Train one run on base classes, test it on base and new ones.
+
+    Rerun the same command to resume.
+    """
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
     root = None if data_root is None else absolute_root(data_root)
@@ -75,7 +76,7 @@ def train(
     for key, option, given in options:
         if given is not None:
             if key in values:
-                raise UserError(f"--set {key}: {option} gives it too; leave one of them out")
+                raise UserError(f"--set {key} conflicts with {option}. Pass one of them.")
             values[key] = given
     chosen = chosen.override(values).completed()
     # Torch loads slowly, so the configuration is validated first.
@@ -88,7 +89,7 @@ def train(
 
     prompts = build(chosen).prompts  # before Ray starts
     if alignment_every is not None and not (prompts.num_context or enters_images(prompts)):
-        raise UserError(f"--alignment-every: {chosen.method} learns nothing, leave the option out")
+        raise UserError(f"--alignment-every: {chosen.method} learns nothing. Omit the option.")
     objective_of(objective)
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = resolved(out) if out else Path("out/train") / name
@@ -102,19 +103,19 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A folder that `prometar train` or `reproduce` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `prometar train` or `reproduce` wrote.")],
     dataset: Annotated[
-        str | None, typer.Option(help="Another data set: all its classes, its test images.")
+        str | None, typer.Option(help="Another dataset: all its classes, its test images.")
     ] = None,
     data_root: RootOption = None,
     trust_parts: TrustOption = False,
 ) -> None:
-    """Test a finished run's prompts again, or on another data set."""
+    """Test a finished run's prompts again, or on another dataset."""
     from prometar.runs import evaluate_run, evaluate_run_on
     from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
-        raise UserError("--data-root belongs to --dataset: without it the run's own images are tested")
+        raise UserError("--data-root requires --dataset. Without it the run's own images are tested.")
     if dataset is None:
         start_ray()
         _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
@@ -140,5 +141,5 @@ def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> Non
 
 
 def main(args: list[str] | None = None) -> int:
-    """The entry point; returns the exit status."""
+    """Run the command line. Return the exit status."""
     return run_cli(app, sys.argv[1:] if args is None else args)

@@ -9,11 +9,11 @@ import typer
 from prometar.errors import UserError
 
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-"""How every command-line application here is made: errors are one line, texts are plain."""
+"""Options of every `typer.Typer`: errors of one line, plain texts."""
 
 
 def at_home(given: str | None) -> str | None:
-    """A folder whose leading ~ the shell has left, as in `--to=~/data`."""
+    """Expand a leading ~ that the shell left, as in `--to=~/data`."""
     return given and os.path.expanduser(given)
 
 
@@ -21,19 +21,19 @@ RootOption = Annotated[
     str | None,
     typer.Option(
         "--data-root",
-        help="The folder that holds the data sets' folders.",
-        callback=lambda given: at_home(given) or None,  # "" is what a shell makes of a variable not set
+        help="Folder that contains the datasets' folders.",
+        callback=lambda given: at_home(given) or None,  # "": an unset variable of a shell
     ),
 ]
 
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-parts", help="Import modules that the files name; otherwise they are refused."),
+    typer.Option("--trust-parts", help="Import modules that the files name [rejected]."),
 ]
 
 
 class ManyValues(typer.core.TyperCommand):
-    """A command whose list options take several values, such as `--seeds 1 2 3`."""
+    """Command whose list options take several values, such as `--seeds 1 2 3`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
@@ -41,7 +41,7 @@ class ManyValues(typer.core.TyperCommand):
 
 
 class GroupedHelp(ManyValues):
-    """A command whose `--help` has a section for each `rich_help_panel` of its options, as plain text."""
+    """Command whose plain `--help` has a section per `rich_help_panel` of its options."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         if not any(getattr(option, "rich_help_panel", None) for option in self.get_params(ctx)):
@@ -58,7 +58,7 @@ class GroupedHelp(ManyValues):
 
 
 def repeat(args: Sequence[str], lists: set[str]) -> list[str]:
-    """The option's name before each of its values.
+    """Repeat an option's name before each of its values.
 
     Example:
         >>> repeat(["--seeds", "1", "2", "--out", "x"], {"--seeds"})
@@ -76,7 +76,7 @@ def repeat(args: Sequence[str], lists: set[str]) -> list[str]:
 
 
 def number_or_auto(option: str, text: str) -> float | None:
-    """A number, or None for `auto`.
+    """Return a number, or None for `auto`.
 
     Raises:
         UserError: anything else.

@@ -181,7 +181,7 @@ def test_a_space_of_values_that_no_run_takes(
 
 PROMETAR = [
     (["train", "--config", "none.yaml"], "cannot read none.yaml: No such file"),
-    (["train", "--method", "coop", "--set", "method=ivlp"], "--set method: --method gives it too"),
+    (["train", "--method", "coop", "--set", "method=ivlp"], "--set method conflicts with --method"),
     (["train", "--set", "prompts.depth=3"], "unknown setting 'prompts.depth'"),
     (["train", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
     (["train", "--objective", "test"], "base_val, oracle_test, final, all_classes, or"),

@@ -174,7 +174,7 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     args = ["train", "--alignment-every", "0", "--out", str(tmp_path / "run")]
     assert "alignment is measured every 1 or more steps, found 0" in fails(args)
     args = ["train", "--method", "zero-shot", "--alignment-every", "2", "--out", str(tmp_path / "run")]
-    assert "--alignment-every: zero-shot learns nothing, leave the option out" in fails(args)
+    assert "--alignment-every: zero-shot learns nothing. Omit the option" in fails(args)
     damaged = write(tmp_path / "damaged", [0.1, 0.2])
     lines = (damaged / FILE).read_text().splitlines()
     for line in ("{}", "[]", "x", '{"step": "a", "cosine": 0.1}'):
