@@ -59,7 +59,7 @@ class Plan:
             trains); evaluation keeps it.
 
     Raises:
-        UserError: no items, or a number below its minimum.
+        UserError: There are no items.
     """
 
     items: tuple[Item, ...]
@@ -73,9 +73,6 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.items:
             raise UserError("there are no images to plan: check the split, the classes and the shots")
-        for name, minimum in (("batch_size", 1), ("epochs", 0), ("seed", 0)):
-            if getattr(self, name) < minimum:
-                raise UserError(f"{name} must be at least {minimum}, found {getattr(self, name)}")
 
     @property
     def rows_per_epoch(self) -> int:

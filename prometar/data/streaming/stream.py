@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan, Rows
 from prometar.data.streaming.transforms import make_images
-from prometar.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -52,13 +51,6 @@ class StreamOptions:
         """Options that use up a placement-group bundle of `cpus`: a task for each whole CPU, at least one."""
         tasks = max(1, math.floor(cpus))
         return cls(num_cpus=cpus / tasks, max_tasks=tasks, in_placement_group=True)
-
-    def __post_init__(self) -> None:
-        for name, minimum in (("num_cpus", 0), ("max_tasks", 1), ("block_rows", 1)):
-            if getattr(self, name) < minimum:
-                raise UserError(
-                    f"stream option {name} must be at least {minimum}, found {getattr(self, name)}"
-                )
 
 
 def without_pixels(plan: Plan, start_step: int = 0) -> Iterator[Batch]:

@@ -13,7 +13,6 @@ from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch, StreamOptions, stream_local
 from prometar.data.streaming.transforms import BrokenImage, TransformSpec
-from prometar.errors import UserError
 
 
 @lru_cache
@@ -90,9 +89,3 @@ def test_a_bundle_is_used_up_and_not_exceeded(cpus: float, tasks: int) -> None:
     options = StreamOptions.in_bundle(cpus)
     assert (options.max_tasks, options.in_placement_group) == (tasks, True)
     assert options.num_cpus * tasks == pytest.approx(cpus)
-
-
-@pytest.mark.parametrize("bad", [{"num_cpus": -1}, {"max_tasks": 0}, {"block_rows": 0}], ids=str)
-def test_impossible_options_are_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(UserError):
-        StreamOptions(**bad)
