@@ -1,7 +1,7 @@
 """Rank settings by scores that read no test image, and compare the ranks with those of the test.
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
-        [--space recipe] [--out DIR] [--jobs 2] [--evidence FILE] [--quick]
+        [--space full] [--out DIR] [--jobs 2] [--evidence FILE] [--quick]
     python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/objectives.md] [--block objectives]
 
 The default settings and random samples of a space are trained with several seeds on all base classes, scored
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--settings", type=int, default=24, help="random ones, besides the default settings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--space", default="recipe")
+    parser.add_argument("--space", default="full")
     parser.add_argument("--out", type=Path, default=Path("out/objectives"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)

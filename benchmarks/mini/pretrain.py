@@ -7,7 +7,7 @@ The vision tower is kept in DIR/vision.safetensors; the same command goes on fro
 cost minutes. Writes mini.safetensors (float16; the token table sparsely, see weights.py) and pretrain.log.
 The rows of the token table that no caption uses stay N(0, 0.02) from numpy's PCG64(0).
 
-docs/embedded.md says what was chosen by looking at what, and shows the figures.
+docs/results.md describes the datasets.
 """
 
 import argparse
