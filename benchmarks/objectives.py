@@ -2,7 +2,7 @@
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
         [--space full] [--out DIR] [--jobs 2] [--evidence FILE] [--quick]
-    python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/objectives.md] [--block objectives]
+    python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/results.md] [--block objectives]
 
 The default settings and random samples of a space are trained with several seeds on all base classes, scored
 as a search scores them, and tested. A score sees one seed and is judged by the tests of the others. The same

@@ -1,24 +1,19 @@
-"""What mkdocs.yml makes a site of: README.md and all that it leads to, each file where it lies here.
+"""Site of mkdocs.yml: README.md and everything that it links to, each file at its path in the repository.
 
-So every link is checked, and works, as it is written. Pages are in the order in which README.md names them.
-Mermaid diagrams are the pictures that docs/draw_diagrams.py has drawn of them.
+So every link is checked and works as it is written. Pages are in the order in which README.md links to them.
 """
 
 import ast
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
-from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\(([^)\s#:]+)")  # of Markdown, to a file
-DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GALLERY = "examples/index.md"
 PICTURES = (".png", ".svg", ".webp", ".gif")
 
@@ -27,7 +22,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     pages = [path for path in sources() if path.endswith(".md")]
     guides = [page for page in pages if page.startswith("docs/") and page != "docs/api.md"]
     rest = [page for page in pages if page not in {*guides, "README.md", "docs/api.md"}]
-    nav = [{"Home": "README.md"}, {"Guides": guides}, {"Examples": GALLERY}, {"In Python": "docs/api.md"}]
+    nav = [{"Home": "README.md"}, {"Guides": guides}, {"Examples": GALLERY}, {"Python API": "docs/api.md"}]
     config.nav = [*nav, {"Project": rest}]
     return config
 
@@ -41,33 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return Files(site)
 
 
-def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Each diagram as its picture.
-
-    Raises:
-        PluginError: it has not been drawn since it was changed.
-    """
-    path = page.file.abs_src_path
-    for picture, source in diagrams(Path(path)) if path else ():
-        if not picture.is_file() or digest_of(source) not in picture.read_text("utf-8"):
-            raise PluginError(f"{picture.name} is not the diagram of {path}: python docs/draw_diagrams.py")
-        markdown = DIAGRAM.sub(lambda _, name=picture.name: f"![diagram]({name})", markdown, count=1)
-    return markdown
-
-
-def diagrams(page: Path) -> list[tuple[Path, str]]:
-    """The Mermaid diagrams of a page, and where their pictures lie."""
-    found = DIAGRAM.findall(page.read_text("utf-8"))
-    return [(page.with_name(f"{page.stem}-{k}.svg"), source) for k, source in enumerate(found, 1)]
-
-
-def digest_of(diagram: str) -> str:
-    """What its picture says it was drawn from."""
-    return f"sha256 {hashlib.sha256(diagram.encode()).hexdigest()}"
-
-
 def sources() -> list[str]:
-    """README.md, what it leads to, then what else is in docs/ and examples/."""
+    """Return README.md, what it links to, and the remaining files of docs/ and examples/."""
     todo, found = [ROOT / "README.md"], list[str]()
     others = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*.*"))]
     while todo or others:
@@ -76,12 +46,12 @@ def sources() -> list[str]:
         if name not in found:
             found.append(name)
             if path.suffix == ".md":
-                todo += [*_linked(path), *(picture for picture, _ in diagrams(path))]
+                todo += _linked(path)
     return found
 
 
 def _linked(page: Path) -> Iterator[Path]:
-    """The files of the checkout that a page links to; those that are not there are left to mkdocs."""
+    """Yield the files of the repository that a page links to. mkdocs reports missing ones."""
     for target in LINK.findall(page.read_text("utf-8")):
         path = (page.parent / target).resolve()
         if path.is_file() and path.is_relative_to(ROOT):
@@ -89,7 +59,7 @@ def _linked(page: Path) -> Iterator[Path]:
 
 
 def gallery() -> str:
-    """A page of all examples: what each is, its pictures, its text."""
+    """Return a page of all examples: description, pictures and code."""
     shown = ["# Examples\n"]
     for path in sorted(ROOT.glob("examples/*")):
         if path.suffix in {".py", ".yaml", ".ipynb"}:

@@ -70,6 +70,6 @@ def is_siglip(name: str, config: Mapping[str, Any]) -> bool:
     if not (clip or siglip):
         raise UserError(
             f"backbone {name} is not supported: it is neither a CLIP with vision transformer nor a SigLIP; "
-            "use e.g. ViT-B-16-quickgelu (docs/backbones.md)"
+            "use e.g. ViT-B-16-quickgelu (docs/data.md)"
         )
     return siglip

@@ -174,7 +174,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     """Load a frozen CLIP as its weights are stored.
 
     Args:
-        name: `mini`, or an open_clip model of a supported family (`ViT-B-16-quickgelu`; docs/backbones.md).
+        name: `mini`, or an open_clip model of a supported family (`ViT-B-16-quickgelu`; docs/data.md).
         pretrained: an open_clip tag (`openai`), a local .safetensors file, or `random` (for speed
             measurements only). None: the weights that come with `mini`.
     Raises:

@@ -1,7 +1,7 @@
 """Drift of prompted features from frozen ones, measured on out-of-domain class names without labels.
 
 Accuracy on new classes cannot be measured without their images. But prompts that change the predictions of
-the frozen CLIP on names outside the training lose its knowledge of new classes too (docs/objectives.md).
+the frozen CLIP on names outside the training lose its knowledge of new classes too (docs/results.md).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from prometar.training.scoring import not_finite
 TEMPLATE = "a photo of a {}."
 """Template of the frozen texts. Most contexts start from it."""
 LOSS_PER_NAT = 0.05
-"""Relative loss of new accuracy per nat of divergence (docs/objectives.md)."""
+"""Relative loss of new accuracy per nat of divergence (docs/results.md)."""
 FEWEST = 20
 """Smallest number of out-of-domain names."""
 

@@ -1,4 +1,4 @@
-"""`make docs`: the site is whole, every link in it leads somewhere, and it needs no other host."""
+"""`make docs`: the site is complete, every link works, and it loads nothing from other hosts."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def test_the_site_is_whole_and_needs_no_other_host(tmp_path: Path) -> None:
     assert {"index.html", "examples/index.html", "clusters/index.html", *guides} <= pages.keys()
     for name in (
         "prometar.inference.classifier.load",
-        "tune.api.Study.run",
+        "tune.study.Study.run",
         "prometar.methods.prompts.Prompts",
     ):
         assert f'id="{name}"' in pages["docs/api.html"]
@@ -50,31 +50,11 @@ def test_the_site_is_whole_and_needs_no_other_host(tmp_path: Path) -> None:
         "//b/c",
     ]
     assert not {page: found for page, text in pages.items() if (found := LOADED.findall(text))}
-    assert not [page for page, text in pages.items() if "mermaid" in text], "its script is elsewhere"
-    assert '<img alt="diagram" src="architecture-1.svg"' in pages["docs/architecture.html"]
-    picture = (tmp_path / "site" / "docs" / "architecture-1.svg").read_text("utf-8")
-    assert "one Optuna study" in picture
-    assert "<script" not in picture
-
-
-def test_a_diagram_that_has_changed_fails(tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"
-    (checkout / "docs").mkdir(parents=True)
-    for path in ("mkdocs.yml", "docs/build_site.py", "docs/architecture-1.svg"):
-        shutil.copy(ROOT / path, checkout / path)
-    (checkout / "docs" / "api.md").write_text("# In Python\n", "utf-8")
-    (checkout / "docs" / "architecture.md").write_text(
-        "# A\n\n```mermaid\nflowchart LR\n  a --> b\n```\n", "utf-8"
-    )
-    (checkout / "README.md").write_text("# All\n\n[how](docs/architecture.md)\n", "utf-8")
-    done = build(checkout, tmp_path / "site")
-    assert done.returncode == 1
-    assert "architecture-1.svg is not the diagram of" in done.stderr
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small one, whose site is whole. Only README.md may be changed."""
+    """A small checkout whose site builds. Only README.md may be changed."""
     made = tmp_path_factory.mktemp("checkout")
     (made / "docs").mkdir()
     shutil.copy(ROOT / "mkdocs.yml", made)
