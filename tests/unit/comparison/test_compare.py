@@ -185,7 +185,7 @@ def test_settings_that_methods_differ_in_are_noted(said: Any, tmp_path: Path) ->
 
 
 def test_real_runs(said: Any, small_dtd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def here(run: runs.Run) -> runs.Stream:
+    def here(run: runs.Run, options: object) -> runs.Stream:
         return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
 
     monkeypatch.setattr(runs, "ray_stream", here)
