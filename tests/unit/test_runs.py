@@ -25,7 +25,7 @@ def config(small_dtd: Path) -> Config:
 
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def here(run: runs.Run) -> runs.Stream:
+    def here(run: runs.Run, options: object = None) -> runs.Stream:
         return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
 
     monkeypatch.setattr(runs, "ray_stream", here)

@@ -17,7 +17,7 @@ from tests.support import families
 def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
     families.register(monkeypatch)
 
-    def local(run: runs.Run) -> runs.Stream:
+    def local(run: runs.Run, options: object = None) -> runs.Stream:
         return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
 
     monkeypatch.setattr(runs, "ray_stream", local)
