@@ -96,7 +96,7 @@ class FinalTestConfig(PlainData):
     `MOST_PAIRS` pairs are done.
     """
 
-    seeds: Literal["auto"] | tuple[Seed, ...] = Field("auto", description="auto, or seeds such as '1 2 3'.")
+    seeds: tuple[Seed, ...] | Literal["auto"] = Field("auto", description="auto, or seeds such as '1 2 3'.")
     epochs: int = Field(10, ge=1, le=100_000, description="Epochs of the final test. Default: the method's.")
     matters: float = Field(1.0, gt=0, le=100, description="Smallest difference in H that matters, in points.")
 
@@ -244,7 +244,7 @@ class StudyConfig(PlainData):
         run = absolute_paths(configure(method, own_run))
         if not isinstance(space, Space):
             shipped = space in known_spaces()
-            space = load_space(space)
+            space = load_space(str(space))
             if shipped:
                 space = space.fitted(run, fixed={EPOCHS} & own_run.keys())
         if EPOCHS in space.ranges or len(_several(flat.get("search.goals", ("objective",)))) > 1:
@@ -388,18 +388,21 @@ OPTIONS: dict[str, Option] = {
 """Options of `tune/search.py` by name. Every other field is reached by `--set`."""
 
 _NOT_SET = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
-_MOST = {"greater_than_equal": "at least {ge}", "greater_than": "above {gt}",
-         "less_than_equal": "at most {le}", "less_than": "below {lt}"}  # fmt: skip
+_EXPECTED = {
+    "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
+    "less_than": "below {lt}", "string_pattern_mismatch": "a name of letters, digits, '_', '-' and '.'",
+    "extra_forbidden": "a known setting",
+}  # fmt: skip
 
 
 def _problems(error: ValidationError) -> Iterator[str]:
     """Each wrong field with its option, the problem and the value."""
     names = {option.path: f"--{name}" for name, option in OPTIONS.items()}
-    for each in error.errors():
-        path = ".".join(map(str, each["loc"][:2]))
-        name = names.get(path, f"--set {path}")
-        if each["type"] in _MOST:
-            yield f"{name} must be {_MOST[each['type']].format(**each['ctx'])}, got {each['input']}."
+    first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}  # of a union
+    for path, each in reversed(first.items()):
+        name = names.get(path, f"--set {path.rstrip('.')}")
+        if each["type"] in _EXPECTED:
+            yield f"{name} must be {_EXPECTED[each['type']].format(**each.get('ctx', {}))}, got {each['input']}."
         elif each["type"] == "value_error":
             text = str(each["ctx"]["error"])
             yield f"{text}." if text.startswith("--") or not path else f"{name}: {text}."

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from prometar.cli.app import main as prometar_main
 from tests.conftest import DTD_SPLIT
 from tests.support.copies import write_tree
-from tests.support.report_study import description, trial, write
+from tests.support import study_records
 from tune.search import main as search_main
 
 Main = Callable[[list[str]], int]
@@ -30,30 +31,31 @@ def fails(capsys: pytest.CaptureFixture[str], main: Main, args: list[str], *, st
 
 
 SEARCHES = [
-    (["--final-seeds", "5000000000"], "--final-seeds must be different numbers from 0 to 2^32 - 1"),
-    (["--goals", "base"], "--goals base: one goal alone is the objective"),
+    (["--final-seeds", "5000000000"], "--final-seeds must be below 4294967296, got 5000000000"),
+    (["--goals", "base"], "--goals: a single goal must be the objective"),
     (["--dataset", "textures", "textures"], "--dataset names one twice"),
-    (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml: no such file"),
-    (["--warm-start", "nowhere"], "--warm-start nowhere holds no study"),
-    (["--sampler", "grid"], "the grid of the space recipe has more than 100,000 points"),
+    (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml does not exist"),
+    (["--warm-start", "nowhere"], "No such option: --warm-start"),
+    (["--sampler", "grid"], "unknown sampler 'grid': choose one of tpe, random, gp, or"),
     (["--top", "-1"], "--top must be at least 0"),
     (["--max-hours", "0"], "--max-hours must be above 0"),
-    (["--trial-timeout", "inf"], "--trial-timeout must be above 0 and at most 1,000,000, found inf"),
-    (["--track", "diary"], "diary"),
-    (["--address", "ray://head:10001"], "--address ray://head:10001: a study is no client of Ray's"),
-    (["--address", "head"], "--address head: it is auto, or HOST:PORT of the cluster's head"),
+    (["--max-hours", "nan"], "--max-hours: Input should be a finite number, got 'nan'"),
+    (["--set", "resources.trial_timeout=inf"], "--set resources.trial_timeout: Input should be a finite"),
+    (["--set", "location.trackers=[diary]"], "--set location.trackers: Input should be 'tensorboard'"),
+    (["--address", "ray://head:10001"], "--address ray://head:10001: Ray client addresses are not supported"),
+    (["--address", "head"], "--address head: expected auto, or HOST:PORT of the cluster's head"),
     (["--dataset", "imagenet21k"], "unknown data set 'imagenet21k': known are imagenet, "),
     (["--dataset", "dtd", "--backbone", "mini"], "data set 'dtd' needs its files: pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
-    (["--seeds-per-trial", "100000000"], "--seeds-per-trial must be at most 1,000, found 100,000,000"),
-    (["--top-seeds", "100000000"], "--top-seeds must be at most 1,000"),
+    (["--seeds-per-trial", "100000000"], "--seeds-per-trial must be at most 1000, got 100000000"),
+    (["--set", "confirm.seeds=100000000"], "--set confirm.seeds must be at most 1000"),
     (["--set", "prompts.vision_length=1024"], "prompts.vision_length: Input should be less than or equal"),
-    (["--trials", "-3"], "--trials must be at least 1, found -3"),
-    (["--trials", "many"], "Invalid value for '--trials'"),
-    (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found 0)"),
+    (["--trials", "-3"], "--trials must be at least 1, got -3"),
+    (["--trials", "many"], "--trials: Input should be a valid integer"),
+    (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found '0')"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate': optim has lr, "),
-    (["--set", "train.seed=3"], "--set train.seed: a search's seed is given by --seed"),
-    (["--set", "data.name=dtd"], "--set data.name: a search's data sets are given by --dataset"),
+    (["--set", "train.seed=3"], "--set train.seed is not allowed in a study. Use --seed."),
+    (["--set", "data.name=dtd"], "--set data.name is not allowed in a study. Use --dataset."),
     (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
     (["--set", "optim.lr=fast"], "optim.lr: Input should be a valid number"),
     (["--set", "optim.lr=true"], "optim.lr: true is no number"),
@@ -61,8 +63,8 @@ SEARCHES = [
     (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, base_val"),
-    (["--space", "huge"], "unknown space 'huge': no such file, and known are augmentation, full"),
-    (["--pruner", "best"], "unknown pruner 'best': choose one of hopeless, median, asha, hyperband, none"),
+    (["--space", "huge"], "--space huge does not exist. Choose augmentation, default, full, "),
+    (["--pruner", "best"], "unknown pruner 'best': choose one of percentile, median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "unknown backbone 'hf-hub:a/b': names of hubs"),
     (["--backbone", "local-dir:/tmp", "--pretrained", "x"], "unknown backbone 'local-dir:/tmp'"),
@@ -71,23 +73,27 @@ SEARCHES = [
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "no weights file none.pt"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "laion"], "no weights 'laion' for ViT-B-16"),
     (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 does"),
-    (["--final-seeds", "1 x"], "--final-seeds '1 x': expected auto, or numbers"),
-    (["--gpus-per-trial", "half"], "--gpus-per-trial 'half': expected a number, or auto"),
+    (["--final-seeds", "1 x"], "--final-seeds: Input should be a valid integer"),
+    (["--gpus-per-trial", "half"], "--gpus-per-trial: Input should be a valid number"),
     (["--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only where"),
-    (["--files", "s3:/bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only where"),
-    (["--from-records"], "holds no study: leave it out to begin one"),
-    (["--study", "../x"], "--study '../x' is no folder name"),
+    (["--from-records"], "No such option"),
+    (["--files", "s3://bucket/x"], "No such option"),
+    (["--study", "../x"], "--study must be a name of letters, digits, '_', '-' and '.', got ../x"),
     (["--data-root", "x\udcff"], "x\\udcff' is not UTF-8"),
     (["--data-root", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
-    (["--study", "a?b"], "--study 'a?b' is no folder name"),
-    (["--method", "zero-shot"], "zero-shot trains nothing, so there is nothing to search"),
+    (["--study", "a\x1b[31mb"], r"'-' and '.', got a\x1b[31mb"),
+    (["--method", "zero-shot"], "--method zero-shot trains nothing. Choose a method with prompts."),
     (["--set", "prompts.text_length=100"], "prompts.text_length: Input should be less than or equal to 64"),
     (["--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
-    (["--val-per-class", "0"], "--val-per-class must be at least 1"),
+    (["--set", "search.val_per_class=0"], "--set search.val_per_class must be at least 1"),
     (["--set", "train.seed=2001-99-99"], "is not YAML"),
+    (["--set", "confirm.sedes=2"], "--set confirm.sedes must be a known setting"),
+    (["--pruner", "json:loads"], "json:loads fails: TypeError: the JSON object must be"),
+    (["--sampler", "json:loads"], "json:loads fails: TypeError: loads() takes 1 positional"),
+    (["--storage", "nonsense"], "--storage nonsense is invalid: Could not parse SQLAlchemy URL"),
     (["--nonsense"], "No such option"),
-    (["--final-seeds", "1", "2"], "extra argument(s) (2); several values of one option stand in quotes"),
-    (["cells"], "stand in quotes, each behind its name (--option VALUE)"),
+    (["--final-seeds", "1", "2"], "extra argument(s) (2). Quote values with spaces."),
+    (["cells"], "extra argument(s) (cells). Quote values with spaces."),
     (["--set", "optim.lr=1e39"], "optim.lr: Input should be less than or equal to 1e+30 (found 1e+39)"),
 ]  # fmt: skip
 
@@ -136,15 +142,42 @@ def test_a_home_is_known_where_the_shell_left_it(
     )
 
 
-def test_records_without_their_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "textures", description(), [trial(0), trial(1)])
-    (tmp_path / "textures" / "study.yaml").unlink()
+def study(out: Path) -> Path:
+    """OUT/textures with the records of two finished trials, and no database."""
+    trials = (study_records.trial(0), study_records.trial(1))
+    records = study_records.small(out / "textures")
+    return study_records.write(out / "textures", replace(records, trials=trials))
+
+
+def test_records_without_their_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    folder = study(tmp_path)
+    (folder / "study.yaml").unlink()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     line = fails(capsys, search_main, ["--out", str(tmp_path)])
-    assert "has records of 2 trials, and its database" in line
-    assert line.endswith("restore the database, or restore study.yaml and rebuild it with --from-records")
+    assert "contains trials, but the study's database does not. Restore it, or start another" in line
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
-    assert not (tmp_path / "textures" / "study.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("study.yaml", b"a: [", "is corrupt (not YAML"),
+        ("study.yaml", b"\xff\xfe", "study.yaml"),
+        ("study.yaml", b"version: 2\nidentity: {}\n", "has version 2"),
+        ("study.yaml", b"version: 3\n", "is corrupt (config"),
+        ("study.db", b"not a database" * 100, "study.db is corrupt. Restore a backup."),
+    ],
+)
+def test_a_study_that_cannot_be_read(
+    file: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    ray_local: None,
+) -> None:  # fmt: skip
+    (tmp_path / "textures").mkdir()
+    (tmp_path / "textures" / file).write_bytes(content)
+    assert message in fails(capsys, search_main, ["--out", str(tmp_path)], status=1 if "db" in file else 2)
+    assert (tmp_path / "textures" / file).read_bytes() == content
 
 
 def test_a_space_beyond_a_settings_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

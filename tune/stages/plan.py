@@ -14,7 +14,7 @@ from prometar.data.splits.objective import Problem, problem
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
-from prometar.io.custom import digest_of, is_reference
+from prometar.io.custom import digest_of, failing, is_reference
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
 from prometar.training.drift import drift_identity, foreign_to
@@ -91,8 +91,10 @@ def plan_study(config: StudyConfig) -> StudyPlan:
             f"--space {config.search.space.name} contains no setting of {config.run.method}. Choose another."
         )
     _require_values(config)
-    make_sampler(config.search.sampler, config.search.space, 1, 1)
-    make_pruner(config.search, config.max_epochs, 1)
+    with failing(config.search.sampler):
+        make_sampler(config.search.sampler, config.search.space, 1, 1)
+    with failing(config.search.pruner):
+        make_pruner(config.search, config.max_epochs, 1)
     require_backbone(config.run.backbone.name, config.run.backbone.pretrained)
     datasets, splits, notes = list[Dataset](), dict[str, tuple[Problem, Problem]](), list[str]()
     for name in config.search.datasets:

@@ -1,0 +1,217 @@
+"""Configuration of a study: from Python, the command line and study.yaml."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prometar.cli.app import main as prometar_main
+from prometar.cli.console import INTERRUPTED
+from prometar.config.settings import configure
+from prometar.errors import UserError
+from tests.support import study_records
+from tune import Space, Study, StudyConfig
+from tune.config import OPTIONS
+from tune.records.folder import StudyFolder
+from tune.search import main
+
+ROOT = Path(__file__).parents[2]
+LR = {"optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True}}
+RATES = Space.model_validate({"name": "rates", "ranges": LR})
+CASES: list[tuple[list[str], dict[str, Any]]] = [
+    ([], {}),
+    (
+        ["--dataset", "cells", "textures", "--trials", "3", "--goals", "base", "new"],
+        {"dataset": ["cells", "textures"], "trials": 3, "goals": ("base", "new")},
+    ),
+    (
+        ["--final-seeds", "4 5", "--set", "optim.lr=0.01", "data.shots=2", "--gpus-per-trial", "0.5"],
+        {"final_seeds": [4, 5], "settings": {"optim.lr": 0.01, "data.shots": 2}, "gpus_per_trial": 0.5},
+    ),
+    (
+        ["--set", "confirm.seeds=3", "--set", "location.trackers=[mlflow]", "--seed", "7"],
+        {"settings": ["confirm.seeds=3", "location.trackers=[mlflow]"], "seed": np.int64(7)},
+    ),
+    (
+        ["--space", "rates.yaml", "--enqueue", "mine.yaml", "--method", "coop", "--max-hours", "0.5"],
+        {"space": Path("rates.yaml"), "enqueue": Path("mine.yaml"), "method": "coop", "max_hours": 0.5},
+    ),
+]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[StudyConfig]:
+    """Configurations of studies that would have run. The current folder is the test's own."""
+    found: list[StudyConfig] = []
+    monkeypatch.setattr(Study, "run", lambda study: found.append(study.config))
+    monkeypatch.chdir(tmp_path)
+    Path("rates.yaml").write_text("optim.lr: {type: float, low: 0.0001, high: 0.1, log: true}")
+    Path("mine.yaml").write_text("optim.lr: 0.01")
+    return found
+
+
+@pytest.mark.parametrize(("words", "options"), CASES, ids=str)
+def test_python_and_both_commands_make_the_same_study(
+    words: list[str], options: dict[str, Any], started: list[StudyConfig]
+) -> None:
+    assert main([*words, "--study", "it"]) == prometar_main(["search", *words, "--study", "it"]) == 0
+    assert started[0] == started[1] == StudyConfig.of(**options, study="it")
+    assert StudyConfig.model_validate(started[0].model_dump(mode="json")) == started[0]
+    Study("out/it", **options).run()
+    assert started[2].identity() == started[0].identity()
+    assert (started[2].location.out.resolve(), started[2].name) == (Path("out").resolve(), "it")
+
+
+def test_a_study_without_options_is_the_one_in_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "it"
+    config = StudyConfig.of(dataset="cells", trials=7, space=RATES, out=folder.parent, study="it")
+    StudyFolder(folder).write_study(config, {"weights": "abc"})
+    assert Study(folder).config == config
+    assert Study(folder, trials=9).config.search.datasets == ("textures",), "options start from the defaults"
+
+
+def test_defaults_of_embedded_and_other_datasets() -> None:
+    small, large = StudyConfig.of(), StudyConfig.of(dataset="dtd", data_root="data")
+    published = configure("prometar").train.epochs
+    assert (small.search.trials, small.run.train.epochs, small.run.backbone.name) == (24, 5, "mini")
+    assert (large.search.trials, large.run.train.epochs) == (40, published)
+    assert (large.run.backbone.name, large.run.backbone.pretrained) == ("ViT-B-16-quickgelu", "openai")
+    assert small.test.epochs == large.test.epochs == published
+    assert StudyConfig.of(dataset=["textures", "dtd"]).search.trials == 40
+    assert StudyConfig.of(epochs=3).max_epochs == 3
+    assert (small.search.pruner, StudyConfig.of(goals=["objective", "seconds"]).search.pruner) == (
+        "percentile",
+        "none",
+    )
+
+
+def test_seeds_of_the_stages_are_disjoint() -> None:
+    config = StudyConfig.of(seed=2, seeds_per_trial=2, settings={"confirm.seeds": 3})
+    assert config.search.seeds == (2, 3)
+    assert config.final_seeds == (1, *range(4, 18))
+    assert config.confirmation_seeds == (1000, 1001, 1002)
+    assert StudyConfig.of(final_seeds=[1000]).confirmation_seeds == (1001, 1002)
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({"trials": 99, "max_hours": 1, "max_concurrent": 3, "data_root": "elsewhere"}, True),
+        ({"out": "elsewhere", "final_seeds": [1], "top": 0, "storage": "sqlite:///x.db"}, True),
+        ({"settings": {"optim.lr": 0.01}}, False),
+        ({"seed": 1}, False),
+        ({"epochs": 2}, False),
+        ({"sampler": "random"}, False),
+        ({"space": RATES}, False),
+        ({"settings": {"search.val_per_class": 3}}, False),
+    ],
+    ids=str,
+)
+def test_only_what_determines_results_identifies_a_study(options: dict[str, Any], same: bool) -> None:
+    assert (StudyConfig.of(**options).identity() == StudyConfig.of().identity()) is same
+
+
+def test_paths_are_absolute(started: list[StudyConfig], tmp_path: Path) -> None:
+    Path("weights.safetensors").touch()
+    words = ["--backbone", "ViT-B-16", "--pretrained", "weights.safetensors", "--data-root", "data"]
+    assert main(words) == 0
+    (config,) = started
+    assert config.run.backbone.pretrained == str(tmp_path / "weights.safetensors")
+    assert config.run.data.root == str(tmp_path / "data")
+
+
+def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
+    assert main(["--dataset", "dtd", "eurosat", "--seeds-per-trial", "2", "--seed", "4"]) == 0
+    (config,) = started
+    assert config.name == "dtd-eurosat"
+    run = config.configured({"optim.lr": 0.5, "train.epochs": 2}, dataset="eurosat", seed=9, epochs=7)
+    assert (run.data.name, run.train.seed, run.optim.lr, run.train.epochs) == ("eurosat", 9, 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trails": 4}, "Unknown option 'trails'"),
+        ({"trials": "many"}, "--trials: Input should be a valid integer"),
+        ({"gpus_per_trial": "x"}, "--gpus-per-trial: Input should be a valid number"),
+        ({"cpus_per_trial": 0}, "--cpus-per-trial must be at least 0.1, got 0"),
+        ({"final_seeds": [1, 1]}, "--final-seeds: seeds must differ"),
+        ({"settings": {"location.trackers": ["diary"]}}, "--set location.trackers: Input should be"),
+        ({"settings": {"train.seed": 3}}, "--set train.seed is not allowed in a study. Use --seed."),
+        ({"settings": {"train.epochs": 3}, "epochs": 2}, "--set train.epochs is also given as an option"),
+        ({"settings": {"confirm.sedes": 3}}, "--set confirm.sedes must be a known setting"),
+        ({"settings": {"confirm": 3}}, "--set confirm must be a known setting"),
+        ({"dataset": []}, "--dataset"),
+        ({"space": Space.model_validate({"name": "s", "ranges": {"train.seed": LR["optim.lr"]}})}, "seed"),
+    ],
+    ids=str,
+)
+def test_an_invalid_option_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        StudyConfig.of(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_excludes_other_names() -> None:
+    with pytest.raises(UserError, match="without out and study"):
+        Study("out/it", out="there")
+
+
+def test_help_shows_every_option_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert sorted(listed) == sorted([*(f"--{name}" for name in OPTIONS), "--set", "--plan", "--help"])
+
+
+def test_a_plan_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", "cells", "--trials", "7", "--top", "0", "--final-seeds", "1 2", "--out"]
+    assert main(["--plan", *words, str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Study {tmp_path / 'cells'}: 7 trials of up to 5 epochs, prometar on cells")
+    assert "Search: 7 runs, 35 epochs, " in printed
+    assert "Confirmation" not in printed
+    assert "\n  augment.flip: 0 .. 0.5\n" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_study_says_how_to_resume(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(study: Study) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "run", interrupted)
+    assert main([]) == INTERRUPTED
+    assert capsys.readouterr().err == "error: interrupted. Rerun the same command to resume.\n"
+
+
+def test_a_users_module_may_have_the_name_of_one_in_tune(tmp_path: Path) -> None:
+    (tmp_path / "config.py").write_text("def huber(a, b):\n    return a\n")
+    words = ["--set", "regularizer.kind=config:hubber", "--plan"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "tune/search.py", *words],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == f"error: config:hubber: {tmp_path / 'config.py'} has no 'hubber'\n"
+
+
+def test_help_and_records_load_little(tmp_path: Path) -> None:
+    study_records.write(tmp_path / "small", study_records.small(tmp_path / "small"))
+    code = (
+        "import sys; from prometar.cli.app import main; status = main(['--help']);"
+        "heavy = {'torch', 'ray', 'optuna', 'plotly', 'open_clip', 'tune.study'};"
+        "print(status, sorted(heavy & set(sys.modules)));"
+        "from tune.records.folder import read_records; from pathlib import Path;"
+        "print(len(read_records(Path(sys.argv[1])).trials), sorted({'ray', 'optuna'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "small"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"^  search +Search settings", done.stdout, flags=re.MULTILINE)
+    assert done.stdout.splitlines()[-2:] == ["0 []", "4 []"]
