@@ -402,7 +402,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
     for path, each in reversed(first.items()):
         name = names.get(path, f"--set {path.rstrip('.')}")
         if each["type"] in _EXPECTED:
-            yield f"{name} must be {_EXPECTED[each['type']].format(**each.get('ctx', {}))}, got {each['input']}."
+            expected = _EXPECTED[each["type"]].format(**each.get("ctx", {}))
+            yield f"{name} must be {expected}, got {each['input']}."
         elif each["type"] == "value_error":
             text = str(each["ctx"]["error"])
             yield f"{text}." if text.startswith("--") or not path else f"{name}: {text}."

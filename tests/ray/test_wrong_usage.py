@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from prometar.cli.app import main as prometar_main
 from tests.conftest import DTD_SPLIT
-from tests.support.copies import write_tree
 from tests.support import study_records
+from tests.support.copies import write_tree
 from tune.search import main as search_main
 
 Main = Callable[[list[str]], int]

@@ -1,0 +1,57 @@
+"""Interim analyses make no more errors together than one analysis does."""
+
+import numpy as np
+import pytest
+from scipy.special import stdtrit
+
+from tune.stages.statistics import INTERIM_ANALYSES, decide, detectable
+
+
+def run_test(rng: np.random.Generator, difference: float, spread: float = 1.1) -> tuple[int, bool]:
+    """Number of seed pairs of a final test, and if it shows a difference."""
+    differences = rng.normal(difference, spread, INTERIM_ANALYSES[-1].pairs).tolist()
+    for analysis in INTERIM_ANALYSES:
+        decision = decide(differences[: analysis.pairs], analysis.alpha, matters=1.0)
+        assert decision is not None
+        if decision.final:
+            break
+    return analysis.pairs, decision.shown
+
+
+def test_all_analyses_have_an_error_of_five_percent() -> None:
+    assert [analysis.pairs for analysis in INTERIM_ANALYSES] == [5, 8, 11, 15]
+    assert sum(analysis.alpha for analysis in INTERIM_ANALYSES) == pytest.approx(0.05)
+    rng = np.random.default_rng(0)
+    assert np.mean([run_test(rng, 0.0)[1] for _ in range(2000)]) < 0.05
+
+
+def test_one_point_is_shown_in_most_tests_and_two_points_early() -> None:
+    rng = np.random.default_rng(1)
+    one = [run_test(rng, 1.0) for _ in range(500)]
+    two = [run_test(rng, 2.0) for _ in range(500)]
+    assert np.mean([shown for _, shown in one]) > 0.75
+    assert np.mean([shown for _, shown in two]) > 0.99
+    assert np.mean([pairs for pairs, _ in two]) < np.mean([pairs for pairs, _ in one])
+
+
+def test_a_test_ends_when_differences_that_matter_are_excluded() -> None:
+    decision = decide([0.1, -0.1, 0.0, 0.1, -0.1], 0.005, matters=1.0)
+    assert decision is not None
+    assert decision.final
+    assert decision.excluded
+    assert not decision.shown
+    assert decision.detectable < 0.5
+
+
+def test_a_single_pair_shows_nothing() -> None:
+    assert decide([3.0], 0.05, matters=1.0) is None
+
+
+@pytest.mark.parametrize(("pairs", "alpha"), [(3, 0.05), (5, 0.005), (15, 0.02)])
+def test_detectable_differences_are_shown_in_four_of_five_tests(pairs: int, alpha: float) -> None:
+    unit = np.random.default_rng(0).normal(size=pairs)
+    unit = unit / np.std(unit, ddof=1)
+    true = detectable(list(unit), alpha)
+    drawn = true + np.random.default_rng(1).normal(size=(20_000, pairs))
+    half = stdtrit(pairs - 1, 1 - alpha / 2) * drawn.std(axis=1, ddof=1) / pairs**0.5
+    assert np.mean(drawn.mean(axis=1) > half) == pytest.approx(0.8, abs=0.01)
