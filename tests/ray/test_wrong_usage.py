@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from prometar.bundled.suite import DEFAULT
 from prometar.cli.app import main as prometar_main
 from tests.conftest import DTD_SPLIT
 from tests.support import study_records
@@ -143,10 +144,10 @@ def test_a_home_is_known_where_the_shell_left_it(
 
 
 def study(out: Path) -> Path:
-    """OUT/textures with the records of two finished trials, and no database."""
+    """OUT/cells with the records of two finished trials, and no database."""
     trials = (study_records.trial(0), study_records.trial(1))
-    records = study_records.small(out / "textures")
-    return study_records.write(out / "textures", replace(records, trials=trials))
+    records = study_records.small(out / DEFAULT)
+    return study_records.write(out / DEFAULT, replace(records, trials=trials))
 
 
 def test_records_without_their_database(
@@ -174,10 +175,10 @@ def test_a_study_that_cannot_be_read(
     file: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     ray_local: None,
 ) -> None:  # fmt: skip
-    (tmp_path / "textures").mkdir()
-    (tmp_path / "textures" / file).write_bytes(content)
+    (tmp_path / DEFAULT).mkdir()
+    (tmp_path / DEFAULT / file).write_bytes(content)
     assert message in fails(capsys, search_main, ["--out", str(tmp_path)], status=1 if "db" in file else 2)
-    assert (tmp_path / "textures" / file).read_bytes() == content
+    assert (tmp_path / DEFAULT / file).read_bytes() == content
 
 
 def test_a_space_beyond_a_settings_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prometar.bundled.suite import DEFAULT
 from prometar.cli.app import main as prometar_main
 from prometar.cli.console import INTERRUPTED
 from prometar.config.settings import configure
@@ -72,7 +73,7 @@ def test_a_study_without_options_is_the_one_in_the_folder(tmp_path: Path) -> Non
     config = StudyConfig.of(dataset="cells", trials=7, space=RATES, out=folder.parent, study="it")
     StudyFolder(folder).write_study(config, {"weights": "abc"})
     assert Study(folder).config == config
-    assert Study(folder, trials=9).config.search.datasets == ("textures",), "options start from the defaults"
+    assert Study(folder, trials=9).config.search.datasets == (DEFAULT,), "options start from the defaults"
 
 
 def test_defaults_of_embedded_and_other_datasets() -> None:
