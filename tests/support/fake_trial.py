@@ -126,21 +126,13 @@ class FakeTraining:
         # As in real training: a worker killed after its last checkpoint may not have written the result.
         if report["finished"]:
             for run in self._job.runs:
-                self._write_result(run)
+                records = [
+                    {k: v for k, v in done.items() if isinstance(v, float) and math.isfinite(v)}
+                    for done in self._done
+                ]
+                records.append(records.pop() | {"objective": value_of(run, self._job.epochs)})
+                write_result(run, self._job.objective, *records, **self._task.resources)
         return report
-
-    def _write_result(self, run: RunSpec) -> None:
-        records = [
-            {k: v for k, v in done.items() if isinstance(v, float) and math.isfinite(v)}
-            for done in self._done
-        ]
-        result = RunResult(
-            result=records[-1] | {"objective": value_of(run, self._job.epochs)}, accuracies={"base": 50.0},
-            images={"base": 1}, history=tuple(records), objective=self._job.objective, classnames=(),
-            template="", run="", data="", weights="", environment={}, **self._task.resources,
-        )  # fmt: skip
-        write_atomically(Path(run.folder) / "config.yaml", yaml.safe_dump(run.config).encode())
-        result.write(Path(run.folder))
 
     def _report(self, epoch: int) -> EpochReport:
         values = [value_of(run, epoch) for run in self._job.runs]
@@ -159,6 +151,21 @@ class FakeTraining:
             ],
             finished=epoch == self._job.epochs,
         )  # fmt: skip
+
+
+def write_result(run: RunSpec, objective: str, *records: dict[str, Any], **resources: float) -> None:
+    """Write what a finished run leaves in its folder.
+
+    Args:
+        records: Figures by epoch.
+    """
+    result = RunResult(
+        result=records[-1], accuracies={"base": 50.0}, images={"base": 1}, history=records,
+        objective=objective, classnames=(), template="", run="", data="", weights="", environment={},
+        **resources,
+    )  # fmt: skip
+    write_atomically(Path(run.folder) / "config.yaml", yaml.safe_dump(run.config).encode())
+    result.write(Path(run.folder))
 
 
 def fake_job(folder: Path, number: int, *, epochs: int = 3, **settings: Any) -> Job:

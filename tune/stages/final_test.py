@@ -84,13 +84,15 @@ class FinalTestJobs:
 
     def _advance(self) -> None:
         """Analyze the pairs so far; queue those of the next analyses until something is missing."""
-        while not self._queue and self._left and not (self.decision and self.decision.final):
+        while not self._queue:
+            if self.analysis.pairs:
+                self.decision = self._decide()
+            if not self._left or (self.decision and self.decision.final):
+                return
             self.analysis = self._left.popleft()
             sides = [self.side(tested) for tested in (self.baseline, self.selected)]
             jobs = {job.runs[0].folder: job for side in sides for job in side.values()}
             self._queue.extend(job for job in missing(list(jobs.values())) if job.name not in self.failures)
-            if not self._queue:
-                self.decision = self._decide()
 
     def _decide(self) -> Decision | None:
         """Analyze the mean differences over the datasets, of the seeds whose runs all finished."""

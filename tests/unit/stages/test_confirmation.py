@@ -1,0 +1,110 @@
+"""Confirmation: which trials are rerun, and which one is selected."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prometar.errors import WorkError
+from tests.support.driver import small_config
+from tests.support.fake_trial import write_result
+from tests.support.study_records import trial
+from tune import StudyConfig
+from tune.execution.jobs import Job
+from tune.records.folder import StudyFolder
+from tune.records.schema import Confirmation, RunScore, TrialRecord
+from tune.stages.confirmation import candidates, candidates_at_most, confirm
+
+Results = Mapping[tuple[int, int], float | str]
+"""Objective, or the reason of a failure, by (trial, seed)."""
+
+
+def trials_of(config: StudyConfig, scores: Sequence[float]) -> list[TrialRecord]:
+    """Trials with these objectives and seed 3. The first one is the baseline."""
+    return [
+        replace(
+            trial(number),
+            settings={**config.baseline, "regularizer.text_weight": 1.0 + number},
+            objective=score,
+            runs=(RunScore("textures", 3, score + 1, score - 1, score, seconds=1.0),),
+        )
+        for number, score in enumerate(scores)
+    ]
+
+
+def confirmed(
+    tmp_path: Path, scores: Sequence[float], results: Results, **options: Any
+) -> tuple[Confirmation, list[str]]:
+    """The confirmation, and the names of its jobs."""
+    config = small_config(tmp_path, dataset="textures", **{"top": 2, **options})
+    folder, run = StudyFolder.of(config), list[str]()
+
+    def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
+        failures = {}
+        for job in jobs:
+            run.append(job.name)
+            found = results[job.number, job.runs[0].seed]
+            if isinstance(found, str):
+                failures[job.name] = found
+            else:
+                write_result(job.runs[0], job.objective, {"objective": found, "seconds": 1.0})
+        return failures
+
+    return confirm(config, folder, trials_of(config, scores), run_jobs), run
+
+
+def test_the_baseline_and_the_best_are_candidates() -> None:
+    ranked = [trial(0, objective=1.0), *(trial(number, objective=float(number)) for number in (1, 2, 3))]
+    assert [t.number for t in candidates(ranked, 2)] == [0, 3, 2]
+    assert [t.number for t in candidates(ranked, 0)] == [3]
+    assert [t.number for t in candidates([trial(0, "FAIL"), *ranked[1:]], 2)] == [3, 2]
+    assert [candidates_at_most(*each) for each in ((5, 3), (2, 3), (1, 3), (5, 0))] == [4, 2, 0, 0]
+
+
+def test_the_highest_mean_over_all_seeds_is_selected(tmp_path: Path) -> None:
+    fresh = {(0, 1000): 60.0, (0, 1001): 60.0, (2, 1000): 60.0, (2, 1001): 61.0,
+             (1, 1000): 63.0, (1, 1001): 64.0}  # fmt: skip
+    found, run = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], fresh)
+    assert found.seeds == (1000, 1001)
+    assert [(row.number, row.mean) for row in found.candidates] == [(0, 60.0), (2, 187 / 3), (1, 63.0)]
+    assert found.selected == 1
+    assert run[0] == "confirmation of trial 0, seed 1000"
+    again, run = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], {})
+    assert (again, run) == (found, []), "nothing is run twice"
+
+
+def test_ties_go_to_the_baseline(tmp_path: Path) -> None:
+    same = {(number, seed): 60.0 for number in (0, 1) for seed in (1000, 1001)}
+    assert confirmed(tmp_path, [60.0, 60.0], same)[0].selected == 0
+
+
+def test_a_candidate_that_failed_is_not_selected(tmp_path: Path) -> None:
+    fresh = {(0, 1000): 60.0, (0, 1001): 60.0, (1, 1000): 90.0, (1, 1001): "its worker died"}
+    found, _ = confirmed(tmp_path, [60.0, 90.0], fresh)
+    assert found.selected == 0
+    assert (found.candidates[1].mean, found.candidates[1].runs[-1].failed) == (None, "its worker died")
+    _, run = confirmed(tmp_path, [60.0, 90.0], fresh | {(1, 1001): 90.0})
+    assert run == ["confirmation of trial 1, seed 1001"], "it is repeated"
+
+
+@pytest.mark.parametrize(("failed", "message"), [((0,), "The default settings"), ((0, 1), "No candidate")])
+def test_a_confirmation_without_a_baseline_stops(
+    failed: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    fresh = {
+        (number, seed): "the disk is full" if number in failed else 70.0
+        for number in (0, 1)
+        for seed in (1000, 1001)
+    }
+    with pytest.raises(WorkError, match=f"{message} .*the disk is full. Fix the cause"):
+        confirmed(tmp_path, [60.0, 70.0], fresh)
+
+
+@pytest.mark.parametrize(("scores", "top", "selected"), [([60.0, 70.0], 0, 1), ([60.0], 3, 0)])
+def test_nothing_is_rerun_without_a_choice(
+    scores: list[float], top: int, selected: int, tmp_path: Path
+) -> None:
+    found, run = confirmed(tmp_path, scores, {}, top=top)
+    assert (found.selected, found.seeds, len(found.candidates), run) == (selected, (), 1, [])

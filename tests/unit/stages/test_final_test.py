@@ -1,0 +1,166 @@
+"""Final test: how many seed pairs it takes, and what it concludes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.driver import small_config
+from tests.support.fake_trial import write_result
+from tune import StudyConfig
+from tune.execution.jobs import WAIT, Job, RunSpec
+from tune.records.folder import StudyFolder
+from tune.records.schema import FinalTest, SettingsUnderTest
+from tune.stages.final_test import FinalTestJobs
+
+Score = Callable[[int, RunSpec], float | str]
+"""Objective, or the reason of a failure, of a run with the settings of a trial."""
+
+
+def gains(points: float, spread: float = 0.1) -> Score:
+    """Trial 7 is better than the baseline by points + spread and points - spread, in turn."""
+
+    def score(number: int, run: RunSpec) -> float:
+        turn = run.seed - (run.seed > 3)  # the search uses seed 3
+        return 60.0 + run.seed + (points + (spread if turn % 2 else -spread) if number else 0.0)
+
+    return score
+
+
+def config_of(tmp_path: Path, **options: Any) -> StudyConfig:
+    return small_config(tmp_path, **{"dataset": "textures", "final_seeds": "auto", **options})
+
+
+def jobs_of(config: StudyConfig, number: int = 7) -> FinalTestJobs:
+    settings = {**config.baseline, **({"regularizer.text_weight": 1.5} if number else {})}
+    return FinalTestJobs(config, StudyFolder.of(config), SettingsUnderTest(number, settings))
+
+
+def run_all(source: FinalTestJobs, score: Score) -> list[str]:
+    """Run all jobs, two at a time. Returns their names in order."""
+    names, running = list[str](), list[Job]()
+    while True:
+        job = source.next()
+        if isinstance(job, Job):
+            names.append(job.name)
+            running.append(job)
+        if len(running) == 2 or (running and not isinstance(job, Job)):
+            done = running.pop(0)
+            found = score(done.number, done.runs[0])
+            if not isinstance(found, str):
+                figures = {"objective": found, "base": found + 3, "new": found - 3, "seconds": 1.0}
+                write_result(done.runs[0], done.objective, figures)
+            source.finish(done, found if isinstance(found, str) else "")
+        elif not isinstance(job, Job):
+            assert job is not WAIT
+            return names
+
+
+def finish(
+    config: StudyConfig, score: Score, number: int = 7, before: FinalTest | None = None
+) -> tuple[FinalTest, list[str]]:
+    source = jobs_of(config, number)
+    names = run_all(source, score)
+    return source.record({"textures": 65.0}, before), names
+
+
+@pytest.mark.parametrize(
+    ("points", "spread", "pairs", "verdict"),
+    [
+        (1.0, 0.3, 5, "selected"),
+        (-1.0, 0.3, 5, "baseline"),
+        (0.0, 0.2, 5, "either"),
+        (1.0, 0.6, 8, "selected"),
+        (1.0, 1.0, 11, "selected"),
+        (1.0, 1.4, 15, "selected"),
+        (1.0, 3.0, 15, "either"),
+    ],
+)
+def test_pairs_are_added_until_an_analysis_decides(
+    points: float, spread: float, pairs: int, verdict: str, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path)
+    source = jobs_of(config)
+    assert source.total == 2 * 15
+    test, names = finish(config, gains(points, spread))
+    assert len(names) == len(set(names)) == 2 * pairs
+    assert (len(test.seeds), test.verdict) == (pairs, verdict)
+    assert test.alpha == {5: 0.005, 8: 0.01, 11: 0.015, 15: 0.02}[pairs]
+    assert test.detectable is not None
+    assert test.matters == 1.0
+    (dataset,) = test.datasets.values()
+    assert dataset.published == 65.0
+    assert dataset.difference == test.difference is not None
+
+
+def test_given_seeds_are_analyzed_once(tmp_path: Path) -> None:
+    test, names = finish(config_of(tmp_path, final_seeds=(4, 9, 11)), gains(2.0))
+    assert names[:2] == ["final test of the default settings, textures, seed 4",
+                         "final test of the default settings, textures, seed 9"]  # fmt: skip
+    assert (test.seeds, test.alpha, test.matters, test.verdict) == ((4, 9, 11), 0.05, None, "selected")
+
+
+def test_selected_default_settings_are_run_three_times(tmp_path: Path) -> None:
+    test, names = finish(config_of(tmp_path), gains(2.0), number=0)
+    assert len(names) == 3
+    assert (test.same, test.verdict, test.difference) == (True, "baseline", None)
+    (dataset,) = test.datasets.values()
+    assert dataset.selected == dataset.baseline
+
+
+def test_several_datasets_are_compared_over_their_means(tmp_path: Path) -> None:
+    config = config_of(tmp_path, dataset=["textures", "cells"], final_seeds=(1, 2, 3))
+
+    def score(number: int, run: RunSpec) -> float:
+        return gains(2.0 if run.dataset == "textures" else 1.0)(number, run)
+
+    test, names = finish(config, score)
+    assert len(names) == 2 * 2 * 3
+    assert test.datasets.keys() == {"textures", "cells"}
+    assert test.difference is not None
+    assert test.difference.n == 2
+    assert test.detectable is None
+
+
+def test_a_test_resumes_with_its_results(tmp_path: Path) -> None:
+    config = config_of(tmp_path, final_seeds=(1, 2, 3))
+
+    def fails(number: int, run: RunSpec) -> float | str:
+        return "its worker died" if number and run.seed == 2 else gains(2.0)(number, run)
+
+    test, _ = finish(config, fails)
+    assert test.failures == ["its worker died"]
+    assert test.difference is not None
+    assert test.difference.n == 2
+    test, names = finish(config, gains(2.0))
+    assert names == ["final test of trial 7, textures, seed 2"]
+    assert not test.failures
+    assert not finish(config, gains(9.0))[1], "nothing is run twice"
+
+
+@pytest.mark.parametrize("change", ["objective", "config", "corrupt"])
+def test_a_result_of_another_run_is_replaced(change: str, tmp_path: Path) -> None:
+    config = config_of(tmp_path, final_seeds=(1, 2))
+    first, _ = finish(config, gains(2.0))
+    folder = StudyFolder.of(config).final(7, "textures", 1)
+    if change == "config":
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text.replace("text_weight: 1.5", "text_weight: 9.5"))
+    else:
+        result = json.loads((folder / "result.json").read_text())
+        text = json.dumps(result | {"objective": "drift"})
+        (folder / "result.json").write_text(text if change == "objective" else text[:99])
+    again, names = finish(config, gains(2.0))
+    assert names == ["final test of trial 7, textures, seed 1"]
+    assert again == first
+
+
+def test_earlier_tests_are_remembered(tmp_path: Path) -> None:
+    first, _ = finish(config_of(tmp_path, final_seeds=(1, 2)), gains(0.5))
+    more = config_of(tmp_path, final_seeds=(1, 2, 3))
+    second, names = finish(more, gains(0.5), before=first)
+    assert len(names) == 2
+    assert second.earlier_tests == ((7, 2),)
+    assert finish(more, gains(0.5), before=second)[0].earlier_tests == ((7, 2),)
