@@ -34,8 +34,8 @@ ip link set eth up
 exec bash "$@"
 """
 STUDY = [
-    "--dataset", "cells", "--trials", "2", "--epochs", "1", "--set", "data.shots=1",
-    "--val-per-class", "2", "--pruner", "none", "--top", "0", "--final-seeds", "",
+    "--dataset", "cells", "--trials", "2", "--epochs", "1", "--set", "data.shots=1", "--set",
+    "search.val_per_class=2", "--pruner", "none", "--top", "0", "--final-seeds", "", "--max-concurrent", "2",
 ]  # fmt: skip
 SRUN = f"""#!/bin/sh
 # It keeps a list of its options. The second node is a machine at the other end of the first one's cable.
@@ -124,7 +124,7 @@ def test_bash_parses_it_and_directives_come_before_commands() -> None:
 def test_a_study_runs_on_two_nodes_and_the_next_job_on_one_finds_it(shared: Path) -> None:
     done = run(shared, *STUDY, cpus="1", nodes=2)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 trials at a time, each with 1 CPU" in done.stdout, "one on each node"
+    assert "2 concurrent trials (--max-concurrent), each with 1 CPU" in done.stdout, "one on each node"
     assert "2 of 2 done" in done.stdout
     assert (shared / "srun").read_text().split()[:4] == [
         "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1"
@@ -134,7 +134,7 @@ def test_a_study_runs_on_two_nodes_and_the_next_job_on_one_finds_it(shared: Path
     assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2
 
     other = run(shared, *STUDY, "--seed", "7")
-    assert "was made with other settings" in other.stdout + other.stderr
+    assert "was started with other settings" in other.stdout + other.stderr
     assert other.returncode != 0, "a study's failure is the job's"
     assert "Stopped all" in other.stderr + other.stdout, "no Ray is left on the node"
     assert not list(shared.glob("ended-*"))
@@ -150,4 +150,4 @@ def test_a_ray_that_does_not_start_is_a_failure(shared: Path) -> None:
 def test_its_study_has_options_that_exist() -> None:
     text = (CLUSTERS / "slurm.sh").read_text()
     assert 'tune/search.py --address "$address" --out "$SHARED/out" "$@"' in text
-    assert study_options(f"python tune/search.py --address a:1 --out b {shlex.join(STUDY)}")["trials"] == 2
+    assert study_options(f"python tune/search.py --address a:1 --out b {shlex.join(STUDY)}")["trials"] == "2"

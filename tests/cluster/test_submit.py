@@ -22,7 +22,7 @@ from tests.support.shipped import CLUSTERS, ROOT, script
 
 STUDY = [
     "python", "tune/search.py", "--dataset", "textures", "--epochs", "1",
-    "--set", "data.shots=2", "--val-per-class", "4", "--max-concurrent", "1", "--pruner", "none",
+    "--set", "data.shots=2", "--set", "search.val_per_class=4", "--max-concurrent", "1", "--pruner", "none",
     "--top", "0", "--final-seeds", "",
 ]  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_a_stopped_study_goes_on_when_it_is_submitted_again(
     first.wait(300)
     before = records(out)
     assert 0 < len(before) < 49, "stopped half-way"
-    assert f"study {out}/textures" in cluster.log("first"), "the job's lines are followed"
+    assert f"Study {out}/textures" in cluster.log("first"), "the job's lines are followed"
 
     # The same command, this time without the script around it; one more trial is enough.
     trials = len(before) + 1
@@ -159,7 +159,7 @@ def test_a_stopped_study_goes_on_when_it_is_submitted_again(
     assert again.returncode == 0, again.stdout + again.stderr
     # On a busy machine Ray may follow a job without its first lines: they are in its log.
     (log,) = cluster.folder.glob("r/session_2*/logs/job-driver-second.log")
-    assert f"going on: {len(before)} trials are done" in log.read_text()
+    assert f"Resuming: {len(before)} trials finished" in log.read_text()
     after = records(out)
     assert sorted(after) == list(range(trials)), "no trial is lost"
     assert {number: after[number] for number in before} == before, "and none is run twice"

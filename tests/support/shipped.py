@@ -11,6 +11,8 @@ from typing import Any
 import typer
 from packaging.requirements import Requirement
 
+from prometar.errors import UserError
+from tune.config import StudyConfig
 from tune.search import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,9 +65,11 @@ def study_options(command: str) -> dict[str, Any]:
     assert words[1].endswith("tune/search.py")
     assert (ROOT / words[1].removeprefix("/home/ray/prometar/")).is_file()
     try:
-        return typer.main.get_command(app).make_context("search.py", words[2:]).params
-    except USAGE_ERROR as error:
+        options = typer.main.get_command(app).make_context("search.py", words[2:]).params
+        StudyConfig.of(**{name: value for name, value in options.items() if value and name != "plan"})
+    except (USAGE_ERROR, UserError) as error:
         raise ValueError(f"search.py: {error}") from None
+    return options
 
 
 def check_study(command: str, shared: str) -> None:
