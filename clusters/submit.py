@@ -1,9 +1,9 @@
-"""`ray job submit` with this checkout as the job's code, refused at once where the upload would be too large.
+"""`ray job submit` with this checkout as the job's code. Refuses an upload that is too large.
 
     python clusters/submit.py --address http://127.0.0.1:8265 -- python tune/search.py --address auto ...
 
-Everything before `--` goes to `ray job submit` (--no-wait, --submission-id, ...). Ray takes at most 100 MiB,
-says so only after it has packed everything, and does not say what is large.
+Options before `--` are those of `ray job submit` (--no-wait, --submission-id, ...). Ray accepts at most
+100 MiB, but reports that only after packing everything, without naming what is large.
 """
 
 import argparse
@@ -22,9 +22,9 @@ LIMIT_MIB = 100
 
 
 def upload_sizes(root: Path) -> Counter[str]:
-    """Bytes that `--working-dir root` would send, by what lies directly in `root`.
+    """Return the bytes that `--working-dir root` uploads, by entry of `root`.
 
-    These are Ray's own rules (.gitignore and .rayignore in every folder), before compression.
+    These are Ray's rules (.gitignore and .rayignore in every folder), before compression.
     """
     from ray._private.runtime_env.packaging import _dir_travel
 
@@ -39,7 +39,7 @@ def upload_sizes(root: Path) -> Counter[str]:
 
 
 def refusal(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
-    """Why `root` cannot be uploaded, or None."""
+    """Return why `root` cannot be uploaded, or None."""
     sizes = upload_sizes(root)
     total = sum(sizes.values()) / 2**20
     if total < limit_mib:
@@ -52,7 +52,7 @@ def refusal(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
 
 
 def nobody(arguments: list[str]) -> str | None:
-    """That no head takes jobs at the address, or None; `ray job submit` would say so in a hundred lines."""
+    """Return that no head accepts jobs at the address, or None. Ray itself prints a hundred lines."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
     address = options.parse_known_args(arguments)[0].address
@@ -60,7 +60,7 @@ def nobody(arguments: list[str]) -> str | None:
         return None
     try:
         urlopen(f"{address.rstrip('/')}/api/version", timeout=20).close()
-    except HTTPError:  # somebody is there
+    except HTTPError:  # something answers
         return None
     except (OSError, ValueError, HTTPException) as error:
         return f"no head of a Ray cluster takes jobs at {address}: {getattr(error, 'reason', error)}"
@@ -68,7 +68,7 @@ def nobody(arguments: list[str]) -> str | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Check, then submit; returns `ray job submit`'s exit status."""
+    """Check, then submit. Return the exit status of `ray job submit`."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
     if "--" not in arguments:
         print(__doc__, file=sys.stderr)
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     code = ["--working-dir", str(ROOT), "--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]
     try:
         return subprocess.run([*ray, *code, *arguments]).returncode
-    except KeyboardInterrupt:  # it ends the following; the job goes on
+    except KeyboardInterrupt:  # stops following; the job continues
         return 130
 
 

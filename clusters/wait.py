@@ -1,9 +1,9 @@
-"""Wait until the cluster has what a study wants, then become the command behind `--`.
+"""Wait until the cluster has the CPUs and GPUs of a study, then become the command after `--`.
 
     python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
 
-A study plans by the CPUs and GPUs that are there when it starts. On a cluster whose workers are still coming
-it would be refused, or run fewer trials at a time than fit. The autoscaler is asked for what is missing.
+A study plans with the CPUs and GPUs that it finds. On a cluster whose workers are still starting it would be
+refused, or run fewer concurrent trials than fit. Missing resources are requested from the autoscaler.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
     """Block until the cluster has all of `wanted`, e.g. {"CPU": 8, "GPU": 8}.
 
     Raises:
-        TimeoutError: it still lacks something after `minutes`; says what.
+        TimeoutError: something is missing after `minutes`.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
@@ -45,7 +45,7 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options (cpus, gpus, minutes) and the command."""
+    """Parse the options (cpus, gpus, minutes) and the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cpus", type=int, default=0)
     parser.add_argument("--gpus", type=int, default=0)
@@ -58,12 +58,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> NoReturn:
-    """Wait, and replace this process by the command, so that it gets the job's signals itself."""
+    """Wait, and replace this process by the command, so that it receives the job's signals."""
     from ray.exceptions import AuthenticationError
 
     asked = parse(sys.argv[1:])
     if shutil.which(asked.command[0]) is None:
-        sys.exit(f"error: no command '{asked.command[0]}' on this machine")  # before machines are asked for
+        sys.exit(f"error: no command '{asked.command[0]}' on this machine")  # before machines are requested
     wanted = {kind: count for kind, count in (("CPU", asked.cpus), ("GPU", asked.gpus)) if count > 0}
     try:
         wait(wanted, asked.minutes)
