@@ -1,4 +1,4 @@
-# A fresh machine needs Python 3.11 or later and make; everything else comes into .venv.
+# A fresh machine needs Python 3.11 or later and make. Everything else is installed into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,14 +9,14 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)-dev
 
 PIP := $(BIN)/python -m pip install --quiet --quiet
-SAY := "installing torch, Ray and all else into $(VENV): some minutes, the first time"
+SAY := "Installing torch, Ray and other packages into $(VENV). The first time takes some minutes."
 
-# An older pip, as Python brings it, takes longer.
+# Python's bundled pip is slower.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 
-# Again only when the requirements change. The demo installs what it runs, all else the developers' tools too.
+# Repeated only if the requirements change. The demo installs what it runs, other targets the development tools too.
 $(STAMP): pyproject.toml | $(BIN)/python
 	@echo $(SAY)
 	$(PIP) --editable .
@@ -37,33 +37,33 @@ check: install
 
 test: check suite
 
-# What tests load is compiled once, beside the check of types, and not by three processes at a time.
+# Compile once what tests import, instead of in three processes at once.
 COMPILED := $(VENV)/.compiled
 $(COMPILED): $(STAMP)-dev
 	$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 || true
 	touch $@
 
-# Three files at a time, since tests that start clusters mostly wait; a thread each, since threads that share
-# a core wait for each other, and take up to sixteen times as long.
+# Three files at a time, since tests that start clusters mostly wait. One thread each, since threads that share a
+# core wait for each other.
 suite: install $(COMPILED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-# A unit a package, and recorded trajectories: no table is gone through whole, and no Ray started.
+# Unit tests and recorded trajectories, without Ray.
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/parity
 
-# As whoever installs today: the newest version of everything, whatever constraints pip is configured with.
+# The newest version of everything, whatever constraints pip is configured with.
 test-newest:
 	rm -rf out/newest
 	PIP_CONSTRAINT=/dev/null $(MAKE) suite check VENV=out/newest/.venv
 
-# Changed files and odd values, other ones each time, for hours; counts in out/fuzz.json.
+# Randomly changed files and values, with another seed each time, for hours. Counts are in out/fuzz.json.
 FUZZ_EXAMPLES ?= 3000
 fuzz: install
 	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q --timeout 0 tests/fuzz
 
-# Timings, a script a claim, about 50 minutes; QUICK=--quick only sees that they work. DATA_ROOT holds dtd/.
+# Timings, one script per claim. QUICK=--quick only checks that they work. DATA_ROOT contains dtd/.
 SCRIPTS := step stream trial_start sampler study
 DATA_ROOT ?=
 QUICK ?=
@@ -74,24 +74,24 @@ bench: install
 	  if test $$script = stream && test -n "$(DATA_ROOT)"; then more="--data-root $(DATA_ROOT)"; fi; \
 	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$more --json out/bench/$$script.json; done
 
-# What only a GPU can decide, at most 30 minutes; goes on where it was interrupted, status 2 without a GPU.
+# Measurements on a GPU, at most 30 minutes. Resumes if interrupted. Status 2 without a GPU.
 gpu: install
 	$(BIN)/python benchmarks/gpu.py --docs docs/performance.md
 
-# Studies whose processes are killed, docs/reliability.md; half an hour. Fails if anything finished was lost.
+# Studies whose processes are killed (docs/reliability.md). Fails if anything finished was lost.
 chaos: install
 	mkdir -p out/bench
 	$(BIN)/python benchmarks/chaos.py $(QUICK) --real 2 --json out/bench/chaos.json
 
-# The guides, what Python offers and the examples as one site in out/site; a link that leads nowhere fails.
+# Site of the guides, the API and the examples in out/site. A broken link fails.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# After the tests have passed with what is installed: its versions, and the licences of what is needed directly.
+# After the tests have passed: the installed versions, and the licenses of direct dependencies.
 constraints: install
 	$(BIN)/python .ci/dependencies.py
 
-# The source archive, and the wheel that is built from it.
+# Source archive, and the wheel that is built from it.
 dist: install
 	rm -rf out/dist
 	$(BIN)/python -m build --outdir out/dist

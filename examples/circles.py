@@ -1,7 +1,7 @@
-"""A data set of one's own: circles in eight colours, drawn when they are read.
+"""Custom dataset: circles in eight colors, drawn when they are read.
 
-PYTHONPATH=examples python tune/search.py --dataset circles:Circles --backbone mini
-PYTHONPATH=examples prometar train --set data.name=circles:Circles --set data.args.size=96
+PYTHONPATH=examples prometar search --dataset circles:Circles --backbone mini
+PYTHONPATH=examples prometar train --dataset circles:Circles --set data.args.size=96
 """
 
 import io
@@ -12,34 +12,34 @@ from PIL import Image, ImageDraw
 
 from prometar.data.datasets.dataset import Dataset, Item
 
-COLOURS = ("blue", "green", "orange", "purple", "red", "yellow", "brown", "gray")
+COLORS = ("blue", "green", "orange", "purple", "red", "yellow", "brown", "gray")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Encoded images by path; workers on other machines hold a copy of this."""
+    """Encoded images by path. Workers on other machines have a copy of this object."""
 
     size: int
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
         return [self._read(*path.split("/")) for path in paths]
 
-    def _read(self, colour: str, number: str) -> bytes:
+    def _read(self, color: str, number: str) -> bytes:
         image, file, left = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
-        ImageDraw.Draw(image).ellipse((left, left, left + self.size // 2, left + self.size // 2), colour)
+        ImageDraw.Draw(image).ellipse((left, left, left + self.size // 2, left + self.size // 2), color)
         image.save(file, "PNG")
         return file.getvalue()
 
 
 @dataclass(frozen=True)
 class Circles:
-    """The loader: called with --data-root, it returns the three splits."""
+    """Loader: called with the data root, it returns the three splits."""
 
     size: int = 64
 
     def __call__(self, root: str | None) -> Dataset:
         train, val, test = (
-            tuple(Item(f"{name}/{k}", label, name) for label, name in enumerate(COLOURS) for k in range(a, b))
+            tuple(Item(f"{name}/{k}", label, name) for label, name in enumerate(COLORS) for k in range(a, b))
             for a, b in ((0, 8), (8, 12), (12, 16))
         )
         return Dataset("circles", "Circles", train, val, test, Drawn(self.size), "a photo of a {} circle.")

@@ -1,7 +1,7 @@
-"""A regularizer distance: quadratic up to `delta`, linear beyond, so that few features may move far.
+"""Custom distance: quadratic up to `delta`, linear beyond, so that a few features may move far.
 
-PYTHONPATH=examples python tune/search.py --set regularizer.kind=huber:Huber --space examples/huber.yaml
-PYTHONPATH=examples prometar train --set regularizer.kind=huber:huber
+PYTHONPATH=examples prometar search --dataset cells --set regularizer.kind=huber:Huber --space examples/huber.yaml
+PYTHONPATH=examples prometar train --dataset cells --set regularizer.kind=huber:huber
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def huber(a: Tensor, b: Tensor) -> Tensor:
-    """One distance a row, (N,), of features and frozen features (N, E); nothing to be set."""
+    """Return one distance per row, (N,), of features and frozen features (N, E). It has no settings."""
     return Huber()(a, b)
 
 
 @dataclass(frozen=True)
 class Huber:
-    """The same with its width as a setting, regularizer.args.delta."""
+    """The same with its width as a setting, `regularizer.args.delta`."""
 
     delta: Annotated[float, Field(gt=0)] = 0.05
 
