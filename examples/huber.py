@@ -1,6 +1,6 @@
 """Custom distance: quadratic up to `delta`, linear beyond, so that a few features may move far.
 
-PYTHONPATH=examples prometar search --dataset cells --set regularizer.kind=huber:Huber --space examples/huber.yaml
+PYTHONPATH=examples prometar search --set regularizer.kind=huber:Huber --space examples/huber.yaml
 PYTHONPATH=examples prometar train --dataset cells --set regularizer.kind=huber:huber
 """
 

@@ -1,6 +1,6 @@
 """Custom prompts: deep text prompts of low rank. All layers share one basis, and each layer mixes it.
 
-PYTHONPATH=examples prometar train --dataset cells --set prompts.kind=lowrank:LowRank --set prompts.args.rank=2
+PYTHONPATH=examples prometar train --set prompts.kind=lowrank:LowRank --set prompts.args.rank=2
 """
 
 from dataclasses import dataclass
