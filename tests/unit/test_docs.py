@@ -1,15 +1,19 @@
-"""docs/methods.md says of every method what its recipe does, docs/settings.md names every setting."""
+"""The guides describe recipes, settings, commands and files as they are."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
 from prometar import __version__
+from prometar.cli.app import app
 from prometar.config.recipes import NAMES
-from prometar.config.settings import Config, configure, parse_assignments
+from prometar.config.settings import Config, configure, is_setting, parse_assignments
 from prometar.methods.composition import build
+from tune.config import StudyConfig
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -77,6 +81,31 @@ def test_files_that_are_named_are_there(page: Path) -> None:
     assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
     tests = {path.name for path in ROOT.glob("tests/**/*.py")}
     assert set(re.findall(r"\btest_\w+\.py", text)) <= tests
+
+
+def commands(page: Path) -> list[str]:
+    """Commands of this project in a page's code blocks, without comments."""
+    text = page.read_text("utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [*"\n".join(blocks).splitlines(), *re.findall(r"^ {4}(.*)", text, flags=re.MULTILINE)]
+    start = re.compile(r"(?:PYTHONPATH=\S+ )?(?:prometar|python tune/search\.py) (.*?)(?: +#.*)?$")
+    return [found[1] for line in lines if (found := start.match(line))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_commands_have_options_that_exist(page: Path) -> None:
+    for command in commands(page):
+        words = shlex.split(command)
+        if words[0].startswith("-"):
+            words = ["search", *words]
+        leaf = typer.main.get_command(app)
+        while isinstance(leaf, TyperGroup):
+            leaf = leaf.commands[words.pop(0)]
+        given = leaf.make_context("prometar", words).params
+        for assignment in given.get("settings") or ():
+            key = assignment.partition("=")[0]
+            known = is_setting(key) or ".args." in key or key.partition(".")[0] in StudyConfig.model_fields
+            assert known, command
 
 
 def test_every_setting_is_explained() -> None:
