@@ -126,8 +126,10 @@ class Study:
                     self.console.print(line)
                 if reason := store.hopeless():
                     raise WorkError(f"Study stopped: trials fail and none finished ({reason}). {RESUME}")
-        if not self.records.completed:
-            raise WorkError(f"{self.folder.path} has no finished trial. {RESUME}")
+        records = self.records
+        if not records.completed:
+            reason = next((trial.reason for trial in records.trials if trial.reason), "all were pruned")
+            raise WorkError(f"No trial finished ({reason}). {RESUME}")
 
     def confirm(self) -> Confirmation:
         """Rerun the best trials and the baseline with fresh seeds; select the highest mean."""

@@ -17,6 +17,7 @@ from prometar.errors import UserError
 from prometar.io.custom import digest_of, failing, is_reference
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
+from prometar.methods.smoke_test import smoke_test
 from prometar.training.drift import drift_identity, foreign_to
 from prometar.training.memory import Footprint
 from tune.config import StudyConfig
@@ -118,10 +119,12 @@ def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str],
         Digests of what determines results beside settings, by name, and sizes that determine the memory.
 
     Raises:
-        UserError: the weights are missing, or drift cannot be measured for a dataset.
+        UserError: the weights are missing, the method does not fit them, or drift cannot be measured for a
+            dataset.
     """
     search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
+    smoke_test(config.run, backbone.clip)
     contents = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     contents["weights"] = backbone.digest[:12]
     components = [search.objective, search.sampler, search.pruner, *config.run.own.values()]
