@@ -68,7 +68,7 @@ def main() -> NoReturn:
     try:
         wait(wanted, asked.minutes)
     except (TimeoutError, ConnectionError, AuthenticationError) as error:
-        hint = " (has this process the cluster's token?)" if not isinstance(error, TimeoutError) else ""
+        hint = " (does this process have the cluster's token?)" if not isinstance(error, TimeoutError) else ""
         sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
     except RuntimeError as error:  # the cluster's Ray or Python is of another version
         sys.exit(f"error: {' '.join(str(error).split())}")
