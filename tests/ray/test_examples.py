@@ -16,8 +16,8 @@ from prometar.training import session as session_module
 from tune.search import main as search
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SMALL = ["--backbone", "mini", "--set", "data.shots=1", "--val-per-class", "1"]
-SHORT = ["--trials", "2", "--epochs", "1", "--top", "0", "--final-seeds", "1", "--pruner", "none"]
+SMALL = ["--backbone", "mini", "--set", "data.shots=1", "--set", "search.val_per_class=1"]
+SHORT = ["--trials", "2", "--epochs", "1", "--top", "0", "--final-seeds", "1", "--final-epochs", "1"]
 ALL = [
     "--set", "regularizer.kind=huber:Huber", "--space", str(ROOT / "examples" / "huber.yaml"),
     "--set", "prompts.kind=lowrank:LowRank", "--dataset", "circles:Circles", "--objective", "worst:worst",
@@ -44,7 +44,7 @@ def test_all_examples_are_searched_together(tmp_path: Path, ray_local: None) -> 
     assert search([*SMALL, *SHORT, *args, *ALL]) == 0
     study = yaml.safe_load((tmp_path / "it" / "study.yaml").read_text())
     for name in RUNS:
-        assert any(key.startswith(f"code of {name}:") for key in study["identity"])
+        assert any(key.startswith(f"code of {name}:") for key in study["contents"])
     trials = [json.loads(path.read_text()) for path in tmp_path.glob("it/trials/*/record.json")]
     assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2
     assert all(trial["objective"] == min(trial["base"], trial["new"]) for trial in trials)

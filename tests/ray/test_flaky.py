@@ -53,7 +53,7 @@ def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path, whole: Whole) ->
             if found is not None:
                 break
             failed += 1
-            assert re.fullmatch(r".*disk I/O error.*Rerun the same command|rerun this command.*", said)
+            assert re.fullmatch(r".*disk I/O error.*(re)?run (the same|this) command.*", said)
             kept = records(out)
             assert [record for record in kept if record in before] == before, "a record was lost"
             before = kept

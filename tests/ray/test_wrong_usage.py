@@ -60,7 +60,7 @@ SEARCHES = [
     (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
     (["--set", "optim.lr=fast"], "optim.lr: Input should be a valid number"),
     (["--set", "optim.lr=true"], "optim.lr: true is no number"),
-    (["--set", "prompts.text_length=false"], "prompts.text_length: false is no number"),
+    (["--set", "prompts.text_length=false"], "false is no number"),
     (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, base_val"),
@@ -91,7 +91,6 @@ SEARCHES = [
     (["--set", "confirm.sedes=2"], "--set confirm.sedes must be a known setting"),
     (["--pruner", "json:loads"], "json:loads fails: TypeError: the JSON object must be"),
     (["--sampler", "json:loads"], "json:loads fails: TypeError: loads() takes 1 positional"),
-    (["--storage", "nonsense"], "--storage nonsense is invalid: Could not parse SQLAlchemy URL"),
     (["--nonsense"], "No such option"),
     (["--final-seeds", "1", "2"], "extra argument(s) (2). Quote values with spaces."),
     (["cells"], "extra argument(s) (cells). Quote values with spaces."),
@@ -124,7 +123,8 @@ def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         (prometar_main, ["data", "download", "dtd", "--to", circle], 1),
         (prometar_main, ["data", "prepare", "textures", "--to", circle], 1),
     ):
-        assert "Too many levels of symbolic links" in fails(capsys, main, [*map(str, words)], status=status)
+        line = fails(capsys, main, [*map(str, words)], status=status)
+        assert "Too many levels of symbolic links" in line or f"{circle}: File exists" in line
     assert [path.name for path in tmp_path.iterdir()] == ["circle"]
 
 
@@ -199,8 +199,8 @@ def test_a_space_beyond_a_settings_limits(tmp_path: Path, capsys: pytest.Capture
         ("train.epochs: {type: float, low: 1, high: 6}", "train.epochs: Input should be a valid integer"),
         ("data.shots: {type: float, low: 1, high: 16}", "data.shots: Input should be a valid integer"),
         ("train.epochs: {type: int, low: 0, high: 6}", "greater than or equal to 1 (found 0)"),
-        ("train.epochs: {type: choice, choices: [a, b]}", "train.epochs is 5, its range a | b"),
-        ("train.epochs: {type: int, low: 7, high: 9}", "train.epochs is 5, its range 7 .. 9"),
+        ("train.epochs: {type: choice, choices: [a, b]}", "train.epochs = 5 lies outside the range a | b"),
+        ("train.epochs: {type: int, low: 7, high: 9}", "train.epochs = 5 lies outside the range 7 .. 9"),
     ],
 )
 def test_a_space_of_values_that_no_run_takes(
@@ -358,12 +358,21 @@ def test_what_is_written_is_no_class_of_ones_own_images(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--cpus-per-trial", "64"],
+            "A trial needs 64 CPU on one machine, Ray's machines have at most 2 CPU",
+        ),
+        (["--storage", "nonsense"], "--storage nonsense is invalid: Could not parse SQLAlchemy URL"),
+    ],
+)
 def test_what_no_machine_has_is_refused_and_leaves_nothing(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, ray_local: None
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, ray_local: None
 ) -> None:
     out = tmp_path / "not" / "yet"
-    line = fails(capsys, search_main, ["--cpus-per-trial", "64", "--out", str(out)])
-    assert "A trial needs 64 CPU on one machine, Ray's machines have at most 2 CPU" in line
+    assert message in fails(capsys, search_main, [*words, "--out", str(out)])
     assert not any(tmp_path.iterdir())
 
 
