@@ -222,7 +222,7 @@ PROMETAR = [
     (["train", "--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only"),
     (["data", "prepare", "cells", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
     (["evaluate", "nowhere"], "nowhere does not contain a run"),
-    (["report", "nowhere"], "nowhere holds no study"),
+    (["report", "nowhere"], "nowhere does not contain a study"),
     (["data", "check", "nope"], "unknown data set 'nope'"),
     (["data", "prepare", "dtd"], "Missing option '--to'"),
     (["data", "download", "dtd", "--to", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
