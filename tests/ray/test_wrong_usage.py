@@ -116,15 +116,14 @@ def test_a_folder_of_studies_whose_name_is_not_utf8(
 def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     circle = tmp_path / "circle"
     circle.symlink_to("circle")
-    for main, words, status in (
-        (search_main, ["--out", circle], 2),
-        (search_main, ["--data-root", circle], 2),
-        (prometar_main, ["train", "--data-root", circle], 2),
-        (prometar_main, ["data", "download", "dtd", "--to", circle], 1),
-        (prometar_main, ["data", "prepare", "textures", "--to", circle], 1),
+    for main, words in (
+        (search_main, ["--out", circle]),
+        (search_main, ["--data-root", circle]),
+        (prometar_main, ["train", "--data-root", circle]),
+        (prometar_main, ["data", "download", "dtd", "--to", circle]),
+        (prometar_main, ["data", "prepare", "textures", "--to", circle]),
     ):
-        line = fails(capsys, main, [*map(str, words)], status=status)
-        assert "Too many levels of symbolic links" in line or f"{circle}: File exists" in line
+        assert "Too many levels of symbolic links" in fails(capsys, main, [*map(str, words)])
     assert [path.name for path in tmp_path.iterdir()] == ["circle"]
 
 

@@ -26,7 +26,7 @@ from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.check import differences
 from prometar.data.preparation.http import Progress, fetch, unwatched
 from prometar.errors import UserError, WorkError
-from prometar.io.files import write_atomically
+from prometar.io.files import resolved, write_atomically
 
 # CoOp's own files lie on Google Drive, which asks a browser to confirm. A paper's repository has copies.
 PUBLIC_SPLITS = (
@@ -78,7 +78,7 @@ def download(
         UserError: Unknown dataset, nothing to download, or `to` is not a local folder.
         WorkError: See `fetch` and `unpack`.
     """
-    row, root = _benchmark(name, to), Path(to)
+    row, root = _benchmark(name, to), resolved(to)
     folder = root / row.folder
     _require_split(row, folder, split, mirror)
     placed, kept = [], []
@@ -126,7 +126,7 @@ def _benchmark(name: str, to: Path | str) -> Benchmark:
         raise UserError(
             f"--to {to} is not a folder: download to one, then `prometar data prepare {name} --to {to}`"
         )
-    if Path(to).exists() and not Path(to).is_dir():
+    if resolved(to).exists() and not resolved(to).is_dir():
         raise UserError(f"--to {to} is a file: choose a folder")
     if not row.archives and not isinstance(row.layout, SplitFile):
         parts = ", ".join(row.layout.parts)

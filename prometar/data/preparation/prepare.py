@@ -110,7 +110,7 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
     """Where the copy goes; never into the user's data, nor over another copy."""
     if name not in known():
         raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
-    target = place_of(name, to)
+    target = place_of(name, to if "://" in str(to) else resolved(to))
     earlier = find_manifest(target)
     if earlier is not None and earlier.get("name") != name:
         raise UserError(
