@@ -163,7 +163,7 @@ def test_records_without_their_database(
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("study.yaml", b"a: [", "is corrupt (not YAML"),
+        ("study.yaml", b"a: [", "study.yaml is not YAML: "),
         ("study.yaml", b"\xff\xfe", "study.yaml"),
         ("study.yaml", b"version: 2\nidentity: {}\n", "has version 2"),
         ("study.yaml", b"version: 3\n", "is corrupt (config"),
