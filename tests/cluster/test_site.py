@@ -44,7 +44,7 @@ def test_the_site_is_whole_and_needs_no_other_host(tmp_path: Path) -> None:
     for example in ("huber.py", "mine.yaml", "study.ipynb"):
         assert f'href="{example}"' in pages["examples/index.html"]
         assert (tmp_path / "site" / "examples" / example).is_file()
-    assert (tmp_path / "site" / "docs" / "report.webp").is_file()
+    assert (tmp_path / "site" / "docs" / "embedded.webp").is_file()
     assert LOADED.findall('<link rel=x href="https://fonts/a"><script src=//b/c></script>') == [
         "https://fonts/a",
         "//b/c",
