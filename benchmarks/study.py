@@ -26,7 +26,9 @@ SEARCH = ROOT / "tune" / "search.py"
 def measure(trials: int, epochs: int, slots: int) -> Figures:
     """Seconds of the command and of the search in it, and of training in both."""
     with TemporaryDirectory() as out:
-        counts = {"--trials": trials, "--epochs": epochs, "--max-concurrent": slots}
+        counts = {
+            "--dataset": "textures", "--trials": trials, "--epochs": epochs, "--max-concurrent": slots
+        }  # fmt: skip
         words = [str(word) for option in counts.items() for word in option]
         began = time.perf_counter()
         subprocess.run(
