@@ -3,6 +3,7 @@
 Each stage reads its records, runs what is missing and writes its records. Running a study again resumes it.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Study:
     ) -> None:
         self.config = config or _configured(folder, options)
         self.folder = StudyFolder.of(self.config)
-        self.console = console or Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False)
+        self.console = console or _console()
         self._opened: _Opened | None = None
 
     def run(self) -> FinalTest:
@@ -262,6 +263,14 @@ class Study:
         if jobs:
             self._run(listed, "Confirmation", len(jobs))
         return listed.failures
+
+
+def _console() -> Console:
+    """Console for standard output. A notebook's kernel asks for colors, but shows their codes as text."""
+    terminal = None if sys.stdout is not None and sys.stdout.isatty() else False
+    return Console(
+        highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=terminal
+    )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def _table(table: Table) -> RichTable:
     shown = RichTable(title=Text(table.title), title_justify="left", box=None, min_width=len(table.title))
     for place, column in enumerate(table.columns):
         if place < table.texts:
-            shown.add_column(Text(column), overflow="fold")
+            shown.add_column(Text(column), overflow="fold", no_wrap=place == 0)
         else:
             shown.add_column(Text(column), justify="right", no_wrap=True)
     for row in table.rows:
