@@ -42,9 +42,9 @@ def files_of_packages() -> set[str]:
 def test_wheel_and_source_archive_hold_every_file(built: Path) -> None:
     wanted = files_of_packages()
     assert {
-        "prometar/bundled/mini.safetensors", "prometar/bundled/foreign.txt", "tune/space/portfolio.json",
-        "prometar/config/recipes/prometar.yaml", "tune/space/spaces/recipe.yaml", "prometar/py.typed",
-        "tune/reporting/templates/report.html.jinja", "prometar/io/templates/page.css",
+        "prometar/bundled/mini.safetensors", "prometar/bundled/foreign.txt", "prometar/reproduce/published.json",
+        "prometar/config/recipes/prometar.yaml", "tune/space/spaces/default.yaml", "prometar/py.typed",
+        "tune/report/templates/report.html.jinja", "prometar/io/templates/page.css",
     } <= wanted  # fmt: skip
     with ZipFile(wheel(built)) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -72,5 +72,5 @@ def test_commands_run_from_the_wheel(built: Path, tmp_path: Path) -> None:
 
     assert " search " in run("--help")
     assert "textures" in run("data", "list")
-    assert "at most: " in run("search", "--plan", "--dataset", "cells")
+    assert "At most: " in run("search", "--plan", "--dataset", "cells")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
