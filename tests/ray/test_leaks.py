@@ -1,6 +1,5 @@
 """A search opens no test image and no image of a new class: none of them need be an image at all."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,19 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.splits.objective import SEARCH_OBJECTIVES
 from tests.cluster.test_end_to_end import records
 from tests.conftest import write_dtd
+from tune.records.schema import Confirmation, read_record
 from tune.search import main
 
 CLASSES = tuple("abcdefgh")  # the first four are base classes
 
 
 def arguments(root: Path, out: Path, objective: str) -> list[str]:
-    """Of a search; its last round reads what its trials do, so one objective's does for all."""
+    """Of a search; its confirmation reads what its trials do, so one objective's does for all."""
     top = str(int(objective == SEARCH_OBJECTIVES[0]))
     return [
         *("--dataset", "dtd", "--data-root", str(root), "--backbone", "mini", "--objective", objective),
-        *("--trials", "2", "--epochs", "1", "--set", "data.shots=2", "--top", top, "--top-seeds", "1"),
+        *("--trials", "2", "--epochs", "1", "--set", "data.shots=2", "--top", top),
+        *("--set", "confirm.seeds=1"),
         *("--final-seeds", "", "--out", str(out), "--cpus-per-trial", "1"),
         *("--max-concurrent", "1"),
     ]
@@ -55,5 +56,7 @@ def test_what_a_search_opens(tmp_path: Path, objective: str, capsys: pytest.Capt
     assert status == 0, said.err
     assert [r["state"] for r in found] == ["COMPLETE"] * 2
     if objective == SEARCH_OBJECTIVES[0]:
-        lastround = json.loads((tmp_path / "out/dtd/lastround.json").read_text())
-        assert all(row["mean"] is not None for row in lastround["rows"])
+        confirmation = read_record(tmp_path / "out/dtd/confirmation.json", Confirmation)
+        assert confirmation is not None
+        assert len(confirmation.candidates) == 2
+        assert all(candidate.mean is not None for candidate in confirmation.candidates)
