@@ -17,7 +17,7 @@ def test_a_trial_s_start_is_the_sum_of_its_parts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(BENCHMARKS)
     script = importlib.import_module("trial_start")
     monkeypatch.setattr(script, "configure", lambda name, values: configure(name, values | {"data.shots": 1}))
-    (job,) = script.jobs(str(tmp_path), ResourcePlan(1, 1.0, 0.0), 1)
-    spent = script.TimedWorker().run(job, time.time())
+    (task,) = script.tasks(str(tmp_path), ResourcePlan(1, 1.0, 0.0), 1)
+    spent = script.TimedWorker().run(task, time.time())
     assert min(spent[part] for part in script.PARTS) >= 0
     assert sum(spent[part] for part in script.PARTS) == pytest.approx(spent["total"])
