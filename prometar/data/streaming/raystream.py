@@ -90,7 +90,7 @@ def _dataset(plan: Plan, source: Source, start_step: int, options: StreamOptions
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=options.num_cpus,
-            compute=TaskPoolStrategy(size=options.max_tasks),
+            compute=TaskPoolStrategy(size=min(options.max_tasks, len(items))),
         )
 
 
