@@ -41,7 +41,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class SearchConfig(PlainData):
-    """How settings are sampled and scored. A trial is the mean over its datasets and seeds."""
+    """Sampling and scoring of settings. A trial is the mean over its datasets and seeds."""
 
     datasets: tuple[str, ...] = Field((DEFAULT,), min_length=1, description="Datasets. One setting for all.")
     space: Space = Field(description="Search space: a name or a YAML file.")
@@ -139,7 +139,7 @@ class ResourcesConfig(PlainData):
 
 
 class LocationConfig(PlainData):
-    """Where a study lies and who watches it. None of it influences results."""
+    """Location and trackers of a study. They do not influence results."""
 
     out: Path = Field(Path("out"), description="Folder of studies.")
     study: str = Field(

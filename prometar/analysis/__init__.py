@@ -1,1 +1,1 @@
-"""What training does beside the accuracy: measured without changing it."""
+"""Measurements of training beside accuracy. They do not change it."""

@@ -1,1 +1,1 @@
-"""What the package carries: the embedded suite, the `mini` backbone, and the script that trained it."""
+"""Embedded datasets and the `mini` backbone."""

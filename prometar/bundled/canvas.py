@@ -15,7 +15,7 @@ Field = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Frame:
-    """What is drawn in.
+    """Colors of a drawing.
 
     Attributes:
         rng: The image's own generator.
@@ -40,7 +40,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Canvas(Frame):
-    """What a pattern draws on: its coordinates are rotated, shifted and slightly warped, in pattern cells.
+    """Canvas of a pattern: rotated, shifted and slightly warped coordinates, in pattern cells.
 
     Attributes:
         cells: Pattern cells across the image.

@@ -12,7 +12,7 @@ from prometar.bundled.canvas import Field, Frame, noise
 
 @dataclass(frozen=True)
 class Stance:
-    """How a figure lies in an image.
+    """Pose of a figure in an image.
 
     Attributes:
         reach: Its unit, as a share of half the image (low, high).

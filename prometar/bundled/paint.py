@@ -1,4 +1,4 @@
-"""How drawn ink becomes pixels: two colours under uneven light, and what other painters share."""
+"""Conversion of drawn ink to pixels: two colors under uneven light."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -17,7 +17,7 @@ from prometar.bundled.paint import Pixels, blend, contrasting, lit
 
 @dataclass(frozen=True)
 class Pattern:
-    """How a class is drawn: function, cells across the image (low, high), turn (radians), warp (cells)."""
+    """Drawing of a class: function, cells across the image (low, high), turn (radians), warp (cells)."""
 
     draw: Callable[[Canvas], Field]
     scale: tuple[float, float] = (4.0, 8.0)

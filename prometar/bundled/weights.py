@@ -34,7 +34,7 @@ def load_config() -> dict[str, Any]:
 
 
 def unpack(stored: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
-    """What is stored (float16, few rows of the token table) -> a float32 state dict, open_clip's names."""
+    """Convert stored weights (float16, few rows of the token table) to a float32 state dict of open_clip."""
     state = {name: value.float() for name, value in stored.items() if name not in (ROW_IDS, ROW_VALUES)}
     values = stored[ROW_VALUES].float()
     table = initial_token_table(vocabulary, values.shape[1])

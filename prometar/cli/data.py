@@ -27,7 +27,7 @@ app = typer.Typer(
 
 NameArgument = Annotated[str, typer.Argument(help="A dataset. `prometar data list` shows them.")]
 DATA = "data"
-"""Where `download` puts data sets, and `check` looks for them, unless told otherwise."""
+"""Default folder of datasets for `download` and `check`."""
 
 
 @app.command("list")

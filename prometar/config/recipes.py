@@ -42,7 +42,7 @@ class Recipe:
 
 
 def is_file(method: str) -> bool:
-    """Whether a method is a recipe of one's own, a YAML file; a configuration keeps the file's name alone.
+    """Return True if a method is a recipe file (YAML). A configuration stores only the file's name.
 
     Example:
         >>> is_file("mine.yaml"), is_file("coop")
@@ -75,7 +75,7 @@ def _published(name: str) -> Recipe:
 
 
 _NO_METHODS = {"data", "backbone", "train.seed"}
-"""What a recipe has none of: a method is compared on the same images with the same backbone."""
+"""Settings that a recipe does not contain: methods are compared on the same images and backbone."""
 _OPTIONAL = tuple(field.name for field in fields(Recipe) if field.name not in {"name", "settings"})
 
 

@@ -29,7 +29,7 @@ from prometar.methods.prompts import AnyPrompts, IndependentPrompts
 from prometar.methods.regularizers import L1, AnyRegularizer
 
 DEFAULT_OBJECTIVE = "drift"
-"""What a search uses if nothing is said."""
+"""Default objective of a search."""
 
 
 class DataConfig(PlainData):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Views(NamedTuple):
-    """What the prompted and the frozen CLIP make of a batch; frozen ones are given where they are used.
+    """Features of the prompted and the frozen CLIP of a batch. Frozen ones are given if they are used.
 
     text_CE, image_BE: normalised features, the text's (B, C, E) where it sees the images; weights_B: of the
     images, sum 1; scale: of the logits.

@@ -18,7 +18,7 @@ from prometar.training.memory import Footprint
 
 @dataclass(frozen=True)
 class Checked:
-    """What the checks found.
+    """Result of the checks.
 
     Args:
         untrained: Methods that train nothing.

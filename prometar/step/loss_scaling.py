@@ -12,11 +12,11 @@ import math
 import torch
 
 ROOM = 16.0
-"""What a tangent is kept smaller by: in products with cotangents float16 must not overflow either."""
+"""Headroom of a tangent: its products with cotangents must not overflow float16 either."""
 
 
 def factor(dtype: torch.dtype, *numbers: float) -> float:
-    """What a cotangent that is too small by the product of `numbers` enters towers in `dtype` multiplied by.
+    """Return the factor of a cotangent that is too small by the product of `numbers` for towers in `dtype`.
 
     1 / product to the nearest power of two in float16, where zero counts as 2^-40; else 1.
 

@@ -1,4 +1,4 @@
-"""What a step computes on: embedded images with weights, and the meta task as two smaller batches."""
+"""Inputs of a step: embedded images with weights, and the meta task as two smaller batches."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Images(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """What is mixed into the query: (Q,) shares of the own and the partner's image and label, and its label.
+    """Mixture of the query: (Q,) shares of the own and the partner's image and label, and its label.
 
     partner: (Q,) rows of the query's tokens whose features are mixed in; None where pixels were mixed.
     """

@@ -43,7 +43,7 @@ def task_rng(seed: int, step: int) -> np.random.Generator:
 
 
 class Mixing(NamedTuple):
-    """What is mixed into Q query images: shares of the own and of the partner's, and the partners.
+    """Mixture of Q query images: shares of the own and of the partner's, and the partners.
 
     partner: (Q,) rows of the batch. encoded: (Q,) rows of the query's tokens that hold the partners; None
     where pixels are mixed, by `pixels`.

@@ -170,7 +170,7 @@ _PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 
 
 def _run(config: Config) -> tuple[object, dict[str, Any]]:
-    """What determines a run: its method, and the settings that no part of a method reads."""
+    """Return what determines a run: its method, and the settings that no part of a method reads."""
     from prometar.methods.composition import build  # loads torch, which --help does not need
 
     method = build(config)

@@ -1,1 +1,1 @@
-"""What a study does before and after its search."""
+"""Stages of a study: plan, search, confirmation, final test."""

@@ -51,7 +51,7 @@ class StageCost:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study would do.
+    """Plan of a study.
 
     Args:
         stages: Search, confirmation, final test.

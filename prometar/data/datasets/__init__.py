@@ -1,1 +1,1 @@
-"""What a data set is, where it lies and what it lists."""
+"""Datasets: locations, layouts and lists of images."""

@@ -310,7 +310,7 @@ _COOP = "the release of CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
 
 
 def how_to_get(row: Benchmark, part: str = "") -> str:
-    """What a user must do to get a part of a data set's layout, by default its images."""
+    """Return instructions for obtaining a part of a dataset's layout, by default its images."""
     if part.endswith(".json"):
         never = "a split is never made up, since results would not be comparable"
         return f"`prometar data download {row.name} --to DIR` gets it, or get it from {_COOP}; {never}"

@@ -64,7 +64,7 @@ def require_different(names: Sequence[str]) -> None:
 
 
 def place_beside(name: str, root: str | None, args: Mapping[str, Any]) -> str:
-    """What tells data sets of one name apart; "" of a benchmark, whose copies are the same images."""
+    """Return what distinguishes datasets with one name; "" for a benchmark, whose copies are equal."""
     if name in BENCHMARKS or name in SUITE:
         return ""
     return " ".join([root or "", *(f"{key}={value}" for key, value in sorted(args.items()))]).strip()
@@ -78,7 +78,7 @@ def place_of(name: str, root: Path | str) -> str:
 
 
 def lies_in(folder: Path, name: str, root: Path | str | None) -> bool:
-    """Whether a folder is in a data set's own, where that is one of this machine."""
+    """Return True if a folder lies in the dataset's own folder on this machine."""
     if root is None or "://" in str(root):
         return False
     return resolved(folder).is_relative_to(resolved(place_of(name, root)))
@@ -181,7 +181,7 @@ def _open(name: str, root: Path | str | None) -> Dataset:
 
 
 def problems_of(dataset: Dataset) -> Iterator[str]:
-    """What is wrong with the list itself: an image twice, a label with two names or none that can be said."""
+    """Return the flaw of a list: a duplicate image, a label with two names, or an unreadable name."""
     seen: dict[str, str] = {}
     names: dict[int, str] = {}
     for split, items in dataset.splits.items():

@@ -1,4 +1,4 @@
-"""What a data set is: items (path, label, class name) in three splits, and a source of the bytes."""
+"""Dataset: items (path, label, class name) in three splits, and a source of the bytes."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ class Item:
 
 
 class Source(Protocol):
-    """Where encoded images come from. Small and picklable: workers on other machines hold a copy."""
+    """Source of encoded images. Small and picklable: workers on other machines hold a copy."""
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
         """Encoded images (JPEG, PNG, ...), one a path, in the order of `paths`.

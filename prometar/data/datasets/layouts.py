@@ -1,4 +1,4 @@
-"""How a benchmark's folder says which images it has: one small reader a layout, a value in the table."""
+"""Layouts of benchmark folders: one small reader per layout, a value in the table."""
 
 import json
 from collections.abc import Mapping

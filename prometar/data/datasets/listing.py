@@ -1,4 +1,4 @@
-"""What a data set's folder lists: folders, images and lines of text, in an order that no disk decides."""
+"""Contents of a dataset's folder: folders, images and lines of text, in a fixed order."""
 
 import os
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ Items = tuple[Item, ...]
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder lists; nothing is verified yet.
+    """Contents of a folder, not verified yet.
 
     Attributes:
         images: The folder that the items' paths are relative to.

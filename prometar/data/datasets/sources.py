@@ -1,4 +1,4 @@
-"""Where encoded images come from: a folder, the embedded renderer, or prepared Parquet shards."""
+"""Sources of encoded images: a folder, the embedded renderer, or prepared Parquet shards."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -72,7 +72,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `check` found.
+    """Result of `check`.
 
     Attributes:
         name, classes: The data set and its number of classes.
@@ -131,7 +131,7 @@ def _where(name: str, root: Path | str | None) -> str:
 
 
 def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
-    """Where the sizes are not those published of the benchmark, such as "train 600 of 2820"."""
+    """Return differences from the published sizes of a benchmark, such as "train 600 of 2820"."""
     if name not in BENCHMARKS:
         return ()
     row = BENCHMARKS[name]

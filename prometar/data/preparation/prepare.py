@@ -33,7 +33,7 @@ OWN_ENDINGS = (MANIFEST, ".parquet")  # what a target may hold already
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What `prepare` left behind.
+    """Result of `prepare`.
 
     Attributes:
         name: The data set.
@@ -107,7 +107,7 @@ def write_copy(
 
 
 def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
-    """Where the copy goes; never into the user's data, nor over another copy."""
+    """Return the target of the copy. It is never in the user's data, nor another copy."""
     if name not in known():
         raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
     target = place_of(name, to if "://" in str(to) else resolved(to))
@@ -130,7 +130,7 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
 
 
 def _is_own(name: str) -> bool:
-    """Whether a file is a copy's, or one that was being written when its process was killed."""
+    """Return True for a file of a copy, or one that a killed process was writing."""
     whole = name.rpartition(".")[0] if is_hidden(name) else name
     return whole.endswith(OWN_ENDINGS)
 

@@ -115,7 +115,7 @@ def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Pro
 
 @dataclass(frozen=True)
 class Objective:
-    """How runs are scored.
+    """Objective: images and score of runs.
 
     Args:
         problem: Images of (dataset, shots, seed, val_per_class).
@@ -191,7 +191,7 @@ def own_objective(name: str) -> list[str]:
 
 
 def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20) -> Problem:
-    """What the objective `name` trains and scores on.
+    """Return the images that the objective `name` trains and scores on.
 
     Args:
         shots: Training images a class. seed: Of the few-shot draw.
@@ -210,7 +210,7 @@ def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class
 
 
 def _require_scores(name: str, objective: Objective, found: Problem) -> None:
-    """What would end every trial without a score is told before any."""
+    """Check a problem before the first trial."""
     if not found.evaluations or (found.predicts_new and "base" not in found.evaluations):
         needed = "'base' among its evaluations" if found.predicts_new else "evaluations"
         raise UserError(f"{name}: its Problem needs {needed}, found {sorted(found.evaluations)}")

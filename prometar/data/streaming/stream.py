@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How Ray Data runs a plan; nothing here changes a pixel or the order.
+    """Options of Ray Data. They change neither pixels nor order.
 
     Args:
         num_cpus: Logical CPUs of a task (default 0.5). Inside a placement group it must fit a bundle.

@@ -32,7 +32,7 @@ class BrokenImage(WorkError):
 
 @dataclass(frozen=True)
 class TransformSpec:
-    """What happens to an image.
+    """Transform of an image.
 
     Args:
         size: Side of the square result, in pixels.
