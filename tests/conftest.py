@@ -43,6 +43,8 @@ CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
 
 _CACHE = tempfile.mkdtemp(prefix="prometar-tests-")
 os.environ["PROMETAR_CACHE"] = _CACHE  # never the user's own; before any process inherits it
+_PATHS = [str(Path(__file__).parent.parent / "examples"), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))  # of Ray's workers, as of a user's
 
 # The same examples each time, however long one takes; --hypothesis-profile=default looks at others.
 settings.register_profile("fixed", derandomize=True, deadline=None)

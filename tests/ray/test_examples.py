@@ -32,9 +32,8 @@ RUNS = {
 
 @pytest.fixture(autouse=True)
 def _examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The folder is on this process's path, and on that of Ray's workers."""
+    """The folder is on this process's path. Ray's workers inherit PYTHONPATH, see conftest.py."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "examples"))
     yield
     session_module._IMAGES.clear()
 
