@@ -7,6 +7,7 @@ import optuna.visualization as visualization
 import plotly.graph_objects as go
 from markupsafe import Markup
 from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
@@ -39,10 +40,10 @@ def plots(records: Records) -> dict[str, Markup]:
 
 def _search(records: Records) -> dict[str, Markup]:
     """Optuna's plots of the search, with the accuracies of its trials."""
-    if not records.completed:
-        return {}
     goals, found = records.search.goals, dict[str, go.Figure]()
     study = rebuild(records, goals[:1])
+    if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        return {}
     title = label(records.study.score if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         found["history"] = visualization.plot_optimization_history(study, target_name=title)
@@ -57,7 +58,7 @@ def _search(records: Records) -> dict[str, Markup]:
             found["slice"] = visualization.plot_slice(
                 study, params=list(ranked)[:MOST_SLICES], target_name=title
             )
-        if any(trial.epochs for trial in records.trials):
+        if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
             found["curves"] = visualization.plot_intermediate_values(study)
             found["curves"].update_layout(xaxis_title="epoch", yaxis_title=label(records.study.score))
     if both := [t for t in records.trials if t.base is not None and t.new is not None]:
