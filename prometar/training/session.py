@@ -13,7 +13,6 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, without_pixels
 from prometar.errors import WorkError
 from prometar.io.files import refused
-from prometar.metrics import harmonic_mean
 from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, require_state, save_checkpoint
 from prometar.training.epoch import Watch, train_epoch
 from prometar.training.run import Evaluation, Run, initial_state
@@ -131,7 +130,7 @@ class Session:
             base = sets["base"]
             figures = foreign.score(self.run.backbone, base.model, leaves, self._images(base))
             scored = {"base": figures["base"], "new": figures["new"]}
-            return {**figures, "objective": harmonic_mean(scored)}
+            return {**figures, "objective": figure_of(self.run.objective, scored)}
         accuracies = {
             name: accuracy(self.run.backbone, e.model, leaves, self._images(e), e.seen)
             for name, e in sets.items()
