@@ -12,7 +12,7 @@ A study is killed `--kills` times, started again by the same command each time, 
 - state damaged, in the `--real` ones: half of a checkpoint is left, after the driver was killed.
 
 `--studies` have a trial that does not train: six trials of three epochs, then two settings with two fresh
-seeds each, then the same with two final seeds. `--real` ones train the embedded data set and backbone. The
+seeds each, then the same with two final seeds. `--real` ones train the embedded dataset and backbone. The
 baseline is the same study, undisturbed and one trial at a time: what a study has found must equal it to the
 last digit (of real ones also the final prompts, bit for bit). Ends with status 1 if anything was lost.
 """
@@ -267,7 +267,7 @@ def own_disk(path: Path) -> Disk | None:
 def main() -> int:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--studies", type=int, default=10, help="of a trial that does not train")
-        parser.add_argument("--real", type=int, default=0, help="that train the embedded data set")
+        parser.add_argument("--real", type=int, default=0, help="that train the embedded dataset")
         parser.add_argument("--kills", type=int, default=4, help="a study")
         parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/study.py [--trials 20] [--slots 2] [--repeats 3] [--quick] [--json FILE]
 
-`python tune/search.py` on the embedded data set and backbone, 5 epochs a trial, one CPU a slot.
+`python tune/search.py` on the embedded dataset and backbone, 5 epochs a trial, one CPU a slot.
 Training time is what the trials' records say: their epochs with the scoring that follows each. `search` is
 the time from the first trial's begin to the last one's end, so it holds everything between trials, and the
 slot that has nothing left to do at the end; `command` is the whole command, with the start of Python and Ray,

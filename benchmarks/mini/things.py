@@ -1,7 +1,7 @@
 """`things`: 100 nouns that name nothing in the suite, for pre-training alone.
 
 Each has a silhouette, a pattern, and colours of its own, so that `mini` learns more words than the suite's.
-`MINI_VOCABULARY` names them: drift over it can be measured for every data set of the suite.
+`MINI_VOCABULARY` names them: drift over it can be measured for every dataset of the suite.
 """
 
 import zlib

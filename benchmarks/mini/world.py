@@ -1,6 +1,6 @@
 """What `mini` is pre-trained on: other renderings of the suite's classes, and a hundred things beside.
 
-How far a data set is from it is a matter of how many images of it there are, and whether in other colours.
+How far a dataset is from it is a matter of how many images of it there are, and whether in other colours.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from .things import THINGS
 
 @dataclass(frozen=True)
 class Kind:
-    """A data set's share in pre-training.
+    """A dataset's share in pre-training.
 
     Args:
         rendered: The dataset, in its harder renderings if there are some.
         images: Images a class.
-        recoloured: Shown in other colours than the data set's own.
+        recoloured: Shown in other colours than the dataset's own.
         named, mistaken: Shares of captions with the class name, and with a look-alike's.
     """
 

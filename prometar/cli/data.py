@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prometar.data.preparation.check import Listed
 
 app = typer.Typer(
-    no_args_is_help=True, help="List data sets, check them, get them, copy them as Parquet.", **PLAIN
+    no_args_is_help=True, help="List datasets, check them, get them, copy them as Parquet.", **PLAIN
 )
 
 NameArgument = Annotated[str, typer.Argument(help="A dataset. `prometar data list` shows them.")]
@@ -32,7 +32,7 @@ DATA = "data"
 
 @app.command("list")
 def data_list(data_root: RootOption = None) -> None:
-    """The data sets, and what of them is there. Sizes are compared with the published ones."""
+    """The datasets, and what of them is there. Sizes are compared with the published ones."""
     from prometar.data.preparation.check import list_datasets
 
     table = Table(box=None)
@@ -77,7 +77,7 @@ def data_check(
     name: NameArgument,
     data_root: Annotated[
         str | None,
-        typer.Option(help=f"The folder that holds the data sets' folders [{DATA}].", callback=at_home),
+        typer.Option(help=f"The folder that holds the datasets' folders [{DATA}].", callback=at_home),
     ] = None,
 ) -> None:
     """Decode every image, and list what is missing or broken.
@@ -105,10 +105,10 @@ def data_download(
     name: NameArgument,
     to: Annotated[
         str,
-        typer.Option(help="The data root: the folder that holds the data sets' folders.", callback=at_home),
+        typer.Option(help="The data root: the folder that holds the datasets' folders.", callback=at_home),
     ] = DATA,
     split: Annotated[
-        str, typer.Option(help="coop, as the field uses; or official, the data set's own (dtd, food101).")
+        str, typer.Option(help="coop, as the field uses; or official, the dataset's own (dtd, food101).")
     ] = "coop",
     mirror: Annotated[
         str | None,
@@ -142,7 +142,7 @@ def data_prepare(
     ],
     data_root: RootOption = None,
 ) -> None:
-    """Write a data set as Parquet shards, after checking every image. The same command goes on."""
+    """Write a dataset as Parquet shards, after checking every image. The same command goes on."""
     from prometar.data.preparation.prepare import prepare
 
     with _bar(MofNCompleteColumn()) as progress:

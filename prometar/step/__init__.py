@@ -1,1 +1,1 @@
-"""The pure step: (model, method, state, batch) -> state; no file, no data set, no Ray."""
+"""The pure step: (model, method, state, batch) -> state; no file, no dataset, no Ray."""

@@ -92,7 +92,7 @@ class Model:
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
     """One text a class, "<init> <name>.", where a context is learned.
 
-    Else one for each of the prompts' templates, or for the data set's own; a class's follow each other.
+    Else one for each of the prompts' templates, or for the dataset's own; a class's follow each other.
 
     Where more context tokens are learned than `init` has words, a placeholder word stands for each, as in
     the released code.

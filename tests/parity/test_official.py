@@ -117,7 +117,7 @@ def test_what_a_regularizer_holds_to_is_the_official_one(path: Path) -> None:
 
 
 def official_name(row: Benchmark) -> str:
-    """What the official code calls a data set."""
+    """What the official code calls a dataset."""
     return {"Flowers102": "OxfordFlowers"}.get(row.title, row.title.replace("-", ""))
 
 

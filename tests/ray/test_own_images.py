@@ -1,4 +1,4 @@
-"""A run on a folder of one's own images, and on a data set of the hub."""
+"""A run on a folder of one's own images, and on a dataset of the hub."""
 
 from pathlib import Path
 

@@ -85,7 +85,7 @@ def test_problems_are_named_and_the_rest_is_run(
     assert reproduce("base-to-new", root, out, *args) == 1
     text = capsys.readouterr()
     assert text.err.startswith("error: Some runs are missing, see above.")
-    assert f"left out: data set folder {root / 'ucf101'} is missing" in text.out
+    assert f"left out: dataset folder {root / 'ucf101'} is missing" in text.out
     assert "dtd, zero-shot, 1 shot, seed 1: failed: " in text.out
     assert "tests/0_0.jpg" in text.out
     rows = table(out, "base-to-new")
@@ -165,7 +165,7 @@ def test_a_killed_driver_goes_on(
 WRONG = [
     (["--protocol", "zero"], "unknown protocol 'zero': choose one of base-to-new, cross-dataset, "),
     (["--methods", "nope"], "unknown method 'nope': choose one of zero-shot, "),
-    (["--datasets", "nope"], "unknown data set 'nope': known are imagenet, "),
+    (["--datasets", "nope"], "unknown dataset 'nope': known are imagenet, "),
     (["--seeds", "x"], "Invalid value for '--seeds'"),
     (["--shots", "0"], "Invalid value for '--shots'"),
     (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found 0)"),
@@ -175,8 +175,8 @@ WRONG = [
     (["--set", "data.args.side=8"], "--set data.args.side: the datasets of a grid take no settings"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate'"),
     (["--gpus-per-run", "half"], "--gpus-per-run 'half': expected a number, or auto"),
-    ([], "No dataset can be trained on. data set 'imagenet' needs its files: pass --data-root DIR"),
-    (["--protocol", "cross-dataset"], "No dataset can be trained on. data set 'imagenet' needs its files"),
+    ([], "No dataset can be trained on. dataset 'imagenet' needs its files: pass --data-root DIR"),
+    (["--protocol", "cross-dataset"], "No dataset can be trained on. dataset 'imagenet' needs its files"),
     (["--datasets", "textures", "--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--datasets", "textures", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
 ]  # fmt: skip

@@ -45,8 +45,8 @@ SEARCHES = [
     (["--set", "location.trackers=[diary]"], "--set location.trackers: Input should be 'tensorboard'"),
     (["--address", "ray://head:10001"], "--address ray://head:10001: Ray client addresses are not supported"),
     (["--address", "head"], "--address head: expected auto, or HOST:PORT of the cluster's head"),
-    (["--dataset", "imagenet21k"], "unknown data set 'imagenet21k': known are imagenet, "),
-    (["--dataset", "dtd", "--backbone", "mini"], "data set 'dtd' needs its files: pass --data-root DIR"),
+    (["--dataset", "imagenet21k"], "unknown dataset 'imagenet21k': known are imagenet, "),
+    (["--dataset", "dtd", "--backbone", "mini"], "dataset 'dtd' needs its files: pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
     (["--seeds-per-trial", "100000000"], "--seeds-per-trial must be at most 1000, got 100000000"),
     (["--set", "confirm.seeds=100000000"], "--set confirm.seeds must be at most 1000"),
@@ -222,7 +222,7 @@ PROMETAR = [
     (["data", "prepare", "cells", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
     (["evaluate", "nowhere"], "nowhere does not contain a run"),
     (["report", "nowhere"], "nowhere does not contain a study"),
-    (["data", "check", "nope"], "unknown data set 'nope'"),
+    (["data", "check", "nope"], "unknown dataset 'nope'"),
     (["data", "prepare", "dtd"], "Missing option '--to'"),
     (["data", "download", "dtd", "--to", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
 ]
@@ -315,7 +315,7 @@ def test_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "tune/search.py", "--dataset", "nope", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown data set 'nope': known are imagenet, ")
+    assert done.stderr.startswith("error: unknown dataset 'nope': known are imagenet, ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
@@ -353,7 +353,7 @@ def test_what_is_written_is_no_class_of_ones_own_images(
     dataset = "--datasets" if "reproduce" in words else "--dataset"
     mini = ["--set", "backbone.name=mini"] if "train" in words else ["--backbone", "mini"]
     line = fails(capsys, main, [*words, dataset, "folder", "--data-root", ".", *mini])
-    assert "lies in the data set's own folder: choose another --out" in line
+    assert "lies in the dataset's own folder: choose another --out" in line
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -62,7 +62,7 @@ class Benchmark:
         wordings: Other templates that methods hold text to, where they differ from it (see `Dataset`).
         archives: Where the images can be downloaded.
         split_sha256: Of the layout's split file, CoOp's; None where its digest is not known.
-        official: The data set's own lists, in its archive: another split than CoOp's.
+        official: The dataset's own lists, in its archive: another split than CoOp's.
         by_hand: Where the images come from if there is no archive.
         variant_of: The benchmark whose classes it tests under another distribution.
     """

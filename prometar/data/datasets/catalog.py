@@ -1,4 +1,4 @@
-"""The data sets by name: the benchmarks, prepared copies, a user's own image folders, the embedded suite.
+"""The datasets by name: the benchmarks, prepared copies, a user's own image folders, the embedded suite.
 
 Nothing here writes. Splits are the published ones; only a user's own folder that has none is split here, by a
 rule that is stated with it.
@@ -40,7 +40,7 @@ def title_of(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """A data set's name where it is part of a file's.
+    """A dataset's name where it is part of a file's.
 
     Example:
         >>> file_name("dtd"), file_name("mine:flowers")
@@ -50,15 +50,15 @@ def file_name(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """Raises a UserError of neither a known data set nor the user's own; nothing is imported for that."""
+    """Raises a UserError of neither a known dataset nor the user's own; nothing is imported for that."""
     if name not in known() and not is_reference(name):
         raise UserError(
-            f"unknown data set '{name}': known are {', '.join(known())}, and package.module:Name of your own"
+            f"unknown dataset '{name}': known are {', '.join(known())}, and package.module:Name of your own"
         )
 
 
 def require_different(names: Sequence[str]) -> None:
-    """Raises a UserError where a study's data sets name one twice."""
+    """Raises a UserError where a study's datasets name one twice."""
     if len(set(names)) < len(names):
         raise UserError(f"--dataset names one twice: {' '.join(names)}")
 
@@ -71,7 +71,7 @@ def place_beside(name: str, root: str | None, args: Mapping[str, Any]) -> str:
 
 
 def place_of(name: str, root: Path | str) -> str:
-    """Folder or URI of a data set below a root; `folder` is the root itself."""
+    """Folder or URI of a dataset below a root; `folder` is the root itself."""
     if name == FOLDER:
         return str(root)
     return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
@@ -87,16 +87,16 @@ def lies_in(folder: Path, name: str, root: Path | str | None) -> bool:
 def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
     """Raises a UserError where what is written to `folder` would be a class of the user's own images."""
     if name == FOLDER and lies_in(folder, name, root) and find_manifest(str(root)) is None:
-        raise UserError(f"{resolved(folder)} lies in the data set's own folder: choose another --out")
+        raise UserError(f"{resolved(folder)} lies in the dataset's own folder: choose another --out")
 
 
 def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, Any] | None = None) -> Dataset:
-    """A data set, ready to draw from.
+    """A dataset, ready to draw from.
 
     Args:
         name: One of `known()`, or `package.module:Name` of a loader of one's own: called with the root, it
             returns a `Dataset`.
-        root: The folder (or URI of prepared copies) that holds the data set's folder, `--data-root`; for
+        root: The folder (or URI of prepared copies) that holds the dataset's folder, `--data-root`; for
             `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
             The embedded suite needs none: it is rendered.
         args: Settings of a loader of one's own.
@@ -161,7 +161,7 @@ def _open(name: str, root: Path | str | None) -> Dataset:
     if root is None:
         if name in SUITE:
             return rendered_dataset(SUITE[name], RenderedSource(name))
-        raise UserError(f"data set '{name}' needs its files: pass --data-root DIR, {_what(name)}")
+        raise UserError(f"dataset '{name}' needs its files: pass --data-root DIR, {_what(name)}")
     uri = place_of(name, root)
     row = BENCHMARKS.get(name) or SUITE.get(name)
     template = row.template if row else TEMPLATE
@@ -222,7 +222,7 @@ def rendered_dataset(row: RenderedSet[Any], source: Source) -> Dataset:
 def _list(row: Benchmark, folder: Path) -> Listing:
     if not folder.is_dir():
         raise UserError(
-            f"data set folder {folder} is missing: --data-root must be the folder that holds {row.folder}/; "
+            f"dataset folder {folder} is missing: --data-root must be the folder that holds {row.folder}/; "
             f"{how_to_get(row)}"
         )
     layout = layout_in(row, folder)

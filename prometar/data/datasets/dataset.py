@@ -14,7 +14,7 @@ from prometar.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image: its path relative to the data set's image folder (unique), its label, its class name."""
+    """One image: its path relative to the dataset's image folder (unique), its label, its class name."""
 
     path: str
     label: int
@@ -60,7 +60,7 @@ class Dataset:
     wordings: Mapping[str, str] = field(default_factory=dict)
 
     def wording(self, name: str) -> str:
-        """The template in these words; its own where the data set has no others."""
+        """The template in these words; its own where the dataset has no others."""
         return self.wordings.get(name, self.template)
 
     @property

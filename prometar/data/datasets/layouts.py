@@ -23,10 +23,10 @@ CLASSNAMES = "classnames.txt"
 
 
 class Layout(Protocol):
-    """A way to list a data set's images.
+    """A way to list a dataset's images.
 
     Attributes:
-        parts: Files and folders, below the data set's folder, that must be there.
+        parts: Files and folders, below the dataset's folder, that must be there.
     """
 
     @property

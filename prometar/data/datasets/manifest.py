@@ -61,10 +61,10 @@ def damaged_shards(uri: str, manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def open_prepared(uri: str, manifest: dict[str, Any], *, name: str, title: str, template: str) -> Dataset:
-    """The data set of a prepared folder; its items come in the order of the original split file.
+    """The dataset of a prepared folder; its items come in the order of the original split file.
 
     Raises:
-        UserError: the copy is of another data set.
+        UserError: the copy is of another dataset.
         StorageError: A shard is missing or corrupt.
     """
     if manifest.get("name") != name:

@@ -51,7 +51,7 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class RenderedSource:
-    """The data set `name` of the embedded suite: images are rendered when they are read, as PNG files."""
+    """The dataset `name` of the embedded suite: images are rendered when they are read, as PNG files."""
 
     name: str
 

@@ -1,1 +1,1 @@
-"""Download, check, and copy data sets as Parquet."""
+"""Download, check, and copy datasets as Parquet."""

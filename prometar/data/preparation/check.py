@@ -1,4 +1,4 @@
-"""Look at data sets without changing anything: which are there, and what is wrong with one."""
+"""Look at datasets without changing anything: which are there, and what is wrong with one."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class Listed:
         classes: Number of classes; 0 if it cannot be opened.
         problem: Why it cannot be opened; empty if it can.
         differences: See `differences`.
-        note: The data set's.
+        note: The dataset's.
     """
 
     name: str
@@ -75,7 +75,7 @@ class CheckResult:
     """Result of `check`.
 
     Attributes:
-        name, classes: The data set and its number of classes.
+        name, classes: The dataset and its number of classes.
         counts: Images a split, all decoded but those in `broken`.
         broken: Images that are missing or cannot be decoded, with their messages.
         problems: What is wrong with the list: images listed twice, labels with two names, changed shards.
@@ -96,14 +96,14 @@ class CheckResult:
 
 
 def list_datasets(root: Path | str | None = None) -> tuple[Listed, ...]:
-    """Every data set of the catalog, with what `root` holds of it; never raises for one that is missing.
+    """Every dataset of the catalog, with what `root` holds of it; never raises for one that is missing.
 
     Raises:
         UserError: `root` itself is not there.
         WorkError: a store does not answer.
     """
     if root is not None and "://" in str(root):
-        find_manifest(str(root))  # a store that does not answer is waited for once, not for each data set
+        find_manifest(str(root))  # a store that does not answer is waited for once, not for each dataset
     elif root is not None and not Path(root).is_dir():
         raise UserError(f"data root {root} is not a folder: pass --data-root DIR")
     return tuple(_listed(name, root) for name in known())
@@ -141,13 +141,13 @@ def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, .
 
 
 def check(name: str, root: Path | str | None = None) -> CheckResult:
-    """Look at the list, and decode every image of a data set.
+    """Look at the list, and decode every image of a dataset.
 
     Args:
         name, root: As for `open_dataset`.
 
     Raises:
-        UserError: the data set cannot be opened. Broken images and wrong lists are in the result, not raised.
+        UserError: the dataset cannot be opened. Broken images and wrong lists are in the result, not raised.
     """
     dataset = open_unverified(name, root)
     items = list({item.path: item for item in dataset.items}.values())
@@ -206,7 +206,7 @@ def look(items: Sequence[Item], source: Source) -> Iterator[Seen]:
     workers = num_cpus()
     with ThreadPoolExecutor(workers) as pool:
         waiting = iter(groups)
-        # a few groups at a time: `map` would read the whole data set ahead of a slow consumer
+        # a few groups at a time: `map` would read the whole dataset ahead of a slow consumer
         while batch := list(islice(waiting, workers * 4)):
             for found in pool.map(lambda group: _look_at_group(group, source), batch):
                 yield from found

@@ -1,4 +1,4 @@
-"""Write a data set as Parquet shards and a manifest: one sequential copy for fast and remote reading.
+"""Write a dataset as Parquet shards and a manifest: one sequential copy for fast and remote reading.
 
 A shard's name holds the hash of its contents, so an interrupted run goes on where it stopped: finished
 shards are kept. Each is written under a temporary name and renamed; the manifest comes last, so a folder
@@ -36,7 +36,7 @@ class PrepareResult:
     """Result of `prepare`.
 
     Attributes:
-        name: The data set.
+        name: The dataset.
         where: Folder or URI that holds the shards and the manifest.
         shards, images, bytes: How many there are, and the size of all shards.
         kept: Shards that were already there, from an earlier run.
@@ -66,18 +66,18 @@ def prepare(
 ) -> PrepareResult:
     """Write `<to>/<folder>/manifest.json` and shards; then `--data-root <to>` opens the copy.
 
-    The data set `folder` is its root, so its copy is written to `<to>` itself.
+    The dataset `folder` is its root, so its copy is written to `<to>` itself.
 
     Every image is decoded first: if any is broken, all are named and nothing is written.
 
     Args:
         name, root: As for `open_dataset`.
-        to: A folder or a URI that pyarrow knows (s3://bucket/path, gs://...); not the data set's own folder.
+        to: A folder or a URI that pyarrow knows (s3://bucket/path, gs://...); not the dataset's own folder.
         shard_rows: Images a shard (default 1024).
         progress: Called with (shards done, shards in all).
 
     Raises:
-        UserError: the data set cannot be opened, or `to` lies in the user's data or holds a copy of others.
+        UserError: the dataset cannot be opened, or `to` lies in the user's data or holds a copy of others.
         WorkError: broken images, all named; or the target cannot be written.
     """
     target = target_of(name, root, to)
@@ -87,7 +87,7 @@ def prepare(
 def write_copy(
     dataset: Dataset, target: str, shard_rows: int = SHARD_ROWS, *, progress: Progress
 ) -> PrepareResult:
-    """Write a data set to a folder or URI of `target_of`; otherwise as `prepare`."""
+    """Write a dataset to a folder or URI of `target_of`; otherwise as `prepare`."""
     if shard_rows < 1:
         raise UserError(f"shard_rows must be at least 1, found {shard_rows}")
     rows = [(item, split) for split in SPLITS for item in dataset.splits[split]]
@@ -109,7 +109,7 @@ def write_copy(
 def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
     """Return the target of the copy. It is never in the user's data, nor another copy."""
     if name not in known():
-        raise UserError(f"unknown data set '{name}': known are {', '.join(known())}")
+        raise UserError(f"unknown dataset '{name}': known are {', '.join(known())}")
     target = place_of(name, to if "://" in str(to) else resolved(to))
     earlier = find_manifest(target)
     if earlier is not None and earlier.get("name") != name:
@@ -121,7 +121,7 @@ def target_of(name: str, root: Path | str | None, to: Path | str) -> str:
         return target
     place = resolved(path)
     if lies_in(place, name, root):
-        raise UserError(f"{target} lies in the data set's own folder: choose another --to")
+        raise UserError(f"{target} lies in the dataset's own folder: choose another --to")
     if place.is_dir():
         strange = [file.name for file in place.iterdir() if not _is_own(file.name)]
         if strange:

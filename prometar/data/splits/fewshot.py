@@ -50,7 +50,7 @@ def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
 
 
 def val_of_train(train: Sequence[Item]) -> tuple[Items, Items, str]:
-    """A validation split for a data set that has none: images of `train`, which then go without them.
+    """A validation split for a dataset that has none: images of `train`, which then go without them.
 
     Of each class min(floor(n / 5), 50) images, at least one: the same for every run, whatever the order of
     `train`. Draw few-shot images from the `train` that is returned, never from the whole one: then a search

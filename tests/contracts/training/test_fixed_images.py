@@ -188,7 +188,7 @@ def without_seconds(session: Session) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Noise:
-    """An own data set whose images are drawn from a seed that its source does not show."""
+    """An own dataset whose images are drawn from a seed that its source does not show."""
 
     seed: int = 0
 

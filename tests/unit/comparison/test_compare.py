@@ -45,7 +45,7 @@ GAIN = {"coop": {"dtd": 1.0, "eurosat": -3.0}, "prometar": {"dtd": 2.0, "eurosat
 
 
 def grid(out: Path, *, seeds: tuple[int, ...] = (1, 2)) -> Path:
-    """Both methods on both data sets, in folders of folders."""
+    """Both methods on both datasets, in folders of folders."""
     for method, gains in GAIN.items():
         for dataset, gain in gains.items():
             for seed in seeds:

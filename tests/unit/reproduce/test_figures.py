@@ -73,7 +73,7 @@ def test_what_is_missing_is_no_part_of_an_average() -> None:
     lost = [r for r in found if (r.run.config.data.name, r.run.config.method) != ("dtd", "ivlp")]
     table = build_table(asked, lost)
     assert row(table, "average of 2", "coop").figures["base"].n == 2
-    assert row(table, "average of 2", "ivlp").figures == {}, "never over fewer data sets than its neighbours"
+    assert row(table, "average of 2", "ivlp").figures == {}, "never over fewer datasets than its neighbours"
     half = [r for r in found if r.run.name != "final-dtd-16shots-coop-seed2"]
     assert row(build_table(asked, half), "average of 2", "coop").figures["base"].n == 1
 
@@ -141,9 +141,7 @@ def test_published_figures_stand_beside_the_same_setting_only() -> None:
     assert (coop["base"].published, coop["new"].published) == (79.44, 41.18)
     assert coop["base"].difference == pytest.approx(50 - 79.44)
     assert coop["H"].published == 54.24, "the harmonic mean of the published ones"
-    assert row(table, "dtd", "prometar").figures["base"].published is None, (
-        "H alone was published by data set"
-    )
+    assert row(table, "dtd", "prometar").figures["base"].published is None, "H alone was published by dataset"
     assert row(table, "dtd", "vpt").figures["base"].published is None
     assert any("Published figures are cited, not run here: CLIP" in note for note in table.notes)
     for other in (

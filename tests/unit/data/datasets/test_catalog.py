@@ -1,4 +1,4 @@
-"""Opening data sets, and what a user is told when something is missing."""
+"""Opening datasets, and what a user is told when something is missing."""
 
 import json
 import pickle

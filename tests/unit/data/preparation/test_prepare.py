@@ -245,7 +245,7 @@ def test_unknown_places_are_refused(small_dtd: Path) -> None:
         prepare("dtd", small_dtd, "nowhere://x")
     with pytest.raises(UserError, match="cannot open 'nowhere://x/dtd'"):
         open_dataset("dtd", "nowhere://x")
-    with pytest.raises(UserError, match="unknown data set 'dtt'"):
+    with pytest.raises(UserError, match="unknown dataset 'dtt'"):
         prepare("dtt", small_dtd, "somewhere")
 
 
