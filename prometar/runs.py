@@ -47,6 +47,7 @@ def train_run(
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     watch: Watch | None = None,
     options: StreamOptions | None = None,
+    wait_seconds: float = 0,
 ) -> dict[str, Any]:
     """Train and test a run, from the folder's checkpoint if there is one. Return the last epoch's record.
 
@@ -54,6 +55,7 @@ def train_run(
         objective: Images and scores (`prometar.data.splits.objective`).
         on_epoch: Receives each epoch's record.
         watch: Receives the state and the batch before each step.
+        wait_seconds: Seconds to wait for a process that uses the folder.
     Raises:
         UserError: an error in the configuration, the data or the weights.
         WorkError: the folder contains another run, or the loss is not finite.
@@ -62,7 +64,7 @@ def train_run(
     described = dump_config(config).encode()
     _require_free(folder, described, objective)  # before the data and the weights are loaded
     run = build_run(config, objective)
-    with locked(folder, f"the run {folder}"):
+    with locked(folder, f"the run {folder}", wait_seconds=wait_seconds):
         session = Session(run, folder, ray_stream(run, options), watch)
         write_atomically(folder / "config.yaml", described)
         with closing(session):

@@ -9,7 +9,7 @@ from rich.console import Console
 from prometar.comparison.render import print_comparison
 from prometar.data.datasets.catalog import require_outside
 from prometar.distributed.local_ray import start_ray
-from prometar.distributed.placement import Shares, plan_resources
+from prometar.distributed.placement import Node, ResourcePlan, Shares, plan_resources
 from prometar.errors import WorkError
 from prometar.io.files import resolved
 from prometar.io.lock import locked
@@ -40,12 +40,15 @@ def reproduce(
     with locked(out, f"the grid {out}"):
         found = {run.name: read_grid_result(run, out / "runs" / run.name) for run in runs}
         todo = [run for run in runs if not found[run.name].finished]
+        nodes = start_ray(address=address, verbose=verbose) if todo else []
+        plan = _plan(todo, checked, nodes, shares) if todo else None
         console.print(f"{grid.protocol.name} in {out}: {grid.protocol.about}")
         console.print(f"{len(runs)} runs, {len(runs) - len(todo)} are done")
         for reason in checked.missing.values():
             console.print(f"left out: {reason}")
-        if todo:
-            found |= _run(todo, checked, out, shares, address, verbose, console)
+        if plan:
+            console.print(plan.describe(nodes))
+            found |= _run(todo, out, plan, console)
         results = list(found.values())
         problems = _problems(checked, results)
         uncited = {name: why for name, each in checked.datasets.items() if (why := unlike_published(each))}
@@ -63,19 +66,22 @@ def reproduce(
         )
 
 
-def _run(
-    todo: Sequence[GridRun], checked: Checked, out: Path, shares: Shares,
-    address: str | None, verbose: bool, console: Console,
-) -> dict[str, GridResult]:  # fmt: skip
-    """Run what is missing, and return the results by name."""
-    from prometar.reproduce.runner import GridJob, run_jobs
+def _plan(todo: Sequence[GridRun], checked: Checked, nodes: Sequence[Node], shares: Shares) -> ResourcePlan:
+    """Plan the runs that are missing.
 
-    nodes = start_ray(address=address, verbose=verbose)
+    Raises:
+        UserError: no machine has the resources of one run.
+    """
     configs = {run.config.method: run.config for run in todo}
     on_gpu = shares.on_gpu(nodes)
     memory = max(checked.footprint.memory(config, on_gpu=on_gpu) for config in configs.values())
-    plan = plan_resources(nodes, shares, memory=memory)
-    console.print(plan.describe(nodes))
+    return plan_resources(nodes, shares, memory=memory)
+
+
+def _run(todo: Sequence[GridRun], out: Path, plan: ResourcePlan, console: Console) -> dict[str, GridResult]:
+    """Run what is missing, and return the results by name."""
+    from prometar.reproduce.runner import GridJob, run_jobs
+
     found = dict[str, GridResult]()
 
     def report(result: GridResult) -> None:

@@ -28,6 +28,8 @@ from prometar.runs import evaluate_on, train_run, trained
 
 MAX_RETRIES = 2  # of a run whose worker died; it resumes from its checkpoint
 START_SECONDS = 300
+LOCK_SECONDS = 60
+"""Ray needs a moment to end the workers of a killed driver, which lock the folders of their runs."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def train_and_test(job: GridJob) -> None:
     torch.set_num_threads(job.threads)
     run, options = job.run, StreamOptions.in_bundle(job.stream_cpus)
     if read_grid_result(run, job.folder).result is None:
-        train_run(run.config, job.folder, objective=run.objective, options=options)
+        train_run(run.config, job.folder, objective=run.objective, options=options, wait_seconds=LOCK_SECONDS)
     tests = read_tests(job.folder)
     for target in run.targets:
         if target not in tests:

@@ -199,7 +199,7 @@ def test_wrong_usage(
     [
         (["--cpus-per-run", "64"], "A run needs 64 CPU on one machine, Ray's machines have at most 2 CPU"),
         (["--gpus-per-run", "1"], "A run needs 1 CPU and 1 GPU on one machine"),
-        (["--max-concurrent", "0"], "--max-concurrent must be at least 1, found 0"),
+        (["--max-concurrent", "0"], "--max-concurrent must be at least 1, got 0"),
     ],
 )
 def test_what_ray_has_no_room_for(
