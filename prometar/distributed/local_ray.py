@@ -25,6 +25,8 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # servers listen on 127.0.0.1 only, as on a Mac
     "RAY_prestart_worker_first_driver": "0",  # start workers on demand: each takes 80 MB and half a second
 }
+# Ray does not name a wrong token. The head listens, so this is the likely cause.
+_TOKEN = " (if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH)"
 _started_here = False
 
 
@@ -74,7 +76,9 @@ def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
             break
         except Exception as error:
             if address is not None:
-                raise WorkError(f"Ray cannot be joined at {address}: {first_line(error)}") from None
+                reason = first_line(error)
+                hint = _TOKEN if "token" not in reason else ""
+                raise WorkError(f"Ray cannot be joined at {address}: {reason}{hint}") from None
             if not attempts_left:
                 raise WorkError(f"Ray does not start: {first_line(error)}") from None
             ray.shutdown()  # on a busy machine, 30 s may be too short for its processes
