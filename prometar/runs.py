@@ -12,7 +12,7 @@ from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select
-from prometar.data.splits.objective import own_objective
+from prometar.data.splits.objective import FINAL, own_objective
 from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import StreamOptions, stream
 from prometar.distributed.local_ray import start_ray
@@ -29,9 +29,6 @@ from prometar.training.run import Run, backbone_of, build_run
 from prometar.training.run_result import FILE, RunResult, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.session import Session, Stream
-
-FINAL = "final"
-"""Objective of a run outside a search: train on all base classes, test once at the end."""
 
 
 def ray_stream(run: Run, options: StreamOptions | None = None) -> Stream:

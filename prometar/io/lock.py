@@ -43,10 +43,3 @@ def locked(folder: Path, what: str, *, wait_seconds: float = 0) -> Iterator[None
         raise
     finally:
         lock.release()
-
-
-def leave(folder: Path) -> None:
-    """Remove an unlocked folder and its parent if they are empty."""
-    for each in (folder, folder.parent):
-        with suppress(OSError):
-            each.rmdir()

@@ -1,9 +1,7 @@
 """Resources of trials: how many run at once, and the CPUs and GPUs of each."""
 
-import importlib
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from prometar.distributed.placement import Node, ResourcePlan, Shares, plan_resources
 from prometar.errors import UserError
@@ -86,20 +84,3 @@ def _counted(number: float, noun: str) -> str:
 def _described(plan: ResourcePlan) -> str:
     gpus = f" and {_counted(plan.gpus_per_trial, 'GPU')}" if plan.gpus_per_trial else ""
     return _counted(plan.cpus_per_trial, "CPU") + gpus
-
-
-def module_paths(references: Iterable[str]) -> list[str]:
-    """Return files and packages of custom components for Ray's `py_modules`.
-
-    Workers on other machines lack them, unless they are installed.
-
-    Args:
-        references: `module:Name` of each component.
-    """
-    found = set[Path]()
-    for reference in references:
-        module = importlib.import_module(reference.partition(":")[0].partition(".")[0])
-        path = Path(str(module.__file__))
-        if "site-packages" not in path.parts:
-            found.add(path.parent if path.name == "__init__.py" else path)
-    return sorted(map(str, found))

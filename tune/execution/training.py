@@ -5,11 +5,12 @@ from statistics import mean
 
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
+from prometar.data.splits.objective import FINAL
 from prometar.data.streaming.stream import StreamOptions
 from prometar.device import give_back
 from prometar.errors import StorageError, UserError
 from prometar.io.files import refused, write_atomically
-from prometar.runs import FINAL, ray_stream, write_result
+from prometar.runs import ray_stream, write_result
 from prometar.training.run import build_run
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session

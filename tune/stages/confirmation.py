@@ -37,7 +37,7 @@ def confirm(
     """Rerun the candidates and select the highest mean over all their seeds; the baseline wins ties.
 
     Raises:
-        WorkError: no candidate finished with every fresh seed.
+        WorkError: no candidate finished with every fresh seed, or the baseline did not.
     """
     chosen = candidates(trials, config.confirm.top)
     seeds = config.confirmation_seeds if len(chosen) > 1 else ()
@@ -53,18 +53,12 @@ def confirm(
         for trial in chosen
     )
     complete = [row for row in rows if row.mean is not None]
-    if not complete:
-        reason = next(run.failed for row in rows for run in row.runs if run.failed)
+    required = [row for row in rows if row.baseline] if complete else rows
+    reason = next((run.failed for row in required for run in row.runs if run.failed), "")
+    if reason:
+        who = "The default settings did not finish" if complete else "No candidate finished"
         raise WorkError(
-            f"No candidate finished the confirmation: {reason}. "
-            "Fix the cause, then rerun this command to resume."
-        )
-    lost = next((row for row in rows if row.baseline and row.mean is None), None)
-    if lost is not None:
-        reason = next(run.failed for run in lost.runs if run.failed)
-        raise WorkError(
-            f"The default settings did not finish the confirmation: {reason}. "
-            "Fix the cause, then rerun this command to resume."
+            f"{who} the confirmation: {reason}. Fix the cause, then rerun this command to resume."
         )
     best = max(complete, key=lambda row: (row.mean, row.baseline))
     return Confirmation(seeds=seeds, candidates=rows, selected=best.number)

@@ -6,14 +6,13 @@ from pathlib import Path
 from prometar.analysis.alignment import of_run
 from prometar.config.settings import load_config, parse
 from prometar.data.datasets.catalog import file_name
+from prometar.data.splits.objective import FINAL
 from prometar.errors import UserError
 from prometar.training.run_result import FILE, read_result
 from tune.config import StudyConfig
 from tune.execution.jobs import Job, RunSpec
 from tune.records.folder import StudyFolder
 from tune.records.schema import RunScore, Settings, TrialRecord
-
-FINAL = "final"
 
 
 def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: Settings) -> Job:

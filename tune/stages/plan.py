@@ -10,7 +10,7 @@ from math import ceil
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
-from prometar.data.splits.objective import Problem, problem
+from prometar.data.splits.objective import FINAL, Problem, problem
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
@@ -104,7 +104,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         dataset = open_dataset(name, config.run.data.root, args)
         splits[name] = (
             _problem(config, dataset, config.search.objective),
-            _problem(config, dataset, "final"),
+            _problem(config, dataset, FINAL),
         )
         datasets.append(dataset)
         if note := splits[name][0].note:

@@ -135,11 +135,13 @@ class Objective:
     title: str = "H"
 
 
+FINAL = "final"
+"""Objective of a run outside a search: train on all base classes, test once at the end."""
 OBJECTIVES: dict[str, Objective] = {
     "drift": Objective(_drift, searches=True, predicts=True),
     "base_val": Objective(_base_val, searches=True, scores_new=False, title="base accuracy"),
     "oracle_test": Objective(_oracle_test, searches=True, leaks=True),
-    "final": Objective(_final),
+    FINAL: Objective(_final),
     "all_classes": Objective(_all_classes, scores_new=False, title="accuracy"),
 }
 SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.searches)

@@ -1,14 +1,12 @@
 """Resources of trials: a fifth of the budget at once, and shares that grow accordingly."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
-from tune.execution.resources import module_paths, study_plan
+from tune.execution.resources import study_plan
 
 FOUR_GPUS = [{"CPU": 32.0, "GPU": 4.0}]
 FIFTH = "a fifth of 40, so that the search learns from results"
@@ -68,15 +66,3 @@ def test_memory_bounds_the_plan() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="GPU"):
         study_plan([{"CPU": 4.0}], ResourcesConfig(gpus_per_trial=1.0), 40)
-
-
-def test_files_of_custom_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "alone_part.py").touch()
-    (tmp_path / "package_of_parts").mkdir()
-    for name in ("__init__", "inner"):
-        (tmp_path / f"package_of_parts/{name}.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    found = module_paths(
-        ["alone_part:Loss", "package_of_parts.inner:Prompts", "alone_part:Other", "numpy:sum"]
-    )
-    assert found == [str(tmp_path / "alone_part.py"), str(tmp_path / "package_of_parts")]
