@@ -7,8 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,8 +17,7 @@ from common import BACKBONE, ROOT, Figures
 from torch import Tensor
 
 from prometar.config.settings import Config
-from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, stream_local
+from prometar.data.streaming.stream import stream_local
 from prometar.device import fetch
 from prometar.training.epoch import rates, train_epoch, train_step
 from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
@@ -68,15 +66,11 @@ def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
     """The prompts after two epochs, by one session, or by two of which the second resumes the first."""
     run, folder = run_of("fp32"), Path(tempfile.mkdtemp())
     for _ in range(sessions):
-        session = Session(run, folder, partial(_stream, run))
+        session = Session(run, folder)
         for _ in range(2 // sessions):
             session.epoch()
         session.close()
     return fetch(session.state.prompts)
-
-
-def _stream(run: Run, plan: Plan, step: int) -> Iterator[Batch]:
-    return stream_local(plan, run.dataset.source, start_step=step)
 
 
 def repeat() -> Figures:

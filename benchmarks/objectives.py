@@ -13,7 +13,7 @@ import argparse
 import json
 import multiprocessing
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from prometar.config.settings import Config, configure
-from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import harmonic_mean
@@ -109,11 +107,8 @@ def train(config: Config, path: Path) -> None:
     torch.set_num_threads(1)
     run, judge = build_run(config, "final"), build_run(config, "drift")
 
-    def stream(plan: Plan, step: int) -> Iterator[Batch]:
-        return stream_local(plan, session.run.dataset.source, start_step=step)
-
     with TemporaryDirectory() as folder:
-        session = Session(run, Path(folder), stream)
+        session = Session(run, Path(folder))
         try:
             while not session.finished:
                 session.epoch()

@@ -4,13 +4,16 @@ import os
 import platform
 import sys
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 
 def environment() -> dict[str, str]:
     """Return versions and machine, and the GPU if this process computed on one."""
     packages = ("prometar", "torch", "open_clip_torch", "ray", "optuna", "numpy")
-    found = {name: version(name) for name in packages}
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):  # a single run needs neither Ray nor Optuna
+            found[name] = version(name)
     found |= {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
     torch = sys.modules.get("torch")  # not imported for this
     if torch is not None and torch.cuda.is_initialized():

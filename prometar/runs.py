@@ -14,8 +14,7 @@ from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select
 from prometar.data.splits.objective import FINAL, own_objective
 from prometar.data.streaming.plan import eval_plan
-from prometar.data.streaming.stream import StreamOptions, stream
-from prometar.distributed.local_ray import start_ray
+from prometar.data.streaming.stream import Stream, stream_local
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier, require_prompts
@@ -25,15 +24,10 @@ from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch
-from prometar.training.run import Run, backbone_of, build_run
+from prometar.training.run import backbone_of, build_run
 from prometar.training.run_result import FILE, RunResult, read_result
 from prometar.training.scoring import accuracy
-from prometar.training.session import Session, Stream
-
-
-def ray_stream(run: Run, options: StreamOptions | None = None) -> Stream:
-    """Return the run's images as a stream on Ray Data. Ray must be running."""
-    return lambda plan, step: stream(plan, run.dataset.source, start_step=step, options=options)
+from prometar.training.session import Session
 
 
 def train_run(
@@ -43,7 +37,7 @@ def train_run(
     objective: str = FINAL,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     watch: Watch | None = None,
-    options: StreamOptions | None = None,
+    stream: Stream = stream_local,
     wait_seconds: float = 0,
 ) -> dict[str, Any]:
     """Train and test a run, from the folder's checkpoint if there is one. Return the last epoch's record.
@@ -52,6 +46,7 @@ def train_run(
         objective: Images and scores (`prometar.data.splits.objective`).
         on_epoch: Receives each epoch's record.
         watch: Receives the state and the batch before each step.
+        stream: Makes the batches.
         wait_seconds: Seconds to wait for a process that uses the folder.
     Raises:
         UserError: an error in the configuration, the data or the weights.
@@ -62,7 +57,7 @@ def train_run(
     _require_free(folder, described, objective)  # before the data and the weights are loaded
     run = build_run(config, objective)
     with locked(folder, f"the run {folder}", wait_seconds=wait_seconds):
-        session = Session(run, folder, ray_stream(run, options), watch)
+        session = Session(run, folder, stream, watch)
         write_atomically(folder / "config.yaml", described)
         with closing(session):
             while not session.finished:
@@ -134,7 +129,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
             f"{folder} names the custom objective {objective[0]}. Read it, then pass --trust-parts."
         )
     run = build_run(config, result.objective)
-    return Session(run, folder, ray_stream(run)).score()
+    return Session(run, folder).score()
 
 
 def evaluate_run_on(folder: Path, name: str, root: str | None, *, trust_parts: bool = False) -> float:
@@ -143,19 +138,17 @@ def evaluate_run_on(folder: Path, name: str, root: str | None, *, trust_parts: b
     Raises:
         UserError: the folder does not contain a finished run, or the dataset is unknown or missing.
     """
-    dataset, classifier = open_dataset(name, root), trained(folder, trust_parts=trust_parts)
-    start_ray()
-    return evaluate_on(classifier, dataset)
+    return evaluate_on(trained(folder, trust_parts=trust_parts), open_dataset(name, root))
 
 
-def evaluate_on(classifier: Classifier, dataset: Dataset, *, options: StreamOptions | None = None) -> float:
-    """Return the accuracy in percent on all test images of a dataset. Ray must be running."""
+def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
+    """Return the accuracy in percent on all test images of a dataset."""
     items = select(dataset.test, labels_of(dataset.items))
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
     plan = eval_plan(items, size=classifier.backbone.clip.image_size)
     model = classifier.model(dataset.classnames, dataset.template)
-    batches = stream(plan, dataset.source, options=options)
+    batches = stream(plan, dataset.source, 0)
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
 
 

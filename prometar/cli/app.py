@@ -17,7 +17,6 @@ from prometar.cli.options import PLAIN, GroupedHelp, ManyValues, RootOption, Tru
 from prometar.cli.push import push
 from prometar.cli.reproduce import reproduce
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
-from prometar.distributed.local_ray import start_ray
 from prometar.errors import UserError
 from prometar.io.files import resolved
 
@@ -87,14 +86,13 @@ def train(
     from prometar.methods.prompts import enters_images
     from prometar.runs import train_run
 
-    prompts = build(chosen).prompts  # before Ray starts
+    prompts = build(chosen).prompts
     if alignment_every is not None and not (prompts.num_context or enters_images(prompts)):
         raise UserError(f"--alignment-every: {chosen.method} learns nothing. Omit the option.")
     objective_of(objective)
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = resolved(out) if out else Path("out/train") / name
     watch = None if alignment_every is None else Alignment(folder, alignment_every)
-    start_ray()
     show = partial(_print_epoch, chosen.train.epochs)
     result = train_run(chosen, folder, objective=objective, on_epoch=show, watch=watch)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
@@ -117,7 +115,6 @@ def evaluate(
     if dataset is None and data_root is not None:
         raise UserError("--data-root requires --dataset. Without it the run's own images are tested.")
     if dataset is None:
-        start_ray()
         _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
     else:
         root = absolute_root(data_root) if data_root else None

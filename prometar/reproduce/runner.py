@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -12,7 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.streaming.stream import StreamOptions
+from prometar.data.streaming.stream import StreamOptions, stream
 from prometar.distributed.gpus import only_given_gpus, require_given_gpus
 from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import StorageError, UserError, WorkError, last_line, one_line
@@ -99,13 +100,14 @@ def train_and_test(job: GridJob) -> None:
     only_given_gpus()
     require_given_gpus("run")
     torch.set_num_threads(job.threads)
-    run, options = job.run, StreamOptions.in_bundle(job.stream_cpus)
+    run = job.run
+    on_ray = partial(stream, options=StreamOptions.in_bundle(job.stream_cpus))
     if read_grid_result(run, job.folder).result is None:
-        train_run(run.config, job.folder, objective=run.objective, options=options, wait_seconds=LOCK_SECONDS)
+        train_run(run.config, job.folder, objective=run.objective, stream=on_ray, wait_seconds=LOCK_SECONDS)
     tests = read_tests(job.folder)
     for target in run.targets:
         if target not in tests:
             dataset = open_dataset(target, run.config.data.root)
-            accuracy = evaluate_on(trained(job.folder, trust_parts=True), dataset, options=options)
+            accuracy = evaluate_on(trained(job.folder, trust_parts=True), dataset, on_ray)
             tests[target] = TargetTest(accuracy=accuracy, data=dataset.digest)
             write_tests(job.folder, tests)

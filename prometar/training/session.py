@@ -1,7 +1,7 @@
 """Training session: one run that resumes from its checkpoint, trains an epoch, scores, and saves."""
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,13 @@ from typing import Any
 from cachetools import LRUCache
 
 from prometar.data.splits.objective import figure_of
-from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, without_pixels
+from prometar.data.streaming.stream import Batch, Stream, stream_local, without_pixels
 from prometar.errors import WorkError
 from prometar.io.files import refused
 from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, require_state, save_checkpoint
 from prometar.training.epoch import Watch, train_epoch
 from prometar.training.run import Evaluation, Run, initial_state
 from prometar.training.scoring import accuracy
-
-Stream = Callable[[Plan, int], Iterator[Batch]]
-"""Streams a plan's batches from a step on: `stream` on Ray Data, or `stream_local` in this process."""
 
 _CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
 
@@ -42,7 +38,9 @@ class Session:
         WorkError: the checkpoint is corrupt, or belongs to another run.
     """
 
-    def __init__(self, run: Run, folder: Path, stream: Stream, watch: Watch | None = None) -> None:
+    def __init__(
+        self, run: Run, folder: Path, stream: Stream = stream_local, watch: Watch | None = None
+    ) -> None:
         self.run = run
         self.state = initial_state(run)
         self.history: list[dict[str, Any]] = []
@@ -119,7 +117,7 @@ class Session:
             known = not reads_pixels and run.seen.suffices(
                 run.backbone.clip, range(start, run.plan.num_steps)
             )
-            self._source = (without_pixels if known else self._stream)(run.plan, start)
+            self._source = (without_pixels if known else self._stream)(run.plan, run.dataset.source, start)
             self._batches = chain([*islice(self._source, 1)], self._source)
         return self._batches
 
@@ -148,7 +146,7 @@ class Session:
         """Return the batches of an evaluation set, from the cache if they are there."""
         plan, seen, clip = scored.plan, scored.seen, self.run.backbone.clip
         if seen.suffices(clip, range(plan.num_steps)):
-            yield from without_pixels(plan)
+            yield from without_pixels(plan, self.run.dataset.source)
             return
         key = (plan.digest, *scored.source)
         if key in _IMAGES:
@@ -157,7 +155,7 @@ class Session:
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
         cache = num_bytes <= _IMAGES.maxsize // 4 and not seen.suffices(clip)
         batches: list[Batch] = []
-        for batch in self._stream(plan, 0):
+        for batch in self._stream(plan, self.run.dataset.source, 0):
             if cache:
                 batches.append(batch)
             yield batch

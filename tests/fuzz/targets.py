@@ -25,7 +25,6 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.sources import _footer, _path_index
 from prometar.data.preparation.archives import unpack
 from prometar.data.preparation.prepare import prepare
-from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError
 from prometar.inference.classifier import Classifier
 from prometar.runs import export_run, write_result
@@ -228,9 +227,7 @@ def _trained(folder: Path) -> None:
     data = {"data.name": "dtd", "data.root": str(folder / "data"), "data.shots": 1}  # a dozen images to score
     config = Config().override({**data, "train.epochs": 1})
     run = build_run(config, "final")
-    session = Session(
-        run, folder / "run", lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
-    )
+    session = Session(run, folder / "run")
     session.epoch()
     (folder / "run" / "config.yaml").write_text(dump_config(config))
     write_result(folder / "run", session)

@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from prometar import runs
 from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config, configure, dump_config
-from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.io.custom import digest_of
 from prometar.io.lock import locked
@@ -21,14 +20,6 @@ from tests.support.own import write_parts
 def config(small_dtd: Path) -> Config:
     values = {"data.name": "dtd", "data.root": str(small_dtd), "data.shots": 1, "train.epochs": 1}
     return configure("zero-shot", values)
-
-
-@pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def here(run: runs.Run, options: object = None) -> runs.Stream:
-        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
-
-    monkeypatch.setattr(runs, "ray_stream", here)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
 """Training of one job: its runs advance together, epoch by epoch."""
 
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
 from prometar.data.splits.objective import FINAL
-from prometar.data.streaming.stream import StreamOptions
+from prometar.data.streaming.stream import StreamOptions, stream
 from prometar.device import give_back
 from prometar.errors import StorageError, UserError
 from prometar.io.files import refused, write_atomically
-from prometar.runs import ray_stream, write_result
+from prometar.runs import write_result
 from prometar.training.run import build_run
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
@@ -36,8 +37,8 @@ class TrainingRun:
         config = parse(spec.config, where=job.name)
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         watch = Alignment(self._folder) if job.objective == FINAL else None
-        stream = ray_stream(run, StreamOptions.in_bundle(stream_cpus))
-        self.session, self.note = Session.or_anew(run, self._folder, stream, watch)
+        on_ray = partial(stream, options=StreamOptions.in_bundle(stream_cpus))
+        self.session, self.note = Session.or_anew(run, self._folder, on_ray, watch)
         # Beside the new configuration, the result of another run would be mistaken for this one's.
         _drop_result(self._folder, unless=run.digest)
         write_atomically(self._folder / "config.yaml", dump_config(config).encode())

@@ -1,7 +1,9 @@
-"""Run a plan: `stream_local` in this process (the reference), `stream` on Ray Data; equal pixels."""
+"""Run a plan: `stream_local` in threads of this process, `stream` on Ray Data; equal pixels."""
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan, Rows
 from prometar.data.streaming.transforms import make_images
+from prometar.environment import num_cpus
 
 
 class Batch(NamedTuple):
@@ -25,6 +28,10 @@ class Batch(NamedTuple):
     step: int
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+
+
+Stream = Callable[[Plan, Source, int], Iterator[Batch]]
+"""Streams a plan's batches from a step on: `stream_local`, or `stream` with its options."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class StreamOptions:
         return cls(num_cpus=cpus / tasks, max_tasks=tasks, in_placement_group=True)
 
 
-def without_pixels(plan: Plan, start_step: int = 0) -> Iterator[Batch]:
+def without_pixels(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
     """The plan's batches from `start_step` on, with images of no rows and columns: only labels are made."""
     for step, _, labels in steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
@@ -68,7 +75,7 @@ def steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Rows, NDArray[np.i
 
 
 def stream(
-    plan: Plan, source: Source, *, start_step: int = 0, options: StreamOptions | None = None
+    plan: Plan, source: Source, start_step: int = 0, *, options: StreamOptions | None = None
 ) -> Iterator[Batch]:
     """The plan's batches from `start_step` on, made by Ray Data in one execution for all epochs.
 
@@ -85,14 +92,23 @@ def stream(
     return run(plan, source, start_step, options or StreamOptions())
 
 
-def stream_local(plan: Plan, source: Source, *, start_step: int = 0) -> Iterator[Batch]:
-    """The batches of `stream`, made one after the other in this process; raises as it does."""
+def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
+    """The batches of `stream`, made in threads of this process, a few steps ahead; raises as it does."""
     plan.step_rows(start_step)
     return _local(plan, source, start_step)
 
 
 def _local(plan: Plan, source: Source, start_step: int) -> Iterator[Batch]:
-    for step, rows, labels in steps(plan, start_step):
+    def make(step: int, rows: Rows, labels: NDArray[np.int64]) -> Batch:
         paths = [plan.items[k].path for k in rows.image]
-        images = make_images(plan.transform, source.read_many(paths), rows.seed, paths)
-        yield Batch(step, images, labels)
+        return Batch(step, make_images(plan.transform, source.read_many(paths), rows.seed, paths), labels)
+
+    threads = num_cpus()
+    ahead = deque[Future[Batch]]()
+    with ThreadPoolExecutor(threads) as pool:
+        for each in steps(plan, start_step):
+            ahead.append(pool.submit(make, *each))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -25,7 +25,7 @@ from prometar.step.task_selection import one_class_out, task_rng
 from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
 from tests.contracts.step.test_step import CLASSES, make
-from tests.contracts.training.test_session import local, small_run, train, without_time
+from tests.contracts.training.test_session import small_run, train, without_time
 from tests.parity.released import Released
 
 
@@ -98,8 +98,8 @@ def test_a_batch_of_one_class_has_no_task() -> None:
 @pytest.mark.parametrize("values", [{}, {"inner__kind": "none"}], ids=["meta phase", "none"])
 def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
     run = small_run(train__epochs=2, **values)
-    blind = Session(run, tmp_path / "blind", local(run))
-    watched = Session(run, tmp_path / "watched", local(run), Alignment(tmp_path / "watched", every=1))
+    blind = Session(run, tmp_path / "blind")
+    watched = Session(run, tmp_path / "watched", watch=Alignment(tmp_path / "watched", every=1))
     assert without_time(train(blind)) == without_time(train(watched))
     for name, tensor in blind.state.tensors().items():
         assert torch.equal(tensor, watched.state.tensors()[name]), name
@@ -126,15 +126,15 @@ class Stopping(Alignment):
 def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: Path) -> None:
     run = small_run()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(Session(run, whole, local(run), Alignment(whole, every=1)))
+    train(Session(run, whole, watch=Alignment(whole, every=1)))
     stopping = Stopping(parts, every=1)
     stopping.at = run.plan.steps_per_epoch + 2  # in the second epoch: its steps are done again
     with pytest.raises(Stopped):
-        train(Session(run, parts, local(run), stopping))
+        train(Session(run, parts, watch=stopping))
     before = (parts / FILE).read_text()
     (parts / FILE).write_text(before[:-20])  # killed while it wrote
     assert len(read(parts / FILE)) == before.count("\n") - 1
-    train(Session(run, parts, local(run), Alignment(parts, every=1)))
+    train(Session(run, parts, watch=Alignment(parts, every=1)))
     assert (parts / FILE).read_text() == (whole / FILE).read_text()
 
 

@@ -24,7 +24,6 @@ from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import classnames
 from prometar.data.splits.fewshot import base_new
-from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
 from prometar.runs import export_run, write_result
@@ -40,7 +39,7 @@ def train(folder: Path, method: str, *, objective: str = "final", **settings: An
     values = {"train.epochs": 1, "data.shots": 1, **{k.replace("__", "."): v for k, v in settings.items()}}
     config = Config(method=method).override(values)
     run = build_run(config, objective)
-    session = Session(run, folder, lambda plan, step: stream_local(plan, run.dataset.source, start_step=step))
+    session = Session(run, folder)
     session.epoch()
     (folder / "config.yaml").write_text(dump_config(config))
     return write_result(folder, session)

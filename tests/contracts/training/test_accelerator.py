@@ -20,7 +20,7 @@ from prometar.training import epoch
 from prometar.training import run as run_module
 from prometar.training.run import DTYPES, Run, forget
 from prometar.training.session import Session
-from tests.contracts.training.test_session import local, small_run, without_time
+from tests.contracts.training.test_session import small_run, without_time
 from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
 from tests.support.tiny import open_clip_model, towers
 
@@ -98,7 +98,7 @@ def test_an_epoch_copies_once_a_batch_and_waits_once(
     settings = {"backbone__precision": precision, "train__batch_size": 6, **SMALL}
     run = warm(small_run(method, objective="base_val", **settings))
     assert run.backbone.clip.device == DEVICE
-    session = Session(run, tmp_path, local(run))
+    session = Session(run, tmp_path)
     count_epoch(session, seen)
 
 
@@ -109,7 +109,7 @@ def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: p
         forget()
         run = small_run(method, backbone__precision="fp64", **SMALL)
         for _ in range(2):
-            session = Session(run, folder, local(run))
+            session = Session(run, folder)
             session.epoch()
         return session
 
@@ -143,7 +143,7 @@ def test_what_a_gpu_would_wait_for_is_found_in_the_step(
     monkeypatch.setattr(iteration, "cross_entropy", lambda logits, *rest: plain(planted(logits), *rest))
     run = small_run(**SMALL)
     with pytest.raises((AssertionError, MixedDevices), match=r"inside the step|here and there"):
-        Session(run, tmp_path, local(run)).epoch()
+        Session(run, tmp_path).epoch()
 
 
 def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:

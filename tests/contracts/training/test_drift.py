@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from prometar.config.settings import Config
 from prometar.data.splits.objective import problem
-from prometar.data.streaming.stream import stream_local
 from prometar.errors import UserError, WorkError
 from prometar.training.drift import Drift, foreign_names, foreign_to, measure_drift, predicted_new
 from prometar.training.run import Run, build_run
@@ -24,7 +23,7 @@ def run() -> Run:
 
 
 def session_of(run: Run, folder: Path) -> Session:
-    return Session(run, folder, lambda plan, step: stream_local(plan, run.dataset.source, start_step=step))
+    return Session(run, folder)
 
 
 def test_before_training_new_accuracy_is_zero_shot(run: Run, tmp_path: Path) -> None:

@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 
 import prometar
-from prometar import runs
 from prometar.cli.app import main
-from prometar.data.streaming.stream import stream_local
 from tests.support import families
 
 
 @pytest.fixture(autouse=True)
 def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
     families.register(monkeypatch)
-
-    def local(run: runs.Run, options: object = None) -> runs.Stream:
-        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
-
-    monkeypatch.setattr(runs, "ray_stream", local)
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from PIL import Image
 from prometar.clip import vision
 from prometar.clip.features import Seen
 from prometar.config.settings import Config
-from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.dataset import Dataset, Item, Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step.prompted_clip import Model
 from prometar.training.epoch import train_epoch
 from prometar.training.run import Run, build_run, forget, initial_state
 from prometar.training.scoring import accuracy
-from prometar.training.session import _IMAGES, Session, Stream
+from prometar.training.session import _IMAGES, Session
 from tests.support.small import BACKBONE
 
 META = {"inner.kind": "sgd", "inner.lr": 0.1}
@@ -46,10 +46,6 @@ def small_run(name: str, objective: str = "drift", **more: Any) -> Run:
 
 def batches(run: Run, plan: Plan | None = None) -> Iterator[Batch]:
     return stream_local(plan or run.plan, run.dataset.source)
-
-
-def local(run: Run) -> Stream:
-    return lambda plan, start: stream_local(plan, run.dataset.source, start_step=start)
 
 
 def train(session: Session) -> None:
@@ -150,9 +146,9 @@ def test_known_images_are_not_read_again(tmp_path: Path) -> None:
     first, second = small_run("coop"), small_run("coop", **{"optim.lr": 0.01})
     read = list[tuple[Plan, int]]()
 
-    def stream(plan: Plan, start: int) -> Iterator[Batch]:
+    def stream(plan: Plan, source: Source, start: int) -> Iterator[Batch]:
         read.append((plan, start))
-        return stream_local(plan, second.dataset.source, start_step=start)
+        return stream_local(plan, source, start)
 
     train(Session(first, tmp_path / "first", stream))
     assert {plan for plan, _ in read} == {first.plan, *(e.plan for e in first.evaluations.values())}
@@ -172,11 +168,11 @@ def test_known_images_are_not_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
 def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: Path) -> None:
     run, read = small_run(name), list[Plan]()
-    train(Session(run, tmp_path / "first", local(run)))
+    train(Session(run, tmp_path / "first"))
 
-    def stream(plan: Plan, start: int) -> Iterator[Batch]:
+    def stream(plan: Plan, source: Source, start: int) -> Iterator[Batch]:
         read.append(plan)
-        return stream_local(plan, run.dataset.source, start_step=start)
+        return stream_local(plan, source, start)
 
     train(Session(run, tmp_path / "second", stream, None if "pixels" in name else lambda *_: None))
     assert run.plan in read
@@ -220,13 +216,13 @@ def test_images_are_not_taken_for_those_of_a_set_with_other_settings(tmp_path: P
     for seed in (0, 1):
         forget(), _IMAGES.clear()
         run = small_run("coop", **{"data.name": name, "data.args.seed": seed})
-        alone.append(Session(run, tmp_path / f"alone {seed}", local(run)))
+        alone.append(Session(run, tmp_path / f"alone {seed}"))
         train(alone[-1])
     assert without_seconds(alone[0]) != without_seconds(alone[1])
     forget(), _IMAGES.clear()
     for seed in (0, 1):
         run = small_run("coop", **{"data.name": name, "data.args.seed": seed})
-        session = Session(run, tmp_path / f"in turn {seed}", local(run))
+        session = Session(run, tmp_path / f"in turn {seed}")
         train(session)
         assert without_seconds(session) == without_seconds(alone[seed])
 

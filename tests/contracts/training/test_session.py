@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from prometar.clip.features import Seen
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
-from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.dataset import Item, Source
 from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, stream_local
+from prometar.data.streaming.stream import Batch, Stream, stream_local
 from prometar.errors import UserError, WorkError
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
 from prometar.training.epoch import Diverged, rates, train_epoch
 from prometar.training.run import Run, build_run, forget, initial_state
-from prometar.training.session import Session, Stream
+from prometar.training.session import Session
 from tests.support.small import BACKBONE
 
 SMALL: dict[str, Any] = {
@@ -34,10 +34,6 @@ SMALL: dict[str, Any] = {
 def small_run(method: str = "prometar", objective: str = "drift", **values: Any) -> Run:
     dotted = {key.replace("__", "."): value for key, value in values.items()}
     return build_run(Config(method=method).override({**SMALL, **dotted}), objective, val_per_class=1)
-
-
-def local(run: Run) -> Stream:
-    return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
 
 
 def train(session: Session) -> list[dict[str, Any]]:
@@ -54,10 +50,10 @@ def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_equals_never_stopped_bit_for_bit(method: str, tmp_path: Path) -> None:
     run = small_run(method)
-    whole = Session(run, tmp_path / "whole", local(run))
+    whole = Session(run, tmp_path / "whole")
     history = train(whole)
     for _ in range(3):  # each epoch by another session, as after a kill
-        parts = Session(run, tmp_path / "parts", local(run))
+        parts = Session(run, tmp_path / "parts")
         parts.epoch()
     assert without_time(parts.history) == without_time(history)
     for name, tensor in whole.state.tensors().items():
@@ -69,7 +65,7 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, tmp_path: Path) -
 
 def test_a_finished_run_has_its_scores_and_losses(tmp_path: Path) -> None:
     run = small_run()
-    history = train(Session(run, tmp_path, local(run)))
+    history = train(Session(run, tmp_path))
     assert [r["epoch"] for r in history] == [1, 2, 3]
     for record in history:
         assert 0 <= record["objective"] <= 100
@@ -92,7 +88,7 @@ def test_an_average_may_be_the_prompts_themselves(tmp_path: Path, monkeypatch: p
     (tmp_path / "themselves.py").write_text(THEMSELVES)
     monkeypatch.syspath_prepend(tmp_path)
     run = small_run(averager__kind="themselves:Themselves")
-    train(Session(run, tmp_path, local(run)))
+    train(Session(run, tmp_path))
     found = load_checkpoint(tmp_path / "checkpoint.safetensors")
     assert found is not None
     assert all(torch.equal(found.state.average[name], leaf) for name, leaf in found.state.prompts.items())
@@ -109,16 +105,16 @@ def test_the_final_objective_tests_once(small_dtd: Path, tmp_path: Path) -> None
     run = small_run(objective="final", train__epochs=2, data__name="dtd", data__root=str(small_dtd))
     tested = {item.path for item in run.dataset.test}
     opened: list[str] = []
-    history = train(Session(run, tmp_path, count_opened(run, opened)))
+    history = train(Session(run, tmp_path, count_opened(opened)))
     assert "objective" not in history[0]
     assert "objective" in history[1]
     assert sorted(path for path in opened if path in tested) == sorted(tested)
 
 
-def count_opened(run: Run, opened: list[str]) -> Stream:
-    def stream(plan: Plan, step: int) -> Iterator[Batch]:
+def count_opened(opened: list[str]) -> Stream:
+    def stream(plan: Plan, source: Source, step: int) -> Iterator[Batch]:
         opened.extend(item.path for item in plan.items)
-        return stream_local(plan, run.dataset.source, start_step=step)
+        return stream_local(plan, source, step)
 
     return stream
 
@@ -130,7 +126,7 @@ def test_a_search_never_opens_a_test_image_or_a_new_class(tmp_path: Path) -> Non
     for objective in ("drift", "base_val"):
         opened: list[str] = []
         run = small_run(objective=objective, train__epochs=1)
-        train(Session(run, tmp_path / objective, count_opened(run, opened)))
+        train(Session(run, tmp_path / objective, count_opened(opened)))
         assert opened
         assert {path.split("/")[0] for path in opened} <= base
         assert not [path for path in opened if path.split("/")[1].startswith("test")]
@@ -139,7 +135,7 @@ def test_a_search_never_opens_a_test_image_or_a_new_class(tmp_path: Path) -> Non
 def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:
     run = small_run(optim__lr=1e30, optim__warmup_lr=1e30)
     with pytest.raises(Diverged, match=r"at step \d+|after step \d+"):
-        train(Session(run, tmp_path, local(run)))
+        train(Session(run, tmp_path))
 
 
 def test_a_run_is_another_one_with_other_class_names_or_words_around_them(tmp_path: Path) -> None:
@@ -153,24 +149,24 @@ def test_a_run_is_another_one_with_other_class_names_or_words_around_them(tmp_pa
     others = [replace(run, plan=names), replace(run, dataset=words)]
     assert names.digest == run.plan.digest, "the same images"
     assert len({each.digest for each in (run, *others, replace(run))}) == 3
-    Session(run, tmp_path, local(run)).epoch()
+    Session(run, tmp_path).epoch()
     for other in others:
         with pytest.raises(WorkError, match="belongs to a run with other settings or data"):
-            Session(other, tmp_path, local(other))
+            Session(other, tmp_path)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run = small_run()
-    Session(run, tmp_path, local(run)).epoch()
+    Session(run, tmp_path).epoch()
     other = small_run(optim__lr=0.01)
     with pytest.raises(WorkError, match="belongs to a run with other settings or data"):
-        Session(other, tmp_path, local(other))
+        Session(other, tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 500])
 def test_a_damaged_checkpoint_is_one_line(keep: int, tmp_path: Path) -> None:
     run = small_run()
-    Session(run, tmp_path, local(run)).epoch()
+    Session(run, tmp_path).epoch()
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(WorkError, match=r"is corrupt .* Remove it to start this run over"):
@@ -194,9 +190,9 @@ def test_a_stream_that_starts_slowly_costs_the_first_run_nothing(
     run, now = small_run("coop", train__epochs=1), [0.0]
     monkeypatch.setattr("prometar.training.session.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def slowly(plan: Plan, step: int) -> Iterator[Batch]:
+    def slowly(plan: Plan, source: Source, step: int) -> Iterator[Batch]:
         now[0] += 1000
-        for batch in stream_local(plan, run.dataset.source, start_step=step):
+        for batch in stream_local(plan, source, step):
             yield batch
             now[0] += 1
 
@@ -206,14 +202,16 @@ def test_a_stream_that_starts_slowly_costs_the_first_run_nothing(
 
 def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = small_run(data__shots=3), small_run(data__shots=3, inner__lr=0.02)
-    train_epoch(first, initial_state(first), local(first)(first.plan, 0))
-    alone, _ = train_epoch(replace(second, seen=Seen()), initial_state(second), local(second)(second.plan, 0))
+    train_epoch(first, initial_state(first), stream_local(first.plan, first.dataset.source))
+    alone, _ = train_epoch(
+        replace(second, seen=Seen()), initial_state(second), stream_local(second.plan, second.dataset.source)
+    )
 
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr("prometar.clip.features.frozen_image", never)
-    state, _ = train_epoch(second, initial_state(second), local(second)(second.plan, 0))
+    state, _ = train_epoch(second, initial_state(second), stream_local(second.plan, second.dataset.source))
     for name, tensor in alone.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name
 
@@ -247,7 +245,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
 def test_a_checkpoint_is_checked_where_it_enters(kind: str, tmp_path: Path) -> None:
     change, message = DAMAGES[kind]
     run = small_run()
-    Session(run, tmp_path, local(run)).epoch()
+    Session(run, tmp_path).epoch()
     path = tmp_path / "checkpoint.safetensors"
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
@@ -255,7 +253,7 @@ def test_a_checkpoint_is_checked_where_it_enters(kind: str, tmp_path: Path) -> N
     change(tensors, metadata)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     with pytest.raises(WorkError, match=message) as caught:
-        Session(run, tmp_path, local(run))
+        Session(run, tmp_path)
     assert "Remove it to start this run over" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -263,7 +261,7 @@ def test_a_checkpoint_is_checked_where_it_enters(kind: str, tmp_path: Path) -> N
 def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     """All of them NaN, the first class would be the most likely one."""
     run = small_run(objective="base_val")
-    session = Session(run, tmp_path, local(run))
+    session = Session(run, tmp_path)
     scale = replace(run.backbone.clip, logit_scale=torch.tensor(torch.inf))
     models = {name: replace(e, model=replace(e.model, clip=scale)) for name, e in run.evaluations.items()}
     session.run = replace(run, evaluations=models)

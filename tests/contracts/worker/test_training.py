@@ -1,6 +1,6 @@
 """Training of one job: its reports, failures, checkpoints and results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from prometar.config.settings import Config
-from prometar.data.streaming.stream import stream_local
+from prometar.data.datasets.dataset import Source
+from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import Batch, stream_local
 from prometar.distributed.placement import ResourcePlan
 from prometar.errors import WorkError
-from prometar.training.run import Run
 from tests.support.small import BACKBONE
 from tune.execution import training
 from tune.execution.jobs import EpochReport, Job, RunSpec
@@ -25,10 +26,10 @@ PLAN = ResourcePlan(1, 1.0, 0.0)
 
 @pytest.fixture(autouse=True)
 def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    def local(run: Run, options: object) -> Any:
-        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
+    def local(plan: Plan, source: Source, step: int, options: object) -> Iterator[Batch]:
+        return stream_local(plan, source, step)
 
-    monkeypatch.setattr(training, "ray_stream", local)
+    monkeypatch.setattr(training, "stream", local)
 
 
 def job(folder: Path, *changes: dict[str, Any]) -> Job:
@@ -111,13 +112,10 @@ def test_a_job_that_cannot_succeed_is_a_failed_report(
     (unknown,) = finish(job(tmp_path / "b", {"data.name": "nowhere"}))
     assert "nowhere" in unknown["failed"]
 
-    def broken(run: Run, options: object) -> Any:
-        def stream(plan: object, step: int) -> Any:
-            raise WorkError("broken image a.jpg")
+    def broken(*_: object, options: object) -> Any:
+        raise WorkError("broken image a.jpg")
 
-        return stream
-
-    monkeypatch.setattr(training, "ray_stream", broken)
+    monkeypatch.setattr(training, "stream", broken)
     (image,) = finish(job(tmp_path / "c", GENTLE))
     assert (image["failed"], image["epoch"]) == ("broken image a.jpg", 1)
 

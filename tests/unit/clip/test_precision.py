@@ -39,7 +39,7 @@ def session(folder: Path, precision: str, objective: str = "drift", **data: str)
     where = {f"data.{key}": value for key, value in data.items()}
     config = Config().override({**SMALL, **where, "backbone.precision": precision})
     run = build_run(config, objective, val_per_class=1)
-    return Session(run, folder, lambda plan, step: stream_local(plan, run.dataset.source, start_step=step))
+    return Session(run, folder)
 
 
 def train(folder: Path, precision: str, objective: str = "drift", **data: str) -> Session:

@@ -10,7 +10,6 @@ import pytest
 from prometar import runs
 from prometar.cli.app import main
 from prometar.config.settings import Config, configure, dump_config
-from prometar.data.streaming.stream import stream_local
 from prometar.metrics import harmonic_mean
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\n${7*7}{{7*7}}"
@@ -185,10 +184,6 @@ def test_settings_that_methods_differ_in_are_noted(said: Any, tmp_path: Path) ->
 
 
 def test_real_runs(said: Any, small_dtd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def here(run: runs.Run, options: object) -> runs.Stream:
-        return lambda plan, step: stream_local(plan, run.dataset.source, start_step=step)
-
-    monkeypatch.setattr(runs, "ray_stream", here)
     figures = {}
     for method, seed in (("zero-shot", 7), ("coop", 1), ("coop", 2)):
         settings = {"data.root": str(small_dtd), "data.shots": 1, "train.epochs": 1}
