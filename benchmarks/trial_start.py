@@ -21,8 +21,8 @@ from common import Figures, arguments, describe, in_turn, median_of, table, tell
 
 from prometar.config.settings import configure
 from prometar.distributed.local_ray import start_ray
-from prometar.distributed.placement import ResourcePlan
 from tune.execution.jobs import Job, RunSpec
+from tune.execution.resources import ResourcePlan
 from tune.execution.worker import Task, TrialWorker
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
@@ -95,7 +95,7 @@ def measure(kind: str, trials: int) -> Figures:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     start_ray(num_cpus=2)
-    plan = ResourcePlan(max_concurrent=1, cpus_per_trial=1.0, gpus_per_trial=0.0)
+    plan = ResourcePlan(max_concurrent=1, cpus=1.0, gpus=0.0)
     group = placement_group(plan.bundles())
     ray.get(group.ready())
     strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)

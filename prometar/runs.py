@@ -1,7 +1,7 @@
 """Runs in folders: config.yaml, checkpoint.safetensors, and result.json at the end."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from prometar.methods.composition import build_prompts
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch
 from prometar.training.run import backbone_of, build_run
-from prometar.training.run_result import FILE, RunResult, read_result
+from prometar.training.run_result import FILE, RunResult, TargetTest, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.session import Session
 
@@ -38,7 +38,6 @@ def train_run(
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     watch: Watch | None = None,
     stream: Stream = stream_local,
-    wait_seconds: float = 0,
 ) -> dict[str, Any]:
     """Train and test a run, from the folder's checkpoint if there is one. Return the last epoch's record.
 
@@ -47,7 +46,6 @@ def train_run(
         on_epoch: Receives each epoch's record.
         watch: Receives the state and the batch before each step.
         stream: Makes the batches.
-        wait_seconds: Seconds to wait for a process that uses the folder.
     Raises:
         UserError: an error in the configuration, the data or the weights.
         WorkError: the folder contains another run, or the loss is not finite.
@@ -56,7 +54,7 @@ def train_run(
     described = dump_config(config).encode()
     _require_free(folder, described, objective)  # before the data and the weights are loaded
     run = build_run(config, objective)
-    with locked(folder, f"the run {folder}", wait_seconds=wait_seconds):
+    with locked(folder, f"the run {folder}"):
         session = Session(run, folder, stream, watch)
         write_atomically(folder / "config.yaml", described)
         with closing(session):
@@ -150,6 +148,22 @@ def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = strea
     model = classifier.model(dataset.classnames, dataset.template)
     batches = stream(plan, dataset.source, 0)
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
+
+
+def evaluate_targets(folder: Path, names: Sequence[str], stream: Stream = stream_local) -> None:
+    """Test a finished run's prompts on other datasets, unless its result contains them already.
+
+    Raises:
+        UserError: a dataset is missing, or has no test images.
+    """
+    result = read_result(folder)
+    classifier = trained(folder, trust_parts=True)
+    for name in names:
+        if name not in result.tests:
+            dataset = open_dataset(name, classifier.config.data.root)
+            tested = TargetTest(accuracy=evaluate_on(classifier, dataset, stream), data=dataset.digest)
+            result = result.model_copy(update={"tests": {**result.tests, name: tested}})
+            result.write(folder)
 
 
 def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:

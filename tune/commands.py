@@ -1,9 +1,26 @@
-"""Commands of studies for `prometar`, found through the entry points of the group `prometar.commands`."""
+"""Commands of studies and grids for `prometar`, found through the entry points of `prometar.commands`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+
+from prometar.bundled.suite import default_backbone
+from prometar.cli.options import RootOption
+from prometar.config.recipes import recipe
+from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
+from prometar.distributed.local_ray import configure_ray
+from prometar.errors import UserError
+from tune.config import ResourcesConfig
+
+Protocol = Literal["base-to-new", "cross-dataset", "domain-generalisation", "few-shot"]
+METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
+SEEDS = [1, 2, 3]
+_OPTIONS = {
+    "method": "--methods", "data.name": "--datasets", "data.root": "--data-root", "data.shots": "--shots",
+    "train.seed": "--seeds", "train.epochs": "--epochs", "backbone.name": "--backbone",
+    "backbone.pretrained": "--pretrained",
+}  # fmt: skip
 
 
 def report(study: Annotated[Path, typer.Argument(help="Folder of a study, OUT/STUDY.")]) -> None:
@@ -20,3 +37,96 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of a study, OUT/ST
     records = read_records(study)
     write_report(records)
     print_summary(Console(highlight=False), records)
+
+
+def reproduce(
+    protocol: Annotated[Protocol, typer.Option(help="Protocol of the field.")] = "base-to-new",
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Datasets [the protocol's own: ten or eleven benchmarks, or ImageNet's four variants]."
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Dataset that cross-dataset and domain-generalisation train on [imagenet]."),
+    ] = None,
+    methods: Annotated[
+        list[str], typer.Option(help="Methods, each as its authors ran it, or custom recipes FILE.yaml.")
+    ] = METHODS,
+    seeds: Annotated[
+        list[int], typer.Option(min=0, max=2**32 - 1, help="Seeds of the images, the prompts and the order.")
+    ] = SEEDS,
+    shots: Annotated[
+        list[int] | None, typer.Option(min=1, help="Training images per class [16; few-shot: 1 2 4 8 16].")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs and tables.")] = Path("out/reproduce"),
+    data_root: RootOption = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="mini or an open_clip model [mini for rendered datasets, else ViT-B-16-quickgelu]."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="An open_clip tag, or a .safetensors file [openai].")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every method [each method's own].")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of every run, e.g. optim.lr=0.01.")
+    ] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of concurrent runs [as many as fit].")
+    ] = None,
+    cpus_per_run: Annotated[
+        float | None, typer.Option(min=0.1, help="CPUs per run [an equal share of the machines].")
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None, typer.Option(min=0, help="GPUs per run [an equal share, at least a quarter].")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
+) -> None:
+    """Run methods under a protocol of the field, and compare them. Rerun the same command to resume."""
+    configure_ray(local=address is None)  # before ray is imported
+    from prometar.data.datasets.catalog import require_name
+    from tune.reproduce.grid import PROTOCOLS, Grid
+    from tune.reproduce.published import settings_of
+    from tune.reproduce.run import reproduce
+
+    chosen, values = PROTOCOLS[protocol], parse_assignments(settings or [])
+    if wrong := values.keys() & _OPTIONS.keys():
+        raise UserError(f"--set {min(wrong)}: use {_OPTIONS[min(wrong)]}.")
+    if source and not chosen.source:
+        raise UserError(f"--source does not apply to the protocol {protocol}.")
+    if shots and len(shots) > 1 and len(chosen.shots) == 1:
+        raise UserError(f"{protocol} takes one number of --shots, got {len(shots)}.")
+    source = source or chosen.source
+    names = tuple(name for name in dict.fromkeys(datasets or chosen.datasets) if name != source)
+    used = [*names, source] if source else names
+    for name in used:
+        require_name(name)
+    backbone, pretrained = default_backbone(used, backbone, pretrained)
+    shared: dict[str, Any] = {
+        "data.root": absolute_root(data_root) if data_root else None,
+        "backbone.name": backbone,
+        "backbone.pretrained": pretrained,
+        **({} if epochs is None else {"train.epochs": epochs}),
+        **values,
+    }
+    grid = Grid(
+        name=protocol,
+        datasets=names,
+        configs={
+            name: absolute_paths(configure(method, {**settings_of(protocol, name), **shared}))
+            for name, method in {recipe(method).name: method for method in methods}.items()
+        },
+        seeds=tuple(dict.fromkeys(seeds)),
+        shots=tuple(dict.fromkeys(shots or chosen.shots)),
+        source=source,
+    )
+    resources = ResourcesConfig(
+        max_concurrent=max_concurrent,
+        cpus_per_trial=cpus_per_run,
+        gpus_per_trial="auto" if gpus_per_run is None else gpus_per_run,
+    )
+    reproduce(grid, out, resources, address)

@@ -160,7 +160,7 @@ class Study:
 
     def test(self) -> FinalTest:
         """Compare the selected settings with the baseline on test images, seed pair by seed pair."""
-        from prometar.reproduce.published import published
+        from tune.reproduce.published import published
         from tune.stages.final_test import FinalTestJobs
 
         with self._open() as opened:
@@ -207,7 +207,6 @@ class Study:
         contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
         from prometar.distributed.local_ray import start_ray
-        from prometar.distributed.placement import Room
         from tune.execution.executor import ExecutionContext
         from tune.execution.resources import study_plan
 
@@ -221,7 +220,7 @@ class Study:
             for note in plan.notes:
                 self.console.print(note)
             context = ExecutionContext(
-                resources, Room.of(nodes), self.console, timeout_seconds=config.resources.trial_timeout
+                resources, self.console, timeout_seconds=config.resources.trial_timeout
             )
             self._opened = _Opened(plan, contents, context)
             try:

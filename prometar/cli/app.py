@@ -9,27 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from prometar.cli import data
-from prometar.cli.alignment import alignment
-from prometar.cli.compare import compare
 from prometar.cli.console import run_cli
-from prometar.cli.export import export
-from prometar.cli.options import PLAIN, GroupedHelp, ManyValues, RootOption, TrustOption
-from prometar.cli.push import push
-from prometar.cli.reproduce import reproduce
+from prometar.cli.options import PLAIN, GroupedHelp, RootOption, TrustOption
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.errors import UserError
 from prometar.io.files import resolved
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
 app.add_typer(data.app, name="data")
-
-app.command()(export)
-app.command()(push)
-app.command()(alignment)
-app.command()(compare)
-app.command(cls=ManyValues)(reproduce)
-for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):
-    app.command(name=_command.name, cls=GroupedHelp)(_command.load())
 
 
 @app.command()
@@ -120,6 +107,83 @@ def evaluate(
         root = absolute_root(data_root) if data_root else None
         accuracy = evaluate_run_on(run, dataset, root, trust_parts=trust_parts)
         print(f"{run} on {dataset}: {accuracy:.2f} %")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A folder that `prometar train` or `reproduce` wrote.")],
+    to: Annotated[Path, typer.Option(help="FILE.safetensors. The card is written beside it as FILE.json.")],
+    trust_parts: TrustOption = False,
+) -> None:
+    """Write a finished run's prompts to one file.
+
+    `prometar.load(FILE).predict(images)` uses them.
+    """
+    from prometar.runs import export_run
+
+    print(f"written: {to} and {export_run(run, to, trust_parts=trust_parts)}")
+
+
+@app.command()
+def push(
+    prompts: Annotated[Path, typer.Argument(help="FILE.safetensors that `prometar export` wrote.")],
+    repository: Annotated[str, typer.Argument(help="owner/name. It is created if it does not exist.")],
+    public: Annotated[bool, typer.Option("--public", help="Create a public repository [private].")] = False,
+) -> None:
+    """Upload a prompt file to the Hugging Face Hub.
+
+    `prometar.load("hf://owner/name")` loads it from there.
+    """
+    from prometar.inference import hub
+
+    print(f"written: {hub.push(prompts, repository, public=public)}")
+
+
+@app.command()
+def alignment(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs trained with `prometar train --alignment-every N`.")
+    ],
+    to: Annotated[Path | None, typer.Option(help="Write a plot of all runs to this HTML file.")] = None,
+) -> None:
+    """Show how gradients align along runs.
+
+    Their figure is the cosine of support and query gradients, measured as the runs trained.
+    """
+    from prometar.analysis.alignment import FILE, read, summarize
+    from prometar.analysis.plot import page
+    from prometar.io.files import write_atomically
+
+    records = {str(run): read(run / FILE) for run in runs}
+    for name, found in records.items():
+        print(f"{name}: {summarize(found) or 'no batch held two classes'}")
+    if to is not None:
+        write_atomically(to, page(records).encode())
+        print(f"written: {to}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that contain some.")],
+    to: Annotated[str | None, typer.Option(help="Reference method [prometar, or the first].")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
+) -> None:
+    """Compare methods on shared datasets and seeds."""
+    from rich.console import Console
+
+    from prometar.comparison.render import as_csv, print_comparison
+    from prometar.comparison.runs import compare_runs
+    from prometar.io.files import write_atomically
+
+    comparison = compare_runs(runs, to=to)
+    print_comparison(comparison, Console(highlight=False, soft_wrap=True, markup=False))
+    if csv is not None:
+        write_atomically(csv, as_csv(comparison).encode())
+        print(f"written: {csv}")
+
+
+for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):
+    app.command(name=_command.name, cls=GroupedHelp)(_command.load())
 
 
 def _print_epoch(epochs: int, record: dict[str, Any]) -> None:

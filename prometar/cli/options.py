@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from prometar.errors import UserError
-
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 """Options of every `typer.Typer`: errors of one line, plain texts."""
 
@@ -73,21 +71,3 @@ def repeat(args: Sequence[str], lists: set[str]) -> list[str]:
             given.append(current)
         given.append(arg)
     return given
-
-
-def number_or_auto(option: str, text: str) -> float | None:
-    """Return a number, or None for `auto`.
-
-    Raises:
-        UserError: anything else.
-
-    Example:
-        >>> number_or_auto("--gpus-per-run", "0.25")
-        0.25
-    """
-    if text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{option} '{text}': expected a number, or auto") from None

@@ -1,7 +1,7 @@
 """Paired differences between methods, as a pure function of the runs' figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean
 
 from scipy.stats import wilcoxon
@@ -24,23 +24,20 @@ class Difference:
 
     Args:
         by_dataset: Differences of each dataset, one per seed that both methods have.
+        p: Two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
         p_holm: `p` with Holm's correction for all methods of the column.
     """
 
     column: str
     method: str
     by_dataset: Mapping[str, tuple[float, ...]]
-    p_holm: float | None = None
-
-    @property
-    def means(self) -> tuple[float, ...]:
-        """Means over seeds, one per dataset."""
-        return tuple(round(mean(by_seed), _DECIMALS) for by_seed in self.by_dataset.values())
+    p: float | None
+    p_holm: float | None
 
     @property
     def values(self) -> tuple[float, ...]:
         """Values that the interval is over: the datasets' means, or the seeds of a single dataset."""
-        return self.means if len(self.by_dataset) > 1 else next(iter(self.by_dataset.values()))
+        return _means(self.by_dataset) if len(self.by_dataset) > 1 else next(iter(self.by_dataset.values()))
 
     @property
     def unit(self) -> str:
@@ -48,26 +45,14 @@ class Difference:
         return "datasets" if len(self.by_dataset) > 1 else "seeds"
 
     @property
-    def mean(self) -> float:
-        """Mean over seeds, then over datasets."""
-        return mean(self.values)
-
-    @property
     def interval(self) -> Interval | None:
         """95% t-interval, or None for a single value."""
         return t_interval(self.values)
 
     @property
-    def p(self) -> float | None:
-        """Two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset."""
-        if len(self.means) < 2:
-            return None
-        return float(wilcoxon(self.means).pvalue) if any(self.means) else 1.0
-
-    @property
     def wins_ties_losses(self) -> tuple[int, int, int]:
         """Number of datasets on which the method is above, equal to and below the reference."""
-        signs = [(value > 0) - (value < 0) for value in self.means]
+        signs = [(value > 0) - (value < 0) for value in _means(self.by_dataset)]
         return signs.count(1), signs.count(0), signs.count(-1)
 
 
@@ -90,16 +75,16 @@ def compare(results: Results, *, reference: str, columns: Sequence[str]) -> Comp
 
     Example:
         >>> results = {"a": {"dtd": {"H": {1: 60.0, 2: 64.0}}}, "b": {"dtd": {"H": {1: 61.0, 2: 66.0}}}}
-        >>> compare(results, reference="a", columns=["H"]).differences[0].mean
-        1.5
+        >>> compare(results, reference="a", columns=["H"]).differences[0].values
+        (1.0, 2.0)
     """
-    others = [method for method in results if method != reference]
     differences = list[Difference]()
     for column in columns:
-        pairs = {method: _pairs(results[method], results[reference], column) for method in others}
-        found = [Difference(column, method, pairs[method]) for method in others if pairs[method]]
-        corrected = holm([each.p for each in found])
-        differences += [replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True)]
+        pairs = {method: _pairs(results[method], results[reference], column) for method in results}
+        found = {method: each for method, each in pairs.items() if each and method != reference}
+        p_values = [_p(each) for each in found.values()]
+        for (method, each), p, corrected in zip(found.items(), p_values, holm(p_values), strict=True):
+            differences.append(Difference(column, method, each, p, corrected))
     return Comparison(reference, tuple(differences), tuple(_unpaired(results)))
 
 
@@ -110,14 +95,23 @@ def _pairs(
     for dataset in theirs:
         a, b = ours.get(dataset, {}).get(column, {}), theirs[dataset].get(column, {})
         seeded = [set(scores) for scores in (a, b) if EVERY_SEED not in scores]
-        seeds = sorted(set.intersection(*seeded)) if seeded else [EVERY_SEED]
-        if seeds:
-            pairs[dataset] = tuple(_at(a, seed) - _at(b, seed) for seed in seeds)
+        if seeds := sorted(set.intersection(*seeded)) if seeded else [EVERY_SEED]:
+            pairs[dataset] = tuple(
+                a.get(EVERY_SEED, a.get(seed, 0.0)) - b.get(EVERY_SEED, b.get(seed, 0.0)) for seed in seeds
+            )
     return pairs
 
 
-def _at(by_seed: Mapping[int, float], seed: int) -> float:
-    return by_seed[EVERY_SEED] if EVERY_SEED in by_seed else by_seed[seed]
+def _means(by_dataset: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
+    """Means over seeds, one per dataset."""
+    return tuple(round(mean(by_seed), _DECIMALS) for by_seed in by_dataset.values())
+
+
+def _p(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
+    means = _means(by_dataset)
+    if len(means) < 2:
+        return None
+    return float(wilcoxon(means).pvalue) if any(means) else 1.0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -138,7 +132,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def _unpaired(results: Results) -> Iterator[str]:
     """Name the runs that a method lacks and another one has."""
     for dataset in dict.fromkeys(name for scores_of in results.values() for name in scores_of):
-        seeds = {method: _seeds(scores_of.get(dataset, {})) for method, scores_of in results.items()}
+        seeds = {
+            method: {seed for by_seed in scores_of.get(dataset, {}).values() for seed in by_seed}
+            for method, scores_of in results.items()
+        }
         wanted = set.union(*seeds.values()) - {EVERY_SEED}
         for method, own in seeds.items():
             if not own:
@@ -146,7 +143,3 @@ def _unpaired(results: Results) -> Iterator[str]:
             elif EVERY_SEED not in own and (missing := wanted - own):
                 listed = ", ".join(map(str, sorted(missing)))
                 yield f"Not paired: {method} has no run on {dataset} with seed {listed}."
-
-
-def _seeds(scores: Scores) -> set[int]:
-    return {seed for by_seed in scores.values() for seed in by_seed}

@@ -1,10 +1,10 @@
 """Comparison of finished runs, read from their folders."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prometar.comparison.paired import EVERY_SEED, Comparison, compare
+from prometar.comparison.paired import EVERY_SEED, Comparison, Results, compare
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import place_beside
 from prometar.errors import UserError, one_line
@@ -39,12 +39,10 @@ class FinishedRun:
     @property
     def figures(self) -> dict[str, float]:
         """Percent by column: base, new and H, or accuracy."""
-        figures = {
-            ACCURACY if name == "all" else name: value for name, value in self.result.accuracies.items()
-        }
+        figures = dict(self.result.accuracies)
         if {"base", "new"} <= figures.keys():
-            figures[HARMONIC] = harmonic_mean({name: figures[name] for name in ("base", "new")})
-        return figures
+            return {**figures, HARMONIC: harmonic_mean({name: figures[name] for name in ("base", "new")})}
+        return {ACCURACY if name == "all" else name: value for name, value in figures.items()}
 
 
 def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
@@ -59,9 +57,6 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
     runs = [
         FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder)) for folder in folders
     ]
-    _require_equal("objectives", ((run, "", run.result.objective) for run in runs))
-    _require_equal("images or classes", ((run, run.dataset, _images(run)) for run in runs))
-    _require_equal("weights", ((run, str(run.config.backbone), run.result.weights) for run in runs))
     names = labels([run.config for run in runs])
     methods = list(dict.fromkeys(names))
     if len(methods) < 2:
@@ -69,11 +64,11 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
         raise UserError(
             f"Nothing to compare in {', '.join(map(str, paths))}: {found}. Pass runs of two methods."
         )
-    reference = to or next((name for name in methods if name == Config().method), methods[0])
+    reference = to or (Config().method if Config().method in methods else methods[0])
     if reference not in methods:
         raise UserError(f"--to must be one of {'; '.join(methods)}, got {reference}.")
     columns = list(dict.fromkeys(column for run in runs for column in run.figures))
-    comparison = compare(_figures(names, runs), reference=reference, columns=columns)
+    comparison = compare(_collect(names, runs), reference=reference, columns=columns)
     if not comparison.differences:
         raise UserError(
             f"No run shares dataset and seed with a run of {reference}. {' '.join(comparison.notes)}"
@@ -88,19 +83,6 @@ def _results_below(path: Path) -> list[Path]:
     return [file for file in sorted(path.rglob(FILE)) if studies.isdisjoint(file.parents)]
 
 
-def _images(run: FinishedRun) -> tuple[object, ...]:
-    return run.result.data, run.result.classnames
-
-
-def _require_equal(what: str, found: Iterable[tuple[FinishedRun, str, object]]) -> None:
-    """Require that runs with equal names have equal values."""
-    first = dict[str, tuple[FinishedRun, object]]()
-    for run, name, value in found:
-        other, expected = first.setdefault(name, (run, value))
-        if value != expected:
-            raise UserError(f"{other.folder} and {run.folder} have different {what}. Pass one of them.")
-
-
 def labels(configs: Sequence[Config]) -> list[str]:
     """Return a label per configuration, equal if only the images and the seed differ.
 
@@ -111,7 +93,14 @@ def labels(configs: Sequence[Config]) -> list[str]:
         >>> labels([coop, vpt, vpt.override({"optim.lr": 0.1})])
         ['coop', 'vpt optim.lr=0.0025', 'vpt optim.lr=0.1']
     """
-    settings = [_settings(config) for config in configs]
+    settings = [
+        {
+            key: value
+            for key, value in config.flat().items()
+            if key == "data.shots" or (not key.startswith("data.") and key != "train.seed")
+        }
+        for config in configs
+    ]
     found = []
     for own in settings:
         others = [other for other in settings if other["method"] == own["method"]]
@@ -120,35 +109,36 @@ def labels(configs: Sequence[Config]) -> list[str]:
     return found
 
 
-def _settings(config: Config) -> dict[str, object]:
-    return {
-        key: value
-        for key, value in config.flat().items()
-        if key == "data.shots" or (not key.startswith("data.") and key != "train.seed")
-    }
+def _collect(names: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
+    """Return figures by label, dataset, column and seed.
 
-
-def _figures(
-    names: Sequence[str], runs: Sequence[FinishedRun]
-) -> Mapping[str, Mapping[str, Mapping[str, Mapping[int, float]]]]:
-    """Return figures by label, dataset, column and seed."""
-    folders = dict[tuple[str, str, int], Path]()
+    Raises:
+        UserError: runs have the same name but other images, classes or weights, or are the same run.
+    """
+    first = dict[tuple[str, object], tuple[FinishedRun, object]]()
     figures: dict[str, dict[str, dict[str, dict[int, float]]]] = {name: {} for name in names}
     for name, run in zip(names, runs, strict=True):
-        first = folders.setdefault((name, run.dataset, run.seed), run.folder)
-        if first != run.folder and run.seed != EVERY_SEED:
-            raise UserError(f"{first} and {run.folder} are the same run of {name}. Pass one of them.")
-        for column, value in run.figures.items():
-            figures[name].setdefault(run.dataset, {}).setdefault(column, {})[run.seed] = value
+        result = run.result
+        for what, key, value in (
+            ("objectives", "", result.objective),
+            ("images or classes", run.dataset, (result.data, result.classnames)),
+            ("weights", str(run.config.backbone), result.weights),
+        ):
+            other, expected = first.setdefault((what, key), (run, value))
+            if value != expected:
+                raise UserError(f"{other.folder} and {run.folder} have different {what}. Pass one of them.")
+        other, _ = first.setdefault((name, (run.dataset, run.seed)), (run, None))
+        if other is not run and run.seed != EVERY_SEED:
+            raise UserError(f"{other.folder} and {run.folder} are the same run of {name}. Pass one of them.")
+        for column, percent in run.figures.items():
+            figures[name].setdefault(run.dataset, {}).setdefault(column, {})[run.seed] = percent
     return figures
 
 
-def _differing(names: Sequence[str], runs: Sequence[FinishedRun]) -> list[str]:
+def _differing(names: Sequence[str], runs: Sequence[FinishedRun]) -> Iterator[str]:
     """Note settings that differ between methods although they belong to no method."""
-    notes = []
     for key in _SHARED:
         values = {name: run.config.flat()[key] for name, run in zip(names, runs, strict=True)}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in values.items())
-            notes.append(one_line(f"Different {key}: {listed}."))
-    return notes
+            yield one_line(f"Different {key}: {listed}.")

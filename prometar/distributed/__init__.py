@@ -1,1 +1,1 @@
-"""Start or join Ray; what fits where."""
+"""Start or join Ray."""

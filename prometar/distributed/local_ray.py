@@ -19,8 +19,9 @@ _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A late call after `ray.shutdown`, such as closing a stream, would start another Ray that nobody ends.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # servers listen on 127.0.0.1 only, as on a Mac
     "RAY_prestart_worker_first_driver": "0",  # start workers on demand: each takes 80 MB and half a second
@@ -30,17 +31,13 @@ _TOKEN = " (if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUT
 _started_here = False
 
 
-def configure_ray(*, local: bool = True, verbose: bool = False) -> None:
+def configure_ray(*, local: bool = True) -> None:
     """Set the environment variables that Ray reads. Call it before anything imports ray."""
-    if os.path.expanduser("~") == "~":  # a container's user without a home folder
-        os.environ["HOME"] = "/"
-    for name, value in (_ALWAYS | (_LOCAL if local else {}) | ({} if verbose else _QUIET)).items():
+    for name, value in (_ALWAYS | (_LOCAL if local else {})).items():
         os.environ.setdefault(name, value)
 
 
-def start_ray(
-    *, address: str | None = None, num_cpus: int | None = None, verbose: bool = False
-) -> list[dict[str, float]]:
+def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> list[dict[str, float]]:
     """Start Ray on this machine, or join the cluster at `address`. Does nothing if Ray already runs.
 
     Returns the resources of each machine, e.g. [{"CPU": 2.0}]. A Ray started here listens on 127.0.0.1 only.
@@ -48,7 +45,7 @@ def start_ray(
     Raises:
         UserError: `address` is not an address. WorkError: Ray does not start, or cannot be joined.
     """
-    configure_ray(local=address is None, verbose=verbose)
+    configure_ray(local=address is None)
     if address is not None:
         _require_server(address)
     import ray
@@ -56,15 +53,15 @@ def start_ray(
     if ray.is_initialized() and (head_is_gone() or own_node_is_gone()):
         ray.shutdown()  # it died between two studies of a notebook
     if not ray.is_initialized():
-        _start(address, num_cpus=num_cpus, verbose=verbose)
+        _start(address, num_cpus=num_cpus)
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
+def _start(address: str | None, *, num_cpus: int | None) -> None:
     import ray
 
     global _started_here
-    options: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"include_dashboard": False} | _own_resources(num_cpus)
         if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would store a token
@@ -75,12 +72,12 @@ def _start(address: str | None, *, num_cpus: int | None, verbose: bool) -> None:
                 ray.init(address=address or "local", **options)
             break
         except Exception as error:
+            reason = first_line(error)
             if address is not None:
-                reason = first_line(error)
-                hint = _TOKEN if "token" not in reason else ""
+                hint = "" if "token" in reason else _TOKEN
                 raise WorkError(f"Ray cannot be joined at {address}: {reason}{hint}") from None
             if not attempts_left:
-                raise WorkError(f"Ray does not start: {first_line(error)}") from None
+                raise WorkError(f"Ray does not start: {reason}") from None
             ray.shutdown()  # on a busy machine, 30 s may be too short for its processes
     _started_here = address is None
 
@@ -150,29 +147,20 @@ def _connect(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def require_address(address: str, *, name: str = "--address") -> None:
-    """
-    Raises:
-        UserError: `address` is neither "auto" nor HOST:PORT.
-    """
+def _require_server(address: str) -> None:
+    """Without this, Ray tries for ten minutes to reach a server that does not exist."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address in {"", "auto", "local"}:
+            return
     host, _, port = address.rpartition(":")
     if "://" in address:
         raise UserError(
-            f"{name} {address}: Ray client addresses are not supported. Start the command on a machine of "
+            f"--address {address}: Ray client addresses are not supported. Start the command on a machine of "
             "the cluster (--address auto), or submit it (clusters/submit.py)."
         )
-    if address != "auto" and not (host and port.isdigit()):
-        raise UserError(f"{name} {address}: expected auto, or HOST:PORT of the cluster's head.")
-
-
-def _require_server(address: str) -> None:
-    """Without this, Ray tries for ten minutes to reach a server that does not exist."""
-    require_address(address)
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "auto")
-        if address in ("", "auto", "local") or "://" in address:
-            return
-        require_address(address, name="RAY_ADDRESS")
+    if not (host and port.isdigit()):
+        raise UserError(f"--address {address}: expected auto, or HOST:PORT of the cluster's head.")
     try:
         _connect(address)
     except (OSError, OverflowError) as error:

@@ -11,20 +11,19 @@ from prometar.io.files import refused
 
 
 @contextmanager
-def locked(folder: Path, what: str, *, wait_seconds: float = 0) -> Iterator[None]:
+def locked(folder: Path, what: str) -> Iterator[None]:
     """Lock `folder`. The lock ends with the process, however it ends.
 
     Folders that were created for it are removed if an error leaves them empty.
 
     Args:
         what: Name of the folder in messages ("the study out/dtd").
-        wait_seconds: Seconds to wait for a process that has locked it.
     Raises:
         WorkError: another process has locked it.
         StorageError: the folder is not writable, or its file system has no locks.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = FileLock(folder / "lock", timeout=wait_seconds)
+    lock = FileLock(folder / "lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -43,7 +43,7 @@ def test_wheel_and_source_archive_hold_every_file(built: Path) -> None:
     wanted = files_of_packages()
     assert {
         "prometar/bundled/mini.safetensors", "prometar/bundled/foreign.txt",
-        "prometar/reproduce/published.json", "prometar/config/recipes/prometar.yaml", "prometar/py.typed",
+        "tune/reproduce/published.json", "prometar/config/recipes/prometar.yaml", "prometar/py.typed",
         "tune/space/spaces/default.yaml", "tune/report/templates/report.html.jinja",
         "prometar/io/templates/page.css",
     } <= wanted  # fmt: skip

@@ -15,11 +15,11 @@ from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
 
-from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError, WorkError
 from tests.support.fake_trial import HANGS, FakeTrial, fake_job, misbehave
 from tune.execution.executor import ExecutionContext, run_jobs
 from tune.execution.jobs import WAIT, EpochReport, Job, ListedJobs, Wait
+from tune.execution.resources import ResourcePlan
 from tune.execution.worker import Task
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -78,7 +78,7 @@ def run(
     misbehave(folder, behaviour)
     text = io.StringIO()
     context = ExecutionContext(
-        ResourcePlan(concurrent, cpus, 0.0), Room(2.0, 0.0), Console(file=text, width=200),
+        ResourcePlan(concurrent, cpus, 0.0, most_cpus=2.0), Console(file=text, width=200),
         timeout_seconds=timeout, trainable=trainable,
     )  # fmt: skip
     run_jobs(source, context, observers)

@@ -1,4 +1,4 @@
-"""`prometar reproduce` through the command line: tiny runs by each protocol, interrupted and mended."""
+"""`prometar reproduce` through the command line: tiny runs of each protocol, interrupted and resumed."""
 
 import csv
 import os
@@ -59,7 +59,7 @@ def test_a_protocol_from_end_to_end(
     assert reproduce(protocol, copies, tmp_path, *args) == 0
     first = capsys.readouterr()
     assert f"{num_runs} runs, 0 are done" in first.out
-    assert f"({num_runs} of {num_runs})" in first.out
+    assert f"{num_runs} of {num_runs} done" in first.out
     assert len(list(tmp_path.glob("runs/*/result.json"))) == num_runs
     found = table(tmp_path, protocol)
     for (dataset, column), n in figures.items():
@@ -69,7 +69,7 @@ def test_a_protocol_from_end_to_end(
     assert reproduce(protocol, copies, tmp_path, *args) == 0
     again = capsys.readouterr().out
     assert f"{num_runs} runs, {num_runs} are done" in again
-    assert again.splitlines()[3:] == first.out.splitlines()[3 + num_runs + 1 :], "the same table"
+    assert first.out.endswith("".join(again.splitlines(keepends=True)[1:])), "the same table"
     assert table(tmp_path, protocol) == found
     assert sorted(copies.rglob("*")) == before, "nothing is written into the data folder"
 
@@ -86,7 +86,7 @@ def test_problems_are_named_and_the_rest_is_run(
     text = capsys.readouterr()
     assert text.err.startswith("error: Some runs are missing, see above.")
     assert f"left out: dataset folder {root / 'ucf101'} is missing" in text.out
-    assert "dtd, zero-shot, 1 shot, seed 1: failed: " in text.out
+    assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out
     assert "tests/0_0.jpg" in text.out
     rows = table(out, "base-to-new")
     assert [rows[name, "zero-shot", "H"]["n"] for name in ("dtd", "eurosat", "ucf101")] == ["0", "1", "0"]
@@ -95,7 +95,7 @@ def test_problems_are_named_and_the_rest_is_run(
     assert reproduce("base-to-new", root, out, *args) == 1
     text = capsys.readouterr()
     assert "3 runs, 1 are done" in text.out
-    assert "dtd, zero-shot, 1 shot, seed 1: failed: " in text.out, "it is tried again"
+    assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out, "it is tried again"
     assert table(out, "base-to-new")["ucf101", "zero-shot", "H"]["n"] == "1"
 
 
@@ -105,18 +105,8 @@ def test_further_targets_are_tested_without_training_again(
     root, out = tmp_path / "data", tmp_path / "out"
     for name in ("dtd", "imagenetv2", "eurosat"):
         write_copy(name, root)
-    args = [
-        "--source",
-        "dtd",
-        "--methods",
-        "coop",
-        "--seeds",
-        "1",
-        "--shots",
-        "2",
-        "--datasets",
-        "imagenetv2",
-    ]
+    args = ["--source", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2"]
+    args += ["--datasets", "imagenetv2"]
     assert reproduce("cross-dataset", root, out, *args) == 0
     assert {dataset for dataset, _, _ in table(out, "cross-dataset")} == {"dtd", "imagenetv2"}
     (folder,) = out.glob("runs/*")
@@ -129,7 +119,7 @@ def test_further_targets_are_tested_without_training_again(
     assert capsys.readouterr().out.endswith(f"on eurosat: {float(accuracy):.2f} %\n")
 
 
-def test_a_killed_driver_goes_on(
+def test_a_killed_driver_is_resumed(
     copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: str
 ) -> None:
     """Killed with -9 in the middle of a run: the same command ends where an uninterrupted one does."""
@@ -163,18 +153,19 @@ def test_a_killed_driver_goes_on(
 
 
 WRONG = [
-    (["--protocol", "zero"], "unknown protocol 'zero': choose one of base-to-new, cross-dataset, "),
+    (["--protocol", "zero"], "'zero' is not one of 'base-to-new', 'cross-dataset', "),
     (["--methods", "nope"], "unknown method 'nope': choose one of zero-shot, "),
     (["--datasets", "nope"], "unknown dataset 'nope': known are imagenet, "),
     (["--seeds", "x"], "Invalid value for '--seeds'"),
     (["--shots", "0"], "Invalid value for '--shots'"),
     (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found 0)"),
     (["--protocol", "few-shot", "--source", "imagenet"], "--source does not apply to the protocol few-shot"),
+    (["--shots", "1", "2"], "base-to-new takes one number of --shots, got 2"),
     (["--set", "train.seed=3"], "--set train.seed: use --seeds"),
     (["--set", "backbone.name=mini"], "--set backbone.name: use --backbone"),
-    (["--set", "data.args.side=8"], "--set data.args.side: the datasets of a grid take no settings"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate'"),
-    (["--gpus-per-run", "half"], "--gpus-per-run 'half': expected a number, or auto"),
+    (["--gpus-per-run", "half"], "Invalid value for '--gpus-per-run'"),
+    (["--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
     ([], "No dataset can be trained on. dataset 'imagenet' needs its files: pass --data-root DIR"),
     (["--protocol", "cross-dataset"], "No dataset can be trained on. dataset 'imagenet' needs its files"),
     (["--datasets", "textures", "--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
@@ -199,7 +190,6 @@ def test_wrong_usage(
     [
         (["--cpus-per-run", "64"], "A run needs 64 CPU on one machine, Ray's machines have at most 2 CPU"),
         (["--gpus-per-run", "1"], "A run needs 1 CPU and 1 GPU on one machine"),
-        (["--max-concurrent", "0"], "--max-concurrent must be at least 1, got 0"),
     ],
 )
 def test_what_ray_has_no_room_for(

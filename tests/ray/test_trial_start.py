@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prometar.config.settings import configure
-from prometar.distributed.placement import ResourcePlan
+from tune.execution.resources import ResourcePlan
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -1,48 +1,52 @@
 """Results without runs: a grid, and figures for each of its runs."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from prometar.config.settings import configure
-from prometar.reproduce.grid import Grid, GridResult, GridRun, TargetTest
-from prometar.reproduce.protocols import protocol_of
-from prometar.reproduce.published import settings_of
-from prometar.training.run_result import RunResult
+from prometar.comparison.runs import FinishedRun
+from prometar.config.settings import Config, configure, parse
+from prometar.training.run_result import RunResult, TargetTest
+from tune.execution.jobs import Job
+from tune.reproduce.grid import PROTOCOLS, Grid
+from tune.reproduce.published import settings_of
 
 PUBLISHED = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
 UNTRAINED = frozenset({"zero-shot", "zero-shot-ensemble"})
+RUNS = Path("runs")
 
 
 def ask(
     protocol: str, methods: tuple[str, ...] = ("zero-shot", "coop"), *, seeds: tuple[int, ...] = (1, 2, 3),
     datasets: tuple[str, ...] = (), shots: tuple[int, ...] = (), settings: dict[str, Any] | None = None,
-    compared_to: str | None = None,
 ) -> Grid:  # fmt: skip
     """A grid with the published setting, and with `settings` on top."""
-    chosen = protocol_of(protocol)
+    chosen = PROTOCOLS[protocol]
     values = {**PUBLISHED, **(settings or {})}
     configs = {method: configure(method, {**settings_of(protocol, method), **values}) for method in methods}
     return Grid(
-        chosen, datasets or chosen.datasets, configs, seeds, shots or chosen.shots, chosen.source, compared_to
+        protocol, datasets or chosen.datasets, configs, seeds, shots or chosen.shots, chosen.source
     )  # fmt: skip
 
 
-def result_of(accuracies: dict[str, float], data: str = "") -> RunResult:
-    """A run's result with these accuracies."""
-    return RunResult(
-        result={"epoch": 1}, accuracies=accuracies, images={}, history=(), objective="final", classnames=(),
-        template="", run="", data=data, weights="", environment={},
+def config_of(job: Job) -> Config:
+    return parse(job.runs[0].config, where=job.name)
+
+
+def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:
+    """A finished run of a job; `value(configuration, set of classes or target)` in percent."""
+    config, (spec,) = config_of(job), job.runs
+    sets = ("base", "new") if job.objective == "final" else ("all",)
+    result = RunResult(
+        result={"epoch": 1} if config.method in UNTRAINED else {"epoch": 1, "direct_ce": 0.5},
+        accuracies={name: value(config, name) for name in sets}, images={}, history=(), classnames=(),
+        objective=job.objective, template="", run="", data=f"of {config.data.name}", weights="",
+        environment={},
+        tests={name: TargetTest(accuracy=value(config, name), data=f"of {name}") for name in spec.targets},
     )  # fmt: skip
+    return FinishedRun(Path(spec.folder), config, result)
 
 
-def fill(grid: Grid, value: Callable[[GridRun, str], float]) -> list[GridResult]:
-    """A result of each run; `value(run, column or target)` in percent."""
-    sets = ("base", "new") if grid.protocol.objective == "final" else ("all",)
-    return [
-        GridResult(
-            run,
-            result_of({name: value(run, name) for name in sets}),
-            {target: TargetTest(accuracy=value(run, target), data="") for target in run.targets},
-        )
-        for run in grid.runs(UNTRAINED)
-    ]
+def fill(grid: Grid, value: Callable[[Config, str], float]) -> list[FinishedRun]:
+    """All runs of a grid."""
+    return [finished(job, value) for job in grid.jobs(RUNS, UNTRAINED)]

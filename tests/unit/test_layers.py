@@ -29,7 +29,6 @@ PACKAGES = (
     "prometar.analysis",
     "prometar.runs",
     "prometar.comparison",
-    "prometar.reproduce",
     "prometar.cli",
     "prometar.__main__",
     "tune.space",
@@ -37,6 +36,7 @@ PACKAGES = (
     "tune.records",
     "tune.store",
     "tune.execution",
+    "tune.reproduce",
     "tune.stages",
     "tune.report",
     "tune.tracking",
@@ -49,8 +49,7 @@ ENTRANCES = {
     "huggingface_hub": {"prometar/inference/hub.py"},
     "optuna": {"tune/store/", "tune/report/optuna_study.py", "tune/report/plots.py"},
     "ray": {
-        "prometar/data/streaming/raystream.py", "prometar/distributed/", "prometar/reproduce/runner.py",
-        "tune/execution/",
+        "prometar/data/streaming/raystream.py", "prometar/distributed/", "tune/execution/",
     },
     "pyarrow": {
         "prometar/io/stores.py", "prometar/data/datasets/sources.py",

@@ -23,11 +23,11 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 from rich.console import Console
 
-from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError, UserError, WorkError, first_line, last_line
 from prometar.io.files import is_refused_write, refused
 from tune.execution.jobs import EpochReport, Job, JobSource, Observer, Wait
 from tune.execution.patching import reuse_prestarted_workers, treat_oom_as_actor_death
+from tune.execution.resources import ResourcePlan
 from tune.execution.stopping import RAY_DIED, RESUME, Stopping
 from tune.execution.worker import Task, TrialWorker
 
@@ -52,13 +52,11 @@ class ExecutionContext:
 
     Args:
         plan: Concurrency and the resources per job.
-        largest: Capacity of the largest machine. Jobs that run out of memory get at most that.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
         verbose: Show Tune's own output.
     """
 
     plan: ResourcePlan
-    largest: Room
     console: Console
     timeout_seconds: float | None = None
     verbose: bool = False
@@ -250,7 +248,7 @@ class _Dispatcher:
     def _retry(self, attempt: _Attempt) -> bool:
         """Return True if a job whose worker died is retried. Out of memory, it needs a larger share."""
         if attempt.out_of_memory:
-            larger = self._context.largest.larger(attempt.bundles)
+            larger = self._context.plan.larger(attempt.bundles)
             attempt.bundles = larger or attempt.bundles
             return larger is not None
         attempt.deaths += 1

@@ -13,10 +13,12 @@ class RunSpec:
     Args:
         config: `Config.model_dump(mode="json")`, complete.
         folder: Absolute path of the run's folder.
+        targets: Other datasets that its prompts are tested on in the end.
     """
 
     config: dict[str, Any]
     folder: str
+    targets: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> str:
@@ -29,7 +31,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """One trial, one confirmation run or one final-test run.
+    """One trial, one confirmation run, one final-test run or one run of a grid.
 
     Args:
         name: Shown to users, e.g. "trial 7". Unique in its source.
@@ -37,13 +39,15 @@ class Job:
         objective: Name of the objective, `module:Name` of a custom one, or "final".
         val_per_class: Validation images per class, at most.
         number: Number of the trial.
+        alignment: True if gradient alignment is measured as the runs train.
     """
 
     name: str
     runs: tuple[RunSpec, ...]
     objective: str
-    val_per_class: int
+    val_per_class: int = 20
     number: int = 0
+    alignment: bool = False
 
     @property
     def epochs(self) -> int:

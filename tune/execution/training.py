@@ -6,12 +6,11 @@ from statistics import mean
 
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
-from prometar.data.splits.objective import FINAL
 from prometar.data.streaming.stream import StreamOptions, stream
 from prometar.device import give_back
 from prometar.errors import StorageError, UserError
 from prometar.io.files import refused, write_atomically
-from prometar.runs import write_result
+from prometar.runs import evaluate_targets, write_result
 from prometar.training.run import build_run
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
@@ -36,16 +35,20 @@ class TrainingRun:
         self.spec, self._folder = spec, Path(spec.folder)
         config = parse(spec.config, where=job.name)
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
-        watch = Alignment(self._folder) if job.objective == FINAL else None
-        on_ray = partial(stream, options=StreamOptions.in_bundle(stream_cpus))
-        self.session, self.note = Session.or_anew(run, self._folder, on_ray, watch)
+        watch = Alignment(self._folder) if job.alignment else None
+        self._stream = partial(stream, options=StreamOptions.in_bundle(stream_cpus))
+        self.session, self.note = Session.or_anew(run, self._folder, self._stream, watch)
         # Beside the new configuration, the result of another run would be mistaken for this one's.
         _drop_result(self._folder, unless=run.digest)
         write_atomically(self._folder / "config.yaml", dump_config(config).encode())
 
-    def write_result(self, resources: dict[str, float]) -> None:
-        """Write result.json."""
-        write_result(self._folder, self.session, **resources)
+    def finish(self, resources: dict[str, float]) -> None:
+        """Write result.json, then test the prompts on the targets."""
+        self.session.close()
+        if not (self._folder / FILE).exists():
+            write_result(self._folder, self.session, **resources)
+        if self.spec.targets:
+            evaluate_targets(self._folder, self.spec.targets, self._stream)
 
 
 class JobTraining:
@@ -66,14 +69,13 @@ class JobTraining:
         self._epoch += 1
         try:
             self._train()
+            report = self._report()
+            for run in self._runs if report["finished"] else ():
+                run.finish(self._task.resources)
         except StorageError:
             raise
         except UserError as error:
             return EpochReport(epoch=self._epoch, failed=str(error), finished=True)
-        report = self._report()
-        if report["finished"]:
-            for run in self._runs:
-                run.write_result(self._task.resources)
         return report
 
     def _train(self) -> None:

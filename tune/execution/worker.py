@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 
-from prometar.distributed.gpus import only_given_gpus, require_given_gpus
-from prometar.distributed.placement import STRATEGY, ResourcePlan
 from prometar.errors import StorageError
 from prometar.io.files import refused
 from tune.execution.jobs import EpochReport, Job
+from tune.execution.resources import STRATEGY, ResourcePlan
 
 MAX_HUNG = 2
 """Workers of one job that may hang. The first time its machine or file system may be to blame."""
@@ -106,12 +106,11 @@ class TrialWorker(tune.Trainable):
         Raises:
             StorageError: this machine cannot use its GPU.
         """
-        only_given_gpus()  # before torch is imported
+        _use_given_gpus()  # before torch is imported
         import torch
 
         from tune.execution.training import JobTraining
 
-        require_given_gpus("trial")
         torch.set_num_threads(task.plan.threads)
         return JobTraining(task)
 
@@ -155,6 +154,24 @@ class TrialWorker(tune.Trainable):
     def _stacks(self, process: str) -> Path:
         """File that shows where a worker of the job hung."""
         return self._task.folder / f"hung-{self._task.session}-{process}.txt"
+
+
+def _use_given_gpus() -> None:
+    """Hide all GPUs from a worker to which Ray allocated none.
+
+    Raises:
+        StorageError: torch cannot use the GPU that Ray allocated. The machine is to blame, not the job.
+    """
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    from prometar.device import why_no_gpu
+
+    if why := why_no_gpu():
+        raise StorageError(
+            f"torch cannot use the GPU of the machine {socket.gethostname()}: {why}. Fix its driver or its "
+            "torch, or request no GPUs."
+        )
 
 
 def _require_shared(folder: Path) -> None:

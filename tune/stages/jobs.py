@@ -38,7 +38,12 @@ def final_job(
     )
     who = "the default settings" if number == 0 else f"trial {number}"
     return Job(
-        f"final test of {who}, {dataset}, seed {seed}", (run,), FINAL, config.search.val_per_class, number
+        f"final test of {who}, {dataset}, seed {seed}",
+        (run,),
+        FINAL,
+        config.search.val_per_class,
+        number,
+        alignment=True,
     )
 
 

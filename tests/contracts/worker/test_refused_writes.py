@@ -22,7 +22,6 @@ from prometar.analysis.alignment import Alignment
 from prometar.clip.features import cached_text, text_digest
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, dump_config
-from prometar.distributed.placement import ResourcePlan
 from prometar.errors import StorageError
 from prometar.io.files import refused
 from prometar.step.state import State
@@ -35,6 +34,7 @@ from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
 from tune.execution import training
 from tune.execution.jobs import Job, RunSpec
+from tune.execution.resources import ResourcePlan
 from tune.execution.training import JobTraining
 from tune.execution.worker import Task, TrialWorker
 
@@ -64,7 +64,7 @@ def trial(folder: Path) -> list[dict[str, Any]]:
     except OSError as error:  # as the driver, which creates it
         raise refused(folder / "trial", error) from None
     plan = ResourcePlan(1, 1.0, 0.0)
-    job = Job("trial 0", (run,), runs.FINAL, 20)
+    job = Job("trial 0", (run,), runs.FINAL, alignment=True)
     worker = Worker(Task(job, plan, plan.bundles(), 600, "session"))
     told: list[dict[str, Any]] = []
     try:

@@ -11,11 +11,11 @@ from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.distributed.placement import ResourcePlan
 from prometar.errors import WorkError
 from tests.support.small import BACKBONE
 from tune.execution import training
 from tune.execution.jobs import EpochReport, Job, RunSpec
+from tune.execution.resources import ResourcePlan
 from tune.execution.training import JobTraining, TrainingRun
 from tune.execution.worker import Task
 

@@ -10,7 +10,7 @@ from prometar.config.recipes import NAMES, recipe
 from prometar.config.settings import Config, configure, dump_config, load_config
 from prometar.errors import UserError
 from prometar.methods.composition import build
-from prometar.reproduce.published import beside
+from tune.reproduce.published import beside
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "zero-shot": {"prompts.kind": "none", "prompts.frozen_text": "template"},

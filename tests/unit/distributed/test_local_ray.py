@@ -4,40 +4,39 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import ray
 
-from prometar.distributed import gpus, local_ray
-from prometar.distributed.gpus import only_given_gpus, require_given_gpus
-from prometar.distributed.local_ray import configure_ray, own_node_is_gone, start_ray
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.distributed import local_ray
+from prometar.distributed.local_ray import own_node_is_gone, start_ray
+from prometar.errors import UserError, WorkError
+
+Init = Callable[[Callable[..., None]], None]
 
 
 @pytest.fixture
-def init(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
+def init(monkeypatch: pytest.MonkeyPatch) -> Init:
     """Replaces `ray.init` in a process where Ray does not run."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "nodes", list)
     return lambda start: monkeypatch.setattr(ray, "init", start)
 
 
+@pytest.mark.parametrize(("cpus", "expected"), [(8, 3), (3, None)])
 def test_a_batch_job_gets_its_own_cpus_only(
-    init: Callable[[Callable[..., None]], None], monkeypatch: pytest.MonkeyPatch
+    cpus: int, expected: int | None, init: Init, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: dict[str, object] = {}
     init(lambda **options: started.update(options))
     monkeypatch.setattr(local_ray, "own_cpus", lambda: 3)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     start_ray()
-    assert (started["num_cpus"], started["num_gpus"], started["address"]) == (3, 0, "local")
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    started.clear()
-    start_ray()
-    assert "num_cpus" not in started
+    assert (started.get("num_cpus"), started["num_gpus"], started["address"]) == (expected, 0, "local")
 
 
-def test_signal_handlers_are_those_from_before(init: Callable[[Callable[..., None]], None]) -> None:
+def test_signal_handlers_are_those_from_before(init: Init) -> None:
     def start(**options: object) -> None:
         assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN, "Ray's workers would inherit it"
         signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -57,13 +56,6 @@ def test_signal_handlers_are_those_from_before(init: Callable[[Callable[..., Non
         signal.signal(signal.SIGTERM, before[1])
 
 
-def test_a_user_without_a_home_gets_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    monkeypatch.delenv("HOME")
-    configure_ray()
-    assert os.environ["HOME"] == "/"
-
-
 @pytest.mark.parametrize(
     ("address", "says"),
     [
@@ -77,14 +69,11 @@ def test_addresses_that_cannot_be_joined(address: str, says: str) -> None:
         start_ray(address=address)
 
 
-def test_an_address_without_a_server_is_one_line() -> None:
+def test_errors_of_ray_are_one_line(init: Init) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(WorkError, match=f"^Ray cannot be joined at {address}: .*refused$"):
         start_ray(address=address)
-
-
-def test_an_error_of_ray_is_one_line(init: Callable[[Callable[..., None]], None]) -> None:
     attempts = []
 
     def start(**options: object) -> None:
@@ -99,28 +88,8 @@ def test_an_error_of_ray_is_one_line(init: Callable[[Callable[..., None]], None]
 
 @pytest.mark.parametrize(("own", "gone"), [("a", False), ("b", True)])
 def test_a_dead_node_of_this_machine(own: str, gone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Context:
-        def get_node_id(self) -> str:
-            return own
-
+    nodes = [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": False}]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "get_runtime_context", Context)
-    monkeypatch.setattr(
-        ray, "nodes", lambda: [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": False}]
-    )
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: own))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     assert own_node_is_gone() is gone
-
-
-def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr("prometar.device.why_no_gpu", lambda: "the driver is too old")
-    monkeypatch.setattr(gpus.socket, "gethostname", lambda: "node3")
-    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
-    only_given_gpus()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
-    with pytest.raises(StorageError, match=r"node3: the driver is too old.*--gpus-per-run 0"):
-        require_given_gpus("run")
-    monkeypatch.setattr(ray, "get_gpu_ids", list)
-    only_given_gpus()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    require_given_gpus("run")

@@ -12,7 +12,6 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from prometar.distributed.placement import ResourcePlan, Room
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
 from tune.execution.executor import (
@@ -25,10 +24,11 @@ from tune.execution.executor import (
     _Searcher,
 )
 from tune.execution.jobs import ListedJobs
+from tune.execution.resources import ResourcePlan
 from tune.execution.stopping import Stopping
 from tune.execution.worker import Task
 
-GPU = ResourcePlan(1, 2.0, 0.25)
+GPU = ResourcePlan(1, 2.0, 0.25, most_cpus=4.0, most_gpus=1.0)
 
 
 class Tune:
@@ -38,7 +38,7 @@ class Tune:
         console = Console(file=io.StringIO())
         self.folder, self.stopping = folder, Stopping(console)
         self.source = ListedJobs(fake_job(folder, k) for k in range(number))
-        context = ExecutionContext(plan, Room(4.0, 1.0), console)
+        context = ExecutionContext(plan, console)
         self.dispatcher = _Dispatcher(self.source, context, [], self.stopping)
         self.searcher, self.scheduler = _Searcher(self.dispatcher), _Scheduler(self.dispatcher)
 

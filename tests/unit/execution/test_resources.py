@@ -42,7 +42,7 @@ def test_plan(
     reason: str,
 ) -> None:
     plan, shown = study_plan(nodes, ResourcesConfig.model_validate(asked), trials)
-    assert (plan.max_concurrent, plan.cpus_per_trial, plan.gpus_per_trial) == expected
+    assert (plan.max_concurrent, plan.cpus, plan.gpus) == expected
     assert shown == reason
 
 
@@ -50,19 +50,51 @@ def test_plan(
 def test_a_plan_fits_on_the_machines(cpus: int, gpus: int, trials: int, machines: int) -> None:
     plan, _ = study_plan([{"CPU": float(cpus), "GPU": float(gpus)}] * machines, ResourcesConfig(), trials)
     assert 1 <= plan.max_concurrent <= max(1, trials // 5)
-    assert plan.max_concurrent * plan.cpus_per_trial <= cpus * machines
-    assert plan.max_concurrent * plan.gpus_per_trial <= gpus * machines
-    assert (plan.gpus_per_trial > 0) == (gpus > 0)
+    assert plan.max_concurrent * plan.cpus <= cpus * machines
+    assert plan.max_concurrent * plan.gpus <= gpus * machines
+    assert (plan.gpus > 0) == (gpus > 0)
 
 
 def test_memory_bounds_the_plan() -> None:
     nodes = [{"CPU": 32.0, "memory": 10e9}]
     plan, shown = study_plan(nodes, ResourcesConfig(), 40, memory=4e9)
     assert plan.max_concurrent == 2
-    assert plan.cpus_per_trial == 16.0
+    assert plan.cpus == 16.0
     assert "2 concurrent trials (all that fit)" in shown
+    small = [{"CPU": 8.0, "memory": 10e9}] * 3
+    assert study_plan(small, ResourcesConfig(), 40, memory=11e9)[0].max_concurrent == 3, "one per machine"
+    asked = ResourcesConfig(max_concurrent=5)
+    assert study_plan(small, asked, 40, memory=11e9)[0].max_concurrent == 5, "a given number counts"
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="GPU"):
-        study_plan([{"CPU": 4.0}], ResourcesConfig(gpus_per_trial=1.0), 40)
+@pytest.mark.parametrize(
+    ("nodes", "asked", "message"),
+    [
+        ([{"CPU": 4.0}], {"gpus_per_trial": 1.0}, r"at most 4 CPU and 0 GPU\. Lower .*--gpus-per-trial"),
+        (
+            [{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}],
+            {"cpus_per_trial": 3.0, "gpus_per_trial": 1.0},
+            "A trial needs 3 CPU and 1 GPU on one machine",
+        ),
+        ([{"GPU": 1.0}, {}], {}, "wait until workers have joined"),
+        (FOUR_GPUS, {"gpus_per_trial": 1.5}, "above 1 must be a whole number"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    nodes: list[dict[str, float]], asked: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        study_plan(nodes, ResourcesConfig.model_validate(asked), 40)
+
+
+def test_a_larger_share_ends_at_a_whole_machine() -> None:
+    nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 2.0}]
+    plan, _ = study_plan(nodes, ResourcesConfig(cpus_per_trial=1.0, gpus_per_trial=0.0), 40)
+    shares = [plan.bundles()]
+    while (more := plan.larger(shares[-1])) is not None:
+        shares.append(more)
+    assert [bundles[0]["CPU"] for bundles in shares] == [0.5, 1.0, 2.0, 3.5]
+    assert all(bundles[1] == {"CPU": 0.5} for bundles in shares), "the stream keeps its CPUs"
+    assert plan.larger([{"CPU": 1.0, "GPU": 0.75}, {"CPU": 1.0}]) == [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
+    whole = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
+    assert plan.larger(whole) is None, "two GPUs are not one of twice the memory"

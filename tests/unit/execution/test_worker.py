@@ -1,17 +1,19 @@
 """The worker as Ray calls it, without Ray."""
 
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 from ray.tune import PlacementGroupFactory
 
-from prometar.distributed.placement import ResourcePlan
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
 from tune.execution.jobs import EpochReport
-from tune.execution.worker import MAX_HUNG, Task, TrialWorker
+from tune.execution.resources import ResourcePlan
+from tune.execution.worker import MAX_HUNG, Task, TrialWorker, _use_given_gpus
 
 PLAN = ResourcePlan(1, 1.0, 0.5)
 
@@ -85,3 +87,16 @@ def test_a_machine_must_see_the_drivers_folder(tmp_path: Path) -> None:
     own.folder.rmdir()
     with pytest.raises(StorageError, match=r"does not see .*/trials/0000\. Set --out to a folder"):
         Worker(own).step()
+
+
+def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("prometar.device.why_no_gpu", lambda: "the driver is too old")
+    monkeypatch.setattr("socket.gethostname", lambda: "node3")
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    with pytest.raises(StorageError, match=r"node3: the driver is too old.*request no GPUs"):
+        _use_given_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    _use_given_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

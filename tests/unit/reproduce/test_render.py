@@ -3,57 +3,76 @@
 import csv
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from prometar.reproduce.figures import Figure, Row, Table, build_table
-from prometar.reproduce.protocols import PROTOCOLS
-from prometar.reproduce.render import as_csv, as_markdown, print_table
+from prometar.comparison.render import print_comparison
+from prometar.metrics import t_interval
 from tests.support.reproductions import ask, fill
+from tune.reproduce.figures import Figure, Table, build_table, collect, pair_methods
+from tune.reproduce.grid import PROTOCOLS
+from tune.reproduce.render import as_markdown, print_table, write_tables
 
 METHODS = ("zero-shot", "coop", "promptsrc", "prometar-maple")
 HOSTILE = "a|b & 100% #1_{x} <script>[c](d)*e*`f`"
 
 
-def table_of(protocol: str) -> Table:
-    grid = ask(protocol, METHODS)
-    return build_table(grid, fill(grid, lambda run, name: 50.0 + 7 * run.config.train.seed), uncited={})
+def console(width: int) -> Console:
+    return Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True, markup=False)
 
 
-def printed(table: Table, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True, markup=False)
-    print_table(table, console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+def printed(table: Table) -> str:
+    terminal = console(120)
+    print_table(table, terminal)
+    return terminal.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
-def test_every_figure_is_printed_whole(protocol: str) -> None:
-    table = table_of(protocol)
-    text = printed(table, 120)
+def test_every_figure_is_shown_and_written(protocol: str, tmp_path: Path) -> None:
+    grid = ask(protocol, METHODS)
+    results = collect(grid, fill(grid, lambda config, name: 50.0 + 7 * config.train.seed))
+    table, pairs = build_table(grid, results, uncited={}), pair_methods(grid, results)
+    text = printed(table)
     assert "…" not in text
-    figures = [f for r in table.rows for f in r.figures.values()]
+    figures = [figure for _, _, found in table.rows for figure in found.values()]
     for pattern, count in (
         (r"\d\d\.\d\d ± \d\.\d\d", sum(f.sd is not None for f in figures)),
-        (r"\[\d\d\.\d\d, \d\d\.\d\d\]", sum(f.low is not None for f in figures)),
+        (r"\[\d\d\.\d\d, \d\d\.\d\d\]", sum(f.interval is not None for f in figures)),
         (r"\d\d\.\d\d \([+-]\d+\.\d\d\)", sum(f.published is not None for f in figures)),
     ):
         assert len(re.findall(pattern, text)) == count, pattern
-    for name in (*table.columns, *METHODS, *(r.dataset for r in table.rows)):
+        assert len(re.findall(pattern, as_markdown(table).replace("\\", ""))) == count, pattern
+    for name in (*table.columns, *METHODS, *grid.all_datasets):
         assert name in text
-
-
-def test_csv_contains_every_figure() -> None:
-    table = table_of("base-to-new")
-    rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+    files = write_tables(table, pairs, tmp_path)
+    assert [path.name for path in files] == ["table.csv", "table.md", "pairs.csv"]
+    rows = list(csv.DictReader(io.StringIO(files[0].read_text())))
     assert len(rows) == len(table.rows) * len(table.columns)
-    (found,) = [r for r in rows if (r["dataset"], r["method"], r["column"]) == ("dtd", "coop", "base")]
-    assert (found["n"], found["mean"], found["sd"]) == ("3", "64.0000", "7.0000")
-    assert float(found["difference"]) == pytest.approx(64 - float(found["published"]), abs=1e-4)
+    for each in rows:
+        if each["published"]:
+            difference = float(each["mean"]) - float(each["published"])
+            assert float(each["difference"]) == pytest.approx(difference, abs=1e-3)
+    pairs_rows = list(csv.DictReader(io.StringIO(files[2].read_text())))
+    assert len(pairs_rows) == len(table.columns) * 3 * (1 + len(grid.datasets)), "all, and each dataset"
+
+
+def test_a_comparison_fits_a_terminal() -> None:
+    grid = ask("base-to-new", ("coop", "prometar"), seeds=(1, 2), datasets=("dtd", "eurosat"))
+    runs = fill(grid, lambda config, _: 50.0 + 4 * (config.method == "coop"))
+    found = pair_methods(grid, collect(grid, runs))
+    terminal = console(80)
+    print_comparison(found, terminal)
+    text = terminal.file.getvalue()  # type: ignore[attr-defined]
+    row = "base coop +4.00 [+4.00, +4.00] 2 datasets 0.500 0.500 2–0–0"
+    assert row.split() in [line.split() for line in text.splitlines()]
+    assert max(map(len, text.split("\n- ")[0].splitlines())) <= 80
 
 
 def test_no_name_breaks_a_table() -> None:
-    rows = (Row(HOSTILE, "coop", {"accuracy": Figure(2, 50.0, 1.0, 49.0, 51.0)}), Row("dtd", HOSTILE, {}))
+    figure = Figure(2, 50.0, 1.0, t_interval([49.0, 51.0]))
+    rows = ((HOSTILE, "coop", {"accuracy": figure}), ("dtd", HOSTILE, {}))
     table = Table("few-shot", HOSTILE, ("accuracy",), rows, (f"left out: class {HOSTILE}\n[red]x",))
     text = as_markdown(table)
     lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -61,4 +80,4 @@ def test_no_name_breaks_a_table() -> None:
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
     for raw in ("<script>", "[c]", "*e*", "`f`"):
         assert re.search(rf"(?<!\\){re.escape(raw)}", text) is None, raw
-    assert "[red]x" in printed(table, 120)
+    assert "[red]x" in printed(table)

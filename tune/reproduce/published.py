@@ -12,7 +12,7 @@ from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS, OFFICIAL_NOTE
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.check import differences
-from prometar.metrics import harmonic_mean
+from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
 # Settings that may differ from a published run: images, seeds, and the precision.
@@ -44,10 +44,17 @@ class Series:
         """Citation."""
         return f"{self.title} ({'; '.join(filter(None, (self.paper, self.configuration)))})"
 
+    def at(self, dataset: str) -> dict[str, float]:
+        """Return the figures of a dataset (or "average"), with the H of base and new accuracy."""
+        found = dict(self.figures.get(dataset, {}))
+        if {"base", "new"} <= found.keys():
+            found.setdefault(HARMONIC, round(harmonic_mean({key: found[key] for key in ("base", "new")}), 2))
+        return found
+
 
 @cache
 def _file() -> dict[str, Any]:
-    return json.loads((resources.files("prometar.reproduce") / "published.json").read_text("utf-8"))
+    return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
 
 def settings_of(protocol: str, method: str) -> Mapping[str, Any]:
@@ -66,8 +73,8 @@ def beside(protocol: str, config: Config) -> Series | None:
     Only ViT-B/16 with OpenAI's weights and 16 shots compares, and only settings of the protocol and of the
     series may differ from the method's.
     """
-    setting = (config.backbone.name, config.backbone.pretrained, config.data.shots)
-    if setting != tuple(_file()["setting"][key] for key in ("backbone", "pretrained", "shots")):
+    setting = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
+    if _file()["setting"] != {**setting, "shots": config.data.shots}:
         return None
     own = settings_of(protocol, config.method)
     for series in (Series(**row) for row in _file()["series"].get(protocol, ())):
@@ -101,25 +108,12 @@ def unlike_published(dataset: Dataset) -> str:
 
 
 def published(dataset: Dataset, config: Config) -> float | None:
-    """Return the published harmonic mean of a configuration's method on a dataset, if it is comparable.
+    """Return the published H of a configuration's method on a dataset, if it is comparable.
 
     Only its backbone and shots have to be the published ones.
     """
-    given = config.flat()
-    settings = {key: given[key] for key in ("backbone.name", "backbone.pretrained", "data.shots")}
     if is_file(config.method) or unlike_published(dataset):
         return None
-    series = beside("base-to-new", Config(method=config.method).override(settings))
-    return harmonic(series.figures.get(dataset.name, {})) if series else None
-
-
-def harmonic(figures: Mapping[str, float]) -> float | None:
-    """Return the published H, or that of the published base and new accuracy.
-
-    Example:
-        >>> harmonic({"base": 83.37, "new": 62.97})
-        71.75
-    """
-    if "H" in figures or not {"base", "new"} <= figures.keys():
-        return figures.get("H")
-    return round(harmonic_mean({key: figures[key] for key in ("base", "new")}), 2)
+    same = {"backbone": config.backbone, "data": config.data}
+    series = beside("base-to-new", Config(method=config.method, **same))
+    return series.at(dataset.name).get(HARMONIC) if series else None

@@ -1,0 +1,151 @@
+"""Protocols of the field, the jobs that a request needs, and their results in their folders."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometar.comparison.runs import FinishedRun
+from prometar.config.settings import Config, differences, load_config, parse
+from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.catalog import file_name
+from prometar.data.splits.objective import FINAL
+from prometar.errors import UserError
+from prometar.io.files import size_of
+from prometar.metrics import ACCURACY, HARMONIC
+from prometar.training.run_result import read_result
+from tune.execution.jobs import Job, RunSpec
+
+ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant_of)
+VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant_of == "imagenet")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Protocol to compare methods.
+
+    Args:
+        objective: What a run trains and tests on (`prometar.data.splits.objective`).
+        datasets: Default datasets. With a source, they are tested on only.
+        source: Dataset that all runs train on; None: each dataset is trained on by itself.
+        shots: Default training images per class. Several numbers make one column each.
+    """
+
+    objective: str
+    datasets: tuple[str, ...]
+    source: str | None = None
+    shots: tuple[int, ...] = (16,)
+
+
+PROTOCOLS = {
+    "base-to-new": Protocol(FINAL, ELEVEN),
+    "cross-dataset": Protocol("all_classes", tuple(n for n in ELEVEN if n != "imagenet"), source="imagenet"),
+    "domain-generalisation": Protocol("all_classes", VARIANTS, source="imagenet"),
+    "few-shot": Protocol("all_classes", ELEVEN, shots=(1, 2, 4, 8, 16)),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Request of `prometar reproduce`.
+
+    Args:
+        name: Of the protocol.
+        datasets: Datasets to train on. With a source, they are tested on only.
+        configs: One configuration per method, complete except for dataset, shots and seed.
+        seeds: Seeds of the few-shot split, the prompts and the order of the images.
+        shots: Training images per class.
+        source: Dataset that all runs train on, if the protocol has one.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    configs: Mapping[str, Config]
+    seeds: tuple[int, ...]
+    shots: tuple[int, ...]
+    source: str | None = None
+
+    @property
+    def protocol(self) -> Protocol:
+        return PROTOCOLS[self.name]
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Datasets that runs train on."""
+        return (self.source,) if self.source else self.datasets
+
+    @property
+    def all_datasets(self) -> tuple[str, ...]:
+        """Datasets in the order of the table."""
+        return tuple(dict.fromkeys((*self.trained_on, *self.datasets)))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table."""
+        if len(self.protocol.shots) > 1:
+            return tuple(map(shots_column, self.shots))
+        return ("base", "new", HARMONIC) if self.protocol.objective == FINAL else (ACCURACY,)
+
+    @property
+    def config(self) -> Config:
+        """Configuration of the first method. All methods share backbone and data."""
+        return next(iter(self.configs.values()))
+
+    def jobs(self, folder: Path, untrained: Collection[str], missing: Collection[str] = ()) -> list[Job]:
+        """Return the jobs of one run each, dataset by dataset.
+
+        Args:
+            folder: Folder of the runs. Equal runs of several protocols share one folder in it.
+            untrained: Methods that train nothing. They run once.
+            missing: Datasets that cannot be opened.
+        """
+        objective = self.protocol.objective
+        targets = tuple(name for name in self.datasets if name not in missing) if self.source else ()
+        jobs = []
+        for dataset in (name for name in self.trained_on if name not in missing):
+            for shots in self.shots:
+                for method, config in self.configs.items():
+                    for seed in self.seeds if method not in untrained else self.seeds[:1]:
+                        if method in untrained and shots != self.shots[0]:
+                            continue
+                        one = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
+                        name = f"{objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
+                        spec = RunSpec(one.completed().model_dump(mode="json"), str(folder / name), targets)
+                        title = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
+                        jobs.append(Job(title, (spec,), objective))
+        return jobs
+
+
+def shots_column(shots: int) -> str:
+    """Return the column of a number of shots.
+
+    Example:
+        >>> shots_column(1), shots_column(16)
+        ('1 shot', '16 shots')
+    """
+    return f"{shots} shot{'s' * (shots != 1)}"
+
+
+def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
+    """Return the result of a job, or None if it is missing or corrupt: then the job is run again.
+
+    Args:
+        digests: Digests of the splits, by dataset.
+
+    Raises:
+        UserError: the run in the job's folder has other settings, or was tested on another split.
+    """
+    (spec,) = job.runs
+    folder, config = Path(spec.folder), parse(spec.config, where=job.name)
+    if size_of(folder / "config.yaml") is None:
+        return None
+    if changed := differences(load_config(folder / "config.yaml").flat(), config.flat()):
+        raise UserError(f"{folder} has other settings ({changed}). Repeat them, or pass another --out.")
+    try:
+        result = read_result(folder)
+    except UserError:
+        return None
+    splits = {config.data.name: result.data, **{name: test.data for name, test in result.tests.items()}}
+    for name, digest in splits.items():
+        if digests.get(name, digest) != digest:
+            raise UserError(f"{folder} has another split of {name}. Restore it, or pass another --out.")
+    return FinishedRun(folder, config, result)

@@ -1,0 +1,108 @@
+"""A grid from beginning to end: check it, run what is missing, make the tables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from prometar.clip.openclip import load_backbone
+from prometar.comparison.render import print_comparison
+from prometar.data.datasets.catalog import open_dataset, require_outside
+from prometar.data.datasets.dataset import Dataset
+from prometar.data.splits.objective import Problem, problem
+from prometar.distributed.local_ray import start_ray
+from prometar.errors import UserError, WorkError, one_line
+from prometar.io.files import resolved
+from prometar.io.lock import locked
+from prometar.methods.prompts import NoPrompts
+from prometar.methods.smoke_test import smoke_test
+from prometar.training.memory import Footprint
+from tune.config import ResourcesConfig
+from tune.execution.executor import ExecutionContext, run_jobs
+from tune.execution.jobs import Job, ListedJobs
+from tune.execution.live import LiveView
+from tune.execution.resources import plan_resources
+from tune.reproduce.figures import build_table, collect, pair_methods
+from tune.reproduce.grid import Grid, read_run
+from tune.reproduce.published import unlike_published
+from tune.reproduce.render import print_table, write_tables
+
+
+def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
+    """Run or resume a grid, then print and write its table and the paired comparison.
+
+    Raises:
+        UserError: the request is wrong, or runs in the folder were made with other settings.
+        WorkError: something could not be run. The tables contain the rest.
+    """
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    out = resolved(out)
+    for name in grid.all_datasets:
+        require_outside(out, name, grid.config.data.root)
+    datasets, problems, missing = _open(grid)
+    clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
+    methods = {name: smoke_test(config, clip) for name, config in grid.configs.items()}
+    untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
+    jobs = grid.jobs(out / "runs", untrained, missing)
+    digests = {name: dataset.digest for name, dataset in datasets.items()}
+    with locked(out, f"the grid {out}"):
+        left = [job for job in jobs if not _is_done(job, digests)]
+        listed = ListedJobs(left)
+        if left:
+            nodes = start_ray(address=address)
+            on_gpu = resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
+            footprint = Footprint.of(clip, problems)
+            memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
+            plan, planned = plan_resources(nodes, resources, len(left), "all that are left", memory, "run")
+        console.print(f"{grid.name} in {out}: {len(jobs)} runs, {len(jobs) - len(left)} are done")
+        for reason in missing.values():
+            console.print(f"left out: {reason}")
+        if left:
+            console.print(planned)
+            with LiveView(console, grid.name, len(jobs), len(jobs) - len(left), compared=False) as view:
+                run_jobs(listed, ExecutionContext(plan, console), [view])
+        results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
+        notes = [
+            *(f"{name} was left out: {reason}" for name, reason in missing.items()),
+            *(f"{name} failed: {reason}" for name, reason in listed.failures.items()),
+        ]
+        uncited = {name: why for name, dataset in datasets.items() if (why := unlike_published(dataset))}
+        table = build_table(grid, results, uncited=uncited, notes=notes)
+        pairs = pair_methods(grid, results)
+        print_table(table, console)
+        if pairs.differences:
+            print_comparison(pairs, console)
+        paths = write_tables(table, pairs, out / grid.name)
+    console.print(f"written: {', '.join(map(str, paths))}")
+    if notes:
+        raise WorkError(
+            "Some runs are missing, see above. Fix the cause, then rerun the same command to resume."
+        )
+
+
+def _is_done(job: Job, digests: Mapping[str, str]) -> bool:
+    run = read_run(job, digests)
+    return run is not None and set(job.runs[0].targets) <= run.result.tests.keys()
+
+
+def _open(grid: Grid) -> tuple[dict[str, Dataset], list[Problem], dict[str, str]]:
+    """Return the datasets that can be used, the images to train on, and why other datasets cannot be used.
+
+    Raises:
+        UserError: no dataset can be trained on.
+    """
+    datasets, problems, missing = dict[str, Dataset](), list[Problem](), dict[str, str]()
+    for name in grid.all_datasets:
+        try:
+            dataset = open_dataset(name, grid.config.data.root)
+            if name in grid.trained_on:
+                shots, seed = max(grid.shots), grid.seeds[0]
+                problems.append(problem(grid.protocol.objective, dataset, shots=shots, seed=seed))
+            elif not dataset.test:
+                raise UserError(f"{name} has no test images")
+            datasets[name] = dataset
+        except UserError as error:
+            missing[name] = one_line(str(error))
+    if missing.keys() >= set(grid.trained_on):
+        raise UserError(f"No dataset can be trained on. {next(iter(missing.values()))}")
+    return datasets, problems, missing
