@@ -16,7 +16,6 @@ from moto import mock_aws
 from ray.autoscaler._private.aws import config as ray_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.support.launcher_models import Machine
 from tests.support.shipped import IMAGE, damaged, text_of
 
 FILES = ("aws.yaml", "gcp.yaml", "onprem.yaml")
@@ -65,7 +64,7 @@ def _check_machines(config: dict[str, Any]) -> None:
 def _check_machine(cloud: str, machine: dict[str, Any]) -> bool:
     """Whether it is a spot machine."""
     if cloud == "gcp":
-        return Machine.model_validate(machine).scheduling is not None
+        return bool(machine.get("scheduling", {}).get("provisioningModel") == "SPOT")
     shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
     machine = dict(machine)
     machine["SubnetId"], *_ = machine.pop("SubnetIds", [""])  # Ray tries them in turn
@@ -87,7 +86,6 @@ def test_launcher_file(name: str) -> None:
     ("old", "new", "message"),
     [
         ("cluster_name:", "clustername:", "'clustername' was unexpected"),
-        ("run_options:", "options:", "'options' was unexpected"),
         (IMAGE, "registry.example.com/prometar:latest", "another image"),
         ("--num-cpus=0", "", "head would run trials"),
         ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard is open"),
@@ -107,15 +105,10 @@ def test_damage_is_refused(name: str, old: str, new: str, message: str) -> None:
     ("name", "old", "new", "message"),
     [
         ("aws.yaml", "SecurityGroupIds: [YOUR_GROUP]", "", "open to the world"),
-        ("aws.yaml", "SubnetIds:", "SubNetIds:", 'Unknown parameter in input: "SubNetIds"'),
         ("aws.yaml", "HttpTokens", "HttpToken", "HttpToken"),
         ("aws.yaml", "MarketType: spot", "MarketType: capacity-block", "workers are spot"),
         ("aws.yaml", "CPU: 0, GPU: 0", "CPU: 4, GPU: 0", "on workers with GPUs alone"),
-        ("aws.yaml", "head_node_type: head", "head_node_type: boss", "must be one of"),
-        ("gcp.yaml", "networkInterfaces", "networkInterface", "Extra inputs are not permitted"),
-        ("gcp.yaml", "      scheduling:\n", "      schedule:\n", "Extra inputs are not permitted"),
-        ("gcp.yaml", "automaticRestart: false", "automaticRestart: true", "Input should be False"),
-        ("gcp.yaml", "diskTypes/pd-balanced", "diskTypes/pd-standard", "String should match pattern"),
+        ("gcp.yaml", "      scheduling:\n", "      schedule:\n", "workers are spot"),
         ("gcp.yaml", "CPU: 8, GPU: 1", "CPU: 8, GPU: 0", "on workers with GPUs alone"),
         ("onprem.yaml", "head_ip", "head_address", "head_ip"),
     ],

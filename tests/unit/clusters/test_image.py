@@ -1,7 +1,6 @@
 """The image, the job files and the scripts: one Ray, one Python, and linters that know their languages."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,8 @@ import ray
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 from ray.runtime_env import RuntimeEnv
 
-from tests.support.anyscale_models import Job
 from tests.support.shipped import (
     CLUSTERS,
     PYPROJECT,
@@ -31,54 +28,47 @@ from tests.support.shipped import (
 BASE = f"rayproject/ray:{RAY_VERSION}-py{PYTHON_VERSION.replace('.', '')}-gpu"
 
 
-def instructions(text: str) -> list[tuple[str, str]]:
-    """A Dockerfile as (instruction, its arguments in one line)."""
+def instructions(text: str) -> dict[str, list[str]]:
+    """Arguments of a Dockerfile's instructions, each in one line."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    joined = "\n".join(lines).replace("\\\n", " ")
-    return [
-        (name.upper(), rest.strip()) for name, _, rest in (row.partition(" ") for row in joined.splitlines())
-    ]
+    found: dict[str, list[str]] = {}
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        name, _, rest = line.partition(" ")
+        found.setdefault(name, []).append(rest.strip())
+    return found
 
 
-def check_image(text: str, root: Path = ROOT) -> None:
-    """The Dockerfile of this project's image.
-
+def check_image(text: str) -> None:
+    """
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: what is wrong with the Dockerfile of this project's image.
     """
     steps = instructions(text)
-    of = {name: [rest for step, rest in steps if step == name] for name, _ in steps}
-    if (of["ARG"][0], of["FROM"]) != (f"BASE={BASE}", ["${BASE}"]):
-        raise ValueError(f"built from {of['ARG']}, expected {BASE}")
-    if not of.get("USER") or of["USER"][-1].split(":")[0] in {"root", "0"}:
-        raise ValueError("the image runs as root")
-    for command in of["RUN"]:
-        if re.search(r"\b(curl|wget)\b.*\|", command):
-            raise ValueError(f"runs what it downloads: {command}")
-    sources = [word for copy in of["COPY"] for word in shlex.split(copy)[:-1] if not word.startswith("--")]
-    for source in sources:
-        if not (root / source).exists():
-            raise ValueError(f"copies {source}, which is not there")
+    sources = {word for copy in steps["COPY"] for word in copy.split()[:-1] if not word.startswith("--")}
     needed = {
-        "pyproject.toml",
         PYPROJECT["readme"],
         *PYPROJECT["license-files"],
+        "pyproject.toml",
         "prometar",
         "tune",
         "clusters",
     }
-    if missing := needed - set(sources):
-        raise ValueError(f"does not copy {sorted(missing)}")
-    installed = [Requirement(w) for command in of["RUN"] for w in shlex.split(command) if w.startswith("ray")]
-    pins = {(r.extras == ray_requirement().extras, str(r.specifier)) for r in installed}
-    if pins != {(True, f"=={RAY_VERSION}")}:
-        raise ValueError(f"does not keep Ray at {RAY_VERSION} with pyproject.toml's extras")
-    if "AUTH=token" not in of["ARG"] or "RAY_AUTH_MODE=${AUTH}" not in " ".join(of["ENV"]):
-        raise ValueError("token authentication is off")
-    if of["WORKDIR"] != ["/home/ray/prometar", "/home/ray"]:
-        raise ValueError("the code is not where the jobs look, or Ray does not start where Anyscale wants it")
-    if "HOME=/home/ray" not in " ".join(of["ENV"]):
-        raise ValueError("the launcher would mount the token below /root")
+    installed = [Requirement(w.strip("'\"")) for run in steps["RUN"] for w in run.split() if "ray[" in w]
+    rules = {
+        "another Ray": (steps["ARG"][0], steps["FROM"]) == (f"BASE={BASE}", ["${BASE}"]),
+        "the image runs as root": steps["USER"][-1].split(":")[0] not in {"root", "0"},
+        "runs what it downloads": not re.search(r"\b(curl|wget)\b.*\|", " ".join(steps["RUN"])),
+        "copies too little": needed <= sources and all((ROOT / source).exists() for source in sources),
+        "does not keep Ray": [(r.extras, str(r.specifier)) for r in installed]
+        == [(ray_requirement().extras, f"=={RAY_VERSION}")],
+        "authentication is off": "AUTH=token" in steps["ARG"]
+        and "RAY_AUTH_MODE=${AUTH}" in " ".join(steps["ENV"]),
+        "Ray does not start where Anyscale wants it": steps["WORKDIR"] == ["/home/ray/prometar", "/home/ray"],
+        "the launcher would mount the token below /root": "HOME=/home/ray" in " ".join(steps["ENV"]),
+    }
+    for what, holds in rules.items():
+        if not holds:
+            raise ValueError(what)
 
 
 def test_image() -> None:
@@ -88,17 +78,11 @@ def test_image() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (BASE, "rayproject/ray:latest", "built from"),
-        (BASE, "rayproject/ray:2.60.0-py312-gpu", "built from"),
+        (BASE, "rayproject/ray:latest", "another Ray"),
         ("USER 1000", "USER root", "runs as root"),
-        ("RUN pip", "RUN curl -sS example.com/x | sh && pip", "runs what it downloads"),
-        ("README.md LICENSE", "README.md LICENCE", "copies LICENCE, which is not there"),
-        ("COPY --chown=1000:100 tune ./tune\n", "", r"does not copy \['tune'\]"),
-        ("==2.60.0", "==2.59.0", "does not keep"),
-        ("AUTH=token", "AUTH=disabled", "authentication is off"),
+        ("COPY --chown=1000:100 tune ./tune\n", "", "copies too little"),
+        ("==2.60.0", "==2.59.0", "does not keep Ray"),
         ("RAY_AUTH_MODE=${AUTH}", "RAY_AUTH_MODE=disabled", "authentication is off"),
-        ("WORKDIR /home/ray\n", "WORKDIR /tmp\n", "where Anyscale wants it"),
-        ("HOME=/home/ray", "HOUSE=/home/ray", "below /root"),
     ],
 )
 def test_damage_of_the_image_is_refused(old: str, new: str, message: str) -> None:
@@ -106,34 +90,19 @@ def test_damage_of_the_image_is_refused(old: str, new: str, message: str) -> Non
         check_image(damaged("Dockerfile", old, new))
 
 
-def lint(tool: str, file: Path) -> subprocess.CompletedProcess[str]:
-    """A linter that its package puts beside python."""
+@pytest.mark.parametrize(("tool", "name"), [("hadolint", "Dockerfile"), ("shellcheck", "slurm.sh")])
+def test_linters(tool: str, name: str) -> None:
     program = Path(sys.executable).with_name(tool)
     if not program.exists():
         pytest.skip(f"{tool} is not installed (pip install '.[dev]')")
-    return subprocess.run([program, file], capture_output=True, text=True, timeout=60)
-
-
-@pytest.mark.parametrize(
-    ("tool", "name", "old", "new", "message"),
-    [
-        ("hadolint", "Dockerfile", "--no-cache-dir", "", "DL3042"),
-        ("shellcheck", "slurm.sh", 'rm -f "$ended"', "rm -f $ended", "SC2086"),
-    ],
-)
-def test_linters(tool: str, name: str, old: str, new: str, message: str, tmp_path: Path) -> None:
-    found = lint(tool, CLUSTERS / name)
+    found = subprocess.run([program, CLUSTERS / name], capture_output=True, text=True, timeout=60)
     assert (found.returncode, found.stdout) == (0, "")
-    worse = tmp_path / name
-    worse.write_text(damaged(name, old, new))
-    assert message in lint(tool, worse).stdout
 
 
 def test_one_ray_and_one_python() -> None:
-    assert Version(RAY_VERSION) in ray_requirement().specifier
     pins = re.findall(r"ray\[[\w,]+\]==([\d.]+)", text_of("README.md") + text_of("Dockerfile"))
     assert pins == [RAY_VERSION] * 2, "on Slurm and in the image"
-    assert ray_requirement().specifier.contains(ray.__version__)
+    assert all(ray_requirement().specifier.contains(each) for each in (RAY_VERSION, ray.__version__))
     assert SpecifierSet(PYPROJECT["requires-python"]).contains(PYTHON_VERSION)
     for file in sorted(CLUSTERS.rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
@@ -162,32 +131,11 @@ def test_readme_names_every_file_and_its_studies_have_options_that_exist() -> No
         check_study(command, "/mnt/shared")
 
 
-def check_anyscale(text: str) -> None:
-    """The Anyscale job.
-
-    Raises:
-        ValueError: what is wrong with it.
-    """
-    job = Job.model_validate(yaml.safe_load(text))
-    if not job.image_uri.endswith(f":{TAG}"):
-        raise ValueError(f"{job.image_uri} is not of Ray {RAY_VERSION} and Python {PYTHON_VERSION}")
-    check_study(job.entrypoint, "/mnt/shared_storage")
-
-
 def test_anyscale() -> None:
-    check_anyscale(text_of("anyscale.yaml"))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("max_retries: 4", "max_retry: 4", "Extra inputs are not permitted"),
-        ("market_type: PREFER_SPOT", "market_type: CHEAP", "Input should be"),
-        ("CPU: 0", "CPU: 4", "Input should be 0"),
-        ("anyscale:ray2.60.0-py311", "anyscale:ray2.60.0-py310", "is not of Ray"),
-        ("shared_storage/prometar/out", "cluster_storage/out", "is lost with the cluster"),
-    ],
-)
-def test_damage_of_the_anyscale_job_is_refused(old: str, new: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_anyscale(damaged("anyscale.yaml", old, new))
+    job = yaml.safe_load(text_of("anyscale.yaml"))
+    check_study(job["entrypoint"], "/mnt/shared_storage")
+    assert job["image_uri"].endswith(f":{TAG}")
+    assert job["max_retries"] >= 1
+    compute = job["compute_config"]
+    assert compute["head_node"]["resources"] == {"CPU": 0, "GPU": 0}, "the head would run trials"
+    assert {each["market_type"] for each in compute["worker_nodes"]} == {"PREFER_SPOT"}

@@ -23,21 +23,20 @@ def asked(monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException) 
     return ended.value.code
 
 
-def test_a_command_that_is_not_there_waits_for_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    never = AssertionError("machines were asked for")
-    assert asked(monkeypatch, "nosuchcommand", never) == "error: no command 'nosuchcommand' on this machine"
-
-
 @pytest.mark.parametrize(
-    ("raised", "code"),
+    ("command", "raised", "code"),
     [
-        (MISMATCH, "error: Version mismatch: The cluster was started with: Ray: 2.59.0"),
-        (KeyboardInterrupt(), 130),
-        (TimeoutError("the cluster has 0 of 1 CPUs"), "error: the cluster has 0 of 1 CPUs"),
+        ("nosuchcommand", AssertionError("machines were requested"),
+         "error: no command 'nosuchcommand' on this machine"),
+        (sys.executable, MISMATCH, "error: Version mismatch: The cluster was started with: Ray: 2.59.0"),
+        (sys.executable, KeyboardInterrupt(), 130),
+        (sys.executable, TimeoutError("0 of 1 CPUs"), "error: 0 of 1 CPUs"),
     ],
-)
-def test_waiting_in_vain(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: object) -> None:
-    assert asked(monkeypatch, sys.executable, raised) == code
+)  # fmt: skip
+def test_waiting_in_vain(
+    monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException, code: object
+) -> None:
+    assert asked(monkeypatch, command, raised) == code
 
 
 @pytest.mark.parametrize("option", ["--cpus=-1", "--gpus=-1", "--minutes=nan", "--minutes=inf"])

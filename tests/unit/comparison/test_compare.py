@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from prometar import runs
 from prometar.cli.app import main
 from prometar.config.settings import Config, configure, dump_config
 from prometar.metrics import harmonic_mean
@@ -108,14 +107,8 @@ def test_settings_distinguish_runs_of_a_method(said: Any, tmp_path: Path) -> Non
     assert "a method minus coop optim.lr=0.1 in points" in text
     assert "coop optim.lr=0.002 " in text
     assert "Not paired: coop optim.lr=0.1 has no run on eurosat." in text
-
-
-def test_missing_and_unfinished_runs_are_left_out(said: Any, tmp_path: Path) -> None:
-    out = grid(tmp_path / "out")
-    (out / "coop" / "dtd-2" / "result.json").unlink()
-    status, text, _ = said(out)
-    assert status == 0
-    assert "- Not paired: coop has no run on dtd with seed 2." in text.splitlines()
+    write(tmp_path / "small", config_of("prometar", 1, **{"data.shots": 4}), base=60.0, new=50.0)
+    assert "Different data.shots: coop 16, prometar 4." in said(out / "coop", tmp_path / "small")[1]
 
 
 def test_runs_that_are_not_comparable(said: Any, tmp_path: Path) -> None:
@@ -145,9 +138,7 @@ def test_folders_of_images_are_different_datasets(said: Any, tmp_path: Path) -> 
     assert "2 datasets" in said(tmp_path)[1]
 
 
-@pytest.mark.parametrize(
-    "change", [{"accuracies": {"base": 1e999}}, {"classnames": 3}, {"objective": None}, None]
-)
+@pytest.mark.parametrize("change", [{"accuracies": {"base": 1e999}}, {"classnames": 3}, None])
 def test_a_corrupt_record_is_rejected(change: dict[str, Any] | None, said: Any, tmp_path: Path) -> None:
     out, table = grid(tmp_path / "out", seeds=(1,)), tmp_path / "pairs.csv"
     path = out / "coop" / "dtd-1" / "result.json"
@@ -170,29 +161,4 @@ def test_hostile_names_are_printed_as_text(said: Any, tmp_path: Path) -> None:
     out = grid(tmp_path / "out", seeds=(1,))
     write(tmp_path / "other", config_of("coop", **{"prompts.init": HOSTILE}), base=1.0, new=1.0)
     status, text, _ = said(out, tmp_path / "other")
-    assert status == 0
-    assert "\x1b" not in text
-    assert "<script>" in text
-
-
-def test_settings_that_methods_differ_in_are_noted(said: Any, tmp_path: Path) -> None:
-    for method, settings in (("vpt", {"data.shots": 4}), ("prometar", {"backbone.name": "ViT-B-32"})):
-        write(tmp_path / method, config_of(method, **settings), base=60.0, new=50.0)
-    _, text, _ = said(tmp_path)
-    assert "Different data.shots: prometar 16, vpt 4." in text
-    assert "Different backbone.name: prometar ViT-B-32, vpt mini." in text
-
-
-def test_real_runs(said: Any, small_dtd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {}
-    for method, seed in (("zero-shot", 7), ("coop", 1), ("coop", 2)):
-        settings = {"data.root": str(small_dtd), "data.shots": 1, "train.epochs": 1}
-        found = runs.train_run(config_of(method, seed, **settings), tmp_path / f"{method}-{seed}")
-        figures[method, seed] = found["base"]
-    status, _, err = said(tmp_path, "--csv", tmp_path / "pairs.csv")
-    assert (status, err) == (0, "")
-    with (tmp_path / "pairs.csv").open() as file:
-        (row,) = [r for r in csv.DictReader(file) if (r["column"], r["n"], r["dataset"]) == ("base", "2", "")]
-    expected = [figures["zero-shot", 7] - figures["coop", seed] for seed in (1, 2)]
-    assert (row["method"], row["reference"], row["unit"]) == ("zero-shot", "coop", "seeds")
-    assert float(row["difference"]) == pytest.approx(sum(expected) / 2, abs=1e-4)
+    assert (status, "\x1b" in text, "<script>" in text) == (0, False, True)
