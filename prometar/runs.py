@@ -37,7 +37,6 @@ def train_run(
     objective: str = FINAL,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     watch: Watch | None = None,
-    stream: Stream = stream_local,
 ) -> dict[str, Any]:
     """Train and test a run, from the folder's checkpoint if there is one. Return the last epoch's record.
 
@@ -45,7 +44,6 @@ def train_run(
         objective: Images and scores (`prometar.data.splits.objective`).
         on_epoch: Receives each epoch's record.
         watch: Receives the state and the batch before each step.
-        stream: Makes the batches.
     Raises:
         UserError: an error in the configuration, the data or the weights.
         WorkError: the folder contains another run, or the loss is not finite.
@@ -55,7 +53,7 @@ def train_run(
     _require_free(folder, described, objective)  # before the data and the weights are loaded
     run = build_run(config, objective)
     with locked(folder, f"the run {folder}"):
-        session = Session(run, folder, stream, watch)
+        session = Session(run, folder, watch=watch)
         write_atomically(folder / "config.yaml", described)
         with closing(session):
             while not session.finished:

@@ -49,12 +49,6 @@ class Difference:
         """95% t-interval, or None for a single value."""
         return t_interval(self.values)
 
-    @property
-    def wins_ties_losses(self) -> tuple[int, int, int]:
-        """Number of datasets on which the method is above, equal to and below the reference."""
-        signs = [(value > 0) - (value < 0) for value in _means(self.by_dataset)]
-        return signs.count(1), signs.count(0), signs.count(-1)
-
 
 @dataclass(frozen=True)
 class Comparison:

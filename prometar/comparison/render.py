@@ -12,15 +12,14 @@ from prometar.comparison.paired import Comparison
 from prometar.metrics import HARMONIC, t_interval
 
 _HEAD = (
-    "column", "method", "reference", "dataset", "unit", "n", "difference", "low", "high", "wins", "ties",
-    "losses", "p", "p_holm",
+    "column", "method", "reference", "dataset", "unit", "n", "difference", "low", "high", "p", "p_holm"
 )  # fmt: skip
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print a table with one row per column and method, then how to read it."""
     table = Table("", "method", box=None, pad_edge=False)
-    for name in ("difference", "95% CI", "n", "p", "p (Holm)", "w–t–l"):
+    for name in ("difference", "95% CI", "n", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in comparison.differences:
         interval = each.interval
@@ -31,13 +30,12 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             f"[{interval.low:+.2f}, {interval.high:+.2f}]" if interval else "–",
             f"{len(each.values)} {each.unit}",
             *("–" if p is None else f"{p:.3f}" for p in (each.p, each.p_holm)),
-            "–".join(map(str, each.wins_ties_losses)),
         )
     notes = [
         f"Each row is a method minus {comparison.reference} in points, paired by dataset and seed. "
         "The mean is over seeds, then over datasets.",
         "p: two-sided Wilcoxon signed-rank test over datasets. It is at least 2 / 2^n for n datasets.",
-        "p (Holm): corrected for all methods of the column. w–t–l: datasets won, tied and lost.",
+        "p (Holm): corrected for all methods of the column.",
     ]
     if any(each.column == HARMONIC for each in comparison.differences):
         notes.append("H is computed per run, so its difference may not equal that of the averages' H.")
@@ -51,10 +49,9 @@ def as_csv(comparison: Comparison) -> str:
     rows: list[tuple[object, ...]] = [_HEAD]
     for each in comparison.differences:
         names = (each.column, each.method, comparison.reference)
-        tests = (*each.wins_ties_losses, decimal(each.p), decimal(each.p_holm))
-        rows.append((*names, "", each.unit, *_figures(each.values), *tests))
+        rows.append((*names, "", each.unit, *_figures(each.values), decimal(each.p), decimal(each.p_holm)))
         for dataset, by_seed in each.by_dataset.items():
-            rows.append((*names, dataset, "seeds", *_figures(by_seed), *[""] * len(tests)))
+            rows.append((*names, dataset, "seeds", *_figures(by_seed), "", ""))
     return csv_text(rows)
 
 

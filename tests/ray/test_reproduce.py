@@ -92,7 +92,7 @@ def test_problems_are_named_and_the_rest_is_run(
     assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out
     assert "tests/0_0.jpg" in text.out
     rows = table(out, "base-to-new")
-    assert [rows[name, "zero-shot", "H"]["n"] for name in ("dtd", "eurosat", "ucf101")] == ["0", "1", "0"]
+    assert [dataset for dataset, _, column in rows if column == "H"] == ["eurosat"]
     assert "ucf101 was left out" in (out / "base-to-new" / "table.md").read_text().replace("\\", "")
     write_copy("ucf101", root)
     assert reproduce("base-to-new", root, out, *args) == 1

@@ -68,19 +68,17 @@ def _cell(figure: Figure | None, separator: str) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Return one line per figure."""
+    """Return one line per figure that there is."""
     fields = ("n", "mean", "sd", "low", "high", "published", "difference")
     rows: list[tuple[object, ...]] = [("protocol", "dataset", "method", "column", *fields)]
     for dataset, method, figures in table.rows:
         for column in table.columns:
-            names, figure = (table.protocol, dataset, method, column), figures.get(column)
-            if figure is None:
-                rows.append((*names, 0, *[""] * 6))
+            if (figure := figures.get(column)) is None:
                 continue
             low, high = (figure.interval.low, figure.interval.high) if figure.interval else (None, None)
             difference = None if figure.published is None else figure.mean - figure.published
             numbers = (figure.mean, figure.sd, low, high, figure.published, difference)
-            rows.append((*names, figure.n, *map(decimal, numbers)))
+            rows.append((table.protocol, dataset, method, column, figure.n, *map(decimal, numbers)))
     return csv_text(rows)
 
 
