@@ -30,7 +30,7 @@ from prometar.data.datasets.sources import FolderSource
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import StreamOptions, stream, stream_local
 from prometar.data.streaming.transforms import TransformSpec, apply
-from prometar.distributed.local_ray import start_ray
+from tune.execution.local_ray import start_ray
 
 Images = NDArray[np.uint8]
 Pass = Callable[[], Iterator[Images]]

@@ -20,8 +20,8 @@ import ray
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 
 from prometar.config.settings import configure
-from prometar.distributed.local_ray import start_ray
 from tune.execution.jobs import Job, RunSpec
+from tune.execution.local_ray import start_ray
 from tune.execution.resources import ResourcePlan
 from tune.execution.worker import Task, TrialWorker
 

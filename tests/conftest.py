@@ -22,7 +22,7 @@ from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from prometar.distributed.local_ray import own_signal_handlers
+from tune.execution.local_ray import own_signal_handlers
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from prometar.config.settings import differences
-from prometar.distributed.local_ray import configure_ray
 from prometar.errors import UserError, WorkError
 from tune.config import StudyConfig
+from tune.execution.local_ray import configure_ray
 from tune.records.folder import Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, SettingsUnderTest, StudyRecord, by_score
 from tune.stages.plan import StudyPlan, load_contents, plan_study
@@ -206,8 +206,8 @@ class Study:
         plan = self.plan()
         contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
-        from prometar.distributed.local_ray import start_ray
         from tune.execution.executor import ExecutionContext
+        from tune.execution.local_ray import start_ray
         from tune.execution.resources import study_plan
 
         with self.folder.lock():

@@ -17,7 +17,7 @@ import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
 signal.signal(signal.SIGTERM, lambda *_: print("terminate"))
 from tests.cluster.test_local_ray import listening
-from prometar.distributed.local_ray import start_ray
+from tune.execution.local_ray import start_ray
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as a batch system allots it
 (node,) = start_ray()
 print(node["CPU"])

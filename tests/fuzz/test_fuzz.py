@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from prometar.cli.app import main as prometar_main
-from prometar.distributed import local_ray
 from prometar.errors import WorkError
 from tests.fuzz.mutations import WORDS
 from tests.fuzz.targets import TARGETS, Target, furnish
 from tune.config import OPTIONS as STUDY_OPTIONS
+from tune.execution import local_ray
 from tune.search import main as search_main
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))

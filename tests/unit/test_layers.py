@@ -25,7 +25,6 @@ PACKAGES = (
     "prometar.step",
     "prometar.training",
     "prometar.inference", "prometar",
-    "prometar.distributed",
     "prometar.analysis",
     "prometar.runs",
     "prometar.comparison",
@@ -48,9 +47,7 @@ ENTRANCES = {
     "transformers": set(),
     "huggingface_hub": {"prometar/inference/hub.py"},
     "optuna": {"tune/store/", "tune/report/optuna_study.py", "tune/report/plots.py"},
-    "ray": {
-        "prometar/data/streaming/raystream.py", "prometar/distributed/", "tune/execution/",
-    },
+    "ray": {"prometar/data/streaming/raystream.py", "tune/execution/"},
     "pyarrow": {
         "prometar/io/stores.py", "prometar/data/datasets/sources.py",
         "prometar/data/preparation/prepare.py", "prometar/data/streaming/raystream.py",

@@ -9,7 +9,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from prometar.distributed.local_ray import head_is_gone, own_node_is_gone, started_here
+from tune.execution.local_ray import head_is_gone, own_node_is_gone, started_here
 
 RESUME = "Rerun the same command to resume."
 RAY_DIED = f"Ray died on this machine. {RESUME}"

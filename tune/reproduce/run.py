@@ -10,7 +10,6 @@ from prometar.comparison.render import print_comparison
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem
-from prometar.distributed.local_ray import start_ray
 from prometar.errors import UserError, WorkError, one_line
 from prometar.io.files import resolved
 from prometar.io.lock import locked
@@ -21,6 +20,7 @@ from tune.config import ResourcesConfig
 from tune.execution.executor import ExecutionContext, run_jobs
 from tune.execution.jobs import Job, ListedJobs
 from tune.execution.live import LiveView
+from tune.execution.local_ray import start_ray
 from tune.execution.resources import plan_resources
 from tune.reproduce.figures import build_table, collect, pair_methods
 from tune.reproduce.grid import Grid, read_run

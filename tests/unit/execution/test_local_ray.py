@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from prometar.distributed import local_ray
-from prometar.distributed.local_ray import own_node_is_gone, start_ray
 from prometar.errors import UserError, WorkError
+from tune.execution import local_ray
+from tune.execution.local_ray import own_node_is_gone, start_ray
 
 Init = Callable[[Callable[..., None]], None]
 
