@@ -126,7 +126,7 @@ class Study:
                 for line in jobs.notices():
                     self.console.print(line)
                 if reason := store.hopeless():
-                    raise WorkError(f"Study stopped: trials fail and none finished ({reason}). {RESUME}")
+                    raise WorkError(f"Stopped: trials fail and none finished ({reason}). {RESUME}")
         records = self.records
         if not records.completed:
             reason = next((trial.reason for trial in records.trials if trial.reason), "all were pruned")

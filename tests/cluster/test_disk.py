@@ -130,7 +130,7 @@ def test_a_worker_whose_disk_fills_up_fails_no_trial(disk: Disk, tmp_path: Path)
         run_fake(out, trials=5, behaviour={"2": "hang"}, settings={"resources.trial_timeout": 300})
     filling.join(90)
     expected = (
-        rf"Study stopped: cannot write {trials}/0002/[\w.-]+: No space left on device.*\. "
+        rf"Stopped: cannot write {trials}/0002/[\w.-]+: No space left on device.*\. "
         r"Rerun the same command to resume\."
     )
     assert re.fullmatch(expected, str(caught.value))

@@ -190,11 +190,11 @@ def test_a_full_disk_stops_the_study_and_blames_no_job(tmp_path: Path) -> None:
         run(tmp_path, source, {"1": "full"})
     folder = tmp_path / "trials/0001"
     assert str(caught.value) == (
-        f"Study stopped: cannot write {folder}: No space left on device. Rerun the same command to resume."
+        f"Stopped: cannot write {folder}: No space left on device. Rerun the same command to resume."
     )
     assert source.ends == [(0, "")]
     (tmp_path / "trials/0003").touch()
-    with pytest.raises(StorageError, match=r"Study stopped: cannot write .*/trials/0003: File exists"):
+    with pytest.raises(StorageError, match=r"Stopped: cannot write .*/trials/0003: File exists"):
         run(tmp_path, Source(fake_job(tmp_path, 3)), {})
 
 
@@ -225,7 +225,7 @@ def test_an_error_of_the_source_comes_out_as_one_line(
             raise RuntimeError("the commit failed") from error
 
     monkeypatch.setattr(Source, where, lose)
-    with pytest.raises(WorkError, match=r"^Study stopped: .*database is locked.*Rerun the same") as caught:
+    with pytest.raises(WorkError, match=r"^Stopped: .*database is locked.*Rerun the same") as caught:
         run(tmp_path, Source(fake_job(tmp_path, 0), fake_job(tmp_path, 1)), {})
     assert "\n" not in str(caught.value)
 

@@ -143,7 +143,7 @@ def test_a_study_of_several_goals_resumes_after_its_storage_was_lost(
     goals = ("base", "seconds")
     with monkeypatch.context() as patched:
         patched.setattr(TrialStore, "report", lose)
-        with pytest.raises(WorkError, match=r"Study stopped: .*database is locked.*Rerun") as caught:
+        with pytest.raises(WorkError, match=r"Stopped: .*database is locked.*Rerun") as caught:
             run_fake(tmp_path, trials=3, goals=goals)
     assert "\n" not in str(caught.value)
     first = records(tmp_path)

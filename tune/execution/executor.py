@@ -83,7 +83,7 @@ def run_jobs(source: JobSource, context: ExecutionContext, observers: Sequence[O
             raise WorkError(RAY_DIED) from None
         cause = dispatcher.error or error  # Tune passes on its text alone
         kind = type(cause) if isinstance(cause, UserError) else WorkError
-        raise kind(f"Study stopped: {_root_cause(cause)}") from cause
+        raise kind(f"Stopped: {_root_cause(cause)}") from cause
     if stopping.ray_died:
         raise WorkError(RAY_DIED)
     if stopping.requested:

@@ -9,6 +9,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from prometar.cli.console import handled
 from tune.execution.local_ray import head_is_gone, own_node_is_gone, started_here
 
 RESUME = "Rerun the same command to resume."
@@ -43,17 +44,13 @@ class Stopping:
         block for ever. Then the process exits.
         """
         over = threading.Event()
-        # Only the main thread may set handlers.
-        signals = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        before = {number: signal.signal(number, self._handle) for number in signals}
-        for watch in (self._watch_head, self._watch_node):
-            threading.Thread(target=watch, args=(over,), daemon=True).start()
-        try:
-            yield
-        finally:
-            over.set()
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        with handled(_SIGNALS, self._handle):
+            for watch in (self._watch_head, self._watch_node):
+                threading.Thread(target=watch, args=(over,), daemon=True).start()
+            try:
+                yield
+            finally:
+                over.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
