@@ -159,19 +159,13 @@ WRONG = [
     (["--protocol", "zero"], "'zero' is not one of 'base-to-new', 'cross-dataset', "),
     (["--methods", "nope"], "unknown method 'nope': choose one of zero-shot, "),
     (["--datasets", "nope"], "unknown dataset 'nope': known are imagenet, "),
-    (["--seeds", "x"], "Invalid value for '--seeds'"),
     (["--shots", "0"], "Invalid value for '--shots'"),
-    (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found 0)"),
     (["--protocol", "few-shot", "--source", "imagenet"], "--source does not apply to the protocol few-shot"),
     (["--shots", "1", "2"], "base-to-new takes one number of --shots, got 2"),
     (["--set", "train.seed=3"], "--set train.seed: use --seeds"),
-    (["--set", "backbone.name=mini"], "--set backbone.name: use --backbone"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate'"),
-    (["--gpus-per-run", "half"], "Invalid value for '--gpus-per-run'"),
     (["--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
     ([], "No dataset can be trained on. dataset 'imagenet' needs its files: pass --data-root DIR"),
-    (["--protocol", "cross-dataset"], "No dataset can be trained on. dataset 'imagenet' needs its files"),
-    (["--datasets", "textures", "--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--datasets", "textures", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
 ]  # fmt: skip
 
@@ -188,19 +182,13 @@ def test_wrong_usage(
     assert not (tmp_path / "out").exists(), "a refused grid leaves nothing behind"
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--cpus-per-run", "64"], "A run needs 64 CPU on one machine, Ray's machines have at most 2 CPU"),
-        (["--gpus-per-run", "1"], "A run needs 1 CPU and 1 GPU on one machine"),
-    ],
-)
 def test_what_ray_has_no_room_for(
-    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
-    assert main(["reproduce", "--datasets", "textures", "--out", str(tmp_path / "grid"), *args]) == 2
+    args = ["--datasets", "textures", "--out", str(tmp_path / "grid"), "--cpus-per-run", "64"]
+    assert main(["reproduce", *args]) == 2
     said = capsys.readouterr()
-    assert message in said.err
+    assert "A run needs 64 CPU on one machine, Ray's machines have at most 2 CPU" in said.err
     assert not said.out
     assert not (tmp_path / "grid").exists()
 
