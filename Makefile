@@ -4,27 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test suite test-fast test-newest fuzz check bench gpu chaos docs constraints dist clean
+.PHONY: install demo test suite test-fast test-newest fuzz check bench gpu chaos docs constraints dist release-check smoke clean
 
 install: $(STAMP)-dev
 
-PIP := $(BIN)/python -m pip install --quiet --quiet
 SAY := "Installing torch, Ray and other packages into $(VENV). The first time takes some minutes."
+INSTALL := .ci/install.sh $(BIN)/python
 
 # Python's bundled pip is slower.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
 
 # Repeated only if the requirements change. The demo installs what it runs, other targets the development tools too.
 $(STAMP): pyproject.toml | $(BIN)/python
 	@echo $(SAY)
-	$(PIP) --editable .
+	$(INSTALL) --editable ".[study]"
 	touch $@
 
 $(STAMP)-dev: pyproject.toml | $(BIN)/python
 	@echo $(SAY)
-	$(PIP) --editable ".[dev]"
+	$(INSTALL) --editable ".[study,cluster]" --group dev
 	touch $(STAMP) $@
 
 demo: $(STAMP)
@@ -34,6 +33,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/deptry . --no-ansi
+	$(BIN)/codespell
 
 test: check suite
 
@@ -95,6 +96,20 @@ constraints: install
 dist: install
 	rm -rf out/dist
 	$(BIN)/python -m build --outdir out/dist
+
+# What must be true before a release is tagged: version, changelog, tag, contents and metadata of the wheel.
+release-check: dist
+	$(BIN)/python .ci/release.py out/dist
+	$(BIN)/twine check --strict out/dist/*
+
+# The wheel in empty environments: without extras prompts load and a run trains; with [study] a study runs.
+smoke: dist
+	rm -rf out/smoke
+	$(PYTHON) -m venv out/smoke
+	.ci/install.sh out/smoke/bin/python $$(ls out/dist/*.whl)
+	cd out/smoke && PYTHONPATH= bin/python $(CURDIR)/.ci/smoke.py
+	.ci/install.sh out/smoke/bin/python "$$(ls out/dist/*.whl)[study]"
+	cd out/smoke && PYTHONPATH= bin/prometar search --trials 2 --epochs 1 --top 0 --final-seeds "1 2" --set data.shots=1
 
 clean:
 	rm -rf .venv out

@@ -15,7 +15,7 @@ CONSTRAINTS, THIRD_PARTY = ROOT / "constraints.txt", ROOT / "THIRD_PARTY.md"
 
 ABOUT_CONSTRAINTS = """\
 # Versions with which all tests have passed (Linux, Python 3.11), as an offer; `make constraints` writes them.
-#   pip install -c constraints.txt -e ".[dev]"
+#   pip install -c constraints.txt -e ".[study]"
 # What other systems need besides (CUDA's libraries, say) is not here, and pip chooses it.
 """
 ABOUT_LICENCES = """\
@@ -31,9 +31,11 @@ writes both.
 
 
 def groups() -> dict[str, list[Requirement]]:
-    """The direct requirements that pyproject.toml names: `always`, and those of each extra."""
-    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    """Return the direct requirements of pyproject.toml: `always`, those of each extra, and of development."""
+    tree: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    project, development = tree["project"], tree["dependency-groups"]
     named = {"always": project["dependencies"], **project["optional-dependencies"]}
+    named |= {name: [text for text in texts if isinstance(text, str)] for name, texts in development.items()}
     return {group: [Requirement(text) for text in texts] for group, texts in named.items()}
 
 

@@ -18,7 +18,7 @@
 set -euo pipefail
 
 # Change these two: a folder that all nodes share, which contains the study and survives the job, and the
-# environment in which the project is installed (pip install .).
+# environment in which the project is installed (pip install ".[study,cluster]").
 : "${SHARED:=/mnt/shared/prometar}"
 : "${VENV:=$SHARED/venv}"
 

@@ -1,18 +1,20 @@
 """Hyperparameter studies for CLIP prompt learning with ProMetaR."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["load"]
+__version__ = "0.2.0"
+__all__ = ["Study", "load"]
 
 if TYPE_CHECKING:
     from prometar.inference.classifier import load
+    from tune.study import Study
+
+_PLACES = {"load": "prometar.inference.classifier", "Study": "tune.study"}
 
 
 def __getattr__(name: str) -> Any:
-    """`prometar.load`, imported when it is first used: torch loads slowly."""
-    if name != "load":
+    """`prometar.load` and `prometar.Study`, imported when they are first used: torch loads slowly."""
+    if name not in _PLACES:
         raise AttributeError(f"module 'prometar' has no attribute '{name}'")
-    from prometar.inference.classifier import load
-
-    return load
+    return getattr(import_module(_PLACES[name]), name)

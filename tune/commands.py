@@ -88,7 +88,7 @@ def reproduce(
 ) -> None:
     """Run methods under a protocol of the field, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None)  # before ray is imported
-    from prometar.data.datasets.catalog import require_name
+    from prometar.data.datasets.catalog import default_root, require_name
     from tune.reproduce.grid import PROTOCOLS, Grid
     from tune.reproduce.published import settings_of
     from tune.reproduce.run import reproduce
@@ -106,8 +106,9 @@ def reproduce(
     for name in used:
         require_name(name)
     backbone, pretrained = default_backbone(used, backbone, pretrained)
+    root = data_root or default_root(*used)
     shared: dict[str, Any] = {
-        "data.root": absolute_root(data_root) if data_root else None,
+        "data.root": root and absolute_root(root),
         "backbone.name": backbone,
         "backbone.pretrained": pretrained,
         **({} if epochs is None else {"train.epochs": epochs}),

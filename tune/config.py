@@ -21,7 +21,7 @@ from prometar.config.settings import (
     flatten,
     parse_assignments,
 )
-from prometar.data.datasets.catalog import file_name, require_different
+from prometar.data.datasets.catalog import default_root, file_name, require_different
 from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData
@@ -227,7 +227,7 @@ class StudyConfig(PlainData):
         backbone, pretrained = default_backbone(
             datasets, own_run.pop("backbone.name", None), own_run.pop("backbone.pretrained", None)
         )
-        root = own_run.pop("data.root", None)
+        root = own_run.pop("data.root", None) or default_root(*datasets)
         method = own_run.pop("method", "prometar")
         own_run |= {
             "backbone.name": backbone,
@@ -353,7 +353,9 @@ class Option(NamedTuple):
 _FIRST, _SEARCH, _JUDGE, _TRAIN, _PLACE = "Basics", "Search", "Selection and test", "Training", "Resources"
 OPTIONS: dict[str, Option] = {
     "dataset": Option("search.datasets", _FIRST),
-    "data-root": Option("run.data.root", _FIRST, "Folder that contains the datasets."),
+    "data-root": Option(
+        "run.data.root", _FIRST, "Folder that contains the datasets. Default: PROMETAR_DATA, or data."
+    ),
     "trials": Option("search.trials", _FIRST),
     "epochs": Option("run.train.epochs", _FIRST, "Epochs per trial. Default: 5 embedded, else the method's."),
     "space": Option("search.space", _FIRST),

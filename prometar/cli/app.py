@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from prometar.bundled.suite import DEFAULT, default_backbone
 from prometar.cli import data
 from prometar.cli.console import run_cli
 from prometar.cli.options import PLAIN, GroupedHelp, RootOption, TrustOption
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
+from prometar.data.datasets.catalog import default_root, file_name
 from prometar.errors import UserError
 from prometar.io.files import resolved
 
@@ -31,7 +33,7 @@ def train(
             "data, backbone and seed are used."
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Dataset [textures].")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"Dataset [{DEFAULT}].")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run [out/train/<method>-<data>-seed<seed>].")
     ] = None,
@@ -53,21 +55,26 @@ def train(
     """
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
-    root = None if data_root is None else absolute_root(data_root)
     options = (
         ("method", "--method", method),
         ("data.name", "--dataset", dataset),
-        ("data.root", "--data-root", root),
+        ("data.root", "--data-root", data_root and absolute_root(data_root)),
     )
     for key, option, given in options:
         if given is not None:
             if key in values:
                 raise UserError(f"--set {key} conflicts with {option}. Pass one of them.")
             values[key] = given
+    if config is None:
+        values.setdefault("data.name", DEFAULT)
+        keys = ("backbone.name", "backbone.pretrained")
+        backbone = default_backbone([values["data.name"]], *map(values.get, keys))
+        values |= zip(keys, backbone, strict=True)
+    if chosen.data.root is None and (root := default_root(values.get("data.name", chosen.data.name))):
+        values.setdefault("data.root", absolute_root(root))
     chosen = chosen.override(values).completed()
     # Torch loads slowly, so the configuration is validated first.
     from prometar.analysis.alignment import Alignment
-    from prometar.data.datasets.catalog import file_name
     from prometar.data.splits.objective import objective_of
     from prometar.methods.composition import build
     from prometar.methods.prompts import enters_images
@@ -104,8 +111,8 @@ def evaluate(
     if dataset is None:
         _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
     else:
-        root = absolute_root(data_root) if data_root else None
-        accuracy = evaluate_run_on(run, dataset, root, trust_parts=trust_parts)
+        root = data_root or default_root(dataset)
+        accuracy = evaluate_run_on(run, dataset, root and absolute_root(root), trust_parts=trust_parts)
         print(f"{run} on {dataset}: {accuracy:.2f} %")
 
 

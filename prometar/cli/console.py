@@ -16,6 +16,7 @@ from prometar.errors import UserError, first_line, is_of_accelerator
 
 INTERRUPTED = 130
 MESSAGE = "interrupted. Rerun the same command to resume."
+_OF_STUDIES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "sqlalchemy"}
 SHOW = "PROMETAR_TRACEBACK"
 """Environment variable. If it is 1, an unexpected error is shown with its traceback."""
 
@@ -66,6 +67,8 @@ def _report(error: Exception) -> int:
         return 1
     if isinstance(error, OSError) and error.strerror:
         return _say(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 1)
+    if isinstance(error, ModuleNotFoundError) and error.name in _OF_STUDIES:
+        return _say(f"{error.name} is not installed. Install it with: pip install 'prometar[study]'", 1)
     if isinstance(error, MemoryError):
         return _say("out of memory", 1)
     if is_of_accelerator(error):

@@ -15,6 +15,7 @@ from rich.table import Table
 from prometar.cli.console import printable
 from prometar.cli.options import PLAIN, RootOption, at_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.catalog import default_root
 from prometar.errors import WorkError
 from prometar.io.stores import masked
 
@@ -26,8 +27,6 @@ app = typer.Typer(
 )
 
 NameArgument = Annotated[str, typer.Argument(help="A dataset. `prometar data list` shows them.")]
-DATA = "data"
-"""Default folder of datasets for `download` and `check`."""
 
 
 @app.command("list")
@@ -75,10 +74,7 @@ def _state(row: "Listed", root: str | None) -> str:
 @app.command("check")
 def data_check(
     name: NameArgument,
-    data_root: Annotated[
-        str | None,
-        typer.Option(help=f"The folder that holds the datasets' folders [{DATA}].", callback=at_home),
-    ] = None,
+    data_root: RootOption = None,
 ) -> None:
     """Decode every image, and list what is missing or broken.
 
@@ -86,9 +82,7 @@ def data_check(
     """
     from prometar.data.preparation.check import check
 
-    if data_root is None and name in BENCHMARKS:
-        data_root = DATA
-    found = check(name, data_root)
+    found = check(name, data_root or default_root(name))
     for line in (*found.problems, *(broken.message for broken in found.broken)):
         print(printable(line), file=sys.stderr)
     print(printable(str(found)))
@@ -104,9 +98,9 @@ def data_check(
 def data_download(
     name: NameArgument,
     to: Annotated[
-        str,
-        typer.Option(help="The data root: the folder that holds the datasets' folders.", callback=at_home),
-    ] = DATA,
+        str | None,
+        typer.Option(help="The data root [PROMETAR_DATA, or data].", callback=at_home),
+    ] = None,
     split: Annotated[
         str, typer.Option(help="coop, as the field uses; or official, the dataset's own (dtd, food101).")
     ] = "coop",
@@ -118,6 +112,7 @@ def data_download(
     """Download a benchmark's images and split. Rerun the same command to resume."""
     from prometar.data.preparation.download import download
 
+    to = to or default_root(name) or "data"
     with _bar(DownloadColumn()) as progress:
         result = download(name, to, split=split, mirror=mirror, progress=progress)
     for key in result.placed:
@@ -146,7 +141,7 @@ def data_prepare(
     from prometar.data.preparation.prepare import prepare
 
     with _bar(MofNCompleteColumn()) as progress:
-        result = prepare(name, data_root, to, progress=progress)
+        result = prepare(name, data_root or default_root(name), to, progress=progress)
     print(result)
     print(f"use it with --data-root {masked(to)}")
 

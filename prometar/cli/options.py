@@ -19,7 +19,7 @@ RootOption = Annotated[
     str | None,
     typer.Option(
         "--data-root",
-        help="Folder that contains the datasets' folders.",
+        help="Folder that contains the datasets' folders [PROMETAR_DATA, or data].",
         callback=lambda given: at_home(given) or None,  # "": an unset variable of a shell
     ),
 ]

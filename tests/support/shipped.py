@@ -48,8 +48,13 @@ def script(name: str) -> ModuleType:
 
 
 def ray_requirement() -> Requirement:
-    """What pyproject.toml asks of Ray."""
-    return next(r for r in map(Requirement, PYPROJECT["dependencies"]) if r.name == "ray")
+    """What pyproject.toml asks of Ray on a cluster, with the extras of studies and clusters."""
+    extras = PYPROJECT["optional-dependencies"]
+    study, cluster = (
+        next(r for r in map(Requirement, extras[e]) if r.name == "ray") for e in ("study", "cluster")
+    )
+    study.extras |= cluster.extras
+    return study
 
 
 def study_options(command: str) -> dict[str, Any]:

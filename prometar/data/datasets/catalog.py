@@ -63,6 +63,16 @@ def require_different(names: Sequence[str]) -> None:
         raise UserError(f"--dataset names one twice: {' '.join(names)}")
 
 
+def default_root(*names: str) -> str | None:
+    """Return the data root if none is given: PROMETAR_DATA, or `data`; None without benchmarks.
+
+    Example:
+        >>> default_root("cells"), default_root("cells", "dtd")
+        (None, 'data')
+    """
+    return (os.environ.get("PROMETAR_DATA") or "data") if set(names) & BENCHMARKS.keys() else None
+
+
 def place_beside(name: str, root: str | None, args: Mapping[str, Any]) -> str:
     """Return what distinguishes datasets with one name; "" for a benchmark, whose copies are equal."""
     if name in BENCHMARKS or name in SUITE:

@@ -1,0 +1,79 @@
+"""Cost of a default study with ViT-B/16 on each benchmark: runs, steps, memory and hours.
+
+    python benchmarks/costs.py [--rates 2 10 30] [--doc docs/performance.md]
+
+Nothing is downloaded or trained: classes and images are the published numbers, the counts are those of
+`search.py --plan`, the memory is its estimate, and hours are steps divided by a rate of steps per second.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from common import BACKBONE, parser_of, publish, table
+
+from prometar.clip.openclip import load_backbone
+from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.dataset import Dataset, Item
+from prometar.data.datasets.sources import RenderedSource
+from prometar.training.memory import Footprint
+from tune.config import StudyConfig
+from tune.stages.plan import plan_study
+
+
+def outline(name: str, root: str | None = None) -> Dataset:
+    """Return a dataset with as many classes as a benchmark, and enough images for 16 shots."""
+    row = BENCHMARKS[name]
+
+    def items(split: str, number: int) -> tuple[Item, ...]:
+        return tuple(
+            Item(f"{split}/{label}/{image}", label, f"class {label}")
+            for label in range(row.classes)
+            for image in range(number)
+        )
+
+    val = 20 if row.sizes.val else 0
+    return Dataset(
+        name, row.title, items("train", 36), items("val", val), items("test", 1), RenderedSource("cells"), "{}"
+    )
+
+
+def __getattr__(name: str) -> Callable[..., Dataset]:
+    """`costs:NAME` is a custom dataset for `search.py`, for each benchmark."""
+    if name not in BENCHMARKS:
+        raise AttributeError(name)
+    return partial(outline, name)
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--rates", nargs="+", type=float, default=[2.0, 10.0, 30.0], help="steps per second")
+    parser.add_argument("--doc", type=Path, help="document whose block `costs` gets the table")
+    parser.add_argument("--quick", action="store_true", help="two benchmarks")
+    args = parser.parse_args()
+    clip = load_backbone(BACKBONE, "random").clip
+    trained = [name for name, row in BENCHMARKS.items() if row.sizes.train]
+    rows = []
+    for name in trained[:2] if args.quick else trained:
+        config = StudyConfig.of(dataset=f"costs:{name}", backbone=BACKBONE, pretrained="openai", trials=40)
+        plan = plan_study(config)
+        splits = [split for both in plan.splits.values() for split in both]
+        memory = Footprint.of(clip, splits).memory(config.run) / 2**30
+        total = plan.total
+        hours = [f"{total.steps / rate / 3600:,.1f}" for rate in args.rates]
+        rows.append(
+            (name, len(splits[0].classnames), total.runs, f"{total.steps:,}", f"{memory:.1f}", *hours)
+        )
+    head = (
+        "dataset",
+        "base classes",
+        "runs",
+        "steps",
+        "GiB per trial",
+        *(f"hours at {r:g}/s" for r in args.rates),
+    )
+    publish(table(head, rows), args.doc, "costs")
+
+
+if __name__ == "__main__":
+    main()
