@@ -34,7 +34,13 @@ def outline(name: str, root: str | None = None) -> Dataset:
 
     val = 20 if row.sizes.val else 0
     return Dataset(
-        name, row.title, items("train", 36), items("val", val), items("test", 1), RenderedSource("cells"), "{}"
+        name,
+        row.title,
+        items("train", 36),
+        items("val", val),
+        items("test", 1),
+        RenderedSource("cells"),
+        "{}",
     )
 
 

@@ -24,7 +24,7 @@ PACKAGES = (
     "prometar.data.preparation",
     "prometar.step",
     "prometar.training",
-    "prometar.inference", "prometar",
+    "prometar.inference",
     "prometar.analysis",
     "prometar.runs",
     "prometar.comparison",
@@ -39,7 +39,7 @@ PACKAGES = (
     "tune.stages",
     "tune.report",
     "tune.tracking",
-    "tune.study", "tune",
+    "tune.study", "tune", "prometar",
     "tune.search", "tune.commands",
 )  # fmt: skip
 ENTRANCES = {
