@@ -165,7 +165,7 @@ WRONG = [
     (["--set", "train.seed=3"], "--set train.seed: use --seeds"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate'"),
     (["--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
-    ([], "No dataset can be trained on. dataset 'imagenet' needs its files: pass --data-root DIR"),
+    ([], "is not a folder: pass --data-root DIR, the folder that holds imagenet"),
     (["--datasets", "textures", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
 ]  # fmt: skip
 
