@@ -35,6 +35,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/deptry . --no-ansi
 	$(BIN)/codespell
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 test: check suite
 

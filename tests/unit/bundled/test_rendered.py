@@ -73,7 +73,7 @@ def test_a_process_renders_an_image_once(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         "grid/train_0032.png",
         "grid/train_00003.png",
-        "gird/train_0000.png",
+        "grid/train_0000.png",
         "grid/trian_0000.png",
         "../etc/passwd",
     ],
