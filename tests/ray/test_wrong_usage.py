@@ -46,7 +46,7 @@ SEARCHES = [
     (["--address", "ray://head:10001"], "--address ray://head:10001: Ray client addresses are not supported"),
     (["--address", "head"], "--address head: expected auto, or HOST:PORT of the cluster's head"),
     (["--dataset", "imagenet21k"], "unknown dataset 'imagenet21k': known are imagenet, "),
-    (["--dataset", "dtd", "--backbone", "mini"], "data is not a folder: pass --data-root DIR, the folder that holds dtd/"),
+    (["--dataset", "dtd", "--backbone", "mini"], "data is not a folder: pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
     (["--seeds-per-trial", "100000000"], "--seeds-per-trial must be at most 1000, got 100000000"),
     (["--set", "confirm.seeds=100000000"], "--set confirm.seeds must be at most 1000"),
