@@ -182,10 +182,10 @@ def compare(
     from prometar.comparison.runs import compare_runs
     from prometar.io.files import write_atomically
 
-    comparison = compare_runs(runs, to=to)
-    print_comparison(comparison, Console(highlight=False, soft_wrap=True, markup=False))
+    differences, notes = compare_runs(runs, to=to)
+    print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False))
     if csv is not None:
-        write_atomically(csv, as_csv(comparison).encode())
+        write_atomically(csv, as_csv(differences).encode())
         print(f"written: {csv}")
 
 

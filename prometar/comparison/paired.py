@@ -23,6 +23,7 @@ class Difference:
     """Difference between a method and the reference in one column, in points.
 
     Args:
+        reference: Method that is subtracted.
         by_dataset: Differences of each dataset, one per seed that both methods have.
         p: Two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
         p_holm: `p` with Holm's correction for all methods of the column.
@@ -30,6 +31,7 @@ class Difference:
 
     column: str
     method: str
+    reference: str
     by_dataset: Mapping[str, tuple[float, ...]]
     p: float | None
     p_holm: float | None
@@ -50,26 +52,18 @@ class Difference:
         return t_interval(self.values)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Comparison of methods with a reference.
-
-    Args:
-        differences: By column, then by method.
-        notes: Remarks about what could not be paired.
-    """
-
-    reference: str
-    differences: tuple[Difference, ...]
-    notes: tuple[str, ...] = ()
-
-
-def compare(results: Results, *, reference: str, columns: Sequence[str]) -> Comparison:
+def compare(
+    results: Results, *, reference: str, columns: Sequence[str]
+) -> tuple[list[Difference], list[str]]:
     """Subtract the reference from each method on the same dataset and seed.
+
+    Returns:
+        Differences by column, then by method, and notes on runs that could not be paired.
 
     Example:
         >>> results = {"a": {"dtd": {"H": {1: 60.0, 2: 64.0}}}, "b": {"dtd": {"H": {1: 61.0, 2: 66.0}}}}
-        >>> compare(results, reference="a", columns=["H"]).differences[0].values
+        >>> differences, notes = compare(results, reference="a", columns=["H"])
+        >>> differences[0].values
         (1.0, 2.0)
     """
     differences = list[Difference]()
@@ -78,8 +72,8 @@ def compare(results: Results, *, reference: str, columns: Sequence[str]) -> Comp
         found = {method: each for method, each in pairs.items() if each and method != reference}
         p_values = [_p(each) for each in found.values()]
         for (method, each), p, corrected in zip(found.items(), p_values, holm(p_values), strict=True):
-            differences.append(Difference(column, method, each, p, corrected))
-    return Comparison(reference, tuple(differences), tuple(_unpaired(results)))
+            differences.append(Difference(column, method, reference, each, p, corrected))
+    return differences, list(_unpaired(results))
 
 
 def _pairs(

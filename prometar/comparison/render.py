@@ -2,13 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import mean
 
 from rich.console import Console
 from rich.table import Table
 
-from prometar.comparison.paired import Comparison
+from prometar.comparison.paired import Difference
 from prometar.metrics import HARMONIC, t_interval
 
 _HEAD = (
@@ -16,12 +16,12 @@ _HEAD = (
 )  # fmt: skip
 
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print a table with one row per column and method, then how to read it."""
+def print_comparison(differences: Sequence[Difference], notes: Sequence[str], console: Console) -> None:
+    """Print a table with one row per column and method, how to read it, and notes."""
     table = Table("", "method", box=None, pad_edge=False)
     for name in ("difference", "95% CI", "n", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
-    for each in comparison.differences:
+    for each in differences:
         interval = each.interval
         table.add_row(
             each.column,
@@ -31,24 +31,24 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             f"{len(each.values)} {each.unit}",
             *("–" if p is None else f"{p:.3f}" for p in (each.p, each.p_holm)),
         )
-    notes = [
-        f"Each row is a method minus {comparison.reference} in points, paired by dataset and seed. "
+    hints = [
+        f"Each row is a method minus {differences[0].reference} in points, paired by dataset and seed. "
         "The mean is over seeds, then over datasets.",
         "p: two-sided Wilcoxon signed-rank test over datasets. It is at least 2 / 2^n for n datasets.",
         "p (Holm): corrected for all methods of the column.",
     ]
-    if any(each.column == HARMONIC for each in comparison.differences):
-        notes.append("H is computed per run, so its difference may not equal that of the averages' H.")
+    if any(each.column == HARMONIC for each in differences):
+        hints.append("H is computed per run, so its difference may not equal that of the averages' H.")
     console.print(table)
-    for note in (*notes, *comparison.notes):
+    for note in (*hints, *notes):
         console.print(f"- {note}")
 
 
-def as_csv(comparison: Comparison) -> str:
+def as_csv(differences: Sequence[Difference]) -> str:
     """Return one line per column and method, followed by one per dataset."""
     rows: list[tuple[object, ...]] = [_HEAD]
-    for each in comparison.differences:
-        names = (each.column, each.method, comparison.reference)
+    for each in differences:
+        names = (each.column, each.method, each.reference)
         rows.append((*names, "", each.unit, *_figures(each.values), decimal(each.p), decimal(each.p_holm)))
         for dataset, by_seed in each.by_dataset.items():
             rows.append((*names, dataset, "seeds", *_figures(by_seed), "", ""))

@@ -1,10 +1,10 @@
 """Comparison of finished runs, read from their folders."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from prometar.comparison.paired import EVERY_SEED, Comparison, Results, compare
+from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import place_beside
 from prometar.errors import UserError, one_line
@@ -45,8 +45,8 @@ class FinishedRun:
         return {ACCURACY if name == "all" else name: value for name, value in figures.items()}
 
 
-def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
-    """Compare the finished runs in folders or below them with one method.
+def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> tuple[list[Difference], list[str]]:
+    """Compare the finished runs in folders or below them with one method. Return differences and notes.
 
     Args:
         to: Label of the reference. Default: the default method, or the first one.
@@ -68,17 +68,13 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> Comparison:
     if reference not in methods:
         raise UserError(f"--to must be one of {'; '.join(methods)}, got {reference}.")
     columns = list(dict.fromkeys(column for run in runs for column in run.figures))
-    comparison = compare(_collect(names, runs), reference=reference, columns=columns)
-    if not comparison.differences:
-        raise UserError(
-            f"No run shares dataset and seed with a run of {reference}. {' '.join(comparison.notes)}"
-        )
-    return replace(comparison, notes=(*_differing(names, runs), *comparison.notes))
+    differences, notes = compare(_collect(names, runs), reference=reference, columns=columns)
+    if not differences:
+        raise UserError(f"No run shares dataset and seed with a run of {reference}. {' '.join(notes)}")
+    return differences, [*_differing(names, runs), *notes]
 
 
 def _results_below(path: Path) -> list[Path]:
-    if not path.is_dir():
-        raise UserError(f"{path} is not a folder. Pass folders of runs, or folders that contain some.")
     studies = {file.parent for file in path.rglob("study.yaml")}  # trials are not runs to compare
     return [file for file in sorted(path.rglob(FILE)) if studies.isdisjoint(file.parents)]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from prometar.comparison.paired import EVERY_SEED, Comparison, Results, Scores, compare
+from prometar.comparison.paired import EVERY_SEED, Difference, Results, Scores, compare
 from prometar.comparison.runs import FinishedRun
 from prometar.config.settings import Config
 from prometar.metrics import ACCURACY, HARMONIC, Interval, harmonic_mean, t_interval
@@ -125,7 +125,7 @@ def _figures(scores: Scores, columns: Sequence[str], published: Mapping[str, flo
     return figures
 
 
-def pair_methods(grid: Grid, results: Results) -> Comparison:
+def pair_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
     """Compare the methods on the datasets of the table's average, without the source."""
     compared = {
         method: {name: found[name] for name in grid.datasets if found[name]}

@@ -1,13 +1,14 @@
 """A grid's table for the terminal, as CSV and as Markdown."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import MARKDOWN, Box
 from rich.console import Console
 from rich.table import Table as Grid
 
-from prometar.comparison.paired import Comparison
+from prometar.comparison.paired import Difference
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import csv_text, decimal
 from prometar.io.files import write_atomically
@@ -16,7 +17,7 @@ from tune.reproduce.figures import Figure, Table
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
-def write_tables(table: Table, pairs: Comparison, folder: Path) -> list[Path]:
+def write_tables(table: Table, pairs: Sequence[Difference], folder: Path) -> list[Path]:
     """Write FOLDER/table.csv, table.md and pairs.csv."""
     made = {"table.csv": as_csv(table), "table.md": as_markdown(table), "pairs.csv": pairs_as_csv(pairs)}
     for name, text in made.items():

@@ -68,10 +68,10 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         ]
         uncited = {name: why for name, dataset in datasets.items() if (why := unlike_published(dataset))}
         table = build_table(grid, results, uncited=uncited, notes=notes)
-        pairs = pair_methods(grid, results)
+        pairs, unpaired = pair_methods(grid, results)
         print_table(table, console)
-        if pairs.differences:
-            print_comparison(pairs, console)
+        if pairs:
+            print_comparison(pairs, unpaired, console)
         paths = write_tables(table, pairs, out / grid.name)
     console.print(f"written: {', '.join(map(str, paths))}")
     if notes:

@@ -189,9 +189,9 @@ def value(config: Config, name: str) -> float:
 
 def test_methods_are_paired_by_dataset_and_seed() -> None:
     def paired(grid: Grid) -> dict[tuple[str, str], dict[str, tuple[float, ...]]]:
-        found = pair_methods(grid, collect(grid, fill(grid, value)))
-        assert (found.reference, found.notes) == ("prometar", ())
-        return {(each.method, each.column): dict(each.by_dataset) for each in found.differences}
+        found, notes = pair_methods(grid, collect(grid, fill(grid, value)))
+        assert (found[0].reference, notes) == ("prometar", [])
+        return {(each.method, each.column): dict(each.by_dataset) for each in found}
 
     found = paired(ask("base-to-new", tuple(GAIN), seeds=(1, 2), datasets=("dtd", "eurosat")))
     assert found["coop", "base"] == {"dtd": (-4.0, -4.0), "eurosat": (-4.0, -4.0)}
@@ -202,4 +202,5 @@ def test_methods_are_paired_by_dataset_and_seed() -> None:
     found = paired(ask("few-shot", tuple(GAIN), seeds=(1, 2), datasets=("dtd",), shots=(1, 4)))
     assert found["zero-shot", "4 shots"] == {"dtd": (-9.0, -10.0)}
     coop = ask("base-to-new", ("zero-shot", "coop"), datasets=("dtd",))
-    assert pair_methods(coop, collect(coop, fill(coop, value))).reference == "zero-shot"
+    differences, _ = pair_methods(coop, collect(coop, fill(coop, value)))
+    assert differences[0].reference == "zero-shot"

@@ -33,7 +33,7 @@ def printed(table: Table) -> str:
 def test_every_figure_is_shown_and_written(protocol: str, tmp_path: Path) -> None:
     grid = ask(protocol, METHODS)
     results = collect(grid, fill(grid, lambda config, name: 50.0 + 7 * config.train.seed))
-    table, pairs = build_table(grid, results, uncited={}), pair_methods(grid, results)
+    table, (pairs, _) = build_table(grid, results, uncited={}), pair_methods(grid, results)
     text = printed(table)
     assert "…" not in text
     figures = [figure for _, _, found in table.rows for figure in found.values()]
@@ -61,9 +61,9 @@ def test_every_figure_is_shown_and_written(protocol: str, tmp_path: Path) -> Non
 def test_a_comparison_fits_a_terminal() -> None:
     grid = ask("base-to-new", ("coop", "prometar"), seeds=(1, 2), datasets=("dtd", "eurosat"))
     runs = fill(grid, lambda config, _: 50.0 + 4 * (config.method == "coop"))
-    found = pair_methods(grid, collect(grid, runs))
+    found, notes = pair_methods(grid, collect(grid, runs))
     terminal = console(80)
-    print_comparison(found, terminal)
+    print_comparison(found, notes, terminal)
     text = terminal.file.getvalue()  # type: ignore[attr-defined]
     row = "base coop +4.00 [+4.00, +4.00] 2 datasets 0.500 0.500"
     assert row.split() in [line.split() for line in text.splitlines()]
