@@ -21,7 +21,7 @@ from prometar.config.settings import (
     flatten,
     parse_assignments,
 )
-from prometar.data.datasets.catalog import default_root, file_name, require_different
+from prometar.data.datasets.catalog import default_root, file_name
 from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData
@@ -64,7 +64,8 @@ class SearchConfig(PlainData):
     @field_validator("datasets")
     @classmethod
     def _different_datasets(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
-        require_different(datasets)
+        if len(set(datasets)) < len(datasets):
+            raise UserError(f"--dataset names one twice: {' '.join(datasets)}")
         return datasets
 
     @field_validator("goals")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,9 +19,6 @@ from prometar.data.datasets.catalog import default_root
 from prometar.errors import WorkError
 from prometar.io.stores import masked
 
-if TYPE_CHECKING:
-    from prometar.data.preparation.check import Listed
-
 app = typer.Typer(
     no_args_is_help=True, help="List datasets, check them, get them, copy them as Parquet.", **PLAIN
 )
@@ -32,43 +29,35 @@ NameArgument = Annotated[str, typer.Argument(help="A dataset. `prometar data lis
 @app.command("list")
 def data_list(data_root: RootOption = None) -> None:
     """The datasets, and what of them is there. Sizes are compared with the published ones."""
-    from prometar.data.preparation.check import list_datasets
+    from prometar.bundled.suite import SUITE
+    from prometar.data.datasets.catalog import title_of
+    from prometar.data.preparation.check import differences, list_datasets
 
-    table = Table(box=None)
+    table, remarks = Table(box=None), []
     for column in ("name", "title", "classes", "train", "val", "test", "state"):
         table.add_column(column)
-    rows = list_datasets(data_root)
-    for row in rows:
-        table.add_row(row.name, row.title, *_sizes(row, data_root), _state(row, data_root))
+    for name, found in list_datasets(data_root).items():
+        row = BENCHMARKS.get(name)
+        how = "your own" if row is None else "download" if row.archives else "by hand"
+        sizes: tuple[int, ...] = (0, 0, 0, 0)
+        state = how if data_root is None else f"missing ({how})"
+        if isinstance(found, str):
+            state = "not usable"
+            remarks.append(f"{name}: {found}")
+        elif found is not None:
+            sizes = (len(found.classnames), *found.counts.values())
+            others = differences(name, sizes[0], found.counts)
+            state = "rendered" if name in SUITE else "other sizes" if others else "complete"
+            if others or found.note:
+                remarks.append(f"{name}: {'; '.join(filter(None, (*others, found.note)))}")
+        elif row and data_root is None:
+            sizes = (row.classes, *row.sizes.values())
+        table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
     Console(markup=False).print(table)
     if data_root is None:
         print("sizes are the published ones; --data-root DIR shows what is in DIR")
-        return
-    if any(row.where for row in rows if row.name in BENCHMARKS):  # a data root is no tree of classes
-        rows = tuple(row for row in rows if row.counts or row.name in BENCHMARKS)
-    for row in rows:
-        lines = [*row.differences, *filter(None, (row.problem, row.note))]
-        if row.where and lines:
-            print(printable(f"{row.name}: {'; '.join(lines)}"))
-
-
-def _sizes(row: "Listed", root: str | None) -> tuple[str, ...]:
-    """Classes and images a split: those found, or the published ones if nothing was looked at."""
-    published = BENCHMARKS.get(row.name)
-    numbers = (row.classes, *row.counts.values()) if row.counts else (0, 0, 0, 0)
-    if root is None and published:
-        numbers = (published.classes, *published.sizes)
-    return tuple(str(number or "-") for number in numbers)
-
-
-def _state(row: "Listed", root: str | None) -> str:
-    published = BENCHMARKS.get(row.name)
-    if row.counts:
-        return "rendered" if row.where == "rendered" else "other sizes" if row.differences else "complete"
-    if row.where:
-        return "not usable"
-    how = "your own" if published is None else "download" if published.archives else "by hand"
-    return how if root is None else f"missing ({how})"
+    for remark in remarks:
+        print(printable(remark))
 
 
 @app.command("check")
@@ -76,22 +65,22 @@ def data_check(
     name: NameArgument,
     data_root: RootOption = None,
 ) -> None:
-    """Decode every image, and list what is missing or broken.
+    """Decode every image, and list what is missing, broken or listed twice.
 
-    Also what is listed twice, and where sizes are other than the published ones.
+    Sizes are compared with the published ones.
     """
     from prometar.data.preparation.check import check
 
     found = check(name, data_root or default_root(name))
-    for line in (*found.problems, *(broken.message for broken in found.broken)):
+    for line in (*found.problems, *found.broken):
         print(printable(line), file=sys.stderr)
-    print(printable(str(found)))
+    print(printable(found.summary))
     for note in found.notes:
         print(f"  {printable(note)}")
     wrong = [f"{len(found.broken)} images are missing or broken"] if found.broken else []
     wrong += [f"{len(found.problems)} entries of the list are wrong"] if found.problems else []
     if wrong:
-        raise WorkError(f"{name}: {' and '.join(wrong)}: mend what is listed above")
+        raise WorkError(f"{name}: {' and '.join(wrong)}: fix what is listed above")
 
 
 @app.command("download")
@@ -101,31 +90,19 @@ def data_download(
         str | None,
         typer.Option(help="The data root [PROMETAR_DATA, or data].", callback=at_home),
     ] = None,
-    split: Annotated[
-        str, typer.Option(help="coop, as the field uses; or official, the dataset's own (dtd, food101).")
-    ] = "coop",
-    mirror: Annotated[
-        str | None,
-        typer.Option(help="URL of another folder with the split file."),
-    ] = None,
 ) -> None:
     """Download a benchmark's images and split. Rerun the same command to resume."""
     from prometar.data.preparation.download import download
 
     to = to or default_root(name) or "data"
     with _bar(DownloadColumn()) as progress:
-        result = download(name, to, split=split, mirror=mirror, progress=progress)
-    for key in result.placed:
-        print(f"placed: {result.folder / key}")
-    for key in result.kept:
-        print(f"there already: {result.folder / key}")
-    if result.note:
-        print(printable(result.note))
-    for line in result.missing:
-        print(f"still to get by hand: {line}")
-    if result.missing:
-        return
-    print(f"complete; look at every image with `prometar data check {quote(name)} --data-root {quote(to)}`")
+        placed, missing = download(name, to, progress=progress)
+    for path in placed:
+        print(f"placed: {path}")
+    if missing:
+        print(f"still to get by hand: {missing}")
+    else:
+        print(f"complete; check every image with `prometar data check {name} --data-root {quote(to)}`")
 
 
 @app.command("prepare")
@@ -137,12 +114,13 @@ def data_prepare(
     ],
     data_root: RootOption = None,
 ) -> None:
-    """Write a dataset as Parquet shards, after checking every image. The same command goes on."""
+    """Write a dataset as Parquet shards, after checking every image. Rerun the same command to resume."""
     from prometar.data.preparation.prepare import prepare
 
     with _bar(MofNCompleteColumn()) as progress:
-        result = prepare(name, data_root or default_root(name), to, progress=progress)
-    print(result)
+        manifest, kept = prepare(name, data_root or default_root(name), to, progress=progress)
+    images = sum(manifest.counts.values())
+    print(f"{name}: {images} images in {len(manifest.shards)} shards, of which {kept} existed")
     print(f"use it with --data-root {masked(to)}")
 
 

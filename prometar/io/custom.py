@@ -3,7 +3,6 @@
 Workers import the same modules. `PYTHONPATH` or Ray's `runtime_env` makes them available on every machine.
 """
 
-import dataclasses
 import hashlib
 import inspect
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from prometar.errors import UserError, is_of_accelerator
 from prometar.io.plain_data import problems_of
@@ -47,7 +46,7 @@ def load(reference: str) -> Any:
     if not is_reference(reference):
         raise UserError(f"'{reference}' must have the form package.module:Name")
     name, _, attribute = reference.partition(":")
-    with failing(reference, kinds=(Exception, SystemExit)):  # a script without a guard may exit
+    with failing(reference):
         try:
             module = import_module(name)
         except ModuleNotFoundError as error:
@@ -60,7 +59,7 @@ def load(reference: str) -> Any:
 
 
 def make(reference: str, args: Mapping[str, Any]) -> Any:
-    """Return the value of a reference; a class is instantiated with `args`, validated by its fields.
+    """Return the value of a reference. A class is instantiated with `args`, validated by its fields.
 
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
@@ -81,26 +80,18 @@ def completed(reference: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(reference: str, found: Any, args: Mapping[str, Any]) -> BaseModel:
-    """Validate `args` by the fields of a dataclass; everything else takes none."""
+    """Validate `args` by the fields of a dataclass. Everything else takes none."""
     taken: dict[str, Any] = {}
     with failing(reference):
         if inspect.isclass(found) and is_dataclass(found):
             hints = get_type_hints(found, include_extras=True)
-            taken = {each.name: (hints[each.name], _default(each)) for each in fields(found) if each.init}
+            taken = {each.name: (hints[each.name], each) for each in fields(found) if each.init}
         config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
         model: type[BaseModel] = create_model("Settings", __config__=config, **taken)
         try:
             return model.model_validate(dict(args))
         except ValidationError as error:
             raise UserError(f"{reference}: {problems_of(error, unknown='it has no such setting')}") from None
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return Field(default_factory=field.default_factory)
-    return ...
 
 
 def digest_of(reference: str) -> str:
@@ -117,21 +108,16 @@ def digest_of(reference: str) -> str:
 
 
 @contextmanager
-def failing(
-    reference: str,
-    *,
-    but: tuple[type[Exception], ...] = (UserError,),
-    kinds: tuple[type[BaseException], ...] = (Exception,),
-) -> Iterator[None]:
-    """Report an error of custom code in one line with its place; `but` kinds are raised as they are.
+def failing(reference: str) -> Iterator[None]:
+    """Report an error of custom code in one line with its place. A script without a guard may exit.
 
-    Errors of an accelerator are raised too. They may disappear with more memory or on another device.
+    Errors of an accelerator are raised as they are. They may disappear with more memory or on another device.
     """
     try:
         yield
-    except but:
+    except UserError:
         raise
-    except kinds as error:
+    except (Exception, SystemExit) as error:
         if is_of_accelerator(error):
             raise
         last = extract_tb(error.__traceback__)[-1]
@@ -146,7 +132,7 @@ def component(axis: str, name: str, known: Iterable[str]) -> Any:
     Args:
         axis: What it is, for the message. known: The built-in names, for the message.
     Raises:
-        UserError: it is no reference, or cannot be made.
+        UserError: it is not a reference, or cannot be made.
     """
     if not is_reference(name):
         raise UserError(f"unknown {axis} '{name}': choose one of {', '.join(known)}, or package.module:Name")

@@ -37,6 +37,20 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a text file.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return read_bytes(path).decode()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text") from None
+
+
 def is_utf8(path: Path | str) -> bool:
     """Return True if records, manifests and databases can contain a path: UTF-8 without null characters."""
     try:

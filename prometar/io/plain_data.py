@@ -42,14 +42,18 @@ def no_truth(value: Any) -> Any:
 def problems_of(
     error: ValidationError, *, unknown: str = "unknown key", without: Collection[str] = ()
 ) -> str:
-    """Return all wrong fields and why, in one line.
+    """Return wrong fields and why, at most five, in one line.
 
     `unknown` describes a field that does not exist. Names in `without` are left out of a field's place.
     """
     texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
-    places = (".".join(str(part) for part in each["loc"] if part not in without) for each in error.errors())
-    problems = (texts.get(each["type"]) or _problem(each) for each in error.errors())
-    return "; ".join(": ".join(filter(None, each)) for each in zip(places, problems, strict=True))
+    problems = [
+        ": ".join(filter(None, (".".join(str(part) for part in each["loc"] if part not in without), problem)))
+        for each in error.errors()[:5]
+        if (problem := texts.get(each["type"]) or _problem(each))
+    ]
+    more = error.error_count() - len(problems)
+    return "; ".join([*problems, f"and {more} more"] if more else problems)
 
 
 def _problem(error: Any) -> str:

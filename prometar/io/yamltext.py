@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from prometar.errors import UserError
-from prometar.io.files import read_bytes, size_of
+from prometar.io.files import read_text, size_of
 
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 500_000  # 1 MB without aliases contains no more
@@ -23,13 +23,7 @@ def read_yaml(path: Path) -> Any:
     """
     if (size_of(path) or 0) > _MOST_BYTES:
         raise UserError(f"{path} is larger than 1 MB. It is not a configuration.")
-    try:
-        text = read_bytes(path).decode()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not YAML: it is not text") from None
-    return parse_yaml(text, where=str(path))
+    return parse_yaml(read_text(path), where=str(path))
 
 
 def parse_yaml(text: str, *, where: str) -> Any:

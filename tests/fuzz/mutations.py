@@ -1,10 +1,8 @@
-"""Changes that a hostile or an unlucky hand makes: to plain data, to bytes, to safetensors, to zips."""
+"""Changes that a hostile or an unlucky hand makes: to plain data, to bytes, to safetensors."""
 
 import copy
 import json
 import struct
-import zipfile
-from io import BytesIO
 from random import Random
 from typing import Any
 
@@ -108,24 +106,3 @@ def mutated_safetensors(content: bytes, rng: Random) -> bytes:
         header = mutated_tree(header, rng)
     encoded = json.dumps(header).encode("utf-8", "replace")
     return struct.pack("<Q", len(encoded)) + encoded + numbers
-
-
-def mutated_zip(content: bytes, rng: Random) -> bytes:
-    """An archive with one of its files changed, left out, doubled or renamed, or other bytes."""
-    if rng.random() < 0.5:
-        return mutated_bytes(content, rng)
-    target = BytesIO()
-    with zipfile.ZipFile(BytesIO(content)) as old, zipfile.ZipFile(target, "w") as new:
-        chosen = rng.choice(old.namelist())
-        for info in old.infolist():
-            inside, name = old.read(info), info.filename
-            if name == chosen:
-                match rng.randrange(4):
-                    case 0:
-                        continue
-                    case 1:
-                        name = rng.choice(("../x", "/x", "x/data.pkl", "data.pkl", f"{name}x"))
-                    case _:
-                        inside = mutated_bytes(inside, rng)
-            new.writestr(name, inside)
-    return target.getvalue()

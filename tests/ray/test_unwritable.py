@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from prometar.errors import StorageError
-from prometar.io.stores import is_hidden
 from tests.support.driver import NAME, records, run_fake
 
 OPTIONS: dict[str, Any] = {
@@ -39,7 +38,9 @@ class Refusing:
 
         def refusing(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
             if mode == "wb" and not self.now and path.is_relative_to(folder):
-                final = path.name.removeprefix(".").rpartition(".")[0] if is_hidden(path.name) else path.name
+                final = (
+                    path.name.removeprefix(".").rpartition(".")[0] if path.name.startswith(".") else path.name
+                )
                 name = str(path.with_name(final).relative_to(folder))
                 if name not in self.refused:
                     self.now = name

@@ -121,7 +121,7 @@ def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         (search_main, ["--data-root", circle]),
         (prometar_main, ["train", "--data-root", circle]),
         (prometar_main, ["data", "download", "dtd", "--to", circle]),
-        (prometar_main, ["data", "prepare", "textures", "--to", circle]),
+        (prometar_main, ["data", "prepare", "dtd", "--to", circle]),
     ):
         assert "Too many levels of symbolic links" in fails(capsys, main, [*map(str, words)])
     assert [path.name for path in tmp_path.iterdir()] == ["circle"]
@@ -219,7 +219,7 @@ PROMETAR = [
     (["train", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
     (["train", "--objective", "test"], "base_val, oracle_test, final, all_classes, or"),
     (["train", "--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only"),
-    (["data", "prepare", "cells", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
+    (["data", "prepare", "dtd", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
     (["evaluate", "nowhere"], "nowhere does not contain a run"),
     (["report", "nowhere"], "nowhere does not contain a study"),
     (["data", "check", "nope"], "unknown dataset 'nope'"),

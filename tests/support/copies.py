@@ -3,20 +3,17 @@
 import hashlib
 import io
 import json
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark, Sizes
-from prometar.data.datasets.layouts import NumberedFolders, SplitFile, VariantLists, WnidFolders
+from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark
 from tests.support.fileserver import Served
 
 CLASSES = 5
 COUNTS = {"train": 4, "val": 3, "test": 2}  # images a class
-KINDS = (SplitFile, VariantLists, WnidFolders, NumberedFolders)
 NAMES = ("tench", "great white shark", "F/A-18", "flat-coated retriever", "crème brûlée")
 
 
@@ -38,45 +35,39 @@ def write_copy(name: str, root: Path) -> Path:
     """A copy of benchmark `name` below `root`: five classes of 4 + 3 + 2 images; returns its folder."""
     row = BENCHMARKS[name]
     folder = root / row.folder
-    {
-        SplitFile: _write_split_file,
-        VariantLists: _write_variants,
-        WnidFolders: _write_wnids,
-        NumberedFolders: _write_numbered,
-    }[type(row.layout)](row.layout, folder)
+    write = _write_split_file if row.split_file else _write_class_folders if row.splits else _write_variants
+    write(row, folder)
     return folder
 
 
 def with_split(served: Served, row: Benchmark, folder: Path) -> Benchmark:
     """The row of a copy whose split file a server has: its sizes are the copy's, its digest the file's."""
-    assert isinstance(row.layout, SplitFile)
-    content = (folder / row.layout.file).read_bytes()
-    served.files[f"/splits/{row.layout.file}"] = content
-    digest = hashlib.sha256(content).hexdigest()
-    sizes = Sizes(*(CLASSES * count for count in COUNTS.values()))
-    return replace(row, split_sha256=digest, classes=CLASSES, sizes=sizes)
+    content = (folder / row.split_file).read_bytes()
+    served.files[f"/splits/{row.split_file}"] = content
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    sizes = {split: CLASSES * count for split, count in COUNTS.items()}
+    return row.model_copy(update={"split_digest": digest, "classes": CLASSES, "sizes": sizes})
 
 
-def _write_split_file(layout: SplitFile, folder: Path) -> None:
+def _write_split_file(row: Benchmark, folder: Path) -> None:
     split: dict[str, list[list[object]]] = {}
     for part, count in COUNTS.items():
         # labels first appear in descending order, as nothing says that they are sorted
         rows = [(label, k) for k in range(count) for label in reversed(range(CLASSES))]
         split[part] = [[f"{part}s/{label}_{k}.jpg", label, NAMES[label]] for label, k in rows]
         for k, (path, _, _) in enumerate(split[part]):
-            write_image(folder / layout.images / str(path), k)
-    (folder / layout.file).write_text(json.dumps(split), "utf-8")
+            write_image(folder / row.images / str(path), k)
+    (folder / row.split_file).write_text(json.dumps(split), "utf-8")
 
 
-def _write_variants(layout: VariantLists, folder: Path) -> None:
+def _write_variants(row: Benchmark, folder: Path) -> None:
     number = 0
     for part, count in COUNTS.items():
         lines = []
-        for _ in range(count):
-            for name in NAMES:
-                number += 1
-                lines.append(f"{number:07d} {name}\n")
-                write_image(folder / layout.images / f"{number:07d}.jpg", number)
+        for name in NAMES * count:
+            number += 1
+            lines.append(f"{number:07d} {name}\n")
+            write_image(folder / row.images / f"{number:07d}.jpg", number)
         (folder / f"images_variant_{part}.txt").write_text("".join(lines), "utf-8")
     (folder / "variants.txt").write_text("".join(f"{name}\n" for name in NAMES), "utf-8")
 
@@ -85,25 +76,16 @@ def wnid(label: int) -> str:
     return f"n{label * 11 + 1440764:08d}"
 
 
-def _write_wnids(layout: WnidFolders, folder: Path) -> None:
-    only_test = len(layout.splits) == 1
+def _write_class_folders(row: Benchmark, folder: Path) -> None:
     # a variant may have a part of ImageNet's classes: its classnames.txt lists all of them
-    listed = range(2 * CLASSES) if only_test else range(CLASSES)
-    for split, below in layout.splits:
+    step = 2 if row.variant and not row.numbered else 1
+    for split, below in row.splits.items():
         for label in range(CLASSES):
             for k in range(COUNTS[split]):
-                place = folder / layout.images / below / wnid(2 * label if only_test else label)
+                place = folder / row.images / below / (str(label) if row.numbered else wnid(step * label))
                 write_image(place / f"{split}_{k}.JPEG", label + k)
-    (folder / layout.images / "README.txt").write_text("no image")
-    lines = [f"{wnid(k)} {NAMES[k % CLASSES]}{' two' * (k >= CLASSES)}\n" for k in listed]
-    (folder / "classnames.txt").write_text("".join(lines), "utf-8")
-
-
-def _write_numbered(layout: NumberedFolders, folder: Path) -> None:
-    for label in range(CLASSES):
-        for k in range(COUNTS["test"]):
-            write_image(folder / layout.images / str(label) / f"{k}.jpeg", label + k)
-    lines = [f"{wnid(k)} {name}\n" for k, name in enumerate(NAMES)]
+    (folder / row.images / "README.txt").write_text("no image")
+    lines = [f"{wnid(k)} {NAMES[k % CLASSES]}{' two' * (k >= CLASSES)}\n" for k in range(step * CLASSES)]
     (folder / "classnames.txt").write_text("".join(lines), "utf-8")
 
 

@@ -1,11 +1,10 @@
-"""A local file server that breaks off or fails as requested."""
+"""A file server on 127.0.0.1 that breaks off or fails as requested."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
-
-from tests.support.localserver import serving
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @dataclass
@@ -32,27 +31,30 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            _answer(self, served)
+            served.requests.append(self.path)
+            content = served.files.get(self.path)
+            status = served.status.pop(0) if served.status else 200 if content is not None else 404
+            if status != 200 or content is None:
+                self.send_error(status)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if served.break_at:
+                content = content[: served.break_at.pop(0)]
+                self.close_connection = True
+            self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with serving(Handler) as served.url:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        served.url = f"http://127.0.0.1:{server.server_address[1]}"
         yield served
-
-
-def _answer(handler: BaseHTTPRequestHandler, served: Served) -> None:
-    served.requests.append(handler.path)
-    content = served.files.get(handler.path)
-    status = served.status.pop(0) if served.status else 200 if content is not None else 404
-    if status != 200 or content is None:
-        handler.send_error(status)
-        return
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(content)))
-    handler.end_headers()
-    body = content
-    if served.break_at:
-        body = body[: served.break_at.pop(0)]
-        handler.close_connection = True
-    handler.wfile.write(body)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -49,7 +49,7 @@ ENTRANCES = {
     "optuna": {"tune/store/", "tune/report/optuna_study.py", "tune/report/plots.py"},
     "ray": {"prometar/data/streaming/raystream.py", "tune/execution/"},
     "pyarrow": {
-        "prometar/io/stores.py", "prometar/data/datasets/sources.py",
+        "prometar/io/stores.py", "prometar/data/datasets/prepared.py",
         "prometar/data/preparation/prepare.py", "prometar/data/streaming/raystream.py",
     },
 }  # fmt: skip

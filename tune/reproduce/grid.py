@@ -15,8 +15,8 @@ from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
 from tune.execution.jobs import Job, RunSpec
 
-ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant_of)
-VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant_of == "imagenet")
+ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant)
+VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometar.config.recipes import is_file
 from prometar.config.settings import Config
-from prometar.data.datasets.benchmarks import BENCHMARKS, OFFICIAL_NOTE
+from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.check import differences
 from prometar.metrics import HARMONIC, harmonic_mean
@@ -102,8 +102,6 @@ def unlike_published(dataset: Dataset) -> str:
     """Return why figures on this dataset do not compare with published ones; empty if they do."""
     if dataset.name not in BENCHMARKS:
         return "not a benchmark"
-    if dataset.note == OFFICIAL_NOTE:
-        return OFFICIAL_NOTE
     return ", ".join(differences(dataset.name, len(dataset.classnames), dataset.counts))
 
 

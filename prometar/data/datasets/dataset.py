@@ -9,7 +9,8 @@ from typing import Protocol
 from unicodedata import category
 
 from prometar.clip.wording import readable
-from prometar.errors import UserError
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,38 +22,41 @@ class Item:
     classname: str
 
 
+Items = tuple[Item, ...]
+
+
 class Source(Protocol):
     """Source of encoded images. Small and picklable: workers on other machines hold a copy."""
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """Encoded images (JPEG, PNG, ...), one a path, in the order of `paths`.
+        """Return the encoded images (JPEG, PNG, ...) at `paths`, in their order.
 
         Raises:
-            UserError: an image is missing or unreadable; the message names it.
+            UserError: an image is missing or unreadable. The message names it.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of items, and where their bytes come from.
+    """Three splits of items, and the source of their bytes.
 
     Args:
-        name, title: What `--dataset` takes, and the name in tables.
-        train, val, test: Some are empty: ImageNet has no `val`, its variants have only `test`.
-        source: Of the encoded images.
+        name, title: Name for `--dataset`, and the name in tables.
+        train, val, test: Some may be empty: ImageNet has no `val`, its variants have only `test`.
+        source: Source of the encoded images.
         template: Zero-shot prompt, such as "{} texture.".
-        wordings: The template in other words, by what they are called: `photo` begins with "a photo of"
-            (KgCoOp's), `name_last` has the class name at the end (ProGrad's).
-        origin: What lists the images (a split file, a folder); named in messages.
-        note: What a user should know, such as a split that was made here.
+        wordings: Other templates by name: `photo` begins with "a photo of" (KgCoOp's), `name_last` ends with
+            the class name (ProGrad's).
+        origin: Source of the list (a split file, a folder), named in messages.
+        note: Remark for the user, such as a split that was made here.
     """
 
     name: str
     title: str
-    train: tuple[Item, ...]
-    val: tuple[Item, ...]
-    test: tuple[Item, ...]
+    train: Items
+    val: Items
+    test: Items
     source: Source
     template: str
     origin: str = ""
@@ -60,22 +64,22 @@ class Dataset:
     wordings: Mapping[str, str] = field(default_factory=dict)
 
     def wording(self, name: str) -> str:
-        """The template in these words; its own where the dataset has no others."""
+        """Return the template of this name, by default the zero-shot prompt."""
         return self.wordings.get(name, self.template)
 
     @property
-    def splits(self) -> dict[str, tuple[Item, ...]]:
-        """The splits by name, in the order train, val, test."""
+    def splits(self) -> dict[str, Items]:
+        """Splits by name, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
-    def items(self) -> tuple[Item, ...]:
-        """Those of all splits, in the same order."""
+    def items(self) -> Items:
+        """Items of all splits, in the same order."""
         return (*self.train, *self.val, *self.test)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images a split."""
+        """Number of images per split."""
         return {split: len(items) for split, items in self.splits.items()}
 
     @property
@@ -85,7 +89,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of each split's paths, labels and class names; the images themselves are not read."""
+        """sha256 (hex) of each split's paths, labels and class names. The images themselves are not read."""
         state = hashlib.sha256()
         for split, items in self.splits.items():
             state.update(f"{split}\n".encode())
@@ -95,12 +99,12 @@ class Dataset:
 
 
 def as_read(name: str) -> str:
-    """A class name as CLIP reads it: lower case, and _ as a space."""
+    """Return a class name as CLIP reads it: in lower case, with spaces for underscores."""
     return " ".join(readable(name).lower().split())
 
 
 def same_class(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two different names that CLIP cannot tell apart.
+    """Return the first two different names that CLIP cannot tell apart.
 
     Example:
         >>> same_class(["cat", "dog", "Cat"])
@@ -114,19 +118,8 @@ def same_class(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def classnames(items: Iterable[Item]) -> tuple[str, ...]:
-    """Class names of `items` in the order of their labels.
-
-    Raises:
-        UserError: a label carries two names.
-    """
-    names: dict[int, str] = {}
-    for item in items:
-        known = names.setdefault(item.label, item.classname)
-        if known != item.classname:
-            raise UserError(
-                f"label {item.label} is called both '{known}' and '{item.classname}' (at {item.path}): "
-                "mend the split file"
-            )
+    """Return the class names of `items` in the order of their labels."""
+    names = {item.label: item.classname for item in items}
     return tuple(names[label] for label in sorted(names))
 
 
@@ -134,7 +127,7 @@ MAX_NAME = 1000  # characters; a text of CLIP has 77 tokens
 
 
 def flaw_of(classname: str) -> str:
-    """Why a prompt cannot name a class so; "" where it can.
+    """Return why a prompt cannot contain a class name, or "" if it can.
 
     Example:
         >>> flaw_of("zigzagged"), flaw_of(" ")

@@ -1,30 +1,27 @@
-"""Contents of a dataset's folder: folders, images and lines of text, in a fixed order."""
+"""Contents of image folders, in a fixed order."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
-from prometar.io.files import read_bytes
+from prometar.io.files import read_text
 
-SPLITS = ("train", "val", "test")
 # those that transforms.FORMATS can read
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-Items = tuple[Item, ...]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Contents of a folder, not verified yet.
+    """List of a dataset's images, not verified yet.
 
     Attributes:
-        images: The folder that the items' paths are relative to.
-        splits: Items by split; a split that the layout does not have is missing.
-        origin: What lists them; named in messages.
-        note: What a user should know about them.
+        images: Folder that the items' paths are relative to.
+        splits: Items by split. A split may be missing.
+        origin: Source of the list, named in messages.
+        note: Remark for the user.
     """
 
     images: Path
@@ -34,40 +31,42 @@ class Listing:
 
 
 def entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the files in `folder`, without hidden ones.
+    """Return the sorted names of the folders and of the files in `folder`, without hidden ones.
 
     Raises:
-        UserError: it cannot be listed, or a name is not UTF-8.
+        UserError: it cannot be listed.
     """
     try:
         with os.scandir(folder) as found:
-            visible = [(entry.name, entry.is_dir()) for entry in found if not entry.name.startswith(".")]
+            visible = sorted((entry.name, entry.is_dir()) for entry in found if entry.name[0] != ".")
     except OSError as error:
         raise UserError(f"cannot list {folder} ({error.strerror})") from None
-    for name, _ in visible:
-        if not name.isascii() and name != name.encode("utf-8", "replace").decode():
-            raise UserError(f"the name of {folder}/{name!a} is not UTF-8: rename it")
-    return sorted(n for n, is_dir in visible if is_dir), sorted(n for n, is_dir in visible if not is_dir)
+    return [name for name, is_dir in visible if is_dir], [name for name, is_dir in visible if not is_dir]
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`.
+def class_folders(*folders: Path) -> list[str]:
+    """Return the sorted names of the class folders, which all `folders` must share.
 
     Raises:
-        UserError: it has none.
+        UserError: there are none, or a folder has other ones.
     """
-    folders, files = entries(folder)
-    if not folders:
-        found = f"{len(files)} files, such as {files[0]}" if files else "nothing"
-        raise UserError(f"{folder} has no class folders: expected a folder of images a class, found {found}")
-    return folders
+    names = [entries(folder)[0] for folder in folders]
+    for folder, found in zip(folders, names, strict=True):
+        if not found:
+            raise UserError(f"{folder} has no class folders: expected a folder of images per class")
+        if differing := sorted(set(found) ^ set(names[0])):
+            raise UserError(
+                f"{folders[0]} and {folder} hold different classes, such as '{differing[0]}': every split "
+                "needs a folder for every class"
+            )
+    return names[0]
 
 
 def image_files(folder: Path) -> list[str]:
-    """Sorted names of the images, by their ending, in a class folder.
+    """Return the sorted names of the images in a class folder, selected by their ending.
 
     Raises:
-        UserError: it has none, or holds folders.
+        UserError: it has none, or contains folders.
     """
     folders, files = entries(folder)
     if folders:
@@ -79,7 +78,7 @@ def image_files(folder: Path) -> list[str]:
 
 
 def labelled_images(images: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
-    """The images of class folders below `images`: the k-th folder has the label k and the k-th name.
+    """Return the images of class folders below `images`: the k-th folder has the label k and the k-th name.
 
     Raises:
         UserError: see `image_files`.
@@ -91,27 +90,12 @@ def labelled_images(images: Path, folders: Iterable[str], names: Iterable[str]) 
     )
 
 
-def read_text(file: Path) -> str:
-    """A text file.
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, text) of the lines that are not blank.
 
     Raises:
-        UserError: missing, unreadable, or not text.
+        UserError: the file cannot be read, or is not text.
     """
-    try:
-        return read_bytes(file).decode()
-    except OSError as error:
-        raise UserError(f"cannot read {file} ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is not text: get it again") from None
-
-
-def read_lines(file: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of the lines that are not blank.
-
-    Raises:
-        UserError: as `read_text`, or there are none.
-    """
-    lines = [(k, line) for k, line in enumerate(read_text(file).splitlines(), 1) if line.strip()]
-    if not lines:
-        raise UserError(f"{file} is empty: get it again")
-    return lines
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()

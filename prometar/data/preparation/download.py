@@ -1,119 +1,75 @@
 """Download of a benchmark's public archives and its split file."""
 
-import json
 import os
-from collections.abc import Iterator
+import shutil
+import tarfile
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from urllib.error import HTTPError
 
 from prometar.bundled.suite import SUITE
-from prometar.data.datasets.benchmarks import (
-    BENCHMARKS,
-    OFFICIAL_NOTE,
-    OFFICIAL_SPLIT,
-    Archive,
-    Benchmark,
-    how_to_get,
-    layout_in,
-)
-from prometar.data.datasets.catalog import missing_below
-from prometar.data.datasets.layouts import SplitFile
-from prometar.data.datasets.listing import SPLITS
-from prometar.data.preparation.archives import unpack
-from prometar.data.preparation.check import differences
-from prometar.data.preparation.http import Progress, fetch, unwatched
-from prometar.errors import UserError, WorkError
-from prometar.io.files import resolved, write_atomically
+from prometar.data.datasets.benchmarks import BENCHMARKS, Archive, Benchmark
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.layouts import read_split_file
+from prometar.data.preparation.check import differences, digest_of
+from prometar.errors import UserError, WorkError, first_line
+from prometar.io.files import resolved
 
 # CoOp's own files lie on Google Drive, which asks a browser to confirm. A paper's repository has copies.
 PUBLIC_SPLITS = (
     "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
     "ac9077ee4e422f768c9b9109551468605e33ec9a/splits"
 )
-COOP, OFFICIAL = "coop", "official"
+TIMEOUT_SECONDS = 60
+CHUNK = 2**20  # bytes
+
+Progress = Callable[[int, int], None]
+"""Called with the finished and the total number of bytes or shards. The total is 0 if it is unknown."""
 
 
-@dataclass(frozen=True)
-class DownloadResult:
-    """Outcome of `download`.
-
-    Attributes:
-        folder: The dataset's folder.
-        placed: Folders and files that were added.
-        kept: Those that existed. Nothing was downloaded for them.
-        note: A remark on the added split.
-        missing: One line per part that must be added by hand.
-    """
-
-    folder: Path
-    placed: tuple[str, ...]
-    kept: tuple[str, ...]
-    note: str
-    missing: tuple[str, ...]
+def unwatched(done: int, total: int) -> None:
+    """Progress that nobody follows."""
 
 
-def download(
-    name: str,
-    to: Path | str,
-    *,
-    split: str = COOP,
-    mirror: str | None = None,
-    progress: Progress = unwatched,
-) -> DownloadResult:
-    """Download, verify and unpack a benchmark's images and its split to `<to>/<folder>`.
+def download(name: str, to: Path | str, *, progress: Progress = unwatched) -> tuple[list[Path], str]:
+    """Download, verify and unpack a benchmark's images and its split file to `<to>/<folder>`.
 
     A folder or file that exists is never touched. New ones appear whole or not at all.
 
     Args:
         name: A benchmark with public archives or a split file.
         to: The data root.
-        split: `coop`, the field's split file, or `official`, made from the dataset's own lists.
-        mirror: URL of a folder with split files that replaces `PUBLIC_SPLITS`.
-        progress: See `fetch`.
+        progress: Called with (bytes so far, all bytes) of a file.
+
+    Returns:
+        The folders and files that were added, and why the dataset cannot be opened yet ("" if it can).
 
     Raises:
-        UserError: Unknown dataset, nothing to download, or `to` is not a local folder.
-        WorkError: See `fetch` and `unpack`.
+        UserError: unknown dataset, nothing to download, or `to` is not a local folder.
+        WorkError: a transfer failed, a digest differs, or an archive is corrupt or unsafe.
     """
     row, root = _benchmark(name, to), resolved(to)
     folder = root / row.folder
-    _require_split(row, folder, split, mirror)
-    placed, kept = [], []
+    placed = []
     for archive in row.archives:
-        if (folder / archive.key).exists():
-            kept.append(archive.key)
-            continue
+        if not (folder / archive.key).exists():
+            with _work(root) as work:
+                _place(archive, folder, work, progress)
+            placed.append(folder / archive.key)
+    if row.split_file and not (folder / row.split_file).exists():
         with _work(root) as work:
-            _place(archive, folder, work, progress)
-        placed.append(archive.key)
-    if (
-        file := OFFICIAL_SPLIT
-        if split == OFFICIAL
-        else row.layout.file
-        if isinstance(row.layout, SplitFile)
-        else ""
-    ):
-        if (folder / file).exists():
-            kept.append(file)
-        else:
-            if split == OFFICIAL:
-                _make_official(row, folder)
-            else:
-                with _work(root) as work:
-                    _get_split(row, folder / file, mirror, work, progress)
-            placed.append(file)
-    layout = layout_in(row, folder)
-    missing = [part for part in layout.parts if not (folder / part).exists()]
-    lines = [f"{folder / part}: {how_to_get(row, part)}" for part in missing]
-    if not missing and not row.archives:  # images may lie right in the folder, which is not a part
-        listing = layout.read(folder)
-        if missing_below(listing.images, listing.splits["train"][:1]):
-            lines = [f"{listing.images}: {row.by_hand}"]
-    note = OFFICIAL_NOTE if OFFICIAL_SPLIT in placed else ""
-    return DownloadResult(folder, tuple(placed), tuple(kept), note, tuple(lines))
+            _get_split(row, folder, work, progress)
+        placed.append(folder / row.split_file)
+    try:
+        open_dataset(name, root)
+    except UserError as error:
+        return placed, str(error)
+    return placed, ""
 
 
 def _benchmark(name: str, to: Path | str) -> Benchmark:
@@ -126,29 +82,14 @@ def _benchmark(name: str, to: Path | str) -> Benchmark:
         raise UserError(
             f"--to {to} is not a folder: download to one, then `prometar data prepare {name} --to {to}`"
         )
-    if resolved(to).exists() and not resolved(to).is_dir():
+    if resolved(to).is_file():
         raise UserError(f"--to {to} is a file: choose a folder")
-    if not row.archives and not isinstance(row.layout, SplitFile):
-        parts = ", ".join(row.layout.parts)
+    if not row.archives and not row.split_file:
+        parts = ", ".join(row.parts)
         raise UserError(
             f"{row.title} has no public archive: {row.by_hand}; {Path(to, row.folder)} must then hold {parts}"
         )
     return row
-
-
-def _require_split(row: Benchmark, folder: Path, split: str, mirror: str | None) -> None:
-    if split not in (COOP, OFFICIAL):
-        raise UserError(f"--split '{split}': choose {COOP} or {OFFICIAL}")
-    if split == OFFICIAL and row.official is None:
-        raise UserError(f"{row.title} comes without lists that make a split: omit --split")
-    if mirror is not None and (split == OFFICIAL or not isinstance(row.layout, SplitFile)):
-        raise UserError(f"--mirror is a source of CoOp's split files, and {row.title} has none")
-    if isinstance(row.layout, SplitFile):
-        other = folder / (row.layout.file if split == OFFICIAL else OFFICIAL_SPLIT)
-        if other.exists():
-            raise UserError(
-                f"{other} exists, and a folder holds one split: remove it, or choose another --to"
-            )
 
 
 @contextmanager
@@ -164,7 +105,7 @@ def _work(root: Path) -> Iterator[Path]:
 
 def _place(archive: Archive, folder: Path, work: Path, progress: Progress) -> None:
     file = work / archive.url.rsplit("/", 1)[-1]
-    fetch(archive.url, file, md5=archive.md5, progress=progress)
+    fetch(archive.url, file, digest=archive.digest, progress=progress)
     unpack(file, work / "unpacked")
     inside = work / "unpacked" / archive.inside
     if not (inside / archive.key).is_dir():
@@ -176,32 +117,63 @@ def _place(archive: Archive, folder: Path, work: Path, progress: Progress) -> No
             entry.rename(folder / entry.name)
 
 
-def _get_split(row: Benchmark, file: Path, mirror: str | None, work: Path, progress: Progress) -> None:
+def _get_split(row: Benchmark, folder: Path, work: Path, progress: Progress) -> None:
     """Download CoOp's split file. It must have the published digest and sizes."""
+    file = work / row.split_file
+    fetch(f"{PUBLIC_SPLITS}/{file.name}", file, digest=row.split_digest, progress=progress)
+    splits = read_split_file(file)
+    labels = {item.label for items in splits.values() for item in items}
+    counts = {split: len(items) for split, items in splits.items()}
+    if found := differences(row.name, len(labels), counts):
+        raise WorkError(f"{file.name} is not the published split: it has {', '.join(found)}")
+    folder.mkdir(exist_ok=True)
+    os.replace(file, folder / file.name)
+
+
+def fetch(url: str, file: Path, *, digest: str = "", progress: Progress = unwatched) -> None:
+    """Download `url` to `file`.
+
+    Args:
+        digest: Expected digest, such as "md5:<hex>", if it is known.
+
+    Raises:
+        WorkError: the transfer failed, or the digest differs.
+    """
     try:
-        fetch(
-            f"{(mirror or PUBLIC_SPLITS).rstrip('/')}/{file.name}",
-            work / file.name,
-            sha256=row.split_sha256,
-            progress=progress,
-        )
-        listing = SplitFile(".", file.name).read(work)
-        labels = {item.label for item in chain(*listing.splits.values())}
-        counts = {split: len(listing.splits.get(split, ())) for split in SPLITS}
-        if found := differences(row.name, len(labels), counts):
-            raise WorkError(f"{file.name} is not the published split: it has {', '.join(found)}")
-    except UserError as error:
-        raise WorkError(f"{error}; --mirror names another source of the split file") from None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(work / file.name, file)
+        request = urllib.request.Request(url, headers={"User-Agent": "prometar"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response, file.open("wb") as stream:
+            total = response.length or 0
+            while chunk := response.read(CHUNK):
+                stream.write(chunk)
+                progress(stream.tell(), total)
+            if stream.tell() < total:
+                raise ConnectionError(f"the connection broke off at {stream.tell()} of {total} bytes")
+    except (OSError, HTTPException) as error:
+        if isinstance(error, HTTPError):
+            error.close()
+        raise WorkError(
+            f"cannot download {url}: {first_line(error)}. Rerun this command to try again."
+        ) from None
+    if digest and (found := digest_of(file, digest.partition(":")[0])) != digest:
+        raise WorkError(f"{url} has the digest {found}, expected {digest}. It may have changed.")
 
 
-def _make_official(row: Benchmark, folder: Path) -> None:
-    """Write the official lists of a dataset as a split file."""
-    assert row.official is not None
-    listing = row.official.read(folder)
-    rows = {
-        split: [[item.path, item.label, item.classname] for item in listing.splits.get(split, ())]
-        for split in SPLITS
-    }
-    write_atomically(folder / OFFICIAL_SPLIT, json.dumps(rows).encode())
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack a .zip, .tar.gz or .tgz file into the folder `target`, and nothing outside of it.
+
+    Raises:
+        WorkError: the archive is corrupt, or a member of a tar file is a link or leaves `target`.
+    """
+    try:
+        if zipfile.is_zipfile(archive):
+            shutil.unpack_archive(archive, target, "zip")  # leaves out members outside of the target
+            return
+        with tarfile.open(archive) as tar:
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and later
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                    raise ValueError(f"its member '{member.name[:80]}' is a link or leaves the folder")
+                tar.extract(member, target, set_attrs=False)
+    except Exception as error:  # readers of archives raise errors of many kinds on hostile bytes
+        raise WorkError(f"cannot unpack {archive.name}: {first_line(error)}. Rerun this command.") from None

@@ -6,8 +6,7 @@ Reference: CoOp / Dassl, as used by ProMetaR (mlvlab/ProMetaR, commit c907bdb).
 import random
 from collections.abc import Iterable, Sequence
 
-from prometar.data.datasets.dataset import Item
-from prometar.data.datasets.listing import Items
+from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
 
 VAL_SHOTS = 4  # the field draws at most four validation images a class

@@ -10,8 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from prometar.data.datasets.dataset import Dataset, Item, classnames
-from prometar.data.datasets.listing import Items
+from prometar.data.datasets.dataset import Dataset, Items, classnames
 from prometar.data.splits.fewshot import (
     MIN_HALVED,
     base_labels,
@@ -31,11 +30,15 @@ LEAKS = "objective oracle_test reads the test images: the search leaks, and its 
 
 @dataclass(frozen=True)
 class Problem:
-    """Few-shot training images, and the sets ("base", "new", "all") that accuracy is measured on, apart.
+    """Few-shot training images, and the sets ("base", "new", "all") on which accuracy is measured separately.
 
     Labels of each set count from 0 over its own classes: base images are classified among base names, new
-    ones among new names. `note` says what a user must be told of the split ("" for nothing). `predicts_new`:
-    accuracy on new classes is predicted from drift (`prometar.training.drift`), not measured.
+    ones among new names.
+
+    Args:
+        note: Remark on the split for the user.
+        predicts_new: Accuracy on new classes is predicted from drift (`prometar.training.drift`), not
+            measured.
     """
 
     train: Items
@@ -49,19 +52,11 @@ class Problem:
         return classnames(self.train)
 
 
-def _search_images(dataset: Dataset, shots: int, seed: int, per_class: int) -> tuple[Items, Items, str]:
-    """Base-class images alone: the few-shot draw, up to `per_class` validation images a class, and a note."""
-    whole, val, note = dataset.train, dataset.val, ""
-    if not val:
-        whole, val, note = val_of_train(whole)
-    train, _ = draw(whole, val, shots=shots, seed=seed)
-    _require_images(dataset, val, base_labels(whole), "validation")
-    (train, val), _ = base_new(train, val)
-    return train, _at_most(val, per_class), note
-
-
 def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what: str) -> None:
-    """Raises a UserError where some of the classes have no such images."""
+    """
+    Raises:
+        UserError: some of the classes have no such images.
+    """
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
@@ -71,15 +66,18 @@ def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what:
         )
 
 
-def _at_most(items: Sequence[Item], per_class: int) -> Items:
-    """The same `per_class` images of each class whatever the run's seed, so that scores are comparable."""
-    rng, groups = random.Random(0), by_label(items).values()
-    kept = {item for group in groups for item in rng.sample(group, min(per_class, len(group)))}
-    return tuple(item for item in items if item in kept)
-
-
 def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
-    train, val, note = _search_images(dataset, shots, seed, per_class)
+    """Base-class images alone: the few-shot draw, and up to `per_class` validation images per class."""
+    whole, val, note = dataset.train, dataset.val, ""
+    if not val:
+        whole, val, note = val_of_train(whole)
+    train, _ = draw(whole, val, shots=shots, seed=seed)
+    _require_images(dataset, val, base_labels(whole), "validation")
+    (train, val), _ = base_new(train, val)
+    # the same images whatever the run's seed, so that scores are comparable
+    rng, groups = random.Random(0), by_label(val).values()
+    kept = {item for group in groups for item in rng.sample(group, min(per_class, len(group)))}
+    val = tuple(item for item in val if item in kept)
     return Problem(train, {"base": val}, every_epoch=True, note=note)
 
 
@@ -94,7 +92,7 @@ def _oracle_test(dataset: Dataset, shots: int, seed: int, per_class: int) -> Pro
 def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
     train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
     (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
-    # Else one name too few is chosen among. Classes that are only tested are left out, as the field does.
+    # Otherwise there would be one name too few. Classes that are only tested are left out, as in the field.
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     if len(labels) < MIN_HALVED:
@@ -119,11 +117,12 @@ class Objective:
 
     Args:
         problem: Images of (dataset, shots, seed, val_per_class).
-        searches: Whether a search may use it.
-        leaks: Whether it reads the test images. predicts: Whether it says what new classes would be, from
-            none of their images. scores_new: Whether new classes are scored apart.
+        searches: True if a search may use it.
+        leaks: True if it reads the test images.
+        predicts: True if it predicts the accuracy on new classes from none of their images.
+        scores_new: True if new classes are scored separately.
         figure: One number of the accuracies in percent by set; more is better.
-        title: What that number is called.
+        title: Name of that number.
     """
 
     problem: Callable[..., Problem]
@@ -145,36 +144,34 @@ OBJECTIVES: dict[str, Objective] = {
     "all_classes": Objective(_all_classes, scores_new=False, title="accuracy"),
 }
 SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.searches)
-"""The objectives that a search may use."""
+"""Objectives that a search may use."""
 
 
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
-    """An objective by name, or the user's own, `package.module:Name`.
+    """Return an objective by name, or a custom one, `package.module:Name`.
 
     A function of accuracies by set to one number is scored on the images of `drift`.
 
     Args:
-        known: Those that an unknown name's message lists (default: all).
+        known: Names in the message about an unknown one (default: all).
     Raises:
-        UserError: unknown, or a part that is no objective.
+        UserError: unknown, or not an objective.
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
     found = component("objective", name, known)
     if isinstance(found, Objective):
         return found
-    if not callable(found):
-        raise UserError(f"{name} is no objective: it cannot be called (docs/extending.md)")
     objective = replace(OBJECTIVES["drift"], figure=found, title=name)
     _figure(objective, name, {"base": 80.0, "new": 60.0})
     return objective
 
 
 def figure_of(name: str, accuracies: Mapping[str, float]) -> float:
-    """An objective's one number of accuracies in percent.
+    """Return an objective's one number of accuracies in percent.
 
     Raises:
-        UserError: an objective of the user's own fails, or makes something else.
+        UserError: a custom objective fails, or returns something else.
     """
     return _figure(objective_of(name), name, accuracies)
 
@@ -188,7 +185,7 @@ def _figure(objective: Objective, name: str, accuracies: Mapping[str, float]) ->
 
 
 def own_objective(name: str) -> list[str]:
-    """`package.module:Name` of the user's own objective, in a list; empty for a built-in one."""
+    """Return the reference of a custom objective in a list; an empty one for a built-in objective."""
     return [name] if is_reference(name) else []
 
 
@@ -196,23 +193,27 @@ def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class
     """Return the images that the objective `name` trains and scores on.
 
     Args:
-        shots: Training images a class. seed: Of the few-shot draw.
-        val_per_class: Most validation images a class that a search's score is taken on.
+        shots: Training images per class. seed: Seed of the few-shot draw.
+        val_per_class: Largest number of validation images per class in a search's score.
     Raises:
         UserError: unknown objective, no validation split, too few classes, or a class without images.
     """
     objective = objective_of(name)
     with failing(name):
         found = objective.problem(dataset, shots, seed, val_per_class)
-    if not isinstance(found, Problem):
-        raise UserError(f"{name} must return a Problem, found {type(found).__name__} (docs/extending.md)")
-    _require_scores(name, objective, found)
-    _require_every_class(dataset.name, found)
+    if is_reference(name):
+        _require_scores(name, objective, found)
     return found
 
 
 def _require_scores(name: str, objective: Objective, found: Problem) -> None:
-    """Check a problem before the first trial."""
+    """Check the problem of a custom objective before the first trial.
+
+    Raises:
+        UserError: it cannot be scored.
+    """
+    if not isinstance(found, Problem):
+        raise UserError(f"{name} must return a Problem, found {type(found).__name__} (docs/extending.md)")
     if not found.evaluations or (found.predicts_new and "base" not in found.evaluations):
         needed = "'base' among its evaluations" if found.predicts_new else "evaluations"
         raise UserError(f"{name}: its Problem needs {needed}, found {sorted(found.evaluations)}")
@@ -222,18 +223,9 @@ def _require_scores(name: str, objective: Objective, found: Problem) -> None:
         )
     names = [*found.evaluations, *(["new"] if found.predicts_new else [])]
     _figure(objective, name, {each: 80.0 - 7 * k for k, each in enumerate(names)})
-
-
-def _require_every_class(name: str, found: Problem) -> None:
-    """Names are taken from the images: one class without any would shift the names of all behind it."""
-    new = found.evaluations.get("new", ())
-    trained = {"training": found.train, **{k: v for k, v in found.evaluations.items() if k != "new"}}
-    for group in (trained, {"new": new} if new else {}):
-        count = 1 + max((item.label for items in group.values() for item in items), default=-1)
-        for what, items in group.items():
-            missing = sorted(set(range(count)) - set(labels_of(items)))
-            if missing:
-                raise UserError(
-                    f"{name}: {len(missing)} classes have no {what} images, the first is number "
-                    f"{missing[0] + 1} of them: every class needs some in each split"
-                )
+    for what, items in {"training": found.train, **found.evaluations}.items():
+        labels = labels_of(items)
+        wanted = labels_of(items if what == "new" else found.train)
+        # names are taken from the images: a class without any would shift the names of all behind it
+        if labels != wanted or labels != tuple(range(len(labels))):
+            raise UserError(f"{name}: its {what} images must have the labels 0 to n - 1 of all classes")

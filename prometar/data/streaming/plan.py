@@ -1,4 +1,4 @@
-"""The data plan: a pure value that decides every pixel and its order, wherever and however it is run.
+"""Data plan: a value that determines every pixel and its order, on every machine.
 
 A row is one image in one epoch. Rows are numbered 0 .. epochs * rows_per_epoch - 1; nothing about a row
 depends on the batch size (but for how many rows of an epoch are used), the block size, or the worker.
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
-    """(N,) order of the images, and (N,) augmentation seeds *by image*: keyed by (seed, epoch, image)."""
+    """Return (N,) order of the images, and (N,) augmentation seeds, keyed by (seed, epoch, image)."""
     order_bits, seed_bits = np.random.SeedSequence([seed, epoch]).spawn(2)
     order = np.arange(num_items)
     if shuffle:
@@ -46,17 +46,16 @@ def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images, in which order, transformed how, in batches of how many.
+    """Images, their order, their transform, and their batches.
 
     Args:
-        items: The images, N of them; a label is what the batch carries.
-        transform: What happens to each.
-        batch_size: Rows of a step (default 4). Batches never cross an epoch's end.
+        items: The images, N of them.
+        batch_size: Rows of a step. Batches never cross an epoch's end.
         epochs: Passes over the items.
-        seed: Decides the order and the augmentation.
-        shuffle: A new order each epoch (default True).
-        drop_last: Drop an epoch's last, incomplete batch if it has a full one (default True, as the field
-            trains); evaluation keeps it.
+        seed: Determines the order and the augmentation.
+        shuffle: A new order each epoch.
+        drop_last: Drop an epoch's last, incomplete batch if it has a full one, as the field trains.
+            Evaluation keeps it.
 
     Raises:
         UserError: There are no items.
@@ -76,29 +75,27 @@ class Plan:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows used of each epoch."""
+        """Number of rows used per epoch."""
         full = len(self.items) // self.batch_size * self.batch_size
         return full if self.drop_last and full else len(self.items)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
         return -(-self.rows_per_epoch // self.batch_size)
 
     @property
     def num_steps(self) -> int:
-        """Batches of all epochs."""
+        """Number of batches of all epochs."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def num_rows(self) -> int:
-        """Rows of all epochs."""
+        """Number of rows of all epochs."""
         return self.epochs * self.rows_per_epoch
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows start .. stop-1, numbered over all epochs."""
-        if not 0 <= start <= stop <= self.num_rows:
-            raise ValueError(f"rows {start}..{stop} lie outside the plan's 0..{self.num_rows}")
+        """Return the rows start .. stop-1, numbered over all epochs."""
         images, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
@@ -111,12 +108,10 @@ class Plan:
         return Rows(np.concatenate(images), np.concatenate(seeds))
 
     def step_rows(self, step: int) -> tuple[int, int]:
-        """First row of a step, and the row after its last; `step == num_steps` gives an empty range."""
-        if not 0 <= step <= self.num_steps:
-            raise ValueError(f"step {step} lies outside the plan's 0..{self.num_steps}")
+        """Return the first row of a step, and the row after its last."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = epoch * self.rows_per_epoch + batch * self.batch_size
-        return start, min(start + self.batch_size, (epoch + 1) * self.rows_per_epoch, self.num_rows)
+        return start, min(start + self.batch_size, (epoch + 1) * self.rows_per_epoch)
 
     @cached_property
     def digest(self) -> str:
@@ -130,6 +125,6 @@ class Plan:
 
 
 def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> Plan:
-    """One pass in the given order, centre crops, no image left out: what evaluation streams."""
+    """Return the plan of an evaluation: one pass in the given order, centre crops, every image."""
     spec = TransformSpec(size=size, train=False)
     return Plan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

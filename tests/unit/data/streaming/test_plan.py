@@ -121,12 +121,3 @@ def test_eval_plan_keeps_every_image_in_order() -> None:
 def test_a_plan_needs_items() -> None:
     with pytest.raises(UserError, match="there are no images to plan"):
         make_plan(0)
-
-
-def test_rows_and_steps_outside_the_plan_are_refused() -> None:
-    plan = make_plan(10, batch_size=5, epochs=2)
-    with pytest.raises(ValueError, match="outside"):
-        plan.rows(0, 21)
-    with pytest.raises(ValueError, match="outside"):
-        plan.step_rows(5)
-    assert plan.step_rows(4) == (20, 20)

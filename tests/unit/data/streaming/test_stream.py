@@ -78,12 +78,6 @@ def test_a_broken_image_stops_the_stream_and_is_named(own_dtd: Path) -> None:
         next(batches)
 
 
-def test_a_start_step_outside_the_plan_is_refused(small_dtd: Path) -> None:
-    plan, _ = reference(small_dtd, 4, True)
-    with pytest.raises(ValueError, match="outside"):
-        stream_local(plan, open_dataset("dtd", small_dtd).source, start_step=plan.num_steps + 1)
-
-
 @pytest.mark.parametrize(("cpus", "tasks"), [(0.25, 1), (1, 1), (1.5, 1), (4, 4), (4.5, 4)])
 def test_a_bundle_is_used_up_and_not_exceeded(cpus: float, tasks: int) -> None:
     options = StreamOptions.in_bundle(cpus)
