@@ -75,6 +75,7 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     Ranked by the hash of their paths, the first floor(0.3 n) are `test`, the next floor(0.2 n) `val` (at
     least one each), the rest `train`. An added image moves few others.
     """
+
     def rank(path: str) -> bytes:
         return hashlib.sha256(f"{SPLIT_SEED}/{path}".encode("utf-8", "surrogateescape")).digest()
 

@@ -17,10 +17,10 @@ from prometar.environment import num_cpus
 
 
 class Batch(NamedTuple):
-    """One step's images.
+    """Images of one step.
 
     Attributes:
-        step: Its number in the plan, from 0.
+        step: Number in the plan, from 0.
         images: uint8 (B, H, W, 3), writable.
         labels: int64 (B,).
     """
@@ -61,13 +61,13 @@ class StreamOptions:
 
 
 def without_pixels(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """The plan's batches from `start_step` on, with images of no rows and columns: only labels are made."""
+    """Yield the plan's batches from `start_step` on, with empty images: only labels are made."""
     for step, _, labels in steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 
 
 def steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Rows, NDArray[np.int64]]]:
-    """Each step's number, its rows and their labels, from `start_step` on."""
+    """Yield each step's number, its rows and their labels, from `start_step` on."""
     labels = np.array([item.label for item in plan.items], np.int64)
     for step in range(start_step, plan.num_steps):
         rows = plan.rows(*plan.step_rows(step))
@@ -77,28 +77,22 @@ def steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Rows, NDArray[np.i
 def stream(
     plan: Plan, source: Source, start_step: int = 0, *, options: StreamOptions | None = None
 ) -> Iterator[Batch]:
-    """The plan's batches from `start_step` on, made by Ray Data in one execution for all epochs.
+    """Yield the plan's batches from `start_step` on, made by Ray Data in one execution for all epochs.
 
     Ray must be running (`ray.init`). Close the iterator (or drop it) to stop the tasks early.
 
     Raises:
         WorkError: a broken image (the message names it), or a worker was lost for good.
         UserError: an image is missing.
-        ValueError: `start_step` lies outside the plan.
     """
     from prometar.data.streaming.raystream import run  # Ray starts slowly; the local stream does without it
 
-    plan.step_rows(start_step)
     return run(plan, source, start_step, options or StreamOptions())
 
 
 def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """The batches of `stream`, made in threads of this process, a few steps ahead; raises as it does."""
-    plan.step_rows(start_step)
-    return _local(plan, source, start_step)
+    """Yield the batches of `stream`, made in threads of this process, with the same errors."""
 
-
-def _local(plan: Plan, source: Source, start_step: int) -> Iterator[Batch]:
     def make(step: int, rows: Rows, labels: NDArray[np.int64]) -> Batch:
         paths = [plan.items[k].path for k in rows.image]
         return Batch(step, make_images(plan.transform, source.read_many(paths), rows.seed, paths), labels)
