@@ -18,9 +18,9 @@ from prometar.clip.weights import all_finite, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import as_read, flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
-from prometar.data.streaming.transforms import BrokenImage, TransformSpec, apply, to_rgb
+from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, named_device, send
-from prometar.errors import UserError, first_line
+from prometar.errors import UserError, WorkError, first_line
 from prometar.inference import hub
 from prometar.inference.prompt_file import Card, read_prompts
 from prometar.io.files import read_bytes
@@ -224,7 +224,7 @@ def _encoded(picture: Picture) -> bytes:
         raise UserError(f"an image cannot be classified: {error}") from None
     except Exception as error:  # Pillow reads the file only now, and raises errors of many kinds
         where = getattr(picture, "filename", "") or "given as pixels"
-        raise BrokenImage(f"broken image {where}: {first_line(error)}") from None
+        raise WorkError(f"broken image {where}: {first_line(error)}") from None
     return file.getvalue()
 
 

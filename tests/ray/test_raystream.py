@@ -17,8 +17,8 @@ from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming import raystream
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch, StreamOptions, stream, stream_local
-from prometar.data.streaming.transforms import BrokenImage, TransformSpec
-from prometar.errors import StorageError, UserError
+from prometar.data.streaming.transforms import TransformSpec
+from prometar.errors import StorageError, UserError, WorkError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -59,7 +59,7 @@ def test_textures_stream_for_evaluation() -> None:
     check_equal(list(stream(plan, dataset.source)), list(stream_local(plan, dataset.source)))
 
 
-@pytest.mark.parametrize(("damage", "error"), [("corrupt", BrokenImage), ("missing", UserError)])
+@pytest.mark.parametrize(("damage", "error"), [("corrupt", WorkError), ("missing", UserError)])
 def test_a_corrupt_or_missing_image_stops_the_stream_and_is_named(
     own_dtd: Path, capfd: pytest.CaptureFixture[str], damage: str, error: type[UserError]
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import FOLDER, known, open_dataset, open_unverified, place_of, problems_of
-from prometar.data.datasets.dataset import Dataset, Item, Source, same_class
+from prometar.data.datasets.dataset import Dataset, Item, Source
 from prometar.data.datasets.prepared import ParquetSource, damaged_shards, find_manifest
 from prometar.data.streaming.transforms import decode
 from prometar.environment import num_cpus
@@ -109,8 +109,6 @@ def _notes(dataset: Dataset, names: dict[int, str], root: Path | str | None) -> 
         if there and without:
             yield f"no {split} images of {len(without)} classes: {', '.join(without[:SHOWN_NAMES])}"
     ordered = [names[label] for label in sorted(names)]
-    if same := same_class(ordered):
-        yield f"CLIP reads the class names '{same[0]}' and '{same[1]}' as one"
     shown = ordered if len(ordered) <= SHOWN_NAMES else [*ordered[: SHOWN_NAMES - 1], "...", ordered[-1]]
     yield f"class names: {', '.join(shown)}"
 

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from urllib.error import HTTPError
 
-from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS, Archive, Benchmark
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.layouts import read_split_file
@@ -53,8 +52,13 @@ def download(name: str, to: Path | str, *, progress: Progress = unwatched) -> tu
         UserError: unknown dataset, nothing to download, or `to` is not a local folder.
         WorkError: a transfer failed, a digest differs, or an archive is corrupt or unsafe.
     """
-    row, root = _benchmark(name, to), resolved(to)
+    if name not in BENCHMARKS:
+        raise UserError(f"'{name}' is not a benchmark: known are {', '.join(BENCHMARKS)}")
+    row, root = BENCHMARKS[name], resolved(to)
     folder = root / row.folder
+    if not row.archives and not row.split_file:
+        parts = ", ".join(row.parts)
+        raise UserError(f"{row.title} has no public archive: {row.by_hand}; {folder} must then hold {parts}")
     placed = []
     for archive in row.archives:
         if not (folder / archive.key).exists():
@@ -70,26 +74,6 @@ def download(name: str, to: Path | str, *, progress: Progress = unwatched) -> tu
     except UserError as error:
         return placed, str(error)
     return placed, ""
-
-
-def _benchmark(name: str, to: Path | str) -> Benchmark:
-    if name in SUITE:
-        raise UserError(f"'{name}' comes with prometar: there is nothing to download")
-    if name not in BENCHMARKS:
-        raise UserError(f"'{name}' is not a benchmark: known are {', '.join(BENCHMARKS)}")
-    row = BENCHMARKS[name]
-    if "://" in str(to):
-        raise UserError(
-            f"--to {to} is not a folder: download to one, then `prometar data prepare {name} --to {to}`"
-        )
-    if resolved(to).is_file():
-        raise UserError(f"--to {to} is a file: choose a folder")
-    if not row.archives and not row.split_file:
-        parts = ", ".join(row.parts)
-        raise UserError(
-            f"{row.title} has no public archive: {row.by_hand}; {Path(to, row.folder)} must then hold {parts}"
-        )
-    return row
 
 
 @contextmanager

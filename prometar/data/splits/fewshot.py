@@ -21,10 +21,8 @@ def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -
     of their first appearance. A class with fewer images gives all of them.
 
     Raises:
-        UserError: `shots` below 1, or an empty train list.
+        UserError: an empty train list.
     """
-    if shots < 1:
-        raise UserError(f"shots must be at least 1, found {shots}")
     if not train:
         raise UserError(
             "cannot draw few-shot images: the train split is empty (ImageNet's variants are for testing only)"

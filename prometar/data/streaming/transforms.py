@@ -26,10 +26,6 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
 
 
-class BrokenImage(WorkError):
-    """An image that cannot be decoded."""
-
-
 @dataclass(frozen=True)
 class TransformSpec:
     """Transform of an image.
@@ -53,7 +49,7 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
     """A Pillow RGB image.
 
     Raises:
-        BrokenImage: the bytes are no readable image; the message names `path`.
+        WorkError: the bytes are no readable image; the message names `path`.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -62,7 +58,7 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
         reason = "an empty file" if not encoded else " ".join(str(error).split()) or type(error).__name__
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) and encoded else reason
-        raise BrokenImage(
+        raise WorkError(
             f"broken image {path or '(unnamed)'}: {reason}; replace it (`prometar data check` lists all)"
         ) from None
 
@@ -102,7 +98,7 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
     Returns:
         uint8 array (size, size, 3).
     Raises:
-        BrokenImage: the bytes are no readable image.
+        WorkError: the bytes are no readable image.
     """
     image = decode(encoded, path)
     result = _augment(spec, image, seed) if spec.train else _centre(image, spec.size)

@@ -63,12 +63,9 @@ def test_fewshot_draw_follows_first_appearance_not_label_order() -> None:
     assert list(draw(items, (), shots=2, seed=5)[0]) == want
 
 
-@pytest.mark.parametrize(
-    ("items", "shots", "text"), [((), 1, "train split is empty"), (_items([0]), 0, "at least 1")]
-)
-def test_fewshot_draw_refuses(items: tuple[Item, ...], shots: int, text: str) -> None:
-    with pytest.raises(UserError, match=text):
-        draw(items, items, shots=shots, seed=1)
+def test_fewshot_draw_needs_training_images() -> None:
+    with pytest.raises(UserError, match="train split is empty"):
+        draw((), (), shots=1, seed=1)
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 99))

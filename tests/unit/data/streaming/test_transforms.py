@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prometar.data.streaming.transforms import BrokenImage, TransformSpec, apply, decode
+from prometar.data.streaming.transforms import TransformSpec, apply, decode
 from prometar.errors import WorkError
 
 
@@ -102,7 +102,7 @@ def test_palette_with_transparency_is_read_without_a_warning() -> None:
     ids=["empty", "text", "cut jpeg", "cut png", "postscript"],
 )
 def test_a_broken_image_is_one_line_with_its_path(file: bytes) -> None:
-    with pytest.raises(BrokenImage) as caught:
+    with pytest.raises(WorkError) as caught:
         apply(TransformSpec(16, train=False), file, 0, path="banded/x.jpg")
     assert isinstance(caught.value, WorkError)
     assert "banded/x.jpg" in str(caught.value)
@@ -134,7 +134,7 @@ def test_sixteen_bits_of_grey_are_the_picture_that_eight_are(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_without_a_white_are_refused(dtype: type) -> None:
-    with pytest.raises(BrokenImage, match=r"a\.tif: its pixels are (floating-point|32-bit) numbers"):
+    with pytest.raises(match=r"a\.tif: its pixels are (floating-point|32-bit) numbers"):
         decode(saved(np.ones((8, 8), dtype), "TIFF"), "a.tif")
 
 
@@ -144,5 +144,5 @@ def test_pixels_without_a_white_are_refused(dtype: type) -> None:
 def test_extreme_sizes_are_refused_undecoded(size: tuple[int, int]) -> None:
     """By the header alone: the pixels that it promises are not there."""
     header = f"P6 {size[0]} {size[1]} 255 ".encode()
-    with pytest.raises(BrokenImage, match=r"broken image a\.ppm: (it has \d+ x \d+ pixels|Image size)"):
+    with pytest.raises(match=r"broken image a\.ppm: (it has \d+ x \d+ pixels|Image size)"):
         decode(header, "a.ppm")
