@@ -18,10 +18,9 @@ from prometar.errors import WorkError
 
 # Formats that benchmarks use; others (EPS starts a PostScript interpreter) are refused unread.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MOST_PIXELS = 80_000_000  # decoded: 240 MB
-MOST_ELONGATED = 100  # times as long as wide: its shorter side is resized to the backbone's
+MOST_ELONGATED = 100  # times as long as wide: the shorter side is resized to the backbone's
 RATIO = (3 / 4, 4 / 3)
-# Pillow only warns of images from some 89 million pixels on; here they are refused, unread.
+# Pillow only warns of images from 89 million pixels on. Here they are refused, unread.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
 
@@ -53,7 +52,8 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        _require_size(*image.size)
+        if max(image.size) > MOST_ELONGATED * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_ELONGATED} : 1")
         return to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
         reason = "an empty file" if not encoded else " ".join(str(error).split()) or type(error).__name__
@@ -61,15 +61,6 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
         raise WorkError(
             f"broken image {path or '(unnamed)'}: {reason}; replace it (`prometar data check` lists all)"
         ) from None
-
-
-def _require_size(width: int, height: int) -> None:
-    short, long = sorted((width, height))
-    if width * height > MOST_PIXELS or long > MOST_ELONGATED * short:
-        raise ValueError(
-            f"it has {width} x {height} pixels: at most {MOST_PIXELS:,} are taken, and none that are "
-            f"{MOST_ELONGATED} times as long as wide"
-        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

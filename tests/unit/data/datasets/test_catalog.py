@@ -11,7 +11,7 @@ from PIL import Image
 
 from prometar.data.datasets import catalog
 from prometar.data.datasets.catalog import known, open_dataset
-from prometar.data.datasets.dataset import Dataset, Item, classnames
+from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.datasets.sources import FolderSource
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
@@ -101,12 +101,6 @@ def test_a_malformed_split_file_says_where(own_dtd: Path, train: Any, part: str)
     assert part in message
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"train": [["a.jpg", 0, "a"]], "val": []}'])
-def test_what_is_no_split_file(own_dtd: Path, text: str) -> None:
-    (own_dtd / "dtd" / SPLIT).write_text(text)
-    assert f"split file {own_dtd / 'dtd' / SPLIT}: " in fails("dtd", own_dtd)
-
-
 @pytest.mark.parametrize("name", ["", "  ", "_", "\u00a0", "\u200b", "a\0b", "a\nb", "\x1b[31m"])
 def test_a_class_name_that_no_prompt_can_hold(own_dtd: Path, tmp_path: Path, name: str) -> None:
     file = own_dtd / "dtd" / SPLIT
@@ -145,10 +139,6 @@ def test_an_image_lost_later_is_named(own_dtd: Path) -> None:
     (own_dtd / "dtd/images" / path).unlink()
     with pytest.raises(UserError, match=r"cannot read image .*No such file"):
         dataset.source.read_many([path])
-
-
-def test_classnames_come_in_label_order_even_if_labels_are_sparse() -> None:
-    assert classnames([Item("a", 7, "x"), Item("b", 2, "y"), Item("c", 7, "x")]) == ("y", "x")
 
 
 def test_check_says_which_images_cannot_be_read_rightly(own_dtd: Path) -> None:

@@ -193,12 +193,3 @@ def test_credentials_in_a_uri_are_not_shown() -> None:
     assert join("s3://bucket/data/?region=x", "dtd") == "s3://bucket/data/dtd?region=x"
     assert join("file:///", "dtd") == "file:///dtd"
     assert join("s3://", "dtd") == "s3:///dtd"  # no bucket: refused, and no folder here
-
-
-def test_unknown_places_are_refused(small_dtd: Path) -> None:
-    with pytest.raises(UserError, match="cannot open 'nowhere://x/dtd'"):
-        prepare("dtd", small_dtd, "nowhere://x")
-    with pytest.raises(UserError, match="cannot open 'nowhere://x/dtd'"):
-        open_dataset("dtd", "nowhere://x")
-    with pytest.raises(UserError, match="dataset 'dtt' cannot be prepared: choose one of "):
-        prepare("dtt", small_dtd, "somewhere")

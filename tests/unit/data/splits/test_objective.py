@@ -1,4 +1,4 @@
-"""An objective of one's own makes one finite number of accuracies, whenever it is asked."""
+"""Objectives: their images and scores, custom ones, and classes without images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,41 +33,16 @@ ends = Objective(partial(made, every_epoch=False), searches=True)
 blind = Objective(partial(made, evaluations={}), searches=True)
 baseless = Objective(partial(made, evaluations={"val": ()}, predicts_new=True), searches=True)
 newless = Objective(made, searches=True, figure=lambda accuracies: accuracies["new"])
+fewer = Objective(lambda *args: made(*args, train=made(*args).train[1:]), searches=True)
 right = Objective(made, searches=True)
 """
+NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 
 @pytest.fixture(autouse=True)
 def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_objective.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
-
-
-def test_the_number_is_the_functions() -> None:
-    assert figure_of("own_objective:lower", {"base": 40.0, "new": 30}) == 30.0
-    assert figure_of("final", {"base": 50.0, "new": 50.0}) == 50.0
-
-
-@pytest.mark.parametrize(("base", "found"), [(40.0, "nan"), (50.0, "'50'"), (60.0, "inf")])
-def test_anything_else_is_one_line(base: float, found: str) -> None:
-    message = f"own_objective:later must make one finite number of accuracies, found {found}$"
-    with pytest.raises(UserError, match=message):
-        figure_of("own_objective:later", {"base": base, "new": 30.0})
-
-
-def test_it_is_tried_before_anything_runs() -> None:
-    with pytest.raises(UserError, match=r"own_objective:nothing must make one finite number .*, found None"):
-        objective_of("own_objective:nothing")
-
-
-def test_its_errors_are_told_with_their_place() -> None:
-    with pytest.raises(
-        UserError, match=r"own_objective:later fails: KeyError: 70\.0 \(own_objective\.py, line 12\)"
-    ):
-        figure_of("own_objective:later", {"base": 70.0, "new": 30.0})
-
-
-NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 
 def dataset(**without: str) -> Dataset:
@@ -84,6 +59,21 @@ def dataset(**without: str) -> Dataset:
     return Dataset("animals", "Animals", **splits, source=FolderSource("/nowhere"), template="a {}.")
 
 
+def test_the_number_is_the_functions() -> None:
+    assert figure_of("own_objective:lower", {"base": 40.0, "new": 30}) == 30.0
+    assert figure_of("final", {"base": 50.0, "new": 50.0}) == 50.0
+
+
+@pytest.mark.parametrize(("base", "found"), [(40.0, "nan"), (50.0, "'50'"), (60.0, "inf")])
+def test_anything_else_is_one_line(base: float, found: str) -> None:
+    with pytest.raises(
+        UserError, match=f"own_objective:later must make one finite number .*, found {found}$"
+    ):
+        figure_of("own_objective:later", {"base": base, "new": 30.0})
+    with pytest.raises(UserError, match=r"own_objective:later fails: KeyError: 70\.0 \(own_objective\.py, l"):
+        figure_of("own_objective:later", {"base": 70.0, "new": 30.0})
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -91,9 +81,12 @@ def dataset(**without: str) -> Dataset:
         ("blind", r"its Problem needs evaluations, found \[\]"),
         ("baseless", r"its Problem needs 'base' among its evaluations, found \['val'\]"),
         ("newless", "fails: KeyError: 'new'"),
+        ("fewer", "its base images must have the labels 0 to n - 1 of all classes"),
     ],
 )
-def test_what_no_trial_could_be_scored_with_is_told_first(name: str, said: str) -> None:
+def test_a_problem_that_cannot_be_scored_is_rejected_first(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=r"own_objective:nothing must make one finite number .*, found None"):
+        objective_of("own_objective:nothing")
     with pytest.raises(UserError, match=f"^own_objective:{name}:? {said}"):
         problem(f"own_objective:{name}", dataset(), shots=1, seed=1)
     assert problem("own_objective:right", dataset(), shots=1, seed=1).every_epoch
@@ -107,7 +100,6 @@ def test_what_no_trial_could_be_scored_with_is_told_first(name: str, said: str) 
         ("all_classes", "test", "eel"),
         ("all_classes", "train", "bee"),
         ("drift", "val", "cat"),
-        ("base_val", "val", "ant"),
     ],
 )
 def test_a_class_without_images_is_named(objective: str, split: str, name: str) -> None:
@@ -116,22 +108,15 @@ def test_a_class_without_images_is_named(objective: str, split: str, name: str) 
         problem(objective, dataset(**{split: name}), shots=1, seed=1)
 
 
-def test_classes_that_are_only_tested_are_left_out() -> None:
+def test_some_classes_need_no_images() -> None:
     found = problem("final", dataset(train="eel"), shots=1, seed=1)
-    assert {item.classname for item in found.evaluations["new"]} == {"cat", "dog"}
+    assert {item.classname for item in found.evaluations["new"]} == {"cat", "dog"}, "only tested: left out"
+    assert problem("drift", dataset(val="eel"), shots=1, seed=1).classnames == NAMES[:3]
 
 
-def test_new_classes_need_no_validation_images() -> None:
-    found = problem("drift", dataset(val="eel"), shots=1, seed=1)
-    assert found.classnames == NAMES[:3]
-
-
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_halves_of_one_class_are_refused(number: int) -> None:
+def test_halves_of_one_class_are_refused() -> None:
     """Among one name all is right: 100 % whatever was learned."""
     whole = dataset()
-    few = replace(whole, **{
-        split: tuple(item for item in whole.splits[split] if item.label < number) for split in whole.splits
-    })  # fmt: skip
-    with pytest.raises(UserError, match=f"animals has too few classes, {number}: base and new ones are two"):
-        problem("final", few, shots=1, seed=1)
+    few = {split: tuple(i for i in items if i.label < 3) for split, items in whole.splits.items()}
+    with pytest.raises(UserError, match="animals has too few classes, 3: base and new ones are two each"):
+        problem("final", replace(whole, **few), shots=1, seed=1)

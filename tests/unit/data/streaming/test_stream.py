@@ -13,6 +13,7 @@ from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch, StreamOptions, stream_local
 from prometar.data.streaming.transforms import TransformSpec
+from prometar.errors import WorkError
 
 
 @lru_cache
@@ -74,7 +75,7 @@ def test_a_broken_image_stops_the_stream_and_is_named(own_dtd: Path) -> None:
     (own_dtd / "dtd/images" / path).write_bytes(b"\xff\xd8 not a photograph")
     batches = stream_local(eval_plan(dataset.test, size=16, batch_size=2), dataset.source)
     assert next(batches).step == 0
-    with pytest.raises(match=path):
+    with pytest.raises(WorkError, match=path):
         next(batches)
 
 

@@ -74,15 +74,6 @@ def test_flip_probability_and_its_independence_of_the_crop() -> None:
     assert flips((0.95, 1.0)) == whole
 
 
-def test_jitter_zero_changes_nothing_and_one_changes_colours() -> None:
-    file = encoded()
-    plain, none, strong = (
-        apply(TransformSpec(32, train=True, jitter=jitter), file, 5) for jitter in (0.0, 0.0, 0.8)
-    )
-    assert np.array_equal(plain, none)
-    assert not np.array_equal(plain, strong)
-
-
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     file = encoded(mode=mode, kind="TIFF" if mode == "CMYK" else "PNG")
@@ -134,15 +125,15 @@ def test_sixteen_bits_of_grey_are_the_picture_that_eight_are(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_without_a_white_are_refused(dtype: type) -> None:
-    with pytest.raises(match=r"a\.tif: its pixels are (floating-point|32-bit) numbers"):
+    with pytest.raises(WorkError, match=r"a\.tif: its pixels are (floating-point|32-bit) numbers"):
         decode(saved(np.ones((8, 8), dtype), "TIFF"), "a.tif")
 
 
 @pytest.mark.parametrize(
-    "size", [(60_000, 1), (1, 8_000_000), (101, 1), (1, 101), (9000, 9000), (14_000, 14_000)]
+    "size", [(60_000, 1), (1, 8_000_000), (101, 1), (1, 101), (10_000, 10_000), (14_000, 14_000)]
 )
 def test_extreme_sizes_are_refused_undecoded(size: tuple[int, int]) -> None:
     """By the header alone: the pixels that it promises are not there."""
     header = f"P6 {size[0]} {size[1]} 255 ".encode()
-    with pytest.raises(match=r"broken image a\.ppm: (it has \d+ x \d+ pixels|Image size)"):
+    with pytest.raises(WorkError, match=r"broken image a\.ppm: (\d+ x \d+ pixels|Image size)"):
         decode(header, "a.ppm")
