@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from prometar.bundled.dataset import FIRST_SEED, RenderedSet, item_path
-from prometar.bundled.suite import DEFAULT, SUITE
+from prometar.bundled.suite import SUITE
 from prometar.bundled.textures import TEXTURES
 from prometar.bundled.weights import MINI_VOCABULARY
-from prometar.data.datasets.sources import RenderedSource
 from prometar.errors import UserError
 
 # SHA-256 over the pixels of image 0 of every class. A change here changes every figure on the dataset.
@@ -44,10 +43,6 @@ def test_paths_are_in_order_and_splits_share_no_seed(rendered: RenderedSet[Any])
     assert max(seed for _, seed in seen) < FIRST_SEED["pretrain"]
 
 
-def test_the_default_dataset_is_small() -> None:
-    assert len(SUITE[DEFAULT].classnames) == 10
-
-
 def test_the_vocabulary_of_mini_names_no_class() -> None:
     ours = {word for each in SUITE.values() for word in (*each.classnames, *each.families)}
     assert len(MINI_VOCABULARY) == len(set(MINI_VOCABULARY)) == 100
@@ -59,13 +54,6 @@ def test_encoded_pixels_are_the_rendered_ones() -> None:
     with Image.open(io.BytesIO(TEXTURES.encode(path))) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), TEXTURES.render(*TEXTURES.locate(path)))
-
-
-def test_a_process_renders_an_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, path = RenderedSource("cells"), item_path("yeast", "test", 9)
-    first = source.read_many([path])
-    monkeypatch.setattr(RenderedSet, "encode", lambda *_: b"rendered again")
-    assert source.read_many([path]) == first
 
 
 @pytest.mark.parametrize(

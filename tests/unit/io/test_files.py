@@ -51,18 +51,6 @@ def test_a_pipe_as_a_split_file(own_dtd: Path) -> None:
         open_dataset("dtd", own_dtd)
 
 
-def test_names_that_no_file_can_have(tmp_path: Path) -> None:
-    circle = tmp_path / "circle"
-    circle.symlink_to(circle)
-    for path in (circle, tmp_path / ("x" * 300), Path("a\0b")):
-        with pytest.raises(UserError, match="cannot read"):
-            size_of(path)
-        with pytest.raises(OSError):  # noqa: PT011  of many numbers
-            read_bytes(path)
-        with pytest.raises(UserError, match="cannot read"):
-            read_yaml(path)
-
-
 def test_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     circle, link, gone = tmp_path / "circle", tmp_path / "link", tmp_path / "gone"
     circle.symlink_to(circle)
@@ -86,21 +74,6 @@ def test_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_url_is_no_folder(path: Path | str) -> None:
     with pytest.raises(UserError, match=r"^'\w+:/\.\.\.' is no folder: a URL begins with \w+://"):
         resolved(path)
-
-
-def test_what_is_not_there(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    assert size_of(tmp_path / "file") == 3
-    assert size_of(tmp_path / "none") is None
-    assert size_of(tmp_path / "file" / "none") is None
-    assert read_bytes(tmp_path / "file") == b"abc"
-
-
-def test_a_home_is_known_where_the_shell_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it does after `=`: --out=~/study."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert resolved("~/study") == tmp_path.resolve() / "study"
-    assert resolved(tmp_path / "~nobody") == tmp_path.resolve() / "~nobody"
 
 
 def test_writers_with_one_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
