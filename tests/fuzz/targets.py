@@ -7,7 +7,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -23,7 +22,6 @@ from prometar.data.datasets.prepared import _footer, _path_index
 from prometar.data.preparation.download import unpack
 from prometar.data.preparation.prepare import prepare
 from prometar.errors import UserError
-from prometar.inference.classifier import Classifier
 from prometar.runs import export_run, write_result
 from prometar.training.run import build_run
 from prometar.training.session import Session
@@ -111,17 +109,6 @@ def stream(folder: Path, out: Path) -> None:
         assert file == (folder / "data/dtd/images" / item.path).read_bytes()
 
 
-def predict(folder: Path, out: Path) -> None:
-    found = _classifier(folder / "prompts.safetensors").predict(folder / "picture.png")
-    assert found.names[0] in found.classnames
-    assert abs(float(found.probabilities.sum()) - 1) < 1e-5
-
-
-@cache
-def _classifier(path: Path) -> Classifier:
-    return prometar.load(path)
-
-
 SEARCH = ("--out", "{1}/out", "--trials", "1")
 TARGETS: Sequence[Target] = (
     Target("configuration", "config.yaml", mutated_yaml,
@@ -143,7 +130,6 @@ TARGETS: Sequence[Target] = (
     Target("shard, checked", "prepared/dtd/*.parquet", mutated_bytes,
            command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/prepared"), 1.0, same_images),
     Target("shard, streamed", "prepared/dtd/*.parquet", mutated_bytes, library(stream)),
-    Target("predicted image", "picture.png", mutated_bytes, library(predict)),
     Target("checkpoint", "run/checkpoint.safetensors", mutated_safetensors,
            command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
     Target("result", "run/result.json", mutated_json,
@@ -151,8 +137,6 @@ TARGETS: Sequence[Target] = (
     Target("run's configuration", "run/config.yaml", mutated_yaml,
            command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
     Target("compared result", "run/result.json", mutated_json,
-           command(prometar_main, "compare", "{0}/run", "{0}/vpt", "--csv", "{1}/x"), 0.4),
-    Target("compared configuration", "vpt/config.yaml", mutated_yaml,
            command(prometar_main, "compare", "{0}/run", "{0}/vpt", "--csv", "{1}/x"), 0.4),
     Target("prompts", "prompts.safetensors", mutated_safetensors,
            library(lambda folder, out: prometar.load(folder / "prompts.safetensors")), 0.5),
@@ -180,7 +164,6 @@ def furnish(folder: Path) -> None:
     rich(folder / "study")
     write_dtd(folder / "data", per_class=2)
     prepare("dtd", folder / "data", folder / "prepared")
-    shutil.copy(next((folder / "data/dtd/images/banded").iterdir()), folder / "picture.png")
     _trained(folder)
     _weights(folder)
     with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
