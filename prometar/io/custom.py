@@ -58,7 +58,7 @@ def load(reference: str) -> Any:
     return getattr(module, attribute)
 
 
-def make(reference: str, args: Mapping[str, Any]) -> Any:
+def make(reference: str, args: Mapping[str, object]) -> Any:
     """Return the value of a reference. A class is instantiated with `args`, validated by its fields.
 
     Raises:
@@ -70,7 +70,7 @@ def make(reference: str, args: Mapping[str, Any]) -> Any:
         return found(**dict(settings)) if inspect.isclass(found) else found
 
 
-def completed(reference: str, args: Mapping[str, Any]) -> dict[str, Any]:
+def completed(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
     """Return all arguments of a custom class as plain data, with defaults for those not given.
 
     Raises:
@@ -79,7 +79,7 @@ def completed(reference: str, args: Mapping[str, Any]) -> dict[str, Any]:
     return _settings(reference, load(reference), args).model_dump(mode="json")
 
 
-def _settings(reference: str, found: Any, args: Mapping[str, Any]) -> BaseModel:
+def _settings(reference: str, found: Any, args: Mapping[str, object]) -> BaseModel:
     """Validate `args` by the fields of a dataclass. Everything else takes none."""
     taken: dict[str, Any] = {}
     with failing(reference):

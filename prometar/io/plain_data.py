@@ -4,9 +4,10 @@ import re
 import reprlib
 from collections.abc import Collection, Iterator
 from functools import cache
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 
 class PlainData(BaseModel):
@@ -23,11 +24,11 @@ class PlainData(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         return no_truth(value) if _holds_numbers(cls, str(info.field_name)) else value
 
 
-def no_truth(value: Any) -> Any:
+def no_truth(value: object) -> object:
     """Return a value or several, none of which is a boolean: Python counts True as 1.
 
     Raises:
@@ -56,7 +57,7 @@ def problems_of(
     return "; ".join([*problems, f"and {more} more"] if more else problems)
 
 
-def _problem(error: Any) -> str:
+def _problem(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     message = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", error["msg"])  # a limit of 1e30
@@ -69,7 +70,7 @@ def _holds_numbers(model: type[BaseModel], field: str) -> bool:
     return bool not in kinds and (int in kinds or float in kinds)
 
 
-def leaf_types(annotation: Any) -> Iterator[Any]:
+def leaf_types(annotation: object) -> Iterator[object]:
     """Yield the types that an annotation is made of, in order."""
     parts = get_args(annotation)
     if not parts:

@@ -67,7 +67,7 @@ def default_root(*names: str) -> str | None:
     return (os.environ.get("PROMETAR_DATA") or "data") if set(names) & BENCHMARKS.keys() else None
 
 
-def place_beside(name: str, root: str | None, args: Mapping[str, Any]) -> str:
+def place_beside(name: str, root: str | None, args: Mapping[str, object]) -> str:
     """Return what distinguishes datasets with one name; "" for a benchmark, whose copies are equal."""
     if name in BENCHMARKS or name in SUITE:
         return ""
@@ -97,7 +97,7 @@ def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
         raise UserError(f"{resolved(folder)} lies in the dataset's own folder: choose another --out")
 
 
-def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, Any] | None = None) -> Dataset:
+def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, object] = {}) -> Dataset:
     """Open a dataset, ready to draw from.
 
     Args:
@@ -126,20 +126,18 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, A
     return dataset
 
 
-def open_unverified(
-    name: str, root: Path | str | None = None, args: Mapping[str, Any] | None = None
-) -> Dataset:
+def open_unverified(name: str, root: Path | str | None, args: Mapping[str, object] = {}) -> Dataset:
     """Open as `open_dataset`, but images may be missing or listed twice, and labels may have two names."""
     require_name(name)
     if is_reference(name):
-        return _open_custom(name, None if root is None else str(root), args or {})
+        return _open_custom(name, None if root is None else str(root), args)
     if args:
         raise UserError(f"data.args are settings of a custom loader, and {name} is built in")
     dataset = _open(name, root)
     return replace(dataset, wordings=BENCHMARKS[name].wordings) if name in BENCHMARKS else dataset
 
 
-def _open_custom(name: str, root: str | None, args: Mapping[str, Any]) -> Dataset:
+def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
     loader = make(name, args)
     with failing(name):
         found = loader(root)

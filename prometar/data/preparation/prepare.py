@@ -6,7 +6,6 @@ The manifest is written last, so a folder with one is complete.
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,15 +102,16 @@ def _encode(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
         for (item, split), image in zip(part, images, strict=True)
     ]
     sink = pa.BufferOutputStream()
-    # photographs are compressed already; statistics of their bytes would only swell the footer
-    options: dict[str, Any] = {
-        "compression": {field.name: "NONE" if field.name == "image" else "ZSTD" for field in SCHEMA},
-        "use_dictionary": ["classname", "split"],
-        "write_statistics": False,
-        "write_page_checksum": True,
-    }
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    pq.write_table(table, sink, row_group_size=GROUP_ROWS, **options)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=SCHEMA),
+        sink,
+        row_group_size=GROUP_ROWS,
+        # photographs are compressed already; statistics of their bytes would only swell the footer
+        compression={field.name: "NONE" if field.name == "image" else "ZSTD" for field in SCHEMA},
+        use_dictionary=["classname", "split"],
+        write_statistics=False,
+        write_page_checksum=True,
+    )
     return sink.getvalue().to_pybytes()
 
 

@@ -94,7 +94,7 @@ def _dataset(plan: Plan, source: Source, start_step: int, options: StreamOptions
         )
 
 
-def _described(plan: Plan, start: int, stop: int) -> dict[str, list[Any]]:
+def _described(plan: Plan, start: int, stop: int) -> dict[str, list[int] | list[str]]:
     """Images, augmentation seeds and paths of the steps start .. stop-1."""
     rows = plan.rows(plan.step_rows(start)[0], plan.step_rows(stop - 1)[1])
     paths = [plan.items[k].path for k in rows.image]
