@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from prometar.cli.app import main as prometar_main
 from prometar.errors import WorkError
+from prometar.training.session import Session
 from tests.fuzz.mutations import WORDS
 from tests.fuzz.targets import TARGETS, Target, furnish
 from tune.config import OPTIONS as STUDY_OPTIONS
@@ -25,7 +26,7 @@ from tune.execution import local_ray
 from tune.search import main as search_main
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
-STOPPED = "Ray is not started here"
+STOPPED = "nothing is trained here"
 MOST_SECONDS, MOST_BYTES, MOST_LINES = 10, 2**30, 5
 
 
@@ -38,12 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A command gets as far as Ray's start, and no further."""
+    """A command gets as far as Ray's start or the first epoch, and no further."""
 
     def stop(*_: object, **__: object) -> None:
         raise WorkError(STOPPED)
 
     monkeypatch.setattr(local_ray, "_start", stop)
+    monkeypatch.setattr(Session, "epoch", stop)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.chdir(tmp_path)
 
