@@ -81,7 +81,7 @@ def test_anything_else_is_one_line(base: float, found: str) -> None:
         ("blind", r"its Problem needs evaluations, found \[\]"),
         ("baseless", r"its Problem needs 'base' among its evaluations, found \['val'\]"),
         ("newless", "fails: KeyError: 'new'"),
-        ("fewer", "its base images must have the labels 0 to n - 1 of all classes"),
+        ("fewer", "its training images must have the labels 0 to n - 1 of all classes"),
     ],
 )
 def test_a_problem_that_cannot_be_scored_is_rejected_first(name: str, said: str) -> None:
