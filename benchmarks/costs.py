@@ -32,7 +32,7 @@ def outline(name: str, root: str | None = None) -> Dataset:
             for image in range(number)
         )
 
-    val = 20 if row.sizes.val else 0
+    val = 20 if row.sizes["val"] else 0
     return Dataset(
         name,
         row.title,
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two benchmarks")
     args = parser.parse_args()
     clip = load_backbone(BACKBONE, "random").clip
-    trained = [name for name, row in BENCHMARKS.items() if row.sizes.train]
+    trained = [name for name, row in BENCHMARKS.items() if row.sizes["train"]]
     rows = []
     for name in trained[:2] if args.quick else trained:
         config = StudyConfig.of(dataset=f"costs:{name}", backbone=BACKBONE, pretrained="openai", trials=40)
