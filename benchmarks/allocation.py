@@ -1,0 +1,121 @@
+"""Ways to spend the same number of runs on a search, replayed from recorded runs.
+
+    python benchmarks/allocation.py [--replays 4000] [--doc docs/results.md]
+
+Nothing is trained. `objectives.json` and `photographs.json` record 25 settings with three seeds each on five
+datasets: the score that a search sees, and H on test images. A replay samples settings from a smoothed
+bootstrap of these, whose means are shrunk by the noise of three seeds, draws scores with the recorded noise,
+and selects as the plan says. The default settings are always a candidate. The gain is the difference of the
+selected and the default settings' mean test H. Trials of half the epochs score a setting with the additional
+error that recorded learning curves (`curves.json`) show between epochs 2.5 and 5.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from common import WORSE, mean_and_interval, parser_of, publish, table
+from numpy.typing import NDArray
+from objectives import Table, drift, read_evidence
+
+from prometar.training.drift import LOSS_PER_NAT
+
+Floats = NDArray[np.float64]
+FILES = ("objectives.json", "photographs.json")
+
+
+class Stage(NamedTuple):
+    """The best `settings` so far get `seeds` more runs; `length` is their share of the epochs of a trial."""
+
+    settings: int
+    seeds: int
+    length: float = 1.0
+
+
+PLANS: Mapping[str, Sequence[Stage]] = {
+    "24 x 1, best 3 x 2 (default)": (Stage(24, 1), Stage(3, 2)),
+    "30 x 1": (Stage(30, 1),),
+    "18 x 1, best 6 x 2": (Stage(18, 1), Stage(6, 2)),
+    "16 x 1, best 6 x 1, best 3 x 3": (Stage(16, 1), Stage(6, 1), Stage(3, 3)),
+    "successive halving: 16, 8, 4, 2 x 1": (Stage(16, 1), Stage(8, 1), Stage(4, 1), Stage(2, 1)),
+    "48 x 1 of half the epochs, best 3 x 2": (Stage(48, 1, 0.5), Stage(3, 2)),
+}
+
+
+class Model(NamedTuple):
+    """Settings of a dataset: their expected score and test H, and the noise of a run's score."""
+
+    scores: Floats
+    tests: Floats
+    noise: float
+
+
+def fit(found: Table) -> Model:
+    """Shrink the means over seeds towards each other by the part of their variance that is noise."""
+
+    def shrunk(values: Floats) -> tuple[Floats, float]:
+        means, noise = values.mean(1), float(np.sqrt(values.var(1, ddof=1).mean()))
+        true = max(0.0, means.var(ddof=1) - noise**2 / values.shape[1])
+        return means.mean() + np.sqrt(true / means.var(ddof=1)) * (means - means.mean()), noise
+
+    (expected, noise), (tests, _) = shrunk(drift(found, LOSS_PER_NAT)), shrunk(found.tests)
+    return Model(expected, tests, noise)
+
+
+def error_of_half() -> float:
+    """Error of a score after half the epochs, as a multiple of the standard deviation over settings."""
+    curves = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
+    whole = np.array([trial["objective"] for trial in curves if len(trial["objective"]) == 5])
+    half, end = whole[:, 1:3].mean(1), whole[:, 4]
+    slope, offset = np.polyfit(half, end, 1)
+    return float((end - slope * half - offset).std() / end.std())
+
+
+def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, half: float) -> float:
+    """Return the gain of one search."""
+    most, spread = plan[0].settings, model.scores[1:].std()
+    drawn = rng.integers(1, len(model.scores), most)
+    jitter = rng.normal(0, 0.2, most)  # a smoothed bootstrap: no two sampled settings are the same
+    scores = np.append(model.scores[drawn] + jitter * spread, model.scores[0])
+    tests = np.append(model.tests[drawn] + jitter * model.tests[1:].std(), model.tests[0])
+    sums, runs, alive = np.zeros(most + 1), np.zeros(most + 1), np.arange(most + 1)
+    for number, stage in enumerate(plan):
+        if number:
+            order = alive[np.argsort(-sums[alive] / runs[alive])]
+            alive = np.union1d(order[: stage.settings], [most])  # the default settings stay a candidate
+        extra = rng.normal(0, half * spread, len(alive)) if stage.length < 1 else 0.0
+        drawn_scores = rng.normal(scores[alive], model.noise, (stage.seeds, len(alive))) + extra
+        sums[alive] += drawn_scores.sum(0)
+        runs[alive] += stage.seeds
+    best = alive[np.argmax(sums[alive] / runs[alive])]
+    return float(tests[best] - tests[most])
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--replays", type=int, default=4000, help="searches per plan and dataset")
+    parser.add_argument("--doc", type=Path, help="document whose block `allocation` gets the table")
+    parser.add_argument("--quick", action="store_true", help="100 replays")
+    args = parser.parse_args()
+    tables = [each for name in FILES for each in read_evidence(Path(__file__).with_name(name))[1]]
+    models = {each.dataset: fit(each) for each in tables}
+    half, replays = error_of_half(), 100 if args.quick else args.replays
+
+    def gains(plan: Sequence[Stage], model: Model) -> Floats:
+        rng = np.random.default_rng(0)
+        return np.array([replay(model, plan, rng, half) for _ in range(replays)])
+
+    rows = []
+    for name, plan in PLANS.items():
+        found = [gains(plan, model) for model in models.values()]
+        runs = sum((stage.settings + (k > 0)) * stage.seeds * stage.length for k, stage in enumerate(plan))
+        means = [float(each.mean()) for each in found]
+        worse = f"{100 * np.mean([np.mean(each < WORSE) for each in found]):.0f} %"
+        rows.append((name, f"{runs:g}", mean_and_interval(means), worse, *(f"{m:+.2f}" for m in means)))
+    publish(table(("plan", "runs", "gain in H", "worse", *models), rows), args.doc, "allocation")
+
+
+if __name__ == "__main__":
+    main()
