@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 from common import BACKBONE, ROOT, Figures
+from counting import memory_of
 from torch import Tensor
 
 from prometar.config.settings import Config
@@ -22,7 +23,6 @@ from prometar.device import fetch
 from prometar.training.epoch import rates, train_epoch, train_step
 from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
 from prometar.training.session import Session
-from tests.support.memory import memory_of
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 WARM_UP, COUNTED = 3, 20  # steps

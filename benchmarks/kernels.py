@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from common import BACKBONE, ROOT, machine, parser_of, table
+from counting import Kernels, Rehearsal, kernels_of, operator_name, rehearse
 from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.clip.features import Seen
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
-from prometar.training.rehearsal import Rehearsal, rehearse
 from prometar.training.run import DTYPES
-
-sys.path.insert(0, str(ROOT))
-from tests.support.kernels import Kernels, kernels_of, operator_name
 
 
 def place(_: object) -> str:

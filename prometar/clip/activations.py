@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,7 @@ QUICK = 1.702
 """QuickGELU is x sigmoid(1.702 x)."""
 
 
-@dataclass(frozen=True)
-class Function:
+class Function(NamedTuple):
     """a(x); g a'(x); and r a'(x) + w a''(x)."""
 
     value: Callable[[Tensor], Tensor]

@@ -121,29 +121,13 @@ def cached_text(
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = Path(os.environ.get("PROMETAR_CACHE") or Path.home() / ".cache" / "prometar")
     path = folder / "text-features" / f"{name}.safetensors"
-    features = _read(path, name)
-    if features is not None and features.shape == (len(classnames), clip.embed_dim):
-        return features.to(clip.device)
+    # If an entry is missing or corrupt, or the folder cannot be written, the features are computed.
+    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        # Cloned into torch's own alignment: kernels sum in another order over unaligned memory.
+        features: Tensor = file.get_tensor("features").clone()
+        if features.shape == (len(classnames), clip.embed_dim):
+            return features.to(clip.device)
     features = frozen_text(clip, tokenize, classnames, templates)
-    stored = features.cpu().contiguous()
-    with suppress(StorageError):  # if the folder cannot be written, the next process computes them again
-        write_atomically(path, save({"features": stored}, _metadata(name, stored)))
+    with suppress(StorageError):
+        write_atomically(path, save({"features": features.cpu().contiguous()}))
     return features
-
-
-def _read(path: Path, name: str) -> Tensor | None:
-    """Return an entry, or None if it is missing or corrupt."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Cloned into torch's own alignment: kernels sum in another order over unaligned memory.
-            features = file.get_tensor("features").clone()
-    except (OSError, SafetensorError):
-        return None
-    return features if metadata == _metadata(name, features) else None
-
-
-def _metadata(name: str, features: Tensor) -> dict[str, str]:
-    """Return an entry's metadata. Its digest reveals a changed byte, which safetensors would not."""
-    digest = hashlib.sha256(features.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
-    return {"format": FORMAT, "name": name, "sha256": digest}

@@ -11,13 +11,16 @@ class Part(Protocol):
 
     After `forward`, `vjp` gives J^T g_k for K cotangents. After `differentiable_vjp`, which gives the same,
     `jvp` gives J t_k for K tangents, and then `hvp` the gradient of <r, f(x)> + sum_k <g_k, J t_k>.
+    By default f is linear: its derivative is f itself, and `hvp` is its transpose.
     """
 
     def forward(self, x: Tensor) -> Tensor: ...
 
-    def vjp(self, g_K: Tensor) -> Tensor: ...
+    def vjp(self, g_K: Tensor) -> Tensor:
+        return self.hvp(g_K)
 
-    def differentiable_vjp(self, g_K: Tensor) -> Tensor: ...
+    def differentiable_vjp(self, g_K: Tensor) -> Tensor:
+        return self.hvp(g_K)
 
     def jvp(self, t_K: Tensor) -> Tensor: ...
 
@@ -28,29 +31,7 @@ Reverse = Callable[[Part, Tensor], Tensor]
 """One of the reverse passes through a part: `vjp`, `differentiable_vjp` or `hvp`."""
 
 
-def vjp(part: Part, g_K: Tensor) -> Tensor:
-    return part.vjp(g_K)
-
-
-def differentiable_vjp(part: Part, g_K: Tensor) -> Tensor:
-    return part.differentiable_vjp(g_K)
-
-
-def hvp(part: Part, r: Tensor) -> Tensor:
-    return part.hvp(r)
-
-
-class Linear(Part):
-    """A linear part. Its derivative is itself, and `hvp` is its transpose."""
-
-    def vjp(self, g_K: Tensor) -> Tensor:
-        return self.hvp(g_K)
-
-    def differentiable_vjp(self, g_K: Tensor) -> Tensor:
-        return self.hvp(g_K)
-
-
-class Rows(Linear):
+class Rows(Part):
     """(..., B, T, D) to (..., B T, D): the remaining tokens are the features."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +45,7 @@ class Rows(Linear):
         return r.unflatten(-2, self._size)
 
 
-class Projection(Linear):
+class Projection(Part):
     """x W + b."""
 
     def __init__(self, weight_DE: Tensor, bias_E: Tensor | None = None) -> None:

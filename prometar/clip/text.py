@@ -5,7 +5,7 @@ context, which all classes share, run once. Every class only adds its tokens up 
 
 In SigLIP's every token attends to all others, padding included, and each text has a row of its own. The
 order of its tokens matters only to the positions. The pooled token is first, so that the last layer has one
-query per text.
+query per text, and the context is last, as prompts of images are.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from prometar.clip.model import Clip
 from prometar.clip.norm import Norm
 from prometar.clip.part import Part, Projection, Rows
 from prometar.clip.text_packing import pack
-from prometar.clip.tower import Pass, Prompts, Slots
+from prometar.clip.tower import Appended, Pass, Prompts, Replaced, appending_layers
 from prometar.errors import UserError
 
 
@@ -30,7 +30,7 @@ class TextInput:
     mask_R1TS: Added to the scores of the S keys, which are the slots of the row itself, and, before them if
         there are several rows, SOS and the context, which are in the first row.
     end_C: The slot of each EOT, counted row by row.
-    If each text has a row of its own, both are None, and the first slot is its end.
+    If each text has a row of its own, both are None, the first slot is its end, and the context is last.
     """
 
     embedded_RTD: Tensor
@@ -38,13 +38,6 @@ class TextInput:
     end_C: Tensor | None
     num_start: int
     num_context: int
-
-    @property
-    def slots(self) -> Slots:
-        """The slots of prompts."""
-        if self.mask_R1TS is None:
-            return _InEach(1 + self.num_start, self.num_context)
-        return _Replaced(self.num_start, self.num_context)
 
 
 @torch.no_grad()
@@ -66,8 +59,9 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
             f"{len(tokens[0])} tokens"
         )
     if not clip.causal:
-        last_first_CT = tokens_CT.roll(1, dims=1).to(clip.device)
-        embedded_CTD = clip.token_embedding[last_first_CT] + clip.text_positions.roll(1, dims=0)
+        last = len(tokens[0]) - 1
+        order = [last, *range(num_start), *range(start, last), *range(num_start, start)]
+        embedded_CTD = clip.token_embedding[tokens_CT.to(clip.device)[:, order]] + clip.text_positions[order]
         return TextInput(embedded_CTD, None, None, num_start, num_context)
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
     rows = pack(tokens[0][:start], rests)
@@ -91,7 +85,7 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
     prompts = prompts or {}
     if torch.is_grad_enabled():
         return text_pass(clip, text, prompts)[0]
-    run = _pass(clip, text, text.mask_R1TS)
+    run = _pass(clip, text, prompts, text.mask_R1TS)
     return run.value(text.embedded_RTD, _positioned(clip, text, prompts))
 
 
@@ -100,7 +94,7 @@ def text_pass(clip: Clip, text: TextInput, prompts: Prompts) -> tuple[Tensor, Pa
     mask, num_heads = text.mask_R1TS, clip.text.num_heads
     if mask is not None:  # copied for all heads once, and not in every layer
         mask = mask.expand(-1, num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, num_heads))
-    run = _pass(clip, text, mask)
+    run = _pass(clip, text, prompts, mask)
     return run.forward(text.embedded_RTD, _positioned(clip, text, prompts)), run
 
 
@@ -113,53 +107,21 @@ def _positioned(clip: Clip, text: TextInput, prompts: Prompts) -> Prompts:
     return {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
 
 
-def _pass(clip: Clip, text: TextInput, mask: Tensor | None) -> Pass:
-    tower = clip.text
-    # The first keys of row 0 are also the first keys of all other rows.
-    num_keys = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
-    *blocks, block = tower.blocks
-    layers = [Layer(tower, each, mask=mask, num_shared=num_keys) for each in blocks]
-    one = None if text.end_C is not None else 1
-    layers.append(Layer(tower, block, mask=mask, num_shared=num_keys, ends=text.end_C, num_out=one))
+def _pass(clip: Clip, text: TextInput, prompts: Prompts, mask: Tensor | None) -> Pass:
+    tower, num_context = clip.text, text.num_context
+    slots: Appended | Replaced
+    if mask is None:
+        num_own = text.embedded_RTD.shape[1] - num_context
+        slots, layers = Appended(num_own), appending_layers(tower, num_own, prompts, num_out=1)
+    else:
+        slots = Replaced(text.num_start, num_context)
+        # The first keys of row 0 are also the first keys of all other rows.
+        num_keys = mask.shape[-1] - mask.shape[-2]
+        layers = [
+            Layer(tower, block, mask=mask, num_shared=num_keys, ends=ends)
+            for block, ends in zip(tower.blocks, [*[None] * (len(tower.blocks) - 1), text.end_C], strict=True)
+        ]
     end: list[Part] = [Rows(), Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
     if clip.text_projection is not None:
         end.append(Projection(clip.text_projection, clip.text_projection_bias))
-    return Pass(layers, text.slots, end=end)
-
-
-@dataclass(frozen=True)
-class _Replaced:
-    """Slots of row 0 after the first ones."""
-
-    first: int
-    num: int
-
-    def put(self, x: Tensor, prompt: Tensor) -> Tensor:
-        flat = x.flatten(-3, -2)
-        parts = [flat[..., : self.first, :], prompt, flat[..., self.first + self.num :, :]]
-        return torch.cat(parts, dim=-2).unflatten(-2, x.shape[-3:-1])
-
-    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        slots = own.select(-3, 0).narrow(-2, self.first, self.num)
-        prompt = slots.clone()
-        slots.zero_()
-        return own, prompt
-
-
-@dataclass(frozen=True)
-class _InEach:
-    """The same slots of every row."""
-
-    first: int
-    num: int
-
-    def put(self, x: Tensor, prompt: Tensor) -> Tensor:
-        each = prompt.unsqueeze(-3).expand(*x.shape[:-2], *prompt.shape[-2:])
-        return torch.cat([x[..., : self.first, :], each, x[..., self.first + self.num :, :]], dim=-2)
-
-    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        own = torch.cat([own, rest], dim=-2) if rest.shape[-2] else own
-        slots = own.narrow(-2, self.first, self.num)
-        prompt = slots.sum(dim=-3)
-        slots.zero_()
-        return own, prompt
+    return Pass(layers, slots, end=end)

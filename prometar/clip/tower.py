@@ -5,15 +5,16 @@ gradient of a weight is needed, all cotangents and tangents of one pass go throu
 reverse pass gives the second derivative of all of them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prometar.clip.block import Layer
+from prometar.clip.model import Tower
 from prometar.clip.norm import Norm
-from prometar.clip.part import Part, Reverse, differentiable_vjp, hvp, vjp
+from prometar.clip.part import Part, Reverse
 
 Prompts = Mapping[int, Tensor]
 """Learnable tokens by layer, each (P, D), or K cotangents or tangents of such, (K, P, D).
@@ -22,16 +23,51 @@ A layer without an entry keeps the tokens that reach it.
 """
 
 
-class Slots(Protocol):
-    """The positions of prompts among a tower's tokens."""
+@dataclass(frozen=True)
+class Appended:
+    """Slots of all rows after their `num_own` own tokens."""
+
+    num_own: int
 
     def put(self, x: Tensor, prompt: Tensor) -> Tensor:
         """Return tokens (..., B, T, D) with a prompt (..., P, D) among them."""
-        ...
+        own = x[..., : self.num_own, :]
+        behind = prompt.unsqueeze(-3).expand(*own.shape[:-2], *prompt.shape[-2:])
+        return torch.cat([own, behind], dim=-2)
 
     def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         """Return cotangents of the tokens and of the prompt, given those of `Layer.reverse`."""
-        ...
+        if own.shape[-2] != self.num_own:
+            own, rest = torch.cat([own, rest], dim=-2).tensor_split([self.num_own], dim=-2)
+        return own, rest.sum(dim=-3)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Slots of row 0 after the `first` ones."""
+
+    first: int
+    num: int
+
+    def put(self, x: Tensor, prompt: Tensor) -> Tensor:
+        flat = x.flatten(-3, -2)
+        parts = [flat[..., : self.first, :], prompt, flat[..., self.first + self.num :, :]]
+        return torch.cat(parts, dim=-2).unflatten(-2, x.shape[-3:-1])
+
+    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        slots = own.select(-3, 0).narrow(-2, self.first, self.num)
+        prompt = slots.clone()
+        slots.zero_()
+        return own, prompt
+
+
+def appending_layers(tower: Tower, num_own: int, prompts: Prompts, *, num_out: int) -> list[Layer]:
+    """Return the layers of a tower with `Appended` prompts, which returns `num_out` tokens."""
+    # The number of each block's tokens that the next one reads; None for all.
+    nums = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
+    return [
+        Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*nums, num_out], strict=True)
+    ]
 
 
 class Pass:
@@ -41,9 +77,14 @@ class Pass:
     """
 
     def __init__(
-        self, layers: Iterable[Layer], slots: Slots, *, first: Norm | None = None, end: Sequence[Part]
+        self,
+        layers: list[Layer],
+        slots: Appended | Replaced,
+        *,
+        first: Norm | None = None,
+        end: Sequence[Part],
     ) -> None:
-        self._layers, self._slots = list(layers), slots
+        self._layers, self._slots = layers, slots
         self._first, self._end = first, end
 
     def value(self, x_BTD: Tensor, prompts: Prompts) -> Tensor:
@@ -70,10 +111,11 @@ class Pass:
 
     def vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
         # The last use of each layer frees what it stores.
-        return self._reverse(g_KNE, vjp, self._layers.pop)
+        return self._reverse(g_KNE, lambda part, g: part.vjp(g), self._layers.pop)
 
     def differentiable_vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
-        return self._reverse(g_KNE, differentiable_vjp, self._layers.__getitem__)
+        at = self._layers.__getitem__
+        return self._reverse(g_KNE, lambda part, g: part.differentiable_vjp(g), at)
 
     def jvp(self, prompts: Prompts) -> Tensor:
         first = self._prompted[0]
@@ -91,7 +133,7 @@ class Pass:
         return t
 
     def hvp(self, r_NE: Tensor) -> dict[int, Tensor]:
-        return self._reverse(r_NE, hvp, self._layers.pop)
+        return self._reverse(r_NE, lambda part, r: part.hvp(r), self._layers.pop)
 
     def _reverse(self, g: Tensor, through: Reverse, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
         for part in reversed(self._end):

@@ -4,7 +4,6 @@ Prompts are appended after the patches and replaced at their layers. The feature
 from the image's own tokens. Prompts are attended to and not pooled.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from prometar.clip.block import Layer
 from prometar.clip.model import Clip
 from prometar.clip.norm import Norm
 from prometar.clip.part import Part, Projection, Rows
-from prometar.clip.tower import Pass, Prompts
+from prometar.clip.tower import Appended, Pass, Prompts, appending_layers
 
 
 @torch.no_grad()
@@ -30,12 +29,10 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     # On a GPU torch takes 10 bits of 23 of a float32 (TF32) for convolutions, though not for products.
     before, convolution.fp32_precision = convolution.fp32_precision, "ieee"
     try:
-        if not clip.image_prompts:
-            tokens = _tokens(clip, images_B3HW)
-            return _pass(clip, tokens.shape[1], {}).value(tokens, {})[:, None]
-        return _tokens(clip, images_B3HW)
+        tokens = _tokens(clip, images_B3HW)
     finally:
         convolution.fp32_precision = before
+    return tokens if clip.image_prompts else _pass(clip, tokens.shape[1], {}).value(tokens, {})[:, None]
 
 
 def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
@@ -72,10 +69,7 @@ def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: Prompts) -> tuple[Tensor
 
 def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
     tower = clip.vision
-    # The number of each block's tokens that the next one reads; None for all.
-    num_out = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
-    num_out.append(num_own if clip.pool else 1)
-    layers = [Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, num_out, strict=True)]
+    layers = appending_layers(tower, num_own, prompts, num_out=num_own if clip.pool else 1)
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
     first = None
@@ -86,21 +80,4 @@ def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
         end.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
     if clip.vision_projection is not None:
         end.append(Projection(clip.vision_projection))
-    return Pass(layers, _Appended(num_own), first=first, end=end)
-
-
-@dataclass(frozen=True)
-class _Appended:
-    """Slots of all rows after their own tokens."""
-
-    num_own: int
-
-    def put(self, x: Tensor, prompt: Tensor) -> Tensor:
-        own = x[..., : self.num_own, :]
-        behind = prompt.unsqueeze(-3).expand(*own.shape[:-2], *prompt.shape[-2:])
-        return torch.cat([own, behind], dim=-2)
-
-    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        if own.shape[-2] != self.num_own:
-            own, rest = torch.cat([own, rest], dim=-2).tensor_split([self.num_own], dim=-2)
-        return own, rest.sum(dim=-3)
+    return Pass(layers, Appended(num_own), first=first, end=end)

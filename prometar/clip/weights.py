@@ -27,42 +27,56 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, or it is not a safetensors file.
     """
-    if size_of(path) is None:
-        raise UserError(f"no weights file {path}: pass --pretrained with an existing .safetensors file")
-    if path.suffix != ".safetensors":
+    fix = "pass --pretrained with an existing .safetensors file"
+    if path.suffix != ".safetensors" and path.is_file():
         load = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
         save = f"safetensors.torch.save_file(state, {str(path.with_suffix('.safetensors'))!r})"
-        raise UserError(
-            f"{path} is not a .safetensors file; convert it with `{load}` (torch.load for a file that holds "
-            f"a state dict) and `{save}`"
-        )
+        fix = f"convert it with `{load}` (torch.load for a file that holds a state dict) and `{save}`"
+    return read_tensors(path, fix)[0]
+
+
+def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file.
+
+    Args:
+        fix: Advice for the message.
+    Raises:
+        UserError: there is no such file, or it is not a safetensors file.
+    """
+    if size_of(path) is None:
+        raise UserError(f"there is no file {path}: {fix}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.offset_keys()}
+            # Cloned into torch's own alignment: kernels sum in another order over unaligned memory.
+            tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from None
+        raise UserError(f"{path} is not a .safetensors file ({first_line(error)}): {fix}") from None
 
 
 def require_tensors(expected: State, state: State, *, where: str) -> None:
-    """Raise a UserError if a tensor is missing, unexpected, of another shape, integral or not finite."""
-    for name, like in expected.items():
-        tensor = state.get(name)
-        if tensor is None:
-            raise UserError(f"{where} has no '{name}': it is not a CLIP of this architecture")
-        # Some files store the scale as a vector of one.
-        shape = like.shape if name == "logit_scale" and tensor.numel() == 1 else tensor.shape
-        if shape != like.shape:
-            raise UserError(
-                f"{where} does not fit: '{name}' is {tuple(shape)}, the model's is {tuple(like.shape)}"
-            )
-        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(f"{where}: '{name}' is {kind}: quantised weights are not supported")
-        if not all_finite(tensor.exp() if name == "logit_scale" else tensor):
-            raise UserError(f"{where}: '{name}' has values that are not finite: the file is corrupt")
-    for name in state:  # The first layers of a deeper model would fit.
-        if name not in expected and "blocks." in name:
-            raise UserError(f"{where} does not fit: it has '{name}', the model does not")
+    """Raise a UserError if a CLIP's tensor is missing, unexpected or unusable."""
+    # The first layers of a deeper model would fit. Other tensors, such as sizes, are ignored.
+    found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
+    if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
+        found["logit_scale"] = scale.reshape(())  # some files store a vector of one
+    if problem := mismatch(expected, found):
+        raise UserError(f"{where} does not fit the backbone or is corrupt: {problem}")
+
+
+def mismatch(expected: State, found: State) -> str:
+    """Return what is wrong with the first tensor that differs in its shape, is integral or not finite."""
+    for name in sorted(expected.keys() | found.keys()):
+        wanted, kind = (_kind(each.get(name)) for each in (expected, found))
+        if kind != wanted:
+            return f"{name} is {kind}, expected {wanted}"
+    return next((f"{name} is not finite" for name, tensor in found.items() if not all_finite(tensor)), "")
+
+
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"{'float' if tensor.is_floating_point() else tensor.dtype} {tuple(tensor.shape)}"
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -4,14 +4,14 @@ A recipe holds what a method sets apart from the defaults of `config`, which are
 `Config(method=NAME)` starts from it, so a method's name alone gives the settings it was published with.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue, ValidationError, field_validator
 
 from prometar.errors import UserError
+from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 
 NAMES = (
@@ -21,24 +21,35 @@ NAMES = (
 """The methods, in the order of tables. Each is a file in prometar/config/recipes/."""
 
 
-@dataclass(frozen=True)
-class Recipe:
+_NO_METHODS = ("data", "backbone", "train.seed")
+"""Settings that a recipe does not contain: methods are compared on the same images and backbone."""
+
+
+class Recipe(PlainData):
     """One method as it was published.
 
     Args:
-        name: What it is called here. title: In its paper. about: What it is, in a line.
-        paper: Where it was published. source: Where its settings are taken from.
+        name: Name in this package. title: Name in its paper. about: Description in one line.
+        paper: Its publication. source: Source of its settings.
         settings: Sections of a configuration, where they differ from the defaults.
         unverified: What of all this could not be checked.
     """
 
-    name: str
-    title: str
-    about: str
-    paper: str
-    source: str
-    settings: Mapping[str, Mapping[str, Any]]
+    settings: dict[str, dict[str, JsonValue]]
+    name: str = ""
+    title: str = ""
+    about: str = ""
+    paper: str = ""
+    source: str = ""
     unverified: str = ""
+
+    @field_validator("settings")
+    @classmethod
+    def _of_a_method(cls, settings: dict[str, dict[str, JsonValue]]) -> dict[str, dict[str, JsonValue]]:
+        given = {*settings, *(f"{section}.{key}" for section, keys in settings.items() for key in keys)}
+        if beside := sorted(given & set(_NO_METHODS)):
+            raise ValueError(f"{beside[0]} is not a setting of a method. Pass it to the command.")
+        return settings
 
 
 def is_file(method: str) -> bool:
@@ -52,7 +63,7 @@ def is_file(method: str) -> bool:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a method, by its name or from a file of one's own.
+    """Return the recipe of a method, by its name or from a user's file.
 
     Raises:
         UserError: an unknown method, or a file that holds no recipe.
@@ -71,27 +82,15 @@ def recipe(name: str) -> Recipe:
 @cache
 def _published(name: str) -> Recipe:
     text = files("prometar.config").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
-    return Recipe(name, **parse_yaml(text, where=f"recipe {name}"))
-
-
-_NO_METHODS = {"data", "backbone", "train.seed"}
-"""Settings that a recipe does not contain: methods are compared on the same images and backbone."""
-_OPTIONAL = tuple(field.name for field in fields(Recipe) if field.name not in {"name", "settings"})
+    return Recipe(name=name, **parse_yaml(text, where=f"recipe {name}"))
 
 
 def _own(path: Path) -> Recipe:
-    """A recipe of one's own: `settings`, and as much of the rest as there is to say."""
+    """Return the recipe of a user's file: `settings`, and as much of the rest as there is to say."""
     tree = read_yaml(path)
-    if not isinstance(tree, dict) or not isinstance(tree.get("settings"), dict):
-        raise UserError(f"{path} is no recipe: it needs sections of a configuration under `settings:`")
-    unknown = sorted(map(str, set(tree) - {"settings", *_OPTIONAL}))
-    if unknown:
-        raise UserError(f"{path}: '{unknown[0]}' is unknown beside settings, {', '.join(_OPTIONAL)}")
-    for section, settings in tree["settings"].items():
-        if not isinstance(settings, dict):
-            raise UserError(f"{path}: settings.{section} must be a mapping of settings, found {settings!r}")
-        beside = sorted(_NO_METHODS & {section, *(f"{section}.{key}" for key in settings)})
-        if beside:
-            raise UserError(f"{path}: {beside[0]} is no part of a method: give it to the command")
-    about = dict.fromkeys(_OPTIONAL, "") | {"title": path.stem}
-    return Recipe(path.name, **{**about, **tree})
+    try:
+        return Recipe.model_validate(
+            {"title": path.stem, **tree, "name": path.name} if isinstance(tree, dict) else {}
+        )
+    except ValidationError as error:
+        raise UserError(f"{path} is not a recipe: {problems_of(error)}") from None

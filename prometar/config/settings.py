@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
@@ -26,7 +26,7 @@ from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
 from prometar.methods.modulators import AnyModulator, Gate
 from prometar.methods.part import TAGS, Custom, Part
 from prometar.methods.prompts import AnyPrompts, IndependentPrompts
-from prometar.methods.regularizers import L1, AnyRegularizer
+from prometar.methods.regularizers import AnyRegularizer, Distances
 
 DEFAULT_OBJECTIVE = "drift"
 """Default objective of a search."""
@@ -121,7 +121,7 @@ class Config(PlainData):
     augment: AugmentConfig = AugmentConfig()
     backbone: BackboneConfig = BackboneConfig()
     prompts: AnyPrompts = IndependentPrompts()
-    regularizer: AnyRegularizer = L1()
+    regularizer: AnyRegularizer = Distances()
     modulator: AnyModulator = Gate()
     inner: AnyInnerLoop = InnerSGD()
     task: AnyAugmentation = FeatureMixup()
@@ -245,18 +245,16 @@ def _by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return dotted settings by section.
 
     Raises:
-        UserError: an unknown setting, or a key that names a whole section.
+        UserError: an unknown setting, such as a whole section.
     """
     grouped: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")
         if section not in Config.model_fields:
             raise UserError(f"unknown setting '{key}': the sections are {', '.join(Config.model_fields)}")
-        known = ", ".join(dict.fromkeys(field for each in _models(section) for field in each.model_fields))
-        if not name:
-            raise UserError(f"'{key}' is a group of settings: set one of {known}")
         if not (is_setting(key) or name.startswith("args.")):
-            raise UserError(f"unknown setting '{key}': {section} has {known}")
+            known = dict.fromkeys(field for each in _models(section) for field in each.model_fields)
+            raise UserError(f"unknown setting '{key}': {section} has {', '.join(known)}")
         grouped.setdefault(section, {})[name] = value
     return grouped
 
@@ -270,8 +268,7 @@ def _chooser(section: str) -> str:
 @cache
 def _tags() -> frozenset[str]:
     """Return the names that pydantic puts into the place of an error for the halves and kinds of a union."""
-    parts = [each for name in Config.model_fields for each in _models(name) if issubclass(each, Part)]
-    return TAGS | {str(each.model_fields[each.CHOOSER].default) for each in parts}
+    return TAGS.union(*(_kinds(name, each) for name in Config.model_fields for each in _models(name)))
 
 
 def is_setting(key: str) -> bool:
@@ -294,13 +291,14 @@ def _models(section: str) -> tuple[type[BaseModel], ...]:
 
 def _model(section: str, chosen: Any) -> type[BaseModel]:
     """Return the model of a kind; the last one, of custom components, for an unknown kind."""
-    models, chooser = _models(section), _chooser(section)
-    fitting = (
-        each
-        for each in models
-        if chooser in each.model_fields and each.model_fields[chooser].default == chosen
-    )
-    return next(fitting, models[-1])
+    models = _models(section)
+    return next((each for each in models if chosen in _kinds(section, each)), models[-1])
+
+
+def _kinds(section: str, model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the kinds of a part that a model describes; none for custom components."""
+    chooser = model.model_fields.get(_chooser(section))
+    return () if chooser is None else get_args(chooser.annotation)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -379,23 +377,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         key, equals, raw = text.partition("=")
         if not equals or not key:
             raise UserError(f"--set {text}: expected key=value, e.g. --set optim.lr=0.01")
-        value = parse_yaml(raw, where=f"--set {key}: the value")
-        # What YAML takes for a number, a truth value or a date may be meant as text: prompts.init=1.
-        is_other = value is not None and not isinstance(value, str | list | dict)
-        if _takes_text(key.strip()):
-            values[key.strip()] = raw.strip() if is_other else value
-        else:
-            values[key.strip()] = as_number(value)
+        values[key.strip()] = as_number(parse_yaml(raw, where=f"--set {key}: the value"))
     return values
-
-
-def _takes_text(key: str) -> bool:
-    """Return whether a dotted setting takes any text."""
-    section, _, name = key.partition(".")
-    if section not in Config.model_fields or not name:
-        return section == "method"
-    fields = [each.model_fields[name] for each in _models(section) if name in each.model_fields]
-    return any(each.annotation in (str, str | None) for each in fields)
 
 
 def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -1,7 +1,7 @@
 """Image classifier with trained prompts: `prometar.load(FILE).predict(images)`."""
 
 import io
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_clip, ready
-from prometar.clip.weights import all_finite, weights_digest
+from prometar.clip.weights import mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import as_read, flaw_of
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
@@ -93,8 +93,8 @@ class Classifier:
             classnames: Other classes than those of the training (default: those).
             batch_size: Images at a time (default 64).
         Raises:
-            UserError: no images; no, repeated or blank class names; a missing file, an array of another kind.
-            WorkError: a broken image file.
+            UserError: no images; no, repeated or blank class names; a missing file.
+            WorkError: a broken image.
 
         Example:
             >>> import prometar
@@ -102,8 +102,6 @@ class Classifier:
             ('striped', 'dotted')
         """
         names = self.classnames if classnames is None else _names(classnames)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size must be a number of at least 1, found {batch_size!r:.80}")
         pictures = _several(images)
         logits, clip = classify(self.backbone, self.model(names), self.leaves), self.backbone.clip
         spec, parts = TransformSpec(size=clip.image_size, train=False), []
@@ -142,7 +140,8 @@ def load(
     leaves, card = read_prompts(path)
     config = card.config.refuse_own(str(path), trusted=trust_parts)
     name, known = config.backbone.name, config.backbone.pretrained
-    if pretrained is None and (card.weights_file or (known is not None and _is_path(known))):
+    is_path = known is not None and (bool(Path(known).suffix) or Path(known).name != known)
+    if pretrained is None and (card.weights_file or is_path):
         raise UserError(f"{path} needs a file of weights: pass it as pretrained=FILE.")
     clip = load_clip(name, pretrained or known)
     if weights_digest(clip) != card.digest:
@@ -158,11 +157,6 @@ def load(
     return Classifier(backbone, prompts, leaves, config, card.classnames, card.template, card)
 
 
-def _is_path(pretrained: str) -> bool:
-    path = Path(pretrained)
-    return bool(path.suffix) or path.name != pretrained
-
-
 def require_prompts(path: Path, clip: Clip, prompts: Prompts, leaves: Mapping[str, Tensor]) -> None:
     """
     Raises:
@@ -170,16 +164,8 @@ def require_prompts(path: Path, clip: Clip, prompts: Prompts, leaves: Mapping[st
     """
     nothing = torch.zeros(0, dtype=torch.long)
     expected = prompts.initialize(clip, nothing, torch.Generator().manual_seed(0))
-    found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-    wanted = {name: tuple(leaf.shape) for name, leaf in expected.items()}
-    if found != wanted:
-        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        raise UserError(
-            f"{path}: {odd[0]} is {found.get(odd[0], 'missing')}, the method has {wanted.get(odd[0], 'none')}"
-        )
-    for name, leaf in leaves.items():
-        if not leaf.is_floating_point() or not all_finite(leaf):
-            raise UserError(f"{path}: the prompts {name} are not finite numbers: train and export them again")
+    if problem := mismatch(expected, leaves):
+        raise UserError(f"{path} does not contain prompts of its method: {problem}")
 
 
 def _names(classnames: Sequence[str]) -> tuple[str, ...]:
@@ -196,11 +182,9 @@ def _names(classnames: Sequence[str]) -> tuple[str, ...]:
 def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]
-    if not hasattr(images, "__len__") or isinstance(images, Mapping | Set):
-        raise UserError(f"images must be one or a sequence of them, found {type(images).__name__}")
-    if not len(images):
-        raise UserError("there are no images to classify")
-    return images  # type: ignore[return-value]
+    if not isinstance(images, Sequence | np.ndarray) or not len(images):
+        raise UserError(f"images must be an image or a sequence of some, found {type(images).__name__}")
+    return images
 
 
 def _encoded(picture: Picture) -> bytes:
@@ -210,18 +194,10 @@ def _encoded(picture: Picture) -> bytes:
             return read_bytes(Path(picture))
         except OSError as error:
             raise UserError(f"cannot read image {picture}: {error.strerror}") from None
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            kind = f"{picture.dtype} {tuple(picture.shape)}"
-            raise UserError(f"an image array must be uint8 (H, W, 3), found {kind}")
-        picture = Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
-        raise UserError(f"expected a Pillow image, a path or an array, found {type(picture).__name__}")
     file = io.BytesIO()
     try:
-        to_rgb(picture).save(file, "PPM")
-    except ValueError as error:
-        raise UserError(f"an image cannot be classified: {error}") from None
+        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+        to_rgb(image).save(file, "PPM")
     except Exception as error:  # Pillow reads the file only now, and raises errors of many kinds
         where = getattr(picture, "filename", "") or "given as pixels"
         raise WorkError(f"broken image {where}: {first_line(error)}") from None

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from prometar.clip.weights import read_tensors
 from prometar.clip.wording import is_template
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import flaw_of
 from prometar.device import fetch
-from prometar.errors import UserError, first_line
-from prometar.io.files import resolved, size_of, write_atomically
+from prometar.errors import UserError
+from prometar.io.files import resolved, write_atomically
 from prometar.io.plain_data import problems_of
 from prometar.methods.prompts import Leaves
 
@@ -97,14 +97,7 @@ def read_prompts(path: Path) -> tuple[Leaves, Card]:
     Raises:
         UserError: the file is missing, corrupt, or was not written by `prometar export`.
     """
-    if size_of(path) is None:
-        raise UserError(f"There is no prompt file {path}. Write one with `prometar export RUN --to FILE`.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            leaves = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from None
+    leaves, metadata = read_tensors(path, "write one with `prometar export RUN --to FILE`")
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} was not written by `prometar export` of this version.")
     try:

@@ -26,14 +26,11 @@ class Augmentation(Part):
     """Base class of augmentations. `of_images`: pixels are mixed, by `mixed_images`, rather than features."""
 
     CHOOSER: ClassVar[str] = "augmentation"
-
-    @property
-    def of_images(self) -> bool:
-        return False
+    of_images: ClassVar[bool] = False
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix | None:
-        """Draw the mix of each query image."""
-        raise NotImplementedError
+        """Draw the mix of each query image (default: none)."""
+        return None
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
         """Return query images with their partners mixed in; called only if `of_images`."""
@@ -44,9 +41,6 @@ class NoAugmentation(Augmentation):
     """Identity: the query images as they are."""
 
     augmentation: Literal["none"] = "none"
-
-    def draw(self, num_query: int, num_support: int, rng: "Generator") -> None:
-        return None
 
 
 class _Mixup(Augmentation):
@@ -78,10 +72,7 @@ class InputMixup(_Mixup):
     """
 
     augmentation: Literal["input_mixup"] = "input_mixup"
-
-    @property
-    def of_images(self) -> bool:
-        return True
+    of_images: ClassVar[bool] = True
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
         lam = mix.lam.to(query_Q3HW)[:, None, None, None]
@@ -99,10 +90,7 @@ class CutMix(_Mixup):
     """
 
     augmentation: Literal["cutmix"] = "cutmix"
-
-    @property
-    def of_images(self) -> bool:
-        return True
+    of_images: ClassVar[bool] = True
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix:
         import torch
@@ -139,11 +127,7 @@ class CustomAugmentation(Custom):
     augmentation: str
 
 
-AnyAugmentation = Annotated[
-    Annotated[
-        Annotated[NoAugmentation | FeatureMixup | InputMixup | CutMix, Field(discriminator="augmentation")],
-        BUILT_IN,
-    ]
-    | Annotated[CustomAugmentation, CUSTOM],
-    ORIGIN,
+_BuiltIn = Annotated[
+    NoAugmentation | FeatureMixup | InputMixup | CutMix, Field(discriminator="augmentation"), BUILT_IN
 ]
+AnyAugmentation = Annotated[_BuiltIn | Annotated[CustomAugmentation, CUSTOM], ORIGIN]

@@ -1,32 +1,25 @@
 """Averagers: select the prompts that a trained run is tested with, from those at the end of each epoch."""
 
 from math import exp
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from prometar.methods.part import BUILT_IN, ORIGIN, AnyCustom, Part
+from prometar.methods.part import Chosen, CustomPart, Part
 from prometar.methods.prompts import Leaves
 
 
-class Averager(Part):
-    """Base class of averagers."""
-
-    def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Return the average after a 0-based epoch, from the previous one and the epoch's prompts."""
-        raise NotImplementedError
-
-
-class Last(Averager):
+class Last(Part):
     """Identity: the last epoch's prompts, and no average."""
 
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
+        """Return the average after a 0-based epoch, from the previous one and the epoch's prompts."""
         return {}
 
 
-class Gaussian(Averager):
+class Gaussian(Part):
     """sum_t w_t theta_t / sum_t w_t with w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
 
     `mean` and `std` are shares of the run, so they hold for any number of epochs. The average is updated
@@ -47,6 +40,5 @@ class Gaussian(Averager):
         return {name: old + share * (prompts[name] - old) for name, old in average.items()}
 
 
-AnyAverager = Annotated[
-    Annotated[Annotated[Last | Gaussian, Field(discriminator="kind")], BUILT_IN] | AnyCustom, ORIGIN
-]
+Averager = Last | Gaussian
+AnyAverager = Chosen[Averager, CustomPart]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from prometar.methods.augmentations import AnyAugmentation, Augmentation, NoAugmentation
 from prometar.methods.averagers import AnyAverager, Averager, Last
-from prometar.methods.inner_loop import AnyInnerLoop, InnerLoop, NoInnerLoop
+from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD, NoInnerLoop
 from prometar.methods.modulators import AnyModulator, Modulator
 from prometar.methods.part import Custom, Part
 from prometar.methods.prompts import AnyPrompts, Prompts
@@ -26,7 +26,7 @@ class Method:
     prompts: Prompts
     regularizer: Regularizer
     modulator: Modulator
-    inner: InnerLoop | None
+    inner: InnerSGD | None
     augmentation: Augmentation
     averager: Averager = field(default_factory=Last)
 

@@ -1,20 +1,28 @@
 """Inner loops: adapt the prompts to the support images in the meta phase."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from prometar.methods.part import BUILT_IN, ORIGIN, AnyCustom, Part
+from prometar.methods.part import Chosen, CustomPart, Part
 from prometar.methods.prompts import Leaves
 
 
-class InnerLoop(Part):
-    """One step theta' = theta - lr * modulated gradient on the support images.
+class NoInnerLoop(Part):
+    """Identity: there is no meta phase."""
+
+    kind: Literal["none"] = "none"
+
+
+class InnerSGD(Part):
+    """theta' = theta - lr * modulated gradient g on the support images.
 
     `outer_weight`: weight of the query loss in the outer loss. `order`: whether the task's and the
-    regularizer's gradients are differentiated themselves.
+    regularizer's gradients are differentiated themselves. First order takes d theta' / d theta as the
+    identity, as in FOMAML (MAML, ICML 2017). The gate still learns, since theta' depends on it directly.
     """
 
+    kind: Literal["sgd"] = "sgd"
     lr: float = Field(default=5e-4, ge=0, le=1e30)
     order: Literal["first", "second"] = "second"
     outer_weight: float = Field(default=5e-4, ge=0)
@@ -24,28 +32,7 @@ class InnerLoop(Part):
         return self.order == "second"
 
     def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves:
-        raise NotImplementedError
-
-
-class NoInnerLoop(Part):
-    """Identity: there is no meta phase."""
-
-    kind: Literal["none"] = "none"
-
-
-class InnerSGD(InnerLoop):
-    """theta' = theta - lr * g (released: lr 5e-4, outer_weight 5e-4, second order).
-
-    First order takes d theta' / d theta as the identity, as in FOMAML (MAML, ICML 2017). The gate still
-    learns, since theta' depends on it directly.
-    """
-
-    kind: Literal["sgd"] = "sgd"
-
-    def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves:
         return {name: leaf.add(gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
 
 
-AnyInnerLoop = Annotated[
-    Annotated[Annotated[NoInnerLoop | InnerSGD, Field(discriminator="kind")], BUILT_IN] | AnyCustom, ORIGIN
-]
+AnyInnerLoop = Chosen[NoInnerLoop | InnerSGD, CustomPart]

@@ -1,11 +1,11 @@
 """Modulators: combine the regularizer's gradient with the task's gradient."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from prometar.errors import UserError
-from prometar.methods.part import BUILT_IN, ORIGIN, AnyCustom, Part
+from prometar.methods.part import Chosen, CustomPart, Part
 from prometar.methods.prompts import Leaves, linear
 
 if TYPE_CHECKING:
@@ -118,8 +118,4 @@ class Projection(Modulator):
         return modulated
 
 
-AnyModulator = Annotated[
-    Annotated[Annotated[Add | Constant | Gate | Projection, Field(discriminator="kind")], BUILT_IN]
-    | AnyCustom,
-    ORIGIN,
-]
+AnyModulator = Chosen[Add | Constant | Gate | Projection, CustomPart]

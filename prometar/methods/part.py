@@ -4,7 +4,7 @@ A configuration holds the parts themselves, so no file here imports torch when i
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag, model_validator
 
@@ -50,6 +50,9 @@ class CustomPart(Custom):
     kind: str
 
 
+BuiltIn, Own = TypeVar("BuiltIn"), TypeVar("Own")
+
+
 def _origin(value: Any) -> str:
     """Return the tag of the union's half that a section belongs to."""
     tree = dict(value) if isinstance(value, Mapping | Part) else {}
@@ -59,4 +62,5 @@ def _origin(value: Any) -> str:
 
 BUILT_IN, CUSTOM, ORIGIN = Tag("built-in"), Tag("custom"), Discriminator(_origin)
 TAGS = frozenset({"built-in", "custom"})
-AnyCustom = Annotated[CustomPart, CUSTOM]
+Chosen = Annotated[Annotated[BuiltIn, Field(discriminator="kind"), BUILT_IN] | Annotated[Own, CUSTOM], ORIGIN]
+"""A section of a configuration: one of the built-in kinds, or a custom component."""

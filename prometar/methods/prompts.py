@@ -1,10 +1,10 @@
 """Prompts: the learnable tensors of a method, and the tokens they put into the towers."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prometar.methods.part import BUILT_IN, CUSTOM, ORIGIN, CustomPart, Part
+from prometar.methods.part import Chosen, CustomPart, Part
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -40,7 +40,7 @@ class Prompts(Part):
 
     def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
         """Return the initial leaves; `init_tokens` are the token ids of the initial context's words."""
-        raise NotImplementedError
+        return {}
 
     def tokens(self, leaves: Leaves) -> Leaves:
         """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
@@ -103,9 +103,6 @@ class NoPrompts(_FrozenText):
     """Identity: the frozen CLIP itself."""
 
     kind: Literal["none"] = "none"
-
-    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
-        return {}
 
 
 class _Context(Prompts):
@@ -246,13 +243,4 @@ class CustomPrompts(CustomPart, Prompts):
     """Custom prompts; `init` is given to the tokenizer as for built-in ones."""
 
 
-AnyPrompts = Annotated[
-    Annotated[
-        Annotated[
-            NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts, Field(discriminator="kind")
-        ],
-        BUILT_IN,
-    ]
-    | Annotated[CustomPrompts, CUSTOM],
-    ORIGIN,
-]
+AnyPrompts = Chosen[NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts, CustomPrompts]

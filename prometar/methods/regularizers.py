@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from prometar.methods.part import BUILT_IN, CUSTOM, ORIGIN, CustomPart, Part
+from prometar.methods.part import Chosen, CustomPart, Part
 from prometar.methods.prompts import Prompts, enters_images
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def cosine(a: "Tensor", b: "Tensor") -> "Tensor":
     return 1 - (a * b).sum(dim=-1)
 
 
+@runtime_checkable
 class Term(Protocol):
     """One unweighted distance, by name, and which frozen features it needs."""
 
@@ -153,9 +154,6 @@ class Regularizer:
         return (sum(weighted[1:], weighted[0]) if weighted else None), distances
 
 
-Terms = list[tuple[Term, float]]
-
-
 class NoRegularizer(Part):
     """Identity: nothing is held to the frozen features."""
 
@@ -165,7 +163,7 @@ class NoRegularizer(Part):
         return Regularizer()
 
 
-class Distances(Part):
+class _Distances(Part):
     """Distances of prompted from frozen features; a weight of 0 switches a term off.
 
     `logits_weight`: of the divergence of the class probabilities. `teacher`: the frozen text features are
@@ -178,79 +176,47 @@ class Distances(Part):
     logits_weight: float = Field(default=0.0, ge=0)
     teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
 
-    def terms(self) -> Terms:
-        """Return all terms with their weights."""
+    @property
+    def distance(self) -> "Distance | Term":
+        """Distance for both towers, or a term whose weight is one of its own settings."""
         raise NotImplementedError
 
     def regularizer(self, prompts: Prompts) -> Regularizer:
         """Return the weighted sum of the terms that can have a gradient with these prompts."""
-        used = [(term, weight) for term, weight in self.terms() if weight and _has_gradient(term, prompts)]
+        from prometar.clip.openclip import TEMPLATES
+
+        known, terms = self.distance, list[tuple[Term, float]]()
+        if isinstance(known, Term):
+            terms.append((known, 1.0))
+        else:  # the features of a tower without prompts are constant
+            if prompts.num_context > 0:
+                terms.append((TextDistance(known), self.text_weight))
+            if enters_images(prompts):
+                terms.append((ImageDistance(known), self.image_weight))
+        used = [(term, w) for term, w in (*terms, (LogitsDivergence(), self.logits_weight)) if w]
         if not used:
             return Regularizer()
-        terms, weights = zip(*used, strict=True)
-        return Regularizer(terms, weights, _templates(self.teacher), self.teacher)
-
-    def _held_by(self, distance: Distance) -> Terms:
-        """Return the terms of one distance for both towers, and that of the class probabilities."""
-        return [
-            (TextDistance(distance), self.text_weight),
-            (ImageDistance(distance), self.image_weight),
-            (LogitsDivergence(), self.logits_weight),
-        ]
+        templates = TEMPLATES if self.teacher == "ensemble" else ()
+        return Regularizer(*zip(*used, strict=True), templates, self.teacher)
 
 
-def _templates(teacher: str) -> tuple[str, ...]:
-    from prometar.clip.openclip import TEMPLATES
+class Distances(_Distances):
+    """mean |a - b| (ProMetaR), mean (a - b)^2, or 1 - cosine (KgCoOp, CVPR 2023)."""
 
-    return TEMPLATES if teacher == "ensemble" else ()
+    kind: Literal["l1", "l2", "cosine"] = "l1"
 
-
-def _has_gradient(term: Term, prompts: Prompts) -> bool:
-    """Features of a tower without prompts are constant."""
-    if isinstance(term, TextDistance):
-        return prompts.num_context > 0
-    return enters_images(prompts) or not isinstance(term, ImageDistance)
+    @property
+    def distance(self) -> Distance:
+        return {"l1": l1, "l2": l2, "cosine": cosine}[self.kind]
 
 
-class L1(Distances):
-    """mean |a - b|. Source: ProMetaR."""
+class CustomRegularizer(CustomPart, _Distances):
+    """A custom distance, or a custom `Term`."""
 
-    kind: Literal["l1"] = "l1"
-
-    def terms(self) -> Terms:
-        return self._held_by(l1)
-
-
-class L2(Distances):
-    """mean (a - b)^2."""
-
-    kind: Literal["l2"] = "l2"
-
-    def terms(self) -> Terms:
-        return self._held_by(l2)
+    @property
+    def distance(self) -> "Distance | Term":
+        found: Distance | Term = self.component()
+        return found
 
 
-class Cosine(Distances):
-    """1 - cosine. Source: KgCoOp (CVPR 2023)."""
-
-    kind: Literal["cosine"] = "cosine"
-
-    def terms(self) -> Terms:
-        return self._held_by(cosine)
-
-
-class CustomRegularizer(CustomPart, Distances):
-    """A custom distance, or a custom `Term`, whose weight is one of its own settings."""
-
-    def terms(self) -> Terms:
-        found = self.component()
-        if hasattr(found, "uses_text"):  # a term
-            return [(found, 1.0), (LogitsDivergence(), self.logits_weight)]
-        return self._held_by(found)
-
-
-AnyRegularizer = Annotated[
-    Annotated[Annotated[NoRegularizer | L1 | L2 | Cosine, Field(discriminator="kind")], BUILT_IN]
-    | Annotated[CustomRegularizer, CUSTOM],
-    ORIGIN,
-]
+AnyRegularizer = Chosen[NoRegularizer | Distances, CustomRegularizer]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.methods.composition import Method
-from prometar.methods.inner_loop import InnerLoop
+from prometar.methods.inner_loop import InnerSGD
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
 from prometar.step.autodiff import Vjp, detached, differentiable_vjp, vjp
@@ -89,7 +89,7 @@ class _Compute:
         each, losses = self._gradients(tokens, images)
         return to_leaves(self._modulated(state.gate, each)), losses
 
-    def outer(self, inner: InnerLoop, state: State, task: Task) -> tuple[Leaves, Leaves, Scalars]:
+    def outer(self, inner: InnerSGD, state: State, task: Task) -> tuple[Leaves, Leaves, Scalars]:
         """Return gradients of outer_weight * query loss after the inner step, for the prompts and the gate.
 
         With v the query's gradient at the adapted tokens, and u_k what the inner step makes of it at the
@@ -179,7 +179,7 @@ class _Compute:
         values = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
         return values, {"ce": task_loss, **distances}
 
-    def _query(self, tokens: Leaves, query: Query, inner: InnerLoop) -> tuple[Leaves, Tensor]:
+    def _query(self, tokens: Leaves, query: Query, inner: InnerSGD) -> tuple[Leaves, Tensor]:
         """The gradient of outer_weight * query loss at the adapted tokens, and the loss."""
         towers = self.model.run(tokens, query.tokens, query.frozen)
         values, _, to_features = vjp(

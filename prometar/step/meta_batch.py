@@ -11,7 +11,7 @@ from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
 from prometar.device import send
 from prometar.methods.composition import Method
-from prometar.step.task_selection import Mixing, Selection, TaskDraw, select
+from prometar.step.task_selection import Selection, TaskDraw, select
 
 
 class Images(NamedTuple):
@@ -63,62 +63,54 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    clip: Clip, method: Method, images_B3HW: Tensor, labels: Tensor, draw: TaskDraw | None
+    clip: Clip,
+    method: Method,
+    images_B3HW: Tensor,
+    labels: Tensor,
+    task: TaskDraw | Selection | None,
+    *,
+    seen: Seen = Seen(),
+    step: int = 0,
 ) -> Batch:
     """Embed a batch of normalised images once for all passes of a step.
 
     Args:
-        images_B3HW: In the backbone's precision and place.
+        images_B3HW: In the backbone's precision, on its device.
         labels: (B,), on the CPU or there.
-        draw: The meta task, None where the method or the batch has none.
+        task: The meta task, as drawn or as a selection there. None if the method or the batch has none.
+        seen: Cached features of the images of each `step`.
     """
-    whole = embed_batch(clip, images_B3HW, labels, teach=method.uses_images)
-    if draw is None:
-        return Batch(whole, None)
-    selection = select(draw, method.augmentation, dtype=clip.working_dtype)
-    selection = send(selection, whole.tokens.device)
-    query = take_query(clip, method, images_B3HW, whole, selection)
-    return Batch(whole, Task(take_support(whole, selection), query))
-
-
-def embed_batch(
-    clip: Clip, images_B3HW: Tensor, labels: Tensor, *, seen: Seen = Seen(), step: int = 0, teach: bool = True
-) -> Images:
-    """All images, embedded; `teach`: with the frozen CLIP's features. `seen`: what is known of a step's."""
-    tokens, labels = seen.embed(clip, step, images_B3HW), labels.to(images_B3HW.device)
-    frozen = seen.frozen(clip, step, tokens) if teach else None
+    device = images_B3HW.device
+    if isinstance(task, TaskDraw):
+        task = send(select(task, method.augmentation, dtype=clip.working_dtype), device)
+    tokens, labels = seen.embed(clip, step, images_B3HW), labels.to(device)
+    frozen = seen.frozen(clip, step, tokens) if method.uses_images else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
-    return Images(tokens, labels, weights, frozen)
+    whole = Images(tokens, labels, weights, frozen)
+    if task is None:
+        return Batch(whole, None)
+    rows = task.support_rows
+    frozen = None if frozen is None else frozen[rows]
+    support = Images(tokens[rows], labels[rows], task.support_weights, frozen)
+    return Batch(whole, Task(support, _query(clip, method, images_B3HW, whole, task)))
 
 
-def take_support(whole: Images, selection: Selection) -> Images:
-    """The selected images, embedded; the selection is where they are."""
-    rows = selection.support_rows
-    frozen = None if whole.frozen is None else whole.frozen[rows]
-    return Images(whole.tokens[rows], whole.labels[rows], selection.support_weights, frozen)
-
-
-def take_query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Query:
-    """The selected images, embedded, and what is mixed into them; the selection is where they are."""
+def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Query:
+    """Return the selected images, embedded, and what is mixed into them."""
     rows, mixing = selection.query_rows, selection.mixing
-    own, shares = rows[: len(selection.query_weights)], None
+    own, shares, frozen = rows[: len(selection.query_weights)], None, None
     if mixing is None or mixing.pixels is None:
         tokens = whole.tokens[rows]
     else:
         partners = images_B3HW[mixing.partner]
-        tokens = embed_images(
-            clip, method.augmentation.mixed_images(images_B3HW[own], partners, mixing.pixels)
-        )
+        mixed = method.augmentation.mixed_images(images_B3HW[own], partners, mixing.pixels)
+        tokens = embed_images(clip, mixed)
+    if method.prompts.conditional:
+        assert whole.frozen is not None
+        frozen = whole.frozen[own]
     if mixing is not None:
         shares = Shares(mixing.own, mixing.rest, whole.labels[mixing.partner], mixing.encoded)
-    frozen = _seen(whole.frozen, own, mixing) if method.prompts.conditional else None
+        if frozen is not None and whole.frozen is not None:
+            frozen = mixing.own[:, None] * frozen + mixing.rest[:, None] * whole.frozen[mixing.partner]
+            frozen = F.normalize(frozen, dim=-1)
     return Query(tokens, whole.labels[own], selection.query_weights, shares, frozen)
-
-
-def _seen(frozen_BE: Tensor | None, own: Tensor, mixing: Mixing | None) -> Tensor:
-    """The frozen features of the query images, mixed with those of their partners."""
-    assert frozen_BE is not None
-    if mixing is None:
-        return frozen_BE[own]
-    mixed = mixing.own[:, None] * frozen_BE[own] + mixing.rest[:, None] * frozen_BE[mixing.partner]
-    return F.normalize(mixed, dim=-1)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
-from prometar.clip.weights import all_finite
+from prometar.clip.weights import mismatch, read_tensors
 from prometar.device import fetch
-from prometar.errors import WorkError, first_line
+from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import size_of, write_atomically
 from prometar.io.plain_data import problems_of
 from prometar.step.state import State
@@ -62,15 +60,13 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     if size_of(path) is None:
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = _Metadata.model_validate(file.metadata() or {})
-            # Cloned into torch's own alignment: kernels sum in another order over unaligned memory.
-            tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
+        tensors, found = read_tensors(path, "it is cut off")
+        metadata = _Metadata.model_validate(found)
         history = _HISTORY.validate_json(metadata.history)
         state = State.from_tensors(tensors, metadata.step)
     except ValidationError as error:
         raise corrupt(path, problems_of(error)) from None
-    except (SafetensorError, OSError, KeyError) as error:
+    except (UserError, KeyError) as error:
         raise corrupt(path, first_line(error)) from None
     if metadata.format != FORMAT:
         raise WorkError(f"{path} was written by another version. Remove it to start this run over.")
@@ -88,22 +84,10 @@ def corrupt(path: Path, reason: str) -> WorkError:
 def require_state(path: Path, found: State, like: State) -> None:
     """
     Raises:
-        WorkError: the tensors of the checkpoint at `path` have other names, shapes or dtypes than those of
-            `like`, or its prompts are not finite.
+        WorkError: the tensors of the checkpoint at `path` are not finite, or not those of `like`.
     """
-    wanted, tensors = like.tensors(), found.tensors()
+    wanted = like.tensors()
     if found.average:
         wanted |= {f"average/{name}": leaf for name, leaf in like.prompts.items()}
-    for name in sorted(wanted.keys() | tensors.keys()):
-        expected, got = (_kind(each.get(name)) for each in (wanted, tensors))
-        if expected != got:
-            raise corrupt(path, f"{name} is {got}, expected {expected}")
-    for name, leaf in found.tested.items():
-        if not all_finite(leaf):
-            raise corrupt(path, f"the prompts {name} are not finite")
-
-
-def _kind(tensor: Tensor | None) -> str:
-    if tensor is None:
-        return "missing"
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    if problem := mismatch(wanted, found.tensors()):
+        raise corrupt(path, problem)

@@ -32,56 +32,35 @@ FEWEST = 20
 """Smallest number of out-of-domain names."""
 
 
-@dataclass(frozen=True)
-class Drift:
-    """Distances between prompted and frozen features: means over images or out-of-domain names.
-
-    Args:
-        divergence: KL(frozen || prompted) of an image's probabilities over the names, in nats.
-        agreement: Share of images whose most likely name is the same.
-        text_cosine, image_cosine: Cosine of the prompted and the frozen feature.
-    """
-
-    divergence: float
-    agreement: float
-    text_cosine: float
-    image_cosine: float
-
-
 @torch.no_grad()
-def measure_drift(
+def divergence(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
-) -> Drift:
-    """Return the drift of normalised prompted features from frozen ones.
+) -> float:
+    """Return KL(frozen || prompted) of an image's probabilities over names, in nats. Mean over images.
 
     Args:
-        image_NE: Features of N images.
-        text_VE: Features of V out-of-domain names, or (N, V, E) if they depend on the images.
+        image_NE: Normalized features of N images.
+        text_VE: Normalized features of V names, or (N, V, E) if they depend on the images.
         scale: Factor of cosines in logits.
 
     Example:
         >>> features = F.normalize(torch.eye(2))
         >>> frozen = {"frozen_image_NE": features, "frozen_text_VE": features}
-        >>> measure_drift(features, features, **frozen, scale=torch.tensor(100.0)).divergence
+        >>> divergence(features, features, **frozen, scale=torch.tensor(100.0))
         0.0
     """
     prompted = (scale * similarity(image_NE, text_VE)).float().log_softmax(dim=-1)
     frozen = (scale * frozen_image_NE @ frozen_text_VE.T).float().log_softmax(dim=-1)
-    return Drift(
-        float(F.kl_div(prompted, frozen, log_target=True, reduction="batchmean")),
-        float((prompted.argmax(dim=-1) == frozen.argmax(dim=-1)).float().mean()),
-        float((text_VE * frozen_text_VE).sum(dim=-1).mean()),
-        float((image_NE * frozen_image_NE).sum(dim=-1).mean()),
-    )
+    return float(F.kl_div(prompted, frozen, log_target=True, reduction="batchmean"))
 
 
-def predicted_new(zero_shot: float, drift: Drift) -> float:
+def predicted_new(zero_shot: float, divergence: float) -> float:
     """Predict the accuracy in percent on new classes: zero_shot * exp(-LOSS_PER_NAT * divergence).
 
     Args:
         zero_shot: Accuracy of the frozen CLIP on validation images of the base classes.
     """
-    return zero_shot * math.exp(-LOSS_PER_NAT * drift.divergence)
+    return zero_shot * math.exp(-LOSS_PER_NAT * divergence)
 
 
 def drift_identity(backbone: Backbone) -> str:
@@ -90,34 +69,24 @@ def drift_identity(backbone: Backbone) -> str:
     return f"{LOSS_PER_NAT} a nat, names {names}"
 
 
-def foreign_names(known: Iterable[str], vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of a vocabulary that share no word with the known names.
-
-    Example:
-        >>> foreign_names(["red_fox", "owl"], ["fox", "dog", "barn owl"])
-        ('dog',)
-    """
-    words = {word for name in known for word in _words(name)}
-    return tuple(name for name in vocabulary if words.isdisjoint(_words(name)))
-
-
 def foreign_to(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """Return the out-of-domain names of a dataset.
+    """Return the names of a vocabulary that share no word with the classes of a dataset.
 
     Raises:
         UserError: they are too few, as for ImageNet, which contains most names of the vocabulary.
     """
-    names = foreign_names(dataset.classnames, vocabulary)
+
+    def words(name: str) -> set[str]:
+        return set(readable(name).lower().split())
+
+    known = set().union(*map(words, dataset.classnames))
+    names = tuple(name for name in vocabulary if known.isdisjoint(words(name)))
     if len(names) < FEWEST:
         raise UserError(
             f"drift cannot be measured for {dataset.name}: of {len(vocabulary)} foreign names, {len(names)} "
             f"share no word with its classes, and {FEWEST} are needed: use --objective base_val"
         )
     return names
-
-
-def _words(name: str) -> set[str]:
-    return set(readable(name).lower().split())
 
 
 @dataclass(frozen=True)
@@ -139,7 +108,7 @@ class Foreign:
     def score(
         self, backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], batches: Iterable[Batch]
     ) -> dict[str, float]:
-        """Return the accuracy on base images, the predicted one on new classes, and the drift.
+        """Return the accuracy on base images, the predicted one on new classes, and what predicts it.
 
         Args:
             model: Prompted CLIP of the base classes. leaves: Trained prompts.
@@ -156,7 +125,7 @@ class Foreign:
             images.append(F.normalize(model.image_features(prompts, tokens), dim=-1))
             labels.append(torch.from_numpy(batch.labels))
         image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
-        drift = measure_drift(
+        drift = divergence(
             image_NE,
             self.model.text_features(prompts, frozen_NE),
             frozen_image_NE=frozen_NE,
@@ -164,12 +133,11 @@ class Foreign:
             scale=backbone.clip.logit_scale,
         )
         prompted_NC = similarity(image_NE, model.text_features(prompts, frozen_NE))
-        if not (math.isfinite(drift.divergence) and bool(prompted_NC.isfinite().all())):
+        if not (math.isfinite(drift) and bool(prompted_NC.isfinite().all())):
             raise not_finite(backbone)
-        zero_shot = _percent_right(similarity(frozen_NE, self.frozen_base_CE), labels_N)
-        base = _percent_right(prompted_NC, labels_N)
-        return {"base": base, "new": predicted_new(zero_shot, drift), "zero_shot": zero_shot} | vars(drift)
-
-
-def _percent_right(similarity_NC: Tensor, labels_N: Tensor) -> float:
-    return 100 * int((similarity_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
+        base, zero_shot = (
+            100 * int((found_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
+            for found_NC in (prompted_NC, similarity(frozen_NE, self.frozen_base_CE))
+        )
+        new = predicted_new(zero_shot, drift)
+        return {"base": base, "new": new, "zero_shot": zero_shot, "divergence": drift}

@@ -2,19 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
-from prometar.clip.features import Seen
+from prometar.clip.features import Seen, cached_text, text_digest
+from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.objective import Problem, own_objective, problem
+from prometar.data.splits.objective import own_objective, problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
@@ -25,7 +27,6 @@ from prometar.methods.smoke_test import smoke_test
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import TEMPLATE, Foreign, foreign_to
-from prometar.training.loaded import Loaded
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,28 +88,56 @@ def backbone_of(config: BackboneConfig) -> Backbone:
 
 
 @lru_cache(maxsize=2)
-def _loaded(config: BackboneConfig) -> Loaded:
-    return Loaded(backbone_of(config), config.precision)
+def _loaded(config: BackboneConfig) -> tuple[Backbone, str]:
+    """Return a backbone and the digest of what its text features depend on."""
+    backbone = backbone_of(config)
+    return backbone, text_digest(backbone.clip)
 
 
-_MOST_RUNS = 16  # datasets and seeds of a trial, cached for the next one
+@lru_cache(maxsize=2)
+def _for_text_prompts(config: BackboneConfig) -> Backbone:
+    """Return a backbone for prompts that leave the image tower alone, with the same weights."""
+    backbone, _ = _loaded(config)
+    return replace(backbone, clip=replace(backbone.clip, image_prompts=False))
 
 
-@lru_cache(maxsize=_MOST_RUNS)
+@lru_cache(maxsize=16)
 def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
     return open_dataset(name, root, json.loads(args))
 
 
+@lru_cache(maxsize=32)
+def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+    backbone, digest = _loaded(config)
+    return cached_text(backbone.clip, digest, backbone.tokenize, classes, templates)
+
+
+_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
+    512 * 2**20, getsizeof=lambda sized: sized[0]
+)
+"""Features of plans' images by batch, each with the bytes that all batches take."""
+
+
+def _seen(clip: Clip, plan: Plan, *source: Hashable) -> Seen:
+    """Return the cached features of a plan's images.
+
+    Args:
+        source: Distinguishes the images and the backbone from those of equal plans.
+    """
+    num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
+    if num_bytes > _FEATURES.maxsize // 4:
+        return Seen()
+    key = (plan.digest, clip.image_prompts, *source)
+    if key not in _FEATURES:
+        _FEATURES[key] = (num_bytes, {})
+    return Seen(_FEATURES[key][1])
+
+
 def forget() -> None:
     """Drop the cached backbones, datasets and features of this process."""
-    _loaded.cache_clear()
-    _dataset.cache_clear()
-
-
-def _data(config: Config) -> tuple[tuple[str, str | None, str, str], Dataset]:
-    code = digest_of(config.data.reference) if config.data.reference else ""
-    key = (config.data.name, config.data.root, json.dumps(config.data.args), code)
-    return key, _dataset(*key)
+    for cached in (_loaded, _for_text_prompts, _dataset, _frozen_text):
+        cached.cache_clear()
+    _FEATURES.clear()
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
@@ -118,13 +147,15 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         UserError: an error in the configuration, the data or the weights.
     """
     method = build(config)
-    data, dataset = _data(config)
-    loaded = _loaded(config.backbone)
+    code = digest_of(config.data.reference) if config.data.reference else ""
+    data = (config.data.name, config.data.root, json.dumps(config.data.args), code)
+    dataset = _dataset(*data)
+    backbone, _ = _loaded(config.backbone)
     if config.own:
-        smoke_test(config, loaded.backbone.clip)
-    backbone = loaded.backbone if enters_images(method.prompts) else loaded.for_text_prompts
-    clip = backbone.clip
-    source = (*data, repr(dataset.source))
+        smoke_test(config, backbone.clip)
+    if not enters_images(method.prompts):
+        backbone = _for_text_prompts(config.backbone)
+    clip, source = backbone.clip, (config.backbone, *data, repr(dataset.source))
     split = problem(
         objective,
         dataset,
@@ -143,14 +174,30 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         name: Evaluation(
             each,
             model_of(classnames(each.items)),
-            loaded.seen(loaded.scored, each, not clip.image_prompts, *source),
+            _seen(clip, each, *source),
             source,
         )
         for name, each in plans.items()
     }
     templates = method.regularizer.templates or (dataset.wording(method.regularizer.wording),)
-    frozen = loaded.teacher(split.classnames, templates) if method.regularizer.uses_text else None
-    plan = _train_plan(config, split, backbone)
+    uses_text = method.regularizer.uses_text
+    frozen = _frozen_text(config.backbone, split.classnames, templates) if uses_text else None
+    augment, train = config.augment, config.train
+    transform = TransformSpec(
+        size=clip.image_size,
+        crop_scale=(augment.crop_scale_min, augment.crop_scale_max),
+        flip=augment.flip,
+        jitter=augment.jitter,
+        train=True,
+    )
+    plan = Plan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
+    foreign = None
+    if split.predicts_new:
+        names = foreign_to(dataset, backbone.vocabulary)
+        frozen_names, frozen_base = (
+            _frozen_text(config.backbone, each, (TEMPLATE,)) for each in (names, split.classnames)
+        )
+        foreign = Foreign(model_of(names), frozen_names, frozen_base, evaluations["base"].seen)
     return Run(
         config,
         objective,
@@ -161,31 +208,10 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         plan,
         evaluations,
         split.every_epoch,
-        loaded.seen(loaded.trained, plan, not clip.image_prompts, *source),
-        _foreign(loaded, model_of, dataset, split, evaluations["base"].seen) if split.predicts_new else None,
+        _seen(clip, plan, *source),
+        foreign,
         {name: digest_of(name) for name in [*config.own.values(), *own_objective(objective)]},
     )
-
-
-def _foreign(
-    loaded: Loaded, model_of: Callable[[Sequence[str]], Model], dataset: Dataset, split: Problem, seen: Seen
-) -> Foreign:
-    names = foreign_to(dataset, loaded.backbone.vocabulary)
-    base = loaded.teacher(split.classnames, (TEMPLATE,))
-    return Foreign(model_of(names), loaded.teacher(names, (TEMPLATE,)), base, seen)
-
-
-def _train_plan(config: Config, split: Problem, backbone: Backbone) -> Plan:
-    augment = config.augment
-    transform = TransformSpec(
-        size=backbone.clip.image_size,
-        crop_scale=(augment.crop_scale_min, augment.crop_scale_max),
-        flip=augment.flip,
-        jitter=augment.jitter,
-        train=True,
-    )
-    train = config.train
-    return Plan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
 
 
 def initial_state(run: Run) -> State:

@@ -94,7 +94,7 @@ class Session:
         """Train one epoch, score it if the objective requires it, write the checkpoint. Return the record.
 
         Raises:
-            Diverged: the loss is not finite. WorkError: a corrupt image, a full disk.
+            WorkError: the loss is not finite, or an image is corrupt. StorageError: a full disk.
         """
         batches = self._open() if self.state.prompts else None
         started, losses = time.perf_counter(), dict[str, float]()

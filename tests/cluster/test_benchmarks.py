@@ -24,7 +24,7 @@ COUNTS = {"kernels"}  # exact, no timing; tests/contracts/training/test_counts.p
 ACCURACIES = {"objectives", "claim"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "gpu_parts"}
+SHARED = {"common", "counting", "gpu_parts"}
 SLOW = {"study", "sampler", "trial_start"}  # a minute or more
 
 SUITE_PIXELS = {

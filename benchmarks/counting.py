@@ -1,0 +1,191 @@
+"""An iteration on fake tensors, shapes without data: its kernels, bytes and memory are counted exactly."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from prometar.clip.features import Seen
+from prometar.clip.openclip import outline, tokenizer_of
+from prometar.config.settings import Config
+from prometar.methods.composition import Method, build
+from prometar.methods.prompts import enters_images
+from prometar.step.iteration import Rates, step
+from prometar.step.meta_batch import Batch, Images, Query, Shares, Task, make_batch
+from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.state import State
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
+
+    Without learnable prompts there is no phase. `num_query`: images of the batch in the query. `seen`: cached
+    features of earlier calls. Enter `mode`, to which all tensors belong, around a call.
+    """
+
+    mode: FakeTensorMode
+    model: Model
+    method: Method
+    state: State
+    pixels_B3HW: Tensor
+    labels_B: Tensor
+    num_query: int
+    seen: Seen = field(default_factory=Seen)
+
+    def __call__(self) -> object:
+        model, method = self.model, self.method
+        batch = make_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, seen=self.seen)
+        if not self.state.prompts:
+            return batch
+        batch = Batch(batch.images, self._task(batch.images))
+        return step(model, method, self.state, batch, Rates(2.5e-3, 1e-6))
+
+    def _task(self, whole: Images) -> Task | None:
+        num_support = len(whole.labels) - self.num_query
+        if self.method.inner is None or not num_support:
+            return None
+        support = Images._make(None if part is None else part[:num_support] for part in whole)
+        _, labels, share, frozen = (None if part is None else part[num_support:] for part in whole)
+        assert labels is not None
+        assert share is not None
+        shares, tokens = Shares(share, share, labels, labels), whole.tokens[num_support - 1 :]
+        return Task(support, Query(tokens, labels, share, shares, frozen))
+
+
+def rehearse(
+    config: Config,
+    *,
+    num_classes: int,
+    dtype: torch.dtype = torch.float32,
+    num_query: int | None = None,
+) -> Rehearsal:
+    """Rehearse a configuration's training on so many classes, with towers in `dtype`.
+
+    num_query: Images of a batch in the query (default: half of them).
+    """
+    method, clip = build(config), outline(config.backbone.name).to(dtype)
+    names = [f"class number {number}" for number in range(num_classes)]
+    texts = prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}.")
+    tokens = tokenizer_of(config.backbone.name)(texts)
+    with (mode := FakeTensorMode()):
+        clip = clip.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).folded()
+        clip = replace(clip, image_prompts=enters_images(method.prompts))
+        frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
+        if method.prompts.num_context:
+            model = build_model(clip, method.prompts, tokens, frozen)
+        else:  # texts without prompts would be encoded here
+            model = Model(clip, method.prompts, frozen, frozen)
+        generator = torch.Generator().manual_seed(0)
+        prompts = method.prompts.initialize(clip, torch.arange(method.prompts.num_context), generator)
+        gate = method.modulator.initialize(method.prompts.tokens(prompts), generator)
+        state, size, side = State.start(prompts, gate), config.train.batch_size, clip.image_size
+        pixels, labels = torch.empty(size, 3, side, side, dtype=dtype), torch.zeros(size, dtype=torch.long)
+    num_query = (size + 1) // 2 if num_query is None else num_query
+    return Rehearsal(mode, model, method, state, pixels, labels, num_query)
+
+
+def operator_name(operator: Any) -> str:
+    """`mul` for aten.mul.Tensor."""
+    name: str = operator.overloadpacket.__name__
+    return name
+
+
+@dataclass
+class Kernels(TorchDispatchMode):
+    """Counts what is dispatched under it, by `name_of` the operator.
+
+    A kernel is an ATen operation that is no view; its bytes are those of all its operands and results.
+    """
+
+    name_of: Callable[[Any], str] = operator_name
+    views: int = 0
+    kernels: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        if operator.namespace != "aten":
+            return result
+        if operator.is_view or operator.overloadpacket is torch.ops.aten._unsafe_view:
+            self.views += 1
+            return result
+        name, tensors = self.name_of(operator), tree_leaves((args, kwargs, result))
+        self.kernels[name] += 1
+        self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
+        return result
+
+
+def kernels_of(rehearsal: Rehearsal, name_of: Callable[[Any], str] = operator_name) -> Kernels:
+    """The kernels of one iteration."""
+    with rehearsal.mode, Kernels(name_of) as counted:
+        rehearsal()
+    return counted
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the tensors of an iteration take: what is there before it, and the most at any time in it.
+
+    What the process has besides (torch itself, workspaces of libraries, a cache that keeps what was freed) is
+    not in it.
+    """
+
+    before: int
+    peak: int
+
+
+def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.float32) -> Memory:
+    """The memory of one iteration of a configuration; a second or two a call.
+
+    Of the iteration that takes most: all images but one are the support, whose gradients are differentiated.
+
+    """
+    rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, num_query=1)
+    inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
+    with rehearsal.mode, _Live() as live:
+        before = live.note([*rehearsal.state.tensors().values(), *inputs, *rehearsal.model.clip.tensors()])
+        rehearsal()
+    return Memory(before, live.peak)
+
+
+@dataclass
+class _Live(TorchDispatchMode):
+    """The memory of all storages that it has seen and that still exist."""
+
+    peak: int = 0
+    _bytes: dict[StorageWeakRef, int] = field(default_factory=dict)
+    _total: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def note(self, tensors: list[Tensor]) -> int:
+        """Count these too; how many bytes are live, or were when they last made a difference."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            reference = StorageWeakRef(storage)
+            if reference not in self._bytes:
+                self._bytes[reference] = storage.nbytes()
+                self._total += storage.nbytes()
+        # Looked at only where it could be a new peak: what died counts until then.
+        if self._total > self.peak:
+            self._bytes = {each: size for each, size in self._bytes.items() if not each.expired()}
+            self._total = sum(self._bytes.values())
+            self.peak = max(self.peak, self._total)
+        return self._total
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        self.note([each for each in tree_leaves(result) if isinstance(each, Tensor)])
+        return result
