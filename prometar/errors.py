@@ -8,19 +8,23 @@ _ADVICE = re.compile(
 )
 
 
-class UserError(Exception):
-    """Wrong usage or missing input. Commands print the message and exit with `exit_code`."""
-
-    exit_code = 2
-
-
-class WorkError(UserError):
-    """Failed work: a corrupt image, a diverged run, an unreachable store."""
+class PrometarError(Exception):
+    """Base class. Commands print the message and exit with `exit_code`."""
 
     exit_code = 1
 
 
-class StorageError(WorkError):
+class UserError(PrometarError):
+    """Wrong usage or missing input."""
+
+    exit_code = 2
+
+
+class WorkError(PrometarError):
+    """Failed work: a corrupt image, a diverged run."""
+
+
+class StorageError(PrometarError):
     """Storage that cannot be used: a full disk, an unreachable store. No run is to blame."""
 
 

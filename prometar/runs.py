@@ -16,7 +16,7 @@ from prometar.data.splits.objective import FINAL, own_objective
 from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import Stream, stream_local
 from prometar.environment import environment
-from prometar.errors import UserError
+from prometar.errors import PrometarError, UserError
 from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.prompt_file import Card, require_prompts_target, write_prompts
 from prometar.io.files import read_bytes, size_of, write_atomically
@@ -74,7 +74,7 @@ def _require_free(folder: Path, described: bytes, objective: str) -> None:
     config, result = folder / "config.yaml", folder / FILE
     same = size_of(config) is not None and read_bytes(config) == described
     if same and size_of(result) is not None:
-        with suppress(UserError):  # a corrupt one is written again
+        with suppress(PrometarError):  # a corrupt one is written again
             same = read_result(folder).objective == objective
     for file in (config, result):
         if not same and size_of(file) is not None:

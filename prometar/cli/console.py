@@ -12,7 +12,7 @@ from unicodedata import category
 
 import typer
 
-from prometar.errors import UserError, first_line, is_of_accelerator
+from prometar.errors import PrometarError, first_line, is_of_accelerator
 
 INTERRUPTED = 130
 MESSAGE = "interrupted. Rerun the same command to resume."
@@ -60,7 +60,7 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], o
 
 def _report(error: Exception) -> int:
     """Print an error as one line. Return the exit status."""
-    if isinstance(error, UserError):
+    if isinstance(error, PrometarError):
         return _say(str(error), error.exit_code)
     if isinstance(error, BrokenPipeError):  # Python would write the rest at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,7 +30,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import UserError
+from prometar.errors import PrometarError
 from prometar.io.files import beside
 from prometar.io.yamltext import parse_yaml
 from tests.support.fake_trial import HANGS, FakeTrial
@@ -236,7 +236,7 @@ def main(options: Sequence[str]) -> int:
         _run(small_config(given.out, **options_of(*options[1:])), sys.stdout)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except UserError as error:
+    except PrometarError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from packaging.requirements import Requirement
 
-from prometar.errors import UserError
+from prometar.errors import PrometarError
 from tune.config import StudyConfig
 from tune.search import app
 
@@ -72,7 +72,7 @@ def study_options(command: str) -> dict[str, Any]:
     try:
         options = typer.main.get_command(app).make_context("search.py", words[2:]).params
         StudyConfig.of(**{name: value for name, value in options.items() if value and name != "plan"})
-    except (USAGE_ERROR, UserError) as error:
+    except (USAGE_ERROR, PrometarError) as error:
         raise ValueError(f"search.py: {error}") from None
     return options
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from prometar.errors import UserError
+from prometar.errors import PrometarError
 from tests.support.databases import open_store, report
 from tune.store.trial_store import PendingTrial
 
@@ -34,6 +34,6 @@ def drive(out: Path, url: str, hanging: set[int]) -> None:
 if __name__ == "__main__":
     try:
         drive(Path(sys.argv[1]), sys.argv[2], set(map(int, sys.argv[3:])))
-    except UserError as error:
+    except PrometarError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

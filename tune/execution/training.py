@@ -8,7 +8,7 @@ from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
 from prometar.data.streaming.stream import StreamOptions, stream
 from prometar.device import give_back
-from prometar.errors import StorageError, UserError
+from prometar.errors import PrometarError, StorageError
 from prometar.io.files import refused, write_atomically
 from prometar.runs import evaluate_targets, write_result
 from prometar.training.run import build_run
@@ -74,7 +74,7 @@ class JobTraining:
                 run.finish(self._task.resources)
         except StorageError:
             raise
-        except UserError as error:
+        except PrometarError as error:
             return EpochReport(epoch=self._epoch, failed=str(error), finished=True)
         return report
 
@@ -121,7 +121,7 @@ def _drop_result(folder: Path, *, unless: str) -> None:
     try:
         if path.exists() and read_result(folder).run == unless:
             return
-    except UserError:  # it is corrupt
+    except PrometarError:  # it is corrupt
         pass
     try:
         path.unlink(missing_ok=True)

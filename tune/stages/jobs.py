@@ -7,7 +7,7 @@ from prometar.analysis.alignment import of_run
 from prometar.config.settings import load_config, parse
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
-from prometar.errors import UserError
+from prometar.errors import PrometarError
 from prometar.training.run_result import FILE, read_result
 from tune.config import StudyConfig
 from tune.execution.jobs import Job, RunSpec
@@ -91,7 +91,7 @@ def _has_result(job: Job, run: RunSpec) -> bool:
         own = load_config(folder / "config.yaml") == parse(run.config, where=job.name)
         if own and read_result(folder).objective == job.objective:
             return True
-    except UserError:
+    except PrometarError:
         pass
     (folder / FILE).unlink()
     return False

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from prometar.errors import UserError
+from prometar.errors import PrometarError
 from tune.config import StudyConfig
 from tune.execution.jobs import WAIT, EpochReport, Job, Wait
 from tune.records.folder import StudyFolder
@@ -40,7 +40,7 @@ class SearchJobs:
         while trial := self._store.ask(new=not self.out_of_time):
             try:
                 job = trial_job(self._config, self._folder, trial.number, trial.settings)
-            except UserError as error:  # settings that exclude each other
+            except PrometarError as error:  # settings that exclude each other
                 self._store.fail(trial.number, str(error))
                 self._ended(trial.number)
                 continue

@@ -28,7 +28,7 @@ from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, StreamOptions, steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
-from prometar.errors import StorageError, UserError, WorkError, last_line
+from prometar.errors import PrometarError, StorageError, WorkError, last_line
 
 MAX_STORED_IMAGES = 10_000  # about 1 GB of photographs
 
@@ -66,7 +66,7 @@ def _next(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.uint8]:
     try:
         return next(blocks)
     except RayError as error:
-        if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+        if isinstance(error, RayTaskError) and isinstance(error.cause, PrometarError):
             raise type(error.cause)(str(error.cause).splitlines()[0]) from None  # Ray Data adds lines
         if isinstance(error, OutOfDiskError):
             raise StorageError("Ray's object store and its disk are full. Free disk space.") from None

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from prometar.errors import UserError
+from prometar.errors import PrometarError, UserError
 from prometar.io.yamltext import read_yaml
 from tests.support import study_records
 from tests.support.texts import ANY
@@ -101,13 +101,13 @@ def test_every_place_of_every_file(
             try:
                 read_record(file, FILES[name])
                 accepted.append((place, *damage))
-            except UserError as error:
+            except PrometarError as error:
                 lines.append(str(error))
     assert len(lines) > 50
     assert not [line for line in lines if "\n" in line or file.name not in line]
     for each in random.Random(0).sample(accepted, SHOWN):
         put(copy / name, tree, *each)
-        with suppress(UserError):  # of a configuration, which is validated as a whole
+        with suppress(PrometarError):  # of a configuration, which is validated as a whole
             records = read_records(copy)
             page.render(records)
             print_summary(Console(file=io.StringIO()), records)

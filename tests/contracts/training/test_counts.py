@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from prometar.training.rehearsal import rehearse
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prometar.clip.features import Seen
@@ -13,7 +14,6 @@ from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import Item
 from prometar.data.splits.objective import Problem
 from prometar.training.memory import PROCESSES, Footprint
-from prometar.training.rehearsal import rehearse
 from tests.support.kernels import Kernels, kernels_of
 from tests.support.memory import Memory, _Live, memory_of
 from tests.support.small import NAME
