@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 from prometar.clip.openclip import load_clip
 from prometar.clip.weights import weights_digest
@@ -25,7 +24,7 @@ from prometar.methods.composition import build_prompts
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch
 from prometar.training.run import backbone_of, build_run
-from prometar.training.run_result import FILE, RunResult, TargetTest, read_result
+from prometar.training.run_result import FILE, EpochRecord, RunResult, TargetTest, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.session import Session
 
@@ -35,9 +34,9 @@ def train_run(
     folder: Path,
     *,
     objective: str = FINAL,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     watch: Watch | None = None,
-) -> dict[str, Any]:
+) -> EpochRecord:
     """Train and test a run, from the folder's checkpoint if there is one. Return the last epoch's record.
 
     Args:
@@ -194,7 +193,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     classifier, result = trained(folder, trust_parts=trust_parts), read_result(folder)
     backbone = classifier.config.backbone
     local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
-    shared: dict[str, Any] = {"data.root": None}
+    shared: dict[str, object] = {"data.root": None}
     if local:
         shared["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(

@@ -9,11 +9,13 @@ Source: ProMetaR (CVPR 2024), its analysis; there as an argument, here as a meas
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from prometar.data.streaming.stream import Batch as Pictures
@@ -30,10 +32,11 @@ from prometar.step.meta_batch import Batch, Images, make_batch
 from prometar.step.state import State
 from prometar.step.task_selection import one_class_out, task_rng
 from prometar.training.run import Run
+from prometar.training.run_result import STRICT
 
 FILE = "alignment.jsonl"
 _STILL = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
-Record = dict[str, Any]
+Record = dict[str, int | float]
 
 
 @dataclass
@@ -42,17 +45,12 @@ class Alignment:
 
     A record contains `step` (0-based), `epoch` (1-based), `cosine` over all prompts, `text` and `vision` over
     those of a tower (if it has any), and the norms of both gradients.
-
-    Raises:
-        UserError: `every` below 1.
     """
 
     folder: Path
     every: int = 20
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"alignment is measured every 1 or more steps, found {self.every}")
         self._next: int | None = None
 
     def __call__(self, run: Run, state: State, pictures: Pictures) -> None:
@@ -128,69 +126,44 @@ def _append(path: Path, record: Record) -> None:
         raise refused(path, error) from None
 
 
+_RECORD = TypeAdapter(Record, config=STRICT)
+
+
 def read(path: Path) -> list[Record]:
-    """Read a run's records. An incomplete last line is ignored.
+    """Read a run's records. Incomplete lines are ignored.
 
     Raises:
-        UserError: the file is missing or contains anything else.
+        UserError: the file is missing.
     """
     try:
-        lines = read_bytes(path).decode().splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(
-            f"there is no {path}: train the run with `prometar train --alignment-every 20`"
-        ) from None
+        lines = read_bytes(path).decode(errors="replace").splitlines()
+    except OSError:
+        fix = "train the run with `prometar train --alignment-every 20`"
+        raise UserError(f"there is no {path}: {fix}") from None
     records: list[Record] = []
-    for number, line in enumerate(lines):
-        try:
-            match json.loads(line):
-                case {"step": int(), "epoch": int(), "cosine": float(cosine)} as found if abs(cosine) < 1.01:
-                    records.append(found)
-                case other:
-                    raise ValueError(other)
-        except (ValueError, RecursionError):
-            if number < len(lines) - 1:
-                raise UserError(f"{path}, line {number + 1}, is no record of an alignment") from None
+    for line in lines:
+        with suppress(ValidationError):
+            record = _RECORD.validate_json(line)
+            if {"step", "epoch", "cosine"} <= record.keys():
+                records.append(record)
     return records
 
 
-def of_run(folder: Path) -> "Summary | None":
-    """Return the summary of a run's folder; None if nothing was measured.
-
-    Raises:
-        UserError: the file contains anything but records.
-    """
-    path = folder / FILE
-    return summarize(read(path)) if path.is_file() else None
+def mean_cosine(folder: Path) -> float | None:
+    """Return the mean cosine along a run; None if nothing was measured."""
+    cosines = [record["cosine"] for record in read(folder / FILE)] if (folder / FILE).is_file() else []
+    return mean(cosines) if cosines else None
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Mean cosine over a run and over its first and last quarter, and the share of positive ones."""
-
-    num_records: int
-    mean: float
-    first: float
-    last: float
-    positive: float
-
-    def __str__(self) -> str:
-        return (
-            f"gradient alignment (cosine of support and query gradient): mean {self.mean:.3f} over "
-            f"{self.num_records} steps, {self.first:.3f} in the first quarter, {self.last:.3f} in the last, "
-            f"positive in {self.positive:.0%}"
-        )
-
-
-def summarize(records: Sequence[Record]) -> Summary | None:
-    """Summarize a run's records; None if there are none."""
+def summary(records: Sequence[Record]) -> str:
+    """Describe the cosines along a run, and in its first and last quarter."""
     cosines = [record["cosine"] for record in records]
     if not cosines:
-        return None
+        return "no batch contained two classes"
     quarter = max(1, len(cosines) // 4)
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    positive = mean([float(cosine > 0) for cosine in cosines])
-    return Summary(len(cosines), mean(cosines), mean(cosines[:quarter]), mean(cosines[-quarter:]), positive)
+    first, last = mean(cosines[:quarter]), mean(cosines[-quarter:])
+    return (
+        f"gradient alignment (cosine of support and query gradient): mean {mean(cosines):.3f} over "
+        f"{len(cosines)} steps, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "
+        f"{mean(cosine > 0 for cosine in cosines):.0%}"
+    )

@@ -46,7 +46,7 @@ def train(
         typer.Option(help="Images for training and scores: final, all_classes, or an objective of a search."),
     ] = "final",
     alignment_every: Annotated[
-        int | None, typer.Option(help="Measure gradient alignment every N steps.")
+        int | None, typer.Option(min=1, help="Measure gradient alignment every N steps.")
     ] = None,
 ) -> None:
     """Train one run on base classes, test it on base and new ones.

@@ -185,8 +185,8 @@ class Clip:
             changed[field.name] = change(value) if isinstance(value, Tensor) else value
         return Clip(**changed)
 
-    def to(self, *args: Any, **kwargs: Any) -> "Clip":
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Clip":
         """Return a copy with every tensor moved as by `Tensor.to`. The logit scale stays wide."""
-        clip = self.map(lambda tensor: tensor.to(*args, **kwargs))
+        clip = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
         # Losses are in the working precision, and the scale is a part of them.
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))

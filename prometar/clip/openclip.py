@@ -205,19 +205,15 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         UserError: as `load_clip`: an unknown name or tag, an unsupported model, or no weights named.
     """
     config = _described(name).config
+    _require_transformers(name)
     if pretrained is None and name != "mini":
         raise UserError(
             f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
         )
-    if pretrained not in (None, "random"):
-        _require_pretrained(name, config, pretrained)
-    _require_transformers(name)
-
-
-def _require_pretrained(name: str, config: Mapping[str, Any], pretrained: str) -> None:
-    tags = _tags(name)
-    if pretrained not in tags:
-        file = Path(pretrained)
+    if pretrained in (None, "random"):
+        return
+    if pretrained not in (tags := _tags(name)):
+        file = Path(str(pretrained))
         if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None:
             return
         raise UserError(

@@ -28,6 +28,9 @@ from prometar.methods.part import TAGS, Custom, Part
 from prometar.methods.prompts import AnyPrompts, IndependentPrompts
 from prometar.methods.regularizers import AnyRegularizer, Distances
 
+Settings = dict[str, Any]
+"""Plain data of a configuration, by section or by dotted key."""
+
 DEFAULT_OBJECTIVE = "drift"
 """Default objective of a search."""
 
@@ -131,7 +134,7 @@ class Config(PlainData):
 
     @model_validator(mode="before")
     @classmethod
-    def _start_from_the_recipe(cls, tree: Any) -> Any:
+    def _start_from_the_recipe(cls, tree: object) -> object:
         if not isinstance(tree, Mapping):
             return tree
         method = tree.get("method", cls.model_fields["method"].default)
@@ -147,7 +150,7 @@ class Config(PlainData):
             )
         return tree
 
-    def override(self, values: Mapping[str, Any]) -> "Config":
+    def override(self, values: Mapping[str, object]) -> "Config":
         """Return a copy with dotted keys replaced.
 
         Another `method` brings its own published settings; data, backbone and seed stay. Another kind of a
@@ -161,7 +164,7 @@ class Config(PlainData):
             10.0
         """
         start, values = self, dict(values)
-        method = values.pop("method", self.method)
+        method = str(values.pop("method", self.method))
         if method != self.method:
             kept = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
             chosen = recipe(method)
@@ -210,7 +213,7 @@ class Config(PlainData):
             )
         return self
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> Settings:
         """Every setting by its dotted key, as plain data.
 
         Example:
@@ -220,7 +223,7 @@ class Config(PlainData):
         return flatten(self.model_dump(mode="json"))
 
 
-def _completed(tree: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(tree: Mapping[str, object], method: str, settings: Mapping[str, object]) -> Settings:
     """Return a configuration's plain data with a recipe's settings where `tree` has none of its own."""
     whole = {**settings, **tree, "method": method}
     for section in Config.model_fields.keys() - {"method"}:
@@ -232,7 +235,7 @@ def _completed(tree: Mapping[str, Any], method: str, settings: Mapping[str, Any]
     return whole
 
 
-def _merged(section: str, base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> Settings:
     """Return `given` over `base`, of which only the settings remain that the chosen kind has."""
     chooser = _chooser(section)
     chosen = given.get(chooser, base.get(chooser))
@@ -241,13 +244,13 @@ def _merged(section: str, base: Mapping[str, Any], given: Mapping[str, Any]) -> 
     return {**kept, **given}
 
 
-def _by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _by_section(values: Mapping[str, object]) -> dict[str, Settings]:
     """Return dotted settings by section.
 
     Raises:
         UserError: an unknown setting, such as a whole section.
     """
-    grouped: dict[str, dict[str, Any]] = {}
+    grouped: dict[str, Settings] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")
         if section not in Config.model_fields:
@@ -289,7 +292,7 @@ def _models(section: str) -> tuple[type[BaseModel], ...]:
     return tuple(each for each in found if isinstance(each, type) and issubclass(each, BaseModel))
 
 
-def _model(section: str, chosen: Any) -> type[BaseModel]:
+def _model(section: str, chosen: object) -> type[BaseModel]:
     """Return the model of a kind; the last one, of custom components, for an unknown kind."""
     models = _models(section)
     return next((each for each in models if chosen in _kinds(section, each)), models[-1])
@@ -301,14 +304,14 @@ def _kinds(section: str, model: type[BaseModel]) -> tuple[str, ...]:
     return () if chooser is None else get_args(chooser.annotation)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> Settings:
     """Values by dotted key.
 
     Example:
         >>> flatten({"optim": {"lr": 0.1}, "method": "coop"})
         {'optim.lr': 0.1, 'method': 'coop'}
     """
-    flat: dict[str, Any] = {}
+    flat: Settings = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -317,7 +320,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
     """The settings in which two flat mappings differ, six at most; "" where they are the same.
 
     Example:
@@ -333,7 +336,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(changed[:6] + more)
 
 
-def parse(tree: Any, *, where: str) -> Config:
+def parse(tree: object, *, where: str) -> Config:
     """A configuration from plain data; `where` names the source in the message.
 
     Raises:
@@ -366,13 +369,13 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+def parse_assignments(assignments: list[str]) -> Settings:
     """`["optim.lr=0.01"]` as `{"optim.lr": 0.01}`; values are read as YAML scalars.
 
     Raises:
         UserError: an entry without '=' or with a value that is not YAML.
     """
-    values: dict[str, Any] = {}
+    values: Settings = {}
     for text in assignments:
         key, equals, raw = text.partition("=")
         if not equals or not key:
@@ -381,7 +384,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     return values
 
 
-def configure(method: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def configure(method: str, overrides: Mapping[str, object] | None = None) -> Config:
     """A method at its published settings, with dotted keys replaced: what every command starts from.
 
     Args:
@@ -413,7 +416,7 @@ def absolute_root(root: str) -> str:
 
 def absolute_paths(config: Config) -> Config:
     """The configuration with paths of data and weights that mean the same from every folder."""
-    changes: dict[str, Any] = {}
+    changes: Settings = {}
     if config.data.root is not None:
         changes["data.root"] = absolute_root(config.data.root)
     weights = config.backbone.pretrained
@@ -422,7 +425,7 @@ def absolute_paths(config: Config) -> Config:
     return config.override(changes) if changes else config
 
 
-def as_number(value: Any) -> Any:
+def as_number(value: object) -> object:
     """YAML 1.1 reads 1e-3 as text; a user means the number."""
     if isinstance(value, str):
         try:

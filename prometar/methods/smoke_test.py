@@ -25,29 +25,32 @@ def smoke_test(config: Sections, clip: Clip) -> Method:
         UserError: a component fails, or returns another shape than it must.
     """
     method, generator = build(config), torch.Generator().manual_seed(0)
-    sections = ("prompts", "regularizer", "modulator", "inner", "task", "averager")
-    parts = {name: getattr(config, name) for name in sections}
-    custom = {name: part.reference for name, part in parts.items() if isinstance(part, Custom)}
-    with failing(custom.get("prompts", "prompts")):
-        leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
-        tokens = method.prompts.tokens(leaves)
-    with failing(custom.get("modulator", "modulator")):
-        gate = method.modulator.initialize(tokens, generator)
-    calls: dict[str, Callable[[], tuple[Mapping[str, object], Leaves]]] = {
-        "prompts": lambda: ({}, {}) if method.prompts.conditional else (tokens, _like(tokens, clip)),
-        "regularizer": lambda: _distances(method, clip),
-        "modulator": lambda: (method.modulator(gate, tokens, tokens), tokens),
-        "inner": lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens),
-        "task": lambda: _mix(method),
-        "averager": lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves),
-    }
-    for name, reference in custom.items():
-        with failing(reference):
-            found, like = calls[name]()
+
+    def check(section: str, call: Callable[[], tuple[Mapping[str, object], Leaves]]) -> None:
+        """Call a custom component. It must return tensors of the same names and shapes as the second ones."""
+        part = getattr(config, section)
+        if not isinstance(part, Custom):
+            return
+        with failing(part.reference):
+            found, like = call()
             for key in found.keys() | like.keys():
                 shape, wanted = (_shape(each.get(key)) for each in (found, like))
                 if shape != wanted:
-                    raise UserError(f"{reference}: {key} must be a tensor of shape {wanted}, found {shape}")
+                    raise UserError(
+                        f"{part.reference}: {key} must be a tensor of shape {wanted}, found {shape}"
+                    )
+
+    with failing(getattr(config.prompts, "reference", "prompts")):
+        leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
+        tokens = method.prompts.tokens(leaves)
+    check("prompts", lambda: ({}, {}) if method.prompts.conditional else (tokens, _like(tokens, clip)))
+    with failing(getattr(config.modulator, "reference", "modulator")):
+        gate = method.modulator.initialize(tokens, generator)
+    check("regularizer", lambda: _distances(method, clip))
+    check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))
+    check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
+    check("task", lambda: _mix(method))
+    check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
     return method
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 from safetensors.torch import save
@@ -40,7 +39,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, state: State, history: Sequence[dict[str, Any]], *, run: str, weights: str
+    path: Path, state: State, history: Sequence[EpochRecord], *, run: str, weights: str
 ) -> None:
     """Write the state, the epochs' records and the digests to `path`."""
     tensors = {name: tensor.contiguous() for name, tensor in fetch(state.tensors()).items()}

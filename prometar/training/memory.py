@@ -43,9 +43,11 @@ class Footprint:
     def of(cls, clip: Clip, splits: Sequence[Problem]) -> "Footprint":
         """Return the footprint of runs on any of these splits."""
         scored = {items for split in splits for items in split.evaluations.values()}
-        images = sum(map(len, scored)) * 3 * clip.image_size**2
-        num_classes = max(len(split.classnames) for split in splits)
-        return cls(clip.num_bytes, *_sizes(clip), num_classes, min(images, MOST_IMAGES))
+        images = min(sum(map(len, scored)) * 3 * clip.image_size**2, MOST_IMAGES)
+        tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
+        image = tokens * clip.vision.width * len(clip.vision.blocks)
+        text = 77 * clip.text.width * len(clip.text.blocks)
+        return cls(clip.num_bytes, image, text, max(len(split.classnames) for split in splits), images)
 
     def memory(self, config: Config, *, on_gpu: bool = False) -> int:
         """Return the bytes of a machine's memory that a run takes.
@@ -69,10 +71,3 @@ class Footprint:
         per_class = (_CLASS_SECOND_ORDER if second else _CLASS_FIRST_ORDER) * self.text
         gate = _GATE * self.weights if isinstance(method.modulator, Gate) else 0
         return int(process + gate + 4 * (config.train.batch_size * per_image + self.num_classes * per_class))
-
-
-def _sizes(clip: Clip) -> tuple[int, int]:
-    patch = clip.patch_weight
-    tokens = 0 if patch is None else (clip.image_size // patch.shape[-1]) ** 2 + 1
-    image = tokens * (clip.vision.width * len(clip.vision.blocks) if tokens else 0)
-    return image, 77 * clip.text.width * len(clip.text.blocks)

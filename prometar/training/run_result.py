@@ -1,8 +1,7 @@
 """Result of a run: result.json in its folder."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -64,17 +63,13 @@ class RunResult(BaseModel):
     gpus: float | None = None
     tests: dict[str, TargetTest] = Field(default_factory=dict)
 
-    def described(self) -> dict[str, Any]:
-        """Return plain data."""
-        return self.model_dump(mode="json", exclude_defaults=True)
-
     def write(self, folder: Path) -> None:
         """Write result.json.
 
         Raises:
             StorageError: the folder is not writable.
         """
-        write_atomically(folder / FILE, json.dumps(self.described(), indent=1).encode())
+        write_atomically(folder / FILE, self.model_dump_json(indent=1, exclude_defaults=True).encode())
 
 
 def read_result(folder: Path) -> RunResult:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from cachetools import LRUCache
 
@@ -15,6 +14,7 @@ from prometar.io.files import refused
 from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, require_state, save_checkpoint
 from prometar.training.epoch import Watch, train_epoch
 from prometar.training.run import Evaluation, Run, initial_state
+from prometar.training.run_result import EpochRecord
 from prometar.training.scoring import accuracy
 
 _CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
@@ -43,7 +43,7 @@ class Session:
     ) -> None:
         self.run = run
         self.state = initial_state(run)
-        self.history: list[dict[str, Any]] = []
+        self.history: list[EpochRecord] = []
         self._watch = watch
         self._path = folder / _CHECKPOINT
         self._owner = {"run": run.digest, "weights": run.backbone.digest}  # now, so that no step waits for it
@@ -90,7 +90,7 @@ class Session:
     def finished(self) -> bool:
         return len(self.history) == self.run.config.train.epochs
 
-    def epoch(self) -> dict[str, Any]:
+    def epoch(self) -> EpochRecord:
         """Train one epoch, score it if the objective requires it, write the checkpoint. Return the record.
 
         Raises:
@@ -100,7 +100,7 @@ class Session:
         started, losses = time.perf_counter(), dict[str, float]()
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._watch)
-        record: dict[str, Any] = {"epoch": len(self.history) + 1, **losses}
+        record: EpochRecord = {"epoch": len(self.history) + 1, **losses}
         if self.run.every_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()
         before = self.history[-1]["seconds"] if self.history else 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prometar.analysis.alignment import of_run
+from prometar.analysis.alignment import mean_cosine
 from prometar.config.settings import load_config, parse
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
@@ -102,7 +102,6 @@ def _score(job: Job, run: RunSpec, failure: str) -> RunScore:
     if not (folder / FILE).exists():
         return RunScore(dataset=run.dataset, seed=run.seed, failed=failure)
     result = read_result(folder)
-    alignment = of_run(folder) if job.objective == FINAL else None
     figures = result.result
     return RunScore(
         dataset=run.dataset,
@@ -113,7 +112,7 @@ def _score(job: Job, run: RunSpec, failure: str) -> RunScore:
         seconds=float(result.result["seconds"]),
         cpus=result.cpus,
         gpus=result.gpus,
-        alignment=alignment.mean if alignment else None,
+        alignment=mean_cosine(folder) if job.objective == FINAL else None,
     )
 
 

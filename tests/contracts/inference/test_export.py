@@ -1,5 +1,6 @@
 """Exported prompts: what `prometar.load` gives back is what was trained, and nothing else is taken."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -72,6 +73,12 @@ def exported(run: tuple[Path, RunResult], tmp_path_factory: pytest.TempPathFacto
     return path
 
 
+def bmp(size: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (size, size)).save(file, "BMP")
+    return file.getvalue()
+
+
 def base_test_images(root: Path) -> tuple[list[Path], list[str]]:
     """Files of the test images of base classes, and their classes."""
     dataset = open_dataset("dtd", root)
@@ -80,7 +87,7 @@ def base_test_images(root: Path) -> tuple[list[Path], list[str]]:
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
-def test_a_device_that_is_not_there_is_said_to_be_so(exported: Path, device: str) -> None:
+def test_a_missing_device_is_rejected(exported: Path, device: str) -> None:
     with pytest.raises(UserError, match=f"^device {device!r} cannot be used here: .+"):
         prometar.load(exported, device=device)
 
@@ -142,39 +149,34 @@ def test_other_classes(exported: Path, root: Path) -> None:
     for wrong in ([], ["a", "a"], "striped", 1, ["a", None], ["a", " "], ["a_b", "A  b"]):
         with pytest.raises(UserError, match="classnames must be different names"):
             classifier.predict(pictures, classnames=wrong)  # type: ignore[arg-type]
-    for several in (None, {"a": 1}, iter(pictures)):
-        with pytest.raises(UserError, match="images must be one or a sequence of them, found"):
-            classifier.predict(several)  # type: ignore[arg-type]
-    for size in (0, 0.5):
-        with pytest.raises(UserError, match="batch_size must be a number of at least 1"):
-            classifier.predict(pictures, batch_size=size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
+    ("images", "error", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), r"uint8 \(H, W, 3\), found float32"),
-        (np.zeros((4, 4, 4), np.uint8), r"found uint8 \(4, 4, 4\)"),
-        (np.zeros((0, 4, 3), np.uint8), r"found uint8 \(0, 4, 3\)"),
-        ("none.png", "cannot read image none.png: No such file"),
-        (3, "expected a Pillow image, a path or an array, found int"),
+        (None, UserError, "images must be an image or a sequence of some, found NoneType"),
+        ([], UserError, "images must be an image or a sequence of some, found list"),
+        (["none.png"], UserError, "cannot read image none.png: No such file"),
+        ([np.zeros((4, 4, 3), np.float32)], WorkError, "given as pixels: Cannot handle this data type"),
+        ([3], WorkError, "broken image given as pixels"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), WorkError, "floating-point"),
+        ("broken.png", WorkError, r"broken\.png"),
+        (Image.open(io.BytesIO(bmp(64)[:900])), WorkError, "truncated"),
     ],
+    ids=str,
 )
-def test_what_is_no_image_is_refused(exported: Path, image: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        prometar.load(exported).predict([image])
-
-
-def test_a_broken_image_is_named(exported: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(WorkError, match=r"broken\.png"):
-        prometar.load(exported).predict(tmp_path / "broken.png")
-    Image.new("RGB", (64, 64)).save(tmp_path / "cut.bmp")
-    (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:900])
-    with Image.open(tmp_path / "cut.bmp") as cut, pytest.raises(WorkError, match=r"cut\.bmp: .* truncated"):
-        prometar.load(exported).predict(cut)
-    with pytest.raises(UserError, match="no images"):
-        prometar.load(exported).predict([])
+def test_what_is_no_image_is_refused(
+    images: Any,
+    error: type[Exception],
+    message: str,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.png").write_bytes(b"no image")
+    with pytest.raises(error, match=message):
+        prometar.load(exported).predict(images)
 
 
 def test_the_card_describes_the_prompts(run: tuple[Path, RunResult], exported: Path) -> None:
@@ -183,14 +185,9 @@ def test_the_card_describes_the_prompts(run: tuple[Path, RunResult], exported: P
         assert card == json.loads(file.metadata()["card"])
     assert card["accuracies"] == run[1].accuracies
     assert card["classnames"] == list(run[1].classnames)
-    assert (card["config"]["data"]["name"], card["config"]["data"]["shots"], card["objective"]) == (
-        "dtd",
-        1,
-        "final",
-    )
-    assert len(card["digest"]) == 64
+    data = card["config"]["data"]
+    assert (data["name"], data["root"], data["shots"], card["objective"]) == ("dtd", None, 1, "final")
     assert card["environment"]["torch"] == version("torch")
-    assert card["config"]["data"]["root"] is None
     assert str(Path.cwd()) not in exported.with_suffix(".json").read_text()
 
 
@@ -214,45 +211,39 @@ def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path
 
 
 def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
-    path = tmp_path / "prompts.safetensors"
-    with pytest.raises(UserError, match="There is no prompt file"):
-        prometar.load(path)
-    path.write_bytes(exported.read_bytes()[:-7])
-    with pytest.raises(UserError, match="is not a safetensors file"):
-        prometar.load(path)
-    leaves = load_file(exported)
+    path, leaves = tmp_path / "prompts.safetensors", load_file(exported)
     with safe_open(exported, framework="pt") as file:
         metadata = file.metadata()
-    save_file(leaves, path)
-    with pytest.raises(UserError, match="was not written by `prometar export`"):
-        prometar.load(path)
-    card = json.loads(metadata["card"])
-    formats = [json.dumps({**card, "template": each}) for each in ("a photo.", "{:>100000000}", "{} {}")]
-    flaws = [
-        json.dumps({**card, "classnames": ["a", each]}) for each in (" ", "\x1b[2J", "\ud800", "b" * 2000)
-    ]
-    for damaged in ("{}", "[" * 5000, '{"method": 1}', "null", *formats, *flaws):
-        save_file(leaves, path, {**metadata, "card": damaged})
-        with pytest.raises(UserError, match="corrupt card: "):
-            prometar.load(path)
-    save_file(
-        leaves, path, {**metadata, "card": json.dumps({**card, "config": {"method": "prometar", "x": 1}})}
-    )
-    with pytest.raises(UserError, match=r"corrupt card: config\.x: unknown key"):
-        prometar.load(path)
-    for backbone, message in (
-        ({"name": "hf-hub:a/b", "pretrained": "openai"}, "names of hubs and folders are not supported"),
-        ({"name": "local-dir:/tmp", "pretrained": "openai"}, "names of hubs and folders are not supported"),
-        ({"name": "mini", "pretrained": "/dev/zero"}, "needs a file of weights"),
-    ):
-        config = {**card["config"], "backbone": {**card["config"]["backbone"], **backbone}}
-        save_file(leaves, path, {**metadata, "card": json.dumps({**card, "config": config})})
+
+    def refused(message: str) -> None:
         with pytest.raises(UserError, match=message):
             prometar.load(path)
+
+    refused("there is no file .*: write one with `prometar export")
+    path.write_bytes(exported.read_bytes()[:-7])
+    refused(r"is not a \.safetensors file")
+    save_file(leaves, path)
+    refused("was not written by `prometar export`")
+    card = json.loads(metadata["card"])
+    wrong = [{**card, "template": each} for each in ("a photo.", "{} {}")]
+    wrong += [{**card, "classnames": ["a", each]} for each in (" ", "\x1b[2J", "\ud800", "b" * 2000)]
+    wrong += [{**card, "config": {"method": "prometar", "x": 1}}, None, {}]
+    for damaged in ("[" * 5000, *map(json.dumps, wrong)):
+        save_file(leaves, path, {**metadata, "card": damaged})
+        refused("corrupt card: ")
+    hubs = "names of hubs and folders are not supported"
+    for name, pretrained, message in (
+        ("hf-hub:a/b", "openai", hubs),
+        ("local-dir:/tmp", "openai", hubs),
+        ("mini", "/dev/zero", "needs a file of weights"),
+    ):
+        backbone = card["config"]["backbone"] | {"name": name, "pretrained": pretrained}
+        config = {**card["config"], "backbone": backbone}
+        save_file(leaves, path, {**metadata, "card": json.dumps({**card, "config": config})})
+        refused(message)
     name = next(iter(leaves))
     save_file({**leaves, name: leaves[name][:, :3].contiguous()}, path, metadata)
-    with pytest.raises(UserError, match=rf"{name} is \(4, 3\)"):
-        prometar.load(path)
+    refused(rf"{name} is float \(4, 3\)")
 
 
 def test_wrong_usage_of_export(
@@ -339,7 +330,7 @@ def test_inference_needs_nothing_of_studies(exported: Path) -> None:
     assert not heavy & set(modules.split())
 
 
-@pytest.mark.parametrize("kind", ["NaN", "of another run", "of another shape"])
+@pytest.mark.parametrize("kind", ["NaN", "of another run"])
 def test_a_run_with_wrong_prompts_is_used_for_nothing(
     kind: str, run: tuple[Path, RunResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,8 +343,6 @@ def test_a_run_with_wrong_prompts_is_used_for_nothing(
     first = next(name for name in tensors if name.startswith("prompts/"))
     if kind == "NaN":
         tensors[first].fill_(torch.nan)
-    elif kind == "of another shape":
-        tensors[first] = tensors[first][:, 1:].contiguous()
     else:
         metadata["run"] = "0" * 64
     save_file(tensors, path, metadata)
@@ -372,5 +361,3 @@ def test_pictures_of_sixteen_bits_are_classified_as_those_of_eight(exported: Pat
     narrow, wide = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)
     one, other = (classifier.predict(picture).probabilities for picture in (narrow, wide))
     assert np.array_equal(one, other)
-    with pytest.raises(UserError, match="floating-point"):
-        classifier.predict(Image.fromarray(grey.astype(np.float32)))

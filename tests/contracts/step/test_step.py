@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from prometar.clip.openclip import Backbone, tokenize
 from prometar.config.recipes import NAMES as METHODS
@@ -107,67 +106,8 @@ def has_regularizer_gradient(method: Method, gate_leaf: str) -> bool:
     return regularizer.uses_images if gate_leaf.startswith("vision") else regularizer.uses_text
 
 
-def test_state_round_trip() -> None:
-    _, _, _, start = make({})
-    again = State.from_tensors(start.tensors(), step=7)
-    assert again.step == 7
-    assert again.tensors().keys() == start.tensors().keys()
-    assert all(
-        torch.equal(a, b) for a, b in zip(again.tensors().values(), start.tensors().values(), strict=True)
-    )
-
-
 def test_a_step_leaves_its_input_alone() -> None:
     _, method, model, start = make({})
     copies = {name: tensor.clone() for name, tensor in start.tensors().items()}
     step(model, method, start, batch_for(model, method), RATES)
     assert all(torch.equal(copies[name], tensor) for name, tensor in start.tensors().items())
-
-
-def outer_loss(model: Model, method: Method, prompts: dict[str, Tensor], gate: dict[str, Tensor]) -> Tensor:
-    """The outer loss as a plain function of prompts and gate, for finite differences."""
-    batch = batch_for(model, method)
-    whole, rows = batch.images, ~IS_QUERY
-    text, images = model.text_features(prompts), model.image_features(prompts, whole.tokens[rows])
-    ce = F.cross_entropy(model.logits(images, text), whole.labels[rows])
-    assert model.frozen_text_CE is not None
-    assert whole.frozen is not None
-    text_term = 50 * (text - model.frozen_text_CE).abs().mean()
-    image_term = 20 * (F.normalize(images, dim=-1) - whole.frozen[rows]).abs().mean()
-    leaves = list(prompts.values())
-    g_task = dict(zip(prompts, torch.autograd.grad(ce, leaves, create_graph=True), strict=True))
-    g_reg = dict(
-        zip(prompts, torch.autograd.grad(text_term + image_term, leaves, create_graph=True), strict=True)
-    )
-    modulated = method.modulator(gate, g_task, g_reg)
-    adapted = {name: leaf - 0.5 * modulated[name] for name, leaf in prompts.items()}
-    query = model.image_features(adapted, whole.tokens[IS_QUERY])
-    return F.cross_entropy(model.logits(query, model.text_features(adapted)), whole.labels[IS_QUERY])
-
-
-def test_outer_gradients_are_the_finite_differences_of_the_outer_loss() -> None:
-    _, method, model, start = make({"task.augmentation": "none"})
-    # With rate 0 the direct phase changes nothing but the momenta; then the momenta hold both gradients.
-    still = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
-    state, _ = step(model, method, start, batch_for(model, method), still)
-    for group, gradient in (("prompts", state.prompt_momenta), ("gate", state.gate_momenta)):
-        name = next(iter(gradient))
-        direction = torch.zeros_like(gradient[name])
-        direction.view(-1)[::5] = 1.0
-        numeric = finite_difference(model, method, start, group, name, direction)
-        assert float((gradient[name] * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-9)
-
-
-def finite_difference(
-    model: Model, method: Method, start: State, group: str, name: str, direction: Tensor, eps: float = 1e-5
-) -> float:
-    def at(sign: int) -> float:
-        moved = {
-            g: {k: v.clone().requires_grad_() for k, v in getattr(start, g).items()}
-            for g in ("prompts", "gate")
-        }
-        with torch.no_grad():
-            moved[group][name] += sign * eps * direction
-        return float(outer_loss(model, method, moved["prompts"], moved["gate"]).detach())
-
-    return (at(1) - at(-1)) / (2 * eps)

@@ -148,18 +148,10 @@ def test_what_a_gpu_would_wait_for_is_found_in_the_step(
 
 def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:
     half = torch.arange(3).half()
-    packed = {
-        "a": [half, torch.tensor(True)], "b": (torch.zeros(2, 0), None), "c": half,
-        "d": torch.arange(6.0).view(2, 3).T,
-    }  # fmt: skip
-    sent = send(packed, DEVICE)
+    packed = {"a": [half, torch.tensor(True)], "b": (torch.zeros(2, 0), None), "c": torch.eye(3)[:2].T}
+    sent = send({**packed, "d": half}, DEVICE)
     assert len(seen.copies) == 1
-    assert sent["a"][0] is sent["c"]
-    assert sent["c"].device == DEVICE
+    assert sent["a"][0] is sent["d"]
     back = fetch(sent)
     assert len(seen.waits) == 1
-    for ours, its in ((back["c"], half), (back["d"], packed["d"]), (back["b"][0], packed["b"][0])):
-        assert ours.dtype == its.dtype
-        assert torch.equal(ours, its)
-    assert bool(back["a"][1]) is True
-    assert back["b"][1] is None
+    torch.testing.assert_close(back, {**packed, "d": half}, rtol=0, atol=0)

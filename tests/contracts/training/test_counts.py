@@ -5,17 +5,15 @@ from functools import partial
 
 import pytest
 import torch
-from prometar.training.rehearsal import rehearse
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.counting import Kernels, Memory, _Live, kernels_of, memory_of, rehearse
 from prometar.clip.features import Seen
 from prometar.clip.openclip import outline
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import Item
 from prometar.data.splits.objective import Problem
 from prometar.training.memory import PROCESSES, Footprint
-from tests.support.kernels import Kernels, kernels_of
-from tests.support.memory import Memory, _Live, memory_of
 from tests.support.small import NAME
 
 

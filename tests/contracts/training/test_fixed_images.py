@@ -1,20 +1,17 @@
 """Where no prompt enters the image tower, an image is its feature: encoded once a step and a process."""
 
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from prometar.clip import vision
 from prometar.clip.features import Seen
 from prometar.config.settings import Config
-from prometar.data.datasets.dataset import Dataset, Item, Source
+from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step.prompted_clip import Model
@@ -180,51 +177,6 @@ def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: P
 
 def without_seconds(session: Session) -> list[dict[str, Any]]:
     return [{key: value for key, value in each.items() if key != "seconds"} for each in session.history]
-
-
-@dataclass(frozen=True)
-class Noise:
-    """An own dataset whose images are drawn from a seed that its source does not show."""
-
-    seed: int = 0
-
-    def __call__(self, root: str | None) -> Dataset:
-        train, val, test = (
-            tuple(Item(f"{split}{k}-{n}", n, f"class {n}") for n in range(8) for k in range(4))
-            for split in ("train", "val", "test")
-        )
-        return Dataset("noise", "Noise", train, val, test, _Drawn(self.seed), "a photo of a {}.")
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    seed: int = field(repr=False)
-
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [self._drawn(path) for path in paths]
-
-    def _drawn(self, path: str) -> bytes:
-        file, rng = io.BytesIO(), np.random.default_rng([self.seed, *path.encode()])
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "png")
-        return file.getvalue()
-
-
-def test_images_are_not_taken_for_those_of_a_set_with_other_settings(tmp_path: Path) -> None:
-    name = f"{__name__}:Noise"
-    assert repr(_Drawn(0)) == repr(_Drawn(1))
-    alone = list[Session]()
-    for seed in (0, 1):
-        forget(), _IMAGES.clear()
-        run = small_run("coop", **{"data.name": name, "data.args.seed": seed})
-        alone.append(Session(run, tmp_path / f"alone {seed}"))
-        train(alone[-1])
-    assert without_seconds(alone[0]) != without_seconds(alone[1])
-    forget(), _IMAGES.clear()
-    for seed in (0, 1):
-        run = small_run("coop", **{"data.name": name, "data.args.seed": seed})
-        session = Session(run, tmp_path / f"in turn {seed}")
-        train(session)
-        assert without_seconds(session) == without_seconds(alone[seed])
 
 
 def test_prompts_in_the_image_tower_keep_it_open() -> None:

@@ -18,11 +18,11 @@ from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item, Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, Stream, stream_local
-from prometar.errors import UserError, WorkError
+from prometar.errors import WorkError
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
 from prometar.training.epoch import rates, train_epoch
-from prometar.training.run import Run, build_run, forget, initial_state
+from prometar.training.run import Run, build_run, initial_state
 from prometar.training.session import Session
 from tests.support.small import BACKBONE
 
@@ -138,7 +138,7 @@ def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:
         train(Session(run, tmp_path))
 
 
-def test_a_run_is_another_one_with_other_class_names_or_words_around_them(tmp_path: Path) -> None:
+def test_a_checkpoint_belongs_to_settings_class_names_and_words_around_them(tmp_path: Path) -> None:
     run = small_run()
 
     def renamed(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -146,21 +146,13 @@ def test_a_run_is_another_one_with_other_class_names_or_words_around_them(tmp_pa
 
     names = replace(run.plan, items=renamed(run.plan.items))
     words = replace(run.dataset, template="nothing {}")
-    others = [replace(run, plan=names), replace(run, dataset=words)]
+    others = [replace(run, plan=names), replace(run, dataset=words), small_run(optim__lr=0.01)]
     assert names.digest == run.plan.digest, "the same images"
-    assert len({each.digest for each in (run, *others, replace(run))}) == 3
+    assert replace(run).digest == run.digest
     Session(run, tmp_path).epoch()
     for other in others:
         with pytest.raises(WorkError, match="belongs to a run with other settings or data"):
             Session(other, tmp_path)
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    run = small_run()
-    Session(run, tmp_path).epoch()
-    other = small_run(optim__lr=0.01)
-    with pytest.raises(WorkError, match="belongs to a run with other settings or data"):
-        Session(other, tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 500])
@@ -219,19 +211,13 @@ def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pyt
 Change = Callable[[dict[str, torch.Tensor], dict[str, str]], object]
 NAME = "prompts/text.0"
 DAMAGES: dict[str, tuple[Change, str]] = {
-    "NaN": (lambda t, m: t[NAME].fill_(torch.nan), r"the prompts text\.0 are not finite"),
-    "a missing tensor": (lambda t, m: t.pop(NAME), r"prompts/text\.0 is missing, expected float32"),
-    "one too many": (lambda t, m: t.update({"prompts/x": torch.ones(1)}), r"prompts/x is float32 \(1,\)"),
-    "no momentum": (lambda t, m: t.pop("prompt_momenta/text.0"), r"prompt_momenta/text\.0 is missing"),
-    "another shape": (lambda t, m: t.update({NAME: t[NAME][:, 1:]}), r"text\.0 is float32 \(4, \d+\)"),
-    "whole numbers": (lambda t, m: t.update({NAME: t[NAME].int()}), r"text\.0 is int32"),
+    "NaN": (lambda t, m: t[NAME].fill_(torch.nan), r"prompts/text\.0 is not finite"),
+    "a missing tensor": (lambda t, m: t.pop(NAME), r"prompts/text\.0 is missing, expected float"),
+    "one too many": (lambda t, m: t.update({"prompts/x": torch.ones(1)}), r"prompts/x is float \(1,\)"),
+    "another shape": (lambda t, m: t.update({NAME: t[NAME][:, 1:]}), r"text\.0 is float \(4, \d+\)"),
+    "whole numbers": (lambda t, m: t.update({NAME: t[NAME].int()}), r"text\.0 is torch.int32"),
     "no group": (lambda t, m: t.update({"x": torch.ones(1)}), "corrupt \\('x'\\)"),
     "a history of numbers": (lambda t, m: m.update(history="[1]"), "0: Input should be an object"),
-    "a history of words": (
-        lambda t, m: m.update(history='[{"epoch": 1, "seconds": 2.5, "loss": "low"}]'),
-        "0.loss.* should be a valid number",
-    ),
-    "a history of another kind": (lambda t, m: m.update(history="{}"), "Input should be a valid array"),
     "deep history": (lambda t, m: m.update(history="[" * 100_000), "is corrupt"),
     "long history": (
         lambda t, m: m.update(history=json.dumps([{"epoch": k, "seconds": 1} for k in range(1, 9)])),
@@ -267,13 +253,3 @@ def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     session.run = replace(run, evaluations=models)
     with pytest.raises(WorkError, match="logits of tiny-plain in float32 are not finite"):
         session.score()
-
-
-def test_text_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "prometar.training.loaded.cached_text", lambda clip, *_: torch.full((1, clip.embed_dim), torch.nan)
-    )
-    forget()
-    with pytest.raises(UserError, match="the text features of tiny-plain in fp32 are not finite"):
-        small_run()
-    forget()

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,12 +14,12 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from prometar.clip import text_packing
-from prometar.clip.activations import ACTIVATIONS, Activation, quick_gelu
+from prometar.clip.activations import ACTIVATIONS, Activation
 from prometar.clip.attention import Attention
 from prometar.clip.block import Layer
 from prometar.clip.norm import EPS, Norm
 from prometar.clip.openclip import tokenize
-from prometar.clip.part import Projection, Rows, differentiable_vjp, hvp
+from prometar.clip.part import Projection, Rows
 from prometar.clip.text import text_input, text_pass
 from prometar.clip.tower import Pass, Prompts
 from prometar.clip.vision import embed_images, image_pass
@@ -52,10 +53,6 @@ def weighted_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=EPS)
 
 
-def wide_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=0.1)
-
-
 def plain_attention(qkv: Tensor, mask: Tensor | None, num_shared: int, num_queries: int | None) -> Tensor:
     q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).movedim(2, 0).transpose(2, 3)
     if num_shared:
@@ -74,14 +71,10 @@ def masked(num_keys: int) -> Tensor:
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
     "norm": (lambda: Norm(None, None), norm, WIDTH),
     "norm with weights": (lambda: Norm(WEIGHT, BIAS), weighted_norm, WIDTH),
-    "norm of a large eps": (lambda: Norm(WEIGHT, BIAS, 0.1), wide_norm, WIDTH),
     "rows": (Rows, lambda x: x.flatten(0, -2), WIDTH),
     "projection": (lambda: Projection(MATRIX, None), lambda x: x @ MATRIX, WIDTH),
     "projection with a bias": (lambda: Projection(MATRIX, BIAS[:3]), lambda x: x @ MATRIX + BIAS[:3], WIDTH),
-    "silu": (lambda: Activation("silu"), F.silu, WIDTH),
-    "gelu_tanh": (lambda: Activation("gelu_tanh"), lambda x: F.gelu(x, approximate="tanh"), WIDTH),
-    "gelu": (lambda: Activation("gelu"), F.gelu, WIDTH),
-    "quick_gelu": (lambda: Activation("quick_gelu"), quick_gelu, WIDTH),
+    **{name: (partial(Activation, name), each.value, WIDTH) for name, each in ACTIVATIONS.items()},
 }
 for name, mask, shared, queries in (
     ("plain", None, 0, None),
@@ -90,19 +83,13 @@ for name, mask, shared, queries in (
     ("few queries", None, 0, 2),
 ):
     CASES[f"attention, {name}"] = (
-        lambda mask=mask, shared=shared, queries=queries: Attention(
-            HEADS, scale=0.3, mask=mask, num_shared=shared, num_queries=queries
-        ),
-        lambda x, mask=mask, shared=shared, queries=queries: plain_attention(x, mask, shared, queries),
+        partial(Attention, HEADS, scale=0.3, mask=mask, num_shared=shared, num_queries=queries),
+        partial(plain_attention, mask=mask, num_shared=shared, num_queries=queries),
         3 * WIDTH,
     )
 
 
-def test_there_is_a_case_for_every_activation() -> None:
-    assert set(ACTIVATIONS) <= set(CASES)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -> None:
     make, plain, width = CASES[case]
@@ -154,10 +141,12 @@ def test_a_block_is_the_plain_one_to_its_second_derivative(folded: bool, kept: d
     layer = Layer(tower, tower.blocks[0], **kept)
     torch.testing.assert_close(layer.value(x), expected, **EXACT)
     torch.testing.assert_close(layer.forward(x), expected, **EXACT)
-    pulled = torch.cat(layer.reverse(g, differentiable_vjp), dim=-2)
+    pulled = torch.cat(layer.reverse(g, lambda part, g: part.differentiable_vjp(g)), dim=-2)
     torch.testing.assert_close(pulled, torch.stack([pullback(each)[0] for each in g]), **EXACT)
     torch.testing.assert_close(layer.jvp(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
-    torch.testing.assert_close(torch.cat(layer.reverse(r, hvp), dim=-2), second(plain, x, g, t, r), **EXACT)
+    torch.testing.assert_close(
+        torch.cat(layer.reverse(r, lambda part, r: part.hvp(r)), dim=-2), second(plain, x, g, t, r), **EXACT
+    )
 
 
 def text_tower(layers: set[int]) -> tuple[Callable[[Prompts], tuple[Tensor, Pass]], Prompts]:
@@ -173,7 +162,7 @@ def vision_tower(layers: set[int]) -> tuple[Callable[[Prompts], tuple[Tensor, Pa
 
 
 @pytest.mark.parametrize("row_length", [9, 96])
-@pytest.mark.parametrize("layers", [{0}, {1}, {0, 1}, {0, 2}, {0, 1, 2}], ids=str)
+@pytest.mark.parametrize("layers", [{0}, {1}, {0, 2}, {0, 1, 2}], ids=str)
 @pytest.mark.parametrize("tower", [text_tower, vision_tower])
 def test_a_tower_is_the_plain_one_to_its_second_derivative(
     tower: Any, layers: set[int], row_length: int, monkeypatch: pytest.MonkeyPatch

@@ -1,16 +1,15 @@
 """Frozen text features on disk: the same as computed ones, or computed."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from prometar.clip.features import FORMAT, cached_text, frozen_text, text_digest
+from prometar.clip.features import cached_text, frozen_text, text_digest
 from prometar.clip.model import Clip
 from prometar.clip.openclip import tokenize
 from tests.support.tiny import backbone
@@ -56,15 +55,12 @@ def test_the_second_time_gives_the_same_bits_without_computing(folder: Path, dty
 
 def test_whatever_decides_the_features_has_an_entry_of_its_own(folder: Path) -> None:
     clip = backbone().clip
-    block = clip.text.blocks[1]
     others = [
         backbone(torch.float64).clip,
         replace(clip, text=replace(clip.text, num_heads=4)),
         replace(clip, text=replace(clip.text, activation="gelu")),
-        replace(clip, text_projection=clip.text_projection.clone().index_fill_(0, torch.tensor(3), 0)),
         replace(clip, token_embedding=clip.token_embedding * 2),
         replace(clip, ln_final_bias=clip.ln_final_bias + 1e-6),
-        replace(clip, text=replace(clip.text, blocks=(clip.text.blocks[0], block, block))),
     ]
     digests = [text_digest(each) for each in (clip, *others)]
     assert len(set(digests)) == len(digests)
@@ -73,38 +69,20 @@ def test_whatever_decides_the_features_has_an_entry_of_its_own(folder: Path) -> 
     assert get(clip, NAMES[:2])[1] == 1
     assert get(clip, NAMES, TEMPLATES[:1])[1] == 1
     assert all(get(other)[1] == 1 for other in others)
-    assert get(clip)[1] == 0
-
-
-def test_what_only_images_pass_through_does_not_count() -> None:
-    clip = backbone().clip
-    assert text_digest(replace(clip, vision_projection=clip.vision_projection + 1)) == text_digest(clip)
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-
-
-def of_another(path: Path) -> None:
-    save_file({"features": torch.zeros(3, 24)}, path, {"format": FORMAT, "name": "x", "sha256": "y"})
+    assert get(replace(clip, vision_projection=clip.vision_projection + 1))[1] == 0, "of images alone"
 
 
 DAMAGES = {
-    "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
-    "a changed byte": flip_a_byte,
     "no safetensors": lambda path: path.write_bytes(b"\xff" * 500),
     "other tensors": lambda path: save_file({"else": torch.ones(2)}, path),
-    "no metadata": lambda path: save_file(load_file(path), path),
-    "another's": of_another,
+    "another shape": lambda path: save_file({"features": torch.zeros(2, 24)}, path),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_entry_is_computed_again_and_mended(folder: Path, damage: str) -> None:
+def test_a_corrupt_entry_is_computed_again_and_replaced(folder: Path, damage: str) -> None:
     clip = backbone().clip
     expected, _ = get(clip)
     (path,) = folder.iterdir()
@@ -122,12 +100,3 @@ def test_where_nothing_can_be_written_features_are_computed(
     monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "file"))
     clip = backbone().clip
     assert get(clip)[1] == get(clip)[1] == 1
-
-
-def test_a_full_disk_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    assert get(backbone().clip)[1] == 1
-    assert list(folder.iterdir()) == []

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prometar.bundled.weights import load_mini
-from prometar.clip.openclip import TEMPLATES, load_backbone
+from prometar.clip.openclip import load_backbone
 from prometar.errors import UserError, WorkError
 
 
@@ -31,7 +31,7 @@ def test_a_file_gives_the_same_backbone(state: dict[str, Tensor], tmp_path: Path
 
 def test_a_corrupt_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"PK\x03\x04 not a file of tensors")
-    with pytest.raises(UserError, match="is not a safetensors file"):
+    with pytest.raises(UserError, match=r"is not a \.safetensors file"):
         load_backbone("mini", str(tmp_path / "weights.safetensors"))
 
 
@@ -52,7 +52,7 @@ def test_a_pt_file_is_rejected_with_a_conversion_that_works(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the format
         torch.jit.save(torch.jit.script(module), "mini.pt")
-        with pytest.raises(UserError, match=r"mini\.pt is not a \.safetensors file; convert it") as caught:
+        with pytest.raises(UserError, match=r"mini\.pt is not a \.safetensors file .*: convert it") as caught:
             load_backbone("mini", "mini.pt")
         first, second = str(caught.value).split("`")[1::2]
         exec(f"import torch, safetensors.torch\n{first}\n{second}")
@@ -66,23 +66,20 @@ def _changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Te
 
 CONV = "visual__conv1__weight"
 WRONG = {
-    "NaN": ({CONV: torch.full((128, 3, 8, 8), torch.nan)}, "'visual.conv1.weight' has values that are not"),
-    "infinity": ({"text_projection": torch.full((128, 128), torch.inf)}, "'text_projection' has values"),
-    "int8": ({CONV: torch.ones(128, 3, 8, 8, dtype=torch.int8)}, "'visual.conv1.weight' is int8: quantised"),
+    "NaN": ({CONV: torch.full((128, 3, 8, 8), torch.nan)}, "visual.conv1.weight is not finite"),
+    "int8": ({CONV: torch.ones(128, 3, 8, 8, dtype=torch.int8)}, r"visual.conv1.weight is torch.int8 \(128"),
     "one channel": (
         {CONV: torch.ones(128, 1, 8, 8)},
-        r"'visual.conv1.weight' is \(128, 1, 8, 8\), the model's is \(128, 3, 8, 8\)",
+        r"visual.conv1.weight is float \(128, 1, 8, 8\), expected float \(128, 3, 8, 8\)",
     ),
-    "a misshapen scale": ({"logit_scale": torch.ones(2)}, r"'logit_scale' is \(2,\), the model's is \(\)"),
-    "a scale beyond exp": ({"logit_scale": torch.tensor(1000.0)}, "'logit_scale' has values that are not"),
-    "no projection": ({"visual__proj": None}, "has no 'visual.proj'"),
-    "an odd block": (
-        {"transformer__resblocks__x__ln_1__weight": torch.ones(96)},
-        r"does not fit: it has 'transformer\.resblocks\.x\.ln_1\.weight', the model does not",
+    "a misshapen scale": (
+        {"logit_scale": torch.ones(2)},
+        r"logit_scale is float \(2,\), expected float \(\)",
     ),
+    "no projection": ({"visual__proj": None}, "visual.proj is missing"),
     "a deeper model": (
         {"visual__transformer__resblocks__4__ln_1__weight": torch.ones(128)},
-        r"does not fit: it has 'visual\.transformer\.resblocks\.4\.ln_1\.weight', the model does not",
+        r"visual\.transformer\.resblocks\.4\.ln_1\.weight is float \(128,\), expected missing",
     ),
 }
 
@@ -97,7 +94,7 @@ def test_tensors_are_checked_where_they_enter(kind: str, state: dict[str, Tensor
 
 
 @pytest.mark.parametrize("name", ["hf-hub:someone/something", "local-dir:/tmp", "hf-hub:"])
-def test_names_of_hubs_and_folders_are_refused_unread(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_hubs_and_folders_are_rejected_unread(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*args: object) -> None:
         raise AssertionError("open_clip was asked for it")
 
@@ -127,9 +124,3 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(
     ):
         load_backbone("ViT-B-16-quickgelu", "openai")
     assert not caplog.records
-
-
-def test_the_templates_are_sixty_with_one_gap_each() -> None:
-    assert len(set(TEMPLATES)) == 60
-    assert all(template.count("{}") == 1 for template in TEMPLATES)
-    assert "a photo of a {}." in TEMPLATES

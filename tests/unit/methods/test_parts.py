@@ -15,10 +15,9 @@ from prometar.methods.augmentations import CutMix, FeatureMixup, InputMixup, Mix
 from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import build
 from prometar.methods.modulators import Add, Constant, Gate, Projection
-from prometar.methods.prompts import CoupledPrompts, IndependentPrompts
+from prometar.methods.prompts import IndependentPrompts
 from prometar.methods.regularizers import (
     ImageDistance,
-    LogitsDivergence,
     Regularizer,
     TextDistance,
     Views,
@@ -26,33 +25,12 @@ from prometar.methods.regularizers import (
     l1,
     l2,
 )
-from prometar.step.sgd import sgd, warmup_cosine
 from prometar.step.task_selection import one_class_out, task_rng
 from tests.support.tiny import backbone
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
-
-
-def test_gate_is_two_linear_layers_a_sigmoid_and_a_repeat() -> None:
-    prompts = {"text.0": torch.zeros(4, 6), "vision.1": torch.zeros(2, 8)}
-    gate = Gate(reduction=4)
-    leaves = gate.initialize(prompts, torch.Generator().manual_seed(0))
-    draw = torch.Generator().manual_seed(1)
-    task, reg = ({k: torch.randn(p.shape, generator=draw) for k, p in prompts.items()} for _ in range(2))
-    modulated = gate(leaves, task, reg)
-    for name, prompt in prompts.items():
-        size = prompt.numel()
-        net = nn.Sequential(
-            nn.Linear(2 * size, size // 4, bias=False),
-            nn.Linear(size // 4, size // 4, bias=False),
-            nn.Sigmoid(),
-        )
-        net.load_state_dict({"0.weight": leaves[f"{name}.in"], "1.weight": leaves[f"{name}.out"]})
-        strength = net(torch.cat([task[name].flatten(), reg[name].flatten()]))
-        expected = task[name].flatten() + strength.repeat_interleave(4) * reg[name].flatten()
-        torch.testing.assert_close(modulated[name].flatten(), expected)
 
 
 def test_gate_refuses_a_reduction_that_does_not_divide() -> None:
@@ -144,48 +122,6 @@ def test_weights_of_zero_are_the_identity() -> None:
     assert build(config).regularizer == Regularizer()
 
 
-def test_divergence_of_logits() -> None:
-    generator = torch.Generator().manual_seed(0)
-    text, frozen_text, images, frozen_images = (normalised(generator).double() for _ in range(4))
-    found = LogitsDivergence()(views(text, frozen_text, images, frozen_images))
-    ours, frozen = (10 * images @ text.T).softmax(1), (10 * frozen_images @ frozen_text.T).softmax(1)
-    expected = (frozen * (frozen / ours).log())[:2].mean()
-    assert float(found) == pytest.approx(float(expected))
-    assert float(LogitsDivergence()(views(text, text, images, images))) == pytest.approx(0, abs=1e-12)
-
-
-def test_coupled_tokens_are_linear_layers_of_the_texts() -> None:
-    clip, words = backbone(torch.float64).clip, torch.tensor([5, 6])
-    prompts = CoupledPrompts(text_length=2, text_depth=9)
-    leaves = prompts.initialize(clip, words, torch.Generator().manual_seed(0))
-    assert len(leaves) == 3 * 3  # the tiny towers have three layers
-    assert torch.equal(leaves["text.0"], clip.token_embedding[words])
-    tokens = prompts.tokens(leaves)
-    for layer in range(3):
-        linear = nn.Linear(16, 32, dtype=torch.float64)
-        linear.load_state_dict({part: leaves[f"vision.{layer}.{part}"] for part in ("weight", "bias")})
-        torch.testing.assert_close(tokens[f"vision.{layer}"], linear(leaves[f"text.{layer}"]))
-        bound = 16**-0.5
-        assert 0.8 * bound < float(leaves[f"vision.{layer}.weight"].abs().max()) <= bound
-    with pytest.raises(UserError, match=r"prompts\.text_depth: Input should be greater than or equal to 1"):
-        Config().override({"prompts.kind": "coupled", "prompts.text_depth": 0})
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 20])
-def test_gaussian_average_of_all_epochs(epochs: int) -> None:
-    """The sum that PromptSRC ends with: its mean 15 and deviation 1 of 20 epochs, in shares."""
-    generator = torch.Generator().manual_seed(0)
-    prompts = [{"a": torch.randn(3, dtype=torch.float64, generator=generator)} for _ in range(epochs)]
-    average: dict[str, Tensor] = {}
-    for epoch, leaves in enumerate(prompts):
-        average = Gaussian(mean=0.75, std=0.05)(average, leaves, epoch, epochs)
-        assert average["a"].data_ptr() != leaves["a"].data_ptr()
-    t = torch.arange(1, epochs + 1, dtype=torch.float64)
-    weights = (-0.5 * ((t - 0.75 * epochs) / (0.05 * epochs)) ** 2).exp()
-    expected = sum(w * leaves["a"] for w, leaves in zip(weights / weights.sum(), prompts, strict=True))
-    torch.testing.assert_close(average["a"], expected)
-
-
 def test_averages_far_from_their_mean_and_none_at_all() -> None:
     prompts = [{"a": torch.tensor([float(t)])} for t in range(3)]
     average: dict[str, Tensor] = {}
@@ -259,34 +195,6 @@ def test_task_draws_depend_on_seed_and_step_alone() -> None:
     assert task_rng(1, 5).random(3).tolist() == task_rng(1, 5).random(3).tolist()
     assert task_rng(1, 5).random() != task_rng(1, 6).random()
     assert task_rng(1, 5).random() != task_rng(2, 5).random()
-
-
-def test_sgd_equals_torch() -> None:
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(5, generator=generator)
-    theirs = start.clone().requires_grad_()
-    optimizer = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
-    ours, momenta = {"a": start}, {"a": torch.zeros(5)}
-    for _ in range(4):
-        gradient = torch.randn(5, generator=generator)
-        theirs.grad = gradient.clone()
-        optimizer.step()
-        ours, momenta = sgd(ours, momenta, {"a": gradient}, lr=0.1, momentum=0.9, weight_decay=0.01)
-        torch.testing.assert_close(ours["a"], theirs.detach())
-
-
-def test_schedule_is_a_constant_epoch_then_a_cosine_of_the_whole_run() -> None:
-    def rate(epoch: int) -> float:
-        return warmup_cosine(epoch, epochs=10, lr=0.0025, warmup_lr=1e-5, warmup_epochs=1)
-
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=0.0025)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
-    assert rate(0) == 1e-5
-    for epoch in range(1, 10):
-        assert rate(epoch) == pytest.approx(cosine.get_last_lr()[0])
-        optimizer.step()
-        cosine.step()
 
 
 @pytest.mark.parametrize("name", METHODS)
