@@ -380,7 +380,7 @@ def parse_assignments(assignments: list[str]) -> Settings:
         key, equals, raw = text.partition("=")
         if not equals or not key:
             raise UserError(f"--set {text}: expected key=value, e.g. --set optim.lr=0.01")
-        values[key.strip()] = as_number(parse_yaml(raw, where=f"--set {key}: the value"))
+        values[key.strip()] = parse_yaml(raw, where=f"--set {key}: the value")
     return values
 
 
@@ -423,13 +423,3 @@ def absolute_paths(config: Config) -> Config:
     if weights is not None and os.path.isfile(weights):
         changes["backbone.pretrained"] = str(resolved(weights))
     return config.override(changes) if changes else config
-
-
-def as_number(value: object) -> object:
-    """YAML 1.1 reads 1e-3 as text; a user means the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -1,5 +1,6 @@
 """YAML from users: plain data, or an error of one line."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ _MOST_NODES = 500_000  # 1 MB without aliases contains no more
 _MOST_DIGITS = 300
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, in which 1e-3 is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: Path) -> Any:
@@ -33,7 +43,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         UserError: the text is not YAML, or too large or too deep if its aliases are expanded.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None

@@ -82,10 +82,9 @@ class Traffic:
     copies: list[Copy] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
-    operations: int = 0
 
     def clear(self) -> None:
-        self.copies, self.waits, self.made, self.operations = [], [], [], 0
+        self.copies, self.waits, self.made = [], [], []
 
 
 class There(Tensor):
@@ -161,7 +160,6 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = kwargs | {"device": HOST}
     if packet is aten._efficientzerotensor:  # it has no memory that could be held
         op = aten.zeros.default
-    traffic.operations += 1
     if packet is aten.native_layer_norm_backward:
         args = _with_own_statistics(op, args)
     out = op(*_held(args), **_held(kwargs))

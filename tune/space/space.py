@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
-from prometar.config.settings import Config, as_number, flatten, is_setting
+from prometar.config.settings import Config, flatten, is_setting
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.plain_data import PlainData, problems_of
@@ -242,7 +242,7 @@ def _enqueued(entry: dict[str, Any], space: Space, where: str) -> dict[str, Any]
     given = flatten(entry)
     if {"method", "data.name"} <= given.keys():  # a complete configuration
         given = {key: value for key, value in given.items() if key in space.ranges}
-    settings = space.checked({key: as_number(value) for key, value in given.items()}, what=where)
+    settings = space.checked(given, what=where)
     if not settings:
         raise UserError(f"{where} contains no setting of the space {space.name}.")
     for key in settings:

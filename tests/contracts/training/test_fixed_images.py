@@ -17,7 +17,6 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step.prompted_clip import Model
 from prometar.training.epoch import train_epoch
 from prometar.training.run import Run, build_run, forget, initial_state
-from prometar.training.scoring import accuracy
 from prometar.training.session import _IMAGES, Session
 from tests.support.small import BACKBONE
 
@@ -109,38 +108,8 @@ def test_it_is_the_same_training(name: str, passes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
-def test_what_one_run_has_encoded_no_other_does(name: str, passes: list[int]) -> None:
+def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
     first, second = small_run(name), small_run(name, **{"optim.lr": 0.01})
-    train_epoch(first, initial_state(first), batches(first))
-    passes.clear()
-    known, _ = train_epoch(second, initial_state(second), batches(second))
-    assert not passes
-    forgetful = replace(second, seen=Seen())
-    alone, _ = train_epoch(forgetful, initial_state(forgetful), batches(second))
-    for leaf, tensor in alone.tensors().items():
-        assert torch.equal(known.tensors()[leaf], tensor), leaf
-
-
-@pytest.mark.parametrize("name", ["coop", "cocoop", "zero-shot"])
-def test_scored_images_are_encoded_once(name: str, passes: list[int]) -> None:
-    run = small_run(name)
-    leaves = initial_state(run).prompts
-    (each,) = [run.evaluations[name] for name in sorted(run.evaluations)][:1]
-    plain = as_if_prompts_came(run)
-
-    def score(of: Run, seen: Seen, model: Model) -> float:
-        return accuracy(of.backbone, model, leaves, batches(run, each.plan), seen)
-
-    figure = score(run, each.seen, each.model)
-    assert sum(passes) == len(each.plan.items)
-    passes.clear()
-    assert score(run, each.seen, each.model) == figure
-    assert not passes
-    assert score(plain, Seen(), replace(each.model, clip=plain.backbone.clip)) == figure
-
-
-def test_known_images_are_not_read_again(tmp_path: Path) -> None:
-    first, second = small_run("coop"), small_run("coop", **{"optim.lr": 0.01})
     read = list[tuple[Plan, int]]()
 
     def stream(plan: Plan, source: Source, start: int) -> Iterator[Batch]:
@@ -154,7 +123,7 @@ def test_known_images_are_not_read_again(tmp_path: Path) -> None:
     train(known)
     assert read == []
     forget()
-    forgetful = small_run("coop", **{"optim.lr": 0.01})
+    forgetful = small_run(name, **{"optim.lr": 0.01})
     alone = Session(forgetful, tmp_path / "alone", stream)
     train(alone)
     assert without_seconds(known) == without_seconds(alone)
