@@ -26,7 +26,7 @@ class Images(NamedTuple):
 class Shares(NamedTuple):
     """Mixture of the query: (Q,) shares of the own and the partner's image and label, and its label.
 
-    partner: (Q,) rows of the query's tokens whose features are mixed in; None where pixels were mixed.
+    partner: (Q,) rows of the query's tokens whose features are mixed in; None if pixels were mixed.
     """
 
     own: Tensor
@@ -38,7 +38,7 @@ class Shares(NamedTuple):
 class Query(NamedTuple):
     """Embedded images (R, T, D) whose first Q are the query, its labels (Q,), weights (Q,) and mix.
 
-    frozen: (Q, E), mixed as the images are; only where the text sees the images.
+    frozen: (Q, E), mixed as the images are; only if the text depends on the images.
     """
 
     tokens: Tensor

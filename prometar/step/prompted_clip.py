@@ -22,9 +22,9 @@ _MOST_ROWS = 256  # of text tokens that are encoded at once where each image has
 
 @dataclass(frozen=True)
 class Model:
-    """Feature maps of the prompted CLIP for fixed classes, and the frozen text features they are held to.
+    """Feature maps of the prompted CLIP for fixed classes, and their frozen text features.
 
-    text: what the text tower sees of the classes; where it learns nothing, their features (C, E) at once.
+    text: Input of the text tower, or features (C, E) if it learns nothing.
     """
 
     clip: Clip
@@ -90,12 +90,10 @@ class Model:
 
 
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
-    """One text a class, "<init> <name>.", where a context is learned.
+    """Return the texts of classes. Those of a class are adjacent.
 
-    Else one for each of the prompts' templates, or for the dataset's own; a class's follow each other.
-
-    Where more context tokens are learned than `init` has words, a placeholder word stands for each, as in
-    the released code.
+    With a learned context there is one text per class, "<init> <name>.". If it has more tokens than `init`
+    has words, each is a placeholder word, as in the released code. Otherwise there is one text per template.
 
     Raises:
         UserError: a template does not hold {} once.
@@ -109,7 +107,7 @@ def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, temp
 def build_model(
     clip: Clip, prompts: Prompts, tokens_NT: Tensor, frozen_text_CE: Tensor | None = None
 ) -> Model:
-    """The model of classes whose `prompt_texts` have these token ids.
+    """Return the model of classes whose `prompt_texts` have these token ids.
 
     `frozen_text_CE`: frozen text features (C, E), if a regularizer uses them.
 

@@ -1,4 +1,4 @@
-"""The complete state of a run: what a checkpoint holds, and all that a step changes."""
+"""State of a run: everything that a step changes and a checkpoint contains."""
 
 from dataclasses import dataclass
 
@@ -25,26 +25,26 @@ class State:
 
     @staticmethod
     def start(prompts: Leaves, gate: Leaves) -> "State":
-        """Step 0, momenta at zero, nothing averaged yet."""
+        """Return the state at step 0, with zero momenta and no average."""
         return State(prompts, _zeros(prompts), gate, _zeros(gate), {})
 
     @property
     def tested(self) -> Leaves:
-        """The prompts that accuracy is measured with: their average over epochs, where one is kept."""
+        """Prompts for evaluation: their average over epochs if there is one."""
         return self.average or self.prompts
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by "<group>/<leaf>"."""
+        """Return every tensor by "<group>/<leaf>"."""
         return {f"{group}/{name}": leaf for group in _GROUPS for name, leaf in getattr(self, group).items()}
 
     def to(self, device: torch.device) -> "State":
-        """The same state on a device."""
+        """Return the same state on a device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return State.from_tensors(moved, self.step)
 
     @staticmethod
     def from_tensors(tensors: Leaves, step: int) -> "State":
-        """The inverse of `tensors`."""
+        """Return the state of `tensors`."""
         groups: dict[str, Leaves] = {group: {} for group in _GROUPS}
         for key, value in tensors.items():
             group, _, name = key.partition("/")

@@ -1,7 +1,6 @@
-"""Which images of a batch a meta task takes, and with what weights: made on the host, where it is drawn.
+"""Meta tasks: support and query images of a batch with their weights, selected on the host.
 
-A device that was asked (how many are in the query, which partners are there) would have to finish all it has
-been given before it could answer.
+A selection on the device would synchronize, as its shapes depend on data.
 """
 
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from prometar.methods.augmentations import Augmentation, Mix
 
 
 class TaskDraw(NamedTuple):
-    """One meta task of a batch of B images: (B,) whether each is in the query, and the query's mix.
+    """Meta task of a batch of B images: a mask (B,) of the query, and the query's mix.
 
     The mix is in the order of the query images in the batch. Its partners count support images in the
     order of the batch.
@@ -70,7 +69,7 @@ class Selection(NamedTuple):
 
 
 def select(draw: TaskDraw, augmentation: Augmentation, *, dtype: torch.dtype) -> Selection:
-    """Return a drawn task's images in its batch; `dtype` is that of weights and shares."""
+    """Return the rows of a task in its batch. `dtype` is that of weights and shares."""
     query, support = draw.is_query.nonzero()[:, 0], (~draw.is_query).nonzero()[:, 0]
     encoded, mixing = query, None
     if (mix := draw.mix) is not None:
