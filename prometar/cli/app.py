@@ -157,13 +157,13 @@ def alignment(
 
     Their figure is the cosine of support and query gradients, measured as the runs trained.
     """
-    from prometar.analysis.alignment import FILE, read, summarize
+    from prometar.analysis.alignment import FILE, read, summary
     from prometar.analysis.plot import page
     from prometar.io.files import write_atomically
 
     records = {str(run): read(run / FILE) for run in runs}
     for name, found in records.items():
-        print(f"{name}: {summarize(found) or 'no batch held two classes'}")
+        print(f"{name}: {summary(found)}")
     if to is not None:
         write_atomically(to, page(records).encode())
         print(f"written: {to}")

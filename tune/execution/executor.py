@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 from rich.console import Console
 
-from prometar.errors import StorageError, UserError, WorkError, first_line, last_line
+from prometar.errors import PrometarError, StorageError, WorkError, first_line, last_line
 from prometar.io.files import is_refused_write, refused
 from tune.execution.jobs import EpochReport, Job, JobSource, Observer, Wait
 from tune.execution.patching import reuse_prestarted_workers, treat_oom_as_actor_death
@@ -82,7 +82,7 @@ def run_jobs(source: JobSource, context: ExecutionContext, observers: Sequence[O
         if stopping.ray_died:
             raise WorkError(RAY_DIED) from None
         cause = dispatcher.error or error  # Tune passes on its text alone
-        kind = type(cause) if isinstance(cause, UserError) else WorkError
+        kind = type(cause) if isinstance(cause, PrometarError) else WorkError
         raise kind(f"Stopped: {_root_cause(cause)}") from cause
     if stopping.ray_died:
         raise WorkError(RAY_DIED)
@@ -309,9 +309,9 @@ def _last_failure(trial: Trial) -> str:
 
 def _root_cause(error: BaseException) -> str:
     """Return the message of the innermost cause in one line, with the way to resume."""
-    while not isinstance(error, UserError) and error.__cause__ is not None:
+    while not isinstance(error, PrometarError) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, UserError):
+    if isinstance(error, PrometarError):
         text = str(error)
         if "to resume" in text:
             return text

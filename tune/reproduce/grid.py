@@ -9,7 +9,7 @@ from prometar.config.settings import Config, differences, load_config, parse
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
-from prometar.errors import UserError
+from prometar.errors import PrometarError, UserError
 from prometar.io.files import size_of
 from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
@@ -142,7 +142,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
         raise UserError(f"{folder} has other settings ({changed}). Repeat them, or pass another --out.")
     try:
         result = read_result(folder)
-    except UserError:
+    except PrometarError:
         return None
     splits = {config.data.name: result.data, **{name: test.data for name, test in result.tests.items()}}
     for name, digest in splits.items():

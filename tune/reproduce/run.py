@@ -10,7 +10,7 @@ from prometar.comparison.render import print_comparison
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem
-from prometar.errors import UserError, WorkError, one_line
+from prometar.errors import PrometarError, UserError, WorkError, one_line
 from prometar.io.files import resolved
 from prometar.io.lock import locked
 from prometar.methods.prompts import NoPrompts
@@ -101,7 +101,7 @@ def _open(grid: Grid) -> tuple[dict[str, Dataset], list[Problem], dict[str, str]
             elif not dataset.test:
                 raise UserError(f"{name} has no test images")
             datasets[name] = dataset
-        except UserError as error:
+        except PrometarError as error:
             missing[name] = one_line(str(error))
     if missing.keys() >= set(grid.trained_on):
         raise UserError(f"No dataset can be trained on. {next(iter(missing.values()))}")
