@@ -101,7 +101,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_learns_in_float32(
     for name, tensor in whole.state.tensors().items():
         assert torch.equal(tensor, parts.state.tensors()[name]), name
         assert tensor.dtype == torch.float32
-        assert (tensor != start[name]).any()
+        assert not name.startswith("prompts") or (tensor != start[name]).any()
 
 
 @pytest.mark.parametrize("precision", LOW)
