@@ -342,8 +342,6 @@ def parse(tree: object, *, where: str) -> Config:
     Raises:
         UserError: not a mapping, an unknown key, or a refused value.
     """
-    if not isinstance(tree, dict):
-        raise UserError(f"{where}: expected a mapping of settings, found {type(tree).__name__}")
     try:
         return Config.model_validate(tree)
     except UnicodeEncodeError:  # half a surrogate pair, which YAML can write as an escape
@@ -356,12 +354,9 @@ def load_config(path: Path) -> Config:
     """Read a YAML configuration.
 
     Raises:
-        UserError: the file is missing, is not YAML, or holds unknown keys or refused values; it is a recipe.
+        UserError: the file is missing, is not YAML, or contains unknown keys or invalid values.
     """
-    tree = read_yaml(path) or {}
-    if isinstance(tree, dict) and "settings" in tree:
-        raise UserError(f"{path} is a recipe: give it with --method")
-    return parse(tree, where=str(path))
+    return parse(read_yaml(path) or {}, where=str(path))
 
 
 def dump_config(config: Config) -> str:
