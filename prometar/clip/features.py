@@ -9,9 +9,8 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from torch import Tensor
 from prometar.clip.model import Clip
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
-from prometar.clip.weights import weights_digest
 from prometar.clip.wording import filled
 from prometar.errors import StorageError
 from prometar.io.files import write_atomically
@@ -33,11 +31,6 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 
 FORMAT = "prometar-text-features-1"
 """Changes whenever the same weights, names and templates would give other features."""
-
-_OF_IMAGES: dict[str, Any] = dict.fromkeys((
-    "vision", "patch_weight", "class_embedding", "vision_positions", "ln_pre_weight", "ln_pre_bias",
-    "ln_post_weight", "ln_post_bias", "vision_projection", "logit_scale", "pool",
-))  # fmt: skip
 
 
 def frozen_text(
@@ -106,18 +99,11 @@ class Seen:
         return self.features[number]
 
 
-def text_digest(clip: Clip) -> str:
-    """Return a digest of everything that text features depend on; a third of a second for ViT-B/16."""
-    # By exclusion: a tensor that is added to `Clip` counts until it is known not to matter.
-    of_texts = weights_digest(replace(clip, **_OF_IMAGES))
-    return f"{of_texts} {clip.dtype} {clip.device.type} {clip.text.scale}"
-
-
 def cached_text(
     clip: Clip, digest: str, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Return `frozen_text`, from the cache if it has an entry. `digest` is the CLIP's `text_digest`."""
-    key = [FORMAT, digest, list(classnames), list(templates)]
+    """Return `frozen_text`, from the cache if it has an entry. `digest` is the CLIP's `weights_digest`."""
+    key = [FORMAT, digest, f"{clip.dtype} {clip.device.type}", list(classnames), list(templates)]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = Path(os.environ.get("PROMETAR_CACHE") or Path.home() / ".cache" / "prometar")
     path = folder / "text-features" / f"{name}.safetensors"

@@ -89,7 +89,7 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the weights: a second for ViT-B/16, once."""
+        """sha256 (hex) of the weights. It takes a second for ViT-B/16, once."""
         return weights_digest(self.clip)
 
     @cached_property

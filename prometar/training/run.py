@@ -10,7 +10,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from prometar.clip.features import Seen, cached_text, text_digest
+from prometar.clip.features import Seen, cached_text
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
@@ -87,18 +87,16 @@ def backbone_of(config: BackboneConfig) -> Backbone:
     return load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
 
 
-@lru_cache(maxsize=2)
-def _loaded(config: BackboneConfig) -> tuple[Backbone, str]:
-    """Return a backbone and the digest of what its text features depend on."""
-    backbone = backbone_of(config)
-    return backbone, text_digest(backbone.clip)
+_loaded = lru_cache(maxsize=2)(backbone_of)
 
 
 @lru_cache(maxsize=2)
 def _for_text_prompts(config: BackboneConfig) -> Backbone:
     """Return a backbone for prompts that leave the image tower alone, with the same weights."""
-    backbone, _ = _loaded(config)
-    return replace(backbone, clip=replace(backbone.clip, image_prompts=False))
+    whole = _loaded(config)
+    backbone = replace(whole, clip=replace(whole.clip, image_prompts=False))
+    vars(backbone)["digest"] = whole.digest  # takes a second to compute
+    return backbone
 
 
 @lru_cache(maxsize=16)
@@ -108,8 +106,8 @@ def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
 
 @lru_cache(maxsize=32)
 def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
-    backbone, digest = _loaded(config)
-    return cached_text(backbone.clip, digest, backbone.tokenize, classes, templates)
+    backbone = _loaded(config)
+    return cached_text(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
 
 
 _FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
@@ -150,7 +148,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     code = digest_of(config.data.reference) if config.data.reference else ""
     data = (config.data.name, config.data.root, json.dumps(config.data.args), code)
     dataset = _dataset(*data)
-    backbone, _ = _loaded(config.backbone)
+    backbone = _loaded(config.backbone)
     if config.own:
         smoke_test(config, backbone.clip)
     if not enters_images(method.prompts):

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prometar.clip.features import cached_text, frozen_text, text_digest
+from prometar.clip.features import cached_text, frozen_text
 from prometar.clip.model import Clip
 from prometar.clip.openclip import tokenize
+from prometar.clip.weights import weights_digest
 from tests.support.tiny import backbone
 
 NAMES = ("banded", "polka-dotted", "sports_car")
@@ -37,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def get(clip: Clip, names: Sequence[str] = NAMES, templates: Sequence[str] = TEMPLATES) -> tuple[Tensor, int]:
     """Features, and whether (1 or 0) they were computed."""
     counted = Counted()
-    return cached_text(clip, text_digest(clip), counted, names, templates), counted.calls
+    return cached_text(clip, weights_digest(clip), counted, names, templates), counted.calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -62,14 +63,11 @@ def test_whatever_decides_the_features_has_an_entry_of_its_own(folder: Path) -> 
         replace(clip, token_embedding=clip.token_embedding * 2),
         replace(clip, ln_final_bias=clip.ln_final_bias + 1e-6),
     ]
-    digests = [text_digest(each) for each in (clip, *others)]
-    assert len(set(digests)) == len(digests)
     get(clip)
     assert get(clip, NAMES[::-1])[1] == 1
     assert get(clip, NAMES[:2])[1] == 1
     assert get(clip, NAMES, TEMPLATES[:1])[1] == 1
     assert all(get(other)[1] == 1 for other in others)
-    assert get(replace(clip, vision_projection=clip.vision_projection + 1))[1] == 0, "of images alone"
 
 
 DAMAGES = {

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import prometar
-from prometar.clip.features import cached_text, text_digest
+from prometar.clip.features import cached_text
 from prometar.clip.openclip import TEMPLATES, load_backbone, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
+from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config, dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.runs import export_run, write_result
@@ -123,10 +124,10 @@ def test_an_exported_run_comes_back_in_its_precision(precision: str, small_dtd: 
 def test_each_precision_has_frozen_texts_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path))
     clips = [load_backbone("mini", None, dtype=dtype).clip for dtype in DTYPES.values()]
-    digests = [text_digest(clip) for clip in clips]
+    digests = [weights_digest(clip) for clip in clips]
     features = [
         cached_text(clip, digest, tokenize, NAMES, TEMPLATES[:2])
         for clip, digest in zip(clips, digests, strict=True)
     ]
-    assert len(set(digests)) == len(list(tmp_path.glob("text-features/*"))) == len(DTYPES)
+    assert len(list(tmp_path.glob("text-features/*"))) == len(DTYPES)
     assert [x.dtype for x in features] == [clip.working_dtype for clip in clips]
