@@ -6,6 +6,9 @@ from typing import Any
 
 from prometar.errors import UserError
 
+ModelConfig = Mapping[str, Any]
+"""open_clip's configuration of a model."""
+
 _VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 _TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
 _SIGLIP_TEXT = _TEXT | {
@@ -37,7 +40,7 @@ class Architecture:
         return 1e-5 if self.causal else 1e-6
 
 
-def clip_architecture(config: Mapping[str, Any]) -> Architecture:
+def clip_architecture(config: ModelConfig) -> Architecture:
     """Describe a CLIP with OpenAI's vision and text transformers."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
@@ -45,7 +48,7 @@ def clip_architecture(config: Mapping[str, Any]) -> Architecture:
     return Architecture(heads, text["heads"], activation, activation, vision["image_size"])
 
 
-def siglip_architecture(config: Mapping[str, Any], model: Any) -> Architecture:
+def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
     """Describe a SigLIP; `model` is open_clip's, as its image tower is defined by a name of timm."""
     text, trunk = config["text_cfg"], model.visual.trunk
     return Architecture(
@@ -58,7 +61,7 @@ def siglip_architecture(config: Mapping[str, Any], model: Any) -> Architecture:
     )
 
 
-def is_siglip(name: str, config: Mapping[str, Any]) -> bool:
+def is_siglip(name: str, config: ModelConfig) -> bool:
     """Return True for a configuration of a SigLIP, and False for one of a CLIP.
 
     Raises:

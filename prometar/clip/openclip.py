@@ -9,13 +9,20 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prometar.bundled.weights import MINI_VOCABULARY, load_mini
-from prometar.clip.architecture import Architecture, clip_architecture, is_siglip, siglip_architecture
+from prometar.clip.architecture import (
+    Architecture,
+    ModelConfig,
+    clip_architecture,
+    is_siglip,
+    siglip_architecture,
+)
 from prometar.clip.features import Tokenize
 from prometar.clip.model import Clip
 from prometar.clip.weights import from_state_dict, read_weights, require_tensors, weights_digest
@@ -24,14 +31,14 @@ from prometar.io.files import size_of
 from prometar.io.hub import fetching, unlogged
 
 
-def _open_clip() -> Any:
+def _open_clip() -> ModuleType:
     import open_clip
 
     return open_clip
 
 
 @cache
-def _module(name: str) -> Any:
+def _module(name: str) -> ModuleType:
     """Import a module of open_clip that uses no other, without the package around it."""
     package: Any = find_spec("open_clip")
     spec: Any = spec_from_file_location(f"open_clip_{name}", Path(package.origin).with_name(f"{name}.py"))
@@ -118,7 +125,7 @@ def tokenizer_of(name: str) -> Tokenize:
 def _hub_tokenizer(name: str) -> Tokenize:
     otherwise = "run the command once on a machine with a network, and copy its Hugging Face cache"
     with fetching(f"the tokenizer of {name}", otherwise):
-        read: Any = _open_clip().get_tokenizer(name, trust_remote_code=False)
+        read = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: read(list(texts))
 
 
@@ -249,7 +256,7 @@ def _arranged(name: str, state: Mapping[str, Tensor]) -> Clip:
 class _Description(NamedTuple):
     """A model's open_clip configuration, its architecture, and its tensors on the device `meta`."""
 
-    config: Mapping[str, Any]
+    config: ModelConfig
     architecture: Architecture
     tensors: Mapping[str, Tensor]
 
@@ -276,10 +283,10 @@ def _outlined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to("meta") for name, tensor in state.items() if name != "logit_bias"}
 
 
-def _config(name: str) -> dict[str, Any]:
+def _config(name: str) -> ModelConfig:
     if ":" in name:  # open_clip would read the model from wherever such a name says
         raise UserError(f"unknown backbone '{name}': names of hubs and folders are not supported")
-    config: dict[str, Any] | None = _open_clip().get_model_config(name)
+    config: ModelConfig | None = _open_clip().get_model_config(name)
     if config is None:
         close = [m for m in _open_clip().list_models() if m.lower().startswith(name.lower()[:5])][:6]
         hint = f"did you mean {', '.join(close)}?" if close else "known are mini and open_clip's models"

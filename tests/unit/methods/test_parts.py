@@ -17,13 +17,8 @@ from prometar.methods.composition import build
 from prometar.methods.modulators import Add, Constant, Gate, Projection
 from prometar.methods.prompts import IndependentPrompts
 from prometar.methods.regularizers import (
-    ImageDistance,
     Regularizer,
-    TextDistance,
     Views,
-    cosine,
-    l1,
-    l2,
 )
 from prometar.step.task_selection import one_class_out, task_rng
 from tests.support.tiny import backbone
@@ -88,33 +83,25 @@ def normalised(generator: torch.Generator) -> Tensor:
     return nn.functional.normalize(torch.randn(5, 7, generator=generator), dim=-1)
 
 
-DISTANCES = {"l1": l1, "l2": l2, "cosine": cosine}
+DISTANCES = {
+    "l1": nn.functional.l1_loss,
+    "l2": nn.functional.mse_loss,
+    "cosine": lambda a, b: 1 - nn.functional.cosine_similarity(a, b).mean(),
+}
 
 
 @pytest.mark.parametrize("kind", DISTANCES)
 def test_distances_are_zero_at_the_frozen_features_and_weighted(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = normalised(generator), normalised(generator)
-    distance = DISTANCES[kind]
-    part = Regularizer((TextDistance(distance), ImageDistance(distance)), (3.0, 2.0))
-    assert part.uses_text
-    assert part.uses_images
+    values = {"regularizer.kind": kind, "regularizer.text_weight": 3, "regularizer.image_weight": 2}
+    part = build(Config().override(values)).regularizer
     zero, _ = part(views(a, a, b, b))
-    assert zero is not None
-    assert float(zero) == pytest.approx(0, abs=1e-6)
+    assert float(zero) == pytest.approx(0, abs=1e-6)  # type: ignore[arg-type]
     total, terms = part(views(a, b, a, b))
-    assert float(terms["text"]) == pytest.approx(float(reference_distance(kind, a, b)))
-    assert float(terms["image"]) == pytest.approx(float(reference_distance(kind, a[:2], b[:2])))
-    assert total is not None
-    assert float(total) == pytest.approx(3 * float(terms["text"]) + 2 * float(terms["image"]))
-
-
-def reference_distance(kind: str, a: Tensor, b: Tensor) -> Tensor:
-    if kind == "l1":
-        return nn.functional.l1_loss(a, b)
-    if kind == "l2":
-        return nn.functional.mse_loss(a, b)
-    return 1 - nn.functional.cosine_similarity(a, b).mean()
+    expected = DISTANCES[kind](a, b), DISTANCES[kind](a[:2], b[:2])
+    torch.testing.assert_close((terms["text"], terms["image"]), expected)
+    torch.testing.assert_close(total, 3 * expected[0] + 2 * expected[1])
 
 
 def test_weights_of_zero_are_the_identity() -> None:
