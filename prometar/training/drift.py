@@ -27,7 +27,7 @@ from prometar.training.scoring import not_finite
 TEMPLATE = "a photo of a {}."
 """Template of the frozen texts. Most contexts start from it."""
 LOSS_PER_NAT = 0.05
-"""Relative loss of new accuracy per nat of divergence (docs/results.md)."""
+"""Relative loss of new accuracy per nat of divergence: new = zero_shot exp(-0.05 d) (docs/results.md)."""
 FEWEST = 20
 """Smallest number of out-of-domain names."""
 
@@ -52,15 +52,6 @@ def divergence(
     prompted = (scale * similarity(image_NE, text_VE)).float().log_softmax(dim=-1)
     frozen = (scale * frozen_image_NE @ frozen_text_VE.T).float().log_softmax(dim=-1)
     return float(F.kl_div(prompted, frozen, log_target=True, reduction="batchmean"))
-
-
-def predicted_new(zero_shot: float, divergence: float) -> float:
-    """Predict the accuracy in percent on new classes: zero_shot * exp(-LOSS_PER_NAT * divergence).
-
-    Args:
-        zero_shot: Accuracy of the frozen CLIP on validation images of the base classes.
-    """
-    return zero_shot * math.exp(-LOSS_PER_NAT * divergence)
 
 
 def drift_identity(backbone: Backbone) -> str:
@@ -139,5 +130,5 @@ class Foreign:
             100 * int((found_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
             for found_NC in (prompted_NC, similarity(frozen_NE, self.frozen_base_CE))
         )
-        new = predicted_new(zero_shot, drift)
+        new = zero_shot * math.exp(-LOSS_PER_NAT * drift)
         return {"base": base, "new": new, "zero_shot": zero_shot, "divergence": drift}
