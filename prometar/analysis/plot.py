@@ -31,7 +31,7 @@ def page(runs: Mapping[str, Sequence[Record]]) -> str:
 
 
 def _by_epoch(records: Sequence[Record]) -> dict[str, list[float]]:
-    epochs: dict[int, list[Record]] = {}
+    epochs: dict[float, list[Record]] = {}
     for record in records:
         epochs.setdefault(record["epoch"], []).append(record)
     return {

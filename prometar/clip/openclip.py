@@ -269,8 +269,8 @@ def _described(name: str) -> _Description:
         UserError: there is no such model, or its family is not supported.
     """
     if name == "mini":  # without open_clip, which takes seconds to import
-        config, state = load_mini()
-        return _Description(config, clip_architecture(config), _outlined(state))
+        mini, state = load_mini()
+        return _Description(mini, clip_architecture(mini), _outlined(state))
     config = _config(name)
     siglip = is_siglip(name, config)
     with torch.device("meta"), unlogged():

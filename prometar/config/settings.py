@@ -223,7 +223,9 @@ class Config(PlainData):
         return flatten(self.model_dump(mode="json"))
 
 
-def _completed(tree: Mapping[str, object], method: str, settings: Mapping[str, object]) -> Settings:
+def _completed(
+    tree: Mapping[str, object], method: str, settings: Mapping[str, Mapping[str, object]]
+) -> Settings:
     """Return a configuration's plain data with a recipe's settings where `tree` has none of its own."""
     whole = {**settings, **tree, "method": method}
     for section in Config.model_fields.keys() - {"method"}:

@@ -184,7 +184,7 @@ def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
         return [images]
     if not isinstance(images, Sequence | np.ndarray) or not len(images):
         raise UserError(f"images must be an image or a sequence of some, found {type(images).__name__}")
-    return images
+    return list(images)
 
 
 def _encoded(picture: Picture) -> bytes:

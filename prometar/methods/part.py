@@ -50,7 +50,8 @@ class CustomPart(Custom):
     kind: str
 
 
-BuiltIn, Own = TypeVar("BuiltIn"), TypeVar("Own")
+BuiltIn = TypeVar("BuiltIn")
+Own = TypeVar("Own")
 
 
 def _origin(value: Any) -> str:

@@ -196,8 +196,8 @@ class _Distances(Part):
         used = [(term, w) for term, w in (*terms, (LogitsDivergence(), self.logits_weight)) if w]
         if not used:
             return Regularizer()
-        templates = TEMPLATES if self.teacher == "ensemble" else ()
-        return Regularizer(*zip(*used, strict=True), templates, self.teacher)
+        kept, weights = zip(*used, strict=True)
+        return Regularizer(kept, weights, TEMPLATES if self.teacher == "ensemble" else (), self.teacher)
 
 
 class Distances(_Distances):
