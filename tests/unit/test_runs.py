@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from prometar import runs
 from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config, configure, dump_config
-from prometar.errors import UserError, WorkError
+from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.custom import digest_of
 from prometar.io.lock import locked
 from prometar.training.run import forget
@@ -102,5 +102,5 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
 def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     said = f"^cannot write {tmp_path}/lock: Is a directory: move that folder away$"
-    with pytest.raises(WorkError, match=said), locked(tmp_path, "the run"):
+    with pytest.raises(StorageError, match=said), locked(tmp_path, "the run"):
         pytest.fail("the lock was taken")
