@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prometar.errors import WorkError
+from prometar.errors import PrometarError
 from prometar.io.files import write_atomically
 from prometar.io.lock import locked
 from prometar.step.state import State
@@ -41,7 +41,9 @@ EPOCH = {"epoch": 1, "seconds": 1.0}
 def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(disk: Disk) -> None:
     path = disk.path / "run/checkpoint.safetensors"
     save_checkpoint(path, state_of(1), [EPOCH], run="r", weights="w")
-    with pytest.raises(WorkError, match=r"^cannot write .*checkpoint\.safetensors: No space left") as caught:
+    with pytest.raises(
+        PrometarError, match=r"^cannot write .*checkpoint\.safetensors: No space left"
+    ) as caught:
         save_checkpoint(
             path, state_of(2), [EPOCH, {"epoch": 2, "seconds": 2.0}], run="r", weights="w"
         )  # each takes more than half
@@ -55,7 +57,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(disk: Disk) -> None:
 
 def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     def refused(reason: str) -> None:
-        with pytest.raises(WorkError, match=f"^cannot write .*record.json: {reason}: make ") as caught:
+        with pytest.raises(PrometarError, match=f"^cannot write .*record.json: {reason}: make ") as caught:
             write_atomically(disk.path / "record.json", b"new")
         assert "\n" not in str(caught.value)
 
@@ -68,7 +70,9 @@ def test_full_and_read_only_folders_are_one_line(disk: Disk) -> None:
     disk.protect()
     refused("Read-only file system")
     with (
-        pytest.raises(WorkError, match=r"^cannot write .*/s/lock: Read-only file system: make it writable$"),
+        pytest.raises(
+            PrometarError, match=r"^cannot write .*/s/lock: Read-only file system: make it writable$"
+        ),
         locked(disk.path / "s", "the study"),
     ):
         pytest.fail("the lock was taken")
@@ -96,18 +100,18 @@ def fill_when_hanging(number: int, disk: Disk, out: Path) -> threading.Thread:
 def test_a_study_whose_disk_fills_up_goes_on(disk: Disk) -> None:
     filling = fill_when_hanging(2, disk, disk.path)
     behaviour = {"2": "hang"}
-    with pytest.raises(WorkError) as caught:
+    with pytest.raises(PrometarError) as caught:
         run_fake(disk.path, trials=5, behaviour=behaviour)
     filling.join(90)
     assert "\n" not in str(caught.value)
     assert "rerun the same command to resume." in str(caught.value).lower()
-    with pytest.raises(WorkError, match=r"No space left on device|disk is full") as still:
+    with pytest.raises(PrometarError, match=r"No space left on device|disk is full") as still:
         run_fake(disk.path, trials=5)
     assert "\n" not in str(still.value)
     before = records(disk.path)
     disk.free()
     disk.protect()
-    with pytest.raises(WorkError, match=r"cannot write .*fake.*: Read-only file system") as refused:
+    with pytest.raises(PrometarError, match=r"cannot write .*fake.*: Read-only file system") as refused:
         run_fake(disk.path, trials=5)
     assert "\n" not in str(refused.value)
     disk.unprotect()
@@ -126,7 +130,7 @@ def test_a_worker_whose_disk_fills_up_fails_no_trial(disk: Disk, tmp_path: Path)
     trials.mkdir(parents=True)
     (trials / "0002").symlink_to(mine)
     filling = fill_when_hanging(2, disk, out)
-    with pytest.raises(WorkError) as caught:
+    with pytest.raises(PrometarError) as caught:
         run_fake(out, trials=5, behaviour={"2": "hang"}, settings={"resources.trial_timeout": 300})
     filling.join(90)
     expected = (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from prometar.cli.console import INTERRUPTED
-from prometar.errors import WorkError
+from prometar.errors import PrometarError
 from tests.support.databases import open_study
 from tests.support.driver import NAME, Driver, forget_hanging, misbehave, options_of, run_fake
 from tests.support.fake_trial import HANGS, FakeTrial
@@ -95,7 +95,7 @@ def a_signal_to_its_ray_too_ends_it_at_once(life: Life) -> None:
 def a_signal_lets_the_running_epochs_end_and_nobody_runs_it_twice(life: Life) -> None:
     with life.driver({"1": "hang"}) as driver:
         driver.wait_until(lambda: life.hangs("trials/0001"))
-        with pytest.raises(WorkError) as second:
+        with pytest.raises(PrometarError) as second:
             go_on(life.out)
         assert "process" in str(second.value)
         stop(driver, signal.SIGTERM)

@@ -15,7 +15,7 @@ from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import StorageError, WorkError
+from prometar.errors import StorageError
 from tests.support.fake_trial import HANGS, FakeTrial, fake_job, misbehave
 from tune.execution.executor import ExecutionContext, run_jobs
 from tune.execution.jobs import WAIT, EpochReport, Job, ListedJobs, Wait
@@ -225,7 +225,7 @@ def test_an_error_of_the_source_comes_out_as_one_line(
             raise RuntimeError("the commit failed") from error
 
     monkeypatch.setattr(Source, where, lose)
-    with pytest.raises(WorkError, match=r"^Stopped: .*database is locked.*Rerun the same") as caught:
+    with pytest.raises(StorageError, match=r"^Stopped: .*database is locked.*Rerun the same") as caught:
         run(tmp_path, Source(fake_job(tmp_path, 0), fake_job(tmp_path, 1)), {})
     assert "\n" not in str(caught.value)
 

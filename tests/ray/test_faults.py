@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import UserError, WorkError
+from prometar.errors import StorageError, UserError, WorkError
 from tests.support.databases import open_study
 from tests.support.driver import NAME, records, run_fake
 from tests.support.fake_trial import curve
@@ -143,7 +143,7 @@ def test_a_study_of_several_goals_resumes_after_its_storage_was_lost(
     goals = ("base", "seconds")
     with monkeypatch.context() as patched:
         patched.setattr(TrialStore, "report", lose)
-        with pytest.raises(WorkError, match=r"Stopped: .*database is locked.*Rerun") as caught:
+        with pytest.raises(StorageError, match=r"Stopped: .*database is locked.*Rerun") as caught:
             run_fake(tmp_path, trials=3, goals=goals)
     assert "\n" not in str(caught.value)
     first = records(tmp_path)
