@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from prometar.errors import UserError, is_of_accelerator
+from prometar.errors import PrometarError, UserError, is_of_accelerator
 from prometar.io.plain_data import problems_of
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -115,7 +115,7 @@ def failing(reference: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except PrometarError:
         raise
     except (Exception, SystemExit) as error:
         if is_of_accelerator(error):

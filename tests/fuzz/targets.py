@@ -21,7 +21,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.prepared import _footer, _path_index
 from prometar.data.preparation.download import unpack
 from prometar.data.preparation.prepare import prepare
-from prometar.errors import UserError
+from prometar.errors import PrometarError
 from prometar.runs import export_run, write_result
 from prometar.training.run import build_run
 from prometar.training.session import Session
@@ -69,7 +69,7 @@ def library(call: Callable[[Path, Path], object]) -> Callable[[Path, Path], int]
     def read(folder: Path, out: Path) -> int:
         try:
             call(folder, out)
-        except UserError as error:
+        except PrometarError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
         return 0

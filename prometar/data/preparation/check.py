@@ -13,7 +13,7 @@ from prometar.data.datasets.dataset import Dataset, Item, Source
 from prometar.data.datasets.prepared import ParquetSource, damaged_shards, find_manifest
 from prometar.data.streaming.transforms import decode
 from prometar.environment import num_cpus
-from prometar.errors import UserError
+from prometar.errors import PrometarError, UserError
 
 READ_AT_ONCE = 16  # images
 SHOWN_NAMES = 12
@@ -56,7 +56,7 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
 def _listed(name: str, root: Path | str | None) -> Dataset | str | None:
     try:
         return open_dataset(name, root) if name in SUITE or _is_there(name, root) else None
-    except UserError as error:
+    except PrometarError as error:
         return str(error)
 
 
@@ -149,7 +149,7 @@ def decoded(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, str]
 def _decoded_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, str]]:
     try:
         files = source.read_many([item.path for item in items])
-    except UserError as error:
+    except PrometarError as error:
         if len(items) > 1:
             return [found for item in items for found in _decoded_group([item], source)]
         return [(b"", str(error) if items[0].path in str(error) else f"{items[0].path}: {error}")]
@@ -159,6 +159,6 @@ def _decoded_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, s
 def _flaw(file: bytes, path: str) -> str:
     try:
         decode(file, path)
-    except UserError as error:
+    except PrometarError as error:
         return str(error)
     return ""

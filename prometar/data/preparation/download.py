@@ -16,7 +16,7 @@ from prometar.data.datasets.benchmarks import BENCHMARKS, Archive, Benchmark
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.layouts import read_split_file
 from prometar.data.preparation.check import differences, digest_of
-from prometar.errors import UserError, WorkError, first_line
+from prometar.errors import PrometarError, UserError, WorkError, first_line
 from prometar.io.files import resolved
 
 # CoOp's own files lie on Google Drive, which asks a browser to confirm. A paper's repository has copies.
@@ -71,7 +71,7 @@ def download(name: str, to: Path | str, *, progress: Progress = unwatched) -> tu
         placed.append(folder / row.split_file)
     try:
         open_dataset(name, root)
-    except UserError as error:
+    except PrometarError as error:
         return placed, str(error)
     return placed, ""
 

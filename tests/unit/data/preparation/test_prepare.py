@@ -17,7 +17,7 @@ from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
-from prometar.errors import UserError, WorkError
+from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.stores import join, masked
 from tests.support.copies import write_tree
 
@@ -127,7 +127,7 @@ def test_a_damaged_shard_is_named_and_written_again(
     before, dataset = tree(tmp_path), open_dataset("dtd", tmp_path)
     shard = min(tmp_path.rglob("*.parquet"))
     damage(shard)
-    with pytest.raises(WorkError, match=r"cannot read shard .*delete this copy and prepare it again"):
+    with pytest.raises(StorageError, match=r"cannot read shard .*delete this copy and prepare it again"):
         dataset.source.read_many([item.path for item in dataset.items])
     if damage is lose_a_bit:
         said = f"shard {shard} is not what manifest.json says: delete this copy and prepare it again"
@@ -180,7 +180,7 @@ def test_a_shard_with_other_columns_is_named(
     pq.write_table(other, renamed)
     manifest = tmp_path / "dtd/manifest.json"
     manifest.write_text(manifest.read_text().replace(shard.name, renamed.name))
-    with pytest.raises(WorkError, match=f"cannot read shard {renamed}: "):
+    with pytest.raises(StorageError, match=f"cannot read shard {renamed}: "):
         open_dataset("dtd", tmp_path)
 
 
