@@ -1,1 +1,1 @@
-"""Files whole or absent, locked folders, file systems by URL, YAML from users."""
+"""Files, locked folders, file systems by URL, YAML from users, custom components."""

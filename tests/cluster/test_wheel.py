@@ -45,7 +45,8 @@ def test_wheel_and_source_archive_hold_every_file(built: Path) -> None:
         "prometar/bundled/mini.safetensors", "prometar/bundled/foreign.txt",
         "tune/reproduce/published.json", "prometar/config/recipes/prometar.yaml", "prometar/py.typed",
         "tune/space/spaces/default.yaml", "tune/report/templates/report.html.jinja",
-        "prometar/io/templates/page.css",
+        "prometar/data/datasets/benchmarks.yaml",
+        "tune/report/templates/page.css",
     } <= wanted  # fmt: skip
     with ZipFile(wheel(built)) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}

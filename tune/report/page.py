@@ -1,13 +1,14 @@
 """report.html: one file that works offline, made from records alone."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prometar.io.files import write_atomically
-from prometar.io.pages import templates
 from prometar.io.stores import masked
 from tune.records.folder import STATES, Records
 from tune.report import statements
@@ -60,15 +61,17 @@ def render(records: Records) -> str:
     )
 
 
-def _filled(template: str, records: Records, **content: Any) -> str:
-    return (
-        templates("tune.report")
-        .get_template(template)
-        .render(
-            records=records,
-            says=statements,
-            states=STATES,
-            tables=summary_tables(records),
-            **content,
-        )
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("tune.report"),
+        autoescape=True,  # names come from datasets, reasons from exceptions
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+
+
+def _filled(template: str, records: Records, **content: Any) -> str:
+    values = {"records": records, "says": statements, "states": STATES, "tables": summary_tables(records)}
+    return _templates().get_template(template).render(**values, **content)
