@@ -37,14 +37,15 @@ class Problem:
 
     Args:
         note: Remark on the split for the user.
-        predicts_new: Accuracy on new classes is predicted from drift (`prometar.training.drift`), not
-            measured.
+        every_epoch: True if accuracy is measured in every epoch. Set by `problem`.
+        predicts_new: True if accuracy on new classes is predicted from drift (`prometar.training.drift`),
+            not measured. Set by `problem`.
     """
 
     train: Items
     evaluations: Mapping[str, Items]
-    every_epoch: bool
     note: str = ""
+    every_epoch: bool = False
     predicts_new: bool = False
 
     @property
@@ -78,15 +79,7 @@ def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Proble
     rng, groups = random.Random(0), by_label(val).values()
     kept = {item for group in groups for item in rng.sample(group, min(per_class, len(group)))}
     val = tuple(item for item in val if item in kept)
-    return Problem(train, {"base": val}, every_epoch=True, note=note)
-
-
-def _drift(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
-    return replace(_base_val(dataset, shots, seed, per_class), predicts_new=True)
-
-
-def _oracle_test(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
-    return replace(_final(dataset, shots, seed, per_class), every_epoch=True, note=LEAKS)
+    return Problem(train, {"base": val}, note)
 
 
 def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
@@ -100,7 +93,7 @@ def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
             f"{dataset.name} has too few classes, {len(labels)}: base and new ones are two each at least, "
             "since among one name all is right; add classes, or `prometar train --objective all_classes`"
         )
-    return Problem(train_base, {"base": test_base, "new": test_new}, every_epoch=False)
+    return Problem(train_base, {"base": test_base, "new": test_new})
 
 
 def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
@@ -108,7 +101,7 @@ def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Pro
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
-    return Problem(select(train, labels), {"all": select(dataset.test, labels)}, every_epoch=False)
+    return Problem(select(train, labels), {"all": select(dataset.test, labels)})
 
 
 @dataclass(frozen=True)
@@ -117,9 +110,9 @@ class Objective:
 
     Args:
         problem: Images of (dataset, shots, seed, val_per_class).
-        searches: True if a search may use it.
+        searches: True if a search may use it. Then every epoch is scored.
         leaks: True if it reads the test images.
-        predicts: True if it predicts the accuracy on new classes from none of their images.
+        predicts: True if the accuracy on new classes is predicted from base images and drift.
         scores_new: True if new classes are scored separately.
         figure: One number of the accuracies in percent by set; more is better.
         title: Name of that number.
@@ -137,9 +130,9 @@ class Objective:
 FINAL = "final"
 """Objective of a run outside a search: train on all base classes, test once at the end."""
 OBJECTIVES: dict[str, Objective] = {
-    "drift": Objective(_drift, searches=True, predicts=True),
+    "drift": Objective(_base_val, searches=True, predicts=True),
     "base_val": Objective(_base_val, searches=True, scores_new=False, title="base accuracy"),
-    "oracle_test": Objective(_oracle_test, searches=True, leaks=True),
+    "oracle_test": Objective(_final, searches=True, leaks=True),
     FINAL: Objective(_final),
     "all_classes": Objective(_all_classes, scores_new=False, title="accuracy"),
 }
@@ -203,7 +196,8 @@ def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class
         found = objective.problem(dataset, shots, seed, val_per_class)
     if is_reference(name):
         _require_scores(name, objective, found)
-    return found
+    note = LEAKS if objective.leaks else found.note
+    return replace(found, note=note, every_epoch=objective.searches, predicts_new=objective.predicts)
 
 
 def _require_scores(name: str, objective: Objective, found: Problem) -> None:
@@ -214,14 +208,10 @@ def _require_scores(name: str, objective: Objective, found: Problem) -> None:
     """
     if not isinstance(found, Problem):
         raise UserError(f"{name} must return a Problem, found {type(found).__name__} (docs/extending.md)")
-    if not found.evaluations or (found.predicts_new and "base" not in found.evaluations):
-        needed = "'base' among its evaluations" if found.predicts_new else "evaluations"
+    if not found.evaluations or (objective.predicts and "base" not in found.evaluations):
+        needed = "'base' among its evaluations" if objective.predicts else "evaluations"
         raise UserError(f"{name}: its Problem needs {needed}, found {sorted(found.evaluations)}")
-    if objective.searches and not found.every_epoch:
-        raise UserError(
-            f"{name}: a search asks for a score in every epoch: its Problem needs every_epoch=True"
-        )
-    names = [*found.evaluations, *(["new"] if found.predicts_new else [])]
+    names = [*found.evaluations, *(["new"] if objective.predicts else [])]
     _figure(objective, name, {each: 80.0 - 7 * k for k, each in enumerate(names)})
     for what, items in {"training": found.train, **found.evaluations}.items():
         labels = labels_of(items)

@@ -78,9 +78,7 @@ def test_memory_grows_with_classes_and_the_meta_phase_and_falls_with_precision()
 )
 def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int) -> None:
     clip = outline("ViT-B-16-quickgelu")
-    classes = Problem(
-        tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {}, every_epoch=True
-    )
+    classes = Problem(tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {})
     asked = config("ViT-B-16-quickgelu", method)
     estimated = Footprint.of(clip, [classes]).memory(asked) - PROCESSES
     counted = memory_of(asked, num_classes=num_classes).peak

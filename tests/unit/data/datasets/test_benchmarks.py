@@ -1,6 +1,5 @@
 """Every row of the table: a small copy opens, is drawn from and checked; a damaged one says what is wrong."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -156,20 +155,6 @@ def test_a_class_folder_without_images_is_named(tmp_path: Path, name: str) -> No
     for path in folder.iterdir():
         path.rename(path.with_suffix(".tar"))
     assert f"class folder {folder} has no images (.jpg, " in fails(name, tmp_path)
-
-
-def test_split_files_that_contradict_themselves(tmp_path: Path) -> None:
-    folder = write_copy("dtd", tmp_path)
-    file = folder / BENCHMARKS["dtd"].split_file
-    tree = json.loads(file.read_text("utf-8"))
-    tree["val"].append(tree["train"][0])
-    tree["test"][0][2] = "another"
-    tree["test"][1][2] = "yet another"
-    file.write_text(json.dumps(tree), "utf-8")
-    assert f"split file {file} lists trains/4_0.jpg twice (train, val)" in fails("dtd", tmp_path)
-    found = check("dtd", tmp_path)
-    assert len(found.problems) == 3
-    assert f"calls label 4 both '{NAMES[4]}' and 'another' (at tests/4_0.jpg)" in found.problems[1]
 
 
 LISTS = [

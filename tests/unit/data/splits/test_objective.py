@@ -29,9 +29,8 @@ def nothing(accuracies):
 def made(dataset, shots, seed, per_class, **changes):
     return replace(problem("base_val", dataset, shots=shots, seed=seed), **changes)
 
-ends = Objective(partial(made, every_epoch=False), searches=True)
 blind = Objective(partial(made, evaluations={}), searches=True)
-baseless = Objective(partial(made, evaluations={"val": ()}, predicts_new=True), searches=True)
+baseless = Objective(partial(made, evaluations={"val": ()}), searches=True, predicts=True)
 newless = Objective(made, searches=True, figure=lambda accuracies: accuracies["new"])
 fewer = Objective(lambda *args: made(*args, train=made(*args).train[1:]), searches=True)
 right = Objective(made, searches=True)
@@ -77,7 +76,6 @@ def test_anything_else_is_one_line(base: float, found: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("ends", "a search asks for a score in every epoch: its Problem needs every_epoch=True"),
         ("blind", r"its Problem needs evaluations, found \[\]"),
         ("baseless", r"its Problem needs 'base' among its evaluations, found \['val'\]"),
         ("newless", "fails: KeyError: 'new'"),
