@@ -43,8 +43,6 @@ def load(reference: str) -> Any:
         >>> load("prometar.methods.regularizers:l1").__name__
         'l1'
     """
-    if not is_reference(reference):
-        raise UserError(f"'{reference}' must have the form package.module:Name")
     name, _, attribute = reference.partition(":")
     with failing(reference):
         try:
@@ -101,10 +99,9 @@ def digest_of(reference: str) -> str:
         UserError: the component cannot be loaded, or its module has no file.
     """
     load(reference)
-    file = sys.modules[reference.partition(":")[0]].__file__
-    if file is None:
-        raise UserError(f"{reference}: its module has no file, move it to one")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    with failing(reference):
+        file = Path(sys.modules[reference.partition(":")[0]].__file__ or "no file")
+        return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @contextmanager

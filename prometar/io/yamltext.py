@@ -49,10 +49,9 @@ def parse_yaml(text: str, *, where: str) -> Any:
             return None
         _count(node, {}, set())
         return loader.construct_document(node)
-    except RecursionError:
-        raise UserError(f"{where} is not YAML: it is nested too deep") from None
     except Exception as error:  # values that do not match their tags raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else reason
         raise UserError(f"{where} is not YAML: {reason}") from None
 
 

@@ -37,8 +37,6 @@ def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> 
     """See `prometar.data.streaming.stream.stream`."""
     if start_step == plan.num_steps:
         return
-    if not ray.is_initialized():
-        raise RuntimeError("stream needs a running Ray: call ray.init first, or use stream_local")
     blocks = _blocks(_dataset(plan, source, start_step, options))
     images = np.empty(0, np.uint8)
     try:
