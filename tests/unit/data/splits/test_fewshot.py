@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.splits.fewshot import base_new, draw, labels_of, select, val_of_train
+from prometar.data.splits.fewshot import base_new, draw, labels_of, val_of_train
 from prometar.errors import UserError
 
 
@@ -106,17 +106,3 @@ def test_base_new_halves_the_sorted_labels_of_the_first_split() -> None:
         [("class 3", 1)],
     ]
     assert [[i.label for i in part] for part in new] == [[1, 0, 1], [0, 1]]
-
-
-def test_base_is_the_larger_half() -> None:
-    base, new = base_new(_items([0, 1, 2, 3, 4]))
-    assert (labels_of(base[0]), labels_of(new[0])) == ((0, 1, 2), (0, 1))
-
-
-def test_select_relabels_and_keeps_the_order() -> None:
-    items = _items([4, 2, 8, 2])
-    assert [(i.path, i.label) for i in select(items, (8, 2))] == [
-        ("2/1.jpg", 0),
-        ("8/2.jpg", 1),
-        ("2/3.jpg", 0),
-    ]

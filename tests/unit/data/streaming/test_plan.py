@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.streaming.plan import Plan, _epoch, eval_plan
+from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 
 SPEC = TransformSpec(size=32, train=True)
@@ -91,16 +91,6 @@ def test_digest_changes_with_everything_that_decides_pixels(change: dict[str, An
     plan = make_plan()
     assert plan.digest == make_plan().digest
     assert dataclasses.replace(plan, **change).digest != plan.digest
-
-
-def test_each_epoch_of_a_large_plan_is_drawn_once() -> None:
-    plan = make_plan(16_000, batch_size=32, epochs=50)
-    assert plan.num_steps == 25_000
-    assert len(plan.digest) == 64
-    _epoch.cache_clear()
-    for step in range(0, plan.num_steps, 100):
-        assert len(plan.rows(*plan.step_rows(step)).image) == 32
-    assert _epoch.cache_info().misses == 50
 
 
 def test_eval_plan_keeps_every_image_in_order() -> None:
