@@ -36,16 +36,16 @@ class Problem:
     ones among new names.
 
     Args:
-        note: Remark on the split for the user.
         every_epoch: True if accuracy is measured in every epoch. Set by `problem`.
+        note: Remark on the split for the user.
         predicts_new: True if accuracy on new classes is predicted from drift (`prometar.training.drift`),
             not measured. Set by `problem`.
     """
 
     train: Items
     evaluations: Mapping[str, Items]
-    note: str = ""
     every_epoch: bool = False
+    note: str = ""
     predicts_new: bool = False
 
     @property
@@ -79,7 +79,7 @@ def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> Proble
     rng, groups = random.Random(0), by_label(val).values()
     kept = {item for group in groups for item in rng.sample(group, min(per_class, len(group)))}
     val = tuple(item for item in val if item in kept)
-    return Problem(train, {"base": val}, note)
+    return Problem(train, {"base": val}, note=note)
 
 
 def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> Problem:
