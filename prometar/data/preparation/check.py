@@ -27,7 +27,7 @@ class CheckResult:
         summary: One line.
         broken: A message per image that is missing or cannot be decoded.
         problems: Errors of the list (images listed twice, labels with two names) and corrupt shards.
-        notes: Other sizes than published, equal class names, a split made here.
+        notes: Other sizes or another split file than published, a split made here, the class names.
     """
 
     summary: str
