@@ -61,8 +61,8 @@ def test_encoded_pixels_are_the_rendered_ones() -> None:
     [
         "grid/train_0032.png",
         "grid/train_00003.png",
-        "grid/train_0000.png",
-        "grid/trian_0000.png",
+        "nowhere/train_0000.png",
+        "grid/other_0000.png",
         "../etc/passwd",
     ],
 )
