@@ -24,7 +24,7 @@ from prometar.methods.composition import build_prompts
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch
 from prometar.training.run import backbone_of, build_run
-from prometar.training.run_result import FILE, EpochRecord, RunResult, TargetTest, read_result
+from prometar.training.run_result import FILE, EpochRecord, RunResult, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.session import Session
 
@@ -158,7 +158,7 @@ def evaluate_targets(folder: Path, names: Sequence[str], stream: Stream = stream
     for name in names:
         if name not in result.tests:
             dataset = open_dataset(name, classifier.config.data.root)
-            tested = TargetTest(accuracy=evaluate_on(classifier, dataset, stream), data=dataset.digest)
+            tested = evaluate_on(classifier, dataset, stream), dataset.digest
             result = result.model_copy(update={"tests": {**result.tests, name: tested}})
             result.write(folder)
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from prometar.cli.console import run_cli
-from prometar.cli.options import PLAIN, GroupedHelp
+from prometar.cli.options import PLAIN, Command
 from tune.config import OPTIONS, StudyConfig
 
 app = typer.Typer(help=__doc__, **PLAIN)
@@ -47,7 +47,7 @@ def _parameters() -> Iterator[Parameter]:
     yield Parameter("plan", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, plan])
 
 
-@app.command(cls=GroupedHelp)
+@app.command(cls=Command)
 def search(*, plan: bool = False, **options: Any) -> None:
     """Search settings, confirm the best, and test them."""
     config = StudyConfig.of(**options)

@@ -11,7 +11,7 @@ import typer
 from prometar.bundled.suite import DEFAULT, default_backbone
 from prometar.cli import data
 from prometar.cli.console import run_cli
-from prometar.cli.options import PLAIN, GroupedHelp, RootOption, TrustOption
+from prometar.cli.options import PLAIN, Command, RootOption, TrustOption
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name
 from prometar.errors import UserError
@@ -190,7 +190,7 @@ def compare(
 
 
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):
-    app.command(name=_command.name, cls=GroupedHelp)(_command.load())
+    app.command(name=_command.name, cls=Command)(_command.load())
 
 
 def _print_epoch(epochs: int, record: dict[str, Any]) -> None:

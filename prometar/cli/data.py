@@ -65,7 +65,7 @@ def data_check(
     name: NameArgument,
     data_root: RootOption = None,
 ) -> None:
-    """Decode every image, and list what is missing, broken or listed twice.
+    """Decode every image, and list what is missing or broken.
 
     Sizes are compared with the published ones.
     """

@@ -30,29 +30,24 @@ TrustOption = Annotated[
 ]
 
 
-class ManyValues(typer.core.TyperCommand):
-    """Command whose list options take several values, such as `--seeds 1 2 3`."""
+class Command(typer.core.TyperCommand):
+    """Command whose list options take several values, such as `--seeds 1 2 3`.
+
+    Its plain `--help` has a section per `rich_help_panel` of its options.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         return super().parse_args(ctx, repeat(args, lists))
 
-
-class GroupedHelp(ManyValues):
-    """Command whose plain `--help` has a section per `rich_help_panel` of its options."""
-
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        if not any(getattr(option, "rich_help_panel", None) for option in self.get_params(ctx)):
-            return super().format_options(ctx, formatter)
         groups: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
-            row = option.get_help_record(ctx)
-            if row is not None:
-                groups.setdefault(getattr(option, "rich_help_panel", None) or "Other", []).append(row)
+            if row := option.get_help_record(ctx):
+                groups.setdefault(getattr(option, "rich_help_panel", None) or "Options", []).append(row)
         for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
-        return None
 
 
 def repeat(args: Sequence[str], lists: set[str]) -> list[str]:

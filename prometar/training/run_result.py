@@ -16,20 +16,6 @@ STRICT = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=Fals
 """Configuration of records: no conversions, and only finite numbers."""
 
 
-class TargetTest(BaseModel):
-    """Test of a run's prompts on all classes of another dataset.
-
-    Args:
-        accuracy: Percent.
-        data: Digest of the dataset's splits.
-    """
-
-    model_config = STRICT
-
-    accuracy: Percent
-    data: str
-
-
 class RunResult(BaseModel):
     """Result of a finished run.
 
@@ -42,7 +28,7 @@ class RunResult(BaseModel):
             and of the backbone in its precision.
         environment: Versions and machine. code: sha256 of the source files of custom components.
         cpus, gpus: Allocated resources; None if unknown.
-        tests: Tests on other datasets, by name.
+        tests: Percent on all classes of other datasets and the digests of their splits, by name.
     """
 
     model_config = STRICT
@@ -61,7 +47,7 @@ class RunResult(BaseModel):
     code: dict[str, str] = Field(default_factory=dict)
     cpus: float | None = None
     gpus: float | None = None
-    tests: dict[str, TargetTest] = Field(default_factory=dict)
+    tests: dict[str, tuple[Percent, str]] = Field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write result.json.

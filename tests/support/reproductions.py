@@ -6,7 +6,7 @@ from typing import Any
 
 from prometar.comparison.runs import FinishedRun
 from prometar.config.settings import Config, configure, parse
-from prometar.training.run_result import RunResult, TargetTest
+from prometar.training.run_result import RunResult
 from tune.execution.jobs import Job
 from tune.reproduce.grid import PROTOCOLS, Grid
 from tune.reproduce.published import settings_of
@@ -42,7 +42,7 @@ def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:
         accuracies={name: value(config, name) for name in sets}, images={}, history=(), classnames=(),
         objective=job.objective, template="", run="", data=f"of {config.data.name}", weights="",
         environment={},
-        tests={name: TargetTest(accuracy=value(config, name), data=f"of {name}") for name in spec.targets},
+        tests={name: (value(config, name), f"of {name}") for name in spec.targets},
     )  # fmt: skip
     return FinishedRun(Path(spec.folder), config, result)
 

@@ -56,9 +56,9 @@ def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
             figures = {shots_column(each): figures[ACCURACY] for each in shots}
         for column, value in figures.items():
             by_dataset[data.name].setdefault(column, {})[run.seed] = value
-        for name, test in run.result.tests.items():
+        for name, (accuracy, _) in run.result.tests.items():
             if name in by_dataset:
-                by_dataset[name].setdefault(ACCURACY, {})[run.seed] = test.accuracy
+                by_dataset[name].setdefault(ACCURACY, {})[run.seed] = accuracy
     return found
 
 

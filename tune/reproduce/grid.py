@@ -144,7 +144,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
         result = read_result(folder)
     except PrometarError:
         return None
-    splits = {config.data.name: result.data, **{name: test.data for name, test in result.tests.items()}}
+    splits = {config.data.name: result.data, **{name: digest for name, (_, digest) in result.tests.items()}}
     for name, digest in splits.items():
         if digests.get(name, digest) != digest:
             raise UserError(f"{folder} has another split of {name}. Restore it, or pass another --out.")
