@@ -34,17 +34,6 @@ Row = tuple[str, str, Mapping[str, Figure]]
 """Dataset (or average), method, and figures by column."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """Table of a grid, with the notes that belong to it."""
-
-    protocol: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-
-
 def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
     """Return percent by method, dataset, column and seed, with all methods and datasets of the grid."""
     found: dict[str, dict[str, dict[str, dict[int, float]]]]
@@ -62,14 +51,11 @@ def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
     return found
 
 
-def build_table(
-    grid: Grid, results: Results, *, uncited: Mapping[str, str], notes: Sequence[str] = ()
-) -> Table:
-    """Build the table from the results that there are.
+def build_table(grid: Grid, results: Results, *, uncited: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+    """Return the rows of the table from the results that there are, and notes.
 
     Args:
         uncited: Datasets whose figures do not compare with published ones, and why.
-        notes: Further notes, e.g. on runs that failed.
     """
     shots = {"data.shots": grid.shots[0]}
     series = {method: beside(grid.name, config.override(shots)) for method, config in grid.configs.items()}
@@ -90,13 +76,13 @@ def build_table(
         averages = {method: _average([results[method][name] for name in averaged]) for method in grid.configs}
         rows += [row(label, method, scores, comparable=same) for method, scores in averages.items()]
     shown = {method for _, method, found in rows if any(figure.published for figure in found.values())}
-    notes = [*_notes(grid, results), *notes]
+    notes = list(_notes(grid, results))
     if shown:
         papers = ", ".join(found.cited for method, found in series.items() if found and method in shown)
         notes.append(f"Published figures are cited, not run here: {papers}. Difference: ours - published.")
     if any(series.values()):
         notes += [f"Not comparable with published figures: {name} ({why})." for name, why in uncited.items()]
-    return Table(grid.name, _title(grid), grid.columns, tuple(rows), tuple(notes))
+    return rows, notes
 
 
 def _average(scores: Sequence[Scores]) -> Scores:
@@ -134,14 +120,6 @@ def pair_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[s
     default = Config().method
     reference = default if default in compared else next(iter(compared))
     return compare(compared, reference=reference, columns=grid.columns)
-
-
-def _title(grid: Grid) -> str:
-    backbone = " ".join(filter(None, (grid.config.backbone.name, grid.config.backbone.pretrained)))
-    shots = "" if len(grid.protocol.shots) > 1 else f"{shots_column(grid.shots[0])}, "
-    source = f"trained on {grid.source}, " if grid.source else ""
-    seeds = ", ".join(map(str, grid.seeds))
-    return f"{grid.name}: {source}{shots}{backbone}, seeds {seeds}, test accuracy in percent"
 
 
 def _notes(grid: Grid, results: Results) -> Iterator[str]:

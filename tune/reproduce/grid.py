@@ -86,6 +86,15 @@ class Grid:
         return ("base", "new", HARMONIC) if self.protocol.objective == FINAL else (ACCURACY,)
 
     @property
+    def title(self) -> str:
+        """Title of the table."""
+        backbone = " ".join(filter(None, (self.config.backbone.name, self.config.backbone.pretrained)))
+        shots = "" if len(self.protocol.shots) > 1 else f"{shots_column(self.shots[0])}, "
+        source = f"trained on {self.source}, " if self.source else ""
+        seeds = ", ".join(map(str, self.seeds))
+        return f"{self.name}: {source}{shots}{backbone}, seeds {seeds}, test accuracy in percent"
+
+    @property
     def config(self) -> Config:
         """Configuration of the first method. All methods share backbone and data."""
         return next(iter(self.configs.values()))

@@ -6,12 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from prometar.clip.openclip import load_backbone
+from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem
 from prometar.errors import PrometarError, UserError, WorkError, one_line
-from prometar.io.files import resolved
+from prometar.io.files import resolved, write_atomically
 from prometar.io.lock import locked
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
@@ -25,7 +26,7 @@ from tune.execution.resources import plan_resources
 from tune.reproduce.figures import build_table, collect, pair_methods
 from tune.reproduce.grid import Grid, read_run
 from tune.reproduce.published import unlike_published
-from tune.reproduce.render import print_table, write_tables
+from tune.reproduce.render import as_csv, as_markdown, print_table
 
 
 def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
@@ -39,7 +40,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
     out = resolved(out)
     for name in grid.all_datasets:
         require_outside(out, name, grid.config.data.root)
-    datasets, problems, missing = _open(grid)
+    datasets, splits, missing = _open(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
     methods = {name: smoke_test(config, clip) for name, config in grid.configs.items()}
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
@@ -51,7 +52,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         if left:
             nodes = start_ray(address=address)
             on_gpu = resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
-            footprint = Footprint.of(clip, problems)
+            footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, planned = plan_resources(nodes, resources, len(left), "all that are left", memory, "run")
         console.print(f"{grid.name} in {out}: {len(jobs)} runs, {len(jobs) - len(left)} are done")
@@ -62,19 +63,20 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             with LiveView(console, grid.name, len(jobs), len(jobs) - len(left), compared=False) as view:
                 run_jobs(listed, ExecutionContext(plan, console), [view])
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
-        notes = [
-            *(f"{name} was left out: {reason}" for name, reason in missing.items()),
-            *(f"{name} failed: {reason}" for name, reason in listed.failures.items()),
-        ]
+        problems = [f"{name} was left out: {reason}" for name, reason in missing.items()]
+        problems += [f"{name} failed: {reason}" for name, reason in listed.failures.items()]
         uncited = {name: why for name, dataset in datasets.items() if (why := unlike_published(dataset))}
-        table = build_table(grid, results, uncited=uncited, notes=notes)
+        rows, notes = build_table(grid, results, uncited=uncited)
+        notes += problems
         pairs, unpaired = pair_methods(grid, results)
-        print_table(table, console)
+        print_table(grid, rows, notes, console)
         if pairs:
             print_comparison(pairs, unpaired, console)
-        paths = write_tables(table, pairs, out / grid.name)
-    console.print(f"written: {', '.join(map(str, paths))}")
-    if notes:
+        tables = {"table.csv": as_csv(grid, rows), "table.md": as_markdown(grid, rows, notes)}
+        for name, text in {**tables, "pairs.csv": pairs_as_csv(pairs)}.items():
+            write_atomically(out / grid.name / name, text.encode())
+    console.print(f"written: table.csv, table.md and pairs.csv in {out / grid.name}")
+    if problems:
         raise WorkError(
             "Some runs are missing, see above. Fix the cause, then rerun the same command to resume."
         )

@@ -16,10 +16,11 @@ from prometar.data.datasets.sources import FolderSource
 from prometar.metrics import harmonic_mean, t_interval
 from tests.support.reproductions import PUBLISHED, ask, fill
 from tune.reproduce import figures
-from tune.reproduce.figures import Figure, Table, collect, pair_methods
+from tune.reproduce.figures import Figure, Row, collect, pair_methods
 from tune.reproduce.grid import Grid
 from tune.reproduce.published import published, settings_of, unlike_published
 
+Table = tuple[list[Row], list[str]]
 percents = st.floats(0.01, 100)
 
 
@@ -28,7 +29,7 @@ def build_table(grid: Grid, runs: list[FinishedRun], **uncited: str) -> Table:
 
 
 def row(table: Table, dataset: str, method: str) -> dict[str, Figure]:
-    (found,) = [found for name, label, found in table.rows if (name, label) == (dataset, method)]
+    (found,) = [found for name, label, found in table[0] if (name, label) == (dataset, method)]
     return dict(found)
 
 
@@ -77,25 +78,25 @@ def test_one_source_and_its_targets() -> None:
     order = ["all", *grid.datasets]
     runs = fill(grid, lambda config, name: 10.0 * order.index(name) + config.train.seed)
     table = build_table(grid, runs)
-    assert [name for name, _, _ in table.rows] == ["imagenet", *grid.datasets, "average"]
+    assert [name for name, _, _ in table[0]] == ["imagenet", *grid.datasets, "average"]
     assert row(table, "imagenet", "coop")["accuracy"].mean == 1.5
     assert row(table, "imagenet_r", "coop")["accuracy"].mean == 41.5
     assert row(table, "average", "coop")["accuracy"].mean == 26.5, "without the source"
     tests = {"imagenet_r": runs[0].result.tests["imagenet_r"]}
     part = replace(runs[0], result=runs[0].result.model_copy(update={"tests": tests}))
     table = build_table(grid, [part, runs[1]])
-    counts = {name: found["accuracy"].n for name, _, found in table.rows}
+    counts = {name: found["accuracy"].n for name, _, found in table[0]}
     assert (counts["imagenet"], counts["imagenet_a"], counts["imagenet_r"]) == (2, 1, 2)
 
 
 def test_shots_are_columns_and_what_learns_nothing_is_in_all_of_them() -> None:
     grid = ask("few-shot", ("zero-shot", "coop"), seeds=(1, 2), datasets=("dtd",), shots=(1, 4))
     table = build_table(grid, fill(grid, lambda config, _: config.data.shots + 10.0 * config.train.seed))
-    assert table.columns == ("1 shot", "4 shots")
-    assert [row(table, "dtd", "coop")[c].mean for c in table.columns] == [16.0, 19.0]
-    assert [row(table, "dtd", "zero-shot")[c].mean for c in table.columns] == [11.0, 11.0]
+    assert grid.columns == ("1 shot", "4 shots")
+    assert [row(table, "dtd", "coop")[c].mean for c in grid.columns] == [16.0, 19.0]
+    assert [row(table, "dtd", "zero-shot")[c].mean for c in grid.columns] == [11.0, 11.0]
     assert row(table, "dtd", "zero-shot")["4 shots"].sd is None
-    assert "Nothing is trained by zero-shot: one run for all seeds." in table.notes
+    assert "Nothing is trained by zero-shot: one run for all seeds." in table[1]
 
 
 def whole(name: str) -> Dataset:
@@ -120,7 +121,7 @@ def test_other_images_or_recipes_have_no_published_figure() -> None:
     table = build_table(grid, fill(grid, half), dtd=reason)
     assert {figure.published for figure in row(table, "dtd", "coop").values()} == {None}
     assert None not in {figure.published for figure in row(table, "eurosat", "coop").values()}
-    assert f"Not comparable with published figures: dtd ({reason})." in table.notes
+    assert f"Not comparable with published figures: dtd ({reason})." in table[1]
 
 
 def test_published_figures_stand_beside_the_same_setting_only() -> None:
@@ -132,7 +133,7 @@ def test_published_figures_stand_beside_the_same_setting_only() -> None:
     assert coop["H"].published == 54.24, "the harmonic mean of the published ones"
     assert row(table, "dtd", "prometar")["base"].published is None, "H alone was published by dataset"
     assert row(table, "dtd", "vpt")["base"].published is None
-    assert any("Published figures are cited, not run here: CLIP" in note for note in table.notes)
+    assert any("Published figures are cited, not run here: CLIP" in note for note in table[1])
     for other in (
         ask("base-to-new", methods, datasets=("dtd",), shots=(4,)),
         ask("base-to-new", methods, datasets=("dtd",), settings={"train.epochs": 3}),
@@ -163,7 +164,7 @@ def test_a_published_figure_is_cited_with_its_configuration(
     runs = fill(grid, half)
     table = build_table(grid, runs)
     assert row(table, "average", method)["H"].published == published
-    assert any(file in note for note in table.notes if "cited" in note) == bool(file)
+    assert any(file in note for note in table[1] if "cited" in note) == bool(file)
     part = build_table(grid, [run for run in runs if run.config.data.name != "dtd"])
     assert row(part, "average of 10", method)["H"].published is None
 
@@ -173,7 +174,7 @@ def test_a_protocols_own_settings_are_listed_and_compare() -> None:
     assert grid.configs["maple"].train.epochs == settings_of("cross-dataset", "maple")["train.epochs"] == 2
     table = build_table(grid, fill(grid, half))
     assert row(table, "imagenet", "maple")["accuracy"].published == 70.72
-    (note,) = [note for note in table.notes if note.startswith("Settings of maple")]
+    (note,) = [note for note in table[1] if note.startswith("Settings of maple")]
     assert note.endswith("prompts.text_depth=3, optim.lr=0.0026, train.epochs=2.")
     changed = ask("cross-dataset", ("maple",), settings={"train.epochs": 5})
     assert row(build_table(changed, fill(changed, half)), "imagenet", "maple")["accuracy"].published is None

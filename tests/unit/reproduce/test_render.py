@@ -3,17 +3,17 @@
 import csv
 import io
 import re
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
 from prometar.metrics import t_interval
 from tests.support.reproductions import ask, fill
-from tune.reproduce.figures import Figure, Table, build_table, collect, pair_methods
-from tune.reproduce.grid import PROTOCOLS
-from tune.reproduce.render import as_markdown, print_table, write_tables
+from tune.reproduce.figures import Figure, Row, build_table, collect, pair_methods
+from tune.reproduce.grid import PROTOCOLS, Grid
+from tune.reproduce.render import as_csv, as_markdown, print_table
 
 METHODS = ("zero-shot", "coop", "promptsrc", "prometar-maple")
 HOSTILE = "a|b & 100% #1_{x} <script>[c](d)*e*`f`"
@@ -23,39 +23,37 @@ def console(width: int) -> Console:
     return Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True, markup=False)
 
 
-def printed(table: Table) -> str:
+def printed(grid: Grid, rows: list[Row], notes: list[str]) -> str:
     terminal = console(120)
-    print_table(table, terminal)
+    print_table(grid, rows, notes, terminal)
     return terminal.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
-def test_every_figure_is_shown_and_written(protocol: str, tmp_path: Path) -> None:
+def test_every_figure_is_shown_and_written(protocol: str) -> None:
     grid = ask(protocol, METHODS)
     results = collect(grid, fill(grid, lambda config, name: 50.0 + 7 * config.train.seed))
-    table, (pairs, _) = build_table(grid, results, uncited={}), pair_methods(grid, results)
-    text = printed(table)
+    rows, notes = build_table(grid, results, uncited={})
+    text, page = printed(grid, rows, notes), as_markdown(grid, rows, notes).replace("\\", "")
     assert "…" not in text
-    figures = [figure for _, _, found in table.rows for figure in found.values()]
+    figures = [figure for _, _, found in rows for figure in found.values()]
     for pattern, count in (
         (r"\d\d\.\d\d ± \d\.\d\d", sum(f.sd is not None for f in figures)),
         (r"\[\d\d\.\d\d, \d\d\.\d\d\]", sum(f.interval is not None for f in figures)),
         (r"\d\d\.\d\d \([+-]\d+\.\d\d\)", sum(f.published is not None for f in figures)),
     ):
-        assert len(re.findall(pattern, text)) == count, pattern
-        assert len(re.findall(pattern, as_markdown(table).replace("\\", ""))) == count, pattern
-    for name in (*table.columns, *METHODS, *grid.all_datasets):
+        assert len(re.findall(pattern, text)) == len(re.findall(pattern, page)) == count, pattern
+    for name in (*grid.columns, *METHODS, *grid.all_datasets):
         assert name in text
-    files = write_tables(table, pairs, tmp_path)
-    assert [path.name for path in files] == ["table.csv", "table.md", "pairs.csv"]
-    rows = list(csv.DictReader(io.StringIO(files[0].read_text())))
-    assert len(rows) == len(figures)
-    for each in rows:
+    lines = list(csv.DictReader(io.StringIO(as_csv(grid, rows))))
+    assert len(lines) == len(figures)
+    for each in lines:
         if each["published"]:
             difference = float(each["mean"]) - float(each["published"])
             assert float(each["difference"]) == pytest.approx(difference, abs=1e-3)
-    pairs_rows = list(csv.DictReader(io.StringIO(files[2].read_text())))
-    assert len(pairs_rows) == len(table.columns) * 3 * (1 + len(grid.datasets)), "all, and each dataset"
+    pairs, _ = pair_methods(grid, results)
+    lines = list(csv.DictReader(io.StringIO(pairs_as_csv(pairs))))
+    assert len(lines) == len(grid.columns) * 3 * (1 + len(grid.datasets)), "all, and each dataset"
 
 
 def test_a_comparison_fits_a_terminal() -> None:
@@ -72,12 +70,13 @@ def test_a_comparison_fits_a_terminal() -> None:
 
 def test_no_name_breaks_a_table() -> None:
     figure = Figure(2, 50.0, 1.0, t_interval([49.0, 51.0]))
-    rows = ((HOSTILE, "coop", {"accuracy": figure}), ("dtd", HOSTILE, {}))
-    table = Table("few-shot", HOSTILE, ("accuracy",), rows, (f"left out: class {HOSTILE}\n[red]x",))
-    text = as_markdown(table)
+    grid = ask("cross-dataset")
+    rows: list[Row] = [(HOSTILE, "coop", {"accuracy": figure}), ("dtd", HOSTILE, {})]
+    notes = [f"left out: class {HOSTILE}\n[red]x"]
+    text = as_markdown(grid, rows, notes)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
     for raw in ("<script>", "[c]", "*e*", "`f`"):
         assert re.search(rf"(?<!\\){re.escape(raw)}", text) is None, raw
-    assert "[red]x" in printed(table)
+    assert "[red]x" in printed(grid, rows, notes)
