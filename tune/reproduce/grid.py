@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from prometar.comparison.runs import FinishedRun
@@ -109,18 +110,15 @@ class Grid:
         """
         objective = self.protocol.objective
         targets = tuple(name for name in self.datasets if name not in missing) if self.source else ()
-        jobs = []
-        for dataset in (name for name in self.trained_on if name not in missing):
-            for shots in self.shots:
-                for method, config in self.configs.items():
-                    for seed in self.seeds if method not in untrained else self.seeds[:1]:
-                        if method in untrained and shots != self.shots[0]:
-                            continue
-                        one = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
-                        name = f"{objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
-                        spec = RunSpec(one.completed().model_dump(mode="json"), str(folder / name), targets)
-                        title = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
-                        jobs.append(Job(title, (spec,), objective))
+        once, jobs = (self.shots[0], self.seeds[0]), list[Job]()
+        grid = product(self.trained_on, self.shots, self.configs.items(), self.seeds)
+        for dataset, shots, (method, config), seed in grid:
+            if dataset in missing or (method in untrained and (shots, seed) != once):
+                continue
+            one = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
+            name = f"{objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
+            spec = RunSpec(one.completed().model_dump(mode="json"), str(folder / name), targets)
+            jobs.append(Job(f"{dataset}, {method}, {shots_column(shots)}, seed {seed}", (spec,), objective))
         return jobs
 
 
