@@ -18,9 +18,10 @@ from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import Batch, Images, Query, Shares, Task, make_batch
+from prometar.step.meta_batch import Batch, Images, Query, make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.task_selection import Mixing
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,19 @@ class Rehearsal:
         batch = make_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, seen=self.seen)
         if not self.state.prompts:
             return batch
-        batch = Batch(batch.images, self._task(batch.images))
+        num_support = len(self.labels_B) - self.num_query
+        if method.inner is not None and num_support:
+            batch = _with_task(batch.images, num_support)
         return step(model, method, self.state, batch, Rates(2.5e-3, 1e-6))
 
-    def _task(self, whole: Images) -> Task | None:
-        num_support = len(whole.labels) - self.num_query
-        if self.method.inner is None or not num_support:
-            return None
-        support = Images._make(None if part is None else part[:num_support] for part in whole)
-        _, labels, share, frozen = (None if part is None else part[num_support:] for part in whole)
-        assert labels is not None
-        assert share is not None
-        shares, tokens = Shares(share, share, labels, labels), whole.tokens[num_support - 1 :]
-        return Task(support, Query(tokens, labels, share, shares, frozen))
+
+def _with_task(whole: Images, num_support: int) -> Batch:
+    """Return a batch whose first images are the support, and whose others are the mixed query."""
+    support = Images._make(None if part is None else part[:num_support] for part in whole)
+    labels, share = whole.labels[num_support:], whole.weights[num_support:]
+    frozen = None if whole.frozen is None else whole.frozen[num_support:]
+    mixing, tokens = Mixing(share, share, labels, labels, None), whole.tokens[num_support - 1 :]
+    return Batch(whole, support, Query(tokens, labels, share, mixing, labels, frozen))
 
 
 def rehearse(

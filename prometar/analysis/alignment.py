@@ -85,16 +85,17 @@ def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
     if draw is None or not state.prompts:
         return None
     with_task = replace(method, inner=InnerSGD(), augmentation=NoAugmentation())
-    task = make_batch(run.backbone.clip, with_task, images, labels, draw).task
-    assert task is not None
-    query = Images(task.query.tokens, task.query.labels, task.query.weights, task.query.frozen)
+    _, support, mixed = make_batch(run.backbone.clip, with_task, images, labels, draw)
+    assert support is not None
+    assert mixed is not None
+    query = Images(mixed.tokens, mixed.labels, mixed.weights, mixed.frozen)
     plain = replace(method, regularizer=Regularizer(), modulator=Add())
-    return _cosines(_gradient(run, method, state, task.support), _gradient(run, plain, state, query))
+    return _cosines(_gradient(run, method, state, support), _gradient(run, plain, state, query))
 
 
 def _gradient(run: Run, method: Method, state: State, images: Images) -> Leaves:
     """Return the gradient of the direct phase: the momenta of a step with lr 0."""
-    after, _ = step(run.model, replace(method, inner=None), state, Batch(images, None), _STILL)
+    after, _ = step(run.model, replace(method, inner=None), state, Batch(images), _STILL)
     return after.prompt_momenta
 
 

@@ -18,7 +18,7 @@ from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
 from prometar.step.autodiff import Vjp, detached, differentiable_vjp, vjp
 from prometar.step.loss_scaling import ROOM, factor
-from prometar.step.meta_batch import Batch, Images, Query, Task
+from prometar.step.meta_batch import Batch, Images, Query
 from prometar.step.prompted_clip import Model
 from prometar.step.sgd import sgd
 from prometar.step.state import State
@@ -50,8 +50,9 @@ def step(model: Model, method: Method, state: State, batch: Batch, rates: Rates)
     gradient, losses = compute.direct(state, batch.images)
     scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, rates)
-    if method.inner is not None and batch.task is not None and state.prompts:
-        prompts, gate, meta = compute.outer(method.inner, state, batch.task)
+    support, query = batch.support, batch.query
+    if method.inner is not None and support is not None and query is not None and state.prompts:
+        prompts, gate, meta = compute.outer(method.inner, state, support, query)
         state = _update(state, prompts, gate, rates)
         scalars |= {name: loss.detach() for name, loss in meta.items()}
     return replace(state, step=state.step + 1), scalars
@@ -89,7 +90,9 @@ class _Compute:
         each, losses = self._gradients(tokens, images)
         return to_leaves(self._modulated(state.gate, each)), losses
 
-    def outer(self, inner: InnerSGD, state: State, task: Task) -> tuple[Leaves, Leaves, Scalars]:
+    def outer(
+        self, inner: InnerSGD, state: State, support: Images, query: Query
+    ) -> tuple[Leaves, Leaves, Scalars]:
         """Return gradients of outer_weight * query loss after the inner step, for the prompts and the gate.
 
         With v the query's gradient at the adapted tokens, and u_k what the inner step makes of it at the
@@ -98,9 +101,9 @@ class _Compute:
         tokens, _, to_leaves = vjp(self._tokens, state.prompts)
         hvp: Hvp | None = None
         if inner.second_order:
-            support, losses, hvp = self._gradients_and_hvp(tokens, task.support)
+            each, losses, hvp = self._gradients_and_hvp(tokens, support)
         else:
-            support, losses = self._gradients(tokens, task.support)
+            each, losses = self._gradients(tokens, support)
 
         def adapt(values: Leaves) -> tuple[Leaves, Leaves]:
             prompts, gate, each = (_group(values, name) for name in ("prompts", "gate", "gradient"))
@@ -111,11 +114,11 @@ class _Compute:
             gradient = to_leaves(self._modulated(gate, each))
             return self.method.prompts.tokens(inner(prompts, gradient)), {}
 
-        parts = {"prompts": state.prompts, "gate": state.gate, "gradient": support}
+        parts = {"prompts": state.prompts, "gate": state.gate, "gradient": each}
         values = {f"{name}/{key}": leaf for name, part in parts.items() for key, leaf in part.items()}
         adapted, _, back = vjp(adapt, values)
-        query, query_loss = self._query(adapted, task.query, inner)
-        outer = back(query)
+        at_query, query_loss = self._query(adapted, query, inner)
+        outer = back(at_query)
         prompts = _group(outer, "prompts")
         if hvp is not None:
             rate = factor(self.model.clip.dtype, ROOM, inner.lr, inner.outer_weight)
@@ -193,14 +196,14 @@ class _Compute:
     def _query_loss(self, towers: Towers, features: Leaves, query: Query) -> Tensor:
         """Cross-entropy of the query images under adapted prompts, with their partners mixed in."""
         text_CE, image_RE = towers.both(features)
-        image_QE, shares = image_RE[: len(query.labels)], query.shares
-        if shares is not None and shares.partner is not None:
-            image_QE = shares.own[:, None] * image_QE + shares.rest[:, None] * image_RE[shares.partner]
+        image_QE, mixing = image_RE[: len(query.labels)], query.mixing
+        if mixing is not None and mixing.encoded is not None:
+            image_QE = mixing.own[:, None] * image_QE + mixing.rest[:, None] * image_RE[mixing.encoded]
         logits = self.model.logits(image_QE, text_CE)
-        if shares is None:
+        if mixing is None or query.partner_labels is None:
             return cross_entropy(logits, query.labels, query.weights)
-        own = cross_entropy(logits, query.labels, query.weights * shares.own)
-        return own + cross_entropy(logits, shares.labels, query.weights * shares.rest)
+        own = cross_entropy(logits, query.labels, query.weights * mixing.own)
+        return own + cross_entropy(logits, query.partner_labels, query.weights * mixing.rest)
 
 
 def _group(values: Leaves, name: str) -> Leaves:

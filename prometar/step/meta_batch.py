@@ -11,7 +11,7 @@ from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
 from prometar.device import send
 from prometar.methods.composition import Method
-from prometar.step.task_selection import Selection, TaskDraw, select
+from prometar.step.task_selection import Mixing, Selection, TaskDraw, select
 
 
 class Images(NamedTuple):
@@ -23,43 +23,27 @@ class Images(NamedTuple):
     frozen: Tensor | None
 
 
-class Shares(NamedTuple):
-    """Mixture of the query: (Q,) shares of the own and the partner's image and label, and its label.
-
-    partner: (Q,) rows of the query's tokens whose features are mixed in; None if pixels were mixed.
-    """
-
-    own: Tensor
-    rest: Tensor
-    labels: Tensor
-    partner: Tensor | None
-
-
 class Query(NamedTuple):
-    """Embedded images (R, T, D) whose first Q are the query, its labels (Q,), weights (Q,) and mix.
+    """Embedded images (R, T, D) whose first Q are the query, its labels (Q,), weights (Q,) and mixture.
 
+    partner_labels: (Q,), if there is a mixture.
     frozen: (Q, E), mixed as the images are; only if the text depends on the images.
     """
 
     tokens: Tensor
     labels: Tensor
     weights: Tensor
-    shares: Shares | None = None
+    mixing: Mixing | None = None
+    partner_labels: Tensor | None = None
     frozen: Tensor | None = None
 
 
-class Task(NamedTuple):
-    """The meta phase's images."""
-
-    support: Images
-    query: Query
-
-
 class Batch(NamedTuple):
-    """All images for the direct phase, and the task of the meta phase if there is one."""
+    """All images for the direct phase, and those of the meta phase if there is one."""
 
     images: Images
-    task: Task | None
+    support: Images | None = None
+    query: Query | None = None
 
 
 def make_batch(
@@ -88,17 +72,17 @@ def make_batch(
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
     whole = Images(tokens, labels, weights, frozen)
     if task is None:
-        return Batch(whole, None)
+        return Batch(whole)
     rows = task.support_rows
     frozen = None if frozen is None else frozen[rows]
     support = Images(tokens[rows], labels[rows], task.support_weights, frozen)
-    return Batch(whole, Task(support, _query(clip, method, images_B3HW, whole, task)))
+    return Batch(whole, support, _query(clip, method, images_B3HW, whole, task))
 
 
 def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Query:
     """Return the selected images, embedded, and what is mixed into them."""
     rows, mixing = selection.query_rows, selection.mixing
-    own, shares, frozen = rows[: len(selection.query_weights)], None, None
+    own, partner_labels, frozen = rows[: len(selection.query_weights)], None, None
     if mixing is None or mixing.pixels is None:
         tokens = whole.tokens[rows]
     else:
@@ -109,8 +93,8 @@ def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selec
         assert whole.frozen is not None
         frozen = whole.frozen[own]
     if mixing is not None:
-        shares = Shares(mixing.own, mixing.rest, whole.labels[mixing.partner], mixing.encoded)
+        partner_labels = whole.labels[mixing.partner]
         if frozen is not None and whole.frozen is not None:
             frozen = mixing.own[:, None] * frozen + mixing.rest[:, None] * whole.frozen[mixing.partner]
             frozen = F.normalize(frozen, dim=-1)
-    return Query(tokens, whole.labels[own], selection.query_weights, shares, frozen)
+    return Query(tokens, whole.labels[own], selection.query_weights, mixing, partner_labels, frozen)
