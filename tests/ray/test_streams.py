@@ -14,7 +14,7 @@ from prometar.data.streaming.stream import Batch, Stream, StreamOptions, stream,
 from prometar.training import session as session_module
 from prometar.training.run import forget
 from prometar.training.session import Session
-from tests.contracts.training.test_session import small_run, train, without_time
+from tests.support.small import small_run, train, without_time
 
 OPTIONS = (StreamOptions(block_rows=8, max_tasks=1), StreamOptions(block_rows=16, max_tasks=2))
 

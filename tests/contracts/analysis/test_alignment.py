@@ -25,8 +25,8 @@ from prometar.step.task_selection import one_class_out, task_rng
 from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
 from tests.contracts.step.test_step import CLASSES, make
-from tests.contracts.training.test_session import small_run, train, without_time
 from tests.parity.released import Released
+from tests.support.small import small_run, train, without_time
 
 
 def pictures(run: Run, labels: tuple[int, ...], step: int = 0) -> Batch:

@@ -20,8 +20,8 @@ from prometar.training import epoch
 from prometar.training import run as run_module
 from prometar.training.run import DTYPES, Run, forget
 from prometar.training.session import Session
-from tests.contracts.training.test_session import small_run, without_time
 from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
+from tests.support.small import small_run, without_time
 from tests.support.tiny import open_clip_model, towers
 
 SMALL: dict[str, Any] = {"train__epochs": 2, "data__shots": 1}

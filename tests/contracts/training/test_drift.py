@@ -22,12 +22,8 @@ def run() -> Run:
     return build_run(config, "drift", val_per_class=2)
 
 
-def session_of(run: Run, folder: Path) -> Session:
-    return Session(run, folder)
-
-
 def test_new_accuracy_is_zero_shot_before_training_and_falls_with_drift(run: Run, tmp_path: Path) -> None:
-    session = session_of(run, tmp_path)
+    session = Session(run, tmp_path)
     score = session.score()
     assert score["divergence"] == pytest.approx(0.0, abs=1e-5)
     assert score["base"] == score["zero_shot"]
@@ -40,7 +36,7 @@ def test_new_accuracy_is_zero_shot_before_training_and_falls_with_drift(run: Run
 
 def test_prompts_that_see_the_images_drift_by_what_they_see(tmp_path: Path) -> None:
     config = Config(method="cocoop").override({"data.shots": 1, "train.epochs": 1})
-    session = session_of(build_run(config, "drift", val_per_class=1), tmp_path)
+    session = Session(build_run(config, "drift", val_per_class=1), tmp_path)
     for leaf in ("shift.out.weight", "shift.out.bias"):
         session.state.prompts[leaf].zero_()
     assert session.score()["divergence"] == pytest.approx(0.0, abs=1e-5)
@@ -75,7 +71,7 @@ def test_too_few_foreign_names_are_refused(run: Run) -> None:
 
 
 def test_figures_that_are_not_finite_are_no_score(run: Run, tmp_path: Path) -> None:
-    session = session_of(run, tmp_path)
+    session = Session(run, tmp_path)
     leaves = {name: torch.full_like(leaf, torch.nan) for name, leaf in session.state.prompts.items()}
     session.state = replace(session.state, prompts=leaves)
     with pytest.raises(WorkError, match="logits of mini in float32 are not finite"):

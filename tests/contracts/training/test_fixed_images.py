@@ -10,15 +10,14 @@ import torch
 
 from prometar.clip import vision
 from prometar.clip.features import Seen
-from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step.prompted_clip import Model
 from prometar.training.epoch import train_epoch
-from prometar.training.run import Run, build_run, forget, initial_state
+from prometar.training.run import Run, forget, initial_state
 from prometar.training.session import _IMAGES, Session
-from tests.support.small import BACKBONE
+from tests.support.small import small_run, train, without_time
 
 META = {"inner.kind": "sgd", "inner.lr": 0.1}
 TEXT_ALONE: dict[str, dict[str, Any]] = {
@@ -32,22 +31,13 @@ TEXT_ALONE: dict[str, dict[str, Any]] = {
 }
 
 
-def small_run(name: str, objective: str = "drift", **more: Any) -> Run:
-    config = Config(method=name.split()[0])
-    small = {**BACKBONE, "backbone.precision": "fp64", "train.epochs": 2, "data.shots": 3}
-    return build_run(
-        config.override({**small, **TEXT_ALONE.get(name, {}), **more}), objective, val_per_class=4
-    )
+def run_of(name: str, **more: Any) -> Run:
+    small = {"backbone.precision": "fp64", "train.epochs": 2, "data.shots": 3}
+    return small_run(name.split()[0], **{**small, **TEXT_ALONE.get(name, {}), **more})
 
 
 def batches(run: Run, plan: Plan | None = None) -> Iterator[Batch]:
     return stream_local(plan or run.plan, run.dataset.source)
-
-
-def train(session: Session) -> None:
-    while not session.finished:
-        session.epoch()
-    session.close()
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +84,7 @@ def as_if_prompts_came(run: Run) -> Run:
 
 @pytest.mark.parametrize("name", TEXT_ALONE)
 def test_it_is_the_same_training(name: str, passes: list[int]) -> None:
-    run = small_run(name)
+    run = run_of(name)
     plain = as_if_prompts_came(run)
     expected, expected_losses = train_epoch(plain, initial_state(plain), batches(plain))
     before = len(passes)
@@ -109,7 +99,7 @@ def test_it_is_the_same_training(name: str, passes: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
 def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
-    first, second = small_run(name), small_run(name, **{"optim.lr": 0.01})
+    first, second = run_of(name), run_of(name, **{"optim.lr": 0.01})
     read = list[tuple[Plan, int]]()
 
     def stream(plan: Plan, source: Source, start: int) -> Iterator[Batch]:
@@ -123,17 +113,17 @@ def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
     train(known)
     assert read == []
     forget()
-    forgetful = small_run(name, **{"optim.lr": 0.01})
+    forgetful = run_of(name, **{"optim.lr": 0.01})
     alone = Session(forgetful, tmp_path / "alone", stream)
     train(alone)
-    assert without_seconds(known) == without_seconds(alone)
+    assert without_time(known.history) == without_time(alone.history)
     for leaf, tensor in alone.state.tensors().items():
         assert torch.equal(known.state.tensors()[leaf], tensor), leaf
 
 
 @pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
 def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: Path) -> None:
-    run, read = small_run(name), list[Plan]()
+    run, read = run_of(name), list[Plan]()
     train(Session(run, tmp_path / "first"))
 
     def stream(plan: Plan, source: Source, start: int) -> Iterator[Batch]:
@@ -144,11 +134,7 @@ def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: P
     assert run.plan in read
 
 
-def without_seconds(session: Session) -> list[dict[str, Any]]:
-    return [{key: value for key, value in each.items() if key != "seconds"} for each in session.history]
-
-
 def test_prompts_in_the_image_tower_keep_it_open() -> None:
-    assert small_run("prometar").backbone.clip.image_prompts
-    assert not small_run("coop").backbone.clip.image_prompts
-    assert not small_run("prometar", **{"prompts.vision_depth": 0}).backbone.clip.image_prompts
+    assert run_of("prometar").backbone.clip.image_prompts
+    assert not run_of("coop").backbone.clip.image_prompts
+    assert not run_of("prometar", **{"prompts.vision_depth": 0}).backbone.clip.image_prompts

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -22,29 +21,9 @@ from prometar.errors import WorkError
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
 from prometar.training.epoch import rates, train_epoch
-from prometar.training.run import Run, build_run, initial_state
+from prometar.training.run import initial_state
 from prometar.training.session import Session
-from tests.support.small import BACKBONE
-
-SMALL: dict[str, Any] = {
-    **BACKBONE, "train.epochs": 3, "data.shots": 2, "inner.lr": 0.1, "inner.outer_weight": 0.5
-}  # fmt: skip
-
-
-def small_run(method: str = "prometar", objective: str = "drift", **values: Any) -> Run:
-    dotted = {key.replace("__", "."): value for key, value in values.items()}
-    return build_run(Config(method=method).override({**SMALL, **dotted}), objective, val_per_class=1)
-
-
-def train(session: Session) -> list[dict[str, Any]]:
-    while not session.finished:
-        session.epoch()
-    session.close()
-    return session.history
-
-
-def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+from tests.support.small import small_run, train, without_time
 
 
 @pytest.mark.parametrize("method", METHODS)

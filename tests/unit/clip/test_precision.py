@@ -16,37 +16,21 @@ from prometar.clip.openclip import TEMPLATES, load_backbone, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
 from prometar.clip.weights import weights_digest
-from prometar.config.settings import Config, dump_config
+from prometar.config.settings import dump_config
 from prometar.data.streaming.stream import stream_local
 from prometar.runs import export_run, write_result
-from prometar.training.run import DTYPES, build_run
+from prometar.training.run import DTYPES
 from prometar.training.session import Session
 from tests.support import tiny
-from tests.support.small import BACKBONE
+from tests.support.small import small_run, train
 
 LOW = ["bf16", "fp16"]
 NAMES = ("banded", "polka-dotted", "sports_car")
-SMALL: dict[str, Any] = {
-    **BACKBONE,
-    "train.epochs": 2,
-    "data.shots": 1,
-    "inner.lr": 0.01,
-    "inner.outer_weight": 0.1,
-}
 
 
-def session(folder: Path, precision: str, objective: str = "drift", **data: str) -> Session:
-    where = {f"data.{key}": value for key, value in data.items()}
-    config = Config().override({**SMALL, **where, "backbone.precision": precision})
-    run = build_run(config, objective, val_per_class=1)
-    return Session(run, folder)
-
-
-def train(folder: Path, precision: str, objective: str = "drift", **data: str) -> Session:
-    whole = session(folder, precision, objective, **data)
-    while not whole.finished:
-        whole.epoch()
-    return whole
+def session(folder: Path, precision: str, objective: str = "drift", **values: Any) -> Session:
+    small = {"train.epochs": 2, "data.shots": 1, "inner.lr": 0.01, "inner.outer_weight": 0.1}
+    return Session(small_run("prometar", objective, backbone__precision=precision, **small, **values), folder)
 
 
 def test_convolutions_are_in_float32_as_such_and_the_caller_s_choice_comes_back(
@@ -91,7 +75,8 @@ def test_features_are_near_those_of_float32(precision: str) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one_and_learns_in_float32(
     precision: str, tmp_path: Path
 ) -> None:
-    whole = train(tmp_path / "whole", precision)
+    whole = session(tmp_path / "whole", precision)
+    train(whole)
     for _ in range(2):
         parts = session(tmp_path / "parts", precision)
         parts.epoch()
@@ -107,7 +92,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_learns_in_float32(
 
 @pytest.mark.parametrize("precision", LOW)
 def test_an_exported_run_comes_back_in_its_precision(precision: str, small_dtd: Path, tmp_path: Path) -> None:
-    run = train(tmp_path, precision, "final", name="dtd", root=str(small_dtd))
+    run = session(tmp_path, precision, "final", data__name="dtd", data__root=str(small_dtd))
+    train(run)
     (tmp_path / "config.yaml").write_text(dump_config(run.run.config))
     result = write_result(tmp_path, run)
     export_run(tmp_path, tmp_path / "prompts.safetensors")
