@@ -16,10 +16,10 @@ from prometar.clip.openclip import TEMPLATES, load_backbone, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
 from prometar.clip.weights import weights_digest
-from prometar.config.settings import dump_config
 from prometar.data.streaming.stream import stream_local
-from prometar.runs import export_run, write_result
+from prometar.runs import export_run, train_run
 from prometar.training.run import DTYPES
+from prometar.training.run_result import read_result
 from prometar.training.session import Session
 from tests.support import tiny
 from tests.support.small import small_run, train
@@ -92,11 +92,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_learns_in_float32(
 
 @pytest.mark.parametrize("precision", LOW)
 def test_an_exported_run_comes_back_in_its_precision(precision: str, small_dtd: Path, tmp_path: Path) -> None:
-    run = session(tmp_path, precision, "final", data__name="dtd", data__root=str(small_dtd))
-    train(run)
-    (tmp_path / "config.yaml").write_text(dump_config(run.run.config))
-    result = write_result(tmp_path, run)
+    data = {"data__name": "dtd", "data__root": str(small_dtd)}
+    train_run(session(tmp_path, precision, "final", **data).run.config, tmp_path)
     export_run(tmp_path, tmp_path / "prompts.safetensors")
+    run = session(tmp_path, precision, "final", **data)
     classifier = prometar.load(tmp_path / "prompts.safetensors")
     assert classifier.backbone.clip.dtype == DTYPES[precision]
     assert all(torch.equal(leaf, run.state.tested[name]) for name, leaf in classifier.leaves.items())
@@ -104,7 +103,7 @@ def test_an_exported_run_comes_back_in_its_precision(precision: str, small_dtd: 
     predicted = classifier.predict(list(batch.images))
     assert predicted.probabilities.dtype == np.float32
     hits = predicted.probabilities.argmax(axis=1) == batch.labels
-    assert 100 * hits.mean() == pytest.approx(result.accuracies["base"])
+    assert 100 * hits.mean() == pytest.approx(read_result(tmp_path).accuracies["base"])
 
 
 def test_each_precision_has_frozen_texts_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
