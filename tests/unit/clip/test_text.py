@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from prometar.clip import text_packing
 from prometar.clip.features import frozen_text, mean_text
@@ -81,30 +80,6 @@ def test_a_context_that_leaves_no_room_for_names_is_refused() -> None:
     ids = tokenize(TEXTS)
     with pytest.raises(UserError, match=r"prompts.text_length \d+ leaves no room for class names"):
         text_input(clip, ids, num_context=ids.shape[1] - 2)
-
-
-def test_mapped_over_prompts_it_gives_each_ones_features_and_gradients(row_length: int) -> None:
-    clip = towers(open_clip_model())
-    text = text_input(clip, tokenize(TEXTS), num_context=3)
-    generator = torch.Generator().manual_seed(0)
-    many = torch.randn(4, 2, 3, 16, dtype=torch.float64, generator=generator)
-
-    def score(prompts: Tensor) -> Tensor:
-        return encode_text(clip, text, dict(enumerate(prompts))).tanh().sum()
-
-    values, gradients = torch.vmap(torch.func.grad_and_value(score))(many)[::-1]
-    for one, value, gradient in zip(many, values, gradients, strict=True):
-        leaf = one.clone().requires_grad_()
-        expected = score(leaf)
-        torch.testing.assert_close(value, expected.detach(), **EXACT)
-        torch.testing.assert_close(gradient, torch.autograd.grad(expected, leaf)[0], **EXACT)
-
-
-def test_a_text_is_the_same_alone_and_among_others() -> None:
-    clip, ids = towers(open_clip_model()), tokenize(TEXTS)
-    together = encode_text(clip, text_input(clip, ids))
-    alone = torch.cat([encode_text(clip, text_input(clip, ids[k : k + 1])) for k in range(len(ids))])
-    torch.testing.assert_close(together, alone, **EXACT)
 
 
 @pytest.mark.parametrize("batch_size", [7, 256])
