@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Json, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, InstanceOf, Json, ValidationError
 from safetensors.torch import save
 
 from prometar.clip.weights import mismatch, read_tensors
@@ -18,20 +17,14 @@ from prometar.step.state import State
 from prometar.training.run_result import EpochRecord
 
 
-class _Metadata(BaseModel):
-    format: Literal["prometar-run-2"]
-    run: str
-    weights: str
-    step: NonNegativeInt
-    history: Json[tuple[EpochRecord, ...]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(BaseModel):
     """A state, the records of the epochs before it, and the digests of its run and of the weights."""
 
-    state: State
-    history: tuple[EpochRecord, ...]
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["prometar-run-2"]
+    state: InstanceOf[State]
+    history: Json[tuple[EpochRecord, ...]]
     run: str
     weights: str
 
@@ -57,14 +50,13 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     if size_of(path) is None:
         return None
     try:
-        tensors, found = read_tensors(path, "it is cut off")
-        metadata = _Metadata.model_validate(found)
-        state = State.from_tensors(tensors, metadata.step)
+        tensors, metadata = read_tensors(path, "it is cut off")
+        state = State.from_tensors(tensors, int(metadata["step"]))
+        return Checkpoint.model_validate({**metadata, "state": state})
     except ValidationError as error:
         raise corrupt(path, problems_of(error)) from None
-    except (UserError, KeyError) as error:
+    except (UserError, KeyError, ValueError) as error:
         raise corrupt(path, first_line(error)) from None
-    return Checkpoint(state, metadata.history, metadata.run, metadata.weights)
 
 
 def corrupt(path: Path, reason: str) -> WorkError:
