@@ -20,13 +20,8 @@ from prometar.io.custom import completed, is_reference
 from prometar.io.files import require_utf8, resolved
 from prometar.io.plain_data import PlainData, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
-from prometar.methods.augmentations import AnyAugmentation, FeatureMixup
-from prometar.methods.averagers import AnyAverager, Last
-from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
-from prometar.methods.modulators import AnyModulator, Gate
+from prometar.methods.composition import Sections
 from prometar.methods.part import TAGS, Custom, Part
-from prometar.methods.prompts import AnyPrompts, IndependentPrompts
-from prometar.methods.regularizers import AnyRegularizer, Distances
 
 Settings = dict[str, Any]
 """Plain data of a configuration, by section or by dotted key."""
@@ -106,7 +101,7 @@ class TrainConfig(PlainData):
     seed: int = Field(default=1, ge=0, lt=2**32)
 
 
-class Config(PlainData):
+class Config(Sections):
     """One run, complete. `Config()` is ProMetaR at its released settings on the embedded default.
 
     `Config(method=NAME)` is that method at its published settings; what is given besides overrides them.
@@ -119,16 +114,9 @@ class Config(PlainData):
         200
     """
 
-    method: str = "prometar"
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     backbone: BackboneConfig = BackboneConfig()
-    prompts: AnyPrompts = IndependentPrompts()
-    regularizer: AnyRegularizer = Distances()
-    modulator: AnyModulator = Gate()
-    inner: AnyInnerLoop = InnerSGD()
-    task: AnyAugmentation = FeatureMixup()
-    averager: AnyAverager = Last()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 

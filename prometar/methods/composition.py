@@ -5,15 +5,16 @@ downstream tests a name, so any part can be combined with any other: an ablation
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from prometar.methods.augmentations import AnyAugmentation, Augmentation, NoAugmentation
+from prometar.io.plain_data import PlainData
+from prometar.methods.augmentations import AnyAugmentation, Augmentation, FeatureMixup, NoAugmentation
 from prometar.methods.averagers import AnyAverager, Averager, Last
 from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD, NoInnerLoop
-from prometar.methods.modulators import AnyModulator, Modulator
+from prometar.methods.modulators import AnyModulator, Gate, Modulator
 from prometar.methods.part import Custom, Part
-from prometar.methods.prompts import AnyPrompts, Prompts
-from prometar.methods.regularizers import AnyRegularizer, Regularizer
+from prometar.methods.prompts import AnyPrompts, IndependentPrompts, Prompts
+from prometar.methods.regularizers import AnyRegularizer, Distances, Regularizer
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,16 @@ class Method:
         return self.regularizer.uses_images or self.prompts.conditional
 
 
-class Sections(Protocol):
-    """The sections of a configuration that determine a method."""
+class Sections(PlainData):
+    """The sections of a configuration that determine a method. The defaults are ProMetaR's."""
 
-    @property
-    def prompts(self) -> AnyPrompts: ...
-    @property
-    def regularizer(self) -> AnyRegularizer: ...
-    @property
-    def modulator(self) -> AnyModulator: ...
-    @property
-    def inner(self) -> AnyInnerLoop: ...
-    @property
-    def task(self) -> AnyAugmentation: ...
-    @property
-    def averager(self) -> AnyAverager: ...
+    method: str = "prometar"
+    prompts: AnyPrompts = IndependentPrompts()
+    regularizer: AnyRegularizer = Distances()
+    modulator: AnyModulator = Gate()
+    inner: AnyInnerLoop = InnerSGD()
+    task: AnyAugmentation = FeatureMixup()
+    averager: AnyAverager = Last()
 
 
 def build(config: Sections) -> Method:
