@@ -28,7 +28,8 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Item, Source
 from prometar.data.datasets.sources import FolderSource
 from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import StreamOptions, stream, stream_local
+from prometar.data.streaming.raystream import stream
+from prometar.data.streaming.stream import StreamOptions, stream_local
 from prometar.data.streaming.transforms import TransformSpec, apply
 from tune.execution.local_ray import start_ray
 

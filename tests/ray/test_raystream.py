@@ -16,7 +16,8 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming import raystream
 from prometar.data.streaming.plan import Plan, eval_plan
-from prometar.data.streaming.stream import Batch, StreamOptions, stream, stream_local
+from prometar.data.streaming.raystream import stream
+from prometar.data.streaming.stream import Batch, StreamOptions, stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import StorageError, UserError, WorkError
 

@@ -15,7 +15,8 @@ from prometar.data.preparation.check import check, list_datasets
 from prometar.data.preparation.prepare import prepare
 from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import stream, stream_local
+from prometar.data.streaming.raystream import stream
+from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import filesystem, join

@@ -10,7 +10,8 @@ import torch
 from prometar.config.recipes import NAMES as METHODS
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, Stream, StreamOptions, stream, stream_local
+from prometar.data.streaming.raystream import stream
+from prometar.data.streaming.stream import Batch, Stream, StreamOptions, stream_local
 from prometar.training import session as session_module
 from prometar.training.run import forget
 from prometar.training.session import Session

@@ -18,7 +18,8 @@ from ray import tune
 
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.plan import Plan, eval_plan
-from prometar.data.streaming.stream import StreamOptions, stream, stream_local
+from prometar.data.streaming.raystream import stream
+from prometar.data.streaming.stream import StreamOptions, stream_local
 from prometar.data.streaming.transforms import TransformSpec
 
 
@@ -50,7 +51,7 @@ class Trial(tune.Trainable):
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray.data.context")
         plan, source = plan_of(self.settings["root"])
         cpus = self.settings["cpus"]
-        options = StreamOptions(num_cpus=cpus, block_rows=16, in_placement_group=True, memory_bytes=1)
+        options = StreamOptions(num_cpus=cpus, block_rows=16, memory_bytes=1)
         training = stream(plan, source, options=options)
         batches = [next(training)]
         first = time.perf_counter() - started

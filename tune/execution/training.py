@@ -6,7 +6,8 @@ from statistics import mean
 
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import dump_config, parse
-from prometar.data.streaming.stream import StreamOptions, stream
+from prometar.data.streaming.raystream import stream
+from prometar.data.streaming.stream import StreamOptions
 from prometar.device import give_back
 from prometar.errors import PrometarError, StorageError
 from prometar.io.files import refused, write_atomically

@@ -33,8 +33,19 @@ from prometar.errors import PrometarError, StorageError, WorkError, last_line
 MAX_STORED_IMAGES = 10_000  # about 1 GB of photographs
 
 
-def run(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> Iterator[Batch]:
-    """See `prometar.data.streaming.stream.stream`."""
+def stream(
+    plan: Plan, source: Source, start_step: int = 0, *, options: StreamOptions = StreamOptions()
+) -> Iterator[Batch]:
+    """Yield the batches of `stream_local`, made by Ray Data in one execution for all epochs.
+
+    Ray must be running. Close the iterator (or drop it) to stop the tasks early. In a placement group, the
+    tasks run in its bundles.
+
+    Raises:
+        WorkError: a broken image (the message names it), or a worker was lost for good.
+        UserError: an image is missing.
+        StorageError: the object store and its disk are full.
+    """
     if start_step == plan.num_steps:
         return
     blocks = _blocks(_dataset(plan, source, start_step, options))
@@ -135,7 +146,7 @@ def _context(options: StreamOptions) -> Iterator[None]:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # no other setting reaches the bundle
-        if options.in_placement_group and (group := get_current_placement_group()):
+        if group := get_current_placement_group():
             strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
             context.scheduling_strategy = context.scheduling_strategy_large_args = strategy
         with DataContext.current(context):

@@ -1,4 +1,4 @@
-"""Run a plan: `stream_local` in threads of this process, `stream` on Ray Data; equal pixels."""
+"""Batches of a plan, made in threads of this process. `raystream` makes equal ones on Ray Data."""
 
 import math
 from collections import deque
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 Stream = Callable[[Plan, Source, int], Iterator[Batch]]
-"""Streams a plan's batches from a step on: `stream_local`, or `stream` with its options."""
+"""Streams a plan's batches from a step on: `stream_local`, or `raystream.stream` with its options."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,19 @@ class StreamOptions:
         num_cpus: Logical CPUs of a task (default 0.5). Inside a placement group it must fit a bundle.
         max_tasks: Tasks at a time (default 1).
         block_rows: Rows that a task makes, in whole steps (default 64).
-        in_placement_group: Run the tasks in the current placement group, if there is one. A trial needs this
-            (default False).
         memory_bytes: Bound on finished blocks that wait for a slow consumer (default 128 MiB).
     """
 
     num_cpus: float = 0.5
     max_tasks: int = 1
     block_rows: int = 64
-    in_placement_group: bool = False
     memory_bytes: int = 2**27
 
     @classmethod
     def in_bundle(cls, cpus: float) -> "StreamOptions":
         """Options that use up a placement-group bundle of `cpus`: a task for each whole CPU, at least one."""
         tasks = max(1, math.floor(cpus))
-        return cls(num_cpus=cpus / tasks, max_tasks=tasks, in_placement_group=True)
+        return cls(num_cpus=cpus / tasks, max_tasks=tasks)
 
 
 def without_pixels(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
@@ -74,24 +71,13 @@ def steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Rows, NDArray[np.i
         yield step, rows, labels[rows.image]
 
 
-def stream(
-    plan: Plan, source: Source, start_step: int = 0, *, options: StreamOptions | None = None
-) -> Iterator[Batch]:
-    """Yield the plan's batches from `start_step` on, made by Ray Data in one execution for all epochs.
-
-    Ray must be running (`ray.init`). Close the iterator (or drop it) to stop the tasks early.
+def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
+    """Yield the plan's batches from `start_step` on, made in threads of this process.
 
     Raises:
-        WorkError: a broken image (the message names it), or a worker was lost for good.
+        WorkError: a broken image. The message names it.
         UserError: an image is missing.
     """
-    from prometar.data.streaming.raystream import run  # Ray starts slowly; the local stream does without it
-
-    return run(plan, source, start_step, options or StreamOptions())
-
-
-def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """Yield the batches of `stream`, made in threads of this process, with the same errors."""
 
     def make(step: int, rows: Rows, labels: NDArray[np.int64]) -> Batch:
         paths = [plan.items[k].path for k in rows.image]
