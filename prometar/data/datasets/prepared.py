@@ -1,6 +1,5 @@
 """Prepared copies: manifest.json beside Parquet shards of (path, label, classname, split, image)."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,7 +36,6 @@ class Shard(BaseModel):
     """A Parquet file of a copy, named by a hash of its content."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    sha256: str
 
 
 class Manifest(BaseModel):
@@ -62,18 +60,6 @@ def find_manifest(uri: str) -> Manifest | None:
         return None if content is None else Manifest.model_validate_json(content)
     except ValidationError as error:
         raise UserError(f"cannot read {masked(join(uri, MANIFEST))}: {problems_of(error)}: {AGAIN}") from None
-
-
-def damaged_shards(uri: str, manifest: Manifest) -> Iterator[str]:
-    """Yield a message per shard that is missing or whose content is not the manifest's.
-
-    Raises:
-        StorageError: one cannot be read, such as from a store that does not answer.
-    """
-    for shard in manifest.shards:
-        content = read_file(uri, shard.file)
-        if content is None or hashlib.sha256(content).hexdigest() != shard.sha256:
-            yield f"shard {masked(join(uri, shard.file))} is not what {MANIFEST} says: {AGAIN}"
 
 
 def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, template: str) -> Dataset:

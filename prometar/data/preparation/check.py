@@ -10,7 +10,7 @@ from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import FOLDER, known, open_dataset, open_unverified, place_of, problems_of
 from prometar.data.datasets.dataset import Dataset, Item, Source
-from prometar.data.datasets.prepared import ParquetSource, damaged_shards, find_manifest
+from prometar.data.datasets.prepared import find_manifest
 from prometar.data.streaming.transforms import decode
 from prometar.environment import num_cpus
 from prometar.errors import PrometarError, UserError
@@ -25,8 +25,8 @@ class CheckResult:
 
     Attributes:
         summary: One line.
-        broken: A message per image that is missing or cannot be decoded.
-        problems: Errors of the list (images listed twice, labels with two names) and corrupt shards.
+        broken: A message per image that is missing, in a corrupt shard, or cannot be decoded.
+        problems: Errors of the list: images listed twice, labels with two names.
         notes: Other sizes or another split file than published, a split made here, the class names.
     """
 
@@ -86,14 +86,11 @@ def check(name: str, root: Path | str | None = None) -> CheckResult:
     dataset = open_unverified(name, root)
     items = list({item.path: item for item in dataset.items}.values())
     broken = tuple(message for _, message in decoded(items, dataset.source) if message)
-    problems = list(problems_of(dataset))
-    if isinstance(dataset.source, ParquetSource) and (manifest := find_manifest(dataset.source.uri)):
-        problems += damaged_shards(dataset.source.uri, manifest)
     names = {item.label: item.classname for item in items}
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
     state = f"{len(broken)} broken" if broken else "all whole"
     summary = f"{name}: {len(names)} classes, {sizes} images, {state}"
-    return CheckResult(summary, broken, tuple(problems), tuple(_notes(dataset, names, root)))
+    return CheckResult(summary, broken, tuple(problems_of(dataset)), tuple(_notes(dataset, names, root)))
 
 
 def _notes(dataset: Dataset, names: dict[int, str], root: Path | str | None) -> Iterator[str]:

@@ -60,8 +60,7 @@ def prepare(
         broken += [message for _, message in found if message]
         if not broken:
             data = _encode(part, [image for image, _ in found])
-            sha256 = hashlib.sha256(data).hexdigest()
-            shard = Shard(file=f"{k:05d}-{sha256[:16]}.parquet", sha256=sha256)
+            shard = Shard(file=f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet")
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
                     f"{masked(target)} holds another copy of '{name}': choose another --to, or remove it"

@@ -129,11 +129,12 @@ def test_a_damaged_shard_is_named_and_written_again(
     with pytest.raises(StorageError, match=r"cannot read shard .*delete this copy and prepare it again"):
         dataset.source.read_many([item.path for item in dataset.items])
     if damage is lose_a_bit:
-        said = f"shard {shard} is not what manifest.json says: delete this copy and prepare it again"
-        assert check("dtd", tmp_path).problems == (said,)
+        broken = check("dtd", tmp_path).broken
+        assert broken
+        assert all(f"cannot read shard {shard}" in message for message in broken)
     assert prepare("dtd", own_dtd, tmp_path, shard_rows=10)[1] == 3
     assert tree(tmp_path) == before
-    assert check("dtd", tmp_path).problems == ()
+    assert check("dtd", tmp_path).broken == ()
 
 
 @pytest.mark.parametrize(
