@@ -61,7 +61,16 @@ def test_an_example_is_trained_and_trusted_only_when_told(
     name: str, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the circles, whose few images are quickly drawn."""
-    small = ["--dataset", "circles:Circles", "--set", "train.epochs=1", "--set", "data.shots=1"]
+    small = [
+        "--dataset",
+        "circles:Circles",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "data.shots=1",
+        "--set",
+        "backbone.name=mini",
+    ]
     assert prometar_main(["train", *small, *RUNS[name], "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert {reference.partition(":")[0] for reference in result["code"]} == {name, "circles"}
