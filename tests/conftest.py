@@ -73,39 +73,39 @@ gc.disable()  # until all modules are there: a fifth of what that takes
 
 TESTS = Path(__file__).parent
 
-# A file is one process's; what takes minutes begins first, so that none of it is left alone at the end.
-LONG = (
-    "cluster/test_kills",
-    "ray/test_faults",
-    "cluster/test_end_to_end",
-    "cluster/test_submit",
-    "cluster",
-    "ray",
-)
+# Files of a group run in one process, one after the other. What takes minutes starts first, and files that need
+# a Ray of this process share it: its start takes as long as many a test.
+GROUPS = {
+    "studies": ("cluster/test_end_to_end", "ray/test_examples", "ray/test_raystream", "ray/test_s3"),
+    "processes": ("cluster/test_kills", "cluster/test_disk", "ray"),
+}
+LONG = (*GROUPS, "cluster")
+
+
+def group_of(item: pytest.Item) -> str:
+    """Name of a test's group. Most files are one of their own."""
+    name = item.path.relative_to(TESTS).as_posix()
+    return next((group for group, begins in GROUPS.items() if name.startswith(begins)), name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files before all others; tests with processes of their own are marked `slow`."""
-    names = [item.path.relative_to(TESTS).as_posix() for item in items]
-    places = {
-        item: next((k for k, long in enumerate(LONG) if name.startswith(long)), len(LONG))
-        for item, name in zip(items, names, strict=True)
-    }
-    for item, name in zip(items, names, strict=True):
-        if name.startswith("cluster/"):
+    """Sort tests by group, the long ones first. Tests with processes of their own are marked `slow`."""
+    places = {}
+    for item in items:
+        group = group_of(item)
+        item.add_marker(pytest.mark.xdist_group(group))
+        if item.path.parent.name == "cluster":
             item.add_marker(pytest.mark.slow)
+        places[item] = next((k for k, long in enumerate(LONG) if group.startswith(long)), len(LONG))
     items.sort(key=places.__getitem__)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Ray ends with the long files: idle, it takes a twentieth of a core. Others may start one again."""
-    if "ray" in sys.modules and _is_long(item) and nextitem is not None and not _is_long(nextitem):
+    """End Ray with the groups that share it: idle, it takes a twentieth of a core."""
+    over = nextitem is not None and group_of(item) in GROUPS and group_of(nextitem) not in GROUPS
+    if over and "ray" in sys.modules:
         sys.modules["ray"].shutdown()
-
-
-def _is_long(item: pytest.Item) -> bool:
-    return item.path.relative_to(TESTS).parts[0] in ("cluster", "ray")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -152,6 +152,15 @@ def ray_local() -> Iterator[str]:
                 raise
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_data(ray_local: str) -> str:
+    """The same Ray, with the actor that Ray Data would start again in the resources of each worker."""
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_stats_actor()
+    return ray_local
 
 
 @pytest.fixture(scope="module")
@@ -202,12 +211,3 @@ def small_dtd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_dtd(tmp_path: Path) -> Path:
     """A data root with a small `dtd/` (four classes of 4 + 2 + 2 images) that the test may damage."""
     return write_dtd(tmp_path / "root", per_class=4, classes=CLASSES[:4])
-
-
-@pytest.fixture(scope="session")
-def real_dtd() -> Path:
-    """A data root with real DTD photographs, from PROMETAR_DTD10; the test is skipped without."""
-    here = Path(os.environ.get("PROMETAR_DTD10", "unset"))
-    if not (here / "dtd").is_dir():
-        pytest.skip("no real photographs: set PROMETAR_DTD10 to a data root that holds dtd/")
-    return here

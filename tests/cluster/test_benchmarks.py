@@ -12,9 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 
-from prometar.bundled.weights import ROW_IDS, unpack
 from prometar.data.datasets.catalog import open_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +22,8 @@ COUNTS = {"kernels"}  # exact, no timing; tests/contracts/training/test_counts.p
 ACCURACIES = {"objectives", "claim"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "counting", "gpu_parts"}
-SLOW = {"study", "sampler", "trial_start"}  # a minute or more
+SHARED = {"common", "gpu_parts"}
+SLOW = {"stream", "study", "sampler", "trial_start"}
 
 SUITE_PIXELS = {
     "flags": "2d1d6dfc7753b2d5ad8b4fddb765b68f189d2cacb7f5e640f41d7cd960cdcabe",
@@ -88,23 +86,3 @@ def test_pixels_of_the_suite_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None
             digest.update(sets[name].render(classname, 0).tobytes())
         assert digest.hexdigest() == expected, name
         assert open_dataset(f"suite:{name}").classnames == sets[name].classnames
-
-
-def test_pretraining_mini_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    pretrain, vision, text, captions, world = (
-        importlib.import_module(f"mini.{name}")
-        for name in ("pretrain", "pretrain_vision", "pretrain_text", "captions", "world")
-    )
-    torch.set_num_threads(1)
-    monkeypatch.setattr(vision, "CLASSES", world.CLASSES[::40])
-    settings = (
-        vision.VisionSettings(images=0.001, steps=2, batch=4),
-        text.TextSettings(steps=2, batch=4),
-        captions.CaptionSettings(),
-    )
-    runs = [pretrain.pretrain(*settings, seed=3, log=pretrain.Log()) for _ in range(2)]
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-    state = unpack(runs[0], 49408)
-    again = unpack(pretrain.pack(state, runs[0][ROW_IDS].long()), 49408)
-    assert all(torch.equal(again[name], state[name]) for name in state)

@@ -1,7 +1,5 @@
 """The report in a real browser: drawn, readable on a desktop and a phone, hostile names escaped."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,36 +105,3 @@ def test_what_goes_wrong_is_noticed(browser: Browser, tmp_path: Path) -> None:
     for word in ("one", "two", "dialog: three", "ERR_FILE_NOT_FOUND"):
         assert any(word in error for error in browser.errors), word
     assert browser.js(OVERFLOW) > 1000
-
-
-@pytest.mark.parametrize("uv", [True, False])
-def test_ci_goes_on_without_a_browser_and_without_uv(uv: bool, tmp_path: Path) -> None:
-    """And says so in a line; uv is told where pip looks, and nobody else is."""
-    root = Path(__file__).resolve().parents[2]
-    tools, bash = tmp_path / "bin", shutil.which("bash")
-    assert bash is not None
-    for name, script in {
-        "bin/make": "echo make $* $UV_FIND_LINKS", "bin/id": "echo 0", "bin/apt-get": "exit 100",
-        "bin/timeout": 'shift; exec "$@"', "bin/dirname": "echo .ci",
-        ".venv/bin/python": f"""case "$*" in
-            *"install --quiet uv") exit {int(not uv)};;
-            *"config list") echo "global.find-links='/wheels'";;
-        esac""",
-    }.items():  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"#!{bash}\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    for name in ("sed", "tail"):
-        (tools / name).symlink_to(str(shutil.which(name)))
-    (tmp_path / ".ci").mkdir()
-    command = [bash, str(root / ".ci" / "run")]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PATH": str(tools)}, capture_output=True, text=True, check=True
-    )
-    with_uv = "make install PIP=.venv/bin/uv pip install --quiet --python .venv/bin/python /wheels"
-    assert [line.rstrip() for line in done.stdout.splitlines()] == [
-        "make .venv/bin/python",
-        with_uv if uv else "make install",
-        "no Chromium: the tests of reports in a browser are skipped",
-        "make --jobs 2 test",
-    ]

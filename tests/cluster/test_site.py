@@ -52,33 +52,19 @@ def test_the_site_is_whole_and_needs_no_other_host(tmp_path: Path) -> None:
     assert not {page: found for page, text in pages.items() if (found := LOADED.findall(text))}
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkout whose site builds. Only README.md may be changed."""
-    made = tmp_path_factory.mktemp("checkout")
-    (made / "docs").mkdir()
-    shutil.copy(ROOT / "mkdocs.yml", made)
-    shutil.copy(ROOT / "docs" / "build_site.py", made / "docs")
-    (made / "docs" / "api.md").write_text("# In Python\n", "utf-8")
-    (made / "docs" / "guide.md").write_text("# Guide\n\n## Part\n\n[code](../code.py)\n", "utf-8")
-    (made / "code.py").write_text("pass\n", "utf-8")
-    (made / "README.md").write_text(README, "utf-8")
-    site = tmp_path_factory.mktemp("whole")
-    done = build(made, site)
-    assert done.returncode == 0, done.stderr
-    assert (site / "code.py").is_file()
-    return made
-
-
-README = "# All\n\n[guide](docs/guide.md#part)\n"
-
-
 BROKEN = ("docs/nowhere.md", "nowhere.py", "docs/guide.md#no-such-part")
 
 
-def test_links_that_lead_nowhere_fail(checkout: Path, tmp_path: Path) -> None:
-    broken = "".join(f"\n[broken]({link})\n" for link in BROKEN)
-    (checkout / "README.md").write_text(f"{README}{broken}", "utf-8")
+def test_links_that_lead_nowhere_fail(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "docs").mkdir(parents=True)
+    shutil.copy(ROOT / "mkdocs.yml", checkout)
+    shutil.copy(ROOT / "docs" / "build_site.py", checkout / "docs")
+    (checkout / "docs" / "api.md").write_text("# In Python\n", "utf-8")
+    (checkout / "docs" / "guide.md").write_text("# Guide\n\n## Part\n\n[code](../code.py)\n", "utf-8")
+    (checkout / "code.py").write_text("pass\n", "utf-8")
+    links = "".join(f"\n[link]({link})\n" for link in ("docs/guide.md#part", *BROKEN))
+    (checkout / "README.md").write_text(f"# All\n{links}", "utf-8")
     done = build(checkout, tmp_path / "broken")
     assert done.returncode == 1
     assert f"Aborted with {len(BROKEN)} warnings in strict mode" in done.stdout, "each is one"

@@ -17,17 +17,11 @@ from tune.search import main as search
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["--backbone", "mini", "--set", "data.shots=1", "--set", "search.val_per_class=1"]
-SHORT = ["--trials", "2", "--epochs", "1", "--top", "0", "--final-seeds", "1", "--final-epochs", "1"]
+SHORT = ["--trials", "2", "--epochs", "1", "--top", "0", "--final-seeds", ""]
 ALL = [
     "--set", "regularizer.kind=huber:Huber", "--space", str(ROOT / "examples" / "huber.yaml"),
     "--set", "prompts.kind=lowrank:LowRank", "--dataset", "circles:Circles", "--objective", "worst:worst",
 ]  # fmt: skip
-RUNS = {
-    "huber": ["--method", str(ROOT / "examples" / "mine.yaml")],
-    "lowrank": ["--set", "prompts.kind=lowrank:LowRank", "--set", "prompts.args.rank=1"],
-    "circles": ["--set", "data.args.size=48"],
-    "worst": ["--objective", "worst:worst"],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +32,11 @@ def _examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     session_module._IMAGES.clear()
 
 
-def test_all_examples_are_searched_together(tmp_path: Path, ray_local: None) -> None:
+def test_all_examples_are_searched_together(tmp_path: Path, ray_data: str) -> None:
     args = ["--out", str(tmp_path), "--study", "it", "--max-concurrent", "1", "--cpus-per-trial", "1"]
     assert search([*SMALL, *SHORT, *args, *ALL]) == 0
     study = yaml.safe_load((tmp_path / "it" / "study.yaml").read_text())
-    for name in RUNS:
+    for name in ("huber", "lowrank", "circles", "worst"):
         assert any(key.startswith(f"code of {name}:") for key in study["contents"])
     trials = [json.loads(path.read_text()) for path in tmp_path.glob("it/trials/*/record.json")]
     assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2
@@ -50,39 +44,28 @@ def test_all_examples_are_searched_together(tmp_path: Path, ray_local: None) -> 
     assert trials[0]["settings"].keys() == {"regularizer.text_weight", "regularizer.args.delta"}
 
 
-def forget(name: str) -> None:
-    """As if this example, and the circles, had never been imported."""
-    for module in (name, "circles"):
+def forget() -> None:
+    """As if no example had ever been imported."""
+    for module in ("huber", "lowrank", "circles"):
         sys.modules.pop(module, None)
 
 
-@pytest.mark.parametrize("name", RUNS)
 def test_an_example_is_trained_and_trusted_only_when_told(
-    name: str, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, ray_data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the circles, whose few images are quickly drawn."""
-    small = [
-        "--dataset",
-        "circles:Circles",
-        "--set",
-        "train.epochs=1",
-        "--set",
-        "data.shots=1",
-        "--set",
-        "backbone.name=mini",
-    ]
-    assert prometar_main(["train", *small, *RUNS[name], "--out", str(tmp_path)]) == 0
+    words = ["--method", str(ROOT / "examples" / "mine.yaml"), "--dataset", "circles:Circles"]
+    words += ["--set", "prompts.kind=lowrank:LowRank", "--set", "prompts.args.rank=1"]
+    words += ["--set", "data.args.size=48", "--set", "train.epochs=1", "--set", "data.shots=1"]
+    assert prometar_main(["train", *words, "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert {reference.partition(":")[0] for reference in result["code"]} == {name, "circles"}
-    forget(name)
+    assert {reference.partition(":")[0] for reference in result["code"]} == {"huber", "lowrank", "circles"}
+    forget()
     assert prometar_main(["evaluate", str(tmp_path)]) == 2
     assert "--trust-parts" in capsys.readouterr().err
-    assert name not in sys.modules
-    if name == "lowrank":
-        path = tmp_path / "prompts.safetensors"
-        export_run(tmp_path, path, trust_parts=True)
-        forget(name)
-        with pytest.raises(UserError, match="trust_parts=True"):
-            prometar.load(path)
-        assert name not in sys.modules
-        assert prometar.load(path, trust_parts=True).leaves.keys() == {"basis", "mix.0", "mix.1", "mix.2"}
+    path = tmp_path / "prompts.safetensors"
+    export_run(tmp_path, path, trust_parts=True)
+    forget()
+    with pytest.raises(UserError, match="trust_parts=True"):
+        prometar.load(path)
+    assert not sys.modules.keys() & {"huber", "lowrank", "circles"}
+    assert prometar.load(path, trust_parts=True).leaves.keys() == {"basis", "mix.0", "mix.1", "mix.2"}

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from safetensors.torch import save_file
 from prometar.bundled.suite import DEFAULT
 from prometar.cli.app import main as prometar_main
 from tests.conftest import DTD_SPLIT
-from tests.support import study_records
 from tests.support.copies import write_tree
 from tune.search import main as search_main
 
@@ -36,10 +34,8 @@ SEARCHES = [
     (["--goals", "base"], "--goals: a single goal must be the objective"),
     (["--dataset", "textures", "textures"], "--dataset names one twice"),
     (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml does not exist"),
-    (["--warm-start", "nowhere"], "No such option: --warm-start"),
     (["--sampler", "grid"], "unknown sampler 'grid': choose one of tpe, random, gp, or"),
     (["--top", "-1"], "--top must be at least 0"),
-    (["--max-hours", "0"], "--max-hours must be above 0"),
     (["--max-hours", "nan"], "--max-hours: Input should be a finite number, got 'nan'"),
     (["--set", "resources.trial_timeout=inf"], "--set resources.trial_timeout: Input should be a finite"),
     (["--set", "location.trackers=[diary]"], "--set location.trackers: Input should be 'tensorboard'"),
@@ -48,52 +44,34 @@ SEARCHES = [
     (["--dataset", "imagenet21k"], "unknown dataset 'imagenet21k': known are imagenet, "),
     (["--dataset", "dtd", "--backbone", "mini"], "data is not a folder: pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
-    (["--seeds-per-trial", "100000000"], "--seeds-per-trial must be at most 1000, got 100000000"),
-    (["--set", "confirm.seeds=100000000"], "--set confirm.seeds must be at most 1000"),
-    (["--set", "prompts.vision_length=1024"], "prompts.vision_length: Input should be less than or equal"),
     (["--trials", "-3"], "--trials must be at least 1, got -3"),
-    (["--trials", "many"], "--trials: Input should be a valid integer"),
     (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found '0')"),
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate': optim has lr, "),
     (["--set", "train.seed=3"], "--set train.seed is not allowed in a study. Use --seed."),
-    (["--set", "data.name=dtd"], "--set data.name is not allowed in a study. Use --dataset."),
     (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
-    (["--set", "optim.lr=fast"], "optim.lr: Input should be a valid number"),
     (["--set", "optim.lr=true"], "optim.lr: true is no number"),
-    (["--set", "prompts.text_length=false"], "false is no number"),
-    (["--set", "optim=1"], "unknown setting 'optim': optim has lr, "),
+    (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, base_val"),
     (["--space", "huge"], "--space huge does not exist. Choose augmentation, default, full, "),
     (["--pruner", "best"], "unknown pruner 'best': choose one of percentile, median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "unknown backbone 'hf-hub:a/b': names of hubs"),
-    (["--backbone", "local-dir:/tmp", "--pretrained", "x"], "unknown backbone 'local-dir:/tmp'"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "hf-hub:a/b"], "no weights 'hf-hub:a/b' for ViT"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "/dev/zero"], "/dev/zero is no plain file"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "no weights file none.pt"),
-    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "laion"], "no weights 'laion' for ViT-B-16"),
     (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 does"),
-    (["--final-seeds", "1 x"], "--final-seeds: Input should be a valid integer"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial: Input should be a valid number"),
     (["--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only where"),
-    (["--from-records"], "No such option"),
-    (["--files", "s3://bucket/x"], "No such option"),
     (["--study", "../x"], "--study must be a name of letters, digits, '_', '-' and '.', got ../x"),
     (["--data-root", "x\udcff"], "x\\udcff' is not UTF-8"),
-    (["--data-root", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
     (["--study", "a\x1b[31mb"], r"'-' and '.', got a\x1b[31mb"),
     (["--method", "zero-shot"], "--method zero-shot trains nothing. Choose a method with prompts."),
-    (["--set", "prompts.text_length=100"], "prompts.text_length: Input should be less than or equal to 64"),
     (["--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
-    (["--set", "search.val_per_class=0"], "--set search.val_per_class must be at least 1"),
-    (["--set", "train.seed=2001-99-99"], "is not YAML"),
     (["--set", "confirm.sedes=2"], "--set confirm.sedes must be a known setting"),
     (["--pruner", "json:loads"], "json:loads fails: TypeError: the JSON object must be"),
-    (["--sampler", "json:loads"], "json:loads fails: TypeError: loads() takes 1 positional"),
     (["--nonsense"], "No such option"),
     (["--final-seeds", "1", "2"], "extra argument(s) (2). Quote values with spaces."),
-    (["cells"], "extra argument(s) (cells). Quote values with spaces."),
     (["--set", "optim.lr=1e39"], "optim.lr: Input should be less than or equal to 1e+30 (found 1e+39)"),
 ]  # fmt: skip
 
@@ -103,28 +81,6 @@ def test_search(args: list[str], message: str, capsys: pytest.CaptureFixture[str
     line = fails(capsys, search_main, ["--out", str(tmp_path / "out"), *args])
     assert message in line
     assert not (tmp_path / "out").exists(), "a refused study leaves nothing behind"
-
-
-def test_a_folder_of_studies_whose_name_is_not_utf8(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    out = tmp_path / "out\udcff"
-    assert "is not UTF-8" in fails(capsys, search_main, ["--out", str(out)])
-    assert not out.exists()
-
-
-def test_links_in_a_circle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    circle = tmp_path / "circle"
-    circle.symlink_to("circle")
-    for main, words in (
-        (search_main, ["--out", circle]),
-        (search_main, ["--data-root", circle]),
-        (prometar_main, ["train", "--data-root", circle]),
-        (prometar_main, ["data", "download", "dtd", "--to", circle]),
-        (prometar_main, ["data", "prepare", "dtd", "--to", circle]),
-    ):
-        assert "Too many levels of symbolic links" in fails(capsys, main, [*map(str, words)])
-    assert [path.name for path in tmp_path.iterdir()] == ["circle"]
 
 
 def test_a_home_is_known_where_the_shell_left_it(
@@ -142,28 +98,9 @@ def test_a_home_is_known_where_the_shell_left_it(
     )
 
 
-def study(out: Path) -> Path:
-    """OUT/cells with the records of two finished trials, and no database."""
-    trials = (study_records.trial(0), study_records.trial(1))
-    records = study_records.small(out / DEFAULT)
-    return study_records.write(out / DEFAULT, replace(records, trials=trials))
-
-
-def test_records_without_their_database(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
-) -> None:
-    folder = study(tmp_path)
-    (folder / "study.yaml").unlink()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    line = fails(capsys, search_main, ["--out", str(tmp_path)])
-    assert "contains trials, but the study's database does not. Restore it, or start another" in line
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("study.yaml", b"a: [", "study.yaml is not YAML: "),
         ("study.yaml", b"\xff\xfe", "study.yaml"),
         ("study.yaml", b"version: 2\nidentity: {}\n", "has version 2"),
         ("study.yaml", b"version: 3\n", "is corrupt (config"),
@@ -180,43 +117,29 @@ def test_a_study_that_cannot_be_read(
     assert (tmp_path / DEFAULT / file).read_bytes() == content
 
 
-def test_a_space_beyond_a_settings_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    space = tmp_path / "space.yaml"
-    space.write_text("augment.flip: {type: float, low: 0, high: 5}")
-    line = fails(capsys, search_main, ["--space", str(space), "--out", str(tmp_path / "out")])
-    assert "augment.flip: Input should be less than or equal to 1 (found 5" in line
-    space.write_bytes(b"\xff\xfe\x00")
-    assert "is not text" in fails(
-        capsys, search_main, ["--space", str(space), "--out", str(tmp_path / "out")]
-    )
-
-
-@pytest.mark.parametrize("plan", [["--plan"], []], ids=["plan", "run"])
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ("train.epochs: {type: float, low: 1, high: 6}", "train.epochs: Input should be a valid integer"),
-        ("data.shots: {type: float, low: 1, high: 16}", "data.shots: Input should be a valid integer"),
-        ("train.epochs: {type: int, low: 0, high: 6}", "greater than or equal to 1 (found 0)"),
-        ("train.epochs: {type: choice, choices: [a, b]}", "train.epochs = 5 lies outside the range a | b"),
-        ("train.epochs: {type: int, low: 7, high: 9}", "train.epochs = 5 lies outside the range 7 .. 9"),
+        (b"augment.flip: {type: float, low: 0, high: 5}", "augment.flip: Input should be less than or equal"),
+        (b"data.shots: {type: float, low: 1, high: 16}", "data.shots: Input should be a valid integer"),
+        (b"train.epochs: {type: choice, choices: [a, b]}", "train.epochs = 5 lies outside the range a | b"),
+        (b"\xff\xfe\x00", "is not text"),
     ],
 )
 def test_a_space_of_values_that_no_run_takes(
-    space: str, message: str, plan: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    space: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "space.yaml"
-    file.write_text(space)
-    line = fails(capsys, search_main, ["--space", str(file), "--out", str(tmp_path / "out"), *plan])
-    assert message in line
+    file.write_bytes(space)
+    assert message in fails(
+        capsys, search_main, ["--space", str(file), "--out", str(tmp_path / "out"), "--plan"]
+    )
     assert not (tmp_path / "out").exists()
 
 
 PROMETAR = [
     (["train", "--config", "none.yaml"], "cannot read none.yaml: No such file"),
     (["train", "--method", "coop", "--set", "method=ivlp"], "--set method conflicts with --method"),
-    (["train", "--set", "prompts.depth=3"], "unknown setting 'prompts.depth'"),
-    (["train", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
     (["train", "--objective", "test"], "base_val, oracle_test, final, all_classes, or"),
     (["train", "--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only"),
     (["data", "prepare", "dtd", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
@@ -224,7 +147,6 @@ PROMETAR = [
     (["report", "nowhere"], "nowhere does not contain a study"),
     (["data", "check", "nope"], "unknown dataset 'nope'"),
     (["data", "prepare", "dtd"], "Missing option '--to'"),
-    (["data", "download", "dtd", "--to", "a\0b"], "a\\x00b' is not UTF-8, or holds a null character"),
 ]
 
 
@@ -237,14 +159,10 @@ def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[s
     ("text", "message"),
     [
         ("optim: {lr: [1]}", "optim.lr: Input should be a valid number"),
-        ("optim: {rate: 1}", "optim.rate: unknown key"),
-        ("settings: {optim: {lr: 1}}", "settings: unknown key"),
-        ("- a", "Input should be a valid dictionary"),
+        ("settings: {optim: {lr: 1}}", "is a recipe: give it with --method"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
-        ("train: {seed: 2001-99-99}", "is not YAML"),
         ("[" * 2000, "is nested too deep"),
-        ("train: {seed: 99999999999999999999999}", "train.seed: Input should be less than"),
     ],
 )
 def test_wrong_configurations(
@@ -258,17 +176,15 @@ def test_wrong_configurations(
 DTD = ["--dataset", "dtd", "--backbone", "mini"]
 
 
-def test_a_missing_split_file(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (own_dtd / "dtd" / DTD_SPLIT).unlink()
-    line = fails(capsys, search_main, [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")])
-    assert DTD_SPLIT in line
-
-
-def test_a_missing_image(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = json.loads((own_dtd / "dtd" / DTD_SPLIT).read_text())["train"][0][0]
-    (own_dtd / "dtd" / "images" / first).unlink()
-    line = fails(capsys, search_main, [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")])
-    assert first in line
+def test_a_missing_split_file_or_image(
+    own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = own_dtd / "dtd" / DTD_SPLIT
+    image = own_dtd / "dtd" / "images" / json.loads(split.read_text())["train"][0][0]
+    for missing in (image, split):
+        missing.unlink()
+        args = [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")]
+        assert missing.name in fails(capsys, search_main, args)
 
 
 def test_a_broken_image_stops_the_training_and_is_named(
@@ -320,20 +236,10 @@ def test_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
-def test_nothing_is_written_into_the_data_folder(own_dtd: Path, tmp_path: Path, ray_local: None) -> None:
-    before = sorted(own_dtd.rglob("*"))
-    args = ["train", "--set", "data.name=dtd", "--data-root", str(own_dtd), "--out", str(tmp_path / "run")]
-    assert prometar_main([*args, "--set", "train.epochs=1"]) == 0
-    assert sorted(own_dtd.rglob("*")) == before
-
-
 @pytest.mark.parametrize(
     ("main", "words"),
     [
-        (search_main, []),
-        (search_main, ["--plan"]),
         (search_main, ["--out", "oak/mine"]),
-        (prometar_main, ["train"]),
         (prometar_main, ["train", "--out", "run"]),
         (prometar_main, ["reproduce", "--methods", "coop"]),
     ],

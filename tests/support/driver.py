@@ -8,6 +8,7 @@ if __name__ == "__main__":  # as a study's own process does while it loads
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -30,10 +31,9 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import PrometarError
-from prometar.io.files import beside
+from prometar.errors import UserError
 from prometar.io.yamltext import parse_yaml
-from tests.support.fake_trial import HANGS, FakeTrial
+from tests.support.fake_trial import HANGS, FakeTraining, FakeTrial
 from tests.support.fake_trial import misbehave as _misbehave
 from tests.support.processes import ROOT, session
 from tune.config import StudyConfig
@@ -66,26 +66,48 @@ def misbehave(out: Path, behaviour: dict[str, str]) -> None:
 
 
 def run_fake(
-    out: Path,
-    *,
-    behaviour: dict[str, str] | None = None,
-    trainable: type[FakeTrial] = FakeTrial,
-    **options: Any,
+    out: Path, *, behaviour: dict[str, str] | None = None, on_ray: bool = False, **options: Any
 ) -> tuple[dict[str, Any], str]:
-    """Run a study of the fake trial in OUT/fake. Returns the content of finals.json and what is printed."""
+    """Run a study of the fake trial in OUT/fake. Returns the content of finals.json and what is printed.
+
+    Unless it runs on Ray, its jobs run one after the other in this process.
+    """
     if behaviour is not None:
         misbehave(out, behaviour)
     text = io.StringIO()
-    _run(small_config(out, **options), text, trainable)
+    with contextlib.nullcontext() if on_ray else _without_ray():
+        _run(small_config(out, **options), text)
     return json.loads((out / NAME / "finals.json").read_text()), text.getvalue()
 
 
-def _run(config: StudyConfig, shown: TextIO, trainable: type[FakeTrial] = FakeTrial) -> None:
+def _run(config: StudyConfig, shown: TextIO) -> None:
     from tune.execution import executor
 
-    fake = partial(executor.ExecutionContext, trainable=trainable)
+    fake = partial(executor.ExecutionContext, trainable=FakeTrial)
     with mock.patch.object(executor, "ExecutionContext", fake):
         Study(config=config, console=Console(file=shown, width=200, soft_wrap=True)).run()
+
+
+@contextlib.contextmanager
+def _without_ray() -> Iterator[None]:
+    """Replace Tune, and nothing else of the executor."""
+    from tune.execution import executor, local_ray
+
+    def fit(dispatcher: Any, context: Any) -> None:
+        for number in itertools.count():
+            found = dispatcher.suggest(str(number))
+            if not isinstance(found, dict):
+                return
+            training = FakeTraining(found["task"])
+            while dispatcher.report(str(number), dict(training.advance())):
+                pass
+            dispatcher.end(str(number), error=False)
+
+    with (
+        mock.patch.object(local_ray, "start_ray", return_value=[{"CPU": 2.0}]),
+        mock.patch.object(executor, "_fit", fit),
+    ):
+        yield
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -207,7 +229,6 @@ def _parse(options: Sequence[str]) -> argparse.Namespace:
     for name in ("sampler", "address", "storage"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--final-seeds", type=int, nargs="*")
-    parser.add_argument("--die-in-report", action="store_true", default=False)
     parser.add_argument("--flaky", type=int, default=None, help="one statement in fifty fails; a seed")
     parser.add_argument("--set-back", action="store_true", default=False, help="the clock, after three looks")
     return parser.parse_args(options)
@@ -216,7 +237,7 @@ def _parse(options: Sequence[str]) -> argparse.Namespace:
 def options_of(*words: object) -> dict[str, Any]:
     """Options of a driver with these words, as `small_config` takes them."""
     given = vars(_parse(["unused", *map(str, words)]))
-    own = ("out", "die_in_report", "flaky", "set_back")
+    own = ("out", "flaky", "set_back")
     return {name: value for name, value in given.items() if name not in own}
 
 
@@ -226,8 +247,6 @@ def main(options: Sequence[str]) -> int:
     given = _parse(options)
     # A shell starts its background jobs, and so their children, with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if given.die_in_report:
-        _die_in_report()
     if given.flaky is not None:
         fail_one_in_fifty(random.Random(given.flaky))
     if given.set_back:
@@ -236,7 +255,7 @@ def main(options: Sequence[str]) -> int:
         _run(small_config(given.out, **options_of(*options[1:])), sys.stdout)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except PrometarError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
@@ -262,17 +281,6 @@ class Back(datetime):
     def now(cls, tz: Any = None) -> datetime:
         cls.looks += 1
         return datetime.now(tz) - timedelta(hours=cls.looks > 3)  # amid the second trial
-
-
-def _die_in_report() -> None:
-    """Killed when half of the report has been written, before it is in place."""
-    from tune.report import page
-
-    def half(path: Path, content: bytes) -> None:
-        path.with_name(beside(path.name)).write_bytes(content[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    page.write_atomically = half  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

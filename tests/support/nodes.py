@@ -23,10 +23,11 @@ MIB = 2**20
 
 
 class Cluster:
-    """A head without CPUs, and nodes that are known by their raylet's process id.
+    """A head, and nodes that are known by their raylet's process id.
 
     Args:
         cpus: Of each node to begin with.
+        head: The head's CPUs. If it has some, it is the first node.
 
     Attributes:
         address: For `--address`.
@@ -35,7 +36,7 @@ class Cluster:
         leader: Of the session that all its processes belong to.
     """
 
-    def __init__(self, *cpus: int) -> None:
+    def __init__(self, *cpus: int, head: int = 0) -> None:
         self._folder = Path(
             tempfile.mkdtemp(prefix="pm-", dir="/tmp")
         )  # short: a socket's path has its limit
@@ -64,7 +65,8 @@ class Cluster:
         self.leader = self._process.pid
         self.nodes: list[int] = []
         try:
-            self.address = str(self._ask("head"))
+            self.address, raylet = self._ask("head", head)
+            self.nodes += [raylet] * bool(head)
             for each in cpus:
                 self.add(each)
         except BaseException:
@@ -172,8 +174,8 @@ def main() -> None:
         command, *rest = line.split()
         answer: Any = None
         if command == "head":
-            add(0)
-            answer = cluster.address
+            raylet = add(int(rest[0]))
+            answer = cluster.address, raylet
         elif command == "add":
             answer = add(int(rest[0]))
         elif command == "kill":

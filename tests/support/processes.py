@@ -32,3 +32,28 @@ def session(leader: int) -> list[int]:
             if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == leader:
                 found.append(int(stat.parent.name))
     return found
+
+
+def family(root: int) -> set[int]:
+    """A process and all its descendants."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+    members = {root}
+    while grown := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= grown
+    return members
+
+
+def listening(root: int) -> list[str]:
+    """Local addresses (hex, as in /proc/net/tcp) on which a process and its descendants listen."""
+    sockets = set()
+    for pid in family(root):
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(str(descriptor.readlink()))
+    rows = [
+        line.split() for f in ("tcp", "tcp6") for line in Path("/proc/net", f).read_text().splitlines()[1:]
+    ]
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]

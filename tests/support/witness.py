@@ -71,4 +71,4 @@ def _found(content: Any) -> Any:
     return list(map(_found, content)) if isinstance(content, list) else content
 
 
-_PASSING = ("started", "ended", "seconds", "notes")
+_PASSING = ("started", "ended", "seconds", "notes", "cpus")
