@@ -73,8 +73,8 @@ gc.disable()  # until all modules are there: a fifth of what that takes
 
 TESTS = Path(__file__).parent
 
-# Files of a group run in one process, one after the other. What takes minutes starts first, and files that need
-# a Ray of this process share it: its start takes as long as many a test.
+# Files of a group run in one process, one after the other. What takes minutes starts first. Files that need a
+# Ray of this process share it, because its start takes as long as many a test.
 GROUPS = {
     "studies": ("cluster/test_end_to_end", "ray/test_examples", "ray/test_raystream", "ray/test_s3"),
     "processes": ("cluster/test_kills", "cluster/test_disk", "ray"),

@@ -1,4 +1,4 @@
-"""Every benchmark script runs, and `make bench` knows it. What it measures decides no test."""
+"""Every benchmark script starts, and `make bench` knows it. What it measures decides no test."""
 
 import hashlib
 import importlib
@@ -23,7 +23,6 @@ ACCURACIES = {"objectives", "claim"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
 SHARED = {"common", "gpu_parts"}
-SLOW = {"stream", "study", "sampler", "trial_start"}
 
 SUITE_PIXELS = {
     "flags": "2d1d6dfc7753b2d5ad8b4fddb765b68f189d2cacb7f5e640f41d7cd960cdcabe",
@@ -56,20 +55,17 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return run
 
 
-@pytest.mark.parametrize("name", [name for name in TIMED if name not in SLOW])
-def test_quick(
-    name: str, run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quick(run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = tmp_path / "figures.json"
     # A thread: those of tests beside this one share its cores.
-    run(name, "--quick", "--threads", "1", "--json", str(figures))
+    run("step", "--quick", "--threads", "1", "--json", str(figures))
     assert re.search(r"^\|---\|", capsys.readouterr().out, flags=re.MULTILINE)
     found = json.loads(figures.read_text("utf-8"))
     assert found["machine"]["torch"]
     assert found["rounds"]
 
 
-@pytest.mark.parametrize("name", sorted({*SLOW, *COUNTS, *ACCURACIES, *KILLS}))
+@pytest.mark.parametrize("name", sorted({*TIMED, *COUNTS, *ACCURACIES, *KILLS}))
 def test_help(name: str, run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(name, "--help")

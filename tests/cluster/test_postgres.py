@@ -142,18 +142,6 @@ def test_a_connection_that_was_closed_while_idle_is_opened_again(url: str) -> No
     storage.close()
 
 
-def test_a_database_without_an_encoding_is_read_as_text(server: Server) -> None:
-    """As initdb creates it if the locale is C."""
-    with psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute("create database plain encoding 'SQL_ASCII' template template0 locale 'C'")
-    url = server.url.replace("/postgres", "/plain")
-    for _ in range(2):
-        storage = open_storage(url, NAME, ["maximize"])
-        storage.set_study_user_attr(0, "key", "é")
-        storage.close()
-    assert storage.get_study_user_attrs(0) == {"key": "é"}
-
-
 def test_no_statement_is_prepared_on_a_connection_that_a_pooler_may_share(url: str) -> None:
     """psycopg would prepare the sixth."""
     storage = open_storage(url, NAME, ["maximize"])

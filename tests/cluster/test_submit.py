@@ -44,11 +44,11 @@ class Cluster:
     address: str
     environment: dict[str, str]
 
-    def ray(self, *words: str, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
-        """A `ray` command; returns what it did."""
+    def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a `ray` command."""
         return subprocess.run(
-            [Path(sys.executable).with_name("ray"), *words], env={**self.environment, **more},
-            cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+            [Path(sys.executable).with_name("ray"), *words], env=self.environment, cwd=ROOT,
+            capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     def submit(self, name: str, *command: str) -> subprocess.Popen[str]:
@@ -136,36 +136,18 @@ def records(out: Path) -> list[Path]:
 
 
 def test_a_job_is_followed_and_stopped_half_way(cluster: Cluster) -> None:
-    """Meanwhile a process with another token is refused."""
-    out, study = cluster.folder / "out", [*STUDY, "--trials", "50", "--out"]
-    job = cluster.submit(
-        "job", "python", "clusters/wait.py", "--cpus", "2", "--", *study, str(out), "--address", "auto"
-    )
-    (cluster.folder / "other").write_text("f" * 64)
-    refused = subprocess.Popen(
-        [sys.executable, *study[1:], str(cluster.folder / "never"), "--address", cluster.address],
-        env={**cluster.environment, "RAY_AUTH_TOKEN_PATH": str(cluster.folder / "other")},
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        until(lambda: records(out) or job.poll() is not None, 400)
-        assert job.poll() is None, cluster.log("job")
-        assert cluster.ray("job", "stop", "job").returncode == 0
-        job.wait(300)
-        assert f"Study {out}/textures" in cluster.log("job"), "the job's lines are followed"
-        storage = optuna.load_study(study_name="textures", storage=f"sqlite:///{out}/textures/study.db")
-        states = Counter(trial.state.name for trial in storage.trials)
-        assert 0 < states["COMPLETE"] == len(records(out)) < 49, "stopped half-way"
-        assert states.keys() <= {"COMPLETE", "WAITING", "RUNNING"}, "the next job resumes it"
-
-        _, said = refused.communicate(timeout=400)
-        (line,) = [line for line in said.splitlines() if not line.startswith("[")]
-        assert line.startswith("error: Ray cannot be joined at ")
-        assert "token" in line
-        assert refused.returncode == 1
-    finally:
-        refused.kill()
-        refused.wait()
+    out = cluster.folder / "out"
+    study = [*STUDY, "--trials", "50", "--out", str(out), "--address", "auto"]
+    job = cluster.submit("job", "python", "clusters/wait.py", "--cpus", "2", "--", *study)
+    until(lambda: records(out) or job.poll() is not None, 400)
+    assert job.poll() is None, cluster.log("job")
+    assert cluster.ray("job", "stop", "job").returncode == 0
+    job.wait(300)
+    assert f"Study {out}/textures" in cluster.log("job"), "the job's lines are followed"
+    storage = optuna.load_study(study_name="textures", storage=f"sqlite:///{out}/textures/study.db")
+    states = Counter(trial.state.name for trial in storage.trials)
+    assert 0 < len(records(out)) <= states["COMPLETE"] < 49, "stopped half-way"
+    assert states.keys() <= {"COMPLETE", "WAITING", "RUNNING"}, "the next job resumes it"
 
     (folder,) = cluster.folder.glob("r/session_2*/runtime_resources/working_dir_files/*/")
     sent = {path.name for path in folder.iterdir()}

@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,40 +71,6 @@ def test_the_same_command_goes_on_with_what_is_missing(gpu: ModuleType, tmp_path
     assert not asked, "no time is left"
     gpu.measure(tmp_path, "another card", ["parity"], 60.0, note)
     assert asked == ["parity"], "figures of another card do not count"
-
-
-def test_what_a_part_has_started_ends_when_its_time_is_over(
-    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As packed processes, and those of a pool: they would keep the GPU's memory."""
-    (tmp_path / "slow.py").write_text(
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
-        "time.sleep(600)\n"
-    )
-    monkeypatch.setattr(gpu, "HERE", tmp_path)
-    monkeypatch.setitem(gpu.PARTS, "slow", gpu.Part("slow.py"))
-    record = gpu.run_part("slow", 3.0, folder=tmp_path)
-    assert record == {"failed": "no time was left", "figures": {}}
-    stat = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
-    for _ in range(100):
-        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("it goes on")
-
-
-def test_the_block_stands_between_its_marks(gpu: ModuleType, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- gpu -->\nold\n<!-- end -->\nafter\n")
-    for text in ("new", "newer"):
-        gpu.publish(text, page, "gpu")
-    assert page.read_text() == "before\n<!-- gpu -->\n\nnewer\n\n<!-- end -->\nafter\n"
-    page.write_text("nothing")
-    with pytest.raises(SystemExit, match="must have one block <!-- gpu -->"):
-        gpu.publish("new", page, "gpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

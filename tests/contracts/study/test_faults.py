@@ -18,7 +18,6 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from prometar.errors import UserError, WorkError
-from prometar.io.stores import is_hidden
 from tests.support.databases import open_study
 from tests.support.driver import NAME, Back, fail_one_in_fifty, records, run_fake
 from tests.support.fake_trial import curve
@@ -215,7 +214,8 @@ def test_every_file_is_refused_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refusing(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
         nonlocal armed
         if mode == "wb" and armed and path.is_relative_to(tmp_path / NAME):
-            final = path.name.removeprefix(".").rpartition(".")[0] if is_hidden(path.name) else path.name
+            hidden = path.name.startswith(".")
+            final = path.name.removeprefix(".").rpartition(".")[0] if hidden else path.name
             name = str(path.with_name(final).relative_to(tmp_path / NAME))
             if name in WRITTEN and name not in refused:  # the others are a worker's
                 armed = False
