@@ -77,9 +77,12 @@ TESTS = Path(__file__).parent
 # Ray of this process share it, because its start takes as long as many a test.
 GROUPS = {
     "studies": ("cluster/test_end_to_end", "ray/test_examples", "ray/test_raystream", "ray/test_s3"),
-    "processes": ("cluster/test_kills", "cluster/test_disk", "ray"),
-}
-LONG = (*GROUPS, "cluster")
+    "processes": (
+        "cluster/test_kills", "cluster/test_disk", "ray/test_executor", "ray/test_reproduce",
+        "ray/test_wrong_usage", "ray/test_own_images",
+    ),
+}  # fmt: skip
+LONG = (*GROUPS, "cluster", "ray")
 
 
 def group_of(item: pytest.Item) -> str:
