@@ -1,4 +1,4 @@
-"""A run on a folder of one's own images, and on a dataset of the hub."""
+"""A run on a folder of custom images."""
 
 from pathlib import Path
 
@@ -10,9 +10,7 @@ from tests.support.copies import write_tree
 FLAT = [f"{name}/{k}.jpg" for name in ("oak_tree", "pine", "yew") for k in range(10)]
 
 
-def test_a_run_on_ones_own_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
-) -> None:
+def test_a_run_on_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path / "tree", FLAT)
     args = ["train", "--data-root", str(tmp_path / "tree"), "--out", str(tmp_path / "run")]
     settings = ["data.name=folder", "method=ivlp", "train.epochs=1", "data.shots=4"]

@@ -13,7 +13,6 @@ from prometar.cli.app import main
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import check, list_datasets
 from prometar.data.preparation.prepare import prepare
-from prometar.data.splits.fewshot import draw
 from prometar.data.streaming import raystream
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.raystream import stream
@@ -99,18 +98,15 @@ def test_streams_from_a_bucket_give_equal_pixels(
     monkeypatch.setattr(raystream, "MAX_STORED_IMAGES", 1)  # read by the tasks, as large datasets are
     prepare("dtd", small_dtd, bucket, shard_rows=40)
     batches = []
-    for root in (small_dtd, bucket):
+    for root, read in ((small_dtd, stream_local), (bucket, stream)):
         dataset = open_dataset("dtd", root)
-        train, _ = draw(dataset.train, dataset.val, shots=2, seed=1)
-        plan = Plan(train, TransformSpec(24, train=True), batch_size=5)
-        batches.append(np.stack([batch.images for batch in stream_local(plan, dataset.source)]))
-    batches.append(np.stack([batch.images for batch in stream(plan, dataset.source)]))
-    assert np.array_equal(batches[0], batches[1])
-    assert np.array_equal(batches[0], batches[2])
+        plan = Plan(dataset.train, TransformSpec(24, train=True), batch_size=5)
+        batches.append(np.concatenate([batch.images for batch in read(plan, dataset.source)]))
+    assert np.array_equal(*batches)
 
 
 def test_a_run_on_a_bucket(
-    small_dtd: Path, bucket: str, tmp_path: Path, ray_data: str, capsys: pytest.CaptureFixture[str]
+    small_dtd: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "prepare", "dtd", "--data-root", str(small_dtd), "--to", bucket]) == 0
     assert "96 images" in capsys.readouterr().out

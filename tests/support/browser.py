@@ -1,6 +1,5 @@
 """A real browser for tests: headless Chromium over its debugging pipe; the standard library is enough."""
 
-import base64
 import json
 import os
 import select
@@ -112,17 +111,6 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
-
-    def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """A PNG of the window, or of the whole page."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))
-        path.write_bytes(base64.b64decode(shot["data"]))
-
-    def _clip(self, whole: bool) -> dict[str, Any]:
-        if not whole:
-            return {}
-        width, height = self.js("[innerWidth, document.documentElement.scrollHeight]")
-        return {"clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}}
 
     def _next(self, deadline: float, waiting_for: str) -> dict[str, Any]:
         while b"\0" not in self._buffer:
