@@ -22,7 +22,7 @@ COUNTS = {"kernels"}  # exact, no timing; tests/contracts/training/test_counts.p
 ACCURACIES = {"objectives", "claim"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "gpu_parts"}
+SHARED = {"common", "counting", "gpu_parts"}
 
 SUITE_PIXELS = {
     "flags": "2d1d6dfc7753b2d5ad8b4fddb765b68f189d2cacb7f5e640f41d7cd960cdcabe",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prometar.errors import WorkError
+from prometar.errors import PrometarError
 from tests.support.disk import MIB, Disk
 from tests.support.driver import NAME, records, run_fake
 from tests.support.fake_trial import BEHAVIOUR, HANGS
@@ -44,7 +44,7 @@ def fill_when_hanging(number: int, disk: Disk, out: Path) -> threading.Thread:
 def test_a_study_whose_disk_fills_up_resumes(disk: Disk, ray_local: str) -> None:
     """First while a worker runs, then from the start, then read-only."""
     filling = fill_when_hanging(2, disk, disk.path)
-    with pytest.raises(WorkError) as full:
+    with pytest.raises(PrometarError) as full:
         run_fake(disk.path, trials=4, behaviour={"2": "hang"}, on_ray=True)
     filling.join(90)
     trial = disk.path / NAME / "trials/0002"
@@ -53,13 +53,13 @@ def test_a_study_whose_disk_fills_up_resumes(disk: Disk, ray_local: str) -> None
         r"Rerun the same command to resume\.",
         str(full.value),
     )
-    with pytest.raises(WorkError, match=r"No space left on device|disk is full") as still:
+    with pytest.raises(PrometarError, match=r"No space left on device|disk is full") as still:
         run_fake(disk.path, trials=4)
     before = records(disk.path)
     assert [(r["number"], r["state"]) for r in before] == [(0, "COMPLETE"), (1, "COMPLETE")]
     disk.free()
     disk.protect()
-    with pytest.raises(WorkError, match=r"cannot write .*fake.*: Read-only file system") as refused:
+    with pytest.raises(PrometarError, match=r"cannot write .*fake.*: Read-only file system") as refused:
         run_fake(disk.path, trials=4)
     assert not any("\n" in str(caught.value) for caught in (full, still, refused))
     disk.unprotect()

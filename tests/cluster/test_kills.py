@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prometar.cli.console import INTERRUPTED
-from prometar.errors import WorkError
+from prometar.errors import PrometarError
 from tests.support.databases import open_study
 from tests.support.driver import NAME, Driver, forget_hanging, misbehave, options_of, run_fake
 from tests.support.fake_trial import HANGS
@@ -50,7 +50,7 @@ def test_a_study_that_is_disturbed_again_and_again(
         addresses = listening(driver.process.pid)
         assert len(addresses) > 3, "Ray has servers"
         assert set(addresses) <= LOOPBACK
-        with pytest.raises(WorkError, match="process"):
+        with pytest.raises(PrometarError, match="process"):
             run_fake(tmp_path, **options_of(*ASKED))
         driver.process.send_signal(signal.SIGTERM)
         driver.wait_until(lambda: STOPPING in driver.said())

@@ -50,7 +50,7 @@ SEARCHES = [
     (["--set", "train.seed=3"], "--set train.seed is not allowed in a study. Use --seed."),
     (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
     (["--set", "optim.lr=true"], "optim.lr: true is no number"),
-    (["--set", "optim=1"], "'optim' is a group of settings: set one of lr, "),
+    (["--set", "optim=1"], "unknown setting 'optim': optim has lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, base_val"),
     (["--space", "huge"], "--space huge does not exist. Choose augmentation, default, full, "),
@@ -159,7 +159,7 @@ def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[s
     ("text", "message"),
     [
         ("optim: {lr: [1]}", "optim.lr: Input should be a valid number"),
-        ("settings: {optim: {lr: 1}}", "is a recipe: give it with --method"),
+        ("settings: {optim: {lr: 1}}", "settings: unknown key"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
         ("[" * 2000, "is nested too deep"),

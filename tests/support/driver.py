@@ -31,7 +31,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import UserError
+from prometar.errors import PrometarError
 from prometar.io.yamltext import parse_yaml
 from tests.support.fake_trial import HANGS, FakeTraining, FakeTrial
 from tests.support.fake_trial import misbehave as _misbehave
@@ -255,7 +255,7 @@ def main(options: Sequence[str]) -> int:
         _run(small_config(given.out, **options_of(*options[1:])), sys.stdout)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except UserError as error:
+    except PrometarError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0

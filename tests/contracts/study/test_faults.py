@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import UserError, WorkError
+from prometar.errors import PrometarError, StorageError, UserError, WorkError
 from tests.support.databases import open_study
 from tests.support.driver import NAME, Back, fail_one_in_fifty, records, run_fake
 from tests.support.fake_trial import curve
@@ -128,7 +128,7 @@ def test_a_study_of_several_goals_resumes_after_its_storage_was_lost(
     goals = ("base", "seconds")
     with monkeypatch.context() as patched:
         patched.setattr(TrialStore, "report", lose)
-        with pytest.raises(WorkError, match=r"Stopped: .*database is locked.*Rerun") as caught:
+        with pytest.raises(StorageError, match=r"Stopped: .*database is locked.*Rerun") as caught:
             run_fake(tmp_path, trials=3, goals=goals)
     assert "\n" not in str(caught.value)
     first = records(tmp_path)
@@ -171,7 +171,7 @@ def failing(out: Path) -> str | None:
     before, line = records(out), None
     try:
         run_fake(out, **WHOLE)
-    except WorkError as error:
+    except PrometarError as error:
         line = str(error)
     assert "\n" not in (line or "")
     assert [record for record in records(out) if record in before] == before, "a record was lost"
