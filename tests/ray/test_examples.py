@@ -51,11 +51,12 @@ def forget() -> None:
 
 
 def test_an_example_is_trained_and_trusted_only_when_told(
-    tmp_path: Path, ray_data: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    settings = ("prompts.kind=lowrank:LowRank", "prompts.args.rank=1", "data.args.size=48", "data.shots=1")
     words = ["--method", str(ROOT / "examples" / "mine.yaml"), "--dataset", "circles:Circles"]
-    words += ["--set", "prompts.kind=lowrank:LowRank", "--set", "prompts.args.rank=1"]
-    words += ["--set", "data.args.size=48", "--set", "train.epochs=1", "--set", "data.shots=1"]
+    for setting in (*settings, "train.epochs=1", "backbone.name=mini"):
+        words += ["--set", setting]
     assert prometar_main(["train", *words, "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert {reference.partition(":")[0] for reference in result["code"]} == {"huber", "lowrank", "circles"}

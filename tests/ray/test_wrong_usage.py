@@ -192,7 +192,8 @@ def test_a_broken_image_stops_the_training_and_is_named(
 ) -> None:
     for path in sorted((own_dtd / "dtd" / "images" / "banded").iterdir()):
         path.write_bytes(b"no image")
-    args = ["train", "--set", "data.name=dtd", "--data-root", str(own_dtd), "--out", str(tmp_path / "run")]
+    args = ["train", "--set", "data.name=dtd", "--set", "backbone.name=mini"]
+    args += ["--data-root", str(own_dtd), "--out", str(tmp_path / "run")]
     assert "banded/banded_" in fails(capsys, prometar_main, args, status=1)
     status = prometar_main(["data", "check", "dtd", "--data-root", str(own_dtd)])
     error = capsys.readouterr().err
