@@ -59,7 +59,7 @@ SEARCHES = [
     (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "unknown backbone 'hf-hub:a/b': names of hubs"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "hf-hub:a/b"], "no weights 'hf-hub:a/b' for ViT"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "/dev/zero"], "/dev/zero is no plain file"),
-    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "there is no file none.pt: pass --pretrained"),
+    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "there is no file none.pt: pass "),
     (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 does"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial: Input should be a valid number"),
     (["--out", "s3://bucket/x"], "'s3:/...' is no folder: a URL begins with s3://, and stands only where"),
