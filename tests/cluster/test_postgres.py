@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from prometar.errors import StorageError, UserError
+from prometar.errors import PrometarError, StorageError
 from tests.support.databases import NAME, open_store
 from tests.support.processes import ROOT
 from tune.store.storage import open_storage
@@ -163,7 +163,7 @@ def test_no_statement_is_prepared_on_a_connection_that_a_pooler_may_share(url: s
 def test_a_wrong_url_is_one_line_without_the_password(
     url: str, tmp_path: Path, change: tuple[str, str], message: str, status: int
 ) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(PrometarError, match=message) as caught:
         open_store(tmp_path, url=url.replace(*change))
     assert caught.value.exit_code == status
     assert "\n" not in str(caught.value)
