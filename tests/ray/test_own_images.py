@@ -13,14 +13,7 @@ FLAT = [f"{name}/{k}.jpg" for name in ("oak_tree", "pine", "yew") for k in range
 def test_a_run_on_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path / "tree", FLAT)
     args = ["train", "--data-root", str(tmp_path / "tree"), "--out", str(tmp_path / "run")]
-    settings = [
-        "backbone.name=mini",
-        "data.name=folder",
-        "backbone.name=mini",
-        "method=ivlp",
-        "train.epochs=1",
-        "data.shots=4",
-    ]
+    settings = ["data.name=folder", "backbone.name=mini", "method=ivlp", "train.epochs=1", "data.shots=4"]
     args += [word for setting in settings for word in ("--set", setting)]
     assert main(args) == 2
     assert "folder has too few classes, 3: base and new ones are two each at least" in capsys.readouterr().err

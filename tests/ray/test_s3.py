@@ -113,14 +113,7 @@ def test_a_run_on_a_bucket(
     results = []
     for root in (bucket, str(small_dtd)):
         args = ["train", "--data-root", root, "--out", str(tmp_path / f"run{len(results)}")]
-        settings = [
-            "backbone.name=mini",
-            "data.name=dtd",
-            "backbone.name=mini",
-            "method=ivlp",
-            "train.epochs=1",
-            "data.shots=2",
-        ]
+        settings = ["data.name=dtd", "backbone.name=mini", "method=ivlp", "train.epochs=1", "data.shots=2"]
         assert main([*args, *(word for setting in settings for word in ("--set", setting))]) == 0
         results.append(capsys.readouterr().out.split("prompts and records")[0].split("ivlp on")[1])
     assert results[0] == results[1], "the same images, the same accuracies"
